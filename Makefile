@@ -1,0 +1,44 @@
+# Every target makes .venv by itself; PYTHON names another interpreter (3.11 or newer).
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: run test check lint types laws golden chaos packages clean
+
+run: .venv/.run  ## pre-train an encoder on this machine
+	$(BIN)/python launch/slurm.py method=mocov3 nodes=4
+
+test: .venv/.test packages  ## the whole test suite
+	$(BIN)/python -m pytest
+
+check: lint types laws  ## under a minute
+
+lint: .venv/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/.test
+	$(BIN)/mypy
+
+laws: .venv/.test
+	$(BIN)/python -m pytest -q tests/test_laws.py
+
+golden: .venv/.test  ## accept what has changed on purpose in the golden files
+	ACCEPT_GOLDEN=1 $(BIN)/python -m pytest -q -m golden
+
+chaos: .venv/.test  ## the longer proofs
+	$(BIN)/python -m pytest -q tests/chaos
+
+packages:
+	sh tests/packages.sh
+
+.venv/.run: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+.venv/.test: pyproject.toml .venv/.run
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info

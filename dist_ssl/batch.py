@@ -1,0 +1,28 @@
+"""What flows from the stream into the engine: the views of one step's samples on one rank."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from dist_ssl.draws import Draws
+
+
+@dataclass
+class Batch:
+    """One rank's part of a global batch, lane-major, so that rank order is global sample order."""
+
+    views: list[Tensor]
+    """[B, 3, S, S] each, normalised, on the device."""
+    ids: Tensor
+    """[B] int64 on the host, the samples' numbers in the manifest."""
+    valid: Tensor
+    """[B] bool on the device; False where a stand-in took the place of an unreadable sample."""
+    labels: Tensor | None
+    """[B] int64 on the host where the shards carry them; only probes may look."""
+    draws: Draws
+    """Randomness for the method, keyed by this epoch; `step` completes the key."""
+    step: int
+    """Number of this step within its epoch, from 0."""
+    costs: Mapping[str, float] = field(default_factory=dict)
+    """What loading it took, by the keys of the metric table."""

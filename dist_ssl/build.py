@@ -1,0 +1,206 @@
+"""The composition root: a resolved config in, a `Job` out. The only module of the package that sees a config.
+
+`_target_` names the class of a part; the other keys of its node are the keyword arguments of its constructor, checked
+against its annotations. Derived values (learning rate, dtype, ...) are computed here and nowhere else.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dist_ssl.checkpoint import Checkpoint
+from dist_ssl.coordinator import Coordinator, check_plan
+from dist_ssl.data import manifest
+from dist_ssl.data.ledger import Ledger
+from dist_ssl.data.load import Loader
+from dist_ssl.data.read import Reader
+from dist_ssl.data.stream import Colours, Stream
+from dist_ssl.data.views import Recipe
+from dist_ssl.durations import Duration
+from dist_ssl.errors import ConfigError, DataError, nearest
+from dist_ssl.evaluate.features import Extractor, subset
+from dist_ssl.evaluate.knn import KNN, NoProbe
+from dist_ssl.instantiate import instantiate, keywords
+from dist_ssl.method import Method
+from dist_ssl.metrics.meter import Meter
+from dist_ssl.metrics.sinks import JsonLines, Prometheus, Status
+from dist_ssl.optim import SGD, AdamW
+from dist_ssl.probe import Probe
+from dist_ssl.progress import Progress
+from dist_ssl.pulse import Pulse
+from dist_ssl.rendezvous import own_addresses
+from dist_ssl.schedule import Schedule
+from dist_ssl.signals import Signals
+from dist_ssl.sink import Sink
+from dist_ssl.train import Job
+from dist_ssl.world import World
+
+Config = Mapping[str, Any]
+DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Run:
+    """The keys of the config's top level."""
+
+    nodes: int
+    epochs: int
+    batch_size: int
+    lanes: int
+    window: int
+    seed: int
+    precision: str
+    save_every: Duration
+    keep: int
+    log_every: Duration
+    threads: int
+    decode_threads: int
+    timeout: Duration
+    ranks_per_node: int | None = None
+
+
+@dataclass(frozen=True)
+class Data:
+    """The keys of the data node."""
+
+    path: str
+    train: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    val: str | None = None
+    source: str | None = None
+    identity: str | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an attempt lives: the run folder, the attempt's number, and whether no newer one has begun."""
+
+    folder: Path
+    attempt: int
+    newest: Callable[[], bool]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a config describes before any of it is placed on a rank."""
+
+    run: Run
+    data: Data
+    train: manifest.Split
+    recipes: list[Recipe]
+    optimizer: AdamW | SGD
+    method: Method
+    schedule: Schedule
+    total_samples: int
+
+
+def parts(config: Config, world: World, ranks: int) -> Parts:
+    """Build what all ranks share, and check it together. Raises ConfigError, DataError."""
+    run = Run(**keywords(Run, {key: config[key] for key in Run.__dataclass_fields__}, ""))
+    data = Data(**keywords(Data, config["data"], "data"))
+    if run.precision not in DTYPES:
+        raise ConfigError(f"precision={run.precision} is not possible.", nearest(run.precision, DTYPES))
+    train = open_data(data).split(data.train)
+    check_plan(run.lanes, run.batch_size, ranks, len(train.samples))
+    torch.manual_seed(run.seed)
+    encoder = instantiate(config["encoder"], "encoder")
+    method: Method = instantiate(config["method"], "method", encoder=encoder, world=world)
+    optimizer = instantiate(config["optim"], "optim")
+    schedule: Schedule = instantiate(
+        config["schedule"],
+        "schedule",
+        knobs={**optimizer.knobs(run.batch_size), **method.knobs},
+        epochs=run.epochs,
+        views=method.num_views,
+        batch_size=run.batch_size,
+        lanes=run.lanes,
+        num_samples=len(train.samples),
+    )
+    recipes = [Recipe(**keywords(Recipe, view, f"views.{name}")) for name, view in sorted(config["views"].items())]
+    total = run.epochs * (len(train.samples) // run.batch_size * run.batch_size)
+    return Parts(run, data, train, recipes, optimizer, method, schedule, total)
+
+
+def open_data(data: Data) -> manifest.Manifest:
+    """The data set's manifest, known to be the run's."""
+    found = manifest.read(Path(data.path))
+    if data.identity not in (None, found.identity):
+        raise DataError(
+            f"The data in {data.path} is not the run's: its manifest's hash is {found.identity}, not {data.identity}.",
+            "Set data.path to the shards that the run began with, or start a new run.",
+        )
+    return found
+
+
+def check(config: Config, ranks: int) -> str:
+    """Check all that can be checked before a run is started, without its memory; the data's identity."""
+    with torch.device("meta"):
+        found = parts(config, World(), ranks)
+    return open_data(found.data).identity
+
+
+def build(config: Config, world: World, signals: Signals, place: Place) -> Job:
+    """The job of one rank."""
+    p = parts(config, world, world.size)
+    loader = Loader(Reader(p.train), p.run.decode_threads)
+    colours = Colours(p.data.mean, p.data.std)
+    tensor_type = DTYPES[p.run.precision]
+    engine = instantiate(
+        config["engine"], "engine", method=p.method, optimizer=p.optimizer, world=world, dtype=tensor_type
+    )
+    return Job(
+        fresh=Progress(epochs=p.run.epochs, attempt=place.attempt),
+        engine=engine,
+        stream=Stream(loader, p.recipes, colours, world=world, seed=p.run.seed, window=p.run.window, dtype=tensor_type),
+        schedule=p.schedule,
+        coordinator=Coordinator(
+            p.schedule, world=world, num_samples=len(p.train.samples), record=place.folder / "plan.jsonl"
+        ),
+        checkpoint=Checkpoint(
+            place.folder / "checkpoints", world, keep=p.run.keep, attempt=place.attempt, newest=place.newest
+        ),
+        pulse=Pulse(world, signals, p.run.save_every),
+        probe=probe(config, p, world),
+        meter=Meter(world, sinks(config, p, world, place), p.total_samples),
+        ledger=Ledger(place.folder / "ledger", place.attempt, world.rank),
+        log_every=p.run.log_every,
+    )
+
+
+def probe(config: Config, p: Parts, world: World) -> Probe:
+    """The kNN probe, where the data has labels and a held-out split."""
+    if p.data.val is None or not p.train.labelled:
+        return NoProbe()
+    val = open_data(p.data).split(p.data.val)
+    node = config["probe"]
+    size = p.schedule.plan(Progress(epochs=1)).image_size
+
+    def extractor(split: manifest.Split) -> Extractor:
+        loader = Loader(Reader(split), p.run.decode_threads)
+        colours = Colours(p.data.mean, p.data.std)
+        return Extractor(loader, colours, world=world, size=size, dtype=DTYPES[p.run.precision])
+
+    return KNN(
+        (extractor(p.train), subset(len(p.train.samples), node["bank"], p.run.seed)),
+        (extractor(val), subset(len(val.samples), node["queries"], p.run.seed)),
+        every=Duration.parse(node["every"]),
+        k=node["k"],
+        temperature=node["temperature"],
+    )
+
+
+def sinks(config: Config, p: Parts, world: World, place: Place) -> list[Sink]:
+    """Where rank 0 hands the run's numbers."""
+    if world.rank != 0:
+        return []
+    name = place.folder.name
+    target = place.folder.parent / "targets" / f"{name}.json"
+    return [
+        JsonLines(place.folder / "metrics.jsonl"),
+        Status(place.folder / "status.json", p.total_samples),
+        Prometheus(name, own_addresses()[0], config["metrics"]["port"], target, place.folder / "checkpoints"),
+    ]

@@ -1,0 +1,147 @@
+"""Decode threads that fill preallocated uint8 buffers, a few batches ahead of who asks for them.
+
+What a request yields depends on the request alone, never on the number of threads or on timing. A sample that is not
+an image is replaced by the first readable one that the request names for it; an I/O error is retried and then stops
+the run, because it is no fact about the sample.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from dist_ssl.data.read import Reader
+from dist_ssl.data.views import UnreadableError
+from dist_ssl.draws import Draws, Floats
+from dist_ssl.errors import DataError
+
+Ints = npt.NDArray[np.int64]
+Pixels = npt.NDArray[np.uint8]
+READ_TRIES = 4
+FIRST_PAUSE_SECONDS = 0.2
+
+
+class Cut(Protocol):
+    """Draws and cuts the views of an image."""
+
+    size: int
+
+    def draw(self, draws: Draws, ids: Ints) -> list[Floats]:
+        """Random numbers per view, [B, n] each."""
+        ...
+
+    def cut(self, data: bytes, draws: Sequence[Floats], out: Sequence[Pixels]) -> None:
+        """Fill one [size, size, 3] buffer per view. Raises UnreadableError."""
+        ...
+
+
+@dataclass(frozen=True)
+class Request:
+    """Samples wanted together. `stand_ins`: for a place in the batch, whom to try in its stead, in order."""
+
+    ids: Ints
+    draws: Draws
+    stand_ins: Callable[[int], Iterable[int]]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A request's pixels; they are valid until the next one is asked for."""
+
+    ids: Ints
+    views: list[Pixels]
+    """[B, size, size, 3] each."""
+    valid: npt.NDArray[np.bool_]
+    """[B] False where a stand-in took the place."""
+    wait_seconds: float
+
+
+class Loader:
+    """Loads requests in order with `threads` threads, `ahead` requests at a time."""
+
+    def __init__(self, reader: Reader, threads: int, ahead: int = 2) -> None:
+        self.reader, self.threads, self.ahead = reader, threads, ahead
+
+    def load(self, requests: Iterable[Request], cutter: Cut, views: int) -> Iterator[Loaded]:
+        """The requests' pixels, one by one; closing the iterator ends the threads."""
+        pool = ThreadPoolExecutor(self.threads, thread_name_prefix="decode")
+        spare: deque[list[Pixels]] = deque()
+        started: deque[tuple[Request, list[Pixels], list[Future[Pixels]]]] = deque()
+        try:
+            queue = iter(requests)
+            for request in queue:
+                started.append(self._start(pool, request, cutter, self._buffers(spare, request, cutter, views)))
+                if len(started) > self.ahead:
+                    yield self._finish(*started[0])
+                    spare.append(started.popleft()[1])
+            while started:
+                yield self._finish(*started[0])
+                started.popleft()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _buffers(self, spare: deque[list[Pixels]], request: Request, cutter: Cut, views: int) -> list[Pixels]:
+        shape = (len(request.ids), cutter.size, cutter.size, 3)
+        while spare:
+            found = spare.popleft()
+            if found[0].shape == shape:
+                return found
+        return [np.empty(shape, dtype=np.uint8) for _ in range(views)]
+
+    def _start(
+        self, pool: ThreadPoolExecutor, request: Request, cutter: Cut, views: list[Pixels]
+    ) -> tuple[Request, list[Pixels], list[Future[Pixels]]]:
+        """One task per thread, each a contiguous part of the batch."""
+        numbers = cutter.draw(request.draws, request.ids)
+        parts = np.array_split(np.arange(len(request.ids)), self.threads)
+        tasks = [pool.submit(self._fill, request, part, numbers, cutter, views) for part in parts if len(part)]
+        return request, views, tasks
+
+    def _finish(self, request: Request, views: list[Pixels], tasks: list[Future[Pixels]]) -> Loaded:
+        begun = time.monotonic()
+        valid = np.concatenate([task.result() for task in tasks]).astype(np.bool_)
+        return Loaded(request.ids, views, valid, time.monotonic() - begun)
+
+    def _fill(self, request: Request, part: Ints, numbers: list[Floats], cutter: Cut, views: list[Pixels]) -> Pixels:
+        valid = np.ones(len(part), dtype=np.uint8)
+        for place, row in enumerate(part):
+            mine, out = [n[row] for n in numbers], [view[row] for view in views]
+            try:
+                cutter.cut(self._read(int(request.ids[row])), mine, out)
+            except UnreadableError:
+                valid[place] = 0
+                self._stand_in(request, int(row), cutter, mine, out)
+        return valid
+
+    def _stand_in(self, request: Request, row: int, cutter: Cut, numbers: list[Floats], out: list[Pixels]) -> None:
+        """Cut the first readable candidate with the replaced sample's own draws."""
+        for candidate in request.stand_ins(row):
+            try:
+                cutter.cut(self._read(candidate), numbers, out)
+                return
+            except UnreadableError:
+                continue
+        shard = self.reader.split.folder
+        raise DataError(
+            f"Sample {int(request.ids[row])} and every candidate to stand in for it are unreadable in {shard}.",
+            "Check the shards: these are not images that can be decoded.",
+        )
+
+    def _read(self, number: int) -> bytes:
+        for pause in range(READ_TRIES - 1):
+            try:
+                return self.reader.read(number)
+            except OSError:
+                time.sleep(FIRST_PAUSE_SECONDS * 2**pause)
+        try:
+            return self.reader.read(number)
+        except OSError as error:
+            raise DataError(
+                f"Sample {number} could not be read in {READ_TRIES} tries: {error}.",
+                "This is the file system's fault, not the sample's: resume the run once it answers again.",
+            ) from error

@@ -1,0 +1,171 @@
+"""What shards exist: a folder of WebDataset tars and the manifest that says where every sample lies in them.
+
+    manifest.json                 format, and per split its shards: name, samples, bytes, sha256
+    train.samples.safetensors     columns over the split's samples in shard order: offset and size of the image's bytes
+                                  within its tar, label (-1: none), and the keys, joined, with the end of each
+
+A sample's number is its place in these columns. The hash of manifest.json, which holds the hash of the columns, is
+the data's identity.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import safetensors
+import safetensors.numpy
+import xxhash
+
+from dist_ssl.errors import DataError, nearest
+
+FORMAT = 1
+NAME = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar: its file name, samples, size in bytes and sha256."""
+
+    name: str
+    samples: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Columns over the samples of a split, int64 each: where the image's bytes lie, and its label (-1: none)."""
+
+    offsets: npt.NDArray[np.int64]
+    sizes: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64]
+    keys: npt.NDArray[np.uint8]
+    """All keys, joined, UTF-8."""
+    key_ends: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def key(self, number: int) -> str:
+        """The key of one sample."""
+        start = int(self.key_ends[number - 1]) if number else 0
+        return bytes(self.keys[start : int(self.key_ends[number])]).decode()
+
+
+def columns(rows: list[tuple[str, int, int, int]]) -> Samples:
+    """Samples of rows (key, offset, size, label)."""
+    encoded = [key.encode() for key, *_ in rows]
+    numbers = np.array([row[1:] for row in rows], dtype=np.int64).reshape(-1, 3)
+    return Samples(
+        offsets=numbers[:, 0].copy(),
+        sizes=numbers[:, 1].copy(),
+        labels=numbers[:, 2].copy(),
+        keys=np.frombuffer(b"".join(encoded), dtype=np.uint8),
+        key_ends=np.cumsum([len(key) for key in encoded], dtype=np.int64),
+    )
+
+
+@dataclass(frozen=True)
+class Split:
+    """One part of a data set (train, val): its shards in order and its samples."""
+
+    folder: Path
+    name: str
+    shards: tuple[Shard, ...]
+    samples: Samples
+
+    @property
+    def shard_sizes(self) -> npt.NDArray[np.int64]:
+        """Samples per shard."""
+        return np.array([shard.samples for shard in self.shards], dtype=np.int64)
+
+    @property
+    def labelled(self) -> bool:
+        """Every sample has a label."""
+        return bool((self.samples.labels >= 0).all())
+
+    def path(self, shard: int) -> Path:
+        """Where a shard lies."""
+        return self.folder / self.shards[shard].name
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A data set: its identity and its splits."""
+
+    identity: str
+    splits: Mapping[str, Split]
+
+    def split(self, name: str) -> Split:
+        """One split, with shards that fit it. Raises DataError where there is none, or it is empty or has changed."""
+        if name not in self.splits:
+            raise DataError(f"The data set has no split '{name}'.", nearest(name, self.splits))
+        split = self.splits[name]
+        if not len(split.samples):
+            raise DataError(f"Split '{name}' in {split.folder} has no samples.", "Make its shards again.")
+        for shard in split.shards:
+            check_shard(split.folder / shard.name, shard)
+        return split
+
+
+def check_shard(path: Path, shard: Shard) -> None:
+    """Raise DataError where a tar is missing or its size is not the manifest's."""
+    if not path.is_file():
+        raise DataError(f"Shard {path} is missing; the manifest lists it.", "Put it back, or make the shards again.")
+    if path.stat().st_size != shard.bytes:
+        raise DataError(
+            f"Shard {path} has {path.stat().st_size} bytes; the manifest says {shard.bytes}.",
+            "The tar has changed since it was indexed: put the old one back, or make the shards again.",
+        )
+
+
+def write(folder: Path, splits: Mapping[str, tuple[list[Shard], Samples]]) -> None:
+    """Write the manifest of a data set whose tars lie in the folder; manifest.json comes last."""
+    content: dict[str, Any] = {"format": FORMAT, "splits": {}}
+    for name, (shards, samples) in splits.items():
+        file = f"{name}.samples.safetensors"
+        data = safetensors.numpy.save(vars(samples))
+        (folder / file).write_bytes(data)
+        hashed = xxhash.xxh3_128_hexdigest(data)
+        content["splits"][name] = {"shards": [asdict(s) for s in shards], "samples": file, "samples_xxh3": hashed}
+    part = folder / f".{NAME}"
+    part.write_text(json.dumps(content, indent=1) + "\n")
+    part.replace(folder / NAME)
+
+
+def read(folder: Path) -> Manifest:
+    """Read a data set's manifest. Raises DataError where there is none or it does not fit."""
+    path = folder / NAME
+    if not path.is_file():
+        what = "has no manifest.json" if folder.is_dir() else "does not exist"
+        raise DataError(
+            f"The shard folder {folder} {what}.",
+            "Make shards with `python shards/make.py source=demo out=...`, or set data.path to a folder that has them.",
+        )
+    text = path.read_bytes()
+    try:
+        content = json.loads(text)
+        splits = {name: _split(folder, name, entry) for name, entry in content["splits"].items()}
+        version = content["format"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} is damaged: {error!r}.", "Make the shards again.") from error
+    if version != FORMAT:
+        raise DataError(f"{path} has format {version}: this version reads {FORMAT}.", "Make the shards again.")
+    return Manifest(xxhash.xxh3_128_hexdigest(text), splits)
+
+
+def _split(folder: Path, name: str, entry: dict[str, Any]) -> Split:
+    shards = tuple(Shard(**shard) for shard in entry["shards"])
+    file = folder / entry["samples"]
+    try:
+        data = file.read_bytes()
+        samples = Samples(**safetensors.numpy.load(data))
+    except (OSError, safetensors.SafetensorError) as error:
+        raise DataError(f"{file} cannot be read: {error}.", "Make the shards again.") from error
+    if xxhash.xxh3_128_hexdigest(data) != entry["samples_xxh3"] or len(samples) != sum(s.samples for s in shards):
+        raise DataError(f"{file} does not fit {NAME} beside it.", "Make the shards again.")
+    return Split(folder, name, shards, samples)

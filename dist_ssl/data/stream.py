@@ -1,0 +1,92 @@
+"""Batches of an epoch, from any position: stateless, the position is an argument and lives in `Progress`.
+
+Lanes say which samples (lanes.py), threads decode and crop them (load.py), the device colours them (photometric.py).
+All randomness is keyed by sample, so a batch is the same whoever computes it.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from dist_ssl.batch import Batch
+from dist_ssl.data.lanes import EpochOrder
+from dist_ssl.data.load import Loaded, Loader, Request
+from dist_ssl.data.photometric import Photometry
+from dist_ssl.data.views import Cutter, Recipe
+from dist_ssl.draws import Draws, Purpose
+from dist_ssl.plan import EpochPlan
+from dist_ssl.world import World
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Colours:
+    """What pixels are normalised by: mean and deviation per channel, of values in [0, 1]."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class Stream:
+    """One rank's batches. `window`: samples shuffled together within a lane; `dtype`: of the views."""
+
+    def __init__(
+        self,
+        loader: Loader,
+        recipes: Sequence[Recipe],
+        colours: Colours,
+        *,
+        world: World,
+        seed: int,
+        window: int,
+        dtype: torch.dtype,
+    ) -> None:
+        self.loader, self.recipes, self.colours = loader, recipes, colours
+        self.world, self.seed, self.window, self.dtype = world, seed, window, dtype
+        self.split = loader.reader.split
+
+    def epoch(self, plan: EpochPlan, start: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from `start` samples into every lane on; the last incomplete one is left out."""
+        draws = Draws(self.seed, plan.epoch)
+        order = EpochOrder(self.split.shard_sizes, draws, plan.lanes, self.window)
+        recipes = [self.recipes[slot % len(self.recipes)].at(plan.magnitude) for slot in range(plan.views)]
+        colour = [Photometry(r, slot, self.colours.mean, self.colours.std) for slot, r in enumerate(recipes)]
+        count = plan.samples_per_lane
+        starts = range(start, order.lane_length - count + 1, count)
+        requests = (self._request(order, draws, at, count) for at in starts)
+        loaded = self.loader.load(requests, Cutter(recipes, plan.image_size), plan.views)
+        for at, pixels in zip(starts, loaded, strict=True):
+            yield self._batch(pixels, colour, draws, at // count)
+
+    def _request(self, order: EpochOrder, draws: Draws, start: int, count: int) -> Request:
+        """This rank's samples of one step, and where a stand-in for each of them is looked for."""
+        ids = order.batch(self.world.rank, self.world.size, start, count)
+        first_lane = self.world.rank * order.lanes // self.world.size
+
+        def stand_ins(row: int) -> Iterator[int]:
+            window = order.window_of(first_lane + row // count, start + row % count)
+            turn = draws.uniform(Purpose.STAND_IN, ids[row : row + 1], 0, 1)
+            yield from (int(n) for n in np.roll(window, -int(turn[0, 0] * len(window))) if n != ids[row])
+
+        return Request(ids, draws, stand_ins)
+
+    def _batch(self, pixels: Loaded, colour: Iterable[Photometry], draws: Draws, step: int) -> Batch:
+        device, ids = self.world.device, pixels.ids
+        views = [
+            change(torch.from_numpy(view).to(device), ids, draws, self.dtype)
+            for change, view in zip(colour, pixels.views, strict=True)
+        ]
+        labels = torch.from_numpy(self.split.samples.labels[ids]) if self.split.labelled else None
+        return Batch(
+            views=views,
+            ids=torch.from_numpy(ids),
+            valid=torch.from_numpy(pixels.valid).to(device),
+            labels=labels,
+            draws=draws,
+            step=step,
+            costs={"data_wait_seconds": pixels.wait_seconds, "replaced_samples": float((~pixels.valid).sum())},
+        )

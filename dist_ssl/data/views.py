@@ -1,0 +1,152 @@
+"""From an encoded image to uint8 crops: geometry on the CPU, decoded once for all its views.
+
+`Recipe` says how one view is augmented; its crop half is drawn and cut here, its colour half on the device
+(`photometric.py`). Crops follow torchvision's RandomResizedCrop: an area and an aspect ratio are drawn up to ten
+times until the box fits, else the centre; resizing is bilinear with antialias.
+"""
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from dist_ssl.draws import Draws, Floats, Purpose
+
+TRIES = 10
+CROP_DRAWS = 2 * TRIES + 2
+Box = tuple[float, float, float, float]
+Ints = npt.NDArray[np.int64]
+
+
+class UnreadableError(Exception):
+    """This sample's bytes are not an image; a fact about the sample, so a stand-in takes its place."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one view is augmented. Probabilities 0 to 1; `*_p` is how often, the rest how strongly."""
+
+    crop_min: float
+    """Smallest share of the image's area in a crop."""
+    crop_max: float = 1.0
+    aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    """Largest shift of the hue, in turns, 0 to 0.5."""
+    jitter_p: float = 0.0
+    gray_p: float = 0.0
+    blur_p: float = 0.0
+    blur_min: float = 0.1
+    """Deviation of the Gaussian, px of the view."""
+    blur_max: float = 2.0
+    solarize_p: float = 0.0
+    flip_p: float = 0.5
+
+    def at(self, magnitude: float) -> "Recipe":
+        """The recipe at a strength of 0 to 1; 1 is as published. Jitter and crops grow milder, effects rarer."""
+        if magnitude == 1:
+            return self
+        s = magnitude
+        return replace(
+            self,
+            crop_min=1 - s * (1 - self.crop_min),
+            crop_max=1 - s * (1 - self.crop_max),
+            brightness=s * self.brightness,
+            contrast=s * self.contrast,
+            saturation=s * self.saturation,
+            hue=s * self.hue,
+            gray_p=s * self.gray_p,
+            blur_max=self.blur_min + s * (self.blur_max - self.blur_min),
+            solarize_p=s * self.solarize_p,
+        )
+
+
+def crop_box(width: int, height: int, recipe: Recipe, draws: Floats) -> Box:
+    """(left, top, right, bottom) in px of the image, from CROP_DRAWS uniform numbers."""
+    low, high = math.log(recipe.aspect[0]), math.log(recipe.aspect[1])
+    for share, turn in zip(draws[:TRIES], draws[TRIES : 2 * TRIES], strict=True):
+        area = width * height * (recipe.crop_min + float(share) * (recipe.crop_max - recipe.crop_min))
+        ratio = math.exp(low + float(turn) * (high - low))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left = math.floor(float(draws[-2]) * (width - w + 1))
+            top = math.floor(float(draws[-1]) * (height - h + 1))
+            return left, top, left + w, top + h
+    return centre_box(width, height, recipe.aspect)
+
+
+def centre_box(width: int, height: int, aspect: tuple[float, float]) -> Box:
+    """The largest centred box whose aspect ratio lies within the bounds."""
+    w, h = width, height
+    if width / height < aspect[0]:
+        h = round(width / aspect[0])
+    elif width / height > aspect[1]:
+        w = round(height * aspect[1])
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def open_image(data: bytes, largest_view: int) -> tuple[Image.Image, int, int]:
+    """An RGB image and the size of the original; decoded at a libjpeg scale that still leaves `largest_view` px.
+
+    Raises UnreadableError where the bytes are not an image.
+    """
+    try:
+        image = Image.open(io.BytesIO(data))
+        width, height = image.size
+        image.draft("RGB", (largest_view, largest_view))
+        return image.convert("RGB"), width, height
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UnreadableError(f"{type(error).__name__}: {error}") from error
+
+
+def resize(image: Image.Image, box: Box, size: int) -> npt.NDArray[np.uint8]:
+    """A box of an image at size x size, [size, size, 3] uint8."""
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
+
+
+def smallest_crop_scale(recipes: Sequence[Recipe], size: int) -> int:
+    """Side, px, that a decoded image must keep so that no crop is upsampled more than the original forces."""
+    return max(math.ceil(size / math.sqrt(recipe.crop_min)) for recipe in recipes)
+
+
+class Cutter:
+    """Cuts all views of an image. `recipes`: one per view; `size`: side of a view, px."""
+
+    def __init__(self, recipes: Sequence[Recipe], size: int) -> None:
+        self.recipes, self.size = recipes, size
+        self.needed = smallest_crop_scale(recipes, size)
+
+    def draw(self, draws: Draws, ids: Ints) -> list[Floats]:
+        """The random numbers of every view's crops, [B, CROP_DRAWS] each."""
+        return [draws.uniform(Purpose.CROP, ids, slot, CROP_DRAWS) for slot in range(len(self.recipes))]
+
+    def cut(self, data: bytes, draws: Sequence[Floats], out: Sequence[npt.NDArray[np.uint8]]) -> None:
+        """Decode once and write every view into its [size, size, 3] buffer. Raises UnreadableError."""
+        image, width, height = open_image(data, self.needed)
+        across, down = image.width / width, image.height / height
+        for recipe, numbers, view in zip(self.recipes, draws, out, strict=True):
+            left, top, right, bottom = crop_box(width, height, recipe, numbers)
+            view[:] = resize(image, (left * across, top * down, right * across, bottom * down), self.size)
+
+
+class Whole:
+    """Shows the whole image, squeezed to size x size: what probes look at. One view, nothing random."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def draw(self, draws: Draws, ids: Ints) -> list[Floats]:
+        """No numbers are needed."""
+        return [np.empty((len(ids), 0), dtype=np.float32)]
+
+    def cut(self, data: bytes, draws: Sequence[Floats], out: Sequence[npt.NDArray[np.uint8]]) -> None:
+        """Decode and resize into the one buffer. Raises UnreadableError."""
+        image, _, _ = open_image(data, self.size)
+        out[0][:] = resize(image, (0, 0, image.width, image.height), self.size)

@@ -1,0 +1,89 @@
+"""Random numbers that are a pure function of what they are for, never of who asks or when.
+
+Each number is keyed by (seed, epoch, id, slot, purpose): the counter-based generator Philox4x32-10 (Salmon et al.
+2011, "Parallel random numbers: as easy as 1, 2, 3") turns the key into four 32-bit words. So a view is the same on
+every rank, at every world size, with any number of threads and after every resume, and nothing random is ever saved.
+
+Counter words: id (low 32 bits), id (high 32 bits), epoch, purpose << 24 | slot << 12 | block.
+Key words: seed (low, high). A block holds four draws. float32 = (word >> 8) * 2**-24, so 0 <= x < 1 exactly.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+Words = npt.NDArray[np.uint64]
+Floats = npt.NDArray[np.float32]
+
+LOW = np.uint64(0xFFFFFFFF)
+HALF = np.uint64(32)
+MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
+WEYL = (0x9E3779B9, 0xBB67AE85)
+ROUNDS = 10
+SLOT_BITS = 12
+BLOCK_BITS = 12
+
+
+class Purpose(IntEnum):
+    """What a number is drawn for; the values are part of every run's identity and never change."""
+
+    SHARD_ORDER = 1
+    WINDOW_ORDER = 2
+    STAND_IN = 3
+    CROP = 4
+    FLIP = 5
+    JITTER = 6
+    GRAY = 7
+    BLUR = 8
+    SOLARIZE = 9
+    PROBE = 10
+    STEP = 11
+
+
+def philox(counter: tuple[Words, Words, Words, Words], key: tuple[int, int]) -> tuple[Words, Words, Words, Words]:
+    """Ten rounds of Philox4x32: four arrays of 32-bit words (held in uint64) in, four out."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(ROUNDS):
+        p0, p1 = MULTIPLIERS[0] * c0, MULTIPLIERS[1] * c2
+        c0, c1, c2, c3 = (p1 >> HALF) ^ c1 ^ np.uint64(k0), p1 & LOW, (p0 >> HALF) ^ c3 ^ np.uint64(k1), p0 & LOW
+        k0, k1 = (k0 + WEYL[0]) & 0xFFFFFFFF, (k1 + WEYL[1]) & 0xFFFFFFFF
+    return c0, c1, c2, c3
+
+
+@dataclass(frozen=True)
+class Draws:
+    """All random numbers of one epoch of one run. `seed`: 0 to 2**64 - 1; `epoch`: 0 to 2**32 - 1."""
+
+    seed: int
+    epoch: int = 0
+
+    def words(self, purpose: Purpose, ids: Ints, slot: int, count: int) -> Words:
+        """[len(ids), count] 32-bit words, held in uint64. `slot`: 0 to 4095; `count`: 1 to 16384."""
+        blocks = (count + 3) // 4
+        assert 0 <= slot < 1 << SLOT_BITS
+        assert 0 < blocks <= 1 << BLOCK_BITS
+        wide = ids.astype(np.uint64)[:, None]
+        tag = np.arange(blocks, dtype=np.uint64)[None, :] | np.uint64(int(purpose) << 24 | slot << BLOCK_BITS)
+        low, high, block = np.broadcast_arrays(wide & LOW, wide >> HALF, tag)
+        epoch = np.full_like(low, self.epoch)
+        out = philox((low, high, epoch, block), (self.seed & 0xFFFFFFFF, self.seed >> 32))
+        return np.stack(out, axis=-1).reshape(len(ids), 4 * blocks)[:, :count]
+
+    def uniform(self, purpose: Purpose, ids: Ints, slot: int, count: int) -> Floats:
+        """[len(ids), count] float32 in [0, 1): row i depends on ids[i] alone."""
+        words = self.words(purpose, ids, slot, count) >> np.uint64(8)
+        return words.astype(np.float32) * np.float32(2.0**-24)
+
+    def order(self, purpose: Purpose, ids: Ints) -> Ints:
+        """[len(ids)] a random order of the ids, as positions: sorted by a 64-bit number drawn for each id."""
+        words = self.words(purpose, ids, 0, 2)
+        return np.argsort(words[:, 0] << HALF | words[:, 1], kind="stable")
+
+    def torch_seed(self, step: int) -> int:
+        """A 63-bit seed for torch's own generator at one step."""
+        words = self.words(Purpose.STEP, np.array([step], dtype=np.int64), 0, 2)
+        return int((words[0, 0] << HALF | words[0, 1]) >> np.uint64(1))

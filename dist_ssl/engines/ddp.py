@@ -1,0 +1,129 @@
+"""The engine for models that fit on one device: torch's DistributedDataParallel, or plain modules in a world of one.
+
+With `deterministic` the buckets of the gradient exchange stay as they are built, because the order of summation
+inside an exchange depends on them: torch's own rebuilding after the first step would make a resumed run differ from
+one that was never stopped.
+"""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dist_ssl.batch import Batch
+from dist_ssl.engine import State, StepOutput, Who
+from dist_ssl.errors import CheckpointError
+from dist_ssl.guard import check_finite
+from dist_ssl.method import Embeddings, Method
+from dist_ssl.models import ema
+from dist_ssl.optim import SGD, AdamW, apply_knobs
+from dist_ssl.plan import Knobs
+from dist_ssl.world import World
+
+
+class DDP:
+    """Data parallel training of `method` on the world's devices.
+
+    `dtype`: of parameters and activations, float32 or float64. `clip`: largest norm of the averaged gradient, or
+    None. `deterministic`: same bits on the same world size.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        optimizer: AdamW | SGD,
+        *,
+        world: World,
+        dtype: torch.dtype = torch.float32,
+        clip: float | None = None,
+        deterministic: bool = True,
+    ) -> None:
+        self.world, self.clip = world, clip
+        if deterministic:
+            torch.use_deterministic_algorithms(True)
+            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        method.to(world.device, dtype).to(memory_format=torch.channels_last)
+        self.method = method.train()
+        self.optimizer = optimizer.build(method.named_parameters())
+        self.root = self._wrap(deterministic)
+
+    def _wrap(self, deterministic: bool) -> nn.Module:
+        if self.world.size == 1:
+            return self.method
+        devices = [self.world.device] if self.world.device.type == "cuda" else None
+        # buffers are equal on all ranks by construction; newer versions of torch have renamed the option
+        known = inspect.signature(DistributedDataParallel).parameters
+        sync_buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        options: dict[str, Any] = {sync_buffers: False, "find_unused_parameters": deterministic}
+        return DistributedDataParallel(self.method, device_ids=devices, **options)
+
+    def step(self, batch: Batch, knobs: Knobs) -> StepOutput:
+        """One weight update; the metrics are this rank's share of the loss and the gradient's norm."""
+        torch.manual_seed(batch.draws.torch_seed(batch.step) + self.world.rank)
+        embeddings: Embeddings = self.root(batch.views)
+        out = self.method.loss(embeddings, batch, knobs)
+        self.optimizer.zero_grad(set_to_none=True)
+        out.loss.backward()  # type: ignore[no-untyped-call]
+        norm = self._check_and_clip(out.loss.detach())
+        apply_knobs(self.optimizer, knobs)
+        self.optimizer.step()
+        self._follow(knobs)
+        self.method.remember(out, batch, knobs)
+        return StepOutput({"loss": out.loss.detach(), "gradient_norm": norm, **out.metrics})
+
+    def _check_and_clip(self, loss: Tensor) -> Tensor:
+        parameters = [p for p in self.method.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        check_finite(float(norm), float(loss))
+        if self.clip is not None:
+            nn.utils.clip_grads_with_norm_(parameters, self.clip, norm)
+        return norm
+
+    def _follow(self, knobs: Knobs) -> None:
+        if self.method.teacher is not None:
+            ema.follow(self.method.teacher, self.method.student, knobs.number("momentum"))
+
+    @torch.no_grad()
+    def embed(self, view: Tensor, who: Who) -> Tensor:
+        """[B, 3, S, S] -> pooled features of the student's or the teacher's encoder, [B, D] fp32, in eval mode."""
+        branch = self.method.student if who == "student" else self.method.teacher
+        assert branch is not None
+        encoder = self.method.encoder if who == "student" else branch.get_submodule("encoder")
+        encoder.eval()
+        features: Tensor = encoder(view)
+        encoder.train()
+        return features.float()
+
+    def state(self) -> State:
+        """Parameters and buffers as `model/...`, the optimizer's moments and steps as `optim/<parameter>/...`."""
+        tensors = {f"model/{name}": value.detach() for name, value in self.method.state_dict().items()}
+        for name, parameter in self.method.named_parameters():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                if value is not None:
+                    tensors[f"optim/{name}/{key}"] = value.detach()
+        return tensors
+
+    def load(self, state: State) -> None:
+        """Copy a canonical state into model and optimizer."""
+        model = {name.removeprefix("model/"): state[name] for name in state if name.startswith("model/")}
+        own = self.method.state_dict()
+        if wrong := sorted(own.keys() ^ model.keys()) or [n for n in own if own[n].shape != model[n].shape]:
+            raise CheckpointError(
+                f"The checkpoint does not fit the model: '{wrong[0]}' is missing, unknown or of another shape.",
+                "Resume with the method and the encoder that wrote it.",
+            )
+        self.method.load_state_dict(model)
+        for name, parameter in self.method.named_parameters():
+            prefix = f"optim/{name}/"
+            moments = {key.removeprefix(prefix): key for key in state if key.startswith(prefix)}
+            if moments:
+                self.optimizer.state[parameter] = {key: self._moment(state[at], at) for key, at in moments.items()}
+
+    def _moment(self, value: Tensor, name: str) -> Tensor:
+        """A moment in the place where the optimizer keeps it: step counters on the host, the rest like parameters."""
+        if name.endswith("/step"):
+            return value.clone()
+        layout = torch.channels_last if value.ndim == 4 else torch.contiguous_format
+        return value.to(self.world.device).clone(memory_format=layout)

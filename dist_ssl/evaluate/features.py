@@ -1,0 +1,67 @@
+"""Features of chosen samples, computed by all ranks together."""
+
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from dist_ssl.data.load import Loader, Request
+from dist_ssl.data.photometric import normalise
+from dist_ssl.data.stream import Colours
+from dist_ssl.data.views import Whole
+from dist_ssl.draws import Draws, Purpose
+from dist_ssl.engine import Engine, Who
+from dist_ssl.world import World
+
+Ints = npt.NDArray[np.int64]
+
+
+def subset(size: int, count: int, seed: int) -> Ints:
+    """At most `count` of the sample numbers 0 .. size - 1, chosen by the hash of the number, in ascending order."""
+    numbers = np.arange(size, dtype=np.int64)
+    return np.sort(Draws(seed).order(Purpose.PROBE, numbers)[:count])
+
+
+def _neighbours(numbers: Ints, row: int) -> list[int]:
+    """Who may fill the place of an unreadable image; its label will say that it does not count."""
+    return [int(n) for n in np.roll(numbers, -row)[1:]]
+
+
+class Extractor:
+    """Features of whole images of one split. `size`: side they are squeezed to, px; `batch`: images at a time."""
+
+    def __init__(
+        self, loader: Loader, colours: Colours, *, world: World, size: int, dtype: torch.dtype, batch: int = 256
+    ) -> None:
+        self.loader, self.colours, self.world = loader, colours, world
+        self.size, self.dtype, self.batch = size, dtype, batch
+
+    def features(self, engine: Engine, numbers: Ints, who: Who = "student") -> tuple[Tensor, Tensor]:
+        """[N, D] fp32 features and [N] int64 labels of the readable samples, on every rank, in the same order."""
+        own = np.array_split(numbers, self.world.size)[self.world.rank]
+        parts = list(self._parts(engine, own, who)) or [self._nothing(engine, who)]
+        feats, labels = torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+        rows = -(-len(numbers) // self.world.size)
+        room = rows - len(feats)
+        feats = self.world.gather_const(torch.cat([feats, feats.new_zeros(room, feats.shape[1])]))
+        labels = self.world.gather_const(torch.cat([labels, labels.new_full((room,), -1)]))
+        known = labels >= 0
+        return feats[known], labels[known]
+
+    def _parts(self, engine: Engine, own: Ints, who: Who) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of features; an unreadable sample gets the label -1."""
+        device = self.world.device
+        chunks = [own[start : start + self.batch] for start in range(0, len(own), self.batch)]
+        requests = (Request(chunk, Draws(0), partial(_neighbours, chunk)) for chunk in chunks)
+        for loaded in self.loader.load(requests, Whole(self.size), 1):
+            x = torch.from_numpy(loaded.views[0]).to(device).permute(0, 3, 1, 2).to(self.dtype) / 255
+            labels = torch.from_numpy(self.loader.reader.split.samples.labels[loaded.ids]).to(device)
+            labels = labels.masked_fill(~torch.from_numpy(loaded.valid).to(device), -1)
+            yield engine.embed(normalise(x, self.colours.mean, self.colours.std), who), labels
+
+    def _nothing(self, engine: Engine, who: Who) -> tuple[Tensor, Tensor]:
+        blank = torch.zeros(1, 3, self.size, self.size, dtype=self.dtype, device=self.world.device)
+        return engine.embed(blank, who)[:0], torch.empty(0, dtype=torch.int64, device=self.world.device)

@@ -1,0 +1,65 @@
+"""What a self-supervised method is: a plain module in two halves, and what it keeps between steps.
+
+`embed` works sample by sample (batch norm excepted), `loss` over the whole global batch; so an engine may run `embed`
+in micro-batches and still take the loss over all of them. Neither writes a buffer, batch-norm statistics excepted.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from dist_ssl.batch import Batch
+from dist_ssl.plan import Knobs
+from dist_ssl.schedule import Knob
+
+Embeddings = dict[str, Tensor]
+"""Named embeddings of one rank's samples, [B, D] each."""
+
+
+@dataclass
+class LossOutput:
+    """What a loss leaves behind."""
+
+    loss: Tensor
+    """[] this rank's share; the objective is the mean over ranks."""
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+    """[] each, detached, still on the device."""
+    remember: dict[str, Tensor] = field(default_factory=dict)
+    """What memory needs of this step, detached."""
+
+
+class Method(nn.Module, ABC):
+    """One self-supervised method. `student` and `teacher` hold an `encoder`; the teacher has no gradients."""
+
+    num_views: ClassVar[int]
+    """Views that it takes of every image."""
+    student: nn.Module
+    teacher: nn.Module | None
+
+    @property
+    @abstractmethod
+    def encoder(self) -> nn.Module:
+        """What is evaluated and exported: [B, 3, S, S] -> [B, D]."""
+
+    @property
+    def knobs(self) -> Mapping[str, Knob]:
+        """The numbers that follow the schedule, by name."""
+        return {}
+
+    def forward(self, views: list[Tensor]) -> Embeddings:
+        """The root that engines wrap."""
+        return self.embed(views)
+
+    @abstractmethod
+    def embed(self, views: list[Tensor]) -> Embeddings:
+        """[B, 3, S, S] per view -> embeddings: the student's with, the teacher's without gradients."""
+
+    @abstractmethod
+    def loss(self, embeddings: Embeddings, batch: Batch, knobs: Knobs) -> LossOutput:
+        """The loss over the global batch; gathers live here."""
+
+    def remember(self, out: LossOutput, batch: Batch, knobs: Knobs) -> None:
+        """Update queue, bank or centres, once per weight update. A method without memory has nothing to do."""

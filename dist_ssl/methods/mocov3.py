@@ -1,0 +1,109 @@
+"""MoCo v3 (Chen, Xie, He 2021, arXiv 2104.02057) for ResNets: two views, a momentum teacher, no queue.
+
+    q_v = predictor(student(x_v)),  k_v = teacher(x_v) without gradient,  v = 1, 2
+    loss = ctr(q_1, k_2) + ctr(q_2, k_1)
+
+The keys are those of the whole job. The teacher moves at the end of a step with the momentum of the step to come,
+which is the same as "before the keys are computed, from the weights before the step"; its batch-norm buffers evolve
+in its own forward passes. Heads without biases; the projector ends in an affine-less batch norm, the predictor of
+ResNets does not.
+"""
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from dist_ssl.batch import Batch
+from dist_ssl.losses.contrastive import keyed_cross_entropy
+from dist_ssl.method import Embeddings, LossOutput, Method
+from dist_ssl.models import norm
+from dist_ssl.models.heads import mlp
+from dist_ssl.plan import Knobs
+from dist_ssl.schedule import Knob
+from dist_ssl.world import World
+
+
+class Branch(nn.Module):
+    """An encoder and its projector: [B, 3, S, S] -> [B, D]."""
+
+    def __init__(self, encoder: nn.Module, projector: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.projector = projector
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.projector(self.encoder(x))
+        return out
+
+
+class MoCoV3(Method):
+    """MoCo v3 around a convolutional encoder that carries `num_features`.
+
+    `hidden`, `dim`: widths of the heads. `temperature` > 0. `momentum`: the teacher's at the start, 0 to 1;
+    it rises to 1 along half a cosine.
+    """
+
+    num_views = 2
+    student: Branch
+    teacher: Branch
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        *,
+        world: World,
+        hidden: int = 4096,
+        dim: int = 256,
+        temperature: float = 1.0,
+        momentum: float = 0.99,
+    ) -> None:
+        super().__init__()
+        self.world = world
+        self.temperature = temperature
+        self.momentum = momentum
+        width: int = encoder.num_features  # type: ignore[assignment]
+        student = Branch(encoder, mlp([width, hidden, dim], last_norm=True))
+        teacher = copy.deepcopy(student).requires_grad_(False)
+        self.student = norm.convert(student, world.sum)  # type: ignore[assignment]
+        self.teacher = norm.convert(teacher, world.sum)  # type: ignore[assignment]
+        self.predictor = norm.convert(mlp([dim, hidden, dim], last_norm=False), world.sum)
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The student's encoder."""
+        return self.student.encoder
+
+    @property
+    def knobs(self) -> Mapping[str, Knob]:
+        """The teacher's momentum, from its start to 1."""
+        return {"momentum": Knob(self.momentum, 1.0, ahead=True)}
+
+    def embed(self, views: list[Tensor]) -> Embeddings:
+        """Queries q1, q2 and keys k1, k2, [B, dim] each; both views in one pass, each with its own statistics."""
+        both = torch.cat(views)
+        norm.group(self, len(views))
+        q1, q2 = self.predictor(self.student(both)).chunk(2)
+        with torch.no_grad():
+            k1, k2 = self.teacher(both).chunk(2)
+        return {"q1": q1, "q2": q2, "k1": k1, "k2": k2}
+
+    def loss(self, embeddings: Embeddings, batch: Batch, knobs: Knobs) -> LossOutput:
+        """The symmetric loss over the valid samples of the global batch."""
+        e = embeddings
+        valid = batch.valid[:, None].to(e["k1"].dtype)
+        gathered = self.world.gather_const(torch.cat([e["k1"], e["k2"], valid], dim=1))
+        (k1, k2), keep = gathered[:, :-1].chunk(2, dim=1), gathered[:, -1] > 0.5
+        first = self.world.rank * len(valid)
+        rows = keyed_cross_entropy(e["q1"], k2, first, self.temperature, keep)
+        rows = rows + keyed_cross_entropy(e["q2"], k1, first, self.temperature, keep)
+        share = self.world.size / keep.sum().clamp_min(1)
+        loss = (rows * batch.valid).sum() * share
+        return LossOutput(loss, metrics=self._signals(e, batch))
+
+    @torch.no_grad()
+    def _signals(self, e: Embeddings, batch: Batch) -> dict[str, Tensor]:
+        """Cheap signs of health: the deviation of the normalised queries, and their likeness to their keys."""
+        q, k = nn.functional.normalize(e["q1"], dim=1), nn.functional.normalize(e["k2"], dim=1)
+        return {"feature_std": q.std(0).mean(), "positive_similarity": (q * k).sum(1).mean()}

@@ -1,0 +1,94 @@
+"""Adds numbers up without waiting for the device, reduces them over ranks in one exchange, hands them to sinks."""
+
+import time
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from dist_ssl.metrics.table import BY_KEY
+from dist_ssl.progress import Progress
+from dist_ssl.sink import Sink
+from dist_ssl.world import World
+
+
+class Meter:
+    """The run's numbers between two flushes. `total_samples`: in the whole run; `sinks`: used by rank 0 alone."""
+
+    def __init__(self, world: World, sinks: Sequence[Sink], total_samples: int) -> None:
+        self.world, self.sinks, self.total_samples = world, sinks, total_samples
+        self._clear()
+
+    def open(self, progress: Progress) -> None:
+        """Training goes on from here."""
+        for sink in self._own_sinks():
+            sink.open(progress)
+        self._clear()
+
+    def record(self, values: Mapping[str, Tensor | float]) -> None:
+        """Add one step's (or one probe's) numbers; keys are those of the metric table, the same on every rank."""
+        for key, value in values.items():
+            self._values.setdefault(key, []).append(torch.as_tensor(value, dtype=torch.float64).detach())
+
+    def flush(self, progress: Progress) -> None:
+        """Reduce over steps and ranks, add what position and clock tell, hand it on, and start again."""
+        keys = sorted(self._values)
+        stacked = [self._reduce_steps(key) for key in keys]
+        values: dict[str, float] = {}
+        if keys:
+            rows = self.world.gather_const(torch.stack([s.to(self.world.device) for s in stacked])[None])
+            for key, column in zip(keys, rows.T.tolist(), strict=True):
+                values[key] = self._reduce_ranks(key, column)
+        values |= self._position(progress) | self._speed(progress)
+        for sink in self._own_sinks():
+            sink.write(progress, values)
+        self._clear()
+
+    def close(self) -> None:
+        """The attempt ends in order."""
+        for sink in self._own_sinks():
+            sink.close()
+
+    def _own_sinks(self) -> Sequence[Sink]:
+        return self.sinks if self.world.rank == 0 else ()
+
+    def _clear(self) -> None:
+        self._values: dict[str, list[Tensor]] = {}
+        self._clock = time.monotonic()
+
+    def _reduce_steps(self, key: str) -> Tensor:
+        steps = torch.stack(self._values[key])
+        match BY_KEY[key].reduction:
+            case "mean":
+                return steps.mean()
+            case "max":
+                return steps.max()
+            case "sum":
+                return steps.sum()
+            case "last":
+                return steps[-1]
+
+    def _reduce_ranks(self, key: str, column: list[float]) -> float:
+        match BY_KEY[key].reduction:
+            case "mean":
+                return sum(column) / len(column)
+            case "max":
+                return max(column)
+            case "sum":
+                return sum(column)
+            case "last":
+                return column[0]
+
+    def _position(self, progress: Progress) -> dict[str, float]:
+        p = progress
+        return {"epoch": p.epoch, "step": p.step, "samples": p.samples, "attempt": p.attempt}
+
+    def _speed(self, progress: Progress) -> dict[str, float]:
+        """Speed since the last flush; nothing where no step was made since."""
+        steps = len(self._values.get("loss", ()))
+        if not steps:
+            return {}
+        seconds = time.monotonic() - self._clock
+        rate = steps * progress.plans[-1].batch_size / seconds
+        left = (self.total_samples - progress.samples) / rate
+        return {"images_per_second": rate, "step_seconds": seconds / steps, "seconds_left": left}

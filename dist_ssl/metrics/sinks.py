@@ -1,0 +1,106 @@
+"""Where rank 0 hands the numbers: `metrics.jsonl`, the status that progress bars read, and a Prometheus endpoint."""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Gauge, start_http_server
+
+from dist_ssl.metrics.table import METRICS
+from dist_ssl.progress import Progress
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replace a file in one move, so that no reader sees half of it."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_text(text)
+    part.replace(path)
+
+
+class JsonLines:
+    """One line per report. After a resume, lines beyond the restored step are dropped: those steps are made again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def open(self, progress: Progress) -> None:
+        """Keep the lines up to this step; a line cut short by a kill goes too."""
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= progress.step]
+        write_whole(self.path, "".join(f"{line}\n" for line in kept))
+
+    def write(self, progress: Progress, values: Mapping[str, float]) -> None:
+        """Append the numbers."""
+        with self.path.open("a") as file:
+            file.write(json.dumps({"time": round(time.time(), 3), **values}) + "\n")
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+class Status:
+    """The newest numbers in one small file: what a progress bar shows."""
+
+    def __init__(self, path: Path, total_samples: int) -> None:
+        self.path = path
+        self.values: dict[str, float] = {"total_samples": total_samples}
+
+    def open(self, progress: Progress) -> None:
+        """Show the position at once."""
+        self.write(progress, {"step": progress.step, "epoch": progress.epoch, "samples": progress.samples})
+
+    def write(self, progress: Progress, values: Mapping[str, float]) -> None:
+        """Replace the file; a number that is not new keeps its last value."""
+        plan = progress.plans[-1] if progress.plans else None
+        self.values |= {**values, "epochs": progress.epochs, "attempt": progress.attempt}
+        if plan:
+            self.values["total_steps"] = self.values["total_samples"] // plan.batch_size
+        write_whole(self.path, json.dumps(self.values))
+
+    def close(self) -> None:
+        """The last status stays."""
+
+
+class Prometheus:
+    """A scrape endpoint of this run, and the file-SD target by which a Prometheus finds it.
+
+    `port`: 0 takes a free one. `target`: the file that names the endpoint; an orderly end removes it, a lost node
+    leaves it, so that "target missing" fires.
+    """
+
+    def __init__(self, run: str, address: str, port: int, target: Path, checkpoints: Path) -> None:
+        self.run, self.address, self.port, self.target = run, address, port, target
+        self.latest = checkpoints / "LATEST"
+        self.registry = CollectorRegistry()
+        self.gauges = {m.key: Gauge(m.name, m.help, registry=self.registry) for m in METRICS}
+        self.gauges["checkpoint_age_seconds"].set_function(self._checkpoint_age)
+        self.server: Any = None
+
+    def open(self, progress: Progress) -> None:
+        """Start to listen, and announce it."""
+        self.server, _ = start_http_server(self.port, registry=self.registry)
+        self.target.parent.mkdir(parents=True, exist_ok=True)
+        place = f"{self.address}:{self.server.server_port}"
+        write_whole(self.target, json.dumps([{"targets": [place], "labels": {"run": self.run}}]))
+        self.gauges["attempt"].set(progress.attempt)
+
+    def write(self, progress: Progress, values: Mapping[str, float]) -> None:
+        """Set the gauges."""
+        for key, value in values.items():
+            self.gauges[key].set(value)
+
+    def close(self) -> None:
+        """Withdraw the target and stop listening."""
+        if self.server:
+            self.target.unlink(missing_ok=True)
+            self.server.shutdown()
+            self.server.server_close()
+
+    def _checkpoint_age(self) -> float:
+        try:
+            return time.time() - self.latest.stat().st_mtime
+        except FileNotFoundError:
+            return float("nan")

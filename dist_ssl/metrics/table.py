@@ -1,0 +1,45 @@
+"""Every metric of the system, once: its key in the code, its exported name, its help text and its reduction.
+
+Names follow Prometheus: `dist_ssl_<noun>_<unit>`, base units, counters end in `_total`.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Reduction = Literal["mean", "max", "sum", "last"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric. `reduction`: over the steps since the last flush and over ranks (`last`: rank 0's newest value)."""
+
+    key: str
+    name: str
+    help: str
+    reduction: Reduction = "mean"
+
+
+METRICS: tuple[Metric, ...] = (
+    Metric("loss", "dist_ssl_loss", "Training loss, mean over the job."),
+    Metric("gradient_norm", "dist_ssl_gradient_norm", "Norm of the averaged gradient before clipping."),
+    Metric("feature_std", "dist_ssl_feature_std", "Deviation of normalised embeddings per dimension; 0 is collapse."),
+    Metric("positive_similarity", "dist_ssl_positive_similarity", "Cosine of embeddings with their own keys."),
+    Metric("lr", "dist_ssl_learning_rate", "Learning rate of the newest step.", "last"),
+    Metric("weight_decay", "dist_ssl_weight_decay", "Weight decay of the newest step.", "last"),
+    Metric("momentum", "dist_ssl_teacher_momentum", "Momentum of the teacher's newest move.", "last"),
+    Metric("image_size", "dist_ssl_image_size_pixels", "Side of a view in this epoch.", "last"),
+    Metric("images_per_second", "dist_ssl_images_per_second", "Images trained per second, whole job.", "last"),
+    Metric("step_seconds", "dist_ssl_step_seconds", "Wall time of a step, mean since the last report.", "last"),
+    Metric("data_wait_seconds", "dist_ssl_data_wait_seconds", "Wait of a step for its batch, slowest rank.", "max"),
+    Metric("replaced_samples", "dist_ssl_replaced_samples", "Unreadable samples since the last report.", "sum"),
+    Metric("knn_accuracy", "dist_ssl_knn_accuracy_ratio", "Accuracy of the kNN probe, 0 to 1.", "last"),
+    Metric("probe_seconds", "dist_ssl_probe_seconds", "Wall time of the last kNN probe.", "last"),
+    Metric("epoch", "dist_ssl_epoch", "Epochs finished.", "last"),
+    Metric("step", "dist_ssl_step", "Weight updates made.", "last"),
+    Metric("samples", "dist_ssl_samples", "Samples trained in the whole run.", "last"),
+    Metric("attempt", "dist_ssl_attempts", "Attempts of this run, this one included.", "last"),
+    Metric("seconds_left", "dist_ssl_left_seconds", "Time to the end of the run at the present speed.", "last"),
+    Metric("checkpoint_age_seconds", "dist_ssl_checkpoint_age_seconds", "Time since the last checkpoint.", "last"),
+)
+
+BY_KEY = {metric.key: metric for metric in METRICS}

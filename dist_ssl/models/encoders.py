@@ -1,0 +1,81 @@
+"""Image encoders: [B, 3, S, S] in, one pooled feature vector [B, num_features] out.
+
+Published architectures come from timm by name; the small-image stem of the CIFAR literature is put in their place
+of entry where asked for. `TinyResNet` is the encoder of the demo: three residual stages that two CPU cores can train.
+Every encoder carries `num_features`, the width D of its output.
+"""
+
+from typing import Any, Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dist_ssl.errors import ConfigError, nearest
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut (He et al. 2016): [B, C_in, H, W] -> [B, C_out, H/stride, W/stride]."""
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, stride, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(channels_out)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, 1, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(channels_out)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or channels_in != channels_out:
+            conv = nn.Conv2d(channels_in, channels_out, 1, stride, bias=False)
+            self.shortcut = nn.Sequential(conv, nn.BatchNorm2d(channels_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm1(self.conv1(x)))
+        return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
+
+
+class TinyResNet(nn.Module):
+    """A residual net for images of 24 to 64 px: [B, 3, S, S] -> [B, 8 * width].
+
+    A 3x3 stem at full resolution, then three stages that halve the side and double the channels.
+    """
+
+    def __init__(self, width: int = 16, blocks: int = 1) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        stages: list[nn.Module] = []
+        for channels in (2 * width, 4 * width, 8 * width):
+            stages.append(ResidualBlock(channels // 2, channels, stride=2))
+            stages.extend(ResidualBlock(channels, channels, stride=1) for _ in range(blocks - 1))
+        self.stages = nn.Sequential(*stages)
+        self.num_features = 8 * width
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        features: Tensor = self.stages(self.stem(x))
+        return features.mean((2, 3))
+
+
+def timm_encoder(name: str, stem: Literal["standard", "small"] = "standard", **options: Any) -> nn.Module:
+    """An encoder of timm without its classifier, untrained. `stem=small`: for images of 32 px, ResNets only.
+
+    `options` go to `timm.create_model`. The small stem is a 3x3 convolution of stride 1 without max-pooling, as in
+    SimCLR's CIFAR experiments (Chen et al. 2020, appendix B.9).
+    """
+    import timm  # loads torchvision and hundreds of models: only who asks for one pays for it
+
+    if not timm.is_model(name):
+        raise ConfigError(f"encoder.name={name} is not a model of timm.", nearest(name, timm.list_models()))
+    encoder: nn.Module = timm.create_model(name, num_classes=0, **options)
+    if stem == "small":
+        _shrink_stem(encoder, name)
+    return encoder
+
+
+def _shrink_stem(encoder: nn.Module, name: str) -> None:
+    conv = getattr(encoder, "conv1", None)
+    if not isinstance(conv, nn.Conv2d) or not hasattr(encoder, "maxpool"):
+        raise ConfigError(f"encoder.stem=small does not fit {name}.", "It is for ResNets; use stem=standard.")
+    encoder.conv1 = nn.Conv2d(3, conv.out_channels, 3, 1, 1, bias=False)
+    nn.init.kaiming_normal_(encoder.conv1.weight, mode="fan_out", nonlinearity="relu")
+    encoder.maxpool = nn.Identity()

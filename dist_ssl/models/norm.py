@@ -1,0 +1,126 @@
+"""Batch normalisation whose statistics are those of the whole job, on CPU and GPU, at every world size.
+
+The module is handed a `sum` over the ranks and knows nothing else of them. Every rank reduces its own samples to
+mean and squared deviations; one small float64 vector is summed over the job (Chan et al. 1979, merged exactly), one
+more in the backward pass. A batch that holds several views one after the other is normalised view by view (`groups`),
+still with one exchange.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Sum = Callable[[Tensor], Tensor]
+
+
+def alone(x: Tensor) -> Tensor:
+    """The sum over the ranks of a job of one rank."""
+    return x
+
+
+class _Normalise(torch.autograd.Function):
+    """x [G, B, C, ...] -> (x - mean) / sqrt(var + eps), with mean and var [G, C] over the job's samples."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, eps: float, total: Sum) -> tuple[Tensor, Tensor, Tensor]:
+        dims = (1, *range(3, x.dim()))
+        count = x.numel() // (x.shape[0] * x.shape[2])
+        mean, squares = _moments(x, dims, count)
+        packed = torch.stack([torch.ones_like(mean) * count, count * mean, squares + count * mean * mean])
+        n, first, second = total(packed)
+        mean = first / n
+        var = (second / n - mean * mean).clamp_min(0)
+        scale = (var + eps).rsqrt()
+        ctx.save_for_backward(x, mean, scale, n)
+        ctx.dims, ctx.total = dims, total
+        y = torch.addcmul(_wide(-mean * scale, x), x, _wide(scale, x))
+        ctx.mark_non_differentiable(mean, var)
+        return y, mean, var * (n / (n - 1))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        """dx = scale * (dy - mean(dy) - xhat * mean(dy * xhat)), the means over the job."""
+        x, mean, scale, n = ctx.saved_tensors
+        dy = grads[0]
+        sum_dy = dy.sum(ctx.dims).double()
+        sum_dyx = (dy * x).sum(ctx.dims).double()
+        along = scale * (sum_dyx - mean * sum_dy)
+        sum_dy, along = ctx.total(torch.stack([sum_dy, along])) / n
+        slope = -scale * scale * along
+        dx = torch.addcmul(_wide(-slope * mean - scale * sum_dy, x), x, _wide(slope, x))
+        return dx.addcmul_(dy, _wide(scale, x)), None, None
+
+
+def _moments(x: Tensor, dims: tuple[int, ...], count: int) -> tuple[Tensor, Tensor]:
+    """Mean and sum of squared deviations of this rank's samples, [G, C] float64: two passes, so nothing cancels."""
+    mean = x.sum(dims) / count
+    deviation = x - _wide(mean, x)
+    # the mean was rounded to x's precision: what the deviations still sum to goes back into it
+    rest = deviation.sum(dims).double() / count
+    squares = (deviation * deviation).sum(dims).double() - count * rest * rest
+    return mean.double() + rest, squares
+
+
+def _wide(per_channel: Tensor, x: Tensor) -> Tensor:
+    """[G, C] -> [G, 1, C, 1, ...] in x's dtype, to broadcast over x [G, B, C, ...]."""
+    return per_channel.to(x.dtype).reshape(x.shape[0], 1, x.shape[2], *[1] * (x.dim() - 3))
+
+
+class BatchNorm(nn.Module):
+    """Batch norm over the whole job: [G * B, C] or [G * B, C, H, W], each of the G groups on its own.
+
+    Running statistics are the mean over the groups. Parameter and buffer names are those of torch's batch norm.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(
+        self, num_features: int, *, eps: float = 1e-5, momentum: float = 0.1, affine: bool = True, total: Sum = alone
+    ) -> None:
+        super().__init__()
+        self.eps, self.momentum, self.total, self.groups = eps, momentum, total, 1
+        self.weight = nn.Parameter(torch.ones(num_features)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(num_features)) if affine else None
+        self.register_buffer("running_mean", torch.zeros(num_features))
+        self.register_buffer("running_var", torch.ones(num_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return torch.nn.functional.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+            )
+        grouped = x.view(self.groups, -1, *x.shape[1:])
+        y: Tensor
+        y, mean, var = _Normalise.apply(grouped, self.eps, self.total)
+        with torch.no_grad():
+            self.running_mean.lerp_(mean.mean(0).to(self.running_mean.dtype), self.momentum)
+            self.running_var.lerp_(var.mean(0).to(self.running_var.dtype), self.momentum)
+        y = y.view(x.shape)
+        if self.weight is None or self.bias is None:
+            return y
+        shape = (1, -1, *[1] * (x.dim() - 2))
+        return torch.addcmul(self.bias.view(shape), y, self.weight.view(shape))
+
+
+def convert(module: nn.Module, total: Sum) -> nn.Module:
+    """The module with every torch batch norm replaced by one over the whole job, weights and statistics kept."""
+    for name, child in module.named_children():
+        setattr(module, name, convert(child, total))
+    if not isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+        return module
+    momentum = 0.1 if module.momentum is None else module.momentum
+    own = BatchNorm(module.num_features, eps=module.eps, momentum=momentum, affine=module.affine, total=total)
+    state = {name: value for name, value in module.state_dict().items() if name != "num_batches_tracked"}
+    own.load_state_dict(state)
+    own.requires_grad_(all(p.requires_grad for p in module.parameters()))
+    return own.train(module.training)
+
+
+def group(module: nn.Module, groups: int) -> None:
+    """From now on the batches of this module hold so many views, one after the other."""
+    for child in module.modules():
+        if isinstance(child, BatchNorm):
+            child.groups = groups

@@ -1,0 +1,63 @@
+"""The steady schedule: every epoch alike, warm-up and half a cosine over the whole run (MoCo v3's form)."""
+
+from collections.abc import Mapping
+
+import torch
+
+from dist_ssl.durations import Duration
+from dist_ssl.errors import ConfigError
+from dist_ssl.plan import EpochPlan, Knobs
+from dist_ssl.progress import Progress
+from dist_ssl.schedule import Knob
+
+
+class Steady:
+    """One image size, one magnitude, one batch size from the first epoch to the last.
+
+    `image_size`: side of a view, px. `warmup`: in epochs or steps, shorter than the run. `num_samples`: samples in the
+    data set; an epoch uses the largest multiple of `batch_size`.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        warmup: Duration,
+        *,
+        knobs: Mapping[str, Knob],
+        epochs: int,
+        views: int,
+        batch_size: int,
+        lanes: int,
+        num_samples: int,
+    ) -> None:
+        self.template = EpochPlan(0, image_size, 1.0, views, batch_size, lanes)
+        self.knobs = knobs
+        self.epoch_samples = num_samples // batch_size * batch_size
+        self.total = epochs * self.epoch_samples
+        self.warmup = self._samples(warmup)
+
+    def plan(self, progress: Progress) -> EpochPlan:
+        """The same plan for every epoch."""
+        t = self.template
+        return EpochPlan(progress.epoch, t.image_size, t.magnitude, t.views, t.batch_size, t.lanes)
+
+    def step(self, progress: Progress) -> Knobs:
+        """The knobs at `progress.samples` of the run's samples."""
+        step = self.template.batch_size
+        values = {
+            name: knob.at(progress.samples + step * knob.ahead, self.warmup, self.total)
+            for name, knob in self.knobs.items()
+        }
+        return Knobs({name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()})
+
+    def _samples(self, warmup: Duration) -> int:
+        if warmup.timed:
+            raise ConfigError("schedule.warmup is timed: a warm-up is counted.", "Write it in epochs or steps.")
+        unit = self.epoch_samples if warmup.unit == "epochs" else self.template.batch_size
+        samples = int(warmup.amount) * unit
+        if samples >= self.total:
+            raise ConfigError(
+                f"schedule.warmup={warmup.amount:g} {warmup.unit} is as long as the run.",
+                "It must end before the run does: shorten it or raise epochs.",
+            )
+        return samples

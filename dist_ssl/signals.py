@@ -1,0 +1,30 @@
+"""The cluster's wish that a job stops, as a flag: SIGTERM (preemption), SIGUSR2 (time limit ahead), SIGINT (a person).
+
+Nothing is saved, sent or logged inside a handler; the pulse carries the flag into the run. This module imports
+nothing heavy, so that a worker can listen before torch is loaded.
+"""
+
+import signal
+from dataclasses import dataclass
+from types import FrameType
+
+STOPPING = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+
+
+@dataclass
+class Signals:
+    """Remembers the first signal that asked this process to stop, and counts how often it was asked."""
+
+    received: signal.Signals | None = None
+    count: int = 0
+
+    def listen(self) -> "Signals":
+        """Install the handlers; call it in the main thread."""
+        for number in STOPPING:
+            signal.signal(number, self._remember)
+        return self
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        self.count += 1
+        if self.received is None:
+            self.received = signal.Signals(number)

@@ -1,0 +1,72 @@
+"""The loop, and nothing but the loop."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from dist_ssl.checkpoint import Checkpoint
+from dist_ssl.coordinator import Coordinator
+from dist_ssl.data.ledger import Ledger
+from dist_ssl.data.stream import Stream
+from dist_ssl.durations import Duration
+from dist_ssl.engine import Engine
+from dist_ssl.metrics.meter import Meter
+from dist_ssl.probe import Probe
+from dist_ssl.progress import Progress
+from dist_ssl.pulse import Pulse
+from dist_ssl.schedule import Schedule
+
+
+class Outcome(Enum):
+    """How an attempt ended in order."""
+
+    FINISHED = "finished"
+    STOPPED = "stopped"
+
+
+@dataclass
+class Job:
+    """Everything that a run is made of, on one rank."""
+
+    fresh: Progress
+    engine: Engine
+    stream: Stream
+    schedule: Schedule
+    coordinator: Coordinator
+    checkpoint: Checkpoint
+    pulse: Pulse
+    probe: Probe
+    meter: Meter
+    ledger: Ledger
+    log_every: Duration
+
+
+def train(job: Job) -> Outcome:
+    """Run the job until it has finished or the cluster wants its nodes back."""
+    progress = job.checkpoint.restore(job.engine, job.fresh)
+    job.meter.open(progress)
+    while True:
+        if progress.between_epochs:
+            if job.pulse.stopping():
+                return Outcome.STOPPED
+            job.meter.record(job.probe.epoch(job.engine, progress))
+            job.meter.flush(progress)
+        if progress.finished:
+            return Outcome.FINISHED
+        plan = job.coordinator.plan(progress)
+        progress = progress.begin(plan)
+        for batch in job.stream.epoch(plan, start=progress.lane_offset):
+            knobs = job.schedule.step(progress)
+            job.ledger.record(progress, batch)
+            out = job.engine.step(batch, knobs)
+            progress = progress.advance()
+            job.meter.record({**out.metrics, **knobs.values, **batch.costs, **job.coordinator.metrics(plan)})
+            if job.log_every.due(progress):
+                job.meter.flush(progress)
+            beat = job.pulse.beat(progress)
+            if beat.save:
+                job.checkpoint.save(job.engine, progress)
+            if beat.stop:
+                return Outcome.STOPPED
+        progress = progress.next_epoch()
+        job.meter.flush(progress)
+        job.checkpoint.save(job.engine, progress)

@@ -1,0 +1,254 @@
+"""The only word for "the other ranks": who they are, and the few collectives that we use.
+
+A `World` of size 1 needs no process group, so whatever is handed one runs and is tested alone. `World.join` makes the
+groups, `World.leave` destroys them. Gathers and sums carry gradients that add up over the ranks; engines average
+gradients, so the objective is the mean over ranks of what each rank's loss returns.
+"""
+
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed.distributed_c10d import PrefixStore, Store
+
+from dist_ssl.errors import UserError
+from dist_ssl.rendezvous import (
+    LOOPBACK,
+    Meeting,
+    await_value,
+    interface_of,
+    machine_id,
+    own_addresses,
+    own_end,
+)
+
+T = TypeVar("T")
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, world: "World") -> Tensor:
+        ctx.world, ctx.rows = world, x.shape[0]
+        return world.gather_const(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        total = ctx.world.sum_const(grads[0])
+        start = ctx.world.rank * ctx.rows
+        return total[start : start + ctx.rows], None
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, world: "World") -> Tensor:
+        ctx.world = world
+        return world.sum_const(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return ctx.world.sum_const(grads[0]), None
+
+
+@dataclass(frozen=True)
+class Pending:
+    """An agreement under way: `result()` waits for it."""
+
+    value: Tensor
+    work: "dist.Work | None"
+
+    def result(self) -> int:
+        """The largest value that any rank put in."""
+        if self.work is not None:
+            self.work.wait()
+        return int(self.value.item())
+
+
+@dataclass(frozen=True)
+class World:
+    """All ranks of an attempt, as one of them sees them."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    host: "dist.ProcessGroup | None" = None
+    """A gloo group beside the device's own: agreeing never waits for the device."""
+
+    def gather_const(self, x: Tensor) -> Tensor:
+        """[B, ...] -> [size * B, ...] in rank order, which is global sample order; without gradients."""
+        x = x.detach().contiguous()
+        if self.size == 1:
+            return x
+        out = x.new_empty((self.size * x.shape[0], *x.shape[1:]))
+        dist.all_gather_into_tensor(out, x)
+        return out
+
+    def gather(self, x: Tensor) -> Tensor:
+        """The same with gradients, which are summed back over the ranks."""
+        if self.size == 1:
+            return x
+        out: Tensor = _Gather.apply(x, self)
+        return out
+
+    def sum_const(self, x: Tensor) -> Tensor:
+        """The sum over ranks, without gradients; x stays as it is."""
+        if self.size == 1:
+            return x.detach()
+        total = x.detach().clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    def sum(self, x: Tensor) -> Tensor:
+        """The sum over ranks; its gradient is summed over ranks too."""
+        if self.size == 1:
+            return x
+        out: Tensor = _Sum.apply(x, self)
+        return out
+
+    def mean(self, x: Tensor) -> Tensor:
+        """The mean over ranks, with gradients like `sum`."""
+        return self.sum(x) / self.size
+
+    def max(self, x: Tensor) -> Tensor:
+        """The elementwise largest over ranks, without gradients."""
+        largest = x.detach().clone()
+        if self.size > 1:
+            dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        return largest
+
+    def agree_later(self, value: int) -> Pending:
+        """Begin to agree on the largest value of all ranks; the answer may be read a step later."""
+        offer = torch.tensor([value], dtype=torch.int64)
+        if self.size == 1:
+            return Pending(offer, None)
+        work = dist.all_reduce(offer, op=dist.ReduceOp.MAX, group=self.host, async_op=True)
+        return Pending(offer, work)
+
+    def agree(self, value: int) -> int:
+        """The largest value of all ranks, host side: the device is not waited for."""
+        return self.agree_later(value).result()
+
+    def share(self, obj: T | None) -> T:
+        """Rank 0's object, on every rank."""
+        box: list[Any] = [obj]
+        if self.size > 1:
+            dist.broadcast_object_list(box, src=0, group=self.host)
+        shared: T = box[0]
+        return shared
+
+    def collect(self, obj: T) -> list[T]:
+        """Every rank's object, on every rank, in rank order."""
+        if self.size == 1:
+            return [obj]
+        boxes: list[Any] = [None] * self.size
+        dist.all_gather_object(boxes, obj, group=self.host)
+        return boxes
+
+
+@contextmanager
+def joined(meeting: Path | None, seconds: float = 300.0) -> Iterator[World]:
+    """The world that RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE describe, for as long as the block runs.
+
+    `meeting` is a file that all ranks see and that only this attempt uses; None takes torch's own rendezvous
+    (MASTER_ADDR, MASTER_PORT), as under torchrun. `seconds` bounds the wait for the others and every collective.
+    Raises UserError that names the ranks that did not come.
+    """
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if size == 1:
+        yield World(device=device)
+        return
+    wait = timedelta(seconds=seconds)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    if meeting is None:
+        dist.init_process_group(backend, timeout=wait)
+    else:
+        store = meet(meeting, rank, size, seconds)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=wait)
+    try:
+        host = dist.new_group(backend="gloo", timeout=wait)
+        assert isinstance(host, dist.ProcessGroup)
+        yield World(rank, size, local_rank, local_size, device, host)
+    finally:
+        dist.destroy_process_group()
+
+
+def meet(meeting: Path, rank: int, size: int, seconds: float) -> Store:
+    """A store that all ranks of this attempt share, each of them known to be there."""
+    if rank == 0:
+        store, route = _open_store(meeting, seconds), ("", "")
+    else:
+        store, route = await_value(
+            lambda: _find_store(meeting, seconds), seconds, lambda: _no_show("rank 0", seconds, meeting)
+        )
+    store.set(f"here/{rank}", json.dumps([machine_id(), *route]))
+
+    def present() -> bool | None:
+        return True if store.check([f"here/{other}" for other in range(size)]) else None
+
+    def absent() -> UserError:
+        late = [str(other) for other in range(size) if not store.check([f"here/{other}"])]
+        return _no_show(f"rank {', '.join(late)} of {size}", seconds, meeting)
+
+    await_value(present, seconds, absent)
+    _choose_interface([json.loads(store.get(f"here/{other}")) for other in range(size)], rank)
+    return PrefixStore("groups", store)
+
+
+def _no_show(who: str, seconds: float, meeting: Path) -> UserError:
+    return UserError(
+        f"After {seconds:.0f} s {who} had not come to the rendezvous.",
+        f"Logs are in {meeting.parent / 'logs'}; a firewall between the nodes looks the same.",
+    )
+
+
+def _open_store(meeting: Path, seconds: float) -> Store:
+    token = uuid.uuid4().hex
+    store = TCPStore("0.0.0.0", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=seconds))
+    store.set("token", token)
+    Meeting(own_addresses(), store.port, token).write(meeting)
+    kept: Store = store
+    return kept
+
+
+def _find_store(meeting: Path, seconds: float) -> "tuple[Store, tuple[str, str]] | None":
+    """Rank 0's store and the route to it, as this end's and that end's address."""
+    found = Meeting.read(meeting)
+    for address in found.addresses if found else ():
+        own = own_end(address, found.port) if found else None
+        if found is None or own is None:
+            continue
+        store = TCPStore(address, found.port, is_master=False, timeout=timedelta(seconds=seconds))
+        if store.get("token").decode() == found.token:
+            return store, (own, address)
+    return None
+
+
+def _choose_interface(here: list[list[str]], rank: int) -> None:
+    """Tell gloo and NCCL which interface reaches the others, since node names may not resolve."""
+    remote = [own_and_peer for machine, *own_and_peer in here if machine != here[0][0]]
+    if not remote:
+        address = LOOPBACK
+    elif here[rank][0] == here[0][0]:
+        address = remote[0][1]
+    else:
+        address = here[rank][1]
+    name = interface_of(address)
+    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        if name and variable not in os.environ:
+            os.environ[variable] = name

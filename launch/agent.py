@@ -1,0 +1,100 @@
+"""One agent per node: starts a worker per rank, passes signals on, and reports how they ended.
+
+    python -m launch.agent RUN_FOLDER ATTEMPT NODE NODES RANKS_PER_NODE
+
+A worker that fails ends its node: the others get a few seconds to notice by themselves, then they are killed. An
+agent whose parent is gone asks its workers to stop in order. It loads nothing heavy.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from dist_ssl.signals import Signals
+from launch.ending import AGENT_CODE, OUTCOME_OF_CODE, REFUSED, of_ranks
+from launch.run_dir import AttemptDir, RunDir
+
+POLL_SECONDS = 0.1
+PATIENCE_SECONDS = 3.0
+
+
+class Agent:
+    """The ranks of one node of an attempt."""
+
+    def __init__(self, attempt: AttemptDir, node: int, nodes: int, ranks: int) -> None:
+        self.attempt, self.node, self.nodes, self.ranks = attempt, node, nodes, ranks
+        self.first_rank = node * ranks
+        self.workers: dict[int, subprocess.Popen[bytes]] = {}
+        self.codes: dict[int, int] = {}
+        self.first_failed: int | None = None
+        self.parent = os.getppid()
+
+    def run(self, signals: Signals) -> int:
+        """Start the workers and wait for all of them; the agent's exit code."""
+        for local_rank in range(self.ranks):
+            self._start(local_rank)
+        told, deadline = False, float("inf")
+        while len(self.codes) < self.ranks:
+            time.sleep(POLL_SECONDS)
+            if not told and (signals.received or os.getppid() != self.parent):
+                self._tell(signals.received or signal.SIGTERM)
+                told = True
+            if self._collect():
+                deadline = min(deadline, time.monotonic() + PATIENCE_SECONDS)
+            if time.monotonic() > deadline:
+                self._tell(signal.SIGKILL)
+        ending = of_ranks(self.attempt, self.codes, self.first_failed)
+        with contextlib.suppress(OSError):  # on a full disk the exit code alone must tell
+            ending.write(self.attempt.node(self.node))
+        return AGENT_CODE[ending.outcome]
+
+    def _start(self, local_rank: int) -> None:
+        rank = self.first_rank + local_rank
+        config = self.attempt.config
+        variables = {
+            "RANK": rank,
+            "WORLD_SIZE": self.nodes * self.ranks,
+            "LOCAL_RANK": local_rank,
+            "LOCAL_WORLD_SIZE": self.ranks,
+            "OMP_NUM_THREADS": config["threads"],
+            "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+            "PYTHONUNBUFFERED": 1,
+        }
+        environment = {**os.environ, **{name: str(value) for name, value in variables.items()}}
+        command = [sys.executable, "-m", "launch.worker", str(self.attempt.run.folder), str(self.attempt.number)]
+        with self.attempt.log(f"rank_{rank:05d}").open("ab") as log:
+            self.workers[rank] = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+
+    def _tell(self, number: signal.Signals) -> None:
+        """Send a signal to every worker that still runs."""
+        for rank, worker in self.workers.items():
+            if rank not in self.codes:
+                worker.send_signal(number)
+
+    def _collect(self) -> bool:
+        """Note who has ended; whether one of them has now failed."""
+        failed = False
+        for rank, worker in self.workers.items():
+            code = worker.poll()
+            if code is None or rank in self.codes:
+                continue
+            self.codes[rank] = code
+            if OUTCOME_OF_CODE.get(code, REFUSED) == REFUSED:
+                failed = True
+                self.first_failed = rank if self.first_failed is None else self.first_failed
+        return failed
+
+
+def main(words: list[str]) -> int:
+    """Run the agent that the command line describes."""
+    signals = Signals().listen()
+    folder, attempt, node, nodes, ranks = Path(words[0]), *map(int, words[1:5])
+    return Agent(AttemptDir(RunDir.open(folder), attempt), node, nodes, ranks).run(signals)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

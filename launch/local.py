@@ -1,0 +1,80 @@
+"""An attempt on this machine: every "node" is a local process with its own agent, as on a cluster."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from rich.console import Console
+
+from dist_ssl.signals import Signals
+from launch.ending import Ending, of_attempt
+from launch.progress_bar import RunView
+from launch.run_dir import AttemptDir
+
+POLL_SECONDS = 0.2
+PATIENCE_SECONDS = 4.0
+"""How long the other nodes get to notice a lost one by themselves: an attempt ends within 10 s of a dead worker."""
+
+
+class LocalAttempt:
+    """The agents of one attempt, all on this machine."""
+
+    def __init__(self, attempt: AttemptDir, nodes: int, ranks_per_node: int) -> None:
+        self.attempt, self.nodes, self.ranks_per_node = attempt, nodes, ranks_per_node
+        self.agents: list[subprocess.Popen[bytes]] = []
+
+    def run(self, console: Console) -> Ending:
+        """Start the agents, show the run until all of them have ended, and say how."""
+        signals = Signals().listen()
+        self.agents = [self._start(node) for node in range(self.nodes)]
+        try:
+            with RunView(self.attempt.run.folder, console) as view:
+                self._follow(signals, view)
+        finally:
+            self._kill()
+        ending = of_attempt(self.attempt, self.nodes, [agent.returncode for agent in self.agents])
+        ending.write(self.attempt.folder / "outcome.json")
+        return ending
+
+    def _start(self, node: int) -> "subprocess.Popen[bytes]":
+        run = self.attempt.run
+        words = [run.folder, self.attempt.number, node, self.nodes, self.ranks_per_node]
+        command = [sys.executable, "-m", "launch.agent", *map(str, words)]
+        environment = {**os.environ, "PYTHONPATH": str(run.code.resolve())}
+        with self.attempt.log(f"node_{node:04d}").open("ab") as log:
+            return subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+
+    def _follow(self, signals: Signals, view: RunView) -> None:
+        asked = 0
+        deadline = float("inf")
+        while any(agent.poll() is None for agent in self.agents):
+            time.sleep(POLL_SECONDS)
+            view.refresh()
+            if signals.count > asked:
+                asked = signals.count
+                self._ask_to_stop(asked, view)
+            if any(agent.poll() not in (None, 0) for agent in self.agents):
+                deadline = min(deadline, time.monotonic() + PATIENCE_SECONDS)
+            if time.monotonic() > deadline:
+                self._kill()
+
+    def _ask_to_stop(self, asked: int, view: RunView) -> None:
+        if asked > 1:
+            view.say("Stopping at once: the run goes on from its last checkpoint.")
+            self._kill()
+            return
+        view.say("Stopping: all ranks save at the same step. Again Ctrl-C to kill them.")
+        for agent in self.agents:
+            if agent.poll() is None:
+                agent.send_signal(signal.SIGTERM)
+
+    def _kill(self) -> None:
+        """Kill what is left of every node: an agent and its workers are one process group."""
+        for agent in self.agents:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(agent.pid, signal.SIGKILL)
+        for agent in self.agents:
+            agent.wait()

@@ -1,0 +1,105 @@
+"""From the words of a command line to a resolved config, and which of its keys a resumed run may change."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from omegaconf import OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from dist_ssl.errors import ConfigError, nearest
+
+MACHINE = (
+    "nodes",
+    "ranks_per_node",
+    "threads",
+    "decode_threads",
+    "save_every",
+    "keep",
+    "log_every",
+    "timeout",
+    "runs",
+    "name",
+    "resume",
+    "data.path",
+    "data.source",
+    "engine",
+    "cluster",
+    "metrics",
+    "probe",
+)
+"""What may change at every resume; every other key is science: the result depends on it."""
+
+
+def compose(words: list[str], folder: Path) -> dict[str, Any]:
+    """The resolved config that `words` (`key=value`) make of the config tree in `folder`. Raises ConfigError."""
+    with hydra.initialize_config_dir(str(folder.resolve()), version_base="1.3"):
+        try:
+            found = hydra.compose("config", overrides=words)
+            values = OmegaConf.to_container(found, resolve=True, throw_on_missing=True)
+        except OverrideParseException as error:
+            raise ConfigError(
+                f"'{error.override}' is not of the form key=value.", "Write method=mocov3, say."
+            ) from error
+        except MissingConfigException as error:
+            raise _no_option(str(error.missing_cfg_file), folder) from error
+        except ConfigCompositionException as error:
+            raise _no_key(str(error), list(keys(compose([], folder)))) from error
+        except MissingMandatoryValue as error:
+            raise ConfigError(f"{error.full_key} has no value.", f"Set it: {error.full_key}=...") from error
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(f"The config cannot be composed: {error}.", "Correct the command line.") from error
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def _no_option(missing: str, folder: Path) -> ConfigError:
+    """For `method=mocov7`: there is no file method/mocov7."""
+    group, _, name = missing.rpartition("/")
+    options = [path.stem for path in (folder / group).glob("*.yaml")]
+    return ConfigError(f"{group}={name} does not exist.", nearest(name, options))
+
+
+def _no_key(message: str, known: list[str]) -> ConfigError:
+    """For `ndoes=4`: there is no such key."""
+    found = re.search(r"override '([^']+)'", message)
+    if not found:
+        return ConfigError(f"The config cannot be composed: {message.splitlines()[0]}.", "Correct the command line.")
+    return ConfigError(f"There is no key '{found[1]}'.", nearest(found[1], known))
+
+
+def keys(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """All dotted keys of a config, inner ones too."""
+    for key, value in values.items():
+        yield prefix + str(key)
+        if isinstance(value, dict):
+            yield from keys(value, f"{prefix}{key}.")
+
+
+def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and plain values."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + str(key), value
+
+
+def science(config: dict[str, Any]) -> dict[str, Any]:
+    """The leaves that the result depends on."""
+    machine = tuple(f"{key}." for key in MACHINE)
+    return {k: v for k, v in leaves(config) if k not in MACHINE and not k.startswith(machine) and k != "format"}
+
+
+def check_resume(began: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise ConfigError where a science key is not what the run began with."""
+    old, new = science(began), science(now)
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key):
+            raise ConfigError(
+                f"{key}={new.get(key)} is not what the run began with ({old.get(key)}): its result depends on it.",
+                f"Leave it out to go on, or start a new run. A resume may change: {', '.join(MACHINE[:8])}, ...",
+            )
