@@ -21,10 +21,12 @@ def alone(x: Tensor) -> Tensor:
 
 
 class _Normalise(torch.autograd.Function):
-    """x [G, B, C, ...] -> (x - mean) / sqrt(var + eps), with mean and var [G, C] over the job's samples."""
+    """x [G, B, C, ...] -> weight * (x - mean) / sqrt(var + eps) + bias, mean and var [G, C] over the job's samples."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, eps: float, total: Sum) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, total: Sum
+    ) -> tuple[Tensor, Tensor, Tensor]:
         dims = (1, *range(3, x.dim()))
         count = x.numel() // (x.shape[0] * x.shape[2])
         mean, squares = _moments(x, dims, count)
@@ -33,24 +35,31 @@ class _Normalise(torch.autograd.Function):
         mean = first / n
         var = (second / n - mean * mean).clamp_min(0)
         scale = (var + eps).rsqrt()
-        ctx.save_for_backward(x, mean, scale, n)
+        ctx.save_for_backward(x, mean, scale, n, weight)
         ctx.dims, ctx.total = dims, total
-        y = torch.addcmul(_wide(-mean * scale, x), x, _wide(scale, x))
+        slope = scale if weight is None else scale * weight
+        shift = -mean * slope if bias is None else bias - mean * slope
         ctx.mark_non_differentiable(mean, var)
-        return y, mean, var * (n / (n - 1))
+        return torch.addcmul(_wide(shift, x), x, _wide(slope, x)), mean, var * (n / (n - 1))
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        """dx = scale * (dy - mean(dy) - xhat * mean(dy * xhat)), the means over the job."""
-        x, mean, scale, n = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None, None]:
+        """dx = weight * scale * (dy - mean(dy) - xhat * mean(dy * xhat)), the means over the job.
+
+        The gradients of weight and bias are this rank's share, as those of any other parameter.
+        """
+        x, mean, scale, n, weight = ctx.saved_tensors
         dy = grads[0]
-        sum_dy = dy.sum(ctx.dims).double()
-        sum_dyx = (dy * x).sum(ctx.dims).double()
-        along = scale * (sum_dyx - mean * sum_dy)
-        sum_dy, along = ctx.total(torch.stack([sum_dy, along])) / n
-        slope = -scale * scale * along
-        dx = torch.addcmul(_wide(-slope * mean - scale * sum_dy, x), x, _wide(slope, x))
-        return dx.addcmul_(dy, _wide(scale, x)), None, None
+        own_dy = dy.sum(ctx.dims).double()
+        own_along = scale * ((dy * x).sum(ctx.dims).double() - mean * own_dy)
+        mean_dy, mean_along = ctx.total(torch.stack([own_dy, own_along])) / n
+        slope = scale if weight is None else scale * weight
+        bend = -slope * scale * mean_along
+        dx = torch.addcmul(_wide(-bend * mean - slope * mean_dy, x), x, _wide(bend, x))
+        dx.addcmul_(dy, _wide(slope, x))
+        if weight is None:
+            return dx, None, None, None, None
+        return dx, own_along.sum(0).to(weight.dtype), own_dy.sum(0).to(weight.dtype), None, None
 
 
 def _moments(x: Tensor, dims: tuple[int, ...], count: int) -> tuple[Tensor, Tensor]:
@@ -94,15 +103,11 @@ class BatchNorm(nn.Module):
             )
         grouped = x.view(self.groups, -1, *x.shape[1:])
         y: Tensor
-        y, mean, var = _Normalise.apply(grouped, self.eps, self.total)
+        y, mean, var = _Normalise.apply(grouped, self.weight, self.bias, self.eps, self.total)
         with torch.no_grad():
             self.running_mean.lerp_(mean.mean(0).to(self.running_mean.dtype), self.momentum)
             self.running_var.lerp_(var.mean(0).to(self.running_var.dtype), self.momentum)
-        y = y.view(x.shape)
-        if self.weight is None or self.bias is None:
-            return y
-        shape = (1, -1, *[1] * (x.dim() - 2))
-        return torch.addcmul(self.bias.view(shape), y, self.weight.view(shape))
+        return y.view(x.shape)
 
 
 def convert(module: nn.Module, total: Sum) -> nn.Module:
@@ -114,7 +119,7 @@ def convert(module: nn.Module, total: Sum) -> nn.Module:
     momentum = 0.1 if module.momentum is None else module.momentum
     own = BatchNorm(module.num_features, eps=module.eps, momentum=momentum, affine=module.affine, total=total)
     state = {name: value for name, value in module.state_dict().items() if name != "num_batches_tracked"}
-    own.load_state_dict(state)
+    own.to(module.running_mean.dtype).load_state_dict(state)
     own.requires_grad_(all(p.requires_grad for p in module.parameters()))
     return own.train(module.training)
 

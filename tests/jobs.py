@@ -1,0 +1,80 @@
+"""Small jobs for tests: seconds on one core, every part the real one."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dist_ssl.batch import Batch
+from dist_ssl.build import Place, build
+from dist_ssl.data.stream import Stream
+from dist_ssl.plan import EpochPlan
+from dist_ssl.signals import Signals
+from dist_ssl.train import Job, Outcome, train
+from dist_ssl.world import World
+from launch import settings
+from launch.run_dir import PROJECT
+
+SMALL = (
+    "encoder.width=4",
+    "method.hidden=16",
+    "method.dim=8",
+    "schedule.image_size=16",
+    "batch_size=12",
+    "lanes=12",
+    "window=8",
+    "log_every=1 step",
+    "save_every=1 hour",
+    "threads=1",
+    "decode_threads=1",
+    "probe.bank=24",
+    "probe.queries=12",
+)
+
+
+def small_config(data: Path, *words: str) -> dict[str, Any]:
+    """A config of a few seconds; `words` come last and win."""
+    return settings.compose([*SMALL, f"data.path={data}", "data.source=null", *words], PROJECT / "configs")
+
+
+class Recorder:
+    """A stream that remembers which samples it delivered."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self.ids: list[list[int]] = []
+
+    def epoch(self, plan: EpochPlan, start: int = 0) -> Iterator[Batch]:
+        for batch in self.stream.epoch(plan, start):
+            self.ids.append(batch.ids.tolist())
+            yield batch
+
+
+def small_job(world: World, config: dict[str, Any], folder: Path, attempt: int = 1) -> Job:
+    """The job of one rank in a run folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return build(config, world, Signals(), Place(folder, attempt, lambda: True))
+
+
+def run_job(world: World, config: dict[str, Any], folder: Path, attempt: int = 1) -> tuple[list[list[int]], Any]:
+    """Train to the end: the ids of every step on this rank, and the final state."""
+    job = small_job(world, config, folder, attempt)
+    recorder = Recorder(job.stream)
+    job.stream = recorder  # type: ignore[assignment]
+    assert train(job) is Outcome.FINISHED
+    job.pulse.drain()
+    job.meter.close()
+    job.ledger.close()
+    return recorder.ids, {name: value.clone() for name, value in job.engine.state().items()}
+
+
+def together(per_rank: list[list[list[int]]]) -> list[list[int]]:
+    """The global batches, from every rank's own."""
+    return [[number for part in parts for number in part] for parts in zip(*per_rank, strict=True)]
+
+
+def same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    """Equal names and equal bits."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)

@@ -1,0 +1,73 @@
+"""Real gloo processes that are kept alive over many tests: every call joins a fresh world and leaves it again."""
+
+import itertools
+import multiprocessing
+import os
+import tempfile
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+WAIT_SECONDS = 120
+
+
+def serve(line: Connection, rank: int) -> None:
+    """One process: takes (function, size, meeting, arguments), answers (worked, result)."""
+    import torch
+
+    from dist_ssl.world import joined
+
+    torch.set_num_threads(1)
+    while True:
+        function, size, meeting, arguments = line.recv()
+        os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(size))
+        try:
+            with joined(meeting, seconds=30) as world:
+                answer = (True, function(world, *arguments))
+        except BaseException:
+            answer = (False, traceback.format_exc())
+        line.send(answer)
+
+
+class Ranks:
+    """At most `most` processes; `run` uses as many as it is asked for."""
+
+    def __init__(self, most: int = 4) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+        self.calls = itertools.count()
+        spawn = multiprocessing.get_context("spawn")
+        self.lines: list[Connection] = []
+        self.processes = []
+        for rank in range(most):
+            ours, theirs = spawn.Pipe()
+            process = spawn.Process(target=serve, args=(theirs, rank), daemon=True)
+            process.start()
+            self.lines.append(ours)
+            self.processes.append(process)
+
+    def run(self, function: Callable[..., Any], size: int, *arguments: Any) -> list[Any]:
+        """`function(world, *arguments)` on every rank of a world of `size`; the results in rank order."""
+        meeting = Path(self.folder.name) / f"{next(self.calls)}" / "rendezvous.json"
+        lines = self.lines[:size]
+        for line in lines:
+            line.send((function, size, meeting, arguments))
+        answers = [self._answer(line) for line in lines]
+        failed = [text for worked, text in answers if not worked]
+        if failed:
+            raise AssertionError("\n".join(failed))
+        return [result for _, result in answers]
+
+    def _answer(self, line: Connection) -> Any:
+        if not line.poll(WAIT_SECONDS):
+            self.close()
+            raise AssertionError(f"A rank gave no answer in {WAIT_SECONDS} s.")
+        return line.recv()
+
+    def close(self) -> None:
+        """End the processes."""
+        for process in self.processes:
+            process.kill()
+            process.join()
+        self.folder.cleanup()
