@@ -41,6 +41,7 @@ class Purpose(IntEnum):
     SOLARIZE = 9
     PROBE = 10
     STEP = 11
+    TURN = 12
 
 
 def philox(counter: tuple[Words, Words, Words, Words], key: tuple[int, int]) -> tuple[Words, Words, Words, Words]:

@@ -12,8 +12,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from dist_ssl.batch import Batch
-from dist_ssl.plan import Knobs
-from dist_ssl.schedule import Knob
+from dist_ssl.plan import Knob, Knobs
 
 Embeddings = dict[str, Tensor]
 """Named embeddings of one rank's samples, [B, D] each."""

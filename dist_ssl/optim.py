@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dist_ssl.plan import Knobs
-from dist_ssl.schedule import Knob
+from dist_ssl.plan import Knob, Knobs
 
 REFERENCE_BATCH = 256
 

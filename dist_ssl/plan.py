@@ -1,5 +1,6 @@
 """What is decided ahead of the work: the plan of an epoch, made by rank 0, and the knobs of a step."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -40,3 +41,26 @@ class Knobs:
     def number(self, name: str) -> float:
         """The knob as a Python float."""
         return float(self.values[name])
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One number's course over a run: from `start` to `end` along half a cosine; constant where they are equal."""
+
+    start: float
+    end: float
+    warms_up: bool = False
+    """Rises linearly from 0 to `start` during the schedule's warm-up, and follows the cosine after it."""
+    ahead: bool = False
+    """Takes the value of the following step: a teacher that moves at the end of a step moves for the next."""
+
+    def at(self, position: int, warmup: int, total: int) -> float:
+        """The value after `position` of `total` samples, the first `warmup` of which warm up."""
+        if not self.warms_up:
+            warmup = 0
+        if position < warmup:
+            return self.start * position / warmup
+        if self.start == self.end:
+            return self.start
+        turn = math.pi * (position - warmup) / (total - warmup)
+        return self.end + (self.start - self.end) * 0.5 * (1 + math.cos(turn))

@@ -1,7 +1,7 @@
 """Colour, blur and normalisation on the device, batched, every sample with its own parameters.
 
 All parameters are drawn on the host, keyed by sample, so the host knows which samples an effect touches and the
-device never waits. Order: jitter (its four parts in an order of the sample's own), gray, blur, solarize, flip,
+device never waits. Order: jitter (its four parts in an order of the sample's own), gray, blur, solarize, flip, turn,
 normalise. Values are floats in [0, 1] in between, clamped after each part as torchvision does; where torchvision
 rounds to uint8 after each part, nothing is rounded here.
 """
@@ -91,6 +91,7 @@ class Photometry:
         self._blur(x, ids, draws)
         self._solarize(x, ids, draws)
         self._flip(x, ids, draws)
+        self._turn(x, ids, draws)
         return normalise(x, self.mean, self.std)
 
     def _chosen(self, purpose: Purpose, ids: Ints, draws: Draws, p: float, count: int = 1) -> tuple[Ints, Floats]:
@@ -138,6 +139,14 @@ class Photometry:
         rows, _ = self._chosen(Purpose.FLIP, ids, draws, self.recipe.flip_p)
         at = torch.from_numpy(rows).to(x.device)
         x[at] = x[at].flip(-1)
+
+
+    def _turn(self, x: Tensor, ids: Ints, draws: Draws) -> None:
+        rows, numbers = self._chosen(Purpose.TURN, ids, draws, self.recipe.turn_p, 2)
+        quarters = 1 + (3 * numbers[:, 0]).astype(np.int64)
+        for count in (1, 2, 3):
+            at = torch.from_numpy(rows[quarters == count]).to(x.device)
+            x[at] = torch.rot90(x[at], count, (-2, -1))
 
 
 def normalise(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

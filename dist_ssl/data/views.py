@@ -47,6 +47,8 @@ class Recipe:
     blur_max: float = 2.0
     solarize_p: float = 0.0
     flip_p: float = 0.5
+    turn_p: float = 0.0
+    """By one, two or three quarter turns."""
 
     def at(self, magnitude: float) -> "Recipe":
         """The recipe at a strength of 0 to 1; 1 is as published. Jitter and crops grow milder, effects rarer."""
@@ -64,6 +66,7 @@ class Recipe:
             gray_p=s * self.gray_p,
             blur_max=self.blur_min + s * (self.blur_max - self.blur_min),
             solarize_p=s * self.solarize_p,
+            turn_p=s * self.turn_p,
         )
 
 

@@ -20,8 +20,7 @@ from dist_ssl.losses.contrastive import keyed_cross_entropy
 from dist_ssl.method import Embeddings, LossOutput, Method
 from dist_ssl.models import norm
 from dist_ssl.models.heads import mlp
-from dist_ssl.plan import Knobs
-from dist_ssl.schedule import Knob
+from dist_ssl.plan import Knob, Knobs
 from dist_ssl.world import World
 
 

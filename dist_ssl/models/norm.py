@@ -119,7 +119,7 @@ def convert(module: nn.Module, total: Sum) -> nn.Module:
     momentum = 0.1 if module.momentum is None else module.momentum
     own = BatchNorm(module.num_features, eps=module.eps, momentum=momentum, affine=module.affine, total=total)
     state = {name: value for name, value in module.state_dict().items() if name != "num_batches_tracked"}
-    own.to(module.running_mean.dtype).load_state_dict(state)
+    own.to(state["running_mean"].dtype).load_state_dict(state)
     own.requires_grad_(all(p.requires_grad for p in module.parameters()))
     return own.train(module.training)
 

@@ -6,9 +6,8 @@ import torch
 
 from dist_ssl.durations import Duration
 from dist_ssl.errors import ConfigError
-from dist_ssl.plan import EpochPlan, Knobs
+from dist_ssl.plan import EpochPlan, Knob, Knobs
 from dist_ssl.progress import Progress
-from dist_ssl.schedule import Knob
 
 
 class Steady:

@@ -1,0 +1,128 @@
+"""A run folder is made once, its attempts have numbers of their own, and what is no run is refused with a remedy."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
+
+import pytest
+
+from dist_ssl.errors import ConfigError
+from launch import run_dir
+from launch.run_dir import PROJECT, SNAPSHOT, AttemptDir, RunDir, read_yaml, write_yaml
+
+CONFIG = {"epochs": 3, "method": {"_target_": "dist_ssl.methods.mocov3.MoCoV3"}, "name": None}
+
+
+@pytest.fixture
+def small_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project of few files, with what Python leaves behind."""
+    project = tmp_path / "project"
+    for name in SNAPSHOT:
+        (project / name / "__pycache__").mkdir(parents=True)
+        (project / name / "__pycache__" / "code.cpython-311.pyc").write_bytes(b"old")
+        (project / name / "code.py").write_text(f"NAME = '{name}'\n")
+    monkeypatch.setattr(run_dir, "PROJECT", project)
+    return project
+
+
+@pytest.fixture
+def run(tmp_path: Path, small_project: Path) -> RunDir:
+    """A run that has begun."""
+    made = RunDir.create(tmp_path / "runs", "first", "mocov3")
+    made.begin(CONFIG, ["method=mocov3", "epochs=3"])
+    return made
+
+
+def test_a_run_is_opened_as_it_began(run: RunDir) -> None:
+    again = RunDir.open(run.folder)
+    assert again.config == {"format": 1, **CONFIG}
+    assert again.overrides == ["method=mocov3", "epochs=3"]
+    assert again.newest_attempt() == 0
+    assert again.outcome() is None
+
+
+def test_the_snapshot_holds_the_code_and_nothing_compiled(run: RunDir) -> None:
+    kept = sorted(str(path.relative_to(run.code)) for path in run.code.rglob("*") if path.is_file())
+    assert kept == sorted(f"{name}/code.py" for name in SNAPSHOT)
+
+
+def test_the_snapshot_of_this_project_can_run_alone() -> None:
+    assert all((PROJECT / name).is_dir() for name in SNAPSHOT)
+    assert {"dist_ssl", "launch", "configs"} <= set(SNAPSHOT)
+
+
+def test_a_name_that_is_taken_is_refused_with_the_way_to_resume(run: RunDir) -> None:
+    with pytest.raises(ConfigError, match="exists already") as raised:
+        RunDir.create(run.folder.parent, "first", "mocov3")
+    assert f"resume={run.folder}" in raised.value.remedy
+
+
+def test_runs_without_a_name_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_dir.time, "strftime", lambda form: "1121-0907")
+    made = [RunDir.create(tmp_path, None, "mocov3").folder.name for _ in range(3)]
+    assert made == ["mocov3-1121-0907", "mocov3-1121-0907-2", "mocov3-1121-0907-3"]
+
+
+def test_a_folder_that_is_no_run_is_refused_with_the_nearest_one(run: RunDir) -> None:
+    with pytest.raises(ConfigError, match="is not a run folder") as raised:
+        RunDir.open(run.folder.parent / "frist")
+    assert "'first'" in raised.value.remedy
+
+
+def test_where_there_are_no_runs_the_remedy_is_to_start_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is not a run folder") as raised:
+        RunDir.open(tmp_path / "runs" / "first")
+    assert "launch/slurm.py" in raised.value.remedy
+
+
+def test_a_run_that_was_never_begun_whole_is_no_run(tmp_path: Path) -> None:
+    made = RunDir.create(tmp_path, "half", "mocov3")
+    made.code.mkdir()
+    with pytest.raises(ConfigError, match="is not a run folder"):
+        RunDir.open(made.folder)
+
+
+def test_a_run_of_another_version_is_refused_with_both_numbers(run: RunDir) -> None:
+    write_yaml(run.folder / "config.yaml", {"format": 99, **CONFIG})
+    with pytest.raises(ConfigError, match="format 99: this version reads 1"):
+        RunDir.open(run.folder)
+
+
+def test_attempts_are_numbered_from_one_and_keep_their_own_config(run: RunDir) -> None:
+    first, second = run.new_attempt({"nodes": 4}), run.new_attempt({"nodes": 2})
+    assert (first.number, second.number, run.newest_attempt()) == (1, 2, 2)
+    assert (first.config, second.config) == ({"nodes": 4}, {"nodes": 2})
+    assert first.folder.name == "0001"
+    assert first.log("rank_00000").parent.is_dir()
+    assert first.reason(0).parent.is_dir()
+
+
+def test_nobody_shares_an_attempts_number(run: RunDir) -> None:
+    together = Barrier(8)
+
+    def begin(who: int) -> tuple[int, int]:
+        together.wait()
+        attempt = run.new_attempt({"who": who})
+        return attempt.number, who
+
+    with ThreadPoolExecutor(8) as pool:
+        made = dict(pool.map(begin, range(8)))
+    assert sorted(made) == list(range(1, 9))
+    assert all(AttemptDir(run, number).config == {"who": who} for number, who in made.items())
+
+
+def test_the_outcome_is_the_newest_attempts(run: RunDir) -> None:
+    first = run.new_attempt({})
+    (first.folder / "outcome.json").write_text(json.dumps({"outcome": "stopped", "reason": ""}))
+    assert run.outcome() == "stopped"
+    run.new_attempt({})
+    assert run.outcome() is None
+
+
+def test_yaml_is_written_whole_and_in_order(tmp_path: Path) -> None:
+    values = {"b": 1, "a": {"d": None, "c": [0.5, "x"]}}
+    write_yaml(tmp_path / "x.yaml", values)
+    assert read_yaml(tmp_path / "x.yaml") == values
+    assert list(read_yaml(tmp_path / "x.yaml")) == ["b", "a"]
+    assert [path.name for path in tmp_path.iterdir()] == ["x.yaml"]

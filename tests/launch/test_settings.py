@@ -1,0 +1,147 @@
+"""The words of a command line become a config or an error that helps, and a resume may change machine keys alone."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dist_ssl.errors import ConfigError
+from launch import settings
+from launch.run_dir import PROJECT
+
+CONFIGS = PROJECT / "configs"
+
+SCIENCE_TOP = {
+    *("epochs", "batch_size", "lanes", "window", "seed", "precision"),
+    *("method", "encoder", "optim", "schedule", "views", "data"),
+}
+MACHINE_TOP = {
+    *("nodes", "ranks_per_node", "threads", "decode_threads", "save_every", "keep", "log_every", "timeout"),
+    *("runs", "name", "resume", "engine", "cluster", "probe", "metrics"),
+}
+MACHINE_DATA = {"data.path", "data.source"}
+
+
+@pytest.fixture(scope="module")
+def defaults() -> dict[str, Any]:
+    """The config of an empty command line."""
+    return settings.compose([], CONFIGS)
+
+
+DEFAULTS = settings.compose([], CONFIGS)
+LEAVES = dict(settings.leaves(DEFAULTS))
+SCIENCE = sorted(settings.science(DEFAULTS))
+MACHINE = sorted(LEAVES.keys() - set(SCIENCE))
+
+
+def changed(config: dict[str, Any], key: str) -> dict[str, Any]:
+    """The config with another value at a dotted key."""
+    other = copy.deepcopy(config)
+    *way, last = key.split(".")
+    node = other
+    for name in way:
+        node = node[name]
+    node[last] = "something else"
+    return other
+
+
+def test_the_defaults_are_plain_values_of_every_group(defaults: dict[str, Any]) -> None:
+    assert defaults["method"]["_target_"] == "dist_ssl.methods.mocov3.MoCoV3"
+    assert defaults["data"]["source"] == "demo"
+    assert all(isinstance(v, bool | int | float | str | list | type(None)) for v in LEAVES.values())
+    assert "defaults" not in defaults
+
+
+def test_words_of_the_command_line_win(defaults: dict[str, Any]) -> None:
+    found = settings.compose(["optim=sgd", "optim.base_lr=0.5", "nodes=2", "+method.extra=1"], CONFIGS)
+    assert found["optim"]["_target_"] == "dist_ssl.optim.SGD"
+    assert (found["optim"]["base_lr"], found["nodes"], found["method"]["extra"]) == (0.5, 2, 1)
+    assert found["epochs"] == defaults["epochs"]
+
+
+@pytest.mark.parametrize("group", sorted(path.name for path in CONFIGS.iterdir() if path.is_dir()))
+def test_every_option_of_every_group_composes(group: str) -> None:
+    for path in (CONFIGS / group).glob("*.yaml"):
+        words = ["data.path=somewhere"] if (group, path.stem) == ("data", "shards") else []
+        assert group in settings.compose([f"{group}={path.stem}", *words], CONFIGS)
+
+
+@pytest.mark.parametrize(
+    ("word", "named", "remedy"),
+    [
+        ("ndoes=4", "'ndoes'", "'nodes'"),
+        ("method.temprature=1", "'method.temprature'", "'method.temperature'"),
+        ("batchsize=4", "'batchsize'", "'batch_size'"),
+        ("views.view1.croop_min=0.1", "'views.view1.croop_min'", "'views.view1.crop_min'"),
+        ("probee=knn", "'probee'", "'probe'"),
+        ("method=mocov7", "method=mocov7", "'mocov3'"),
+        ("encoder=resnet81", "encoder=resnet81", "'resnet18'"),
+        ("engine=zzz", "engine=zzz", "Valid names: ddp"),
+        ("nodes", "'nodes'", "method=mocov3"),
+        ("nodes=[1", "'nodes=[1'", "method=mocov3"),
+        ("data=shards", "data.path", "data.path=..."),
+        ("epochs=${nope}", "nope", "Correct the command line"),
+        ("method=null", "method", ""),
+        ("method=3", "method", ""),
+        ("data.mean.7=1", "data.mean.7", ""),
+        ("epochs.more=1", "epochs.more", ""),
+    ],
+)
+def test_a_word_that_cannot_be_is_named_with_its_remedy(word: str, named: str, remedy: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        settings.compose([word], CONFIGS)
+    assert named in raised.value.problem
+    assert remedy in raised.value.remedy
+    assert raised.value.remedy
+
+
+def test_an_error_leaves_the_next_composition_alone(defaults: dict[str, Any]) -> None:
+    for word in ("method=mocov7", "nodes"):
+        with pytest.raises(ConfigError):
+            settings.compose([word], CONFIGS)
+    assert settings.compose([], CONFIGS) == defaults
+
+
+def test_every_top_level_key_is_science_or_machine_on_purpose(defaults: dict[str, Any]) -> None:
+    assert not SCIENCE_TOP & MACHINE_TOP
+    assert set(defaults) == SCIENCE_TOP | MACHINE_TOP, (
+        "Decide whether a resume may change the new key: list it here, and in launch/settings.py if it may."
+    )
+    assert {key.partition(".")[0] for key in SCIENCE} == SCIENCE_TOP
+    assert {key for key in MACHINE if key.partition(".")[0] in SCIENCE_TOP} == MACHINE_DATA
+
+
+@pytest.mark.parametrize("key", SCIENCE)
+def test_a_resume_refuses_other_science_by_name(key: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        settings.check_resume(DEFAULTS, changed(DEFAULTS, key))
+    assert raised.value.problem.startswith(f"{key}=something else ")
+    assert f"({LEAVES[key]})" in raised.value.problem
+    assert "new run" in raised.value.remedy
+
+
+@pytest.mark.parametrize("key", [key for key in MACHINE if key != "engine.clip"])
+def test_a_resume_takes_other_machine_keys(key: str) -> None:
+    settings.check_resume(DEFAULTS, changed(DEFAULTS, key))
+
+
+def test_a_resume_refuses_another_clip_because_the_weights_depend_on_it() -> None:
+    with pytest.raises(ConfigError, match=r"engine\.clip"):
+        settings.check_resume(DEFAULTS, changed(DEFAULTS, "engine.clip"))
+
+
+def test_a_resume_refuses_science_that_is_new_or_gone() -> None:
+    with_more = {**DEFAULTS, "aux": {"rotation": 1}}
+    for began, now in ((DEFAULTS, with_more), (with_more, DEFAULTS)):
+        with pytest.raises(ConfigError, match=r"aux\.rotation"):
+            settings.check_resume(began, now)
+
+
+def test_a_resume_does_not_mind_the_run_folders_own_format() -> None:
+    settings.check_resume({"format": 1, **DEFAULTS}, DEFAULTS)
+
+
+def test_an_unknown_folder_of_configs_is_not_composed(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError):
+        settings.compose([], tmp_path)

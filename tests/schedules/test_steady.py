@@ -1,0 +1,128 @@
+"""MoCo v3's published learning rates and momenta, the same plan every epoch, and warm-ups that are not possible."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dist_ssl.durations import Duration
+from dist_ssl.errors import ConfigError
+from dist_ssl.optim import SGD
+from dist_ssl.plan import EpochPlan, Knobs
+from dist_ssl.progress import Progress
+from dist_ssl.plan import Knob
+from dist_ssl.schedules.steady import Steady
+
+BATCH, STEPS = 4096, 312
+KNOBS = {**SGD(0.6, 1e-6).knobs(BATCH), "momentum": Knob(0.99, 1.0, ahead=True), "now": Knob(0.99, 1.0)}
+
+
+def steady(epochs: int = 100, warmup: str = "10 epochs") -> Steady:
+    """A schedule of 312 steps per epoch, with a remainder of the data left over."""
+    return Steady(
+        224,
+        Duration.parse(warmup),
+        knobs=KNOBS,
+        epochs=epochs,
+        views=2,
+        batch_size=BATCH,
+        lanes=64,
+        num_samples=STEPS * BATCH + 1000,
+    )
+
+
+def at(step: int, epochs: int = 100) -> Progress:
+    """The position before this step."""
+    return Progress(epochs=epochs, step=step, epoch=step // STEPS, samples=step * BATCH)
+
+
+def knobs(step: int) -> Knobs:
+    """The knobs of this step."""
+    return steady().step(at(step))
+
+
+@pytest.mark.parametrize(
+    ("epoch", "lr"), [(0, 0.0), (1, 0.96), (5, 4.8), (10, 9.6), (55, 4.8), (99, 0.0029242), (100, 0.0)]
+)
+def test_the_learning_rate_has_the_published_values(epoch: int, lr: float) -> None:
+    assert knobs(epoch * STEPS).number("lr") == pytest.approx(lr, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("epoch", "momentum"), [(0, 0.99), (25, 0.991464), (50, 0.995), (75, 0.998536), (100, 1.0)]
+)
+def test_the_momentum_has_the_published_values_at_the_step_before(epoch: int, momentum: float) -> None:
+    assert knobs(epoch * STEPS).number("now") == pytest.approx(momentum, abs=5e-7)
+    if epoch > 0:
+        assert knobs(epoch * STEPS - 1).number("momentum") == pytest.approx(momentum, abs=5e-7)
+
+
+def test_a_knob_ahead_carries_the_value_of_the_following_step() -> None:
+    for step in (0, 1, 500, 100 * STEPS - 1):
+        assert knobs(step).number("momentum") == knobs(step + 1).number("now")
+
+
+def test_the_last_step_moves_the_teacher_no_more() -> None:
+    assert knobs(100 * STEPS - 1).number("momentum") == 1.0
+
+
+def test_weight_decay_is_constant_to_the_bit() -> None:
+    assert {knobs(step).number("weight_decay") for step in range(0, 100 * STEPS, 997)} == {1e-6}
+
+
+def test_knobs_are_single_numbers_in_double_precision_on_the_host() -> None:
+    values = knobs(7).values
+    assert set(values) == {"lr", "weight_decay", "momentum", "now"}
+    assert all((v.ndim, v.dtype, v.device.type) == (0, torch.float64, "cpu") for v in values.values())
+
+
+def test_the_warm_up_may_be_counted_in_steps() -> None:
+    schedule = steady(warmup="624 steps")
+    assert schedule.step(at(312)).number("lr") == pytest.approx(4.8)
+    assert schedule.step(at(624)).number("lr") == pytest.approx(9.6)
+
+
+@given(st.integers(0, 100 * STEPS - 1))
+def test_the_rate_rises_to_its_peak_and_falls_after_it(step: int) -> None:
+    now, then = knobs(step).number("lr"), knobs(step + 1).number("lr")
+    assert 0 <= now <= 9.6
+    assert now < then if step < 10 * STEPS else now > then
+
+
+def test_the_knobs_depend_on_the_position_alone() -> None:
+    schedule = steady()
+    backwards = [schedule.step(at(step)).number("lr") for step in (9000, 5, 9000)]
+    assert backwards[0] == backwards[2]
+    assert schedule.step(Progress(epochs=100, samples=5 * BATCH, attempt=7)).number("lr") == backwards[1]
+
+
+def test_the_golden_table_of_the_plans() -> None:
+    schedule = steady(epochs=4, warmup="1 epoch")
+    table = [
+        (plan, round(schedule.step(at(epoch * STEPS)).number("lr"), 9))
+        for epoch in range(4)
+        for plan in [schedule.plan(at(epoch * STEPS, epochs=4))]
+    ]
+    assert table == [
+        (EpochPlan(epoch=0, image_size=224, magnitude=1.0, views=2, batch_size=4096, lanes=64), 0.0),
+        (EpochPlan(epoch=1, image_size=224, magnitude=1.0, views=2, batch_size=4096, lanes=64), 9.6),
+        (EpochPlan(epoch=2, image_size=224, magnitude=1.0, views=2, batch_size=4096, lanes=64), 7.2),
+        (EpochPlan(epoch=3, image_size=224, magnitude=1.0, views=2, batch_size=4096, lanes=64), 2.4),
+    ]
+
+
+@pytest.mark.parametrize("warmup", ["4 epochs", "5 epochs", "1248 steps"])
+def test_a_warm_up_as_long_as_the_run_is_refused(warmup: str) -> None:
+    with pytest.raises(ConfigError, match=r"schedule\.warmup=.* is as long as the run") as caught:
+        steady(epochs=4, warmup=warmup)
+    assert "shorten it" in caught.value.remedy
+
+
+def test_a_warm_up_one_step_shorter_than_the_run_is_possible() -> None:
+    schedule = steady(epochs=4, warmup="1247 steps")
+    assert schedule.step(at(1247)).number("lr") == pytest.approx(9.6)
+
+
+def test_a_timed_warm_up_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"schedule\.warmup is timed"):
+        steady(warmup="10 minutes")

@@ -1,0 +1,112 @@
+"""Kill it anywhere: the run goes on with the same samples, and ends with the same bits on the same world size."""
+
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.jobs import same_bits
+from tests.system.launching import (
+    END_SECONDS,
+    Launch,
+    await_that,
+    delivered,
+    losses,
+    nothing_left,
+    status,
+    weights,
+    words,
+)
+
+LONG = ("epochs=80", "probe.every=200 epochs", "save_every=3 steps")
+KINDS = ("rank", "all", "agent")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(demo_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 400 steps on two nodes that nobody disturbs."""
+    runs = tmp_path_factory.mktemp("runs")
+    code, text = Launch(*words(demo_shards, runs, "nodes=2", "name=undisturbed", *LONG)).finish()
+    assert code == 0, text
+    return runs / "undisturbed"
+
+
+def kill(launch: Launch, kind: str, chance: random.Random) -> None:
+    """`kill -9` one rank, one agent, or everything."""
+    if kind == "all":
+        launch.kill_all()
+        return
+    victims = launch.processes("launch.worker" if kind == "rank" else "launch.agent")
+    if victims:
+        chance.choice(victims).send_signal(signal.SIGKILL)
+
+
+def disturb(launch: Launch, run: Path, kind: str, chance: random.Random) -> None:
+    """Wait for a random moment of the attempt (from before the first step to some 3 s later), then kill."""
+    before = status(run)["step"]
+    if chance.random() < 0.8:
+        await_that(lambda: status(run)["step"] > before or launch.process.poll() is not None, "a new step")
+    time.sleep(chance.uniform(0, 2))
+    kill(launch, kind, chance)
+    if kind != "all":
+        code, text = launch.finish(END_SECONDS)
+        assert code in (0, 1), text
+
+
+def test_killed_at_ten_random_moments_it_ends_with_the_same_bits(
+    undisturbed: Path, demo_shards: Path, tmp_path: Path
+) -> None:
+    chance = random.Random(7)
+    run = tmp_path / "killed"
+    launch = Launch(*words(demo_shards, tmp_path, "nodes=2", "name=killed", *LONG))
+    await_that(lambda: (run / "config.yaml").exists(), "a run folder")
+    for number in range(10):
+        disturb(launch, run, KINDS[number % len(KINDS)], chance)
+        await_that(lambda: nothing_left(run), "no process left behind", END_SECONDS)
+        launch = Launch(f"resume={run}")
+        await_that(lambda: len(list((run / "attempts").iterdir())) == number + 2, "a new attempt")  # noqa: B023
+    code, text = launch.finish()
+    assert code == 0, text
+    assert same_bits(weights(run), weights(undisturbed))
+    assert losses(run) == losses(undisturbed)
+    assert delivered(run) == delivered(undisturbed)
+
+
+def test_stopped_by_ctrl_c_it_saves_says_how_to_go_on_and_ends_with_the_same_bits(
+    undisturbed: Path, demo_shards: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "stopped"
+    launch = Launch(*words(demo_shards, tmp_path, "nodes=2", "name=stopped", *LONG))
+    await_that(lambda: status(run)["step"] > 5, "some steps")
+    launch.interrupt()
+    code, text = launch.finish()
+    assert code == 0, text
+    assert f"Go on with: python launch/slurm.py resume={run}" in text
+    latest = (run / "checkpoints" / "LATEST").read_text().strip()
+    assert int(latest.removeprefix("step_")) == status(run)["step"], "the last step made is the step saved"
+    assert nothing_left(run)
+    code, text = Launch(f"resume={run}").finish()
+    assert code == 0, text
+    assert same_bits(weights(run), weights(undisturbed))
+    assert losses(run) == losses(undisturbed)
+
+
+def test_killed_and_resumed_on_other_world_sizes_it_sees_the_same_samples_and_losses(
+    demo_shards: Path, tmp_path: Path
+) -> None:
+    more = ("precision=fp64", "epochs=40", "probe.every=200 epochs", "save_every=3 steps")
+    code, text = Launch(*words(demo_shards, tmp_path, "nodes=1", "name=alone", *more)).finish()
+    assert code == 0, text
+    alone, run = tmp_path / "alone", tmp_path / "moved"
+    launch = Launch(*words(demo_shards, tmp_path, "nodes=2", "name=moved", *more))
+    for nodes in (4, 1):
+        before = status(run)["step"]
+        await_that(lambda: status(run)["step"] > before + 20, "some steps")  # noqa: B023
+        launch.kill_all()
+        launch = Launch(f"resume={run}", f"nodes={nodes}")
+    code, text = launch.finish()
+    assert code == 0, text
+    assert delivered(run) == delivered(alone)
+    assert losses(run) == pytest.approx(losses(alone), rel=0, abs=1e-9)

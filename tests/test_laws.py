@@ -1,0 +1,279 @@
+"""The laws of the house; every failure says how to obey."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PRODUCT = ("dist_ssl", "launch", "shards", "monitoring")
+FILES = sorted(path for name in PRODUCT for path in (ROOT / name).rglob("*.py"))
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in FILES if path.name != "__init__.py"
+}
+
+FLOORS: dict[str, int] = {
+    "dist_ssl.rendezvous": 1,
+    "dist_ssl.signals": 1,
+    "dist_ssl.errors": 1,
+    "dist_ssl.durations": 1,
+    "dist_ssl.draws": 1,
+    "dist_ssl.plan": 1,
+    "dist_ssl.batch": 1,
+    "dist_ssl.progress": 1,
+    "dist_ssl.instantiate": 1,
+    "dist_ssl.optim": 1,
+    "dist_ssl.models.*": 1,
+    "dist_ssl.losses.*": 1,
+    "dist_ssl.world": 2,
+    "dist_ssl.method": 2,
+    "dist_ssl.engine": 2,
+    "dist_ssl.probe": 2,
+    "dist_ssl.sink": 2,
+    "dist_ssl.schedule": 2,
+    "dist_ssl.guard": 2,
+    "dist_ssl.schedules.*": 2,
+    "dist_ssl.metrics.table": 2,
+    "dist_ssl.data.*": 3,
+    "dist_ssl.engines.*": 3,
+    "dist_ssl.metrics.meter": 3,
+    "dist_ssl.metrics.sinks": 3,
+    "dist_ssl.checkpoint": 3,
+    "dist_ssl.coordinator": 3,
+    "dist_ssl.pulse": 3,
+    "dist_ssl.train": 4,
+    "dist_ssl.methods.*": 4,
+    "dist_ssl.evaluate.*": 4,
+    "shards.*": 4,
+    "monitoring.*": 4,
+    "dist_ssl.build": 5,
+    "launch.*": 6,
+}
+"""Every module, or every module below a folder, and the floor on which it stands."""
+
+DOORS: dict[str, tuple[str, ...]] = {
+    "torch.distributed": ("dist_ssl.world", "dist_ssl.engines.*", "dist_ssl.checkpoint", "launch.agent"),
+    "torch.nn.parallel": ("dist_ssl.engines.*",),
+    "hydra": ("dist_ssl.build", "launch.*", "shards.*"),
+    "omegaconf": ("dist_ssl.build", "launch.*", "shards.*"),
+    "prometheus_client": ("dist_ssl.metrics.sinks",),
+    "os.environ": ("dist_ssl.world", "launch.*"),
+    "os.environb": (),
+    "os.getenv": (),
+    "os.putenv": (),
+    "pickle": (),
+    "torch.load": (),
+    "torch.save": (),
+}
+"""What may be used through few doors, and the modules that are those doors."""
+
+TOP_LEVEL = {
+    *("pyproject.toml", "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "Makefile", ".gitignore", ".ci"),
+    *("dist_ssl", "launch", "configs", "shards", "monitoring", "tests"),
+}
+
+Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+def row(module: str) -> str | None:
+    """The row of the floor table that a module belongs to."""
+    return next((pattern for pattern in FLOORS if fnmatch(module, pattern)), None)
+
+
+def folder(module: str) -> str:
+    """A row with a star stands for one folder and all below it; any other module lies in the folder of its file."""
+    pattern = row(module) or module
+    return pattern.rpartition(".")[0]
+
+
+def imported(module: str, path: Path) -> Iterator[str]:
+    """Modules of the product that a module imports, wherever in the file."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            near = module.split(".")[: -node.level] if node.level else []
+            origin = ".".join([*near, *([node.module] if node.module else [])])
+            names = [f"{origin}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            found = next((n for n in (name, name.rpartition(".")[0]) if n in MODULES), None)
+            if found:
+                yield found
+
+
+@cache
+def names_used(path: Path) -> list[tuple[str, int]]:
+    """Dotted names of what a file imports or reaches through a name that it imported, with their lines."""
+    bound: dict[str, str] = {}
+    found: list[tuple[str, int]] = []
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                first = alias.name.partition(".")[0]
+                bound[alias.asname or first] = alias.name if alias.asname else first
+                found.append((alias.name, node.lineno))
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                bound[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+                found.append((f"{node.module}.{alias.name}", node.lineno))
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Attribute):
+            words = ast.unparse(node).split(".")
+            if words[0] in bound:
+                found.append((".".join([bound[words[0]], *words[1:]]), node.lineno))
+    return found
+
+
+def definitions(body: list[ast.stmt], inside: str = "") -> Iterator[tuple[str, Definition]]:
+    """Public functions and classes, and the public methods of those classes."""
+    for node in body:
+        if isinstance(node, ast.If | ast.Try):
+            yield from definitions(node.body, inside)
+        if not isinstance(node, Definition) or node.name.startswith("_"):
+            continue
+        yield inside + node.name, node
+        if isinstance(node, ast.ClassDef):
+            yield from definitions(node.body, f"{node.name}.")
+
+
+def tell(problems: list[str], remedy: str) -> None:
+    """Fail with all that is wrong, and how to put it right."""
+    if problems:
+        pytest.fail("\n  ".join(["", *problems]) + f"\n{remedy}", pytrace=False)
+
+
+def in_git(*options: str) -> list[str]:
+    if not (ROOT / ".git").exists():
+        pytest.skip("no git")
+    listed = subprocess.run(["git", "ls-files", "-z", *options], cwd=ROOT, capture_output=True, check=True, text=True)
+    return [name for name in listed.stdout.split("\0") if name]
+
+
+def test_every_module_has_a_floor() -> None:
+    homeless = [module for module in MODULES if row(module) is None]
+    tell(homeless, "Add a row to FLOORS: the lowest floor that is above everything the module imports.")
+
+
+def test_every_row_of_the_floor_table_has_modules() -> None:
+    empty = [pattern for pattern in FLOORS if "*" not in pattern and pattern not in MODULES]
+    tell(empty, "Remove these rows from FLOORS: there are no such modules.")
+
+
+def test_imports_point_to_lower_floors_or_stay_in_their_folder() -> None:
+    problems = []
+    for module, path in MODULES.items():
+        own = FLOORS.get(row(module) or "", 0)
+        for other in sorted(set(imported(module, path))):
+            below = FLOORS.get(row(other) or "", 0)
+            if below > own or (below == own and folder(module) != folder(other)):
+                problems.append(f"{module} (floor {own}) imports {other} (floor {below})")
+    tell(
+        problems,
+        "An import points to a lower floor, or to the same floor within one folder. Hand the thing in from above, or "
+        "move what both need further down.",
+    )
+
+
+def test_there_are_no_import_circles() -> None:
+    graph = {module: set(imported(module, path)) - {module} for module, path in MODULES.items()}
+    done: set[str] = set()
+
+    def circle(module: str, way: list[str]) -> list[str]:
+        if module in way:
+            return [*way[way.index(module) :], module]
+        if module in done:
+            return []
+        found = next((c for other in sorted(graph[module]) if (c := circle(other, [*way, module]))), [])
+        done.add(module)
+        return found
+
+    circles = [" -> ".join(found) for module in graph if (found := circle(module, []))]
+    tell(circles, "Move what two modules need of each other into a third one below both.")
+
+
+@pytest.mark.parametrize("thing", DOORS)
+def test_doors(thing: str) -> None:
+    problems = []
+    for module, path in MODULES.items():
+        if any(fnmatch(module, door) for door in DOORS[thing]):
+            continue
+        lines = sorted({line for name, line in names_used(path) if name == thing or name.startswith(f"{thing}.")})
+        problems += [f"{path.relative_to(ROOT)}:{line} uses {thing}" for line in lines]
+    doors = ", ".join(DOORS[thing])
+    tell(problems, f"Ask one of its doors instead: {doors}." if doors else "The product does without it: leave it out.")
+
+
+def test_no_script_bears_the_name_of_an_importable_module(tmp_path: Path) -> None:
+    names = sorted({p.stem for p in FILES if p.name != "__init__.py" and p.relative_to(ROOT).parts[0] != "dist_ssl"})
+    code = "import sys; from importlib.util import find_spec; print(*[n for n in sys.argv[1:] if find_spec(n)])"
+    clean = subprocess.run(
+        [sys.executable, "-I", "-c", code, *names], cwd=tmp_path, capture_output=True, check=True, text=True
+    )
+    tell(
+        clean.stdout.split(),
+        "A script's folder comes first on sys.path, so its name would hide that module: give the script another one.",
+    )
+
+
+def test_no_file_is_over_300_lines() -> None:
+    lengths = {path: len(path.read_text().splitlines()) for path in FILES}
+    problems = [f"{p.relative_to(ROOT)}: {n} lines" for p, n in lengths.items() if n > 300]
+    tell(problems, "Part the file where its second subject begins.")
+
+
+def test_no_function_is_over_40_lines() -> None:
+    problems = []
+    for path in FILES:
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                length = (node.end_lineno or node.lineno) - node.lineno + 1
+                if length > 40:
+                    problems.append(f"{path.relative_to(ROOT)}:{node.lineno} {node.name}: {length} lines")
+    tell(problems, "Give a step of the function a name of its own.")
+
+
+def test_every_module_and_every_public_name_has_a_docstring() -> None:
+    problems = []
+    for path in FILES:
+        place = path.relative_to(ROOT)
+        if path.name != "__init__.py" and ast.get_docstring(tree(path)) is None:
+            problems.append(str(place))
+        for name, node in definitions(tree(path).body):
+            if name.rpartition(".")[2] != "forward" and ast.get_docstring(node) is None:
+                problems.append(f"{place}:{node.lineno} {name}")
+    tell(problems, "Say in one sentence what it is or does; shapes, units, ranges and errors where there are any.")
+
+
+def test_packages_export_nothing() -> None:
+    full = [str(p.relative_to(ROOT)) for p in FILES if p.name == "__init__.py" and tree(p).body]
+    tell(full, "Leave __init__.py empty: things are imported from where they are.")
+
+
+def test_the_top_level_holds_only_what_the_design_allows() -> None:
+    strange = {Path(name).parts[0] for name in in_git()} - TOP_LEVEL
+    tell(sorted(strange), f"Put it into one of the folders, or leave it out of git. Allowed: {sorted(TOP_LEVEL)}.")
+
+
+def test_no_file_names_a_path_of_one_machine() -> None:
+    pattern = re.compile(r"(?<![\w.~}\]])/(?:" + "|".join(("work", "root", "home")) + r")/")
+    problems = []
+    for name in in_git("--cached", "--others", "--exclude-standard"):
+        path = ROOT / name
+        if not path.is_file():
+            continue
+        lines = path.read_text(errors="replace").splitlines()
+        problems += [f"{name}:{number}" for number, line in enumerate(lines, 1) if pattern.search(line)]
+    tell(problems, "Use a path relative to the project, a setting or a temporary folder.")
