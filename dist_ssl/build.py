@@ -20,10 +20,11 @@ from dist_ssl.data.read import Reader
 from dist_ssl.data.stream import Colours, Stream
 from dist_ssl.data.views import Recipe
 from dist_ssl.durations import Duration
+from dist_ssl.engine import Engine
 from dist_ssl.errors import ConfigError, DataError, nearest
 from dist_ssl.evaluate.features import Extractor, subset
 from dist_ssl.evaluate.knn import KNN, NoProbe
-from dist_ssl.instantiate import instantiate, keywords
+from dist_ssl.instantiate import fit, instantiate, keywords
 from dist_ssl.method import Method
 from dist_ssl.metrics.meter import Meter
 from dist_ssl.metrics.sinks import JsonLines, Prometheus, Status
@@ -60,6 +61,11 @@ class Run:
     decode_threads: int
     timeout: Duration
     ranks_per_node: int | None = None
+
+
+GROUPS = ("method", "encoder", "optim", "schedule", "views", "data", "engine", "cluster", "probe", "metrics")
+LEAST = {"epochs": 1, "keep": 1, "window": 1, "seed": 0}
+TOP = (*Run.__dataclass_fields__, *GROUPS, "runs", "name", "resume", "format")
 
 
 @dataclass(frozen=True)
@@ -100,10 +106,7 @@ class Parts:
 
 def parts(config: Config, world: World, ranks: int) -> Parts:
     """Build what all ranks share, and check it together. Raises ConfigError, DataError."""
-    run = Run(**keywords(Run, {key: config[key] for key in Run.__dataclass_fields__}, ""))
-    data = Data(**keywords(Data, config["data"], "data"))
-    if run.precision not in DTYPES:
-        raise ConfigError(f"precision={run.precision} is not possible.", nearest(run.precision, DTYPES))
+    run, data = top_level(config), Data(**keywords(Data, config["data"], "data"))
     train = open_data(data).split(data.train)
     check_plan(run.lanes, run.batch_size, ranks, len(train.samples))
     torch.manual_seed(run.seed)
@@ -125,6 +128,22 @@ def parts(config: Config, world: World, ranks: int) -> Parts:
     return Parts(run, data, train, recipes, optimizer, method, schedule, total)
 
 
+def top_level(config: Config) -> Run:
+    """The keys of the top level, checked. Raises ConfigError."""
+    for key in config:
+        if key not in TOP:
+            raise ConfigError(f"There is no key '{key}'.", nearest(key, TOP))
+    run = Run(**keywords(Run, {key: config[key] for key in Run.__dataclass_fields__}, ""))
+    for key, least in LEAST.items():
+        if getattr(run, key) < least:
+            raise ConfigError(
+                f"{key}={getattr(run, key)} is not possible: it is at least {least}.", f"Set {key}=1, say."
+            )
+    if run.precision not in DTYPES:
+        raise ConfigError(f"precision={run.precision} is not possible.", nearest(run.precision, DTYPES))
+    return run
+
+
 def open_data(data: Data) -> manifest.Manifest:
     """The data set's manifest, known to be the run's."""
     found = manifest.read(Path(data.path))
@@ -140,7 +159,20 @@ def check(config: Config, ranks: int) -> str:
     """Check all that can be checked before a run is started, without its memory; the data's identity."""
     with torch.device("meta"):
         found = parts(config, World(), ranks)
-    return open_data(found.data).identity
+        build_engine(config, found, World(device=torch.device("meta")))
+    known = open_data(found.data)
+    if found.data.val is not None:
+        known.split(found.data.val)
+    Duration.parse(config["probe"]["every"])
+    fit(config["metrics"]["port"], int, "metrics.port")
+    return known.identity
+
+
+def build_engine(config: Config, p: Parts, world: World) -> Engine:
+    """The engine that wraps the method on this rank."""
+    given = {"method": p.method, "optimizer": p.optimizer, "world": world, "dtype": DTYPES[p.run.precision]}
+    engine: Engine = instantiate(config["engine"], "engine", **given)
+    return engine
 
 
 def build(config: Config, world: World, signals: Signals, place: Place) -> Job:
@@ -149,12 +181,9 @@ def build(config: Config, world: World, signals: Signals, place: Place) -> Job:
     loader = Loader(Reader(p.train), p.run.decode_threads)
     colours = Colours(p.data.mean, p.data.std)
     tensor_type = DTYPES[p.run.precision]
-    engine = instantiate(
-        config["engine"], "engine", method=p.method, optimizer=p.optimizer, world=world, dtype=tensor_type
-    )
     return Job(
         fresh=Progress(epochs=p.run.epochs, attempt=place.attempt),
-        engine=engine,
+        engine=build_engine(config, p, world),
         stream=Stream(loader, p.recipes, colours, world=world, seed=p.run.seed, window=p.run.window, dtype=tensor_type),
         schedule=p.schedule,
         coordinator=Coordinator(

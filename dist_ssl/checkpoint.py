@@ -51,6 +51,16 @@ def digest(tensor: Tensor) -> str:
     return xxhash.xxh3_128_hexdigest(data)
 
 
+def piece_of(tensor: Tensor, file: str) -> Piece:
+    """What the table says of a contiguous host tensor."""
+    return Piece(file, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), digest(tensor))
+
+
+def seal(content: Mapping[str, Any]) -> str:
+    """The xxh3-128 of plain values."""
+    return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())
+
+
 def share_out(state: State, ranks: int) -> list[list[str]]:
     """The names that each rank writes: largest first, each to the rank that has the fewest bytes so far."""
     parts: list[list[str]] = [[] for _ in range(ranks)]
@@ -115,6 +125,7 @@ class Checkpoint:
             except DamagedError as damage:
                 problem = str(damage)
             if all(not other for other in self.world.collect(problem)):
+                self._set_aside(candidates[: candidates.index(name)])
                 engine.load(state)
                 self._saved_step = int(values["step"])
                 return Progress.from_json({**values, "epochs": fresh.epochs, "attempt": self.attempt})
@@ -125,6 +136,14 @@ class Checkpoint:
                 "Start a new run, or put a whole copy of a checkpoint folder back.",
             )
         return fresh
+
+    def _set_aside(self, damaged: list[str]) -> None:
+        """Take damaged checkpoints out of the count, so that none of them is kept in place of a whole one."""
+        if self.world.rank == 0:
+            for name in damaged:
+                aside = self.folder / f"damaged_{name}"
+                shutil.rmtree(aside, ignore_errors=True)
+                (self.folder / name).rename(aside)
 
     def _write_together(self, write: Callable[[], Any]) -> list[Any]:
         """Let every rank write, and agree on whether all of them could."""
@@ -155,10 +174,7 @@ class Checkpoint:
         file = part / f"rank_{self.world.rank:05d}.safetensors"
         file.write_bytes(safetensors.torch.save(own))
         sync(file)
-        return {
-            name: Piece(file.name, tuple(t.shape), str(t.dtype).removeprefix("torch."), digest(t))
-            for name, t in own.items()
-        }
+        return {name: piece_of(t, file.name) for name, t in own.items()}
 
     def _commit(self, part: Path, progress: Progress, table: Mapping[str, Any]) -> None:
         """Rank 0: write `state.json`, rename, announce, retire."""
@@ -167,10 +183,11 @@ class Checkpoint:
         if not self.newest():
             raise CheckpointError(f"attempt {self.attempt} is not the newest of this run", "")
         content = {"format": FORMAT, "progress": progress.to_json(), "ranks": self.world.size, "tensors": table}
-        (part / "state.json").write_text(json.dumps(content, indent=1))
+        (part / "state.json").write_text(json.dumps({**content, "xxh3": seal(content)}, indent=1))
         sync(part / "state.json")
         sync(part)
         whole = self.folder / part.name.removeprefix(".").removesuffix(".part")
+        shutil.rmtree(whole, ignore_errors=True)  # a damaged one that was passed over
         part.rename(whole)
         announcement = self.folder / f".{LATEST}"
         announcement.write_text(whole.name + "\n")
@@ -189,7 +206,7 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Progress (as plain values) and all tensors of a checkpoint, verified. Raises DamagedError, CheckpointError."""
     try:
         content = json.loads((folder / "state.json").read_text())
-        version = content["format"]
+        version, sealed = content["format"], content.pop("xxh3")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"state.json: {error}") from error
     if version != FORMAT:
@@ -197,6 +214,8 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"{folder} has checkpoint format {version}: this version reads {FORMAT}.",
             "Resume with the version of dist_ssl that wrote it.",
         )
+    if sealed != seal(content):
+        raise DamagedError("state.json: its hash is another")
     return content["progress"], dict(_tensors(folder, content["tensors"]))
 
 
@@ -209,6 +228,6 @@ def _tensors(folder: Path, table: dict[str, Any]) -> Iterator[tuple[str, Tensor]
         for name in [n for n in table if table[n]["file"] == file]:
             piece = Piece(**{**table[name], "shape": tuple(table[name]["shape"])})
             tensor = held.get(name)
-            if tensor is None or tuple(tensor.shape) != piece.shape or digest(tensor) != piece.xxh3:
+            if tensor is None or piece_of(tensor, file) != piece:
                 raise DamagedError(f"{file}: tensor '{name}'")
             yield name, tensor

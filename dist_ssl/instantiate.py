@@ -8,7 +8,7 @@ import importlib
 import inspect
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 from dist_ssl.durations import Duration
@@ -24,6 +24,10 @@ def fit(value: Any, wanted: Any, key: str) -> Any:
     if wanted is Duration:
         return Duration.parse(value)
     origin, inner = typing.get_origin(wanted), typing.get_args(wanted)
+    if origin is typing.Literal:
+        if value in inner:
+            return value
+        raise ConfigError(f"{key}={value!r} is not possible.", nearest(str(value), map(str, inner)))
     if origin in (types.UnionType, typing.Union):
         return None if value is None else fit(value, next(a for a in inner if a is not types.NoneType), key)
     if origin is tuple and isinstance(value, list | tuple) and len(value) == len(inner):
@@ -39,21 +43,23 @@ def fit(value: Any, wanted: Any, key: str) -> Any:
 
 def instantiate(node: Mapping[str, Any], place: str, **given: Any) -> Any:
     """Call what `_target_` names with the node's other keys and what is `given`. Raises ConfigError."""
+    if "_target_" not in node:
+        raise ConfigError(f"{place}._target_ is missing: it names the class.", "Choose an option of the group.")
     target = str(node["_target_"])
     if not target.startswith(ALLOWED):
-        raise ConfigError(f"{place}._target_={target} is outside {', '.join(ALLOWED)}.", "Name a class inside them.")
+        raise ConfigError(f"{place}._target_={target} is outside {' '.join(ALLOWED)}", "Name a class inside them.")
     module, _, name = target.rpartition(".")
     try:
         make = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"{place}._target_={target} does not exist: {error}.", "Correct the name.") from error
     own = {key: value for key, value in node.items() if key != "_target_"}
-    return make(**keywords(make, own, place), **given)
+    return make(**keywords(make, own, place, given), **given)
 
 
-def keywords(make: Any, own: Mapping[str, Any], place: str) -> dict[str, Any]:
-    """The node's keys as keyword arguments of `make`, checked by name and annotation."""
-    wanted = inspect.signature(make).parameters
+def keywords(make: Any, own: Mapping[str, Any], place: str, given: Container[str] = ()) -> dict[str, Any]:
+    """The node's keys as keyword arguments of `make`, checked by name and annotation; `given` ones are not theirs."""
+    wanted = {k: p for k, p in inspect.signature(make).parameters.items() if k not in given}
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in wanted.values())
     for key in own:
         if key not in wanted and not open_ended:

@@ -54,6 +54,7 @@ class Agent:
 
     def _start(self, local_rank: int) -> None:
         rank = self.first_rank + local_rank
+        self.attempt.reserve_reason(rank)
         config = self.attempt.config
         variables = {
             "RANK": rank,

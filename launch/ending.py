@@ -48,8 +48,8 @@ def of_ranks(attempt: AttemptDir, codes: dict[int, int], first: int | None) -> E
     for rank, code in codes.items():
         outcome = OUTCOME_OF_CODE.get(code, FAILED)
         reason = ""
-        if outcome == REFUSED and attempt.reason(rank).is_file():
-            reason = attempt.reason(rank).read_text().strip()
+        if outcome == REFUSED:
+            reason = attempt.reason(rank)
         elif outcome == FAILED and rank == first:
             log = attempt.log(f"rank_{rank:05d}")
             reason = f"Rank {rank} {describe(code)}{last_words(log, code)}\n  Its log: {log}"
@@ -60,7 +60,8 @@ def of_ranks(attempt: AttemptDir, codes: dict[int, int], first: int | None) -> E
 def describe(code: int) -> str:
     """An exit code in words."""
     if code < 0:
-        return f"was ended by {signal.Signals(-code).name}"
+        known = {s.value: s.name for s in signal.Signals}
+        return f"was ended by {known.get(-code, f'signal {-code}')}"
     return f"ended with exit code {code}"
 
 
@@ -71,14 +72,15 @@ def last_words(log: Path, code: int) -> str:
     return f": {said[-1]}" if said else ""
 
 
-def of_attempt(attempt: AttemptDir, nodes: int, codes: list[int | None]) -> Ending:
-    """How the attempt ended: the nodes' reports, and for an agent that left none, its exit code."""
+def of_attempt(attempt: AttemptDir, nodes: int, ranks_per_node: int, codes: list[int | None]) -> Ending:
+    """How the attempt ended: the nodes' reports, and for an agent that could leave none, its exit code."""
     endings = []
     for node in range(nodes):
         found = Ending.read(attempt.node(node))
         code = codes[node]
         if found is None and code == EXIT_CODE:
-            found = Ending(REFUSED, f"Node {node} could not write its report: the disk of {attempt.folder} is full.")
+            ranks = range(node * ranks_per_node, (node + 1) * ranks_per_node)
+            found = Ending(REFUSED, next((r for r in map(attempt.reason, ranks) if r), ""))
         if found is None:
             how = describe(code) if code else "left no report"
             found = Ending(FAILED, f"The agent of node {node} {how}; its log: {attempt.log(f'node_{node:04d}')}")

@@ -35,8 +35,10 @@ class LocalAttempt:
                 self._follow(signals, view)
         finally:
             self._kill()
-        ending = of_attempt(self.attempt, self.nodes, [agent.returncode for agent in self.agents])
-        ending.write(self.attempt.folder / "outcome.json")
+        codes = [agent.returncode for agent in self.agents]
+        ending = of_attempt(self.attempt, self.nodes, self.ranks_per_node, codes)
+        with contextlib.suppress(OSError):  # on a full disk the screen alone must tell
+            ending.write(self.attempt.folder / "outcome.json")
         return ending
 
     def _start(self, node: int) -> "subprocess.Popen[bytes]":

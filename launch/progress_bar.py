@@ -30,12 +30,9 @@ class RunView:
 
     def __init__(self, folder: Path, console: Console) -> None:
         self.folder, self.console = folder, console
-        self.read_to = 0
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[numbers]}"))
         self.bar = Progress(*columns, console=console, transient=True)
         self.task = self.bar.add_task("starting", total=None, numbers="the ranks load torch and find each other")
-        self.began = folder.joinpath("metrics.jsonl")
-        self.note = ""
         self._skip_old()
 
     def __enter__(self) -> "RunView":
@@ -60,8 +57,7 @@ class RunView:
             self.bar.update(self.task, description=self._description(status), numbers=self._numbers(status))
 
     def say(self, note: str) -> None:
-        """Show a note in the bar from now on."""
-        self.note = note
+        """Print a note above the bar."""
         self.console.print(note, highlight=False)
 
     def accuracy(self) -> float | None:

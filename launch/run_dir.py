@@ -19,6 +19,7 @@ import yaml
 from dist_ssl.errors import ConfigError, nearest
 
 FORMAT = 1
+REASON_BYTES = 4096
 PROJECT = Path(__file__).resolve().parent.parent
 SNAPSHOT = ("dist_ssl", "launch", "shards", "configs")
 
@@ -133,8 +134,22 @@ class AttemptDir:
         """The log of `rank_00000` or `node_0000`."""
         return self.folder / "logs" / f"{who}.log"
 
-    def reason(self, rank: int) -> Path:
-        """Where a rank says in words why it gave up."""
+    def reserve_reason(self, rank: int) -> None:
+        """Keep room for a reason, so that a rank can still give one when the disk is full."""
+        self._reason_file(rank).write_text(" " * REASON_BYTES)
+
+    def give_reason(self, rank: int, text: str) -> None:
+        """Say in words why a rank gave up, in the room kept for it; without an agent there is none."""
+        self._reason_file(rank).touch()
+        with self._reason_file(rank).open("r+b") as file:
+            file.write(text.encode()[:REASON_BYTES])
+
+    def reason(self, rank: int) -> str:
+        """Why a rank gave up; empty where it gave no reason."""
+        path = self._reason_file(rank)
+        return path.read_text(errors="replace").strip() if path.is_file() else ""
+
+    def _reason_file(self, rank: int) -> Path:
         return self.folder / "reasons" / f"rank_{rank:05d}.txt"
 
     def node(self, number: int) -> Path:

@@ -26,7 +26,8 @@ MACHINE = (
     "resume",
     "data.path",
     "data.source",
-    "engine",
+    "engine._target_",
+    "engine.deterministic",
     "cluster",
     "metrics",
     "probe",
@@ -36,22 +37,20 @@ MACHINE = (
 
 def compose(words: list[str], folder: Path) -> dict[str, Any]:
     """The resolved config that `words` (`key=value`) make of the config tree in `folder`. Raises ConfigError."""
-    with hydra.initialize_config_dir(str(folder.resolve()), version_base="1.3"):
-        try:
+    try:
+        with hydra.initialize_config_dir(str(folder.resolve()), version_base="1.3"):
             found = hydra.compose("config", overrides=words)
-            values = OmegaConf.to_container(found, resolve=True, throw_on_missing=True)
-        except OverrideParseException as error:
-            raise ConfigError(
-                f"'{error.override}' is not of the form key=value.", "Write method=mocov3, say."
-            ) from error
-        except MissingConfigException as error:
-            raise _no_option(str(error.missing_cfg_file), folder) from error
-        except ConfigCompositionException as error:
-            raise _no_key(str(error), list(keys(compose([], folder)))) from error
-        except MissingMandatoryValue as error:
-            raise ConfigError(f"{error.full_key} has no value.", f"Set it: {error.full_key}=...") from error
-        except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(f"The config cannot be composed: {error}.", "Correct the command line.") from error
+        values = OmegaConf.to_container(found, resolve=True, throw_on_missing=True)
+    except OverrideParseException as error:
+        raise ConfigError(f"'{error.override}' is not of the form key=value.", "Write method=mocov3, say.") from error
+    except MissingConfigException as error:
+        raise _no_option(str(error.missing_cfg_file), folder) from error
+    except ConfigCompositionException as error:
+        raise _no_key(str(error), list(keys(compose([], folder)))) from error
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{error.full_key} has no value.", f"Set it: {error.full_key}=...") from error
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(f"{' '.join(words)} makes no config: {error}.", "Correct the command line.") from error
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
 

@@ -6,7 +6,6 @@ RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE come from the agent, or from t
 signals before it loads torch, and dies with its parent: no rank is left behind on a node.
 """
 
-import contextlib
 import errno
 import logging
 import os
@@ -83,8 +82,7 @@ def main(words: list[str]) -> int:
             traceback.print_exc()
             return 1
         print(known, file=sys.stderr)
-        with contextlib.suppress(OSError):  # on a full disk the exit code alone must tell
-            attempt.reason(int(os.environ.get("RANK", "0"))).write_text(f"{known}\n")
+        attempt.give_reason(int(os.environ.get("RANK", "0")), str(known))
         return EXIT_CODE
 
 

@@ -31,7 +31,9 @@ def test_a_number_and_a_unit_are_read(text: str, amount: float, unit: str) -> No
     assert Duration.parse(text) == Duration(amount, unit)
 
 
-@pytest.mark.parametrize("text", ["50", 50, 1.5, None, True, "", "steps", "ten steps", "5 days", "-5 steps", "1e3 steps"])
+@pytest.mark.parametrize(
+    "text", ["50", 50, 1.5, None, True, "", "steps", "ten steps", "5 days", "-5 steps", "1e3 steps"]
+)
 def test_what_is_no_number_with_a_unit_is_refused_with_examples(text: object) -> None:
     with pytest.raises(ConfigError, match="is not a duration") as caught:
         Duration.parse(text)
@@ -51,7 +53,12 @@ def test_whole_amounts_survive_being_written_and_read(amount: int, unit: str) ->
 
 
 def test_only_clock_units_are_timed() -> None:
-    assert [Duration.parse(t).timed for t in ("1 step", "1 epoch", "1 second", "1 minute")] == [False, False, True, True]
+    assert [Duration.parse(t).timed for t in ("1 step", "1 epoch", "1 second", "1 minute")] == [
+        False,
+        False,
+        True,
+        True,
+    ]
 
 
 def test_steps_are_due_every_so_many_steps() -> None:

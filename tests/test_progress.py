@@ -45,7 +45,14 @@ def test_a_position_is_frozen() -> None:
 
 def test_a_fresh_run_is_at_the_beginning() -> None:
     fresh = Progress(epochs=2)
-    assert (fresh.step, fresh.epoch, fresh.lane_offset, fresh.samples, fresh.attempt, fresh.plans) == (0, 0, 0, 0, 1, ())
+    assert (fresh.step, fresh.epoch, fresh.lane_offset, fresh.samples, fresh.attempt, fresh.plans) == (
+        0,
+        0,
+        0,
+        0,
+        1,
+        (),
+    )
     assert not fresh.finished
     assert not fresh.between_epochs
 

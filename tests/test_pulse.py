@@ -76,7 +76,7 @@ def test_a_timed_interval_saves_once_each_time_it_runs_out(clock: Callable[[floa
     assert saved == [11, 22]
 
 
-def test_a_save_by_count_does_not_begin_a_timed_interval_anew_for_others(clock: Callable[[float], None]) -> None:
+def test_a_timed_interval_that_has_not_run_out_saves_nothing(clock: Callable[[float], None]) -> None:
     heart = Pulse(World(), Signals(), Duration.parse("10 seconds"))
     clock(9.5)
     assert heart.beat(at(1)) == QUIET

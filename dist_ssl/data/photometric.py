@@ -140,7 +140,6 @@ class Photometry:
         at = torch.from_numpy(rows).to(x.device)
         x[at] = x[at].flip(-1)
 
-
     def _turn(self, x: Tensor, ids: Ints, draws: Draws) -> None:
         rows, numbers = self._chosen(Purpose.TURN, ids, draws, self.recipe.turn_p, 2)
         quarters = 1 + (3 * numbers[:, 0]).astype(np.int64)

@@ -114,12 +114,26 @@ class DDP:
                 f"The checkpoint does not fit the model: '{wrong[0]}' is missing, unknown or of another shape.",
                 "Resume with the method and the encoder that wrote it.",
             )
+        moments_of = self._moments(state)
         self.method.load_state_dict(model)
+        self.optimizer.state.clear()
         for name, parameter in self.method.named_parameters():
-            prefix = f"optim/{name}/"
-            moments = {key.removeprefix(prefix): key for key in state if key.startswith(prefix)}
-            if moments:
+            if moments := moments_of.get(name):
                 self.optimizer.state[parameter] = {key: self._moment(state[at], at) for key, at in moments.items()}
+
+    def _moments(self, state: State) -> dict[str, dict[str, str]]:
+        """Parameter -> moment -> canonical name, for a state whose moments fit the parameters."""
+        parameters = dict(self.method.named_parameters())
+        found: dict[str, dict[str, str]] = {}
+        for at in (name for name in state if name.startswith("optim/")):
+            name, _, moment = at.removeprefix("optim/").rpartition("/")
+            if name not in parameters or (moment != "step" and state[at].shape != parameters[name].shape):
+                raise CheckpointError(
+                    f"The checkpoint does not fit the optimizer: '{at}' is unknown or of another shape.",
+                    "Resume with the method and the encoder that wrote it.",
+                )
+            found.setdefault(name, {})[moment] = at
+        return found
 
     def _moment(self, value: Tensor, name: str) -> Tensor:
         """A moment in the place where the optimizer keeps it: step counters on the host, the rest like parameters."""

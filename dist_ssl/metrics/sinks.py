@@ -78,13 +78,15 @@ class Prometheus:
         self.gauges = {m.key: Gauge(m.name, m.help, registry=self.registry) for m in METRICS}
         self.gauges["checkpoint_age_seconds"].set_function(self._checkpoint_age)
         self.server: Any = None
+        self.announcement = ""
 
     def open(self, progress: Progress) -> None:
         """Start to listen, and announce it."""
         self.server, _ = start_http_server(self.port, registry=self.registry)
         self.target.parent.mkdir(parents=True, exist_ok=True)
         place = f"{self.address}:{self.server.server_port}"
-        write_whole(self.target, json.dumps([{"targets": [place], "labels": {"run": self.run}}]))
+        self.announcement = json.dumps([{"targets": [place], "labels": {"run": self.run}}])
+        write_whole(self.target, self.announcement)
         self.gauges["attempt"].set(progress.attempt)
 
     def write(self, progress: Progress, values: Mapping[str, float]) -> None:
@@ -95,7 +97,8 @@ class Prometheus:
     def close(self) -> None:
         """Withdraw the target and stop listening."""
         if self.server:
-            self.target.unlink(missing_ok=True)
+            if self.target.is_file() and self.target.read_text() == self.announcement:  # not a newer attempt's
+                self.target.unlink()
             self.server.shutdown()
             self.server.server_close()
 

@@ -113,7 +113,7 @@ def test_the_order_of_a_lane_does_not_depend_on_the_batch_size(case: Case, other
         whole = order.ids(lane, 0, order.lane_length).tolist()
         for count in (case.count, other):
             steps = [order.ids(lane, start, start + count).tolist() for start in starts(order, count)]
-            assert sum(steps, []) == whole[: len(steps) * count]
+            assert [number for step in steps for number in step] == whole[: len(steps) * count]
 
 
 @given(CASES)

@@ -27,6 +27,7 @@ FULL = Recipe(
     gray_p=0.2,
     blur_p=0.5,
     solarize_p=0.3,
+    turn_p=0.5,
 )
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}
 
@@ -170,7 +171,7 @@ def slow_blur(x: Tensor, sigma: float) -> Tensor:
 
 
 def slow_view(pixels: np.ndarray, number: int, recipe: Recipe, slot: int, draws: Draws, dtype: torch.dtype) -> Tensor:
-    """One image at a time, through the same draws, in the order jitter, gray, blur, solarize, flip."""
+    """One image at a time, through the same draws, in the order jitter, gray, blur, solarize, flip, turn."""
 
     def drawn(purpose: Purpose, count: int) -> list[float]:
         return draws.uniform(purpose, np.array([number]), slot, count)[0].tolist()
@@ -203,6 +204,9 @@ def slow_view(pixels: np.ndarray, number: int, recipe: Recipe, slot: int, draws:
         x = tv.solarize(x, 128 / 255)
     if drawn(Purpose.FLIP, 1)[0] < recipe.flip_p:
         x = tv.horizontal_flip(x)
+    chosen, share = drawn(Purpose.TURN, 2)
+    if chosen < recipe.turn_p:
+        x = tv.rotate(x, 90 * (1 + int(np.float32(3) * np.float32(share))))
     return x
 
 
@@ -244,6 +248,15 @@ def test_an_effect_is_as_frequent_as_its_probability() -> None:
     assert abs(float(flipped.double().mean()) - 0.25) < 4 * (0.25 * 0.75 / 4000) ** 0.5
 
 
+def test_turns_are_by_one_two_or_three_quarters_equally_often() -> None:
+    pixels = torch.zeros(3000, 2, 2, 3, dtype=torch.uint8)
+    pixels[:, 0, 0] = 255
+    view = Photometry(Recipe(crop_min=1, flip_p=0, turn_p=0.75), 0, (0, 0, 0), (1, 1, 1))
+    corners = view(pixels, np.arange(3000), Draws(0), torch.float32)[:, 0].flatten(1).mean(0)
+    assert float(corners.sum()) == pytest.approx(1)
+    assert corners.sub(0.25).abs().max() < 4 * (0.25 * 0.75 / 3000) ** 0.5
+
+
 def test_slots_and_epochs_look_different() -> None:
     pixels, ids = torch.from_numpy(images(12)), np.arange(12)
     first = Photometry(FULL, 0, MEAN, STD)(pixels, ids, Draws(0), torch.float32)
@@ -254,6 +267,8 @@ def test_slots_and_epochs_look_different() -> None:
 
 
 def test_values_stay_in_the_range_before_normalising() -> None:
-    out = Photometry(FULL, 0, (0, 0, 0), (1, 1, 1))(torch.from_numpy(images(64)), np.arange(64), Draws(9), torch.float32)
+    out = Photometry(FULL, 0, (0, 0, 0), (1, 1, 1))(
+        torch.from_numpy(images(64)), np.arange(64), Draws(9), torch.float32
+    )
     assert out.min() >= -1e-6
     assert out.max() <= 1 + 1e-6

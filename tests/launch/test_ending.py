@@ -28,6 +28,12 @@ def attempt(tmp_path: Path) -> AttemptDir:
     return RunDir(tmp_path).new_attempt({})
 
 
+def give(attempt: AttemptDir, rank: int, text: str) -> None:
+    """A rank says why it gives up."""
+    attempt.reserve_reason(rank)
+    attempt.give_reason(rank, text)
+
+
 def test_all_ranks_at_the_end_is_the_end(attempt: AttemptDir) -> None:
     assert of_ranks(attempt, {0: 0, 1: 0}, None) == Ending(FINISHED)
 
@@ -37,7 +43,7 @@ def test_all_ranks_stopped_is_a_stop(attempt: AttemptDir) -> None:
 
 
 def test_a_rank_that_refuses_gives_its_reason_over_the_failures_that_follow(attempt: AttemptDir) -> None:
-    attempt.reason(2).write_text("batch_size=7 is no multiple of lanes=48.\n")
+    give(attempt, 2, "batch_size=7 is no multiple of lanes=48.")
     codes = {0: 1, 1: -signal.SIGKILL, 2: 2, 3: 0}
     assert of_ranks(attempt, codes, 2) == Ending(REFUSED, "batch_size=7 is no multiple of lanes=48.")
 
@@ -113,27 +119,34 @@ def test_an_ending_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_an_attempt_is_what_its_nodes_report(attempt: AttemptDir) -> None:
     Ending(STOPPED).write(attempt.node(0))
     Ending(FAILED, "Rank 3 was ended by SIGKILL").write(attempt.node(1))
-    assert of_attempt(attempt, 2, [0, 1]) == Ending(FAILED, "Rank 3 was ended by SIGKILL")
+    assert of_attempt(attempt, 2, 1, [0, 1]) == Ending(FAILED, "Rank 3 was ended by SIGKILL")
 
 
 @pytest.mark.parametrize(("code", "how"), [(-9, "was ended by SIGKILL"), (1, "ended with exit code 1")])
 def test_an_agent_without_a_report_is_told_by_its_exit_code(attempt: AttemptDir, code: int, how: str) -> None:
     Ending(FINISHED).write(attempt.node(0))
-    found = of_attempt(attempt, 2, [0, code])
+    found = of_attempt(attempt, 2, 1, [0, code])
     assert found == Ending(FAILED, f"The agent of node 1 {how}; its log: {attempt.log('node_0001')}")
 
 
 @pytest.mark.parametrize("code", [0, None])
 def test_a_report_that_is_missing_for_no_reason_is_a_failure(attempt: AttemptDir, code: int | None) -> None:
-    found = of_attempt(attempt, 1, [code])
+    found = of_attempt(attempt, 1, 1, [code])
     assert found.outcome == FAILED
     assert "node 0 left no report" in found.reason
 
 
-def test_an_agent_that_refused_but_could_not_write_met_a_full_disk(attempt: AttemptDir) -> None:
-    found = of_attempt(attempt, 1, [2])
-    assert found.outcome == REFUSED
-    assert "disk" in found.reason
+def test_an_agent_that_refused_but_could_not_write_is_told_by_its_own_ranks_reasons(attempt: AttemptDir) -> None:
+    Ending(FAILED).write(attempt.node(0))
+    for rank in range(4):
+        attempt.reserve_reason(rank)
+    give(attempt, 1, "not of this node")
+    give(attempt, 3, "The disk is full.")
+    assert of_attempt(attempt, 2, 2, [1, 2]) == Ending(REFUSED, "The disk is full.")
+
+
+def test_a_refusal_of_which_nobody_could_write_anything_is_still_a_refusal(attempt: AttemptDir) -> None:
+    assert of_attempt(attempt, 1, 1, [2]).outcome == REFUSED
 
 
 def test_every_outcome_has_an_exit_code_of_the_agent() -> None:

@@ -95,7 +95,30 @@ def test_attempts_are_numbered_from_one_and_keep_their_own_config(run: RunDir) -
     assert (first.config, second.config) == ({"nodes": 4}, {"nodes": 2})
     assert first.folder.name == "0001"
     assert first.log("rank_00000").parent.is_dir()
-    assert first.reason(0).parent.is_dir()
+    assert first.meeting.parent == first.folder
+
+
+def test_a_rank_gives_its_reason_in_the_room_kept_for_it(run: RunDir) -> None:
+    attempt = run.new_attempt({})
+    attempt.reserve_reason(3)
+    room = next(path for path in attempt.folder.rglob("rank_00003*")).stat().st_size
+    assert attempt.reason(3) == ""
+    attempt.give_reason(3, "The disk is full.\n  Free some space.")
+    assert attempt.reason(3) == "The disk is full.\n  Free some space."
+    assert next(path for path in attempt.folder.rglob("rank_00003*")).stat().st_size == room
+    attempt.give_reason(3, "\N{EURO SIGN}" * 10_000)
+    assert attempt.reason(3).startswith("\N{EURO SIGN}" * 1000)
+    assert next(path for path in attempt.folder.rglob("rank_00003*")).stat().st_size == room
+
+
+def test_a_rank_that_gave_no_reason_has_none(run: RunDir) -> None:
+    assert run.new_attempt({}).reason(0) == ""
+
+
+def test_a_rank_without_an_agent_gives_its_reason_too(run: RunDir) -> None:
+    attempt = run.new_attempt({})
+    attempt.give_reason(0, "started by torchrun")
+    assert attempt.reason(0) == "started by torchrun"
 
 
 def test_nobody_shares_an_attempts_number(run: RunDir) -> None:

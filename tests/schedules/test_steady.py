@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 from dist_ssl.durations import Duration
 from dist_ssl.errors import ConfigError
 from dist_ssl.optim import SGD
-from dist_ssl.plan import EpochPlan, Knobs
+from dist_ssl.plan import EpochPlan, Knob, Knobs
 from dist_ssl.progress import Progress
-from dist_ssl.plan import Knob
 from dist_ssl.schedules.steady import Steady
 
 BATCH, STEPS = 4096, 312
@@ -48,9 +47,7 @@ def test_the_learning_rate_has_the_published_values(epoch: int, lr: float) -> No
     assert knobs(epoch * STEPS).number("lr") == pytest.approx(lr, abs=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("epoch", "momentum"), [(0, 0.99), (25, 0.991464), (50, 0.995), (75, 0.998536), (100, 1.0)]
-)
+@pytest.mark.parametrize(("epoch", "momentum"), [(0, 0.99), (25, 0.991464), (50, 0.995), (75, 0.998536), (100, 1.0)])
 def test_the_momentum_has_the_published_values_at_the_step_before(epoch: int, momentum: float) -> None:
     assert knobs(epoch * STEPS).number("now") == pytest.approx(momentum, abs=5e-7)
     if epoch > 0:

@@ -1,0 +1,248 @@
+"""Batches are the same at every world size, thread count and starting point; stand-ins keep their place."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from dist_ssl.batch import Batch
+from dist_ssl.data import manifest
+from dist_ssl.data.lanes import EpochOrder
+from dist_ssl.data.load import Loader
+from dist_ssl.data.read import Reader
+from dist_ssl.data.stream import Colours, Stream
+from dist_ssl.data.views import Recipe
+from dist_ssl.draws import Draws
+from dist_ssl.errors import DataError
+from dist_ssl.plan import EpochPlan
+from dist_ssl.world import World
+
+FIRST = Recipe(
+    crop_min=0.2, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, jitter_p=0.8, gray_p=0.2, blur_p=0.5
+)
+RECIPES = [FIRST, replace(FIRST, blur_p=0.1, solarize_p=0.2)]
+COLOURS = Colours((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+PLAN = EpochPlan(epoch=0, image_size=16, magnitude=1.0, views=2, batch_size=16, lanes=4)
+SEED, WINDOW = 11, 6
+
+
+class Damaged(Reader):
+    """A reader for which the bytes of some samples are no image."""
+
+    def __init__(self, split: manifest.Split, numbers: Iterable[int]) -> None:
+        super().__init__(split)
+        self.numbers = set(numbers)
+
+    def read(self, number: int) -> bytes:
+        return b"damaged" if number in self.numbers else super().read(number)
+
+
+@pytest.fixture(scope="module")
+def split(demo_shards: Path) -> manifest.Split:
+    """The training split of the demo: 60 samples, so three batches of 16 and 12 left over."""
+    return manifest.read(demo_shards).split("train")
+
+
+def batches(
+    reader: Reader,
+    plan: EpochPlan = PLAN,
+    start: int = 0,
+    *,
+    world: World | None = None,
+    threads: int = 2,
+    ahead: int = 2,
+    dtype: torch.dtype = torch.float32,
+    seed: int = SEED,
+) -> list[Batch]:
+    """One rank's batches of an epoch."""
+    loader = Loader(reader, threads, ahead)
+    stream = Stream(loader, RECIPES, COLOURS, world=world or World(), seed=seed, window=WINDOW, dtype=dtype)
+    return list(stream.epoch(plan, start))
+
+
+def order(split: manifest.Split, epoch: int = 0) -> EpochOrder:
+    """The order that the stream follows."""
+    return EpochOrder(split.shard_sizes, Draws(SEED, epoch), PLAN.lanes, WINDOW)
+
+
+def same(own: Batch, other: Batch) -> bool:
+    """Whether two batches are equal to the bit."""
+    return (
+        torch.equal(own.ids, other.ids)
+        and torch.equal(own.valid, other.valid)
+        and all(torch.equal(a, b) for a, b in zip(own.views, other.views, strict=True))
+        and own.step == other.step
+    )
+
+
+def by_sample(found: list[Batch], slot: int = 0) -> dict[int, Tensor]:
+    """One view of every sample, by its number."""
+    return {int(n): view for batch in found for n, view in zip(batch.ids, batch.views[slot], strict=True)}
+
+
+@pytest.fixture(scope="module")
+def whole(split: manifest.Split) -> list[Batch]:
+    """The first epoch in a world of one."""
+    with Reader(split) as reader:
+        return batches(reader)
+
+
+def test_a_batch_has_all_its_parts(split: manifest.Split, whole: list[Batch]) -> None:
+    assert [batch.step for batch in whole] == [0, 1, 2]
+    for batch in whole:
+        assert [view.shape for view in batch.views] == [(16, 3, 16, 16)] * 2
+        assert batch.views[0].dtype == torch.float32
+        assert batch.valid.all()
+        assert batch.draws == Draws(SEED, 0)
+        assert torch.equal(batch.labels, torch.from_numpy(split.samples.labels)[batch.ids])
+        assert batch.costs["replaced_samples"] == 0
+        assert batch.costs["data_wait_seconds"] >= 0
+        assert not torch.equal(batch.views[0], batch.views[1])
+
+
+def test_the_samples_are_those_of_the_lanes(split: manifest.Split, whole: list[Batch]) -> None:
+    expected = [order(split).batch(0, 1, start, 4).tolist() for start in (0, 4, 8)]
+    assert [batch.ids.tolist() for batch in whole] == expected
+
+
+@pytest.mark.parametrize(("threads", "ahead"), [(1, 2), (3, 2), (3, 0), (1, 5)])
+def test_threads_and_ahead_do_not_matter(split: manifest.Split, whole: list[Batch], threads: int, ahead: int) -> None:
+    with Reader(split) as reader:
+        found = batches(reader, threads=threads, ahead=ahead)
+    assert len(found) == len(whole)
+    assert all(same(own, other) for own, other in zip(found, whole, strict=True))
+
+
+@pytest.mark.parametrize("start", [0, 4, 8, 12])
+def test_a_stream_resumed_at_a_step_yields_exactly_the_rest(
+    split: manifest.Split, whole: list[Batch], start: int
+) -> None:
+    with Reader(split) as reader:
+        found = batches(reader, start=start)
+    assert len(found) == 3 - start // 4
+    assert all(same(own, other) for own, other in zip(found, whole[start // 4 :], strict=True))
+
+
+@pytest.mark.parametrize("start", [1, 5, 9, 11, 12, 15])
+def test_a_stream_may_begin_at_any_offset_of_the_lanes(split: manifest.Split, whole: list[Batch], start: int) -> None:
+    with Reader(split) as reader:
+        found = batches(reader, start=start)
+    assert [b.ids.tolist() for b in found] == [
+        order(split).batch(0, 1, at, 4).tolist() for at in range(start, 12, 4) if at + 4 <= 15
+    ]
+    known, views = by_sample(whole), by_sample(found)
+    for number in views.keys() & known.keys():
+        torch.testing.assert_close(views[number], known[number], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_ranks_in_order_make_the_batch_of_one_rank(split: manifest.Split, size: int) -> None:
+    with Reader(split) as reader:
+        alone = batches(reader, dtype=torch.float64)
+        ranks = [batches(reader, world=World(rank=r, size=size), dtype=torch.float64) for r in range(size)]
+    for step, batch in enumerate(alone):
+        parts = [rank[step] for rank in ranks]
+        assert torch.equal(torch.cat([part.ids for part in parts]), batch.ids)
+        for slot in (0, 1):
+            joined = torch.cat([part.views[slot] for part in parts])
+            torch.testing.assert_close(joined, batch.views[slot], rtol=0, atol=1e-11)
+
+
+def test_a_sample_looks_the_same_in_a_batch_of_another_size(split: manifest.Split) -> None:
+    with Reader(split) as reader:
+        known = by_sample(batches(reader, dtype=torch.float64))
+        other = by_sample(batches(reader, replace(PLAN, batch_size=20), dtype=torch.float64))
+    assert len(known.keys() & other.keys()) == 48
+    for number in known.keys() & other.keys():
+        torch.testing.assert_close(known[number], other[number], rtol=0, atol=1e-11)
+
+
+def test_another_epoch_or_seed_shows_other_samples_and_other_views(split: manifest.Split, whole: list[Batch]) -> None:
+    with Reader(split) as reader:
+        others = [batches(reader, replace(PLAN, epoch=1)), batches(reader, seed=SEED + 1)]
+    known = by_sample(whole)
+    for other in others:
+        assert [b.ids.tolist() for b in other] != [b.ids.tolist() for b in whole]
+        views = by_sample(other)
+        assert not any(torch.equal(views[number], known[number]) for number in views.keys() & known.keys())
+
+
+def test_the_plan_sets_image_size_and_number_of_views(split: manifest.Split) -> None:
+    with Reader(split) as reader:
+        (batch, *_) = batches(reader, replace(PLAN, image_size=24, views=3))
+    assert [tuple(view.shape) for view in batch.views] == [(16, 3, 24, 24)] * 3
+    assert not torch.equal(batch.views[0], batch.views[2])
+
+
+def test_without_strength_all_views_show_the_whole_image(split: manifest.Split) -> None:
+    calm = Recipe(crop_min=0.2, gray_p=0.5, solarize_p=0.5, flip_p=0.0)
+    with Reader(split) as reader:
+        stream = Stream(Loader(reader, 1), [calm], COLOURS, world=World(), seed=0, window=WINDOW, dtype=torch.float32)
+        batch = next(iter(stream.epoch(replace(PLAN, magnitude=0.0))))
+    assert torch.equal(batch.views[0], batch.views[1])
+
+
+def test_a_damaged_sample_is_replaced_and_nothing_else_changes(split: manifest.Split, whole: list[Batch]) -> None:
+    gone = {int(whole[0].ids[5]), int(whole[2].ids[0])}
+    with Damaged(split, gone) as reader:
+        found = batches(reader)
+    for own, other in zip(found, whole, strict=True):
+        assert torch.equal(own.ids, other.ids)
+        assert torch.equal(own.labels, other.labels)
+        assert own.valid.tolist() == [int(n) not in gone for n in own.ids]
+        assert own.costs["replaced_samples"] == float((~own.valid).sum())
+        for a, b in zip(own.views, other.views, strict=True):
+            assert torch.equal(a[own.valid], b[own.valid])
+            assert not any(torch.equal(x, y) for x, y in zip(a[~own.valid], b[~own.valid], strict=True))
+
+
+def test_the_stand_in_comes_from_the_window_and_is_drawn_under_the_replaced_id(
+    split: manifest.Split, whole: list[Batch]
+) -> None:
+    row = 5
+    number = int(whole[0].ids[row])
+    window = [n for n in order(split).window_of(row // 4, row % 4).tolist() if n != number]
+    candidates = {}
+    for stand_in in window:
+        # all but one of the window are unreadable, so this one must stand in
+        with Damaged(split, {number, *window} - {stand_in}) as reader:
+            candidates[stand_in] = batches(reader)[0].views[0][row]
+    with Damaged(split, {number}) as reader:
+        chosen = batches(reader)[0].views[0][row]
+    assert sum(torch.equal(chosen, candidate) for candidate in candidates.values()) == 1
+
+
+def test_the_stand_in_is_the_same_at_every_world_size(split: manifest.Split, whole: list[Batch]) -> None:
+    gone = {int(whole[step].ids[row]) for step, row in ((0, 3), (1, 9), (2, 15))}
+    with Damaged(split, gone) as reader:
+        alone = batches(reader, dtype=torch.float64)
+        ranks = [batches(reader, world=World(rank=r, size=4), dtype=torch.float64) for r in range(4)]
+    for step, batch in enumerate(alone):
+        assert torch.equal(torch.cat([rank[step].valid for rank in ranks]), batch.valid)
+        joined = torch.cat([rank[step].views[1] for rank in ranks])
+        torch.testing.assert_close(joined, batch.views[1], rtol=0, atol=1e-11)
+
+
+def test_data_without_any_readable_sample_is_an_error(split: manifest.Split) -> None:
+    with Damaged(split, range(60)) as reader, pytest.raises(DataError, match="unreadable"):
+        batches(reader)
+
+
+def test_samples_without_labels_make_batches_without_labels(split: manifest.Split) -> None:
+    bare = replace(split, samples=replace(split.samples, labels=np.full(60, -1)))
+    with Reader(bare) as reader:
+        assert batches(reader)[0].labels is None
+
+
+def test_views_outlive_the_buffers_that_they_were_cut_into(split: manifest.Split, whole: list[Batch]) -> None:
+    with Reader(split) as reader:
+        stream = Stream(
+            Loader(reader, 1, 0), RECIPES, COLOURS, world=World(), seed=SEED, window=WINDOW, dtype=torch.float32
+        )
+        kept = [(batch, [view.clone() for view in batch.views]) for batch in stream.epoch(PLAN)]
+    for batch, copies in kept:
+        assert all(torch.equal(view, copy) for view, copy in zip(batch.views, copies, strict=True))

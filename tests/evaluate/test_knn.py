@@ -1,0 +1,182 @@
+"""The kNN probe: votes as by hand, the same samples every time, features and labels side by side."""
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from dist_ssl.data import manifest
+from dist_ssl.data.load import Loader
+from dist_ssl.data.read import Reader
+from dist_ssl.data.stream import Colours
+from dist_ssl.durations import Duration
+from dist_ssl.evaluate.features import Extractor, subset
+from dist_ssl.evaluate.knn import KNN, NoProbe, knn_votes
+from dist_ssl.progress import Progress
+from dist_ssl.world import World
+
+COLOURS = Colours((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+
+
+class Pixels:
+    """An engine whose features are the pixels themselves; it notes who was asked for and how many at a time."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, str]] = []
+
+    def embed(self, view: Tensor, who: str) -> Tensor:
+        """[B, 3, S, S] -> [B, 3 * S * S]."""
+        self.asked.append((len(view), who))
+        return view.flatten(1).float()
+
+
+class Damaged(Reader):
+    """A reader for which the bytes of some samples are no image."""
+
+    def __init__(self, split: manifest.Split, numbers: Iterable[int]) -> None:
+        super().__init__(split)
+        self.numbers = set(numbers)
+
+    def read(self, number: int) -> bytes:
+        return b"damaged" if number in self.numbers else super().read(number)
+
+
+@pytest.fixture(scope="module")
+def data(demo_shards: Path) -> manifest.Manifest:
+    """The demo."""
+    return manifest.read(demo_shards)
+
+
+def extractor(reader: Reader, batch: int = 256, world: World | None = None) -> Extractor:
+    """Features of images of 12 px."""
+    return Extractor(Loader(reader, 2), COLOURS, world=world or World(), size=12, dtype=torch.float32, batch=batch)
+
+
+def slow_votes(bank: Tensor, labels: Tensor, queries: Tensor, k: int, temperature: float) -> list[list[float]]:
+    """Per query and class the weight of its votes, query by query and neighbour by neighbour."""
+    votes = []
+    for query in queries:
+        near = [float(F.cosine_similarity(query, row, dim=0)) for row in bank]
+        best = sorted(range(len(bank)), key=lambda n: -near[n])[:k]
+        votes.append(
+            [math.fsum(math.exp((near[n] - 1) / temperature) for n in best if labels[n] == c) for c in range(4)]
+        )
+    return votes
+
+
+@given(st.integers(1, 30), st.integers(1, 40), st.sampled_from([0.07, 0.2, 1.0]), st.integers(0, 2**30))
+def test_votes_equal_the_slow_reference(size: int, k: int, temperature: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    bank, queries = (torch.randn(n, 6, generator=generator, dtype=torch.float64) for n in (size, 5))
+    labels = torch.randint(0, 4, (size,), generator=generator)
+    own = knn_votes(bank, labels, queries, k, temperature).tolist()
+    for chosen, votes in zip(own, slow_votes(bank, labels, queries, k, temperature), strict=True):
+        assert votes[chosen] == pytest.approx(max(votes))
+
+
+def test_lengths_do_not_matter() -> None:
+    bank, labels = torch.tensor([[1.0, 0], [0, 1]]), torch.tensor([0, 1])
+    queries = torch.tensor([[100.0, 1], [0.001, 0.01]])
+    assert knn_votes(bank * torch.tensor([[0.01], [50]]), labels, queries, 1, 0.07).tolist() == [0, 1]
+
+
+def test_two_far_neighbours_do_not_outvote_a_near_one_at_a_low_temperature() -> None:
+    bank, labels = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.6, -0.8]]), torch.tensor([0, 1, 1])
+    query = torch.tensor([[1.0, 0.0]])
+    assert knn_votes(bank, labels, query, 3, 0.07).tolist() == [0]
+    assert knn_votes(bank, labels, query, 3, 10.0).tolist() == [1]
+
+
+def test_a_very_low_temperature_does_not_overflow() -> None:
+    bank, labels = torch.tensor([[0.99, 0.141], [1.0, 0.0]]), torch.tensor([0, 1])
+    assert knn_votes(bank, labels, torch.tensor([[1.0, 0.0]]), 2, 0.01).tolist() == [1]
+
+
+@pytest.mark.parametrize(("size", "count"), [(100, 10), (100, 100), (100, 500), (5, 0)])
+def test_a_subset_is_sorted_unique_and_no_larger_than_the_whole(size: int, count: int) -> None:
+    chosen = subset(size, count, 0)
+    assert len(chosen) == min(size, count)
+    assert sorted(set(chosen.tolist())) == chosen.tolist()
+    assert all(0 <= n < size for n in chosen.tolist())
+
+
+def test_a_subset_is_the_same_every_time_and_grows_by_adding() -> None:
+    assert subset(1000, 8, 0).tolist() == [324, 465, 494, 628, 647, 767, 787, 797]
+    np.testing.assert_array_equal(subset(1000, 100, 3), subset(1000, 100, 3))
+    assert set(subset(1000, 50, 3).tolist()) < set(subset(1000, 100, 3).tolist())
+    assert set(subset(1000, 100, 3).tolist()) != set(subset(1000, 100, 4).tolist())
+
+
+@pytest.mark.parametrize("batch", [7, 256])
+def test_features_and_labels_stand_side_by_side_in_the_order_asked_for(data: manifest.Manifest, batch: int) -> None:
+    numbers, engine = np.array([3, 9, 10, 22, 31, 40, 41, 59]), Pixels()
+    split = data.split("train")
+    with Reader(split) as reader:
+        features, labels = extractor(reader, batch).features(engine, numbers)
+        single = torch.cat([extractor(reader).features(engine, numbers[n : n + 1])[0] for n in range(len(numbers))])
+    assert labels.tolist() == split.samples.labels[numbers].tolist()
+    assert features.dtype == torch.float32
+    torch.testing.assert_close(features, single)
+    assert [size for size, _ in engine.asked[: -len(numbers)]] == ([8] if batch == 256 else [7, 1])
+    assert {who for _, who in engine.asked} == {"student"}
+
+
+def test_the_teacher_is_asked_where_it_is_wanted(data: manifest.Manifest) -> None:
+    engine = Pixels()
+    with Reader(data.split("val")) as reader:
+        extractor(reader).features(engine, np.array([0, 1]), who="teacher")
+    assert engine.asked == [(2, "teacher")]
+
+
+@pytest.mark.parametrize("batch", [1, 3, 256])
+def test_features_of_unreadable_images_are_left_out(data: manifest.Manifest, batch: int) -> None:
+    numbers = np.arange(8)
+    with Reader(data.split("val")) as reader:
+        whole, _ = extractor(reader).features(Pixels(), numbers)
+    with Damaged(data.split("val"), {2, 7}) as reader:
+        features, labels = extractor(reader, batch).features(Pixels(), numbers)
+    kept = [0, 1, 3, 4, 5, 6]
+    assert labels.tolist() == kept
+    torch.testing.assert_close(features, whole[kept])
+
+
+def probe(bank: Reader, queries: Reader, every: str = "1 epoch", k: int = 5) -> KNN:
+    """The whole demo asks and answers."""
+    return KNN((extractor(bank), np.arange(60)), (extractor(queries), np.arange(20)), every=Duration.parse(every), k=k)
+
+
+def test_the_probe_finds_every_image_in_a_bank_that_holds_it(data: manifest.Manifest) -> None:
+    with Reader(data.split("train")) as reader:
+        bank = (extractor(reader), np.arange(60))
+        found = KNN(bank, bank, every=Duration.parse("1 epoch"), k=1).epoch(Pixels(), Progress(epochs=9, epoch=1))
+    assert found["knn_accuracy"] == 1.0
+    assert found["probe_seconds"] >= 0
+
+
+def test_the_probe_counts_right_answers(data: manifest.Manifest) -> None:
+    with Reader(data.split("train")) as bank, Reader(data.split("val")) as queries:
+        found = probe(bank, queries).epoch(Pixels(), Progress(epochs=9, epoch=1))
+        known, known_labels = extractor(bank).features(Pixels(), np.arange(60))
+        asked, asked_labels = extractor(queries).features(Pixels(), np.arange(20))
+    right = knn_votes(known, known_labels, asked, 5, 0.07) == asked_labels
+    assert found["knn_accuracy"] == pytest.approx(int(right.sum()) / 20)
+
+
+def test_the_probe_looks_when_it_is_due_only(data: manifest.Manifest) -> None:
+    engine = Pixels()
+    with Reader(data.split("train")) as bank, Reader(data.split("val")) as queries:
+        looks = probe(bank, queries, every="2 epochs")
+        assert looks.epoch(engine, Progress(epochs=9, epoch=1)) == {}
+        assert not engine.asked
+        assert "knn_accuracy" in looks.epoch(engine, Progress(epochs=9, epoch=2))
+
+
+def test_no_probe_measures_nothing() -> None:
+    assert NoProbe().epoch(Pixels(), Progress(epochs=9, epoch=1)) == {}

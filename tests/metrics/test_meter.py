@@ -1,0 +1,143 @@
+"""The meter reduces over steps and ranks as the table says, and hands on what position and clock tell."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from dist_ssl.metrics.meter import Meter
+from dist_ssl.plan import EpochPlan
+from dist_ssl.progress import Progress
+from dist_ssl.world import World
+
+PLAN = EpochPlan(0, 32, 1.0, 2, 48, 48)
+HERE = Progress(epochs=2, step=10, epoch=0, samples=480, attempt=3, plans=(PLAN,))
+
+
+class Listener:
+    """A sink that remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[str, Progress | None, dict[str, float]]] = []
+
+    def open(self, progress: Progress) -> None:
+        self.heard.append(("open", progress, {}))
+
+    def write(self, progress: Progress, values: Mapping[str, float]) -> None:
+        self.heard.append(("write", progress, dict(values)))
+
+    def close(self) -> None:
+        self.heard.append(("close", None, {}))
+
+    @property
+    def values(self) -> dict[str, float]:
+        return self.heard[-1][2]
+
+
+@dataclass(frozen=True)
+class Two(World):
+    """A world of two whose other rank has the same numbers, ten more of each."""
+
+    size: int = 2
+
+    def gather_const(self, x: Tensor) -> Tensor:
+        rows = [x + 10 * other for other in range(self.size)] if self.rank == 0 else [x - 10, x]
+        return torch.cat(rows)
+
+
+def metered(world: World, *steps: Mapping[str, float | Tensor]) -> dict[str, float]:
+    """What a sink hears of these steps."""
+    listener = Listener()
+    meter = Meter(world, [listener], total_samples=960)
+    for step in steps:
+        meter.record(step)
+    meter.flush(HERE)
+    return listener.values
+
+
+REDUCED = {
+    "loss": ("mean", 2.0, 7.0),
+    "data_wait_seconds": ("max", 3.0, 13.0),
+    "replaced_samples": ("sum", 6.0, 42.0),
+    "lr": ("last", 2.0, 2.0),
+}
+
+
+@pytest.mark.parametrize("key", REDUCED)
+def test_steps_are_reduced_as_the_table_says(key: str) -> None:
+    assert metered(World(), {key: 1.0}, {key: 3.0}, {key: 2.0})[key] == REDUCED[key][1]
+
+
+@pytest.mark.parametrize("key", ["loss", "data_wait_seconds", "lr"])
+def test_ranks_are_reduced_as_the_table_says(key: str) -> None:
+    assert metered(Two(), {key: 1.0}, {key: 3.0}, {key: 2.0})[key] == REDUCED[key][2]
+
+
+def test_sums_add_up_over_ranks() -> None:
+    assert metered(Two(), {"replaced_samples": 1.0}, {"replaced_samples": 5.0})["replaced_samples"] == 6.0 + 16.0
+
+
+def test_several_metrics_do_not_mix() -> None:
+    values = metered(Two(), {"loss": 1.0, "lr": 0.5, "gradient_norm": 4.0}, {"loss": 2.0, "lr": 0.25})
+    assert (values["loss"], values["lr"], values["gradient_norm"]) == (6.5, 0.25, 9.0)
+
+
+def test_tensors_and_numbers_are_both_taken_at_full_precision() -> None:
+    third = torch.tensor(1 / 3, dtype=torch.float64)
+    assert metered(World(), {"loss": third}, {"loss": 1 / 3})["loss"] == 1 / 3
+
+
+def test_a_tensor_with_a_graph_is_let_go() -> None:
+    weight = torch.ones((), requires_grad=True)
+    assert metered(World(), {"loss": weight * 2})["loss"] == 2.0
+
+
+def test_position_is_always_told() -> None:
+    values = metered(World())
+    assert values == {"epoch": 0, "step": 10, "samples": 480, "attempt": 3}
+
+
+def test_speed_is_told_where_steps_were_made() -> None:
+    values = metered(World(), {"loss": 1.0}, {"loss": 1.0})
+    assert values["images_per_second"] == pytest.approx(48 / values["step_seconds"])
+    assert values["seconds_left"] == pytest.approx(480 / values["images_per_second"])
+    assert "images_per_second" not in metered(World(), {"knn_accuracy": 0.5})
+
+
+def test_a_flush_begins_anew() -> None:
+    listener = Listener()
+    meter = Meter(World(), [listener], total_samples=960)
+    meter.record({"loss": 5.0})
+    meter.flush(HERE)
+    meter.record({"loss": 1.0})
+    meter.flush(HERE)
+    assert listener.values["loss"] == 1.0
+    meter.flush(HERE)
+    assert "loss" not in listener.values
+
+
+def test_what_was_recorded_before_the_opening_is_forgotten() -> None:
+    listener = Listener()
+    meter = Meter(World(), [listener], total_samples=960)
+    meter.record({"loss": 5.0})
+    meter.open(HERE)
+    meter.flush(HERE)
+    assert "loss" not in listener.values
+
+
+def test_sinks_are_opened_written_and_closed_on_rank_0_alone() -> None:
+    for rank in (0, 1):
+        listener = Listener()
+        meter = Meter(Two(rank=rank), [listener], total_samples=960)
+        meter.open(HERE)
+        meter.record({"loss": 1.0})
+        meter.flush(HERE)
+        meter.close()
+        assert [what for what, *_ in listener.heard] == (["open", "write", "close"] if rank == 0 else [])
+
+
+def test_a_metric_that_is_not_in_the_table_is_our_mistake() -> None:
+    with pytest.raises(KeyError, match="unheard_of"):
+        metered(World(), {"unheard_of": 1.0})

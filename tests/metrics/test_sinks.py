@@ -1,0 +1,219 @@
+"""Sinks keep what is true after a resume, and a Prometheus can find and read the run."""
+
+import json
+import math
+import os
+import shutil
+import socketserver
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dist_ssl.metrics.sinks import JsonLines, Prometheus, Status, write_whole
+from dist_ssl.metrics.table import METRICS
+from dist_ssl.plan import EpochPlan
+from dist_ssl.progress import Progress
+
+PLAN = EpochPlan(0, 32, 1.0, 2, 48, 48)
+
+
+@pytest.fixture(autouse=True)
+def quick_shutdown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server looks twice a second whether it is to end; here it looks more often."""
+    monkeypatch.setattr(socketserver.BaseServer.serve_forever, "__defaults__", (0.01,))
+
+
+def at(step: int, attempt: int = 1) -> Progress:
+    return Progress(epochs=4, step=step, epoch=step // 20, samples=48 * step, attempt=attempt, plans=(PLAN,))
+
+
+def steps(path: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()]
+
+
+def test_a_file_is_replaced_in_one_move(tmp_path: Path) -> None:
+    write_whole(tmp_path / "x", "old")
+    write_whole(tmp_path / "x", "new")
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("x", "new")]
+
+
+def test_a_report_is_one_line_with_its_time(tmp_path: Path) -> None:
+    sink = JsonLines(tmp_path / "metrics.jsonl")
+    sink.open(at(0))
+    sink.write(at(5), {"step": 5, "loss": 0.5})
+    line = json.loads((tmp_path / "metrics.jsonl").read_text())
+    assert (line["step"], line["loss"]) == (5, 0.5)
+    assert line["time"] == pytest.approx(time.time(), abs=60)
+
+
+def test_lines_beyond_the_restored_step_are_dropped(tmp_path: Path) -> None:
+    sink = JsonLines(tmp_path / "metrics.jsonl")
+    sink.open(at(0))
+    for step in (5, 10, 15, 20):
+        sink.write(at(step), {"step": step})
+    sink.close()
+    again = JsonLines(tmp_path / "metrics.jsonl")
+    again.open(at(12, attempt=2))
+    assert steps(again.path) == [5, 10]
+    again.write(at(15), {"step": 15})
+    assert steps(again.path) == [5, 10, 15]
+
+
+def test_the_line_of_the_restored_step_stays(tmp_path: Path) -> None:
+    sink = JsonLines(tmp_path / "metrics.jsonl")
+    sink.write(at(10), {"step": 10})
+    sink.open(at(10))
+    assert steps(sink.path) == [10]
+
+
+@pytest.mark.parametrize("cut", [1, 2, 9, 25])
+def test_a_line_cut_short_by_a_kill_is_dropped(tmp_path: Path, cut: int) -> None:
+    sink = JsonLines(tmp_path / "metrics.jsonl")
+    sink.write(at(5), {"step": 5, "loss": 1.0})
+    sink.write(at(6), {"step": 6, "loss": 1.0})
+    os.truncate(sink.path, sink.path.stat().st_size - cut)
+    sink.open(at(8))
+    sink.write(at(7), {"step": 7, "loss": 1.0})
+    assert steps(sink.path) == ([5, 6, 7] if cut == 1 else [5, 7])
+
+
+def test_the_status_shows_the_position_at_once(tmp_path: Path) -> None:
+    sink = Status(tmp_path / "status.json", total_samples=4800)
+    sink.open(at(20, attempt=3))
+    found = json.loads(sink.path.read_text())
+    position = {"step": 20, "epoch": 1, "samples": 960, "attempt": 3}
+    assert found == {**position, "epochs": 4, "total_samples": 4800, "total_steps": 100}
+
+
+def test_the_status_of_a_fresh_run_has_no_total_of_steps_yet(tmp_path: Path) -> None:
+    sink = Status(tmp_path / "status.json", total_samples=4800)
+    sink.open(Progress(epochs=4))
+    assert "total_steps" not in json.loads(sink.path.read_text())
+
+
+def test_a_number_that_is_not_new_keeps_its_last_value(tmp_path: Path) -> None:
+    sink = Status(tmp_path / "status.json", total_samples=4800)
+    sink.open(at(0))
+    sink.write(at(20), {"step": 20, "knn_accuracy": 0.4, "loss": 3.0})
+    sink.write(at(25), {"step": 25, "loss": 2.0})
+    sink.close()
+    found = json.loads(sink.path.read_text())
+    assert (found["step"], found["knn_accuracy"], found["loss"]) == (25, 0.4, 2.0)
+
+
+def prometheus(folder: Path) -> Prometheus:
+    return Prometheus("mocov3-1121", "127.0.0.1", 0, folder / "targets" / "run.json", folder / "checkpoints")
+
+
+@pytest.fixture
+def sink(tmp_path: Path) -> Iterator[Prometheus]:
+    """An endpoint that listens."""
+    made = prometheus(tmp_path)
+    made.open(at(0, attempt=2))
+    yield made
+    made.close()
+
+
+def place(sink: Prometheus) -> str:
+    """The address that the target file announces."""
+    [group] = json.loads(sink.target.read_text())
+    assert group["labels"] == {"run": "mocov3-1121"}
+    [address] = group["targets"]
+    return str(address)
+
+
+def scrape(address: str) -> str:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with direct.open(f"http://{address}/metrics", timeout=10) as answer:
+        return str(answer.read().decode())
+
+
+def values(text: str) -> dict[str, float]:
+    """Names and values of a scrape."""
+    rows = [line.split() for line in text.splitlines() if line and not line.startswith("#")]
+    return {name: float(value) for name, value in rows}
+
+
+def test_the_endpoint_is_found_by_its_target_and_read(sink: Prometheus) -> None:
+    sink.write(at(5), {"step": 5, "loss": 2.5, "lr": 1e-3, "samples": 240})
+    found = values(scrape(place(sink)))
+    assert (found["dist_ssl_loss"], found["dist_ssl_learning_rate"]) == (2.5, 1e-3)
+    assert (found["dist_ssl_step"], found["dist_ssl_samples"]) == (5.0, 240.0)
+    assert found["dist_ssl_attempts"] == 2.0
+
+
+def test_a_scrape_holds_the_table_and_nothing_else(sink: Prometheus) -> None:
+    text = scrape(place(sink))
+    assert values(text).keys() == {metric.name for metric in METRICS}
+    for metric in METRICS:
+        assert f"# HELP {metric.name} {metric.help}" in text
+
+
+def test_the_checkpoints_age_is_unknown_until_there_is_one(sink: Prometheus) -> None:
+    name = "dist_ssl_checkpoint_age_seconds"
+    assert math.isnan(values(scrape(place(sink)))[name])
+    sink.latest.parent.mkdir()
+    sink.latest.write_text("step_00000005\n")
+    an_hour_ago = time.time() - 3600
+    os.utime(sink.latest, (an_hour_ago, an_hour_ago))
+    assert values(scrape(place(sink)))[name] == pytest.approx(3600, abs=60)
+
+
+def test_an_orderly_end_withdraws_the_target_and_closes_the_port(tmp_path: Path) -> None:
+    sink = prometheus(tmp_path)
+    sink.open(at(0))
+    address = place(sink)
+    sink.close()
+    assert list(sink.target.parent.iterdir()) == []
+    with pytest.raises(urllib.error.URLError):
+        scrape(address)
+
+
+def test_a_new_attempt_replaces_the_target_that_a_lost_node_left(tmp_path: Path, sink: Prometheus) -> None:
+    lost = place(sink)
+    again = prometheus(tmp_path)
+    again.open(at(3, attempt=3))
+    try:
+        assert place(again) != lost
+        assert values(scrape(place(again)))["dist_ssl_attempts"] == 3.0
+        assert len(list(sink.target.parent.iterdir())) == 1
+    finally:
+        again.close()
+
+
+def test_a_late_end_leaves_the_target_of_a_newer_attempt(tmp_path: Path, sink: Prometheus) -> None:
+    forgotten = prometheus(tmp_path)
+    forgotten.open(at(0))
+    sink.close()
+    sink.open(at(3, attempt=3))
+    newer = place(sink)
+    forgotten.close()
+    assert sink.target.exists()
+    assert place(sink) == newer
+
+
+def test_an_endpoint_that_never_opened_can_be_closed(tmp_path: Path) -> None:
+    prometheus(tmp_path).close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_runs_of_one_process_do_not_share_numbers(tmp_path: Path, sink: Prometheus) -> None:
+    other = Prometheus("other", "127.0.0.1", 0, tmp_path / "targets" / "other.json", tmp_path / "checkpoints")
+    sink.write(at(1), {"loss": 1.0})
+    other.write(at(1), {"loss": 2.0})
+    assert values(scrape(place(sink)))["dist_ssl_loss"] == 1.0
+
+
+def test_promtool_has_nothing_against_a_scrape(sink: Prometheus) -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("no promtool")
+    sink.write(at(5), {"step": 5, "loss": 2.5})
+    checked = subprocess.run([promtool, "check", "metrics"], input=scrape(place(sink)), capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert checked.stdout + checked.stderr == ""

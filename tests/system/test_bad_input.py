@@ -1,0 +1,158 @@
+"""Bad input gets one clear message with value, rule and remedy, exit code 2, and loses nothing."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from launch import slurm
+from launch.run_dir import RunDir, read_yaml, write_yaml
+from tests.system.launching import Launch, losses, words
+
+
+@pytest.fixture(scope="module")
+def finished(demo_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run on one node, made by the literal command."""
+    runs = tmp_path_factory.mktemp("runs")
+    code, text = Launch(*words(demo_shards, runs, "nodes=1", "name=finished", "epochs=2")).finish()
+    assert code == 0, text
+    assert "Finished. kNN accuracy" in text
+    assert "epoch   2   step     10   kNN" in text
+    return runs / "finished"
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *given: str) -> str:
+    """What the launcher prints when it refuses these words."""
+    assert slurm.main(list(given)) == 2
+    text = capsys.readouterr().out
+    assert "Traceback" not in text
+    return text
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("method=mocov4", "method=mocov4 does not exist.\n  Did you mean 'mocov3'?"),
+        ("ndoes=2", "There is no key 'ndoes'.\n  Did you mean 'nodes'?"),
+        ("method.hiden=3", "There is no key 'method.hiden'.\n  Did you mean 'method.hidden'?"),
+        ("nodes", "'nodes' is not of the form key=value."),
+        ("nodes=0", "nodes=0 is not possible: it is a whole number of at least 1."),
+        ("nodes=many", "nodes=many is not possible"),
+        ("nodes=5", "5 ranks cannot share lanes=12 equally.\n  Use one of these numbers of ranks: 1, 2, 3, 4, 6, 12."),
+        ("batch_size=20", "batch_size=20 is no multiple of lanes=12.\n  Use batch_size=24"),
+        ("batch_size=120", "batch_size=120 is more than the 60 samples of the data set."),
+        ("save_every=30", "'30' is not a duration: it takes a number and a unit."),
+        ("precision=fp8", "precision=fp8 is not possible."),
+        ("epochs=few", "epochs='few' is not possible: it takes a value of type int."),
+        ("data.path=nowhere", "The shard folder nowhere does not exist."),
+        ("encoder._target_=os.system", "encoder._target_=os.system is outside"),
+    ],
+)
+def test_a_wrong_word_is_refused_before_a_run_folder_is_made(
+    word: str, message: str, demo_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in refusal(capsys, *words(demo_shards, tmp_path / "runs", "nodes=1"), word)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_exit_code_of_the_command_is_2(demo_shards: Path, tmp_path: Path) -> None:
+    code, text = Launch(*words(demo_shards, tmp_path, "ndoes=1")).finish()
+    assert code == 2
+    assert text.splitlines() == ["There is no key 'ndoes'.", "  Did you mean 'nodes'?"]
+
+
+def test_an_empty_shard_folder_and_a_changed_tar_are_refused(
+    demo_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    text = refusal(capsys, *words(tmp_path / "empty", tmp_path / "runs", "nodes=1"))
+    assert "empty has no manifest.json" in text
+    copy = tmp_path / "copy"
+    shutil.copytree(demo_shards, copy)
+    tar = sorted(copy.glob("train-*.tar"))[1]
+    os.truncate(tar, tar.stat().st_size - 512)
+    text = refusal(capsys, *words(copy, tmp_path / "runs", "nodes=1"))
+    assert f"Shard {tar} has" in text
+    assert "make the shards again" in text
+
+
+def test_a_taken_name_is_refused(finished: Path, demo_shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = refusal(capsys, *words(demo_shards, finished.parent, "nodes=1", "name=finished"))
+    assert f"Resume it with resume={finished}" in text
+
+
+def test_a_resume_with_a_changed_science_key_is_refused_by_name(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = losses(finished)
+    text = refusal(capsys, f"resume={finished}", "optim.base_lr=0.5")
+    assert "optim.base_lr=0.5 is not what the run began with (0.001): its result depends on it." in text
+    assert losses(finished) == before
+    assert RunDir(finished).newest_attempt() == 1
+
+
+def test_a_resume_of_what_is_no_run_names_the_nearest_one(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = refusal(capsys, f"resume={finished.parent / 'finish'}")
+    assert "is not a run folder.\n  Did you mean 'finished'?" in text
+
+
+def test_a_resume_with_other_data_is_refused(
+    finished: Path, tmp_path: Path, demo_shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(demo_shards, copy)
+    manifest = copy / "manifest.json"
+    manifest.write_text(manifest.read_text() + "\n")
+    assert f"The data in {copy} is not the run's" in refusal(capsys, f"resume={finished}", f"data.path={copy}")
+
+
+def test_a_run_folder_of_another_version_is_refused(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(finished, other)
+    write_yaml(other / "config.yaml", {**read_yaml(other / "config.yaml"), "format": 99})
+    text = refusal(capsys, f"resume={other}")
+    assert "has format 99: this version reads 1.\n  Resume it with the version" in text
+
+
+def test_a_finished_run_is_not_run_again(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert slurm.main([f"resume={finished}"]) == 0
+    assert "has finished: nothing is left to train" in capsys.readouterr().out
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 8 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)], capture_output=True)
+    if made.returncode:
+        pytest.skip("no right to mount a small file system")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_full_disk_at_a_save_loses_nothing(small_disk: Path, demo_shards: Path) -> None:
+    run = small_disk / "full"
+    ballast = small_disk / "ballast"
+    launch = Launch(
+        *words(demo_shards, small_disk, "nodes=2", "name=full", "epochs=6", "method.hidden=256", "save_every=1 step")
+    )
+    while not (run / "checkpoints" / "LATEST").exists():
+        assert launch.process.poll() is None
+    try:
+        ballast.write_bytes(b"0" * 8_000_000)
+    except OSError:
+        assert ballast.stat().st_size > 0
+    code, text = launch.finish()
+    assert code == 2, text
+    assert "No space left on device" in text
+    assert f"resume={run}" in text
+    ballast.unlink()
+    code, text = Launch(f"resume={run}").finish()
+    assert code == 0, text
+    assert sorted(losses(run)) == list(range(1, 31))

@@ -1,0 +1,119 @@
+"""What cannot be trained is refused before anything is started: the value, the rule and the remedy."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dist_ssl.build import check
+from dist_ssl.data import manifest
+from dist_ssl.errors import ConfigError, DataError, UserError
+from launch import settings
+from launch.run_dir import PROJECT
+
+HELD = ("batch_size=12", "lanes=12", "threads=1", "decode_threads=1", "data.source=null")
+
+
+def config(shards: Path, *words: str) -> dict[str, Any]:
+    """A config that the small shards can be trained with; `words` spoil it."""
+    return settings.compose([*HELD, f"data.path={shards}", *words], PROJECT / "configs")
+
+
+def test_a_check_tells_the_datas_identity(demo_shards: Path) -> None:
+    assert check(config(demo_shards), ranks=4) == manifest.read(demo_shards).identity
+
+
+def test_a_run_goes_on_with_the_data_it_began_with(demo_shards: Path) -> None:
+    identity = manifest.read(demo_shards).identity
+    assert check(config(demo_shards, f"data.identity={identity}"), ranks=1) == identity
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 6, 12])
+def test_every_divisor_of_the_lanes_is_a_number_of_ranks(demo_shards: Path, ranks: int) -> None:
+    check(config(demo_shards), ranks)
+
+
+@pytest.mark.parametrize("group", ["encoder", "optim", "views", "schedule", "engine", "probe", "cluster", "metrics"])
+def test_every_option_of_the_config_tree_can_be_built(demo_shards: Path, group: str) -> None:
+    for path in sorted((PROJECT / "configs" / group).glob("*.yaml")):
+        check(config(demo_shards, f"{group}={path.stem}"), ranks=1)
+
+
+REFUSED = {
+    "lanes that ranks cannot share": ((), 5, "5 ranks cannot share lanes=12", "1, 2, 3, 4, 6, 12"),
+    "no lanes": (("lanes=0",), 1, "lanes=0", "lanes=48"),
+    "a batch that is no multiple": (("batch_size=40",), 1, "batch_size=40 is no multiple of lanes=12", "batch_size=36"),
+    "no batch": (("batch_size=0",), 1, "batch_size=0", "batch_size=12"),
+    "a batch larger than the data": (("batch_size=72",), 1, "batch_size=72 is more than the 60 samples", "smaller"),
+    "a precision that does not exist": (("precision=bf16",), 1, "precision=bf16", "fp32, fp64"),
+    "a word for a number": (("batch_size=many",), 1, "batch_size='many'", "int"),
+    "a fraction for a count": (("seed=1.5",), 1, "seed=1.5", "int"),
+    "yes for a count": (("lanes=true",), 1, "lanes=True", "int"),
+    "nothing for a count": (("epochs=null",), 1, "epochs=None", "int"),
+    "a word deep inside": (("views.view1.hue=red",), 1, "views.view1.hue='red'", "float"),
+    "too few channels": (("data.mean=[0.5,0.5]",), 1, "data.mean=[0.5, 0.5]", "tuple"),
+    "a duration without a unit": (("save_every=30",), 1, "'30' is not a duration", "30 seconds"),
+    "a warm-up by the clock": (("schedule.warmup=5 minutes",), 1, "schedule.warmup", "epochs or steps"),
+    "a warm-up as long as the run": (("schedule.warmup=20 epochs",), 1, "schedule.warmup=20 epochs", "shorten"),
+    "a key that the class does not have": (("+method.hiden=3",), 1, "method.hiden", "hidden"),
+    "a key that nothing reads": (("+epoch=5",), 1, "epoch", "epochs"),
+    "a key of a view that does not exist": (("+views.view1.blurp=1",), 1, "views.view1.blurp", "blur_p"),
+    "a class outside": (("method._target_=os.system",), 1, "method._target_=os.system is outside", "dist_ssl."),
+    "a class that is not there": (("optim._target_=dist_ssl.optim.Adam",), 1, "optim._target_=dist_ssl.optim.Adam", ""),
+    "a module that is not there": (("encoder._target_=dist_ssl.nets.A",), 1, "encoder._target_=dist_ssl.nets.A", ""),
+    "no class": (("~encoder._target_",), 1, "encoder._target_", ""),
+    "a number that the run gives": (("+schedule.batch_size=24",), 1, "schedule.batch_size", ""),
+    "no checkpoints": (("keep=0",), 1, "keep=0", ""),
+    "no window": (("window=0",), 1, "window=0", ""),
+    "no epochs": (("epochs=0",), 1, "", "epochs"),
+    "a seed below 0": (("seed=-1",), 1, "seed=-1", ""),
+    "a clip that is no number": (("engine.clip=much",), 1, "engine.clip='much'", "float"),
+    "an engine outside": (("engine._target_=os.system",), 1, "engine._target_=os.system", "dist_ssl."),
+    "a key that the engine does not have": (("+engine.clipp=1",), 1, "engine.clipp", "clip"),
+    "a probe that never comes": (("probe.every=soon",), 1, "'soon' is not a duration", "1 epoch"),
+    "a port that is no number": (("metrics.port=any",), 1, "metrics.port='any'", "int"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_is_refused(demo_shards: Path, what: str) -> None:
+    words, ranks, named, remedy = REFUSED[what]
+    with pytest.raises(ConfigError) as raised:
+        check(config(demo_shards, *words), ranks)
+    assert named in raised.value.problem
+    assert remedy in str(raised.value)
+    assert raised.value.remedy
+
+
+def test_an_encoder_that_timm_does_not_know_is_refused_with_the_nearest(demo_shards: Path) -> None:
+    with pytest.raises(ConfigError, match=r"encoder\.name=resnet19") as raised:
+        check(config(demo_shards, "encoder=resnet18", "encoder.name=resnet19"), ranks=1)
+    assert "Did you mean 'resnet18'?" in raised.value.remedy
+
+
+def test_a_stem_that_does_not_exist_is_refused_with_those_that_do(demo_shards: Path) -> None:
+    with pytest.raises(ConfigError, match=r"encoder\.stem='tiny'") as raised:
+        check(config(demo_shards, "encoder=resnet18", "encoder.stem=tiny"), ranks=1)
+    assert "standard" in str(raised.value)
+    assert "small" in str(raised.value)
+
+
+def test_other_data_than_the_runs_is_refused_with_both_hashes(demo_shards: Path) -> None:
+    with pytest.raises(DataError) as raised:
+        check(config(demo_shards, "data.identity=0123abcd"), ranks=1)
+    assert "0123abcd" in raised.value.problem
+    assert manifest.read(demo_shards).identity in raised.value.problem
+    assert "data.path" in raised.value.remedy
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_split_that_is_not_there_is_refused_with_the_nearest(demo_shards: Path, split: str) -> None:
+    with pytest.raises(DataError, match=f"'{split}l'") as raised:
+        check(config(demo_shards, f"data.{split}={split}l"), ranks=1)
+    assert f"'{split}'" in raised.value.remedy
+
+
+def test_a_folder_without_shards_is_refused_with_the_way_to_make_them(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no manifest\.json") as raised:
+        check(config(tmp_path), ranks=1)
+    assert "shards/make.py" in raised.value.remedy
