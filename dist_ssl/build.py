@@ -63,7 +63,7 @@ class Run:
     ranks_per_node: int | None = None
 
 
-GROUPS = ("method", "encoder", "optim", "schedule", "views", "data", "engine", "cluster", "probe", "metrics")
+GROUPS = ("method", "encoder", "optim", "schedule", "views", "data", "engine", "probe", "metrics")
 LEAST = {"epochs": 1, "keep": 1, "window": 1, "seed": 0}
 TOP = (*Run.__dataclass_fields__, *GROUPS, "runs", "name", "resume", "format")
 

@@ -10,7 +10,7 @@ import time
 from rich.console import Console
 
 from dist_ssl.signals import Signals
-from launch.ending import Ending, of_attempt
+from launch.ending import FAILED, STOPPED, Ending, of_attempt
 from launch.progress_bar import RunView
 from launch.run_dir import AttemptDir
 
@@ -37,6 +37,7 @@ class LocalAttempt:
             self._kill()
         codes = [agent.returncode for agent in self.agents]
         ending = of_attempt(self.attempt, self.nodes, self.ranks_per_node, codes)
+        ending = _as_asked(ending, signals, codes)
         with contextlib.suppress(OSError):  # on a full disk the screen alone must tell
             ending.write(self.attempt.folder / "outcome.json")
         return ending
@@ -80,3 +81,10 @@ class LocalAttempt:
                 os.killpg(agent.pid, signal.SIGKILL)
         for agent in self.agents:
             agent.wait()
+
+
+def _as_asked(ending: Ending, signals: Signals, codes: list[int]) -> Ending:
+    """A person who interrupts a start, or insists, has stopped the run: that is no failure."""
+    if ending.outcome == FAILED and signals.count and any(code in (-signal.SIGTERM, -signal.SIGKILL) for code in codes):
+        return Ending(STOPPED, "Stopped at once: the run goes on from its last checkpoint.")
+    return ending

@@ -28,7 +28,6 @@ MACHINE = (
     "data.source",
     "engine._target_",
     "engine.deterministic",
-    "cluster",
     "metrics",
     "probe",
 )

@@ -21,6 +21,7 @@ from launch.local import LocalAttempt
 from launch.progress_bar import RunView
 from launch.run_dir import PROJECT, RunDir
 
+INTERRUPTED_CODE = 130
 EXIT_CODES = {FINISHED: 0, STOPPED: 0, REFUSED: EXIT_CODE, FAILED: 1}
 
 
@@ -91,7 +92,8 @@ def say_how_it_ended(run: RunDir, ending: Ending, console: Console) -> None:
         console.print("  Next: longer (epochs=60), larger (encoder=resnet18 encoder.stem=small), or your own", end=" ")
         console.print("shards (data=shards data.path=...).", highlight=False)
     elif ending.outcome == STOPPED:
-        console.print(f"Stopped in order; nothing is lost.{score}\n  Go on with: {again}", highlight=False)
+        how = ending.reason or "Stopped in order; nothing is lost."
+        console.print(f"{how}{score}\n  Go on with: {again}", highlight=False)
     else:
         console.print(f"{ending.reason or 'The attempt failed.'}\n  Go on with: {again}", highlight=False)
 
@@ -107,6 +109,9 @@ def main(words: list[str]) -> int:
         else:
             run, config = start(others, console)
         return submit(run, config, console)
+    except KeyboardInterrupt:
+        console.print("Stopped before anything was started.", highlight=False)
+        return INTERRUPTED_CODE
     except UserError as error:
         console.print(str(error), highlight=False, markup=False)
         return EXIT_CODE
@@ -118,8 +123,8 @@ def submit(run: RunDir, config: dict[str, Any], console: Console) -> int:
         console.print(f"{run.folder} has finished: nothing is left to train.", highlight=False)
         return 0
     nodes = config["nodes"]
-    if shutil.which("sbatch") is None:
-        console.print(f"No sbatch on the PATH: the {nodes} nodes run as local processes.", highlight=False)
+    why = "No sbatch on the PATH" if shutil.which("sbatch") is None else "Jobs are not yet submitted to Slurm"
+    console.print(f"{why}: the {nodes} nodes run as local processes.", highlight=False)
     console.print(f"Run folder: {run.folder}", highlight=False)
     attempt = run.new_attempt(config)
     ending = LocalAttempt(attempt, nodes, config["ranks_per_node"]).run(console)

@@ -1,6 +1,7 @@
 """Where rank 0 hands the numbers: `metrics.jsonl`, the status that progress bars read, and a Prometheus endpoint."""
 
 import json
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Gauge, start_http_server
 
+from dist_ssl.errors import ConfigError
 from dist_ssl.metrics.table import METRICS
 from dist_ssl.progress import Progress
 
@@ -20,6 +22,11 @@ def write_whole(path: Path, text: str) -> None:
     part.replace(path)
 
 
+def finite(values: Mapping[str, float]) -> dict[str, float]:
+    """What JSON can say: NaN and infinity are no numbers there, so they are left out."""
+    return {key: value for key, value in values.items() if math.isfinite(value)}
+
+
 class JsonLines:
     """One line per report. After a resume, lines beyond the restored step are dropped: those steps are made again."""
 
@@ -29,13 +36,18 @@ class JsonLines:
     def open(self, progress: Progress) -> None:
         """Keep the lines up to this step; a line cut short by a kill goes too."""
         lines = self.path.read_text().splitlines() if self.path.exists() else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= progress.step]
+        kept = [line for line in lines if line.endswith("}") and self._stands(json.loads(line), progress)]
         write_whole(self.path, "".join(f"{line}\n" for line in kept))
+
+    def _stands(self, report: Mapping[str, float], progress: Progress) -> bool:
+        """Whether a report is not made again; a run that goes on between two epochs probes again."""
+        probed_again = progress.between_epochs and "knn_accuracy" in report
+        return report["step"] < progress.step or (report["step"] == progress.step and not probed_again)
 
     def write(self, progress: Progress, values: Mapping[str, float]) -> None:
         """Append the numbers."""
         with self.path.open("a") as file:
-            file.write(json.dumps({"time": round(time.time(), 3), **values}) + "\n")
+            file.write(json.dumps({"time": round(time.time(), 3), **finite(values)}) + "\n")
 
     def close(self) -> None:
         """Nothing is held open."""
@@ -55,7 +67,7 @@ class Status:
     def write(self, progress: Progress, values: Mapping[str, float]) -> None:
         """Replace the file; a number that is not new keeps its last value."""
         plan = progress.plans[-1] if progress.plans else None
-        self.values |= {**values, "epochs": progress.epochs, "attempt": progress.attempt}
+        self.values |= {**finite(values), "epochs": progress.epochs, "attempt": progress.attempt}
         if plan:
             self.values["total_steps"] = self.values["total_samples"] // plan.batch_size
         write_whole(self.path, json.dumps(self.values))
@@ -82,7 +94,12 @@ class Prometheus:
 
     def open(self, progress: Progress) -> None:
         """Start to listen, and announce it."""
-        self.server, _ = start_http_server(self.port, registry=self.registry)
+        try:
+            self.server, _ = start_http_server(self.port, registry=self.registry)
+        except OSError as error:
+            raise ConfigError(
+                f"metrics.port={self.port} cannot be listened on: {error}.", "metrics.port=0 takes a free one."
+            ) from error
         self.target.parent.mkdir(parents=True, exist_ok=True)
         place = f"{self.address}:{self.server.server_port}"
         self.announcement = json.dumps([{"targets": [place], "labels": {"run": self.run}}])

@@ -13,10 +13,11 @@ from dist_ssl.batch import Batch
 from dist_ssl.data import manifest
 from dist_ssl.data.lanes import EpochOrder
 from dist_ssl.data.load import Loader
+from dist_ssl.data.photometric import Photometry
 from dist_ssl.data.read import Reader
 from dist_ssl.data.stream import Colours, Stream
-from dist_ssl.data.views import Recipe
-from dist_ssl.draws import Draws
+from dist_ssl.data.views import Cutter, Recipe
+from dist_ssl.draws import Draws, Purpose
 from dist_ssl.errors import DataError
 from dist_ssl.plan import EpochPlan
 from dist_ssl.world import World
@@ -178,6 +179,14 @@ def test_the_plan_sets_image_size_and_number_of_views(split: manifest.Split) -> 
     assert not torch.equal(batch.views[0], batch.views[2])
 
 
+def test_views_take_turns_at_the_recipes(split: manifest.Split) -> None:
+    recipes = [Recipe(crop_min=0.2), Recipe(crop_min=0.2, gray_p=1.0)]
+    with Reader(split) as reader:
+        stream = Stream(Loader(reader, 1), recipes, COLOURS, world=World(), seed=0, window=6, dtype=torch.float32)
+        batch = next(iter(stream.epoch(replace(PLAN, views=4))))
+    assert [bool((view[:, 0] == view[:, 2]).all()) for view in batch.views] == [False, True, False, True]
+
+
 def test_without_strength_all_views_show_the_whole_image(split: manifest.Split) -> None:
     calm = Recipe(crop_min=0.2, gray_p=0.5, solarize_p=0.5, flip_p=0.0)
     with Reader(split) as reader:
@@ -200,20 +209,22 @@ def test_a_damaged_sample_is_replaced_and_nothing_else_changes(split: manifest.S
             assert not any(torch.equal(x, y) for x, y in zip(a[~own.valid], b[~own.valid], strict=True))
 
 
-def test_the_stand_in_comes_from_the_window_and_is_drawn_under_the_replaced_id(
-    split: manifest.Split, whole: list[Batch]
+@pytest.mark.parametrize(("step", "row"), [(0, 5), (2, 5), (2, 15)])
+def test_the_stand_in_is_drawn_from_the_window_and_under_the_replaced_id(
+    split: manifest.Split, whole: list[Batch], step: int, row: int
 ) -> None:
-    row = 5
-    number = int(whole[0].ids[row])
-    window = [n for n in order(split).window_of(row // 4, row % 4).tolist() if n != number]
-    candidates = {}
-    for stand_in in window:
-        # all but one of the window are unreadable, so this one must stand in
-        with Damaged(split, {number, *window} - {stand_in}) as reader:
-            candidates[stand_in] = batches(reader)[0].views[0][row]
+    number = int(whole[step].ids[row])
+    window = order(split).window_of(row // 4, 4 * step + row % 4).tolist()
+    turn = int(Draws(SEED, 0).uniform(Purpose.STAND_IN, np.array([number]), 0, 1)[0, 0] * len(window))
+    stand_in = next(n for n in window[turn:] + window[:turn] if n != number)
+    cutter, ids, draws = Cutter(RECIPES, 16), np.array([number]), Draws(SEED, 0)
+    pixels = [np.zeros((1, 16, 16, 3), dtype=np.uint8) for _ in RECIPES]
     with Damaged(split, {number}) as reader:
-        chosen = batches(reader)[0].views[0][row]
-    assert sum(torch.equal(chosen, candidate) for candidate in candidates.values()) == 1
+        chosen = batches(reader)[step].views[1][row]
+        cutter.cut(reader.read(stand_in), [d[0] for d in cutter.draw(draws, ids)], [view[0] for view in pixels])
+    colour = Photometry(RECIPES[1], 1, COLOURS.mean, COLOURS.std)
+    expected = colour(torch.from_numpy(pixels[1]), ids, draws, torch.float32)[0]
+    torch.testing.assert_close(chosen, expected, rtol=0, atol=2e-5)
 
 
 def test_the_stand_in_is_the_same_at_every_world_size(split: manifest.Split, whole: list[Batch]) -> None:
