@@ -38,10 +38,10 @@ class Pulse:
     def beat(self, progress: Progress) -> Beat:
         """What was agreed since the last beat; the wishes of now are answered at the next."""
         agreed = self._pending.result() if self._pending else 0
-        self._pending = self.world.agree_later(self._wish())
         save = bool(agreed & SAVE) or self.save_every.due(progress)
         if save:
             self._saved_at = time.monotonic()
+        self._pending = self.world.agree_later(self._wish())
         return Beat(save=save, stop=bool(agreed & STOP))
 
     def stopping(self) -> bool:

@@ -1,5 +1,7 @@
 """What all tests share: one torch thread, repeatable hypothesis, and a small demo data set on disk."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,9 @@ from hypothesis import settings
 from rich.console import Console
 
 from shards import make
+from tests.ranks import Ranks
 
+os.environ["OMP_NUM_THREADS"] = "1"  # processes that tests start share two cores
 torch.set_num_threads(1)
 settings.register_profile("quiet", deadline=None, max_examples=50, derandomize=True, database=None)
 settings.load_profile("quiet")
@@ -20,3 +24,11 @@ def demo_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shards") / "demo"
     make.make("demo", folder, Console(quiet=True), make.Options(train=60, val=20, shard_bytes=20000))
     return folder
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Iterator[Ranks]:
+    """Up to four gloo processes that stay alive."""
+    pool = Ranks(4)
+    yield pool
+    pool.close()

@@ -149,12 +149,13 @@ def read(folder: Path) -> Manifest:
     text = path.read_bytes()
     try:
         content = json.loads(text)
+        if content["format"] != FORMAT:
+            raise DataError(
+                f"{path} has format {content['format']}: this version reads {FORMAT}.", "Make the shards again."
+            )
         splits = {name: _split(folder, name, entry) for name, entry in content["splits"].items()}
-        version = content["format"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is damaged: {error!r}.", "Make the shards again.") from error
-    if version != FORMAT:
-        raise DataError(f"{path} has format {version}: this version reads {FORMAT}.", "Make the shards again.")
     return Manifest(xxhash.xxh3_128_hexdigest(text), splits)
 
 

@@ -116,7 +116,8 @@ def resize(image: Image.Image, box: Box, size: int) -> npt.NDArray[np.uint8]:
 
 def smallest_crop_scale(recipes: Sequence[Recipe], size: int) -> int:
     """Side, px, that a decoded image must keep so that no crop is upsampled more than the original forces."""
-    return max(math.ceil(size / math.sqrt(recipe.crop_min)) for recipe in recipes)
+    narrowest = [r.crop_min * min(r.aspect[0], 1 / r.aspect[1]) for r in recipes]
+    return math.ceil(size / math.sqrt(min(narrowest)))
 
 
 class Cutter:

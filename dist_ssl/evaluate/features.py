@@ -25,9 +25,10 @@ def subset(size: int, count: int, seed: int) -> Ints:
     return np.sort(Draws(seed).order(Purpose.PROBE, numbers)[:count])
 
 
-def _neighbours(numbers: Ints, row: int) -> list[int]:
+def _others(numbers: Ints, chunk: Ints, row: int) -> list[int]:
     """Who may fill the place of an unreadable image; its label will say that it does not count."""
-    return [int(n) for n in np.roll(numbers, -row)[1:]]
+    place = int(np.searchsorted(numbers, chunk[row]))
+    return [int(n) for n in np.roll(numbers, -place)[1:]]
 
 
 class Extractor:
@@ -42,7 +43,7 @@ class Extractor:
     def features(self, engine: Engine, numbers: Ints, who: Who = "student") -> tuple[Tensor, Tensor]:
         """[N, D] fp32 features and [N] int64 labels of the readable samples, on every rank, in the same order."""
         own = np.array_split(numbers, self.world.size)[self.world.rank]
-        parts = list(self._parts(engine, own, who)) or [self._nothing(engine, who)]
+        parts = list(self._parts(engine, numbers, own, who)) or [self._nothing(engine, who)]
         feats, labels = torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
         rows = -(-len(numbers) // self.world.size)
         room = rows - len(feats)
@@ -51,11 +52,11 @@ class Extractor:
         known = labels >= 0
         return feats[known], labels[known]
 
-    def _parts(self, engine: Engine, own: Ints, who: Who) -> Iterator[tuple[Tensor, Tensor]]:
+    def _parts(self, engine: Engine, numbers: Ints, own: Ints, who: Who) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of features; an unreadable sample gets the label -1."""
         device = self.world.device
         chunks = [own[start : start + self.batch] for start in range(0, len(own), self.batch)]
-        requests = (Request(chunk, Draws(0), partial(_neighbours, chunk)) for chunk in chunks)
+        requests = (Request(chunk, Draws(0), partial(_others, numbers, chunk)) for chunk in chunks)
         for loaded in self.loader.load(requests, Whole(self.size), 1):
             x = torch.from_numpy(loaded.views[0]).to(device).permute(0, 3, 1, 2).to(self.dtype) / 255
             labels = torch.from_numpy(self.loader.reader.split.samples.labels[loaded.ids]).to(device)

@@ -22,7 +22,7 @@ def knn_votes(bank: Tensor, bank_labels: Tensor, queries: Tensor, k: int, temper
     """[Q] predicted classes. `bank`: [N, D], `bank_labels`: [N] int64 >= 0, `queries`: [Q, D]; any norms."""
     similarity = F.normalize(queries, dim=1) @ F.normalize(bank, dim=1).T
     nearest, at = similarity.topk(min(k, len(bank)), dim=1)
-    weights = (nearest / temperature).exp()
+    weights = ((nearest - nearest[:, :1]) / temperature).exp()
     classes = int(bank_labels.max()) + 1
     votes = torch.zeros(len(queries), classes, dtype=weights.dtype, device=weights.device)
     votes.scatter_add_(1, bank_labels[at], weights)

@@ -97,7 +97,7 @@ class MoCoV3(Method):
         first = self.world.rank * len(valid)
         rows = keyed_cross_entropy(e["q1"], k2, first, self.temperature, keep)
         rows = rows + keyed_cross_entropy(e["q2"], k1, first, self.temperature, keep)
-        share = self.world.size / keep.sum().clamp_min(1)
+        share = self.world.size / keep.sum(dtype=rows.dtype).clamp_min(1)
         loss = (rows * batch.valid).sum() * share
         return LossOutput(loss, metrics=self._signals(e, batch))
 
@@ -105,4 +105,4 @@ class MoCoV3(Method):
     def _signals(self, e: Embeddings, batch: Batch) -> dict[str, Tensor]:
         """Cheap signs of health: the deviation of the normalised queries, and their likeness to their keys."""
         q, k = nn.functional.normalize(e["q1"], dim=1), nn.functional.normalize(e["k2"], dim=1)
-        return {"feature_std": q.std(0).mean(), "positive_similarity": (q * k).sum(1).mean()}
+        return {"feature_std": q.std(0, correction=0).mean(), "positive_similarity": (q * k).sum(1).mean()}

@@ -67,6 +67,7 @@ def timm_encoder(name: str, stem: Literal["standard", "small"] = "standard", **o
     if not timm.is_model(name):
         raise ConfigError(f"encoder.name={name} is not a model of timm.", nearest(name, timm.list_models()))
     encoder: nn.Module = timm.create_model(name, num_classes=0, **options)
+    encoder.num_features = getattr(encoder, "head_hidden_size", None) or encoder.num_features
     if stem == "small":
         _shrink_stem(encoder, name)
     return encoder

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 Sum = Callable[[Tensor], Tensor]
@@ -40,7 +41,7 @@ class _Normalise(torch.autograd.Function):
         slope = scale if weight is None else scale * weight
         shift = -mean * slope if bias is None else bias - mean * slope
         ctx.mark_non_differentiable(mean, var)
-        return torch.addcmul(_wide(shift, x), x, _wide(slope, x)), mean, var * (n / (n - 1))
+        return torch.addcmul(_wide(shift, x), x, _wide(slope, x)), mean, var * (n / (n - 1).clamp_min(1))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None, None]:
@@ -91,23 +92,27 @@ class BatchNorm(nn.Module):
     ) -> None:
         super().__init__()
         self.eps, self.momentum, self.total, self.groups = eps, momentum, total, 1
+        self.then: nn.Module = nn.Identity()  # timm fuses the activation into the norm
         self.weight = nn.Parameter(torch.ones(num_features)) if affine else None
         self.bias = nn.Parameter(torch.zeros(num_features)) if affine else None
         self.register_buffer("running_mean", torch.zeros(num_features))
         self.register_buffer("running_var", torch.ones(num_features))
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return torch.nn.functional.batch_norm(
-                x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
-            )
+        out: Tensor = self.then(self._normalise(x) if self.training else self._apply_running(x))
+        return out
+
+    def _apply_running(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+
+    def _normalise(self, x: Tensor) -> Tensor:
         grouped = x.view(self.groups, -1, *x.shape[1:])
-        y: Tensor
         y, mean, var = _Normalise.apply(grouped, self.weight, self.bias, self.eps, self.total)
         with torch.no_grad():
             self.running_mean.lerp_(mean.mean(0).to(self.running_mean.dtype), self.momentum)
             self.running_var.lerp_(var.mean(0).to(self.running_var.dtype), self.momentum)
-        return y.view(x.shape)
+        whole: Tensor = y.view(x.shape)
+        return whole
 
 
 def convert(module: nn.Module, total: Sum) -> nn.Module:
@@ -121,6 +126,9 @@ def convert(module: nn.Module, total: Sum) -> nn.Module:
     state = {name: value for name, value in module.state_dict().items() if name != "num_batches_tracked"}
     own.to(state["running_mean"].dtype).load_state_dict(state)
     own.requires_grad_(all(p.requires_grad for p in module.parameters()))
+    after = [getattr(module, name) for name in ("drop", "act") if hasattr(module, name)]
+    if after:
+        own.then = nn.Sequential(*after)
     return own.train(module.training)
 
 
