@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.run_dir import RunDir
 from tests.jobs import same_bits
 from tests.system.launching import (
     END_SECONDS,
@@ -55,20 +56,25 @@ def disturb(launch: Launch, run: Path, kind: str, chance: random.Random) -> None
         assert code in (0, 1), text
 
 
+def kill_again_and_again(launch: Launch, run: Path, kills: int, chance: random.Random) -> None:
+    """Kill the run so many times, resume it after each, and let it end."""
+    await_that(lambda: (run / "config.yaml").exists(), "a run folder")
+    for number in range(kills):
+        disturb(launch, run, KINDS[number % len(KINDS)], chance)
+        await_that(lambda: nothing_left(run), "no process left behind", END_SECONDS)
+        attempts = RunDir(run).newest_attempt()
+        launch = Launch(f"resume={run}")
+        await_that(lambda: RunDir(run).newest_attempt() > attempts, "a new attempt")  # noqa: B023
+    code, text = launch.finish()
+    assert code == 0, text
+
+
 def test_killed_at_ten_random_moments_it_ends_with_the_same_bits(
     undisturbed: Path, demo_shards: Path, tmp_path: Path
 ) -> None:
-    chance = random.Random(7)
     run = tmp_path / "killed"
     launch = Launch(*words(demo_shards, tmp_path, "nodes=2", "name=killed", *LONG))
-    await_that(lambda: (run / "config.yaml").exists(), "a run folder")
-    for number in range(10):
-        disturb(launch, run, KINDS[number % len(KINDS)], chance)
-        await_that(lambda: nothing_left(run), "no process left behind", END_SECONDS)
-        launch = Launch(f"resume={run}")
-        await_that(lambda: len(list((run / "attempts").iterdir())) == number + 2, "a new attempt")  # noqa: B023
-    code, text = launch.finish()
-    assert code == 0, text
+    kill_again_and_again(launch, run, 10, random.Random(7))
     assert same_bits(weights(run), weights(undisturbed))
     assert losses(run) == losses(undisturbed)
     assert delivered(run) == delivered(undisturbed)
