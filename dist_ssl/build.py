@@ -82,6 +82,18 @@ class Data:
 
 
 @dataclass(frozen=True)
+class Probing:
+    """The keys of the probe node."""
+
+    every: Duration
+    bank: int
+    queries: int
+    k: int
+    temperature: float
+    image_size: int | None = None
+
+
+@dataclass(frozen=True)
 class Place:
     """Where an attempt lives: the run folder, the attempt's number, and whether no newer one has begun."""
 
@@ -139,9 +151,21 @@ def top_level(config: Config) -> Run:
             raise ConfigError(
                 f"{key}={getattr(run, key)} is not possible: it is at least {least}.", f"Set {key}=1, say."
             )
+    check_units("timeout", run.timeout, "seconds")
+    check_units("log_every", run.log_every, "steps")
+    check_units("save_every", run.save_every, "seconds", "steps")
     if run.precision not in DTYPES:
         raise ConfigError(f"precision={run.precision} is not possible.", nearest(run.precision, DTYPES))
     return run
+
+
+def check_units(key: str, duration: Duration, *units: str) -> None:
+    """Raise ConfigError where a duration is not in one of these units."""
+    if duration.unit not in units:
+        raise ConfigError(
+            f"{key} is in {duration.unit}: that is not possible.",
+            f"Write it in {' or '.join(units)}" + (" (or minutes, hours)." if "seconds" in units else "."),
+        )
 
 
 def open_data(data: Data) -> manifest.Manifest:
@@ -163,7 +187,7 @@ def check(config: Config, ranks: int) -> str:
     known = open_data(found.data)
     if found.data.val is not None:
         known.split(found.data.val)
-    Duration.parse(config["probe"]["every"])
+    probing(config)
     fit(config["metrics"]["port"], int, "metrics.port")
     return known.identity
 
@@ -200,13 +224,23 @@ def build(config: Config, world: World, signals: Signals, place: Place) -> Job:
     )
 
 
+def probing(config: Config) -> Probing:
+    """The keys of the probe, checked. Raises ConfigError."""
+    node = Probing(**keywords(Probing, config["probe"], "probe"))
+    check_units("probe.every", node.every, "epochs")
+    for key in ("bank", "queries", "k", "temperature"):
+        if getattr(node, key) <= 0:
+            raise ConfigError(f"probe.{key}={getattr(node, key)} is not possible: it is more than 0.", "Correct it.")
+    return node
+
+
 def probe(config: Config, p: Parts, world: World) -> Probe:
     """The kNN probe, where the data has labels and a held-out split."""
     if p.data.val is None or not p.train.labelled:
         return NoProbe()
     val = open_data(p.data).split(p.data.val)
-    node = config["probe"]
-    size = p.schedule.plan(Progress(epochs=1)).image_size
+    node = probing(config)
+    size = node.image_size or p.schedule.plan(Progress(epochs=1)).image_size
 
     def extractor(split: manifest.Split) -> Extractor:
         loader = Loader(Reader(split), p.run.decode_threads)
@@ -214,11 +248,11 @@ def probe(config: Config, p: Parts, world: World) -> Probe:
         return Extractor(loader, colours, world=world, size=size, dtype=DTYPES[p.run.precision])
 
     return KNN(
-        (extractor(p.train), subset(len(p.train.samples), node["bank"], p.run.seed)),
-        (extractor(val), subset(len(val.samples), node["queries"], p.run.seed)),
-        every=Duration.parse(node["every"]),
-        k=node["k"],
-        temperature=node["temperature"],
+        (extractor(p.train), subset(len(p.train.samples), node.bank, p.run.seed)),
+        (extractor(val), subset(len(val.samples), node.queries, p.run.seed)),
+        every=node.every,
+        k=node.k,
+        temperature=node.temperature,
     )
 
 

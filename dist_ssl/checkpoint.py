@@ -116,7 +116,7 @@ class Checkpoint:
         """Load the newest whole checkpoint into the engine; `fresh` where the run has none yet."""
         if self.world.rank == 0:
             for debris in self.folder.glob(".*.part"):
-                shutil.rmtree(debris)
+                shutil.rmtree(debris, ignore_errors=True)  # its writer may still be at work
         candidates = self.world.share([p.name for p in self._whole()] if self.world.rank == 0 else None)
         for name in candidates:
             try:

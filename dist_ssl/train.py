@@ -66,6 +66,7 @@ def train(job: Job) -> Outcome:
             if beat.save:
                 job.checkpoint.save(job.engine, progress)
             if beat.stop:
+                job.meter.flush(progress)
                 return Outcome.STOPPED
         progress = progress.next_epoch()
         job.meter.flush(progress)

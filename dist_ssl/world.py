@@ -5,12 +5,14 @@ groups, `World.leave` destroys them. Gathers and sums carry gradients that add u
 gradients, so the objective is the mean over ranks of what each rank's loss returns.
 """
 
+import contextlib
 import json
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +24,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from dist_ssl.errors import UserError
+from dist_ssl.mailboxes import Mailboxes, create
 from dist_ssl.rendezvous import (
     LOOPBACK,
     Meeting,
@@ -33,6 +36,9 @@ from dist_ssl.rendezvous import (
 )
 
 T = TypeVar("T")
+SHARED_MEMORY = Path("/dev/shm")
+LETTERS_BYTES = 1 << 25
+"""Of shared memory for the letters of all ranks."""
 
 
 class _Gather(torch.autograd.Function):
@@ -84,12 +90,16 @@ class World:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     host: "dist.ProcessGroup | None" = None
     """A gloo group beside the device's own: agreeing never waits for the device."""
+    letters: Mailboxes | None = None
+    """Shared memory for small exchanges, where all ranks are on one machine and compute on its CPU."""
 
     def gather_const(self, x: Tensor) -> Tensor:
         """[B, ...] -> [size * B, ...] in rank order, which is global sample order; without gradients."""
         x = x.detach().contiguous()
         if self.size == 1:
             return x
+        if self.letters and self.letters.fits(x.nbytes):
+            return self._exchange(self.letters, x).flatten(0, 1)
         out = x.new_empty((self.size * x.shape[0], *x.shape[1:]))
         dist.all_gather_into_tensor(out, x)
         return out
@@ -105,9 +115,20 @@ class World:
         """The sum over ranks, without gradients; x stays as it is."""
         if self.size == 1:
             return x.detach()
+        if self.device.type == "cpu" and x.nbytes <= letter_capacity(self.size):
+            parts = self.gather_const(x.detach()[None])  # summed in rank order, so the carrier makes no difference
+            total = parts[0].clone()
+            for part in parts[1:]:
+                total += part
+            return total
         total = x.detach().clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         return total
+
+    def _exchange(self, letters: Mailboxes, x: Tensor) -> Tensor:
+        """[...] -> [size, ...], every rank's, through shared memory."""
+        got = torch.from_numpy(letters.exchange(x.view(-1).view(torch.uint8).numpy()))
+        return got.view(x.dtype).view(self.size, *x.shape)
 
     def sum(self, x: Tensor) -> Tensor:
         """The sum over ranks; its gradient is summed over ranks too."""
@@ -120,18 +141,13 @@ class World:
         """The mean over ranks, with gradients like `sum`."""
         return self.sum(x) / self.size
 
-    def max(self, x: Tensor) -> Tensor:
-        """The elementwise largest over ranks, without gradients."""
-        largest = x.detach().clone()
-        if self.size > 1:
-            dist.all_reduce(largest, op=dist.ReduceOp.MAX)
-        return largest
-
     def agree_later(self, value: int) -> Pending:
         """Begin to agree on the largest value of all ranks; the answer may be read a step later."""
         offer = torch.tensor([value], dtype=torch.int64)
         if self.size == 1:
             return Pending(offer, None)
+        if self.letters:
+            return Pending(self._exchange(self.letters, offer).max(), None)
         work = dist.all_reduce(offer, op=dist.ReduceOp.MAX, group=self.host, async_op=True)
         return Pending(offer, work)
 
@@ -183,9 +199,36 @@ def joined(meeting: Path | None, seconds: float = 300.0) -> Iterator[World]:
     try:
         host = dist.new_group(backend="gloo", timeout=wait)
         assert isinstance(host, dist.ProcessGroup)
-        yield World(rank, size, local_rank, local_size, device, host)
+        world = World(rank, size, local_rank, local_size, device, host)
+        yield replace(world, letters=open_mailboxes(world, seconds))
     finally:
         dist.destroy_process_group()
+
+
+def letter_capacity(size: int) -> int:
+    """Most bytes of a letter in a world of this size."""
+    return LETTERS_BYTES // (2 * size)
+
+
+def open_mailboxes(world: World, seconds: float) -> Mailboxes | None:
+    """Mailboxes for all ranks, where they share one machine and its CPU; None elsewhere, the same on every rank."""
+    machines = set(world.collect((machine_id(), world.device.type)))
+    if len(machines) > 1 or world.device.type != "cpu":
+        return None
+    path: Path | None = None
+    found: Mailboxes | None = None
+    capacity = letter_capacity(world.size)
+    folder = SHARED_MEMORY if SHARED_MEMORY.is_dir() else Path(tempfile.gettempdir())
+    with contextlib.suppress(OSError):  # no room or no right there: sockets do as well, only slower
+        name = f"dist_ssl-{uuid.uuid4().hex}"
+        path = create(folder, name, world.size, capacity) if world.rank == 0 else None
+    path = world.share(path)
+    with contextlib.suppress(OSError):
+        found = Mailboxes(path, world.rank, world.size, capacity, seconds) if path else None
+    all_have = world.agree(int(found is None)) == 0
+    if world.rank == 0 and path:
+        path.unlink()
+    return found if all_have else None
 
 
 def meet(meeting: Path, rank: int, size: int, seconds: float) -> Store:

@@ -14,12 +14,17 @@ import sys
 import time
 from pathlib import Path
 
-from dist_ssl.signals import Signals
-from launch.ending import AGENT_CODE, OUTCOME_OF_CODE, REFUSED, of_ranks
+from dist_ssl.signals import STOPPING, Signals
+from launch.ending import AGENT_CODE, OUTCOME_OF_CODE, REFUSED, STOPPED_CODE, of_ranks
+from launch.parent import PARENT, alone
 from launch.run_dir import AttemptDir, RunDir
 
 POLL_SECONDS = 0.1
 PATIENCE_SECONDS = 3.0
+ASKED = tuple(-number for number in STOPPING)
+"""Exit codes of workers that were asked to stop before they could listen."""
+MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=4294967296"
+"""Activations of one step are the memory of the next: giving it back to the system costs a fault per page."""
 
 
 class Agent:
@@ -31,23 +36,24 @@ class Agent:
         self.workers: dict[int, subprocess.Popen[bytes]] = {}
         self.codes: dict[int, int] = {}
         self.first_failed: int | None = None
-        self.parent = os.getppid()
+        self.failed_at = 0.0
+        self.told = False
 
     def run(self, signals: Signals) -> int:
         """Start the workers and wait for all of them; the agent's exit code."""
         for local_rank in range(self.ranks):
             self._start(local_rank)
-        told, deadline = False, float("inf")
+        deadline = float("inf")
         while len(self.codes) < self.ranks:
             time.sleep(POLL_SECONDS)
-            if not told and (signals.received or os.getppid() != self.parent):
+            if not self.told and (signals.received or alone()):
                 self._tell(signals.received or signal.SIGTERM)
-                told = True
+                self.told = True
             if self._collect():
                 deadline = min(deadline, time.monotonic() + PATIENCE_SECONDS)
             if time.monotonic() > deadline:
                 self._tell(signal.SIGKILL)
-        ending = of_ranks(self.attempt, self.codes, self.first_failed)
+        ending = of_ranks(self.attempt, self.codes, self.first_failed, self.failed_at)
         with contextlib.suppress(OSError):  # on a full disk the exit code alone must tell
             ending.write(self.attempt.node(self.node))
         return AGENT_CODE[ending.outcome]
@@ -63,10 +69,12 @@ class Agent:
             "LOCAL_WORLD_SIZE": self.ranks,
             "OMP_NUM_THREADS": config["threads"],
             "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+            "GLIBC_TUNABLES": ":".join(filter(None, [os.environ.get("GLIBC_TUNABLES"), MALLOC])),
+            PARENT: os.getpid(),
             "PYTHONUNBUFFERED": 1,
         }
         environment = {**os.environ, **{name: str(value) for name, value in variables.items()}}
-        command = [sys.executable, "-m", "launch.worker", str(self.attempt.run.folder), str(self.attempt.number)]
+        command = [sys.executable, "-P", "-m", "launch.worker", str(self.attempt.run.folder), str(self.attempt.number)]
         with self.attempt.log(f"rank_{rank:05d}").open("ab") as log:
             self.workers[rank] = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
@@ -83,10 +91,11 @@ class Agent:
             code = worker.poll()
             if code is None or rank in self.codes:
                 continue
-            self.codes[rank] = code
-            if OUTCOME_OF_CODE.get(code, REFUSED) == REFUSED:
+            self.codes[rank] = STOPPED_CODE if self.told and code in ASKED else code
+            if OUTCOME_OF_CODE.get(self.codes[rank], REFUSED) == REFUSED:
                 failed = True
-                self.first_failed = rank if self.first_failed is None else self.first_failed
+                if self.first_failed is None:
+                    self.first_failed, self.failed_at = rank, time.time()
         return failed
 
 

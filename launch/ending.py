@@ -20,6 +20,8 @@ class Ending:
 
     outcome: str
     reason: str = ""
+    time: float = 0.0
+    """When it was noticed, seconds since the epoch: the first failure brings down the others."""
 
     def write(self, path: Path) -> None:
         """Write it in one move."""
@@ -38,12 +40,12 @@ def worst(endings: list[Ending]) -> Ending:
     for outcome in (REFUSED, FAILED, STOPPED):
         found = [e for e in endings if e.outcome == outcome]
         if found:
-            return max(found, key=lambda e: bool(e.reason))
+            return min(found, key=lambda e: (not e.reason, e.time))
     return Ending(FINISHED)
 
 
-def of_ranks(attempt: AttemptDir, codes: dict[int, int], first: int | None) -> Ending:
-    """How a node ended, by its ranks' exit codes; `first`: the rank that failed before the others."""
+def of_ranks(attempt: AttemptDir, codes: dict[int, int], first: int | None, noticed: float = 0.0) -> Ending:
+    """How a node ended, by its ranks' exit codes; `first`: the rank that failed before the others, and when."""
     endings = []
     for rank, code in codes.items():
         outcome = OUTCOME_OF_CODE.get(code, FAILED)
@@ -53,7 +55,7 @@ def of_ranks(attempt: AttemptDir, codes: dict[int, int], first: int | None) -> E
         elif outcome == FAILED and rank == first:
             log = attempt.log(f"rank_{rank:05d}")
             reason = f"Rank {rank} {describe(code)}{last_words(log, code)}\n  Its log: {log}"
-        endings.append(Ending(outcome, reason))
+        endings.append(Ending(outcome, reason, noticed))
     return worst(endings)
 
 
@@ -83,6 +85,7 @@ def of_attempt(attempt: AttemptDir, nodes: int, ranks_per_node: int, codes: list
             found = Ending(REFUSED, next((r for r in map(attempt.reason, ranks) if r), ""))
         if found is None:
             how = describe(code) if code else "left no report"
-            found = Ending(FAILED, f"The agent of node {node} {how}; its log: {attempt.log(f'node_{node:04d}')}")
+            reason = f"The agent of node {node} {how}; its log: {attempt.log(f'node_{node:04d}')}"
+            found = Ending(FAILED, reason, float("inf") if code == -signal.SIGKILL else 0.0)
         endings.append(found)
     return worst(endings)

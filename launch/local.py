@@ -11,6 +11,7 @@ from rich.console import Console
 
 from dist_ssl.signals import Signals
 from launch.ending import FAILED, STOPPED, Ending, of_attempt
+from launch.parent import PARENT
 from launch.progress_bar import RunView
 from launch.run_dir import AttemptDir
 
@@ -45,10 +46,18 @@ class LocalAttempt:
     def _start(self, node: int) -> "subprocess.Popen[bytes]":
         run = self.attempt.run
         words = [run.folder, self.attempt.number, node, self.nodes, self.ranks_per_node]
-        command = [sys.executable, "-m", "launch.agent", *map(str, words)]
-        environment = {**os.environ, "PYTHONPATH": str(run.code.resolve())}
+        command = [sys.executable, "-P", "-m", "launch.agent", *map(str, words)]  # -P: never the current folder's code
+        path = os.pathsep.join([str(run.code.resolve()), *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = {**os.environ, "PYTHONPATH": path, PARENT: str(os.getpid()), **self._devices(node)}
         with self.attempt.log(f"node_{node:04d}").open("ab") as log:
             return subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+
+    def _devices(self, node: int) -> dict[str, str]:
+        """The GPUs of this "node": its share of the visible ones, or none where there are too few for all."""
+        gpus = visible_gpus()
+        own = gpus[node * self.ranks_per_node : (node + 1) * self.ranks_per_node]
+        enough = len(gpus) >= self.nodes * self.ranks_per_node
+        return {"CUDA_VISIBLE_DEVICES": ",".join(own) if enough else ""} if gpus else {}
 
     def _follow(self, signals: Signals, view: RunView) -> None:
         asked = 0
@@ -83,8 +92,24 @@ class LocalAttempt:
             agent.wait()
 
 
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name for name in named.split(",") if name]
+    return [str(number) for number in range(torch.cuda.device_count())]
+
+
 def _as_asked(ending: Ending, signals: Signals, codes: list[int]) -> Ending:
     """A person who interrupts a start, or insists, has stopped the run: that is no failure."""
-    if ending.outcome == FAILED and signals.count and any(code in (-signal.SIGTERM, -signal.SIGKILL) for code in codes):
+    if ending.outcome == FAILED and signals.count and _told(signals, codes):
         return Ending(STOPPED, "Stopped at once: the run goes on from its last checkpoint.")
     return ending
+
+
+def _told(signals: Signals, codes: list[int]) -> bool:
+    """Whether what ended the agents is what a person asked for: the first time to stop, the second to be killed."""
+    wanted = {-signal.SIGTERM, -signal.SIGKILL} if signals.count > 1 else {-signal.SIGTERM}
+    return any(code in wanted for code in codes)

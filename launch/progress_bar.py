@@ -33,6 +33,7 @@ class RunView:
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[numbers]}"))
         self.bar = Progress(*columns, console=console, transient=True)
         self.task = self.bar.add_task("starting", total=None, numbers="the ranks load torch and find each other")
+        self.read_to = 0
         self._skip_old()
 
     def __enter__(self) -> "RunView":
@@ -96,8 +97,16 @@ class RunView:
                 yield report
 
     def _reports(self) -> Iterator[dict[str, float]]:
+        """What was added since the last look; the whole file where an attempt has cut it."""
         path = self.folder / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.is_file() else []
-        for line in lines:
-            if line.endswith("}"):
+        if not path.is_file():
+            return
+        if path.stat().st_size < self.read_to:
+            self.read_to = 0
+        with path.open("rb") as file:
+            file.seek(self.read_to)
+            for line in file:
+                if not line.endswith(b"}\n"):
+                    return
+                self.read_to += len(line)
                 yield json.loads(line)

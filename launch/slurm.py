@@ -7,6 +7,7 @@ Where there is no `sbatch`, the nodes are local processes. Nothing is trained in
 """
 
 import os
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -17,9 +18,9 @@ from rich.console import Console
 from dist_ssl.errors import EXIT_CODE, ConfigError, UserError
 from launch import settings
 from launch.ending import FAILED, FINISHED, REFUSED, STOPPED, Ending
-from launch.local import LocalAttempt
+from launch.local import LocalAttempt, visible_gpus
 from launch.progress_bar import RunView
-from launch.run_dir import PROJECT, RunDir
+from launch.run_dir import PROJECT, AttemptDir, RunDir
 
 INTERRUPTED_CODE = 130
 EXIT_CODES = {FINISHED: 0, STOPPED: 0, REFUSED: EXIT_CODE, FAILED: 1}
@@ -77,18 +78,27 @@ def resume(words: list[str], folder: Path) -> tuple[RunDir, dict[str, Any]]:
     config = settings.compose([*run.overrides, *words], run.code / "configs")
     config["data"]["identity"] = run.config["data"]["identity"]
     settings.check_resume(run.config, config)
+    keep_threads(run, config)
     check(config)
     return run, config
 
 
-def say_how_it_ended(run: RunDir, ending: Ending, console: Console) -> None:
+def keep_threads(run: RunDir, config: dict[str, Any]) -> None:
+    """On as many nodes take as many threads as before: how threads split a sum is part of its bits."""
+    if run.newest_attempt() and config["threads"] is None:
+        last = AttemptDir(run, run.newest_attempt()).config
+        if all(config[key] in (None, last[key]) for key in ("nodes", "ranks_per_node")):
+            config["threads"] = last["threads"]
+
+
+def say_how_it_ended(run: RunDir, words: list[str], ending: Ending, console: Console) -> None:
     """The last words on the screen: what happened, where things are, what to do next."""
-    again = f"python launch/slurm.py resume={run.folder}"
+    again = " ".join(["python launch/slurm.py", f"resume={run.folder}", *map(shlex.quote, words)])
     accuracy = RunView(run.folder, console).accuracy()
     score = f" kNN accuracy {100 * accuracy:.1f} %." if accuracy is not None else ""
     if ending.outcome == FINISHED:
         console.print(f"Finished.{score}\n  Run folder: {run.folder}", highlight=False)
-        console.print(f"  Numbers of every step: {run.folder}/metrics.jsonl", highlight=False)
+        console.print(f"  Its numbers: {run.folder}/metrics.jsonl", highlight=False)
         console.print("  Next: longer (epochs=60), larger (encoder=resnet18 encoder.stem=small), or your own", end=" ")
         console.print("shards (data=shards data.path=...).", highlight=False)
     elif ending.outcome == STOPPED:
@@ -106,9 +116,9 @@ def main(words: list[str]) -> int:
         others = [word for word in words if not word.startswith("resume=")]
         if asked:
             run, config = resume(others, Path(asked[-1].removeprefix("resume=")))
-        else:
-            run, config = start(others, console)
-        return submit(run, config, console)
+            return submit(run, config, others, console)
+        run, config = start(others, console)
+        return submit(run, config, [], console)
     except KeyboardInterrupt:
         console.print("Stopped before anything was started.", highlight=False)
         return INTERRUPTED_CODE
@@ -117,18 +127,20 @@ def main(words: list[str]) -> int:
         return EXIT_CODE
 
 
-def submit(run: RunDir, config: dict[str, Any], console: Console) -> int:
-    """Run an attempt on this machine to its end."""
+def submit(run: RunDir, config: dict[str, Any], words: list[str], console: Console) -> int:
+    """Run an attempt on this machine to its end; `words` are those of the resume."""
     if run.outcome() == FINISHED:
         console.print(f"{run.folder} has finished: nothing is left to train.", highlight=False)
         return 0
     nodes = config["nodes"]
     why = "No sbatch on the PATH" if shutil.which("sbatch") is None else "Jobs are not yet submitted to Slurm"
     console.print(f"{why}: the {nodes} nodes run as local processes.", highlight=False)
+    if 0 < len(visible_gpus()) < nodes * config["ranks_per_node"]:
+        console.print(f"Too few GPUs for {nodes} nodes: all ranks use the CPU. nodes=1 uses the GPUs.", highlight=False)
     console.print(f"Run folder: {run.folder}", highlight=False)
     attempt = run.new_attempt(config)
     ending = LocalAttempt(attempt, nodes, config["ranks_per_node"]).run(console)
-    say_how_it_ended(run, ending, console)
+    say_how_it_ended(run, words, ending, console)
     return EXIT_CODES[ending.outcome]
 
 

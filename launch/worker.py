@@ -6,6 +6,7 @@ RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE come from the agent, or from t
 signals before it loads torch, and dies with its parent: no rank is left behind on a node.
 """
 
+import contextlib
 import errno
 import logging
 import os
@@ -19,6 +20,7 @@ from pathlib import Path
 from dist_ssl.errors import EXIT_CODE, UserError
 from dist_ssl.signals import Signals
 from launch.ending import STOPPED_CODE
+from launch.parent import alone
 from launch.run_dir import AttemptDir, RunDir
 
 WATCH_SECONDS = 0.5
@@ -26,10 +28,9 @@ WATCH_SECONDS = 0.5
 
 def die_with_parent() -> None:
     """Kill this process as soon as the one that started it is gone."""
-    parent = os.getppid()
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while not alone():
             time.sleep(WATCH_SECONDS)
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -78,18 +79,18 @@ def main(words: list[str]) -> int:
         return train_attempt(attempt, signals)
     except Exception as error:
         known = explain(error)
-        if known is None:
-            traceback.print_exc()
-            return 1
-        print(known, file=sys.stderr)
-        attempt.give_reason(int(os.environ.get("RANK", "0")), str(known))
-        return EXIT_CODE
+        if known:
+            attempt.give_reason(int(os.environ.get("RANK", "0")), str(known))
+        with contextlib.suppress(OSError):  # the log may lie on a full disk
+            print(known, file=sys.stderr) if known else traceback.print_exc()
+        return EXIT_CODE if known else 1
 
 
 def end(code: int) -> None:
     """Leave now: threads of a broken collective would hold the interpreter's own exit."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(code)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import GradBucket  # type: ignore[attr-defined]
 from torch.nn.parallel import DistributedDataParallel
 
 from dist_ssl.batch import Batch
@@ -21,6 +22,13 @@ from dist_ssl.models import ema
 from dist_ssl.optim import SGD, AdamW, apply_knobs
 from dist_ssl.plan import Knobs
 from dist_ssl.world import World
+
+
+def average(world: World, bucket: GradBucket) -> torch.futures.Future[Tensor]:
+    """Average a bucket of gradients through the world's own sum, which adds in rank order."""
+    done: torch.futures.Future[Tensor] = torch.futures.Future()
+    done.set_result(world.sum_const(bucket.buffer()) / world.size)
+    return done
 
 
 class DDP:
@@ -57,7 +65,10 @@ class DDP:
         known = inspect.signature(DistributedDataParallel).parameters
         sync_buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
         options: dict[str, Any] = {sync_buffers: False, "find_unused_parameters": deterministic}
-        return DistributedDataParallel(self.method, device_ids=devices, **options)
+        wrapped = DistributedDataParallel(self.method, device_ids=devices, **options)
+        if self.world.device.type == "cpu":  # the same order of summation however the ranks are placed
+            wrapped.register_comm_hook(self.world, average)
+        return wrapped
 
     def step(self, batch: Batch, knobs: Knobs) -> StepOutput:
         """One weight update; the metrics are this rank's share of the loss and the gradient's norm."""

@@ -40,9 +40,8 @@ class JsonLines:
         write_whole(self.path, "".join(f"{line}\n" for line in kept))
 
     def _stands(self, report: Mapping[str, float], progress: Progress) -> bool:
-        """Whether a report is not made again; a run that goes on between two epochs probes again."""
-        probed_again = progress.between_epochs and "knn_accuracy" in report
-        return report["step"] < progress.step or (report["step"] == progress.step and not probed_again)
+        """Whether a report is not made again: a run that goes on where an epoch ended probes again."""
+        return report["step"] < progress.step or (report["step"] == progress.step and "knn_accuracy" not in report)
 
     def write(self, progress: Progress, values: Mapping[str, float]) -> None:
         """Append the numbers."""

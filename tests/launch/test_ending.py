@@ -126,7 +126,14 @@ def test_an_attempt_is_what_its_nodes_report(attempt: AttemptDir) -> None:
 def test_an_agent_without_a_report_is_told_by_its_exit_code(attempt: AttemptDir, code: int, how: str) -> None:
     Ending(FINISHED).write(attempt.node(0))
     found = of_attempt(attempt, 2, 1, [0, code])
-    assert found == Ending(FAILED, f"The agent of node 1 {how}; its log: {attempt.log('node_0001')}")
+    assert found.outcome == FAILED
+    assert found.reason == f"The agent of node 1 {how}; its log: {attempt.log('node_0001')}"
+
+
+def test_the_first_failure_in_time_gets_the_blame(attempt: AttemptDir) -> None:
+    Ending(FAILED, "Rank 0: connection closed by peer", time=20.0).write(attempt.node(0))
+    Ending(FAILED, "Rank 1 was ended by SIGKILL", time=10.0).write(attempt.node(1))
+    assert of_attempt(attempt, 3, 1, [1, 1, -9]).reason == "Rank 1 was ended by SIGKILL"
 
 
 @pytest.mark.parametrize("code", [0, None])
