@@ -89,7 +89,7 @@ def test_a_resume_with_a_changed_science_key_is_refused_by_name(
 ) -> None:
     before = losses(finished)
     text = refusal(capsys, f"resume={finished}", "optim.base_lr=0.5")
-    assert "optim.base_lr=0.5 is not what the run began with (0.001): its result depends on it." in text
+    assert "optim.base_lr=0.5 is not what the run began with (0.015): its result depends on it." in text
     assert losses(finished) == before
     assert RunDir(finished).newest_attempt() == 1
 
