@@ -1,9 +1,9 @@
-"""Start or resume a run: compose the config, check it, make the run folder, and submit it.
+"""Start or resume a run: compose the config, check it, make the run folder, and start its nodes.
 
     python launch/slurm.py method=mocov3 nodes=4
     python launch/slurm.py resume=runs/mocov3-1121-0907 nodes=2
 
-Where there is no `sbatch`, the nodes are local processes. Nothing is trained in this process.
+The nodes are local processes, each with its agent as on a cluster. Nothing is trained in this process.
 """
 
 import os

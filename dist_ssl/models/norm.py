@@ -1,7 +1,7 @@
 """Batch normalisation whose statistics are those of the whole job, on CPU and GPU, at every world size.
 
 The module is handed a `sum` over the ranks and knows nothing else of them. Every rank reduces its own samples to
-mean and squared deviations; one small float64 vector is summed over the job (Chan et al. 1979, merged exactly), one
+mean and squared deviations; one small float64 vector is summed over the job (Chan et al. 1979, merged in float64), one
 more in the backward pass. A batch that holds several views one after the other is normalised view by view (`groups`),
 still with one exchange.
 """
