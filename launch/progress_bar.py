@@ -1,6 +1,7 @@
 """What a person sees of a run, read from its folder: a live bar on a terminal, a line per epoch elsewhere."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -33,7 +34,7 @@ class RunView:
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[numbers]}"))
         self.bar = Progress(*columns, console=console, transient=True)
         self.task = self.bar.add_task("starting", total=None, numbers="the ranks load torch and find each other")
-        self.read_to = 0
+        self.read_to, self.read_of = 0, 0
         self._skip_old()
 
     def __enter__(self) -> "RunView":
@@ -97,13 +98,14 @@ class RunView:
                 yield report
 
     def _reports(self) -> Iterator[dict[str, float]]:
-        """What was added since the last look; the whole file where an attempt has cut it."""
+        """What was added since the last look; the whole file where an attempt has put a shorter one in its place."""
         path = self.folder / "metrics.jsonl"
         if not path.is_file():
             return
-        if path.stat().st_size < self.read_to:
-            self.read_to = 0
         with path.open("rb") as file:
+            inode = os.fstat(file.fileno()).st_ino  # by its length alone, one that has grown again is not told apart
+            if inode != self.read_of:
+                self.read_to, self.read_of = 0, inode
             file.seek(self.read_to)
             for line in file:
                 if not line.endswith(b"}\n"):

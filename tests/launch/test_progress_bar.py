@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from dist_ssl.metrics.sinks import JsonLines
+from dist_ssl.progress import Progress
 from launch.progress_bar import RunView, clock, epoch_line
 
 STATUS = {"epoch": 1, "epochs": 20, "step": 45, "total_steps": 620, "loss": 1.2345, "images_per_second": 812.4}
@@ -62,6 +64,18 @@ def test_epochs_of_earlier_attempts_are_not_told_again(tmp_path: Path) -> None:
         report(tmp_path, epoch(2, 0.3), epoch(3, 0.5))
     assert written(screen).count("kNN") == 1
     assert "epoch   3" in written(screen)
+
+
+def test_a_file_that_an_attempt_cut_and_filled_again_is_read_from_its_start(tmp_path: Path) -> None:
+    report(tmp_path, epoch(1, 0.2), {"epoch": 1, "step": 40, "loss": 3.0})
+    screen = console()
+    with RunView(tmp_path, screen) as view:
+        sink = JsonLines(tmp_path / "metrics.jsonl")
+        sink.open(Progress(epochs=2, step=31, epoch=1))
+        report(tmp_path, {"epoch": 1, "step": 32, "loss": 3.123456, "note": "x" * 200}, epoch(2, 0.4))
+        view.refresh()
+    assert "40.0 %" in written(screen)
+    assert "20.0 %" not in written(screen)
 
 
 def test_a_line_cut_short_is_left_for_later(tmp_path: Path) -> None:
