@@ -8,6 +8,7 @@ Counter words: id (low 32 bits), id (high 32 bits), epoch, purpose << 24 | slot 
 Key words: seed (low, high). A block holds four draws. float32 = (word >> 8) * 2**-24, so 0 <= x < 1 exactly.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -64,20 +65,30 @@ class Draws:
 
     def words(self, purpose: Purpose, ids: Ints, slot: int, count: int) -> Words:
         """[len(ids), count] 32-bit words, held in uint64. `slot`: 0 to 4095; `count`: 1 to 16384."""
-        blocks = (count + 3) // 4
+        return self._words({purpose: count}, ids, slot)[purpose]
+
+    def _words(self, counts: Mapping[Purpose, int], ids: Ints, slot: int) -> dict[Purpose, Words]:
         assert 0 <= slot < 1 << SLOT_BITS
-        assert 0 < blocks <= 1 << BLOCK_BITS
+        blocks = {purpose: (count + 3) // 4 for purpose, count in counts.items()}
+        assert all(0 < number <= 1 << BLOCK_BITS for number in blocks.values())
+        firsts = {purpose: int(purpose) << 24 | slot << BLOCK_BITS for purpose in counts}
+        tags = [np.arange(firsts[p], firsts[p] + number, dtype=np.uint64) for p, number in blocks.items()]
         wide = ids.astype(np.uint64)[:, None]
-        tag = np.arange(blocks, dtype=np.uint64)[None, :] | np.uint64(int(purpose) << 24 | slot << BLOCK_BITS)
-        low, high, block = np.broadcast_arrays(wide & LOW, wide >> HALF, tag)
+        low, high, block = np.broadcast_arrays(wide & LOW, wide >> HALF, np.concatenate(tags)[None, :])
         epoch = np.full_like(low, self.epoch)
-        out = philox((low, high, epoch, block), (self.seed & 0xFFFFFFFF, self.seed >> 32))
-        return np.stack(out, axis=-1).reshape(len(ids), 4 * blocks)[:, :count]
+        out = np.stack(philox((low, high, epoch, block), (self.seed & 0xFFFFFFFF, self.seed >> 32)), axis=-1)
+        ends = np.cumsum(list(blocks.values()))
+        parts = zip(counts.items(), np.split(out, ends[:-1], axis=1), strict=True)
+        return {purpose: part.reshape(len(ids), part.shape[1] * 4)[:, :count] for (purpose, count), part in parts}
 
     def uniform(self, purpose: Purpose, ids: Ints, slot: int, count: int) -> Floats:
         """[len(ids), count] float32 in [0, 1): row i depends on ids[i] alone."""
-        words = self.words(purpose, ids, slot, count) >> np.uint64(8)
-        return words.astype(np.float32) * np.float32(2.0**-24)
+        return self.uniforms({purpose: count}, ids, slot)[purpose]
+
+    def uniforms(self, counts: Mapping[Purpose, int], ids: Ints, slot: int) -> dict[Purpose, Floats]:
+        """`uniform` for several purposes, in one pass."""
+        words = self._words(counts, ids, slot)
+        return {p: (drawn >> np.uint64(8)).astype(np.float32) * np.float32(2.0**-24) for p, drawn in words.items()}
 
     def order(self, purpose: Purpose, ids: Ints) -> Ints:
         """[len(ids)] a random order of the ids, as positions: sorted by a 64-bit number drawn for each id."""

@@ -2,7 +2,8 @@
 
 Every rank has two mailboxes, used in turn. In round t a rank writes its bytes and then their hash, keyed by t, and
 reads the others' until each hash fits: a reader never takes half a letter, whatever the order in which the machine
-makes writes visible. Two boxes are enough, because nobody writes round t + 2 before all have read round t.
+makes writes visible. Two boxes are enough, because nobody writes round t + 2 before all have read round t. A rank
+that has written rings its bell; who waits for it sleeps meanwhile, and leaves the core to who has work.
 """
 
 import mmap
@@ -14,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from dist_ssl.doorbells import LINE_BYTES, Doorbells
 from dist_ssl.errors import UserError
 
 HASH_BYTES = 8
-PAUSE_SECONDS = 100e-6
 Bytes = npt.NDArray[np.uint8]
 
 
@@ -27,12 +28,17 @@ def letter_hash(data: Bytes, round_number: int) -> int:
     return xxhash.xxh3_64_intdigest(buffer, seed=round_number) or 1
 
 
+def file_bytes(size: int, capacity: int) -> int:
+    """Of the bells and both boxes of `size` ranks."""
+    return size * (LINE_BYTES + 2 * (HASH_BYTES + capacity))
+
+
 def create(folder: Path, name: str, size: int, capacity: int) -> Path:
     """A file for the mailboxes of `size` ranks, its room reserved; remove it as soon as all have opened it."""
     path = folder / name
     with path.open("xb") as file:
         try:
-            os.posix_fallocate(file.fileno(), 0, 2 * size * (HASH_BYTES + capacity))
+            os.posix_fallocate(file.fileno(), 0, file_bytes(size, capacity))
         except OSError:
             path.unlink()
             raise
@@ -46,10 +52,12 @@ class Mailboxes:
         self.rank, self.size, self.capacity, self.seconds = rank, size, capacity, seconds
         handle = os.open(path, os.O_RDWR)
         try:
-            self.memory = mmap.mmap(handle, 2 * size * (HASH_BYTES + capacity))
+            self.memory = mmap.mmap(handle, file_bytes(size, capacity))
         finally:
             os.close(handle)
-        cells = np.frombuffer(self.memory, dtype=np.uint8).reshape(2, size, HASH_BYTES + capacity)
+        self.bells = Doorbells(self.memory, size)
+        cells = np.frombuffer(self.memory, dtype=np.uint8, offset=size * LINE_BYTES)
+        cells = cells.reshape(2, size, HASH_BYTES + capacity)
         self.hashes = cells[:, :, :HASH_BYTES]
         self.letters = cells[:, :, HASH_BYTES:]
         self.round = 0
@@ -61,15 +69,19 @@ class Mailboxes:
         self.letters[box, self.rank, : len(data)] = data
         own = np.array([letter_hash(data, self.round)], dtype=np.uint64)
         self.hashes[box, self.rank] = own.view(np.uint8)
+        self.bells.ring(self.rank)
         out = np.empty((self.size, len(data)), dtype=np.uint8)
+        out[self.rank] = data
         for rank in range(self.size):
-            self._read(box, rank, out[rank])
+            if rank != self.rank:
+                self._read(box, rank, out[rank])
         return out
 
     def _read(self, box: int, rank: int, out: Bytes) -> None:
         """Copy a letter once it is whole. Raises UserError, naming the rank, where it does not come."""
         end = 0.0
         while True:
+            word = self.bells.read(rank)
             hashed = int(self.hashes[box, rank].copy().view(np.uint64)[0])
             if hashed:
                 out[:] = self.letters[box, rank, : len(out)]
@@ -81,7 +93,7 @@ class Mailboxes:
                     f"Rank {rank} did not answer for {self.seconds:.0f} s.",
                     "Its log tells why; timeout=10 minutes waits longer.",
                 )
-            time.sleep(PAUSE_SECONDS)  # to spin would take the core from the rank that is waited for
+            self.bells.wait(rank, word)
 
     def fits(self, count: int) -> bool:
         """Whether a letter of so many bytes fits."""

@@ -62,7 +62,7 @@ class AdamW(Recipe):
     def build(self, named: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
         """The optimizer over the trainable of these parameters."""
         groups = parameter_groups(named, self.decay_1d)
-        return torch.optim.AdamW(groups, lr=0.0, betas=(self.betas[0], self.betas[1]), eps=self.eps, foreach=True)
+        return torch.optim.AdamW(groups, lr=0.0, betas=(self.betas[0], self.betas[1]), eps=self.eps, fused=True)
 
 
 @dataclass(frozen=True)
@@ -75,4 +75,4 @@ class SGD(Recipe):
     def build(self, named: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
         """The optimizer over the trainable of these parameters."""
         groups = parameter_groups(named, self.decay_1d)
-        return torch.optim.SGD(groups, lr=0.0, momentum=self.momentum, nesterov=self.nesterov, foreach=True)
+        return torch.optim.SGD(groups, lr=0.0, momentum=self.momentum, nesterov=self.nesterov, fused=True)

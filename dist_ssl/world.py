@@ -116,11 +116,10 @@ class World:
         if self.size == 1:
             return x.detach()
         if self.device.type == "cpu" and x.nbytes <= letter_capacity(self.size):
-            parts = self.gather_const(x.detach()[None])  # summed in rank order, so the carrier makes no difference
-            total = parts[0].clone()
+            parts = self.gather_const(x[None]).unbind()  # summed in rank order, so the carrier makes no difference
             for part in parts[1:]:
-                total += part
-            return total
+                parts[0].add_(part)
+            return parts[0]
         total = x.detach().clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         return total

@@ -115,7 +115,8 @@ def test_uniform_stays_below_one(ids, seed) -> None:
 
 
 def test_the_largest_word_becomes_less_than_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Draws, "words", lambda *_: np.array([[0xFFFFFFFF, 0, 0xFF]], dtype=np.uint64))
+    largest = np.array([[0xFFFFFFFF, 0, 0xFF]], dtype=np.uint64)
+    monkeypatch.setattr(Draws, "_words", lambda *_: {Purpose.CROP: largest})
     assert Draws(0).uniform(Purpose.CROP, np.array([0]), 0, 3).tolist() == [[1 - 2**-24, 0.0, 0.0]]
 
 

@@ -14,7 +14,11 @@ from dist_ssl.errors import ConfigError, nearest
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut (He et al. 2016): [B, C_in, H, W] -> [B, C_out, H/stride, W/stride]."""
+    """Two 3x3 convolutions and a shortcut without parameters: [B, C_in, H, W] -> [B, C_out, H/stride, W/stride].
+
+    Where the block shrinks or widens, the shortcut averages squares of 2x2 and adds channels of zeros (option A of He
+    et al. 2016, averaged): every batch norm less is an exchange between the ranks less.
+    """
 
     def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
         super().__init__()
@@ -22,14 +26,15 @@ class ResidualBlock(nn.Module):
         self.norm1 = nn.BatchNorm2d(channels_out)
         self.conv2 = nn.Conv2d(channels_out, channels_out, 3, 1, 1, bias=False)
         self.norm2 = nn.BatchNorm2d(channels_out)
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or channels_in != channels_out:
-            conv = nn.Conv2d(channels_in, channels_out, 1, stride, bias=False)
-            self.shortcut = nn.Sequential(conv, nn.BatchNorm2d(channels_out))
+        self.stride, self.wider_by = stride, channels_out - channels_in
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.norm1(self.conv1(x)))
-        return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
+        return F.relu(self.norm2(self.conv2(y)) + self._shortcut(x))
+
+    def _shortcut(self, x: Tensor) -> Tensor:
+        x = F.avg_pool2d(x, self.stride, ceil_mode=True) if self.stride > 1 else x
+        return F.pad(x, (0, 0, 0, 0, 0, self.wider_by)) if self.wider_by else x
 
 
 class TinyResNet(nn.Module):

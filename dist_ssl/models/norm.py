@@ -6,14 +6,13 @@ more in the backward pass. A batch that holds several views one after the other 
 still with one exchange.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Sum = Callable[[Tensor], Tensor]
+from dist_ssl.models.norm_cpu import NormaliseCPU, Sum
 
 
 def alone(x: Tensor) -> Tensor:
@@ -21,8 +20,11 @@ def alone(x: Tensor) -> Tensor:
     return x
 
 
-class _Normalise(torch.autograd.Function):
-    """x [G, B, C, ...] -> weight * (x - mean) / sqrt(var + eps) + bias, mean and var [G, C] over the job's samples."""
+class Normalise(torch.autograd.Function):
+    """x [G, B, C, ...] -> weight * (x - mean) / sqrt(var + eps) + bias, mean and var [G, C] over the job's samples.
+
+    Beside it what the running statistics move towards: mean and unbiased variance, [C], averaged over the groups.
+    """
 
     @staticmethod
     def forward(
@@ -40,8 +42,9 @@ class _Normalise(torch.autograd.Function):
         ctx.dims, ctx.total = dims, total
         slope = scale if weight is None else scale * weight
         shift = -mean * slope if bias is None else bias - mean * slope
-        ctx.mark_non_differentiable(mean, var)
-        return torch.addcmul(_wide(shift, x), x, _wide(slope, x)), mean, var * (n / (n - 1).clamp_min(1))
+        running = [values.mean(0).to(x.dtype) for values in (mean, var * (n / (n - 1).clamp_min(1)))]
+        ctx.mark_non_differentiable(*running)
+        return torch.addcmul(_wide(shift, x), x, _wide(slope, x)), running[0], running[1]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None, None]:
@@ -107,10 +110,11 @@ class BatchNorm(nn.Module):
 
     def _normalise(self, x: Tensor) -> Tensor:
         grouped = x.view(self.groups, -1, *x.shape[1:])
-        y, mean, var = _Normalise.apply(grouped, self.weight, self.bias, self.eps, self.total)
+        normalise = NormaliseCPU if x.device.type == "cpu" else Normalise
+        y, mean, var = normalise.apply(grouped, self.weight, self.bias, self.eps, self.total)
         with torch.no_grad():
-            self.running_mean.lerp_(mean.mean(0).to(self.running_mean.dtype), self.momentum)
-            self.running_var.lerp_(var.mean(0).to(self.running_var.dtype), self.momentum)
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var, self.momentum)
         whole: Tensor = y.view(x.shape)
         return whole
 

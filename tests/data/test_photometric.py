@@ -1,6 +1,7 @@
 """Every part agrees with torchvision, the batch with one image at a time, and a sample's view is its own alone."""
 
 import colorsys
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -55,19 +56,29 @@ def column(values: list[float]) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("own", "theirs"),
+    ("part", "change"),
     [
-        (photometric.brightness, tv.adjust_brightness),
-        (photometric.contrast, tv.adjust_contrast),
-        (photometric.saturation, tv.adjust_saturation),
+        (photometric.BRIGHTNESS, tv.adjust_brightness),
+        (photometric.CONTRAST, tv.adjust_contrast),
+        (photometric.SATURATION, tv.adjust_saturation),
     ],
     ids=["brightness", "contrast", "saturation"],
 )
-def test_blends_equal_torchvision(own, theirs) -> None:
-    factors = [0.0, 0.3, 0.6, 1.0, 1.4, 2.5]
+def test_blends_equal_torchvision(part: int, change: Callable[[Tensor, float], Tensor]) -> None:
+    factors = np.full((6, photometric.PARTS), 99.0)
+    factors[:, part] = [0.0, 0.3, 0.6, 1.0, 1.4, 2.5]
     x = floats(len(factors))
-    expected = torch.stack([theirs(image, factor) for image, factor in zip(x, factors, strict=True)])
-    torch.testing.assert_close(own(x, column(factors)), expected, rtol=0, atol=1e-12)
+    expected = torch.stack([change(image, factor) for image, factor in zip(x, factors[:, part], strict=True)])
+    own = photometric._blend_some(x, np.full(len(factors), part), factors)
+    torch.testing.assert_close(own, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("part", [photometric.HUE, photometric.NOTHING])
+def test_who_is_not_blended_keeps_his_bits(part: int) -> None:
+    x = floats(6, torch.float32)
+    parts = np.array([part, photometric.CONTRAST, part, part, photometric.SATURATION, part])
+    own = photometric._blend_some(x, parts, np.full((6, photometric.PARTS), 0.3))
+    assert [torch.equal(a, b) for a, b in zip(own, x, strict=True)] == [p == part for p in parts]
 
 
 def test_hue_equals_torchvision() -> None:

@@ -23,11 +23,25 @@ def test_more_blocks_are_more_parameters() -> None:
 
 def test_a_block_without_a_change_of_shape_passes_its_input_on() -> None:
     block = ResidualBlock(4, 4, stride=1)
-    assert isinstance(block.shortcut, nn.Identity)
     for conv in (block.conv1, block.conv2):
         nn.init.zeros_(conv.weight)
     x = torch.randn(2, 4, 6, 6)
     torch.testing.assert_close(block.eval()(x), x.relu())
+
+
+def test_a_block_that_shrinks_and_widens_passes_averages_and_zeros_on() -> None:
+    block = ResidualBlock(2, 5, stride=2)
+    for conv in (block.conv1, block.conv2):
+        nn.init.zeros_(conv.weight)
+    x = torch.rand(2, 2, 6, 6)
+    y = block.eval()(x)
+    torch.testing.assert_close(y[:, :2], x.view(2, 2, 3, 2, 3, 2).mean((3, 5)))
+    assert torch.equal(y[:, 2:], torch.zeros(2, 3, 3, 3))
+
+
+@pytest.mark.parametrize("side", [5, 7])
+def test_an_odd_side_is_halved_upwards(side: int) -> None:
+    assert ResidualBlock(4, 8, stride=2)(torch.randn(2, 4, side, side)).shape[-1] == (side + 1) // 2
 
 
 def test_a_block_with_a_stride_halves_the_side() -> None:
