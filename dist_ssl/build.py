@@ -65,7 +65,9 @@ class Run:
 
 GROUPS = ("method", "encoder", "optim", "schedule", "views", "data", "engine", "probe", "metrics")
 LEAST = {"epochs": 1, "keep": 1, "window": 1, "seed": 0}
-TOP = (*Run.__dataclass_fields__, *GROUPS, "runs", "name", "resume", "format")
+OF_LAUNCH = ("cluster", "runs", "name", "resume", "wait", "dry_run", "format")
+"""What the launcher reads; nothing here depends on it."""
+TOP = (*Run.__dataclass_fields__, *GROUPS, *OF_LAUNCH)
 
 
 @dataclass(frozen=True)

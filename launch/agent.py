@@ -2,8 +2,9 @@
 
     python -m launch.agent RUN_FOLDER ATTEMPT NODE NODES RANKS_PER_NODE
 
-A worker that fails ends its node: the others get a few seconds to notice by themselves, then they are killed. An
-agent whose parent is gone asks its workers to stop in order. It loads nothing heavy.
+A worker that fails ends the attempt: its agent leaves word in the attempt's folder, and on every node the others get
+a few seconds to notice by themselves, then they are killed. An agent whose parent is gone asks its workers to stop in
+order. It loads nothing heavy.
 """
 
 import contextlib
@@ -12,14 +13,18 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from dist_ssl.signals import STOPPING, Signals
 from launch.ending import AGENT_CODE, OUTCOME_OF_CODE, REFUSED, STOPPED_CODE, of_ranks
-from launch.parent import PARENT, alone
+from launch.parent import alone
 from launch.run_dir import AttemptDir, RunDir
+from launch.variables import ATTEMPT, PARENT
 
 POLL_SECONDS = 0.1
+LOOK_SECONDS = 1.0
+"""Between looks for word of another node's failure."""
 PATIENCE_SECONDS = 3.0
 ASKED = tuple(-number for number in STOPPING)
 """Exit codes of workers that were asked to stop before they could listen."""
@@ -38,6 +43,7 @@ class Agent:
         self.first_failed: int | None = None
         self.failed_at = 0.0
         self.told = False
+        self.look_at = 0.0
 
     def run(self, signals: Signals) -> int:
         """Start the workers and wait for all of them; the agent's exit code."""
@@ -49,11 +55,12 @@ class Agent:
             if not self.told and (signals.received or alone()):
                 self._tell(signals.received or signal.SIGTERM)
                 self.told = True
-            if self._collect():
+            if self._collect() or self._others_failed():
                 deadline = min(deadline, time.monotonic() + PATIENCE_SECONDS)
             if time.monotonic() > deadline:
                 self._tell(signal.SIGKILL)
         ending = of_ranks(self.attempt, self.codes, self.first_failed, self.failed_at)
+        ending = replace(ending, signal=signals.received.name if signals.received else "")
         with contextlib.suppress(OSError):  # on a full disk the exit code alone must tell
             ending.write(self.attempt.node(self.node))
         return AGENT_CODE[ending.outcome]
@@ -78,6 +85,13 @@ class Agent:
         with self.attempt.log(f"rank_{rank:05d}").open("ab") as log:
             self.workers[rank] = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
+    def _others_failed(self) -> bool:
+        """Whether some node has left word of a failure; it is looked for now and then."""
+        if time.monotonic() < self.look_at:
+            return False
+        self.look_at = time.monotonic() + LOOK_SECONDS
+        return self.attempt.failure.exists()
+
     def _tell(self, number: signal.Signals) -> None:
         """Send a signal to every worker that still runs."""
         for rank, worker in self.workers.items():
@@ -96,7 +110,19 @@ class Agent:
                 failed = True
                 if self.first_failed is None:
                     self.first_failed, self.failed_at = rank, time.time()
+                    with contextlib.suppress(OSError):  # on a full disk the others find out by themselves
+                        self.attempt.failure.touch()
         return failed
+
+
+def on_slurm(folder: str) -> None:
+    """The task of a Slurm job on one node; `folder` is the run's. A failure ends the process with the agent's code."""
+    attempt = AttemptDir(RunDir.open(Path(folder)), int(os.environ[ATTEMPT]))
+    signals = Signals().listen()
+    node, nodes = int(os.environ["SLURM_NODEID"]), int(os.environ["SLURM_JOB_NUM_NODES"])
+    code = Agent(attempt, node, nodes, attempt.config["ranks_per_node"]).run(signals)
+    if code:
+        sys.exit(code)
 
 
 def main(words: list[str]) -> int:

@@ -22,6 +22,10 @@ class Ending:
     reason: str = ""
     time: float = 0.0
     """When it was noticed, seconds since the epoch: the first failure brings down the others."""
+    signal: str = ""
+    """The signal by which its ranks were asked to stop."""
+    again: str = ""
+    """Why the job was queued again by its own epilogue; empty where it was not."""
 
     def write(self, path: Path) -> None:
         """Write it in one move."""
@@ -40,7 +44,7 @@ def worst(endings: list[Ending]) -> Ending:
     for outcome in (REFUSED, FAILED, STOPPED):
         found = [e for e in endings if e.outcome == outcome]
         if found:
-            return min(found, key=lambda e: (not e.reason, e.time))
+            return min(found, key=lambda e: (not e.reason, e.time, not e.signal))
     return Ending(FINISHED)
 
 
@@ -86,6 +90,7 @@ def of_attempt(attempt: AttemptDir, nodes: int, ranks_per_node: int, codes: list
         if found is None:
             how = describe(code) if code else "left no report"
             reason = f"The agent of node {node} {how}; its log: {attempt.log(f'node_{node:04d}')}"
-            found = Ending(FAILED, reason, float("inf") if code == -signal.SIGKILL else 0.0)
+            killed = code is None or code == -signal.SIGKILL  # by the failure of another, which says more
+            found = Ending(FAILED, reason, float("inf") if killed else 0.0)
         endings.append(found)
     return worst(endings)

@@ -11,9 +11,9 @@ from rich.console import Console
 
 from dist_ssl.signals import Signals
 from launch.ending import FAILED, STOPPED, Ending, of_attempt
-from launch.parent import PARENT
 from launch.progress_bar import RunView
 from launch.run_dir import AttemptDir
+from launch.variables import PARENT
 
 POLL_SECONDS = 0.2
 PATIENCE_SECONDS = 4.0

@@ -2,7 +2,7 @@
 
 import os
 
-PARENT = "DIST_SSL_PARENT"
+from launch.variables import PARENT
 
 
 def alone() -> bool:

@@ -58,6 +58,11 @@ class RunView:
             self.bar.update(self.task, total=status["total_steps"], completed=status["step"])
             self.bar.update(self.task, description=self._description(status), numbers=self._numbers(status))
 
+    def queue(self, state: str) -> None:
+        """Show where the job is in the queue, until the run has numbers of its own to show."""
+        if not (self._status() or {}).get("total_steps"):
+            self.bar.update(self.task, description=state, numbers="")
+
     def say(self, note: str) -> None:
         """Print a note above the bar."""
         self.console.print(note, highlight=False)

@@ -3,6 +3,8 @@
 runs/NAME/config.yaml    the resolved config that the run began with
           overrides.yaml the words on the command line that made it
           code/          the code at submission; every attempt runs from there
+          submitted.yaml the resolved config of the newest submission to Slurm; job: its id
+          slurm/         batch files and logs of its jobs
           attempts/0001/ config.yaml, rendezvous.json, logs/, reasons/, node_0000.json, outcome.json
           checkpoints/ ledger/ metrics.jsonl plan.jsonl status.json
 """
@@ -85,6 +87,30 @@ class RunDir:
         (self.folder / "overrides.yaml").write_text(yaml.safe_dump(overrides))
         write_yaml(self.folder / "config.yaml", {"format": FORMAT, **config})
 
+    def discard(self) -> None:
+        """Remove the folder of a run of which there was neither a job nor an attempt."""
+        if not self.job and not self.newest_attempt():
+            shutil.rmtree(self.folder)
+
+    @property
+    def submitted(self) -> dict[str, Any]:
+        """The resolved config of the newest submission to Slurm: that of the attempts which its job makes."""
+        return read_yaml(self.folder / "submitted.yaml")
+
+    def submit(self, config: dict[str, Any]) -> None:
+        """Keep the config of a submission to Slurm."""
+        write_yaml(self.folder / "submitted.yaml", config)
+
+    def note_job(self, job: str) -> None:
+        """Remember the id of the run's newest Slurm job."""
+        (self.folder / "job").write_text(f"{job}\n")
+
+    @property
+    def job(self) -> str:
+        """The id of the newest Slurm job of this run; empty where there was none."""
+        path = self.folder / "job"
+        return path.read_text().strip() if path.is_file() else ""
+
     def new_attempt(self, config: dict[str, Any]) -> "AttemptDir":
         """The next attempt's folder, made by exclusive creation: nobody else has its number."""
         while True:
@@ -129,6 +155,11 @@ class AttemptDir:
     def meeting(self) -> Path:
         """The file through which the ranks find each other."""
         return self.folder / "rendezvous.json"
+
+    @property
+    def failure(self) -> Path:
+        """The file that is there as soon as a rank has failed."""
+        return self.folder / "failed"
 
     def log(self, who: str) -> Path:
         """The log of `rank_00000` or `node_0000`."""

@@ -30,6 +30,9 @@ MACHINE = (
     "engine.deterministic",
     "metrics",
     "probe",
+    "cluster",
+    "wait",
+    "dry_run",
 )
 """What may change at every resume; every other key is science: the result depends on it."""
 

@@ -1,94 +1,33 @@
-"""Start or resume a run: compose the config, check it, make the run folder, and start its nodes.
+"""Start, resume or follow a run: compose the config, check it, make the run folder, and start its nodes.
 
     python launch/slurm.py method=mocov3 nodes=4
     python launch/slurm.py resume=runs/mocov3-1121-0907 nodes=2
+    python launch/slurm.py follow=runs/mocov3-1121-0907
+    python launch/slurm.py -m method=mocov3 seed=0,1,2
 
-The nodes are local processes, each with its agent as on a cluster. Nothing is trained in this process.
+On a cluster the nodes are those of a Slurm job, elsewhere local processes, each with its agent as on a cluster.
+Nothing is trained in this process.
 """
 
-import os
 import shlex
-import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 
 from dist_ssl.errors import EXIT_CODE, ConfigError, UserError
-from launch import settings
+from launch import following, preparation, submission, sweep
 from launch.ending import FAILED, FINISHED, REFUSED, STOPPED, Ending
 from launch.local import LocalAttempt, visible_gpus
 from launch.progress_bar import RunView
-from launch.run_dir import PROJECT, AttemptDir, RunDir
+from launch.run_dir import RunDir
 
 INTERRUPTED_CODE = 130
 EXIT_CODES = {FINISHED: 0, STOPPED: 0, REFUSED: EXIT_CODE, FAILED: 1}
-
-
-def place(config: dict[str, Any]) -> None:
-    """Fill in what depends on this machine: ranks per node and threads. Raises ConfigError."""
-    import torch
-
-    for key in ("nodes", "ranks_per_node", "threads", "decode_threads"):
-        value = config[key]
-        if (value is None and key != "nodes") or (isinstance(value, int) and value >= 1):
-            continue
-        raise ConfigError(f"{key}={value} is not possible: it is a whole number of at least 1.", f"Set {key}=1, say.")
-    gpus = torch.cuda.device_count() // config["nodes"]
-    config["ranks_per_node"] = config["ranks_per_node"] or gpus or 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    share = max(1, cores // (config["nodes"] * config["ranks_per_node"]))
-    config["threads"] = config["threads"] or share
-    config["decode_threads"] = config["decode_threads"] or config["threads"]
-
-
-def make_data(config: dict[str, Any], console: Console) -> None:
-    """Make the shards of a data set that our own code draws, on first use."""
-    folder = Path(config["data"]["path"])
-    if config["data"]["source"] == "demo" and not (folder / "manifest.json").exists():
-        from shards.make import make
-
-        console.print(f"Drawing the demo data into {folder} (once).", highlight=False)
-        make("demo", folder, console)
-
-
-def check(config: dict[str, Any]) -> str:
-    """Check everything that can be checked before anything is started; the data's identity. Raises UserError."""
-    from dist_ssl.build import check as check_parts
-
-    place(config)
-    return check_parts(config, config["nodes"] * config["ranks_per_node"])
-
-
-def start(words: list[str], console: Console) -> tuple[RunDir, dict[str, Any]]:
-    """A new run folder, with everything checked first."""
-    config = settings.compose(words, PROJECT / "configs")
-    make_data(config, console)
-    config["data"]["identity"] = check(config)
-    method = config["method"]["_target_"].split(".")[-2]
-    run = RunDir.create(Path(config["runs"]), config["name"], method)
-    run.begin(config, words)
-    return run, config
-
-
-def resume(words: list[str], folder: Path) -> tuple[RunDir, dict[str, Any]]:
-    """A run that goes on, with the new words after those that it began with."""
-    run = RunDir.open(folder)
-    config = settings.compose([*run.overrides, *words], run.code / "configs")
-    config["data"]["identity"] = run.config["data"]["identity"]
-    settings.check_resume(run.config, config)
-    keep_threads(run, config)
-    check(config)
-    return run, config
-
-
-def keep_threads(run: RunDir, config: dict[str, Any]) -> None:
-    """On as many nodes take as many threads as before: how threads split a sum is part of its bits."""
-    if run.newest_attempt() and config["threads"] is None:
-        last = AttemptDir(run, run.newest_attempt()).config
-        if all(config[key] in (None, last[key]) for key in ("nodes", "ranks_per_node")):
-            config["threads"] = last["threads"]
+Prepared = tuple[RunDir, dict[str, Any]]
 
 
 def say_how_it_ended(run: RunDir, words: list[str], ending: Ending, console: Console) -> None:
@@ -108,33 +47,9 @@ def say_how_it_ended(run: RunDir, words: list[str], ending: Ending, console: Con
         console.print(f"{ending.reason or 'The attempt failed.'}\n  Go on with: {again}", highlight=False)
 
 
-def main(words: list[str]) -> int:
-    """Run the command line; the exit code."""
-    console = Console(soft_wrap=True)
-    try:
-        asked = [word for word in words if word.startswith("resume=")]
-        others = [word for word in words if not word.startswith("resume=")]
-        if asked:
-            run, config = resume(others, Path(asked[-1].removeprefix("resume=")))
-            return submit(run, config, others, console)
-        run, config = start(others, console)
-        return submit(run, config, [], console)
-    except KeyboardInterrupt:
-        console.print("Stopped before anything was started.", highlight=False)
-        return INTERRUPTED_CODE
-    except UserError as error:
-        console.print(str(error), highlight=False, markup=False)
-        return EXIT_CODE
-
-
-def submit(run: RunDir, config: dict[str, Any], words: list[str], console: Console) -> int:
+def run_here(run: RunDir, config: dict[str, Any], words: list[str], console: Console) -> int:
     """Run an attempt on this machine to its end; `words` are those of the resume."""
-    if run.outcome() == FINISHED:
-        console.print(f"{run.folder} has finished: nothing is left to train.", highlight=False)
-        return 0
     nodes = config["nodes"]
-    why = "No sbatch on the PATH" if shutil.which("sbatch") is None else "Jobs are not yet submitted to Slurm"
-    console.print(f"{why}: the {nodes} nodes run as local processes.", highlight=False)
     if 0 < len(visible_gpus()) < nodes * config["ranks_per_node"]:
         console.print(f"Too few GPUs for {nodes} nodes: all ranks use the CPU. nodes=1 uses the GPUs.", highlight=False)
     console.print(f"Run folder: {run.folder}", highlight=False)
@@ -142,6 +57,113 @@ def submit(run: RunDir, config: dict[str, Any], words: list[str], console: Conso
     ending = LocalAttempt(attempt, nodes, config["ranks_per_node"]).run(console)
     say_how_it_ended(run, words, ending, console)
     return EXIT_CODES[ending.outcome]
+
+
+def submit(prepared: list[Prepared], console: Console) -> None:
+    """Submit a Slurm job for every run: one array where there are several and their config asks for one."""
+    folders = [run.folder.resolve() for run, _ in prepared]
+    for run, config in prepared:
+        refuse_second_job(run)
+        run.submit(config)
+    configs = [config for _, config in prepared]
+    asked = [(config["cluster"], config["nodes"]) for config in configs]
+    if len(prepared) > 1 and configs[0]["cluster"]["array"] and all(one == asked[0] for one in asked):
+        files = folders[0].parent / f"sweep-{time.strftime('%m%d-%H%M%S')}"
+        jobs = submission.submit(submission.array(configs[0], files, folders), folders)
+    else:
+        pairs = zip(configs, folders, strict=True)
+        jobs = [submission.submit(submission.one(config, folder), [folder])[0] for config, folder in pairs]
+    for (run, _), job in zip(prepared, jobs, strict=True):
+        run.note_job(job)
+        console.print(f"Submitted job {job}.\n  Run folder: {run.folder}", highlight=False)
+        console.print(f"  Follow it: python launch/slurm.py follow={run.folder}", highlight=False)
+        console.print(f"  Cancel it: scancel {job}", highlight=False)
+
+
+def refuse_second_job(run: RunDir) -> None:
+    """Raise ConfigError where a job of this run may still train: two would take turns in undoing each other."""
+    state = following.queue_state(run.job) if run.job else ""
+    if state:
+        raise ConfigError(
+            f"Job {run.job} of {run.folder} is still in the queue: {state.lower()}.",
+            f"Follow it with follow={run.folder}, or cancel it first: scancel {run.job}",
+        )
+
+
+def follow(run: RunDir, after: int, console: Console) -> int:
+    """Stay until the run's job has ended."""
+    try:
+        ending = following.follow(run, run.job, after, console)
+    except KeyboardInterrupt:
+        console.print(f"Job {run.job} goes on. Cancel it: scancel {run.job}", highlight=False)
+        return INTERRUPTED_CODE
+    say_how_it_ended(run, [], ending, console)
+    return EXIT_CODES[ending.outcome]
+
+
+def show(config: dict[str, Any], folder: Path, console: Console) -> int:
+    """What `dry_run` prints: the batch file, where there would be one, and the config."""
+    if config["cluster"]["kind"] == "slurm":
+        console.print(submission.text(submission.one(config, folder.resolve())), highlight=False, markup=False)
+    console.print(yaml.safe_dump(config, sort_keys=False), highlight=False, markup=False)
+    return 0
+
+
+def go(prepared: list[Prepared], words: list[str], console: Console) -> int:
+    """Run or submit; the exit code is the worst of all. `words` are those of a resume."""
+    unfinished = [(run, config) for run, config in prepared if run.outcome() != FINISHED]
+    for run in {run for run, _ in prepared} - {run for run, _ in unfinished}:
+        console.print(f"{run.folder} has finished: nothing is left to train.", highlight=False)
+    here = [(run, config) for run, config in unfinished if config["cluster"]["kind"] == "local"]
+    jobs = [(run, config) for run, config in unfinished if config["cluster"]["kind"] == "slurm"]
+    history = {run: run.newest_attempt() for run, _ in jobs}
+    if jobs:
+        submit(jobs, console)
+    codes = [run_here(run, config, words, console) for run, config in here]
+    codes += [follow(run, history[run], console) for run, config in jobs if config["wait"]]
+    return max(codes, default=0)
+
+
+def command(words: list[str], console: Console) -> int:
+    """What the words ask for; the exit code."""
+    given = {
+        key: word.partition("=")[2] for word in words for key in ("resume", "follow") if word.startswith(f"{key}=")
+    }
+    others = [word for word in words if not word.startswith(("resume=", "follow="))]
+    if "follow" in given:
+        run = RunDir.open(Path(given["follow"]))
+        if not run.job:
+            raise ConfigError(f"{run.folder} was never submitted to Slurm.", f"Run it: resume={run.folder}")
+        return follow(run, 0, console)
+    if "resume" in given:
+        run, config = preparation.resume(others, Path(given["resume"]), console)
+        return show(config, run.folder, console) if config["dry_run"] else go([(run, config)], others, console)
+    several = any(word in sweep.FLAGS for word in words)
+    combinations = sweep.expand([w for w in words if w not in sweep.FLAGS]) if several else [words]
+    configs = [preparation.new_config(combination, console) for combination in combinations]
+    if configs[0]["dry_run"]:
+        names = [config["name"] or preparation.method_of(config) for config in configs]
+        return max(show(c, Path(c["runs"]) / name, console) for c, name in zip(configs, names, strict=True))
+    runs = [preparation.begin(*pair) for pair in zip(combinations, configs, strict=True)]
+    try:
+        return go(list(zip(runs, configs, strict=True)), [], console)
+    except ConfigError:
+        for run in runs:
+            run.discard()  # nothing was submitted: a command that is mended may use the name
+        raise
+
+
+def main(words: list[str]) -> int:
+    """Run the command line; the exit code."""
+    console = Console(soft_wrap=True)
+    try:
+        return command(words, console)
+    except KeyboardInterrupt:
+        console.print("Stopped before anything was started.", highlight=False)
+        return INTERRUPTED_CODE
+    except UserError as error:
+        console.print(str(error), highlight=False, markup=False)
+        return EXIT_CODE
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ SCIENCE_TOP = {
 }
 MACHINE_TOP = {
     *("nodes", "ranks_per_node", "threads", "decode_threads", "save_every", "keep", "log_every", "timeout"),
-    *("runs", "name", "resume", "probe", "metrics"),
+    *("runs", "name", "resume", "probe", "metrics", "cluster", "wait", "dry_run"),
 }
 MACHINE_IN_SCIENCE = {"data.path", "data.source", "engine._target_", "engine.deterministic"}
 

@@ -24,10 +24,15 @@ END_SECONDS = 10
 class Launch:
     """`python launch/slurm.py WORDS` as a process group of its own."""
 
-    def __init__(self, *words: str) -> None:
+    def __init__(self, *words: str, environment: dict[str, str] | None = None) -> None:
         command = [sys.executable, str(PROJECT / "launch" / "slurm.py"), *words]
         self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            env=environment,
         )
 
     def finish(self, seconds: float = WAIT_SECONDS) -> tuple[int, str]:
@@ -64,7 +69,7 @@ class Launch:
 
 def words(data: Path, runs: Path, *more: str) -> list[str]:
     """The literal command with small settings; `more` comes last and wins."""
-    base = ["method=mocov3", *SMALL, f"data.path={data}", "data.source=null", f"runs={runs}"]
+    base = ["method=mocov3", "cluster=local", *SMALL, f"data.path={data}", "data.source=null", f"runs={runs}"]
     return [*base, "decode_threads=1", "timeout=1 minute", *more]
 
 

@@ -1,0 +1,33 @@
+#!/bin/bash
+
+# Parameters
+#SBATCH --cpus-per-task=64
+#SBATCH --gpus-per-node=8
+#SBATCH --job-name=mocov3-1121-0907
+#SBATCH --mem=480G
+#SBATCH --nodes=4
+#SBATCH --ntasks-per-node=1
+#SBATCH --open-mode=append
+#SBATCH --output=/shared/runs/mocov3-1121-0907/slurm/%j_0_log.out
+#SBATCH --partition=gpu
+#SBATCH --requeue
+#SBATCH --reservation=night
+#SBATCH --signal=USR2@180
+#SBATCH --time=1440
+
+# setup
+module load cuda
+export DIST_SSL_RUN=/shared/runs/mocov3-1121-0907
+export PYTHONSAFEPATH=1 PYTHONPATH=$DIST_SSL_RUN/code${PYTHONPATH:+:$PYTHONPATH}
+DIST_SSL_ATTEMPT=$(/env/bin/python -m launch.prologue "$DIST_SSL_RUN") || exit $?
+export DIST_SSL_ATTEMPT
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output /shared/runs/mocov3-1121-0907/slurm/%j_%t_log.out --kill-on-bad-exit=1 --cpus-per-task=64 /env/bin/python -u -m submitit.core._submit /shared/runs/mocov3-1121-0907/slurm
+
+
+# teardown
+code=$?
+/env/bin/python -m launch.epilogue "$DIST_SSL_RUN" "$DIST_SSL_ATTEMPT" "$code"
+exit $code

@@ -1,0 +1,83 @@
+"""Where a run runs, what it is given there, and which words belong to it."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from dist_ssl.errors import ConfigError
+from launch import preparation, settings
+from launch.run_dir import PROJECT
+
+
+def config(*words: str) -> dict[str, Any]:
+    return settings.compose(list(words), PROJECT / "configs")
+
+
+def chosen(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str | None, *words: str) -> tuple[str, str]:
+    """The kind of cluster and what is said, where the programs of Slurm do what `script` says."""
+    if script is not None:
+        for name in ("sbatch", "scontrol"):
+            (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+            (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/bin" if script is not None else str(folder))
+    console = Console(file=io.StringIO(), width=200)
+    found = config(*words)
+    preparation.choose_cluster(found, console)
+    assert isinstance(console.file, io.StringIO)
+    return found["cluster"]["kind"], console.file.getvalue()
+
+
+NONE = "echo 'scontrol: fatal: Could not establish a configuration source' >&2; exit 1"
+DOWN = "echo 'Slurmctld(primary) at host is DOWN'; exit 1"
+
+
+def test_without_slurm_the_nodes_are_local_and_it_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    kind, text = chosen(monkeypatch, tmp_path, None)
+    assert (kind, text) == ("local", "No sbatch on the PATH: the 4 nodes run as local processes.\n")
+
+
+def test_programs_without_a_cluster_are_no_slurm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    kind, text = chosen(monkeypatch, tmp_path, NONE, "nodes=1")
+    assert (kind, text) == ("local", "sbatch is installed, but no cluster is configured: it runs here.\n")
+
+
+@pytest.mark.parametrize("script", ["exit 0", DOWN])
+def test_a_cluster_is_used_even_if_it_does_not_answer_now(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str
+) -> None:
+    assert chosen(monkeypatch, tmp_path, script) == ("slurm", "")
+
+
+def test_a_cluster_may_be_left_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert chosen(monkeypatch, tmp_path, "exit 0", "cluster=local") == ("local", "")
+
+
+def test_a_cluster_that_is_asked_for_must_be_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cluster=slurm is not possible: No sbatch on the PATH"):
+        chosen(monkeypatch, tmp_path, None, "cluster=slurm")
+    assert chosen(monkeypatch, tmp_path, None, "cluster=slurm", "dry_run=true") == ("slurm", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "ranks", "threads"),
+    [
+        ((), 1, 8),
+        (("cluster.gpus_per_node=4", "cluster.cpus_per_task=32"), 4, 8),
+        (("cluster.gpus_per_node=4", "cluster.cpus_per_task=2"), 4, 1),
+        (("ranks_per_node=2",), 2, 4),
+        (("cluster.cpus_per_task=null",), 1, 1),
+        (("threads=3", "cluster.gpus_per_node=2"), 2, 3),
+    ],
+)
+def test_the_ranks_of_a_job_share_what_its_nodes_were_asked_for(words: tuple[str], ranks: int, threads: int) -> None:
+    found = config("cluster=slurm", *words)
+    preparation.fill_in(found)
+    assert (found["ranks_per_node"], found["threads"], found["decode_threads"]) == (ranks, threads, threads)
+
+
+def test_words_of_one_command_are_not_repeated_by_a_resume() -> None:
+    words = ["seed=1", "wait=true", "dry_run=false", "cluster=slurm", "waiter=1"]
+    assert preparation.of_the_run(words) == ["seed=1", "cluster=slurm", "waiter=1"]

@@ -1,0 +1,29 @@
+"""One command stands for every combination of its choices, and for nothing else."""
+
+import pytest
+
+from dist_ssl.errors import ConfigError
+from launch.sweep import expand
+
+
+def test_without_a_choice_there_is_one_run() -> None:
+    assert expand(["method=mocov3", "optim.betas=[0.9,0.95]"]) == [["method=mocov3", "optim.betas=[0.9,0.95]"]]
+
+
+def test_every_combination_is_a_run_and_the_first_key_varies_slowest() -> None:
+    runs = expand(["seed=0,1", "nodes=2", "epochs=choice(5,6)"])
+    assert runs == [[f"seed={s}", "nodes=2", f"epochs={e}"] for s in (0, 1) for e in (5, 6)]
+
+
+def test_a_named_sweep_numbers_its_runs() -> None:
+    assert expand(["name=try", "seed=0,1"]) == [["name=try-1", "seed=0"], ["name=try-2", "seed=1"]]
+    assert expand(["name=null", "seed=0,1"]) == [["name=null", "seed=0"], ["name=null", "seed=1"]]
+
+
+def test_an_added_key_stays_added() -> None:
+    assert expand(["+cluster.extra.reservation=a,b"]) == [[f"+cluster.extra.reservation={r}"] for r in "ab"]
+
+
+def test_a_word_without_a_value_is_named() -> None:
+    with pytest.raises(ConfigError, match="'seed' is not of the form key=value"):
+        expand(["seed"])

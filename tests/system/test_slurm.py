@@ -1,0 +1,185 @@
+"""On a real Slurm: the literal command finishes; preempted or out of time it goes on by itself to the same bits."""
+
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from launch.ending import FAILED, FINISHED, Ending
+from launch.run_dir import RunDir
+from tests import slurm as cluster
+from tests.jobs import same_bits
+from tests.slurm import Slurm
+from tests.system.launching import Launch, await_that, losses, nothing_left, status, weights, words
+
+LONG = ("epochs=120", "probe.every=200 epochs", "save_every=100 steps", "nodes=2")
+"""Some 600 steps: long enough to be stopped in between."""
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    if lacking := cluster.missing():
+        pytest.skip(f"no {', '.join(lacking)}")
+    with cluster.running(tmp_path_factory.mktemp("slurm") / "cluster") as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(demo_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The long run as local processes that nobody stops."""
+    runs = tmp_path_factory.mktemp("undisturbed")
+    code, text = Launch(*words(demo_shards, runs, *LONG, "name=alone")).finish()
+    assert code == 0, text
+    return runs / "alone"
+
+
+def submitted(slurm: Slurm, data: Path, runs: Path, *more: str) -> list[str]:
+    """The words of a Slurm job with small settings."""
+    return words(data, runs, "cluster=slurm", "cluster.cpus_per_task=2", "cluster.stop_ahead=40 seconds", *more)
+
+
+def run(slurm: Slurm, *given: str, seconds: float = 240) -> tuple[int, str]:
+    return Launch(*given, environment=slurm.environment).finish(seconds)
+
+
+def endings(folder: Path) -> list[Ending]:
+    """How every attempt ended that left a word, in order."""
+    found = [Ending.read(path) for path in sorted(folder.glob("attempts/*/outcome.json"))]
+    return [ending for ending in found if ending]
+
+
+def assert_same_training(folder: Path, undisturbed: Path) -> None:
+    assert losses(folder) == losses(undisturbed)
+    assert same_bits(weights(folder), weights(undisturbed))
+
+
+def test_the_literal_command_trains_on_four_nodes(slurm: Slurm, demo_shards: Path, tmp_path: Path) -> None:
+    given = words(demo_shards, tmp_path, "nodes=4", "name=four", "epochs=2", "wait=true", "cluster=auto")
+    code, text = run(slurm, *given)
+    assert code == 0, text
+    folder = tmp_path / "four"
+    job = RunDir(folder).job
+    assert f"Submitted job {job}." in text
+    assert f"Follow it: python launch/slurm.py follow={folder}" in text
+    assert f"Cancel it: scancel {job}" in text
+    assert "Finished. kNN accuracy" in text
+    assert [ending.outcome for ending in endings(folder)] == [FINISHED]
+    assert {p.name for p in (folder / "attempts" / "0001").glob("node_*.json")} == {
+        f"node_000{n}.json" for n in range(4)
+    }
+    assert status(folder)["epoch"] == 2
+    await_that(lambda: slurm.state(job) == "COMPLETED", "the job has completed", 30)
+    assert nothing_left(folder)
+    code, text = run(slurm, f"follow={folder}")
+    assert (code, "Finished." in text) == (0, True), text
+    code, text = run(slurm, f"resume={folder}")
+    assert (code, "nothing is left to train" in text) == (0, True), text
+
+
+def test_a_preempted_job_comes_back_and_ends_with_the_same_bits(
+    slurm: Slurm, demo_shards: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    launch = Launch(
+        *submitted(slurm, demo_shards, tmp_path, *LONG, "name=preempted", "wait=true"), environment=slurm.environment
+    )
+    folder = tmp_path / "preempted"
+    await_that(lambda: status(folder)["step"] > 150, "some steps")
+    nodes = slurm.ask("squeue", "--noheader", "--format=%N", f"--jobs={RunDir(folder).job}").strip()
+    urgent = ("--partition=urgent", "--exclusive", f"--nodelist={nodes}", "--nodes=2", "--output=/dev/null")
+    slurm.ask("sbatch", *urgent, "--wrap=sleep 1")
+    code, text = launch.finish()
+    assert code == 0, text
+    first, *_, last = endings(folder)
+    assert (first.outcome, first.signal, first.again) == ("stopped", "SIGTERM", "preempted")
+    assert last.outcome == FINISHED
+    assert_same_training(folder, undisturbed)
+
+
+def test_a_job_out_of_time_comes_back_and_ends_with_the_same_bits(
+    slurm: Slurm, demo_shards: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    # Slurm may send its signal a minute early, so a limit of one minute may mean at once
+    limit = ("cluster.time=2 minutes", "cluster.stop_ahead=100 seconds")
+    code, text = run(slurm, *submitted(slurm, demo_shards, tmp_path, *LONG, "name=timed", "wait=true", *limit))
+    assert code == 0, text
+    folder = tmp_path / "timed"
+    *before, last = endings(folder)
+    assert before, "the job was never out of time"
+    assert {(e.outcome, e.signal, e.again) for e in before} == {("stopped", "SIGUSR2", "time limit")}
+    assert last.outcome == FINISHED
+    assert_same_training(folder, undisturbed)
+
+
+def test_a_cancelled_job_stays_away_and_its_run_can_be_resumed(slurm: Slurm, demo_shards: Path, tmp_path: Path) -> None:
+    given = submitted(slurm, demo_shards, tmp_path, "nodes=2", "name=cancelled", "epochs=4", "save_every=2 steps")
+    launch = Launch(*given, "epochs=400", "wait=true", environment=slurm.environment)
+    folder = tmp_path / "cancelled"
+    await_that(lambda: status(folder)["step"] > 5, "some steps")
+    job = RunDir(folder).job
+    code, text = run(slurm, f"resume={folder}")
+    assert code == 2, text
+    assert f"Job {job} of {folder} is still in the queue: running" in text
+    slurm.ask("scancel", job)
+    code, text = launch.finish()
+    assert code == 1, text
+    assert f"Job {job} has left the queue without a word: cancelled, or killed." in text
+    assert slurm.state(job) == "CANCELLED"
+    await_that(lambda: nothing_left(folder), "its processes are gone", 30)
+    time.sleep(3)
+    assert slurm.state(job) == "CANCELLED"
+    assert endings(folder) == []
+    code, text = run(slurm, f"resume={folder}")
+    assert code == 0, text
+    assert RunDir(folder).job != job
+    before = status(folder)["step"]
+    await_that(lambda: status(folder)["step"] > before, "it goes on")
+    slurm.ask("scancel", RunDir(folder).job)
+
+
+def test_a_killed_rank_ends_the_job_within_ten_seconds(slurm: Slurm, demo_shards: Path, tmp_path: Path) -> None:
+    given = submitted(slurm, demo_shards, tmp_path, "nodes=2", "name=killed", "epochs=400", "wait=true")
+    launch = Launch(*given, environment=slurm.environment)
+    folder = tmp_path / "killed"
+    await_that(lambda: status(folder)["step"] > 5, "some steps")
+    workers = [p for p in psutil.process_iter(["cmdline"]) if str(folder) in " ".join(p.info["cmdline"] or ())]
+    victim = next(p for p in workers if "launch.worker" in p.info["cmdline"])
+    victim.kill()
+    await_that(lambda: endings(folder), "the attempt has ended", 10)
+    code, text = launch.finish()
+    assert code == 1, text
+    (ending,) = endings(folder)
+    assert (ending.outcome, ending.again) == (FAILED, "")
+    assert re.match(r"Rank [01] was ended by SIGKILL", ending.reason)
+    await_that(lambda: nothing_left(folder), "its processes are gone", 10)
+
+
+def test_a_sweep_is_one_array(slurm: Slurm, demo_shards: Path, tmp_path: Path) -> None:
+    given = submitted(slurm, demo_shards, tmp_path, "nodes=1", "name=seeds", "epochs=2", "wait=true")
+    code, text = run(slurm, "-m", *given, "seed=0,1")
+    assert code == 0, text
+    jobs = [RunDir(tmp_path / f"seeds-{number}").job for number in (1, 2)]
+    assert [job.partition("_")[2] for job in jobs] == ["0", "1"]
+    assert len({job.partition("_")[0] for job in jobs}) == 1
+    assert text.count("Finished.") == 2
+    assert losses(tmp_path / "seeds-1") != losses(tmp_path / "seeds-2")
+
+
+def test_the_words_of_sbatch_are_passed_on(slurm: Slurm, demo_shards: Path, tmp_path: Path) -> None:
+    given = submitted(slurm, demo_shards, tmp_path, "nodes=1", "name=refused", "cluster.partition=nowhere")
+    code, text = run(slurm, *given)
+    assert code == 2, text
+    assert "sbatch refused the job: sbatch: error: invalid partition specified: nowhere" in text
+    assert "Traceback" not in text
+    assert not (tmp_path / "refused").exists()
+
+
+def test_nothing_is_left_in_the_queue(slurm: Slurm) -> None:
+    def empty() -> bool:
+        words = ("squeue", "--noheader")
+        return not subprocess.run(words, env=slurm.environment, capture_output=True, text=True, check=True).stdout
+
+    await_that(empty, "the queue is empty", 60)
