@@ -54,13 +54,15 @@ class Knob:
     ahead: bool = False
     """Takes the value of the following step: a teacher that moves at the end of a step moves for the next."""
 
-    def at(self, position: int, warmup: int, total: int) -> float:
-        """The value after `position` of `total` samples, the first `warmup` of which warm up."""
-        if not self.warms_up:
-            warmup = 0
-        if position < warmup:
+    def at(self, position: int, warmup: int, total: int, hold: int = 0) -> float:
+        """The value after `position` of `total` samples, the first `warmup` of which warm up.
+
+        What warms up stays at `start` until `hold` samples are over; only then its cosine begins.
+        """
+        begin = max(warmup, hold) if self.warms_up else 0
+        if self.warms_up and position < warmup:
             return self.start * position / warmup
-        if self.start == self.end:
+        if self.start == self.end or position <= begin:
             return self.start
-        turn = math.pi * (position - warmup) / (total - warmup)
+        turn = math.pi * (position - begin) / (total - begin)
         return self.end + (self.start - self.end) * 0.5 * (1 + math.cos(turn))

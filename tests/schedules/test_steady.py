@@ -16,7 +16,7 @@ BATCH, STEPS = 4096, 312
 KNOBS = {**SGD(0.6, 1e-6).knobs(BATCH), "momentum": Knob(0.99, 1.0, ahead=True), "now": Knob(0.99, 1.0)}
 
 
-def steady(epochs: int = 100, warmup: str = "10 epochs") -> Steady:
+def steady(epochs: int = 100, warmup: str = "10 epochs", hold: float = 0.0) -> Steady:
     """A schedule of 312 steps per epoch, with a remainder of the data left over."""
     return Steady(
         224,
@@ -27,6 +27,7 @@ def steady(epochs: int = 100, warmup: str = "10 epochs") -> Steady:
         batch_size=BATCH,
         lanes=64,
         num_samples=STEPS * BATCH + 1000,
+        hold=hold,
     )
 
 
@@ -123,3 +124,32 @@ def test_a_warm_up_one_step_shorter_than_the_run_is_possible() -> None:
 def test_a_timed_warm_up_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"schedule\.warmup is timed"):
         steady(warmup="10 minutes")
+
+
+def test_a_rate_that_is_held_falls_along_the_cosine_of_what_is_left() -> None:
+    knob = Knob(2.0, 0.0, warms_up=True)
+    values = [knob.at(position, 10, 100, hold=60) for position in (0, 5, 10, 35, 60, 80, 100)]
+    assert values == pytest.approx([0, 1, 2, 2, 2, 1, 0], abs=1e-12)
+
+
+def test_a_hold_shorter_than_the_warm_up_changes_nothing() -> None:
+    knob = Knob(2.0, 0.5, warms_up=True)
+    assert [knob.at(p, 30, 100, hold=20) for p in range(101)] == [knob.at(p, 30, 100) for p in range(101)]
+
+
+def test_what_does_not_warm_up_is_not_held() -> None:
+    knob = Knob(0.99, 1.0)
+    assert knob.at(50, 10, 100, hold=60) == knob.at(50, 0, 100) == pytest.approx(0.995)
+
+
+@pytest.mark.parametrize("hold", [-0.1, 1, 1.5])
+def test_a_hold_that_is_no_share_is_refused(hold: float) -> None:
+    with pytest.raises(ConfigError, match="schedule.hold"):
+        steady(hold=hold)
+
+
+def test_the_learning_rate_is_held_for_a_share_of_the_run() -> None:
+    schedule = steady(hold=0.5)
+    at = [schedule.step(Progress(epochs=8, samples=share * schedule.total // 8)).number("lr") for share in range(9)]
+    assert at[1:5] == [max(at)] * 4
+    assert at[4] > at[5] > at[6] > at[7] > at[8] == 0
