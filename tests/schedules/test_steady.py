@@ -144,7 +144,7 @@ def test_what_does_not_warm_up_is_not_held() -> None:
 
 @pytest.mark.parametrize("hold", [-0.1, 1, 1.5])
 def test_a_hold_that_is_no_share_is_refused(hold: float) -> None:
-    with pytest.raises(ConfigError, match="schedule.hold"):
+    with pytest.raises(ConfigError, match=r"schedule\.hold"):
         steady(hold=hold)
 
 
