@@ -17,6 +17,8 @@ from dist_ssl.engine import Engine, Who
 from dist_ssl.world import World
 
 Ints = npt.NDArray[np.int64]
+KEPT_BYTES = 1 << 28
+"""Most decoded pixels that a rank keeps for the next time: a probe between epochs asks for the same images again."""
 
 
 def subset(size: int, count: int, seed: int) -> Ints:
@@ -39,6 +41,7 @@ class Extractor:
     ) -> None:
         self.loader, self.colours, self.world = loader, colours, world
         self.size, self.dtype, self.batch = size, dtype, batch
+        self.kept: tuple[Ints, list[tuple[Tensor, Tensor]]] | None = None
 
     def features(self, engine: Engine, numbers: Ints, who: Who = "student") -> tuple[Tensor, Tensor]:
         """[N, D] fp32 features and [N] int64 labels of the readable samples, on every rank, in the same order."""
@@ -55,13 +58,26 @@ class Extractor:
     def _parts(self, engine: Engine, numbers: Ints, own: Ints, who: Who) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of features; an unreadable sample gets the label -1."""
         device = self.world.device
+        for pixels, labels in self._images(numbers, own):
+            x = pixels.to(device).permute(0, 3, 1, 2).to(self.dtype) / 255
+            yield engine.embed(normalise(x, self.colours.mean, self.colours.std), who), labels.to(device)
+
+    def _images(self, numbers: Ints, own: Ints) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of [B, S, S, 3] uint8 pixels and labels, on the host; those of the last time where they were kept."""
+        if self.kept is None or not np.array_equal(self.kept[0], numbers):
+            decoded = self._decode(numbers, own)
+            if len(own) * self.size**2 * 3 > KEPT_BYTES:
+                yield from decoded
+                return
+            self.kept = (numbers, [(pixels.clone(), labels) for pixels, labels in decoded])  # buffers are reused
+        yield from self.kept[1]
+
+    def _decode(self, numbers: Ints, own: Ints) -> Iterator[tuple[Tensor, Tensor]]:
         chunks = [own[start : start + self.batch] for start in range(0, len(own), self.batch)]
         requests = (Request(chunk, Draws(0), partial(_others, numbers, chunk)) for chunk in chunks)
         for loaded in self.loader.load(requests, Whole(self.size), 1):
-            x = torch.from_numpy(loaded.views[0]).to(device).permute(0, 3, 1, 2).to(self.dtype) / 255
-            labels = torch.from_numpy(self.loader.reader.split.samples.labels[loaded.ids]).to(device)
-            labels = labels.masked_fill(~torch.from_numpy(loaded.valid).to(device), -1)
-            yield engine.embed(normalise(x, self.colours.mean, self.colours.std), who), labels
+            labels = torch.from_numpy(self.loader.reader.split.samples.labels[loaded.ids])
+            yield torch.from_numpy(loaded.views[0]), labels.masked_fill(~torch.from_numpy(loaded.valid), -1)
 
     def _nothing(self, engine: Engine, who: Who) -> tuple[Tensor, Tensor]:
         blank = torch.zeros(1, 3, self.size, self.size, dtype=self.dtype, device=self.world.device)

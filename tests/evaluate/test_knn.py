@@ -17,6 +17,7 @@ from dist_ssl.data.load import Loader
 from dist_ssl.data.read import Reader
 from dist_ssl.data.stream import Colours
 from dist_ssl.durations import Duration
+from dist_ssl.evaluate import features as features_module
 from dist_ssl.evaluate.features import Extractor, subset
 from dist_ssl.evaluate.knn import KNN, NoProbe, knn_votes
 from dist_ssl.progress import Progress
@@ -126,6 +127,31 @@ def test_features_and_labels_stand_side_by_side_in_the_order_asked_for(data: man
     torch.testing.assert_close(features, single)
     assert [size for size, _ in engine.asked[: -len(numbers)]] == ([8] if batch == 256 else [7, 1])
     assert {who for _, who in engine.asked} == {"student"}
+
+
+@pytest.mark.parametrize(("room", "decoded"), [(1 << 20, 8 + 3), (100, 8 + 8 + 3 + 8)])
+def test_images_are_decoded_again_only_where_they_are_others_or_too_many(
+    data: manifest.Manifest, monkeypatch: pytest.MonkeyPatch, room: int, decoded: int
+) -> None:
+    monkeypatch.setattr(features_module, "KEPT_BYTES", room)
+    numbers, count = np.arange(8), 0
+    with Reader(data.split("val")) as reader:
+        own, read = extractor(reader, 3), reader.read
+
+        def counted(number: int) -> bytes:
+            nonlocal count
+            count += 1
+            return read(number)
+
+        monkeypatch.setattr(reader, "read", counted)
+        first = own.features(Pixels(), numbers)
+        again = own.features(Pixels(), numbers)
+        others = own.features(Pixels(), numbers[:3])
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+        torch.testing.assert_close(others[0], first[0][:3])
+        if room == 100:
+            own.features(Pixels(), numbers)
+    assert count == decoded
 
 
 def test_the_teacher_is_asked_where_it_is_wanted(data: manifest.Manifest) -> None:
