@@ -43,6 +43,7 @@ class Purpose(IntEnum):
     PROBE = 10
     STEP = 11
     TURN = 12
+    INVERT = 13
 
 
 def philox(counter: tuple[Words, Words, Words, Words], key: tuple[int, int]) -> tuple[Words, Words, Words, Words]:

@@ -3,8 +3,8 @@
 All parameters are drawn on the host, keyed by sample, so the host knows which samples an effect touches and the
 device never waits. What is cheap is done to the whole batch, with parameters that leave the others as they are; hue
 and blur are done to those samples alone that they touch. Order: jitter (its four parts in an order of the sample's
-own), gray, blur, solarize, flip, turn, normalise. Values are floats in [0, 1] in between, clamped after each part as
-torchvision does; where torchvision rounds to uint8 after each part, nothing is rounded here.
+own), gray, blur, solarize, invert, flip, turn, normalise. Values are floats in [0, 1] in between, clamped after each
+part as torchvision does; where torchvision rounds to uint8 after each part, nothing is rounded here.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,6 +29,7 @@ NUMBERS = {
     Purpose.GRAY: 1,
     Purpose.BLUR: 2,
     Purpose.SOLARIZE: 1,
+    Purpose.INVERT: 1,
     Purpose.FLIP: 1,
     Purpose.TURN: 2,
 }
@@ -97,6 +98,7 @@ class Photometry:
         x = _where(_hit(drawn[Purpose.GRAY], r.gray_p), x, luma)
         self._blur(x, drawn[Purpose.BLUR])
         x = _where(_hit(drawn[Purpose.SOLARIZE], r.solarize_p), x, solarize)
+        x = _where(_hit(drawn[Purpose.INVERT], r.invert_p), x, lambda x: 1 - x)
         x = self._turn(x, drawn[Purpose.FLIP], drawn[Purpose.TURN])
         return normalise(x, self.mean, self.std).contiguous(memory_format=torch.channels_last)
 

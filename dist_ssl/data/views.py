@@ -46,6 +46,8 @@ class Recipe:
     """Deviation of the Gaussian, px of the view."""
     blur_max: float = 2.0
     solarize_p: float = 0.0
+    invert_p: float = 0.0
+    """Light for dark in all channels."""
     flip_p: float = 0.5
     turn_p: float = 0.0
     """By one, two or three quarter turns."""
@@ -66,6 +68,7 @@ class Recipe:
             gray_p=s * self.gray_p,
             blur_max=self.blur_min + s * (self.blur_max - self.blur_min),
             solarize_p=s * self.solarize_p,
+            invert_p=s * self.invert_p,
             turn_p=s * self.turn_p,
         )
 

@@ -28,6 +28,7 @@ FULL = Recipe(
     gray_p=0.2,
     blur_p=0.5,
     solarize_p=0.3,
+    invert_p=0.3,
     turn_p=0.5,
 )
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}
@@ -182,7 +183,7 @@ def slow_blur(x: Tensor, sigma: float) -> Tensor:
 
 
 def slow_view(pixels: np.ndarray, number: int, recipe: Recipe, slot: int, draws: Draws, dtype: torch.dtype) -> Tensor:
-    """One image at a time, through the same draws, in the order jitter, gray, blur, solarize, flip, turn."""
+    """One image at a time, through the same draws: jitter, gray, blur, solarize, invert, flip, turn."""
 
     def drawn(purpose: Purpose, count: int) -> list[float]:
         return draws.uniform(purpose, np.array([number]), slot, count)[0].tolist()
@@ -213,6 +214,8 @@ def slow_view(pixels: np.ndarray, number: int, recipe: Recipe, slot: int, draws:
         x = slow_blur(x, between(recipe.blur_min, recipe.blur_max, share))
     if drawn(Purpose.SOLARIZE, 1)[0] < recipe.solarize_p:
         x = tv.solarize(x, 128 / 255)
+    if drawn(Purpose.INVERT, 1)[0] < recipe.invert_p:
+        x = tv.invert(x)
     if drawn(Purpose.FLIP, 1)[0] < recipe.flip_p:
         x = tv.horizontal_flip(x)
     chosen, share = drawn(Purpose.TURN, 2)

@@ -36,6 +36,7 @@ RECIPE = Recipe(
     gray_p=0.2,
     blur_p=0.5,
     solarize_p=0.2,
+    invert_p=0.4,
     turn_p=0.4,
 )
 SIDES = st.integers(1, 700)
@@ -151,7 +152,7 @@ def test_a_recipe_at_no_strength_shows_the_whole_image_as_it_is() -> None:
     mild = RECIPE.at(0)
     assert (mild.crop_min, mild.crop_max) == (1, 1)
     assert (mild.brightness, mild.contrast, mild.saturation, mild.hue) == (0, 0, 0, 0)
-    assert (mild.gray_p, mild.solarize_p, mild.turn_p) == (0, 0, 0)
+    assert (mild.gray_p, mild.solarize_p, mild.invert_p, mild.turn_p) == (0, 0, 0, 0)
     assert mild.blur_max == mild.blur_min == RECIPE.blur_min
     assert (mild.jitter_p, mild.blur_p, mild.flip_p, mild.aspect) == (0.8, 0.5, 0.5, RECIPE.aspect)
 
@@ -161,7 +162,8 @@ def test_a_recipe_at_half_strength_lies_half_way() -> None:
     assert half.crop_min == pytest.approx(0.6)
     assert half.crop_max == 1
     assert (half.brightness, half.contrast, half.saturation, half.hue) == pytest.approx((0.2, 0.2, 0.1, 0.05))
-    assert (half.gray_p, half.solarize_p, half.turn_p) == pytest.approx((0.1, 0.1, 0.2))
+    assert (half.gray_p, half.solarize_p, half.invert_p) == pytest.approx((0.1, 0.1, 0.2))
+    assert half.turn_p == pytest.approx(0.2)
     assert half.blur_max == pytest.approx(1.05)
 
 
