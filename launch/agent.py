@@ -117,8 +117,8 @@ class Agent:
 
 def on_slurm(folder: str) -> None:
     """The task of a Slurm job on one node; `folder` is the run's. A failure ends the process with the agent's code."""
+    signals = Signals().listen()  # at once: until now submitit's own handlers would have requeued the job
     attempt = AttemptDir(RunDir.open(Path(folder)), int(os.environ[ATTEMPT]))
-    signals = Signals().listen()
     node, nodes = int(os.environ["SLURM_NODEID"]), int(os.environ["SLURM_JOB_NUM_NODES"])
     code = Agent(attempt, node, nodes, attempt.config["ranks_per_node"]).run(signals)
     if code:

@@ -2,6 +2,7 @@
 
 import json
 import signal
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -78,8 +79,10 @@ def last_words(log: Path, code: int) -> str:
     return f": {said[-1]}" if said else ""
 
 
-def of_attempt(attempt: AttemptDir, nodes: int, ranks_per_node: int, codes: list[int | None]) -> Ending:
-    """How the attempt ended: the nodes' reports, and for an agent that could leave none, its exit code."""
+def of_attempt(
+    attempt: AttemptDir, nodes: int, ranks_per_node: int, codes: list[int | None], log_of: Callable[[int], Path]
+) -> Ending:
+    """How the attempt ended: the nodes' reports, and for an agent that could leave none, its exit code and log."""
     endings = []
     for node in range(nodes):
         found = Ending.read(attempt.node(node))
@@ -89,7 +92,7 @@ def of_attempt(attempt: AttemptDir, nodes: int, ranks_per_node: int, codes: list
             found = Ending(REFUSED, next((r for r in map(attempt.reason, ranks) if r), ""))
         if found is None:
             how = describe(code) if code else "left no report"
-            reason = f"The agent of node {node} {how}; its log: {attempt.log(f'node_{node:04d}')}"
+            reason = f"The agent of node {node} {how}; its log: {log_of(node)}"
             killed = code is None or code == -signal.SIGKILL  # by the failure of another, which says more
             found = Ending(FAILED, reason, float("inf") if killed else 0.0)
         endings.append(found)

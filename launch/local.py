@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from rich.console import Console
 
@@ -37,7 +38,7 @@ class LocalAttempt:
         finally:
             self._kill()
         codes = [agent.returncode for agent in self.agents]
-        ending = of_attempt(self.attempt, self.nodes, self.ranks_per_node, codes)
+        ending = of_attempt(self.attempt, self.nodes, self.ranks_per_node, codes, self._log)
         ending = _as_asked(ending, signals, codes)
         with contextlib.suppress(OSError):  # on a full disk the screen alone must tell
             ending.write(self.attempt.folder / "outcome.json")
@@ -49,8 +50,11 @@ class LocalAttempt:
         command = [sys.executable, "-P", "-m", "launch.agent", *map(str, words)]  # -P: never the current folder's code
         path = os.pathsep.join([str(run.code.resolve()), *filter(None, [os.environ.get("PYTHONPATH")])])
         environment = {**os.environ, "PYTHONPATH": path, PARENT: str(os.getpid()), **self._devices(node)}
-        with self.attempt.log(f"node_{node:04d}").open("ab") as log:
+        with self._log(node).open("ab") as log:
             return subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+
+    def _log(self, node: int) -> Path:
+        return self.attempt.log(f"node_{node:04d}")
 
     def _devices(self, node: int) -> dict[str, str]:
         """The GPUs of this "node": its share of the visible ones, or none where there are too few for all."""

@@ -2,19 +2,15 @@
 
 import os
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from dist_ssl.errors import ConfigError
-from launch import settings
+from launch import scheduler, settings, submission
 from launch.run_dir import PROJECT, AttemptDir, RunDir
 
-NO_CLUSTER = "Could not establish a configuration source"
-"""What the commands of Slurm say where they are installed and no cluster is."""
-PING_SECONDS = 30
 OF_THIS_COMMAND = ("wait=", "dry_run=", "follow=", "resume=")
 """Words that are not part of a run."""
 
@@ -22,22 +18,23 @@ OF_THIS_COMMAND = ("wait=", "dry_run=", "follow=", "resume=")
 def choose_cluster(config: dict[str, Any], console: Console) -> None:
     """Make `cluster.kind` slurm or local; says why where the nodes of an `auto` are local. Raises ConfigError."""
     kind = config["cluster"]["kind"]
-    lacks = "" if kind == "local" else _what_is_missing()
+    lacks = "" if kind == "local" or config["dry_run"] else _what_is_missing()
     if kind == "auto":
         config["cluster"]["kind"] = "local" if lacks else "slurm"
-        if lacks and not config["dry_run"]:
+        if lacks:
             nodes = f"the {config['nodes']} nodes run as local processes" if config["nodes"] != 1 else "it runs here"
             console.print(f"{lacks}: {nodes}.", highlight=False)
-    elif kind == "slurm" and lacks and not config["dry_run"]:
+    elif lacks:
         raise ConfigError(f"cluster=slurm is not possible: {lacks}.", "Leave cluster out to run local processes.")
+    if config["cluster"]["kind"] == "slurm":
+        submission.check(config["cluster"])
 
 
 def _what_is_missing() -> str:
     """Why there is no Slurm to submit to; empty where there is one. One that does not answer is one."""
     if shutil.which("sbatch") is None:
         return "No sbatch on the PATH"
-    ping = subprocess.run(("scontrol", "ping"), capture_output=True, text=True, timeout=PING_SECONDS, check=False)
-    return "sbatch is installed, but no cluster is configured" if NO_CLUSTER in ping.stderr else ""
+    return "" if scheduler.is_configured() else "sbatch is installed, but no cluster is configured"
 
 
 def fill_in(config: dict[str, Any]) -> None:
@@ -55,7 +52,7 @@ def fill_in(config: dict[str, Any]) -> None:
 
 def _asked_for(config: dict[str, Any]) -> tuple[int, int]:
     """GPUs and cores of one node of a Slurm job."""
-    return config["cluster"]["gpus_per_node"] or 0, config["cluster"]["cpus_per_task"] or 1
+    return submission.gpus(config["cluster"]), config["cluster"]["cpus_per_task"] or 1
 
 
 def _of_this_machine(nodes: int) -> tuple[int, int]:
@@ -88,8 +85,9 @@ def new_config(words: list[str], console: Console) -> dict[str, Any]:
     config = settings.compose(words, PROJECT / "configs")
     choose_cluster(config, console)
     fill_in(config)
-    make_data(config, console)
-    config["data"]["identity"] = check(config)
+    if not config["dry_run"]:
+        make_data(config, console)
+        config["data"]["identity"] = check(config)
     return config
 
 
@@ -125,7 +123,8 @@ def resume(words: list[str], folder: Path, console: Console) -> tuple[RunDir, di
 
 def _keep_threads(run: RunDir, config: dict[str, Any]) -> None:
     """On as many nodes take as many threads as before: how threads split a sum is part of its bits."""
-    if run.newest_attempt() and config["threads"] is None:
-        last = AttemptDir(run, run.newest_attempt()).config
+    newest = AttemptDir(run, run.newest_attempt())
+    if newest.config_file.is_file() and config["threads"] is None:
+        last = newest.config
         if all(config[key] in (None, last[key]) for key in ("nodes", "ranks_per_node")):
             config["threads"] = last["threads"]

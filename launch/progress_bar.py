@@ -35,6 +35,7 @@ class RunView:
         self.bar = Progress(*columns, console=console, transient=True)
         self.task = self.bar.add_task("starting", total=None, numbers="the ranks load torch and find each other")
         self.read_to, self.read_of = 0, 0
+        self.waiting, self.told = False, ""
         self._skip_old()
 
     def __enter__(self) -> "RunView":
@@ -54,18 +55,22 @@ class RunView:
             if "knn_accuracy" in report:
                 self.console.print(epoch_line(report), highlight=False)
         status = self._status()
-        if status and "total_steps" in status:
+        if status and "total_steps" in status and not self.waiting:
             self.bar.update(self.task, total=status["total_steps"], completed=status["step"])
             self.bar.update(self.task, description=self._description(status), numbers=self._numbers(status))
 
-    def queue(self, state: str) -> None:
-        """Show where the job is in the queue, until the run has numbers of its own to show."""
-        if not (self._status() or {}).get("total_steps"):
-            self.bar.update(self.task, description=state, numbers="")
+    def queue(self, who: str, state: str) -> None:
+        """Show where a job is in the queue while it does not run: what the folder says is history then."""
+        self.waiting = not state.startswith("RUNNING") and state not in ("", "?")
+        if self.waiting:
+            self.bar.update(self.task, description=f"{who}: {state.lower()}", numbers="")
+        if self.waiting and not self.console.is_terminal and state != self.told:
+            self.say(f"{who}: {state.lower()}")
+            self.told = state
 
     def say(self, note: str) -> None:
         """Print a note above the bar."""
-        self.console.print(note, highlight=False)
+        self.console.print(note, highlight=False, markup=False)
 
     def accuracy(self) -> float | None:
         """The newest kNN accuracy, 0 to 1."""

@@ -3,7 +3,7 @@
 runs/NAME/config.yaml    the resolved config that the run began with
           overrides.yaml the words on the command line that made it
           code/          the code at submission; every attempt runs from there
-          submitted.yaml the resolved config of the newest submission to Slurm; job: its id
+          submitted.yaml the resolved config of the newest submission to Slurm; job: its id, attempts before it
           slurm/         batch files and logs of its jobs
           attempts/0001/ config.yaml, rendezvous.json, logs/, reasons/, node_0000.json, outcome.json
           checkpoints/ ledger/ metrics.jsonl plan.jsonl status.json
@@ -89,7 +89,7 @@ class RunDir:
 
     def discard(self) -> None:
         """Remove the folder of a run of which there was neither a job nor an attempt."""
-        if not self.job and not self.newest_attempt():
+        if not self.job[0] and not self.newest_attempt():
             shutil.rmtree(self.folder)
 
     @property
@@ -102,14 +102,21 @@ class RunDir:
         write_yaml(self.folder / "submitted.yaml", config)
 
     def note_job(self, job: str) -> None:
-        """Remember the id of the run's newest Slurm job."""
-        (self.folder / "job").write_text(f"{job}\n")
+        """Remember the id of the run's newest Slurm job, and how many attempts there were before it."""
+        (self.folder / "job").write_text(f"{job} {self.newest_attempt()}\n")
 
     @property
-    def job(self) -> str:
-        """The id of the newest Slurm job of this run; empty where there was none."""
+    def job(self) -> tuple[str, int]:
+        """The id of the newest Slurm job of this run and the number of attempts before it; ("", 0) without one."""
         path = self.folder / "job"
-        return path.read_text().strip() if path.is_file() else ""
+        if not path.is_file():
+            return "", 0
+        job, before = path.read_text().split()
+        return job, int(before)
+
+    def job_log(self, job: str, task: int) -> Path:
+        """What a task of a Slurm job printed; that of task 0 holds the batch script's words too."""
+        return self.folder / "slurm" / f"{job}_{task}_log.out"
 
     def new_attempt(self, config: dict[str, Any]) -> "AttemptDir":
         """The next attempt's folder, made by exclusive creation: nobody else has its number."""
@@ -149,7 +156,12 @@ class AttemptDir:
     @property
     def config(self) -> dict[str, Any]:
         """The resolved config of this attempt."""
-        return read_yaml(self.folder / "config.yaml")
+        return read_yaml(self.config_file)
+
+    @property
+    def config_file(self) -> Path:
+        """Written when the attempt begins."""
+        return self.folder / "config.yaml"
 
     @property
     def meeting(self) -> Path:

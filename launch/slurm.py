@@ -11,7 +11,6 @@ Nothing is trained in this process.
 
 import shlex
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import yaml
 from rich.console import Console
 
 from dist_ssl.errors import EXIT_CODE, ConfigError, UserError
-from launch import following, preparation, submission, sweep
+from launch import following, preparation, scheduler, submission, sweep
 from launch.ending import FAILED, FINISHED, REFUSED, STOPPED, Ending
 from launch.local import LocalAttempt, visible_gpus
 from launch.progress_bar import RunView
@@ -32,7 +31,7 @@ Prepared = tuple[RunDir, dict[str, Any]]
 
 def say_how_it_ended(run: RunDir, words: list[str], ending: Ending, console: Console) -> None:
     """The last words on the screen: what happened, where things are, what to do next."""
-    again = " ".join(["python launch/slurm.py", f"resume={run.folder}", *map(shlex.quote, words)])
+    again = " ".join(["python launch/slurm.py", *map(shlex.quote, [f"resume={run.folder}", *words])])
     accuracy = RunView(run.folder, console).accuracy()
     score = f" kNN accuracy {100 * accuracy:.1f} %." if accuracy is not None else ""
     if ending.outcome == FINISHED:
@@ -42,14 +41,16 @@ def say_how_it_ended(run: RunDir, words: list[str], ending: Ending, console: Con
         console.print("shards (data=shards data.path=...).", highlight=False)
     elif ending.outcome == STOPPED:
         how = ending.reason or "Stopped in order; nothing is lost."
-        console.print(f"{how}{score}\n  Go on with: {again}", highlight=False)
+        console.print(f"{how}{score}\n  Go on with: {again}", highlight=False, markup=False)
     else:
-        console.print(f"{ending.reason or 'The attempt failed.'}\n  Go on with: {again}", highlight=False)
+        how = ending.reason or "The attempt failed."
+        console.print(f"{how}\n  Go on with: {again}", highlight=False, markup=False)
 
 
 def run_here(run: RunDir, config: dict[str, Any], words: list[str], console: Console) -> int:
     """Run an attempt on this machine to its end; `words` are those of the resume."""
     nodes = config["nodes"]
+    refuse_second_job(run)
     if 0 < len(visible_gpus()) < nodes * config["ranks_per_node"]:
         console.print(f"Too few GPUs for {nodes} nodes: all ranks use the CPU. nodes=1 uses the GPUs.", highlight=False)
     console.print(f"Run folder: {run.folder}", highlight=False)
@@ -61,43 +62,52 @@ def run_here(run: RunDir, config: dict[str, Any], words: list[str], console: Con
 
 def submit(prepared: list[Prepared], console: Console) -> None:
     """Submit a Slurm job for every run: one array where there are several and their config asks for one."""
-    folders = [run.folder.resolve() for run, _ in prepared]
     for run, config in prepared:
         refuse_second_job(run)
         run.submit(config)
-    configs = [config for _, config in prepared]
-    asked = [(config["cluster"], config["nodes"]) for config in configs]
-    if len(prepared) > 1 and configs[0]["cluster"]["array"] and all(one == asked[0] for one in asked):
-        files = folders[0].parent / f"sweep-{time.strftime('%m%d-%H%M%S')}"
-        jobs = submission.submit(submission.array(configs[0], files, folders), folders)
-    else:
-        pairs = zip(configs, folders, strict=True)
-        jobs = [submission.submit(submission.one(config, folder), [folder])[0] for config, folder in pairs]
-    for (run, _), job in zip(prepared, jobs, strict=True):
-        run.note_job(job)
-        console.print(f"Submitted job {job}.\n  Run folder: {run.folder}", highlight=False)
-        console.print(f"  Follow it: python launch/slurm.py follow={run.folder}", highlight=False)
-        console.print(f"  Cancel it: scancel {job}", highlight=False)
+    first = prepared[0][1]
+    alike = all((c["cluster"], c["nodes"]) == (first["cluster"], first["nodes"]) for _, c in prepared)
+    if len(prepared) > 1 and first["cluster"]["array"] and alike:
+        folders = [run.folder.resolve() for run, _ in prepared]
+        jobs = submission.submit(submission.array(first, sweep.new_folder(folders[0].parent), folders), folders)
+        for (run, _), job in zip(prepared, jobs, strict=True):
+            say_submitted(run, job, console)
+        return
+    for run, config in prepared:
+        folder = run.folder.resolve()
+        say_submitted(run, submission.submit(submission.one(config, folder), [folder])[0], console)
+
+
+def say_submitted(run: RunDir, job: str, console: Console) -> None:
+    """Note the job in its run and say what can be done with it."""
+    run.note_job(job)
+    console.print(f"Submitted job {job}.\n  Run folder: {run.folder}", highlight=False)
+    console.print(f"  Follow it: python launch/slurm.py {shlex.quote(f'follow={run.folder}')}", highlight=False)
+    console.print(f"  Cancel it: scancel {job}", highlight=False)
 
 
 def refuse_second_job(run: RunDir) -> None:
     """Raise ConfigError where a job of this run may still train: two would take turns in undoing each other."""
-    state = following.queue_state(run.job) if run.job else ""
+    job, _ = run.job
+    state = scheduler.queue_state(job) if job else ""
+    if state == scheduler.NO_ANSWER:
+        raise ConfigError(f"Slurm does not say whether job {job} of {run.folder} has ended.", "Try again later.")
     if state:
         raise ConfigError(
-            f"Job {run.job} of {run.folder} is still in the queue: {state.lower()}.",
-            f"Follow it with follow={run.folder}, or cancel it first: scancel {run.job}",
+            f"Job {job} of {run.folder} is still in the queue: {state.lower()}.",
+            f"Follow it with follow={run.folder}, or cancel it first: scancel {job}",
         )
 
 
-def follow(run: RunDir, after: int, console: Console) -> int:
-    """Stay until the run's job has ended."""
+def follow(run: RunDir, words: list[str], console: Console) -> int:
+    """Stay until the run's job has ended; `words` are those of a resume."""
+    job, _ = run.job
     try:
-        ending = following.follow(run, run.job, after, console)
+        ending = following.follow(run, console)
     except KeyboardInterrupt:
-        console.print(f"Job {run.job} goes on. Cancel it: scancel {run.job}", highlight=False)
+        console.print(f"Job {job} goes on. Cancel it: scancel {job}", highlight=False)
         return INTERRUPTED_CODE
-    say_how_it_ended(run, [], ending, console)
+    say_how_it_ended(run, words, ending, console)
     return EXIT_CODES[ending.outcome]
 
 
@@ -116,11 +126,10 @@ def go(prepared: list[Prepared], words: list[str], console: Console) -> int:
         console.print(f"{run.folder} has finished: nothing is left to train.", highlight=False)
     here = [(run, config) for run, config in unfinished if config["cluster"]["kind"] == "local"]
     jobs = [(run, config) for run, config in unfinished if config["cluster"]["kind"] == "slurm"]
-    history = {run: run.newest_attempt() for run, _ in jobs}
     if jobs:
         submit(jobs, console)
     codes = [run_here(run, config, words, console) for run, config in here]
-    codes += [follow(run, history[run], console) for run, config in jobs if config["wait"]]
+    codes += [follow(run, preparation.of_the_run(words), console) for run, config in jobs if config["wait"]]
     return max(codes, default=0)
 
 
@@ -132,9 +141,9 @@ def command(words: list[str], console: Console) -> int:
     others = [word for word in words if not word.startswith(("resume=", "follow="))]
     if "follow" in given:
         run = RunDir.open(Path(given["follow"]))
-        if not run.job:
+        if not run.job[0]:
             raise ConfigError(f"{run.folder} was never submitted to Slurm.", f"Run it: resume={run.folder}")
-        return follow(run, 0, console)
+        return follow(run, [], console)
     if "resume" in given:
         run, config = preparation.resume(others, Path(given["resume"]), console)
         return show(config, run.folder, console) if config["dry_run"] else go([(run, config)], others, console)
@@ -144,10 +153,12 @@ def command(words: list[str], console: Console) -> int:
     if configs[0]["dry_run"]:
         names = [config["name"] or preparation.method_of(config) for config in configs]
         return max(show(c, Path(c["runs"]) / name, console) for c, name in zip(configs, names, strict=True))
-    runs = [preparation.begin(*pair) for pair in zip(combinations, configs, strict=True)]
+    runs: list[RunDir] = []
     try:
+        for combination, config in zip(combinations, configs, strict=True):
+            runs.append(preparation.begin(combination, config))
         return go(list(zip(runs, configs, strict=True)), [], console)
-    except ConfigError:
+    except (ConfigError, KeyboardInterrupt):
         for run in runs:
             run.discard()  # nothing was submitted: a command that is mended may use the name
         raise
@@ -159,7 +170,7 @@ def main(words: list[str]) -> int:
     try:
         return command(words, console)
     except KeyboardInterrupt:
-        console.print("Stopped before anything was started.", highlight=False)
+        console.print("Stopped. What was submitted or begun before is named above.", highlight=False)
         return INTERRUPTED_CODE
     except UserError as error:
         console.print(str(error), highlight=False, markup=False)

@@ -56,6 +56,32 @@ def executor(config: dict[str, Any], folder: Path, name: str, run_line: str) -> 
     return found
 
 
+def check(cluster: dict[str, Any]) -> None:
+    """Raise ConfigError where the options of a cluster cannot be."""
+    gpus(cluster)
+    cpus = cluster["cpus_per_task"]
+    if cpus is not None and (not isinstance(cpus, int) or cpus < 1):
+        raise ConfigError(f"cluster.cpus_per_task={cpus} is not possible.", "It is a number of at least 1.")
+    if not isinstance(cluster["setup"], list):
+        raise ConfigError(f"cluster.setup={cluster['setup']} is no list.", "cluster.setup='[module load cuda]', say.")
+    ahead = seconds(cluster, "stop_ahead")
+    if cluster["time"] is not None and seconds(cluster, "time") <= ahead:
+        raise ConfigError(
+            f"cluster.time={cluster['time']} is over before anything is trained: the ranks are told to stop"
+            f" {cluster['stop_ahead']} ahead.",
+            "Raise cluster.time, or lower cluster.stop_ahead.",
+        )
+
+
+def gpus(cluster: dict[str, Any]) -> int:
+    """GPUs per node: of 8, of `a100:4`, or 0. Raises ConfigError."""
+    asked = str(cluster["gpus_per_node"] or 0)
+    number = asked.rpartition(":")[2]
+    if not number.isdigit():
+        raise ConfigError(f"cluster.gpus_per_node={asked} names no number.", "Write 8 or a100:8, say.")
+    return int(number)
+
+
 def seconds(cluster: dict[str, Any], key: str) -> float:
     """A duration of the cluster's options. Raises ConfigError where it is not measured by a clock."""
     duration = Duration.parse(cluster[key])
@@ -109,8 +135,9 @@ def submit(found: Sbatch, runs: list[Path]) -> list[str]:
 
 def array(config: dict[str, Any], folder: Path, runs: list[Path]) -> Sbatch:
     """What submits the jobs of several runs as one array; `folder` keeps its files."""
-    folder.mkdir(parents=True)
     listed = folder / "runs.txt"
     listed.write_text("".join(f"{run}\n" for run in runs))
+    for run in runs:
+        (run / "slurm").symlink_to(folder)
     line = f'export {RUN}=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {shlex.quote(str(listed))})'
     return executor(config, folder, folder.name, line)

@@ -1,6 +1,9 @@
 """Several runs from one command: `-m method=mocov3,simclr seed=0,1` stands for every combination."""
 
-from itertools import product
+import contextlib
+import time
+from itertools import count, product
+from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import OverrideParseException
@@ -22,6 +25,17 @@ def expand(words: list[str]) -> list[list[str]]:
         sweep = override.is_sweep_override()
         choices.append([f"{key}={value}" for value in override.sweep_string_iterator()] if sweep else [word])
     return [_named(list(combination), number) for number, combination in enumerate(product(*choices), start=1)]
+
+
+def new_folder(runs: Path) -> Path:
+    """A folder in `runs` for the files of an array of jobs, made by exclusive creation."""
+    name = f"sweep-{time.strftime('%m%d-%H%M%S')}"
+    for number in count(1):
+        folder = runs / (name if number == 1 else f"{name}-{number}")
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            return folder
+    raise AssertionError("unreachable")
 
 
 def _named(words: list[str], number: int) -> list[str]:

@@ -85,6 +85,7 @@ def running(folder: Path) -> Iterator[Slurm]:
         slurm = Slurm(folder)
         _write_conf(folder)
         daemons.append(_munge(folder))
+        _await(lambda: (folder / "munge" / "socket").exists(), "munged listens", folder)
         daemons.append(_daemon(slurm, "slurmctld", "-D"))
         daemons.extend(_daemon(slurm, "slurmd", "-D", "-N", f"n{node}") for node in range(1, NODES + 1))
         _await_nodes(slurm)
@@ -128,9 +129,7 @@ def _munge(folder: Path) -> "subprocess.Popen[bytes]":
     paths = [f"--{name}-file={own / name}" for name in ("key", "log", "pid", "seed")]
     words = ["munged", "--foreground", "--force", f"--socket={own / 'socket'}", *paths]
     with (folder / "munged.out").open("wb") as out:
-        daemon = subprocess.Popen(words, stdout=out, stderr=out, start_new_session=True)
-    _await(lambda: (own / "socket").exists(), "munged listens", folder)
-    return daemon
+        return subprocess.Popen(words, stdout=out, stderr=out, start_new_session=True)
 
 
 def _daemon(slurm: Slurm, *words: str) -> "subprocess.Popen[bytes]":
@@ -158,15 +157,15 @@ def _await(holds: Callable[[], bool], what: str, folder: Path) -> None:
 
 def _stop(slurm: Slurm, daemons: "list[subprocess.Popen[bytes]]") -> None:
     """Cancel all jobs, wait until their steps are gone, end the daemons."""
-    if len(daemons) > 1:
-        subprocess.run(["scancel", "--full", "--user=root"], env=slurm.environment, check=False, timeout=60)
-        end = time.monotonic() + 30
-        while slurm.ask("squeue", "--noheader") and time.monotonic() < end:
-            time.sleep(0.2)
-    for daemon in reversed(daemons):
-        daemon.terminate()
-        try:
-            daemon.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            daemon.kill()
-            daemon.wait()
+    try:
+        if len(daemons) > 1:
+            slurm.ask("scancel", "--full", "--user=root")
+            _await(lambda: not slurm.ask("squeue", "--noheader"), "the queue is empty", slurm.folder)
+    finally:
+        for daemon in reversed(daemons):
+            daemon.terminate()
+            try:
+                daemon.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+                daemon.wait()

@@ -28,6 +28,11 @@ def attempt(tmp_path: Path) -> AttemptDir:
     return RunDir(tmp_path).new_attempt({})
 
 
+def log_of(node: int) -> Path:
+    """Where an agent's log would be."""
+    return Path("logs") / f"{node}.log"
+
+
 def give(attempt: AttemptDir, rank: int, text: str) -> None:
     """A rank says why it gives up."""
     attempt.reserve_reason(rank)
@@ -119,26 +124,26 @@ def test_an_ending_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_an_attempt_is_what_its_nodes_report(attempt: AttemptDir) -> None:
     Ending(STOPPED).write(attempt.node(0))
     Ending(FAILED, "Rank 3 was ended by SIGKILL").write(attempt.node(1))
-    assert of_attempt(attempt, 2, 1, [0, 1]) == Ending(FAILED, "Rank 3 was ended by SIGKILL")
+    assert of_attempt(attempt, 2, 1, [0, 1], log_of) == Ending(FAILED, "Rank 3 was ended by SIGKILL")
 
 
 @pytest.mark.parametrize(("code", "how"), [(-9, "was ended by SIGKILL"), (1, "ended with exit code 1")])
 def test_an_agent_without_a_report_is_told_by_its_exit_code(attempt: AttemptDir, code: int, how: str) -> None:
     Ending(FINISHED).write(attempt.node(0))
-    found = of_attempt(attempt, 2, 1, [0, code])
+    found = of_attempt(attempt, 2, 1, [0, code], log_of)
     assert found.outcome == FAILED
-    assert found.reason == f"The agent of node 1 {how}; its log: {attempt.log('node_0001')}"
+    assert found.reason == f"The agent of node 1 {how}; its log: {log_of(1)}"
 
 
 def test_the_first_failure_in_time_gets_the_blame(attempt: AttemptDir) -> None:
     Ending(FAILED, "Rank 0: connection closed by peer", time=20.0).write(attempt.node(0))
     Ending(FAILED, "Rank 1 was ended by SIGKILL", time=10.0).write(attempt.node(1))
-    assert of_attempt(attempt, 3, 1, [1, 1, -9]).reason == "Rank 1 was ended by SIGKILL"
+    assert of_attempt(attempt, 3, 1, [1, 1, -9], log_of).reason == "Rank 1 was ended by SIGKILL"
 
 
 @pytest.mark.parametrize("code", [0, None])
 def test_a_report_that_is_missing_for_no_reason_is_a_failure(attempt: AttemptDir, code: int | None) -> None:
-    found = of_attempt(attempt, 1, 1, [code])
+    found = of_attempt(attempt, 1, 1, [code], log_of)
     assert found.outcome == FAILED
     assert "node 0 left no report" in found.reason
 
@@ -149,11 +154,11 @@ def test_an_agent_that_refused_but_could_not_write_is_told_by_its_own_ranks_reas
         attempt.reserve_reason(rank)
     give(attempt, 1, "not of this node")
     give(attempt, 3, "The disk is full.")
-    assert of_attempt(attempt, 2, 2, [1, 2]) == Ending(REFUSED, "The disk is full.")
+    assert of_attempt(attempt, 2, 2, [1, 2], log_of) == Ending(REFUSED, "The disk is full.")
 
 
 def test_a_refusal_of_which_nobody_could_write_anything_is_still_a_refusal(attempt: AttemptDir) -> None:
-    assert of_attempt(attempt, 1, 1, [2]).outcome == REFUSED
+    assert of_attempt(attempt, 1, 1, [2], log_of).outcome == REFUSED
 
 
 def test_every_outcome_has_an_exit_code_of_the_agent() -> None:

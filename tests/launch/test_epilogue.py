@@ -3,7 +3,8 @@
 import pytest
 
 from launch.ending import FAILED, FINISHED, REFUSED, STOPPED, Ending
-from launch.epilogue import read_record, why_again
+from launch.epilogue import own_job, persist, why_again
+from launch.scheduler import read_record
 
 RECORD = """JobId=3 JobName=a b
    JobState=RUNNING Reason=None Dependency=(null)
@@ -41,4 +42,28 @@ PLAIN = {"JobState": "RUNNING", "PreemptTime": "None"}
     ],
 )
 def test_who_comes_back(ending: Ending, record: dict[str, str], why: str) -> None:
-    assert why_again(ending, record) == why
+    assert why_again(ending, record, progressed=True) == why
+
+
+def test_a_job_that_is_out_of_time_before_it_saves_does_not_come_back() -> None:
+    assert why_again(Ending(STOPPED, signal="SIGUSR2"), PLAIN, progressed=False) == ""
+    assert why_again(Ending(STOPPED, signal="SIGTERM"), PREEMPTED, progressed=False) == "preempted"
+
+
+def test_the_task_of_an_array_speaks_for_itself_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
+    assert own_job() == "7"
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
+    assert own_job() == "7_2"
+
+
+def test_slurm_is_asked_until_it_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr("launch.epilogue.time.sleep", pauses.append)
+    answers = iter(["", "", "yes"])
+    assert persist(lambda: next(answers), bool) == "yes"
+    assert len(pauses) == 2
+    assert persist(lambda: "", bool) == ""
+    assert len(pauses) == 2 + 4

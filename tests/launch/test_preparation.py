@@ -1,6 +1,7 @@
 """Where a run runs, what it is given there, and which words belong to it."""
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,32 @@ def test_the_ranks_of_a_job_share_what_its_nodes_were_asked_for(words: tuple[str
     found = config("cluster=slurm", *words)
     preparation.fill_in(found)
     assert (found["ranks_per_node"], found["threads"], found["decode_threads"]) == (ranks, threads, threads)
+
+
+@pytest.mark.parametrize(
+    ("word", "problem"),
+    [
+        ("cluster.gpus_per_node=a100", "cluster.gpus_per_node=a100 names no number"),
+        ("cluster.cpus_per_task=0", "cluster.cpus_per_task=0 is not possible"),
+        ("cluster.setup=module", "cluster.setup=module is no list"),
+        ("cluster.time=3 minutes", "cluster.time=3 minutes is over before anything is trained"),
+        ("cluster.time=3 epochs", "cluster.time=3 epochs is not a time"),
+        ("cluster.stop_ahead=soon", "'soon' is not a duration"),
+    ],
+)
+def test_options_that_cannot_be_are_named(word: str, problem: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(problem)):
+        preparation.choose_cluster(config("cluster=slurm", "dry_run=true", word), Console(quiet=True))
+
+
+def test_gpus_may_be_named_by_their_kind() -> None:
+    found = config("cluster=slurm", "cluster.gpus_per_node=a100:4", "cluster.cpus_per_task=8")
+    preparation.fill_in(found)
+    assert (found["ranks_per_node"], found["threads"]) == (4, 2)
+
+
+def test_a_run_of_a_cluster_may_go_on_as_local_processes() -> None:
+    assert config("cluster.partition=gpu", "cluster=local")["cluster"]["kind"] == "local"
 
 
 def test_words_of_one_command_are_not_repeated_by_a_resume() -> None:
