@@ -12,7 +12,7 @@ from launch.run_dir import AttemptDir, RunDir
 LOOK_SECONDS = 0.5
 ASK_SECONDS = 5.0
 """Between questions to Slurm, which others ask too."""
-LATE_SECONDS = 60.0
+LATE_SECONDS = 20.0
 """For which a shared file system may hide the last words of a job that has ended."""
 
 
