@@ -47,7 +47,8 @@ class RunView:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.refresh()
-        self.bar.stop()
+        if self.console.is_terminal:
+            self.bar.stop()
 
     def refresh(self) -> None:
         """Show what is new."""
