@@ -40,7 +40,8 @@ class ResidualBlock(nn.Module):
 class TinyResNet(nn.Module):
     """A residual net for images of 24 to 64 px: [B, 3, S, S] -> [B, 8 * width].
 
-    A 3x3 stem at full resolution, then three stages that halve the side and double the channels.
+    A 3x3 stem at full resolution, then three stages that halve the side and double the channels; at the end the
+    strongest response of every channel, wherever in the image it is.
     """
 
     def __init__(self, width: int = 16, blocks: int = 1) -> None:
@@ -58,7 +59,7 @@ class TinyResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         features: Tensor = self.stages(self.stem(x))
-        return features.mean((2, 3))
+        return features.amax((2, 3))
 
 
 def timm_encoder(name: str, stem: Literal["standard", "small"] = "standard", **options: Any) -> nn.Module:
