@@ -62,7 +62,8 @@ class AdamW(Recipe):
     def build(self, named: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
         """The optimizer over the trainable of these parameters."""
         groups = parameter_groups(named, self.decay_1d)
-        return torch.optim.AdamW(groups, lr=0.0, betas=(self.betas[0], self.betas[1]), eps=self.eps, fused=True)
+        # not fused: that kernel computes in single precision what belongs to a double
+        return torch.optim.AdamW(groups, lr=0.0, betas=(self.betas[0], self.betas[1]), eps=self.eps, foreach=True)
 
 
 @dataclass(frozen=True)

