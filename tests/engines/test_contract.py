@@ -38,10 +38,18 @@ def torch_as_before() -> Iterator[None]:
     torch.use_deterministic_algorithms(before)
 
 
+class MeanResNet(TinyResNet):
+    """Pooled by means: among maxima some gradients are nearly 0, and Adam makes steps of their rounding errors."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        features: Tensor = self.stages(self.stem(x)).mean((2, 3))
+        return features
+
+
 def tiny_method(seed: int = 0) -> MoCoV3:
     """MoCo v3 around a net of a few thousand weights, its teacher drifted from its student."""
     torch.manual_seed(seed)
-    method = MoCoV3(TinyResNet(4), world=World(), hidden=16, dim=8, temperature=0.2)
+    method = MoCoV3(MeanResNet(4), world=World(), hidden=16, dim=8, temperature=0.2)
     with torch.no_grad():
         for parameter in method.teacher.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -107,11 +115,10 @@ def test_steps_equal_plain_autograd_and_torchs_optimizer(name: str, optimizer: s
                 to.copy_(0.9 * to + 0.1 * towards)
         torch.testing.assert_close(out.metrics["loss"], loss.detach(), rtol=0, atol=1e-10)
         norm = torch.cat([g.flatten() for g in gradients]).norm()
-        # the layouts of memory differ, so sums round differently, and Adam magnifies that where gradients are near 0
-        torch.testing.assert_close(out.metrics["gradient_norm"], norm, rtol=1e-9, atol=0)
+        torch.testing.assert_close(out.metrics["gradient_norm"], norm, rtol=0, atol=1e-10)
     state = engine.state()
     for key, value in plain.state_dict().items():
-        torch.testing.assert_close(state[f"model/{key}"], value, rtol=0, atol=1e-8, msg=lambda m, k=key: f"{k}: {m}")
+        torch.testing.assert_close(state[f"model/{key}"], value, rtol=0, atol=1e-10, msg=lambda m, k=key: f"{k}: {m}")
 
 
 @engines
