@@ -273,7 +273,7 @@ def test_features_are_those_of_the_encoder_in_eval_mode(name: str, who: str, dty
     before = kept(engine.state())
     view = batch(1, dtype).views[0]
     features = engine.embed(view, who)
-    twin = TinyResNet(4).to(dtype)
+    twin = MeanResNet(4).to(dtype)
     prefix = f"model/{who}.encoder."
     own = {key.removeprefix(prefix): value for key, value in before.items() if key.startswith(prefix)}
     twin.load_state_dict({**twin.state_dict(), **own})
