@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dist_ssl.models.moments import moments, wide
 from dist_ssl.models.norm_cpu import NormaliseCPU, Sum
 
 
@@ -32,7 +33,7 @@ class Normalise(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         dims = (1, *range(3, x.dim()))
         count = x.numel() // (x.shape[0] * x.shape[2])
-        mean, squares = _moments(x, dims, count)
+        mean, squares = moments(x)
         packed = torch.stack([torch.ones_like(mean) * count, count * mean, squares + count * mean * mean])
         n, first, second = total(packed)
         mean = first / n
@@ -44,7 +45,7 @@ class Normalise(torch.autograd.Function):
         shift = -mean * slope if bias is None else bias - mean * slope
         running = [values.mean(0).to(x.dtype) for values in (mean, var * (n / (n - 1).clamp_min(1)))]
         ctx.mark_non_differentiable(*running)
-        return torch.addcmul(_wide(shift, x), x, _wide(slope, x)), running[0], running[1]
+        return torch.addcmul(wide(shift, x), x, wide(slope, x)), running[0], running[1]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None, None]:
@@ -59,26 +60,11 @@ class Normalise(torch.autograd.Function):
         mean_dy, mean_along = ctx.total(torch.stack([own_dy, own_along])) / n
         slope = scale if weight is None else scale * weight
         bend = -slope * scale * mean_along
-        dx = torch.addcmul(_wide(-bend * mean - slope * mean_dy, x), x, _wide(bend, x))
-        dx.addcmul_(dy, _wide(slope, x))
+        dx = torch.addcmul(wide(-bend * mean - slope * mean_dy, x), x, wide(bend, x))
+        dx.addcmul_(dy, wide(slope, x))
         if weight is None:
             return dx, None, None, None, None
         return dx, own_along.sum(0).to(weight.dtype), own_dy.sum(0).to(weight.dtype), None, None
-
-
-def _moments(x: Tensor, dims: tuple[int, ...], count: int) -> tuple[Tensor, Tensor]:
-    """Mean and sum of squared deviations of this rank's samples, [G, C] float64: two passes, so nothing cancels."""
-    mean = x.sum(dims) / count
-    deviation = x - _wide(mean, x)
-    # the mean was rounded to x's precision: what the deviations still sum to goes back into it
-    rest = deviation.sum(dims).double() / count
-    squares = (deviation * deviation).sum(dims).double() - count * rest * rest
-    return mean.double() + rest, squares
-
-
-def _wide(per_channel: Tensor, x: Tensor) -> Tensor:
-    """[G, C] -> [G, 1, C, 1, ...] in x's dtype, to broadcast over x [G, B, C, ...]."""
-    return per_channel.to(x.dtype).reshape(x.shape[0], 1, x.shape[2], *[1] * (x.dim() - 3))
 
 
 class BatchNorm(nn.Module):

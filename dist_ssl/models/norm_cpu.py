@@ -12,6 +12,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from dist_ssl.models.moments import moments, wide
+
+FAR = 8.0
+"""So many standard deviations from 0 a mean may lie that torch, which adds in single precision, is trusted with it."""
+
 Sum = Callable[[Tensor], Tensor]
 Doubles = npt.NDArray[np.float64]
 
@@ -54,15 +59,20 @@ class NormaliseCPU(torch.autograd.Function):
 def _job_moments(x: Tensor, total: Sum) -> tuple[Doubles, Doubles, Doubles]:
     """Number of values, mean and biased variance over the job, [G, C] each."""
     count = x.numel() // (x.shape[0] * x.shape[2])
-    moments = [torch.batch_norm_update_stats(view, None, None, 0.0) for view in x]
-    packed = np.empty((3, x.shape[0], x.shape[2]))
-    for group, (mean, var) in enumerate(moments):
-        packed[1, group], packed[2, group] = mean.numpy(), var.numpy()
-    packed[0], packed[2] = count, count * (packed[2] + packed[1] ** 2)
-    packed[1] *= count
+    own = np.stack([_view_moments(view, count) for view in x], axis=1)
+    packed = np.stack([np.full_like(own[0], count), count * own[0], count * (own[1] + own[0] ** 2)])
     n, first, second = total(torch.from_numpy(packed)).numpy()
     mean = first / n
     return n, mean, np.maximum(second / n - mean * mean, 0)
+
+
+def _view_moments(view: Tensor, count: int) -> tuple[Doubles, Doubles]:
+    """Mean and biased variance of one view's channels, [C] each."""
+    mean, var = (values.double().numpy() for values in torch.batch_norm_update_stats(view, None, None, 0.0))
+    if not (mean**2 > FAR**2 * var).any():
+        return mean, var
+    centre, squares = moments(view[None])
+    return centre[0].numpy(), squares[0].numpy() / count
 
 
 def _own_sums(x: Tensor, dy: Tensor, mean: Doubles, scale: Doubles) -> Doubles:
@@ -81,5 +91,4 @@ def _like(values: Doubles, x: Tensor) -> Tensor:
 
 
 def _wide(per_channel: Doubles, x: Tensor) -> Tensor:
-    """[G, C] -> [G, 1, C, 1, ...] in x's dtype, to broadcast over x [G, B, C, ...]."""
-    return _like(per_channel, x).view(x.shape[0], 1, x.shape[2], *[1] * (x.dim() - 3))
+    return wide(torch.from_numpy(per_channel), x)

@@ -8,7 +8,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from dist_ssl.models import norm
+from dist_ssl.models import norm, norm_cpu
 from dist_ssl.models.norm import BatchNorm
 
 
@@ -206,11 +206,6 @@ def test_a_network_gives_the_same_gradients_on_several_ranks() -> None:
         close(sum(one[place] for one in found), expected[place], 1e-11)
 
 
-def rounding(arithmetic: str, mean: float) -> float:
-    """What may be lost of a variance near 1 in single precision; torch's kernels of the CPU add in single precision."""
-    return 1e-6 + (3e-8 * mean if arithmetic == "cpu" else 0.0)
-
-
 @pytest.mark.parametrize("mean", [1e2, 1e4])
 def test_single_precision_stays_accurate_where_the_mean_is_large(mean: float, arithmetic: str) -> None:
     x = torch.randn(4096, 3, generator=torch.Generator().manual_seed(0)) + mean
@@ -218,12 +213,21 @@ def test_single_precision_stays_accurate_where_the_mean_is_large(mean: float, ar
     own = BatchNorm(3, momentum=1.0)
     y = own(x)
     variance, centre = torch.var_mean(exact, 0)
-    off = 1e-7 if arithmetic != "cpu" else 4e-6
-    torch.testing.assert_close(own.running_var.double(), variance, rtol=rounding(arithmetic, mean), atol=0)
-    torch.testing.assert_close(own.running_mean.double(), centre, rtol=off, atol=0)
+    torch.testing.assert_close(own.running_var.double(), variance, rtol=1e-6, atol=0)
+    torch.testing.assert_close(own.running_mean.double(), centre, rtol=1e-7, atol=0)
     # an input of size `mean` is known to half a unit in its last place only
     expected = (exact - centre) / (exact.var(0, correction=0) + own.eps).sqrt()
-    assert (y.double() - expected).abs().max() < mean * (2**-22 + off)
+    assert (y.double() - expected).abs().max() < mean * 2**-22
+
+
+@pytest.mark.parametrize("mean", [0.0, 1.0, norm_cpu.FAR * 0.99, norm_cpu.FAR * 1.01, 30.0])
+def test_single_precision_is_close_at_every_mean(mean: float, arithmetic: str) -> None:
+    x = torch.randn(4096, 8, generator=torch.Generator().manual_seed(0)) + mean
+    own = BatchNorm(8, momentum=1.0)
+    own(x)
+    variance, centre = torch.var_mean(x.double(), 0)
+    torch.testing.assert_close(own.running_var.double(), variance, rtol=3e-6, atol=0)
+    torch.testing.assert_close(own.running_mean.double(), centre, rtol=0, atol=1e-5)
 
 
 def test_large_means_on_several_ranks_keep_their_variance(arithmetic: str) -> None:
@@ -236,8 +240,7 @@ def test_large_means_on_several_ranks_keep_their_variance(arithmetic: str) -> No
 
     Ranks(4).run(work)
     for module in modules:
-        var, bound = x.double().var(0), rounding(arithmetic, 1e4)
-        torch.testing.assert_close(module.running_var.double(), var, rtol=bound, atol=0)
+        torch.testing.assert_close(module.running_var.double(), x.double().var(0), rtol=1e-6, atol=0)
 
 
 def test_a_constant_channel_becomes_its_bias() -> None:
