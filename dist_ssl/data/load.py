@@ -15,8 +15,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from dist_ssl.data.decode import UnreadableError
 from dist_ssl.data.read import Reader
-from dist_ssl.data.views import UnreadableError
 from dist_ssl.draws import Draws, Floats
 from dist_ssl.errors import DataError
 

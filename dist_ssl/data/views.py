@@ -5,25 +5,19 @@
 times until the box fits, else the centre; resizing is bilinear with antialias.
 """
 
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
+from dist_ssl.data.decode import Box, open_image, resize
 from dist_ssl.draws import Draws, Floats, Purpose
 
 TRIES = 10
 CROP_DRAWS = 2 * TRIES + 2
-Box = tuple[float, float, float, float]
 Ints = npt.NDArray[np.int64]
-
-
-class UnreadableError(Exception):
-    """This sample's bytes are not an image; a fact about the sample, so a stand-in takes its place."""
 
 
 @dataclass(frozen=True)
@@ -96,25 +90,6 @@ def centre_box(width: int, height: int, aspect: tuple[float, float]) -> Box:
         w = round(height * aspect[1])
     left, top = (width - w) // 2, (height - h) // 2
     return left, top, left + w, top + h
-
-
-def open_image(data: bytes, largest_view: int) -> tuple[Image.Image, int, int]:
-    """An RGB image and the size of the original; decoded at a libjpeg scale that still leaves `largest_view` px.
-
-    Raises UnreadableError where the bytes are not an image.
-    """
-    try:
-        image = Image.open(io.BytesIO(data))
-        width, height = image.size
-        image.draft("RGB", (largest_view, largest_view))
-        return image.convert("RGB"), width, height
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UnreadableError(f"{type(error).__name__}: {error}") from error
-
-
-def resize(image: Image.Image, box: Box, size: int) -> npt.NDArray[np.uint8]:
-    """A box of an image at size x size, [size, size, 3] uint8."""
-    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
 
 
 def smallest_crop_scale(recipes: Sequence[Recipe], size: int) -> int:

@@ -13,15 +13,14 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as tv
 
 from dist_ssl.data import views
+from dist_ssl.data.decode import UnreadableError, open_image
 from dist_ssl.data.views import (
     CROP_DRAWS,
     Cutter,
     Recipe,
-    UnreadableError,
     Whole,
     centre_box,
     crop_box,
-    open_image,
     smallest_crop_scale,
 )
 from dist_ssl.draws import Draws
