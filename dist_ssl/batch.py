@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from dist_ssl.draws import Draws
+from dist_ssl.draws import Draws, SampleDraws
 
 
 @dataclass
@@ -26,3 +26,12 @@ class Batch:
     """Number of this step within its epoch, from 0."""
     costs: Mapping[str, float] = field(default_factory=dict)
     """What loading it took, by the keys of the metric table."""
+
+    def parts(self, number: int) -> list[tuple[list[Tensor], SampleDraws]]:
+        """Views and draws of so many equal parts of the batch, neighbours together; `number` divides B."""
+        size, rest = divmod(len(self.ids), number)
+        assert not rest
+        return [
+            ([view[at : at + size] for view in self.views], self.draws.of(self.ids[at : at + size].numpy()))
+            for at in range(0, len(self.ids), size)
+        ]

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from dist_ssl.blocks import check_groups
 from dist_ssl.checkpoint import Checkpoint
 from dist_ssl.coordinator import Coordinator, check_plan
 from dist_ssl.data import manifest
@@ -126,6 +127,7 @@ def parts(config: Config, world: World, ranks: int) -> Parts:
     torch.manual_seed(run.seed)
     encoder = instantiate(config["encoder"], "encoder")
     method: Method = instantiate(config["method"], "method", encoder=encoder, world=world)
+    check_groups(method, run.batch_size, ranks, config["engine"].get("accumulate", 1))
     optimizer = instantiate(config["optim"], "optim")
     schedule: Schedule = instantiate(
         config["schedule"],

@@ -96,7 +96,23 @@ class Draws:
         words = self.words(purpose, ids, 0, 2)
         return np.argsort(words[:, 0] << HALF | words[:, 1], kind="stable")
 
+    def of(self, ids: Ints) -> "SampleDraws":
+        """The draws of these samples."""
+        return SampleDraws(self, ids)
+
     def torch_seed(self, step: int) -> int:
         """A 63-bit seed for torch's own generator at one step."""
         words = self.words(Purpose.STEP, np.array([step], dtype=np.int64), 0, 2)
         return int((words[0, 0] << HALF | words[0, 1]) >> np.uint64(1))
+
+
+@dataclass(frozen=True)
+class SampleDraws:
+    """The draws of the samples `ids`, [B]: what a part of a batch needs to be random in."""
+
+    draws: Draws
+    ids: Ints
+
+    def uniform(self, purpose: Purpose, slot: int, count: int) -> Floats:
+        """[B, count] float32 in [0, 1)."""
+        return self.draws.uniform(purpose, self.ids, slot, count)

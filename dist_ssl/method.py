@@ -1,7 +1,8 @@
 """What a self-supervised method is: a plain module in two halves, and what it keeps between steps.
 
-`embed` works sample by sample (batch norm excepted), `loss` over the whole global batch; so an engine may run `embed`
-in micro-batches and still take the loss over all of them. Neither writes a buffer, batch-norm statistics excepted.
+`embed` and `targets` work sample by sample (batch norm excepted), `loss` over the whole global batch; so an engine may
+run the first half in micro-batches and still take the loss over all of them. The loss has no parameters of its own:
+what has weights belongs to the first half. Neither half writes a buffer; memory is written by `remember`.
 """
 
 from abc import ABC, abstractmethod
@@ -12,6 +13,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from dist_ssl.batch import Batch
+from dist_ssl.draws import SampleDraws
 from dist_ssl.plan import Knob, Knobs
 
 Embeddings = dict[str, Tensor]
@@ -48,13 +50,20 @@ class Method(nn.Module, ABC):
         """The numbers that follow the schedule, by name."""
         return {}
 
-    def forward(self, views: list[Tensor]) -> Embeddings:
-        """The root that engines wrap."""
-        return self.embed(views)
+    def forward(
+        self, views: list[Tensor], draws: SampleDraws, *, embed: bool = True, targets: bool = True
+    ) -> Embeddings:
+        """The root that engines wrap: everything that `loss` asks for, or one of its two sources."""
+        carrying = self.embed(views, draws) if embed else {}
+        return {**carrying, **self.targets(views, draws)} if targets else carrying
 
     @abstractmethod
-    def embed(self, views: list[Tensor]) -> Embeddings:
-        """[B, 3, S, S] per view -> embeddings: the student's with, the teacher's without gradients."""
+    def embed(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
+        """[B, 3, S, S] per view -> what carries gradients: the student's embeddings."""
+
+    def targets(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
+        """[B, 3, S, S] per view -> what carries none: the teacher's embeddings, by other names."""
+        return {}
 
     @abstractmethod
     def loss(self, embeddings: Embeddings, batch: Batch, knobs: Knobs) -> LossOutput:

@@ -33,6 +33,7 @@ FLOORS: dict[str, int] = {
     "dist_ssl.losses.*": 1,
     "dist_ssl.world": 2,
     "dist_ssl.method": 2,
+    "dist_ssl.blocks": 3,
     "dist_ssl.engine": 2,
     "dist_ssl.probe": 2,
     "dist_ssl.sink": 2,

@@ -6,6 +6,7 @@ one that was never stopped.
 """
 
 import inspect
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -15,13 +16,27 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dist_ssl.batch import Batch
 from dist_ssl.engine import State, StepOutput, Who
-from dist_ssl.errors import CheckpointError
+from dist_ssl.engines.passes import at_once, in_parts
+from dist_ssl.errors import CheckpointError, ConfigError
 from dist_ssl.guard import check_finite
-from dist_ssl.method import Embeddings, Method
-from dist_ssl.models import ema
+from dist_ssl.method import Embeddings, LossOutput, Method
+from dist_ssl.models import ema, norm
 from dist_ssl.optim import SGD, AdamW, apply_knobs
 from dist_ssl.plan import Knobs
 from dist_ssl.world import World
+
+
+def check_accumulate(method: Method, parts: int) -> None:
+    """Raise ConfigError where a batch of this method cannot be computed in so many parts."""
+    if parts < 1:
+        raise ConfigError(f"engine.accumulate={parts} is not possible: it is at least 1.", "Set engine.accumulate=1.")
+    norms = [child for child in method.modules() if isinstance(child, norm.BatchNorm)]
+    if parts > 1 and any(child.scope.samples is None for child in norms):
+        raise ConfigError(
+            f"engine.accumulate={parts} cannot be had with batch norm over the whole job: its statistics need all "
+            "samples at once.",
+            "Set method.norm_group to a divisor of the samples in a part, or use an encoder without batch norm.",
+        )
 
 
 def average(world: World, bucket: GradBucket) -> torch.futures.Future[Tensor]:
@@ -35,7 +50,8 @@ class DDP:
     """Data parallel training of `method` on the world's devices.
 
     `dtype`: of parameters and activations, float32 or float64. `clip`: largest norm of the averaged gradient, or
-    None. `deterministic`: same bits on the same world size.
+    None. `accumulate`: parts that a rank's batch is computed in, at least 1. `deterministic`: same bits on the same
+    world size. Raises ConfigError where the method cannot be computed in parts.
     """
 
     def __init__(
@@ -46,9 +62,11 @@ class DDP:
         world: World,
         dtype: torch.dtype = torch.float32,
         clip: float | None = None,
+        accumulate: int = 1,
         deterministic: bool = True,
     ) -> None:
-        self.world, self.clip = world, clip
+        self.world, self.clip, self.accumulate = world, clip, accumulate
+        check_accumulate(method, accumulate)
         if deterministic:
             torch.use_deterministic_algorithms(True)
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
@@ -72,25 +90,37 @@ class DDP:
 
     def step(self, batch: Batch, knobs: Knobs) -> StepOutput:
         """One weight update; the metrics are this rank's share of the loss and the gradient's norm."""
-        torch.manual_seed(batch.draws.torch_seed(batch.step) + self.world.rank)
-        embeddings: Embeddings = self.root(batch.views)
-        out = self.method.loss(embeddings, batch, knobs)
         self.optimizer.zero_grad(set_to_none=True)
-        out.loss.backward()  # type: ignore[no-untyped-call]
-        norm = self._check_and_clip(out.loss.detach())
+        out = self._gradients(batch, knobs)
+        norm.settle(self.method, self._mean)
+        length = self._check_and_clip(out.loss.detach())
         apply_knobs(self.optimizer, knobs)
         self.optimizer.step()
         self._follow(knobs)
         self.method.remember(out, batch, knobs)
-        return StepOutput({"loss": out.loss.detach(), "gradient_norm": norm, **out.metrics})
+        return StepOutput({"loss": out.loss.detach(), "gradient_norm": length, **out.metrics})
+
+    def _gradients(self, batch: Batch, knobs: Knobs) -> LossOutput:
+        """The loss, and its gradients averaged over the ranks."""
+
+        def loss(embeddings: Embeddings) -> LossOutput:
+            return self.method.loss(embeddings, batch, knobs)
+
+        if self.accumulate == 1:
+            return at_once(self.root, loss, batch, self.world.rank)
+        hold = self.root.no_sync if isinstance(self.root, DistributedDataParallel) else nullcontext
+        return in_parts(self.root, loss, batch, self.world.rank, self.accumulate, hold)
+
+    def _mean(self, x: Tensor) -> Tensor:
+        return self.world.sum_const(x) / self.world.size
 
     def _check_and_clip(self, loss: Tensor) -> Tensor:
         parameters = [p for p in self.method.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        check_finite(float(norm), float(loss))
+        length = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        check_finite(float(length), float(loss))
         if self.clip is not None:
-            nn.utils.clip_grads_with_norm_(parameters, self.clip, norm)
-        return norm
+            nn.utils.clip_grads_with_norm_(parameters, self.clip, length)
+        return length
 
     def _follow(self, knobs: Knobs) -> None:
         if self.method.teacher is not None:

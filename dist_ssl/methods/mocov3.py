@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from dist_ssl.batch import Batch
+from dist_ssl.blocks import scope
+from dist_ssl.draws import SampleDraws
 from dist_ssl.losses.contrastive import keyed_cross_entropy
 from dist_ssl.method import Embeddings, LossOutput, Method
 from dist_ssl.models import norm
@@ -41,7 +43,7 @@ class MoCoV3(Method):
     """MoCo v3 around a convolutional encoder that carries `num_features`.
 
     `hidden`, `dim`: widths of the heads. `temperature` > 0. `momentum`: the teacher's at the start, 0 to 1;
-    it rises to 1 along half a cosine.
+    it rises to 1 along half a cosine. `norm_group`: samples that share batch-norm statistics; None: all of the job's.
     """
 
     num_views = 2
@@ -57,6 +59,7 @@ class MoCoV3(Method):
         dim: int = 256,
         temperature: float = 1.0,
         momentum: float = 0.99,
+        norm_group: int | None = None,
     ) -> None:
         super().__init__()
         self.world = world
@@ -65,9 +68,10 @@ class MoCoV3(Method):
         width: int = encoder.num_features  # type: ignore[assignment]
         student = Branch(encoder, mlp([width, hidden, dim], last_norm=True))
         teacher = copy.deepcopy(student).requires_grad_(False)
-        self.student = norm.convert(student, world.sum)  # type: ignore[assignment]
-        self.teacher = norm.convert(teacher, world.sum)  # type: ignore[assignment]
-        self.predictor = norm.convert(mlp([dim, hidden, dim], last_norm=False), world.sum)
+        statistics = scope(world, norm_group)
+        self.student = norm.convert(student, statistics)  # type: ignore[assignment]
+        self.teacher = norm.convert(teacher, statistics)  # type: ignore[assignment]
+        self.predictor = norm.convert(mlp([dim, hidden, dim], last_norm=False), statistics)
 
     @property
     def encoder(self) -> nn.Module:
@@ -79,14 +83,18 @@ class MoCoV3(Method):
         """The teacher's momentum, from its start to 1."""
         return {"momentum": Knob(self.momentum, 1.0, ahead=True)}
 
-    def embed(self, views: list[Tensor]) -> Embeddings:
-        """Queries q1, q2 and keys k1, k2, [B, dim] each; both views in one pass, each with its own statistics."""
-        both = torch.cat(views)
-        norm.group(self, len(views))
-        q1, q2 = self.predictor(self.student(both)).chunk(2)
-        with torch.no_grad():
-            k1, k2 = self.teacher(both).chunk(2)
-        return {"q1": q1, "q2": q2, "k1": k1, "k2": k2}
+    def embed(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
+        """Queries q1, q2, [B, dim] each; both views in one pass, each with its own statistics."""
+        norm.set_views(self, len(views))
+        q1, q2 = self.predictor(self.student(torch.cat(views))).chunk(2)
+        return {"q1": q1, "q2": q2}
+
+    @torch.no_grad()
+    def targets(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
+        """Keys k1, k2, [B, dim] each."""
+        norm.set_views(self, len(views))
+        k1, k2 = self.teacher(torch.cat(views)).chunk(2)
+        return {"k1": k1, "k2": k2}
 
     def loss(self, embeddings: Embeddings, batch: Batch, knobs: Knobs) -> LossOutput:
         """The symmetric loss over the valid samples of the global batch."""

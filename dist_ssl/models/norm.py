@@ -1,11 +1,16 @@
-"""Batch normalisation whose statistics are those of the whole job, on CPU and GPU, at every world size.
+"""Batch normalisation whose statistics are those of the whole job, or of groups of so many samples of it.
 
-The module is handed a `sum` over the ranks and knows nothing else of them. Every rank reduces its own samples to
-mean and squared deviations; one small float64 vector is summed over the job (Chan et al. 1979, merged in float64), one
-more in the backward pass. A batch that holds several views one after the other is normalised view by view (`groups`),
-still with one exchange.
+The module is handed sums over the ranks (`Scope`) and knows nothing else of them, so its numbers are the same at every
+world size, on CPU and GPU. Every rank reduces its own samples to mean and squared deviations; one small float64
+vector is summed (Chan et al. 1979, merged in float64), one more in the backward pass. A batch that holds several views
+one after the other is normalised view by view, still with one exchange.
+
+A forward pass changes no buffer: it notes what it saw, and `settle` moves the running statistics once a step, towards
+the mean over all groups of the job.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +24,36 @@ from dist_ssl.models.norm_cpu import NormaliseCPU, Sum
 def alone(x: Tensor) -> Tensor:
     """The sum over the ranks of a job of one rank."""
     return x
+
+
+def no_blocks(ranks: int) -> Sum:
+    """The sums of a job of one rank, whose groups never reach over several."""
+    raise AssertionError(f"a block of {ranks} ranks in a job of one")
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Over which samples statistics are taken.
+
+    `total`: the sum over the whole job. `block`: makes the sum over so many neighbouring ranks. `samples`: of a group,
+    neighbours in the global batch: a divisor or a multiple of a rank's samples; None: the whole job is one group.
+    """
+
+    total: Sum = alone
+    block: Callable[[int], Sum] = no_blocks
+    samples: int | None = None
+
+    def of(self, rows: int) -> tuple[int, Sum]:
+        """How many groups a rank's `rows` samples of a view make, and the sum that completes each of them."""
+        if self.samples is None:
+            return 1, self.total
+        if rows % self.samples == 0:
+            return rows // self.samples, alone
+        assert self.samples % rows == 0, f"groups of {self.samples} samples do not fit {rows} samples a rank"
+        return 1, self.block(self.samples // rows)
+
+
+ONE_RANK = Scope()
 
 
 class Normalise(torch.autograd.Function):
@@ -68,19 +103,26 @@ class Normalise(torch.autograd.Function):
 
 
 class BatchNorm(nn.Module):
-    """Batch norm over the whole job: [G * B, C] or [G * B, C, H, W], each of the G groups on its own.
+    """Batch norm over a scope: [V * B, C] or [V * B, C, H, W], each of the V views on its own.
 
-    Running statistics are the mean over the groups. Parameter and buffer names are those of torch's batch norm.
+    Parameter and buffer names are those of torch's batch norm.
     """
 
     running_mean: Tensor
     running_var: Tensor
 
     def __init__(
-        self, num_features: int, *, eps: float = 1e-5, momentum: float = 0.1, affine: bool = True, total: Sum = alone
+        self,
+        num_features: int,
+        *,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        affine: bool = True,
+        scope: Scope = ONE_RANK,
     ) -> None:
         super().__init__()
-        self.eps, self.momentum, self.total, self.groups = eps, momentum, total, 1
+        self.eps, self.momentum, self.scope, self.views = eps, momentum, scope, 1
+        self.seen: list[tuple[Tensor, Tensor]] = []
         self.then: nn.Module = nn.Identity()  # timm fuses the activation into the norm
         self.weight = nn.Parameter(torch.ones(num_features)) if affine else None
         self.bias = nn.Parameter(torch.zeros(num_features)) if affine else None
@@ -95,24 +137,44 @@ class BatchNorm(nn.Module):
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
 
     def _normalise(self, x: Tensor) -> Tensor:
-        grouped = x.view(self.groups, -1, *x.shape[1:])
+        groups, total = self.scope.of(len(x) // self.views)
+        grouped = x.view(self.views * groups, -1, *x.shape[1:])
         normalise = NormaliseCPU if x.device.type == "cpu" else Normalise
-        y, mean, var = normalise.apply(grouped, self.weight, self.bias, self.eps, self.total)
-        with torch.no_grad():
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(var, self.momentum)
+        y, mean, var = normalise.apply(grouped, self.weight, self.bias, self.eps, total)
+        self.seen.append((mean, var))
         whole: Tensor = y.view(x.shape)
         return whole
 
 
-def convert(module: nn.Module, total: Sum) -> nn.Module:
-    """The module with every torch batch norm replaced by one over the whole job, weights and statistics kept."""
+@torch.no_grad()
+def settle(module: nn.Module, mean: Sum = alone) -> None:
+    """Move all running statistics towards the mean of what was seen since the last time; once a step.
+
+    `mean`: that over the ranks, asked once where groups are smaller than the job.
+    """
+    norms = [child for child in module.modules() if isinstance(child, BatchNorm) and child.seen]
+    seen = [_mean_of(child.seen) for child in norms]
+    if any(child.scope.samples is not None for child in norms):
+        seen = list(torch.split(mean(torch.cat(seen, dim=1)), [len(child.running_mean) for child in norms], dim=1))
+    for child, (centre, var) in zip(norms, seen, strict=True):
+        child.running_mean.lerp_(centre, child.momentum)
+        child.running_var.lerp_(var, child.momentum)
+        child.seen.clear()
+
+
+def _mean_of(seen: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """[2, C]: mean and variance, averaged over several forward passes."""
+    return torch.stack([torch.stack(pair) for pair in seen]).mean(0)
+
+
+def convert(module: nn.Module, scope: Scope) -> nn.Module:
+    """The module with every torch batch norm replaced by one over the scope, weights and statistics kept."""
     for name, child in module.named_children():
-        setattr(module, name, convert(child, total))
+        setattr(module, name, convert(child, scope))
     if not isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
         return module
     momentum = 0.1 if module.momentum is None else module.momentum
-    own = BatchNorm(module.num_features, eps=module.eps, momentum=momentum, affine=module.affine, total=total)
+    own = BatchNorm(module.num_features, eps=module.eps, momentum=momentum, affine=module.affine, scope=scope)
     state = {name: value for name, value in module.state_dict().items() if name != "num_batches_tracked"}
     own.to(state["running_mean"].dtype).load_state_dict(state)
     own.requires_grad_(all(p.requires_grad for p in module.parameters()))
@@ -122,8 +184,8 @@ def convert(module: nn.Module, total: Sum) -> nn.Module:
     return own.train(module.training)
 
 
-def group(module: nn.Module, groups: int) -> None:
+def set_views(module: nn.Module, views: int) -> None:
     """From now on the batches of this module hold so many views, one after the other."""
     for child in module.modules():
         if isinstance(child, BatchNorm):
-            child.groups = groups
+            child.views = views

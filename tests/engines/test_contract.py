@@ -11,12 +11,13 @@ import yaml
 from torch import Tensor, nn
 
 from dist_ssl.batch import Batch
-from dist_ssl.draws import Draws
-from dist_ssl.errors import TrainingError
+from dist_ssl.draws import Draws, SampleDraws
+from dist_ssl.errors import ConfigError, TrainingError
 from dist_ssl.instantiate import instantiate
 from dist_ssl.method import Embeddings, LossOutput, Method
 from dist_ssl.methods.mocov3 import MoCoV3
 from dist_ssl.models.encoders import TinyResNet
+from dist_ssl.models.norm import settle
 from dist_ssl.optim import SGD, AdamW
 from dist_ssl.plan import Knobs
 from dist_ssl.world import World
@@ -46,10 +47,10 @@ class MeanResNet(TinyResNet):
         return features
 
 
-def tiny_method(seed: int = 0) -> MoCoV3:
+def tiny_method(seed: int = 0, **own: Any) -> MoCoV3:
     """MoCo v3 around a net of a few thousand weights, its teacher drifted from its student."""
     torch.manual_seed(seed)
-    method = MoCoV3(MeanResNet(4), world=World(), hidden=16, dim=8, temperature=0.2)
+    method = MoCoV3(MeanResNet(4), world=World(), hidden=16, dim=8, temperature=0.2, **own)
     with torch.no_grad():
         for parameter in method.teacher.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -105,7 +106,7 @@ def test_steps_equal_plain_autograd_and_torchs_optimizer(name: str, optimizer: s
     moves = torch_optimizer(plain, optimizer)
     for step in range(3):
         out = engine.step(batch(step), knobs())
-        loss = plain.loss(plain.embed(batch(step).views), batch(step), knobs()).loss
+        loss = plain.loss(plain(*batch(step).parts(1)[0]), batch(step), knobs()).loss
         moves.zero_grad()
         loss.backward()
         gradients = [p.grad for p in plain.parameters() if p.grad is not None]
@@ -113,12 +114,33 @@ def test_steps_equal_plain_autograd_and_torchs_optimizer(name: str, optimizer: s
         with torch.no_grad():
             for to, towards in zip(plain.teacher.parameters(), plain.student.parameters(), strict=True):
                 to.copy_(0.9 * to + 0.1 * towards)
+        settle(plain)
         torch.testing.assert_close(out.metrics["loss"], loss.detach(), rtol=0, atol=1e-10)
         norm = torch.cat([g.flatten() for g in gradients]).norm()
         torch.testing.assert_close(out.metrics["gradient_norm"], norm, rtol=0, atol=1e-10)
     state = engine.state()
     for key, value in plain.state_dict().items():
         torch.testing.assert_close(state[f"model/{key}"], value, rtol=0, atol=1e-10, msg=lambda m, k=key: f"{k}: {m}")
+
+
+@engines
+def test_steps_in_parts_equal_steps_at_once(name: str) -> None:
+    found = []
+    for parts in (1, 2, 4):
+        engine = build(name, tiny_method(norm_group=2), accumulate=parts)
+        found.append([engine.step(batch(step), knobs()).metrics["loss"] for step in range(3)])
+        found[-1] += [value for key, value in sorted(engine.state().items())]
+    for others in found[1:]:
+        for one, other in zip(found[0], others, strict=True):
+            torch.testing.assert_close(other, one, rtol=0, atol=1e-9)
+
+
+@engines
+def test_parts_that_would_split_the_statistics_of_a_batch_norm_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"accumulate=2 cannot be had with batch norm over the whole job"):
+        build(name, tiny_method(), accumulate=2)
+    with pytest.raises(ConfigError, match=r"accumulate=0 is not possible"):
+        build(name, tiny_method(), accumulate=0)
 
 
 @engines
@@ -200,7 +222,7 @@ class Linear(Method):
     def encoder(self) -> nn.Module:
         return self.student
 
-    def embed(self, views: list[Tensor]) -> Embeddings:
+    def embed(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
         return {"z": self.student(views[0])}
 
     def loss(self, embeddings: Embeddings, batch: Batch, knobs: Knobs) -> LossOutput:

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import timm
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_ssl.models import norm, norm_cpu
-from dist_ssl.models.norm import BatchNorm
+from dist_ssl.models.norm import BatchNorm, Scope
 
 
 @pytest.fixture(autouse=True, params=["cpu", "any device"])
@@ -87,6 +88,7 @@ def gradients(module: nn.Module, x: Tensor, towards: Tensor) -> list[Tensor]:
     x = x.clone().requires_grad_()
     y = module(x)
     (y * towards).sum().backward()
+    norm.settle(module)
     return [y.detach(), x.grad, *[p.grad for p in module.parameters()]]
 
 
@@ -109,7 +111,7 @@ def test_one_rank_equals_torch(shape: tuple[int, ...], kind: type[nn.Module], af
 
 def test_the_gradient_passes_a_numerical_check() -> None:
     own = randomised(BatchNorm(3).double())
-    own.groups = 2
+    own.views = 2
     x = data(8, 3).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: own(x), (x,))
 
@@ -117,7 +119,7 @@ def test_the_gradient_passes_a_numerical_check() -> None:
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_the_memory_layout_is_kept_and_does_not_matter(layout: torch.memory_format) -> None:
     own = randomised(BatchNorm(5).double())
-    own.groups = 2
+    own.views = 2
     x, towards = data(6, 5, 4, 3), data(6, 5, 4, 3, seed=1)
     expected = gradients(own, x, towards)
     own.zero_grad()
@@ -129,7 +131,7 @@ def test_the_memory_layout_is_kept_and_does_not_matter(layout: torch.memory_form
 
 def test_groups_are_normalised_one_by_one_and_their_statistics_averaged() -> None:
     own, alone = randomised(BatchNorm(4).double()), [randomised(BatchNorm(4).double()) for _ in range(3)]
-    own.groups = 3
+    own.views = 3
     x, towards = data(15, 4, 2, 2), data(15, 4, 2, 2, seed=1)
     y, dx, dw, db = gradients(own, x, towards)
     parts = [gradients(m, *part) for m, *part in zip(alone, x.chunk(3), towards.chunk(3), strict=True)]
@@ -147,7 +149,7 @@ def test_groups_are_normalised_one_by_one_and_their_statistics_averaged() -> Non
 def test_ranks_together_equal_one_rank(size: int, groups: int, affine: bool) -> None:
     x, towards = data(24, 5, 3, 2), data(24, 5, 3, 2, seed=1)
     whole = randomised(BatchNorm(5, affine=affine).double())
-    whole.groups = groups
+    whole.views = groups
     expected = gradients(whole, x, towards)
 
     def share(batch: Tensor, rank: int) -> Tensor:
@@ -158,7 +160,7 @@ def test_ranks_together_equal_one_rank(size: int, groups: int, affine: bool) -> 
     modules = [randomised(BatchNorm(5, affine=affine).double()) for _ in range(size)]
 
     def work(rank: int, total: norm.Sum) -> None:
-        modules[rank].groups, modules[rank].total = groups, total
+        modules[rank].views, modules[rank].scope = groups, Scope(total)
         found[rank] = gradients(modules[rank], share(x, rank), share(towards, rank))
 
     Ranks(size).run(work)
@@ -178,7 +180,7 @@ def test_ranks_of_unequal_batches_weigh_by_their_samples() -> None:
     found: list[Tensor] = [torch.empty(0)] * 3
 
     def work(rank: int, total: norm.Sum) -> None:
-        found[rank] = BatchNorm(4, total=total).double()(x.split([2, 3, 4])[rank]).detach()
+        found[rank] = BatchNorm(4, scope=Scope(total)).double()(x.split([2, 3, 4])[rank]).detach()
 
     Ranks(3).run(work)
     close(torch.cat(found), expected.detach())
@@ -196,7 +198,7 @@ def test_a_network_gives_the_same_gradients_on_several_ranks() -> None:
     found: list[list[Tensor]] = [[] for _ in range(4)]
 
     def work(rank: int, total: norm.Sum) -> None:
-        found[rank] = gradients(norm.convert(modules[rank], total), x.chunk(4)[rank], towards.chunk(4)[rank])
+        found[rank] = gradients(norm.convert(modules[rank], Scope(total)), x.chunk(4)[rank], towards.chunk(4)[rank])
 
     modules = [network() for _ in range(4)]
     Ranks(4).run(work)
@@ -212,6 +214,7 @@ def test_single_precision_stays_accurate_where_the_mean_is_large(mean: float, ar
     exact = x.double()
     own = BatchNorm(3, momentum=1.0)
     y = own(x)
+    norm.settle(own)
     variance, centre = torch.var_mean(exact, 0)
     torch.testing.assert_close(own.running_var.double(), variance, rtol=1e-6, atol=0)
     torch.testing.assert_close(own.running_mean.double(), centre, rtol=1e-7, atol=0)
@@ -225,6 +228,7 @@ def test_single_precision_is_close_at_every_mean(mean: float, arithmetic: str) -
     x = torch.randn(4096, 8, generator=torch.Generator().manual_seed(0)) + mean
     own = BatchNorm(8, momentum=1.0)
     own(x)
+    norm.settle(own)
     variance, centre = torch.var_mean(x.double(), 0)
     torch.testing.assert_close(own.running_var.double(), variance, rtol=3e-6, atol=0)
     torch.testing.assert_close(own.running_mean.double(), centre, rtol=0, atol=1e-5)
@@ -235,8 +239,9 @@ def test_large_means_on_several_ranks_keep_their_variance(arithmetic: str) -> No
     modules = [BatchNorm(3, momentum=1.0) for _ in range(4)]
 
     def work(rank: int, total: norm.Sum) -> None:
-        modules[rank].total = total
+        modules[rank].scope = Scope(total)
         modules[rank](x.chunk(4)[rank])
+        norm.settle(modules[rank])
 
     Ranks(4).run(work)
     for module in modules:
@@ -253,7 +258,7 @@ def test_evaluation_asks_no_other_rank_and_changes_nothing() -> None:
     def never(x: Tensor) -> Tensor:
         raise AssertionError("asked for a sum")
 
-    own = randomised(BatchNorm(4, total=never).double()).eval()
+    own = randomised(BatchNorm(4, scope=Scope(never)).double()).eval()
     before = {name: value.clone() for name, value in own.state_dict().items()}
     own(data(3, 4))
     assert all(torch.equal(value, before[name]) for name, value in own.state_dict().items())
@@ -266,8 +271,8 @@ def test_one_exchange_forward_and_one_backward() -> None:
         calls.append((tuple(x.shape), x.dtype))
         return x
 
-    own = BatchNorm(4, total=count)
-    own.groups = 2
+    own = BatchNorm(4, scope=Scope(count))
+    own.views = 2
     own(data(8, 4, dtype=torch.float32).requires_grad_()).sum().backward()
     assert calls == [((3, 2, 4), torch.float64), ((2, 2, 4), torch.float64)]
 
@@ -277,7 +282,7 @@ def test_convert_keeps_weights_statistics_names_and_mode() -> None:
     plain[1].requires_grad_(False)
     state = {k: v.clone() for k, v in plain.state_dict().items() if not k.endswith("num_batches_tracked")}
     wanted = {name: p.requires_grad for name, p in plain.named_parameters()}
-    own = norm.convert(plain, norm.alone)
+    own = norm.convert(plain, Scope())
     assert not any(isinstance(module, nn.BatchNorm2d) for module in own.modules())
     assert list(own.state_dict()) == list(state)
     assert all(torch.equal(value, state[name]) for name, value in own.state_dict().items())
@@ -286,14 +291,14 @@ def test_convert_keeps_weights_statistics_names_and_mode() -> None:
 
 
 def test_convert_keeps_double_precision_and_the_settings() -> None:
-    own = norm.convert(nn.BatchNorm1d(3, eps=1e-3, momentum=0.25, affine=False).double(), norm.alone)
+    own = norm.convert(nn.BatchNorm1d(3, eps=1e-3, momentum=0.25, affine=False).double(), Scope())
     assert isinstance(own, BatchNorm)
     assert (own.eps, own.momentum, own.weight, own.running_mean.dtype) == (1e-3, 0.25, None, torch.float64)
 
 
 def test_convert_leaves_other_norms_alone() -> None:
     layers = nn.Sequential(nn.LayerNorm(4), nn.GroupNorm(2, 4))
-    assert [type(layer) for layer in norm.convert(layers, norm.alone)] == [nn.LayerNorm, nn.GroupNorm]
+    assert [type(layer) for layer in norm.convert(layers, Scope())] == [nn.LayerNorm, nn.GroupNorm]
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_050", "regnety_002"])
@@ -303,10 +308,66 @@ def test_convert_does_not_change_what_an_encoder_of_timm_computes(name: str) -> 
     x = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         expected = encoder(x)
-        torch.testing.assert_close(norm.convert(encoder, norm.alone)(x), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(norm.convert(encoder, Scope())(x), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_group_reaches_every_batch_norm() -> None:
-    network = norm.convert(nn.Sequential(nn.BatchNorm1d(2), nn.Sequential(nn.BatchNorm1d(2))), norm.alone)
-    norm.group(network, 4)
-    assert [module.groups for module in network.modules() if isinstance(module, BatchNorm)] == [4, 4]
+def test_set_views_reaches_every_batch_norm() -> None:
+    network = norm.convert(nn.Sequential(nn.BatchNorm1d(2), nn.Sequential(nn.BatchNorm1d(2))), Scope())
+    norm.set_views(network, 4)
+    assert [module.views for module in network.modules() if isinstance(module, BatchNorm)] == [4, 4]
+
+
+@pytest.mark.parametrize("samples", [2, 3, 6, 12, 24])
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_groups_of_samples_have_the_same_statistics_on_any_number_of_ranks(size: int, samples: int) -> None:
+    views = 2
+    x, towards = data(views * 24, 5, 3, 2), data(views * 24, 5, 3, 2, seed=1)
+    alone = randomised(BatchNorm(5).double())
+    alone.views = views * 24 // samples  # to one rank, groups are as good as views
+    expected = gradients(alone, x, towards)
+
+    def share(batch: Tensor, rank: int) -> Tensor:
+        return torch.cat([view.chunk(size)[rank] for view in batch.chunk(views)])
+
+    found: list[list[Tensor]] = [[] for _ in range(size)]
+    modules = [randomised(BatchNorm(5).double()) for _ in range(size)]
+
+    def work(rank: int, total: norm.Sum) -> None:
+        module = modules[rank]
+        module.views = views
+        module.scope = Scope(total, lambda of: partial(in_slots, total, rank // of, size // of), samples)
+        own = share(x, rank).requires_grad_()
+        (module(own) * share(towards, rank)).sum().backward()
+        norm.settle(module, lambda seen: total(seen) / size)
+        found[rank] = [own.grad, *[p.grad for p in module.parameters()]]
+
+    Ranks(size).run(work)
+    for rank, (dx, *_) in enumerate(found):
+        close(dx, share(expected[1], rank))
+        close(modules[rank].running_mean, alone.running_mean)
+        close(modules[rank].running_var, alone.running_var)
+    for place in (1, 2):
+        close(sum(one[place] for one in found), expected[place + 1])
+
+
+def in_slots(total: norm.Sum, block: int, blocks: int, x: Tensor) -> Tensor:
+    """The sum over one block of ranks, by the sum over all."""
+    slots = x.new_zeros((blocks, *x.shape))
+    slots[block] = x
+    return total(slots)[block]
+
+
+def test_the_running_statistics_move_once_for_all_passes_of_a_step() -> None:
+    own, expected = BatchNorm(4).double(), BatchNorm(4).double()
+    parts = data(12, 4).chunk(3)
+    before = own.running_mean.clone()
+    for _ in range(2):  # as two-pass accumulation does
+        for part in parts:
+            own(part)
+    assert torch.equal(own.running_mean, before)
+    norm.settle(own)
+    expected.views = 3
+    expected(torch.cat(parts))
+    norm.settle(expected)
+    close(own.running_mean, expected.running_mean)
+    close(own.running_var, expected.running_var)
