@@ -27,6 +27,7 @@ MACHINE = (
     "data.path",
     "data.source",
     "engine._target_",
+    "engine.accumulate",
     "engine.deterministic",
     "metrics",
     "probe",

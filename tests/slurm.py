@@ -70,6 +70,10 @@ class Slurm:
         assert done.returncode == 0, f"{' '.join(words)}: {done.stderr}"
         return done.stdout
 
+    def record(self, job: str) -> dict[str, str]:
+        """What `scontrol show job` says of a job."""
+        return dict(word.partition("=")[::2] for word in self.ask("scontrol", "--oneliner", "show", "job", job).split())
+
     def state(self, job: str) -> str:
         """A job's state; empty where Slurm has forgotten it."""
         words = ("squeue", "--noheader", "--states=all", "--format=%T", f"--jobs={job}")

@@ -4,6 +4,7 @@ import re
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -18,8 +19,8 @@ from tests.jobs import same_bits
 from tests.slurm import Slurm
 from tests.system.launching import Launch, await_that, losses, nothing_left, status, weights, words
 
-LONG = ("epochs=140", "probe.every=200 epochs", "save_every=100 steps", "nodes=2")
-"""Some 700 steps: long enough to be stopped in between."""
+LONG = ("epochs=80", "probe.every=200 epochs", "save_every=100 steps", "nodes=2")
+"""400 steps: long enough to be stopped in between."""
 
 
 @pytest.fixture(scope="module")
@@ -31,15 +32,28 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(demo_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The long run as local processes that nobody stops."""
-    runs = tmp_path_factory.mktemp("undisturbed")
-    code, text = Launch(*words(demo_shards, runs, *LONG, "name=alone")).finish()
-    assert code == 0, text
-    return runs / "alone"
+def trained(slurm: Slurm, demo_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same training three times at once: undisturbed on this machine, preempted, and out of time."""
+    runs = tmp_path_factory.mktemp("trained")
+    whole_nodes = "cluster.cpus_per_task=8"  # else both jobs share two of them, and both are preempted
+    given = submitted(demo_shards, runs, *LONG, whole_nodes, "wait=true")
+    launches = [
+        Launch(*words(demo_shards, runs, *LONG, "name=undisturbed")),
+        Launch(*given, "name=preempted", environment=slurm.environment),
+        Launch(*given, "cluster.stop_ahead=150 seconds", "name=timed", environment=slurm.environment),
+    ]
+    await_that(lambda: status(runs / "preempted")["step"] > 120, "some steps")
+    want_nodes_of(slurm, job_of(runs / "preempted"))
+    await_that(lambda: status(runs / "timed")["step"] > 120, "some steps")
+    with little_time_left(slurm, job_of(runs / "timed")):
+        await_that(lambda: endings(runs / "timed"), "the job has stopped")
+    for launch in launches:
+        code, text = launch.finish()
+        assert code == 0, text
+    return runs
 
 
-def submitted(slurm: Slurm, data: Path, runs: Path, *more: str) -> list[str]:
+def submitted(data: Path, runs: Path, *more: str) -> list[str]:
     """The words of a Slurm job with small settings."""
     return words(data, runs, "cluster=slurm", "cluster.cpus_per_task=2", "cluster.stop_ahead=40 seconds", *more)
 
@@ -54,7 +68,8 @@ def endings(folder: Path) -> list[Ending]:
     return [ending for ending in found if ending]
 
 
-def assert_same_training(folder: Path, undisturbed: Path) -> None:
+def assert_same_training(folder: Path) -> None:
+    undisturbed = folder.parent / "undisturbed"
     assert losses(folder) == losses(undisturbed)
     assert same_bits(weights(folder), weights(undisturbed))
 
@@ -69,6 +84,17 @@ def want_nodes_of(slurm: Slurm, job: str) -> None:
     nodes = slurm.ask("squeue", "--noheader", "--format=%N %D", f"--jobs={job}").split()
     urgent = ("--partition=urgent", "--exclusive", f"--nodelist={nodes[0]}", f"--nodes={nodes[1]}")
     slurm.ask("sbatch", *urgent, "--output=/dev/null", "--wrap=sleep 1")
+
+
+@contextmanager
+def little_time_left(slurm: Slurm, job: str) -> Iterator[None]:
+    """A running job has between one and two minutes left while the block runs, and as many as before after it."""
+    record = slurm.record(job)
+    hours, minutes, _ = record["RunTime"].split(":")
+    slurm.ask("scontrol", "update", f"JobId={job}", f"TimeLimit={int(hours) * 60 + int(minutes) + 2}")
+    yield
+    await_that(lambda: slurm.state(job) != "RUNNING", "it has left its nodes")
+    slurm.ask("scontrol", "update", f"JobId={job}", f"TimeLimit={record['TimeLimit']}")
 
 
 def test_the_literal_command_trains_on_four_nodes(
@@ -101,40 +127,23 @@ def test_the_literal_command_trains_on_four_nodes(
     assert "nothing is left to train" in capsys.readouterr().out
 
 
-def test_a_preempted_job_comes_back_and_ends_with_the_same_bits(
-    slurm: Slurm, demo_shards: Path, undisturbed: Path, tmp_path: Path
-) -> None:
-    launch = Launch(
-        *submitted(slurm, demo_shards, tmp_path, *LONG, "name=preempted", "wait=true"), environment=slurm.environment
-    )
-    folder = tmp_path / "preempted"
-    await_that(lambda: status(folder)["step"] > 150, "some steps")
-    want_nodes_of(slurm, job_of(folder))
-    code, text = launch.finish()
-    assert code == 0, text
-    first, *_, last = endings(folder)
+def test_a_preempted_job_comes_back_and_ends_with_the_same_bits(trained: Path) -> None:
+    first, *_, last = endings(trained / "preempted")
     assert (first.outcome, first.signal, first.again) == ("stopped", "SIGTERM", "preempted")
     assert last.outcome == FINISHED
-    assert_same_training(folder, undisturbed)
+    assert_same_training(trained / "preempted")
 
 
-def test_a_job_out_of_time_comes_back_and_ends_with_the_same_bits(
-    slurm: Slurm, demo_shards: Path, undisturbed: Path, tmp_path: Path
-) -> None:
-    # Slurm may send its signal a minute early, so a limit of one minute may mean at once
-    limit = ("cluster.time=2 minutes", "cluster.stop_ahead=100 seconds")
-    code, text = run(slurm, *submitted(slurm, demo_shards, tmp_path, *LONG, "name=timed", "wait=true", *limit))
-    assert code == 0, text
-    folder = tmp_path / "timed"
-    *before, last = endings(folder)
+def test_a_job_out_of_time_comes_back_and_ends_with_the_same_bits(trained: Path) -> None:
+    *before, last = endings(trained / "timed")
     assert before, "the job was never out of time"
     assert {(e.outcome, e.signal, e.again) for e in before} == {("stopped", "SIGUSR2", "time limit")}
     assert last.outcome == FINISHED
-    assert_same_training(folder, undisturbed)
+    assert_same_training(trained / "timed")
 
 
 def test_a_cancelled_job_stays_away_and_its_run_can_be_resumed(slurm: Slurm, demo_shards: Path, tmp_path: Path) -> None:
-    given = submitted(slurm, demo_shards, tmp_path, "nodes=2", "name=cancelled", "epochs=4", "save_every=2 steps")
+    given = submitted(demo_shards, tmp_path, "nodes=2", "name=cancelled", "epochs=4", "save_every=2 steps")
     launch = Launch(*given, "epochs=400", "wait=true", environment=slurm.environment)
     folder = tmp_path / "cancelled"
     await_that(lambda: status(folder)["step"] > 5, "some steps")
@@ -158,7 +167,7 @@ def test_a_cancelled_job_stays_away_and_its_run_can_be_resumed(slurm: Slurm, dem
 
 
 def test_a_killed_rank_ends_the_job_within_ten_seconds(slurm: Slurm, demo_shards: Path, tmp_path: Path) -> None:
-    given = submitted(slurm, demo_shards, tmp_path, "nodes=2", "name=killed", "epochs=400", "wait=true")
+    given = submitted(demo_shards, tmp_path, "nodes=2", "name=killed", "epochs=400", "wait=true")
     launch = Launch(*given, environment=slurm.environment)
     folder = tmp_path / "killed"
     await_that(lambda: status(folder)["step"] > 5, "some steps")
@@ -175,7 +184,7 @@ def test_a_killed_rank_ends_the_job_within_ten_seconds(slurm: Slurm, demo_shards
 
 
 def test_a_sweep_is_one_array(slurm: Slurm, demo_shards: Path, tmp_path: Path) -> None:
-    given = submitted(slurm, demo_shards, tmp_path, "nodes=1", "name=seeds", "epochs=2", "wait=true")
+    given = submitted(demo_shards, tmp_path, "nodes=1", "name=seeds", "epochs=2", "wait=true")
     code, text = run(slurm, "-m", *given, "seed=0,1")
     assert code == 0, text
     jobs = [job_of(tmp_path / f"seeds-{number}") for number in (1, 2)]
@@ -187,7 +196,7 @@ def test_a_sweep_is_one_array(slurm: Slurm, demo_shards: Path, tmp_path: Path) -
 
 def test_of_an_array_only_the_preempted_task_comes_back(slurm: Slurm, demo_shards: Path, tmp_path: Path) -> None:
     # the last task of an array bears the id of the whole array: a careless requeue would revive the cancelled one
-    given = submitted(slurm, demo_shards, tmp_path, "nodes=1", "name=pair", "epochs=400", "save_every=20 steps")
+    given = submitted(demo_shards, tmp_path, "nodes=1", "name=pair", "epochs=400", "save_every=20 steps")
     code, text = run(slurm, "-m", *given, "seed=0,1")
     assert code == 0, text
     cancelled, preempted = tmp_path / "pair-1", tmp_path / "pair-2"
@@ -210,14 +219,14 @@ def test_a_job_that_cannot_begin_says_why(
 ) -> None:
     monkeypatch.setenv("SLURM_CONF", slurm.environment["SLURM_CONF"])
     monkeypatch.setattr(following, "LATE_SECONDS", 1.0)
-    given = submitted(slurm, demo_shards, tmp_path, "nodes=1", "name=broken", "wait=true")
+    given = submitted(demo_shards, tmp_path, "nodes=1", "name=broken", "wait=true")
     assert launcher.main([*given, "cluster.setup=['echo no such module >&2; exit 3']"]) == 1
     text = capsys.readouterr().out
     assert f"Job {job_of(tmp_path / 'broken')} ended without a report: no such module" in text
 
 
 def test_the_words_of_sbatch_are_passed_on(slurm: Slurm, demo_shards: Path, tmp_path: Path) -> None:
-    given = submitted(slurm, demo_shards, tmp_path, "nodes=1", "name=refused", "cluster.partition=nowhere")
+    given = submitted(demo_shards, tmp_path, "nodes=1", "name=refused", "cluster.partition=nowhere")
     code, text = run(slurm, *given)
     assert code == 2, text
     assert "sbatch refused the job: sbatch: error: invalid partition specified: nowhere" in text
