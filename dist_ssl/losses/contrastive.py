@@ -1,8 +1,23 @@
-"""Contrastive losses: pure functions of tensors, each rank its own rows against the keys of the whole job."""
+"""Contrastive losses over the batch: pure functions of tensors, each rank its own rows against those of the whole job.
+
+Samples that do not count (`valid` False) are no one's negative. Their own rows stay finite, and it is for the caller
+to leave them out (`job.job_mean`).
+"""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+def info_nce(queries: Tensor, keys: Tensor, first: int, temperature: float, valid: Tensor | None = None) -> Tensor:
+    """CE(norm(q) norm(k)^T / T, i + first), [..., B] per row.
+
+    `queries`: [..., B, D], of which row i belongs to key first + i; `keys`: [N, D] of the whole job in global order;
+    `first`: the global number of row 0; `valid`: [N] bool, keys that may be another sample's negative (default: all).
+    """
+    targets = torch.arange(first, first + queries.shape[-2], device=queries.device)
+    logits = F.normalize(queries, dim=-1) @ F.normalize(keys, dim=1).T / temperature
+    return _cross_entropy(_others(logits, targets, valid), targets)
 
 
 def keyed_cross_entropy(
@@ -10,12 +25,37 @@ def keyed_cross_entropy(
 ) -> Tensor:
     """MoCo v3's ctr(q, k) = 2 T CE(norm(q) norm(k)^T / T, i + first) (Chen et al. 2021, algorithm 1), [B] per row.
 
-    `queries`: [B, D]; `keys`: [N, D] of the whole job in global order; `first`: the global number of row 0, so that
-    query i belongs to key first + i; `valid`: [N] bool, keys that may be another sample's negative (default: all).
+    The arguments are those of `info_nce`.
     """
-    logits = F.normalize(queries, dim=1) @ F.normalize(keys, dim=1).T / temperature
-    targets = torch.arange(first, first + len(queries), device=queries.device)
-    if valid is not None:
-        own = torch.arange(len(keys), device=keys.device) == targets[:, None]
-        logits = logits.masked_fill(~(valid | own), float("-inf"))
-    return 2 * temperature * F.cross_entropy(logits, targets, reduction="none")
+    return 2 * temperature * info_nce(queries, keys, first, temperature, valid)
+
+
+def nt_xent(own: Tensor, whole: Tensor, first: int, temperature: float, valid: Tensor | None = None) -> Tensor:
+    """SimCLR's NT-Xent (Chen et al. 2020, equation 1), [B]: the mean of a sample's two directions.
+
+        l(a, b) = -log exp(cos(a, b) / T) / sum over all embeddings c of the job but a of exp(cos(a, c) / T)
+
+    `own`: [2, B, D], both views of this rank's samples; `whole`: [2, N, D], those of the job in global order, with
+    gradients; `first`: the global number of this rank's sample 0; `valid`: [N] bool as in `info_nce`.
+    """
+    num, samples = own.shape[1], whole.shape[1]
+    index = torch.arange(first, first + num, device=own.device)
+    itself, partner = torch.cat([index, index + samples]), torch.cat([index + samples, index])
+    logits = F.normalize(own.flatten(0, 1), dim=1) @ F.normalize(whole.flatten(0, 1), dim=1).T / temperature
+    logits = _others(logits, partner, None if valid is None else valid.repeat(2))
+    logits = logits.scatter(1, itself[:, None], float("-inf"))
+    return _cross_entropy(logits, partner).view(2, num).mean(0)
+
+
+def _others(logits: Tensor, targets: Tensor, valid: Tensor | None) -> Tensor:
+    """The logits [..., B, N] without the columns that are neither valid nor their row's target."""
+    if valid is None:
+        return logits
+    target = torch.arange(logits.shape[-1], device=logits.device) == targets[:, None]
+    return logits.masked_fill(~(valid | target), float("-inf"))
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """[..., B, N] logits and [B] columns -> [..., B]."""
+    wide = targets.expand(logits.shape[:-1]).flatten()
+    return F.cross_entropy(logits.flatten(0, -2), wide, reduction="none").view(logits.shape[:-1])

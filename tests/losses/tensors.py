@@ -1,0 +1,30 @@
+"""What the tests of the losses share: repeatable random tensors, and gradients of a loss with respect to them."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    """Standard normal numbers, float64."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def alone(x: Tensor) -> Tensor:
+    """A sum, or a maximum, over the ranks of a job of one."""
+    return x
+
+
+def with_gradients(loss: Callable[..., Tensor], *inputs: Tensor) -> list[Tensor]:
+    """The loss, summed, and its gradients with respect to the inputs."""
+    leaves = [x.detach().clone().requires_grad_() for x in inputs]
+    value = loss(*leaves).sum()
+    return [value.detach(), *torch.autograd.grad(value, leaves)]
+
+
+def close(own: list[Tensor], expected: list[Tensor], tolerance: float = 1e-11) -> None:
+    """Assert that two lists of tensors are equal up to rounding."""
+    assert len(own) == len(expected)
+    for mine, theirs in zip(own, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=tolerance, atol=tolerance)

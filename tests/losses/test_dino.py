@@ -1,0 +1,60 @@
+"""DINO: centred and sharpened targets without gradients, the loss of chance, and the centre of a batch."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dist_ssl.losses.dino import batch_centre, dino_cross_entropy
+from tests.losses.tensors import alone, close, normal, with_gradients
+
+
+def test_the_loss_and_its_gradient_equal_the_pairs_written_out() -> None:
+    student, teacher, centre = normal(4, 3, 6, seed=1), normal(2, 3, 6, seed=2), normal(6, seed=3)
+
+    def slow(s):
+        terms = []
+        for t, v in [(0, 1), (0, 2), (0, 3), (1, 0), (1, 2), (1, 3)]:
+            target = F.softmax((teacher[t] - centre) / 0.07, dim=1)
+            terms.append(F.cross_entropy(s[v] / 0.2, target, reduction="none"))
+        return torch.stack(terms).mean(0)
+
+    def own(s):
+        options = {"student_temperature": 0.2, "teacher_temperature": 0.07}
+        return dino_cross_entropy(list(s), list(teacher), centre, **options)
+
+    close(with_gradients(own, student), with_gradients(slow, student))
+
+
+def test_flat_outputs_start_at_the_log_of_the_width() -> None:
+    flat = [torch.zeros(3, 65)] * 2
+    assert dino_cross_entropy(flat, flat, torch.zeros(65)).tolist() == pytest.approx([math.log(65)] * 3)
+
+
+def test_the_entropy_of_the_targets_is_the_floor() -> None:
+    teacher = normal(2, 5, 4)
+    targets = (teacher / 0.04).softmax(2)
+    entropy = -(targets * targets.log()).sum(2).mean(0)
+    perfect = [targets[1].log() * 0.1, targets[0].log() * 0.1]
+    found = dino_cross_entropy(perfect, list(teacher), torch.zeros(4))
+    torch.testing.assert_close(found, entropy, rtol=1e-9, atol=1e-12)
+
+
+def test_what_all_outputs_have_in_common_is_taken_off_by_the_centre() -> None:
+    student, teacher, shift = normal(2, 3, 5, seed=1), normal(2, 3, 5, seed=2), normal(5, seed=3)
+    moved = dino_cross_entropy(list(student), list(teacher + shift), shift)
+    torch.testing.assert_close(moved, dino_cross_entropy(list(student), list(teacher), torch.zeros(5).double()))
+
+
+def test_the_teacher_gets_no_gradient() -> None:
+    student, teacher = normal(2, 3, 5, seed=1).requires_grad_(), normal(2, 3, 5, seed=2).requires_grad_()
+    dino_cross_entropy(list(student), list(teacher), torch.zeros(5)).sum().backward()
+    assert student.grad.abs().max() > 0
+    assert teacher.grad is None
+
+
+def test_the_centre_is_the_mean_over_views_and_valid_samples() -> None:
+    teacher, valid = normal(2, 4, 5), torch.tensor([True, False, True, True])
+    torch.testing.assert_close(batch_centre(list(teacher), valid, alone), teacher[:, valid].mean((0, 1)))
+    assert batch_centre(list(teacher), torch.zeros(4).bool(), alone).tolist() == [0] * 5
