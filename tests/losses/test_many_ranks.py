@@ -1,0 +1,181 @@
+"""Losses over the whole batch: 2 and 4 gloo ranks give the loss and the gradients of one, stand-ins included.
+
+The objective is the mean over ranks of what each returns, and engines average gradients.
+"""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dist_ssl.losses.contrastive import nt_xent
+from dist_ssl.losses.cosine import negative_cosine
+from dist_ssl.losses.dino import batch_centre, dino_cross_entropy
+from dist_ssl.losses.emp_ssl import emp_ssl
+from dist_ssl.losses.fast_moco import combined_cross_entropy
+from dist_ssl.losses.instance import instance_cross_entropy, log_shares, row_pulls, self_distillation
+from dist_ssl.losses.job import job_mean
+from dist_ssl.losses.rotation import rotation_cross_entropy
+from dist_ssl.losses.swav import sinkhorn, swapped_cross_entropy
+from dist_ssl.losses.vicreg import vicreg
+from dist_ssl.world import World
+from tests.losses.tensors import close, normal
+from tests.ranks import Ranks
+
+SAMPLES, WIDTH, VIEWS = 8, 5, 4
+ROWS = 11
+"""Of the bank: they are no multiple of the ranks, and of four ranks the last has none."""
+
+
+def gathered(world: World, z: Tensor) -> Tensor:
+    """[V, B, D] -> [V, N, D] with gradients."""
+    return world.gather(z.transpose(0, 1).contiguous()).transpose(0, 1)
+
+
+def simclr(world: World, z: Tensor, valid: Tensor) -> Tensor:
+    keep = world.gather_const(valid)
+    rows = nt_xent(z[:2], gathered(world, z[:2]), world.rank * len(valid), 0.2, keep)
+    return job_mean(rows, valid, world.sum)
+
+
+def simsiam(world: World, z: Tensor, valid: Tensor) -> Tensor:
+    return job_mean(negative_cosine(z[:2], z[2:]), valid, world.sum)
+
+
+def whole_vicreg(world: World, z: Tensor, valid: Tensor) -> Tensor:
+    whole = gathered(world, z)
+    return vicreg(whole[0], whole[1], world.gather_const(valid)).loss
+
+
+def swav(world: World, z: Tensor, valid: Tensor) -> Tensor:
+    scores = list(F.normalize(z, dim=2) @ F.normalize(normal(WIDTH, 7, seed=5), dim=0))
+    codes = [sinkhorn(crop, valid, world.sum_const) for crop in scores[:2]]
+    return job_mean(swapped_cross_entropy(scores, codes), valid, world.sum)
+
+
+def dino(world: World, z: Tensor, valid: Tensor) -> Tensor:
+    centre = batch_centre(list(z[:2]), valid, world.sum_const)
+    return job_mean(dino_cross_entropy(list(z), list(z[:2]), centre), valid, world.sum)
+
+
+def emp_of_own_groups(world: World, z: Tensor, valid: Tensor) -> Tensor:
+    return emp_ssl(z, valid, 2).loss
+
+
+def emp_of_gathered_groups(world: World, z: Tensor, valid: Tensor) -> Tensor:
+    return emp_ssl(gathered(world, z), world.gather_const(valid), SAMPLES).loss
+
+
+def fast_moco(world: World, z: Tensor, valid: Tensor) -> Tensor:
+    keys = gathered(world, z[2:]).detach()
+    predictions = torch.stack([z[:2], z[:2] ** 2, z[:2].roll(1, 2)], dim=1)
+    rows = combined_cross_entropy(predictions, keys, world.rank * len(valid), 0.3, world.gather_const(valid))
+    return job_mean(rows, valid, world.sum)
+
+
+def rotation(world: World, z: Tensor, valid: Tensor) -> Tensor:
+    turns = torch.arange(world.rank * len(valid), (world.rank + 1) * len(valid)) % 4
+    return job_mean(rotation_cross_entropy(z[0], turns), valid, world.sum)
+
+
+def shard(world: World) -> tuple[int, int]:
+    """The bounds of this rank's rows of the bank."""
+    each = 4 if world.size == 4 else -(-ROWS // world.size)
+    return min(ROWS, world.rank * each), min(ROWS, (world.rank + 1) * each)
+
+
+def maximum(world: World) -> Callable[[Tensor], Tensor]:
+    return lambda x: world.gather_const(x[None]).amax(0)
+
+
+def own_columns(world: World) -> Tensor:
+    """Where every query's row is: query n has row n + 1."""
+    start, end = shard(world)
+    rows = torch.arange(1, SAMPLES + 1)
+    return torch.where((rows >= start) & (rows < end), rows - start, -1)
+
+
+def single_branch(world: World, z: Tensor, valid: Tensor) -> Tensor:
+    start, end = shard(world)
+    bank = F.normalize(normal(ROWS, WIDTH, seed=6), dim=1)[start:end]
+    cosines = F.normalize(world.gather(z[0]), dim=1) @ bank.T
+    log_p = log_shares(cosines / 0.2, world.sum, maximum(world))
+    rows = instance_cross_entropy(log_p, own_columns(world), world.sum)
+    bare = log_shares(cosines, world.sum, maximum(world))
+    for divergence, through in (("p||u", False), ("u||p", True)):
+        rows = rows + 20 * self_distillation(bare, world.sum, divergence=divergence, through_target=through)
+    keep = world.gather_const(valid)
+    return rows.where(keep, 0).sum() / keep.sum().clamp_min(1)
+
+
+CASES = {
+    f.__name__: f
+    for f in (
+        simclr,
+        simsiam,
+        whole_vicreg,
+        swav,
+        dino,
+        emp_of_own_groups,
+        emp_of_gathered_groups,
+        fast_moco,
+        rotation,
+        single_branch,
+    )
+}
+
+
+def all_losses(world: World, invalid: tuple[int, ...]) -> dict[str, list[Tensor]]:
+    """Of every case the job's loss, and the gradient of a layer averaged over ranks."""
+    own = slice(world.rank * SAMPLES // world.size, (world.rank + 1) * SAMPLES // world.size)
+    x, valid = normal(VIEWS, SAMPLES, 3, seed=1)[:, own], torch.ones(SAMPLES).bool()
+    valid[list(invalid)] = False
+    found = {}
+    for name, loss in CASES.items():
+        layer = nn.Linear(3, WIDTH).double()
+        with torch.no_grad():
+            layer.weight.copy_(normal(WIDTH, 3, seed=2))
+            layer.bias.copy_(normal(WIDTH, seed=3))
+        value = loss(world, layer(x), valid[own])
+        value.backward()
+        grads = [world.mean(p.grad) for p in layer.parameters() if p.grad is not None]
+        found[name] = [world.mean(value.detach()), *grads]
+    return found
+
+
+@pytest.mark.parametrize("invalid", [(), (1, 4, 5), tuple(range(SAMPLES))], ids=["all", "three stand-ins", "none"])
+@pytest.mark.parametrize("size", [2, 4])
+def test_many_ranks_compute_the_losses_and_gradients_of_one(ranks: Ranks, size: int, invalid: tuple[int, ...]) -> None:
+    expected = all_losses(World(), invalid)
+    for found in ranks.run(all_losses, size, invalid):
+        assert found.keys() == expected.keys()
+        for name, values in found.items():
+            assert all(value.isfinite().all() for value in values), name
+            close(values, expected[name], 1e-9)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_case_has_a_gradient_and_stand_ins_change_the_loss(name: str) -> None:
+    whole, fewer = all_losses(World(), ())[name], all_losses(World(), (1, 4, 5))[name]
+    assert whole[1].abs().max() > 1e-6
+    assert abs(float(whole[0] - fewer[0])) > 1e-9
+
+
+def shares_of_rows(world: World, temperature: float) -> list[Tensor]:
+    """This rank's log-shares and pulls of rows whose logits are far apart."""
+    start, end = shard(world)
+    z, bank = normal(SAMPLES, WIDTH, seed=1), normal(ROWS, WIDTH, seed=2)[start:end]
+    log_p = log_shares(z @ bank.T / temperature, world.sum, maximum(world))
+    return [log_p.T, row_pulls(log_p, own_columns(world), z, torch.arange(SAMPLES) != 2)]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.001])
+@pytest.mark.parametrize("size", [2, 4])
+def test_rows_on_many_owners_have_the_shares_and_pulls_of_rows_on_one(
+    ranks: Ranks, size: int, temperature: float
+) -> None:
+    expected = shares_of_rows(World(), temperature)
+    parts = zip(*ranks.run(shares_of_rows, size, temperature), strict=True)
+    close([torch.cat(part) for part in parts], expected, 1e-9)
