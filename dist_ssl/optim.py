@@ -1,55 +1,92 @@
-"""Optimizers: which parameters decay, and the torch optimizer that moves them.
+"""Optimizers: which parameters decay, at which rate the parts of a method learn, and what moves them.
 
 An optimizer here is a small recipe: it declares the knobs that the schedule sets (`lr`, `weight_decay`) and builds
 the torch optimizer over named parameters. The learning rate follows the linear rule, lr = base_lr * batch / 256.
+
+A part of a method is what the first word of its parameters' names says (`student`, `predictor`). It learns at the
+rate `lr/<part>` where a method or an optimizer declares that knob, and at `lr` elsewhere.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
+from dist_ssl.errors import ConfigError, nearest
+from dist_ssl.lars import LayerwiseSGD, Norms, Ratio, local_norms
 from dist_ssl.plan import Knob, Knobs
 
 REFERENCE_BATCH = 256
+RATE_OF = "lr/"
+"""Before the name of a part."""
 
 
 def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], decay_1d: bool) -> list[dict[str, Any]]:
-    """Two groups of trainable parameters, with and without weight decay; `decay_1d` puts all into the first.
+    """Trainable parameters by part, with and without weight decay; `decay_1d` makes all of them decay.
 
-    1-d parameters are biases and the scales of norms. Each group carries `decays`, by which the knob is multiplied.
+    1-d parameters are biases and the scales of norms. Each group carries `part` and `decays`, by which the knob is
+    multiplied.
     """
-    trainable = [p for _, p in named if p.requires_grad]
-    decayed = [p for p in trainable if p.ndim > 1 or decay_1d]
-    rest = [p for p in trainable if p.ndim <= 1 and not decay_1d]
-    groups: list[dict[str, Any]] = [{"params": decayed, "decays": 1.0}, {"params": rest, "decays": 0.0}]
-    return [group for group in groups if group["params"]]
+    groups: dict[tuple[str, float], list[nn.Parameter]] = {}
+    for name, parameter in named:
+        if parameter.requires_grad:
+            decays = float(parameter.ndim > 1 or decay_1d)
+            groups.setdefault((name.partition(".")[0], decays), []).append(parameter)
+    return [{"params": params, "part": part, "decays": decays} for (part, decays), params in groups.items()]
 
 
 def apply_knobs(optimizer: torch.optim.Optimizer, knobs: Knobs) -> None:
     """Set learning rate and weight decay of the next step."""
     for group in optimizer.param_groups:
-        group["lr"] = knobs.number("lr")
+        own = RATE_OF + group["part"]
+        group["lr"] = knobs.number(own if own in knobs.values else "lr")
         group["weight_decay"] = knobs.number("weight_decay") * group["decays"]
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """What all optimizers share. `base_lr` per 256 samples; `weight_decay`; `decay_1d`: decay biases and norms too."""
+class Recipe(ABC):
+    """What all optimizers share. `base_lr` per 256 samples; `weight_decay`; `decay_1d`: decay biases and norms too.
+
+    `rises_from`, `falls_to`: shares of the peak, 0 to 1, where the warm-up begins and the run ends. `constant`: parts
+    that learn at the peak from the first step to the last.
+    """
 
     base_lr: float
     weight_decay: float
     decay_1d: bool = False
+    rises_from: float = 0.0
+    falls_to: float = 0.0
+    constant: list[str] = field(default_factory=list)
 
     def knobs(self, batch_size: int) -> Mapping[str, Knob]:
-        """The learning rate, warmed up and annealed to 0, and the weight decay, constant."""
+        """The learning rate, warmed up and annealed, and the weight decay, constant. Raises ConfigError."""
+        for key in ("rises_from", "falls_to"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise ConfigError(
+                    f"optim.{key}={getattr(self, key)} is not possible: it is a share of the peak.", "0 to 1."
+                )
         lr = self.base_lr * batch_size / REFERENCE_BATCH
         return {
-            "lr": Knob(lr, 0.0, warms_up=True),
+            "lr": Knob(lr, lr * self.falls_to, warms_up=True, rises_from=lr * self.rises_from),
             "weight_decay": Knob(self.weight_decay, self.weight_decay),
+            **{RATE_OF + part: Knob(lr, lr) for part in self.constant},
         }
+
+    def groups(self, named: Iterable[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
+        """The groups of the trainable of these parameters. Raises ConfigError where a constant part has none."""
+        groups = parameter_groups(named, self.decay_1d)
+        parts = {group["part"] for group in groups}
+        for part in self.constant:
+            if part not in parts:
+                raise ConfigError(f"optim.constant names '{part}': nothing learns there.", nearest(part, parts))
+        return groups
+
+    @abstractmethod
+    def build(self, named: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
+        """The optimizer over the trainable of these parameters. Raises ConfigError."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +97,10 @@ class AdamW(Recipe):
     eps: float = 1e-8
 
     def build(self, named: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
-        """The optimizer over the trainable of these parameters."""
-        groups = parameter_groups(named, self.decay_1d)
+        """The optimizer over the trainable of these parameters. Raises ConfigError."""
+        betas = (self.betas[0], self.betas[1])
         # not fused: that kernel computes in single precision what belongs to a double
-        return torch.optim.AdamW(groups, lr=0.0, betas=(self.betas[0], self.betas[1]), eps=self.eps, foreach=True)
+        return torch.optim.AdamW(self.groups(named), lr=0.0, betas=betas, eps=self.eps, foreach=True)
 
 
 @dataclass(frozen=True)
@@ -74,6 +111,28 @@ class SGD(Recipe):
     nesterov: bool = False
 
     def build(self, named: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
-        """The optimizer over the trainable of these parameters."""
-        groups = parameter_groups(named, self.decay_1d)
-        return torch.optim.SGD(groups, lr=0.0, momentum=self.momentum, nesterov=self.nesterov, fused=True)
+        """The optimizer over the trainable of these parameters. Raises ConfigError."""
+        return torch.optim.SGD(self.groups(named), lr=0.0, momentum=self.momentum, nesterov=self.nesterov, fused=True)
+
+
+@dataclass(frozen=True)
+class LARS(Recipe):
+    """LARS as MoCo v3, SwAV and EMP-SSL use it: see `lars`. With `decay_1d` biases and norms are scaled too."""
+
+    momentum: float = 0.9
+    nesterov: bool = False
+    trust: float = 1e-3
+    ratio: Ratio = "update"
+    clip: bool = False
+
+    def build(self, named: Iterable[tuple[str, nn.Parameter]], norms: Norms = local_norms) -> torch.optim.Optimizer:
+        """The optimizer over the trainable of these parameters; `norms` measures them. Raises ConfigError."""
+        return LayerwiseSGD(
+            self.groups(named),
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+            trust=self.trust,
+            ratio=self.ratio,
+            clip=self.clip,
+            norms=norms,
+        )

@@ -50,9 +50,12 @@ class Knob:
     start: float
     end: float
     warms_up: bool = False
-    """Rises linearly from 0 to `start` during the schedule's warm-up, and follows the cosine after it."""
+    """Rises linearly from `rises_from` to `start` during the schedule's warm-up, and follows the cosine after it."""
     ahead: bool = False
     """Takes the value of the following step: a teacher that moves at the end of a step moves for the next."""
+
+    rises_from: float = 0.0
+    """Where the warm-up begins."""
 
     def at(self, position: int, warmup: int, total: int, hold: int = 0) -> float:
         """The value after `position` of `total` samples, the first `warmup` of which warm up.
@@ -61,7 +64,7 @@ class Knob:
         """
         begin = max(warmup, hold) if self.warms_up else 0
         if self.warms_up and position < warmup:
-            return self.start * position / warmup
+            return self.rises_from + (self.start - self.rises_from) * position / warmup
         if self.start == self.end or position <= begin:
             return self.start
         turn = math.pi * (position - begin) / (total - begin)

@@ -29,6 +29,7 @@ FLOORS: dict[str, int] = {
     "dist_ssl.progress": 1,
     "dist_ssl.instantiate": 1,
     "dist_ssl.optim": 1,
+    "dist_ssl.lars": 1,
     "dist_ssl.models.*": 1,
     "dist_ssl.losses.*": 1,
     "dist_ssl.world": 2,

@@ -1,22 +1,32 @@
 """Which parameters decay, how knobs reach the optimizer, and that the optimizers are torch's."""
 
+from collections import OrderedDict
+from pathlib import Path
+
 import pytest
 import torch
+import yaml
 from torch import nn
 
+from dist_ssl.errors import ConfigError
+from dist_ssl.instantiate import instantiate
 from dist_ssl.optim import SGD, AdamW, apply_knobs, parameter_groups
 from dist_ssl.plan import Knobs
 
+CONFIGS = sorted((Path(__file__).parents[1] / "configs" / "optim").glob("*.yaml"))
+
 
 def network() -> nn.Sequential:
-    """A convolution, a norm and a linear layer, always the same."""
+    """A student of a convolution and a norm, and a predictor of a linear layer, always the same."""
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2)).double()
+    student = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten())
+    return nn.Sequential(OrderedDict(student=student, predictor=nn.Linear(16, 2))).double()
 
 
-def knobs(lr: float, weight_decay: float) -> Knobs:
-    """The two knobs that an optimizer reads."""
-    return Knobs({"lr": torch.tensor(lr), "weight_decay": torch.tensor(weight_decay)})
+def knobs(lr: float, weight_decay: float, **more: float) -> Knobs:
+    """The knobs that an optimizer reads; `more` are rates of parts."""
+    values = {"lr": lr, "weight_decay": weight_decay, **{f"lr/{part}": rate for part, rate in more.items()}}
+    return Knobs({name: torch.tensor(value) for name, value in values.items()})
 
 
 def backward(net: nn.Module, step: int) -> None:
@@ -28,31 +38,70 @@ def backward(net: nn.Module, step: int) -> None:
 
 def test_biases_and_norms_do_not_decay() -> None:
     net = network()
-    decayed, rest = parameter_groups(net.named_parameters(), decay_1d=False)
-    assert [p.ndim for p in decayed["params"]] == [4, 2]
-    assert [p.ndim for p in rest["params"]] == [1, 1, 1, 1]
-    assert (decayed["decays"], rest["decays"]) == (1.0, 0.0)
+    groups = parameter_groups(net.named_parameters(), decay_1d=False)
+    assert [(g["part"], g["decays"], [p.ndim for p in g["params"]]) for g in groups] == [
+        ("student", 1.0, [4]),
+        ("student", 0.0, [1, 1, 1]),
+        ("predictor", 1.0, [2]),
+        ("predictor", 0.0, [1]),
+    ]
 
 
 def test_decay_1d_makes_all_parameters_decay() -> None:
-    (group,) = parameter_groups(network().named_parameters(), decay_1d=True)
-    assert len(group["params"]) == 6
-    assert group["decays"] == 1.0
+    groups = parameter_groups(network().named_parameters(), decay_1d=True)
+    assert [(g["part"], g["decays"], len(g["params"])) for g in groups] == [("student", 1.0, 4), ("predictor", 1.0, 2)]
 
 
 def test_frozen_parameters_are_left_out() -> None:
     net = network()
-    net[0].requires_grad_(False)
+    net.student[0].requires_grad_(False)
     found = [p for group in parameter_groups(net.named_parameters(), decay_1d=False) for p in group["params"]]
     assert len(found) == 4
     assert all(p.requires_grad for p in found)
 
 
-def test_knobs_set_every_group_and_decay_only_the_first() -> None:
+def test_knobs_set_every_group_and_decay_only_where_it_is_due() -> None:
     optimizer = AdamW(1.0, 0.1).build(network().named_parameters())
     apply_knobs(optimizer, knobs(0.25, 0.5))
-    assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25]
-    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.5, 0.0]
+    assert [group["lr"] for group in optimizer.param_groups] == [0.25] * 4
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.5, 0.0, 0.5, 0.0]
+
+
+def test_a_part_with_a_knob_of_its_own_learns_at_that_rate() -> None:
+    optimizer = AdamW(1.0, 0.1).build(network().named_parameters())
+    apply_knobs(optimizer, knobs(0.25, 0.5, predictor=0.75))
+    assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25, 0.75, 0.75]
+
+
+def test_a_constant_part_declares_the_peak_as_its_knob() -> None:
+    found = SGD(0.05, 1e-4, rises_from=0.25, constant=["predictor"]).knobs(512)
+    assert set(found) == {"lr", "weight_decay", "lr/predictor"}
+    assert [found["lr/predictor"].at(position, 10, 100) for position in (0, 5, 50, 100)] == pytest.approx([0.1] * 4)
+    assert found["lr"].at(0, 10, 100) == pytest.approx(0.025)
+
+
+def test_a_constant_part_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"optim\.constant names 'predictr'") as caught:
+        SGD(1.0, 0.1, constant=["predictr"]).build(network().named_parameters())
+    assert "'predictor'" in caught.value.remedy
+
+
+@pytest.mark.parametrize("key", ["rises_from", "falls_to"])
+@pytest.mark.parametrize("share", [-0.1, 1.5])
+def test_a_share_of_the_peak_that_is_none_is_refused(key: str, share: float) -> None:
+    with pytest.raises(ConfigError, match=rf"optim\.{key}={share}"):
+        SGD(1.0, 0.1, **{key: share}).knobs(256)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=[path.stem for path in CONFIGS])
+def test_every_config_builds_an_optimizer_that_moves_every_parameter(path: Path) -> None:
+    recipe, net = instantiate(yaml.safe_load(path.read_text()), "optim"), network()
+    optimizer = recipe.build(net.named_parameters())
+    before = [p.detach().clone() for p in net.parameters()]
+    backward(net, 0)
+    apply_knobs(optimizer, Knobs({name: torch.tensor(knob.start) for name, knob in recipe.knobs(256).items()}))
+    optimizer.step()
+    assert all(p.isfinite().all() and not torch.equal(p, b) for p, b in zip(net.parameters(), before, strict=True))
 
 
 def test_nothing_moves_before_the_knobs_are_set() -> None:

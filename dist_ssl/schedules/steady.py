@@ -13,15 +13,15 @@ from dist_ssl.progress import Progress
 class Steady:
     """One image size, one magnitude, one batch size from the first epoch to the last.
 
-    `image_size`: side of a view, px. `warmup`: in epochs or steps, shorter than the run. `num_samples`: samples in the
-    data set; an epoch uses the largest multiple of `batch_size`. `hold`: share of the run, 0 to less than 1, for which
-    the learning rate stays at its peak before it falls; 0 is MoCo v3's form, more suits short runs.
+    `image_size`: side of a view, px. `warmup`: in epochs or steps, shorter than the run, or None. `num_samples`:
+    samples in the data set; an epoch uses the largest multiple of `batch_size`. `hold`: share of the run, 0 to less
+    than 1, for which the learning rate stays at its peak before it falls; 0 is MoCo v3's form, more suits short runs.
     """
 
     def __init__(
         self,
         image_size: int,
-        warmup: Duration,
+        warmup: Duration | None,
         *,
         knobs: Mapping[str, Knob],
         epochs: int,
@@ -54,7 +54,9 @@ class Steady:
         }
         return Knobs({name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()})
 
-    def _samples(self, warmup: Duration) -> int:
+    def _samples(self, warmup: Duration | None) -> int:
+        if warmup is None:
+            return 0
         if warmup.timed:
             raise ConfigError("schedule.warmup is timed: a warm-up is counted.", "Write it in epochs or steps.")
         unit = self.epoch_samples if warmup.unit == "epochs" else self.template.batch_size
