@@ -8,7 +8,7 @@ rate `lr/<part>` where a method or an optimizer declares that knob, and at `lr` 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ from dist_ssl.plan import Knob, Knobs
 REFERENCE_BATCH = 256
 RATE_OF = "lr/"
 """Before the name of a part."""
+MOMENTUM = "0 to less than 1"
 
 
 def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], decay_1d: bool) -> list[dict[str, Any]]:
@@ -61,13 +62,18 @@ class Recipe(ABC):
     falls_to: float = 0.0
     constant: list[str] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self._require("a number from 0", lambda value: value >= 0, "base_lr", "weight_decay")
+        self._require("a share of the peak, 0 to 1", lambda value: 0 <= value <= 1, "rises_from", "falls_to")
+
+    def _require(self, rule: str, kept: Callable[[float], bool], *keys: str) -> None:
+        """Raise ConfigError where one of these keys does not keep the rule."""
+        for key in keys:
+            if not kept(getattr(self, key)):
+                raise ConfigError(f"optim.{key}={getattr(self, key):g} is not possible: it is {rule}.", "Correct it.")
+
     def knobs(self, batch_size: int) -> Mapping[str, Knob]:
-        """The learning rate, warmed up and annealed, and the weight decay, constant. Raises ConfigError."""
-        for key in ("rises_from", "falls_to"):
-            if not 0 <= getattr(self, key) <= 1:
-                raise ConfigError(
-                    f"optim.{key}={getattr(self, key)} is not possible: it is a share of the peak.", "0 to 1."
-                )
+        """The learning rate, warmed up and annealed, and the weight decay, constant."""
         lr = self.base_lr * batch_size / REFERENCE_BATCH
         return {
             "lr": Knob(lr, lr * self.falls_to, warms_up=True, rises_from=lr * self.rises_from),
@@ -110,6 +116,10 @@ class SGD(Recipe):
     momentum: float = 0.9
     nesterov: bool = False
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require(MOMENTUM, lambda value: 0 <= value < 1, "momentum")
+
     def build(self, named: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
         """The optimizer over the trainable of these parameters. Raises ConfigError."""
         return torch.optim.SGD(self.groups(named), lr=0.0, momentum=self.momentum, nesterov=self.nesterov, fused=True)
@@ -124,6 +134,11 @@ class LARS(Recipe):
     trust: float = 1e-3
     ratio: Ratio = "update"
     clip: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require(MOMENTUM, lambda value: 0 <= value < 1, "momentum")
+        self._require("more than 0", lambda value: value > 0, "trust")
 
     def build(self, named: Iterable[tuple[str, nn.Parameter]], norms: Norms = local_norms) -> torch.optim.Optimizer:
         """The optimizer over the trainable of these parameters; `norms` measures them. Raises ConfigError."""

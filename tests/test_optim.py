@@ -10,7 +10,8 @@ from torch import nn
 
 from dist_ssl.errors import ConfigError
 from dist_ssl.instantiate import instantiate
-from dist_ssl.optim import SGD, AdamW, apply_knobs, parameter_groups
+from dist_ssl.metrics.table import BY_KEY
+from dist_ssl.optim import LARS, SGD, AdamW, apply_knobs, parameter_groups
 from dist_ssl.plan import Knobs
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs" / "optim").glob("*.yaml"))
@@ -86,11 +87,23 @@ def test_a_constant_part_that_is_not_there_is_refused() -> None:
     assert "'predictor'" in caught.value.remedy
 
 
-@pytest.mark.parametrize("key", ["rises_from", "falls_to"])
-@pytest.mark.parametrize("share", [-0.1, 1.5])
-def test_a_share_of_the_peak_that_is_none_is_refused(key: str, share: float) -> None:
-    with pytest.raises(ConfigError, match=rf"optim\.{key}={share}"):
-        SGD(1.0, 0.1, **{key: share}).knobs(256)
+@pytest.mark.parametrize(
+    ("recipe", "key", "value"),
+    [
+        *[(SGD, key, value) for key in ("rises_from", "falls_to") for value in (-0.1, 1.5)],
+        *[(AdamW, key, -1.0) for key in ("base_lr", "weight_decay")],
+        *[(recipe, "momentum", value) for recipe in (SGD, LARS) for value in (-0.1, 1.0)],
+        *[(LARS, "trust", value) for value in (-1.0, 0.0)],
+    ],
+)
+def test_what_is_out_of_range_is_refused_by_name(recipe, key: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=rf"optim\.{key}={value:g} is not possible: it is .+\."):
+        recipe(**{"base_lr": 1.0, "weight_decay": 0.1, key: value})
+
+
+def test_the_rates_of_the_parts_of_todays_methods_stand_in_the_metric_table() -> None:
+    for part in ("student", "predictor"):
+        assert SGD(1.0, 0.1, constant=[part]).knobs(256).keys() <= BY_KEY.keys()
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=[path.stem for path in CONFIGS])

@@ -25,7 +25,10 @@ METRICS: tuple[Metric, ...] = (
     Metric("feature_std", "dist_ssl_feature_std", "Deviation of normalised embeddings per dimension; 0 is collapse."),
     Metric("positive_similarity", "dist_ssl_positive_similarity", "Cosine of embeddings with their own keys."),
     Metric("lr", "dist_ssl_learning_rate", "Learning rate of the newest step.", "last"),
-    Metric("lr/predictor", "dist_ssl_predictor_learning_rate", "Learning rate of a predictor of its own.", "last"),
+    Metric("lr/student", "dist_ssl_student_learning_rate", "Learning rate of a student with one of its own.", "last"),
+    Metric(
+        "lr/predictor", "dist_ssl_predictor_learning_rate", "Learning rate of a predictor with one of its own.", "last"
+    ),
     Metric("weight_decay", "dist_ssl_weight_decay", "Weight decay of the newest step.", "last"),
     Metric("momentum", "dist_ssl_teacher_momentum", "Momentum of the teacher's newest move.", "last"),
     Metric("image_size", "dist_ssl_image_size_pixels", "Side of a view in this epoch.", "last"),
