@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_ssl.batch import Batch
-from dist_ssl.draws import Draws
+from dist_ssl.draws import Draws, SampleDraws
 from dist_ssl.engines.ddp import DDP
 from dist_ssl.lars import local_norms
 from dist_ssl.method import LossOutput, Method
@@ -219,7 +219,7 @@ class Fit(Method):
     def encoder(self) -> nn.Module:
         return self.student.encoder
 
-    def embed(self, views: list[Tensor]) -> dict[str, Tensor]:
+    def embed(self, views: list[Tensor], draws: SampleDraws) -> dict[str, Tensor]:
         return {"z": self.student(views[0])}
 
     def loss(self, embeddings: dict[str, Tensor], batch: Batch, knobs: Knobs) -> LossOutput:
