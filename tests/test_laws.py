@@ -47,6 +47,8 @@ FLOORS: dict[str, int] = {
     "dist_ssl.metrics.meter": 3,
     "dist_ssl.metrics.sinks": 3,
     "dist_ssl.checkpoint": 3,
+    "dist_ssl.checkpoint_files": 3,
+    "dist_ssl.memory.*": 3,
     "dist_ssl.coordinator": 3,
     "dist_ssl.pulse": 3,
     "dist_ssl.train": 4,

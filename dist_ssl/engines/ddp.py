@@ -15,8 +15,9 @@ from torch.distributed import GradBucket  # type: ignore[attr-defined]
 from torch.nn.parallel import DistributedDataParallel
 
 from dist_ssl.batch import Batch
-from dist_ssl.engine import State, StepOutput, Who
+from dist_ssl.engine import Piece, State, StepOutput, Who
 from dist_ssl.engines.passes import at_once, in_parts
+from dist_ssl.engines.spread import held_here, spread_of, whole
 from dist_ssl.errors import CheckpointError, ConfigError
 from dist_ssl.guard import check_finite
 from dist_ssl.method import Embeddings, LossOutput, Method
@@ -78,6 +79,9 @@ class DDP:
     def _wrap(self, deterministic: bool) -> nn.Module:
         if self.world.size == 1:
             return self.method
+        # torch would overwrite every rank's own piece with rank 0's
+        leave_alone: Any = DistributedDataParallel._set_params_and_buffers_to_ignore_for_model
+        leave_alone(self.method, list(spread_of(self.method)))
         devices = [self.world.device] if self.world.device.type == "cuda" else None
         # buffers are equal on all ranks by construction; newer versions of torch have renamed the option
         known = inspect.signature(DistributedDataParallel).parameters
@@ -139,28 +143,42 @@ class DDP:
 
     def state(self) -> State:
         """Parameters and buffers as `model/...`, the optimizer's moments and steps as `optim/<parameter>/...`."""
-        tensors = {f"model/{name}": value.detach() for name, value in self.method.state_dict().items()}
+        tensors: dict[str, Tensor | Piece] = {f"model/{name}": value for name, value in self._model().items()}
         for name, parameter in self.method.named_parameters():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 if value is not None:
                     tensors[f"optim/{name}/{key}"] = value.detach()
         return tensors
 
+    def wants(self, name: str, shape: tuple[int, ...]) -> range | None:
+        """This rank's part of what is spread over the ranks, all of the rest; nothing of what does not fit anyway."""
+        own = spread_of(self.method).get(name.removeprefix("model/")) if name.startswith("model/") else None
+        if own is None:
+            return None
+        return own.span if own.shape == shape else range(0)
+
+    def _model(self) -> dict[str, Tensor | Piece]:
+        """Parameters and buffers; of what is spread over the ranks, this rank's piece."""
+        held = {name: value.detach() for name, value in self.method.state_dict().items()}
+        return {**held, **spread_of(self.method)}
+
     def load(self, state: State) -> None:
         """Copy a canonical state into model and optimizer."""
         model = {name.removeprefix("model/"): state[name] for name in state if name.startswith("model/")}
-        own = self.method.state_dict()
+        own = self._model()
         if wrong := sorted(own.keys() ^ model.keys()) or [n for n in own if own[n].shape != model[n].shape]:
             raise CheckpointError(
                 f"The checkpoint does not fit the model: '{wrong[0]}' is missing, unknown or of another shape.",
-                "Resume with the method and the encoder that wrote it.",
+                "Resume with the method, the encoder and the data that wrote it.",
             )
         moments_of = self._moments(state)
-        self.method.load_state_dict(model)
+        self.method.load_state_dict({name: held_here(value, own[name]) for name, value in model.items()})
         self.optimizer.state.clear()
         for name, parameter in self.method.named_parameters():
             if moments := moments_of.get(name):
-                self.optimizer.state[parameter] = {key: self._moment(state[at], at) for key, at in moments.items()}
+                self.optimizer.state[parameter] = {
+                    key: self._moment(whole(state[at]), at) for key, at in moments.items()
+                }
 
     def _moments(self, state: State) -> dict[str, dict[str, str]]:
         """Parameter -> moment -> canonical name, for a state whose moments fit the parameters."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from dist_ssl.checkpoint import read
+from dist_ssl.checkpoint_files import read
 from launch.run_dir import PROJECT
 from tests.jobs import SMALL
 
