@@ -44,6 +44,7 @@ class Purpose(IntEnum):
     STEP = 11
     TURN = 12
     INVERT = 13
+    NEGATIVE = 14
 
 
 def philox(counter: tuple[Words, Words, Words, Words], key: tuple[int, int]) -> tuple[Words, Words, Words, Words]:

@@ -1,0 +1,36 @@
+"""Random negatives that all ranks agree on without a word: keyed by seed, epoch and step, at every world size."""
+
+import numpy as np
+
+from dist_ssl.draws import Draws, Ints, Purpose
+
+STEP_BITS = 32
+"""A step's draws are numbered; its own number stands above these bits."""
+
+
+def negatives(draws: Draws, step: int, num_rows: int, taken: Ints, count: int) -> Ints:
+    """`count` different row numbers below `num_rows`, none of them in `taken`, in ascending order; int64.
+
+    All that there are where there are fewer. `taken`: row numbers; those below 0 stand for none.
+    """
+    taken = np.unique(taken[taken >= 0])
+    free = num_rows - len(taken)
+    if count >= free:
+        return np.setdiff1d(np.arange(num_rows), taken, assume_unique=True)
+    if 2 * count > free:  # few are left out: draw those instead
+        return np.setdiff1d(np.arange(num_rows), np.union1d(taken, _drawn(draws, step, num_rows, taken, free - count)))
+    return _drawn(draws, step, num_rows, taken, count)
+
+
+def _drawn(draws: Draws, step: int, num_rows: int, taken: Ints, count: int) -> Ints:
+    """Drawn one after another until enough are new: at most half of the free ones, so this ends soon."""
+    found = np.empty(0, dtype=np.int64)
+    begun = 0
+    while len(found) < count:
+        numbers = (step << STEP_BITS) + np.arange(begun, begun + 2 * count + 16)
+        words = draws.words(Purpose.NEGATIVE, numbers, 0, 2)
+        rows = ((words[:, 0] << np.uint64(32) | words[:, 1]) % np.uint64(num_rows)).astype(np.int64)
+        found = np.concatenate([found, rows[~np.isin(rows, taken)]])
+        found = found[np.sort(np.unique(found, return_index=True)[1])]  # the first of each, in the order drawn
+        begun += len(numbers)
+    return np.sort(found[:count])
