@@ -227,6 +227,18 @@ def test_every_rank_writes_its_own_rows_and_reads_its_own_back(ranks: Ranks, tmp
             assert torch.equal(rows, wrote[own_range.start : own_range.stop])
 
 
+def rows_when_wrapped(world: World) -> Tensor:
+    method = Remembering(world)
+    method.bank.rows.fill_(world.rank + 1.0)
+    DDP(method, AdamW(1e-3, 0.0), world=world, deterministic=False)
+    return method.bank.rows
+
+
+def test_wrapping_leaves_every_rank_its_own_rows(ranks: Ranks) -> None:
+    for rank, rows in enumerate(ranks.run(rows_when_wrapped, 3)):
+        assert rows.unique().tolist() == [rank + 1]
+
+
 def test_damage_that_one_rank_meets_makes_all_pass_over(ranks: Ranks, tmp_path: Path) -> None:
     ranks.run(trained, 2, tmp_path, 1)
     before = ranks.run(trained, 2, tmp_path, 2)[0]

@@ -24,6 +24,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("gradient_norm", "dist_ssl_gradient_norm", "Norm of the averaged gradient before clipping."),
     Metric("feature_std", "dist_ssl_feature_std", "Deviation of normalised embeddings per dimension; 0 is collapse."),
     Metric("positive_similarity", "dist_ssl_positive_similarity", "Cosine of embeddings with their own keys."),
+    Metric("queue_age", "dist_ssl_queue_age_steps", "Steps since the queue's keys were made, on average.", "last"),
     Metric("lr", "dist_ssl_learning_rate", "Learning rate of the newest step.", "last"),
     Metric("lr/student", "dist_ssl_student_learning_rate", "Learning rate of a student with one of its own.", "last"),
     Metric(
