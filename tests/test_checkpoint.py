@@ -463,7 +463,7 @@ class Tiny(Method):
     def encoder(self) -> nn.Module:
         return self.student
 
-    def embed(self, views: list[Tensor]) -> Embeddings:
+    def embed(self, views: list[Tensor], draws: Any) -> Embeddings:
         return {"z": self.student(views[0])}
 
     def loss(self, embeddings: Embeddings, batch: Any, knobs: Any) -> LossOutput:
