@@ -29,7 +29,7 @@ from dist_ssl.instantiate import fit, instantiate, keywords
 from dist_ssl.method import Method
 from dist_ssl.metrics.meter import Meter
 from dist_ssl.metrics.sinks import JsonLines, Prometheus, Status
-from dist_ssl.optim import SGD, AdamW
+from dist_ssl.optim import Recipe as Optimizer
 from dist_ssl.probe import Probe
 from dist_ssl.progress import Progress
 from dist_ssl.pulse import Pulse
@@ -64,7 +64,7 @@ class Run:
     ranks_per_node: int | None = None
 
 
-GROUPS = ("method", "encoder", "optim", "schedule", "views", "data", "engine", "probe", "metrics")
+GROUPS = ("method", "encoder", "aux", "optim", "schedule", "views", "data", "engine", "probe", "metrics")
 LEAST = {"epochs": 1, "keep": 1, "window": 1, "seed": 0}
 OF_LAUNCH = ("cluster", "runs", "name", "resume", "wait", "dry_run", "format")
 """What the launcher reads; nothing here depends on it."""
@@ -113,7 +113,7 @@ class Parts:
     data: Data
     train: manifest.Split
     recipes: list[Recipe]
-    optimizer: AdamW | SGD
+    optimizer: Optimizer
     method: Method
     schedule: Schedule
     total_samples: int
@@ -126,7 +126,11 @@ def parts(config: Config, world: World, ranks: int) -> Parts:
     check_plan(run.lanes, run.batch_size, ranks, len(train.samples))
     torch.manual_seed(run.seed)
     encoder = instantiate(config["encoder"], "encoder")
-    method: Method = instantiate(config["method"], "method", encoder=encoder, world=world)
+    method: Method = instantiate(
+        config["method"], "method", offered={"num_samples": len(train.samples)}, encoder=encoder, world=world
+    )
+    if config["aux"]:
+        method = instantiate(config["aux"], "aux", method=method, world=world)
     check_groups(method, run.batch_size, ranks, config["engine"].get("accumulate", 1))
     optimizer = instantiate(config["optim"], "optim")
     schedule: Schedule = instantiate(
@@ -198,8 +202,10 @@ def check(config: Config, ranks: int) -> str:
 
 def build_engine(config: Config, p: Parts, world: World) -> Engine:
     """The engine that wraps the method on this rank."""
-    given = {"method": p.method, "optimizer": p.optimizer, "world": world, "dtype": DTYPES[p.run.precision]}
-    engine: Engine = instantiate(config["engine"], "engine", **given)
+    dtype = DTYPES[p.run.precision]
+    engine: Engine = instantiate(
+        config["engine"], "engine", method=p.method, optimizer=p.optimizer, world=world, dtype=dtype
+    )
     return engine
 
 

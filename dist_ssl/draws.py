@@ -45,6 +45,9 @@ class Purpose(IntEnum):
     TURN = 12
     INVERT = 13
     NEGATIVE = 14
+    SHUFFLE = 15
+    ROTATION = 16
+    MIX = 17
 
 
 def philox(counter: tuple[Words, Words, Words, Words], key: tuple[int, int]) -> tuple[Words, Words, Words, Words]:

@@ -71,6 +71,15 @@ class StepOutput:
 class Engine(Protocol):
     """Owns wrapping, precision, optimizer and teacher."""
 
+    @property
+    def wants_filling(self) -> bool:
+        """Whether the method's memory is filled by a pass over the data before the first step."""
+        ...
+
+    def fill(self, batch: Batch) -> None:
+        """One batch of that pass; no weight moves."""
+        ...
+
     def step(self, batch: Batch, knobs: Knobs) -> StepOutput:
         """One weight update: embed, loss, backward, guard, clip, update, follow, remember."""
         ...

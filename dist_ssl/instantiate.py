@@ -41,8 +41,11 @@ def fit(value: Any, wanted: Any, key: str) -> Any:
     raise ConfigError(f"{key}={value!r} is not possible: it takes a value of type {name}.", "Correct the value.")
 
 
-def instantiate(node: Mapping[str, Any], place: str, **given: Any) -> Any:
-    """Call what `_target_` names with the node's other keys and what is `given`. Raises ConfigError."""
+def instantiate(node: Mapping[str, Any], place: str, *, offered: Mapping[str, Any] | None = None, **given: Any) -> Any:
+    """Call what `_target_` names with the node's other keys, what is `given`, and of what is `offered` what it wants.
+
+    Raises ConfigError.
+    """
     if "_target_" not in node:
         raise ConfigError(f"{place}._target_ is missing: it names the class.", "Choose an option of the group.")
     target = str(node["_target_"])
@@ -54,6 +57,8 @@ def instantiate(node: Mapping[str, Any], place: str, **given: Any) -> Any:
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"{place}._target_={target} does not exist: {error}.", "Correct the name.") from error
     own = {key: value for key, value in node.items() if key != "_target_"}
+    wanted = inspect.signature(make).parameters
+    given.update({name: value for name, value in (offered or {}).items() if name in wanted})
     return make(**keywords(make, own, place, given), **given)
 
 

@@ -8,7 +8,6 @@ what has weights belongs to the first half. Neither half writes a buffer; memory
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -35,8 +34,10 @@ class LossOutput:
 class Method(nn.Module, ABC):
     """One self-supervised method. `student` and `teacher` hold an `encoder`; the teacher has no gradients."""
 
-    num_views: ClassVar[int]
+    num_views: int
     """Views that it takes of every image."""
+    wants_filling: bool = False
+    """Whether a pass over the data comes before the first step."""
     student: nn.Module
     teacher: nn.Module | None
 
@@ -49,6 +50,11 @@ class Method(nn.Module, ABC):
     def knobs(self) -> Mapping[str, Knob]:
         """The numbers that follow the schedule, by name."""
         return {}
+
+    @property
+    def needs_whole_batch(self) -> str:
+        """The option because of which `embed` or `targets` cannot work on parts of a batch; empty where they can."""
+        return ""
 
     def forward(
         self, views: list[Tensor], draws: SampleDraws, *, embed: bool = True, targets: bool = True
@@ -68,6 +74,9 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def loss(self, embeddings: Embeddings, batch: Batch, knobs: Knobs) -> LossOutput:
         """The loss over the global batch; gathers live here."""
+
+    def fill(self, batch: Batch) -> None:
+        """Begin a memory with one batch of a pass over all samples, where `wants_filling`; before the first step."""
 
     def remember(self, out: LossOutput, batch: Batch, knobs: Knobs) -> None:
         """Update queue, bank or centres, once per weight update. A method without memory has nothing to do."""

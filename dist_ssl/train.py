@@ -9,6 +9,7 @@ from dist_ssl.data.ledger import Ledger
 from dist_ssl.data.stream import Stream
 from dist_ssl.durations import Duration
 from dist_ssl.engine import Engine
+from dist_ssl.filling import fill, plan_of_pass
 from dist_ssl.metrics.meter import Meter
 from dist_ssl.probe import Probe
 from dist_ssl.progress import Progress
@@ -53,6 +54,8 @@ def train(job: Job) -> Outcome:
         if progress.finished:
             return Outcome.FINISHED
         plan = job.coordinator.plan(progress)
+        if progress.step == 0 and not fill(job.engine, job.stream.epoch(plan_of_pass(plan)), job.pulse.stopping):
+            return Outcome.STOPPED
         progress = progress.begin(plan)
         for batch in job.stream.epoch(plan, start=progress.lane_offset):
             knobs = job.schedule.step(progress)

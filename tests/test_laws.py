@@ -36,6 +36,7 @@ FLOORS: dict[str, int] = {
     "dist_ssl.method": 2,
     "dist_ssl.blocks": 3,
     "dist_ssl.engine": 2,
+    "dist_ssl.filling": 3,
     "dist_ssl.probe": 2,
     "dist_ssl.sink": 2,
     "dist_ssl.schedule": 2,

@@ -22,7 +22,7 @@ from dist_ssl.errors import CheckpointError, ConfigError
 from dist_ssl.guard import check_finite
 from dist_ssl.method import Embeddings, LossOutput, Method
 from dist_ssl.models import ema, norm
-from dist_ssl.optim import SGD, AdamW, apply_knobs
+from dist_ssl.optim import Recipe, apply_knobs
 from dist_ssl.plan import Knobs
 from dist_ssl.world import World
 
@@ -31,6 +31,11 @@ def check_accumulate(method: Method, parts: int) -> None:
     """Raise ConfigError where a batch of this method cannot be computed in so many parts."""
     if parts < 1:
         raise ConfigError(f"engine.accumulate={parts} is not possible: it is at least 1.", "Set engine.accumulate=1.")
+    if parts > 1 and method.needs_whole_batch:
+        raise ConfigError(
+            f"engine.accumulate={parts} cannot be had with {method.needs_whole_batch}: it needs all samples at once.",
+            "Use one of the two.",
+        )
     norms = [child for child in method.modules() if isinstance(child, norm.BatchNorm)]
     if parts > 1 and any(child.scope.samples is None for child in norms):
         raise ConfigError(
@@ -58,7 +63,7 @@ class DDP:
     def __init__(
         self,
         method: Method,
-        optimizer: AdamW | SGD,
+        optimizer: Recipe,
         *,
         world: World,
         dtype: torch.dtype = torch.float32,
@@ -91,6 +96,16 @@ class DDP:
         if self.world.device.type == "cpu":  # the same order of summation however the ranks are placed
             wrapped.register_comm_hook(self.world, average)
         return wrapped
+
+    @property
+    def wants_filling(self) -> bool:
+        """As the method."""
+        return self.method.wants_filling
+
+    def fill(self, batch: Batch) -> None:
+        """Show the method one batch of the pass before the first step; no weight moves."""
+        self.method.fill(batch)
+        norm.settle(self.method, self._mean)
 
     def step(self, batch: Batch, knobs: Knobs) -> StepOutput:
         """One weight update; the metrics are this rank's share of the loss and the gradient's norm."""

@@ -12,7 +12,8 @@ from torch import Tensor
 def queue_logits(queries: Tensor, keys: Tensor, queue: Tensor, filled: Tensor, temperature: float) -> Tensor:
     """[B, 1 + K] cosines over the temperature: column 0 is the row's own key, the others are the queue's slots.
 
-    `queries`, `keys`: [B, D]; `queue`: [K, D]; `filled`: [K] bool, slots that hold a key: the others are -inf.
+    `queries`, `keys`: [B, D]; `queue`: [K, D]; `filled`: [K] or [B, K] bool, slots that hold
+    another image's key: the others are -inf.
     """
     q, k = F.normalize(queries, dim=1), F.normalize(keys, dim=1)
     negatives = (q @ F.normalize(queue, dim=1).T).masked_fill(~filled, float("-inf"))

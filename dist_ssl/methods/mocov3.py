@@ -20,23 +20,13 @@ from dist_ssl.blocks import scope
 from dist_ssl.draws import SampleDraws
 from dist_ssl.losses.contrastive import keyed_cross_entropy
 from dist_ssl.method import Embeddings, LossOutput, Method
+from dist_ssl.methods.health import signs_of_health
+from dist_ssl.methods.together import of_the_job, share_of_mean
 from dist_ssl.models import norm
+from dist_ssl.models.branch import Branch, width_of
 from dist_ssl.models.heads import mlp
 from dist_ssl.plan import Knob, Knobs
 from dist_ssl.world import World
-
-
-class Branch(nn.Module):
-    """An encoder and its projector: [B, 3, S, S] -> [B, D]."""
-
-    def __init__(self, encoder: nn.Module, projector: nn.Module) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.projector = projector
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.projector(self.encoder(x))
-        return out
 
 
 class MoCoV3(Method):
@@ -65,8 +55,7 @@ class MoCoV3(Method):
         self.world = world
         self.temperature = temperature
         self.momentum = momentum
-        width: int = encoder.num_features  # type: ignore[assignment]
-        student = Branch(encoder, mlp([width, hidden, dim], last_norm=True))
+        student = Branch(encoder, mlp([width_of(encoder), hidden, dim], last_norm=True))
         teacher = copy.deepcopy(student).requires_grad_(False)
         statistics = scope(world, norm_group)
         self.student = norm.convert(student, statistics)  # type: ignore[assignment]
@@ -99,18 +88,10 @@ class MoCoV3(Method):
     def loss(self, embeddings: Embeddings, batch: Batch, knobs: Knobs) -> LossOutput:
         """The symmetric loss over the valid samples of the global batch."""
         e = embeddings
-        valid = batch.valid[:, None].to(e["k1"].dtype)
-        gathered = self.world.gather_const(torch.cat([e["k1"], e["k2"], valid], dim=1))
-        (k1, k2), keep = gathered[:, :-1].chunk(2, dim=1), gathered[:, -1] > 0.5
-        first = self.world.rank * len(valid)
+        keys, keep = of_the_job(self.world.gather_const, torch.cat([e["k1"], e["k2"]], dim=1), batch.valid)
+        k1, k2 = keys.chunk(2, dim=1)
+        first = self.world.rank * len(batch.valid)
         rows = keyed_cross_entropy(e["q1"], k2, first, self.temperature, keep)
         rows = rows + keyed_cross_entropy(e["q2"], k1, first, self.temperature, keep)
-        share = self.world.size / keep.sum(dtype=rows.dtype).clamp_min(1)
-        loss = (rows * batch.valid).sum() * share
-        return LossOutput(loss, metrics=self._signals(e, batch))
-
-    @torch.no_grad()
-    def _signals(self, e: Embeddings, batch: Batch) -> dict[str, Tensor]:
-        """Cheap signs of health: the deviation of the normalised queries, and their likeness to their keys."""
-        q, k = nn.functional.normalize(e["q1"], dim=1), nn.functional.normalize(e["k2"], dim=1)
-        return {"feature_std": q.std(0, correction=0).mean(), "positive_similarity": (q * k).sum(1).mean()}
+        loss = share_of_mean(rows, batch.valid, keep, self.world.size)
+        return LossOutput(loss, metrics=signs_of_health(e["q1"], e["k2"]))

@@ -25,6 +25,10 @@ METRICS: tuple[Metric, ...] = (
     Metric("feature_std", "dist_ssl_feature_std", "Deviation of normalised embeddings per dimension; 0 is collapse."),
     Metric("positive_similarity", "dist_ssl_positive_similarity", "Cosine of embeddings with their own keys."),
     Metric("queue_age", "dist_ssl_queue_age_steps", "Steps since the queue's keys were made, on average.", "last"),
+    Metric("negative_similarity", "dist_ssl_negative_similarity", "Mean cosine of two samples; 1 is collapse."),
+    Metric("effective_rank", "dist_ssl_effective_rank", "Dimensions that embeddings use (participation ratio)."),
+    Metric("rotation_loss", "dist_ssl_rotation_loss", "Loss of the rotation task, before its weight."),
+    Metric("coding_rate", "dist_ssl_coding_rate_nats", "Mean coding rate of the groups' embeddings."),
     Metric("lr", "dist_ssl_learning_rate", "Learning rate of the newest step.", "last"),
     Metric("lr/student", "dist_ssl_student_learning_rate", "Learning rate of a student with one of its own.", "last"),
     Metric(

@@ -5,17 +5,20 @@ from itertools import pairwise
 from torch import nn
 
 
-def mlp(widths: list[int], *, last_norm: bool) -> nn.Sequential:
-    """Linear layers without bias between the widths, batch norm and ReLU between them (MoCo v3).
+def mlp(
+    widths: list[int], *, last_norm: bool, bias: bool = False, hidden_norm: bool = True, affine: bool = False
+) -> nn.Sequential:
+    """Linear layers between the widths; batch norm (unless not `hidden_norm`) and ReLU between them.
 
-    `last_norm` ends the stack with an affine-less batch norm.
+    `last_norm` ends the stack with a batch norm, without scale and shift unless `affine`; `bias`: of linear layers.
     """
     layers: list[nn.Module] = []
     last = len(widths) - 2
     for number, (fan_in, fan_out) in enumerate(pairwise(widths)):
-        layers.append(nn.Linear(fan_in, fan_out, bias=False))
+        layers.append(nn.Linear(fan_in, fan_out, bias=bias))
         if number < last:
-            layers += [nn.BatchNorm1d(fan_out), nn.ReLU(inplace=True)]
+            layers += [nn.BatchNorm1d(fan_out)] if hidden_norm else []
+            layers.append(nn.ReLU(inplace=True))
         elif last_norm:
-            layers.append(nn.BatchNorm1d(fan_out, affine=False))
+            layers.append(nn.BatchNorm1d(fan_out, affine=affine))
     return nn.Sequential(*layers)

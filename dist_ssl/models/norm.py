@@ -121,7 +121,8 @@ class BatchNorm(nn.Module):
         scope: Scope = ONE_RANK,
     ) -> None:
         super().__init__()
-        self.eps, self.momentum, self.scope, self.views = eps, momentum, scope, 1
+        self.eps, self.momentum, self.scope = eps, momentum, scope
+        self.views, self.rows = 1, 1
         self.seen: list[tuple[Tensor, Tensor]] = []
         self.then: nn.Module = nn.Identity()  # timm fuses the activation into the norm
         self.weight = nn.Parameter(torch.ones(num_features)) if affine else None
@@ -137,7 +138,7 @@ class BatchNorm(nn.Module):
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
 
     def _normalise(self, x: Tensor) -> Tensor:
-        groups, total = self.scope.of(len(x) // self.views)
+        groups, total = self.scope.of(len(x) // (self.views * self.rows))
         grouped = x.view(self.views * groups, -1, *x.shape[1:])
         normalise = NormaliseCPU if x.device.type == "cpu" else Normalise
         y, mean, var = normalise.apply(grouped, self.weight, self.bias, self.eps, total)
@@ -184,8 +185,11 @@ def convert(module: nn.Module, scope: Scope) -> nn.Module:
     return own.train(module.training)
 
 
-def set_views(module: nn.Module, views: int) -> None:
-    """From now on the batches of this module hold so many views, one after the other."""
+def set_views(module: nn.Module, views: int, rows: int = 1) -> None:
+    """From now on the batches of this module hold so many views, one after the other.
+
+    `rows`: neighbours that come of one sample (its tiles, its patches) and are normalised together.
+    """
     for child in module.modules():
         if isinstance(child, BatchNorm):
-            child.views = views
+            child.views, child.rows = views, rows

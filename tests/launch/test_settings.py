@@ -14,16 +14,16 @@ CONFIGS = PROJECT / "configs"
 
 SCIENCE_TOP = {
     *("epochs", "batch_size", "lanes", "window", "seed", "precision"),
-    *("method", "encoder", "optim", "schedule", "views", "data", "engine"),
+    *("method", "encoder", "aux", "optim", "schedule", "views", "data", "engine"),
 }
 MACHINE_TOP = {
     *("nodes", "ranks_per_node", "threads", "decode_threads", "save_every", "keep", "log_every", "timeout"),
     *("runs", "name", "resume", "probe", "metrics", "cluster", "wait", "dry_run"),
 }
-MACHINE_IN_SCIENCE = {"data.path", "data.source", "engine._target_", "engine.deterministic"}
+MACHINE_IN_SCIENCE = {"data.path", "data.source", "engine._target_", "engine.accumulate", "engine.deterministic"}
 
 
-DEFAULTS = settings.compose([], CONFIGS)
+DEFAULTS = settings.compose(["aux=rotation"], CONFIGS)
 LEAVES = dict(settings.leaves(DEFAULTS))
 SCIENCE = sorted(settings.science(DEFAULTS))
 MACHINE = sorted(LEAVES.keys() - set(SCIENCE))

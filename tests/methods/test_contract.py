@@ -14,6 +14,7 @@ from dist_ssl.draws import Draws
 from dist_ssl.engines.passes import at_once, in_parts
 from dist_ssl.instantiate import instantiate
 from dist_ssl.method import Embeddings, LossOutput, Method
+from dist_ssl.methods.rotation import Rotation
 from dist_ssl.models.encoders import TinyResNet
 from dist_ssl.plan import Knobs
 from dist_ssl.world import World
@@ -22,29 +23,63 @@ from tests.ranks import Ranks
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "method").glob("*.yaml"))
 NAMES = [path.stem for path in CONFIGS]
 SAMPLES = 16
+SMALL = {"hidden": 16, "dim": 8, "narrow": 6, "outputs": 12, "prototypes": 6}
+SMALL |= {"slots": 24, "patches": 3, "loss_group": 8}
+"""Values of keys that many methods have, for nets of a few thousand weights."""
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name: (name, {}) for name in NAMES},
+    "mocov2 in shuffled groups": ("mocov2", {"norm_group": 4, "shuffle": True}),
+    "mocov3 in groups over ranks": ("mocov3", {"norm_group": 8}),
+    "fast_moco in groups": ("fast_moco", {"norm_group": 4, "combined": 3}),
+    "emp_ssl in groups": ("emp_ssl", {"norm_group": 8, "loss_group": 4}),
+    "single_branch, few negatives": ("single_branch", {"negatives": 30, "update": "descend"}),
+    "single_branch, unmixed": ("single_branch", {"mix": False, "update": "pull"}),
+    "mocov3 + rotation": ("mocov3", {"aux": True}),
+    "emp_ssl + rotation": ("emp_ssl", {"aux": True}),
+    "dino + rotation": ("dino", {"aux": True}),
+}
+cases = pytest.mark.parametrize("case", CASES)
 
 
-def small_method(name: str, world: World, **own: Any) -> Method:
-    """The method around a net of a few thousand weights, the same on every rank; `own` replaces keys of its config."""
+def small_method(case: str, world: World, **more: Any) -> Method:
+    """The method around a net of a few thousand weights in the middle of a run, the same on every rank."""
+    name, own = CASES[case]
     node: dict[str, Any] = yaml.safe_load(next(p for p in CONFIGS if p.stem == name).read_text())
+    small = {key: value for key, value in SMALL.items() if key in node}
+    keys = {key: value for key, value in {**own, **more}.items() if key in node}
     torch.manual_seed(0)
-    method: Method = instantiate({**node, "hidden": 16, "dim": 8, **own}, "method", encoder=TinyResNet(4), world=world)
+    method: Method = instantiate(
+        {**node, **small, **keys}, "method", offered={"num_samples": 120}, encoder=TinyResNet(4), world=world
+    )
+    if "aux" in own:
+        method = Rotation(method, world=world, hidden=8, norm_group=keys.get("norm_group"))
     method.double().train()
-    if method.teacher is not None:  # a teacher that has drifted from its student, as in the middle of a run
+    if method.teacher is not None:  # it has drifted from its student
         with torch.no_grad():
             for parameter in method.teacher.parameters():
                 parameter.add_(0.05 * torch.randn_like(parameter))
+    remember_something(method, world)
     return method
 
 
-def small_batch(world: World, num_views: int, invalid: tuple[int, ...] = ()) -> Batch:
-    """This rank's part of one global batch of random views."""
-    generator = torch.Generator().manual_seed(1)
+def remember_something(method: Method, world: World) -> None:
+    """Fill the memory that a method has, and let it remember one step."""
+    batch = small_batch(world, method.num_views, first=60)
+    if method.wants_filling:
+        for first in (0, 16, 60, 92):
+            method.fill(small_batch(world, method.num_views, first=first))
+    out = method.loss(forward(method, batch), batch, knobs(method))
+    method.remember(out, batch, knobs(method))
+
+
+def small_batch(world: World, num_views: int, invalid: tuple[int, ...] = (), first: int = 100) -> Batch:
+    """This rank's part of one global batch of random views; `first`: the number of its first sample."""
+    generator = torch.Generator().manual_seed(first)
     valid = torch.ones(SAMPLES, dtype=torch.bool)
     valid[list(invalid)] = False
     own = slice(world.rank * SAMPLES // world.size, (world.rank + 1) * SAMPLES // world.size)
     views = [torch.randn(SAMPLES, 3, 12, 12, dtype=torch.float64, generator=generator) for _ in range(num_views)]
-    ids = torch.arange(100, 100 + SAMPLES)
+    ids = torch.arange(first, first + SAMPLES)
     return Batch([v[own] for v in views], ids[own], valid[own], None, Draws(0), step=0)
 
 
@@ -57,9 +92,9 @@ def knobs(method: Method) -> Knobs:
     return Knobs({name: torch.tensor(knob.start, dtype=torch.float64) for name, knob in method.knobs.items()})
 
 
-def loss_and_gradients(world: World, name: str, invalid: tuple[int, ...]) -> tuple[Tensor, dict[str, Tensor]]:
+def loss_and_gradients(world: World, case: str, invalid: tuple[int, ...]) -> tuple[Tensor, dict[str, Tensor]]:
     """The job's loss and its gradients, averaged over ranks as every engine does."""
-    method = small_method(name, world)
+    method = small_method(case, world)
     batch = small_batch(world, method.num_views, invalid)
     out = method.loss(forward(method, batch), batch, knobs(method))
     out.loss.backward()
@@ -67,9 +102,9 @@ def loss_and_gradients(world: World, name: str, invalid: tuple[int, ...]) -> tup
     return world.mean(out.loss.detach()), gradients
 
 
-def gradients_in_parts(world: World, name: str, parts: int) -> tuple[Tensor, dict[str, Tensor]]:
+def gradients_in_parts(world: World, case: str, parts: int) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss and gradients of a batch whose samples are computed in parts, or at once where `parts` is 1."""
-    method = small_method(name, world, norm_group=2)
+    method = small_method(case, world, norm_group=2, shuffle=False, mix=False)
     batch = small_batch(world, method.num_views, invalid=(3,))
 
     def loss(embeddings: Embeddings) -> LossOutput:
@@ -84,12 +119,12 @@ def gradients_in_parts(world: World, name: str, parts: int) -> tuple[Tensor, dic
 
 
 @pytest.mark.parametrize(("size", "parts"), [(1, 2), (1, 8), (2, 2), (4, 2)])
-@pytest.mark.parametrize("name", NAMES)
+@cases
 def test_a_batch_in_parts_has_the_loss_and_gradients_of_the_whole(
-    ranks: Ranks, name: str, size: int, parts: int
+    ranks: Ranks, case: str, size: int, parts: int
 ) -> None:
-    loss, gradients = gradients_in_parts(World(), name, 1)
-    for other_loss, other_gradients in ranks.run(gradients_in_parts, size, name, parts):
+    loss, gradients = gradients_in_parts(World(), case, 1)
+    for other_loss, other_gradients in ranks.run(gradients_in_parts, size, case, parts):
         assert other_loss.item() == pytest.approx(loss.item(), abs=1e-9)
         assert other_gradients.keys() == gradients.keys()
         for key, gradient in gradients.items():
@@ -102,21 +137,21 @@ def buffers(module: nn.Module) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("invalid", [(), (3, 9)], ids=["all valid", "two stand-ins"])
 @pytest.mark.parametrize("size", [2, 4])
-@pytest.mark.parametrize("name", NAMES)
+@cases
 def test_many_ranks_compute_the_loss_and_gradients_of_one(
-    ranks: Ranks, name: str, size: int, invalid: tuple[int, ...]
+    ranks: Ranks, case: str, size: int, invalid: tuple[int, ...]
 ) -> None:
-    loss, gradients = loss_and_gradients(World(), name, invalid)
-    for other_loss, other_gradients in ranks.run(loss_and_gradients, size, name, invalid):
+    loss, gradients = loss_and_gradients(World(), case, invalid)
+    for other_loss, other_gradients in ranks.run(loss_and_gradients, size, case, invalid):
         assert other_loss.item() == pytest.approx(loss.item(), abs=1e-9)
         assert other_gradients.keys() == gradients.keys()
         for key, gradient in gradients.items():
             assert torch.allclose(other_gradients[key], gradient, rtol=0, atol=1e-9), key
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_loss_is_finite_and_reaches_the_encoder_but_not_the_teacher(name: str) -> None:
-    method = small_method(name, World())
+@cases
+def test_the_loss_is_finite_and_reaches_the_encoder_but_not_the_teacher(case: str) -> None:
+    method = small_method(case, World())
     batch = small_batch(World(), method.num_views)
     out = method.loss(forward(method, batch), batch, knobs(method))
     out.loss.backward()
@@ -126,9 +161,9 @@ def test_the_loss_is_finite_and_reaches_the_encoder_but_not_the_teacher(name: st
         assert all(p.grad is None for p in method.teacher.parameters())
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_embed_and_loss_twice_give_the_same_and_change_no_buffer(name: str) -> None:
-    method = small_method(name, World())
+@cases
+def test_embed_and_loss_twice_give_the_same_and_change_no_buffer(case: str) -> None:
+    method = small_method(case, World())
     batch = small_batch(World(), method.num_views)
     before = buffers(method)
     first = method.loss(forward(method, batch), batch, knobs(method))
@@ -137,9 +172,29 @@ def test_embed_and_loss_twice_give_the_same_and_change_no_buffer(name: str) -> N
     assert all(torch.equal(value, before[key]) for key, value in buffers(method).items())
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_remember_changes_no_parameter(name: str) -> None:
-    method = small_method(name, World())
+def remembered(world: World, case: str) -> dict[str, Tensor]:
+    """The memory after a step with a stand-in, spread tensors whole."""
+    method = small_method(case, world)
+    batch = small_batch(world, method.num_views, invalid=(5,))
+    out = method.loss(forward(method, batch), batch, knobs(method))
+    method.remember(out, batch, knobs(method))
+    found = {name: value for name, value in buffers(method).items() if "running_" not in name}
+    return {name: torch.cat(world.collect(v)) if name == "bank.rows" else v for name, v in found.items()}
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@cases
+def test_many_ranks_remember_what_one_does(ranks: Ranks, case: str, size: int) -> None:
+    expected = remembered(World(), case)
+    for found in ranks.run(remembered, size, case):
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            assert torch.allclose(found[name].double(), value.double(), rtol=0, atol=1e-9), name
+
+
+@cases
+def test_remember_changes_no_parameter(case: str) -> None:
+    method = small_method(case, World())
     batch = small_batch(World(), method.num_views)
     out = method.loss(forward(method, batch), batch, knobs(method))
     before = {key: value.clone() for key, value in method.named_parameters()}
@@ -147,11 +202,11 @@ def test_remember_changes_no_parameter(name: str) -> None:
     assert all(torch.equal(value, before[key]) for key, value in method.named_parameters())
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_metric_stands_in_the_table(name: str) -> None:
+@cases
+def test_every_metric_stands_in_the_table(case: str) -> None:
     from dist_ssl.metrics.table import BY_KEY
 
-    method = small_method(name, World())
+    method = small_method(case, World())
     batch = small_batch(World(), method.num_views)
     out = method.loss(forward(method, batch), batch, knobs(method))
     assert out.metrics.keys() <= BY_KEY.keys()

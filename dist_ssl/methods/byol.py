@@ -1,0 +1,86 @@
+"""BYOL (Grill et al. 2020, arXiv 2006.07733): a student predicts what a slow teacher sees in the other view.
+
+    p_v = predictor(student(x_v)),  t_v = teacher(x_v) without gradient;   loss = |p_1 - t_2|^2 + |p_2 - t_1|^2
+
+of unit vectors. Nothing repels: batch norm, predictor and the slow teacher keep it from collapse. The heads end
+without a batch norm.
+"""
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from dist_ssl.batch import Batch
+from dist_ssl.blocks import scope
+from dist_ssl.draws import SampleDraws
+from dist_ssl.losses.cosine import cosine_distance
+from dist_ssl.losses.job import job_mean
+from dist_ssl.method import Embeddings, LossOutput, Method
+from dist_ssl.methods.health import signs_of_health
+from dist_ssl.models import norm
+from dist_ssl.models.branch import Branch, width_of
+from dist_ssl.models.heads import mlp
+from dist_ssl.plan import Knob, Knobs
+from dist_ssl.world import World
+
+
+class BYOL(Method):
+    """BYOL around an encoder that carries `num_features`.
+
+    `hidden`, `dim`: widths of projector and predictor. `momentum`: the teacher's at the start, 0 to 1; it rises to 1
+    along half a cosine. `norm_group`: samples that share batch-norm statistics; None: all of the job's.
+    """
+
+    num_views = 2
+    student: Branch
+    teacher: Branch
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        *,
+        world: World,
+        hidden: int = 4096,
+        dim: int = 256,
+        momentum: float = 0.996,
+        norm_group: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.world, self.momentum = world, momentum
+        statistics = scope(world, norm_group)
+        student = Branch(encoder, mlp([width_of(encoder), hidden, dim], last_norm=False, bias=True))
+        teacher = copy.deepcopy(student).requires_grad_(False)
+        self.student = norm.convert(student, statistics)  # type: ignore[assignment]
+        self.teacher = norm.convert(teacher, statistics)  # type: ignore[assignment]
+        self.predictor = norm.convert(mlp([dim, hidden, dim], last_norm=False, bias=True), statistics)
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The student's encoder."""
+        return self.student.encoder
+
+    @property
+    def knobs(self) -> Mapping[str, Knob]:
+        """The teacher's momentum, from its start to 1."""
+        return {"momentum": Knob(self.momentum, 1.0, ahead=True)}
+
+    def embed(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
+        """Predictions p1, p2, [B, dim] each; both views in one pass, each with its own statistics."""
+        norm.set_views(self, len(views))
+        p1, p2 = self.predictor(self.student(torch.cat(views))).chunk(2)
+        return {"p1": p1, "p2": p2}
+
+    @torch.no_grad()
+    def targets(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
+        """The teacher's t1, t2, [B, dim] each."""
+        norm.set_views(self, len(views))
+        t1, t2 = self.teacher(torch.cat(views)).chunk(2)
+        return {"t1": t1, "t2": t2}
+
+    def loss(self, embeddings: Embeddings, batch: Batch, knobs: Knobs) -> LossOutput:
+        """The symmetric distance, the mean over the valid samples of the global batch."""
+        e = embeddings
+        rows = cosine_distance(e["p1"], e["t2"]) + cosine_distance(e["p2"], e["t1"])
+        return LossOutput(job_mean(rows, batch.valid, self.world.sum), metrics=signs_of_health(e["p1"], e["t2"]))

@@ -1,0 +1,130 @@
+"""DINO (Caron et al. 2021, arXiv 2104.14294): a student matches the sharpened, centred outputs of a slow teacher.
+
+    s_v = head(encoder(x_v)),  t_v = teacher(x_v) without gradient
+    loss = mean over pairs of views i != v of CE(softmax((t_i - c) / T_t), softmax(s_v / T_s))
+    c <- m_c c + (1 - m_c) mean(t)
+
+The head's last layer has directions only: its weights are normalised where they are used. With views of one size.
+"""
+
+import copy
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dist_ssl.batch import Batch
+from dist_ssl.blocks import scope
+from dist_ssl.draws import SampleDraws
+from dist_ssl.losses.dino import batch_centre, dino_cross_entropy
+from dist_ssl.losses.job import job_mean
+from dist_ssl.method import Embeddings, LossOutput, Method
+from dist_ssl.methods.health import signs_of_health
+from dist_ssl.models import norm
+from dist_ssl.models.branch import Branch, width_of
+from dist_ssl.plan import Knob, Knobs
+from dist_ssl.world import World
+
+
+class Head(nn.Module):
+    """Three layers to a narrow unit vector, and its cosines with `outputs` directions: [B, D] -> [B, outputs]."""
+
+    def __init__(self, width: int, hidden: int, narrow: int, outputs: int) -> None:
+        super().__init__()
+        layers = [nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, narrow)]
+        self.mlp = nn.Sequential(*layers)
+        self.last = nn.Linear(narrow, outputs, bias=False)
+        for layer in layers:
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(F.normalize(self.mlp(x), dim=1), F.normalize(self.last.weight, dim=1))
+
+
+class Centre(nn.Module):
+    """A running mean of the teacher's outputs, [K], equal on every rank."""
+
+    value: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("value", torch.zeros(width))
+
+
+class DINO(Method):
+    """DINO around an encoder that carries `num_features`.
+
+    `hidden`, `narrow`, `outputs`: widths of the head. `student_temperature`, `teacher_temperature` > 0.
+    `centre_momentum`, `momentum`: 0 to 1, of the centre, and the teacher's at the start, which rises to 1 along half a
+    cosine. `num_views`: from 2. `norm_group`: samples that share batch-norm statistics; None: all of the job's.
+    """
+
+    student: Branch
+    teacher: Branch
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        *,
+        world: World,
+        hidden: int = 2048,
+        narrow: int = 256,
+        outputs: int = 65536,
+        student_temperature: float = 0.1,
+        teacher_temperature: float = 0.04,
+        centre_momentum: float = 0.9,
+        momentum: float = 0.996,
+        num_views: int = 2,
+        norm_group: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.world, self.momentum, self.centre_momentum = world, momentum, centre_momentum
+        self.temperatures = {"student_temperature": student_temperature, "teacher_temperature": teacher_temperature}
+        self.num_views = num_views
+        statistics = scope(world, norm_group)
+        student = Branch(encoder, Head(width_of(encoder), hidden, narrow, outputs))
+        teacher = copy.deepcopy(student).requires_grad_(False)
+        self.student = norm.convert(student, statistics)  # type: ignore[assignment]
+        self.teacher = norm.convert(teacher, statistics)  # type: ignore[assignment]
+        self.centre = Centre(outputs)
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The student's encoder."""
+        return self.student.encoder
+
+    @property
+    def knobs(self) -> Mapping[str, Knob]:
+        """The teacher's momentum, from its start to 1."""
+        return {"momentum": Knob(self.momentum, 1.0, ahead=True)}
+
+    def embed(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
+        """The student's outputs `s0`, `s1`, ..., [B, outputs] each; each view with its own statistics."""
+        norm.set_views(self, len(views))
+        return {f"s{number}": s for number, s in enumerate(self.student(torch.cat(views)).chunk(len(views)))}
+
+    @torch.no_grad()
+    def targets(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
+        """The teacher's outputs `t0`, `t1`, ..., [B, outputs] each."""
+        norm.set_views(self, len(views))
+        return {f"t{number}": t for number, t in enumerate(self.teacher(torch.cat(views)).chunk(len(views)))}
+
+    def loss(self, embeddings: Embeddings, batch: Batch, knobs: Knobs) -> LossOutput:
+        """The cross-entropy between different views, the mean over the job's valid samples."""
+        students = [embeddings[f"s{number}"] for number in range(self.num_views)]
+        teachers = [embeddings[f"t{number}"] for number in range(self.num_views)]
+        rows = dino_cross_entropy(students, teachers, self.centre.value, **self.temperatures)
+        return LossOutput(
+            job_mean(rows, batch.valid, self.world.sum),
+            metrics=signs_of_health(students[0], teachers[1]),
+            remember={"centre": batch_centre(teachers, batch.valid, self.world.sum_const)},
+        )
+
+    @torch.no_grad()
+    def remember(self, out: LossOutput, batch: Batch, knobs: Knobs) -> None:
+        """Move the centre."""
+        centre = out.remember["centre"].to(self.centre.value.dtype)
+        self.centre.value.lerp_(centre, 1 - self.centre_momentum)

@@ -1,0 +1,91 @@
+"""EMP-SSL (Tong et al. 2023, arXiv 2304.03977): many patches of every image, few epochs.
+
+    h = pre(encoder(patch)),  z = norm(projector(h));   loss over groups of `loss_group` images, see losses.emp_ssl
+
+What is evaluated is h, as published. Patches are views: `patches` of them are cut from one decoded image. The coding
+rate grows with the number of images, so it belongs to groups of them, neighbours in the global batch: the loss is the
+same at every world size.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dist_ssl.batch import Batch
+from dist_ssl.blocks import scope
+from dist_ssl.draws import SampleDraws
+from dist_ssl.losses.emp_ssl import emp_ssl
+from dist_ssl.method import Embeddings, LossOutput, Method
+from dist_ssl.methods.health import signs_of_health
+from dist_ssl.methods.together import of_the_job
+from dist_ssl.models import norm
+from dist_ssl.models.branch import Branch, width_of
+from dist_ssl.models.heads import mlp
+from dist_ssl.plan import Knobs
+from dist_ssl.world import World
+
+
+class Widened(nn.Module):
+    """An encoder and a layer on it: [B, 3, S, S] -> [B, `num_features`], what EMP-SSL evaluates."""
+
+    def __init__(self, encoder: nn.Module, width: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.pre = nn.Sequential(nn.Linear(width_of(encoder), width), nn.BatchNorm1d(width), nn.ReLU())
+        self.num_features = width
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.pre(self.encoder(x))
+        return out
+
+
+class EMPSSL(Method):
+    """EMP-SSL around an encoder that carries `num_features`.
+
+    `patches`: views of every image, from 2. `hidden`, `dim`: widths of h and of z. `eps2` > 0, `weight`: of the coding
+    rate, and of the invariance. `loss_group`: images that a coding rate is taken over, a divisor of the batch.
+    `norm_group`: samples that share batch-norm statistics, all their patches together; None: all of the job's.
+    """
+
+    student: Branch
+    teacher = None
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        *,
+        world: World,
+        patches: int = 20,
+        hidden: int = 4096,
+        dim: int = 1024,
+        eps2: float = 0.2,
+        weight: float = 200.0,
+        loss_group: int = 100,
+        norm_group: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.world, self.num_views, self.eps2, self.weight = world, patches, eps2, weight
+        self.loss_group = loss_group
+        student = Branch(Widened(encoder, hidden), mlp([hidden, hidden, dim], last_norm=False, bias=True))
+        self.student = norm.convert(student, scope(world, norm_group))  # type: ignore[assignment]
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The student's encoder with the layer on it."""
+        return self.student.encoder
+
+    def embed(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
+        """Unit embeddings z of all patches, [B, patches, dim], in one pass with common statistics."""
+        norm.set_views(self, 1, rows=len(views))
+        z = F.normalize(self.student(torch.stack(views, dim=1).flatten(0, 1)), dim=1)
+        return {"z": z.view(-1, len(views), z.shape[1])}
+
+    def loss(self, embeddings: Embeddings, batch: Batch, knobs: Knobs) -> LossOutput:
+        """The mean of the loss over groups: this rank's own where they are whole, else those of the job."""
+        z, valid = embeddings["z"], batch.valid
+        if len(z) % self.loss_group:
+            z, valid = of_the_job(self.world.gather, z, valid)
+        found = emp_ssl(z.transpose(0, 1), valid, self.loss_group, eps2=self.eps2, weight=self.weight)
+        own = embeddings["z"]
+        metrics = {**signs_of_health(own[:, 0], own[:, 1]), "coding_rate": found.coding_rate.detach()}
+        return LossOutput(found.loss, metrics)

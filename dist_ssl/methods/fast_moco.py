@@ -1,0 +1,129 @@
+"""Fast-MoCo (Ci et al. 2022, arXiv 2207.08220): many embeddings of a view from combinations of its tiles.
+
+    every view is split into parts x parts tiles, which the student's encoder sees one by one; for every subset of
+    `combined` tiles   p_s = predictor(projector(mean of its features));   k = teacher(whole view) without gradient
+    loss = mean over both views and all subsets of CE(p_s, keys of the other view / T), without MoCo v3's factor 2T
+
+As published the teacher's momentum is constant, the heads are SimSiam's, and the predictor's learning rate too
+(`optim=sgd_fast_moco`). The published code begins with a teacher of other random weights (`own_teacher`), by mistake:
+here it begins as a copy unless asked for.
+"""
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from dist_ssl.batch import Batch
+from dist_ssl.blocks import scope
+from dist_ssl.draws import SampleDraws
+from dist_ssl.losses.fast_moco import combine, combined_cross_entropy, split
+from dist_ssl.method import Embeddings, LossOutput, Method
+from dist_ssl.methods.health import signs_of_health
+from dist_ssl.methods.together import of_the_job, share_of_mean
+from dist_ssl.models import norm
+from dist_ssl.models.branch import Branch, width_of
+from dist_ssl.models.heads import mlp
+from dist_ssl.plan import Knob, Knobs
+from dist_ssl.world import World
+
+
+class FastMoCo(Method):
+    """Fast-MoCo around a convolutional encoder that carries `num_features`.
+
+    `parts`: tiles along a side, a divisor of the view's. `combined`: tiles in a combination, 1 to parts^2. `hidden`,
+    `dim`: widths of the predictor's bottleneck and of the projector. `temperature` > 0. `momentum`: the teacher's,
+    constant. `own_teacher`: a teacher that does not begin as the student. `norm_group`: samples that share batch-norm
+    statistics; None: all of the job's.
+    """
+
+    num_views = 2
+    student: Branch
+    teacher: Branch
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        *,
+        world: World,
+        parts: int = 2,
+        combined: int = 2,
+        hidden: int = 512,
+        dim: int = 2048,
+        temperature: float = 1.0,
+        momentum: float = 0.99,
+        own_teacher: bool = False,
+        norm_group: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.world, self.temperature, self.momentum = world, temperature, momentum
+        self.parts, self.combined = parts, combined
+        width = width_of(encoder)
+        statistics = scope(world, norm_group)
+        student = Branch(encoder, mlp([width, dim, dim, dim], last_norm=True, bias=True, affine=True))
+        teacher = copy.deepcopy(student).requires_grad_(False)
+        if own_teacher:
+            reset(teacher)
+        self.student = norm.convert(student, statistics)  # type: ignore[assignment]
+        self.teacher = norm.convert(teacher, statistics)  # type: ignore[assignment]
+        self.predictor = norm.convert(mlp([dim, hidden, dim], last_norm=False, bias=True), statistics)
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The student's encoder."""
+        return self.student.encoder
+
+    @property
+    def knobs(self) -> Mapping[str, Knob]:
+        """The teacher's momentum, constant."""
+        return {"momentum": Knob(self.momentum, self.momentum)}
+
+    def embed(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
+        """Predictions `p1`, `p2` of the two views, [B, C, dim] each, C the number of combinations."""
+        tiles = self.parts**2
+        split_views = torch.cat([by_sample(split(view, self.parts), tiles) for view in views])
+        norm.set_views(self.student.encoder, len(views), rows=tiles)
+        features = self.student.encoder(split_views).chunk(len(views))
+        mixed = [combine(by_tile(f, tiles), tiles, self.combined) for f in features]
+        combinations = len(mixed[0]) // len(views[0])
+        norm.set_views(self.student.projector, len(views), rows=combinations)
+        norm.set_views(self.predictor, len(views), rows=combinations)
+        rows = torch.cat([by_sample(m, combinations) for m in mixed])
+        p1, p2 = self.predictor(self.student.projector(rows)).unflatten(0, (-1, combinations)).chunk(2)
+        return {"p1": p1, "p2": p2}
+
+    @torch.no_grad()
+    def targets(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
+        """Keys k1, k2 of the whole views, [B, dim] each."""
+        norm.set_views(self.teacher, len(views))
+        k1, k2 = self.teacher(torch.cat(views)).chunk(2)
+        return {"k1": k1, "k2": k2}
+
+    def loss(self, embeddings: Embeddings, batch: Batch, knobs: Knobs) -> LossOutput:
+        """Cross-entropy of all combinations against the other view's keys, the mean over the job's valid samples."""
+        e = embeddings
+        own = torch.stack([e["k1"], e["k2"]], dim=1)
+        keys, keep = of_the_job(self.world.gather_const, own, batch.valid)
+        predictions = torch.stack([e["p1"], e["p2"]]).transpose(1, 2)
+        first = self.world.rank * len(batch.valid)
+        rows = combined_cross_entropy(predictions, keys.transpose(0, 1), first, self.temperature, keep)
+        loss = share_of_mean(rows, batch.valid, keep, self.world.size)
+        return LossOutput(loss, metrics=signs_of_health(e["p1"].mean(1), e["k2"]))
+
+
+def by_sample(rows: Tensor, parts: int) -> Tensor:
+    """[parts * B, ...] part by part -> [B * parts, ...] sample by sample."""
+    return rows.reshape(parts, -1, *rows.shape[1:]).transpose(0, 1).flatten(0, 1)
+
+
+def by_tile(rows: Tensor, parts: int) -> Tensor:
+    """[B * parts, ...] sample by sample -> [parts * B, ...] part by part."""
+    return rows.reshape(-1, parts, *rows.shape[1:]).transpose(0, 1).flatten(0, 1)
+
+
+def reset(module: nn.Module) -> None:
+    """New random weights for all layers that know how to make them."""
+    for child in module.modules():
+        if isinstance(child, nn.Conv2d | nn.Linear):
+            child.reset_parameters()

@@ -1,0 +1,27 @@
+"""Cheap signs of health that tell a collapse from learning, of one rank's embeddings."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@torch.no_grad()
+def signs_of_health(first: Tensor, second: Tensor) -> dict[str, Tensor]:
+    """What two embeddings [B, D] of the same samples say, by the keys of the metric table; [] each.
+
+    `feature_std`: deviation of unit vectors, 1 / sqrt(D) where they are spread evenly, 0 where all are one;
+    `positive_similarity`, `negative_similarity`: mean cosine of a sample's two, and of two samples' (0 for one sample);
+    `effective_rank`: (sum of eigenvalues)^2 / sum of their squares of the covariance, 1 to min(B, D) (the
+    participation ratio), which takes no decomposition.
+    """
+    one, other = F.normalize(first.detach(), dim=1), F.normalize(second.detach(), dim=1)
+    pairs = max(1, len(one) * (len(one) - 1))
+    centred = one - one.mean(0)
+    covariance = centred.T @ centred if one.shape[1] < len(one) else centred @ centred.T
+    squares = covariance.square().sum().clamp_min(torch.finfo(one.dtype).tiny)
+    return {
+        "feature_std": one.std(0, correction=0).mean(),
+        "positive_similarity": (one * other).sum(1).mean(),
+        "negative_similarity": (one.sum(0).square().sum() - one.square().sum()) / pairs,
+        "effective_rank": covariance.trace().square() / squares,
+    }

@@ -1,0 +1,113 @@
+"""MoCo v2 (Chen et al. 2020, arXiv 2003.04297): a query finds its key among the keys of earlier batches.
+
+    q = head(encoder(x_1)),  k = teacher(x_2) without gradient;   loss = CE([q.k, q.queue] / T, 0)
+
+One direction, as published. With `norm_group` the statistics of a batch norm are those of groups of samples, and
+`shuffle` gives the keys other groups than the queries, so that no group betrays which key belongs to a query: a random
+order of the global batch, the same at every world size, for which the key views travel between the ranks.
+"""
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from dist_ssl.batch import Batch
+from dist_ssl.blocks import scope
+from dist_ssl.draws import Purpose, SampleDraws
+from dist_ssl.losses.job import job_mean
+from dist_ssl.losses.queued import queue_cross_entropy
+from dist_ssl.memory.queue import Queue
+from dist_ssl.method import Embeddings, LossOutput, Method
+from dist_ssl.methods.health import signs_of_health
+from dist_ssl.models import norm
+from dist_ssl.models.branch import Branch, width_of
+from dist_ssl.models.heads import mlp
+from dist_ssl.plan import Knob, Knobs
+from dist_ssl.world import World
+
+
+class MoCoV2(Method):
+    """MoCo v2 around an encoder that carries `num_features`.
+
+    `hidden`, `dim`: widths of the head, which has no batch norm. `slots`: keys that the queue holds. `temperature` > 0.
+    `momentum`: the teacher's, constant. `norm_group`: samples that share batch-norm statistics; None: all of the
+    job's. `shuffle`: give the keys other groups than the queries.
+    """
+
+    num_views = 2
+    student: Branch
+    teacher: Branch
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        *,
+        world: World,
+        hidden: int = 2048,
+        dim: int = 128,
+        slots: int = 65536,
+        temperature: float = 0.2,
+        momentum: float = 0.999,
+        norm_group: int | None = None,
+        shuffle: bool = False,
+    ) -> None:
+        super().__init__()
+        self.world, self.temperature, self.momentum, self.shuffle = world, temperature, momentum, shuffle
+        statistics = scope(world, norm_group)
+        head = mlp([width_of(encoder), hidden, dim], last_norm=False, bias=True, hidden_norm=False)
+        student = Branch(encoder, head)
+        teacher = copy.deepcopy(student).requires_grad_(False)
+        self.student = norm.convert(student, statistics)  # type: ignore[assignment]
+        self.teacher = norm.convert(teacher, statistics)  # type: ignore[assignment]
+        self.queue = Queue(slots, dim, world=world)
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The student's encoder."""
+        return self.student.encoder
+
+    @property
+    def knobs(self) -> Mapping[str, Knob]:
+        """The teacher's momentum, constant."""
+        return {"momentum": Knob(self.momentum, self.momentum)}
+
+    @property
+    def needs_whole_batch(self) -> str:
+        """A random order reaches over the whole batch."""
+        return "method.shuffle" if self.shuffle else ""
+
+    def embed(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
+        """Queries q of the first view, [B, dim]."""
+        norm.set_views(self, 1)
+        return {"q": self.student(views[0])}
+
+    @torch.no_grad()
+    def targets(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
+        """Keys k of the second view, [B, dim]."""
+        norm.set_views(self, 1)
+        return {"k": self._shuffled(views[1], draws) if self.shuffle else self.teacher(views[1])}
+
+    def _shuffled(self, view: Tensor, draws: SampleDraws) -> Tensor:
+        """The keys of a view, computed in a random order of the global batch and brought back."""
+        ids = self.world.gather_const(torch.from_numpy(draws.ids).to(view.device))
+        order = torch.from_numpy(draws.draws.order(Purpose.SHUFFLE, ids.cpu().numpy())).to(view.device)
+        own = slice(self.world.rank * len(view), (self.world.rank + 1) * len(view))
+        keys = self.world.gather_const(self.teacher(self.world.gather_const(view)[order[own]]))
+        back = torch.empty_like(keys)
+        back[order] = keys
+        return back[own]
+
+    def loss(self, embeddings: Embeddings, batch: Batch, knobs: Knobs) -> LossOutput:
+        """Cross-entropy of every query's own key against the queue, the mean over the job's valid samples."""
+        q, k = embeddings["q"], embeddings["k"]
+        queue, usable = self.queue.negatives(batch.ids)
+        rows = queue_cross_entropy(q, k, queue, usable, self.temperature)
+        loss = job_mean(rows, batch.valid, self.world.sum)
+        metrics = {**signs_of_health(q, k), "queue_age": self.queue.age}
+        return LossOutput(loss, metrics, remember={"keys": nn.functional.normalize(k, dim=1)})
+
+    def remember(self, out: LossOutput, batch: Batch, knobs: Knobs) -> None:
+        """Push the job's keys."""
+        self.queue.push(out.remember["keys"], batch.ids, batch.valid)

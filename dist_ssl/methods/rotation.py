@@ -1,0 +1,114 @@
+"""Rotation as an auxiliary task (Addepalli et al. 2022, arXiv 2210.09866), on top of any method.
+
+    turned copies of the first `turned` views, by a random number of quarter turns each, pass the student's encoder
+    only; a head tells the four turns apart
+    loss = the method's loss + weight * sum over turned views of CE(head(encoder(turned)), turn)
+
+The turned copies are nobody's positives and the teacher never sees them. Published for SwAV alone; for other methods
+it is a reconstruction.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from dist_ssl.batch import Batch
+from dist_ssl.blocks import scope
+from dist_ssl.draws import Purpose, SampleDraws
+from dist_ssl.losses.job import job_mean
+from dist_ssl.losses.rotation import TURNS, rotate, rotation_cross_entropy
+from dist_ssl.method import Embeddings, LossOutput, Method
+from dist_ssl.models import norm
+from dist_ssl.models.branch import width_of
+from dist_ssl.models.heads import mlp
+from dist_ssl.plan import Knob, Knobs
+from dist_ssl.world import World
+
+OWN = "turned"
+"""Begins the names of this task's embeddings."""
+
+
+class Rotation(Method):
+    """A method with the task added. `weight` from 0; `turned`: views that are turned, 1 up to the method's; `hidden`:
+    width of the head. `norm_group`: samples that share the head's batch-norm statistics; None: all of the job's.
+
+    The method's modules keep their names, so an encoder is found where it is without the task.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        *,
+        world: World,
+        weight: float = 0.1,
+        turned: int = 2,
+        hidden: int = 2048,
+        norm_group: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.world, self.weight = world, weight
+        self.turned = min(turned, method.num_views)
+        object.__setattr__(self, "method", method)  # not a child of its own: its children are ours
+        for name, child in method.named_children():
+            self.add_module(name, child)
+        head = mlp([width_of(method.encoder), hidden, TURNS], last_norm=False, bias=True)
+        self.rotation = norm.convert(head, scope(world, norm_group))
+        self.num_views, self.teacher, self.wants_filling = method.num_views, method.teacher, method.wants_filling
+
+    method: Method
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The method's."""
+        return self.method.encoder
+
+    @property
+    def knobs(self) -> Mapping[str, Knob]:
+        """The method's."""
+        return self.method.knobs
+
+    @property
+    def needs_whole_batch(self) -> str:
+        """As the method."""
+        return self.method.needs_whole_batch
+
+    def embed(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
+        """The method's embeddings, and per turned view the head's answers [B, 4] and the turns [B] that are right."""
+        found = dict(self.method.embed(views, draws))
+        turns = [self._turns(draws, slot, views[0]) for slot in range(self.turned)]
+        images = torch.cat([rotate(view, turn) for view, turn in zip(views, turns, strict=False)])
+        norm.set_views(self.encoder, self.turned)
+        norm.set_views(self.rotation, self.turned)
+        answers = self.rotation(self.encoder(images)).chunk(self.turned)
+        return {**found, **{f"{OWN}{slot}": answer for slot, answer in enumerate(answers)}}
+
+    def _turns(self, draws: SampleDraws, slot: int, like: Tensor) -> Tensor:
+        """[B] how often the samples are turned in this slot."""
+        turns = (draws.uniform(Purpose.ROTATION, slot, 1)[:, 0] * TURNS).astype("int64")
+        return torch.from_numpy(turns).to(like.device)
+
+    def targets(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
+        """The method's."""
+        return self.method.targets(views, draws)
+
+    def loss(self, embeddings: Embeddings, batch: Batch, knobs: Knobs) -> LossOutput:
+        """The method's loss and the weighted task's, over the job's valid samples."""
+        own = {name: value for name, value in embeddings.items() if not name.startswith(OWN)}
+        out = self.method.loss(own, batch, knobs)
+        draws = batch.draws.of(batch.ids.numpy())
+        rows = [
+            rotation_cross_entropy(embeddings[f"{OWN}{slot}"], self._turns(draws, slot, batch.views[0]))
+            for slot in range(self.turned)
+        ]
+        task = job_mean(torch.stack(rows).sum(0), batch.valid, self.world.sum)
+        metrics = {**out.metrics, "rotation_loss": task.detach()}
+        return LossOutput(out.loss + self.weight * task, metrics, out.remember)
+
+    def fill(self, batch: Batch) -> None:
+        """As the method."""
+        self.method.fill(batch)
+
+    def remember(self, out: LossOutput, batch: Batch, knobs: Knobs) -> None:
+        """As the method."""
+        self.method.remember(out, batch, knobs)

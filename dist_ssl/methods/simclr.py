@@ -1,0 +1,69 @@
+"""SimCLR (Chen et al. 2020, arXiv 2002.05709): two views of an image attract, all other views of the batch repel.
+
+    z_v = projector(encoder(x_v)),  v = 1, 2;   loss = NT-Xent(z_1, z_2) over the whole job
+
+Embeddings are gathered with gradients, so every rank's own are pushed by the rows of all ranks.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from dist_ssl.batch import Batch
+from dist_ssl.blocks import scope
+from dist_ssl.draws import SampleDraws
+from dist_ssl.losses.contrastive import nt_xent
+from dist_ssl.method import Embeddings, LossOutput, Method
+from dist_ssl.methods.health import signs_of_health
+from dist_ssl.methods.together import of_the_job, share_of_mean
+from dist_ssl.models import norm
+from dist_ssl.models.branch import Branch, width_of
+from dist_ssl.models.heads import mlp
+from dist_ssl.plan import Knobs
+from dist_ssl.world import World
+
+
+class SimCLR(Method):
+    """SimCLR around an encoder that carries `num_features`.
+
+    `hidden`, `dim`: widths of the projector. `temperature` > 0. `norm_group`: samples that share batch-norm
+    statistics; None: all of the job's.
+    """
+
+    num_views = 2
+    student: Branch
+    teacher = None
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        *,
+        world: World,
+        hidden: int = 2048,
+        dim: int = 128,
+        temperature: float = 0.1,
+        norm_group: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.world, self.temperature = world, temperature
+        student = Branch(encoder, mlp([width_of(encoder), hidden, dim], last_norm=True))
+        self.student = norm.convert(student, scope(world, norm_group))  # type: ignore[assignment]
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The student's encoder."""
+        return self.student.encoder
+
+    def embed(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
+        """Embeddings z1, z2, [B, dim] each; both views in one pass, each with its own statistics."""
+        norm.set_views(self, len(views))
+        z1, z2 = self.student(torch.cat(views)).chunk(2)
+        return {"z1": z1, "z2": z2}
+
+    def loss(self, embeddings: Embeddings, batch: Batch, knobs: Knobs) -> LossOutput:
+        """NT-Xent over the valid samples of the global batch."""
+        own = torch.stack([embeddings["z1"], embeddings["z2"]])
+        whole, keep = of_the_job(self.world.gather, own.transpose(0, 1), batch.valid)
+        first = self.world.rank * len(batch.valid)
+        rows = nt_xent(own, whole.transpose(0, 1), first, self.temperature, keep)
+        loss = share_of_mean(rows, batch.valid, keep, self.world.size)
+        return LossOutput(loss, metrics=signs_of_health(own[0], own[1]))

@@ -1,0 +1,69 @@
+"""SimSiam (Chen and He 2021, arXiv 2011.10566): a view predicts the other one, whose gradient is stopped.
+
+    z_v = projector(encoder(x_v)),  p_v = predictor(z_v);   loss = -cos(p_1, sg z_2) / 2 - cos(p_2, sg z_1) / 2
+
+The projector has three layers and ends in an affine-less batch norm; the predictor is a bottleneck, and as published
+learns at a constant rate (`optim.constant=[predictor]`).
+"""
+
+import torch
+from torch import Tensor, nn
+
+from dist_ssl.batch import Batch
+from dist_ssl.blocks import scope
+from dist_ssl.draws import SampleDraws
+from dist_ssl.losses.cosine import negative_cosine
+from dist_ssl.losses.job import job_mean
+from dist_ssl.method import Embeddings, LossOutput, Method
+from dist_ssl.methods.health import signs_of_health
+from dist_ssl.models import norm
+from dist_ssl.models.branch import Branch, width_of
+from dist_ssl.models.heads import mlp
+from dist_ssl.plan import Knobs
+from dist_ssl.world import World
+
+
+class SimSiam(Method):
+    """SimSiam around an encoder that carries `num_features`.
+
+    `dim`: width of the projector; `hidden`: of the predictor's bottleneck. `norm_group`: samples that share batch-norm
+    statistics; None: all of the job's.
+    """
+
+    num_views = 2
+    student: Branch
+    teacher = None
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        *,
+        world: World,
+        dim: int = 2048,
+        hidden: int = 512,
+        norm_group: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.world = world
+        statistics = scope(world, norm_group)
+        student = Branch(encoder, mlp([width_of(encoder), dim, dim, dim], last_norm=True))
+        self.student = norm.convert(student, statistics)  # type: ignore[assignment]
+        self.predictor = norm.convert(mlp([dim, hidden, dim], last_norm=False, bias=True), statistics)
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The student's encoder."""
+        return self.student.encoder
+
+    def embed(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
+        """Embeddings z1, z2 and predictions p1, p2, [B, dim] each; each view with its own statistics."""
+        norm.set_views(self, len(views))
+        z = self.student(torch.cat(views))
+        (z1, z2), (p1, p2) = z.chunk(2), self.predictor(z).chunk(2)
+        return {"z1": z1, "z2": z2, "p1": p1, "p2": p2}
+
+    def loss(self, embeddings: Embeddings, batch: Batch, knobs: Knobs) -> LossOutput:
+        """The symmetric negative cosine, the mean over the valid samples of the global batch."""
+        e = embeddings
+        rows = (negative_cosine(e["p1"], e["z2"]) + negative_cosine(e["p2"], e["z1"])) / 2
+        return LossOutput(job_mean(rows, batch.valid, self.world.sum), metrics=signs_of_health(e["z1"], e["z2"]))

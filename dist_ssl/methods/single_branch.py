@@ -1,0 +1,165 @@
+"""One view, one branch, a memory bank (after Cao and Wu 2024, arXiv 2404.19289): every image is a class of its own.
+
+    z = norm(projector(encoder(x)));   s = z W^T over the rows of all images, or the batch's and `negatives` others
+    loss = CE(s / T, own row) + kl_weight KL(p || u),   p = softmax(s / kl_temperature),   u ~ p^exponent, constant
+    with CutMix: lam CE(own row) + (1 - lam) CE(the partner's row)
+
+Rows begin as the untrained network's embeddings, one pass over the data, and move after every step: `ema` as in the
+released code; `pull` and `descend` are reconstructions of the paper's gradient-based update, whose exact form is not
+public. The bank's rows are spread over the ranks.
+"""
+
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dist_ssl.batch import Batch
+from dist_ssl.blocks import scope
+from dist_ssl.draws import Draws, Ints, SampleDraws
+from dist_ssl.losses.job import job_mean
+from dist_ssl.memory.bank import Bank, Comparison
+from dist_ssl.memory.negatives import negatives
+from dist_ssl.method import Embeddings, LossOutput, Method
+from dist_ssl.methods import mixing
+from dist_ssl.methods.health import signs_of_health
+from dist_ssl.models import norm
+from dist_ssl.models.branch import Branch, width_of
+from dist_ssl.models.heads import mlp
+from dist_ssl.plan import Knobs
+from dist_ssl.world import World
+
+Update = Literal["ema", "pull", "descend"]
+
+
+class SingleBranch(Method):
+    """The method around an encoder that carries `num_features`.
+
+    `num_samples`: images of the data set. `hidden`, `dim`: widths of the projector and of the bank. `temperature` > 0.
+    `kl_weight` from 0, `kl_temperature` > 0, `exponent` between 0 and 1: of the self-distillation. `negatives`: rows
+    beside the batch's; None: all. `update`: how rows move: with `bank_momentum` (0 to 1), `descend` with `bank_rate`.
+    `half`: keep the bank in bfloat16. `mix`: CutMix with Beta(`mix_alpha`, `mix_alpha`). `norm_group`: samples that
+    share batch-norm statistics; None: all of the job's.
+    """
+
+    num_views = 1
+    student: Branch
+    teacher = None
+    wants_filling = True
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        *,
+        world: World,
+        num_samples: int,
+        hidden: int = 2048,
+        dim: int = 256,
+        temperature: float = 0.2,
+        kl_weight: float = 20.0,
+        kl_temperature: float = 1.0,
+        exponent: float = 0.5,
+        negatives: int | None = None,
+        update: Update = "ema",
+        bank_momentum: float = 0.5,
+        bank_rate: float = 0.1,
+        half: bool = False,
+        mix: bool = True,
+        mix_alpha: float = 0.5,
+        norm_group: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.world, self.temperature, self.negatives = world, temperature, negatives
+        self.kl_weight, self.kl_temperature, self.exponent = kl_weight, kl_temperature, exponent
+        self.update, self.bank_momentum, self.bank_rate = update, bank_momentum, bank_rate
+        self.mix, self.mix_alpha = mix, mix_alpha
+        student = Branch(encoder, mlp([width_of(encoder), hidden, hidden, dim], last_norm=False, bias=True))
+        self.student = norm.convert(student, scope(world, norm_group))  # type: ignore[assignment]
+        self.bank = Bank(num_samples, dim, world=world, half=half)
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The student's encoder."""
+        return self.student.encoder
+
+    @property
+    def needs_whole_batch(self) -> str:
+        """Images are mixed with others of the whole batch."""
+        return "method.mix" if self.mix else ""
+
+    def embed(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
+        """Unit embeddings z, [B, dim], of mixed images where the method mixes."""
+        norm.set_views(self, 1)
+        view = views[0]
+        if self.mix:
+            view = mixing.mixed(view, self._mix(draws.draws, torch.from_numpy(draws.ids), view.shape[-1]), self.world)
+        return {"z": F.normalize(self.student(view), dim=1)}
+
+    def _job_ids(self, ids: Tensor) -> Ints:
+        """[N] the numbers of the global batch's samples, of which this rank has `ids` [B]."""
+        return self.world.gather_const(ids.to(self.world.device)).cpu().numpy()
+
+    def loss(self, embeddings: Embeddings, batch: Batch, knobs: Knobs) -> LossOutput:
+        """Instance discrimination and self-distillation, the mean over the job's valid samples."""
+        z = embeddings["z"]
+        targets, weights = self._targets(batch, z.dtype)
+        among = self._among(batch)
+        temperatures = (self.temperature, self.kl_temperature, self.kl_temperature / self.exponent)
+        found = self.bank.compare(z, targets, temperatures, weights=weights, among=among)
+        rows = found.logsumexp[0] * weights.sum(0) - (weights * found.own).sum(0) / self.temperature
+        rows = rows + self.kl_weight * self._self_distillation(found)
+        loss = job_mean(rows, weights.sum(0) > 0, self.world.sum)
+        return LossOutput(loss, metrics=signs_of_health(z, z.roll(1, 0)), remember=found.kept)
+
+    def _self_distillation(self, found: Comparison) -> Tensor:
+        """KL(p || u), [B], its gradient with u held constant: (1 - e) p_j (a_j - mean a) for a_j = s_j / temperature.
+
+        log p = a - log sum exp a and log u = e a - log sum exp(e a); and p_j (a_j - mean) is the gradient of
+        mean - log sum exp.
+        """
+        lse, mean, of_powers = found.logsumexp[1], found.mean[1], found.logsumexp[2]
+        along = (1 - self.exponent) * (mean - lse)
+        value = (1 - self.exponent) * mean - lse + of_powers
+        return along + (value - along).detach()
+
+    def _mix(self, draws: Draws, ids: Tensor, side: int) -> mixing.Mix:
+        return mixing.draw(draws, self._job_ids(ids), self.mix_alpha, side)
+
+    def _targets(self, batch: Batch, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """[A, B] rows that samples belong to and their weights, 0 where a stand-in is in it; A = 2 where mixed."""
+        own, valid = batch.ids.to(self.world.device), batch.valid
+        if not self.mix:
+            return own[None], valid[None].to(dtype)
+        mix = self._mix(batch.draws, batch.ids, batch.views[0].shape[-1])
+        everyone = self.world.gather_const(torch.stack([own, valid.to(own.dtype)], dim=1))
+        part = slice(self.world.rank * len(own), (self.world.rank + 1) * len(own))
+        partners, partner_valid = everyone[torch.from_numpy(mix.partners[part]).to(own.device)].unbind(1)
+        counts = (valid & (partner_valid > 0)).to(dtype)
+        return torch.stack([own, partners]), torch.stack([mix.kept * counts, (1 - mix.kept) * counts])
+
+    def _among(self, batch: Batch) -> Tensor | None:
+        """The rows that samples are told from, ascending: the batch's and the step's negatives; None: all."""
+        if self.negatives is None:
+            return None
+        ids = np.unique(self._job_ids(batch.ids))
+        others = negatives(batch.draws, batch.step, self.bank.num_rows, ids, self.negatives)
+        return torch.from_numpy(np.union1d(ids, others))
+
+    @torch.no_grad()
+    def fill(self, batch: Batch) -> None:
+        """Begin the rows of these samples as the embeddings of their unmixed views; a collective."""
+        norm.set_views(self, 1)
+        self.bank.write(batch.ids, self.student(batch.views[0]), batch.valid)
+
+    def remember(self, out: LossOutput, batch: Batch, knobs: Knobs) -> None:
+        """Move the bank's rows; nothing is exchanged."""
+        kept = out.remember
+        if self.update == "ema":
+            keep = kept["weights"].sum(0) > 0
+            self.bank.follow(kept["targets"][0], kept["queries"], keep, self.bank_momentum)
+        elif self.update == "pull":
+            self.bank.pull(kept, self.temperature, self.bank_momentum)
+        else:
+            self.bank.descend(kept, self.temperature, self.bank_rate)

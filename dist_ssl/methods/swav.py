@@ -1,0 +1,80 @@
+"""SwAV (Caron et al. 2020, arXiv 2006.09882): views agree on how they share out prototypes.
+
+    s_v = cosines of projector(encoder(x_v)) with the prototypes;   q_v = Sinkhorn(s_v) over the job, no gradient
+    loss = mean over pairs of views i != v of -sum q_i log softmax(s_v / T)
+
+The prototypes' directions count: they are normalised where they are used, and not in place after each step. Without
+the queue of embeddings that small batches of the authors use, and with views of one size.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dist_ssl.batch import Batch
+from dist_ssl.blocks import scope
+from dist_ssl.draws import SampleDraws
+from dist_ssl.losses.job import job_mean
+from dist_ssl.losses.swav import sinkhorn, swapped_cross_entropy
+from dist_ssl.method import Embeddings, LossOutput, Method
+from dist_ssl.methods.health import signs_of_health
+from dist_ssl.models import norm
+from dist_ssl.models.branch import Branch, width_of
+from dist_ssl.models.heads import mlp
+from dist_ssl.plan import Knobs
+from dist_ssl.world import World
+
+
+class SwAV(Method):
+    """SwAV around an encoder that carries `num_features`.
+
+    `hidden`, `dim`: widths of the projector. `prototypes`: their number. `temperature`, `eps` > 0: of the softmax, and
+    of the codes. `iterations`: of Sinkhorn and Knopp. `num_views`: from 2. `norm_group`: samples that share batch-norm
+    statistics; None: all of the job's.
+    """
+
+    student: Branch
+    teacher = None
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        *,
+        world: World,
+        hidden: int = 2048,
+        dim: int = 128,
+        prototypes: int = 3000,
+        temperature: float = 0.1,
+        eps: float = 0.05,
+        iterations: int = 3,
+        num_views: int = 2,
+        norm_group: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.world, self.temperature, self.eps, self.iterations = world, temperature, eps, iterations
+        self.num_views = num_views
+        student = Branch(encoder, mlp([width_of(encoder), hidden, dim], last_norm=False, bias=True))
+        self.student = norm.convert(student, scope(world, norm_group))  # type: ignore[assignment]
+        self.prototypes = nn.Linear(dim, prototypes, bias=False)
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The student's encoder."""
+        return self.student.encoder
+
+    def embed(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
+        """Cosines with the prototypes, `s0`, `s1`, ..., [B, prototypes] each; each view with its own statistics."""
+        norm.set_views(self, len(views))
+        z = F.normalize(self.student(torch.cat(views)), dim=1)
+        scores = F.linear(z, F.normalize(self.prototypes.weight, dim=1))
+        return {f"s{number}": part for number, part in enumerate(scores.chunk(len(views)))}
+
+    def loss(self, embeddings: Embeddings, batch: Batch, knobs: Knobs) -> LossOutput:
+        """Every view's codes predicted from every other view, the mean over the job's valid samples."""
+        scores = [embeddings[f"s{number}"] for number in range(len(embeddings))]
+        codes = [
+            sinkhorn(s.detach(), batch.valid, self.world.sum_const, eps=self.eps, iterations=self.iterations)
+            for s in scores
+        ]
+        rows = swapped_cross_entropy(scores, [code.to(scores[0].dtype) for code in codes], self.temperature)
+        return LossOutput(job_mean(rows, batch.valid, self.world.sum), metrics=signs_of_health(scores[0], scores[1]))

@@ -1,0 +1,69 @@
+"""VICReg (Bardes, Ponce, LeCun 2022, arXiv 2105.04906): views agree, dimensions vary and do not repeat each other.
+
+    z_v = projector(encoder(x_v)),  v = 1, 2;   loss = invariance + variance + covariance of the whole job's z
+
+Embeddings are gathered with gradients, and every rank computes the same loss of them.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from dist_ssl.batch import Batch
+from dist_ssl.blocks import scope
+from dist_ssl.draws import SampleDraws
+from dist_ssl.losses.vicreg import vicreg
+from dist_ssl.method import Embeddings, LossOutput, Method
+from dist_ssl.methods.health import signs_of_health
+from dist_ssl.methods.together import of_the_job
+from dist_ssl.models import norm
+from dist_ssl.models.branch import Branch, width_of
+from dist_ssl.models.heads import mlp
+from dist_ssl.plan import Knobs
+from dist_ssl.world import World
+
+
+class VICReg(Method):
+    """VICReg around an encoder that carries `num_features`.
+
+    `dim`: width of the projector's three layers. `invariance`, `variance`, `covariance`: weights of the terms, from 0.
+    `norm_group`: samples that share batch-norm statistics; None: all of the job's.
+    """
+
+    num_views = 2
+    student: Branch
+    teacher = None
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        *,
+        world: World,
+        dim: int = 8192,
+        invariance: float = 25.0,
+        variance: float = 25.0,
+        covariance: float = 1.0,
+        norm_group: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.world = world
+        self.weights = {"invariance": invariance, "variance": variance, "covariance": covariance}
+        student = Branch(encoder, mlp([width_of(encoder), dim, dim, dim], last_norm=False))
+        self.student = norm.convert(student, scope(world, norm_group))  # type: ignore[assignment]
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The student's encoder."""
+        return self.student.encoder
+
+    def embed(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
+        """Embeddings z1, z2, [B, dim] each; both views in one pass, each with its own statistics."""
+        norm.set_views(self, len(views))
+        z1, z2 = self.student(torch.cat(views)).chunk(2)
+        return {"z1": z1, "z2": z2}
+
+    def loss(self, embeddings: Embeddings, batch: Batch, knobs: Knobs) -> LossOutput:
+        """The three terms over the valid samples of the global batch."""
+        own = torch.stack([embeddings["z1"], embeddings["z2"]], dim=1)
+        whole, keep = of_the_job(self.world.gather, own, batch.valid)
+        found = vicreg(whole[:, 0], whole[:, 1], keep, **self.weights)
+        return LossOutput(found.loss, metrics=signs_of_health(own[:, 0], own[:, 1]))
