@@ -1,6 +1,6 @@
 """What shards exist: a folder of WebDataset tars and the manifest that says where every sample lies in them.
 
-    manifest.json                 format, and per split its shards: name, samples, bytes, sha256
+    manifest.json                 format; per split its shards: name, samples, bytes, sha256; names of classes, if known
     train.samples.safetensors     columns over the split's samples in shard order: offset and size of the image's bytes
                                   within its tar, label (-1: none), and the keys, joined, with the end of each
 
@@ -9,7 +9,7 @@ the data's identity.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,16 @@ def columns(rows: list[tuple[str, int, int, int]]) -> Samples:
     )
 
 
+def joined(parts: Sequence[Samples]) -> Samples:
+    """The samples of several runs of samples, one after the other."""
+    if not parts:
+        return columns([])
+    starts = np.cumsum([0, *(len(part.keys) for part in parts[:-1])])
+    ends = [part.key_ends + start for part, start in zip(parts, starts, strict=True)]
+    same = {name: np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])}
+    return Samples(**{**same, "key_ends": np.concatenate(ends)})
+
+
 @dataclass(frozen=True)
 class Split:
     """One part of a data set (train, val): its shards in order and its samples."""
@@ -95,10 +105,11 @@ class Split:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A data set: its identity and its splits."""
+    """A data set: its identity, its splits, and the names of its classes in the order of their labels, if known."""
 
     identity: str
     splits: Mapping[str, Split]
+    classes: tuple[str, ...] = ()
 
     def split(self, name: str) -> Split:
         """One split, with shards that fit it. Raises DataError where there is none, or it is empty or has changed."""
@@ -123,9 +134,11 @@ def check_shard(path: Path, shard: Shard) -> None:
         )
 
 
-def write(folder: Path, splits: Mapping[str, tuple[list[Shard], Samples]]) -> None:
+def write(folder: Path, splits: Mapping[str, tuple[list[Shard], Samples]], classes: Sequence[str] = ()) -> None:
     """Write the manifest of a data set whose tars lie in the folder; manifest.json comes last."""
     content: dict[str, Any] = {"format": FORMAT, "splits": {}}
+    if classes:
+        content["classes"] = list(classes)
     for name, (shards, samples) in splits.items():
         file = f"{name}.samples.safetensors"
         data = safetensors.numpy.save(vars(samples))
@@ -144,7 +157,7 @@ def read(folder: Path) -> Manifest:
         what = "has no manifest.json" if folder.is_dir() else "does not exist"
         raise DataError(
             f"The shard folder {folder} {what}.",
-            "Make shards with `python shards/make.py source=demo out=...`, or set data.path to a folder that has them.",
+            "Make shards with `python shards/make.py source=... out=...`, or set data.path to a folder that has them.",
         )
     text = path.read_bytes()
     try:
@@ -154,9 +167,10 @@ def read(folder: Path) -> Manifest:
                 f"{path} has format {content['format']}: this version reads {FORMAT}.", "Make the shards again."
             )
         splits = {name: _split(folder, name, entry) for name, entry in content["splits"].items()}
+        classes = tuple(str(name) for name in content.get("classes", ()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is damaged: {error!r}.", "Make the shards again.") from error
-    return Manifest(xxhash.xxh3_128_hexdigest(text), splits)
+    return Manifest(xxhash.xxh3_128_hexdigest(text), splits, classes)
 
 
 def _split(folder: Path, name: str, entry: dict[str, Any]) -> Split:

@@ -4,17 +4,28 @@ A class is a shape family together with a texture family, so a crop that shows o
 it. Everything else is nuisance and drawn alike for every class: colours and contrast polarity, background, pose, size,
 texture scale and phase, distractors, occluders, light, blur and noise. Backgrounds vary slowly and distractors are
 plain, so the texture of the object is the only fine structure in an image. Drawing happens at twice the final side.
+
+    python shards/make.py source=demo out=data/demo [train=6000] [val=2000] [shard_bytes=1MB]
 """
 
 import hashlib
 import io
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
+from rich.console import Console
+
+from shards.archive import Sample
+from shards.pack import Contents, pack
+from shards.source import Source
+from shards.words import Bytes
 
 Field = NDArray[Any]  # float32 [CANVAS, CANVAS]; scalars stay Python floats so that nothing is promoted to float64
 Random = np.random.Generator
@@ -250,10 +261,35 @@ def draw(seed: int, split: str, index: int) -> tuple[Image.Image, int]:
     return exposed(image.reduce(2), rng), label
 
 
+def sample(seed: int, split: str, index: int) -> Sample:
+    """The image of `draw` as a JPEG file."""
+    image, label = draw(seed, split, index)
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=90)
+    return Sample(f"demo-{split}-{index:08d}", "jpg", file.getvalue(), label)
+
+
 def samples(split: str, count: int, seed: int = 0) -> Iterator[tuple[str, bytes, int]]:
     """Yield count samples as (key, JPEG bytes, label 0..9) in index order."""
     for index in range(count):
-        image, label = draw(seed, split, index)
-        file = io.BytesIO()
-        image.save(file, "JPEG", quality=90)
-        yield f"demo-{split}-{index:08d}", file.getvalue(), label
+        drawn = sample(seed, split, index)
+        yield drawn.key, drawn.image, drawn.label
+
+
+@dataclass(frozen=True)
+class Options:
+    """Images per split, and the size at which a shard is closed."""
+
+    train: int = 6000
+    val: int = 2000
+    shard_bytes: Bytes = Bytes(10**6)
+
+
+def write(out: Path, options: Options, console: Console) -> None:
+    """Draw the data set, in the order of its indices. Raises DataError."""
+    counts = {"train": options.train, "val": options.val}
+    splits = {split: Contents(count, f"demo {split}", partial(sample, 0, split)) for split, count in counts.items()}
+    pack(out, splits, shard_bytes=options.shard_bytes, threads=1, console=console)  # drawing holds the interpreter
+
+
+SOURCES = {"demo": Source(Options, write)}

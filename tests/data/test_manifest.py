@@ -18,7 +18,8 @@ from dist_ssl.data import manifest
 from dist_ssl.data.manifest import Shard
 from dist_ssl.data.read import Reader
 from dist_ssl.errors import DataError
-from shards import make
+from shards import make, pack
+from shards.sources import demo
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def test_there_are_several_shards_with_their_own_sizes_and_hashes(demo_shards: P
     assert len(split.shards) > 1
     for number, shard in enumerate(split.shards):
         assert split.path(number).stat().st_size == shard.bytes
-        assert make.sha256(split.path(number)) == shard.sha256
+        assert pack.hash_of(split.path(number)) == shard.sha256
 
 
 def test_the_tars_are_plain_webdataset(demo_shards: Path) -> None:
@@ -82,12 +83,12 @@ def test_the_same_data_has_the_same_identity_wherever_it_lies(demo_shards: Path,
 
 
 def test_making_the_same_data_again_gives_the_same_identity(demo_shards: Path, tmp_path: Path) -> None:
-    make.make("demo", tmp_path / "again", Console(quiet=True), make.Options(60, 20, 20000))
+    make.make("demo", tmp_path / "again", Console(quiet=True), demo.Options(60, 20, 20000))
     assert manifest.read(tmp_path / "again").identity == manifest.read(demo_shards).identity
 
 
 def test_other_data_has_another_identity(tmp_path: Path) -> None:
-    choices = [make.Options(*o) for o in ((6, 2, 20000), (7, 2, 20000), (6, 3, 20000), (6, 2, 3000))]
+    choices = [demo.Options(*o) for o in ((6, 2, 20000), (7, 2, 20000), (6, 3, 20000), (6, 2, 3000))]
     for number, options in enumerate(choices):
         make.make("demo", tmp_path / str(number), Console(quiet=True), options)
     assert len({manifest.read(tmp_path / str(number)).identity for number in range(4)}) == 4
@@ -188,7 +189,7 @@ def test_another_format_is_named_though_its_splits_look_otherwise(copy: Path) ->
 
 
 def test_samples_of_another_data_set_do_not_fit(copy: Path, tmp_path: Path) -> None:
-    make.make("demo", tmp_path / "other", Console(quiet=True), make.Options(6, 2, 20000))
+    make.make("demo", tmp_path / "other", Console(quiet=True), demo.Options(6, 2, 20000))
     shutil.copy(tmp_path / "other" / "train.samples.safetensors", copy)
     with pytest.raises(DataError, match=r"train\.samples\.safetensors does not fit manifest\.json"):
         manifest.read(copy)

@@ -1,0 +1,272 @@
+"""A folder of pictures as it lies on disk: the files' bytes go into the tars as they are.
+
+    python shards/make.py source=imagefolder path=pictures out=data/mine [shard_bytes=256MB] [val=2%] [labels=true]
+
+Where the folder has `train/` and `val/`, these are the splits; where not, `val` images are held out by the hash of
+their paths. Where every image lies in a sub-folder and there are several of those, their names, sorted, are the
+classes. Images are packed in the order of the hash of their paths, so no tar is of one class. Hidden files and folders
+are left out; links are followed.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+import xxhash
+from rich.console import Console
+
+from dist_ssl.errors import ConfigError, DataError
+from shards.archive import KINDS, Sample
+from shards.pack import THREADS, Contents, pack
+from shards.source import Source
+from shards.words import Bytes, HeldOut
+
+VAL_NAMES = ("val", "valid", "validation")
+HELD_OUT = HeldOut(share=0.02)
+SHOWN = 10
+Ancestors = tuple[tuple[int, int], ...]
+"""Device and number of a folder and those above it, so that a link upwards is not followed for ever."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """`val`: images held out, by default 2 % where there are labels; `labels`: whether folders are classes."""
+
+    path: Path
+    shard_bytes: Bytes = Bytes(256 * 10**6)
+    val: HeldOut | None = None
+    labels: bool | None = None
+    threads: int = THREADS
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """An image file: its path within the split, its size in bytes, and when it was changed last."""
+
+    name: str
+    size: int
+    changed: int
+
+
+@dataclass
+class Found:
+    """What lies below a folder. `folders`: all that were entered; `left_out`: what are no images, by extension."""
+
+    files: list[File] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+    unreadable: list[str] = field(default_factory=list)
+
+
+def write(out: Path, options: Options, console: Console) -> None:
+    """Pack the folder. Raises ConfigError, DataError."""
+    if not options.path.is_dir():
+        raise DataError(f"path={options.path} is no folder.", "Name the folder that your pictures lie in.")
+    found = scan(options.path, options.threads)
+    check(found, options.path, console)
+    train, val, roots = split_of(found, options.path)
+    if val and options.val is not None:
+        raise ConfigError(f"{options.path} has its own val/: val=... has no place.", "Leave val out.")
+    classes = classes_of(train, options)
+    if not val:
+        held_out = options.val or (HELD_OUT if classes else HeldOut())
+        count = held_out.of(len(train))
+        train, val, roots = train[count:], train[:count], (roots[0], roots[0])
+    report_empty(found, classes, roots[0], options.path, console)
+    splits = {"train": contents(roots[0], train, classes), "val": contents(roots[1], val, classes)}
+    pack(out, splits, classes, shard_bytes=options.shard_bytes, threads=options.threads, console=console)
+
+
+def scan(root: Path, threads: int) -> Found:
+    """All files below a folder, links followed, folders listed in parallel."""
+    found = Found()
+    top = root.stat()
+    level: list[tuple[str, Ancestors]] = [("", ((top.st_dev, top.st_ino),))]
+    with ThreadPoolExecutor(threads) as pool:
+        while level:
+            listed = list(pool.map(lambda entry: listing(root, *entry), level))
+            for part, _ in listed:
+                found.files += part.files
+                found.folders += part.folders
+                found.left_out += part.left_out
+                found.unreadable += part.unreadable
+            level = [below for _, inner in listed for below in inner]
+    return found
+
+
+def listing(root: Path, folder: str, above: Ancestors) -> tuple[Found, list[tuple[str, Ancestors]]]:
+    """What lies in one folder, and the folders in it."""
+    found, inner = Found(folders=[folder]), []
+    try:
+        entries = list(os.scandir(root / folder))
+    except OSError as error:
+        return Found(unreadable=[f"{folder}/: {error.strerror}"]), []
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        name = f"{folder}/{entry.name}" if folder else entry.name
+        try:
+            stat = entry.stat()
+            if entry.is_dir():
+                own = (stat.st_dev, stat.st_ino)
+                inner += [(name, (*above, own))] if own not in above else []
+            elif extension(name).lower() not in KINDS or not entry.is_file():
+                found.left_out[extension(name).lower()] += 1
+            elif not os.access(entry.path, os.R_OK):
+                found.unreadable.append(f"{name}: Permission denied")
+            else:
+                found.files.append(File(name, stat.st_size, stat.st_mtime_ns))
+        except OSError as error:
+            found.unreadable.append(f"{name}: {'broken link' if entry.is_symlink() else error.strerror}")
+    return found, inner
+
+
+def extension(name: str) -> str:
+    """`JPG` of `a/b.c.JPG`; empty where there is none."""
+    return PurePosixPath(name).suffix[1:]
+
+
+def check(found: Found, root: Path, console: Console) -> None:
+    """Refuse what cannot be read or holds no images, and say what is left out. Raises DataError."""
+    if found.unreadable:
+        raise DataError(
+            f"{len(found.unreadable)} files or folders in {root} cannot be read:\n  "
+            + some(sorted(found.unreadable), "\n  "),
+            "Make them readable, or remove them.",
+        )
+    if not found.files:
+        kinds = ", ".join(KINDS)
+        raise DataError(f"{root} holds no images.", f"An image is known by its extension: {kinds}; any case.")
+    if found.left_out:
+        kinds = ", ".join(f"{n} {'.' + kind if kind else 'without'}" for kind, n in found.left_out.most_common(SHOWN))
+        say(console, f"Left out, no images by their extension: {kinds}.")
+    empty = sorted(file.name for file in found.files if not file.size)
+    if empty:
+        say(console, f"{len(empty)} files are empty, a run will replace them: {some(empty, ', ')}.")
+
+
+def some(names: Sequence[str], between: str) -> str:
+    """The first of many names."""
+    more = [f"... and {len(names) - SHOWN} more"] if len(names) > SHOWN else []
+    return between.join([*(printable(name) for name in names[:SHOWN]), *more])
+
+
+def printable(name: str) -> str:
+    """A file name that any terminal takes."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def say(console: Console, text: str) -> None:
+    """Print a line as it is."""
+    console.print(printable(text), highlight=False, markup=False)
+
+
+def split_of(found: Found, root: Path) -> tuple[list[File], list[File], tuple[Path, Path]]:
+    """Files of train and val, named from their own folders and in the order of packing, and those folders."""
+    tops = {file.name.partition("/")[0] for file in found.files}
+    val = next((name for name in VAL_NAMES if name in tops), None)
+    flat = any("/" not in file.name for file in found.files)
+    if flat or "train" not in tops or (val is None and tops != {"train"}):
+        return ordered(found.files), [], (root, root)
+    if tops - {"train", val}:
+        raise DataError(
+            f"{root} has train/ and {val}/ and, beside them, images in {', '.join(sorted(tops - {'train', val}))}.",
+            "Move those away: they belong to neither split.",
+        )
+    return below(found.files, "train"), below(found.files, val), (root / "train", root / (val or "train"))
+
+
+def below(files: Iterable[File], folder: str | None) -> list[File]:
+    """The files of a folder, named from there."""
+    inside = f"{folder}/"
+    return ordered(
+        File(file.name.removeprefix(inside), file.size, file.changed) for file in files if file.name.startswith(inside)
+    )
+
+
+def ordered(files: Iterable[File]) -> list[File]:
+    """Files in the order of the hash of their names."""
+    return sorted(files, key=lambda file: (xxhash.xxh3_64_intdigest(os.fsencode(file.name)), file.name))
+
+
+def classes_of(files: Sequence[File], options: Options) -> list[str]:
+    """Names of the classes, sorted; none where folders give no labels. Raises DataError where they should."""
+    loose = next((file.name for file in files if "/" not in file.name), None)
+    tops = sorted({file.name.partition("/")[0] for file in files})
+    if options.labels and loose is not None:
+        raise DataError(f"labels=true, but {loose} lies in no folder of a class.", "Move it into one.")
+    if options.labels is False or loose is not None or (len(tops) < 2 and not options.labels):
+        return []
+    return tops
+
+
+def report_empty(found: Found, classes: Sequence[str], root: Path, path: Path, console: Console) -> None:
+    """Say which folders look like classes and have no images."""
+    inside = "" if root == path else f"{root.name}/"
+    folders = {name.removeprefix(inside) for name in found.folders if name.startswith(inside)}
+    empty = sorted({name for name in folders if name and "/" not in name} - set(classes))
+    if classes and empty:
+        say(console, f"{len(empty)} folders hold no images and are no classes: {some(empty, ', ')}.")
+
+
+def contents(root: Path, files: Sequence[File], classes: Sequence[str]) -> Contents:
+    """The files as samples. Raises DataError where one is of a class that is none of `classes`."""
+    numbers = {name: number for number, name in enumerate(classes)}
+    stamp = xxhash.xxh3_128(f"{root.resolve()} {sorted(numbers)}".encode("utf-8", "surrogateescape"))
+    stems = Counter(stem(file.name) for file in files)
+    for file in files:
+        stamp.update(os.fsencode(f"{file.name} {file.size} {file.changed}\n"))
+        top = file.name.partition("/")[0]
+        if classes and top not in numbers:
+            raise DataError(
+                f"{root / file.name} is of class '{top}', which is none of train/.",
+                "Give train/ a folder of that name, or set labels=false.",
+            )
+
+    def sample(number: int) -> Sample:
+        file = files[number]
+        label = numbers.get(file.name.partition("/")[0], -1)
+        alone = stems[stem(file.name)] == 1
+        return Sample(key(file.name, alone), extension(file.name), read(root, file), label)
+
+    return Contents(len(files), stamp.hexdigest(), sample)
+
+
+def stem(name: str) -> str:
+    """A path without its extension."""
+    return name.removesuffix(PurePosixPath(name).suffix)
+
+
+def key(name: str, alone: bool) -> str:
+    """The key of a path: a dot within a base name is `%2E`, `%` is `%25`, a byte that is no UTF-8 `%XX`.
+
+    Where two files differ in nothing but the extension (not `alone`), it follows after `%`.
+    """
+    folder, slash, base = stem(name).rpartition("/")
+    folder, base = (text.replace("%", "%25") for text in (folder, base))
+    text = folder + slash + base.replace(".", "%2E") + ("" if alone else f"%{extension(name)}")
+    return "".join(c if not "\udc80" <= c <= "\udcff" else f"%{ord(c) - 0xDC00:02X}" for c in text)
+
+
+def read(root: Path, file: File) -> bytes:
+    """The bytes of a file that is as it was when the folder was listed. Raises DataError."""
+    path = root / file.name
+    try:
+        with path.open("rb") as opened:
+            data, changed = opened.read(), os.fstat(opened.fileno()).st_mtime_ns
+    except OSError as error:
+        raise DataError(
+            f"{printable(str(path))} cannot be read: {error.strerror}.", "Mend it and give the same command again."
+        ) from error
+    if (len(data), changed) != (file.size, file.changed):
+        raise DataError(
+            f"{printable(str(path))} has changed while the folder was packed.",
+            "Leave the folder alone and give the same command again.",
+        )
+    return data
+
+
+SOURCES = {"imagefolder": Source(Options, write)}

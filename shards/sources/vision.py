@@ -1,0 +1,128 @@
+"""The classification data sets of torchvision, by name.
+
+    python shards/make.py source=cifar10 path=downloads out=data/cifar10 [download=true] [shard_bytes=64MB]
+
+Files that torchvision would open go into the tars as they are; arrays of pixels become PNG, which loses nothing. The
+splits are those that the data set has; images of no class have no label.
+"""
+
+import inspect
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import xxhash
+from PIL import Image
+from rich.console import Console
+
+from dist_ssl.errors import DataError
+from shards.archive import Sample
+from shards.pack import THREADS, Contents, pack
+from shards.source import Source
+from shards.words import Bytes
+
+BOTH = {"train": {"train": True}, "val": {"train": False}}
+TEST = {"train": {"split": "train"}, "val": {"split": "test"}}
+THREE = {"train": {"split": "train"}, "val": {"split": "val"}, "test": {"split": "test"}}
+SETS: dict[str, tuple[str, Mapping[str, Mapping[str, Any]]]] = {
+    "cifar10": ("CIFAR10", BOTH),
+    "cifar100": ("CIFAR100", BOTH),
+    "mnist": ("MNIST", BOTH),
+    "fashionmnist": ("FashionMNIST", BOTH),
+    "kmnist": ("KMNIST", BOTH),
+    "usps": ("USPS", BOTH),
+    "svhn": ("SVHN", {**TEST, "extra": {"split": "extra"}}),
+    "stl10": ("STL10", {"unlabeled": {"split": "unlabeled"}, **TEST}),
+    "gtsrb": ("GTSRB", TEST),
+    "food101": ("Food101", TEST),
+    "flowers102": ("Flowers102", THREE),
+    "dtd": ("DTD", THREE),
+    "fgvcaircraft": ("FGVCAircraft", THREE),
+    "stanfordcars": ("StanfordCars", TEST),
+    "imagenette": ("Imagenette", {"train": {"split": "train"}, "val": {"split": "val"}}),
+    "country211": (
+        "Country211",
+        {"train": {"split": "train"}, "val": {"split": "valid"}, "test": {"split": "test"}},
+    ),
+    "places365": ("Places365", {"train": {"split": "train-standard"}, "val": {"split": "val"}}),
+}
+"""The class in torchvision.datasets, and what each of our splits is to its constructor."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """`path`: the folder that torchvision keeps the data set in; `download`: fetch it into there."""
+
+    path: Path
+    download: bool = False
+    shard_bytes: Bytes = Bytes(64 * 10**6)
+    threads: int = THREADS
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A file as torchvision's data set found it."""
+
+    kind: str
+    data: bytes
+
+
+def write(name: str, out: Path, options: Options, console: Console) -> None:
+    """Pack a data set of torchvision. Raises DataError where it is not there."""
+    found = {split: opened(name, split, options) for split in SETS[name][1]}
+    classes = [str(c) for c in getattr(found["train"], "classes", [])]
+    splits = {split: contents(f"{name}-{split}", data, options.path) for split, data in found.items()}
+    pack(out, splits, classes, shard_bytes=options.shard_bytes, threads=options.threads, console=console)
+
+
+def opened(name: str, split: str, options: Options) -> Any:
+    """torchvision's data set. Raises DataError."""
+    from torchvision import datasets
+
+    kind, splits = SETS[name]
+    make: Callable[..., Any] = getattr(datasets, kind)
+    more: dict[str, Any] = {"loader": encoded} if "loader" in inspect.signature(make).parameters else {}
+    if options.download:
+        options.path.mkdir(parents=True, exist_ok=True)
+    try:
+        return make(options.path, download=options.download, **splits[split], **more)
+    except (RuntimeError, OSError, ValueError, EOFError) as error:
+        raise DataError(
+            f"torchvision cannot open {kind} ({split}) in {options.path}: {error}",
+            "Set path to the folder that holds it, or add download=true where there is an internet.",
+        ) from error
+
+
+def encoded(path: str | Path) -> Encoded:
+    """The bytes of a file; what torchvision calls in place of a decoder."""
+    return Encoded(Path(path).suffix[1:], Path(path).read_bytes())
+
+
+def contents(prefix: str, data: Any, path: Path) -> Contents:
+    """A data set's samples in the order of the hash of their keys."""
+    keys = [f"{prefix}-{number:08d}" for number in range(len(data))]
+    order = sorted(range(len(data)), key=lambda n: xxhash.xxh3_64_intdigest(keys[n].encode()))
+
+    def sample(number: int) -> Sample:
+        try:
+            image, label = data[order[number]]
+        except OSError as error:
+            raise DataError(f"torchvision cannot read {keys[order[number]]}: {error}.", "Fetch it again.") from error
+        if not isinstance(image, Encoded):
+            image = png(image)
+        return Sample(keys[order[number]], image.kind, image.data, int(label))
+
+    return Contents(len(data), f"{path.resolve()} {prefix}", sample)
+
+
+def png(image: Image.Image) -> Encoded:
+    """An image without loss."""
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return Encoded("png", file.getvalue())
+
+
+SOURCES = {name: Source(Options, partial(write, name)) for name in SETS}

@@ -1,0 +1,112 @@
+"""The words of a command line (`key=value`) as the fields of a dataclass, each by its annotation.
+
+What a script can be told is exactly the fields of its options: any other key is refused with the nearest one.
+"""
+
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any, NewType, TypeVar
+
+from dist_ssl.errors import ConfigError, nearest
+
+Bytes = NewType("Bytes", int)
+"""A size, written like 256MB."""
+UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+TRUTHS = {"true": True, "false": False}
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """How much of a data set is kept for asking: a number of images, or a share of them (0 to 1)."""
+
+    number: int = 0
+    share: float = 0.0
+
+    def of(self, total: int) -> int:
+        """How many of `total` images; a share above 0 is at least one. Raises ConfigError where none is left."""
+        count = max(1, round(self.share * total)) if self.share else self.number
+        if count and count >= total:
+            raise ConfigError(
+                f"val={count} leaves nothing of {total} images to train on.", "Hold fewer out, or none with val=0."
+            )
+        return count
+
+
+def parse_bytes(text: str, key: str) -> Bytes:
+    """`256MB` -> 256000000. Raises ConfigError."""
+    number, unit = text.strip()[:-2], text.strip()[-2:].upper()
+    if unit not in UNITS or not number.isdecimal() or int(number) == 0:
+        raise ConfigError(f"{key}={text} is not a size.", "Write it like 256MB (units: KB, MB, GB).")
+    return Bytes(int(number) * UNITS[unit])
+
+
+def parse_whole(text: str, key: str) -> int:
+    """`12` -> 12. Raises ConfigError."""
+    if not text.isdecimal():
+        raise ConfigError(f"{key}={text} is not possible: it is a whole number, 0 or more.", f"Write {key}=4, say.")
+    return int(text)
+
+
+def parse_truth(text: str, key: str) -> bool:
+    """`true` -> True. Raises ConfigError."""
+    if text.lower() not in TRUTHS:
+        raise ConfigError(f"{key}={text} is not possible.", f"Write {key}=true or {key}=false.")
+    return TRUTHS[text.lower()]
+
+
+def parse_held_out(text: str, key: str) -> HeldOut:
+    """`500` or `2%`. Raises ConfigError."""
+    if text.isdecimal():
+        return HeldOut(number=int(text))
+    try:
+        share = float(text.removesuffix("%")) / 100
+    except ValueError:
+        share = -1.0
+    if not text.endswith("%") or not 0 <= share < 1:
+        raise ConfigError(f"{key}={text} is not possible.", f"Write a number of images, or a share like {key}=2%.")
+    return HeldOut(share=share)
+
+
+PARSERS: dict[Any, Callable[[str, str], Any]] = {
+    str: lambda text, _key: text,
+    Path: lambda text, _key: Path(text).expanduser(),
+    int: parse_whole,
+    bool: parse_truth,
+    Bytes: parse_bytes,
+    HeldOut: parse_held_out,
+}
+
+
+def pairs(words: Sequence[str]) -> dict[str, str]:
+    """`["a=1", "b=2"]` -> {a: 1, b: 2}. Raises ConfigError."""
+    given: dict[str, str] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not value:
+            raise ConfigError(f"'{word}' is not of the form key=value.", "Write path=pictures, say.")
+        if key in given:
+            raise ConfigError(f"{key} is given twice: {given[key]} and {value}.", "Leave one of them out.")
+        given[key] = value
+    return given
+
+
+def fill(options: type[T], given: Mapping[str, str], what: str) -> T:
+    """Options of what is given, for `what` (named where something is wrong). Raises ConfigError."""
+    hints = typing.get_type_hints(options)
+    known = {field.name: field for field in fields(options)}  # type: ignore[arg-type]
+    for key in given:
+        if key not in known:
+            raise ConfigError(f"{what} has no option '{key}'.", nearest(key, known))
+    for name, field in known.items():
+        if field.default is MISSING and name not in given:
+            raise ConfigError(f"{what} needs {name}=...", f"Its options: {', '.join(known)}.")
+    return options(**{key: PARSERS[_plain(hints[key])](value, key) for key, value in given.items()})
+
+
+def _plain(hint: Any) -> Any:
+    """`X` of `X | None`."""
+    inner = [kind for kind in typing.get_args(hint) if kind is not type(None)]
+    return inner[0] if inner else hint
