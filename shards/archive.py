@@ -9,7 +9,7 @@ import os
 import re
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -117,15 +117,18 @@ class _DamagedError(Exception):
     """What is wrong with a tar."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Index:
     """What a tar holds. `several`: samples with more than one image; `bare`: samples with none."""
 
-    rows: list[Row] = field(default_factory=list)
-    bytes: int = 0
-    sha256: str = ""
-    several: int = 0
-    bare: int = 0
+    rows: list[Row]
+    members: dict[int, tuple[str, int]]
+    """Key and size of every member of a sample, by the offset of its bytes."""
+    labels: dict[str, int]
+    bytes: int
+    sha256: str
+    several: int
+    bare: int
 
 
 def index(file: Readable, name: str, image: str | None = None) -> Index:
@@ -143,7 +146,7 @@ def index(file: Readable, name: str, image: str | None = None) -> Index:
             _finish(archive)
     except (_DamagedError, tarfile.TarError, EOFError) as error:
         raise DataError(
-            f"{name} is no whole tar: {error}.",
+            f"{name} is damaged: {error}.",
             "Fetch or make it again; a compressed tar must be decompressed first, because samples are read by offset.",
         ) from error
     return found.index(hashed)
@@ -172,6 +175,7 @@ class _Found:
         self.images: dict[str, list[tuple[tuple[int, str], int, int]]] = {}
         self.labels: dict[str, int] = {}
         self.keys: dict[str, set[str]] = {}
+        self.members: dict[int, tuple[str, int]] = {}
 
     def take(self, archive: tarfile.TarFile, member: tarfile.TarInfo) -> None:
         """Note one member. Raises DataError."""
@@ -185,6 +189,7 @@ class _Found:
                 "Make that tar again with one key per sample.",
             )
         self.keys[key].add(kind)
+        self.members[member.offset_data] = key, member.size
         rank = self._rank(kind)
         if rank is not None:
             if not member.isreg() or member.issparse():
@@ -219,4 +224,5 @@ class _Found:
         chosen = ((key, *min(images)[1:], self.labels.get(key, -1)) for key, images in self.images.items())
         rows = sorted(chosen, key=lambda row: row[1])
         several = sum(len(images) > 1 for images in self.images.values())
-        return Index(rows, read.bytes, read.hash.hexdigest(), several, len(self.keys) - len(rows))
+        digest, bare = read.hash.hexdigest(), len(self.keys) - len(rows)
+        return Index(rows, self.members, self.labels, read.bytes, digest, several, bare)

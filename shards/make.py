@@ -16,10 +16,10 @@ from typing import Any
 from rich.console import Console
 
 from dist_ssl.data import manifest
-from dist_ssl.errors import EXIT_CODE, ConfigError, UserError, nearest
+from dist_ssl.errors import ConfigError, nearest
 from shards.source import Source
 from shards.sources import demo, imagefolder, tars, vision
-from shards.words import fill, pairs
+from shards.words import command, fill, pairs
 
 SOURCES: dict[str, Source] = {**demo.SOURCES, **imagefolder.SOURCES, **tars.SOURCES, **vision.SOURCES}
 
@@ -50,25 +50,18 @@ def report(folder: Path, console: Console) -> None:
     console.print(f"python launch/slurm.py {' '.join(words)}", highlight=False, markup=False)
 
 
-def main(words: list[str]) -> int:
-    """Run the command line; the exit code."""
-    console = Console(soft_wrap=True)
-    try:
-        given = pairs(words)
-        if "source" not in given:
-            raise ConfigError("source=... is missing.", f"Sources: {', '.join(SOURCES)}.")
-        source, out = given.pop("source"), given.pop("out", None)
-        options = fill(source_of(source).options, given, f"source={source}")
-        make(source, Path(out).expanduser() if out else None, console, options)
-        report(Path(out).expanduser() if out else options.path, console)
-        return 0
-    except UserError as error:
-        console.print(str(error), highlight=False, markup=False)
-        return EXIT_CODE
-    except KeyboardInterrupt:
-        console.print("Interrupted: the same command goes on.", highlight=False)
-        return 130
+def run(words: list[str], console: Console) -> int:
+    """Make what the words say. Raises UserError."""
+    given = pairs(words)
+    if "source" not in given:
+        raise ConfigError("source=... is missing.", f"Sources: {', '.join(SOURCES)}.")
+    source, out = given.pop("source"), given.pop("out", None)
+    options = fill(source_of(source).options, given, f"source={source}")
+    folder = Path(out).expanduser() if out else None
+    make(source, folder, console, options)
+    report(folder or options.path, console)
+    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(command(run, sys.argv[1:]))

@@ -9,12 +9,15 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, NewType, TypeVar
 
-from dist_ssl.errors import ConfigError, nearest
+from rich.console import Console
+
+from dist_ssl.errors import EXIT_CODE, ConfigError, UserError, nearest
 
 Bytes = NewType("Bytes", int)
 """A size, written like 256MB."""
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 TRUTHS = {"true": True, "false": False}
+INTERRUPTED = 130
 T = TypeVar("T")
 
 
@@ -91,6 +94,27 @@ def pairs(words: Sequence[str]) -> dict[str, str]:
             raise ConfigError(f"{key} is given twice: {given[key]} and {value}.", "Leave one of them out.")
         given[key] = value
     return given
+
+
+def folder_and_pairs(words: Sequence[str], usage: str) -> tuple[Path, dict[str, str]]:
+    """The one word that is no `key=value`, and the others. Raises ConfigError."""
+    folders = [word for word in words if "=" not in word]
+    if len(folders) != 1:
+        raise ConfigError("Name one folder of shards.", usage)
+    return Path(folders[0]).expanduser(), pairs([word for word in words if "=" in word])
+
+
+def command(run: Callable[[list[str], Console], int], words: list[str]) -> int:
+    """Run a script's command line; its exit code. What a person can mend is printed without a stack trace."""
+    console = Console(soft_wrap=True)
+    try:
+        return run(words, console)
+    except UserError as error:
+        console.print(str(error), highlight=False, markup=False)
+        return EXIT_CODE
+    except KeyboardInterrupt:
+        console.print("Interrupted.", highlight=False)
+        return INTERRUPTED
 
 
 def fill(options: type[T], given: Mapping[str, str], what: str) -> T:

@@ -1,0 +1,131 @@
+"""Show what a data set holds: a table per split, and some of its images on one sheet.
+
+    python shards/show.py data/mine [out=mine.png] [split=train] [images=64]
+
+The images are chosen by the hash of their numbers, so the sheet of a data set is always the same.
+"""
+
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from rich.console import Console
+from rich.table import Table
+
+from dist_ssl.data import manifest
+from dist_ssl.data.decode import UnreadableError, open_image
+from dist_ssl.data.read import Reader
+from dist_ssl.draws import Draws, Purpose
+from dist_ssl.errors import DataError
+from shards.words import command, fill, folder_and_pairs
+
+SIDE = 128
+"""Side of an image on the sheet, px."""
+LINE = 14
+BACK, INK, BAD = (255, 255, 255), (0, 0, 0), (200, 0, 0)
+
+
+@dataclass(frozen=True)
+class Options:
+    """`out`: where the sheet goes, by default NAME.png here; `split`: whose images, by default the first's."""
+
+    out: Path | None = None
+    split: str | None = None
+    images: int = 64
+
+
+def show(folder: Path, options: Options, console: Console) -> None:
+    """Print the table and write the sheet. Raises DataError."""
+    found = manifest.read(folder)
+    if not found.splits:
+        raise DataError(f"{folder} has no splits.", "Make its shards again.")
+    console.print(f"{folder}: identity {found.identity}", highlight=False)
+    console.print(table(found))
+    if found.classes:
+        console.print("classes: " + shortened(found.classes), highlight=False, markup=False)
+    if options.images:
+        split = found.split(options.split or next(iter(found.splits)))
+        out = options.out or Path(f"{folder.resolve().name}.png")
+        try:
+            sheet(split, found.classes, options.images).save(out, "PNG")
+        except OSError as error:
+            raise DataError(f"{out} cannot be written: {error}.", "Name another file with out=.") from error
+        shown = min(options.images, len(split.samples))
+        console.print(f"{shown} images of {split.name}: {out}", highlight=False, markup=False)
+
+
+def table(found: manifest.Manifest) -> Table:
+    """Counts, sizes and labels of every split."""
+    rows = Table("split", "shards", "images", "tar bytes", "mean image", "labelled", "classes", "images per class")
+    for name, split in found.splits.items():
+        sizes, labels = split.samples.sizes, split.samples.labels
+        known = np.unique(labels[labels >= 0], return_counts=True)[1]
+        spread = f"{known.min()} / {np.median(known):g} / {known.max()}" if len(known) else "-"
+        rows.add_row(
+            name,
+            str(len(split.shards)),
+            str(len(split.samples)),
+            f"{sum(shard.bytes for shard in split.shards) / 1e6:,.1f} MB",
+            f"{sizes.mean() / 1e3:,.1f} KB" if len(sizes) else "-",
+            str(int((labels >= 0).sum())),
+            str(len(known)),
+            spread,
+        )
+    rows.caption = "images per class: least / median / most"
+    return rows
+
+
+def shortened(names: tuple[str, ...], most: int = 20) -> str:
+    """The first of many names."""
+    return ", ".join([*names[:most], *([f"... and {len(names) - most} more"] if len(names) > most else [])])
+
+
+def sheet(split: manifest.Split, classes: tuple[str, ...], count: int) -> Image.Image:
+    """Images of a split in a grid, each with its label and, where it has one, the name of its class below."""
+    numbers = Draws(0).order(Purpose.PROBE, np.arange(len(split.samples), dtype=np.int64))[:count]
+    columns = math.ceil(math.sqrt(len(numbers)))
+    size = (columns * SIDE, math.ceil(len(numbers) / columns) * (SIDE + LINE))
+    page, font = Image.new("RGB", size, BACK), ImageFont.load_default(LINE - 3)
+    draw = ImageDraw.Draw(page)
+    with Reader(split) as reader:
+        for place, number in enumerate(numbers):
+            x, y = place % columns * SIDE, place // columns * (SIDE + LINE)
+            small = thumbnail(reader.read(int(number)))
+            page.paste(small, (x + (SIDE - small.width) // 2, y + (SIDE - small.height) // 2))
+            draw.text((x + 2, y + SIDE), caption(int(split.samples.labels[number]), classes), INK, font)
+    return page
+
+
+def thumbnail(data: bytes) -> Image.Image:
+    """The image at no more than SIDE px a side; a red cross where it cannot be decoded."""
+    try:
+        image = open_image(data, SIDE)[0]
+    except UnreadableError:
+        image = Image.new("RGB", (SIDE, SIDE), BACK)
+        corners = (0, SIDE - 1)
+        for ends in (corners, corners[::-1]):
+            ImageDraw.Draw(image).line((corners[0], ends[0], corners[1], ends[1]), BAD, 3)
+    image.thumbnail((SIDE - 4, SIDE - 4))
+    return image
+
+
+def caption(label: int, classes: tuple[str, ...]) -> str:
+    """What stands below an image; letters that the font lacks are left out."""
+    if label < 0:
+        return ""
+    text = f"{label} {classes[label]}" if label < len(classes) else str(label)
+    return text.encode("latin-1", "ignore").decode("latin-1")[:20]
+
+
+def run(words: list[str], console: Console) -> int:
+    """Show one folder. Raises UserError."""
+    folder, given = folder_and_pairs(words, "python shards/show.py data/mine")
+    show(folder, fill(Options, given, "show.py"), console)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(command(run, sys.argv[1:]))
