@@ -22,11 +22,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from dist_ssl.data import manifest
 from dist_ssl.errors import DataError
 from shards.archive import Sample, Writer
+from shards.words import Threads
 
 VERSION = 1
 """Of how samples become tars; a tar of another version is not gone on with."""
 LOCK = ".lock"
-THREADS = min(32, 4 * (os.cpu_count() or 1))
+THREADS = Threads(min(32, 4 * (os.cpu_count() or 1)))
 """That read images, where the user does not say: they wait for the disk more than they work."""
 
 
@@ -97,7 +98,7 @@ def locked(part: Path) -> Iterator[None]:
 def bar(console: Console) -> Progress:
     """A progress bar that is gone when it ends."""
     shown = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*shown, console=console, transient=True)
+    return Progress(*shown, console=console, transient=True, disable=not console.is_terminal)
 
 
 def go_on(part: Path, packers: Sequence["Packer"], console: Console) -> None:

@@ -25,7 +25,7 @@ from dist_ssl.errors import DataError
 from shards.archive import Index, index
 from shards.pack import bar
 from shards.sources.tars import Counted
-from shards.words import command, fill, folder_and_pairs
+from shards.words import Threads, command, fill, folder_and_pairs
 
 CHUNK = 64
 """Images that a thread decodes at a time."""
@@ -39,7 +39,7 @@ class Options:
 
     decode: bool = True
     rows: int = 100
-    threads: int = os.cpu_count() or 1
+    threads: Threads = Threads(os.cpu_count() or 1)
 
 
 @dataclass(frozen=True, order=True)

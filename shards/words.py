@@ -18,6 +18,8 @@ Bytes = NewType("Bytes", int)
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 TRUTHS = {"true": True, "false": False}
 INTERRUPTED = 130
+Threads = NewType("Threads", int)
+"""A number of threads, at least one."""
 T = TypeVar("T")
 
 
@@ -53,6 +55,13 @@ def parse_whole(text: str, key: str) -> int:
     return int(text)
 
 
+def parse_threads(text: str, key: str) -> Threads:
+    """`8` -> 8. Raises ConfigError."""
+    if parse_whole(text, key) == 0:
+        raise ConfigError(f"{key}=0 is not possible: it is at least 1.", f"Set {key}=1, or leave it out.")
+    return Threads(int(text))
+
+
 def parse_truth(text: str, key: str) -> bool:
     """`true` -> True. Raises ConfigError."""
     if text.lower() not in TRUTHS:
@@ -77,6 +86,7 @@ PARSERS: dict[Any, Callable[[str, str], Any]] = {
     str: lambda text, _key: text,
     Path: lambda text, _key: Path(text).expanduser(),
     int: parse_whole,
+    Threads: parse_threads,
     bool: parse_truth,
     Bytes: parse_bytes,
     HeldOut: parse_held_out,

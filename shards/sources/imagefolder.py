@@ -22,7 +22,7 @@ from dist_ssl.errors import ConfigError, DataError
 from shards.archive import KINDS, Sample
 from shards.pack import THREADS, Contents, pack
 from shards.source import Source
-from shards.words import Bytes, HeldOut
+from shards.words import Bytes, HeldOut, Threads
 
 VAL_NAMES = ("val", "valid", "validation")
 HELD_OUT = HeldOut(share=0.02)
@@ -39,7 +39,7 @@ class Options:
     shard_bytes: Bytes = Bytes(256 * 10**6)
     val: HeldOut | None = None
     labels: bool | None = None
-    threads: int = THREADS
+    threads: Threads = THREADS
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,9 +22,10 @@ from rich.progress import Progress, TaskID
 
 from dist_ssl.data import manifest
 from dist_ssl.errors import DataError
-from shards.archive import KINDS, Index, index
+from shards.archive import KINDS, index
 from shards.pack import bar
 from shards.source import Source
+from shards.words import Threads
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Options:
     train: str | None = None
     val: str | None = None
     image: str | None = None
-    threads: int = os.cpu_count() or 1
+    threads: Threads = Threads(os.cpu_count() or 1)
 
 
 def write(out: Path | None, options: Options, console: Console) -> None:
@@ -45,15 +46,19 @@ def write(out: Path | None, options: Options, console: Console) -> None:
         raise DataError(f"path={options.path} is no folder.", "Name the folder that the tars lie in.")
     if (folder / manifest.NAME).exists():
         raise DataError(f"{folder} has a manifest.json already.", "Remove it to index the tars again.")
-    tars = found(options)
-    files = [path for paths in tars.values() for path in paths]
+    paths = found(options)
+    files = [path for own in paths.values() for path in own]
     with bar(console) as progress, ThreadPoolExecutor(options.threads) as pool:
         task = progress.add_task("bytes", total=sum(path.stat().st_size for path in files))
-        indices = dict(zip(files, pool.map(lambda path: read(path, options.image, progress, task), files), strict=True))
-    tell(tars, indices, options, console)
-    splits = {split: rows(paths, indices, folder) for split, paths in tars.items()}
+        indexed = pool.map(lambda path: read(path, folder, options.image, progress, task), files)
+        tars = {split: [next(indexed) for _ in own] for split, own in paths.items()}
+    check(tars, options, console)
     folder.mkdir(parents=True, exist_ok=True)
-    manifest.write(folder, splits)
+    rows = {
+        split: ([tar.shard for tar in own], manifest.joined([tar.samples for tar in own]))
+        for split, own in tars.items()
+    }
+    manifest.write(folder, rows)
 
 
 def found(options: Options) -> dict[str, list[Path]]:
@@ -101,55 +106,58 @@ class Counted:
         return data
 
 
-def read(path: Path, image: str | None, progress: Progress, task: TaskID) -> Index:
-    """The index of one tar. Raises DataError."""
+@dataclass(frozen=True)
+class Indexed:
+    """One tar as the manifest has it, and how many of its samples have several images or none."""
+
+    shard: manifest.Shard
+    samples: manifest.Samples
+    several: int
+    bare: int
+
+
+def read(path: Path, folder: Path, image: str | None, progress: Progress, task: TaskID) -> Indexed:
+    """The index of one tar, named from the folder of the manifest. Raises DataError."""
     counted = Counted(path, progress, task)
     try:
         with counted.file:
-            return index(counted, str(path), image)
+            own = index(counted, str(path), image)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}.", "Mend that and give the same command again.") from error
+    shard = manifest.Shard(os.path.relpath(path, folder), len(own.rows), own.bytes, own.sha256)
+    return Indexed(shard, manifest.columns(own.rows), own.several, own.bare)
 
 
-def rows(
-    paths: Sequence[Path], indices: Mapping[Path, Index], folder: Path
-) -> tuple[list[manifest.Shard], manifest.Samples]:
-    """The manifest's rows of one split. Shards are named from the folder of the manifest."""
-    shards = [
-        manifest.Shard(os.path.relpath(path, folder), len(own.rows), own.bytes, own.sha256)
-        for path in paths
-        for own in [indices[path]]
-    ]
-    return shards, manifest.joined([manifest.columns(indices[path].rows) for path in paths])
+Tars = Mapping[str, Sequence[Indexed]]
+"""Of every split."""
 
 
-def tell(tars: Mapping[str, Sequence[Path]], indices: Mapping[Path, Index], options: Options, console: Console) -> None:
+def check(tars: Tars, options: Options, console: Console) -> None:
     """Say what may not be as it was meant. Raises DataError where a split has no images."""
-    for split, paths in tars.items():
-        if not any(indices[path].rows for path in paths):
+    for split, own in tars.items():
+        if not any(tar.shard.samples for tar in own):
             wanted = f".{options.image}" if options.image else "images, of " + ", ".join(KINDS)
-            raise DataError(
-                f"The tars of {split} in {options.path} hold no {wanted}.", "Set image=EXT to what they hold."
-            )
-    for line in notes(tars, indices):
+            raise DataError(f"No tar of {split} in {options.path} holds {wanted}.", "Set image=EXT to what they hold.")
+    for line in notes(tars):
         console.print(line, highlight=False, markup=False)
 
 
-def notes(tars: Mapping[str, Sequence[Path]], indices: Mapping[Path, Index]) -> Iterator[str]:
+def notes(tars: Tars) -> Iterator[str]:
     """What is unusual, a line each."""
-    bare, several = (sum(getattr(own, name) for own in indices.values()) for name in ("bare", "several"))
+    everything = [tar for own in tars.values() for tar in own]
+    bare, several = sum(tar.bare for tar in everything), sum(tar.several for tar in everything)
     if bare:
         yield f"{bare} samples have no image: left out."
     if several:
         yield f"{several} samples have several images: one was chosen (image=EXT says which)."
-    hashes = Counter(index_.sha256 for index_ in indices.values())
+    hashes = Counter(tar.shard.sha256 for tar in everything)
     for sha256 in (text for text, count in hashes.items() if count > 1):
-        yield "The same tar lies there twice: " + ", ".join(
-            str(p) for p, own in indices.items() if own.sha256 == sha256
-        )
+        names = ", ".join(tar.shard.name for tar in everything if tar.shard.sha256 == sha256)
+        yield f"The same tar lies there more than once: {names}."
     for split, own in tars.items():
-        keys = [xxhash.xxh3_64_intdigest(row[0].encode()) for path in own for row in indices[path].rows]
-        repeated = len(keys) - len(np.unique(np.array(keys, dtype=np.uint64)))
+        texts = (tar.samples.key(number) for tar in own for number in range(len(tar.samples)))
+        keys = np.array([xxhash.xxh3_64_intdigest(text.encode()) for text in texts], dtype=np.uint64)
+        repeated = len(keys) - len(np.unique(keys))
         if repeated:
             yield f"{split}: {repeated} samples have the key of one in another tar; a sample is told by tar and key."
 

@@ -22,7 +22,7 @@ from dist_ssl.errors import DataError
 from shards.archive import Sample
 from shards.pack import THREADS, Contents, pack
 from shards.source import Source
-from shards.words import Bytes
+from shards.words import Bytes, Threads
 
 BOTH = {"train": {"train": True}, "val": {"train": False}}
 TEST = {"train": {"split": "train"}, "val": {"split": "test"}}
@@ -59,7 +59,7 @@ class Options:
     path: Path
     download: bool = False
     shard_bytes: Bytes = Bytes(64 * 10**6)
-    threads: int = THREADS
+    threads: Threads = THREADS
 
 
 @dataclass(frozen=True)

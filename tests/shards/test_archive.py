@@ -1,5 +1,6 @@
 """A tar is what webdataset writes and reads, is indexed in one pass, and is never taken for whole when it is not."""
 
+import gzip
 import hashlib
 import io
 import tarfile
@@ -171,8 +172,6 @@ def test_a_damaged_header_is_not_taken_for_the_end() -> None:
 
 
 def test_joined_and_compressed_tars_are_refused() -> None:
-    import gzip
-
     with pytest.raises(DataError, match="bytes follow its end mark"):
         index(io.BytesIO(GOOD + GOOD), "a.tar")
     with pytest.raises(DataError, match="is damaged") as caught:

@@ -1,0 +1,70 @@
+"""The command line of make.py: every source has its own options, and what is wrong is named."""
+
+from pathlib import Path
+
+import pytest
+
+from dist_ssl.errors import ConfigError
+from shards.make import run
+from shards.words import HeldOut, command, parse_bytes, parse_held_out
+from tests.shards.pictures import folder_of
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "source=... is missing.\n  Sources: demo, imagefolder, tars, cifar10,"),
+        (["source=imagefoldr"], "source=imagefoldr does not exist.\n  Did you mean 'imagefolder'?"),
+        (["source=cifar1O"], "source=cifar1O does not exist.\n  Did you mean 'cifar10'?"),
+        (["source=imagefolder", "out=o"], "source=imagefolder needs path=...\n"),
+        (["source=imagefolder", "path=p"], "source=imagefolder needs out=..., the folder to write."),
+        (["source=imagefolder", "path=p", "out=o", "train=3"], "source=imagefolder has no option 'train'."),
+        (["source=demo", "out=o", "path=p"], "source=demo has no option 'path'."),
+        (["source=tars", "path=p", "shard_bytes=1MB"], "source=tars has no option 'shard_bytes'."),
+        (["source=cifar10", "path=p", "out=o", "val=3"], "source=cifar10 has no option 'val'."),
+        (["source=cifar10", "path=p", "out=o", "donwload=true"], "Did you mean 'download'?"),
+        (["source=cifar10", "path=p", "out=o", "download=yes"], "Write download=true or download=false."),
+        (["source=demo", "out=o", "train=-3"], "train=-3 is not possible: it is a whole number, 0 or more."),
+        (["source=demo", "out=o", "shard_bytes=12"], "shard_bytes=12 is not a size."),
+        (["source=imagefolder", "path=p", "out=o", "val=200%"], "val=200% is not possible."),
+        (["source=imagefolder", "path=p", "out=o"], "path=p is no folder."),
+        (["source=tars", "path=p"], "path=p is no folder."),
+        (["source=demo", "out"], "'out' is not of the form key=value."),
+        (["source=demo", "out=a", "out=b"], "out is given twice: a and b."),
+    ],
+)
+def test_a_wrong_word_is_refused(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert command(run, words) == 2
+    assert message in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_threads_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(run, ["source=imagefolder", f"path={tmp_path}", f"out={tmp_path / 'o'}", "threads=0"]) == 2
+    assert "threads=0 is not possible" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_the_command_that_trains_on_it_is_printed(
+    tmp_path: Path, labelled: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder_of(tmp_path / "in", *(f"{'ab'[n % 2]}/{n}.jpg" if labelled else f"{n}.jpg" for n in range(10)))
+    assert command(run, ["source=imagefolder", f"path={tmp_path / 'in'}", f"out={tmp_path / 'o=1'}"]) == 0
+    text = capsys.readouterr().out
+    words = f"data=shards data.path={tmp_path / 'o=1'}" + (" data.val=val" if labelled else "")
+    assert f"python launch/slurm.py method=mocov3 {words}\n" in text
+    assert ("train: 9 images in 1 shards, labelled" if labelled else "train: 10 images in 1 shards, no labels") in text
+
+
+def test_sizes_and_shares() -> None:
+    assert parse_bytes("256MB", "x") == 256_000_000
+    assert parse_bytes(" 3gb", "x") == 3_000_000_000
+    assert parse_held_out("5", "val") == HeldOut(number=5)
+    assert parse_held_out("2.5%", "val").of(1000) == 25
+    assert parse_held_out("0%", "val").of(1000) == 0
+    for text in ("MB", "0MB", "-1MB", "1TBB"):
+        with pytest.raises(ConfigError):
+            parse_bytes(text, "x")

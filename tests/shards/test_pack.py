@@ -1,0 +1,139 @@
+"""What a kill leaves of a data set is gone on with, and what was half-written or is another's is not."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from dist_ssl.errors import DataError
+from launch.run_dir import PROJECT
+from shards.make import make
+from shards.pack import Contents, Sample, locked, pack
+from shards.sources.imagefolder import Options
+from shards.words import Bytes
+from tests.shards.pictures import files_in, folder_of
+
+QUIET = Console(quiet=True)
+
+
+class StopError(Exception):
+    """Ends a packing from within."""
+
+
+def contents(count: int = 40, stop: int | None = None, stamp: str = "s") -> Contents:
+    """Samples of 100 bytes; the one of number `stop` cannot be had."""
+
+    def sample(number: int) -> Sample:
+        if number == stop:
+            raise StopError
+        return Sample(f"k{number}", "jpg", bytes([number]) * 100, number % 3)
+
+    return Contents(count, stamp, sample)
+
+
+def packed(out: Path, *, stop: int | None = None, stamp: str = "s", shard_bytes: int = 500, count: int = 40) -> None:
+    splits = {"train": contents(count, stop, stamp), "val": contents(7)}
+    pack(out, splits, ("a", "b", "c"), shard_bytes=shard_bytes, threads=2, console=QUIET)
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> dict[str, bytes]:
+    """The files of one undisturbed packing."""
+    packed(tmp_path / "whole")
+    return dict(files_in(tmp_path / "whole"))
+
+
+def interrupted(out: Path) -> Path:
+    """A packing that stopped within its fifth tar."""
+    with pytest.raises(StopError):
+        packed(out, stop=23)
+    part = out.with_name(f"{out.name}.part")
+    assert len(list(part.glob("*.record"))) == 4
+    return part
+
+
+def test_a_packing_goes_on_and_writes_only_what_is_missing(tmp_path: Path, whole: dict[str, bytes]) -> None:
+    part = interrupted(tmp_path / "out")
+    before = {path.name: path.stat().st_ino for path in part.glob("train-*.tar")}
+    packed(tmp_path / "out")
+    assert files_in(tmp_path / "out") == whole
+    assert before.items() <= {path.name: path.stat().st_ino for path in (tmp_path / "out").glob("*.tar")}.items()
+
+
+@pytest.mark.parametrize("what", ["flipped", "cut", "gone", "no record", "empty record"])
+def test_a_tar_that_is_not_proved_whole_is_written_again(tmp_path: Path, whole: dict[str, bytes], what: str) -> None:
+    part = interrupted(tmp_path / "out")
+    tar, record = part / "train-000001.tar", part / "train-000001.tar.record"
+    if what == "flipped":
+        tar.write_bytes(tar.read_bytes().replace(b"k7", b"k8", 1))
+    elif what == "cut":
+        os.truncate(tar, 1000)
+    elif what == "gone":
+        tar.unlink()
+    elif what == "no record":
+        record.unlink()
+    else:
+        record.write_text("")
+    packed(tmp_path / "out")
+    assert files_in(tmp_path / "out") == whole
+
+
+@pytest.mark.parametrize("other", [{"stamp": "t"}, {"shard_bytes": 700}, {"count": 30}])
+def test_tars_of_other_samples_or_options_are_not_kept(tmp_path: Path, other: dict[str, int]) -> None:
+    interrupted(tmp_path / "out")
+    packed(tmp_path / "out", **other)  # type: ignore[arg-type]
+    packed(tmp_path / "clean", **other)  # type: ignore[arg-type]
+    assert files_in(tmp_path / "out") == files_in(tmp_path / "clean")
+
+
+def test_what_does_not_belong_there_is_removed(tmp_path: Path, whole: dict[str, bytes]) -> None:
+    part = interrupted(tmp_path / "out")
+    for name in ("train-000009.tar", ".train-000004.tar", "test-000000.tar", "test-000000.tar.record"):
+        (part / name).write_text("{}")
+    packed(tmp_path / "out")
+    assert files_in(tmp_path / "out") == whole
+
+
+def test_two_at_once_are_refused(tmp_path: Path) -> None:
+    part = tmp_path / "out.part"
+    part.mkdir()
+    with locked(part), pytest.raises(DataError, match="is being written by another process"):
+        packed(tmp_path / "out")
+
+
+def test_a_folder_that_exists_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(DataError, match="exists already"):
+        packed(tmp_path / "out")
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"out\.part cannot be written: .*Not a directory"):
+        packed(tmp_path / "file" / "out")
+
+
+def test_a_maker_that_was_killed_is_gone_on_with(tmp_path: Path) -> None:
+    folder_of(tmp_path / "in", *(f"{n % 5}/{n}.jpg" for n in range(400)))
+    make("imagefolder", tmp_path / "whole", QUIET, Options(tmp_path / "in", Bytes(1000)))
+    words = ["source=imagefolder", f"path={tmp_path / 'in'}", f"out={tmp_path / 'out'}", "shard_bytes=1KB"]
+    command = [sys.executable, str(PROJECT / "shards" / "make.py"), *words]
+    env = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    part = tmp_path / "out.part"
+    maker = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL)
+    while len(list(part.glob("*.record"))) < 10 and maker.poll() is None:
+        time.sleep(0.002)
+    maker.send_signal(signal.SIGKILL)
+    maker.wait()
+    assert part.is_dir(), "it must be killed before it ends"
+    assert not (tmp_path / "out").exists()
+    last = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    assert "whole shards kept" in last.stdout
+    assert files_in(tmp_path / "out") == files_in(tmp_path / "whole")
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["classes"] == ["0", "1", "2", "3", "4"]

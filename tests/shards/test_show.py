@@ -1,0 +1,92 @@
+"""The table tells what there is, the sheet shows it, and the data set's folder stays as it was."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from dist_ssl.data import manifest
+from shards.make import make
+from shards.show import run
+from shards.sources.imagefolder import Options
+from shards.words import HeldOut, command
+from tests.shards.pictures import files_in, folder_of
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Three images of one class, one of another, one of them no image; four held out."""
+    folder_of(
+        tmp_path / "in", *(f"train/a/{n}.png" for n in range(3)), "train/ü/1.jpg", *(f"val/a/{n}.png" for n in range(4))
+    )
+    (tmp_path / "in/train/a/bad.png").write_bytes(b"bad")
+    make("imagefolder", tmp_path / "data", Console(quiet=True), Options(tmp_path / "in"))
+    return tmp_path / "data"
+
+
+def shown(words: list[str]) -> str:
+    console = Console(record=True, width=200, file=io.StringIO())
+    assert run(words, console) == 0
+    return console.export_text()
+
+
+def test_the_table_tells_counts_sizes_and_labels(data: Path, tmp_path: Path) -> None:
+    text = shown([str(data), f"out={tmp_path / 'sheet.png'}"])
+    found = manifest.read(data)
+    assert found.identity in text
+    train, val = (
+        [cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if line.startswith("│")
+    )
+    size = f"{found.splits['train'].samples.sizes.mean() / 1e3:,.1f} KB"
+    assert train == ["train", "1", "5", "0.0 MB", size, "5", "2", "1 / 2.5 / 4"]
+    assert val[:3] == ["val", "1", "4"]
+    assert val[5:] == ["4", "1", "4 / 4 / 4"]
+    assert "classes: a, ü" in text
+
+
+def test_the_sheet_shows_images_and_marks_what_is_none(data: Path, tmp_path: Path) -> None:
+    before = dict(files_in(data))
+    assert "5 images of train" in shown([str(data), f"out={tmp_path / 'sheet.png'}"])
+    page = Image.open(tmp_path / "sheet.png")
+    assert page.size == (3 * 128, 2 * (128 + 14))
+    colours = {tuple(c) for c in np.asarray(page.convert("RGB")).reshape(-1, 3).tolist()}
+    assert (200, 0, 0) in colours, "the cross"
+    assert len(colours) > 100, "the images"
+    assert files_in(data) == before
+
+
+def test_another_split_and_fewer_images_can_be_asked_for(data: Path, tmp_path: Path) -> None:
+    assert "1 images of val" in shown([str(data), f"out={tmp_path / 's.png'}", "split=val", "images=1"])
+    assert Image.open(tmp_path / "s.png").size == (128, 142)
+    assert "images of" not in shown([str(data), "images=0"])
+
+
+def test_the_sheet_lies_where_one_is(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shown(["data"])
+    assert (tmp_path / "data.png").exists()
+
+
+def test_unlabelled_images_are_shown(tmp_path: Path) -> None:
+    folder_of(tmp_path / "in", "1.jpg", "2.jpg")
+    make("imagefolder", tmp_path / "d", Console(quiet=True), Options(tmp_path / "in", val=HeldOut()))
+    assert "│ 0       │ -" in shown([str(tmp_path / "d"), f"out={tmp_path / 's.png'}"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere"], "The shard folder nowhere does not exist."),
+        (["DATA", "split=tarin"], "Did you mean 'train'?"),
+        (["DATA", "out=no/such/folder.png"], "no/such/folder.png cannot be written"),
+        (["DATA", "size=3"], "show.py has no option 'size'."),
+        (["DATA", "images=many"], "images=many is not possible: it is a whole number, 0 or more."),
+        ([], "Name one folder of shards."),
+    ],
+)
+def test_bad_input_is_refused(data: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(run, [str(data) if word == "DATA" else word for word in words]) == 2
+    assert message in capsys.readouterr().out
