@@ -45,20 +45,13 @@ class Writer:
 
     def add(self, sample: Sample) -> None:
         """Append a sample: its label, where it has one, then its image."""
-        if sample.label >= 0:
-            self._member(f"{sample.key}.cls", str(sample.label).encode())
-        offset = self._member(f"{sample.key}.{sample.kind}", sample.image)
+        label = str(sample.label).encode() if sample.label >= 0 else b""
+        first = [*member(f"{sample.key}.cls", label)] if label else []
+        header, *data = member(f"{sample.key}.{sample.kind}", sample.image)
+        offset = self.bytes + sum(map(len, first)) + len(header)
+        self._put(b"".join([*first, header, *data]))
+        self.content += len(label) + len(sample.image)
         self.rows.append((sample.key, offset, len(sample.image), sample.label))
-
-    def _member(self, name: str, data: bytes) -> int:
-        """Append a member; where its data begin."""
-        info = tarfile.TarInfo(name)
-        info.size, info.mode, info.uname, info.gname = len(data), 0o444, "bigdata", "bigdata"
-        self._put(info.tobuf(tarfile.PAX_FORMAT, "utf-8", "strict"))
-        start = self.bytes
-        self._put(data + bytes(-len(data) % tarfile.BLOCKSIZE))
-        self.content += len(data)
-        return start
 
     def _put(self, data: bytes) -> None:
         self.file.write(data)
@@ -73,6 +66,13 @@ class Writer:
         os.fsync(self.file.fileno())
         self.file.close()
         return Shard(name, len(self.rows), self.bytes, self.hash.hexdigest())
+
+
+def member(name: str, data: bytes) -> tuple[bytes, bytes, bytes]:
+    """The header, the bytes and the padding of a file in a tar."""
+    info = tarfile.TarInfo(name)
+    info.size, info.mode, info.uname, info.gname = len(data), 0o444, "bigdata", "bigdata"
+    return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "strict"), data, bytes(-len(data) % tarfile.BLOCKSIZE)
 
 
 class Readable(Protocol):

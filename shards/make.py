@@ -46,7 +46,7 @@ def report(folder: Path, console: Console) -> None:
         labels = "labelled" if split.labelled else "no labels"
         console.print(f"{name}: {len(split.samples)} images in {len(split.shards)} shards, {labels}", highlight=False)
     probed = "val" in found.splits and all(found.splits[name].labelled for name in ("train", "val"))
-    words = ["method=mocov3", "data=shards", f"data.path={folder}", *(["data.val=val"] if probed else [])]
+    words = ["method=mocov3", "nodes=1", "data=shards", f"data.path={folder}", *(["data.val=val"] if probed else [])]
     console.print(f"python launch/slurm.py {' '.join(words)}", highlight=False, markup=False)
 
 

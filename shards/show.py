@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from rich.console import Console
 from rich.table import Table
 
@@ -100,7 +100,7 @@ def sheet(split: manifest.Split, classes: tuple[str, ...], count: int) -> Image.
 
 
 def thumbnail(data: bytes) -> Image.Image:
-    """The image at no more than SIDE px a side; a red cross where it cannot be decoded."""
+    """The image as large as its place allows; a red cross where it cannot be decoded."""
     try:
         image = open_image(data, SIDE)[0]
     except UnreadableError:
@@ -108,8 +108,7 @@ def thumbnail(data: bytes) -> Image.Image:
         corners = (0, SIDE - 1)
         for ends in (corners, corners[::-1]):
             ImageDraw.Draw(image).line((corners[0], ends[0], corners[1], ends[1]), BAD, 3)
-    image.thumbnail((SIDE - 4, SIDE - 4))
-    return image
+    return ImageOps.contain(image, (SIDE - 4, SIDE - 4))
 
 
 def caption(label: int, classes: tuple[str, ...]) -> str:

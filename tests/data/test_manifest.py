@@ -104,6 +104,26 @@ def test_columns_hold_keys_of_any_length_and_alphabet(tmp_path: Path) -> None:
     assert not split.labelled
 
 
+def test_joined_columns_are_those_of_the_joined_rows() -> None:
+    rows = [("ä", 0, 5, 3), ("", 5, 6, -1), ("b/c", 11, 7, 0)]
+    parts = [manifest.columns(rows[:1]), manifest.columns([]), manifest.columns(rows[1:])]
+    for name, column in vars(manifest.joined(parts)).items():
+        assert column.tolist() == getattr(manifest.columns(rows), name).tolist()
+        assert column.dtype == getattr(manifest.columns(rows), name).dtype
+    assert len(manifest.joined([])) == 0
+
+
+def test_names_of_classes_are_kept_and_change_the_identity_but_need_not_be_there(tmp_path: Path) -> None:
+    rows = {"train": ([Shard("a.tar", 1, 0, "")], manifest.columns([("k", 0, 1, 0)]))}
+    manifest.write(tmp_path, rows)
+    without = manifest.read(tmp_path)
+    assert "classes" not in json.loads((tmp_path / "manifest.json").read_text())
+    manifest.write(tmp_path, rows, ["cat", "größe"])
+    named = manifest.read(tmp_path)
+    assert (without.classes, named.classes) == ((), ("cat", "größe"))
+    assert without.identity != named.identity
+
+
 def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere does not exist") as caught:
         manifest.read(tmp_path / "nowhere")

@@ -55,7 +55,7 @@ def test_the_command_that_trains_on_it_is_printed(
     assert command(run, ["source=imagefolder", f"path={tmp_path / 'in'}", f"out={tmp_path / 'o=1'}"]) == 0
     text = capsys.readouterr().out
     words = f"data=shards data.path={tmp_path / 'o=1'}" + (" data.val=val" if labelled else "")
-    assert f"python launch/slurm.py method=mocov3 {words}\n" in text
+    assert f"python launch/slurm.py method=mocov3 nodes=1 {words}\n" in text
     assert ("train: 9 images in 1 shards, labelled" if labelled else "train: 10 images in 1 shards, no labels") in text
 
 
