@@ -120,11 +120,16 @@ def command(run: Callable[[list[str], Console], int], words: list[str]) -> int:
     try:
         return run(words, console)
     except UserError as error:
-        console.print(str(error), highlight=False, markup=False)
+        console.print(printable(str(error)), highlight=False, markup=False)
         return EXIT_CODE
     except KeyboardInterrupt:
         console.print("Interrupted.", highlight=False)
         return INTERRUPTED
+
+
+def printable(text: str) -> str:
+    """A text with file names that are no UTF-8, as any terminal and any file takes it."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def fill(options: type[T], given: Mapping[str, str], what: str) -> T:

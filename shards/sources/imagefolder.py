@@ -22,7 +22,7 @@ from dist_ssl.errors import ConfigError, DataError
 from shards.archive import KINDS, Sample
 from shards.pack import THREADS, Contents, pack
 from shards.source import Source
-from shards.words import Bytes, HeldOut, Threads
+from shards.words import Bytes, HeldOut, Threads, printable
 
 VAL_NAMES = ("val", "valid", "validation")
 HELD_OUT = HeldOut(share=0.02)
@@ -77,7 +77,8 @@ def write(out: Path, options: Options, console: Console) -> None:
         train, val, roots = train[count:], train[:count], (roots[0], roots[0])
     report_empty(found, classes, roots[0], options.path, console)
     splits = {"train": contents(roots[0], train, classes), "val": contents(roots[1], val, classes)}
-    pack(out, splits, classes, shard_bytes=options.shard_bytes, threads=options.threads, console=console)
+    names = [printable(name) for name in classes]
+    pack(out, splits, names, shard_bytes=options.shard_bytes, threads=options.threads, console=console)
 
 
 def scan(root: Path, threads: int) -> Found:
@@ -151,12 +152,7 @@ def check(found: Found, root: Path, console: Console) -> None:
 def some(names: Sequence[str], between: str) -> str:
     """The first of many names."""
     more = [f"... and {len(names) - SHOWN} more"] if len(names) > SHOWN else []
-    return between.join([*(printable(name) for name in names[:SHOWN]), *more])
-
-
-def printable(name: str) -> str:
-    """A file name that any terminal takes."""
-    return name.encode("utf-8", "backslashreplace").decode()
+    return between.join([*names[:SHOWN], *more])
 
 
 def say(console: Console, text: str) -> None:
@@ -259,11 +255,11 @@ def read(root: Path, file: File) -> bytes:
             data, changed = opened.read(), os.fstat(opened.fileno()).st_mtime_ns
     except OSError as error:
         raise DataError(
-            f"{printable(str(path))} cannot be read: {error.strerror}.", "Mend it and give the same command again."
+            f"{path} cannot be read: {error.strerror}.", "Mend it and give the same command again."
         ) from error
     if (len(data), changed) != (file.size, file.changed):
         raise DataError(
-            f"{printable(str(path))} has changed while the folder was packed.",
+            f"{path} has changed while the folder was packed.",
             "Leave the folder alone and give the same command again.",
         )
     return data

@@ -14,10 +14,10 @@ from rich.console import Console
 
 from dist_ssl.data import manifest
 from dist_ssl.errors import ConfigError, DataError
-from shards.make import make
+from shards.make import make, run
 from shards.sources import imagefolder
 from shards.sources.imagefolder import Options
-from shards.words import Bytes, HeldOut
+from shards.words import Bytes, HeldOut, command
 from tests.shards.pictures import files_in, folder_of, held
 
 
@@ -162,6 +162,18 @@ def test_a_name_that_is_no_utf8_is_packed(tmp_path: Path) -> None:
     folder_of(tmp_path / "in", "ok.jpg")
     (tmp_path / "in" / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"data")
     assert held(made(tmp_path))["caf%E9"] == (b"data", -1)
+
+
+def test_a_class_whose_name_is_no_utf8_is_kept_and_can_be_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in (b"train/caf\xe9", b"train/b", b"val/caf\xe8"):
+        (tmp_path / "in" / os.fsdecode(name)).mkdir(parents=True)
+        (tmp_path / "in" / os.fsdecode(name) / "1.jpg").write_bytes(b"data")
+    assert command(run, ["source=imagefolder", f"path={tmp_path / 'in'}", f"out={tmp_path / 'o'}"]) == 2
+    assert "is of class 'caf\\udce8', which is none of train/" in capsys.readouterr().out
+    (tmp_path / "in" / "val").rename(tmp_path / "gone")
+    assert manifest.read(made(tmp_path, val=HeldOut())).classes == ("b", "caf\\udce9")
 
 
 def test_links_are_followed_but_not_for_ever(tmp_path: Path) -> None:
