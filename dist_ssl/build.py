@@ -5,7 +5,7 @@ against its annotations. Derived values (learning rate, dtype, ...) are computed
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from dist_ssl.blocks import check_groups
 from dist_ssl.checkpoint import Checkpoint
 from dist_ssl.coordinator import Coordinator, check_plan
 from dist_ssl.data import manifest
+from dist_ssl.data.access import Access
+from dist_ssl.data.address import Address
 from dist_ssl.data.ledger import Ledger
 from dist_ssl.data.load import Loader
 from dist_ssl.data.read import Reader
@@ -37,6 +39,7 @@ from dist_ssl.rendezvous import own_addresses
 from dist_ssl.schedule import Schedule
 from dist_ssl.signals import Signals
 from dist_ssl.sink import Sink
+from dist_ssl.sizes import parse_bytes
 from dist_ssl.train import Job
 from dist_ssl.world import World
 
@@ -82,6 +85,9 @@ class Data:
     val: str | None = None
     source: str | None = None
     identity: str | None = None
+    cache: str | None = None
+    cache_bytes: str = "50GB"
+    allow_pipe: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,6 +117,7 @@ class Parts:
 
     run: Run
     data: Data
+    access: Access
     train: manifest.Split
     recipes: list[Recipe]
     optimizer: Optimizer
@@ -122,7 +129,9 @@ class Parts:
 def parts(config: Config, world: World, ranks: int) -> Parts:
     """Build what all ranks share, and check it together. Raises ConfigError, DataError."""
     run, data = top_level(config), Data(**keywords(Data, config["data"], "data"))
-    train = open_data(data).split(data.train)
+    size, sharers = parse_bytes(data.cache_bytes, "data.cache_bytes"), run.ranks_per_node or 1
+    access = Access.to(Address.parse(data.path), data.cache, size, data.allow_pipe, sharers)
+    train = open_data(data, access).split(data.train)
     check_plan(run.lanes, run.batch_size, ranks, len(train.samples))
     torch.manual_seed(run.seed)
     encoder = instantiate(config["encoder"], "encoder")
@@ -145,7 +154,7 @@ def parts(config: Config, world: World, ranks: int) -> Parts:
     )
     recipes = [Recipe(**keywords(Recipe, view, f"views.{name}")) for name, view in sorted(config["views"].items())]
     total = run.epochs * (len(train.samples) // run.batch_size * run.batch_size)
-    return Parts(run, data, train, recipes, optimizer, method, schedule, total)
+    return Parts(run, data, access, train, recipes, optimizer, method, schedule, total)
 
 
 def top_level(config: Config) -> Run:
@@ -176,9 +185,9 @@ def check_units(key: str, duration: Duration, *units: str) -> None:
         )
 
 
-def open_data(data: Data) -> manifest.Manifest:
+def open_data(data: Data, access: Access) -> manifest.Manifest:
     """The data set's manifest, known to be the run's."""
-    found = manifest.read(Path(data.path))
+    found = manifest.read(Address.parse(data.path), access.fetcher)
     if data.identity not in (None, found.identity):
         raise DataError(
             f"The data in {data.path} is not the run's: its manifest's hash is {found.identity}, not {data.identity}.",
@@ -192,9 +201,10 @@ def check(config: Config, ranks: int) -> str:
     with torch.device("meta"):
         found = parts(config, World(), ranks)
         build_engine(config, found, World(device=torch.device("meta")))
-    known = open_data(found.data)
+    known = open_data(found.data, found.access)
+    found.access.check(found.train, -(-found.run.lanes // found.run.nodes), found.run.window)
     if found.data.val is not None:
-        known.split(found.data.val)
+        replace(found.access, cache=None).check(known.split(found.data.val), 1, 1)
     probing(config)
     fit(config["metrics"]["port"], int, "metrics.port")
     return known.identity
@@ -212,7 +222,7 @@ def build_engine(config: Config, p: Parts, world: World) -> Engine:
 def build(config: Config, world: World, signals: Signals, place: Place) -> Job:
     """The job of one rank."""
     p = parts(config, world, world.size)
-    loader = Loader(Reader(p.train), p.run.decode_threads)
+    loader = Loader(Reader(p.train, p.access), p.run.decode_threads)
     colours = Colours(p.data.mean, p.data.std)
     tensor_type = DTYPES[p.run.precision]
     return Job(
@@ -248,12 +258,12 @@ def probe(config: Config, p: Parts, world: World) -> Probe:
     """The kNN probe, where the data has labels and a held-out split."""
     if p.data.val is None or not p.train.labelled:
         return NoProbe()
-    val = open_data(p.data).split(p.data.val)
+    val = open_data(p.data, p.access).split(p.data.val)
     node = probing(config)
     size = node.image_size or p.schedule.plan(Progress(epochs=1)).image_size
 
     def extractor(split: manifest.Split) -> Extractor:
-        loader = Loader(Reader(split), p.run.decode_threads)
+        loader = Loader(Reader(split, p.access, scattered=True), p.run.decode_threads)
         colours = Colours(p.data.mean, p.data.std)
         return Extractor(loader, colours, world=world, size=size, dtype=DTYPES[p.run.precision])
 

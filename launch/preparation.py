@@ -7,8 +7,9 @@ from typing import Any
 
 from rich.console import Console
 
+from dist_ssl.data.address import Address
 from dist_ssl.errors import ConfigError
-from launch import scheduler, settings, submission
+from launch import credentials, scheduler, settings, submission
 from launch.run_dir import PROJECT, AttemptDir, RunDir
 
 OF_THIS_COMMAND = ("wait=", "dry_run=", "follow=", "resume=")
@@ -65,8 +66,11 @@ def _of_this_machine(nodes: int) -> tuple[int, int]:
 
 def make_data(config: dict[str, Any], console: Console) -> None:
     """Make the shards of a data set that our own code draws, on first use."""
-    folder = Path(config["data"]["path"])
-    if config["data"]["source"] == "demo" and not (folder / "manifest.json").exists():
+    address = Address.parse(config["data"]["path"])
+    if config["data"]["source"] != "demo" or not address.local:
+        return
+    folder = address.path
+    if not (folder / "manifest.json").exists():
         from shards.make import make
 
         console.print(f"Drawing the demo data into {folder} (once).", highlight=False)
@@ -77,7 +81,7 @@ def check(config: dict[str, Any]) -> str:
     """Check everything that can be checked before anything is started; the data's identity. Raises UserError."""
     from dist_ssl.build import check as check_parts
 
-    return check_parts(config, config["nodes"] * config["ranks_per_node"])
+    return check_parts(credentials.restored(config), config["nodes"] * config["ranks_per_node"])
 
 
 def new_config(words: list[str], console: Console) -> dict[str, Any]:

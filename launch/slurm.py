@@ -18,7 +18,7 @@ import yaml
 from rich.console import Console
 
 from dist_ssl.errors import EXIT_CODE, ConfigError, UserError
-from launch import following, preparation, scheduler, submission, sweep
+from launch import credentials, following, preparation, scheduler, submission, sweep
 from launch.ending import FAILED, FINISHED, REFUSED, STOPPED, Ending
 from launch.local import LocalAttempt, visible_gpus
 from launch.progress_bar import RunView
@@ -135,6 +135,7 @@ def go(prepared: list[Prepared], words: list[str], console: Console) -> int:
 
 def command(words: list[str], console: Console) -> int:
     """What the words ask for; the exit code."""
+    words = credentials.set_aside(words)
     given = {
         key: word.partition("=")[2] for word in words for key in ("resume", "follow") if word.startswith(f"{key}=")
     }

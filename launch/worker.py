@@ -19,6 +19,7 @@ from pathlib import Path
 
 from dist_ssl.errors import EXIT_CODE, UserError
 from dist_ssl.signals import Signals
+from launch import credentials
 from launch.ending import STOPPED_CODE
 from launch.parent import alone
 from launch.run_dir import AttemptDir, RunDir
@@ -46,7 +47,7 @@ def train_attempt(attempt: AttemptDir, signals: Signals) -> int:
     from dist_ssl.train import Outcome, train
     from dist_ssl.world import joined
 
-    config = attempt.config
+    config = credentials.restored(attempt.config)
     torch.set_num_threads(config["threads"])
     torchrun = "TORCHELASTIC_RUN_ID" in os.environ
     with joined(None if torchrun else attempt.meeting, Duration.parse(config["timeout"]).amount) as world:

@@ -40,6 +40,20 @@ class EpochOrder:
         first, end = rank * self.lanes // size, (rank + 1) * self.lanes // size
         return np.concatenate([self.ids(lane, start, start + count) for lane in range(first, end)])
 
+    def shards_from(self, rank: int, size: int, start: int) -> Ints:
+        """The shards that one rank reads from place `start` of its lanes on, in the order in which it comes to them."""
+        first, end = rank * self.lanes // size, (rank + 1) * self.lanes // size
+        shards, windows = [], []
+        for lane in range(first, end):
+            begin = lane * self.lane_length
+            place = begin + start // self.window * self.window
+            low = int(np.searchsorted(self.string_starts, place, side="right")) - 1
+            high = int(np.searchsorted(self.string_starts, begin + self.lane_length, side="left"))
+            shards.append(self.shards[low:high])
+            windows.append((np.maximum(self.string_starts[low:high], place) - begin) // self.window)
+        found = np.concatenate(shards)[np.argsort(np.concatenate(windows), kind="stable")]
+        return found[np.sort(np.unique(found, return_index=True)[1])]
+
     def window_of(self, lane: int, place: int) -> Ints:
         """All sample numbers of the window around a place of a lane: where a stand-in is looked for."""
         return self._window_order(lane, place // self.window)

@@ -1,8 +1,8 @@
 """Decode threads that fill preallocated uint8 buffers, a few batches ahead of who asks for them.
 
 What a request yields depends on the request alone, never on the number of threads or on timing. A sample that is not
-an image is replaced by the first readable one that the request names for it; an I/O error is retried and then stops
-the run, because it is no fact about the sample.
+an image is replaced by the first readable one that the request names for it; one that cannot be read now stops the run,
+because that is no fact about the sample.
 """
 
 import time
@@ -22,8 +22,6 @@ from dist_ssl.errors import DataError
 
 Ints = npt.NDArray[np.int64]
 Pixels = npt.NDArray[np.uint8]
-READ_TRIES = 4
-FIRST_PAUSE_SECONDS = 0.2
 
 
 class Cut(Protocol):
@@ -112,7 +110,7 @@ class Loader:
         for place, row in enumerate(part):
             mine, out = [n[row] for n in numbers], [view[row] for view in views]
             try:
-                cutter.cut(self._read(int(request.ids[row])), mine, out)
+                cutter.cut(self.reader.read(int(request.ids[row])), mine, out)
             except UnreadableError:
                 valid[place] = 0
                 self._stand_in(request, int(row), cutter, mine, out)
@@ -122,7 +120,7 @@ class Loader:
         """Cut the first readable candidate with the replaced sample's own draws."""
         for candidate in request.stand_ins(row):
             try:
-                cutter.cut(self._read(candidate), numbers, out)
+                cutter.cut(self.reader.read(candidate), numbers, out)
                 return
             except UnreadableError:
                 continue
@@ -131,17 +129,3 @@ class Loader:
             f"Sample {int(request.ids[row])} and every candidate to stand in for it are unreadable in {shard}.",
             "Check the shards: these are not images that can be decoded.",
         )
-
-    def _read(self, number: int) -> bytes:
-        for pause in range(READ_TRIES - 1):
-            try:
-                return self.reader.read(number)
-            except OSError:
-                time.sleep(FIRST_PAUSE_SECONDS * 2**pause)
-        try:
-            return self.reader.read(number)
-        except OSError as error:
-            raise DataError(
-                f"Sample {number} could not be read in {READ_TRIES} tries: {error}.",
-                "This is the file system's fault, not the sample's: resume the run once it answers again.",
-            ) from error

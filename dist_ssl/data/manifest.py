@@ -20,6 +20,8 @@ import safetensors
 import safetensors.numpy
 import xxhash
 
+from dist_ssl.data.address import Address
+from dist_ssl.data.fetch import Fetcher
 from dist_ssl.errors import DataError, nearest
 
 FORMAT = 1
@@ -83,7 +85,7 @@ def joined(parts: Sequence[Samples]) -> Samples:
 class Split:
     """One part of a data set (train, val): its shards in order and its samples."""
 
-    folder: Path
+    folder: Address
     name: str
     shards: tuple[Shard, ...]
     samples: Samples
@@ -98,9 +100,21 @@ class Split:
         """Every sample has a label."""
         return bool((self.samples.labels >= 0).all())
 
-    def path(self, shard: int) -> Path:
+    def address(self, shard: int) -> Address:
         """Where a shard lies."""
         return self.folder / self.shards[shard].name
+
+    def path(self, shard: int) -> Path:
+        """Where a shard of a folder on this machine lies."""
+        return self.address(shard).path
+
+    def check(self) -> None:
+        """Raise DataError where a shard on this machine is missing or has another size than the manifest says.
+
+        Asks the file system about each of them: once, where a run is submitted, is often enough.
+        """
+        for number, shard in enumerate(self.shards):
+            check_shard(self.path(number), shard)
 
 
 @dataclass(frozen=True)
@@ -112,14 +126,12 @@ class Manifest:
     classes: tuple[str, ...] = ()
 
     def split(self, name: str) -> Split:
-        """One split, with shards that fit it. Raises DataError where there is none, or it is empty or has changed."""
+        """One split. Raises DataError where there is none, or it is empty."""
         if name not in self.splits:
             raise DataError(f"The data set has no split '{name}'.", nearest(name, self.splits))
         split = self.splits[name]
         if not len(split.samples):
             raise DataError(f"Split '{name}' in {split.folder} has no samples.", "Make its shards again.")
-        for shard in split.shards:
-            check_shard(split.folder / shard.name, shard)
         return split
 
 
@@ -128,10 +140,15 @@ def check_shard(path: Path, shard: Shard) -> None:
     if not path.is_file():
         raise DataError(f"Shard {path} is missing; the manifest lists it.", "Put it back, or make the shards again.")
     if path.stat().st_size != shard.bytes:
-        raise DataError(
-            f"Shard {path} has {path.stat().st_size} bytes; the manifest says {shard.bytes}.",
-            "The tar has changed since it was indexed: put the old one back, or make the shards again.",
-        )
+        raise size_differs(path, path.stat().st_size, shard)
+
+
+def size_differs(where: object, size: object, shard: Shard) -> DataError:
+    """For a tar whose size is not the manifest's."""
+    return DataError(
+        f"Shard {where} has {size} bytes; the manifest says {shard.bytes}.",
+        "The tar has changed since it was indexed: put the old one back, or make the shards again.",
+    )
 
 
 def write(folder: Path, splits: Mapping[str, tuple[list[Shard], Samples]], classes: Sequence[str] = ()) -> None:
@@ -150,34 +167,35 @@ def write(folder: Path, splits: Mapping[str, tuple[list[Shard], Samples]], class
     part.replace(folder / NAME)
 
 
-def read(folder: Path) -> Manifest:
+def read(folder: Path | Address, fetcher: Fetcher | None = None) -> Manifest:
     """Read a data set's manifest. Raises DataError where there is none or it does not fit."""
-    path = folder / NAME
-    if not path.is_file():
-        what = "has no manifest.json" if folder.is_dir() else "does not exist"
+    where = folder if isinstance(folder, Address) else Address(str(folder))
+    path, get = where / NAME, fetcher or Fetcher()
+    if where.local and not path.path.is_file():
+        what = "has no manifest.json" if where.path.is_dir() else "does not exist"
         raise DataError(
             f"The shard folder {folder} {what}.",
             "Make shards with `python shards/make.py source=... out=...`, or set data.path to a folder that has them.",
         )
-    text = path.read_bytes()
+    text = get.read(path)
     try:
         content = json.loads(text)
         if content["format"] != FORMAT:
             raise DataError(
                 f"{path} has format {content['format']}: this version reads {FORMAT}.", "Make the shards again."
             )
-        splits = {name: _split(folder, name, entry) for name, entry in content["splits"].items()}
+        splits = {name: _split(where, name, entry, get) for name, entry in content["splits"].items()}
         classes = tuple(str(name) for name in content.get("classes", ()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is damaged: {error!r}.", "Make the shards again.") from error
     return Manifest(xxhash.xxh3_128_hexdigest(text), splits, classes)
 
 
-def _split(folder: Path, name: str, entry: dict[str, Any]) -> Split:
+def _split(folder: Address, name: str, entry: dict[str, Any], get: Fetcher) -> Split:
     shards = tuple(Shard(**shard) for shard in entry["shards"])
     file = folder / entry["samples"]
     try:
-        data = file.read_bytes()
+        data = get.read(file)
         samples = Samples(**safetensors.numpy.load(data))
     except (OSError, safetensors.SafetensorError) as error:
         raise DataError(f"{file} cannot be read: {error}.", "Make the shards again.") from error

@@ -56,6 +56,7 @@ class Stream:
         recipes = [self.recipes[slot % len(self.recipes)].at(plan.magnitude) for slot in range(plan.views)]
         colour = [Photometry(r, slot, self.colours.mean, self.colours.std) for slot, r in enumerate(recipes)]
         count = plan.samples_per_lane
+        self.loader.reader.expect(order.shards_from(self.world.rank, self.world.size, start))
         starts = range(start, order.lane_length - count + 1, count)
         requests = (self._request(order, draws, at, count) for at in starts)
         loaded = self.loader.load(requests, Cutter(recipes, plan.image_size), plan.views)
@@ -88,5 +89,9 @@ class Stream:
             labels=labels,
             draws=draws,
             step=step,
-            costs={"data_wait_seconds": pixels.wait_seconds, "replaced_samples": float((~pixels.valid).sum())},
+            costs={
+                "data_wait_seconds": pixels.wait_seconds,
+                "replaced_samples": float((~pixels.valid).sum()),
+                **self.loader.reader.costs(),
+            },
         )

@@ -1,4 +1,4 @@
-"""What a request yields depends on the request alone; stand-ins keep the order; failed reads are tried again."""
+"""What a request yields depends on the request alone; stand-ins keep the order."""
 
 import threading
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dist_ssl.data import load, manifest
+from dist_ssl.data import manifest
 from dist_ssl.data.load import Loaded, Loader, Request
 from dist_ssl.data.read import Reader
 from dist_ssl.data.views import Cutter, Recipe
@@ -27,21 +27,6 @@ class Damaged(Reader):
 
     def read(self, number: int) -> bytes:
         return b"damaged" if number in self.numbers else super().read(number)
-
-
-class Failing(Reader):
-    """A reader whose first tries for every sample end in an I/O error."""
-
-    def __init__(self, split: manifest.Split, failures: int) -> None:
-        super().__init__(split)
-        self.failures = failures
-        self.tries: dict[int, int] = {}
-
-    def read(self, number: int) -> bytes:
-        self.tries[number] = self.tries.get(number, 0) + 1
-        if self.tries[number] <= self.failures:
-            raise OSError("the disk is elsewhere")
-        return super().read(number)
 
 
 @pytest.fixture
@@ -74,14 +59,6 @@ def alone(split: manifest.Split, number: int, draws_of: int | None = None) -> li
     with Reader(split) as reader:
         CUTTER.cut(reader.read(number), [d[0] for d in draws], out)
     return out
-
-
-@pytest.fixture
-def no_pause(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The pauses that would have been made."""
-    pauses: list[float] = []
-    monkeypatch.setattr(load.time, "sleep", pauses.append)
-    return pauses
 
 
 @pytest.mark.parametrize(("threads", "ahead"), [(1, 0), (1, 2), (3, 1), (3, 2), (3, 7), (8, 2)])
@@ -129,37 +106,6 @@ def test_no_readable_stand_in_is_an_error_that_names_the_sample(split: manifest.
         pytest.raises(DataError, match="Sample 9 and every candidate to stand in for it are unreadable"),
     ):
         loaded(reader, iter([request([5, 9], {1: candidates})]))
-
-
-def test_an_io_error_is_retried_with_growing_pauses(split: manifest.Split, no_pause: list[float]) -> None:
-    with Failing(split, load.READ_TRIES - 1) as reader:
-        (batch,) = loaded(reader, iter([request([5])]))
-    assert batch.valid.all()
-    assert reader.tries == {5: load.READ_TRIES}
-    assert no_pause == [load.FIRST_PAUSE_SECONDS * 2**n for n in range(load.READ_TRIES - 1)]
-
-
-def test_an_io_error_that_stays_stops_the_run_and_is_no_fact_about_the_sample(
-    split: manifest.Split, no_pause: list[float]
-) -> None:
-    with (
-        Failing(split, 99) as reader,
-        pytest.raises(DataError, match=r"Sample 5 could not be read in 4 tries: the disk is elsewhere") as caught,
-    ):
-        loaded(reader, iter([request([5], {0: [6]})]))
-    assert isinstance(caught.value.__cause__, OSError)
-    assert 6 not in reader.tries
-
-
-def test_a_stand_in_is_retried_too(
-    split: manifest.Split, no_pause: list[float], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with Failing(split, 2) as reader:
-        whole = Failing.read
-        monkeypatch.setattr(Failing, "read", lambda self, n: b"damaged" if n == 9 else whole(self, n))
-        (batch,) = loaded(reader, iter([request([9], {0: [41]})]))
-    assert batch.valid.tolist() == [False]
-    assert reader.tries == {41: 3}
 
 
 def decode_threads() -> int:

@@ -150,7 +150,7 @@ def test_an_empty_split_is_refused(tmp_path: Path) -> None:
 def test_a_missing_tar_is_named(copy: Path) -> None:
     (copy / "train-000001.tar").unlink()
     with pytest.raises(DataError, match=r"train-000001\.tar is missing"):
-        manifest.read(copy).split("train")
+        manifest.read(copy).split("train").check()
     assert len(manifest.read(copy).split("val").samples) == 20
 
 
@@ -161,7 +161,7 @@ def test_a_truncated_tar_is_named_with_both_sizes(copy: Path, size: int) -> None
     with tar.open("r+b") as file:
         file.truncate(size)
     with pytest.raises(DataError, match=rf"train-000000\.tar has {size} bytes; the manifest says {whole}"):
-        manifest.read(copy).split("train")
+        manifest.read(copy).split("train").check()
 
 
 def test_a_tar_that_is_cut_off_later_is_noticed_by_the_read(copy: Path) -> None:

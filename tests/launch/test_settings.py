@@ -20,7 +20,10 @@ MACHINE_TOP = {
     *("nodes", "ranks_per_node", "threads", "decode_threads", "save_every", "keep", "log_every", "timeout"),
     *("runs", "name", "resume", "probe", "metrics", "cluster", "wait", "dry_run"),
 }
-MACHINE_IN_SCIENCE = {"data.path", "data.source", "engine._target_", "engine.accumulate", "engine.deterministic"}
+MACHINE_IN_SCIENCE = {
+    *("data.path", "data.source", "data.cache", "data.cache_bytes", "data.allow_pipe"),
+    *("engine._target_", "engine.accumulate", "engine.deterministic"),
+}
 
 
 DEFAULTS = settings.compose(["aux=rotation"], CONFIGS)
