@@ -11,3 +11,9 @@ def parse_bytes(text: object, key: str) -> int:
     if unit not in UNITS or not number.isascii() or not number.isdigit() or int(number) == 0:
         raise ConfigError(f"{key}={text} is not a size.", f"Write it like 256MB (units: {', '.join(UNITS)}).")
     return int(number) * UNITS[unit]
+
+
+def show_bytes(size: int) -> str:
+    """256000001 -> `257MB`: never less than it is, in the largest unit that leaves a whole number of at least 1."""
+    name, unit = next(((n, u) for n, u in reversed(UNITS.items()) if size >= u), ("KB", UNITS["KB"]))
+    return f"{-(-size // unit)}{name}"

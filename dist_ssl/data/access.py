@@ -10,6 +10,7 @@ from dist_ssl.data.cache import Cache
 from dist_ssl.data.fetch import Fetcher
 from dist_ssl.data.manifest import Split, size_differs
 from dist_ssl.errors import ConfigError
+from dist_ssl.sizes import show_bytes
 
 AUTO = "auto"
 
@@ -57,7 +58,7 @@ class Access:
         least = min(total, lanes * (largest + window * total // len(split.samples)))
         if self.cache.size < least:
             raise ConfigError(
-                f"data.cache_bytes={self.cache.size / 1e9:g}GB is too little: {lanes} lanes read as many shards at"
-                f" once, of up to {largest / 1e6:.0f} MB.",
-                f"Set data.cache_bytes={least // 10**6 + 1}MB at least, make smaller shards, or set data.cache=null.",
+                f"data.cache_bytes={show_bytes(self.cache.size)} is too little: {lanes} lanes of a node read as many"
+                f" shards at once, of up to {show_bytes(largest)}.",
+                f"Set data.cache_bytes={show_bytes(least)} at least, make smaller shards, or set data.cache=null.",
             )

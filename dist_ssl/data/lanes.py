@@ -46,11 +46,17 @@ class EpochOrder:
         shards, windows = [], []
         for lane in range(first, end):
             begin = lane * self.lane_length
-            place = begin + start // self.window * self.window
+            place = (
+                begin + start // self.window * self.window
+            )  # a window is read in any order, from its first sample on
+            if place >= begin + self.lane_length:
+                continue
             low = int(np.searchsorted(self.string_starts, place, side="right")) - 1
             high = int(np.searchsorted(self.string_starts, begin + self.lane_length, side="left"))
             shards.append(self.shards[low:high])
             windows.append((np.maximum(self.string_starts[low:high], place) - begin) // self.window)
+        if not shards:
+            return np.empty(0, dtype=np.int64)
         found = np.concatenate(shards)[np.argsort(np.concatenate(windows), kind="stable")]
         return found[np.sort(np.unique(found, return_index=True)[1])]
 
