@@ -1,0 +1,86 @@
+"""Runs that stream from a server end with the weights of runs from a folder, and tell nobody their credentials."""
+
+import base64
+import json
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from launch.variables import ADDRESS
+from tests.jobs import run_job, same_bits, small_config
+from tests.ranks import Ranks
+from tests.system.launching import Launch, await_that, delivered, losses, status, weights, words
+from tests.web import FAULTS, Server, serving
+
+SECRETS = ("anna", "opensesame", "sig=abc123")
+
+
+@pytest.fixture
+def server(demo_shards: Path) -> Iterator[Server]:
+    """A server of the demo shards that wants credentials and breaks a tenth of what it is asked for."""
+    choice = random.Random(3)
+    faults = [fault for fault in FAULTS if fault != "stall"]
+    with serving(demo_shards) as server:
+        server.login = "Basic " + base64.b64encode(b"anna:opensesame").decode()
+        server.signature = "sig=abc123"
+        server.fault = lambda path: choice.choice(faults) if choice.random() < 0.1 else ""
+        yield server
+
+
+def address(server: Server) -> str:
+    """The address with its credentials."""
+    return f"http://anna:opensesame@{server.url.removeprefix('http://')}?sig=abc123"
+
+
+def finish(*given: str) -> str:
+    """Run the command to its end in an environment without credentials; what it printed."""
+    environment = {key: value for key, value in os.environ.items() if key != ADDRESS}
+    code, text = Launch(*given, environment=environment).finish()
+    assert code == 0, text
+    return text
+
+
+def told(run: Path) -> list[str]:
+    """Files of the run that hold a secret."""
+    files = [path for path in run.rglob("*") if path.is_file() and "code" not in path.relative_to(run).parts]
+    assert len(files) > 10
+    return [str(path) for path in files if any(word.encode() in path.read_bytes() for word in SECRETS)]
+
+
+def test_a_run_from_a_bad_server_ends_like_one_from_the_folder(
+    server: Server, ranks: Ranks, demo_shards: Path, tmp_path: Path
+) -> None:
+    config = small_config(demo_shards, "epochs=2", "probe.every=2 epochs")
+    known = ranks.run(run_job, 2, config, tmp_path / "local")
+    for name, cache in (("cached", tmp_path / "cache"), ("direct", None)):
+        data = {**config["data"], "path": address(server), "cache": cache and str(cache)}
+        found = ranks.run(run_job, 2, {**config, "data": data}, tmp_path / name)
+        assert [ids for ids, _ in found] == [ids for ids, _ in known]
+        assert all(same_bits(own, other) for (_, own), (_, other) in zip(found, known, strict=True))
+        lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        assert sum(line.get("fetched_bytes", 0) for line in lines) > 0
+        assert sum(line.get("fetch_retries", 0) for line in lines) > 0
+
+
+def test_a_run_that_moves_to_a_server_ends_with_the_same_bits_and_tells_no_secret(
+    server: Server, demo_shards: Path, tmp_path: Path
+) -> None:
+    def new(name: str) -> list[str]:
+        more = ("nodes=2", "epochs=3", "probe.every=3 epochs", "save_every=2 steps", f"name={name}")
+        return words(demo_shards, tmp_path, *more)
+
+    finish(*new("local"))
+    run = tmp_path / "moved"
+    launch = Launch(*new("moved"))
+    await_that(lambda: status(run)["step"] > 2, "some steps")
+    launch.kill_all()
+    text = finish(f"resume={run}", f"data.path={address(server)}", f"data.cache={tmp_path / 'cache'}")
+    assert same_bits(weights(run), weights(tmp_path / "local"))
+    assert losses(run) == losses(tmp_path / "local")
+    assert delivered(run) == delivered(tmp_path / "local")
+    assert list((tmp_path / "cache").glob("*.tar"))
+    assert not told(run)
+    assert not [word for word in SECRETS if word in text]
