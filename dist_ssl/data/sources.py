@@ -197,7 +197,10 @@ class Store:
             raise DataError(f"{address} {what}: {error}.", remedy) from error
         except Exception as error:  # the clients below have dozens of kinds, few of them OSErrors
             if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
-                raise DataError(f"{address}: {error}.", "FSSPEC_S3_ANON=true reads public buckets.") from error
+                raise DataError(
+                    f"{address}: {str(error).rstrip('.')}.",
+                    "Give them by AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or set FSSPEC_S3_ANON=true.",
+                ) from error
             raise OSError(f"{address}: {type(error).__name__}: {error}") from error
 
 
