@@ -11,6 +11,7 @@ the data's identity.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ class Split:
         """Samples per shard."""
         return np.array([shard.samples for shard in self.shards], dtype=np.int64)
 
-    @property
+    @cached_property
     def labelled(self) -> bool:
         """Every sample has a label."""
         return bool((self.samples.labels >= 0).all())

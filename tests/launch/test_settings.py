@@ -22,7 +22,7 @@ MACHINE_TOP = {
 }
 MACHINE_IN_SCIENCE = {
     *("data.path", "data.source", "data.cache", "data.cache_bytes", "data.allow_pipe"),
-    *("engine._target_", "engine.accumulate", "engine.deterministic"),
+    *("engine._target_", "engine.deterministic", "engine.accumulate"),
 }
 
 
