@@ -38,13 +38,15 @@ class Cache:
         self.folder, self.size = folder, size
 
     def find(self, sha256: str, size: int) -> FileIO | None:
-        """The shard, open, where it is here."""
+        """The shard, open, where it is here. Raises DataError where it is another user's."""
         path = self.folder / (sha256 + WHOLE)
         try:
             file = FileIO(path)
         except FileNotFoundError:
             return None
-        if os.fstat(file.fileno()).st_size != size:  # the machine lost power
+        state = os.fstat(file.fileno())
+        self._check_owner(state)
+        if state.st_size != size:  # the machine lost power
             path.unlink(missing_ok=True)
             return None
         use(file)
@@ -59,7 +61,8 @@ class Cache:
             raise DataError(
                 f"{name} has {size} bytes, and the cache may hold {self.size}.", "Raise data.cache_bytes, or use none."
             )
-        self._open_folder()
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._check_owner(self.folder.stat())
         while True:
             found = self.find(sha256, size)
             if found:
@@ -68,10 +71,9 @@ class Cache:
                 if part and not (self.folder / (sha256 + WHOLE)).exists():
                     return self._fetch(part, name, sha256, size, fetch)
 
-    def _open_folder(self) -> None:
-        """Make the folder. Raises DataError where it is another user's: what lies there could be anything."""
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if self.folder.stat().st_uid != os.geteuid():
+    def _check_owner(self, state: os.stat_result) -> None:
+        """Raise DataError for what is another user's: it could be anything."""
+        if state.st_uid != os.geteuid():
             raise DataError(
                 f"The cache {self.folder} belongs to another user.", "Name a folder of yours: data.cache=..."
             )

@@ -180,7 +180,10 @@ def test_a_shard_larger_than_the_cache_and_a_cache_of_somebody_else_are_refused(
     with pytest.raises(DataError, match="x has 10 bytes, and the cache may hold 9") as caught:
         Cache(tmp_path, 9).obtain("x", "0", 10, lambda: iter([]))
     assert "data.cache_bytes" in caught.value.remedy
+    (tmp_path / "0.tar").write_bytes(b"0123456789")
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    with pytest.raises(DataError, match="belongs to another user"):
+        Cache(tmp_path, 10).find("0", 10)
     with pytest.raises(DataError, match="belongs to another user"):
         Cache(tmp_path, 10).obtain("x", "0", 10, lambda: iter([]))
 
