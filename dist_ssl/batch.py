@@ -24,6 +24,8 @@ class Batch:
     """Randomness for the method, keyed by this epoch; `step` completes the key."""
     step: int
     """Number of this step within its epoch, from 0."""
+    unreadable: Mapping[int, str] = field(default_factory=dict)
+    """Why, by the number of the sample, a stand-in took its place."""
     costs: Mapping[str, float] = field(default_factory=dict)
     """What loading it took, by the keys of the metric table."""
 

@@ -1,10 +1,10 @@
 """Rank 0 plans each epoch; everybody obeys."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+from dist_ssl import lines
 from dist_ssl.errors import ConfigError
 from dist_ssl.plan import EpochPlan
 from dist_ssl.progress import Progress
@@ -47,9 +47,7 @@ class Coordinator:
         shared = self.world.share(plan)
         check_plan(shared.lanes, shared.batch_size, self.world.size, self.num_samples)
         if self.world.rank == 0:
-            line = json.dumps({"step": progress.step, "attempt": progress.attempt, **asdict(shared)})
-            with self.record.open("a") as file:
-                file.write(line + "\n")
+            lines.append(self.record, [{"step": progress.step, "attempt": progress.attempt, **asdict(shared)}])
         return shared
 
     @staticmethod

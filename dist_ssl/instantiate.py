@@ -13,6 +13,7 @@ from typing import Any
 
 from dist_ssl.durations import Duration
 from dist_ssl.errors import ConfigError, nearest
+from dist_ssl.share import Share
 
 ALLOWED = ("dist_ssl.", "torch.", "timm.")
 
@@ -21,8 +22,8 @@ def fit(value: Any, wanted: Any, key: str) -> Any:
     """The value as its annotation wants it. Raises ConfigError."""
     if wanted is inspect.Parameter.empty or wanted is Any:
         return value
-    if wanted is Duration:
-        return Duration.parse(value)
+    if wanted is Duration or wanted is Share:
+        return wanted.parse(value)
     origin, inner = typing.get_origin(wanted), typing.get_args(wanted)
     if origin is typing.Literal:
         if value in inner:

@@ -1,8 +1,8 @@
-"""One agreed answer, at every step, to "save? stop?".
+"""One agreed answer, at every step, to "save? stop? news?".
 
-Each rank puts in a small integer: 0, SAVE, or SAVE + STOP. An all-reduce on the host is started at every beat and
-read at the next, so it costs no waiting and all ranks act at the same step. Whatever a single rank knows (a signal,
-rank 0's clock) enters the run through this one door; signal handlers only set a flag.
+Each rank puts in a flag for each. An all-reduce on the host is started at every beat and read at the next, so it
+costs no waiting and all ranks act at the same step. Whatever a single rank knows (a signal, rank 0's clock, a sample
+that cannot be read) enters the run through this one door; signal handlers only set a flag.
 """
 
 import time
@@ -13,9 +13,6 @@ from dist_ssl.progress import Progress
 from dist_ssl.signals import Signals
 from dist_ssl.world import Pending, World
 
-SAVE = 1
-STOP = 2
-
 
 @dataclass(frozen=True)
 class Beat:
@@ -23,6 +20,8 @@ class Beat:
 
     save: bool
     stop: bool
+    news: bool = False
+    """Some rank knew something at the last step that all must hear of."""
 
 
 class Pulse:
@@ -35,18 +34,18 @@ class Pulse:
         self._pending: Pending | None = None
         self._saved_at = time.monotonic()
 
-    def beat(self, progress: Progress) -> Beat:
-        """What was agreed since the last beat; the wishes of now are answered at the next."""
-        agreed = self._pending.result() if self._pending else 0
-        save = bool(agreed & SAVE) or self.save_every.due(progress)
-        if save:
+    def beat(self, progress: Progress, news: bool = False) -> Beat:
+        """What was agreed since the last beat; the wishes and news of now are answered at the next."""
+        save, stop, heard = self._pending.result() if self._pending else (0, 0, 0)
+        due = bool(save) or self.save_every.due(progress)
+        if due:
             self._saved_at = time.monotonic()
-        self._pending = self.world.agree_later(self._wish())
-        return Beat(save=save, stop=bool(agreed & STOP))
+        self._pending = self.world.agree_later(*self._wish(), int(news))
+        return Beat(save=due, stop=bool(stop), news=bool(heard))
 
     def stopping(self) -> bool:
         """Whether any rank has been asked to stop; waits for all, for use between long pieces of work."""
-        return bool(self.world.agree(self._wish()) & STOP)
+        return bool(self.world.agree(self._wish()[1]))
 
     def drain(self) -> None:
         """Wait for the last agreement under way; none may be open when the groups are destroyed."""
@@ -54,8 +53,9 @@ class Pulse:
             self._pending.result()
             self._pending = None
 
-    def _wish(self) -> int:
+    def _wish(self) -> tuple[int, int]:
+        """To save, to stop: 0 or 1 each."""
         if self.signals.received is not None:
-            return SAVE | STOP
+            return 1, 1
         late = time.monotonic() - self._saved_at >= self.save_every.amount
-        return SAVE if self.save_every.timed and self.world.rank == 0 and late else 0
+        return int(self.save_every.timed and self.world.rank == 0 and late), 0

@@ -72,11 +72,11 @@ class Pending:
     value: Tensor
     work: "dist.Work | None"
 
-    def result(self) -> int:
-        """The largest value that any rank put in."""
+    def result(self) -> list[int]:
+        """The largest value that any rank put in, of each."""
         if self.work is not None:
             self.work.wait()
-        return int(self.value.item())
+        return [int(value) for value in self.value]
 
 
 @dataclass(frozen=True)
@@ -140,19 +140,19 @@ class World:
         """The mean over ranks, with gradients like `sum`."""
         return self.sum(x) / self.size
 
-    def agree_later(self, value: int) -> Pending:
-        """Begin to agree on the largest value of all ranks; the answer may be read a step later."""
-        offer = torch.tensor([value], dtype=torch.int64)
+    def agree_later(self, *values: int) -> Pending:
+        """Begin to agree on the largest of each value over all ranks; the answer may be read a step later."""
+        offer = torch.tensor(values, dtype=torch.int64)
         if self.size == 1:
             return Pending(offer, None)
         if self.letters:
-            return Pending(self._exchange(self.letters, offer).max(), None)
+            return Pending(self._exchange(self.letters, offer).amax(0), None)
         work = dist.all_reduce(offer, op=dist.ReduceOp.MAX, group=self.host, async_op=True)
         return Pending(offer, work)
 
     def agree(self, value: int) -> int:
         """The largest value of all ranks, host side: the device is not waited for."""
-        return self.agree_later(value).result()
+        return self.agree_later(value).result()[0]
 
     def share(self, obj: T | None) -> T:
         """Rank 0's object, on every rank."""

@@ -24,6 +24,8 @@ FLOORS: dict[str, int] = {
     "dist_ssl.errors": 0,
     "dist_ssl.durations": 1,
     "dist_ssl.sizes": 1,
+    "dist_ssl.lines": 1,
+    "dist_ssl.share": 1,
     "dist_ssl.draws": 1,
     "dist_ssl.plan": 1,
     "dist_ssl.batch": 1,

@@ -11,6 +11,7 @@ from dist_ssl.progress import Progress
 from dist_ssl.pulse import Beat, Pulse
 from dist_ssl.signals import STOPPING, Signals
 from dist_ssl.world import World
+from tests.ranks import Ranks
 
 QUIET = Beat(save=False, stop=False)
 NEVER = Duration.parse("1000000 steps")
@@ -89,7 +90,29 @@ def test_only_rank_0_looks_at_the_clock(clock: Callable[[float], None]) -> None:
         heart = Pulse(World(rank=rank, size=2), Signals(), Duration.parse("10 seconds"))
         clock(100 * (rank + 1))
         wishes[rank] = heart._wish()
-    assert wishes == {0: pulse.SAVE, 1: 0}
+    assert wishes == {0: (1, 0), 1: (0, 0)}
+
+
+def test_news_are_heard_at_the_next_beat_and_once() -> None:
+    heart = Pulse(World(), Signals(), NEVER)
+    assert heart.beat(at(1), news=True) == QUIET
+    assert heart.beat(at(2)) == Beat(save=False, stop=False, news=True)
+    assert heart.beat(at(3)) == QUIET
+
+
+def beats(world: World) -> list[Beat]:
+    signals = Signals()
+    heart = Pulse(world, signals, NEVER)
+    heard = [heart.beat(at(1), news=world.rank == 2)]
+    signals.received = signal.SIGTERM if world.rank == 1 else None
+    heard += [heart.beat(at(2), news=world.rank == 3), heart.beat(at(3))]
+    heart.drain()
+    return heard
+
+
+def test_news_of_one_rank_and_the_wish_of_another_reach_all_at_the_same_step(ranks: Ranks) -> None:
+    for heard in ranks.run(beats, 4):
+        assert heard == [QUIET, Beat(save=False, stop=False, news=True), Beat(save=True, stop=True, news=True)]
 
 
 def test_draining_forgets_the_agreement_under_way() -> None:

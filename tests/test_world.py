@@ -52,8 +52,8 @@ def test_sum_sums_values_and_gradients(ranks: Ranks, size: int) -> None:
         assert torch.equal(grad, torch.full((3,), total, dtype=torch.float64))
 
 
-def agreements(world: World) -> tuple[int, int, float, list[int], str]:
-    pending = world.agree_later(world.rank)
+def agreements(world: World) -> tuple[int, list[int], float, list[int], str]:
+    pending = world.agree_later(world.rank, -world.rank)
     mean = world.mean(torch.tensor(float(world.rank)))
     told = world.share("from 0" if world.rank == 0 else None)
     return world.agree(10 - world.rank), pending.result(), float(mean), world.collect(world.rank), told
@@ -61,11 +61,11 @@ def agreements(world: World) -> tuple[int, int, float, list[int], str]:
 
 def test_agreements_are_equal_on_all_ranks(ranks: Ranks) -> None:
     for answer in ranks.run(agreements, 4):
-        assert answer == (10, 3, 1.5, [0, 1, 2, 3], "from 0")
+        assert answer == (10, [3, 0], 1.5, [0, 1, 2, 3], "from 0")
 
 
 def test_a_world_of_one_needs_no_group() -> None:
-    assert agreements(World()) == (10, 0, 0.0, [0], "from 0")
+    assert agreements(World()) == (10, [0, 0], 0.0, [0], "from 0")
 
 
 def test_who_does_not_come_is_named(tmp_path: Path) -> None:

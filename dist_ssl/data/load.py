@@ -7,7 +7,7 @@ because that is no fact about the sample.
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
@@ -22,6 +22,8 @@ from dist_ssl.errors import DataError
 
 Ints = npt.NDArray[np.int64]
 Pixels = npt.NDArray[np.uint8]
+Reasons = dict[int, str]
+"""Why a sample could not be read, by its row in the request."""
 
 
 class Cut(Protocol):
@@ -57,6 +59,8 @@ class Loaded:
     valid: npt.NDArray[np.bool_]
     """[B] False where a stand-in took the place."""
     wait_seconds: float
+    unreadable: Mapping[int, str]
+    """Why, by the number of the sample, a stand-in took its place."""
 
 
 class Loader:
@@ -69,7 +73,7 @@ class Loader:
         """The requests' pixels, one by one; closing the iterator ends the threads."""
         pool = ThreadPoolExecutor(self.threads, thread_name_prefix="decode")
         spare: deque[list[Pixels]] = deque()
-        started: deque[tuple[Request, list[Pixels], list[Future[Pixels]]]] = deque()
+        started: deque[tuple[Request, list[Pixels], list[Future[Reasons]]]] = deque()
         try:
             queue = iter(requests)
             for request in queue:
@@ -93,28 +97,32 @@ class Loader:
 
     def _start(
         self, pool: ThreadPoolExecutor, request: Request, cutter: Cut, views: list[Pixels]
-    ) -> tuple[Request, list[Pixels], list[Future[Pixels]]]:
+    ) -> tuple[Request, list[Pixels], list[Future[Reasons]]]:
         """One task per thread, each a contiguous part of the batch."""
         numbers = cutter.draw(request.draws, request.ids)
         parts = np.array_split(np.arange(len(request.ids)), self.threads)
         tasks = [pool.submit(self._fill, request, part, numbers, cutter, views) for part in parts if len(part)]
         return request, views, tasks
 
-    def _finish(self, request: Request, views: list[Pixels], tasks: list[Future[Pixels]]) -> Loaded:
+    def _finish(self, request: Request, views: list[Pixels], tasks: list[Future[Reasons]]) -> Loaded:
         begun = time.monotonic()
-        valid = np.concatenate([task.result() for task in tasks]).astype(np.bool_)
-        return Loaded(request.ids, views, valid, time.monotonic() - begun)
+        reasons = {row: reason for task in tasks for row, reason in task.result().items()}
+        wait = time.monotonic() - begun
+        valid = np.ones(len(request.ids), dtype=np.bool_)
+        valid[list(reasons)] = False
+        return Loaded(request.ids, views, valid, wait, {int(request.ids[row]): why for row, why in reasons.items()})
 
-    def _fill(self, request: Request, part: Ints, numbers: list[Floats], cutter: Cut, views: list[Pixels]) -> Pixels:
-        valid = np.ones(len(part), dtype=np.uint8)
-        for place, row in enumerate(part):
+    def _fill(self, request: Request, part: Ints, numbers: list[Floats], cutter: Cut, views: list[Pixels]) -> Reasons:
+        """Cut these rows of a request; why some of them could not be read."""
+        reasons: Reasons = {}
+        for row in part.tolist():
             mine, out = [n[row] for n in numbers], [view[row] for view in views]
             try:
                 cutter.cut(self.reader.read(int(request.ids[row])), mine, out)
-            except UnreadableError:
-                valid[place] = 0
-                self._stand_in(request, int(row), cutter, mine, out)
-        return valid
+            except UnreadableError as error:
+                reasons[row] = error.reason
+                self._stand_in(request, row, cutter, mine, out)
+        return reasons
 
     def _stand_in(self, request: Request, row: int, cutter: Cut, numbers: list[Floats], out: list[Pixels]) -> None:
         """Cut the first readable candidate with the replaced sample's own draws."""

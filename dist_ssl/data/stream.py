@@ -89,6 +89,7 @@ class Stream:
             labels=labels,
             draws=draws,
             step=step,
+            unreadable=pixels.unreadable,
             costs={
                 "data_wait_seconds": pixels.wait_seconds,
                 "replaced_samples": float((~pixels.valid).sum()),

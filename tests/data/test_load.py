@@ -49,7 +49,7 @@ def epoch() -> Iterator[Request]:
 def loaded(reader: Reader, requests: Iterator[Request], threads: int = 2, ahead: int = 2) -> list[Loaded]:
     """Everything that is loaded, copied before the next is asked for."""
     found = Loader(reader, threads, ahead).load(requests, CUTTER, 2)
-    return [Loaded(x.ids.copy(), [v.copy() for v in x.views], x.valid.copy(), x.wait_seconds) for x in found]
+    return [Loaded(x.ids.copy(), [v.copy() for v in x.views], x.valid.copy(), x.wait_seconds, x.unreadable) for x in found]
 
 
 def alone(split: manifest.Split, number: int, draws_of: int | None = None) -> list[np.ndarray]:
@@ -94,6 +94,7 @@ def test_a_damaged_sample_gets_the_first_readable_stand_in_with_its_own_draws(
         (batch,) = loaded(reader, iter([request([5, 9, 30, 2], {1: [40, 41, 42]})]), threads)
     assert batch.ids.tolist() == [5, 9, 30, 2]
     assert batch.valid.tolist() == [True, False, True, True]
+    assert batch.unreadable == {9: "not an image"}
     for row, (number, draws_of) in enumerate([(5, 5), (41, 9), (30, 30), (2, 2)]):
         for view, expected in zip(batch.views, alone(split, number, draws_of), strict=True):
             np.testing.assert_array_equal(view[row], expected)
