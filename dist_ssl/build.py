@@ -19,6 +19,7 @@ from dist_ssl.data.access import Access
 from dist_ssl.data.address import Address
 from dist_ssl.data.ledger import Ledger
 from dist_ssl.data.load import Loader
+from dist_ssl.data.quarantine import Quarantine
 from dist_ssl.data.read import Reader
 from dist_ssl.data.stream import Colours, Stream
 from dist_ssl.data.views import Recipe
@@ -37,6 +38,7 @@ from dist_ssl.progress import Progress
 from dist_ssl.pulse import Pulse
 from dist_ssl.rendezvous import own_addresses
 from dist_ssl.schedule import Schedule
+from dist_ssl.share import Share
 from dist_ssl.signals import Signals
 from dist_ssl.sink import Sink
 from dist_ssl.sizes import parse_bytes
@@ -82,6 +84,7 @@ class Data:
     train: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    max_bad: Share
     val: str | None = None
     source: str | None = None
     identity: str | None = None
@@ -239,7 +242,10 @@ def build(config: Config, world: World, signals: Signals, place: Place) -> Job:
         pulse=Pulse(world, signals, p.run.save_every),
         probe=probe(config, p, world),
         meter=Meter(world, sinks(config, p, world, place), p.total_samples),
-        ledger=Ledger(place.folder / "ledger", place.attempt, world.rank),
+        ledger=Ledger(place.folder / "ledger", place.attempt, world),
+        quarantine=Quarantine(
+            place.folder / "quarantine.jsonl", p.train, world=world, attempt=place.attempt, max_bad=p.data.max_bad
+        ),
         log_every=p.run.log_every,
     )
 

@@ -6,6 +6,7 @@ from enum import Enum
 from dist_ssl.checkpoint import Checkpoint
 from dist_ssl.coordinator import Coordinator
 from dist_ssl.data.ledger import Ledger
+from dist_ssl.data.quarantine import Quarantine
 from dist_ssl.data.stream import Stream
 from dist_ssl.durations import Duration
 from dist_ssl.engine import Engine
@@ -38,7 +39,14 @@ class Job:
     probe: Probe
     meter: Meter
     ledger: Ledger
+    quarantine: Quarantine
     log_every: Duration
+
+    def save(self, progress: Progress) -> None:
+        """Put on disk what is known of the steps so far; the checkpoint comes last, since it makes them count."""
+        self.quarantine.settle(progress)
+        self.ledger.seal(progress)
+        self.checkpoint.save(self.engine, progress)
 
 
 def train(job: Job) -> Outcome:
@@ -60,17 +68,21 @@ def train(job: Job) -> Outcome:
         for batch in job.stream.epoch(plan, start=progress.lane_offset):
             knobs = job.schedule.step(progress)
             job.ledger.record(progress, batch)
+            job.quarantine.record(progress, batch)
             out = job.engine.step(batch, knobs)
             progress = progress.advance()
             job.meter.record({**out.metrics, **knobs.values, **batch.costs, **job.coordinator.metrics(plan)})
+            job.meter.record(job.quarantine.metrics)
             if job.log_every.due(progress):
                 job.meter.flush(progress)
-            beat = job.pulse.beat(progress)
+            beat = job.pulse.beat(progress, job.quarantine.news)
+            if beat.news:
+                job.quarantine.settle(progress)
             if beat.save:
-                job.checkpoint.save(job.engine, progress)
+                job.save(progress)
             if beat.stop:
                 job.meter.flush(progress)
                 return Outcome.STOPPED
         progress = progress.next_epoch()
         job.meter.flush(progress)
-        job.checkpoint.save(job.engine, progress)
+        job.save(progress)

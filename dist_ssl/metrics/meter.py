@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from dist_ssl.metrics.table import BY_KEY
+from dist_ssl.metrics.table import metric_of
 from dist_ssl.progress import Progress
 from dist_ssl.sink import Sink
 from dist_ssl.world import World
@@ -58,7 +58,7 @@ class Meter:
 
     def _reduce_steps(self, key: str) -> Tensor:
         steps = torch.stack(self._values[key])
-        match BY_KEY[key].reduction:
+        match metric_of(key).reduction:
             case "mean":
                 return steps.mean()
             case "max":
@@ -69,7 +69,7 @@ class Meter:
                 return steps[-1]
 
     def _reduce_ranks(self, key: str, column: list[float]) -> float:
-        match BY_KEY[key].reduction:
+        match metric_of(key).reduction:
             case "mean":
                 return sum(column) / len(column)
             case "max":

@@ -86,7 +86,7 @@ class Prometheus:
         self.run, self.address, self.port, self.target = run, address, port, target
         self.latest = checkpoints / "LATEST"
         self.registry = CollectorRegistry()
-        self.gauges = {m.key: Gauge(m.name, m.help, registry=self.registry) for m in METRICS}
+        self.gauges = {m.key: Gauge(m.name, m.help, [m.label] * bool(m.label), registry=self.registry) for m in METRICS}
         self.gauges["checkpoint_age_seconds"].set_function(self._checkpoint_age)
         self.server: Any = None
         self.announcement = ""
@@ -108,7 +108,8 @@ class Prometheus:
     def write(self, progress: Progress, values: Mapping[str, float]) -> None:
         """Set the gauges."""
         for key, value in values.items():
-            self.gauges[key].set(value)
+            name, _, label = key.partition("/")
+            (self.gauges[name].labels(label) if label else self.gauges[name]).set(value)
 
     def close(self) -> None:
         """Withdraw the target and stop listening."""

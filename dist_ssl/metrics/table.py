@@ -11,12 +11,16 @@ Reduction = Literal["mean", "max", "sum", "last"]
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric. `reduction`: over the steps since the last flush and over ranks (`last`: rank 0's newest value)."""
+    """One metric. `reduction`: over the steps since the last flush and over ranks (`last`: rank 0's newest value).
+
+    `label`: where it is not empty there is one number for each of its values, under the key `KEY/VALUE`.
+    """
 
     key: str
     name: str
     help: str
     reduction: Reduction = "mean"
+    label: str = ""
 
 
 METRICS: tuple[Metric, ...] = (
@@ -45,6 +49,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("fetch_retries", "dist_ssl_fetch_retries", "Fetches that were tried again since the last report.", "sum"),
     Metric("cache_hits", "dist_ssl_cache_hits", "Shards opened from the node's cache since the last report.", "sum"),
     Metric("cache_misses", "dist_ssl_cache_misses", "Shards opened that it did not hold yet.", "sum"),
+    Metric("bad_samples", "dist_ssl_bad_samples", "Samples of the run that cannot be read.", "last", label="reason"),
     Metric("knn_accuracy", "dist_ssl_knn_accuracy_ratio", "Accuracy of the kNN probe, 0 to 1.", "last"),
     Metric("probe_seconds", "dist_ssl_probe_seconds", "Wall time of the last kNN probe.", "last"),
     Metric("epoch", "dist_ssl_epoch", "Epochs finished.", "last"),
@@ -56,3 +61,8 @@ METRICS: tuple[Metric, ...] = (
 )
 
 BY_KEY = {metric.key: metric for metric in METRICS}
+
+
+def metric_of(key: str) -> Metric:
+    """The metric that a number belongs to: `bad_samples` of `bad_samples/empty`."""
+    return BY_KEY[key.partition("/")[0]]

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,7 @@ def epoch() -> Iterator[Request]:
 def loaded(reader: Reader, requests: Iterator[Request], threads: int = 2, ahead: int = 2) -> list[Loaded]:
     """Everything that is loaded, copied before the next is asked for."""
     found = Loader(reader, threads, ahead).load(requests, CUTTER, 2)
-    return [Loaded(x.ids.copy(), [v.copy() for v in x.views], x.valid.copy(), x.wait_seconds, x.unreadable) for x in found]
+    return [replace(x, ids=x.ids.copy(), views=[v.copy() for v in x.views], valid=x.valid.copy()) for x in found]
 
 
 def alone(split: manifest.Split, number: int, draws_of: int | None = None) -> list[np.ndarray]:

@@ -204,7 +204,7 @@ def test_a_damaged_sample_is_replaced_and_nothing_else_changes(split: manifest.S
         assert torch.equal(own.labels, other.labels)
         assert own.valid.tolist() == [int(n) not in gone for n in own.ids]
         assert own.costs["replaced_samples"] == float((~own.valid).sum())
-        assert own.unreadable == {n: "not an image" for n in gone & set(own.ids.tolist())}
+        assert own.unreadable == dict.fromkeys(gone & set(own.ids.tolist()), "not an image")
         for a, b in zip(own.views, other.views, strict=True):
             assert torch.equal(a[own.valid], b[own.valid])
             assert not any(torch.equal(x, y) for x, y in zip(a[~own.valid], b[~own.valid], strict=True))

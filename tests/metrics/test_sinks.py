@@ -149,9 +149,16 @@ def test_the_endpoint_is_found_by_its_target_and_read(sink: Prometheus) -> None:
 
 def test_a_scrape_holds_the_table_and_nothing_else(sink: Prometheus) -> None:
     text = scrape(place(sink))
-    assert values(text).keys() == {metric.name for metric in METRICS}
+    assert values(text).keys() == {metric.name for metric in METRICS if not metric.label}
     for metric in METRICS:
         assert f"# HELP {metric.name} {metric.help}" in text
+
+
+def test_a_metric_with_a_label_has_a_series_for_each_value(sink: Prometheus) -> None:
+    sink.write(at(5), {"bad_samples/empty": 2.0, "bad_samples/not an image": 3.0})
+    lines = scrape(place(sink)).splitlines()
+    assert 'dist_ssl_bad_samples{reason="empty"} 2.0' in lines
+    assert 'dist_ssl_bad_samples{reason="not an image"} 3.0' in lines
 
 
 def test_the_checkpoints_age_is_unknown_until_there_is_one(sink: Prometheus) -> None:

@@ -1,0 +1,149 @@
+"""Prove from a run's ledger that every sample was used exactly once per epoch, whatever was killed and resumed.
+
+    python launch/audit.py run=runs/NAME [data.path=...]
+
+What should have been delivered is computed anew from the config, the manifest and the plans; the ledger was written
+where the batches entered the engine. Audited is what is final: the steps up to the newest checkpoint. Exit code 1
+where a sample was lost, repeated or moved; 2 where the run cannot be audited.
+"""
+
+import itertools
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from dist_ssl import lines
+from dist_ssl.build import Data, open_data
+from dist_ssl.data import ledger
+from dist_ssl.data.audit import Audit, Tally, epochs
+from dist_ssl.data.manifest import Split
+from dist_ssl.errors import EXIT_CODE, ConfigError, DataError, UserError, nearest
+from dist_ssl.instantiate import keywords
+from dist_ssl.plan import EpochPlan
+from launch.ending import FINISHED
+from launch.run_dir import AttemptDir, RunDir
+
+KEYS = ("run", "data.path")
+NOTES_SHOWN = 20
+NUMBERS_SHOWN = 5
+COLUMNS = ("epoch", "steps", "used once", "replaced", "dropped", "lost", "repeated", "moved", "unclear")
+
+
+def open_split(run: RunDir, path: str | None) -> Split:
+    """The run's training samples, known to be those that it began with. Raises DataError."""
+    began = run.config
+    newest = AttemptDir(run, run.newest_attempt())
+    now = newest.config if newest.config_file.is_file() else began
+    node = {**began["data"], "path": path or now["data"]["path"]}
+    try:
+        data = open_data(Data(**keywords(Data, node, "data")))
+    except DataError as error:
+        raise DataError(error.problem, f"{error.remedy} Say where the run's data is now: data.path=...") from error
+    return data.splits[began["data"]["train"]]
+
+
+def plans_of(run: RunDir) -> tuple[list[EpochPlan], list[int]]:
+    """The plan of every epoch begun and the step at which it began, up to the first epoch that has none.
+
+    What was planned last for an epoch counts: the steps of an earlier plan were never saved.
+    """
+    rows = {row["epoch"]: row for row in lines.read(run.folder / "plan.jsonl")}
+    known = [rows[epoch] for epoch in itertools.takewhile(rows.__contains__, itertools.count())]
+    names = EpochPlan.__dataclass_fields__
+    return [EpochPlan(**{name: row[name] for name in names}) for row in known], [row["step"] for row in known]
+
+
+def final_steps(run: RunDir) -> int:
+    """Steps that the newest checkpoint holds: those that come after it are made again."""
+    names = [path.name for path in (run.folder / "checkpoints").glob("step_*")]
+    return max((int(name.removeprefix("step_")) for name in names), default=0)
+
+
+def audit(run: RunDir, split: Split) -> tuple[list[Tally], list[str]]:
+    """What became of every epoch's samples, and what is wrong beside that. Raises DataError."""
+    config, final = run.config, final_steps(run)
+    plans, began = plans_of(run)
+    found = epochs(plans, split.shard_sizes, config["seed"], config["window"])
+    covered = found[-1].first_step + found[-1].steps if found else 0
+    if covered < final:
+        raise DataError(
+            f"{run.folder / 'plan.jsonl'} has no plan for the steps from {covered} to {final - 1}.",
+            "Put the whole file back: without it nobody knows what those steps should have been.",
+        )
+    if not final:
+        return [], []
+    listed = {row["number"] for row in lines.read(run.folder / "quarantine.jsonl") if row["split"] == split.name}
+    compared = Audit(ledger.read(run.folder / "ledger"), found, final, listed)
+    problems = compared.unsaved() + [
+        f"Epoch {epoch.plan.epoch + 1} began at step {step}, not {epoch.first_step}."
+        for epoch, step in zip(found, began, strict=True)
+        if step != epoch.first_step
+    ]
+    if run.outcome() == FINISHED and (final, len(found)) != (covered, config["epochs"]):
+        problems.append(f"The run has finished at step {final} of epoch {len(found)}, before its end.")
+    return compared.tallies(), problems
+
+
+def table(tallies: list[Tally]) -> Table:
+    """One row per epoch."""
+    shown = Table(*COLUMNS, box=None, header_style="", pad_edge=False)
+    for column in shown.columns:
+        column.justify = "right"
+    for t in tallies:
+        steps = str(t.steps) if t.steps == t.of_steps else f"{t.steps} of {t.of_steps}"
+        counts = (t.used, t.replaced, t.dropped, len(t.lost), len(t.repeated), len(t.moved), t.unclear)
+        shown.add_row(str(t.epoch + 1), steps, *map(str, counts))
+    return shown
+
+
+def details(tally: Tally, split: Split) -> list[str]:
+    """What is wrong in an epoch: steps, and the samples by key."""
+    said = [f"epoch {tally.epoch + 1}, {note}" for note in tally.notes[:NOTES_SHOWN]]
+    if len(tally.notes) > NOTES_SHOWN:
+        said.append(f"epoch {tally.epoch + 1}: and {len(tally.notes) - NOTES_SHOWN} more such steps")
+    for what, numbers in (("lost", tally.lost), ("repeated", tally.repeated), ("moved", tally.moved)):
+        if numbers:
+            shown = ", ".join(f"{n} ({split.samples.key(n)})" for n in numbers[:NUMBERS_SHOWN])
+            rest = f" and {len(numbers) - NUMBERS_SHOWN} more" if len(numbers) > NUMBERS_SHOWN else ""
+            said.append(f"epoch {tally.epoch + 1}, {what}: {shown}{rest}")
+    return said
+
+
+def report(run: RunDir, split: Split, console: Console) -> int:
+    """Print the audit of a run; the exit code."""
+    tallies, problems = audit(run, split)
+    final = final_steps(run)
+    if run.outcome() != FINISHED:
+        console.print(f"The run has not finished: audited are the {final} steps up to its newest checkpoint.")
+    if not tallies:
+        console.print("There is no checkpoint yet, so no step is final: nothing to audit.")
+        return 0
+    console.print(table(tallies))
+    for line in [*problems, *(line for tally in tallies for line in details(tally, split))]:
+        console.print(line)
+    clean = not problems and all(tally.clean for tally in tallies)
+    console.print("Clean: nothing was lost or repeated." if clean else "NOT CLEAN: the lines above say where.")
+    return 0 if clean else 1
+
+
+def main(words: list[str]) -> int:
+    """Run the command line; the exit code."""
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    try:
+        given = dict(word.partition("=")[::2] for word in words)
+        for key in given:
+            if key not in KEYS:
+                raise ConfigError(f"There is no key '{key}'.", nearest(key, KEYS))
+        if not given.get("run"):
+            raise ConfigError("No run is given.", "python launch/audit.py run=runs/NAME")
+        run = RunDir.open(Path(given["run"]))
+        return report(run, open_split(run, given.get("data.path")), console)
+    except UserError as error:
+        console.print(str(error))
+        return EXIT_CODE
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
