@@ -7,6 +7,7 @@ A step takes the same number of samples from every lane, and rank r of W holds l
 at every world size, and resuming needs two integers, the epoch and the offset within the lanes.
 """
 
+from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
@@ -46,9 +47,8 @@ class EpochOrder:
         shards, windows = [], []
         for lane in range(first, end):
             begin = lane * self.lane_length
-            place = (
-                begin + start // self.window * self.window
-            )  # a window is read in any order, from its first sample on
+            # a window is read in any order, from its first sample on
+            place = begin + start // self.window * self.window
             if place >= begin + self.lane_length:
                 continue
             low = int(np.searchsorted(self.string_starts, place, side="right")) - 1
@@ -60,9 +60,14 @@ class EpochOrder:
         found = np.concatenate(shards)[np.argsort(np.concatenate(windows), kind="stable")]
         return found[np.sort(np.unique(found, return_index=True)[1])]
 
-    def window_of(self, lane: int, place: int) -> Ints:
-        """All sample numbers of the window around a place of a lane: where a stand-in is looked for."""
-        return self._window_order(lane, place // self.window)
+    def windows_from(self, lane: int, place: int) -> Iterator[Ints]:
+        """The sample numbers of the window around a place of a lane, then of those before it, round to the one after.
+
+        Where stand-ins are looked for: the last window of a lane may hold a single sample.
+        """
+        windows = -(-self.lane_length // self.window)
+        for back in range(windows):
+            yield self._window_order(lane, (place // self.window - back) % windows)
 
     def _shuffle_window(self, lane: int, number: int) -> Ints:
         start = number * self.window

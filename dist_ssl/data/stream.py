@@ -69,9 +69,9 @@ class Stream:
         first_lane = self.world.rank * order.lanes // self.world.size
 
         def stand_ins(row: int) -> Iterator[int]:
-            window = order.window_of(first_lane + row // count, start + row % count)
             turn = draws.uniform(Purpose.STAND_IN, ids[row : row + 1], 0, 1)
-            yield from (int(n) for n in np.roll(window, -int(turn[0, 0] * len(window))) if n != ids[row])
+            for window in order.windows_from(first_lane + row // count, start + row % count):
+                yield from (int(n) for n in np.roll(window, -int(turn[0, 0] * len(window))) if n != ids[row])
 
         return Request(ids, draws, stand_ins)
 

@@ -138,10 +138,12 @@ def test_the_window_of_a_place_holds_its_sample_and_lies_in_its_lane(case: Case,
         return
     lane = data.draw(st.integers(0, case.lanes - 1))
     place = data.draw(st.integers(0, order.lane_length - 1))
-    window = order.window_of(lane, place).tolist()
+    window, *others = (found.tolist() for found in order.windows_from(lane, place))
     assert order.ids(lane, place, place + 1)[0] in window
     assert len(window) <= case.window
-    assert set(window) <= set(order.ids(lane, 0, order.lane_length).tolist())
+    whole = order.ids(lane, 0, order.lane_length).tolist()
+    assert set(window) <= set(whole)
+    assert sorted(sum(others, window)) == sorted(whole), "the other windows come after it, each once"
 
 
 def test_a_window_that_is_longer_than_the_lane_shuffles_the_whole_lane() -> None:

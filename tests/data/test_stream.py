@@ -215,7 +215,7 @@ def test_the_stand_in_is_drawn_from_the_window_and_under_the_replaced_id(
     split: manifest.Split, whole: list[Batch], step: int, row: int
 ) -> None:
     number = int(whole[step].ids[row])
-    window = order(split).window_of(row // 4, 4 * step + row % 4).tolist()
+    window = next(order(split).windows_from(row // 4, 4 * step + row % 4)).tolist()
     turn = int(Draws(SEED, 0).uniform(Purpose.STAND_IN, np.array([number]), 0, 1)[0, 0] * len(window))
     stand_in = next(n for n in window[turn:] + window[:turn] if n != number)
     cutter, ids, draws = Cutter(RECIPES, 16), np.array([number]), Draws(SEED, 0)
@@ -226,6 +226,18 @@ def test_the_stand_in_is_drawn_from_the_window_and_under_the_replaced_id(
     colour = Photometry(RECIPES[1], 1, COLOURS.mean, COLOURS.std)
     expected = colour(torch.from_numpy(pixels[1]), ids, draws, torch.float32)[0]
     torch.testing.assert_close(chosen, expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("window", [1, 2, 7])
+def test_where_a_whole_window_is_unreadable_the_window_before_it_helps_out(split: manifest.Split, window: int) -> None:
+    followed = EpochOrder(split.shard_sizes, Draws(SEED, 0), PLAN.lanes, window)
+    gone = set(next(followed.windows_from(2, 8)).tolist())
+    with Damaged(split, gone) as reader:
+        stream = Stream(
+            Loader(reader, 1), RECIPES, COLOURS, world=World(), seed=SEED, window=window, dtype=torch.float32
+        )
+        found = list(stream.epoch(PLAN))
+    assert sum(int((~batch.valid).sum()) for batch in found) == len(gone & {int(n) for b in found for n in b.ids}) > 0
 
 
 def test_the_stand_in_is_the_same_at_every_world_size(split: manifest.Split, whole: list[Batch]) -> None:
