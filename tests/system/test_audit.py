@@ -1,0 +1,178 @@
+"""A real run that is killed and goes on elsewhere, on shards with unreadable images: its audit is clean, and honest."""
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dist_ssl import lines
+from dist_ssl.data import manifest
+from launch import audit
+from launch.run_dir import RunDir
+from tests.system.launching import Launch, await_that, nothing_left, status, words
+from tests.system.test_kill import KINDS, disturb
+
+BAD = {3: b"", 17: b"GIF89a", 41: b"\xff\xd8\xff\xe0"}
+"""Samples that are spoilt, and how their bytes begin; the rest of them are zeros."""
+LENGTH = ("epochs=14", "probe.every=200 epochs", "save_every=3 steps", "data.max_bad=10%")
+
+
+@pytest.fixture(scope="session")
+def spoilt_shards(demo_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo shards with three images that nobody can read."""
+    folder = tmp_path_factory.mktemp("spoilt") / "shards"
+    shutil.copytree(demo_shards, folder)
+    split = manifest.read(folder).split("train")
+    starts = [0, *split.shard_sizes.cumsum().tolist()]
+    for number, head in BAD.items():
+        shard = max(n for n, start in enumerate(starts) if start <= number)
+        with split.path(shard).open("r+b") as file:
+            file.seek(int(split.samples.offsets[number]))
+            file.write(head.ljust(int(split.samples.sizes[number]), b"\0"))
+    return folder
+
+
+def audited(capsys: pytest.CaptureFixture[str], run: Path, *more: str) -> tuple[int, str]:
+    """The audit's exit code and what it prints."""
+    capsys.readouterr()
+    code = audit.main([f"run={run}", *more])
+    return code, capsys.readouterr().out
+
+
+def wander(run: Path, launch: Launch, kills: int, chance: random.Random, sizes: tuple[int, ...]) -> None:
+    """Kill the run so many times, each time resume it on another number of nodes, and let it end."""
+    await_that(lambda: (run / "config.yaml").exists(), "a run folder")
+    for number in range(kills):
+        disturb(launch, run, KINDS[number % len(KINDS)], chance)
+        await_that(lambda: nothing_left(run), "no process left behind")
+        attempts = RunDir(run).newest_attempt()
+        launch = Launch(f"resume={run}", f"nodes={chance.choice(sizes)}")
+        await_that(lambda: RunDir(run).newest_attempt() > attempts, "a new attempt")  # noqa: B023
+    code, text = launch.finish()
+    assert code == 0, text
+
+
+def rows(text: str) -> list[list[int]]:
+    """The numbers of the table, one row per whole epoch."""
+    found = [line.split() for line in text.splitlines()]
+    return [[int(word) for word in row] for row in found if len(row) == 9 and all(word.isdigit() for word in row)]
+
+
+@pytest.fixture(scope="module")
+def moved(spoilt_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that began on two nodes, was killed, and ended on three."""
+    runs = tmp_path_factory.mktemp("runs")
+    run = runs / "moved"
+    launch = Launch(*words(spoilt_shards, runs, "nodes=2", "name=moved", *LENGTH))
+    await_that(lambda: status(run)["step"] > 20, "some steps")
+    launch.kill_all()
+    code, text = Launch(f"resume={run}", "nodes=3").finish()
+    assert code == 0, text
+    return run
+
+
+def test_killed_and_resumed_on_another_world_size_it_has_a_clean_audit(
+    moved: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, text = audited(capsys, moved)
+    assert code == 0, text
+    assert "Clean: nothing was lost or repeated." in text
+    table = rows(text)
+    assert [row[0] for row in table] == list(range(1, 15))
+    for _, steps, used, replaced, dropped, lost, repeated, displaced, unclear in table:
+        assert (steps, used, replaced, dropped) == (5, 57, 3, 0)
+        assert lost == repeated == displaced == unclear == 0
+    listed = lines.read(moved / "quarantine.jsonl")
+    assert sorted(row["number"] for row in listed) == sorted(BAD)
+    assert all(row["reason"] and row["shard"].startswith("train-") and row["key"] for row in listed)
+
+
+def test_what_is_lost_or_moved_is_found_in_what_is_left_of_the_run(
+    moved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "copy"
+    shutil.copytree(moved, run)
+    book = run / "ledger" / "attempt_0001_rank_00001.jsonl"
+    first, second, *others = book.read_text().splitlines(keepends=True)
+    a, b = json.loads(first), json.loads(second)
+    a["hash"], b["hash"] = b["hash"], a["hash"]
+    book.write_text("".join([json.dumps(a) + "\n", json.dumps(b) + "\n", *others]))
+    code, text = audited(capsys, run)
+    assert code == 1
+    assert "epoch 1, step 0, rank 1 of 2, attempt 1: the samples of step 1, rank 1 of 2" in text
+    assert "NOT CLEAN" in text
+    book.write_text("".join([first, *others]))
+    code, text = audited(capsys, run)
+    assert code == 1
+    assert "step 1, rank 1 of 2, attempt 1: the ledger has no line of it" in text
+    assert rows(text)[0][5] == 6
+
+
+def test_a_run_under_way_is_audited_up_to_its_newest_checkpoint(
+    moved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "copy"
+    shutil.copytree(moved, run)
+    (newest,) = sorted((run / "attempts").iterdir())[-1:]
+    (newest / "outcome.json").unlink()
+    for folder in (run / "checkpoints").glob("step_*"):
+        shutil.rmtree(folder)
+    code, text = audited(capsys, run)
+    assert code == 0
+    assert "There is no checkpoint yet" in text
+    (run / "checkpoints" / "step_00000013").mkdir()
+    code, text = audited(capsys, run)
+    assert code == 0
+    assert "The run has not finished: audited are the 13 steps up to its newest checkpoint." in text
+    assert len(rows(text)) == 2
+    assert "3 of 5" in text
+
+
+def test_a_run_that_ended_too_early_is_not_clean(
+    moved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "copy"
+    shutil.copytree(moved, run)
+    for folder in (run / "checkpoints").glob("step_*"):
+        folder.rename(folder.with_name(f"step_{int(folder.name.removeprefix('step_')) - 1:08d}"))
+    code, text = audited(capsys, run)
+    assert code == 1
+    assert "The run has finished at step 69 of epoch 14, before its end." in text
+
+
+def test_what_cannot_be_audited_is_refused_with_a_remedy(
+    moved: Path, demo_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refusal(*given: str) -> str:
+        code = audit.main(list(given))
+        text = capsys.readouterr().out
+        assert code == 2, text
+        return text
+
+    assert "No run is given.\n  python launch/audit.py run=runs/NAME" in refusal()
+    assert "There is no key 'rum'.\n  Did you mean 'run'?" in refusal(f"rum={moved}")
+    assert "is not a run folder.\n  Did you mean 'moved'?" in refusal(f"run={moved.parent / 'move'}")
+    assert "nowhere does not exist." in (text := refusal(f"run={moved}", "data.path=nowhere"))
+    assert "Say where the run's data is now: data.path=..." in text
+    other = tmp_path / "other"
+    shutil.copytree(demo_shards, other)
+    (other / "manifest.json").write_text((other / "manifest.json").read_text() + "\n")
+    assert "is not the run's: its manifest's hash is" in refusal(f"run={moved}", f"data.path={other}")
+    run = tmp_path / "copy"
+    shutil.copytree(moved, run)
+    plan = run / "plan.jsonl"
+    plan.write_text("".join(plan.read_text().splitlines(keepends=True)[:-2]))
+    assert "plan.jsonl has no plan for the steps from" in refusal(f"run={run}")
+
+
+def test_more_unreadable_images_than_are_allowed_stop_the_run(spoilt_shards: Path, tmp_path: Path) -> None:
+    given = words(spoilt_shards, tmp_path, "nodes=2", "name=many", "epochs=2", "data.max_bad=2%")
+    code, text = Launch(*given).finish()
+    assert code == 2, text
+    assert "of the 60 samples cannot be read (" in text
+    assert "more than data.max_bad=2 %." in text
+    assert f"They are listed in {tmp_path / 'many' / 'quarantine.jsonl'}." in text
+    assert "Traceback" not in text
+    assert len(lines.read(tmp_path / "many" / "quarantine.jsonl")) >= 2
