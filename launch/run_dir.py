@@ -6,7 +6,7 @@ runs/NAME/config.yaml    the resolved config that the run began with
           submitted.yaml the resolved config of the newest submission to Slurm; job: its id, attempts before it
           slurm/         batch files and logs of its jobs
           attempts/0001/ config.yaml, rendezvous.json, logs/, reasons/, node_0000.json, outcome.json
-          checkpoints/ ledger/ metrics.jsonl plan.jsonl status.json
+          checkpoints/ ledger/ metrics.jsonl plan.jsonl quarantine.jsonl status.json
 """
 
 import json

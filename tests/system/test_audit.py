@@ -168,7 +168,7 @@ def test_what_cannot_be_audited_is_refused_with_a_remedy(
 
 
 def test_more_unreadable_images_than_are_allowed_stop_the_run(spoilt_shards: Path, tmp_path: Path) -> None:
-    given = words(spoilt_shards, tmp_path, "nodes=2", "name=many", "epochs=2", "data.max_bad=2%")
+    given = words(spoilt_shards, tmp_path, "nodes=1", "name=many", "epochs=2", "data.max_bad=2%")
     code, text = Launch(*given).finish()
     assert code == 2, text
     assert "of the 60 samples cannot be read (" in text
