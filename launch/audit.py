@@ -57,8 +57,8 @@ def plans_of(run: RunDir) -> tuple[list[EpochPlan], list[int]]:
 
 def final_steps(run: RunDir) -> int:
     """Steps that the newest checkpoint holds: those that come after it are made again."""
-    names = [path.name for path in (run.folder / "checkpoints").glob("step_*")]
-    return max((int(name.removeprefix("step_")) for name in names), default=0)
+    names = [path.name.removeprefix("step_") for path in (run.folder / "checkpoints").glob("step_*")]
+    return max((int(name) for name in names if name.isdigit()), default=0)
 
 
 def audit(run: RunDir, split: Split) -> tuple[list[Tally], list[str]]:

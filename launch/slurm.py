@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
+from dist_ssl import lines
 from dist_ssl.errors import EXIT_CODE, ConfigError, UserError
 from launch import credentials, following, preparation, scheduler, submission, sweep
 from launch.ending import FAILED, FINISHED, REFUSED, STOPPED, Ending
@@ -37,6 +38,8 @@ def say_how_it_ended(run: RunDir, words: list[str], ending: Ending, console: Con
     if ending.outcome == FINISHED:
         console.print(f"Finished.{score}\n  Run folder: {run.folder}", highlight=False)
         console.print(f"  Its numbers: {run.folder}/metrics.jsonl", highlight=False)
+        if bad := len(lines.read(run.folder / "quarantine.jsonl")):
+            console.print(f"  Samples that could not be read: {bad}, in {run.folder}/quarantine.jsonl", highlight=False)
         console.print("  Next: longer (epochs=60), larger (encoder=resnet18 encoder.stem=small), or your own", end=" ")
         console.print("shards (data=shards data.path=...).", highlight=False)
     elif ending.outcome == STOPPED:

@@ -1,5 +1,6 @@
 """Features of chosen samples, computed by all ranks together."""
 
+import logging
 from collections.abc import Iterator
 from functools import partial
 
@@ -17,6 +18,7 @@ from dist_ssl.engine import Engine, Who
 from dist_ssl.world import World
 
 Ints = npt.NDArray[np.int64]
+log = logging.getLogger(__name__)
 KEPT_BYTES = 1 << 28
 """Most decoded pixels that a rank keeps for the next time: a probe between epochs asks for the same images again."""
 
@@ -76,7 +78,12 @@ class Extractor:
         chunks = [own[start : start + self.batch] for start in range(0, len(own), self.batch)]
         requests = (Request(chunk, Draws(0), partial(_others, numbers, chunk)) for chunk in chunks)
         for loaded in self.loader.load(requests, Whole(self.size), 1):
-            labels = torch.from_numpy(self.loader.reader.split.samples.labels[loaded.ids])
+            split = self.loader.reader.split
+            for number, reason in loaded.unreadable.items():
+                log.warning(
+                    "The probe leaves sample %s of '%s' out: %s.", split.samples.key(number), split.name, reason
+                )
+            labels = torch.from_numpy(split.samples.labels[loaded.ids])
             yield torch.from_numpy(loaded.views[0]), labels.masked_fill(~torch.from_numpy(loaded.valid), -1)
 
     def _nothing(self, engine: Engine, who: Who) -> tuple[Tensor, Tensor]:

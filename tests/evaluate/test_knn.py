@@ -162,12 +162,16 @@ def test_the_teacher_is_asked_where_it_is_wanted(data: manifest.Manifest) -> Non
 
 
 @pytest.mark.parametrize("batch", [1, 3, 256])
-def test_features_of_unreadable_images_are_left_out(data: manifest.Manifest, batch: int) -> None:
+def test_features_of_unreadable_images_are_left_out(
+    data: manifest.Manifest, batch: int, caplog: pytest.LogCaptureFixture
+) -> None:
     numbers = np.arange(8)
     with Reader(data.split("val")) as reader:
         whole, _ = extractor(reader).features(Pixels(), numbers)
     with Damaged(data.split("val"), {2, 7}) as reader:
         features, labels = extractor(reader, batch).features(Pixels(), numbers)
+    keys = [data.split("val").samples.key(number) for number in (2, 7)]
+    assert caplog.messages == [f"The probe leaves sample {key} of 'val' out: not an image." for key in keys]
     kept = [0, 1, 3, 4, 5, 6]
     assert labels.tolist() == kept
     torch.testing.assert_close(features, whole[kept])

@@ -84,6 +84,12 @@ def test_several_metrics_do_not_mix() -> None:
     assert (values["loss"], values["lr"], values["gradient_norm"]) == (6.5, 0.25, 9.0)
 
 
+def test_a_metric_with_a_label_is_reduced_per_value() -> None:
+    found = metered(Two(), {"bad_samples/empty": 1.0}, {"bad_samples/empty": 2.0, "bad_samples/not an image": 1.0})
+    assert found["bad_samples/empty"] == 2.0
+    assert found["bad_samples/not an image"] == 1.0
+
+
 def test_tensors_and_numbers_are_both_taken_at_full_precision() -> None:
     third = torch.tensor(1 / 3, dtype=torch.float64)
     assert metered(World(), {"loss": third}, {"loss": 1 / 3})["loss"] == 1 / 3

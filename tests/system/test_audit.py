@@ -70,6 +70,7 @@ def moved(spoilt_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     launch.kill_all()
     code, text = Launch(f"resume={run}", "nodes=3").finish()
     assert code == 0, text
+    assert f"Samples that could not be read: 3, in {run}/quarantine.jsonl" in text
     return run
 
 

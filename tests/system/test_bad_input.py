@@ -47,6 +47,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *given: str) -> str:
         ("save_every=30", "'30' is not a duration: it takes a number and a unit."),
         ("precision=fp8", "precision=fp8 is not possible."),
         ("epochs=few", "epochs='few' is not possible: it takes a value of type int."),
+        ("data.max_bad=0.01", "'0.01' is not a share: it takes a number from 0 to 100 and %.\n  Write '1 %', say."),
         ("data.path=nowhere", "The shard folder nowhere does not exist."),
         ("encoder._target_=os.system", "encoder._target_=os.system is outside"),
     ],
