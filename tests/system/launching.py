@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 
+from dist_ssl import lines
 from dist_ssl.checkpoint_files import read
 from launch.run_dir import PROJECT
 from tests.jobs import SMALL
@@ -101,10 +102,9 @@ def delivered(run: Path) -> dict[int, int]:
     steps: dict[int, tuple[int, int]] = {}
     for path in sorted((run / "ledger").glob("*.jsonl")):
         attempt = int(path.name.split("_")[1])
-        for line in path.read_text().splitlines():
-            if not line.endswith("}"):
-                continue  # cut short by a kill; the next attempt makes this step again
-            entry = json.loads(line)
+        for entry in lines.read(path):
+            if "step" not in entry:
+                continue  # a save
             newest, total = steps.get(entry["step"], (attempt, 0))
             total = entry["hash"] + (total if newest == attempt else 0)
             steps[entry["step"]] = (attempt, total % 2**64)
