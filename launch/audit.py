@@ -17,7 +17,9 @@ from rich.table import Table
 from dist_ssl import lines
 from dist_ssl.build import Data, open_data
 from dist_ssl.data import ledger
+from dist_ssl.data.access import Access
 from dist_ssl.data.audit import Audit, Tally, epochs
+from dist_ssl.data.fetch import Fetcher
 from dist_ssl.data.manifest import Split
 from dist_ssl.errors import EXIT_CODE, ConfigError, DataError, UserError, nearest
 from dist_ssl.instantiate import keywords
@@ -38,7 +40,8 @@ def open_split(run: RunDir, path: str | None) -> Split:
     now = newest.config if newest.config_file.is_file() else began
     node = {**began["data"], "path": path or now["data"]["path"]}
     try:
-        data = open_data(Data(**keywords(Data, node, "data")))
+        access = Access(Fetcher(allow_pipe=node["allow_pipe"]))
+        data = open_data(Data(**keywords(Data, node, "data")), access)
     except DataError as error:
         raise DataError(error.problem, f"{error.remedy} Say where the run's data is now: data.path=...") from error
     return data.splits[began["data"]["train"]]

@@ -96,6 +96,9 @@ class Bytes:
     def read(self, number: int) -> bytes:
         return b"" if number in self.bad else str(number).encode()
 
+    def expect(self, shards: Any) -> None:
+        """Nothing is fetched ahead."""
+
 
 class Scissors:
     """Cuts nothing."""
@@ -257,6 +260,8 @@ class Engine:
     signals: Signals
     fed: list[dict[int, list[int]]]
     steps: int = 0
+
+    wants_filling = False
 
     def step(self, batch: Batch, knobs: Knobs) -> StepOutput:
         if self.attempt.dies_at == (self.steps, self.rank):

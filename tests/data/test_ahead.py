@@ -97,7 +97,7 @@ def test_the_lanes_tell_which_shards_are_read_and_in_which_order(
     known: dict[int, int] = {}
     for lane in range(first, end):
         begin = start // window * window
-        whole = [n for at in range(begin, order.lane_length, window) for n in order.window_of(lane, at)]
+        whole = [n for at in range(begin, order.lane_length, window) for n in next(order.windows_from(lane, at))]
         for place, number in enumerate(whole):
             shard = int(np.searchsorted(ends, number, side="right"))
             known[shard] = min(known.get(shard, place // window), place // window)
