@@ -223,7 +223,7 @@ def test_the_mean_over_ranks_is_the_loss_of_one_rank_with_the_same_gradient(size
 def test_the_signals_of_health_are_single_detached_numbers() -> None:
     e = {name: x.requires_grad_() for name, x in embeddings().items()}
     found = method().loss(e, batch(), KNOBS).metrics
-    assert set(found) == {"feature_std", "positive_similarity"}
+    assert set(found) == {"feature_std", "positive_similarity", "negative_similarity", "effective_rank"}
     assert all(x.ndim == 0 and not x.requires_grad for x in found.values())
 
 
