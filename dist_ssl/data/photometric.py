@@ -1,13 +1,15 @@
 """Colour, blur and normalisation on the device, batched, every sample with its own parameters.
 
 All parameters are drawn on the host, keyed by sample, so the host knows which samples an effect touches and the
-device never waits. What is cheap is done to the whole batch, with parameters that leave the others as they are; hue
-and blur are done to those samples alone that they touch. Order: jitter (its four parts in an order of the sample's
-own), gray, blur, solarize, invert, flip, turn, normalise. Values are floats in [0, 1] in between, clamped after each
-part as torchvision does; where torchvision rounds to uint8 after each part, nothing is rounded here.
+device never waits. Single-precision views on a CPU are coloured by compiled loops (`photometric_cpu.py`). Elsewhere
+what is cheap is done to the whole batch, with parameters that leave the others as they are; hue and blur are done to
+those samples alone that they touch. Order: jitter (its four parts in an order of the sample's own), gray, blur,
+solarize, invert, flip, turn, normalise. Values are floats in [0, 1] in between, clamped after each part as torchvision
+does; where torchvision rounds to uint8 after each part, nothing is rounded here.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +23,9 @@ LUMA = (0.2989, 0.587, 0.114)
 SOLARIZE_FROM = 128 / 255
 BRIGHTNESS, CONTRAST, SATURATION, HUE, NOTHING = range(5)
 PARTS = 4
+SMALLEST_LOOPED = 64
+"""Side, px, from which single-precision views are coloured by compiled loops on a CPU. Below it, torch's calls cost
+little, and compiling (seconds, once per copy of the code) would cost more than it saves."""
 CENTRE = np.array([1.0, 1.0, 1.0, 0.0], dtype=np.float32)
 LOWEST = np.array([0.0, 0.0, 0.0, -0.5], dtype=np.float32)
 """Of the factors of the four parts: what changes nothing, and the smallest allowed."""
@@ -84,6 +89,24 @@ def gaussian_matrix(sigma: Tensor, size: int) -> Tensor:
     return weights / weights.sum(-1, keepdim=True)
 
 
+@dataclass(frozen=True)
+class Looks:
+    """What each sample of a batch is to look like."""
+
+    order: Ints
+    """[B, 4] the parts of the jitter in the sample's own order; NOTHING where one is left out."""
+    factors: Floats
+    """[B, 4] of the parts; of the hue, in turns."""
+    gray: Flags
+    sigma: Floats
+    """[B] of the blur, px; 0: none."""
+    solarize: Flags
+    invert: Flags
+    transpose: Flags
+    mirror_rows: Flags
+    mirror_columns: Flags
+
+
 class Photometry:
     """Applies the colour half of one recipe to one view slot. `mean`, `std`: per channel, of values in [0, 1]."""
 
@@ -92,47 +115,76 @@ class Photometry:
 
     def __call__(self, pixels: Tensor, ids: Ints, draws: Draws, dtype: torch.dtype) -> Tensor:
         """[B, S, S, 3] uint8 on the device -> [B, 3, S, S] `dtype`, normalised, channels last in memory."""
-        r, drawn = self.recipe, draws.uniforms(NUMBERS, ids, self.slot)
+        looks = self.looks(ids, draws)
+        if pixels.device.type == "cpu" and dtype == torch.float32 and pixels.shape[1] >= SMALLEST_LOOPED:
+            return self._in_loops(pixels, looks)
         x = pixels.permute(0, 3, 1, 2).to(dtype, memory_format=torch.contiguous_format).div_(255)
-        x = self._jitter(x, drawn[Purpose.JITTER])
-        x = _where(_hit(drawn[Purpose.GRAY], r.gray_p), x, luma)
-        self._blur(x, drawn[Purpose.BLUR])
-        x = _where(_hit(drawn[Purpose.SOLARIZE], r.solarize_p), x, solarize)
-        x = _where(_hit(drawn[Purpose.INVERT], r.invert_p), x, lambda x: 1 - x)
-        x = self._turn(x, drawn[Purpose.FLIP], drawn[Purpose.TURN])
+        x = jitter(x, looks.order, looks.factors)
+        x = _where(looks.gray, x, luma)
+        _blur_some(x, looks.sigma)
+        x = _where(looks.solarize, x, solarize)
+        x = _where(looks.invert, x, lambda x: 1 - x)
+        x = _where(looks.transpose, x, lambda x: x.transpose(-2, -1))
+        x = _where(looks.mirror_rows, x, lambda x: x.flip(-2))
+        x = _where(looks.mirror_columns, x, lambda x: x.flip(-1))
         return normalise(x, self.mean, self.std).contiguous(memory_format=torch.channels_last)
 
-    def _jitter(self, x: Tensor, numbers: Floats) -> Tensor:
+    def looks(self, ids: Ints, draws: Draws) -> Looks:
+        """What is drawn for these samples. Mirrored, then turned by quarters: a transposition and two mirrors."""
+        r, drawn = self.recipe, draws.uniforms(NUMBERS, ids, self.slot)
+        order, factors = self._jitter(drawn[Purpose.JITTER])
+        blurred = drawn[Purpose.BLUR]
+        sigma = r.blur_min + blurred[:, 1] * (r.blur_max - r.blur_min)
+        flip, turns = _hit(drawn[Purpose.FLIP], r.flip_p), drawn[Purpose.TURN]
+        quarters = np.where(_hit(turns, r.turn_p), 1 + (3 * turns[:, 1]).astype(np.int64), 0)
+        odd = quarters % 2 == 1
+        return Looks(
+            order=order,
+            factors=factors,
+            gray=_hit(drawn[Purpose.GRAY], r.gray_p),
+            sigma=np.where(_hit(blurred, r.blur_p), sigma, np.float32(0)),
+            solarize=_hit(drawn[Purpose.SOLARIZE], r.solarize_p),
+            invert=_hit(drawn[Purpose.INVERT], r.invert_p),
+            transpose=odd,
+            mirror_rows=np.isin(quarters, (1, 2)) ^ (flip & odd),
+            mirror_columns=np.isin(quarters, (2, 3)) ^ (flip & ~odd),
+        )
+
+    def _jitter(self, numbers: Floats) -> tuple[Ints, Floats]:
         r = self.recipe
         spread = np.array([r.brightness, r.contrast, r.saturation, r.hue], dtype=np.float32)
         low = np.maximum(CENTRE - spread, LOWEST)
-        factors = low + numbers[:, 1:5] * (CENTRE + spread - low)
         order = np.argsort(numbers[:, 5:], axis=1, kind="stable")
         order[~_hit(numbers, r.jitter_p)[:, None] | (spread[order] == 0)] = NOTHING
-        for part in order.T:
-            x = _blend_some(x, part, factors)
-            rows = np.flatnonzero(part == HUE)
-            if len(rows):
-                at = torch.from_numpy(rows).to(x.device)
-                x[at] = hue(x[at], _column(factors[rows, HUE], x))
-        return x
+        return order, low + numbers[:, 1:5] * (CENTRE + spread - low)
 
-    def _blur(self, x: Tensor, numbers: Floats) -> None:
-        r = self.recipe
-        rows = np.flatnonzero(_hit(numbers, r.blur_p))
+    def _in_loops(self, pixels: Tensor, looks: Looks) -> Tensor:
+        from dist_ssl.data.photometric_cpu import colour_batch  # takes half a second, which small views do without
+
+        turns = (looks.transpose, looks.mirror_rows, looks.mirror_columns)
+        marks = np.stack([looks.gray, looks.solarize, looks.invert, *turns], axis=1).astype(np.int64)
+        rows = (looks.order, looks.factors, looks.sigma, marks)
+        weight, shift = (np.array(v, np.float32) for v in _affine(self.mean, self.std))
+        rest = (np.float32(SOLARIZE_FROM), weight, shift)
+        return torch.from_numpy(colour_batch(pixels.numpy(), rows, rest, torch.get_num_threads())).permute(0, 3, 1, 2)
+
+
+def jitter(x: Tensor, order: Ints, factors: Floats) -> Tensor:
+    """Brightness, contrast, saturation and hue, in each sample's own order [B, 4]."""
+    for part in order.T:
+        x = _blend_some(x, part, factors)
+        rows = np.flatnonzero(part == HUE)
         if len(rows):
             at = torch.from_numpy(rows).to(x.device)
-            sigma = _column(r.blur_min + numbers[rows, 1] * (r.blur_max - r.blur_min), x).flatten()
-            x[at] = blur(x[at], sigma)
+            x[at] = hue(x[at], _column(factors[rows, HUE], x))
+    return x
 
-    def _turn(self, x: Tensor, flips: Floats, turns: Floats) -> Tensor:
-        """Mirror some, then turn some by quarters: together a transposition and two mirrors."""
-        flip = _hit(flips, self.recipe.flip_p)
-        quarters = np.where(_hit(turns, self.recipe.turn_p), 1 + (3 * turns[:, 1]).astype(np.int64), 0)
-        odd = quarters % 2 == 1
-        x = _where(odd, x, lambda x: x.transpose(-2, -1))
-        x = _where(np.isin(quarters, (1, 2)) ^ (flip & odd), x, lambda x: x.flip(-2))
-        return _where(np.isin(quarters, (2, 3)) ^ (flip & ~odd), x, lambda x: x.flip(-1))
+
+def _blur_some(x: Tensor, sigma: Floats) -> None:
+    rows = np.flatnonzero(sigma)
+    if len(rows):
+        at = torch.from_numpy(rows).to(x.device)
+        x[at] = blur(x[at], _column(sigma[rows], x).flatten())
 
 
 def _hit(numbers: Floats, p: float) -> Flags:
@@ -162,9 +214,13 @@ def _blend_some(x: Tensor, part: Ints, factors: Floats) -> Tensor:
 
 def normalise(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """(x - mean) / std per channel."""
-    scale = torch.tensor([1 / s for s in std], device=x.device, dtype=x.dtype).view(1, 3, 1, 1)
-    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=x.device, dtype=x.dtype)
-    return torch.addcmul(shift.view(1, 3, 1, 1), x, scale)
+    scale, shift = (torch.tensor(v, device=x.device, dtype=x.dtype).view(1, 3, 1, 1) for v in _affine(mean, std))
+    return torch.addcmul(shift, x, scale)
+
+
+def _affine(mean: Sequence[float], std: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Factor and summand per channel that normalise."""
+    return [1 / s for s in std], [-m / s for m, s in zip(mean, std, strict=True)]
 
 
 def _column(values: Floats | Flags, like: Tensor) -> Tensor:

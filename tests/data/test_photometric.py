@@ -34,6 +34,13 @@ FULL = Recipe(
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}
 
 
+@pytest.fixture(params=[False, True], ids=["torch", "loops"])
+def looped(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether single-precision views on the CPU are coloured by compiled loops, whatever their size."""
+    monkeypatch.setattr(photometric, "SMALLEST_LOOPED", 0 if request.param else 10**6)
+    return bool(request.param)
+
+
 def images(count: int, size: int = 16, seed: int = 0) -> np.ndarray:
     """[count, size, size, 3] uint8: noise at two scales, with flat grey, black, white and saturated corners."""
     rng = np.random.default_rng(seed)
@@ -157,13 +164,13 @@ def test_nothing_but_normalising_is_left_where_all_probabilities_are_zero() -> N
     torch.testing.assert_close(own, tv.normalize(floats(), list(MEAN), list(STD)), rtol=0, atol=1e-12)
 
 
-def test_a_view_is_channels_last_and_of_the_wanted_dtype() -> None:
+def test_a_view_is_channels_last_and_of_the_wanted_dtype(looped: bool) -> None:
     out = Photometry(FULL, 0, MEAN, STD)(torch.from_numpy(images(5)), np.arange(5), Draws(0), torch.float32)
     assert (out.shape, out.dtype) == ((5, 3, 16, 16), torch.float32)
     assert out.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_the_pixels_are_not_written_to() -> None:
+def test_the_pixels_are_not_written_to(looped: bool) -> None:
     pixels = torch.from_numpy(images(5))
     before = pixels.clone()
     Photometry(FULL, 0, MEAN, STD)(pixels, np.arange(5), Draws(0), torch.float32)
@@ -226,7 +233,7 @@ def slow_view(pixels: np.ndarray, number: int, recipe: Recipe, slot: int, draws:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("slot", [0, 1])
-def test_the_batch_equals_one_image_at_a_time(slot: int, dtype: torch.dtype) -> None:
+def test_the_batch_equals_one_image_at_a_time(looped: bool, slot: int, dtype: torch.dtype) -> None:
     ids = np.array([3, 2**40, 17, 5, 0, 99, 1000, 8, 9, 11, 12, 13])
     pixels, draws = images(len(ids)), Draws(5, 2)
     own = Photometry(FULL, slot, (0, 0, 0), (1, 1, 1))(torch.from_numpy(pixels), ids, draws, dtype)
@@ -234,7 +241,7 @@ def test_the_batch_equals_one_image_at_a_time(slot: int, dtype: torch.dtype) -> 
     torch.testing.assert_close(own, torch.stack(slow), rtol=0, atol=TOLERANCE[dtype])
 
 
-def test_single_precision_is_near_double() -> None:
+def test_single_precision_is_near_double(looped: bool) -> None:
     ids = np.arange(64)
     pixels, draws = torch.from_numpy(images(64)), Draws(1)
     # without solarize, which jumps at its threshold
@@ -253,7 +260,7 @@ def test_a_view_does_not_depend_on_the_rest_of_the_batch(dtype: torch.dtype, row
     torch.testing.assert_close(part, whole[rows], rtol=0, atol=TOLERANCE[dtype])
 
 
-def test_an_effect_is_as_frequent_as_its_probability() -> None:
+def test_an_effect_is_as_frequent_as_its_probability(looped: bool) -> None:
     ids = np.arange(4000)
     pixels = torch.zeros(4000, 2, 2, 3, dtype=torch.uint8)
     pixels[:, :, 0] = 255
@@ -262,7 +269,7 @@ def test_an_effect_is_as_frequent_as_its_probability() -> None:
     assert abs(float(flipped.double().mean()) - 0.25) < 4 * (0.25 * 0.75 / 4000) ** 0.5
 
 
-def test_turns_are_by_one_two_or_three_quarters_equally_often() -> None:
+def test_turns_are_by_one_two_or_three_quarters_equally_often(looped: bool) -> None:
     pixels = torch.zeros(3000, 2, 2, 3, dtype=torch.uint8)
     pixels[:, 0, 0] = 255
     view = Photometry(Recipe(crop_min=1, flip_p=0, turn_p=0.75), 0, (0, 0, 0), (1, 1, 1))
@@ -280,9 +287,30 @@ def test_slots_and_epochs_look_different() -> None:
     assert not torch.equal(first, epoch)
 
 
-def test_values_stay_in_the_range_before_normalising() -> None:
+def test_values_stay_in_the_range_before_normalising(looped: bool) -> None:
     out = Photometry(FULL, 0, (0, 0, 0), (1, 1, 1))(
         torch.from_numpy(images(64)), np.arange(64), Draws(9), torch.float32
     )
     assert out.min() >= -1e-6
     assert out.max() <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_loops_give_the_same_bits_on_any_number_of_threads_and_in_any_batch(
+    threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids, pixels = np.arange(12), torch.from_numpy(images(12, 64))
+    view = Photometry(FULL, 1, MEAN, STD)
+    whole = view(pixels, ids, Draws(3), torch.float32)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert torch.equal(view(pixels, ids, Draws(3), torch.float32), whole)
+    assert torch.equal(view(pixels[4:7], ids[4:7], Draws(3), torch.float32), whole[4:7])
+    assert view(pixels[:0], ids[:0], Draws(3), torch.float32).shape == (0, 3, 64, 64)
+
+
+def test_loops_equal_one_image_at_a_time_at_a_size_that_is_blurred_in_several_blocks() -> None:
+    ids, pixels = np.arange(6), images(6, 72)
+    recipe = replace(FULL, blur_p=1, blur_max=3)
+    own = Photometry(recipe, 0, (0, 0, 0), (1, 1, 1))(torch.from_numpy(pixels), ids, Draws(8), torch.float32)
+    slow = [slow_view(p, int(n), recipe, 0, Draws(8), torch.float32) for p, n in zip(pixels, ids, strict=True)]
+    torch.testing.assert_close(own, torch.stack(slow), rtol=0, atol=2e-6)
