@@ -17,6 +17,7 @@ from dist_ssl.coordinator import Coordinator, check_plan
 from dist_ssl.data import manifest
 from dist_ssl.data.access import Access
 from dist_ssl.data.address import Address
+from dist_ssl.data.decode import MAX_PIXELS
 from dist_ssl.data.ledger import Ledger
 from dist_ssl.data.load import Loader
 from dist_ssl.data.quarantine import Quarantine
@@ -91,6 +92,7 @@ class Data:
     cache: str | None = None
     cache_bytes: str = "50GB"
     allow_pipe: bool = False
+    max_pixels: int = MAX_PIXELS
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,8 @@ def parts(config: Config, world: World, ranks: int) -> Parts:
     run, data = top_level(config), Data(**keywords(Data, config["data"], "data"))
     size, sharers = parse_bytes(data.cache_bytes, "data.cache_bytes"), run.ranks_per_node or 1
     access = Access.to(Address.parse(data.path), data.cache, size, data.allow_pipe, sharers)
+    if data.max_pixels < 1:
+        raise ConfigError(f"data.max_pixels={data.max_pixels} is not possible: it is at least 1.", "Leave it out.")
     train = open_data(data, access).split(data.train)
     check_plan(run.lanes, run.batch_size, ranks, len(train.samples))
     torch.manual_seed(run.seed)
@@ -231,7 +235,16 @@ def build(config: Config, world: World, signals: Signals, place: Place) -> Job:
     return Job(
         fresh=Progress(epochs=p.run.epochs, attempt=place.attempt),
         engine=build_engine(config, p, world),
-        stream=Stream(loader, p.recipes, colours, world=world, seed=p.run.seed, window=p.run.window, dtype=tensor_type),
+        stream=Stream(
+            loader,
+            p.recipes,
+            colours,
+            world=world,
+            seed=p.run.seed,
+            window=p.run.window,
+            dtype=tensor_type,
+            max_pixels=p.data.max_pixels,
+        ),
         schedule=p.schedule,
         coordinator=Coordinator(
             p.schedule, world=world, num_samples=len(p.train.samples), record=place.folder / "plan.jsonl"
@@ -271,7 +284,8 @@ def probe(config: Config, p: Parts, world: World) -> Probe:
     def extractor(split: manifest.Split) -> Extractor:
         loader = Loader(Reader(split, p.access, scattered=True), p.run.decode_threads)
         colours = Colours(p.data.mean, p.data.std)
-        return Extractor(loader, colours, world=world, size=size, dtype=DTYPES[p.run.precision])
+        tensor_type, most = DTYPES[p.run.precision], p.data.max_pixels
+        return Extractor(loader, colours, world=world, size=size, dtype=tensor_type, max_pixels=most)
 
     return KNN(
         (extractor(p.train), subset(len(p.train.samples), node.bank, p.run.seed)),

@@ -35,8 +35,8 @@ class Cut(Protocol):
         """Random numbers per view, [B, n] each."""
         ...
 
-    def cut(self, data: bytes, draws: Sequence[Floats], out: Sequence[Pixels]) -> None:
-        """Fill one [size, size, 3] buffer per view. Raises UnreadableError."""
+    def cut(self, data: bytes, draws: Sequence[Floats], out: Sequence[Pixels]) -> str:
+        """Fill one [size, size, 3] buffer per view; why that was slow, if it was. Raises UnreadableError."""
         ...
 
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from dist_ssl.batch import Batch
+from dist_ssl.data.decode import MAX_PIXELS
 from dist_ssl.data.lanes import EpochOrder
 from dist_ssl.data.load import Loaded, Loader, Request
 from dist_ssl.data.photometric import Photometry
@@ -32,7 +33,10 @@ class Colours:
 
 
 class Stream:
-    """One rank's batches. `window`: samples shuffled together within a lane; `dtype`: of the views."""
+    """One rank's batches. `window`: samples shuffled together within a lane; `dtype`: of the views.
+
+    Images of more than `max_pixels` are unreadable.
+    """
 
     def __init__(
         self,
@@ -44,9 +48,11 @@ class Stream:
         seed: int,
         window: int,
         dtype: torch.dtype,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         self.loader, self.recipes, self.colours = loader, recipes, colours
         self.world, self.seed, self.window, self.dtype = world, seed, window, dtype
+        self.max_pixels = max_pixels
         self.split = loader.reader.split
 
     def epoch(self, plan: EpochPlan, start: int = 0) -> Iterator[Batch]:
@@ -59,7 +65,7 @@ class Stream:
         self.loader.reader.expect(order.shards_from(self.world.rank, self.world.size, start))
         starts = range(start, order.lane_length - count + 1, count)
         requests = (self._request(order, draws, at, count) for at in starts)
-        loaded = self.loader.load(requests, Cutter(recipes, plan.image_size), plan.views)
+        loaded = self.loader.load(requests, Cutter(recipes, plan.image_size, self.max_pixels), plan.views)
         for at, pixels in zip(starts, loaded, strict=True):
             yield self._batch(pixels, colour, draws, at // count)
 

@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from dist_ssl.data.decode import Box, open_image, resize
+from dist_ssl.data.decode import MAX_PIXELS, Box, decode, resize
 from dist_ssl.draws import Draws, Floats, Purpose
 
 TRIES = 10
 CROP_DRAWS = 2 * TRIES + 2
 Ints = npt.NDArray[np.int64]
+Pixels = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -99,36 +100,41 @@ def smallest_crop_scale(recipes: Sequence[Recipe], size: int) -> int:
 
 
 class Cutter:
-    """Cuts all views of an image. `recipes`: one per view; `size`: side of a view, px."""
+    """Cuts all views of an image. `recipes`: one per view; `size`: side of a view, px; larger images are unreadable."""
 
-    def __init__(self, recipes: Sequence[Recipe], size: int) -> None:
-        self.recipes, self.size = recipes, size
+    def __init__(self, recipes: Sequence[Recipe], size: int, max_pixels: int = MAX_PIXELS) -> None:
+        self.recipes, self.size, self.max_pixels = recipes, size, max_pixels
         self.needed = smallest_crop_scale(recipes, size)
 
     def draw(self, draws: Draws, ids: Ints) -> list[Floats]:
         """The random numbers of every view's crops, [B, CROP_DRAWS] each."""
         return [draws.uniform(Purpose.CROP, ids, slot, CROP_DRAWS) for slot in range(len(self.recipes))]
 
-    def cut(self, data: bytes, draws: Sequence[Floats], out: Sequence[npt.NDArray[np.uint8]]) -> None:
-        """Decode once and write every view into its [size, size, 3] buffer. Raises UnreadableError."""
-        image, width, height = open_image(data, self.needed)
-        across, down = image.width / width, image.height / height
+    def cut(self, data: bytes, draws: Sequence[Floats], out: Sequence[Pixels]) -> str:
+        """Decode once and write every view into its [size, size, 3] buffer; why that was slow, if it was.
+
+        Boxes are drawn in the decoded image, so that they lie on its pixels. Raises UnreadableError.
+        """
+        image = decode(data, self.needed, self.max_pixels)
+        height, width, _ = image.pixels.shape
         for recipe, numbers, view in zip(self.recipes, draws, out, strict=True):
-            left, top, right, bottom = crop_box(width, height, recipe, numbers)
-            view[:] = resize(image, (left * across, top * down, right * across, bottom * down), self.size)
+            view[:] = resize(image.pixels, crop_box(width, height, recipe, numbers), self.size)
+        return image.slow
 
 
 class Whole:
     """Shows the whole image, squeezed to size x size: what probes look at. One view, nothing random."""
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    def __init__(self, size: int, max_pixels: int = MAX_PIXELS) -> None:
+        self.size, self.max_pixels = size, max_pixels
 
     def draw(self, draws: Draws, ids: Ints) -> list[Floats]:
         """No numbers are needed."""
         return [np.empty((len(ids), 0), dtype=np.float32)]
 
-    def cut(self, data: bytes, draws: Sequence[Floats], out: Sequence[npt.NDArray[np.uint8]]) -> None:
-        """Decode and resize into the one buffer. Raises UnreadableError."""
-        image, _, _ = open_image(data, self.size)
-        out[0][:] = resize(image, (0, 0, image.width, image.height), self.size)
+    def cut(self, data: bytes, draws: Sequence[Floats], out: Sequence[Pixels]) -> str:
+        """Decode and resize into the one buffer; why that was slow, if it was. Raises UnreadableError."""
+        image = decode(data, self.size, self.max_pixels)
+        height, width, _ = image.pixels.shape
+        out[0][:] = resize(image.pixels, (0, 0, width, height), self.size)
+        return image.slow

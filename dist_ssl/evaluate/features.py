@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from dist_ssl.data.decode import MAX_PIXELS
 from dist_ssl.data.load import Loader, Request
 from dist_ssl.data.photometric import normalise
 from dist_ssl.data.stream import Colours
@@ -39,10 +40,19 @@ class Extractor:
     """Features of whole images of one split. `size`: side they are squeezed to, px; `batch`: images at a time."""
 
     def __init__(
-        self, loader: Loader, colours: Colours, *, world: World, size: int, dtype: torch.dtype, batch: int = 256
+        self,
+        loader: Loader,
+        colours: Colours,
+        *,
+        world: World,
+        size: int,
+        dtype: torch.dtype,
+        batch: int = 256,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         self.loader, self.colours, self.world = loader, colours, world
-        self.size, self.dtype, self.batch = size, dtype, batch
+        self.dtype, self.batch = dtype, batch
+        self.size, self.max_pixels = size, max_pixels
         self.kept: tuple[Ints, list[tuple[Tensor, Tensor]]] | None = None
 
     def features(self, engine: Engine, numbers: Ints, who: Who = "student") -> tuple[Tensor, Tensor]:
@@ -77,7 +87,7 @@ class Extractor:
     def _decode(self, numbers: Ints, own: Ints) -> Iterator[tuple[Tensor, Tensor]]:
         chunks = [own[start : start + self.batch] for start in range(0, len(own), self.batch)]
         requests = (Request(chunk, Draws(0), partial(_others, numbers, chunk)) for chunk in chunks)
-        for loaded in self.loader.load(requests, Whole(self.size), 1):
+        for loaded in self.loader.load(requests, Whole(self.size, self.max_pixels), 1):
             split = self.loader.reader.split
             for number, reason in loaded.unreadable.items():
                 log.warning(

@@ -2,7 +2,6 @@
 
 import io
 import math
-from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -10,10 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as tv
 
 from dist_ssl.data import views
-from dist_ssl.data.decode import UnreadableError, open_image
+from dist_ssl.data.decode import decode
 from dist_ssl.data.views import (
     CROP_DRAWS,
     Cutter,
@@ -126,6 +126,24 @@ def test_area_and_aspect_stay_within_the_recipe(width: int, height: int, seed: i
     assert 3 / 4 * 0.97 <= w / h <= 4 / 3 * 1.03
 
 
+@pytest.mark.parametrize(("width", "height"), [(500, 375), (120, 300)])
+def test_boxes_follow_torchvisions_distribution(width: int, height: int) -> None:
+    """Two samples of 4000 whose largest difference of distribution functions passes the bound once in a million."""
+    torch.manual_seed(0)
+    scale, aspect = (RECIPE.crop_min, RECIPE.crop_max), RECIPE.aspect
+    image = torch.empty(3, height, width)
+    theirs = np.array([RandomResizedCrop.get_params(image, scale, aspect) for _ in range(4000)])
+    drawn = Cutter([RECIPE], 32).draw(Draws(1), np.arange(4000))[0]
+    boxes = np.array([crop_box(width, height, RECIPE, numbers) for numbers in drawn])
+    own = np.stack([boxes[:, 1], boxes[:, 0], boxes[:, 3] - boxes[:, 1], boxes[:, 2] - boxes[:, 0]], axis=1)
+    bound = math.sqrt(-math.log(1e-6 / 2) / 4000)
+    for statistic in (lambda b: b[:, 2] * b[:, 3], lambda b: b[:, 2] / b[:, 3], lambda b: b[:, 0], lambda b: b[:, 1]):
+        one, two = np.sort(statistic(own)), np.sort(statistic(theirs))
+        at = np.concatenate([one, two])
+        gap = np.searchsorted(one, at, side="right") - np.searchsorted(two, at, side="right")
+        assert np.abs(gap).max() / 4000 < bound
+
+
 @pytest.mark.parametrize(
     ("width", "height", "box"),
     [
@@ -166,39 +184,6 @@ def test_a_recipe_at_half_strength_lies_half_way() -> None:
     assert half.blur_max == pytest.approx(1.05)
 
 
-@pytest.mark.parametrize(
-    ("mode", "kind"),
-    [
-        ("RGB", "JPEG"),
-        ("L", "JPEG"),
-        ("CMYK", "JPEG"),
-        ("RGB", "PNG"),
-        ("L", "PNG"),
-        ("RGBA", "PNG"),
-        ("LA", "PNG"),
-        ("P", "PNG"),
-        ("1", "PNG"),
-        ("RGB", "WEBP"),
-        ("RGB", "BMP"),
-    ],
-)
-def test_images_of_every_kind_become_rgb(mode: str, kind: str) -> None:
-    image = picture(60, 50, mode)
-    expected = np.asarray(image.convert("RGB"), dtype=float)
-    opened, width, height = open_image(encoded(image, kind), 1000)
-    assert (opened.mode, width, height) == ("RGB", 60, 50)
-    assert np.abs(np.asarray(opened, dtype=float) - expected).mean() < 6
-    assert cut(encoded(image, kind)).std() > 5
-
-
-def test_draft_decoding_leaves_as_many_pixels_as_are_needed() -> None:
-    data = encoded(picture(640, 480), "JPEG")
-    assert open_image(data, 60)[0].size == (80, 60)
-    assert open_image(data, 61)[0].size == (160, 120)
-    assert open_image(data, 480)[0].size == (640, 480)
-    assert open_image(data, 60)[1:] == (640, 480)
-
-
 @pytest.mark.parametrize("turn", [0.0, 0.5, 1 - 2**-24], ids=["tall", "square", "wide"])
 @pytest.mark.parametrize("share", [0.0, 0.5])
 def test_no_crop_is_enlarged_where_the_original_has_enough_pixels(share: float, turn: float) -> None:
@@ -207,8 +192,10 @@ def test_no_crop_is_enlarged_where_the_original_has_enough_pixels(share: float, 
     draws = np.array([share] * 10 + [turn] * 10 + [0.5, 0.5], dtype=np.float32)
     left, top, right, bottom = crop_box(side, side, RECIPE, draws)
     assert min(right - left, bottom - top) >= size
-    opened, width, _ = open_image(encoded(picture(side, side), "JPEG"), smallest_crop_scale([RECIPE], size))
-    assert min(right - left, bottom - top) * opened.width / width >= size - 1
+    decoded = decode(encoded(picture(side, side), "JPEG"), smallest_crop_scale([RECIPE], size)).pixels
+    assert decoded.shape[0] < side
+    left, top, right, bottom = crop_box(decoded.shape[1], decoded.shape[0], RECIPE, draws)
+    assert min(right - left, bottom - top) >= size
 
 
 @pytest.mark.parametrize("number", range(6))
@@ -219,18 +206,18 @@ def test_a_crop_is_near_torchvisions_resized_crop(number: int) -> None:
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
     theirs = tv.resized_crop(pixels, top, left, bottom - top, right - left, [32, 32], antialias=True)
     difference = np.abs(own.astype(int) - theirs.permute(1, 2, 0).numpy().astype(int))
-    # the border sees a little beyond the box; within it both round to the nearest level
-    assert difference[2:-2, 2:-2].max() <= 1
-    assert difference.max() <= 8
+    assert difference.max() <= 1
 
 
 @pytest.mark.parametrize("number", range(4))
-def test_a_crop_of_a_draft_is_near_the_crop_of_the_whole(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = encoded(picture(640, 480).resize((1280, 960)), "JPEG")
-    draft = cut(data, number=number)
-    monkeypatch.setattr(views, "smallest_crop_scale", lambda *_: 10**6)
-    whole = cut(data, number=number)
-    assert np.abs(draft.astype(int) - whole.astype(int)).mean() < 3
+def test_a_crop_of_a_smaller_scale_is_near_that_of_the_whole(number: int) -> None:
+    image = picture(640, 480).resize((1280, 960))
+    data = encoded(image, "JPEG")
+    height, width, _ = decode(data, smallest_crop_scale([RECIPE], 32)).pixels.shape
+    assert width == 160
+    box = crop_box(width, height, RECIPE, Cutter([RECIPE], 32).draw(Draws(0), np.array([number]))[0][0])
+    whole = image.resize((32, 32), Image.Resampling.BILINEAR, box=[8 * edge for edge in box])
+    assert np.abs(cut(data, number=number).astype(int) - np.asarray(whole)).mean() < 3
 
 
 def test_a_crop_does_not_depend_on_the_batch_it_is_drawn_in() -> None:
@@ -245,8 +232,8 @@ def test_a_crop_does_not_depend_on_the_batch_it_is_drawn_in() -> None:
 
 def test_all_views_are_cut_from_one_decode(monkeypatch: pytest.MonkeyPatch) -> None:
     opened = []
-    original = views.open_image
-    monkeypatch.setattr(views, "open_image", lambda *given: opened.append(1) or original(*given))
+    original = views.decode
+    monkeypatch.setattr(views, "decode", lambda *given: opened.append(1) or original(*given))
     cutter = Cutter([RECIPE, RECIPE, RECIPE], 16)
     out = [np.zeros((16, 16, 3), dtype=np.uint8) for _ in range(3)]
     draws = [d[0] for d in cutter.draw(Draws(0), np.array([1]))]
@@ -260,45 +247,5 @@ def test_the_whole_image_is_squeezed_without_draws() -> None:
     out = np.zeros((32, 32, 3), dtype=np.uint8)
     assert [d.shape for d in whole.draw(Draws(0), np.arange(5))] == [(5, 0)]
     whole.cut(encoded(image, "PNG"), [np.empty(0, dtype=np.float32)], [out])
-    np.testing.assert_array_equal(out, np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR)))
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"",
-        b"not an image at all",
-        bytes(1000),
-        encoded(picture(60, 50), "JPEG")[:20],
-        encoded(picture(60, 50), "JPEG")[:-400],
-        encoded(picture(60, 50), "PNG")[:-400],
-        encoded(picture(60, 50), "WEBP")[:-100],
-        encoded(picture(60, 50), "JPEG")[100:],
-    ],
-    ids=["empty", "garbage", "zeros", "head", "short jpeg", "short png", "short webp", "headless"],
-)
-def test_what_is_no_image_is_unreadable(data: bytes) -> None:
-    with pytest.raises(UnreadableError):
-        cut(data)
-
-
-def test_an_image_far_too_large_is_unreadable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(UnreadableError, match="DecompressionBomb"):
-        cut(encoded(picture(60, 50), "PNG"))
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"])
-def test_damaged_bytes_are_an_image_or_unreadable_and_nothing_else(kind: str) -> None:
-    whole = encoded(picture(40, 30), kind)
-    rng = np.random.default_rng(0)
-    for _ in range(150):
-        data = bytearray(whole)
-        places = rng.integers(0, min(len(data), int(rng.choice([30, 100, 10**6]))), rng.integers(1, 6))
-        for place in places:
-            data[place] = rng.integers(256)
-        if rng.random() < 0.3:
-            del data[rng.integers(len(data)) :]
-        with suppress(UnreadableError):
-            assert cut(bytes(data), size=8).shape == (8, 8, 3)
+    expected = np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR))
+    assert np.abs(out.astype(int) - expected).max() <= 1
