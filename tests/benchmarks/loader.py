@@ -1,0 +1,178 @@
+"""Measures the data plane against what else there is, and holds it to its bars.
+
+    python tests/benchmarks/loader.py [images=FOLDER] [rounds=7] [count=256] [quick=true]
+
+Draws 500 x 375 JPEGs at 4 and 2 bit/pixel (or takes those of a folder; SPDL's row takes that size for granted), runs
+every pair of pipelines in turns (A, B, A, B, ...) on the same cores, and prints each ratio of speeds with a 95 %
+interval, its bar and its star; then what is measured in processes of its own. `pip install .[peers]` adds rows; one
+that cannot run is named with the reason. Exits 1 where a bar is missed.
+"""
+
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.benchmarks.pipelines import ROWS, Images, Work, draw, ours, pack
+
+CORES = len(os.sched_getaffinity(0))
+TWO_VIEWS, CROPS, ONE_CROP = Work(2, 224), Work(2, 224, coloured=False), Work(1, 224, coloured=False)
+PATCHES = Work(20, 96)
+STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+"""97.5 % quantiles of Student's distribution by degrees of freedom; beyond, the 2.2 is on the safe side."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Our work against a peer's. `share`: of the images, for slow pairs; a bar of 0 is for information."""
+
+    name: str
+    own: Work
+    peer: str
+    theirs: Work
+    bar: float
+    star: float = 0.0
+    share: float = 1.0
+
+
+PAIRS = (
+    Pair("headline: two MoCo v2 views at 224", TWO_VIEWS, "ImageFolder", TWO_VIEWS, 2, 3),
+    Pair("two MoCo v2 views at 224", TWO_VIEWS, "webdataset", TWO_VIEWS, 0),
+    Pair("two MoCo v2 views at 224", TWO_VIEWS, "LitData", TWO_VIEWS, 0),
+    Pair("host's share, photometry not counted", CROPS, "ImageFolder", TWO_VIEWS, 7),
+    Pair("two views at 224, DALI's own colours", TWO_VIEWS, "DALI", TWO_VIEWS, 1.2, 2),
+    Pair("two crops at 224, uint8", CROPS, "DALI", CROPS, 1.2, 2),
+    Pair("one crop at 224, uint8", ONE_CROP, "SPDL", ONE_CROP, 1.2, 2),
+    Pair("20 patches at 96", PATCHES, "ImageFolder", PATCHES, 6, share=0.25),
+)
+ABSENT = {
+    "low-resolution epoch at 112 with the pyramid (bar 12)": "not built",
+    "FFCV": "no wheel: its source needs OpenCV's headers and pkg-config",
+}
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Images per second of both, and the ratio with its 95 % interval over the rounds."""
+
+    own: float
+    peer: float
+    mean: float
+    low: float
+    high: float
+
+
+def compare(pair: Pair, images: Images, rounds: int) -> Ratio:
+    """Both pipelines in turns, after one pass of each that is not counted."""
+    runs = [ours(images, pair.own, CORES), ROWS[pair.peer](images, pair.theirs, CORES)]
+    speeds: list[list[float]] = [[], []]
+    for turn in range(rounds + 1):
+        for run, kept in zip(runs, speeds, strict=True):
+            begun = time.perf_counter()
+            count = run()
+            kept += [count / (time.perf_counter() - begun)] * (turn > 0)
+    logs = [math.log(a / b) for a, b in zip(*speeds, strict=True)]
+    mean, half = statistics.fmean(logs), 0.0
+    if rounds > 1:
+        half = STUDENT.get(rounds - 1, 2.2) * statistics.stdev(logs) / math.sqrt(rounds)
+    return Ratio(max(speeds[0]), max(speeds[1]), *(math.exp(v) for v in (mean, mean - half, mean + half)))
+
+
+def verdict(value: float, bar: float, star: float = 0.0) -> str:
+    """Against the bar, in a word."""
+    if not bar:
+        return ""
+    return "MISSED" if value < bar else "star" if star and value >= star else "ok"
+
+
+def ratios(sets: dict[str, Images], few: dict[str, Images], rounds: int, console: Console) -> Iterator[bool]:
+    """Print every pair on every set of images; whether each passed."""
+    table = Table("work", "images", "against", "ours/s", "theirs/s", "ratio", "95 %", "bar", "", title="ratios")
+    for pair in PAIRS:
+        for name, images in (few if pair.share < 1 else sets).items():
+            try:
+                r = compare(pair, images, rounds)
+            except Exception as error:  # any failure of a peer is that peer's row
+                table.add_row(pair.name, name, pair.peer, "", "", f"cannot run: {error!s:.90}")
+                continue
+            word = verdict(r.mean, pair.bar, pair.star)
+            interval = f"{r.low:.2f}-{r.high:.2f}"
+            speeds = (f"{r.own:.0f}", f"{r.peer:.0f}", f"{r.mean:.2f}", interval)
+            table.add_row(pair.name, name, pair.peer, *speeds, f"{pair.bar:g}" if pair.bar else "", word)
+            console.print(f"{pair.name} | {name} | {pair.peer}: {r.mean:.2f} ({interval}) {word}", style="dim")
+            yield word != "MISSED"
+    console.print(table)
+
+
+def alone(name: str, shards: Path, amount: int) -> float:
+    """A measurement in a process of its own (`solitary.py`)."""
+    script = Path(__file__).with_name("solitary.py")
+    words = [sys.executable, str(script), name, str(shards), str(amount), str(CORES)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip().splitlines()[-1])
+    return float(done.stdout.split()[-1])
+
+
+def solitary(images: Images, quick: bool, console: Console) -> Iterator[bool]:
+    """What is measured in processes of its own, against its bar; whether each passed."""
+    batches = 2000 if quick else 20000
+    measured = (
+        ("delivered over threads x one thread's rate", "delivered", 5 if quick else 15, 0.90, True),
+        ("first batch after imports, s", "first", 1, 0.25, False),
+        ("memory of a thread over a spawned worker's", "memory", 1, 0.10, False),
+        (f"resident memory after {batches:,} batches over that after a tenth", "flat", batches, 1.005, False),
+    )
+    table = Table("what", "value", "bar", "", title=f"{CORES} cores")
+    for name, script, amount, bar, at_least in measured:
+        value = alone(script, images.shards, amount)
+        passed = value >= bar if at_least else value <= bar
+        table.add_row(name, f"{value:.3f}", f"{'>=' if at_least else '<='} {bar:g}", "ok" if passed else "MISSED")
+        yield passed
+    for name, why in ABSENT.items():
+        table.add_row(name, why, "", "MISSED" if "bar" in name else "")
+        yield "bar" not in name
+    console.print(table)
+
+
+def generated(folder: Path, count: int) -> dict[str, Images]:
+    """Drawn images at both sizes."""
+    found = {}
+    for bits in (4, 2):
+        draw(folder / f"{bits}bit" / "class", count, bits)
+        found[f"{bits} bit/px"] = pack(folder / f"{bits}bit" / "class", folder / f"{bits}bit-shards")
+    return found
+
+
+def main(words: list[str]) -> int:
+    """Print both tables; 1 where a bar is missed."""
+    options = dict(word.split("=", 1) for word in words)
+    quick = options.pop("quick", "false") == "true"
+    rounds, count = int(options.pop("rounds", 3 if quick else 7)), int(options.pop("count", 96 if quick else 256))
+    given, console = options.pop("images", None), Console(width=150)
+    if options:
+        console.print(f"There is no option {', '.join(options)}: images, rounds, count, quick.")
+        return 2
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        sets = {"given": pack(Path(given), folder / "given")} if given else generated(folder, count)
+        few = generated(folder / "few", max(32, count // 8)) if not given else sets
+        passed = [*ratios(sets, few, rounds, console), *solitary(next(iter(sets.values())), quick, console)]
+    return 0 if all(passed) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

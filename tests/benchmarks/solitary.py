@@ -1,0 +1,99 @@
+"""Measurements of the loader that need a process of their own; `loader.py` runs them.
+
+python tests/benchmarks/solitary.py NAME SHARDS AMOUNT THREADS prints one number.
+"""
+
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from dist_ssl.data import manifest
+from dist_ssl.data.read import Reader
+from dist_ssl.data.views import Cutter
+from dist_ssl.draws import Draws
+from tests.benchmarks.pipelines import MOCO, Images, Work, imagefolder, ours
+
+
+def unique_bytes(process: psutil.Process) -> int:
+    """Memory that would be free if this process ended."""
+    return int(process.memory_full_info().uss)
+
+
+def delivered(shards: Path, rounds: int, threads: int) -> float:
+    """The loader's rate over threads x the rate of decoding and cropping in one thread, in turns; the median."""
+    split, epoch = manifest.read(shards).split("train"), 0
+    cutter, reader = Cutter([MOCO] * 2, 224), Reader(split)
+    images = Images(shards, shards, [])
+    loader = ours(images, Work(2, 224, coloured=False), threads)
+    out = [np.empty((224, 224, 3), np.uint8) for _ in range(2)]
+
+    def single() -> int:
+        numbers = cutter.draw(Draws(0, epoch), np.arange(len(split.samples)))
+        for number in range(len(split.samples)):
+            cutter.cut(reader.read(number), [n[number] for n in numbers], out)
+        return len(split.samples)
+
+    def rate(run) -> float:
+        begun = time.perf_counter()
+        count = run()
+        return count / (time.perf_counter() - begun)
+
+    single(), loader()
+    return statistics.median(rate(loader) / (threads * rate(single)) for _ in range(rounds))
+
+
+def first(shards: Path, amount: int, threads: int) -> float:
+    """Seconds from the imports to the first batch of views at 224, coloured; the compiled loops are on disk."""
+    import dist_ssl.data.photometric_cpu  # noqa: F401
+
+    begun = time.perf_counter()
+    ours(Images(shards, shards, []), Work(2, 224), threads, batches=1)()
+    return time.perf_counter() - begun
+
+
+def memory(shards: Path, amount: int, threads: int) -> float:
+    """Memory that an extra thread adds over what a spawned worker of ImageFolder's loader takes."""
+    images = Images(shards, shards, [])
+    me = psutil.Process()
+
+    def at_work(count: int) -> int:
+        run = ours(images, Work(2, 224, coloured=False), count)
+        run()
+        return unique_bytes(me)
+
+    at_work(2)
+    few, many = at_work(2), at_work(10)
+    return (many - few) / 8 / spawned_worker(shards)
+
+
+def spawned_worker(shards: Path) -> int:
+    """Unique memory of one worker process while its loader is iterated."""
+    folder = next(
+        path for path in shards.parent.iterdir() if path.is_dir() and path != shards and "shards" not in path.name
+    )
+    run = imagefolder(Images(folder, shards, []), Work(2, 224), 1, context="spawn")
+    run()
+    return sum(unique_bytes(child) for child in psutil.Process().children() if "spawn" in " ".join(child.cmdline()))
+
+
+def flat(shards: Path, batches: int, threads: int) -> float:
+    """Resident memory at the end over that after a tenth of the batches; small views, so that there are many."""
+    run, me = ours(Images(shards, shards, []), Work(2, 32), threads, batch=2), psutil.Process()
+    per_pass, early, done = 0, 0, 0
+    while done < batches:
+        per_pass = run() // 2
+        done += per_pass
+        early = early or (me.memory_info().rss if done >= batches // 10 else 0)
+    return me.memory_info().rss / early
+
+
+if __name__ == "__main__":
+    name, shards, amount, threads = sys.argv[1:]
+    measures = {"delivered": delivered, "first": first, "memory": memory, "flat": flat}
+    print(measures[name](Path(shards), int(amount), int(threads)))
