@@ -19,7 +19,7 @@ from dist_ssl.data.access import Access
 from dist_ssl.data.address import Address
 from dist_ssl.data.decode import MAX_PIXELS
 from dist_ssl.data.ledger import Ledger
-from dist_ssl.data.load import Loader
+from dist_ssl.data.load import AHEAD_BYTES, Loader
 from dist_ssl.data.quarantine import Quarantine
 from dist_ssl.data.read import Reader
 from dist_ssl.data.stream import Colours, Stream
@@ -93,6 +93,7 @@ class Data:
     cache_bytes: str = "50GB"
     allow_pipe: bool = False
     max_pixels: int = MAX_PIXELS
+    ahead_bytes: int = AHEAD_BYTES
 
 
 @dataclass(frozen=True)
@@ -136,8 +137,10 @@ def parts(config: Config, world: World, ranks: int) -> Parts:
     run, data = top_level(config), Data(**keywords(Data, config["data"], "data"))
     size, sharers = parse_bytes(data.cache_bytes, "data.cache_bytes"), run.ranks_per_node or 1
     access = Access.to(Address.parse(data.path), data.cache, size, data.allow_pipe, sharers)
-    if data.max_pixels < 1:
-        raise ConfigError(f"data.max_pixels={data.max_pixels} is not possible: it is at least 1.", "Leave it out.")
+    for key, least in (("max_pixels", 1), ("ahead_bytes", 0)):
+        if getattr(data, key) < least:
+            text = f"data.{key}={getattr(data, key)} is not possible: it is at least {least}."
+            raise ConfigError(text, "Leave it out.")
     train = open_data(data, access).split(data.train)
     check_plan(run.lanes, run.batch_size, ranks, len(train.samples))
     torch.manual_seed(run.seed)
@@ -229,7 +232,7 @@ def build_engine(config: Config, p: Parts, world: World) -> Engine:
 def build(config: Config, world: World, signals: Signals, place: Place) -> Job:
     """The job of one rank."""
     p = parts(config, world, world.size)
-    loader = Loader(Reader(p.train, p.access), p.run.decode_threads)
+    loader = Loader(Reader(p.train, p.access), p.run.decode_threads, p.data.ahead_bytes)
     colours = Colours(p.data.mean, p.data.std)
     tensor_type = DTYPES[p.run.precision]
     return Job(
@@ -282,7 +285,7 @@ def probe(config: Config, p: Parts, world: World) -> Probe:
     size = node.image_size or p.schedule.plan(Progress(epochs=1)).image_size
 
     def extractor(split: manifest.Split) -> Extractor:
-        loader = Loader(Reader(split, p.access, scattered=True), p.run.decode_threads)
+        loader = Loader(Reader(split, p.access, scattered=True), p.run.decode_threads, p.data.ahead_bytes)
         colours = Colours(p.data.mean, p.data.std)
         tensor_type, most = DTYPES[p.run.precision], p.data.max_pixels
         return Extractor(loader, colours, world=world, size=size, dtype=tensor_type, max_pixels=most)

@@ -29,6 +29,7 @@ MACHINE = (
     "data.cache",
     "data.cache_bytes",
     "data.allow_pipe",
+    "data.ahead_bytes",
     "engine._target_",
     "engine.accumulate",
     "engine.deterministic",

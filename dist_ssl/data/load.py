@@ -5,11 +5,13 @@ an image is replaced by the first readable one that the request names for it; on
 because that is no fact about the sample.
 """
 
+import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol
 
 import numpy as np
@@ -24,6 +26,7 @@ Ints = npt.NDArray[np.int64]
 Pixels = npt.NDArray[np.uint8]
 Reasons = dict[int, str]
 """Why a sample could not be read, by its row in the request."""
+AHEAD_BYTES = 64_000_000
 
 
 class Cut(Protocol):
@@ -61,13 +64,39 @@ class Loaded:
     wait_seconds: float
     unreadable: Mapping[int, str]
     """Why, by the number of the sample, a stand-in took its place."""
+    slow: Mapping[str, int]
+    """How many images took longer to decode, by the reason; counted since the last request was done."""
+
+
+class Tally:
+    """Counts words that threads call out."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def add(self, word: str) -> None:
+        """Count a word; an empty one is none."""
+        if word:
+            with self._lock:
+                self._counts[word] += 1
+
+    def take(self) -> Mapping[str, int]:
+        """What was counted since the last time."""
+        with self._lock:
+            taken, self._counts = self._counts, Counter()
+        return taken
 
 
 class Loader:
-    """Loads requests in order with `threads` threads, `ahead` requests at a time."""
+    """Loads requests in order with `threads` threads.
 
-    def __init__(self, reader: Reader, threads: int, ahead: int = 2) -> None:
-        self.reader, self.threads, self.ahead = reader, threads, ahead
+    The next request is always begun before it is asked for, and more while what waits fits into `ahead_bytes`.
+    """
+
+    def __init__(self, reader: Reader, threads: int, ahead_bytes: int = AHEAD_BYTES) -> None:
+        self.reader, self.threads, self.ahead_bytes = reader, threads, ahead_bytes
+        self.slow = Tally()
 
     def load(self, requests: Iterable[Request], cutter: Cut, views: int) -> Iterator[Loaded]:
         """The requests' pixels, one by one; closing the iterator ends the threads."""
@@ -76,16 +105,21 @@ class Loader:
         started: deque[tuple[Request, list[Pixels], list[Future[Reasons]]]] = deque()
         try:
             queue = iter(requests)
-            for request in queue:
-                started.append(self._start(pool, request, cutter, self._buffers(spare, request, cutter, views)))
-                if len(started) > self.ahead:
-                    yield self._finish(*started[0])
-                    spare.append(started.popleft()[1])
-            while started:
+            while True:
+                for request in islice(queue, self._room(started)):
+                    started.append(self._start(pool, request, cutter, self._buffers(spare, request, cutter, views)))
+                if not started:
+                    return
                 yield self._finish(*started[0])
-                started.popleft()
+                spare.append(started.popleft()[1])
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+    def _room(self, started: Collection[tuple[Request, list[Pixels], list[Future[Reasons]]]]) -> int:
+        """How many requests to begin now: two while there is room, so that the first one need not wait for many."""
+        sizes = [sum(view.nbytes for view in views) for _, views, _ in started]
+        fitting = (self.ahead_bytes - sum(sizes[1:])) // sizes[-1] if sizes else 2
+        return max(2 - len(sizes), min(2, fitting))
 
     def _buffers(self, spare: deque[list[Pixels]], request: Request, cutter: Cut, views: int) -> list[Pixels]:
         shape = (len(request.ids), cutter.size, cutter.size, 3)
@@ -110,7 +144,8 @@ class Loader:
         wait = time.monotonic() - begun
         valid = np.ones(len(request.ids), dtype=np.bool_)
         valid[list(reasons)] = False
-        return Loaded(request.ids, views, valid, wait, {int(request.ids[row]): why for row, why in reasons.items()})
+        unreadable = {int(request.ids[row]): why for row, why in reasons.items()}
+        return Loaded(request.ids, views, valid, wait, unreadable, self.slow.take())
 
     def _fill(self, request: Request, part: Ints, numbers: list[Floats], cutter: Cut, views: list[Pixels]) -> Reasons:
         """Cut these rows of a request; why some of them could not be read."""
@@ -118,7 +153,7 @@ class Loader:
         for row in part.tolist():
             mine, out = [n[row] for n in numbers], [view[row] for view in views]
             try:
-                cutter.cut(self.reader.read(int(request.ids[row])), mine, out)
+                self.slow.add(cutter.cut(self.reader.read(int(request.ids[row])), mine, out))
             except UnreadableError as error:
                 reasons[row] = error.reason
                 self._stand_in(request, row, cutter, mine, out)
@@ -128,7 +163,7 @@ class Loader:
         """Cut the first readable candidate with the replaced sample's own draws."""
         for candidate in request.stand_ins(row):
             try:
-                cutter.cut(self.reader.read(candidate), numbers, out)
+                self.slow.add(cutter.cut(self.reader.read(candidate), numbers, out))
                 return
             except UnreadableError:
                 continue

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from dist_ssl.batch import Batch
-from dist_ssl.data.decode import MAX_PIXELS
+from dist_ssl.data.decode import MAX_PIXELS, SLOW
 from dist_ssl.data.lanes import EpochOrder
 from dist_ssl.data.load import Loaded, Loader, Request
 from dist_ssl.data.photometric import Photometry
@@ -99,6 +99,7 @@ class Stream:
             costs={
                 "data_wait_seconds": pixels.wait_seconds,
                 "replaced_samples": float((~pixels.valid).sum()),
+                **{f"slow_images/{why}": float(pixels.slow.get(why, 0)) for why in SLOW},
                 **self.loader.reader.costs(),
             },
         )

@@ -50,6 +50,9 @@ METRICS: tuple[Metric, ...] = (
     Metric("cache_hits", "dist_ssl_cache_hits", "Shards opened from the node's cache since the last report.", "sum"),
     Metric("cache_misses", "dist_ssl_cache_misses", "Shards opened that it did not hold yet.", "sum"),
     Metric("bad_samples", "dist_ssl_bad_samples", "Samples of the run that cannot be read.", "last", label="reason"),
+    Metric(
+        "slow_images", "dist_ssl_slow_images", "Images decoded a slow way since the last report.", "sum", label="reason"
+    ),
     Metric("knn_accuracy", "dist_ssl_knn_accuracy_ratio", "Accuracy of the kNN probe, 0 to 1.", "last"),
     Metric("probe_seconds", "dist_ssl_probe_seconds", "Wall time of the last kNN probe.", "last"),
     Metric("epoch", "dist_ssl_epoch", "Epochs finished.", "last"),

@@ -1,5 +1,6 @@
 """What a request yields depends on the request alone; stand-ins keep the order."""
 
+import io
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dist_ssl.data import manifest
 from dist_ssl.data.load import Loaded, Loader, Request
@@ -47,9 +49,9 @@ def epoch() -> Iterator[Request]:
     return iter([request([5, 2, 9, 30]), request([59, 0]), request([7]), request([1, 3, 4, 6, 8]), request([10, 11])])
 
 
-def loaded(reader: Reader, requests: Iterator[Request], threads: int = 2, ahead: int = 2) -> list[Loaded]:
+def loaded(reader: Reader, requests: Iterator[Request], threads: int = 2, ahead_bytes: int = 10**6) -> list[Loaded]:
     """Everything that is loaded, copied before the next is asked for."""
-    found = Loader(reader, threads, ahead).load(requests, CUTTER, 2)
+    found = Loader(reader, threads, ahead_bytes).load(requests, CUTTER, 2)
     return [replace(x, ids=x.ids.copy(), views=[v.copy() for v in x.views], valid=x.valid.copy()) for x in found]
 
 
@@ -62,7 +64,7 @@ def alone(split: manifest.Split, number: int, draws_of: int | None = None) -> li
     return out
 
 
-@pytest.mark.parametrize(("threads", "ahead"), [(1, 0), (1, 2), (3, 1), (3, 2), (3, 7), (8, 2)])
+@pytest.mark.parametrize(("threads", "ahead"), [(1, 0), (1, 3000), (3, 0), (3, 10**4), (3, 10**9), (8, 2000)])
 def test_batches_do_not_depend_on_threads_or_on_how_far_ahead(split: manifest.Split, threads: int, ahead: int) -> None:
     with Reader(split) as reader:
         found = loaded(reader, epoch(), threads, ahead)
@@ -77,7 +79,7 @@ def test_batches_do_not_depend_on_threads_or_on_how_far_ahead(split: manifest.Sp
 
 def test_buffers_are_used_again_once_the_next_batch_is_asked_for(split: manifest.Split) -> None:
     with Reader(split) as reader:
-        batches = Loader(reader, 1, ahead=1).load(iter([request([n, n + 1]) for n in range(6)]), CUTTER, 2)
+        batches = Loader(reader, 1, 0).load(iter([request([n, n + 1]) for n in range(6)]), CUTTER, 2)
         addresses = {batch.views[0].ctypes.data for batch in batches}
     assert len(addresses) < 6
 
@@ -139,19 +141,48 @@ def test_a_finished_iterator_ends_the_threads(split: manifest.Split) -> None:
     assert decode_threads() == before
 
 
-def test_no_more_than_ahead_requests_are_begun_before_they_are_asked_for(split: manifest.Split) -> None:
-    begun = []
+BYTES = 2 * 2 * 16 * 16 * 3
+"""Of the views of a request for two samples."""
+
+
+@pytest.mark.parametrize(
+    ("ahead_bytes", "begun"),
+    [
+        (0, [2, 3, 4, 5, 6]),
+        (BYTES, [2, 3, 4, 5, 6]),
+        (2 * BYTES, [2, 4, 5, 6, 7]),
+        (3 * BYTES + 1, [2, 4, 6, 7, 8]),
+        (10**9, [2, 4, 6, 8, 10]),
+    ],
+)
+def test_as_many_requests_are_begun_as_fit_but_always_the_next(
+    split: manifest.Split, ahead_bytes: int, begun: list[int]
+) -> None:
+    asked = []
 
     def counted() -> Iterator[Request]:
-        for one in epoch():
-            begun.append(one)
-            yield one
+        for number in range(10):
+            asked.append(number)
+            yield request([number, number + 1])
 
     with Reader(split) as reader:
-        batches = Loader(reader, 2, ahead=1).load(counted(), CUTTER, 2)
-        assert not begun
-        next(batches)
-        assert len(begun) == 2
-        next(batches)
-        assert len(begun) == 3
-        batches.close()
+        batches = Loader(reader, 2, ahead_bytes).load(counted(), CUTTER, 2)
+        assert not asked
+        for expected in begun:
+            next(batches)
+            assert len(asked) == expected
+        assert len(list(batches)) == 5
+
+
+def test_slow_images_are_counted_by_reason(split: manifest.Split) -> None:
+    class Png(Reader):
+        def read(self, number: int) -> bytes:
+            file = io.BytesIO()
+            Image.open(io.BytesIO(super().read(number))).save(file, "PNG" if number % 2 else "JPEG")
+            return file.getvalue()
+
+    with Png(split) as reader:
+        found = loaded(reader, iter([request([1, 2, 3]), request([4]), request([5])]))
+    counts = [batch.slow.get("format", 0) for batch in found]
+    assert sum(counts) == 3
+    assert not any(set(batch.slow) - {"format"} for batch in found)

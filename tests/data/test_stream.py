@@ -55,7 +55,7 @@ def batches(
     *,
     world: World | None = None,
     threads: int = 2,
-    ahead: int = 2,
+    ahead: int = 10**6,
     dtype: torch.dtype = torch.float32,
     seed: int = SEED,
 ) -> list[Batch]:
@@ -110,7 +110,7 @@ def test_the_samples_are_those_of_the_lanes(split: manifest.Split, whole: list[B
     assert [batch.ids.tolist() for batch in whole] == expected
 
 
-@pytest.mark.parametrize(("threads", "ahead"), [(1, 2), (3, 2), (3, 0), (1, 5)])
+@pytest.mark.parametrize(("threads", "ahead"), [(1, 10**4), (3, 10**9), (3, 0), (1, 60_000)])
 def test_threads_and_ahead_do_not_matter(split: manifest.Split, whole: list[Batch], threads: int, ahead: int) -> None:
     with Reader(split) as reader:
         found = batches(reader, threads=threads, ahead=ahead)
