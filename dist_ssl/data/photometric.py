@@ -159,14 +159,15 @@ class Photometry:
         return order, low + numbers[:, 1:5] * (CENTRE + spread - low)
 
     def _in_loops(self, pixels: Tensor, looks: Looks) -> Tensor:
-        from dist_ssl.data.photometric_cpu import colour_batch  # takes half a second, which small views do without
+        from dist_ssl.data.photometric_cpu import colour_batch  # compiles: seconds, which small views do without
 
         turns = (looks.transpose, looks.mirror_rows, looks.mirror_columns)
         marks = np.stack([looks.gray, looks.solarize, looks.invert, *turns], axis=1).astype(np.int64)
         rows = (looks.order, looks.factors, looks.sigma, marks)
         weight, shift = (np.array(v, np.float32) for v in _affine(self.mean, self.std))
         rest = (np.float32(SOLARIZE_FROM), weight, shift)
-        return torch.from_numpy(colour_batch(pixels.numpy(), rows, rest, torch.get_num_threads())).permute(0, 3, 1, 2)
+        given = pixels.contiguous().numpy()
+        return torch.from_numpy(colour_batch(given, rows, rest, torch.get_num_threads())).permute(0, 3, 1, 2)
 
 
 def jitter(x: Tensor, order: Ints, factors: Floats) -> Tensor:

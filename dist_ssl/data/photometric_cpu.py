@@ -3,7 +3,8 @@
 Torch's operations stream a whole batch through memory some forty times; these loops do the same arithmetic in the
 same order as `photometric.py`, equal to float32 rounding, several times as fast. They hold no lock of Python's, so a
 batch is shared out over threads, and an image's values depend on neither thread nor batch. LLVM is given no licence
-to reorder or to fuse, so every CPU computes the same bits. Compiled once per copy of the code, then read from disk.
+to reorder or to fuse, so every CPU computes the same bits. Importing this module compiles them (seconds), once per copy
+of the code; after that it reads them from disk.
 
 An image is three planes [3, S * S]; loops run over slices, whose indices LLVM knows to be in range.
 """
@@ -255,8 +256,9 @@ def _colour(
         store(x, out[row], marks[row, 3:], weight, shift)
 
 
-colour = numba.njit(nogil=True, cache=True, error_model="numpy")(_colour)
-"""`_colour`, compiled with all that it calls, kept on disk."""
+SIGNATURE = "void(u1[:,:,:,::1],f4[:,:,:,::1],i8[:,::1],f4[:,::1],f4[::1],i8[:,::1],f4,f4[::1],f4[::1])"
+colour = numba.njit(SIGNATURE, nogil=True, cache=True, error_model="numpy")(_colour)
+"""`_colour`, compiled with all that it calls when this module is imported, or read from disk."""
 
 
 @cache

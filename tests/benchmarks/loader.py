@@ -1,11 +1,11 @@
 """Measures the data plane against what else there is, and holds it to its bars.
 
-    python tests/benchmarks/loader.py [images=FOLDER] [rounds=7] [count=256] [quick=true]
+    python tests/benchmarks/loader.py [images=FOLDER] [rounds=7] [count=256] [quick=true] [only=WORDS]
 
-Draws 500 x 375 JPEGs at 4 and 2 bit/pixel (or takes those of a folder; SPDL's row takes that size for granted), runs
-every pair of pipelines in turns (A, B, A, B, ...) on the same cores, and prints each ratio of speeds with a 95 %
-interval, its bar and its star; then what is measured in processes of its own. `pip install .[peers]` adds rows; one
-that cannot run is named with the reason. Exits 1 where a bar is missed.
+Draws 500 x 375 JPEGs at 4 and 2 bit/pixel (or takes those of a folder of folders), runs every pair of pipelines (or
+those whose name has the words) in turns (A, B, A, B, ...) on the same cores, and prints each ratio of speeds with a
+95 % interval, its bar and its star; then what is measured in processes of its own. `pip install .[peers]` adds rows;
+one that cannot run is named with the reason. Exits 1 where a bar is missed.
 """
 
 import math
@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,10 +97,12 @@ def verdict(value: float, bar: float, star: float = 0.0) -> str:
     return "MISSED" if value < bar else "star" if star and value >= star else "ok"
 
 
-def ratios(sets: dict[str, Images], few: dict[str, Images], rounds: int, console: Console) -> Iterator[bool]:
+def ratios(
+    pairs: Sequence[Pair], sets: dict[str, Images], few: dict[str, Images], rounds: int, console: Console
+) -> Iterator[bool]:
     """Print every pair on every set of images; whether each passed."""
     table = Table("work", "images", "against", "ours/s", "theirs/s", "ratio", "95 %", "bar", "", title="ratios")
-    for pair in PAIRS:
+    for pair in pairs:
         for name, images in (few if pair.share < 1 else sets).items():
             try:
                 r = compare(pair, images, rounds)
@@ -158,19 +160,26 @@ def generated(folder: Path, count: int) -> dict[str, Images]:
 
 def main(words: list[str]) -> int:
     """Print both tables; 1 where a bar is missed."""
-    options = dict(word.split("=", 1) for word in words)
+    options = {key: value for key, _, value in (word.partition("=") for word in words)}
     quick = options.pop("quick", "false") == "true"
     rounds, count = int(options.pop("rounds", 3 if quick else 7)), int(options.pop("count", 96 if quick else 256))
     given, console = options.pop("images", None), Console(width=150)
+    only = options.pop("only", "")
     if options:
-        console.print(f"There is no option {', '.join(options)}: images, rounds, count, quick.")
+        console.print(f"There is no option {', '.join(options)}: images, rounds, count, quick, only.")
+        return 2
+    if given and not any(Path(given).rglob("*.jp*g")):
+        console.print(f"There are no JPEGs below {given}: name a folder of folders of them.")
         return 2
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         sets = {"given": pack(Path(given), folder / "given")} if given else generated(folder, count)
         few = generated(folder / "few", max(32, count // 8)) if not given else sets
-        passed = [*ratios(sets, few, rounds, console), *solitary(next(iter(sets.values())), quick, console)]
+        pairs = [pair for pair in PAIRS if only in pair.name]
+        passed = list(ratios(pairs, sets, few, rounds, console))
+        if not only:
+            passed += solitary(next(iter(sets.values())), quick, console)
     return 0 if all(passed) else 1
 
 

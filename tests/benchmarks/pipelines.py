@@ -257,7 +257,7 @@ def spdls(images: Images, work: Work, threads: int) -> Pass:
     numbers = np.random.default_rng(0)
 
     def view(path: Path) -> np.ndarray:
-        left, top, right, bottom = crop_box(500, 375, MOCO, numbers.random(CROP_DRAWS, dtype=np.float32))
+        left, top, right, bottom = crop_box(*Image.open(path).size, MOCO, numbers.random(CROP_DRAWS, dtype=np.float32))
         crop = f"crop={right - left}:{bottom - top}:{left}:{top}"
         scale = f"scale={work.size}:{work.size}:flags=bilinear,format=pix_fmts=rgb24"
         return np.array(spdl.io.to_numpy(spdl.io.load_image(path.read_bytes(), filter_desc=f"{crop},{scale}")))
