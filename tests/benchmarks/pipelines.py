@@ -223,8 +223,14 @@ def dali(images: Images, work: Work, threads: int) -> Pass:
 
     def once() -> int:
         batches = len(images.files) // BATCH
-        for _ in range(batches):
-            built.run()
+        for number in range(
+            -2, batches
+        ):  # two ahead, and nothing is left under way that the other's turn would pay for
+            if number >= 0:
+                built.share_outputs()
+                built.release_outputs()
+            if number + 2 < batches:
+                built.schedule_run()
         return batches * BATCH
 
     return once
