@@ -16,17 +16,14 @@ from dist_ssl.checkpoint import Checkpoint
 from dist_ssl.coordinator import Coordinator, check_plan
 from dist_ssl.data import manifest
 from dist_ssl.data.access import Access
-from dist_ssl.data.address import Address
-from dist_ssl.data.decode import MAX_PIXELS
+from dist_ssl.data.keys import Data
 from dist_ssl.data.ledger import Ledger
-from dist_ssl.data.load import AHEAD_BYTES, Loader
 from dist_ssl.data.quarantine import Quarantine
-from dist_ssl.data.read import Reader
 from dist_ssl.data.stream import Colours, Stream
 from dist_ssl.data.views import Recipe
 from dist_ssl.durations import Duration
 from dist_ssl.engine import Engine
-from dist_ssl.errors import ConfigError, DataError, nearest
+from dist_ssl.errors import ConfigError, nearest
 from dist_ssl.evaluate.features import Extractor, subset
 from dist_ssl.evaluate.knn import KNN, NoProbe
 from dist_ssl.instantiate import fit, instantiate, keywords
@@ -39,10 +36,8 @@ from dist_ssl.progress import Progress
 from dist_ssl.pulse import Pulse
 from dist_ssl.rendezvous import own_addresses
 from dist_ssl.schedule import Schedule
-from dist_ssl.share import Share
 from dist_ssl.signals import Signals
 from dist_ssl.sink import Sink
-from dist_ssl.sizes import parse_bytes
 from dist_ssl.train import Job
 from dist_ssl.world import World
 
@@ -75,25 +70,6 @@ LEAST = {"epochs": 1, "keep": 1, "window": 1, "seed": 0}
 OF_LAUNCH = ("cluster", "runs", "name", "resume", "wait", "dry_run", "format")
 """What the launcher reads; nothing here depends on it."""
 TOP = (*Run.__dataclass_fields__, *GROUPS, *OF_LAUNCH)
-
-
-@dataclass(frozen=True)
-class Data:
-    """The keys of the data node."""
-
-    path: str
-    train: str
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    max_bad: Share
-    val: str | None = None
-    source: str | None = None
-    identity: str | None = None
-    cache: str | None = None
-    cache_bytes: str = "50GB"
-    allow_pipe: bool = False
-    max_pixels: int = MAX_PIXELS
-    ahead_bytes: int = AHEAD_BYTES
 
 
 @dataclass(frozen=True)
@@ -135,13 +111,8 @@ class Parts:
 def parts(config: Config, world: World, ranks: int) -> Parts:
     """Build what all ranks share, and check it together. Raises ConfigError, DataError."""
     run, data = top_level(config), Data(**keywords(Data, config["data"], "data"))
-    size, sharers = parse_bytes(data.cache_bytes, "data.cache_bytes"), run.ranks_per_node or 1
-    access = Access.to(Address.parse(data.path), data.cache, size, data.allow_pipe, sharers)
-    for key, least in (("max_pixels", 1), ("ahead_bytes", 0)):
-        if getattr(data, key) < least:
-            text = f"data.{key}={getattr(data, key)} is not possible: it is at least {least}."
-            raise ConfigError(text, "Leave it out.")
-    train = open_data(data, access).split(data.train)
+    access = data.access(run.ranks_per_node or 1)
+    train = data.open(access).split(data.train)
     check_plan(run.lanes, run.batch_size, ranks, len(train.samples))
     torch.manual_seed(run.seed)
     encoder = instantiate(config["encoder"], "encoder")
@@ -195,23 +166,12 @@ def check_units(key: str, duration: Duration, *units: str) -> None:
         )
 
 
-def open_data(data: Data, access: Access) -> manifest.Manifest:
-    """The data set's manifest, known to be the run's."""
-    found = manifest.read(Address.parse(data.path), access.fetcher)
-    if data.identity not in (None, found.identity):
-        raise DataError(
-            f"The data in {data.path} is not the run's: its manifest's hash is {found.identity}, not {data.identity}.",
-            "Set data.path to the shards that the run began with, or start a new run.",
-        )
-    return found
-
-
 def check(config: Config, ranks: int) -> str:
     """Check all that can be checked before a run is started, without its memory; the data's identity."""
     with torch.device("meta"):
         found = parts(config, World(), ranks)
         build_engine(config, found, World(device=torch.device("meta")))
-    known = open_data(found.data, found.access)
+    known = found.data.open(found.access)
     found.access.check(found.train, -(-found.run.lanes // found.run.nodes), found.run.window)
     if found.data.val is not None:
         replace(found.access, cache=None).check(known.split(found.data.val), 1, 1)
@@ -232,7 +192,7 @@ def build_engine(config: Config, p: Parts, world: World) -> Engine:
 def build(config: Config, world: World, signals: Signals, place: Place) -> Job:
     """The job of one rank."""
     p = parts(config, world, world.size)
-    loader = Loader(Reader(p.train, p.access), p.run.decode_threads, p.data.ahead_bytes)
+    loader = p.data.loader(p.train, p.access, p.run.decode_threads)
     colours = Colours(p.data.mean, p.data.std)
     tensor_type = DTYPES[p.run.precision]
     return Job(
@@ -280,12 +240,12 @@ def probe(config: Config, p: Parts, world: World) -> Probe:
     """The kNN probe, where the data has labels and a held-out split."""
     if p.data.val is None or not p.train.labelled:
         return NoProbe()
-    val = open_data(p.data, p.access).split(p.data.val)
+    val = p.data.open(p.access).split(p.data.val)
     node = probing(config)
     size = node.image_size or p.schedule.plan(Progress(epochs=1)).image_size
 
     def extractor(split: manifest.Split) -> Extractor:
-        loader = Loader(Reader(split, p.access, scattered=True), p.run.decode_threads, p.data.ahead_bytes)
+        loader = p.data.loader(split, p.access, p.run.decode_threads, scattered=True)
         colours = Colours(p.data.mean, p.data.std)
         tensor_type, most = DTYPES[p.run.precision], p.data.max_pixels
         return Extractor(loader, colours, world=world, size=size, dtype=tensor_type, max_pixels=most)

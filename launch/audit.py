@@ -15,11 +15,11 @@ from rich.console import Console
 from rich.table import Table
 
 from dist_ssl import lines
-from dist_ssl.build import Data, open_data
 from dist_ssl.data import ledger
 from dist_ssl.data.access import Access
 from dist_ssl.data.audit import Audit, Tally, epochs
 from dist_ssl.data.fetch import Fetcher
+from dist_ssl.data.keys import Data
 from dist_ssl.data.manifest import Split
 from dist_ssl.errors import EXIT_CODE, ConfigError, DataError, UserError, nearest
 from dist_ssl.instantiate import keywords
@@ -41,7 +41,7 @@ def open_split(run: RunDir, path: str | None) -> Split:
     node = {**began["data"], "path": path or now["data"]["path"]}
     try:
         access = Access(Fetcher(allow_pipe=node["allow_pipe"]))
-        data = open_data(Data(**keywords(Data, node, "data")), access)
+        data = Data(**keywords(Data, node, "data")).open(access)
     except DataError as error:
         raise DataError(error.problem, f"{error.remedy} Say where the run's data is now: data.path=...") from error
     return data.splits[began["data"]["train"]]

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dist_ssl.data import manifest
-from dist_ssl.data.decode import UnreadableError, open_image
+from dist_ssl.data.decode import UnreadableError, decode
 from dist_ssl.data.read import Reader
 from dist_ssl.draws import Draws, Purpose
 from dist_ssl.errors import DataError
@@ -102,7 +102,7 @@ def sheet(split: manifest.Split, classes: tuple[str, ...], count: int) -> Image.
 def thumbnail(data: bytes) -> Image.Image:
     """The image as large as its place allows; a red cross where it cannot be decoded."""
     try:
-        image = open_image(data, SIDE)[0]
+        image = Image.fromarray(decode(data, SIDE).pixels)
     except UnreadableError:
         image = Image.new("RGB", (SIDE, SIDE), BACK)
         corners = (0, SIDE - 1)

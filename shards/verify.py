@@ -20,7 +20,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from dist_ssl.data import manifest
-from dist_ssl.data.decode import UnreadableError, open_image
+from dist_ssl.data.decode import UnreadableError, decode
 from dist_ssl.errors import DataError
 from shards.archive import Index, index
 from shards.pack import bar
@@ -29,8 +29,6 @@ from shards.words import Threads, command, fill, folder_and_pairs
 
 CHUNK = 64
 """Images that a thread decodes at a time."""
-FULL = 1 << 30
-"""A view so large that no image is decoded at a smaller scale."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +130,7 @@ def decoded(tar: Tar, numbers: range, progress: Progress, task: TaskID) -> list[
                 data = os.pread(file.fileno(), size, int(tar.samples.offsets[number]))
                 if len(data) < size:
                     raise UnreadableError("the tar ends before it")
-                open_image(data, FULL)
+                decode(data, 1)
             except (UnreadableError, OSError) as error:
                 wrong.append(Damage(tar.shard.name, tar.samples.key(number), str(error)))
             progress.advance(task)

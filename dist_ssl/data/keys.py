@@ -1,0 +1,56 @@
+"""What a config says about data, and what follows from it: how it is reached, its manifest, what loads its samples."""
+
+from dataclasses import dataclass
+
+from dist_ssl.data import manifest
+from dist_ssl.data.access import Access
+from dist_ssl.data.address import Address
+from dist_ssl.data.decode import MAX_PIXELS
+from dist_ssl.data.load import Loader
+from dist_ssl.data.read import Reader
+from dist_ssl.errors import ConfigError, DataError
+from dist_ssl.share import Share
+from dist_ssl.sizes import parse_bytes
+
+
+@dataclass(frozen=True)
+class Data:
+    """The keys of the data node."""
+
+    path: str
+    train: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    max_bad: Share
+    val: str | None = None
+    source: str | None = None
+    identity: str | None = None
+    cache: str | None = None
+    cache_bytes: str = "50GB"
+    allow_pipe: bool = False
+    max_pixels: int = MAX_PIXELS
+    ahead_bytes: str = "64MB"
+
+    def access(self, sharers: int) -> Access:
+        """How shards are reached by `sharers` ranks of a node. Raises ConfigError, also where another key is wrong."""
+        if self.max_pixels < 1:
+            raise ConfigError(f"data.max_pixels={self.max_pixels} is not possible: it is at least 1.", "Leave it out.")
+        parse_bytes(self.ahead_bytes, "data.ahead_bytes")
+        size = parse_bytes(self.cache_bytes, "data.cache_bytes")
+        return Access.to(Address.parse(self.path), self.cache, size, self.allow_pipe, sharers)
+
+    def open(self, access: Access) -> manifest.Manifest:
+        """The data set's manifest, known to be the run's. Raises DataError."""
+        found = manifest.read(Address.parse(self.path), access.fetcher)
+        if self.identity not in (None, found.identity):
+            raise DataError(
+                f"The data in {self.path} is not the run's: its manifest's hash is {found.identity}, not "
+                f"{self.identity}.",
+                "Set data.path to the shards that the run began with, or start a new run.",
+            )
+        return found
+
+    def loader(self, split: manifest.Split, access: Access, threads: int, *, scattered: bool = False) -> Loader:
+        """What loads samples of a split. `scattered`: those that are wanted are far apart."""
+        ahead = parse_bytes(self.ahead_bytes, "data.ahead_bytes")
+        return Loader(Reader(split, access, scattered=scattered), threads, ahead)
