@@ -45,6 +45,8 @@ REFUSED = {
     "lanes that ranks cannot share": ((), 5, "5 ranks cannot share lanes=12", "1, 2, 3, 4, 6, 12"),
     "no lanes": (("lanes=0",), 1, "lanes=0", "lanes=48"),
     "a batch that is no multiple": (("batch_size=40",), 1, "batch_size=40 is no multiple of lanes=12", "batch_size=36"),
+    "images without pixels": (("data.max_pixels=0",), 1, "data.max_pixels=0", "Leave it out"),
+    "bytes without a unit": (("data.ahead_bytes=64000000",), 1, "data.ahead_bytes=64000000 is not a size", "256MB"),
     "no batch": (("batch_size=0",), 1, "batch_size=0", "batch_size=12"),
     "a batch larger than the data": (("batch_size=72",), 1, "batch_size=72 is more than the 60 samples", "smaller"),
     "parts that the samples cannot be cut into": (
