@@ -7,8 +7,9 @@ BIN := .venv/bin
 run: .venv/.run  ## pre-train an encoder on this machine
 	$(BIN)/python launch/slurm.py method=mocov3 nodes=4
 
-test: .venv/.test packages  ## the whole test suite
-	$(BIN)/python -m pytest
+test: .venv/.test packages  ## the whole test suite: what needs no machine of its own by two processes at once
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/system
+	$(BIN)/python -m pytest tests/system
 
 check: lint types laws  ## under a minute
 

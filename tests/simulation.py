@@ -103,7 +103,7 @@ class Bytes:
 class Scissors:
     """Cuts nothing."""
 
-    def __init__(self, recipes: Any, size: int) -> None:
+    def __init__(self, *given: Any) -> None:
         self.size = 1
 
     def draw(self, draws: Any, ids: Any) -> list[Any]:
