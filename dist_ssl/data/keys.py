@@ -1,6 +1,7 @@
 """What a config says about data, and what follows from it: how it is reached, its manifest, what loads its samples."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from dist_ssl.data import manifest
 from dist_ssl.data.access import Access
@@ -15,7 +16,7 @@ from dist_ssl.sizes import parse_bytes
 
 @dataclass(frozen=True)
 class Data:
-    """The keys of the data node."""
+    """The keys of the data node; what is in bytes is checked by the rule of sizes, which says more than a type."""
 
     path: str
     train: str
@@ -26,10 +27,10 @@ class Data:
     source: str | None = None
     identity: str | None = None
     cache: str | None = None
-    cache_bytes: str = "50GB"
+    cache_bytes: Any = "50GB"
     allow_pipe: bool = False
     max_pixels: int = MAX_PIXELS
-    ahead_bytes: str = "64MB"
+    ahead_bytes: Any = "64MB"
 
     def access(self, sharers: int) -> Access:
         """How shards are reached by `sharers` ranks of a node. Raises ConfigError, also where another key is wrong."""

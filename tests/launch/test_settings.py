@@ -21,7 +21,7 @@ MACHINE_TOP = {
     *("runs", "name", "resume", "probe", "metrics", "cluster", "wait", "dry_run"),
 }
 MACHINE_IN_SCIENCE = {
-    *("data.path", "data.source", "data.cache", "data.cache_bytes", "data.allow_pipe", "data.ahead_bytes", "data.ahead_bytes"),
+    *("data.path", "data.source", "data.cache", "data.cache_bytes", "data.allow_pipe", "data.ahead_bytes"),
     *("engine._target_", "engine.deterministic", "engine.accumulate"),
 }
 
