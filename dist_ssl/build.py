@@ -133,6 +133,7 @@ def parts(config: Config, world: World, ranks: int) -> Parts:
         lanes=run.lanes,
         num_samples=len(train.samples),
     )
+    method.check(schedule.plan(Progress(epochs=run.epochs)))
     recipes = [Recipe(**keywords(Recipe, view, f"views.{name}")) for name, view in sorted(config["views"].items())]
     total = run.epochs * (len(train.samples) // run.batch_size * run.batch_size)
     return Parts(run, data, access, train, recipes, optimizer, method, schedule, total)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dist_ssl.batch import Batch
 from dist_ssl.draws import SampleDraws
-from dist_ssl.plan import Knob, Knobs
+from dist_ssl.plan import EpochPlan, Knob, Knobs
 
 Embeddings = dict[str, Tensor]
 """Named embeddings of one rank's samples, [B, D] each."""
@@ -55,6 +55,9 @@ class Method(nn.Module, ABC):
     def needs_whole_batch(self) -> str:
         """The option because of which `embed` or `targets` cannot work on parts of a batch; empty where they can."""
         return ""
+
+    def check(self, plan: EpochPlan) -> None:
+        """Raise ConfigError where this method cannot learn from epochs of this plan."""
 
     def forward(
         self, views: list[Tensor], draws: SampleDraws, *, embed: bool = True, targets: bool = True

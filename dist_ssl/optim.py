@@ -8,13 +8,14 @@ rate `lr/<part>` where a method or an optimizer declares that knob, and at `lr` 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
+from dist_ssl.bounds import at_least, positive, require, shares
 from dist_ssl.errors import ConfigError, nearest
 from dist_ssl.lars import LayerwiseSGD, Norms, Ratio, local_norms
 from dist_ssl.plan import Knob, Knobs
@@ -63,14 +64,8 @@ class Recipe(ABC):
     constant: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._require("a number from 0", lambda value: value >= 0, "base_lr", "weight_decay")
-        self._require("a share of the peak, 0 to 1", lambda value: 0 <= value <= 1, "rises_from", "falls_to")
-
-    def _require(self, rule: str, kept: Callable[[float], bool], *keys: str) -> None:
-        """Raise ConfigError where one of these keys does not keep the rule."""
-        for key in keys:
-            if not kept(getattr(self, key)):
-                raise ConfigError(f"optim.{key}={getattr(self, key):g} is not possible: it is {rule}.", "Correct it.")
+        at_least("optim", 0, base_lr=self.base_lr, weight_decay=self.weight_decay)
+        shares("optim", rises_from=self.rises_from, falls_to=self.falls_to)
 
     def knobs(self, batch_size: int) -> Mapping[str, Knob]:
         """The learning rate, warmed up and annealed, and the weight decay, constant."""
@@ -118,7 +113,7 @@ class SGD(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require(MOMENTUM, lambda value: 0 <= value < 1, "momentum")
+        require("optim", MOMENTUM, lambda value: 0 <= value < 1, momentum=self.momentum)
 
     def build(self, named: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
         """The optimizer over the trainable of these parameters. Raises ConfigError."""
@@ -137,8 +132,8 @@ class LARS(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require(MOMENTUM, lambda value: 0 <= value < 1, "momentum")
-        self._require("more than 0", lambda value: value > 0, "trust")
+        require("optim", MOMENTUM, lambda value: 0 <= value < 1, momentum=self.momentum)
+        positive("optim", trust=self.trust)
 
     def build(self, named: Iterable[tuple[str, nn.Parameter]], norms: Norms = local_norms) -> torch.optim.Optimizer:
         """The optimizer over the trainable of these parameters; `norms` measures them. Raises ConfigError."""

@@ -26,6 +26,7 @@ FLOORS: dict[str, int] = {
     "dist_ssl.sizes": 1,
     "dist_ssl.lines": 1,
     "dist_ssl.share": 1,
+    "dist_ssl.bounds": 1,
     "dist_ssl.draws": 1,
     "dist_ssl.plan": 1,
     "dist_ssl.batch": 1,

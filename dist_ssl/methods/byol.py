@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dist_ssl.batch import Batch
 from dist_ssl.blocks import scope
+from dist_ssl.bounds import at_least, shares
 from dist_ssl.draws import SampleDraws
 from dist_ssl.losses.cosine import cosine_distance
 from dist_ssl.losses.job import job_mean
@@ -48,6 +49,8 @@ class BYOL(Method):
         norm_group: int | None = None,
     ) -> None:
         super().__init__()
+        at_least("method", 1, hidden=hidden, dim=dim)
+        shares("method", momentum=momentum)
         self.world, self.momentum = world, momentum
         statistics = scope(world, norm_group)
         student = Branch(encoder, mlp([width_of(encoder), hidden, dim], last_norm=False, bias=True))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from dist_ssl.batch import Batch
 from dist_ssl.blocks import scope
+from dist_ssl.bounds import at_least, positive, shares
 from dist_ssl.draws import SampleDraws
 from dist_ssl.losses.dino import batch_centre, dino_cross_entropy
 from dist_ssl.losses.job import job_mean
@@ -81,6 +82,10 @@ class DINO(Method):
         norm_group: int | None = None,
     ) -> None:
         super().__init__()
+        at_least("method", 1, hidden=hidden, narrow=narrow, outputs=outputs)
+        at_least("method", 2, num_views=num_views)
+        positive("method", student_temperature=student_temperature, teacher_temperature=teacher_temperature)
+        shares("method", momentum=momentum, centre_momentum=centre_momentum)
         self.world, self.momentum, self.centre_momentum = world, momentum, centre_momentum
         self.temperatures = {"student_temperature": student_temperature, "teacher_temperature": teacher_temperature}
         self.num_views = num_views

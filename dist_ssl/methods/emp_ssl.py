@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from dist_ssl.batch import Batch
 from dist_ssl.blocks import scope
+from dist_ssl.bounds import at_least, positive
 from dist_ssl.draws import SampleDraws
+from dist_ssl.errors import ConfigError
 from dist_ssl.losses.emp_ssl import emp_ssl
 from dist_ssl.method import Embeddings, LossOutput, Method
 from dist_ssl.methods.health import signs_of_health
@@ -21,7 +23,7 @@ from dist_ssl.methods.together import of_the_job
 from dist_ssl.models import norm
 from dist_ssl.models.branch import Branch, width_of
 from dist_ssl.models.heads import mlp
-from dist_ssl.plan import Knobs
+from dist_ssl.plan import EpochPlan, Knobs
 from dist_ssl.world import World
 
 
@@ -43,8 +45,9 @@ class EMPSSL(Method):
     """EMP-SSL around an encoder that carries `num_features`.
 
     `patches`: views of every image, from 2. `hidden`, `dim`: widths of h and of z. `eps2` > 0, `weight`: of the coding
-    rate, and of the invariance. `loss_group`: images that a coding rate is taken over, a divisor of the batch.
-    `norm_group`: samples that share batch-norm statistics, all their patches together; None: all of the job's.
+    rate, and of the invariance. `loss_group`: images that a coding rate is taken over, a divisor of the batch; None:
+    all of it. `norm_group`: samples that share batch-norm statistics, all their patches together; None: all of the
+    job's.
     """
 
     student: Branch
@@ -60,10 +63,14 @@ class EMPSSL(Method):
         dim: int = 1024,
         eps2: float = 0.2,
         weight: float = 200.0,
-        loss_group: int = 100,
+        loss_group: int | None = 100,
         norm_group: int | None = None,
     ) -> None:
         super().__init__()
+        at_least("method", 2, patches=patches)
+        at_least("method", 1, hidden=hidden, dim=dim, loss_group=1 if loss_group is None else loss_group)
+        at_least("method", 0, weight=weight)
+        positive("method", eps2=eps2)
         self.world, self.num_views, self.eps2, self.weight = world, patches, eps2, weight
         self.loss_group = loss_group
         student = Branch(Widened(encoder, hidden), mlp([hidden, hidden, dim], last_norm=False, bias=True))
@@ -74,6 +81,15 @@ class EMPSSL(Method):
         """The student's encoder with the layer on it."""
         return self.student.encoder
 
+    def check(self, plan: EpochPlan) -> None:
+        """Raise ConfigError where a batch is not made of whole groups."""
+        if self.loss_group and plan.batch_size % self.loss_group:
+            near = max(1, round(plan.batch_size / self.loss_group)) * self.loss_group
+            raise ConfigError(
+                f"batch_size={plan.batch_size} is no multiple of method.loss_group={self.loss_group}.",
+                f"Use batch_size={near} with lanes that divide it, or a loss_group that divides {plan.batch_size}.",
+            )
+
     def embed(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
         """Unit embeddings z of all patches, [B, patches, dim], in one pass with common statistics."""
         norm.set_views(self, 1, rows=len(views))
@@ -83,9 +99,9 @@ class EMPSSL(Method):
     def loss(self, embeddings: Embeddings, batch: Batch, knobs: Knobs) -> LossOutput:
         """The mean of the loss over groups: this rank's own where they are whole, else those of the job."""
         z, valid = embeddings["z"], batch.valid
-        if len(z) % self.loss_group:
+        if self.loss_group is None or len(z) % self.loss_group:
             z, valid = of_the_job(self.world.gather, z, valid)
-        found = emp_ssl(z.transpose(0, 1), valid, self.loss_group, eps2=self.eps2, weight=self.weight)
+        found = emp_ssl(z.transpose(0, 1), valid, self.loss_group or len(z), eps2=self.eps2, weight=self.weight)
         own = embeddings["z"]
         metrics = {**signs_of_health(own[:, 0], own[:, 1]), "coding_rate": found.coding_rate.detach()}
         return LossOutput(found.loss, metrics)

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from dist_ssl.batch import Batch
 from dist_ssl.blocks import scope
+from dist_ssl.bounds import at_least, positive, require, shares
 from dist_ssl.draws import SampleDraws
+from dist_ssl.errors import ConfigError
 from dist_ssl.losses.fast_moco import combine, combined_cross_entropy, split
 from dist_ssl.method import Embeddings, LossOutput, Method
 from dist_ssl.methods.health import signs_of_health
@@ -25,7 +27,7 @@ from dist_ssl.methods.together import of_the_job, share_of_mean
 from dist_ssl.models import norm
 from dist_ssl.models.branch import Branch, width_of
 from dist_ssl.models.heads import mlp
-from dist_ssl.plan import Knob, Knobs
+from dist_ssl.plan import EpochPlan, Knob, Knobs
 from dist_ssl.world import World
 
 
@@ -57,6 +59,10 @@ class FastMoCo(Method):
         norm_group: int | None = None,
     ) -> None:
         super().__init__()
+        at_least("method", 1, parts=parts, hidden=hidden, dim=dim)
+        require("method", f"1 to {parts**2}, the tiles of a view", lambda n: 1 <= n <= parts**2, combined=combined)
+        positive("method", temperature=temperature)
+        shares("method", momentum=momentum)
         self.world, self.temperature, self.momentum = world, temperature, momentum
         self.parts, self.combined = parts, combined
         width = width_of(encoder)
@@ -78,6 +84,15 @@ class FastMoCo(Method):
     def knobs(self) -> Mapping[str, Knob]:
         """The teacher's momentum, constant."""
         return {"momentum": Knob(self.momentum, self.momentum)}
+
+    def check(self, plan: EpochPlan) -> None:
+        """Raise ConfigError where views cannot be split into tiles."""
+        if plan.image_size % self.parts:
+            near = max(1, round(plan.image_size / self.parts)) * self.parts
+            raise ConfigError(
+                f"Views of {plan.image_size} px cannot be split into method.parts={self.parts} tiles along a side.",
+                f"Use schedule.image_size={near}, or parts that divide {plan.image_size}.",
+            )
 
     def embed(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
         """Predictions `p1`, `p2` of the two views, [B, C, dim] each, C the number of combinations."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dist_ssl.batch import Batch
 from dist_ssl.blocks import scope
+from dist_ssl.bounds import at_least, positive, shares
 from dist_ssl.draws import Purpose, SampleDraws
 from dist_ssl.losses.job import job_mean
 from dist_ssl.losses.queued import queue_cross_entropy
@@ -54,6 +55,9 @@ class MoCoV2(Method):
         shuffle: bool = False,
     ) -> None:
         super().__init__()
+        at_least("method", 1, hidden=hidden, dim=dim, slots=slots)
+        positive("method", temperature=temperature)
+        shares("method", momentum=momentum)
         self.world, self.temperature, self.momentum, self.shuffle = world, temperature, momentum, shuffle
         statistics = scope(world, norm_group)
         head = mlp([width_of(encoder), hidden, dim], last_norm=False, bias=True, hidden_norm=False)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dist_ssl.batch import Batch
 from dist_ssl.blocks import scope
+from dist_ssl.bounds import at_least, positive, shares
 from dist_ssl.draws import SampleDraws
 from dist_ssl.losses.contrastive import keyed_cross_entropy
 from dist_ssl.method import Embeddings, LossOutput, Method
@@ -52,6 +53,9 @@ class MoCoV3(Method):
         norm_group: int | None = None,
     ) -> None:
         super().__init__()
+        at_least("method", 1, hidden=hidden, dim=dim)
+        positive("method", temperature=temperature)
+        shares("method", momentum=momentum)
         self.world = world
         self.temperature = temperature
         self.momentum = momentum

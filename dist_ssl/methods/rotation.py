@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dist_ssl.batch import Batch
 from dist_ssl.blocks import scope
+from dist_ssl.bounds import at_least
 from dist_ssl.draws import Purpose, SampleDraws
 from dist_ssl.losses.job import job_mean
 from dist_ssl.losses.rotation import TURNS, rotate, rotation_cross_entropy
@@ -22,7 +23,7 @@ from dist_ssl.method import Embeddings, LossOutput, Method
 from dist_ssl.models import norm
 from dist_ssl.models.branch import width_of
 from dist_ssl.models.heads import mlp
-from dist_ssl.plan import Knob, Knobs
+from dist_ssl.plan import EpochPlan, Knob, Knobs
 from dist_ssl.world import World
 
 OWN = "turned"
@@ -47,6 +48,8 @@ class Rotation(Method):
         norm_group: int | None = None,
     ) -> None:
         super().__init__()
+        at_least("aux", 0, weight=weight)
+        at_least("aux", 1, turned=turned, hidden=hidden)
         self.world, self.weight = world, weight
         self.turned = min(turned, method.num_views)
         object.__setattr__(self, "method", method)  # not a child of its own: its children are ours
@@ -72,6 +75,10 @@ class Rotation(Method):
     def needs_whole_batch(self) -> str:
         """As the method."""
         return self.method.needs_whole_batch
+
+    def check(self, plan: EpochPlan) -> None:
+        """As the method."""
+        self.method.check(plan)
 
     def embed(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
         """The method's embeddings, and per turned view the head's answers [B, 4] and the turns [B] that are right."""

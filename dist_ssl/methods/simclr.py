@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dist_ssl.batch import Batch
 from dist_ssl.blocks import scope
+from dist_ssl.bounds import at_least, positive
 from dist_ssl.draws import SampleDraws
 from dist_ssl.losses.contrastive import nt_xent
 from dist_ssl.method import Embeddings, LossOutput, Method
@@ -44,6 +45,8 @@ class SimCLR(Method):
         norm_group: int | None = None,
     ) -> None:
         super().__init__()
+        at_least("method", 1, hidden=hidden, dim=dim)
+        positive("method", temperature=temperature)
         self.world, self.temperature = world, temperature
         student = Branch(encoder, mlp([width_of(encoder), hidden, dim], last_norm=True))
         self.student = norm.convert(student, scope(world, norm_group))  # type: ignore[assignment]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dist_ssl.batch import Batch
 from dist_ssl.blocks import scope
+from dist_ssl.bounds import at_least
 from dist_ssl.draws import SampleDraws
 from dist_ssl.losses.cosine import negative_cosine
 from dist_ssl.losses.job import job_mean
@@ -44,6 +45,7 @@ class SimSiam(Method):
         norm_group: int | None = None,
     ) -> None:
         super().__init__()
+        at_least("method", 1, hidden=hidden, dim=dim)
         self.world = world
         statistics = scope(world, norm_group)
         student = Branch(encoder, mlp([width_of(encoder), dim, dim, dim], last_norm=True))

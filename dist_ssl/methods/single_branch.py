@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from dist_ssl.batch import Batch
 from dist_ssl.blocks import scope
+from dist_ssl.bounds import at_least, positive, require, shares
 from dist_ssl.draws import Draws, Ints, SampleDraws
 from dist_ssl.losses.job import job_mean
 from dist_ssl.memory.bank import Bank, Comparison
@@ -71,6 +72,11 @@ class SingleBranch(Method):
         norm_group: int | None = None,
     ) -> None:
         super().__init__()
+        at_least("method", 1, hidden=hidden, dim=dim)
+        at_least("method", 0, kl_weight=kl_weight, bank_rate=bank_rate, negatives=negatives or 0)
+        positive("method", temperature=temperature, kl_temperature=kl_temperature, mix_alpha=mix_alpha)
+        require("method", "more than 0 and less than 1", lambda value: 0 < value < 1, exponent=exponent)
+        shares("method", bank_momentum=bank_momentum)
         self.world, self.temperature, self.negatives = world, temperature, negatives
         self.kl_weight, self.kl_temperature, self.exponent = kl_weight, kl_temperature, exponent
         self.update, self.bank_momentum, self.bank_rate = update, bank_momentum, bank_rate

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dist_ssl.batch import Batch
 from dist_ssl.blocks import scope
+from dist_ssl.bounds import at_least, positive
 from dist_ssl.draws import SampleDraws
 from dist_ssl.losses.job import job_mean
 from dist_ssl.losses.swav import sinkhorn, swapped_cross_entropy
@@ -51,6 +52,9 @@ class SwAV(Method):
         norm_group: int | None = None,
     ) -> None:
         super().__init__()
+        at_least("method", 1, hidden=hidden, dim=dim, prototypes=prototypes, iterations=iterations)
+        at_least("method", 2, num_views=num_views)
+        positive("method", temperature=temperature, eps=eps)
         self.world, self.temperature, self.eps, self.iterations = world, temperature, eps, iterations
         self.num_views = num_views
         student = Branch(encoder, mlp([width_of(encoder), hidden, dim], last_norm=False, bias=True))

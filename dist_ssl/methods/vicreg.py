@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dist_ssl.batch import Batch
 from dist_ssl.blocks import scope
+from dist_ssl.bounds import at_least
 from dist_ssl.draws import SampleDraws
 from dist_ssl.losses.vicreg import vicreg
 from dist_ssl.method import Embeddings, LossOutput, Method
@@ -45,6 +46,8 @@ class VICReg(Method):
         norm_group: int | None = None,
     ) -> None:
         super().__init__()
+        at_least("method", 1, dim=dim)
+        at_least("method", 0, invariance=invariance, variance=variance, covariance=covariance)
         self.world = world
         self.weights = {"invariance": invariance, "variance": variance, "covariance": covariance}
         student = Branch(encoder, mlp([width_of(encoder), dim, dim, dim], last_norm=False))

@@ -1,0 +1,82 @@
+"""Values that a method cannot work with are refused before a run is started: the value, the rule and the remedy."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from dist_ssl.build import check
+from dist_ssl.errors import ConfigError
+from dist_ssl.instantiate import instantiate
+from dist_ssl.method import Method
+from dist_ssl.methods.rotation import Rotation
+from dist_ssl.models.encoders import TinyResNet
+from dist_ssl.world import World
+from launch import settings
+from launch.run_dir import PROJECT
+
+HELD = ("batch_size=12", "lanes=12", "threads=1", "decode_threads=1", "data.source=null", "schedule.image_size=16")
+LEAST_1, LEAST_2 = "is not possible: it is at least 1.", "is not possible: it is at least 2."
+REFUSED: dict[str, tuple[str, Any, str]] = {
+    "a temperature of 0": ("simclr.temperature", 0.0, "is not possible: it is more than 0."),
+    "no width": ("byol.dim", 0, LEAST_1),
+    "no bottleneck": ("simsiam.hidden", 0, LEAST_1),
+    "a negative weight": ("vicreg.covariance", -1.0, "is not possible: it is at least 0."),
+    "no slots": ("mocov2.slots", 0, LEAST_1),
+    "a teacher that runs away": ("mocov3.momentum", 1.5, "is not possible: it is a number from 0 to 1."),
+    "one view of SwAV": ("swav.num_views", 1, LEAST_2),
+    "no iterations": ("swav.iterations", 0, LEAST_1),
+    "one view of DINO": ("dino.num_views", 1, LEAST_2),
+    "a cold teacher": ("dino.teacher_temperature", 0.0, "is not possible: it is more than 0."),
+    "no tiles": ("fast_moco.parts", 0, LEAST_1),
+    "more tiles than there are": ("fast_moco.combined", 5, "is not possible: it is 1 to 4, the tiles of a view."),
+    "one patch": ("emp_ssl.patches", 1, LEAST_2),
+    "an empty group": ("emp_ssl.loss_group", 0, LEAST_1),
+    "an exponent that changes nothing": ("single_branch.exponent", 1.0, "is not possible: it is more than 0 and less"),
+    "no distribution": ("single_branch.mix_alpha", 0.0, "is not possible: it is more than 0."),
+}
+PLANS = {
+    "tiles that do not fit": (
+        ("method=fast_moco", "method.parts=3"),
+        "Views of 16 px cannot be split into method.parts=3 tiles along a side.\n  Use schedule.image_size=15",
+    ),
+    "a group of a wrapped method": (
+        ("method=emp_ssl", "aux=rotation", "method.loss_group=5"),
+        "batch_size=12 is no multiple of method.loss_group=5.\n  Use batch_size=10",
+    ),
+}
+
+
+def method(name: str, **other: Any) -> Method:
+    """A method of the config tree with another value, without memory."""
+    node = yaml.safe_load((PROJECT / "configs" / "method" / f"{name}.yaml").read_text())
+    with torch.device("meta"):
+        made: Method = instantiate(
+            {**node, **other}, "method", offered={"num_samples": 60}, encoder=TinyResNet(4), world=World()
+        )
+    return made
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_a_method_cannot_work_with_is_refused(case: str) -> None:
+    place, value, message = REFUSED[case]
+    name, _, key = place.partition(".")
+    with pytest.raises(ConfigError) as refusal:
+        method(name, **{key: value})
+    assert f"method.{key}={value:g} {message}" in str(refusal.value)
+
+
+@pytest.mark.parametrize(("other", "message"), [({"turned": 0}, "aux.turned=0"), ({"weight": -0.5}, "aux.weight=-0.5")])
+def test_what_the_task_cannot_work_with_is_refused(other: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Rotation(method("simclr"), world=World(), **other)
+
+
+@pytest.mark.parametrize("case", PLANS)
+def test_what_does_not_fit_the_plan_is_refused(case: str, demo_shards: Path) -> None:
+    words, message = PLANS[case]
+    with pytest.raises(ConfigError) as refusal:
+        check(settings.compose([*HELD, f"data.path={demo_shards}", *words], PROJECT / "configs"), ranks=1)
+    assert message in str(refusal.value)
