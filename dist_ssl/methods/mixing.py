@@ -31,12 +31,12 @@ class Mix:
 
 def draw(draws: Draws, ids: Ints, alpha: float, side: int) -> Mix:
     """The mix of the global batch `ids` [N], for views of `side` px. `alpha` > 0."""
-    numbers = draws.uniform(Purpose.MIX, ids.min(keepdims=True), 0, 2 * TRIES + 2)[0].astype(np.float64)
+    # slot 0 is the order's: the box has one of its own, so that neither tells the other
+    numbers = draws.uniform(Purpose.MIX, ids.min(keepdims=True), 1, 2 * TRIES + 2)[0].astype(np.float64)
     share = beta(numbers[2:], alpha)
-    reach = side * math.sqrt(1 - max(share, 1 - share)) / 2
-    (top, bottom), (left, right) = (
-        (max(0, round(centre - reach)), min(side, round(centre + reach))) for centre in numbers[:2] * side
-    )
+    reach = int(side * math.sqrt(1 - max(share, 1 - share))) // 2
+    centres = (int(number * side) for number in numbers[:2])
+    (top, bottom), (left, right) = ((max(0, at - reach), min(side, at + reach)) for at in centres)
     kept = 1 - (bottom - top) * (right - left) / side**2
     return Mix(draws.order(Purpose.MIX, ids), kept, (top, bottom, left, right))
 

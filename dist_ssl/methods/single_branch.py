@@ -117,7 +117,8 @@ class SingleBranch(Method):
         rows = found.logsumexp[0] * weights.sum(0) - (weights * found.own).sum(0) / self.temperature
         rows = rows + self.kl_weight * self._self_distillation(found)
         loss = job_mean(rows, weights.sum(0) > 0, self.world.sum)
-        return LossOutput(loss, metrics=signs_of_health(z, z.roll(1, 0)), remember=found.kept)
+        metrics = {**signs_of_health(z, z), "positive_similarity": found.own[0].detach().mean()}
+        return LossOutput(loss, metrics, remember=found.kept)
 
     def _self_distillation(self, found: Comparison) -> Tensor:
         """KL(p || u), [B], its gradient with u held constant: (1 - e) p_j (a_j - mean a) for a_j = s_j / temperature.

@@ -1,0 +1,148 @@
+"""One branch: its head, its loss against plain sums over the bank, what the bank holds, mixed or not."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dist_ssl.draws import Draws
+from dist_ssl.methods import mixing
+from dist_ssl.world import World
+from tests.methods import small
+
+SIZE, DIM = 8, 6
+
+
+def filled(**other: Any) -> Any:
+    """A method whose bank is filled, of 120 rows."""
+    made = small.method("single_branch", hidden=12, dim=DIM, **other)
+    for first in range(0, 120, SIZE):
+        made.fill(small.batch(1, SIZE, first=first, seed=first))
+    return made
+
+
+def test_the_published_head_has_three_layers_with_biases() -> None:
+    head = small.published("single_branch", dim=2048).student.projector
+    assert small.layout(head) == "32-2048+ BN ReLU 2048-2048+ BN ReLU 2048-2048+"
+
+
+def test_every_row_begins_as_the_unit_embedding_of_its_image() -> None:
+    m = filled()
+    rows = m.bank.rows
+    assert torch.allclose(rows.norm(dim=1), torch.ones(120, dtype=torch.float64))
+    again = F.normalize(m.student(small.batch(1, SIZE, first=16, seed=16).views[0]), dim=1)
+    assert torch.allclose(rows[16 : 16 + SIZE], again)
+
+
+def test_a_stand_in_fills_no_row() -> None:
+    m = small.method("single_branch", hidden=12, dim=DIM)
+    m.fill(small.batch(1, SIZE, invalid=(2,)))
+    assert m.bank.rows[2].abs().sum() == 0
+    assert (m.bank.rows[[0, 1, 3]].norm(dim=1) > 0.99).all()
+
+
+def plain_loss(z: Tensor, rows: Tensor, targets: Tensor, own: slice | Tensor) -> Tensor:
+    """CE(z W^T / 0.2) + 20 KL(p || sqrt p), over the rows `own`, as section 3.2 has it."""
+    s = z @ rows[own].T
+    p = s.softmax(1)
+    u = p.sqrt() / p.sqrt().sum(1, keepdim=True)
+    return F.cross_entropy(s / 0.2, targets) + 20 * (p * (p / u.detach()).log()).sum(1).mean()
+
+
+def test_unmixed_the_loss_and_its_gradient_are_those_of_plain_sums() -> None:
+    m = filled(mix=False)
+    rows, b = m.bank.rows.clone(), small.batch(1, SIZE, first=40)
+    found = m.loss(small.forward(m, b), b, small.KNOBS)
+    ours = small.gradients(m, b, found)
+    z = F.normalize(m.student(b.views[0]), dim=1)
+    expected = plain_loss(z, rows, b.ids, slice(None))
+    m.zero_grad()
+    expected.backward()  # type: ignore[no-untyped-call]
+    assert found.loss.item() == pytest.approx(expected.item())
+    for name, p in m.named_parameters():
+        assert p.grad is not None
+        assert torch.allclose(ours[name], p.grad, atol=1e-10), name
+
+
+def test_with_sampled_negatives_it_is_over_the_batch_and_as_many_others() -> None:
+    m = filled(mix=False, negatives=7)
+    b = small.batch(1, SIZE, first=40)
+    among = m._among(b)
+    assert len(among) == SIZE + 7
+    z = F.normalize(m.student(b.views[0]), dim=1)
+    expected = plain_loss(z, m.bank.rows, torch.searchsorted(among, b.ids), among)
+    assert m.loss(small.forward(m, b), b, small.KNOBS).loss.item() == pytest.approx(expected.item())
+
+
+def test_ema_moves_the_batchs_rows_only_and_none_of_a_stand_in() -> None:
+    m = filled(mix=False)
+    before, b = m.bank.rows.clone(), small.batch(1, SIZE, first=40, invalid=(3,))
+    z = F.normalize(m.student(b.views[0]), dim=1).detach()
+    small.step(m, b)
+    expected = before.clone()
+    kept = [row for row in range(SIZE) if row != 3]
+    expected[[40 + row for row in kept]] = F.normalize(0.5 * before[[40 + row for row in kept]] + 0.5 * z[kept], dim=1)
+    assert torch.allclose(m.bank.rows, expected)
+
+
+def test_an_image_mixed_with_a_stand_in_counts_no_more_than_the_stand_in() -> None:
+    m = filled()
+    b = small.batch(1, SIZE, first=40, invalid=(3,))
+    mix = mixing.draw(b.draws, b.ids.numpy(), m.mix_alpha, 12)
+    touched = {3, *np.flatnonzero(mix.partners == 3).tolist()}
+    before = m.bank.rows.clone()
+    small.step(m, b)
+    still = [row for row in range(SIZE) if torch.equal(m.bank.rows[40 + row], before[40 + row])]
+    assert set(still) == touched
+
+
+def test_the_positive_similarity_is_that_with_the_samples_own_row() -> None:
+    m = filled(mix=False)
+    b = small.batch(1, SIZE, first=40)
+    z = F.normalize(m.student(b.views[0]), dim=1)
+    found = m.loss(small.forward(m, b), b, small.KNOBS).metrics["positive_similarity"]
+    assert float(found) == pytest.approx(float((z * m.bank.rows[40 : 40 + SIZE]).sum(1).mean()))
+
+
+def drawn(count: int, side: int = 32) -> list[mixing.Mix]:
+    """The mixes of so many batches."""
+    return [mixing.draw(Draws(1), np.arange(9 * n, 9 * n + 9), 0.5, side) for n in range(count)]
+
+
+def test_mixes_of_small_images_have_the_published_shares() -> None:
+    kept = np.array([mix.kept for mix in drawn(4000)])
+    assert kept.mean() == pytest.approx(0.879, abs=0.006)
+    assert kept.min() >= 0.5
+    assert (kept == 1).mean() == pytest.approx(0.079, abs=0.013)
+
+
+def test_the_share_kept_is_what_the_box_leaves() -> None:
+    images = torch.arange(9.0)[:, None, None, None].expand(9, 3, 32, 32).contiguous()
+    for mix in drawn(40):
+        mixed = mixing.mixed(images, mix, World())
+        own = (mixed[:, 0] == images[:, 0]).double().mean((1, 2))
+        for row, partner in enumerate(mix.partners):
+            assert own[row] == pytest.approx(1.0 if partner == row else mix.kept)
+
+
+def test_the_place_of_the_box_does_not_tell_the_order() -> None:
+    places = [(mix.box[0] + mix.box[1]) / 2 for mix in drawn(1000)]
+    first = [int(np.flatnonzero(mix.partners == 0)[0]) for mix in drawn(1000)]
+    assert abs(np.corrcoef(places, first)[0, 1]) < 0.1
+
+
+def test_a_beta_of_a_half_has_its_mean_and_variance() -> None:
+    numbers = Draws(0).uniform(mixing.Purpose.MIX, np.arange(4000), 0, 2 * mixing.TRIES).astype(np.float64)
+    values = np.array([mixing.beta(row, 0.5) for row in numbers])
+    assert values.mean() == pytest.approx(0.5, abs=0.02)
+    assert values.var() == pytest.approx(1 / 8, abs=0.01)
+
+
+def test_rows_that_are_like_nothing_give_the_logarithm_of_their_number() -> None:
+    m = small.method("single_branch", hidden=12, dim=DIM, mix=False, kl_weight=0.0)
+    b = small.batch(1, SIZE)
+    assert m.loss(small.forward(m, b), b, small.KNOBS).loss.item() == pytest.approx(math.log(120))
