@@ -52,6 +52,8 @@ class Rotation(Method):
         at_least("aux", 1, turned=turned, hidden=hidden)
         self.world, self.weight = world, weight
         self.turned = min(turned, method.num_views)
+        loose = [name for name, _ in (*method.named_parameters(recurse=False), *method.named_buffers(recurse=False))]
+        assert not loose, f"{loose} lie in no module of the method: a step or a move of one would miss the other's"
         object.__setattr__(self, "method", method)  # not a child of its own: its children are ours
         for name, child in method.named_children():
             self.add_module(name, child)

@@ -1,6 +1,7 @@
 """One branch: its head, its loss against plain sums over the bank, what the bank holds, mixed or not."""
 
 import math
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -105,24 +106,25 @@ def test_the_positive_similarity_is_that_with_the_samples_own_row() -> None:
     b = small.batch(1, SIZE, first=40)
     z = F.normalize(m.student(b.views[0]), dim=1)
     found = m.loss(small.forward(m, b), b, small.KNOBS).metrics["positive_similarity"]
-    assert float(found) == pytest.approx(float((z * m.bank.rows[40 : 40 + SIZE]).sum(1).mean()))
+    assert found.item() == pytest.approx((z * m.bank.rows[40 : 40 + SIZE]).sum(1).mean().item())
 
 
-def drawn(count: int, side: int = 32) -> list[mixing.Mix]:
-    """The mixes of so many batches."""
-    return [mixing.draw(Draws(1), np.arange(9 * n, 9 * n + 9), 0.5, side) for n in range(count)]
+@cache
+def drawn(count: int = 1500) -> list[mixing.Mix]:
+    """The mixes of so many batches of 9 images of 32 px."""
+    return [mixing.draw(Draws(1), np.arange(9 * n, 9 * n + 9), 0.5, 32) for n in range(count)]
 
 
 def test_mixes_of_small_images_have_the_published_shares() -> None:
-    kept = np.array([mix.kept for mix in drawn(4000)])
-    assert kept.mean() == pytest.approx(0.879, abs=0.006)
+    kept = np.array([mix.kept for mix in drawn()])
+    assert kept.mean() == pytest.approx(0.879, abs=0.01)
     assert kept.min() >= 0.5
-    assert (kept == 1).mean() == pytest.approx(0.079, abs=0.013)
+    assert (kept == 1).mean() == pytest.approx(0.079, abs=0.02)
 
 
 def test_the_share_kept_is_what_the_box_leaves() -> None:
     images = torch.arange(9.0)[:, None, None, None].expand(9, 3, 32, 32).contiguous()
-    for mix in drawn(40):
+    for mix in drawn()[:40]:
         mixed = mixing.mixed(images, mix, World())
         own = (mixed[:, 0] == images[:, 0]).double().mean((1, 2))
         for row, partner in enumerate(mix.partners):
@@ -130,8 +132,8 @@ def test_the_share_kept_is_what_the_box_leaves() -> None:
 
 
 def test_the_place_of_the_box_does_not_tell_the_order() -> None:
-    places = [(mix.box[0] + mix.box[1]) / 2 for mix in drawn(1000)]
-    first = [int(np.flatnonzero(mix.partners == 0)[0]) for mix in drawn(1000)]
+    places = [(mix.box[0] + mix.box[1]) / 2 for mix in drawn()]
+    first = [int(np.flatnonzero(mix.partners == 0)[0]) for mix in drawn()]
     assert abs(np.corrcoef(places, first)[0, 1]) < 0.1
 
 
