@@ -17,6 +17,7 @@ from dist_ssl.batch import Batch
 from dist_ssl.blocks import scope
 from dist_ssl.bounds import at_least, positive, shares
 from dist_ssl.draws import Purpose, SampleDraws
+from dist_ssl.errors import ConfigError
 from dist_ssl.losses.job import job_mean
 from dist_ssl.losses.queued import queue_cross_entropy
 from dist_ssl.memory.queue import Queue
@@ -58,6 +59,11 @@ class MoCoV2(Method):
         at_least("method", 1, hidden=hidden, dim=dim, slots=slots)
         positive("method", temperature=temperature)
         shares("method", momentum=momentum)
+        if shuffle and norm_group is None:
+            raise ConfigError(
+                "method.shuffle=true changes nothing where all of the job's samples share batch-norm statistics.",
+                "Set method.norm_group too, 32, say.",
+            )
         self.world, self.temperature, self.momentum, self.shuffle = world, temperature, momentum, shuffle
         statistics = scope(world, norm_group)
         head = mlp([width_of(encoder), hidden, dim], last_norm=False, bias=True, hidden_norm=False)

@@ -1,0 +1,46 @@
+"""DINO: outputs are cosines, the loss starts at the logarithm of their number, and the centre follows the teacher."""
+
+import math
+
+import pytest
+import torch
+
+from tests.methods import small
+
+
+def test_outputs_are_cosines_whatever_the_length_of_the_last_layers_weights() -> None:
+    m, b = small.method("dino", outputs=12), small.batch()
+    before = small.forward(m, b)["s0"]
+    assert before.abs().max() <= 1
+    with torch.no_grad():
+        m.student.projector.last.weight.mul_(7)
+    assert torch.allclose(small.forward(m, b)["s0"], before)
+
+
+def test_outputs_that_are_all_alike_give_the_logarithm_of_their_number() -> None:
+    m = small.method("dino", outputs=12)
+    alike = {name: torch.zeros(6, 12, dtype=torch.float64) for name in ("s0", "s1", "t0", "t1")}
+    assert m.loss(alike, small.batch(), small.KNOBS).loss.item() == pytest.approx(math.log(12))
+
+
+def test_the_loss_is_the_published_one_in_plain_sums() -> None:
+    m = small.method("dino", outputs=5)
+    generator = torch.Generator().manual_seed(3)
+    e = {n: torch.randn(6, 5, dtype=torch.float64, generator=generator) for n in ("s0", "s1", "t0", "t1")}
+    m.centre.value.copy_(torch.linspace(-1, 1, 5))
+    rows = [
+        -(((e[t] - m.centre.value) / 0.04).softmax(1) * (e[s] / 0.1).log_softmax(1)).sum(1)
+        for t, s in (("t0", "s1"), ("t1", "s0"))
+    ]
+    found = m.loss(e, small.batch(), small.KNOBS).loss
+    assert found.item() == pytest.approx(torch.stack(rows).mean().item())
+
+
+def test_the_centre_moves_a_tenth_of_the_way_to_the_mean_of_readable_samples_in_all_views() -> None:
+    m, b = small.method("dino", outputs=12), small.batch(invalid=(0, 4))
+    e = small.forward(m, b)
+    m.centre.value.fill_(0.5)
+    m.remember(m.loss(e, b, small.KNOBS), b, small.KNOBS)
+    kept = [1, 2, 3, 5]
+    mean = torch.cat([e["t0"][kept], e["t1"][kept]]).mean(0)
+    assert torch.allclose(m.centre.value, 0.45 + 0.1 * mean)

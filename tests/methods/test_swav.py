@@ -1,0 +1,41 @@
+"""SwAV: scores are cosines with prototypes, and the loss is a swapped prediction of codes, as plain sums have it."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.methods import small
+
+
+def test_scores_are_cosines_with_the_prototypes() -> None:
+    m, b = small.method("swav"), small.batch()
+    scores = small.forward(m, b)["s1"]
+    z = m.student(torch.cat(b.views))[6:]
+    expected = F.cosine_similarity(z[:, None], m.prototypes.weight[None], dim=2)
+    assert torch.allclose(scores, expected)
+
+
+def test_scores_that_are_all_alike_give_the_logarithm_of_the_prototypes() -> None:
+    m = small.method("swav", prototypes=16)
+    alike = {f"s{n}": torch.zeros(6, 16, dtype=torch.float64) for n in range(2)}
+    assert m.loss(alike, small.batch(), small.KNOBS).loss.item() == pytest.approx(math.log(16))
+
+
+def test_the_loss_is_the_published_one_in_plain_sums() -> None:
+    m = small.method("swav", prototypes=5, num_views=3)
+    generator = torch.Generator().manual_seed(3)
+    s = [torch.rand(6, 5, dtype=torch.float64, generator=generator) * 2 - 1 for _ in range(3)]
+
+    def codes(scores: torch.Tensor) -> torch.Tensor:
+        q = (scores / 0.05).exp().T
+        q = q / q.sum()
+        for _ in range(3):
+            q = q / q.sum(1, keepdim=True) / 5
+            q = q / q.sum(0, keepdim=True) / 6
+        return (q * 6).T
+
+    pairs = [-(codes(s[i]) * (s[v] / 0.1).log_softmax(1)).sum(1).mean() for i in range(3) for v in range(3) if v != i]
+    found = m.loss({f"s{n}": value for n, value in enumerate(s)}, small.batch(3), small.KNOBS).loss
+    assert found.item() == pytest.approx(torch.stack(pairs).mean().item())
