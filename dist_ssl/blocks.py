@@ -39,9 +39,11 @@ def check_groups(method: nn.Module, batch_size: int, ranks: int, accumulate: int
     at_once = rows // accumulate
     whole_blocks = [n for n in range(at_once + 1, batch_size + 1) if n % at_once == 0 and batch_size % n == 0]
     fitting = [n for n in range(2, at_once + 1) if at_once % n == 0] + (whole_blocks if accumulate == 1 else [])
-    for samples in (m.scope.samples for m in method.modules() if isinstance(m, BatchNorm)):
+    norms = ((name, m.scope.samples) for name, m in method.named_modules() if isinstance(m, BatchNorm))
+    for name, samples in norms:
+        place = "aux" if name.startswith("rotation.") else "method"
         if samples is not None and samples not in fitting:
             raise ConfigError(
-                f"method.norm_group={samples} does not fit the {at_once} samples that a rank computes at once.",
+                f"{place}.norm_group={samples} does not fit the {at_once} samples that a rank computes at once.",
                 f"Use one of these: {', '.join(map(str, fitting))}.",
             )

@@ -56,6 +56,12 @@ REFUSED = {
         "1, 2, 3, 4, 6, 12",
     ),
     "a norm group that splits ranks": (("method.norm_group=8",), 2, "method.norm_group=8 does not fit", "2, 3, 6, 12"),
+    "a norm group of the task that splits ranks": (
+        ("aux=rotation", "aux.norm_group=8"),
+        2,
+        "aux.norm_group=8 does not fit",
+        "2, 3, 6, 12",
+    ),
     "a norm group larger than a part": (
         ("method.norm_group=6", "engine.accumulate=4"),
         1,

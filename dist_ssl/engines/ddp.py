@@ -41,7 +41,8 @@ def check_accumulate(method: Method, parts: int) -> None:
         raise ConfigError(
             f"engine.accumulate={parts} cannot be had with batch norm over the whole job: its statistics need all "
             "samples at once.",
-            "Set method.norm_group to a divisor of the samples in a part, or use an encoder without batch norm.",
+            "Set method.norm_group (and aux.norm_group) to a divisor of the samples in a part, or use an encoder "
+            "without batch norm.",
         )
 
 
