@@ -30,6 +30,7 @@ from dist_ssl.instantiate import fit, instantiate, keywords
 from dist_ssl.method import Method
 from dist_ssl.metrics.meter import Meter
 from dist_ssl.metrics.sinks import JsonLines, Prometheus, Status
+from dist_ssl.models.encoders import check_side
 from dist_ssl.optim import Recipe as Optimizer
 from dist_ssl.probe import Probe
 from dist_ssl.progress import Progress
@@ -134,6 +135,8 @@ def parts(config: Config, world: World, ranks: int) -> Parts:
         num_samples=len(train.samples),
     )
     method.check(schedule.plan(Progress(epochs=run.epochs)))
+    check_side(encoder, schedule.plan(Progress(epochs=run.epochs)).image_size, "schedule.image_size")
+    check_side(encoder, probing(config).image_size, "probe.image_size")
     recipes = [Recipe(**keywords(Recipe, view, f"views.{name}")) for name, view in sorted(config["views"].items())]
     total = run.epochs * (len(train.samples) // run.batch_size * run.batch_size)
     return Parts(run, data, access, train, recipes, optimizer, method, schedule, total)

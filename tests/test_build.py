@@ -38,7 +38,7 @@ def test_every_divisor_of_the_lanes_is_a_number_of_ranks(demo_shards: Path, rank
 )
 def test_every_option_of_the_config_tree_can_be_built(demo_shards: Path, group: str) -> None:
     for path in sorted((PROJECT / "configs" / group).glob("*.yaml")):
-        check(config(demo_shards, f"{group}={path.stem}"), ranks=1)
+        check(config(demo_shards, f"{group}={path.stem}", "schedule.image_size=32"), ranks=1)
 
 
 REFUSED = {
@@ -93,6 +93,17 @@ REFUSED = {
     "a clip that is no number": (("engine.clip=much",), 1, "engine.clip='much'", "float"),
     "an engine outside": (("engine._target_=os.system",), 1, "engine._target_=os.system", "dist_ssl."),
     "a key that the engine does not have": (("+engine.clipp=1",), 1, "engine.clipp", "clip"),
+    "views that patches do not cover": (("encoder=vit_small",), 1, "schedule.image_size=20", "16, say"),
+    "a probe that patches do not cover": (
+        ("encoder=vit_tiny_demo", "probe.image_size=30"),
+        1,
+        "probe.image_size=30",
+        "multiple of 4",
+    ),
+    "heads that do not share the width": (("encoder=vit_tiny_demo", "encoder.heads=5"), 1, "encoder.heads=5", "100"),
+    "no heads": (("encoder=vit_tiny_demo", "encoder.heads=0"), 1, "encoder.heads=0", "encoder.heads=12"),
+    "no patches": (("encoder=vit_tiny_demo", "encoder.patch=0"), 1, "encoder.patch=0", ""),
+    "a projector without layers": (("method.projector_layers=0",), 1, "method.projector_layers=0", "3 for ViTs"),
     "a probe that never comes": (("probe.every=soon",), 1, "'soon' is not a duration", "1 epoch"),
     "a port that is no number": (("metrics.port=any",), 1, "metrics.port='any'", "int"),
 }

@@ -1,12 +1,12 @@
-"""MoCo v3 (Chen, Xie, He 2021, arXiv 2104.02057) for ResNets: two views, a momentum teacher, no queue.
+"""MoCo v3 (Chen, Xie, He 2021, arXiv 2104.02057): two views, a momentum teacher, no queue.
 
     q_v = predictor(student(x_v)),  k_v = teacher(x_v) without gradient,  v = 1, 2
     loss = ctr(q_1, k_2) + ctr(q_2, k_1)
 
 The keys are those of the whole job. The teacher moves at the end of a step with the momentum of the step to come,
 which is the same as "before the keys are computed, from the weights before the step"; its batch-norm buffers evolve
-in its own forward passes. Heads without biases; the projector ends in an affine-less batch norm, the predictor of
-ResNets does not.
+in its own forward passes. Heads without biases; the projector ends in an affine-less batch norm. As published a
+ResNet's projector has two layers and its predictor no last norm; a ViT's has three, and its predictor ends like it.
 """
 
 import copy
@@ -31,10 +31,11 @@ from dist_ssl.world import World
 
 
 class MoCoV3(Method):
-    """MoCo v3 around a convolutional encoder that carries `num_features`.
+    """MoCo v3 around an encoder that carries `num_features`.
 
-    `hidden`, `dim`: widths of the heads. `temperature` > 0. `momentum`: the teacher's at the start, 0 to 1;
-    it rises to 1 along half a cosine. `norm_group`: samples that share batch-norm statistics; None: all of the job's.
+    `hidden`, `dim`: widths of the heads. `projector_layers`: from 1; `predictor_norm`: whether the predictor ends in a
+    batch norm. `temperature` > 0. `momentum`: the teacher's at the start, 0 to 1; it rises to 1 along half a cosine.
+    `norm_group`: samples that share batch-norm statistics; None: all of the job's. Raises ConfigError.
     """
 
     num_views = 2
@@ -48,23 +49,26 @@ class MoCoV3(Method):
         world: World,
         hidden: int = 4096,
         dim: int = 256,
+        projector_layers: int = 2,
+        predictor_norm: bool = False,
         temperature: float = 1.0,
         momentum: float = 0.99,
         norm_group: int | None = None,
     ) -> None:
         super().__init__()
-        at_least("method", 1, hidden=hidden, dim=dim)
+        at_least("method", 1, hidden=hidden, dim=dim, projector_layers=projector_layers)
         positive("method", temperature=temperature)
         shares("method", momentum=momentum)
         self.world = world
         self.temperature = temperature
         self.momentum = momentum
-        student = Branch(encoder, mlp([width_of(encoder), hidden, dim], last_norm=True))
+        widths = [width_of(encoder), *[hidden] * (projector_layers - 1), dim]
+        student = Branch(encoder, mlp(widths, last_norm=True))
         teacher = copy.deepcopy(student).requires_grad_(False)
         statistics = scope(world, norm_group)
         self.student = norm.convert(student, statistics)  # type: ignore[assignment]
         self.teacher = norm.convert(teacher, statistics)  # type: ignore[assignment]
-        self.predictor = norm.convert(mlp([dim, hidden, dim], last_norm=False), statistics)
+        self.predictor = norm.convert(mlp([dim, hidden, dim], last_norm=predictor_norm), statistics)
 
     @property
     def encoder(self) -> nn.Module:

@@ -1,0 +1,108 @@
+"""Vision transformers as MoCo v3 trains them (arXiv 2104.02057): [B, 3, S, S] in, the class token [B, D] out.
+
+timm's VisionTransformer with positions that are computed instead of learnt, weights drawn as in MoCo v3, and a
+projection of the patches that stays as it was drawn (`frozen_patches`), which keeps long runs of large batches stable.
+Positions belong to the grid of the view at hand, so the side of views may change between steps. Parameters bear
+timm's names.
+"""
+
+import math
+from functools import lru_cache, partial
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from dist_ssl.errors import ConfigError
+from dist_ssl.models.encoders import check_side
+
+TEMPERATURE = 1e4
+"""Of the positions' wavelengths."""
+
+
+@lru_cache(maxsize=32)
+def positions(rows: int, columns: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[rows * columns, width] fixed positions, row by row; `width` a multiple of 4.
+
+    Of a patch in column w and row h: sin(f w), cos(f w), sin(f h), cos(f h) for width / 4 frequencies f from 1 down
+    towards 1 / TEMPERATURE. Kept for every grid that was asked for.
+    """
+    with torch.inference_mode(False):  # what is kept must serve training too
+        f = TEMPERATURE ** -(torch.arange(width // 4, dtype=torch.float64, device=device) / (width // 4))
+        h = torch.arange(rows, dtype=torch.float64, device=device).repeat_interleave(columns)[:, None] * f
+        w = torch.arange(columns, dtype=torch.float64, device=device).repeat(rows)[:, None] * f
+        found: Tensor = torch.cat([w.sin(), w.cos(), h.sin(), h.cos()], dim=1).to(dtype)
+        return found
+
+
+class Patches(nn.Module):
+    """Square patches, projected, with their positions: [B, 3, S, S] -> [B, (S / patch)^2, width].
+
+    Raises ConfigError where patches do not cover an image.
+    """
+
+    def __init__(self, patch: int, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, width, patch, patch)
+        self.multiple_of, self.width = patch, width
+        self.num_patches = 0  # by which timm would size positions to learn
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_side(self, x.shape[-1], "The side of an image or a tile of it")
+        tokens: Tensor = self.proj(x)
+        rows, columns = tokens.shape[2:]
+        return tokens.flatten(2).transpose(1, 2) + positions(rows, columns, self.width, tokens.dtype, tokens.device)
+
+
+def vit(
+    width: int, depth: int, heads: int, patch: int = 16, mlp_ratio: float = 4.0, frozen_patches: bool = True
+) -> nn.Module:
+    """An untrained transformer that carries `num_features` and `multiple_of`, which the side of every view must be.
+
+    `width`: D, a multiple of 4 and of `heads`; `depth`: its blocks; `patch`: side of a patch, px; `mlp_ratio`: of a
+    block's hidden width to its width; `frozen_patches`: never train the projection of the patches. Raises ConfigError.
+    """
+    least = math.lcm(4, heads) if heads > 0 else 0
+    if least == 0 or width < 1 or width % least:
+        raise ConfigError(
+            f"encoder.width={width} is not possible with encoder.heads={heads}.",
+            f"It is a multiple of {least}, say {max(1, round(width / least)) * least}." if least else "Set encoder.heads=12.",
+        )
+    for key, value in {"depth": depth, "patch": patch}.items():
+        if value < 1:
+            raise ConfigError(f"encoder.{key}={value} is not possible: it is at least 1.", "Correct it.")
+    encoder: nn.Module = VisionTransformer(
+        embed_layer=lambda **_: Patches(patch, width),
+        embed_dim=width,
+        depth=depth,
+        num_heads=heads,
+        mlp_ratio=mlp_ratio,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        pos_embed="none",
+        num_classes=0,
+        weight_init="skip",
+    )
+    draw_weights(encoder)
+    if frozen_patches:
+        encoder.patch_embed.requires_grad_(False)
+    encoder.multiple_of = patch  # type: ignore[assignment]
+    return encoder
+
+
+@torch.no_grad()
+def draw_weights(encoder: nn.Module) -> None:
+    """Draw all weights as MoCo v3 does: queries, keys and values are three layers, a patch is 3 * patch^2 inputs."""
+    for name, layer in encoder.named_modules():
+        if isinstance(layer, nn.Linear):
+            fan_out = layer.out_features / 3 if name.endswith(".qkv") else layer.out_features
+            _draw(layer, fan_out + layer.in_features)
+        elif isinstance(layer, nn.Conv2d):
+            _draw(layer, layer.weight[0].numel() + layer.out_channels)
+    nn.init.normal_(encoder.cls_token, std=1e-6)  # type: ignore[arg-type]
+
+
+def _draw(layer: nn.Linear | nn.Conv2d, fans: float) -> None:
+    bound = math.sqrt(6 / fans)
+    nn.init.uniform_(layer.weight, -bound, bound)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
