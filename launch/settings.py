@@ -53,7 +53,7 @@ def compose(words: list[str], folder: Path) -> dict[str, Any]:
     except MissingConfigException as error:
         raise _no_option(str(error.missing_cfg_file), folder) from error
     except ConfigCompositionException as error:
-        raise _no_key(str(error), list(keys(compose([], folder)))) from error
+        raise _no_key(str(error), folder) from error
     except MissingMandatoryValue as error:
         raise ConfigError(f"{error.full_key} has no value.", f"Set it: {error.full_key}=...") from error
     except (HydraException, OmegaConfBaseException, ValueError) as error:
@@ -69,12 +69,14 @@ def _no_option(missing: str, folder: Path) -> ConfigError:
     return ConfigError(f"{group}={name} does not exist.", nearest(name, options))
 
 
-def _no_key(message: str, known: list[str]) -> ConfigError:
-    """For `ndoes=4`: there is no such key."""
+def _no_key(message: str, folder: Path) -> ConfigError:
+    """For `ndoes=4`: there is no such key; or for `recipe=X`: it is added, not replaced."""
     found = re.search(r"override '([^']+)'", message)
     if not found:
         return ConfigError(f"The config cannot be composed: {message.splitlines()[0]}.", "Correct the command line.")
-    return ConfigError(f"There is no key '{found[1]}'.", nearest(found[1], known))
+    if (folder / found[1]).is_dir():
+        return ConfigError(f"There is no {found[1]} yet that could be replaced.", f"Add one: +{found[1]}=...")
+    return ConfigError(f"There is no key '{found[1]}'.", nearest(found[1], list(keys(compose([], folder)))))
 
 
 def keys(values: dict[str, Any], prefix: str = "") -> Iterator[str]:

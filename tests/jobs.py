@@ -58,15 +58,21 @@ def small_job(world: World, config: dict[str, Any], folder: Path, attempt: int =
     return build(config, world, Signals(), Place(folder, attempt, lambda: True))
 
 
+def finished(job: Job) -> bool:
+    """Train to the end and close what is open; whether it came that far."""
+    outcome = train(job)
+    job.pulse.drain()
+    job.meter.close()
+    job.ledger.close()
+    return outcome is Outcome.FINISHED
+
+
 def run_job(world: World, config: dict[str, Any], folder: Path, attempt: int = 1) -> tuple[list[list[int]], Any]:
     """Train to the end: the ids of every step on this rank, and the final state."""
     job = small_job(world, config, folder, attempt)
     recorder = Recorder(job.stream)
     job.stream = recorder  # type: ignore[assignment]
-    assert train(job) is Outcome.FINISHED
-    job.pulse.drain()
-    job.meter.close()
-    job.ledger.close()
+    assert finished(job)
     return recorder.ids, {name: value.clone() for name, value in job.engine.state().items()}
 
 

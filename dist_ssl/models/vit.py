@@ -64,9 +64,10 @@ def vit(
     """
     least = math.lcm(4, heads) if heads > 0 else 0
     if least == 0 or width < 1 or width % least:
+        wider = f"It is a multiple of {least}, say {max(1, round(width / max(1, least))) * least}."
         raise ConfigError(
             f"encoder.width={width} is not possible with encoder.heads={heads}.",
-            f"It is a multiple of {least}, say {max(1, round(width / least)) * least}." if least else "Set encoder.heads=12.",
+            wider if least else "Set encoder.heads=12.",
         )
     for key, value in {"depth": depth, "patch": patch}.items():
         if value < 1:

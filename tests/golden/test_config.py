@@ -1,24 +1,35 @@
-"""The resolved default config, as a person agreed to it: defaults do not change unnoticed."""
+"""The resolved default config, and what every recipe makes of it, as a person agreed to it: none changes unnoticed."""
 
-import difflib
-import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from launch import settings
 from launch.run_dir import PROJECT
+from tests.golden.agreed import agree
 
-GOLDEN = Path(__file__).with_name("config.yaml")
+HERE = Path(__file__).parent
+CONFIGS = PROJECT / "configs"
 
 
 @pytest.mark.golden
 def test_the_default_config_is_the_golden_one() -> None:
-    found = yaml.safe_dump(settings.compose([], PROJECT / "configs"), sort_keys=False)
-    if os.environ.get("ACCEPT_GOLDEN"):
-        GOLDEN.write_text(found)
-    wanted = GOLDEN.read_text()
-    if found != wanted:
-        lines = difflib.unified_diff(wanted.splitlines(), found.splitlines(), "golden", "now", lineterm="")
-        pytest.fail("\n".join([*lines, "If this is meant, accept it with: make golden"]), pytrace=False)
+    agree(HERE / "config.yaml", yaml.safe_dump(settings.compose([], CONFIGS), sort_keys=False))
+
+
+def changes(recipe: str, default: dict[str, Any]) -> dict[str, Any]:
+    """The keys of a recipe's config that the default config does not have, or has other values of."""
+    found = settings.leaves(settings.compose([f"+recipe={recipe}"], CONFIGS))
+    return {key: value for key, value in found if key not in default or default[key] != value}
+
+
+@pytest.mark.golden
+def test_what_every_recipe_changes_is_what_the_golden_file_says() -> None:
+    default = dict(settings.leaves(settings.compose([], CONFIGS)))
+    names = sorted(path.stem for path in (CONFIGS / "recipe").glob("*.yaml"))
+    shown = [f"{name}: " + yaml.safe_dump(changes(name, default), default_flow_style=True, width=110) for name in names]
+    found = "".join(shown).replace("\n ", "\n    ")
+    assert yaml.safe_load(found).keys() == set(names)
+    agree(HERE / "recipes.yaml", found)

@@ -1,7 +1,5 @@
 """The batch file of the user's literal command, as a person agreed to it."""
 
-import difflib
-import os
 import sys
 from pathlib import Path
 
@@ -9,8 +7,8 @@ import pytest
 
 from launch import preparation, settings, submission
 from launch.run_dir import PROJECT
+from tests.golden.agreed import agree
 
-GOLDEN = Path(__file__).with_name("sbatch.sh")
 WORDS = [
     "method=mocov3",
     "nodes=4",
@@ -34,10 +32,4 @@ def batch_file() -> str:
 
 @pytest.mark.golden
 def test_the_batch_file_is_the_golden_one() -> None:
-    found = batch_file()
-    if os.environ.get("ACCEPT_GOLDEN"):
-        GOLDEN.write_text(found)
-    wanted = GOLDEN.read_text()
-    if found != wanted:
-        lines = difflib.unified_diff(wanted.splitlines(), found.splitlines(), "golden", "now", lineterm="")
-        pytest.fail("\n".join([*lines, "If this is meant, accept it with: make golden"]), pytrace=False)
+    agree(Path(__file__).with_name("sbatch.sh"), batch_file())

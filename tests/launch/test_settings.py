@@ -143,3 +143,14 @@ def test_a_resume_does_not_mind_the_run_folders_own_format() -> None:
 def test_an_unknown_folder_of_configs_is_not_composed(tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
         settings.compose([], tmp_path)
+
+
+def test_a_recipe_without_a_plus_is_answered_with_the_plus() -> None:
+    with pytest.raises(ConfigError, match="no recipe yet") as raised:
+        settings.compose(["recipe=demo_byol"], CONFIGS)
+    assert raised.value.remedy == "Add one: +recipe=..."
+
+
+def test_words_after_a_recipe_win() -> None:
+    found = settings.compose(["+recipe=mocov2_r50_in1k_800ep", "epochs=3", "encoder=resnet18"], CONFIGS)
+    assert (found["epochs"], found["encoder"]["name"], found["method"]["slots"]) == (3, "resnet18", 65536)

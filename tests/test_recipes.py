@@ -1,0 +1,96 @@
+"""Recipes can be built as their commands say, their headers tell the truth about them, and those of the demo train."""
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dist_ssl.build import build_engine, parts
+from dist_ssl.data import manifest
+from dist_ssl.world import World
+from launch import settings
+from launch.run_dir import PROJECT
+from tests.jobs import finished, small_job
+
+FOLDER = PROJECT / "configs" / "recipe"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+DEMO = [name for name in NAMES if name.startswith("demo_")]
+COST = re.compile(
+    r"# Cost: (?P<epochs>\d+) epochs x (?P<images>[\d,]+) images x (?P<views>\d+) views? = "
+    r"(?P<crops>[\d,.]+) million crops of (?P<side>\d+) px\."
+)
+COMMAND = re.compile(
+    r"# python launch/slurm\.py \+recipe=(?P<recipe>\w+) nodes=(?P<nodes>\d+)( cluster\.gpus_per_node=(?P<gpus>\d+))?"
+)
+
+
+@pytest.fixture(scope="module")
+def listed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of 12,000 samples that a manifest lists and nobody reads: recipes have large batches."""
+    folder, found = tmp_path_factory.mktemp("listed"), {}
+    for name in ("train", "val"):
+        (folder / f"{name}.tar").touch()
+        count = np.arange(12000)
+        samples = manifest.Samples(count, count, count % 10, np.zeros(12000, np.uint8), count + 1)
+        found[name] = ([manifest.Shard(f"{name}.tar", 12000, 0, "")], samples)
+    manifest.write(folder, found)
+    return folder
+
+
+def header(name: str) -> str:
+    """The comment that a recipe begins with."""
+    lines = (FOLDER / f"{name}.yaml").read_text().splitlines()
+    return "\n".join(lines[: next(n for n, line in enumerate(lines) if not line.startswith("#"))])
+
+
+def config(name: str, data: Path, *words: str) -> dict[str, Any]:
+    held = (f"data.path={data}", "data.source=null", "threads=1", "decode_threads=1")
+    return settings.compose([f"+recipe={name}", *held, *words], PROJECT / "configs")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_can_be_built_as_its_command_says_and_its_header_is_true(listed: Path, name: str) -> None:
+    text, found = header(name), config(name, listed)
+    command = COMMAND.search(text)
+    assert command, "the header has no command"
+    assert command["recipe"] == name
+    with torch.device("meta"):
+        built = parts(found, World(), int(command["nodes"]) * int(command["gpus"] or 1))
+        build_engine(found, built, World(device=torch.device("meta")))
+    cost = COST.search(text)
+    assert cost, "the header does not tell the cost"
+    images, views, crops = (float(cost[key].replace(",", "")) for key in ("images", "views", "crops"))
+    assert int(cost["epochs"]) == found["epochs"]
+    assert int(cost["side"]) == found["schedule"]["image_size"]
+    assert views == built.method.num_views
+    assert found["epochs"] * images * views / 1e6 == pytest.approx(crops, abs=0.5 if crops >= 10 else 0.05)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_header_names_the_paper_and_the_number_and_what_nobody_ran(name: str) -> None:
+    text = header(name)
+    assert text.startswith("# @package _global_\n# ")
+    assert re.search(r"\(.*arXiv \d{4}\.\d{5}\)", text), "which paper?"
+    assert "# Expected: " in text
+    assert name == "demo_mocov3" or "Not run here." in text
+
+
+@pytest.mark.parametrize("name", DEMO)
+def test_a_recipe_of_the_demo_trains(name: str, demo_shards: Path, tmp_path: Path) -> None:
+    words = ["batch_size=12", "lanes=12", "epochs=1", "schedule.warmup=1 step", "log_every=1 step", "save_every=1 hour"]
+    if name == "demo_emp_ssl":
+        words.append("method.loss_group=12")
+    job = small_job(World(), config(name, demo_shards, *words, "probe.every=9 epochs"), tmp_path)
+    before = {key: p.detach().clone() for key, p in job.engine.method.named_parameters() if p.requires_grad}
+    assert finished(job)
+    after = dict(job.engine.method.named_parameters())
+    assert all(after[key].isfinite().all() and not torch.equal(after[key], before[key]) for key in before)
+    reports = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    losses = [report["loss"] for report in reports if "loss" in report]
+    assert len(losses) == 5
+    assert all(math.isfinite(loss) for loss in losses)
