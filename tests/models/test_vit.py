@@ -198,6 +198,17 @@ def test_frozen_patches_have_no_gradient_no_moments_and_never_move(optimizer: st
     assert all(not torch.equal(after[f"model/{n}"], before[f"model/{n}"]) for n in moved if "patch_embed" not in n)
 
 
+def test_a_saved_state_goes_on_with_the_same_bits() -> None:
+    engine, _ = trained(World(), OPTIMIZERS["adamw"])
+    other = DDP(method(World()), OPTIMIZERS["adamw"], world=World(), dtype=torch.float64)
+    other.load({name: value.clone() for name, value in engine.state().items()})
+    for each in (engine, other):
+        each.step(batch(World(), 7), Knobs({n: torch.tensor(0.1) for n in ("lr", "weight_decay", "momentum")}))
+    first, second = engine.state(), other.state()
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
 def test_patches_that_are_not_frozen_move() -> None:
     made = method(World(), frozen=False)
     engine = DDP(copy.deepcopy(made), OPTIMIZERS["adamw"], world=World(), dtype=torch.float64)
