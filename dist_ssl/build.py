@@ -43,7 +43,10 @@ from dist_ssl.train import Job
 from dist_ssl.world import World
 
 Config = Mapping[str, Any]
-DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
+DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
+"""Of parameters, optimizer, views and loss."""
+COMPUTE = {"bf16": torch.bfloat16}
+"""What matrix products and convolutions are cast to, where it is something else."""
 
 
 @dataclass(frozen=True)
@@ -186,9 +189,9 @@ def check(config: Config, ranks: int) -> str:
 
 def build_engine(config: Config, p: Parts, world: World) -> Engine:
     """The engine that wraps the method on this rank."""
-    dtype = DTYPES[p.run.precision]
+    dtypes: dict[str, Any] = {"dtype": DTYPES[p.run.precision], "compute": COMPUTE.get(p.run.precision)}
     engine: Engine = instantiate(
-        config["engine"], "engine", method=p.method, optimizer=p.optimizer, world=world, dtype=dtype
+        config["engine"], "engine", method=p.method, optimizer=p.optimizer, world=world, **dtypes
     )
     return engine
 

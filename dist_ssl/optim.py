@@ -86,8 +86,8 @@ class Recipe(ABC):
         return groups
 
     @abstractmethod
-    def build(self, named: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
-        """The optimizer over the trainable of these parameters. Raises ConfigError."""
+    def build(self, named: Iterable[tuple[str, nn.Parameter]], norms: Norms = local_norms) -> torch.optim.Optimizer:
+        """The optimizer over the trainable of these parameters, which `norms` measures. Raises ConfigError."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,8 @@ class AdamW(Recipe):
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
 
-    def build(self, named: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
-        """The optimizer over the trainable of these parameters. Raises ConfigError."""
+    def build(self, named: Iterable[tuple[str, nn.Parameter]], norms: Norms = local_norms) -> torch.optim.Optimizer:
+        """The optimizer over the trainable of these parameters; it measures none. Raises ConfigError."""
         betas = (self.betas[0], self.betas[1])
         # not fused: that kernel computes in single precision what belongs to a double
         return torch.optim.AdamW(self.groups(named), lr=0.0, betas=betas, eps=self.eps, foreach=True)
@@ -115,8 +115,8 @@ class SGD(Recipe):
         super().__post_init__()
         require("optim", MOMENTUM, lambda value: 0 <= value < 1, momentum=self.momentum)
 
-    def build(self, named: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
-        """The optimizer over the trainable of these parameters. Raises ConfigError."""
+    def build(self, named: Iterable[tuple[str, nn.Parameter]], norms: Norms = local_norms) -> torch.optim.Optimizer:
+        """The optimizer over the trainable of these parameters; it measures none. Raises ConfigError."""
         return torch.optim.SGD(self.groups(named), lr=0.0, momentum=self.momentum, nesterov=self.nesterov, fused=True)
 
 

@@ -68,7 +68,7 @@ REFUSED = {
         "method.norm_group=6 does not fit the 3 samples",
         "of these: 3.",
     ),
-    "a precision that does not exist": (("precision=bf16",), 1, "precision=bf16", "fp32, fp64"),
+    "a precision that does not exist": (("precision=fp8",), 1, "precision=fp8", "bf16, fp32, fp64"),
     "a word for a number": (("batch_size=many",), 1, "batch_size='many'", "int"),
     "a fraction for a count": (("seed=1.5",), 1, "seed=1.5", "int"),
     "yes for a count": (("lanes=true",), 1, "lanes=True", "int"),

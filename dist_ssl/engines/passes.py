@@ -9,12 +9,34 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import nn
 
 from dist_ssl.batch import Batch
-from dist_ssl.method import Embeddings, LossOutput
+from dist_ssl.errors import ConfigError
+from dist_ssl.method import Embeddings, LossOutput, Method
+from dist_ssl.models.norm import BatchNorm
 
 Loss = Callable[[Embeddings], LossOutput]
+Root = Callable[..., Embeddings]
+"""Called like a `Method`."""
+
+
+def check_parts(method: Method, parts: int) -> None:
+    """Raise ConfigError where a batch of this method cannot be computed in so many parts."""
+    if parts < 1:
+        raise ConfigError(f"engine.accumulate={parts} is not possible: it is at least 1.", "Set engine.accumulate=1.")
+    if parts > 1 and method.needs_whole_batch:
+        raise ConfigError(
+            f"engine.accumulate={parts} cannot be had with {method.needs_whole_batch}: it needs all samples at once.",
+            "Use one of the two.",
+        )
+    norms = [child for child in method.modules() if isinstance(child, BatchNorm)]
+    if parts > 1 and any(child.scope.samples is None for child in norms):
+        raise ConfigError(
+            f"engine.accumulate={parts} cannot be had with batch norm over the whole job: its statistics need all "
+            "samples at once.",
+            "Set method.norm_group (and aux.norm_group) to a divisor of the samples in a part, or use an encoder "
+            "without batch norm.",
+        )
 
 
 def seed(batch: Batch, rank: int, part: int) -> None:
@@ -22,7 +44,7 @@ def seed(batch: Batch, rank: int, part: int) -> None:
     torch.manual_seed((batch.draws.torch_seed(batch.step) + (part << 32) + rank) % (1 << 63))
 
 
-def at_once(root: nn.Module, loss: Loss, batch: Batch, rank: int) -> LossOutput:
+def at_once(root: Root, loss: Loss, batch: Batch, rank: int) -> LossOutput:
     """Leave the gradients of the whole batch in the parameters, in one pass."""
     ((views, draws),) = batch.parts(1)
     seed(batch, rank, 0)
@@ -32,7 +54,7 @@ def at_once(root: nn.Module, loss: Loss, batch: Batch, rank: int) -> LossOutput:
 
 
 def in_parts(
-    root: nn.Module, loss: Loss, batch: Batch, rank: int, number: int, hold: Callable[[], AbstractContextManager[None]]
+    root: Root, loss: Loss, batch: Batch, rank: int, number: int, hold: Callable[[], AbstractContextManager[None]]
 ) -> LossOutput:
     """The same in `number` equal parts; `hold` keeps gradients from being exchanged before the last of them."""
     parts = batch.parts(number)

@@ -1,18 +1,21 @@
 """The teacher's move: an exponential moving average of the student, in one fused pass over all parameters."""
 
+from collections.abc import Mapping
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+Named = Mapping[str, Tensor]
+"""Parameters by name, or what one rank holds of each."""
 
 
-def pairs(teacher: nn.Module, student: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+def pairs(teacher: Named, student: Named) -> tuple[list[Tensor], list[Tensor]]:
     """The teacher's parameters and the student's of the same names; every name of the teacher must be the student's."""
-    own = dict(student.named_parameters())
-    names = [name for name, _ in teacher.named_parameters()]
-    return list(teacher.parameters()), [own[name] for name in names]
+    return list(teacher.values()), [student[name] for name in teacher]
 
 
 @torch.no_grad()
-def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+def follow(teacher: Named, student: Named, momentum: float) -> None:
     """teacher <- momentum * teacher + (1 - momentum) * student, parameters only: buffers are the teacher's own."""
     to, towards = pairs(teacher, student)
     torch._foreach_lerp_(to, towards, 1.0 - momentum)

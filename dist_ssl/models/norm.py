@@ -105,7 +105,8 @@ class Normalise(torch.autograd.Function):
 class BatchNorm(nn.Module):
     """Batch norm over a scope: [V * B, C] or [V * B, C, H, W], each of the V views on its own.
 
-    Parameter and buffer names are those of torch's batch norm.
+    Parameter and buffer names are those of torch's batch norm. It computes in the precision of its statistics, whatever
+    comes in, and what goes out is again in the precision of what came in.
     """
 
     running_mean: Tensor
@@ -131,17 +132,25 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(num_features))
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.then(self._normalise(x) if self.training else self._apply_running(x))
+        own = x.to(self.running_mean.dtype)
+        y = self._normalise(own, *self._affine()) if self.training else self._apply_running(own, *self._affine())
+        out: Tensor = self.then(y.to(x.dtype))
         return out
 
-    def _apply_running(self, x: Tensor) -> Tensor:
-        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+    def _affine(self) -> tuple[Tensor | None, Tensor | None]:
+        """Scale and shift; an engine may show them in less precision than the statistics have."""
+        if self.weight is None or self.bias is None:
+            return None, None
+        return self.weight.to(self.running_mean.dtype), self.bias.to(self.running_mean.dtype)
 
-    def _normalise(self, x: Tensor) -> Tensor:
+    def _apply_running(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        return F.batch_norm(x, self.running_mean, self.running_var, weight, bias, False, 0.0, self.eps)
+
+    def _normalise(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         groups, total = self.scope.of(len(x) // (self.views * self.rows))
         grouped = x.view(self.views * groups, -1, *x.shape[1:])
         normalise = NormaliseCPU if x.device.type == "cpu" else Normalise
-        y, mean, var = normalise.apply(grouped, self.weight, self.bias, self.eps, total)
+        y, mean, var = normalise.apply(grouped, weight, bias, self.eps, total)
         self.seen.append((mean, var))
         whole: Tensor = y.view(x.shape)
         return whole

@@ -30,8 +30,8 @@ class NormaliseCPU(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         n, mean, var = _job_moments(x, total)
         scale = 1 / np.sqrt(var + eps)
-        slope = scale if weight is None else scale * weight.detach().numpy()
-        shift = -mean * slope if bias is None else bias.detach().numpy() - mean * slope
+        slope = scale if weight is None else scale * _doubles(weight)
+        shift = -mean * slope if bias is None else _doubles(bias) - mean * slope
         ctx.save_for_backward(x, weight)
         ctx.n, ctx.mean, ctx.scale, ctx.slope, ctx.total = n, mean, scale, slope, total
         unbiased = var * (n / np.maximum(n - 1, 1))
@@ -84,6 +84,12 @@ def _own_sums(x: Tensor, dy: Tensor, mean: Doubles, scale: Doubles) -> Doubles:
         _, along, plain = torch.ops.aten.native_batch_norm_backward(dy_view, view, None, centre, var, *given[2:])
         own[0, group], own[1, group] = plain.numpy(), along.numpy()
     return own
+
+
+def _doubles(parameter: Tensor) -> Doubles:
+    """A copy: of a tensor that numpy has seen, no engine may free the memory, as they do with gathered weights."""
+    values: Doubles = parameter.detach().to(torch.float64, copy=True).numpy()
+    return values
 
 
 def _like(values: Doubles, x: Tensor) -> Tensor:

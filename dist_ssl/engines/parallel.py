@@ -1,0 +1,225 @@
+"""What the engines that train the method's own modules have in common: one weight update, and the canonical state.
+
+An engine of this kind says how modules are wrapped and what a rank holds of every parameter: all of it, or a piece.
+Optimizer, clipping and the teacher's move work on what is held here, and so exchange nothing but norms.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from dist_ssl.batch import Batch
+from dist_ssl.draws import SampleDraws
+from dist_ssl.engine import Piece, State, StepOutput, Who
+from dist_ssl.engines.passes import at_once, check_parts, in_parts
+from dist_ssl.engines.spread import held_here, spread_of, whole
+from dist_ssl.errors import CheckpointError
+from dist_ssl.guard import check_finite
+from dist_ssl.method import Embeddings, LossOutput, Method
+from dist_ssl.models import ema, norm
+from dist_ssl.optim import Recipe, apply_knobs
+from dist_ssl.plan import Knobs
+from dist_ssl.world import World
+
+T = TypeVar("T")
+
+
+class Parallel(ABC):
+    """Data parallel training of `method` on the world's devices.
+
+    `dtype`: of parameters, optimizer and loss, float32 or float64. `compute`: what matrix products and convolutions
+    are cast to, bfloat16, or None for `dtype`. `clip`: largest norm of the averaged gradient, or None. `accumulate`:
+    parts that a rank's batch is computed in, at least 1. `deterministic`: same bits on the same world size. Raises
+    ConfigError where the method cannot be computed in parts.
+    """
+
+    root: Callable[..., Embeddings]
+    """Called like the method, in training."""
+
+    def __init__(
+        self,
+        method: Method,
+        optimizer: Recipe,
+        *,
+        world: World,
+        dtype: torch.dtype = torch.float32,
+        compute: torch.dtype | None = None,
+        clip: float | None = None,
+        accumulate: int = 1,
+        deterministic: bool = True,
+    ) -> None:
+        self.world, self.dtype, self.compute = world, dtype, compute
+        self.clip, self.accumulate, self.deterministic = clip, accumulate, deterministic
+        check_parts(method, accumulate)
+        if deterministic:
+            torch.use_deterministic_algorithms(True)
+            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        self.method = method.to(world.device, dtype).train()
+        self.saved_buffers = method.state_dict().keys() - dict(method.named_parameters()).keys()
+        self.own = self.wrap()
+        self.optimizer = optimizer.build(self.own.items(), self.norms)
+
+    @abstractmethod
+    def wrap(self) -> Mapping[str, nn.Parameter]:
+        """Set `root`; what this rank holds of every parameter, by its name in the method."""
+
+    @abstractmethod
+    def hold(self) -> AbstractContextManager[None]:
+        """Inside it gradients are kept back, to be exchanged after it with those of the next backward pass."""
+
+    @abstractmethod
+    def through(self, part: Callable[..., T], *args: Any) -> T:
+        """Call a part of the method, outside of training."""
+
+    @abstractmethod
+    def norms(self, tensors: Sequence[Tensor]) -> Tensor:
+        """[n] the norms of whole parameters, or what belongs to them, of which these are what is held here."""
+
+    @abstractmethod
+    def part(self, name: str, value: Tensor) -> Tensor | Piece:
+        """What is held here of a parameter, or of a moment of it, as it stands in the canonical state."""
+
+    @property
+    def wants_filling(self) -> bool:
+        """As the method."""
+        return self.method.wants_filling
+
+    def fill(self, batch: Batch) -> None:
+        """Show the method one batch of the pass before the first step; no weight moves."""
+        with self._computing():
+            self.through(self.method.fill, batch)
+        norm.settle(self.method, self._mean)
+
+    def step(self, batch: Batch, knobs: Knobs) -> StepOutput:
+        """One weight update; the metrics are this rank's share of the loss and the gradient's norm."""
+        self.optimizer.zero_grad(set_to_none=True)
+        out = self.gradients(batch, knobs)
+        norm.settle(self.method, self._mean)
+        length = self._check_and_clip(out.loss.detach())
+        apply_knobs(self.optimizer, knobs)
+        self.optimizer.step()
+        self._follow(knobs)
+        self.method.remember(out, batch, knobs)
+        return StepOutput({"loss": out.loss.detach(), "gradient_norm": length, **out.metrics})
+
+    def gradients(self, batch: Batch, knobs: Knobs) -> LossOutput:
+        """The loss; its gradients, averaged over the ranks, are left in what is held here."""
+
+        def loss(embeddings: Embeddings) -> LossOutput:
+            return self.method.loss(embeddings, batch, knobs)
+
+        if self.accumulate == 1:
+            return at_once(self._embeddings, loss, batch, self.world.rank)
+        return in_parts(self._embeddings, loss, batch, self.world.rank, self.accumulate, self.hold)
+
+    def _embeddings(self, views: list[Tensor], draws: SampleDraws, **which: bool) -> Embeddings:
+        """As the method's; the loss is taken in full precision."""
+        with self._computing():
+            found = self.root(views, draws, **which)
+        return {name: x.to(self.dtype) if x.is_floating_point() else x for name, x in found.items()}
+
+    def _computing(self) -> AbstractContextManager[Any]:
+        if self.compute is None:
+            return nullcontext()
+        return torch.autocast(self.world.device.type, self.compute)
+
+    def _mean(self, x: Tensor) -> Tensor:
+        return self.world.sum_const(x) / self.world.size
+
+    def _check_and_clip(self, loss: Tensor) -> Tensor:
+        parameters = [p for p in self.own.values() if p.grad is not None]
+        length: Tensor = torch.linalg.vector_norm(self.norms([p.grad for p in parameters if p.grad is not None]))
+        check_finite(float(length), float(loss))
+        if self.clip is not None:
+            nn.utils.clip_grads_with_norm_(parameters, self.clip, length)
+        return length
+
+    def _follow(self, knobs: Knobs) -> None:
+        if self.method.teacher is not None:
+            ema.follow(self._branch("teacher."), self._branch("student."), knobs.number("momentum"))
+
+    def _branch(self, prefix: str) -> dict[str, Tensor]:
+        return {name.removeprefix(prefix): p for name, p in self.own.items() if name.startswith(prefix)}
+
+    @torch.no_grad()
+    def embed(self, view: Tensor, who: Who) -> Tensor:
+        """[B, 3, S, S] -> pooled features of the student's or the teacher's encoder, [B, D] fp32, in eval mode."""
+        branch = self.method.student if who == "student" else self.method.teacher
+        assert branch is not None
+        encoder = self.method.encoder if who == "student" else branch.get_submodule("encoder")
+        encoder.eval()
+        with self._computing():
+            features: Tensor = self.through(encoder, view)
+        encoder.train()
+        return features.float()
+
+    def state(self) -> State:
+        """Parameters and buffers as `model/...`, the optimizer's moments and steps as `optim/<parameter>/...`."""
+        tensors: dict[str, Tensor | Piece] = {f"model/{name}": value for name, value in self._model().items()}
+        for name, parameter in self.own.items():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                if value is not None:
+                    held = value.detach()
+                    tensors[f"optim/{name}/{key}"] = held if key == "step" else self.part(name, held)
+        return tensors
+
+    def wants(self, name: str, shape: tuple[int, ...]) -> range | None:
+        """This rank's part of what is spread over the ranks, all of the rest; nothing of what does not fit anyway."""
+        own = self.piece(name)
+        if own is None:
+            return None
+        return own.span if own.shape == shape else range(0)
+
+    def piece(self, name: str) -> Piece | None:
+        """This rank's piece of what goes by a canonical name; None where every rank has all of it."""
+        return spread_of(self.method).get(name.removeprefix("model/")) if name.startswith("model/") else None
+
+    def _model(self) -> dict[str, Tensor | Piece]:
+        """Parameters and buffers; of what is spread over the ranks, this rank's piece."""
+        held = {name: self.part(name, parameter.detach()) for name, parameter in self.own.items()}
+        buffers = {name: value for name, value in self.method.named_buffers() if name in self.saved_buffers}
+        return {**held, **buffers, **spread_of(self.method)}
+
+    @torch.no_grad()
+    def load(self, state: State) -> None:
+        """Copy a canonical state into model and optimizer."""
+        model = {name.removeprefix("model/"): state[name] for name in state if name.startswith("model/")}
+        own = self._model()
+        if wrong := sorted(own.keys() ^ model.keys()) or [n for n in own if own[n].shape != model[n].shape]:
+            raise CheckpointError(
+                f"The checkpoint does not fit the model: '{wrong[0]}' is missing, unknown or of another shape.",
+                "Resume with the method, the encoder and the data that wrote it.",
+            )
+        moments = self._moments(state, own)
+        for name, held in own.items():
+            to = held.tensor if isinstance(held, Piece) else held
+            to.copy_(held_here(model[name], held))
+        self.optimizer.state.clear()
+        for name, values in moments.items():
+            self.optimizer.state[self.own[name]] = {
+                key: whole(value).clone() if key == "step" else self._moment(name, value)
+                for key, value in values.items()
+            }
+
+    def _moments(self, state: State, own: State) -> dict[str, dict[str, Tensor | Piece]]:
+        """Parameter -> moment -> value, of a state whose moments fit the parameters that `own` holds."""
+        found: dict[str, dict[str, Tensor | Piece]] = {}
+        for at in (name for name in state if name.startswith("optim/")):
+            name, _, moment = at.removeprefix("optim/").rpartition("/")
+            if name not in self.own or (moment != "step" and state[at].shape != own[name].shape):
+                raise CheckpointError(
+                    f"The checkpoint does not fit the optimizer: '{at}' is unknown or of another shape.",
+                    "Resume with the method and the encoder that wrote it.",
+                )
+            found.setdefault(name, {})[moment] = state[at]
+        return found
+
+    def _moment(self, name: str, value: Tensor | Piece) -> Tensor:
+        """A moment that lies in memory as its parameter does."""
+        parameter = self.own[name]
+        held = held_here(value, self.part(name, parameter))
+        return torch.empty_like(parameter, dtype=held.dtype).copy_(held)

@@ -1,0 +1,122 @@
+"""Small trainings of an engine on any number of ranks, without data and schedule."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from dist_ssl.batch import Batch
+from dist_ssl.draws import Draws
+from dist_ssl.engine import Piece
+from dist_ssl.engines.parallel import Parallel
+from dist_ssl.instantiate import instantiate
+from dist_ssl.method import Method
+from dist_ssl.methods.rotation import Rotation
+from dist_ssl.models.encoders import ResidualBlock
+from dist_ssl.optim import AdamW, Recipe
+from dist_ssl.plan import Knobs
+from dist_ssl.world import World
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+SAMPLES, IMAGES = 8, 40
+SMALL = {
+    "hidden": 10,
+    "dim": 6,
+    "narrow": 6,
+    "outputs": 12,
+    "prototypes": 6,
+    "slots": 20,
+    "patches": 3,
+    "loss_group": 8,
+}
+"""Widths of which four ranks hold uneven shards, and of some rows none."""
+ENGINES = {"ddp": {}, "fsdp": {"block_parameters": 500}}
+
+
+class SmallNet(nn.Module):
+    """A stem and one block, pooled by means: among maxima Adam would make steps of rounding errors."""
+
+    num_features = 10
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 5, 3, 2, bias=False), nn.BatchNorm2d(5), nn.ReLU())
+        self.stages = nn.Sequential(ResidualBlock(5, 10, stride=2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        features: Tensor = self.stages(self.stem(x)).mean((2, 3))
+        return features
+
+
+def small_method(world: World, name: str, seed: int = 0, **own: Any) -> Method:
+    """A method around a net of a few thousand weights, its teacher drifted from its student."""
+    node = yaml.safe_load((CONFIGS / "method" / f"{name}.yaml").read_text())
+    keys = {key: value for key, value in {**SMALL, **own}.items() if key in node}
+    torch.manual_seed(seed)
+    method: Method = instantiate(
+        {**node, **keys}, "method", offered={"num_samples": IMAGES}, encoder=SmallNet(), world=world
+    )
+    if own.get("rotation"):
+        method = Rotation(method, world=world, hidden=8)
+    if method.teacher is not None:
+        with torch.no_grad():
+            for parameter in method.teacher.parameters():
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    return method
+
+
+def small_engine(
+    world: World, name: str, method: Method, optimizer: Recipe | None = None, dtype: Any = torch.float64, **own: Any
+) -> Parallel:
+    """The engine that a config describes, with units of a few weights; `own` replaces keys of it."""
+    node = yaml.safe_load((CONFIGS / "engine" / f"{name}.yaml").read_text())
+    given = {"method": method, "optimizer": optimizer or AdamW(1e-3, 0.05), "world": world, "dtype": dtype}
+    compute = {"compute": own.pop("compute")} if "compute" in own else {}
+    engine: Parallel = instantiate({**node, **ENGINES[name], **own}, "engine", **given, **compute)
+    return engine
+
+
+def batch(world: World, views: int, step: int, dtype: torch.dtype = torch.float64) -> Batch:
+    """This rank's part of the global batch of a step; all but one sample can be read."""
+    generator = torch.Generator().manual_seed(step)
+    ids = torch.arange(SAMPLES) + step * SAMPLES % IMAGES
+    pixels = [torch.randn(SAMPLES, 3, 12, 12, dtype=torch.float64, generator=generator).to(dtype) for _ in range(views)]
+    valid = torch.arange(SAMPLES) != step % SAMPLES
+    own = slice(world.rank * SAMPLES // world.size, (world.rank + 1) * SAMPLES // world.size)
+    return Batch([view[own] for view in pixels], ids[own], valid[own], None, Draws(0), step=step)
+
+
+def filled(engine: Parallel) -> Parallel:
+    """Show the engine all images, where it wants to see them."""
+    for step in range(IMAGES // SAMPLES if engine.wants_filling else 0):
+        engine.fill(batch(engine.world, engine.method.num_views, step))
+    return engine
+
+
+def knobs(method: Method, lr: float = 0.01) -> Knobs:
+    """Those of the method at its start, and the optimizer's."""
+    values = {name: knob.start for name, knob in method.knobs.items()} | {"lr": lr, "weight_decay": 0.05}
+    return Knobs({name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()})
+
+
+def trained(engine: Parallel, steps: range) -> list[float]:
+    """Take these steps: the job's losses."""
+    world, method = engine.world, engine.method
+    dtype = engine.dtype
+    outs = [engine.step(batch(world, method.num_views, step, dtype), knobs(method)) for step in steps]
+    return [float(world.sum_const(out.metrics["loss"]) / world.size) for out in outs]
+
+
+def whole_state(engine: Parallel) -> dict[str, Tensor]:
+    """The canonical state with all pieces put together, on every rank."""
+    found = {}
+    for name, value in engine.state().items():
+        if isinstance(value, Piece):
+            parts = engine.world.collect((value.start, value.tensor.flatten().clone()))
+            joined = torch.cat([part for _, part in sorted(parts, key=lambda part: (part[0], len(part[1])))])
+            found[name] = joined.view(value.shape)
+        else:
+            found[name] = value.clone()
+    return found
