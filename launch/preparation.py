@@ -115,7 +115,8 @@ def of_the_run(words: list[str]) -> list[str]:
 def resume(words: list[str], folder: Path, console: Console) -> tuple[RunDir, dict[str, Any]]:
     """A run that goes on, with the new words after those that it began with."""
     run = RunDir.open(folder)
-    config = settings.compose([*run.overrides, *words], run.code / "configs")
+    configs = run.code / "configs"
+    config = settings.compose([*settings.of_another_choice(run.overrides, words, "engine", configs), *words], configs)
     config["data"]["identity"] = run.config["data"]["identity"]
     settings.check_resume(run.config, config)
     choose_cluster(config, console)

