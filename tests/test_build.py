@@ -103,7 +103,7 @@ REFUSED = {
     "heads that do not share the width": (("encoder=vit_tiny_demo", "encoder.heads=5"), 1, "encoder.heads=5", "100"),
     "no heads": (("encoder=vit_tiny_demo", "encoder.heads=0"), 1, "encoder.heads=0", "encoder.heads=12"),
     "no patches": (("encoder=vit_tiny_demo", "encoder.patch=0"), 1, "encoder.patch=0", ""),
-    "a projector without layers": (("method.projector_layers=0",), 1, "method.projector_layers=0", "3 for ViTs"),
+    "a projector without layers": (("method.projector_layers=0",), 1, "method.projector_layers=0", "at least 1"),
     "a probe that never comes": (("probe.every=soon",), 1, "'soon' is not a duration", "1 epoch"),
     "a port that is no number": (("metrics.port=any",), 1, "metrics.port='any'", "int"),
 }
