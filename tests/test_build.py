@@ -77,7 +77,7 @@ REFUSED = {
     "too few channels": (("data.mean=[0.5,0.5]",), 1, "data.mean=[0.5, 0.5]", "tuple"),
     "a duration without a unit": (("save_every=30",), 1, "'30' is not a duration", "30 seconds"),
     "a warm-up by the clock": (("schedule.warmup=5 minutes",), 1, "schedule.warmup", "epochs or steps"),
-    "a warm-up as long as the run": (("schedule.warmup=22 epochs",), 1, "schedule.warmup=22 epochs", "shorten"),
+    "a warm-up as long as the run": (("schedule.warmup=24 epochs",), 1, "schedule.warmup=24 epochs", "shorten"),
     "a key that the class does not have": (("+method.hiden=3",), 1, "method.hiden", "hidden"),
     "a key that nothing reads": (("+epoch=5",), 1, "epoch", "epochs"),
     "a key of a view that does not exist": (("+views.view1.blurp=1",), 1, "views.view1.blurp", "blur_p"),
