@@ -95,18 +95,6 @@ def of_another_choice(words: list[str], newer: list[str], group: str, folder: Pa
     return [word for word in words if not word.startswith(f"{group}.") or word.partition("=")[0] in known]
 
 
-def of_another_choice(words: list[str], newer: list[str], group: str, folder: Path) -> list[str]:
-    """Those of `words` that still mean something where `newer` ones choose an option of `group` (`engine=fsdp`) anew.
-
-    Keys of the group that the new option does not have are left out: they were another option's.
-    """
-    chosen = [word for word in newer if word.startswith(f"{group}=")]
-    if not chosen:
-        return words
-    known = set(keys(compose(chosen[-1:], folder)[group], f"{group}."))
-    return [word for word in words if not word.startswith(f"{group}.") or word.partition("=")[0] in known]
-
-
 def keys(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
     """All dotted keys of a config, inner ones too."""
     for key, value in values.items():
