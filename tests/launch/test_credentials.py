@@ -5,7 +5,7 @@ import pytest
 from launch import credentials
 from launch.variables import ADDRESS
 
-WHOLE = "https://guest4711:opensesame@host/set?sig=abc"
+WHOLE = "https://g4711:opensesame@host/set?sig=abc"
 BARE = "https://host/set"
 
 

@@ -15,7 +15,7 @@ from tests.ranks import Ranks
 from tests.system.launching import Launch, await_that, delivered, losses, status, weights, words
 from tests.web import FAULTS, Server, serving
 
-SECRETS = ("guest4711", "opensesame", "sig=abc123")
+SECRETS = ("g4711", "opensesame", "sig=abc123")
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def server(demo_shards: Path) -> Iterator[Server]:
     choice = random.Random(3)
     faults = [fault for fault in FAULTS if fault != "stall"]
     with serving(demo_shards) as server:
-        server.login = "Basic " + base64.b64encode(b"guest4711:opensesame").decode()
+        server.login = "Basic " + base64.b64encode(b"g4711:opensesame").decode()
         server.signature = "sig=abc123"
         server.fault = lambda path: choice.choice(faults) if choice.random() < 0.1 else ""
         yield server
@@ -32,7 +32,7 @@ def server(demo_shards: Path) -> Iterator[Server]:
 
 def address(server: Server) -> str:
     """The address with its credentials."""
-    return f"http://guest4711:opensesame@{server.url.removeprefix('http://')}?sig=abc123"
+    return f"http://g4711:opensesame@{server.url.removeprefix('http://')}?sig=abc123"
 
 
 def finish(*given: str) -> str:
