@@ -39,6 +39,7 @@ from dist_ssl.rendezvous import own_addresses
 from dist_ssl.schedule import Schedule
 from dist_ssl.signals import Signals
 from dist_ssl.sink import Sink
+from dist_ssl.sketch import META, sketched
 from dist_ssl.train import Job
 from dist_ssl.world import World
 
@@ -175,9 +176,9 @@ def check_units(key: str, duration: Duration, *units: str) -> None:
 
 def check(config: Config, ranks: int) -> str:
     """Check all that can be checked before a run is started, without its memory; the data's identity."""
-    with torch.device("meta"):
+    with sketched():
         found = parts(config, World(), ranks)
-        build_engine(config, found, World(device=torch.device("meta")))
+        build_engine(config, found, World(device=META))
     known = found.data.open(found.access)
     found.access.check(found.train, -(-found.run.lanes // found.run.nodes), found.run.window)
     if found.data.val is not None:

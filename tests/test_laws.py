@@ -34,6 +34,7 @@ FLOORS: dict[str, int] = {
     "dist_ssl.instantiate": 1,
     "dist_ssl.optim": 1,
     "dist_ssl.lars": 1,
+    "dist_ssl.sketch": 1,
     "dist_ssl.models.*": 1,
     "dist_ssl.losses.*": 1,
     "dist_ssl.world": 2,

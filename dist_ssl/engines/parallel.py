@@ -55,7 +55,7 @@ class Parallel(ABC):
         self.world, self.dtype, self.compute = world, dtype, compute
         self.clip, self.accumulate, self.deterministic = clip, accumulate, deterministic
         check_parts(method, accumulate)
-        if deterministic:
+        if deterministic and world.device.type != "meta":  # it loads the compiler, and a sketch computes nothing
             torch.use_deterministic_algorithms(True)
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         self.method = method.to(world.device, dtype).train()

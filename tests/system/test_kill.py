@@ -25,15 +25,6 @@ LONG = ("epochs=80", "probe.every=200 epochs", "save_every=3 steps")
 KINDS = ("rank", "all", "agent")
 
 
-@pytest.fixture(scope="module")
-def undisturbed(demo_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 400 steps on two nodes that nobody disturbs."""
-    runs = tmp_path_factory.mktemp("runs")
-    code, text = Launch(*words(demo_shards, runs, "nodes=2", "name=undisturbed", *LONG)).finish()
-    assert code == 0, text
-    return runs / "undisturbed"
-
-
 def kill(launch: Launch, kind: str, chance: random.Random) -> None:
     """`kill -9` one rank, one agent, or everything."""
     if kind == "all":
@@ -57,8 +48,8 @@ def disturb(launch: Launch, run: Path, kind: str, chance: random.Random) -> None
 
 
 def kill_again_and_again(launch: Launch, run: Path, kills: int, chance: random.Random) -> None:
-    """Kill the run so many times, resume it after each, and let it end."""
-    await_that(lambda: (run / "config.yaml").exists(), "a run folder")
+    """Kill a resumed run so many times, resume it after each, and let it end."""
+    await_that(lambda: RunDir(run).newest_attempt() > 1, "a second attempt")
     for number in range(kills):
         disturb(launch, run, KINDS[number % len(KINDS)], chance)
         await_that(lambda: nothing_left(run), "no process left behind", END_SECONDS)
@@ -69,22 +60,8 @@ def kill_again_and_again(launch: Launch, run: Path, kills: int, chance: random.R
     assert code == 0, text
 
 
-def test_killed_at_ten_random_moments_it_ends_with_the_same_bits(
-    undisturbed: Path, demo_shards: Path, tmp_path: Path
-) -> None:
-    run = tmp_path / "killed"
-    launch = Launch(*words(demo_shards, tmp_path, "nodes=2", "name=killed", *LONG))
-    kill_again_and_again(launch, run, 10, random.Random(7))
-    assert same_bits(weights(run), weights(undisturbed))
-    assert losses(run) == losses(undisturbed)
-    assert delivered(run) == delivered(undisturbed)
-
-
-def test_stopped_by_ctrl_c_it_saves_says_how_to_go_on_and_ends_with_the_same_bits(
-    undisturbed: Path, demo_shards: Path, tmp_path: Path
-) -> None:
-    run = tmp_path / "stopped"
-    launch = Launch(*words(demo_shards, tmp_path, "nodes=2", "name=stopped", *LONG))
+def stop_by_ctrl_c(launch: Launch, run: Path) -> None:
+    """Ctrl-C after a few steps: it saves its last step, says how to go on, and leaves no process."""
     await_that(lambda: status(run)["step"] > 5, "some steps")
     launch.interrupt()
     code, text = launch.finish()
@@ -93,26 +70,36 @@ def test_stopped_by_ctrl_c_it_saves_says_how_to_go_on_and_ends_with_the_same_bit
     latest = (run / "checkpoints" / "LATEST").read_text().strip()
     assert int(latest.removeprefix("step_")) == status(run)["step"], "the last step made is the step saved"
     assert nothing_left(run)
-    code, text = Launch(f"resume={run}").finish()
+
+
+def test_stopped_by_ctrl_c_and_killed_at_ten_random_moments_it_ends_with_the_same_bits(
+    demo_shards: Path, tmp_path: Path
+) -> None:
+    undisturbed, run = tmp_path / "undisturbed", tmp_path / "killed"
+    beside = Launch(*words(demo_shards, tmp_path, "nodes=2", "name=undisturbed", *LONG))
+    stop_by_ctrl_c(Launch(*words(demo_shards, tmp_path, "nodes=2", "name=killed", *LONG)), run)
+    kill_again_and_again(Launch(f"resume={run}"), run, 10, random.Random(7))
+    code, text = beside.finish()
     assert code == 0, text
     assert same_bits(weights(run), weights(undisturbed))
     assert losses(run) == losses(undisturbed)
+    assert delivered(run) == delivered(undisturbed)
 
 
 def test_killed_and_resumed_on_other_world_sizes_it_sees_the_same_samples_and_losses(
     demo_shards: Path, tmp_path: Path
 ) -> None:
-    more = ("precision=fp64", "epochs=40", "probe.every=200 epochs", "save_every=3 steps")
-    code, text = Launch(*words(demo_shards, tmp_path, "nodes=1", "name=alone", *more)).finish()
-    assert code == 0, text
+    more = ("precision=fp64", "epochs=24", "probe.every=200 epochs", "save_every=3 steps")
     alone, run = tmp_path / "alone", tmp_path / "moved"
+    beside = Launch(*words(demo_shards, tmp_path, "nodes=1", "name=alone", *more))
     launch = Launch(*words(demo_shards, tmp_path, "nodes=2", "name=moved", *more))
     for nodes in (4, 1):
         before = status(run)["step"]
-        await_that(lambda: status(run)["step"] > before + 20, "some steps")  # noqa: B023
+        await_that(lambda: status(run)["step"] > before + 10, "some steps")  # noqa: B023
         launch.kill_all()
         launch = Launch(f"resume={run}", f"nodes={nodes}")
-    code, text = launch.finish()
-    assert code == 0, text
+    for each in (launch, beside):
+        code, text = each.finish()
+        assert code == 0, text
     assert delivered(run) == delivered(alone)
     assert losses(run) == pytest.approx(losses(alone), rel=0, abs=1e-9)
