@@ -13,7 +13,7 @@ class Batch:
     """One rank's part of a global batch, lane-major, so that rank order is global sample order."""
 
     views: list[Tensor]
-    """[B, 3, S, S] each, normalised, on the device."""
+    """[B, 3, S, S] each, normalised, on the device; global views first, then local ones, of a side of their own."""
     ids: Tensor
     """[B] int64 on the host, the samples' numbers in the manifest."""
     valid: Tensor

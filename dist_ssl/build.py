@@ -20,7 +20,7 @@ from dist_ssl.data.keys import Data
 from dist_ssl.data.ledger import Ledger
 from dist_ssl.data.quarantine import Quarantine
 from dist_ssl.data.stream import Colours, Stream
-from dist_ssl.data.views import Recipe
+from dist_ssl.data.views import Recipe, of_views
 from dist_ssl.durations import Duration
 from dist_ssl.engine import Engine
 from dist_ssl.errors import ConfigError, nearest
@@ -134,14 +134,18 @@ def parts(config: Config, world: World, ranks: int) -> Parts:
         knobs={**optimizer.knobs(run.batch_size), **method.knobs},
         epochs=run.epochs,
         views=method.num_views,
+        local_views=method.local_views,
         batch_size=run.batch_size,
         lanes=run.lanes,
         num_samples=len(train.samples),
     )
-    method.check(schedule.plan(Progress(epochs=run.epochs)))
-    check_side(encoder, schedule.plan(Progress(epochs=run.epochs)).image_size, "schedule.image_size")
+    plan = schedule.plan(Progress(epochs=run.epochs))
+    method.check(plan)
+    check_side(encoder, plan.image_size, "schedule.image_size")
+    check_side(encoder, plan.local_size if plan.local_views else None, "schedule.local_size")
     check_side(encoder, probing(config).image_size, "probe.image_size")
     recipes = [Recipe(**keywords(Recipe, view, f"views.{name}")) for name, view in sorted(config["views"].items())]
+    of_views(recipes, plan.views, plan.local_views)
     total = run.epochs * (len(train.samples) // run.batch_size * run.batch_size)
     return Parts(run, data, access, train, recipes, optimizer, method, schedule, total)
 

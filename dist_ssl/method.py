@@ -35,7 +35,9 @@ class Method(nn.Module, ABC):
     """One self-supervised method. `student` and `teacher` hold an `encoder`; the teacher has no gradients."""
 
     num_views: int
-    """Views that it takes of every image."""
+    """Global views that it takes of every image."""
+    local_views: int = 0
+    """Smaller views beside them; they come last in a batch."""
     wants_filling: bool = False
     """Whether a pass over the data comes before the first step."""
     student: nn.Module

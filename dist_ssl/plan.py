@@ -13,15 +13,19 @@ class EpochPlan:
 
     epoch: int
     image_size: int
-    """Side of a view, px."""
+    """Side of a global view, px."""
     magnitude: float
     """Augmentation strength; 1 is the recipe as published."""
     views: int
-    """Views drawn of every image."""
+    """Global views drawn of every image."""
     batch_size: int
     """Samples per step, whole job; a multiple of `lanes`."""
     lanes: int
     """Equal runs into which the epoch's samples are cut; a multiple of the number of ranks."""
+    local_views: int = 0
+    """Smaller views drawn beside the global ones."""
+    local_size: int = 0
+    """Side of those, px; 0 where there are none."""
 
     @property
     def samples_per_lane(self) -> int:

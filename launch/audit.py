@@ -54,8 +54,8 @@ def plans_of(run: RunDir) -> tuple[list[EpochPlan], list[int]]:
     """
     rows = {row["epoch"]: row for row in lines.read(run.folder / "plan.jsonl")}
     known = [rows[epoch] for epoch in itertools.takewhile(rows.__contains__, itertools.count())]
-    names = EpochPlan.__dataclass_fields__
-    return [EpochPlan(**{name: row[name] for name in names}) for row in known], [row["step"] for row in known]
+    plans = [{key: value for key, value in row.items() if key in EpochPlan.__dataclass_fields__} for row in known]
+    return [EpochPlan(**plan) for plan in plans], [row["step"] for row in known]
 
 
 def final_steps(run: RunDir) -> int:

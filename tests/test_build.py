@@ -94,6 +94,30 @@ REFUSED = {
     "an engine outside": (("engine._target_=os.system",), 1, "engine._target_=os.system", "dist_ssl."),
     "a key that the engine does not have": (("+engine.clipp=1",), 1, "engine.clipp", "clip"),
     "views that patches do not cover": (("encoder=vit_small",), 1, "schedule.image_size=20", "16, say"),
+    "local views that patches do not cover": (
+        ("encoder=vit_tiny_demo", "method=dino", "method.local_views=2", "schedule.local_size=10", "views=demo_crops"),
+        1,
+        "schedule.local_size=10",
+        "multiple of 4",
+    ),
+    "local views that nothing is cut by": (
+        ("method=swav", "method.local_views=2"),
+        1,
+        "No part of views is for the 2 local views",
+        "views=demo_crops",
+    ),
+    "local views of no side": (
+        ("method=swav", "method.local_views=2", "schedule.local_size=null", "views=demo_crops"),
+        1,
+        "schedule.local_size=null",
+        "schedule.local_size=96",
+    ),
+    "only local views": (
+        ("+views.view1.local=true", "+views.view2.local=true"),
+        1,
+        "No part of views is for the 2 global views",
+        "without local",
+    ),
     "a probe that patches do not cover": (
         ("encoder=vit_tiny_demo", "probe.image_size=30"),
         1,

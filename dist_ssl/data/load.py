@@ -32,14 +32,16 @@ AHEAD_BYTES = 64_000_000
 class Cut(Protocol):
     """Draws and cuts the views of an image."""
 
-    size: int
+    def side(self, slot: int) -> int:
+        """Side of the view in this slot, px."""
+        ...
 
     def draw(self, draws: Draws, ids: Ints) -> list[Floats]:
         """Random numbers per view, [B, n] each."""
         ...
 
     def cut(self, data: bytes, draws: Sequence[Floats], out: Sequence[Pixels]) -> str:
-        """Fill one [size, size, 3] buffer per view; why that was slow, if it was. Raises UnreadableError."""
+        """Fill one [side, side, 3] buffer per view; why that was slow, if it was. Raises UnreadableError."""
         ...
 
 
@@ -58,7 +60,7 @@ class Loaded:
 
     ids: Ints
     views: list[Pixels]
-    """[B, size, size, 3] each."""
+    """[B, side, side, 3] each."""
     valid: npt.NDArray[np.bool_]
     """[B] False where a stand-in took the place."""
     wait_seconds: float
@@ -122,12 +124,12 @@ class Loader:
         return max(2 - len(sizes), min(2, fitting))
 
     def _buffers(self, spare: deque[list[Pixels]], request: Request, cutter: Cut, views: int) -> list[Pixels]:
-        shape = (len(request.ids), cutter.size, cutter.size, 3)
+        shapes = [(len(request.ids), cutter.side(slot), cutter.side(slot), 3) for slot in range(views)]
         while spare:
             found = spare.popleft()
-            if found[0].shape == shape:
+            if [view.shape for view in found] == shapes:
                 return found
-        return [np.empty(shape, dtype=np.uint8) for _ in range(views)]
+        return [np.empty(shape, dtype=np.uint8) for shape in shapes]
 
     def _start(
         self, pool: ThreadPoolExecutor, request: Request, cutter: Cut, views: list[Pixels]

@@ -16,7 +16,7 @@ from dist_ssl.data.decode import MAX_PIXELS, SLOW
 from dist_ssl.data.lanes import EpochOrder
 from dist_ssl.data.load import Loaded, Loader, Request
 from dist_ssl.data.photometric import Photometry
-from dist_ssl.data.views import Cutter, Recipe
+from dist_ssl.data.views import Cutter, Recipe, of_views
 from dist_ssl.draws import Draws, Purpose
 from dist_ssl.plan import EpochPlan
 from dist_ssl.world import World
@@ -59,13 +59,14 @@ class Stream:
         """The batches of an epoch from `start` samples into every lane on; the last incomplete one is left out."""
         draws = Draws(self.seed, plan.epoch)
         order = EpochOrder(self.split.shard_sizes, draws, plan.lanes, self.window)
-        recipes = [self.recipes[slot % len(self.recipes)].at(plan.magnitude) for slot in range(plan.views)]
+        recipes = [r.at(plan.magnitude) for r in of_views(self.recipes, plan.views, plan.local_views)]
+        sizes = [plan.local_size if recipe.local else plan.image_size for recipe in recipes]
         colour = [Photometry(r, slot, self.colours.mean, self.colours.std) for slot, r in enumerate(recipes)]
         count = plan.samples_per_lane
         self.loader.reader.expect(order.shards_from(self.world.rank, self.world.size, start))
         starts = range(start, order.lane_length - count + 1, count)
         requests = (self._request(order, draws, at, count) for at in starts)
-        loaded = self.loader.load(requests, Cutter(recipes, plan.image_size, self.max_pixels), plan.views)
+        loaded = self.loader.load(requests, Cutter(recipes, sizes, self.max_pixels), len(sizes))
         for at, pixels in zip(starts, loaded, strict=True):
             yield self._batch(pixels, colour, draws, at // count)
 

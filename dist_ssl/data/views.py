@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from dist_ssl.data.decode import MAX_PIXELS, Box, decode, resize
 from dist_ssl.draws import Draws, Floats, Purpose
+from dist_ssl.errors import ConfigError
 
 TRIES = 10
 CROP_DRAWS = 2 * TRIES + 2
@@ -46,6 +47,8 @@ class Recipe:
     flip_p: float = 0.5
     turn_p: float = 0.0
     """By one, two or three quarter turns."""
+    local: bool = False
+    """For the local views, the smaller ones, and not for the global ones."""
 
     def at(self, magnitude: float) -> "Recipe":
         """The recipe at a strength of 0 to 1; 1 is as published. Jitter and crops grow milder, effects rarer."""
@@ -93,6 +96,24 @@ def centre_box(width: int, height: int, aspect: tuple[float, float]) -> Box:
     return left, top, left + w, top + h
 
 
+def of_views(recipes: Sequence[Recipe], views: int, local_views: int) -> list[Recipe]:
+    """The recipe of every view: global views, then local ones, each kind takes turns at its own recipes.
+
+    Raises ConfigError where there is none for a kind.
+    """
+    found: list[Recipe] = []
+    for local, count in ((False, views), (True, local_views)):
+        own = [recipe for recipe in recipes if recipe.local is local]
+        if count and not own:
+            kind = "local" if local else "global"
+            raise ConfigError(
+                f"No part of views is for the {count} {kind} views of an image.",
+                "Use views=demo_crops, say, or add a part with local: true." if local else "Add one without local.",
+            )
+        found += [own[slot % len(own)] for slot in range(count)]
+    return found
+
+
 def smallest_crop_scale(recipes: Sequence[Recipe], size: int) -> int:
     """Side, px, that a decoded image must keep so that no crop is upsampled more than the original forces."""
     narrowest = [r.crop_min * min(r.aspect[0], 1 / r.aspect[1]) for r in recipes]
@@ -100,25 +121,33 @@ def smallest_crop_scale(recipes: Sequence[Recipe], size: int) -> int:
 
 
 class Cutter:
-    """Cuts all views of an image. `recipes`: one per view; `size`: side of a view, px; larger images are unreadable."""
+    """Cuts all views of an image. `recipes`: one per view; `size`: side of all views, px, or of each of them.
 
-    def __init__(self, recipes: Sequence[Recipe], size: int, max_pixels: int = MAX_PIXELS) -> None:
-        self.recipes, self.size, self.max_pixels = recipes, size, max_pixels
-        self.needed = smallest_crop_scale(recipes, size)
+    Images of more than `max_pixels` are unreadable.
+    """
+
+    def __init__(self, recipes: Sequence[Recipe], size: int | Sequence[int], max_pixels: int = MAX_PIXELS) -> None:
+        self.sizes = [size] * len(recipes) if isinstance(size, int) else list(size)
+        self.recipes, self.max_pixels = recipes, max_pixels
+        self.needed = max(smallest_crop_scale([r], side) for r, side in zip(recipes, self.sizes, strict=True))
+
+    def side(self, slot: int) -> int:
+        """Side of the view in this slot, px."""
+        return self.sizes[slot]
 
     def draw(self, draws: Draws, ids: Ints) -> list[Floats]:
         """The random numbers of every view's crops, [B, CROP_DRAWS] each."""
         return [draws.uniform(Purpose.CROP, ids, slot, CROP_DRAWS) for slot in range(len(self.recipes))]
 
     def cut(self, data: bytes, draws: Sequence[Floats], out: Sequence[Pixels]) -> str:
-        """Decode once and write every view into its [size, size, 3] buffer; why that was slow, if it was.
+        """Decode once and write every view into its [side, side, 3] buffer; why that was slow, if it was.
 
         Boxes are drawn in the decoded image, so that they lie on its pixels. Raises UnreadableError.
         """
         image = decode(data, self.needed, self.max_pixels)
         height, width, _ = image.pixels.shape
-        for recipe, numbers, view in zip(self.recipes, draws, out, strict=True):
-            view[:] = resize(image.pixels, crop_box(width, height, recipe, numbers), self.size)
+        for recipe, side, numbers, view in zip(self.recipes, self.sizes, draws, out, strict=True):
+            view[:] = resize(image.pixels, crop_box(width, height, recipe, numbers), side)
         return image.slow
 
 
@@ -127,6 +156,10 @@ class Whole:
 
     def __init__(self, size: int, max_pixels: int = MAX_PIXELS) -> None:
         self.size, self.max_pixels = size, max_pixels
+
+    def side(self, slot: int) -> int:
+        """Side of the one view, px."""
+        return self.size
 
     def draw(self, draws: Draws, ids: Ints) -> list[Floats]:
         """No numbers are needed."""

@@ -1,10 +1,11 @@
 """DINO (Caron et al. 2021, arXiv 2104.14294): a student matches the sharpened, centred outputs of a slow teacher.
 
-    s_v = head(encoder(x_v)),  t_v = teacher(x_v) without gradient
+    s_v = head(encoder(x_v)) of all views,  t_i = teacher(x_i) of the global ones, without gradient
     loss = mean over pairs of views i != v of CE(softmax((t_i - c) / T_t), softmax(s_v / T_s))
     c <- m_c c + (1 - m_c) mean(t)
 
-The head's last layer has directions only: its weights are normalised where they are used. With views of one size.
+Local views, small crops, are the student's alone. The head's last layer has directions only: its weights are normalised
+where they are used.
 """
 
 import copy
@@ -22,6 +23,7 @@ from dist_ssl.losses.dino import batch_centre, dino_cross_entropy
 from dist_ssl.losses.job import job_mean
 from dist_ssl.method import Embeddings, LossOutput, Method
 from dist_ssl.methods.health import signs_of_health
+from dist_ssl.methods.sizes import by_size
 from dist_ssl.models import norm
 from dist_ssl.models.branch import Branch, width_of
 from dist_ssl.plan import Knob, Knobs
@@ -60,7 +62,8 @@ class DINO(Method):
 
     `hidden`, `narrow`, `outputs`: widths of the head. `student_temperature`, `teacher_temperature` > 0.
     `centre_momentum`, `momentum`: 0 to 1, of the centre, and the teacher's at the start, which rises to 1 along half a
-    cosine. `num_views`: from 2. `norm_group`: samples that share batch-norm statistics; None: all of the job's.
+    cosine. `num_views`: from 2; `local_views`: small ones beside them, from 0.
+    `norm_group`: samples that share batch-norm statistics; None: all of the job's.
     """
 
     student: Branch
@@ -79,16 +82,18 @@ class DINO(Method):
         centre_momentum: float = 0.9,
         momentum: float = 0.996,
         num_views: int = 2,
+        local_views: int = 0,
         norm_group: int | None = None,
     ) -> None:
         super().__init__()
         at_least("method", 1, hidden=hidden, narrow=narrow, outputs=outputs)
         at_least("method", 2, num_views=num_views)
+        at_least("method", 0, local_views=local_views)
         positive("method", student_temperature=student_temperature, teacher_temperature=teacher_temperature)
         shares("method", momentum=momentum, centre_momentum=centre_momentum)
         self.world, self.momentum, self.centre_momentum = world, momentum, centre_momentum
         self.temperatures = {"student_temperature": student_temperature, "teacher_temperature": teacher_temperature}
-        self.num_views = num_views
+        self.num_views, self.local_views = num_views, local_views
         statistics = scope(world, norm_group)
         student = Branch(encoder, Head(width_of(encoder), hidden, narrow, outputs))
         teacher = copy.deepcopy(student).requires_grad_(False)
@@ -108,18 +113,16 @@ class DINO(Method):
 
     def embed(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
         """The student's outputs `s0`, `s1`, ..., [B, outputs] each; each view with its own statistics."""
-        norm.set_views(self, len(views))
-        return {f"s{number}": s for number, s in enumerate(self.student(torch.cat(views)).chunk(len(views)))}
+        return {f"s{number}": s for number, s in enumerate(by_size(self.student, views))}
 
     @torch.no_grad()
     def targets(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
-        """The teacher's outputs `t0`, `t1`, ..., [B, outputs] each."""
-        norm.set_views(self, len(views))
-        return {f"t{number}": t for number, t in enumerate(self.teacher(torch.cat(views)).chunk(len(views)))}
+        """The teacher's outputs of the global views, `t0`, `t1`, ..., [B, outputs] each."""
+        return {f"t{number}": t for number, t in enumerate(by_size(self.teacher, views[: self.num_views]))}
 
     def loss(self, embeddings: Embeddings, batch: Batch, knobs: Knobs) -> LossOutput:
         """The cross-entropy between different views, the mean over the job's valid samples."""
-        students = [embeddings[f"s{number}"] for number in range(self.num_views)]
+        students = [embeddings[f"s{number}"] for number in range(self.num_views + self.local_views)]
         teachers = [embeddings[f"t{number}"] for number in range(self.num_views)]
         rows = dino_cross_entropy(students, teachers, self.centre.value, **self.temperatures)
         return LossOutput(

@@ -59,7 +59,8 @@ class Rotation(Method):
             self.add_module(name, child)
         head = mlp([width_of(method.encoder), hidden, TURNS], last_norm=False, bias=True)
         self.rotation = norm.convert(head, scope(world, norm_group))
-        self.num_views, self.teacher, self.wants_filling = method.num_views, method.teacher, method.wants_filling
+        self.num_views, self.local_views = method.num_views, method.local_views
+        self.teacher, self.wants_filling = method.teacher, method.wants_filling
 
     method: Method
 

@@ -1,13 +1,12 @@
 """SwAV (Caron et al. 2020, arXiv 2006.09882): views agree on how they share out prototypes.
 
     s_v = cosines of projector(encoder(x_v)) with the prototypes;   q_v = Sinkhorn(s_v) over the job, no gradient
-    loss = mean over pairs of views i != v of -sum q_i log softmax(s_v / T)
+    loss = mean over global views i and all other views v of -sum q_i log softmax(s_v / T)
 
-The prototypes' directions count: they are normalised where they are used, and not in place after each step. Without
-the queue of embeddings that small batches of the authors use, and with views of one size.
+Local views, small crops, are only predicted from. The prototypes' directions count: they are normalised where they are
+used, and not in place after each step. Without the queue of embeddings that small batches of the authors use.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -19,6 +18,7 @@ from dist_ssl.losses.job import job_mean
 from dist_ssl.losses.swav import sinkhorn, swapped_cross_entropy
 from dist_ssl.method import Embeddings, LossOutput, Method
 from dist_ssl.methods.health import signs_of_health
+from dist_ssl.methods.sizes import by_size
 from dist_ssl.models import norm
 from dist_ssl.models.branch import Branch, width_of
 from dist_ssl.models.heads import mlp
@@ -30,8 +30,8 @@ class SwAV(Method):
     """SwAV around an encoder that carries `num_features`.
 
     `hidden`, `dim`: widths of the projector. `prototypes`: their number. `temperature`, `eps` > 0: of the softmax, and
-    of the codes. `iterations`: of Sinkhorn and Knopp. `num_views`: from 2. `norm_group`: samples that share batch-norm
-    statistics; None: all of the job's.
+    of the codes. `iterations`: of Sinkhorn and Knopp. `num_views`: from 2; `local_views`: small ones beside them, from
+    0. `norm_group`: samples that share batch-norm statistics; None: all of the job's.
     """
 
     student: Branch
@@ -49,14 +49,16 @@ class SwAV(Method):
         eps: float = 0.05,
         iterations: int = 3,
         num_views: int = 2,
+        local_views: int = 0,
         norm_group: int | None = None,
     ) -> None:
         super().__init__()
         at_least("method", 1, hidden=hidden, dim=dim, prototypes=prototypes, iterations=iterations)
         at_least("method", 2, num_views=num_views)
+        at_least("method", 0, local_views=local_views)
         positive("method", temperature=temperature, eps=eps)
         self.world, self.temperature, self.eps, self.iterations = world, temperature, eps, iterations
-        self.num_views = num_views
+        self.num_views, self.local_views = num_views, local_views
         student = Branch(encoder, mlp([width_of(encoder), hidden, dim], last_norm=False, bias=True))
         self.student = norm.convert(student, scope(world, norm_group))  # type: ignore[assignment]
         self.prototypes = nn.Linear(dim, prototypes, bias=False)
@@ -68,17 +70,16 @@ class SwAV(Method):
 
     def embed(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
         """Cosines with the prototypes, `s0`, `s1`, ..., [B, prototypes] each; each view with its own statistics."""
-        norm.set_views(self, len(views))
-        z = F.normalize(self.student(torch.cat(views)), dim=1)
-        scores = F.linear(z, F.normalize(self.prototypes.weight, dim=1))
-        return {f"s{number}": part for number, part in enumerate(scores.chunk(len(views)))}
+        directions = F.normalize(self.prototypes.weight, dim=1)
+        seen = enumerate(by_size(self.student, views))
+        return {f"s{number}": F.linear(F.normalize(z, dim=1), directions) for number, z in seen}
 
     def loss(self, embeddings: Embeddings, batch: Batch, knobs: Knobs) -> LossOutput:
-        """Every view's codes predicted from every other view, the mean over the job's valid samples."""
+        """Every global view's codes predicted from every other view, the mean over the job's valid samples."""
         scores = [embeddings[f"s{number}"] for number in range(len(embeddings))]
         codes = [
             sinkhorn(s.detach(), batch.valid, self.world.sum_const, eps=self.eps, iterations=self.iterations)
-            for s in scores
+            for s in scores[: self.num_views]
         ]
         rows = swapped_cross_entropy(scores, [code.to(scores[0].dtype) for code in codes], self.temperature)
         return LossOutput(job_mean(rows, batch.valid, self.world.sum), metrics=signs_of_health(scores[0], scores[1]))

@@ -1,6 +1,7 @@
 """The steady schedule: every epoch alike, warm-up and half a cosine over the whole run (MoCo v3's form)."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 
@@ -13,9 +14,10 @@ from dist_ssl.progress import Progress
 class Steady:
     """One image size, one magnitude, one batch size from the first epoch to the last.
 
-    `image_size`: side of a view, px. `warmup`: in epochs or steps, shorter than the run, or None. `num_samples`:
-    samples in the data set; an epoch uses the largest multiple of `batch_size`. `hold`: share of the run, 0 to less
-    than 1, for which the learning rate stays at its peak before it falls; 0 is MoCo v3's form, more suits short runs.
+    `image_size`, `local_size`: sides of global and of local views, px. `warmup`: in epochs or steps, shorter than the
+    run, or None. `num_samples`: samples in the data set; an epoch uses the largest multiple of `batch_size`. `hold`:
+    share of the run, 0 to less than 1, for which the learning rate stays at its peak before it falls; 0 is MoCo v3's
+    form, more suits short runs.
     """
 
     def __init__(
@@ -29,11 +31,20 @@ class Steady:
         batch_size: int,
         lanes: int,
         num_samples: int,
+        local_views: int = 0,
+        local_size: int | None = None,
         hold: float = 0.0,
     ) -> None:
         if not 0 <= hold < 1:
             raise ConfigError(f"schedule.hold={hold} is not possible: it is a share of the run.", "0 to less than 1.")
-        self.template = EpochPlan(0, image_size, 1.0, views, batch_size, lanes)
+        if local_views and (local_size is None or local_size < 1):
+            raise ConfigError(
+                f"schedule.local_size={'null' if local_size is None else local_size} is not possible: the method takes "
+                f"{local_views} local views.",
+                "Set their side, px: schedule.local_size=96, say, beside schedule.image_size=224.",
+            )
+        small = (local_views, local_size) if local_views and local_size else (0, 0)
+        self.template = EpochPlan(0, image_size, 1.0, views, batch_size, lanes, *small)
         self.knobs = knobs
         self.epoch_samples = num_samples // batch_size * batch_size
         self.total = epochs * self.epoch_samples
@@ -42,8 +53,7 @@ class Steady:
 
     def plan(self, progress: Progress) -> EpochPlan:
         """The same plan for every epoch."""
-        t = self.template
-        return EpochPlan(progress.epoch, t.image_size, t.magnitude, t.views, t.batch_size, t.lanes)
+        return replace(self.template, epoch=progress.epoch)
 
     def step(self, progress: Progress) -> Knobs:
         """The knobs at `progress.samples` of the run's samples."""

@@ -179,6 +179,38 @@ def test_the_plan_sets_image_size_and_number_of_views(split: manifest.Split) -> 
     assert not torch.equal(batch.views[0], batch.views[2])
 
 
+def test_local_views_come_last_and_change_no_global_one(split: manifest.Split, whole: list[Batch]) -> None:
+    plan = replace(PLAN, local_views=3, local_size=8)
+    recipes = [replace(FIRST, crop_min=0.05, crop_max=0.2, local=True), *RECIPES]
+    with Reader(split) as reader:
+        stream = Stream(
+            Loader(reader, 2), recipes, COLOURS, world=World(), seed=SEED, window=WINDOW, dtype=torch.float32
+        )
+        found = list(stream.epoch(plan))
+    for own, other in zip(found, whole, strict=True):
+        assert [view.shape[-1] for view in own.views] == [16, 16, 8, 8, 8]
+        assert same(replace(own, views=own.views[:2]), other)
+        assert not torch.equal(own.views[2], own.views[3])
+        assert not torch.equal(own.views[3], own.views[4])
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_local_views_are_the_same_at_every_world_size(split: manifest.Split, size: int) -> None:
+    plan, recipes = replace(PLAN, local_views=2, local_size=8), [*RECIPES, replace(FIRST, local=True)]
+
+    def views(rank: int, size: int) -> list[list[Tensor]]:
+        world = World(rank=rank, size=size)
+        stream = Stream(Loader(reader, 1), recipes, COLOURS, world=world, seed=1, window=6, dtype=torch.float64)
+        return [batch.views for batch in stream.epoch(plan)]
+
+    with Reader(split) as reader:
+        alone, ranks = views(0, 1), [views(rank, size) for rank in range(size)]
+    for step, whole_batch in enumerate(alone):
+        for slot, view in enumerate(whole_batch):
+            joined = torch.cat([rank[step][slot] for rank in ranks])
+            torch.testing.assert_close(joined, view, rtol=0, atol=1e-11)
+
+
 def test_views_take_turns_at_the_recipes(split: manifest.Split) -> None:
     recipes = [Recipe(crop_min=0.2), Recipe(crop_min=0.2, gray_p=1.0)]
     with Reader(split) as reader:

@@ -21,6 +21,7 @@ from dist_ssl.data.views import (
     Whole,
     centre_box,
     crop_box,
+    of_views,
     smallest_crop_scale,
 )
 from dist_ssl.draws import Draws
@@ -249,3 +250,31 @@ def test_the_whole_image_is_squeezed_without_draws() -> None:
     whole.cut(encoded(image, "PNG"), [np.empty(0, dtype=np.float32)], [out])
     expected = np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR))
     assert np.abs(out.astype(int) - expected).max() <= 1
+
+
+def test_each_kind_of_view_takes_turns_at_its_own_recipes() -> None:
+    first, second, small = Recipe(0.4), Recipe(0.5), Recipe(0.05, local=True)
+    assert of_views([small, first, second], 3, 2) == [first, second, first, small, small]
+    assert of_views([first], 2, 0) == [first, first]
+
+
+def test_views_of_several_sides_are_cut_from_one_image_as_if_each_were_alone() -> None:
+    small, data, ids = Recipe(0.05, 0.14, local=True), encoded(picture(300, 200), "PNG"), np.array([7])
+    recipes, sides = [RECIPE, small, small], [32, 12, 12]
+    cutter = Cutter(recipes, sides)
+    out = [np.zeros((side, side, 3), dtype=np.uint8) for side in sides]
+    draws = [d[0] for d in cutter.draw(Draws(0), ids)]
+    cutter.cut(data, draws, out)
+    assert [cutter.side(slot) for slot in range(3)] == sides
+    assert not np.array_equal(out[1], out[2])
+    for recipe, side, numbers, view in zip(recipes, sides, draws, out, strict=True):
+        alone = np.zeros_like(view)
+        Cutter([recipe], side).cut(data, [numbers], [alone])
+        np.testing.assert_array_equal(view, alone)
+
+
+@pytest.mark.parametrize("local", [96, 20])
+def test_an_image_is_decoded_as_large_as_the_view_that_needs_most(local: int) -> None:
+    small = Recipe(0.05, 0.14, local=True)
+    both = smallest_crop_scale([RECIPE], 64), smallest_crop_scale([small], local)
+    assert Cutter([RECIPE, small], [64, local]).needed == max(both)

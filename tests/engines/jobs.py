@@ -78,11 +78,12 @@ def small_engine(
     return engine
 
 
-def batch(world: World, views: int, step: int, dtype: torch.dtype = torch.float64) -> Batch:
+def batch(world: World, views: int, step: int, dtype: torch.dtype = torch.float64, *, local_views: int = 0) -> Batch:
     """This rank's part of the global batch of a step; all but one sample can be read."""
     generator = torch.Generator().manual_seed(step)
     ids = torch.arange(SAMPLES) + step * SAMPLES % IMAGES
-    pixels = [torch.randn(SAMPLES, 3, 12, 12, dtype=torch.float64, generator=generator).to(dtype) for _ in range(views)]
+    shapes = [(SAMPLES, 3, side, side) for side in [12] * views + [8] * local_views]
+    pixels = [torch.randn(shape, dtype=torch.float64, generator=generator).to(dtype) for shape in shapes]
     valid = torch.arange(SAMPLES) != step % SAMPLES
     own = slice(world.rank * SAMPLES // world.size, (world.rank + 1) * SAMPLES // world.size)
     return Batch([view[own] for view in pixels], ids[own], valid[own], None, Draws(0), step=step)
@@ -105,7 +106,8 @@ def trained(engine: Parallel, steps: range) -> list[float]:
     """Take these steps: the job's losses."""
     world, method = engine.world, engine.method
     dtype = engine.dtype
-    outs = [engine.step(batch(world, method.num_views, step, dtype), knobs(method)) for step in steps]
+    views, local = method.num_views, method.local_views
+    outs = [engine.step(batch(world, views, step, dtype, local_views=local), knobs(method)) for step in steps]
     return [float(world.sum_const(out.metrics["loss"]) / world.size) for out in outs]
 
 

@@ -61,7 +61,7 @@ def test_every_parameter_counts_for_one_unit() -> None:
 def both(world: World, name: str, **own: Any) -> tuple[Any, Any]:
     """Losses and states of a few steps with whole and with sharded parameters."""
     optimizer = own.pop("optimizer", OPTIMIZERS["sgd"])  # Adam would make steps of rounding errors
-    method = {key: own.pop(key) for key in ("rotation", "norm_group", "shuffle", "mix") if key in own}
+    method = {key: own.pop(key) for key in ("rotation", "norm_group", "shuffle", "mix", "local_views") if key in own}
     found = []
     for engine in ("ddp", "fsdp"):
         keys = own if engine == "fsdp" else {key: own[key] for key in ("clip", "accumulate") if key in own}
@@ -74,6 +74,7 @@ def furthest(world: World) -> dict[str, float]:
     """By how much sharded training differs from training with whole parameters, for everything here."""
     cases: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in METHODS}
     cases["rotation"] = ("mocov3", {"rotation": True})
+    cases["local views"] = ("dino", {"local_views": 2})
     cases |= {name: ("mocov3", {"optimizer": optimizer}) for name, optimizer in OPTIMIZERS.items() if name != "sgd"}
     cases |= {name: ("mocov3", {"norm_group": 2, **own}) for name, own in VARIANTS.items()}
     found = {}
@@ -88,7 +89,7 @@ def furthest(world: World) -> dict[str, float]:
 
 def test_every_method_optimizer_and_option_trains_as_with_whole_parameters(ranks: Ranks) -> None:
     for answer in ranks.run(furthest, 2):
-        assert len(answer) == len(METHODS) + len(OPTIMIZERS) + len(VARIANTS)
+        assert len(answer) == 1 + len(METHODS) + len(OPTIMIZERS) + len(VARIANTS)
         assert {case: gap for case, gap in answer.items() if not gap < 1e-9} == {}
 
 

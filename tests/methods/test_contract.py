@@ -40,6 +40,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "mocov3 + rotation": ("mocov3", {"aux": True}),
     "emp_ssl + rotation": ("emp_ssl", {"aux": True}),
     "dino + rotation": ("dino", {"aux": True}),
+    "dino, local views": ("dino", {"local_views": 3}),
+    "dino of a ViT, local views": ("dino", {"vit": True, "local_views": 2}),
+    "swav, local views, in groups": ("swav", {"local_views": 2, "num_views": 3, "norm_group": 4}),
+    "swav, local views, + rotation": ("swav", {"local_views": 2, "aux": True}),
 }
 cases = pytest.mark.parametrize("case", CASES)
 
@@ -68,21 +72,22 @@ def small_method(case: str, world: World, **more: Any) -> Method:
 
 def remember_something(method: Method, world: World) -> None:
     """Fill the memory that a method has, and let it remember one step."""
-    batch = small_batch(world, method.num_views, first=60)
+    batch = small_batch(world, method, first=60)
     if method.wants_filling:
         for first in (0, 16, 60, 92):
-            method.fill(small_batch(world, method.num_views, first=first))
+            method.fill(small_batch(world, method, first=first))
     out = method.loss(forward(method, batch), batch, knobs(method))
     method.remember(out, batch, knobs(method))
 
 
-def small_batch(world: World, num_views: int, invalid: tuple[int, ...] = (), first: int = 100) -> Batch:
-    """This rank's part of one global batch of random views; `first`: the number of its first sample."""
+def small_batch(world: World, method: Method, invalid: tuple[int, ...] = (), first: int = 100) -> Batch:
+    """This rank's part of one global batch of the method's views, random; `first`: the number of its first sample."""
     generator = torch.Generator().manual_seed(first)
     valid = torch.ones(SAMPLES, dtype=torch.bool)
     valid[list(invalid)] = False
     own = slice(world.rank * SAMPLES // world.size, (world.rank + 1) * SAMPLES // world.size)
-    views = [torch.randn(SAMPLES, 3, 12, 12, dtype=torch.float64, generator=generator) for _ in range(num_views)]
+    sides = [12] * method.num_views + [8] * method.local_views
+    views = [torch.randn(SAMPLES, 3, side, side, dtype=torch.float64, generator=generator) for side in sides]
     ids = torch.arange(first, first + SAMPLES)
     return Batch([v[own] for v in views], ids[own], valid[own], None, Draws(0), step=0)
 
@@ -99,7 +104,7 @@ def knobs(method: Method) -> Knobs:
 def loss_and_gradients(world: World, case: str, invalid: tuple[int, ...]) -> tuple[Tensor, dict[str, Tensor]]:
     """The job's loss and its gradients, averaged over ranks as every engine does."""
     method = small_method(case, world)
-    batch = small_batch(world, method.num_views, invalid)
+    batch = small_batch(world, method, invalid)
     out = method.loss(forward(method, batch), batch, knobs(method))
     out.loss.backward()
     gradients = {n: world.mean(p.grad) for n, p in method.named_parameters() if p.grad is not None}
@@ -109,7 +114,7 @@ def loss_and_gradients(world: World, case: str, invalid: tuple[int, ...]) -> tup
 def gradients_in_parts(world: World, case: str, parts: int) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss and gradients of a batch whose samples are computed in parts, or at once where `parts` is 1."""
     method = small_method(case, world, norm_group=2, shuffle=False, mix=False)
-    batch = small_batch(world, method.num_views, invalid=(3,))
+    batch = small_batch(world, method, invalid=(3,))
 
     def loss(embeddings: Embeddings) -> LossOutput:
         return method.loss(embeddings, batch, knobs(method))
@@ -156,7 +161,7 @@ def test_many_ranks_compute_the_loss_and_gradients_of_one(
 @cases
 def test_the_loss_is_finite_and_reaches_the_encoder_but_not_the_teacher(case: str) -> None:
     method = small_method(case, World())
-    batch = small_batch(World(), method.num_views)
+    batch = small_batch(World(), method)
     out = method.loss(forward(method, batch), batch, knobs(method))
     out.loss.backward()
     assert torch.isfinite(out.loss)
@@ -170,7 +175,7 @@ def test_the_loss_is_finite_and_reaches_the_encoder_but_not_the_teacher(case: st
 @cases
 def test_embed_and_loss_twice_give_the_same_and_change_no_buffer(case: str) -> None:
     method = small_method(case, World())
-    batch = small_batch(World(), method.num_views)
+    batch = small_batch(World(), method)
     before = buffers(method)
     first = method.loss(forward(method, batch), batch, knobs(method))
     second = method.loss(forward(method, batch), batch, knobs(method))
@@ -181,7 +186,7 @@ def test_embed_and_loss_twice_give_the_same_and_change_no_buffer(case: str) -> N
 def remembered(world: World, case: str) -> dict[str, Tensor]:
     """The memory after a step with a stand-in, spread tensors whole."""
     method = small_method(case, world)
-    batch = small_batch(world, method.num_views, invalid=(5,))
+    batch = small_batch(world, method, invalid=(5,))
     out = method.loss(forward(method, batch), batch, knobs(method))
     method.remember(out, batch, knobs(method))
     found = {name: value for name, value in buffers(method).items() if "running_" not in name}
@@ -201,7 +206,7 @@ def test_many_ranks_remember_what_one_does(ranks: Ranks, case: str, size: int) -
 @cases
 def test_remember_changes_no_parameter(case: str) -> None:
     method = small_method(case, World())
-    batch = small_batch(World(), method.num_views)
+    batch = small_batch(World(), method)
     out = method.loss(forward(method, batch), batch, knobs(method))
     before = {key: value.clone() for key, value in method.named_parameters()}
     method.remember(out, batch, knobs(method))
@@ -213,7 +218,7 @@ def test_every_metric_stands_in_the_table(case: str) -> None:
     from dist_ssl.metrics.table import BY_KEY
 
     method = small_method(case, World())
-    batch = small_batch(World(), method.num_views)
+    batch = small_batch(World(), method)
     out = method.loss(forward(method, batch), batch, knobs(method))
     assert out.metrics.keys() <= BY_KEY.keys()
     assert all(not value.requires_grad and value.dim() == 0 for value in out.metrics.values())

@@ -44,3 +44,16 @@ def test_the_centre_moves_a_tenth_of_the_way_to_the_mean_of_readable_samples_in_
     kept = [1, 2, 3, 5]
     mean = torch.cat([e["t0"][kept], e["t1"][kept]]).mean(0)
     assert torch.allclose(m.centre.value, 0.45 + 0.1 * mean)
+
+
+def test_the_teacher_sees_global_views_only_and_the_student_all() -> None:
+    m, b = small.method("dino", outputs=12, local_views=2), small.batch(2)
+    without = small.forward(m, b)
+    b.views += [torch.randn(6, 3, 8, 8, dtype=torch.float64) for _ in range(2)]
+    e = small.forward(m, b)
+    assert sorted(e) == ["s0", "s1", "s2", "s3", "t0", "t1"]
+    assert all(torch.equal(e[name], without[name]) for name in ("s0", "s1", "t0", "t1"))
+    targets = [((e[t] - m.centre.value) / 0.04).softmax(1) for t in ("t0", "t1")]
+    pairs = [(i, v) for i in range(2) for v in range(4) if v != i]
+    rows = [-(targets[i] * (e[f"s{v}"] / 0.1).log_softmax(1)).sum(1).mean() for i, v in pairs]
+    assert m.loss(e, b, small.KNOBS).loss.item() == pytest.approx(torch.stack(rows).mean().item())

@@ -6,6 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from dist_ssl.losses.swav import sinkhorn
+from dist_ssl.methods.swav import SwAV
+from dist_ssl.world import World
 from tests.methods import small
 
 
@@ -39,3 +42,27 @@ def test_the_loss_is_the_published_one_in_plain_sums() -> None:
     pairs = [-(codes(s[i]) * (s[v] / 0.1).log_softmax(1)).sum(1).mean() for i in range(3) for v in range(3) if v != i]
     found = m.loss({f"s{n}": value for n, value in enumerate(s)}, small.batch(3), small.KNOBS).loss
     assert found.item() == pytest.approx(torch.stack(pairs).mean().item())
+
+
+def test_local_views_are_predicted_from_global_codes_and_have_none() -> None:
+    m = small.method("swav", prototypes=5, local_views=2)
+    generator = torch.Generator().manual_seed(4)
+    s = [torch.rand(6, 5, dtype=torch.float64, generator=generator) * 2 - 1 for _ in range(4)]
+    two = small.method("swav", prototypes=5)
+    b = small.batch()
+
+    def loss(method: SwAV, scores: list[torch.Tensor]) -> float:
+        return method.loss({f"s{n}": value for n, value in enumerate(scores)}, b, small.KNOBS).loss.item()
+
+    q = [sinkhorn(x, b.valid, World().sum_const) for x in s[:2]]
+    local = [-(code * (x / 0.1).log_softmax(1)).sum(1).mean().item() for code in q for x in s[2:]]
+    assert loss(m, s) == pytest.approx((2 * loss(two, s[:2]) + sum(local)) / 6)
+
+
+def test_views_of_one_side_pass_the_encoder_together() -> None:
+    m, b = small.method("swav", prototypes=5, local_views=3), small.batch(2)
+    b.views += [torch.randn(6, 3, 8, 8, dtype=torch.float64) for _ in range(3)]
+    seen = []
+    m.encoder.register_forward_hook(lambda _module, images, _out: seen.append(tuple(images[0].shape)))
+    assert sorted(small.forward(m, b)) == ["s0", "s1", "s2", "s3", "s4"]
+    assert seen == [(12, 3, 12, 12), (18, 3, 8, 8)]

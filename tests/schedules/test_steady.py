@@ -16,7 +16,13 @@ BATCH, STEPS = 4096, 312
 KNOBS = {**SGD(0.6, 1e-6).knobs(BATCH), "momentum": Knob(0.99, 1.0, ahead=True), "now": Knob(0.99, 1.0)}
 
 
-def steady(epochs: int = 100, warmup: str = "10 epochs", hold: float = 0.0) -> Steady:
+def steady(
+    epochs: int = 100,
+    warmup: str = "10 epochs",
+    hold: float = 0.0,
+    local_views: int = 0,
+    local_size: int | None = None,
+) -> Steady:
     """A schedule of 312 steps per epoch, with a remainder of the data left over."""
     return Steady(
         224,
@@ -28,6 +34,8 @@ def steady(epochs: int = 100, warmup: str = "10 epochs", hold: float = 0.0) -> S
         lanes=64,
         num_samples=STEPS * BATCH + 1000,
         hold=hold,
+        local_views=local_views,
+        local_size=local_size,
     )
 
 
@@ -107,6 +115,18 @@ def test_the_golden_table_of_the_plans() -> None:
         (EpochPlan(epoch=2, image_size=224, magnitude=1.0, views=2, batch_size=4096, lanes=64), 7.2),
         (EpochPlan(epoch=3, image_size=224, magnitude=1.0, views=2, batch_size=4096, lanes=64), 2.4),
     ]
+
+
+def test_local_views_have_a_side_of_their_own_and_none_without_them() -> None:
+    plan = steady(local_views=6, local_size=96).plan(at(0))
+    assert (plan.views, plan.image_size, plan.local_views, plan.local_size) == (2, 224, 6, 96)
+    assert steady(local_size=96).plan(at(0)).local_size == 0
+
+
+@pytest.mark.parametrize("side", [None, 0])
+def test_local_views_without_a_side_are_refused(side: int | None) -> None:
+    with pytest.raises(ConfigError, match=r"schedule\.local_size=.* the method takes 6 local views"):
+        steady(local_views=6, local_size=side)
 
 
 @pytest.mark.parametrize("warmup", ["4 epochs", "5 epochs", "1248 steps"])
