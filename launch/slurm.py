@@ -21,6 +21,7 @@ from dist_ssl import lines
 from dist_ssl.errors import EXIT_CODE, ConfigError, UserError
 from launch import credentials, following, preparation, scheduler, submission, sweep
 from launch.ending import FAILED, FINISHED, REFUSED, STOPPED, Ending
+from launch.handover import hand_over
 from launch.local import LocalAttempt, visible_gpus
 from launch.progress_bar import RunView
 from launch.run_dir import RunDir
@@ -138,7 +139,7 @@ def go(prepared: list[Prepared], words: list[str], console: Console) -> int:
 
 def command(words: list[str], console: Console) -> int:
     """What the words ask for; the exit code."""
-    words = credentials.set_aside(words)
+    whole, words = words, credentials.set_aside(words)
     given = {
         key: word.partition("=")[2] for word in words for key in ("resume", "follow") if word.startswith(f"{key}=")
     }
@@ -149,6 +150,7 @@ def command(words: list[str], console: Console) -> int:
             raise ConfigError(f"{run.folder} was never submitted to Slurm.", f"Run it: resume={run.folder}")
         return follow(run, [], console)
     if "resume" in given:
+        hand_over(RunDir.open(Path(given["resume"])), whole, console)
         run, config = preparation.resume(others, Path(given["resume"]), console)
         return show(config, run.folder, console) if config["dry_run"] else go([(run, config)], others, console)
     several = any(word in sweep.FLAGS for word in words)

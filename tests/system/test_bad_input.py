@@ -125,6 +125,17 @@ def test_a_finished_run_is_not_run_again(finished: Path, capsys: pytest.CaptureF
     assert "has finished: nothing is left to train" in capsys.readouterr().out
 
 
+def test_a_run_of_other_code_goes_on_with_its_own(finished: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(finished, other)
+    script = other / "code" / "launch" / "slurm.py"
+    script.write_text(script.read_text().replace("has finished:", "has finished long ago:"))
+    code, text = Launch(f"resume={other}").finish()
+    assert code == 0, text
+    assert f"{other} was begun with other code than this: it goes on with its own." in text
+    assert f"{other} has finished long ago: nothing is left to train" in text
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 8 MB."""

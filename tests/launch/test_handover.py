@@ -1,0 +1,38 @@
+"""A resume uses the launcher of the run's own code, and only where that is another."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from launch.handover import files, hand_over
+from launch.run_dir import PROJECT, RunDir
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    """A run with the code of this project."""
+    found = RunDir(tmp_path / "run")
+    found.begin({"seed": 0}, [])
+    return found
+
+
+def test_the_same_code_goes_on_here(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert files(run.code) == files(PROJECT)
+    monkeypatch.setattr(os, "execve", lambda *_: pytest.fail("nothing is to be handed over"))
+    hand_over(run, ["resume=run"], Console(quiet=True))
+
+
+def test_other_code_becomes_this_process(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run.code / "configs" / "config.yaml").write_text("seed: 1\n")
+    became: list[Any] = []
+    monkeypatch.setattr(os, "execve", lambda *given: became.extend(given))
+    monkeypatch.setenv("PYTHONPATH", "elsewhere")
+    hand_over(run, ["resume=run", "nodes=2"], Console(quiet=True))
+    program, command, environment = became
+    assert program == sys.executable
+    assert command == [sys.executable, "-P", str(run.code / "launch" / "slurm.py"), "resume=run", "nodes=2"]
+    assert environment["PYTHONPATH"] == f"{run.code}{os.pathsep}elsewhere"
