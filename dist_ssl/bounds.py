@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from dist_ssl.durations import Duration
 from dist_ssl.errors import ConfigError
 
 
@@ -25,3 +26,10 @@ def positive(place: str, **values: float) -> None:
 def shares(place: str, **values: float) -> None:
     """Raise ConfigError where one of these is not between 0 and 1."""
     require(place, "a number from 0 to 1", lambda value: 0 <= value <= 1, **values)
+
+
+def counted(place: str, **values: Duration | None) -> None:
+    """Raise ConfigError where one of these is measured by a clock: what a run learns depends on its position alone."""
+    for key, value in values.items():
+        if value is not None and value.timed:
+            raise ConfigError(f"{place}.{key} is timed: it is counted.", "Write it in epochs or steps.")

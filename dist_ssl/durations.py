@@ -2,9 +2,9 @@
 
 import re
 from dataclasses import dataclass
+from typing import Protocol
 
 from dist_ssl.errors import ConfigError
-from dist_ssl.progress import Progress
 
 UNITS = {
     "step": ("steps", 1),
@@ -14,6 +14,25 @@ UNITS = {
     "hour": ("seconds", 3600),
 }
 FORM = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+?)s?\s*", re.ASCII)
+
+
+class Position(Protocol):
+    """What a duration reads of a `Progress`."""
+
+    @property
+    def step(self) -> int:
+        """Weight updates made."""
+        ...
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the next step belongs to, from 0."""
+        ...
+
+    @property
+    def between_epochs(self) -> bool:
+        """At least one epoch lies behind, and the next step begins another."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -43,7 +62,7 @@ class Duration:
         """Measured by a clock, not counted."""
         return self.unit == "seconds"
 
-    def due(self, progress: Progress) -> bool:
+    def due(self, progress: Position) -> bool:
         """Whether a counted duration has just run out again at this position; a timed one never has."""
         if self.unit == "steps":
             return progress.step % int(self.amount) == 0

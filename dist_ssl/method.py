@@ -40,6 +40,8 @@ class Method(nn.Module, ABC):
     """Smaller views beside them; they come last in a batch."""
     wants_filling: bool = False
     """Whether a pass over the data comes before the first step."""
+    unit_rows: tuple[str, ...] = ()
+    """Names of parameters whose rows an engine brings back to length 1 after every step."""
     student: nn.Module
     teacher: nn.Module | None
 

@@ -50,10 +50,11 @@ def apply_knobs(optimizer: torch.optim.Optimizer, knobs: Knobs) -> None:
 
 @dataclass(frozen=True)
 class Recipe(ABC):
-    """What all optimizers share. `base_lr` per 256 samples; `weight_decay`; `decay_1d`: decay biases and norms too.
+    """What all optimizers share. `base_lr` per 256 samples; `decay_1d`: decay biases and norms too.
 
-    `rises_from`, `falls_to`: shares of the peak, 0 to 1, where the warm-up begins and the run ends. `constant`: parts
-    that learn at the peak from the first step to the last.
+    `weight_decay`: at the start, `decay_to`: at the end of the run, None: the same. `rises_from`, `falls_to`: shares of
+    the peak, 0 to 1, where the warm-up begins and the run ends. `constant`: parts that learn at the peak from the
+    first step to the last.
     """
 
     base_lr: float
@@ -62,17 +63,23 @@ class Recipe(ABC):
     rises_from: float = 0.0
     falls_to: float = 0.0
     constant: list[str] = field(default_factory=list)
+    decay_to: float | None = None
 
     def __post_init__(self) -> None:
-        at_least("optim", 0, base_lr=self.base_lr, weight_decay=self.weight_decay)
+        at_least("optim", 0, base_lr=self.base_lr, weight_decay=self.weight_decay, decay_to=self.decay_at_the_end)
         shares("optim", rises_from=self.rises_from, falls_to=self.falls_to)
 
+    @property
+    def decay_at_the_end(self) -> float:
+        """The weight decay at the end of the run."""
+        return self.weight_decay if self.decay_to is None else self.decay_to
+
     def knobs(self, batch_size: int) -> Mapping[str, Knob]:
-        """The learning rate, warmed up and annealed, and the weight decay, constant."""
+        """The learning rate, warmed up and annealed, and the weight decay, constant or along half a cosine."""
         lr = self.base_lr * batch_size / REFERENCE_BATCH
         return {
             "lr": Knob(lr, lr * self.falls_to, warms_up=True, rises_from=lr * self.rises_from),
-            "weight_decay": Knob(self.weight_decay, self.weight_decay),
+            "weight_decay": Knob(self.weight_decay, self.decay_at_the_end),
             **{RATE_OF + part: Knob(lr, lr) for part in self.constant},
         }
 

@@ -6,6 +6,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from dist_ssl.durations import Duration
+
+FROZEN = "frozen/"
+"""Before the name of a part of a method, in the name of a knob: the part does not learn while the knob is above 0."""
+
 
 @dataclass(frozen=True)
 class EpochPlan:
@@ -60,6 +65,8 @@ class Knob:
 
     rises_from: float = 0.0
     """Where the warm-up begins."""
+    warmup: Duration | None = None
+    """Of its own, counted, however long the run; None: the schedule's."""
 
     def at(self, position: int, warmup: int, total: int, hold: int = 0) -> float:
         """The value after `position` of `total` samples, the first `warmup` of which warm up.
@@ -73,3 +80,11 @@ class Knob:
             return self.start
         turn = math.pi * (position - begin) / (total - begin)
         return self.end + (self.start - self.end) * 0.5 * (1 + math.cos(turn))
+
+
+def freeze(part: str, time: Duration | None) -> dict[str, Knob]:
+    """The knob that keeps a part of a method (the beginning of its parameters' names) from learning at first.
+
+    It falls from 1 to 0 during that time; None: no knob.
+    """
+    return {FROZEN + part: Knob(0.0, 0.0, warms_up=True, rises_from=1.0, warmup=time)} if time else {}

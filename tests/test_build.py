@@ -77,6 +77,18 @@ REFUSED = {
     "too few channels": (("data.mean=[0.5,0.5]",), 1, "data.mean=[0.5, 0.5]", "tuple"),
     "a duration without a unit": (("save_every=30",), 1, "'30' is not a duration", "30 seconds"),
     "a warm-up by the clock": (("schedule.warmup=5 minutes",), 1, "schedule.warmup", "epochs or steps"),
+    "a freeze by the clock": (
+        ("method=swav", "method.freeze_prototypes=1 hour"),
+        1,
+        "method.freeze_prototypes is timed",
+        "epochs or steps",
+    ),
+    "a teacher warmed up by the clock": (
+        ("method=dino", "method.teacher_warmup=1 minute"),
+        1,
+        "method.teacher_warmup is timed",
+        "epochs or steps",
+    ),
     "a warm-up as long as the run": (("schedule.warmup=24 epochs",), 1, "schedule.warmup=24 epochs", "shorten"),
     "a key that the class does not have": (("+method.hiden=3",), 1, "method.hiden", "hidden"),
     "a key that nothing reads": (("+epoch=5",), 1, "epoch", "epochs"),

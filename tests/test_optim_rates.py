@@ -8,7 +8,9 @@ import torch
 import yaml
 
 from dist_ssl.durations import Duration
+from dist_ssl.errors import ConfigError
 from dist_ssl.instantiate import instantiate
+from dist_ssl.optim import AdamW
 from dist_ssl.plan import Knob
 from dist_ssl.progress import Progress
 from dist_ssl.schedules.steady import Steady
@@ -89,3 +91,14 @@ def test_a_warm_up_from_above_0_is_linear_and_ends_at_the_peak() -> None:
     knob = Knob(2.0, 0.5, warms_up=True, rises_from=1.0)
     assert [knob.at(p, 10, 100) for p in (0, 5, 10)] == [1.0, 1.5, 2.0]
     assert knob.at(100, 10, 100) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("epoch", "decay"), [(0, 0.04), (25, 0.0927208), (50, 0.22), (100, 0.4)])
+def test_the_weight_decay_of_dino_grows_along_half_a_cosine(epoch: int, decay: float) -> None:
+    knob = AdamW(5e-4, 0.04, decay_to=0.4).knobs(512)["weight_decay"]
+    assert knob.at(epoch, 10, 100) == pytest.approx(decay, abs=1e-7)
+
+
+def test_a_decay_of_less_than_nothing_at_the_end_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"optim\.decay_to=-1"):
+        AdamW(1e-3, 0.04, decay_to=-1.0)

@@ -22,7 +22,8 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 DEMO = [name for name in NAMES if name.startswith("demo_")]
 COST = re.compile(
     r"# Cost: (?P<epochs>\d+) epochs x (?P<images>[\d,]+) images x (?P<views>\d+) views? = "
-    r"(?P<crops>[\d,.]+) million crops of (?P<side>\d+) px\."
+    r"(?P<crops>[\d,.]+) million crops of (?P<side>\d+) px"
+    r"(, and (?P<local>\d+) local views = (?P<more>[\d,.]+) million of (?P<small>\d+) px)?\."
 )
 COMMAND = re.compile(
     r"# python launch/slurm\.py \+recipe=(?P<recipe>\w+) nodes=(?P<nodes>\d+)( cluster\.gpus_per_node=(?P<gpus>\d+))?"
@@ -69,6 +70,11 @@ def test_a_recipe_can_be_built_as_its_command_says_and_its_header_is_true(listed
     assert int(cost["side"]) == found["schedule"]["image_size"]
     assert views == built.method.num_views
     assert found["epochs"] * images * views / 1e6 == pytest.approx(crops, abs=0.5 if crops >= 10 else 0.05)
+    assert int(cost["local"] or 0) == built.method.local_views
+    if cost["local"]:
+        more = found["epochs"] * images * built.method.local_views / 1e6
+        assert float(cost["more"].replace(",", "")) == pytest.approx(more, abs=0.5 if more >= 10 else 0.05)
+        assert int(cost["small"]) == found["schedule"]["local_size"]
 
 
 @pytest.mark.parametrize("name", NAMES)

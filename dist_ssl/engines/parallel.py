@@ -22,7 +22,7 @@ from dist_ssl.guard import check_finite
 from dist_ssl.method import Embeddings, LossOutput, Method
 from dist_ssl.models import ema, norm
 from dist_ssl.optim import Recipe, apply_knobs
-from dist_ssl.plan import Knobs
+from dist_ssl.plan import FROZEN, Knobs
 from dist_ssl.world import World
 
 T = TypeVar("T")
@@ -100,8 +100,10 @@ class Parallel(ABC):
         out = self.gradients(batch, knobs)
         norm.settle(self.method, self._mean)
         length = self._check_and_clip(out.loss.detach())
+        self._freeze(knobs)
         apply_knobs(self.optimizer, knobs)
         self.optimizer.step()
+        self._keep_length()
         self._follow(knobs)
         self.method.remember(out, batch, knobs)
         return StepOutput({"loss": out.loss.detach(), "gradient_norm": length, **out.metrics})
@@ -138,11 +140,24 @@ class Parallel(ABC):
             nn.utils.clip_grads_with_norm_(parameters, self.clip, length)
         return length
 
+    def _freeze(self, knobs: Knobs) -> None:
+        """Drop the gradients of what does not learn yet: neither it nor its moments move."""
+        for name in knobs.values:
+            if name.startswith(FROZEN) and knobs.number(name) > 0:
+                for parameter in self._branch(f"{name.removeprefix(FROZEN)}.").values():
+                    parameter.grad = None
+
+    @torch.no_grad()
+    def _keep_length(self) -> None:
+        """Bring the rows of what has directions only back to length 1; a rank holds whole rows."""
+        for name in self.method.unit_rows:
+            self.own[name].copy_(nn.functional.normalize(self.own[name], dim=1))
+
     def _follow(self, knobs: Knobs) -> None:
         if self.method.teacher is not None:
             ema.follow(self._branch("teacher."), self._branch("student."), knobs.number("momentum"))
 
-    def _branch(self, prefix: str) -> dict[str, Tensor]:
+    def _branch(self, prefix: str) -> dict[str, nn.Parameter]:
         return {name.removeprefix(prefix): p for name, p in self.own.items() if name.startswith(prefix)}
 
     @torch.no_grad()

@@ -5,7 +5,7 @@
     c <- m_c c + (1 - m_c) mean(t)
 
 Local views, small crops, are the student's alone. The head's last layer has directions only: its weights are normalised
-where they are used.
+where they are used. As published T_t rises at first, and the last layer stays as drawn for the first epoch.
 """
 
 import copy
@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from dist_ssl.batch import Batch
 from dist_ssl.blocks import scope
-from dist_ssl.bounds import at_least, positive, shares
+from dist_ssl.bounds import at_least, counted, positive, shares
 from dist_ssl.draws import SampleDraws
+from dist_ssl.durations import Duration
 from dist_ssl.losses.dino import batch_centre, dino_cross_entropy
 from dist_ssl.losses.job import job_mean
 from dist_ssl.method import Embeddings, LossOutput, Method
@@ -26,16 +27,19 @@ from dist_ssl.methods.health import signs_of_health
 from dist_ssl.methods.sizes import by_size
 from dist_ssl.models import norm
 from dist_ssl.models.branch import Branch, width_of
-from dist_ssl.plan import Knob, Knobs
+from dist_ssl.plan import Knob, Knobs, freeze
 from dist_ssl.world import World
 
 
 class Head(nn.Module):
     """Three layers to a narrow unit vector, and its cosines with `outputs` directions: [B, D] -> [B, outputs]."""
 
-    def __init__(self, width: int, hidden: int, narrow: int, outputs: int) -> None:
+    def __init__(self, width: int, hidden: int, narrow: int, outputs: int, hidden_norm: bool) -> None:
         super().__init__()
-        layers = [nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, narrow)]
+        layers: list[nn.Module] = []
+        for fan_in in (width, hidden):
+            layers += [nn.Linear(fan_in, hidden), *([nn.BatchNorm1d(hidden)] if hidden_norm else []), nn.GELU()]
+        layers.append(nn.Linear(hidden, narrow))
         self.mlp = nn.Sequential(*layers)
         self.last = nn.Linear(narrow, outputs, bias=False)
         for layer in layers:
@@ -60,7 +64,9 @@ class Centre(nn.Module):
 class DINO(Method):
     """DINO around an encoder that carries `num_features`.
 
-    `hidden`, `narrow`, `outputs`: widths of the head. `student_temperature`, `teacher_temperature` > 0.
+    `hidden`, `narrow`, `outputs`: widths of the head, `head_norm`: with batch norm between its layers.
+    `student_temperature`, `teacher_temperature` > 0; the latter rises from `teacher_rises_from` > 0 during
+    `teacher_warmup`, if any. `freeze_last`: how long the head's last layer stays as drawn, or None.
     `centre_momentum`, `momentum`: 0 to 1, of the centre, and the teacher's at the start, which rises to 1 along half a
     cosine. `num_views`: from 2; `local_views`: small ones beside them, from 0.
     `norm_group`: samples that share batch-norm statistics; None: all of the job's.
@@ -77,8 +83,12 @@ class DINO(Method):
         hidden: int = 2048,
         narrow: int = 256,
         outputs: int = 65536,
+        head_norm: bool = False,
         student_temperature: float = 0.1,
         teacher_temperature: float = 0.04,
+        teacher_rises_from: float = 0.04,
+        teacher_warmup: Duration | None = None,
+        freeze_last: Duration | None = None,
         centre_momentum: float = 0.9,
         momentum: float = 0.996,
         num_views: int = 2,
@@ -90,12 +100,16 @@ class DINO(Method):
         at_least("method", 2, num_views=num_views)
         at_least("method", 0, local_views=local_views)
         positive("method", student_temperature=student_temperature, teacher_temperature=teacher_temperature)
+        positive("method", teacher_rises_from=teacher_rises_from)
+        counted("method", teacher_warmup=teacher_warmup, freeze_last=freeze_last)
         shares("method", momentum=momentum, centre_momentum=centre_momentum)
         self.world, self.momentum, self.centre_momentum = world, momentum, centre_momentum
-        self.temperatures = {"student_temperature": student_temperature, "teacher_temperature": teacher_temperature}
+        self.student_temperature, self.freeze_last = student_temperature, freeze_last
+        begin = teacher_rises_from if teacher_warmup else teacher_temperature
+        self.teacher_temperature = Knob(teacher_temperature, teacher_temperature, True, False, begin, teacher_warmup)
         self.num_views, self.local_views = num_views, local_views
         statistics = scope(world, norm_group)
-        student = Branch(encoder, Head(width_of(encoder), hidden, narrow, outputs))
+        student = Branch(encoder, Head(width_of(encoder), hidden, narrow, outputs, head_norm))
         teacher = copy.deepcopy(student).requires_grad_(False)
         self.student = norm.convert(student, statistics)  # type: ignore[assignment]
         self.teacher = norm.convert(teacher, statistics)  # type: ignore[assignment]
@@ -108,8 +122,12 @@ class DINO(Method):
 
     @property
     def knobs(self) -> Mapping[str, Knob]:
-        """The teacher's momentum, from its start to 1."""
-        return {"momentum": Knob(self.momentum, 1.0, ahead=True)}
+        """The teacher's momentum, from its start to 1, its temperature, and how long the last layer stays as it is."""
+        return {
+            "momentum": Knob(self.momentum, 1.0, ahead=True),
+            "teacher_temperature": self.teacher_temperature,
+            **freeze("student.projector.last", self.freeze_last),
+        }
 
     def embed(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
         """The student's outputs `s0`, `s1`, ..., [B, outputs] each; each view with its own statistics."""
@@ -124,7 +142,13 @@ class DINO(Method):
         """The cross-entropy between different views, the mean over the job's valid samples."""
         students = [embeddings[f"s{number}"] for number in range(self.num_views + self.local_views)]
         teachers = [embeddings[f"t{number}"] for number in range(self.num_views)]
-        rows = dino_cross_entropy(students, teachers, self.centre.value, **self.temperatures)
+        rows = dino_cross_entropy(
+            students,
+            teachers,
+            self.centre.value,
+            student_temperature=self.student_temperature,
+            teacher_temperature=knobs.number("teacher_temperature"),
+        )
         return LossOutput(
             job_mean(rows, batch.valid, self.world.sum),
             metrics=signs_of_health(students[0], teachers[1]),

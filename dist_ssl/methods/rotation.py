@@ -60,7 +60,7 @@ class Rotation(Method):
         head = mlp([width_of(method.encoder), hidden, TURNS], last_norm=False, bias=True)
         self.rotation = norm.convert(head, scope(world, norm_group))
         self.num_views, self.local_views = method.num_views, method.local_views
-        self.teacher, self.wants_filling = method.teacher, method.wants_filling
+        self.teacher, self.wants_filling, self.unit_rows = method.teacher, method.wants_filling, method.unit_rows
 
     method: Method
 

@@ -3,17 +3,22 @@
     s_v = cosines of projector(encoder(x_v)) with the prototypes;   q_v = Sinkhorn(s_v) over the job, no gradient
     loss = mean over global views i and all other views v of -sum q_i log softmax(s_v / T)
 
-Local views, small crops, are only predicted from. The prototypes' directions count: they are normalised where they are
-used, and not in place after each step. Without the queue of embeddings that small batches of the authors use.
+Local views, small crops, are only predicted from. The prototypes' directions count: they are normalised after every
+step, and where they are used, so that gradients only turn them. Without the queue of embeddings that small batches of
+the authors use.
 """
 
+from collections.abc import Mapping
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dist_ssl.batch import Batch
 from dist_ssl.blocks import scope
-from dist_ssl.bounds import at_least, positive
+from dist_ssl.bounds import at_least, counted, positive
 from dist_ssl.draws import SampleDraws
+from dist_ssl.durations import Duration
 from dist_ssl.losses.job import job_mean
 from dist_ssl.losses.swav import sinkhorn, swapped_cross_entropy
 from dist_ssl.method import Embeddings, LossOutput, Method
@@ -22,7 +27,7 @@ from dist_ssl.methods.sizes import by_size
 from dist_ssl.models import norm
 from dist_ssl.models.branch import Branch, width_of
 from dist_ssl.models.heads import mlp
-from dist_ssl.plan import Knobs
+from dist_ssl.plan import Knob, Knobs, freeze
 from dist_ssl.world import World
 
 
@@ -30,10 +35,12 @@ class SwAV(Method):
     """SwAV around an encoder that carries `num_features`.
 
     `hidden`, `dim`: widths of the projector. `prototypes`: their number. `temperature`, `eps` > 0: of the softmax, and
-    of the codes. `iterations`: of Sinkhorn and Knopp. `num_views`: from 2; `local_views`: small ones beside them, from
-    0. `norm_group`: samples that share batch-norm statistics; None: all of the job's.
+    of the codes. `iterations`: of Sinkhorn and Knopp. `freeze_prototypes`: how long from the start of a run they stay
+    as drawn, or None. `num_views`: from 2; `local_views`: small ones beside them, from 0. `norm_group`: samples that
+    share batch-norm statistics; None: all of the job's.
     """
 
+    unit_rows = ("prototypes.weight",)
     student: Branch
     teacher = None
 
@@ -50,23 +57,33 @@ class SwAV(Method):
         iterations: int = 3,
         num_views: int = 2,
         local_views: int = 0,
+        freeze_prototypes: Duration | None = None,
         norm_group: int | None = None,
     ) -> None:
         super().__init__()
         at_least("method", 1, hidden=hidden, dim=dim, prototypes=prototypes, iterations=iterations)
         at_least("method", 2, num_views=num_views)
         at_least("method", 0, local_views=local_views)
+        counted("method", freeze_prototypes=freeze_prototypes)
         positive("method", temperature=temperature, eps=eps)
         self.world, self.temperature, self.eps, self.iterations = world, temperature, eps, iterations
         self.num_views, self.local_views = num_views, local_views
         student = Branch(encoder, mlp([width_of(encoder), hidden, dim], last_norm=False, bias=True))
         self.student = norm.convert(student, scope(world, norm_group))  # type: ignore[assignment]
         self.prototypes = nn.Linear(dim, prototypes, bias=False)
+        with torch.no_grad():
+            self.prototypes.weight.copy_(F.normalize(self.prototypes.weight, dim=1))
+        self.freeze_prototypes = freeze_prototypes
 
     @property
     def encoder(self) -> nn.Module:
         """The student's encoder."""
         return self.student.encoder
+
+    @property
+    def knobs(self) -> Mapping[str, Knob]:
+        """How long the prototypes still stay as they are."""
+        return freeze("prototypes", self.freeze_prototypes)
 
     def embed(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
         """Cosines with the prototypes, `s0`, `s1`, ..., [B, prototypes] each; each view with its own statistics."""

@@ -40,6 +40,10 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric("weight_decay", "dist_ssl_weight_decay", "Weight decay of the newest step.", "last"),
     Metric("momentum", "dist_ssl_teacher_momentum", "Momentum of the teacher's newest move.", "last"),
+    Metric("teacher_temperature", "dist_ssl_teacher_temperature", "Temperature of the teacher's outputs.", "last"),
+    Metric(
+        "frozen", "dist_ssl_frozen_ratio", "What is left of the time without learning, 1 to 0.", "last", label="part"
+    ),
     Metric("image_size", "dist_ssl_image_size_pixels", "Side of a view in this epoch.", "last"),
     Metric("images_per_second", "dist_ssl_images_per_second", "Images trained per second, whole job.", "last"),
     Metric("step_seconds", "dist_ssl_step_seconds", "Wall time of a step, mean since the last report.", "last"),

@@ -75,6 +75,9 @@ def timm_encoder(name: str, stem: Literal["standard", "small"] = "standard", **o
         raise ConfigError(f"encoder.name={name} is not a model of timm.", nearest(name, timm.list_models()))
     encoder: nn.Module = timm.create_model(name, num_classes=0, **options)
     encoder.num_features = getattr(encoder, "head_hidden_size", None) or encoder.num_features
+    patches = getattr(encoder, "patch_embed", None)
+    if patches is not None:
+        encoder.multiple_of = patches.patch_size[0]
     if stem == "small":
         _shrink_stem(encoder, name)
     return encoder

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import torch
 
+from dist_ssl.bounds import counted
 from dist_ssl.durations import Duration
 from dist_ssl.errors import ConfigError
 from dist_ssl.plan import EpochPlan, Knob, Knobs
@@ -48,7 +49,8 @@ class Steady:
         self.knobs = knobs
         self.epoch_samples = num_samples // batch_size * batch_size
         self.total = epochs * self.epoch_samples
-        self.warmup = self._samples(warmup)
+        shared = self._samples(warmup)
+        self.warmups = {name: self._counted(knob.warmup) if knob.warmup else shared for name, knob in knobs.items()}
         self.hold = int(hold * self.total)
 
     def plan(self, progress: Progress) -> EpochPlan:
@@ -59,19 +61,21 @@ class Steady:
         """The knobs at `progress.samples` of the run's samples."""
         step = self.template.batch_size
         values = {
-            name: knob.at(progress.samples + step * knob.ahead, self.warmup, self.total, self.hold)
+            name: knob.at(progress.samples + step * knob.ahead, self.warmups[name], self.total, self.hold)
             for name, knob in self.knobs.items()
         }
         return Knobs({name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()})
 
-    def _samples(self, warmup: Duration | None) -> int:
-        if warmup is None:
+    def _counted(self, duration: Duration | None) -> int:
+        """The samples of a counted duration."""
+        if duration is None:
             return 0
-        if warmup.timed:
-            raise ConfigError("schedule.warmup is timed: a warm-up is counted.", "Write it in epochs or steps.")
-        unit = self.epoch_samples if warmup.unit == "epochs" else self.template.batch_size
-        samples = int(warmup.amount) * unit
-        if samples >= self.total:
+        return int(duration.amount) * (self.epoch_samples if duration.unit == "epochs" else self.template.batch_size)
+
+    def _samples(self, warmup: Duration | None) -> int:
+        counted("schedule", warmup=warmup)
+        samples = self._counted(warmup)
+        if warmup and samples >= self.total:
             raise ConfigError(
                 f"schedule.warmup={warmup.amount:g} {warmup.unit} is as long as the run.",
                 "It must end before the run does: shorten it or raise epochs.",

@@ -16,7 +16,8 @@ from dist_ssl.plan import Knobs
 from dist_ssl.world import World
 from launch.run_dir import PROJECT
 
-KNOBS = Knobs({})
+KNOBS = Knobs({"teacher_temperature": torch.tensor(0.04, dtype=torch.float64)})
+"""All that losses read."""
 
 
 def method(name: str, **other: Any) -> Any:

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from dist_ssl.plan import Knobs
 from tests.methods import small
 
 
@@ -57,3 +58,23 @@ def test_the_teacher_sees_global_views_only_and_the_student_all() -> None:
     pairs = [(i, v) for i in range(2) for v in range(4) if v != i]
     rows = [-(targets[i] * (e[f"s{v}"] / 0.1).log_softmax(1)).sum(1).mean() for i, v in pairs]
     assert m.loss(e, b, small.KNOBS).loss.item() == pytest.approx(torch.stack(rows).mean().item())
+
+
+def test_the_knob_is_the_teachers_temperature() -> None:
+    m, b = small.method("dino", outputs=12), small.batch()
+    e = small.forward(m, b)
+    warm = Knobs({"teacher_temperature": torch.tensor(0.4)})
+    rows = [-((e[t] / 0.4).softmax(1) * (e[s] / 0.1).log_softmax(1)).sum(1) for t, s in (("t0", "s1"), ("t1", "s0"))]
+    assert m.loss(e, b, warm).loss.item() == pytest.approx(torch.stack(rows).mean().item())
+
+
+def test_the_temperature_rises_during_its_own_warm_up_and_without_one_not() -> None:
+    own = small.method("dino", teacher_temperature=0.07, teacher_warmup="30 epochs").knobs["teacher_temperature"]
+    assert [own.at(p, 30, 100) for p in (0, 15, 30, 60)] == pytest.approx([0.04, 0.055, 0.07, 0.07])
+    constant = small.method("dino", teacher_temperature=0.07).knobs["teacher_temperature"]
+    assert {constant.at(p, 30, 100) for p in (0, 15, 30, 60)} == {0.07}
+
+
+def test_the_head_may_have_batch_norm_between_its_layers() -> None:
+    head = small.method("dino", hidden=8, narrow=4, head_norm=True).student.projector
+    assert small.layout(head.mlp) == "32-8+ BN GELU 8-8+ BN GELU 8-4+"

@@ -32,6 +32,7 @@ REFUSED: dict[str, tuple[str, Any, str]] = {
     "fewer local views than none of SwAV": ("swav.local_views", -1, "is not possible: it is at least 0."),
     "fewer local views than none of DINO": ("dino.local_views", -1, "is not possible: it is at least 0."),
     "a cold teacher": ("dino.teacher_temperature", 0.0, "is not possible: it is more than 0."),
+    "a teacher that begins cold": ("dino.teacher_rises_from", 0.0, "is not possible: it is more than 0."),
     "no tiles": ("fast_moco.parts", 0, LEAST_1),
     "more tiles than there are": ("fast_moco.combined", 5, "is not possible: it is 1 to 4, the tiles of a view."),
     "one patch": ("emp_ssl.patches", 1, LEAST_2),

@@ -66,3 +66,7 @@ def test_views_of_one_side_pass_the_encoder_together() -> None:
     m.encoder.register_forward_hook(lambda _module, images, _out: seen.append(tuple(images[0].shape)))
     assert sorted(small.forward(m, b)) == ["s0", "s1", "s2", "s3", "s4"]
     assert seen == [(12, 3, 12, 12), (18, 3, 8, 8)]
+
+
+def test_prototypes_begin_with_length_1() -> None:
+    assert torch.allclose(small.method("swav").prototypes.weight.norm(dim=1), torch.ones(()).double(), atol=1e-6)

@@ -115,3 +115,17 @@ def test_a_model_can_be_built_without_its_memory() -> None:
     with torch.device("meta"):
         encoders = [TinyResNet(), timm_encoder("resnet18", stem="small")]
     assert {p.device.type for encoder in encoders for p in encoder.parameters()} == {"meta"}
+
+
+def test_positions_that_are_learnt_serve_views_of_other_sides() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        encoder = timm_encoder("vit_tiny_patch16_224", depth=1, dynamic_img_size=True).eval()
+    assert encoder.multiple_of == 16
+    assert encoder.pos_embed.requires_grad
+    with torch.no_grad():
+        assert [encoder(torch.zeros(2, 3, side, side)).shape for side in (96, 224)] == [(2, 192)] * 2
+
+
+def test_an_encoder_without_patches_takes_any_side() -> None:
+    assert not hasattr(timm_encoder("resnet18"), "multiple_of")

@@ -1,5 +1,7 @@
 """MoCo v3's published learning rates and momenta, the same plan every epoch, and warm-ups that are not possible."""
 
+from collections.abc import Mapping
+
 import pytest
 import torch
 from hypothesis import given
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from dist_ssl.durations import Duration
 from dist_ssl.errors import ConfigError
 from dist_ssl.optim import SGD
-from dist_ssl.plan import EpochPlan, Knob, Knobs
+from dist_ssl.plan import EpochPlan, Knob, Knobs, freeze
 from dist_ssl.progress import Progress
 from dist_ssl.schedules.steady import Steady
 
@@ -22,12 +24,13 @@ def steady(
     hold: float = 0.0,
     local_views: int = 0,
     local_size: int | None = None,
+    more: Mapping[str, Knob] | None = None,
 ) -> Steady:
     """A schedule of 312 steps per epoch, with a remainder of the data left over."""
     return Steady(
         224,
         Duration.parse(warmup),
-        knobs=KNOBS,
+        knobs={**KNOBS, **(more or {})},
         epochs=epochs,
         views=2,
         batch_size=BATCH,
@@ -115,6 +118,26 @@ def test_the_golden_table_of_the_plans() -> None:
         (EpochPlan(epoch=2, image_size=224, magnitude=1.0, views=2, batch_size=4096, lanes=64), 7.2),
         (EpochPlan(epoch=3, image_size=224, magnitude=1.0, views=2, batch_size=4096, lanes=64), 2.4),
     ]
+
+
+def test_a_knob_may_have_a_warm_up_of_its_own_and_is_constant_after_it() -> None:
+    own = Knob(0.07, 0.07, warms_up=True, rises_from=0.04, warmup=Duration.parse("30 epochs"))
+    schedule = steady(more={"teacher_temperature": own})
+    found = [schedule.step(at(epoch * STEPS)).number("teacher_temperature") for epoch in (0, 10, 15, 30, 31, 99)]
+    assert found == pytest.approx([0.04, 0.05, 0.055, 0.07, 0.07, 0.07])
+    assert schedule.step(at(5 * STEPS)).number("lr") == pytest.approx(4.8)
+
+
+@pytest.mark.parametrize(("time", "steps"), [("313 steps", 313), ("1 epoch", STEPS)])
+def test_a_part_is_frozen_for_exactly_so_many_steps(time: str, steps: int) -> None:
+    schedule = steady(more=freeze("prototypes", Duration.parse(time)))
+    left = [schedule.step(at(step)).number("frozen/prototypes") for step in (0, steps - 1, steps, steps + 1, 30000)]
+    assert left == pytest.approx([1, 1 / steps, 0, 0, 0])
+    assert [value > 0 for value in left] == [True, True, False, False, False]
+
+
+def test_what_is_never_frozen_has_no_knob() -> None:
+    assert freeze("prototypes", None) == {}
 
 
 def test_local_views_have_a_side_of_their_own_and_none_without_them() -> None:
