@@ -62,7 +62,8 @@ class Run:
     seed: int
     precision: str
     save_every: Duration
-    keep: int
+    keep_last: int
+    keep_every: Duration | None
     log_every: Duration
     threads: int
     decode_threads: int
@@ -71,7 +72,7 @@ class Run:
 
 
 GROUPS = ("method", "encoder", "aux", "optim", "schedule", "views", "data", "engine", "probe", "metrics")
-LEAST = {"epochs": 1, "keep": 1, "window": 1, "seed": 0}
+LEAST = {"epochs": 1, "keep_last": 1, "window": 1, "seed": 0}
 OF_LAUNCH = ("cluster", "runs", "name", "resume", "wait", "dry_run", "format")
 """What the launcher reads; nothing here depends on it."""
 TOP = (*Run.__dataclass_fields__, *GROUPS, *OF_LAUNCH)
@@ -164,6 +165,8 @@ def top_level(config: Config) -> Run:
     check_units("timeout", run.timeout, "seconds")
     check_units("log_every", run.log_every, "steps")
     check_units("save_every", run.save_every, "seconds", "steps")
+    if run.keep_every:
+        check_units("keep_every", run.keep_every, "steps", "epochs")
     if run.precision not in DTYPES:
         raise ConfigError(f"precision={run.precision} is not possible.", nearest(run.precision, DTYPES))
     return run
@@ -225,9 +228,14 @@ def build(config: Config, world: World, signals: Signals, place: Place) -> Job:
             p.schedule, world=world, num_samples=len(p.train.samples), record=place.folder / "plan.jsonl"
         ),
         checkpoint=Checkpoint(
-            place.folder / "checkpoints", world, keep=p.run.keep, attempt=place.attempt, newest=place.newest
+            place.folder / "checkpoints",
+            world,
+            keep_last=p.run.keep_last,
+            keep_every=p.run.keep_every,
+            attempt=place.attempt,
+            newest=place.newest,
         ),
-        pulse=Pulse(world, signals, p.run.save_every),
+        pulse=Pulse(world, signals, p.run.save_every, p.run.keep_every),
         probe=probe(config, p, world),
         meter=Meter(world, sinks(config, p, world, place), p.total_samples),
         ledger=Ledger(place.folder / "ledger", place.attempt, world),

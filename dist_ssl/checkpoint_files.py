@@ -2,51 +2,35 @@
 
 The table names every tensor with its shape, its dtype and its pieces. A piece is a run of the tensor's elements,
 counted row by row: the file that holds it, the number of its first element, how many there are, and the xxh3-128 of its
-bytes. A reader takes whichever elements it wants, whoever wrote them, and verifies every piece that it takes some from.
+bytes. Of every file it tells the length and the hash of the header, and it is sealed by a hash of its own: no byte of a
+checkpoint can change unnoticed. A reader takes whichever elements it wants, whoever wrote them, by several threads, and
+verifies every piece that it takes some from.
 """
 
+import heapq
 import json
 import math
-import os
+import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 import xxhash
 from torch import Tensor
 
 from dist_ssl.engine import Piece, State
 from dist_ssl.errors import CheckpointError
+from dist_ssl.rank_file import CODES, DamagedError, RankFile, Written, as_bytes, sync
 
 FORMAT = 2
+READERS = 4
+"""Threads that read: as many as keep a disk and two cores busy."""
+RANK_FILE = re.compile(r"rank_\d{5}\.safetensors")
 Table = dict[str, Any]
 """Tensor names to {shape, dtype, pieces: [{file, start, count, xxh3}, ...]}, as plain values."""
-
-
-class DamagedError(Exception):
-    """A checkpoint on disk is not what was written."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """What the table says of one piece, and of the tensor that it belongs to; dtype is torch's name."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    file: str
-    start: int
-    count: int
-    xxh3: str
-
-
-def digest(tensor: Tensor) -> str:
-    """The xxh3-128 of a contiguous host tensor's bytes."""
-    data: Any = tensor.reshape(-1).view(torch.uint8).numpy()
-    return xxhash.xxh3_128_hexdigest(data)
 
 
 def seal(content: Mapping[str, Any]) -> str:
@@ -54,28 +38,19 @@ def seal(content: Mapping[str, Any]) -> str:
     return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())
 
 
-def dtype_name(tensor: Tensor) -> str:
-    """`float32`, say."""
-    return str(tensor.dtype).removeprefix("torch.")
-
-
-def sync(path: Path) -> None:
-    """Force a file or folder to disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def sealed_text(content: Mapping[str, Any]) -> str:
+    """A table as it stands on disk."""
+    return json.dumps({**content, "xxh3": seal(content)}, indent=1)
 
 
 def share_out(whole: Mapping[str, Tensor], ranks: int) -> list[list[str]]:
     """The names that each rank writes: largest first, each to the rank that has the fewest bytes so far."""
     parts: list[list[str]] = [[] for _ in range(ranks)]
-    loads = [0] * ranks
+    loads = [(0, rank) for rank in range(ranks)]
     for name in sorted(whole, key=lambda n: (-whole[n].nbytes, n)):
-        rank = loads.index(min(loads))
+        load, rank = loads[0]
         parts[rank].append(name)
-        loads[rank] += whole[name].nbytes
+        heapq.heapreplace(loads, (load + whole[name].nbytes, rank))
     return parts
 
 
@@ -88,58 +63,79 @@ def own_pieces(state: State, rank: int, size: int) -> dict[str, Piece]:
     return own
 
 
-def write(file: Path, own: Mapping[str, Piece]) -> dict[str, Entry]:
-    """Write pieces into one file, safe on disk; what the table is to say of them. Raises OSError."""
-    held = {name: piece.tensor.detach().to("cpu", copy=False).contiguous() for name, piece in own.items()}
-    file.write_bytes(safetensors.torch.save(held))
-    sync(file)
-    return {
-        name: Entry(piece.shape, dtype_name(held[name]), file.name, piece.start, held[name].numel(), digest(held[name]))
-        for name, piece in own.items()
-    }
-
-
-def join(written: Iterable[Mapping[str, Entry]]) -> Table:
+def join(written: Iterable[Written]) -> Table:
     """The table of what all ranks have written."""
     table: Table = {}
     for own in written:
-        for name, e in own.items():
+        for name, e in own.pieces.items():
             row = table.setdefault(name, {"shape": list(e.shape), "dtype": e.dtype, "pieces": []})
             assert (tuple(row["shape"]), row["dtype"]) == (e.shape, e.dtype), f"'{name}' differs between ranks"
             row["pieces"].append({"file": e.file, "start": e.start, "count": e.count, "xxh3": e.xxh3})
     for name, row in table.items():
         row["pieces"].sort(key=lambda piece: (piece["start"], piece["count"]))
-        end = 0
-        for piece in row["pieces"]:
-            assert piece["start"] == end or piece["count"] == 0, f"the pieces of '{name}' overlap or leave a gap"
-            end += piece["count"]
-        assert end == math.prod(row["shape"]), f"the pieces of '{name}' are not all of it"
+        problem = _gap(row)
+        assert not problem, f"the pieces of '{name}' {problem}"
     return table
 
 
-def write_table(file: Path, progress: Mapping[str, Any], ranks: int, table: Table) -> None:
+def _gap(row: Mapping[str, Any]) -> str:
+    """Why pieces, in order, are not all of a tensor; empty where they are."""
+    end = 0
+    for piece in row["pieces"]:
+        if piece["start"] != end and piece["count"]:
+            return "overlap or leave a gap"
+        end += piece["count"]
+    return "" if end == math.prod(row["shape"]) else "are not all of it"
+
+
+def write_table(file: Path, progress: Mapping[str, Any], written: list[Written]) -> None:
     """Write `state.json`, sealed and safe on disk. Raises OSError."""
-    content = {"format": FORMAT, "progress": progress, "ranks": ranks, "tensors": table}
-    file.write_text(json.dumps({**content, "xxh3": seal(content)}, indent=1))
+    files = {own.file: {"length": own.length, "header": own.header} for own in written}
+    content = {"format": FORMAT, "progress": progress, "ranks": len(written), "files": files, "tensors": join(written)}
+    file.write_text(sealed_text(content))
     sync(file)
 
 
-def read_table(folder: Path) -> tuple[dict[str, Any], Table]:
-    """Progress (as plain values) and table of a checkpoint. Raises DamagedError, CheckpointError."""
+def read_table(folder: Path) -> tuple[dict[str, Any], Table, dict[str, tuple[int, str]]]:
+    """Progress (as plain values) and table of a checkpoint; length and header's hash of its files, where it tells them.
+
+    Raises DamagedError, CheckpointError.
+    """
     try:
-        content = json.loads((folder / "state.json").read_text())
+        text = (folder / "state.json").read_text()
+        content = json.loads(text)
         version, sealed = content["format"], content.pop("xxh3")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedError(f"state.json: {error}") from error
     if version not in (1, FORMAT):
         raise CheckpointError(
             f"{folder} has checkpoint format {version}: this version reads 1 and {FORMAT}.",
             "Resume with the version of dist_ssl that wrote it.",
         )
-    if sealed != seal(content):
-        raise DamagedError("state.json: its hash is another")
-    table: Table = content["tensors"]
-    return content["progress"], _of_whole_tensors(table) if version == 1 else table
+    if sealed != seal(content) or text != sealed_text(content):
+        raise DamagedError("state.json: it is not what was written")
+    try:
+        table: Table = _of_whole_tensors(content["tensors"]) if version == 1 else content["tensors"]
+        files = {name: (row["length"], row["header"]) for name, row in content.get("files", {}).items()}
+        for name, row in table.items():
+            _check(name, row)
+        return content["progress"], table, files
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DamagedError(f"state.json: it does not tell what it should ({error!r})") from error
+
+
+def _check(name: str, row: Mapping[str, Any]) -> None:
+    """Raise DamagedError where a row of the table cannot be true, however well it is sealed."""
+    if row["dtype"] not in CODES:
+        raise DamagedError(f"state.json: tensor '{name}' is of {row['dtype']}, which is unknown")
+    numbers = [*row["shape"], *(piece[key] for piece in row["pieces"] for key in ("start", "count"))]
+    if not all(type(number) is int and number >= 0 for number in numbers):
+        raise DamagedError(f"state.json: a number of elements of tensor '{name}' is none")
+    if problem := _gap(row):
+        raise DamagedError(f"state.json: the pieces of tensor '{name}' {problem}")
+    for piece in row["pieces"]:
+        if not RANK_FILE.fullmatch(piece["file"]):
+            raise DamagedError(f"state.json: tensor '{name}' lies in {piece['file']!r}, which is no rank's file")
 
 
 def _of_whole_tensors(table: Table) -> Table:
@@ -156,6 +152,7 @@ def _of_whole_tensors(table: Table) -> Table:
 
 Wants = Callable[[str, tuple[int, ...]], range | None]
 """Name and shape of a tensor to the elements that are wanted of it; None where all of them."""
+Copy = Callable[[], None]
 
 
 def everything(_name: str, _shape: tuple[int, ...]) -> None:
@@ -167,46 +164,35 @@ def read(folder: Path, wants: Wants = everything) -> tuple[dict[str, Any], dict[
 
     Raises DamagedError, CheckpointError.
     """
-    progress, table = read_table(folder)
-    files: dict[str, Any] = {}
+    progress, table, known = read_table(folder)
+    files: dict[str, RankFile] = {}
     state: dict[str, Tensor | Piece] = {}
-    for name, row in table.items():
-        shape = tuple(row["shape"])
-        span = wants(name, shape)
-        if span is None:
-            state[name] = _elements(folder, files, name, row, range(math.prod(shape))).view(shape)
-        else:
-            state[name] = Piece(_elements(folder, files, name, row, span), shape, span.start)
+    copies: list[Copy] = []
+    try:
+        for name, row in table.items():
+            shape = tuple(row["shape"])
+            span = wants(name, shape)
+            taken = range(math.prod(shape)) if span is None else span
+            out = torch.empty(len(taken), dtype=getattr(torch, row["dtype"]))
+            for piece in row["pieces"]:
+                if max(taken.start, piece["start"]) < min(taken.stop, piece["start"] + piece["count"]):
+                    file = piece["file"]
+                    if file not in files:
+                        files[file] = RankFile(folder / file, known.get(file))
+                    copies.append(_copying(files[file], name, piece, taken, out))
+            state[name] = out.view(shape) if span is None else Piece(out, shape, taken.start)
+        with ThreadPoolExecutor(READERS, "reader") as readers:
+            for done in [readers.submit(copy) for copy in copies]:
+                done.result()
+    finally:
+        for opened in files.values():
+            opened.close()
     return progress, state
 
 
-def _elements(folder: Path, files: dict[str, Any], name: str, row: dict[str, Any], span: range) -> Tensor:
-    """[len(span)] elements of a tensor, from pieces that are verified."""
-    pieces = row["pieces"]
-    if len(pieces) == 1 and pieces[0]["count"] == len(span):
-        return _verified(folder, files, name, row["dtype"], pieces[0])
-    out = torch.empty(len(span), dtype=getattr(torch, row["dtype"]))
-    filled = 0
-    for piece in pieces:
-        start = piece["start"]
-        first, end = max(span.start, start), min(span.stop, start + piece["count"])
-        if first < end:
-            held = _verified(folder, files, name, row["dtype"], piece)
-            out[first - span.start : end - span.start] = held[first - start : end - start]
-            filled += end - first
-    assert filled == len(span), f"'{name}' has no elements {span}"
-    return out
-
-
-def _verified(folder: Path, files: dict[str, Any], name: str, dtype: str, piece: dict[str, Any]) -> Tensor:
-    """[count] elements of a piece that is what was written."""
-    file = piece["file"]
-    try:
-        if file not in files:
-            files[file] = safetensors.safe_open(folder / file, "pt")
-        tensor: Tensor = files[file].get_tensor(name)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise DamagedError(f"{file}: {error}") from error
-    if tensor.numel() != piece["count"] or dtype_name(tensor) != dtype or digest(tensor) != piece["xxh3"]:
-        raise DamagedError(f"{file}: tensor '{name}'")
-    return tensor.reshape(-1)
+def _copying(file: RankFile, name: str, piece: Mapping[str, Any], taken: range, out: Tensor) -> Copy:
+    """What copies the elements of a piece that are in `taken` to their place in `out` [len(taken)]."""
+    width = out.element_size()
+    first, end = max(taken.start, piece["start"]), min(taken.stop, piece["start"] + piece["count"])
+    to = as_bytes(out[first - taken.start : end - taken.start])
+    return partial(file.copy, name, piece, to, (first - piece["start"]) * width, width)

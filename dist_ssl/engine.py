@@ -7,7 +7,7 @@ the ranks is given by every rank as its own `Piece`, and asked for in the same w
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -90,6 +90,10 @@ class Engine(Protocol):
 
     def state(self) -> State:
         """The canonical state, as this rank holds it."""
+        ...
+
+    def hold_updates(self, until: Callable[[], None]) -> None:
+        """Call `until` within the next step, before anything of the state changes: it is still being copied."""
         ...
 
     def wants(self, name: str, shape: tuple[int, ...]) -> range | None:

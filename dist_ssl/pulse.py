@@ -25,12 +25,17 @@ class Beat:
 
 
 class Pulse:
-    """Beats once a step. `save_every`: counted in steps or epochs, or timed by rank 0's clock."""
+    """Beats once a step. `save_every`: counted in steps or epochs, or timed by rank 0's clock.
 
-    def __init__(self, world: World, signals: Signals, save_every: Duration) -> None:
+    `keep_every`: counted; what is to be kept for ever is saved at these positions too.
+    """
+
+    def __init__(
+        self, world: World, signals: Signals, save_every: Duration, keep_every: Duration | None = None
+    ) -> None:
         self.world = world
         self.signals = signals
-        self.save_every = save_every
+        self.save_every, self.keep_every = save_every, keep_every
         self._pending: Pending | None = None
         self._saved_at = time.monotonic()
 
@@ -38,6 +43,7 @@ class Pulse:
         """What was agreed since the last beat; the wishes and news of now are answered at the next."""
         save, stop, heard = self._pending.result() if self._pending else (0, 0, 0)
         due = bool(save) or self.save_every.due(progress)
+        due = due or (self.keep_every is not None and self.keep_every.due(progress))
         if due:
             self._saved_at = time.monotonic()
         self._pending = self.world.agree_later(*self._wish(), int(news))

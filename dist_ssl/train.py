@@ -48,6 +48,17 @@ class Job:
         self.ledger.seal(progress)
         self.checkpoint.save(self.engine, progress)
 
+    def end(self, progress: Progress, outcome: Outcome) -> Outcome:
+        """Wait until what was saved is on disk, and report for the last time."""
+        self.checkpoint.commit()
+        self.report(progress)
+        return outcome
+
+    def report(self, progress: Progress) -> None:
+        """Hand on what has been recorded, and what saving costs."""
+        self.meter.record(self.checkpoint.metrics())
+        self.meter.flush(progress)
+
 
 def train(job: Job) -> Outcome:
     """Run the job until it has finished or the cluster wants its nodes back."""
@@ -56,11 +67,11 @@ def train(job: Job) -> Outcome:
     while True:
         if progress.between_epochs:
             if job.pulse.stopping():
-                return Outcome.STOPPED
+                return job.end(progress, Outcome.STOPPED)
             job.meter.record(job.probe.epoch(job.engine, progress))
-            job.meter.flush(progress)
+            job.report(progress)
         if progress.finished:
-            return Outcome.FINISHED
+            return job.end(progress, Outcome.FINISHED)
         plan = job.coordinator.plan(progress)
         if progress.step == 0 and not fill(job.engine, job.stream.epoch(plan_of_pass(plan)), job.pulse.stopping):
             return Outcome.STOPPED
@@ -74,15 +85,14 @@ def train(job: Job) -> Outcome:
             job.meter.record({**out.metrics, **knobs.values, **batch.costs, **job.coordinator.metrics(plan)})
             job.meter.record(job.quarantine.metrics)
             if job.log_every.due(progress):
-                job.meter.flush(progress)
+                job.report(progress)
             beat = job.pulse.beat(progress, job.quarantine.news)
             if beat.news:
                 job.quarantine.settle(progress)
             if beat.save:
                 job.save(progress)
             if beat.stop:
-                job.meter.flush(progress)
-                return Outcome.STOPPED
+                return job.end(progress, Outcome.STOPPED)
         progress = progress.next_epoch()
-        job.meter.flush(progress)
+        job.report(progress)
         job.save(progress)

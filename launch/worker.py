@@ -54,7 +54,10 @@ def train_attempt(attempt: AttemptDir, signals: Signals) -> int:
         run = attempt.run
         place = Place(run.folder, attempt.number, lambda: run.newest_attempt() == attempt.number)
         job = build(config, world, signals, place)
-        outcome = train(job)
+        try:
+            outcome = train(job)
+        finally:
+            job.checkpoint.close()
         job.pulse.drain()
         job.meter.close()
         job.ledger.close()

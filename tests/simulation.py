@@ -296,6 +296,11 @@ class Memory:
             self.run.saved = (progress, [*before, *new])
         self.world.collect(None)
 
+    def commit(self) -> None: ...
+
+    def metrics(self) -> dict[str, float]:
+        return {}
+
 
 @dataclass
 class Spoilt:

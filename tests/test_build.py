@@ -98,7 +98,7 @@ REFUSED = {
     "a module that is not there": (("encoder._target_=dist_ssl.nets.A",), 1, "encoder._target_=dist_ssl.nets.A", ""),
     "no class": (("~encoder._target_",), 1, "encoder._target_", ""),
     "a number that the run gives": (("+schedule.batch_size=24",), 1, "schedule.batch_size", ""),
-    "no checkpoints": (("keep=0",), 1, "keep=0", ""),
+    "no checkpoints": (("keep_last=0",), 1, "keep_last=0", ""),
     "no window": (("window=0",), 1, "window=0", ""),
     "no epochs": (("epochs=0",), 1, "", "epochs"),
     "a seed below 0": (("seed=-1",), 1, "seed=-1", ""),

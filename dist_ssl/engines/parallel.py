@@ -59,6 +59,7 @@ class Parallel(ABC):
             torch.use_deterministic_algorithms(True)
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         self.method = method.to(world.device, dtype).train()
+        self._until: Callable[[], None] | None = None
         self.saved_buffers = method.state_dict().keys() - dict(method.named_parameters()).keys()
         self.own = self.wrap()
         self.optimizer = optimizer.build(self.own.items(), self.norms)
@@ -98,6 +99,9 @@ class Parallel(ABC):
         """One weight update; the metrics are this rank's share of the loss and the gradient's norm."""
         self.optimizer.zero_grad(set_to_none=True)
         out = self.gradients(batch, knobs)
+        if self._until:
+            self._until()
+            self._until = None
         norm.settle(self.method, self._mean)
         length = self._check_and_clip(out.loss.detach())
         self._freeze(knobs)
@@ -181,6 +185,10 @@ class Parallel(ABC):
                     held = value.detach()
                     tensors[f"optim/{name}/{key}"] = held if key == "step" else self.part(name, held)
         return tensors
+
+    def hold_updates(self, until: Callable[[], None]) -> None:
+        """Have the next step call `until` when it has its gradients; up to there it changes nothing."""
+        self._until = until
 
     def wants(self, name: str, shape: tuple[int, ...]) -> range | None:
         """This rank's part of what is spread over the ranks, all of the rest; nothing of what does not fit anyway."""

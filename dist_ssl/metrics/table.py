@@ -64,6 +64,10 @@ METRICS: tuple[Metric, ...] = (
     Metric("samples", "dist_ssl_samples", "Samples trained in the whole run.", "last"),
     Metric("attempt", "dist_ssl_attempts", "Attempts of this run, this one included.", "last"),
     Metric("seconds_left", "dist_ssl_left_seconds", "Time to the end of the run at the present speed.", "last"),
+    Metric("save_stall_seconds", "dist_ssl_save_stall_seconds", "Wait for saves since the last report.", "max"),
+    Metric("save_seconds", "dist_ssl_save_seconds", "Time that the last save took beside training.", "last"),
+    Metric("saved_step", "dist_ssl_saved_step", "Step of the newest checkpoint.", "last"),
+    Metric("failed_saves", "dist_ssl_failed_saves", "Saves of this attempt that failed.", "last"),
     Metric("checkpoint_age_seconds", "dist_ssl_checkpoint_age_seconds", "Time since the last checkpoint.", "last"),
 )
 

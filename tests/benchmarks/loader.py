@@ -8,15 +8,14 @@ those whose name has the words) in turns (A, B, A, B, ...) on the same cores, an
 one that cannot run is named with the reason. Exits 1 where a bar is missed.
 """
 
-import math
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,12 +25,11 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.benchmarks.pipelines import ROWS, Images, Work, draw, ours, pack
+from tests.benchmarks.turns import Quotient, in_turns, quotient, verdict
 
 CORES = len(os.sched_getaffinity(0))
 TWO_VIEWS, CROPS, ONE_CROP = Work(2, 224), Work(2, 224, coloured=False), Work(1, 224, coloured=False)
 PATCHES = Work(20, 96)
-STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-"""97.5 % quantiles of Student's distribution by degrees of freedom; beyond, the 2.2 is on the safe side."""
 
 
 @dataclass(frozen=True)
@@ -65,36 +63,24 @@ ABSENT = {
 
 @dataclass(frozen=True)
 class Ratio:
-    """Images per second of both, and the ratio with its 95 % interval over the rounds."""
+    """Images per second of both, and their quotient over the rounds."""
 
     own: float
     peer: float
-    mean: float
-    low: float
-    high: float
+    over: Quotient
 
 
 def compare(pair: Pair, images: Images, rounds: int) -> Ratio:
     """Both pipelines in turns, after one pass of each that is not counted."""
+
+    def speed(run: Callable[[], int]) -> float:
+        begun = time.perf_counter()
+        count = run()
+        return count / (time.perf_counter() - begun)
+
     runs = [ours(images, pair.own, CORES), ROWS[pair.peer](images, pair.theirs, CORES)]
-    speeds: list[list[float]] = [[], []]
-    for turn in range(rounds + 1):
-        for run, kept in zip(runs, speeds, strict=True):
-            begun = time.perf_counter()
-            count = run()
-            kept += [count / (time.perf_counter() - begun)] * (turn > 0)
-    logs = [math.log(a / b) for a, b in zip(*speeds, strict=True)]
-    mean, half = statistics.fmean(logs), 0.0
-    if rounds > 1:
-        half = STUDENT.get(rounds - 1, 2.2) * statistics.stdev(logs) / math.sqrt(rounds)
-    return Ratio(max(speeds[0]), max(speeds[1]), *(math.exp(v) for v in (mean, mean - half, mean + half)))
-
-
-def verdict(value: float, bar: float, star: float = 0.0) -> str:
-    """Against the bar, in a word."""
-    if not bar:
-        return ""
-    return "MISSED" if value < bar else "star" if star and value >= star else "ok"
+    own, peer = in_turns(rounds, *(partial(speed, run) for run in runs))
+    return Ratio(max(own), max(peer), quotient(own, peer))
 
 
 def ratios(
@@ -109,11 +95,11 @@ def ratios(
             except Exception as error:  # any failure of a peer is that peer's row
                 table.add_row(pair.name, name, pair.peer, "", "", f"cannot run: {error!s:.90}")
                 continue
-            word = verdict(r.mean, pair.bar, pair.star)
-            interval = f"{r.low:.2f}-{r.high:.2f}"
-            speeds = (f"{r.own:.0f}", f"{r.peer:.0f}", f"{r.mean:.2f}", interval)
+            word = verdict(r.over.mean, pair.bar, pair.star)
+            interval = f"{r.over.low:.2f}-{r.over.high:.2f}"
+            speeds = (f"{r.own:.0f}", f"{r.peer:.0f}", f"{r.over.mean:.2f}", interval)
             table.add_row(pair.name, name, pair.peer, *speeds, f"{pair.bar:g}" if pair.bar else "", word)
-            console.print(f"{pair.name} | {name} | {pair.peer}: {r.mean:.2f} ({interval}) {word}", style="dim")
+            console.print(f"{pair.name} | {name} | {pair.peer}: {r.over.mean:.2f} ({interval}) {word}", style="dim")
             yield word != "MISSED"
     console.print(table)
 

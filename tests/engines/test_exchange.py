@@ -25,7 +25,7 @@ BEFORE, AFTER = range(4), range(4, 24)
 
 def made(world: World, engine: str, method: str, folder: Path, seed: int) -> tuple[Parallel, Checkpoint]:
     own = small_engine(world, engine, small_method(world, method, seed))
-    return own, Checkpoint(folder, world, keep=9, attempt=1, newest=lambda: True)
+    return own, Checkpoint(folder, world, keep_last=9, attempt=1, newest=lambda: True)
 
 
 def written(world: World, names: list[str], folder: Path) -> dict[tuple[str, str], list[float]]:
@@ -36,6 +36,7 @@ def written(world: World, names: list[str], folder: Path) -> dict[tuple[str, str
             engine, checkpoint = made(world, name, method, folder / f"{method}-{name}-{world.size}", 0)
             trained(filled(engine), BEFORE)
             checkpoint.save(engine, Progress(epochs=9, step=len(BEFORE)))
+            checkpoint.commit()
             losses[method, name] = trained(engine, AFTER)
     return losses
 

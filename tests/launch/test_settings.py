@@ -17,7 +17,8 @@ SCIENCE_TOP = {
     *("method", "encoder", "aux", "optim", "schedule", "views", "data", "engine"),
 }
 MACHINE_TOP = {
-    *("nodes", "ranks_per_node", "threads", "decode_threads", "save_every", "keep", "log_every", "timeout"),
+    *("nodes", "ranks_per_node", "threads", "decode_threads", "log_every", "timeout"),
+    *("save_every", "keep_last", "keep_every"),
     *("runs", "name", "resume", "probe", "metrics", "cluster", "wait", "dry_run"),
 }
 MACHINE_IN_SCIENCE = {
