@@ -23,6 +23,7 @@ from dist_ssl.data.stream import Colours, Stream
 from dist_ssl.data.views import Recipe, of_views
 from dist_ssl.durations import Duration
 from dist_ssl.engine import Engine
+from dist_ssl.engines.virtual import check_number
 from dist_ssl.errors import ConfigError, nearest
 from dist_ssl.evaluate.features import Extractor, subset
 from dist_ssl.evaluate.knn import KNN, NoProbe
@@ -112,6 +113,8 @@ class Parts:
     method: Method
     schedule: Schedule
     total_samples: int
+    virtual_ranks: int | None
+    """Of bitwise mode; None outside of it."""
 
 
 def parts(config: Config, world: World, ranks: int) -> Parts:
@@ -120,14 +123,17 @@ def parts(config: Config, world: World, ranks: int) -> Parts:
     access = data.access(run.ranks_per_node or 1)
     train = data.open(access).split(data.train)
     check_plan(run.lanes, run.batch_size, ranks, len(train.samples))
+    virtual = virtual_ranks(config, run.batch_size, ranks)
+    seen = world if virtual is None else World(device=world.device)
     torch.manual_seed(run.seed)
     encoder = instantiate(config["encoder"], "encoder")
     method: Method = instantiate(
-        config["method"], "method", offered={"num_samples": len(train.samples)}, encoder=encoder, world=world
+        config["method"], "method", offered={"num_samples": len(train.samples)}, encoder=encoder, world=seen
     )
     if config["aux"]:
-        method = instantiate(config["aux"], "aux", method=method, world=world)
-    check_groups(method, run.batch_size, ranks, config["engine"].get("accumulate", 1))
+        method = instantiate(config["aux"], "aux", method=method, world=seen)
+    at_once = (ranks, config["engine"].get("accumulate", 1)) if virtual is None else (1, virtual)
+    check_groups(method, run.batch_size, *at_once)
     optimizer = instantiate(config["optim"], "optim")
     schedule: Schedule = instantiate(
         config["schedule"],
@@ -148,7 +154,15 @@ def parts(config: Config, world: World, ranks: int) -> Parts:
     recipes = [Recipe(**keywords(Recipe, view, f"views.{name}")) for name, view in sorted(config["views"].items())]
     of_views(recipes, plan.views, plan.local_views)
     total = run.epochs * (len(train.samples) // run.batch_size * run.batch_size)
-    return Parts(run, data, access, train, recipes, optimizer, method, schedule, total)
+    return Parts(run, data, access, train, recipes, optimizer, method, schedule, total, virtual)
+
+
+def virtual_ranks(config: Config, batch_size: int, ranks: int) -> int | None:
+    """How many virtual ranks there are in bitwise mode; None outside of it. Raises ConfigError."""
+    node = config["engine"]
+    number: int | None = fit(node.get("virtual_ranks"), int | None, "engine.virtual_ranks")
+    check_number(fit(node.get("bitwise", False), bool, "engine.bitwise"), number, batch_size, ranks)
+    return number
 
 
 def top_level(config: Config) -> Run:
@@ -222,6 +236,7 @@ def build(config: Config, world: World, signals: Signals, place: Place) -> Job:
             window=p.run.window,
             dtype=tensor_type,
             max_pixels=p.data.max_pixels,
+            parts=(p.virtual_ranks or world.size) // world.size,
         ),
         schedule=p.schedule,
         coordinator=Coordinator(

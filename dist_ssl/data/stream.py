@@ -35,7 +35,7 @@ class Colours:
 class Stream:
     """One rank's batches. `window`: samples shuffled together within a lane; `dtype`: of the views.
 
-    Images of more than `max_pixels` are unreadable.
+    Images of more than `max_pixels` are unreadable. `parts`: equal parts that a batch is coloured in.
     """
 
     def __init__(
@@ -49,10 +49,11 @@ class Stream:
         window: int,
         dtype: torch.dtype,
         max_pixels: int = MAX_PIXELS,
+        parts: int = 1,
     ) -> None:
         self.loader, self.recipes, self.colours = loader, recipes, colours
         self.world, self.seed, self.window, self.dtype = world, seed, window, dtype
-        self.max_pixels = max_pixels
+        self.max_pixels, self.parts = max_pixels, parts
         self.split = loader.reader.split
 
     def epoch(self, plan: EpochPlan, start: int = 0) -> Iterator[Batch]:
@@ -82,10 +83,16 @@ class Stream:
 
         return Request(ids, draws, stand_ins)
 
+    def _coloured(self, change: Photometry, pixels: torch.Tensor, ids: Ints, draws: Draws) -> torch.Tensor:
+        rows = len(ids) // self.parts
+        parts = [slice(start, start + rows) for start in range(0, len(ids), rows)]
+        found = [change(pixels[part], ids[part], draws, self.dtype) for part in parts]
+        return found[0] if self.parts == 1 else torch.cat(found)
+
     def _batch(self, pixels: Loaded, colour: Iterable[Photometry], draws: Draws, step: int) -> Batch:
         device, ids = self.world.device, pixels.ids
         views = [
-            change(torch.from_numpy(view).to(device), ids, draws, self.dtype)
+            self._coloured(change, torch.from_numpy(view).to(device), ids, draws)
             for change, view in zip(colour, pixels.views, strict=True)
         ]
         labels = torch.from_numpy(self.split.samples.labels[ids]) if self.split.labelled else None

@@ -15,10 +15,16 @@ from torch import Tensor, nn
 from torch.distributed import GradBucket  # type: ignore[attr-defined]
 from torch.nn.parallel import DistributedDataParallel
 
+from dist_ssl.batch import Batch
 from dist_ssl.engine import Piece
 from dist_ssl.engines.parallel import Parallel, T
 from dist_ssl.engines.spread import spread_of
+from dist_ssl.engines.virtual import VirtualRanks, check_method, check_options
 from dist_ssl.lars import local_norms
+from dist_ssl.method import LossOutput, Method
+from dist_ssl.models import norm
+from dist_ssl.optim import Recipe
+from dist_ssl.plan import Knobs
 from dist_ssl.world import World
 
 
@@ -30,7 +36,46 @@ def average(world: World, bucket: GradBucket) -> torch.futures.Future[Tensor]:
 
 
 class DDP(Parallel):
-    """Every rank holds all parameters, and a copy of their gradients and moments."""
+    """Every rank holds all parameters, and a copy of their gradients and moments.
+
+    As `Parallel`. `bitwise`: the same bits at every world size that divides `virtual_ranks`, parts that the global
+    batch is computed in (`virtual`); the method is then made with a world of one. Raises ConfigError.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        optimizer: Recipe,
+        *,
+        world: World,
+        dtype: torch.dtype = torch.float32,
+        compute: torch.dtype | None = None,
+        clip: float | None = None,
+        accumulate: int = 1,
+        deterministic: bool = True,
+        compile: bool = False,  # noqa: A002
+        activation_checkpointing: bool = False,
+        bitwise: bool = False,
+        virtual_ranks: int | None = None,
+    ) -> None:
+        assert bitwise == (virtual_ranks is not None)
+        self.virtual = None if virtual_ranks is None else VirtualRanks(virtual_ranks, world)
+        if bitwise:
+            check_options(compute, accumulate, deterministic, compile)
+            check_method(method)
+            torch.set_num_threads(1)  # threads share sums out among them
+        super().__init__(
+            method,
+            optimizer,
+            world=world,
+            dtype=dtype,
+            compute=compute,
+            clip=clip,
+            accumulate=accumulate,
+            deterministic=deterministic,
+            compile=compile,
+            activation_checkpointing=activation_checkpointing,
+        )
 
     def wrap(self) -> Mapping[str, nn.Parameter]:
         """Wrap the method, unless it is alone in its world."""
@@ -39,7 +84,7 @@ class DDP(Parallel):
         return dict(self.method.named_parameters())
 
     def _root(self) -> nn.Module:
-        if self.world.size == 1:
+        if self.world.size == 1 or self.virtual:
             return self.method
         # torch would overwrite every rank's own piece with rank 0's
         leave_alone: Any = DistributedDataParallel._set_params_and_buffers_to_ignore_for_model
@@ -53,6 +98,30 @@ class DDP(Parallel):
         if self.world.device.type == "cpu":  # the same order of summation however the ranks are placed
             wrapped.register_comm_hook(self.world, average)
         return wrapped
+
+    def fill(self, batch: Batch) -> None:
+        """In bitwise mode every rank shows its method the whole job's batch, one virtual rank after the other."""
+        if self.virtual is None:
+            return super().fill(batch)
+        for part in self.virtual.each(batch):
+            self.method.fill(part)
+        norm.settle(self.method)
+        return None
+
+    def gradients(self, batch: Batch, knobs: Knobs) -> LossOutput:
+        """The loss; its gradients, averaged over the ranks, are left in the parameters."""
+        if self.virtual is None:
+            return super().gradients(batch, knobs)
+        job = self.seen(batch)
+        return self.virtual.gradients(self._embeddings, lambda e: self.method.loss(e, job, knobs), batch, self.method)
+
+    def seen(self, batch: Batch) -> Batch:
+        """In bitwise mode the batch of the whole job."""
+        return self.virtual.whole(batch) if self.virtual else batch
+
+    def spread(self) -> Mapping[str, Piece]:
+        """In bitwise mode nothing is spread over the ranks."""
+        return {} if self.virtual else super().spread()
 
     def hold(self) -> AbstractContextManager[None]:
         """Keep gradients back."""

@@ -99,6 +99,8 @@ class FSDP(Parallel):
         clip: float | None = None,
         accumulate: int = 1,
         deterministic: bool = True,
+        compile: bool = False,  # noqa: A002
+        activation_checkpointing: bool = False,
         block_parameters: int = 100_000,
         reshard: bool = True,
         cpu_offload: bool = False,
@@ -119,6 +121,8 @@ class FSDP(Parallel):
             clip=clip,
             accumulate=accumulate,
             deterministic=deterministic,
+            compile=compile,
+            activation_checkpointing=activation_checkpointing,
         )
 
     def wrap(self) -> Mapping[str, nn.Parameter]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dist_ssl.batch import Batch
 from dist_ssl.draws import SampleDraws
 from dist_ssl.engine import Piece, State, StepOutput, Who
+from dist_ssl.engines import units
 from dist_ssl.engines.passes import at_once, check_parts, in_parts
 from dist_ssl.engines.spread import held_here, spread_of, whole
 from dist_ssl.errors import CheckpointError
@@ -33,8 +34,9 @@ class Parallel(ABC):
 
     `dtype`: of parameters, optimizer and loss, float32 or float64. `compute`: what matrix products and convolutions
     are cast to, bfloat16, or None for `dtype`. `clip`: largest norm of the averaged gradient, or None. `accumulate`:
-    parts that a rank's batch is computed in, at least 1. `deterministic`: same bits on the same world size. Raises
-    ConfigError where the method cannot be computed in parts.
+    parts that a rank's batch is computed in, at least 1. `deterministic`: same bits on the same world size.
+    `compile`: blocks of the encoders by torch's compiler. `activation_checkpointing`: compute their insides again in
+    the backward pass instead of keeping them. Raises ConfigError where the method cannot be computed in parts.
     """
 
     root: Callable[..., Embeddings]
@@ -51,6 +53,8 @@ class Parallel(ABC):
         clip: float | None = None,
         accumulate: int = 1,
         deterministic: bool = True,
+        compile: bool = False,  # noqa: A002
+        activation_checkpointing: bool = False,
     ) -> None:
         self.world, self.dtype, self.compute = world, dtype, compute
         self.clip, self.accumulate, self.deterministic = clip, accumulate, deterministic
@@ -61,6 +65,10 @@ class Parallel(ABC):
         self.method = method.to(world.device, dtype).train()
         self._until: Callable[[], None] | None = None
         self.saved_buffers = method.state_dict().keys() - dict(method.named_parameters()).keys()
+        if compile:
+            units.compiled(method, world.device)
+        if activation_checkpointing:
+            units.checkpointed(method)
         self.own = self.wrap()
         self.optimizer = optimizer.build(self.own.items(), self.norms)
 
@@ -83,6 +91,14 @@ class Parallel(ABC):
     @abstractmethod
     def part(self, name: str, value: Tensor) -> Tensor | Piece:
         """What is held here of a parameter, or of a moment of it, as it stands in the canonical state."""
+
+    def seen(self, batch: Batch) -> Batch:
+        """What loss and memory are told of this batch: this rank's part of it."""
+        return batch
+
+    def spread(self) -> Mapping[str, Piece]:
+        """This rank's pieces of what the method spreads over the ranks."""
+        return spread_of(self.method)
 
     @property
     def wants_filling(self) -> bool:
@@ -109,14 +125,14 @@ class Parallel(ABC):
         self.optimizer.step()
         self._keep_length()
         self._follow(knobs)
-        self.method.remember(out, batch, knobs)
+        self.method.remember(out, self.seen(batch), knobs)
         return StepOutput({"loss": out.loss.detach(), "gradient_norm": length, **out.metrics})
 
     def gradients(self, batch: Batch, knobs: Knobs) -> LossOutput:
         """The loss; its gradients, averaged over the ranks, are left in what is held here."""
 
         def loss(embeddings: Embeddings) -> LossOutput:
-            return self.method.loss(embeddings, batch, knobs)
+            return self.method.loss(embeddings, self.seen(batch), knobs)
 
         if self.accumulate == 1:
             return at_once(self._embeddings, loss, batch, self.world.rank)
@@ -199,13 +215,13 @@ class Parallel(ABC):
 
     def piece(self, name: str) -> Piece | None:
         """This rank's piece of what goes by a canonical name; None where every rank has all of it."""
-        return spread_of(self.method).get(name.removeprefix("model/")) if name.startswith("model/") else None
+        return self.spread().get(name.removeprefix("model/")) if name.startswith("model/") else None
 
     def _model(self) -> dict[str, Tensor | Piece]:
         """Parameters and buffers; of what is spread over the ranks, this rank's piece."""
         held = {name: self.part(name, parameter.detach()) for name, parameter in self.own.items()}
         buffers = {name: value for name, value in self.method.named_buffers() if name in self.saved_buffers}
-        return {**held, **buffers, **spread_of(self.method)}
+        return {**held, **buffers, **self.spread()}
 
     @torch.no_grad()
     def load(self, state: State) -> None:

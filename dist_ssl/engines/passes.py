@@ -3,14 +3,19 @@
 In parts it takes two passes: first all embeddings without a graph; then the loss over all of them, and its gradient in
 each; then every part is embedded again and that gradient is pushed through (Gao et al. 2021, arXiv 2101.06983). So a
 contrastive loss sees the whole global batch however small the parts are.
+
+What is drawn from torch's own generator (drop path) is keyed by step and part, counted over the job: where the parts
+are the same, it does not depend on who computes them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch import Tensor
 
 from dist_ssl.batch import Batch
+from dist_ssl.draws import SampleDraws
 from dist_ssl.errors import ConfigError
 from dist_ssl.method import Embeddings, LossOutput, Method
 from dist_ssl.models.norm import BatchNorm
@@ -18,6 +23,8 @@ from dist_ssl.models.norm import BatchNorm
 Loss = Callable[[Embeddings], LossOutput]
 Root = Callable[..., Embeddings]
 """Called like a `Method`."""
+Part = tuple[list[Tensor], SampleDraws]
+"""Views and draws of neighbours in a batch."""
 
 
 def check_parts(method: Method, parts: int) -> None:
@@ -39,15 +46,15 @@ def check_parts(method: Method, parts: int) -> None:
         )
 
 
-def seed(batch: Batch, rank: int, part: int) -> None:
-    """Key torch's own generator by position, the same in both passes."""
-    torch.manual_seed((batch.draws.torch_seed(batch.step) + (part << 32) + rank) % (1 << 63))
+def seed(batch: Batch, part: int) -> None:
+    """Key torch's own generator by position, the same in both passes; `part` is counted over the job."""
+    torch.manual_seed((batch.draws.torch_seed(batch.step) + part) % (1 << 63))
 
 
 def at_once(root: Root, loss: Loss, batch: Batch, rank: int) -> LossOutput:
     """Leave the gradients of the whole batch in the parameters, in one pass."""
     ((views, draws),) = batch.parts(1)
-    seed(batch, rank, 0)
+    seed(batch, rank)
     out = loss(root(views, draws))
     out.loss.backward()  # type: ignore[no-untyped-call]
     return out
@@ -57,26 +64,41 @@ def in_parts(
     root: Root, loss: Loss, batch: Batch, rank: int, number: int, hold: Callable[[], AbstractContextManager[None]]
 ) -> LossOutput:
     """The same in `number` equal parts; `hold` keeps gradients from being exchanged before the last of them."""
-    parts = batch.parts(number)
-    students, teachers = [], []
-    with torch.no_grad():
-        for at, (views, draws) in enumerate(parts):
-            seed(batch, rank, at)
-            students.append(root(views, draws, targets=False))
-            teachers.append(root(views, draws, embed=False))
-    leaves = {name: value.requires_grad_() for name, value in _together(students).items()}
-    out = loss({**leaves, **_together(teachers)})
-    out.loss.backward()  # type: ignore[no-untyped-call]
-    pushed = {name: leaf.grad.chunk(number) for name, leaf in leaves.items() if leaf.grad is not None}
-    for at, (views, draws) in enumerate(parts):
+    parts, first = batch.parts(number), rank * number
+    found = []
+    for at, part in enumerate(parts):
+        seed(batch, first + at)
+        found.append(embedded(root, part))
+    out, pulls = pulled(loss, *(together(pass_) for pass_ in zip(*found, strict=True)))
+    pushed = {name: pull.chunk(number) for name, pull in pulls.items()}
+    for at, part in enumerate(parts):
         with hold() if at < number - 1 else nullcontext():
-            seed(batch, rank, at)
-            again = root(views, draws, targets=False)
-            along = torch.stack([(again[name] * gradient[at]).sum() for name, gradient in pushed.items()]).sum()
-            along.backward()  # type: ignore[no-untyped-call]
+            seed(batch, first + at)
+            push(root, part, {name: pull[at] for name, pull in pushed.items()})
     return out
 
 
-def _together(parts: list[Embeddings]) -> Embeddings:
+@torch.no_grad()
+def embedded(root: Root, part: Part) -> tuple[Embeddings, Embeddings]:
+    """The student's and the teacher's embeddings of a part."""
+    return root(*part, targets=False), root(*part, embed=False)
+
+
+def pulled(loss: Loss, students: Embeddings, teachers: Embeddings) -> tuple[LossOutput, Mapping[str, Tensor]]:
+    """The loss of embeddings without a graph, and its gradient in those of the student that it depends on."""
+    leaves = {name: value.requires_grad_() for name, value in students.items()}
+    out = loss({**leaves, **teachers})
+    out.loss.backward()  # type: ignore[no-untyped-call]
+    return out, {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
+
+
+def push(root: Root, part: Part, pulls: Mapping[str, Tensor]) -> None:
+    """Embed a part again and push the gradients of its embeddings through."""
+    again = root(*part, targets=False)
+    along = torch.stack([(again[name] * pull).sum() for name, pull in pulls.items()]).sum()
+    along.backward()  # type: ignore[no-untyped-call]
+
+
+def together(parts: tuple[Embeddings, ...]) -> Embeddings:
     """The embeddings of all parts, in order."""
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

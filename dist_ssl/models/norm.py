@@ -9,7 +9,8 @@ A forward pass changes no buffer: it notes what it saw, and `settle` moves the r
 the mean over all groups of the job.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,20 +157,47 @@ class BatchNorm(nn.Module):
         return whole
 
 
+Seen = dict[BatchNorm, Tensor]
+"""What batch norms saw: mean and variance of a group, averaged over groups and forward passes, [2, C] each."""
+
+
 @torch.no_grad()
 def settle(module: nn.Module, mean: Sum = alone) -> None:
     """Move all running statistics towards the mean of what was seen since the last time; once a step.
 
     `mean`: that over the ranks, asked once where groups are smaller than the job.
     """
+    seen = taken(module)
+    if any(child.scope.samples is not None for child in seen):
+        seen = unpacked(seen, mean(packed(seen)))
+    move(seen)
+
+
+def taken(module: nn.Module) -> Seen:
+    """What was seen since the last time, which is then forgotten."""
     norms = [child for child in module.modules() if isinstance(child, BatchNorm) and child.seen]
-    seen = [_mean_of(child.seen) for child in norms]
-    if any(child.scope.samples is not None for child in norms):
-        seen = list(torch.split(mean(torch.cat(seen, dim=1)), [len(child.running_mean) for child in norms], dim=1))
-    for child, (centre, var) in zip(norms, seen, strict=True):
+    found = {child: _mean_of(child.seen) for child in norms}
+    for child in norms:
+        child.seen.clear()
+    return found
+
+
+def packed(seen: Seen) -> Tensor:
+    """All statistics in one tensor, [2, sum of C]."""
+    return torch.cat(list(seen.values()), dim=1)
+
+
+def unpacked(like: Seen, values: Tensor) -> Seen:
+    """Statistics of the same batch norms, from one tensor."""
+    return dict(zip(like, torch.split(values, [x.shape[1] for x in like.values()], dim=1), strict=True))
+
+
+@torch.no_grad()
+def move(seen: Seen) -> None:
+    """Move running statistics towards these."""
+    for child, (centre, var) in seen.items():
         child.running_mean.lerp_(centre, child.momentum)
         child.running_var.lerp_(var, child.momentum)
-        child.seen.clear()
 
 
 def _mean_of(seen: list[tuple[Tensor, Tensor]]) -> Tensor:
@@ -202,3 +230,21 @@ def set_views(module: nn.Module, views: int, rows: int = 1) -> None:
     for child in module.modules():
         if isinstance(child, BatchNorm):
             child.views, child.rows = views, rows
+
+
+def again(module: nn.Module) -> AbstractContextManager[None]:
+    """For computing later once more what the module computes now: with the views of now, and noting nothing."""
+    return _repeating([(child, child.views, child.rows) for child in module.modules() if isinstance(child, BatchNorm)])
+
+
+@contextmanager
+def _repeating(then: list[tuple[BatchNorm, int, int]]) -> Iterator[None]:
+    before = [(child.views, child.rows, len(child.seen)) for child, *_ in then]
+    for child, views, rows in then:
+        child.views, child.rows = views, rows
+    try:
+        yield
+    finally:
+        for (child, *_), (views, rows, noted) in zip(then, before, strict=True):
+            child.views, child.rows = views, rows
+            del child.seen[noted:]

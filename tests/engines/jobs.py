@@ -92,7 +92,7 @@ def batch(world: World, views: int, step: int, dtype: torch.dtype = torch.float6
 def filled(engine: Parallel) -> Parallel:
     """Show the engine all images, where it wants to see them."""
     for step in range(IMAGES // SAMPLES if engine.wants_filling else 0):
-        engine.fill(batch(engine.world, engine.method.num_views, step))
+        engine.fill(batch(engine.world, engine.method.num_views, step, engine.dtype))
     return engine
 
 

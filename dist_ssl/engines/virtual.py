@@ -1,0 +1,163 @@
+"""Bitwise mode: the same bits on 1, 2, 4, ... ranks, because nothing that is computed knows how many there are.
+
+The global batch is cut into a fixed number of virtual ranks, runs of neighbours in it. Each is computed by itself, in
+the same shapes wherever it is, and has the batch norms of its own samples. The loss is taken in two passes (`passes`):
+every rank gets all embeddings and takes the whole loss of them, as if it were alone. Gradients and running statistics
+are added up over a fixed tree (`tree`). So the method must be made with a world of one: its queue, its bank, its sums
+are then those of the whole job on every rank. Each rank computes with one thread, since threads share sums out.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from dist_ssl.batch import Batch
+from dist_ssl.engines.passes import Loss, Root, embedded, pulled, push, seed, together
+from dist_ssl.engines.tree import block, tree_sum
+from dist_ssl.errors import ConfigError
+from dist_ssl.method import LossOutput, Method
+from dist_ssl.models import norm
+from dist_ssl.world import World
+
+
+def check_number(bitwise: bool, number: int | None, batch_size: int, ranks: int) -> None:
+    """Raise ConfigError where a batch cannot be cut into so many virtual ranks, for this number of ranks."""
+    fitting = [n for n in range(ranks, batch_size // 2 + 1) if batch_size % n == 0 and n % ranks == 0]
+    numbers = ", ".join(map(str, fitting))
+    use = f"Use engine.virtual_ranks={numbers}." if len(fitting) == 1 else f"Use one of these: {numbers}."
+    use = use if fitting else f"Use a batch_size of which {ranks} or more equal parts have 2 samples or more."
+    if bitwise and number is None:
+        raise ConfigError("engine.bitwise=true needs engine.virtual_ranks: the parts that a batch is cut into.", use)
+    if number is not None and not bitwise:
+        raise ConfigError(
+            f"engine.virtual_ranks={number} means nothing without engine.bitwise=true.", "Set both, or none of them."
+        )
+    if number is None or number in fitting:
+        return
+    if number < 1 or batch_size % number or batch_size // number < 2:
+        raise ConfigError(
+            f"engine.virtual_ranks={number} does not cut batch_size={batch_size} into equal parts of 2 or more.",
+            use,
+        )
+    sizes = ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)
+    raise ConfigError(
+        f"{ranks} ranks cannot share engine.virtual_ranks={number} equally.",
+        f"Use one of these numbers of ranks: {sizes}; or in a new run these virtual ranks: {numbers or 'none fit'}.",
+    )
+
+
+def check_options(compute: torch.dtype | None, accumulate: int, deterministic: bool, compiled: bool) -> None:
+    """Raise ConfigError for options of an engine that bitwise mode excludes."""
+    excluded = {
+        "precision=bf16": (compute is not None, "sums in bf16 lose too much to show that a difference is none"),
+        f"engine.accumulate={accumulate}": (accumulate != 1, "a batch is computed in virtual ranks already"),
+        "engine.deterministic=false": (not deterministic, "bits then differ even on the same ranks"),
+        "engine.compile=true": (compiled, "what is compiled depends on what was computed before it"),
+    }
+    for words, (chosen, reason) in excluded.items():
+        if chosen:
+            raise ConfigError(
+                f"engine.bitwise=true cannot be had with {words}: {reason}.", "Leave one of the two out, in a new run."
+            )
+
+
+def check_method(method: Method) -> None:
+    """Raise ConfigError for what reaches over the borders of virtual ranks before the loss."""
+    if method.needs_whole_batch:
+        raise ConfigError(
+            f"engine.bitwise=true cannot be had with {method.needs_whole_batch}: it exchanges images between virtual "
+            "ranks, each of which is computed by itself.",
+            f"Set {method.needs_whole_batch}=false, in a new run.",
+        )
+
+
+@dataclass(frozen=True)
+class VirtualRanks:
+    """A fixed number of them, over the ranks of a world whose size divides it."""
+
+    number: int
+    world: World
+
+    @property
+    def own(self) -> range:
+        """The virtual ranks that this rank computes."""
+        return block(self.number, self.world.rank, self.world.size)
+
+    def everyone(self, x: Tensor) -> Tensor:
+        """[B, ...] -> [N, ...] of the job, without gradients, in memory of its own."""
+        return self.world.gather_const(x.to(self.world.device)).clone()
+
+    def whole(self, batch: Batch) -> Batch:
+        """The batch of the job, as a loss may look at it: samples and validity; the views stay this rank's."""
+        told = self.everyone(torch.stack([batch.ids.to(batch.valid.device), batch.valid.long()], dim=1))
+        return replace(batch, ids=told[:, 0].cpu(), valid=told[:, 1].bool())
+
+    def each(self, batch: Batch) -> Iterable[Batch]:
+        """All virtual ranks' batches, one after the other; their views are gathered."""
+        views = [self.everyone(view) for view in batch.views]
+        job = self.whole(batch)
+        rows = len(job.ids) // self.number
+        for start in range(0, len(job.ids), rows):
+            own = slice(start, start + rows)
+            yield replace(job, views=[aligned(v[own]) for v in views], ids=job.ids[own], valid=job.valid[own])
+
+    def gradients(self, root: Root, loss: Loss, batch: Batch, method: Method) -> LossOutput:
+        """Leave the gradients of the whole job in the method's parameters, and move its running statistics.
+
+        `loss`: of the embeddings of the whole job.
+        """
+        parts = {
+            number: ([aligned(view) for view in views], draws)
+            for number, (views, draws) in zip(self.own, batch.parts(len(self.own)), strict=True)
+        }
+        found, seen = [], []
+        for number, part in parts.items():
+            seed(batch, number)
+            found.append(embedded(root, part))
+            seen.append(norm.taken(method))
+        self._settle(seen)
+        students, teachers = (
+            {name: self.everyone(x) for name, x in together(pass_).items()} for pass_ in zip(*found, strict=True)
+        )
+        out, pulls = pulled(loss, students, teachers)
+        pushed = {name: pull.chunk(self.number) for name, pull in pulls.items()}
+
+        def own_gradient(number: int) -> Tensor:
+            seed(batch, number)
+            pull = {name: chunks[number] for name, chunks in pushed.items()}
+            gradient = flat_gradient(method, lambda: push(root, parts[number], pull))
+            norm.taken(method)  # what the first pass saw already
+            return gradient
+
+        put_back(method, tree_sum(self.world, self.number, own_gradient))
+        return out
+
+    def _settle(self, seen: Sequence[norm.Seen]) -> None:
+        """Move running statistics towards the mean over all virtual ranks."""
+        if not seen[0]:
+            return
+        packed = {number: norm.packed(own) for number, own in zip(self.own, seen, strict=True)}
+        total = tree_sum(self.world, self.number, lambda number: packed[number].flatten())
+        norm.move(norm.unpacked(seen[0], total.view(2, -1) / self.number))
+
+
+def aligned(view: Tensor) -> Tensor:
+    """A copy at the start of memory of its own: libraries may compute otherwise where memory begins elsewhere."""
+    return view.clone(memory_format=torch.channels_last)
+
+
+def flat_gradient(method: nn.Module, backward: Callable[[], None]) -> Tensor:
+    """[P] the gradients that a backward pass makes, of all parameters that have one."""
+    for parameter in method.parameters():
+        parameter.grad = None
+    backward()
+    return torch.cat([p.grad.flatten() for p in method.parameters() if p.grad is not None])
+
+
+def put_back(method: nn.Module, gradient: Tensor) -> None:
+    """Set the gradients of all parameters that have one from [P]."""
+    own = [p.grad for p in method.parameters() if p.grad is not None]
+    for grad, part in zip(own, torch.split(gradient, [grad.numel() for grad in own]), strict=True):
+        grad.copy_(part.view(grad.shape))
