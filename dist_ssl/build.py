@@ -4,12 +4,13 @@
 against its annotations. Derived values (learning rate, dtype, ...) are computed here and nowhere else.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from dist_ssl.blocks import check_groups
 from dist_ssl.checkpoint import Checkpoint
@@ -24,10 +25,11 @@ from dist_ssl.data.views import Recipe, of_views
 from dist_ssl.durations import Duration
 from dist_ssl.engine import Engine
 from dist_ssl.engines.virtual import check_number
-from dist_ssl.errors import ConfigError, nearest
+from dist_ssl.errors import ConfigError
 from dist_ssl.evaluate.features import Extractor, subset
 from dist_ssl.evaluate.knn import KNN, NoProbe
 from dist_ssl.instantiate import fit, instantiate, keywords
+from dist_ssl.keys import Config, Run, check_units, top_level
 from dist_ssl.method import Method
 from dist_ssl.metrics.meter import Meter
 from dist_ssl.metrics.sinks import JsonLines, Prometheus, Status
@@ -44,39 +46,10 @@ from dist_ssl.sketch import META, sketched
 from dist_ssl.train import Job
 from dist_ssl.world import World
 
-Config = Mapping[str, Any]
 DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
 """Of parameters, optimizer, views and loss."""
 COMPUTE = {"bf16": torch.bfloat16}
 """What matrix products and convolutions are cast to, where it is something else."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """The keys of the config's top level."""
-
-    nodes: int
-    epochs: int
-    batch_size: int
-    lanes: int
-    window: int
-    seed: int
-    precision: str
-    save_every: Duration
-    keep_last: int
-    keep_every: Duration | None
-    log_every: Duration
-    threads: int
-    decode_threads: int
-    timeout: Duration
-    ranks_per_node: int | None = None
-
-
-GROUPS = ("method", "encoder", "aux", "optim", "schedule", "views", "data", "engine", "probe", "metrics")
-LEAST = {"epochs": 1, "keep_last": 1, "window": 1, "seed": 0}
-OF_LAUNCH = ("cluster", "runs", "name", "resume", "wait", "dry_run", "format")
-"""What the launcher reads; nothing here depends on it."""
-TOP = (*Run.__dataclass_fields__, *GROUPS, *OF_LAUNCH)
 
 
 @dataclass(frozen=True)
@@ -127,11 +100,7 @@ def parts(config: Config, world: World, ranks: int) -> Parts:
     seen = world if virtual is None else World(device=world.device)
     torch.manual_seed(run.seed)
     encoder = instantiate(config["encoder"], "encoder")
-    method: Method = instantiate(
-        config["method"], "method", offered={"num_samples": len(train.samples)}, encoder=encoder, world=seen
-    )
-    if config["aux"]:
-        method = instantiate(config["aux"], "aux", method=method, world=seen)
+    method = make_method(config, encoder, len(train.samples), seen)
     at_once = (ranks, config["engine"].get("accumulate", 1)) if virtual is None else (1, virtual)
     check_groups(method, run.batch_size, *at_once)
     optimizer = instantiate(config["optim"], "optim")
@@ -157,42 +126,19 @@ def parts(config: Config, world: World, ranks: int) -> Parts:
     return Parts(run, data, access, train, recipes, optimizer, method, schedule, total, virtual)
 
 
+def make_method(config: Config, encoder: nn.Module, num_samples: int, world: World) -> Method:
+    """The method around the encoder, and what is wrapped around the method."""
+    offered = {"num_samples": num_samples}
+    method: Method = instantiate(config["method"], "method", offered=offered, encoder=encoder, world=world)
+    return instantiate(config["aux"], "aux", method=method, world=world) if config["aux"] else method
+
+
 def virtual_ranks(config: Config, batch_size: int, ranks: int) -> int | None:
     """How many virtual ranks there are in bitwise mode; None outside of it. Raises ConfigError."""
     node = config["engine"]
     number: int | None = fit(node.get("virtual_ranks"), int | None, "engine.virtual_ranks")
     check_number(fit(node.get("bitwise", False), bool, "engine.bitwise"), number, batch_size, ranks)
     return number
-
-
-def top_level(config: Config) -> Run:
-    """The keys of the top level, checked. Raises ConfigError."""
-    for key in config:
-        if key not in TOP:
-            raise ConfigError(f"There is no key '{key}'.", nearest(key, TOP))
-    run = Run(**keywords(Run, {key: config[key] for key in Run.__dataclass_fields__}, ""))
-    for key, least in LEAST.items():
-        if getattr(run, key) < least:
-            raise ConfigError(
-                f"{key}={getattr(run, key)} is not possible: it is at least {least}.", f"Set {key}=1, say."
-            )
-    check_units("timeout", run.timeout, "seconds")
-    check_units("log_every", run.log_every, "steps")
-    check_units("save_every", run.save_every, "seconds", "steps")
-    if run.keep_every:
-        check_units("keep_every", run.keep_every, "steps", "epochs")
-    if run.precision not in DTYPES:
-        raise ConfigError(f"precision={run.precision} is not possible.", nearest(run.precision, DTYPES))
-    return run
-
-
-def check_units(key: str, duration: Duration, *units: str) -> None:
-    """Raise ConfigError where a duration is not in one of these units."""
-    if duration.unit not in units:
-        raise ConfigError(
-            f"{key} is in {duration.unit}: that is not possible.",
-            f"Write it in {' or '.join(units)}" + (" (or minutes, hours)." if "seconds" in units else "."),
-        )
 
 
 def check(config: Config, ranks: int) -> str:
@@ -221,23 +167,10 @@ def build_engine(config: Config, p: Parts, world: World) -> Engine:
 def build(config: Config, world: World, signals: Signals, place: Place) -> Job:
     """The job of one rank."""
     p = parts(config, world, world.size)
-    loader = p.data.loader(p.train, p.access, p.run.decode_threads)
-    colours = Colours(p.data.mean, p.data.std)
-    tensor_type = DTYPES[p.run.precision]
     return Job(
         fresh=Progress(epochs=p.run.epochs, attempt=place.attempt),
         engine=build_engine(config, p, world),
-        stream=Stream(
-            loader,
-            p.recipes,
-            colours,
-            world=world,
-            seed=p.run.seed,
-            window=p.run.window,
-            dtype=tensor_type,
-            max_pixels=p.data.max_pixels,
-            parts=(p.virtual_ranks or world.size) // world.size,
-        ),
+        stream=stream(p, world),
         schedule=p.schedule,
         coordinator=Coordinator(
             p.schedule, world=world, num_samples=len(p.train.samples), record=place.folder / "plan.jsonl"
@@ -261,6 +194,21 @@ def build(config: Config, world: World, signals: Signals, place: Place) -> Job:
     )
 
 
+def stream(p: Parts, world: World) -> Stream:
+    """The training samples, as this rank gets them."""
+    return Stream(
+        p.data.loader(p.train, p.access, p.run.decode_threads),
+        p.recipes,
+        Colours(p.data.mean, p.data.std),
+        world=world,
+        seed=p.run.seed,
+        window=p.run.window,
+        dtype=DTYPES[p.run.precision],
+        max_pixels=p.data.max_pixels,
+        parts=(p.virtual_ranks or world.size) // world.size,
+    )
+
+
 def probing(config: Config) -> Probing:
     """The keys of the probe, checked. Raises ConfigError."""
     node = Probing(**keywords(Probing, config["probe"], "probe"))
@@ -272,10 +220,10 @@ def probing(config: Config) -> Probing:
 
 
 def probe(config: Config, p: Parts, world: World) -> Probe:
-    """The kNN probe, where the data has labels and a held-out split."""
-    if p.data.val is None or not p.train.labelled:
+    """The kNN probe, where the data has a held-out split and both have labels."""
+    val = p.data.open(p.access).split(p.data.val) if p.data.val is not None else None
+    if val is None or not (p.train.labelled and val.labelled):
         return NoProbe()
-    val = p.data.open(p.access).split(p.data.val)
     node = probing(config)
     size = node.image_size or p.schedule.plan(Progress(epochs=1)).image_size
 

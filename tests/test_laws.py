@@ -32,6 +32,7 @@ FLOORS: dict[str, int] = {
     "dist_ssl.batch": 1,
     "dist_ssl.progress": 1,
     "dist_ssl.instantiate": 1,
+    "dist_ssl.keys": 1,
     "dist_ssl.optim": 1,
     "dist_ssl.lars": 1,
     "dist_ssl.sketch": 1,
