@@ -1,15 +1,21 @@
 """What cannot be trained is refused before anything is started: the value, the rule and the remedy."""
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dist_ssl.build import check
 from dist_ssl.data import manifest
 from dist_ssl.errors import ConfigError, DataError, UserError
+from dist_ssl.evaluate.knn import NoProbe
+from dist_ssl.world import World
 from launch import settings
 from launch.run_dir import PROJECT
+from tests.jobs import small_config, small_job
 
 HELD = ("batch_size=12", "lanes=12", "threads=1", "decode_threads=1", "data.source=null")
 
@@ -39,6 +45,18 @@ def test_every_divisor_of_the_lanes_is_a_number_of_ranks(demo_shards: Path, rank
 def test_every_option_of_the_config_tree_can_be_built(demo_shards: Path, group: str) -> None:
     for path in sorted((PROJECT / "configs" / group).glob("*.yaml")):
         check(config(demo_shards, f"{group}={path.stem}", "schedule.image_size=32"), ranks=1)
+
+
+def test_a_split_without_labels_cannot_be_probed(demo_shards: Path, tmp_path: Path) -> None:
+    known = manifest.read(demo_shards)
+    folder = tmp_path / "shards"
+    shutil.copytree(demo_shards, folder)
+    rows = {name: (list(split.shards), split.samples) for name, split in known.splits.items()}
+    assert not isinstance(small_job(World(), small_config(folder), tmp_path / "labelled").probe, NoProbe)
+    shards, samples = rows["val"]
+    rows["val"] = (shards, replace(samples, labels=np.full_like(samples.labels, -1)))
+    manifest.write(folder, rows)
+    assert isinstance(small_job(World(), small_config(folder), tmp_path / "unlabelled").probe, NoProbe)
 
 
 REFUSED = {
