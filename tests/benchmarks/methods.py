@@ -12,6 +12,7 @@ claim of one method against another, whether it held or not. Exits 1 where a met
 untrained encoder's and 15 points) or a row broke.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -31,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from launch.preparation import make_data
 from launch.run_dir import PROJECT
+from launch.settings import compose
 
 RECIPES = PROJECT / "configs" / "recipe"
 METHODS = sorted(path.stem.removeprefix("demo_") for path in RECIPES.glob("demo_*.yaml"))
@@ -50,14 +52,14 @@ class Row:
     amount: float
     seed: int
     words: tuple[str, ...]
-    """Keys of the config beside the recipe's."""
+    """What composes its config."""
+    settings: str = ""
+    """The hash of that config: where a recipe has changed, an old row is another one."""
 
     @property
     def command(self) -> list[str]:
         """The words for `one_method.py`."""
-        recipe = "mocov3" if self.method == UNTRAINED else self.method
-        still = ["optim.base_lr=0", "schedule.warmup=null"] if self.method == UNTRAINED else []
-        return [self.budget, str(self.amount), f"+recipe=demo_{recipe}", f"seed={self.seed}", *self.words, *still]
+        return [self.budget, str(self.amount), *self.words, f"seed={self.seed}"]
 
     @property
     def key(self) -> str:
@@ -98,9 +100,12 @@ class Results:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        lines = path.read_text().splitlines() if path.exists() else []
-        whole = [json.loads(line) for line in lines if line.endswith("}")]  # a kill may cut the last one short
-        self.found: dict[str, dict[str, float]] = {row["key"]: row["found"] for row in whole}
+        text = path.read_text() if path.exists() else ""
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:  # a kill cut the last line short
+            path.write_text(whole)
+        rows = [json.loads(line) for line in whole.splitlines()]
+        self.found: dict[str, dict[str, float]] = {row["key"]: row["found"] for row in rows}
 
     def add(self, row: Row, found: dict[str, float]) -> None:
         """Keep a row's numbers, on disk."""
@@ -184,11 +189,18 @@ def rows_of(options: dict[str, str], words: tuple[str, ...]) -> list[Row]:
     """All trainings, seed by seed, so that every method has been seen early."""
     chosen = [name for name in options["methods"].split(",") if name] or METHODS
     budgets = {name: float(options[name]) for name in ("crops", "seconds") if float(options[name])}
-    found = []
-    for seed in range(int(options["seeds"])):
-        found.append(Row(UNTRAINED, "crops", 1.0, seed, words))
-        found += [Row(m, budget, amount, seed, words) for budget, amount in budgets.items() for m in chosen]
-    return found
+    kinds = [(UNTRAINED, "crops", 1.0), *((name, *budget) for budget in budgets.items() for name in chosen)]
+    composed = {name: words_of(name, words) for name in (UNTRAINED, *chosen)}
+    return [Row(*kind, seed, *composed[kind[0]]) for seed in range(int(options["seeds"])) for kind in kinds]
+
+
+def words_of(method: str, words: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
+    """What composes a method's config, and that config's hash."""
+    recipe = "mocov3" if method == UNTRAINED else method
+    still = ("optim.base_lr=0", "schedule.warmup=null") if method == UNTRAINED else ()
+    own = (f"+recipe=demo_{recipe}", *words, *still)
+    config = json.dumps(compose(list(own), PROJECT / "configs"), sort_keys=True)
+    return own, hashlib.sha256(config.encode()).hexdigest()[:16]
 
 
 def report(rows: list[Row], results: Results, console: Console) -> list[str]:

@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from tests.benchmarks import methods
-from tests.benchmarks.methods import CLAIMS, METHODS, UNTRAINED, Claim, Results, Row, collapsed, judge
+from tests.benchmarks.methods import CLAIMS, METHODS, UNTRAINED, Claim, Results, Row, collapsed, judge, run, words_of
 
 TINY = ("batch_size=12", "lanes=12", "encoder.width=4", "schedule.image_size=16", "probe.bank=60", "window=8")
 
@@ -29,7 +30,18 @@ def test_rows_are_read_back_and_a_line_that_a_kill_cut_is_not(tmp_path: Path) ->
     rows, kept = results(tmp_path, simclr=[0.5, 0.6])
     with kept.path.open("a") as file:
         file.write('{"key": "cut')
-    assert Results(kept.path).of(rows, "knn") == [0.5, 0.6]
+    again = Results(kept.path)
+    assert again.of(rows, "knn") == [0.5, 0.6]
+    more = Row("byol", "crops", 1.0, 0, ())
+    again.add(more, {"knn": 0.7})
+    assert Results(kept.path).of([*rows, more], "knn") == [0.5, 0.6, 0.7]
+
+
+def test_a_row_of_other_settings_is_another_row() -> None:
+    usual, other = (words_of("simclr", words) for words in ((), ("method.temperature=0.7",)))
+    assert usual[1] != other[1]
+    assert Row("simclr", "crops", 1.0, 0, *usual).key != Row("simclr", "crops", 1.0, 0, *other).key
+    assert words_of("simclr", ()) == usual
 
 
 def test_a_mean_below_the_untrained_one_and_15_points_is_a_collapse(tmp_path: Path) -> None:
@@ -62,9 +74,7 @@ def test_a_method_that_does_not_exist_is_refused_with_those_that_do(capsys: pyte
     assert "There is no method simclar" in capsys.readouterr().out
 
 
-def test_rows_are_trained_once_and_what_breaks_is_named(
-    demo_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_rows_are_trained_once(demo_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "rows.jsonl"
     words = [*TINY, f"data={demo_shards}", f"out={out}", "seeds=1", "jobs=2", "schedule.warmup=null"]
     assert methods.main([*words, "methods=simclr", "crops=240", "seconds=0"]) == 1
@@ -78,5 +88,11 @@ def test_rows_are_trained_once_and_what_breaks_is_named(
     assert 50 < trained["peak_mib"] < 20000
     assert methods.main([*words, "methods=simclr", "crops=240", "seconds=0"]) == 1
     assert out.read_text().splitlines() == lines
-    assert methods.main([*words, "methods=simclr", "crops=240", "seconds=0", "lanes=7"]) == 1
-    assert "simclr, crops=240, seed 0: batch_size=12 is no multiple of lanes=7." in capsys.readouterr().out
+
+
+def test_a_row_that_breaks_tells_why(demo_shards: Path, tmp_path: Path) -> None:
+    words = (*TINY, "+recipe=demo_simclr", "lanes=7", f"data.path={demo_shards}", "data.source=null")
+    console, kept = Console(quiet=True), Results(tmp_path / "rows.jsonl")
+    what = run(Row("simclr", "crops", 240.0, 0, words), kept, console)
+    assert what.startswith("simclr, crops=240, seed 0: batch_size=12 is no multiple of lanes=7. Use batch_size=14")
+    assert not kept.found
