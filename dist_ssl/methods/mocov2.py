@@ -33,9 +33,9 @@ from dist_ssl.world import World
 class MoCoV2(Method):
     """MoCo v2 around an encoder that carries `num_features`.
 
-    `hidden`, `dim`: widths of the head, which has no batch norm. `slots`: keys that the queue holds. `temperature` > 0.
-    `momentum`: the teacher's, constant. `norm_group`: samples that share batch-norm statistics; None: all of the
-    job's. `shuffle`: give the keys other groups than the queries.
+    `hidden`, `dim`: widths of the head, which has no batch norm; without `hidden` it is one linear map, as in MoCo v1.
+    `slots`: keys that the queue holds. `temperature` > 0. `momentum`: the teacher's, constant. `norm_group`: samples
+    that share batch-norm statistics; None: all of the job's. `shuffle`: give the keys other groups than the queries.
     """
 
     num_views = 2
@@ -47,7 +47,7 @@ class MoCoV2(Method):
         encoder: nn.Module,
         *,
         world: World,
-        hidden: int = 2048,
+        hidden: int | None = 2048,
         dim: int = 128,
         slots: int = 65536,
         temperature: float = 0.2,
@@ -56,7 +56,7 @@ class MoCoV2(Method):
         shuffle: bool = False,
     ) -> None:
         super().__init__()
-        at_least("method", 1, hidden=hidden, dim=dim, slots=slots)
+        at_least("method", 1, hidden=1 if hidden is None else hidden, dim=dim, slots=slots)
         positive("method", temperature=temperature)
         shares("method", momentum=momentum)
         if shuffle and norm_group is None:
@@ -66,7 +66,8 @@ class MoCoV2(Method):
             )
         self.world, self.temperature, self.momentum, self.shuffle = world, temperature, momentum, shuffle
         statistics = scope(world, norm_group)
-        head = mlp([width_of(encoder), hidden, dim], last_norm=False, bias=True, hidden_norm=False)
+        widths = [width_of(encoder), *([] if hidden is None else [hidden]), dim]
+        head = mlp(widths, last_norm=False, bias=True, hidden_norm=False)
         student = Branch(encoder, head)
         teacher = copy.deepcopy(student).requires_grad_(False)
         self.student = norm.convert(student, statistics)  # type: ignore[assignment]

@@ -2,6 +2,7 @@
 
     z = norm(projector(encoder(x)));   s = z W^T over the rows of all images, or the batch's and `negatives` others
     loss = CE(s / T, own row) + kl_weight KL(p || u),   p = softmax(s / kl_temperature),   u ~ p^exponent, constant
+        (or KL(u || p), or with the gradient through u too: `divergence`, `through_target`)
     with CutMix: lam CE(own row) + (1 - lam) CE(the partner's row)
 
 Rows begin as the untrained network's embeddings, one pass over the data, and move after every step: `ema` as in the
@@ -20,6 +21,7 @@ from dist_ssl.batch import Batch
 from dist_ssl.blocks import scope
 from dist_ssl.bounds import at_least, positive, require, shares
 from dist_ssl.draws import Draws, Ints, SampleDraws
+from dist_ssl.losses.instance import Divergence
 from dist_ssl.losses.job import job_mean
 from dist_ssl.memory.bank import Bank, Comparison
 from dist_ssl.memory.negatives import negatives
@@ -39,7 +41,8 @@ class SingleBranch(Method):
     """The method around an encoder that carries `num_features`.
 
     `num_samples`: images of the data set. `hidden`, `dim`: widths of the projector and of the bank. `temperature` > 0.
-    `kl_weight` from 0, `kl_temperature` > 0, `exponent` between 0 and 1: of the self-distillation. `negatives`: rows
+    `kl_weight` from 0, `kl_temperature` > 0, `exponent` between 0 and 1: of the self-distillation; `divergence`: its
+    direction; `through_target`: let its gradient go through u too. `negatives`: rows
     beside the batch's; None: all. `update`: how rows move: with `bank_momentum` (0 to 1), `descend` with `bank_rate`.
     `half`: keep the bank in bfloat16. `mix`: CutMix with Beta(`mix_alpha`, `mix_alpha`). `norm_group`: samples that
     share batch-norm statistics; None: all of the job's.
@@ -62,6 +65,8 @@ class SingleBranch(Method):
         kl_weight: float = 20.0,
         kl_temperature: float = 1.0,
         exponent: float = 0.5,
+        divergence: Divergence = "p||u",
+        through_target: bool = False,
         negatives: int | None = None,
         update: Update = "ema",
         bank_momentum: float = 0.5,
@@ -79,6 +84,7 @@ class SingleBranch(Method):
         shares("method", bank_momentum=bank_momentum)
         self.world, self.temperature, self.negatives = world, temperature, negatives
         self.kl_weight, self.kl_temperature, self.exponent = kl_weight, kl_temperature, exponent
+        self.divergence, self.through_target = divergence, through_target
         self.update, self.bank_momentum, self.bank_rate = update, bank_momentum, bank_rate
         self.mix, self.mix_alpha = mix, mix_alpha
         student = Branch(encoder, mlp([width_of(encoder), hidden, hidden, dim], last_norm=False, bias=True))
@@ -121,15 +127,20 @@ class SingleBranch(Method):
         return LossOutput(loss, metrics, remember=found.kept)
 
     def _self_distillation(self, found: Comparison) -> Tensor:
-        """KL(p || u), [B], its gradient with u held constant: (1 - e) p_j (a_j - mean a) for a_j = s_j / temperature.
+        """The divergence, [B], its gradient with u held constant unless it goes through it.
 
-        log p = a - log sum exp a and log u = e a - log sum exp(e a); and p_j (a_j - mean) is the gradient of
-        mean - log sum exp.
+        log p = a - log sum exp a and log u = e a - log sum exp(e a) for a_j = s_j / temperature. With u constant the
+        gradient of KL(p || u) is (1 - e) p_j (a_j - mean), and p_j (a_j - mean) is that of mean - log sum exp; of
+        KL(u || p) it is p_j - u_j, and u_j is that of log sum exp(e a) / e.
         """
-        lse, mean, of_powers = found.logsumexp[1], found.mean[1], found.logsumexp[2]
-        along = (1 - self.exponent) * (mean - lse)
-        value = (1 - self.exponent) * mean - lse + of_powers
-        return along + (value - along).detach()
+        e, lse, of_powers = self.exponent, found.logsumexp[1], found.logsumexp[2]
+        if self.divergence == "p||u":
+            value = (1 - e) * found.mean[1] - lse + of_powers
+            along = (1 - e) * (found.mean[1] - lse)
+        else:
+            value = (1 - 1 / e) * found.mean[2] - of_powers + lse
+            along = lse - of_powers / e
+        return value if self.through_target else along + (value - along).detach()
 
     def _mix(self, draws: Draws, ids: Tensor, side: int) -> mixing.Mix:
         return mixing.draw(draws, self._job_ids(ids), self.mix_alpha, side)

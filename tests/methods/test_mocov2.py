@@ -43,6 +43,11 @@ def test_the_first_loss_against_a_full_queue_of_random_keys_is_the_published_one
     assert floor == pytest.approx(math.log(1 + 65536 * math.exp(-5)))
 
 
+def test_a_head_may_be_one_linear_map() -> None:
+    assert small.layout(small.published("mocov2", hidden=None).student.projector) == "32-128+"
+    assert small.layout(small.published("mocov2").student.projector) == "32-2048+ ReLU 2048-128+"
+
+
 def test_a_step_pushes_unit_keys_of_the_second_view_of_readable_samples() -> None:
     m, b = small.method("mocov2"), small.batch(invalid=(1,), first=30)
     small.step(m, b)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dist_ssl.draws import Draws
+from dist_ssl.losses.instance import Divergence, log_shares, self_distillation
 from dist_ssl.methods import mixing
 from dist_ssl.world import World
 from tests.methods import small
@@ -67,6 +68,24 @@ def test_unmixed_the_loss_and_its_gradient_are_those_of_plain_sums() -> None:
     for name, p in m.named_parameters():
         assert p.grad is not None
         assert torch.allclose(ours[name], p.grad, atol=1e-10), name
+
+
+@pytest.mark.parametrize("divergence", ["p||u", "u||p"])
+@pytest.mark.parametrize("through", [False, True])
+def test_every_divergence_is_the_pure_one_over_the_bank(divergence: Divergence, through: bool) -> None:
+    own: dict[str, Any] = {"divergence": divergence, "through_target": through}
+    m = filled(mix=False, kl_temperature=0.3, **own)
+    b = small.batch(1, SIZE, first=40)
+    found = m.loss(small.forward(m, b), b, small.KNOBS)
+    ours = small.gradients(m, b, found)
+    s = F.normalize(m.student(b.views[0]), dim=1) @ m.bank.rows.T
+    alone = World().sum
+    task = self_distillation(log_shares(s / 0.3, alone, alone), alone, **own).mean()
+    expected = F.cross_entropy(s / 0.2, b.ids) + 20 * task
+    m.zero_grad()
+    expected.backward()  # type: ignore[no-untyped-call]
+    assert found.loss.item() == pytest.approx(expected.item())
+    assert all(torch.allclose(ours[name], p.grad, atol=1e-10) for name, p in m.named_parameters())
 
 
 def test_with_sampled_negatives_it_is_over_the_batch_and_as_many_others() -> None:
