@@ -11,17 +11,20 @@ it is a reconstruction.
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dist_ssl.batch import Batch
 from dist_ssl.blocks import scope
 from dist_ssl.bounds import at_least
 from dist_ssl.draws import Purpose, SampleDraws
+from dist_ssl.errors import ConfigError
 from dist_ssl.losses.job import job_mean
 from dist_ssl.losses.rotation import TURNS, rotate, rotation_cross_entropy
 from dist_ssl.method import Embeddings, LossOutput, Method
 from dist_ssl.models import norm
 from dist_ssl.models.branch import width_of
+from dist_ssl.models.encoders import check_side
 from dist_ssl.models.heads import mlp
 from dist_ssl.plan import EpochPlan, Knob, Knobs
 from dist_ssl.world import World
@@ -32,7 +35,8 @@ OWN = "turned"
 
 class Rotation(Method):
     """A method with the task added. `weight` from 0; `turned`: views that are turned, 1 up to the method's; `hidden`:
-    width of the head. `norm_group`: samples that share the head's batch-norm statistics; None: all of the job's.
+    width of the head. `side`: px that turned copies are shrunk to, which saves time; None: those of the views.
+    `norm_group`: samples that share the head's batch-norm statistics; None: all of the job's.
 
     The method's modules keep their names, so an encoder is found where it is without the task.
     """
@@ -45,12 +49,13 @@ class Rotation(Method):
         weight: float = 0.1,
         turned: int = 2,
         hidden: int = 2048,
+        side: int | None = None,
         norm_group: int | None = None,
     ) -> None:
         super().__init__()
         at_least("aux", 0, weight=weight)
-        at_least("aux", 1, turned=turned, hidden=hidden)
-        self.world, self.weight = world, weight
+        at_least("aux", 1, turned=turned, hidden=hidden, side=1 if side is None else side)
+        self.world, self.weight, self.side = world, weight, side
         self.turned = min(turned, method.num_views)
         loose = [name for name, _ in (*method.named_parameters(recurse=False), *method.named_buffers(recurse=False))]
         assert not loose, f"{loose} lie in no module of the method: a step or a move of one would miss the other's"
@@ -80,18 +85,30 @@ class Rotation(Method):
         return self.method.needs_whole_batch
 
     def check(self, plan: EpochPlan) -> None:
-        """As the method."""
+        """Raise ConfigError where turned copies would not shrink or do not fit the encoder; beside it as the method."""
         self.method.check(plan)
+        check_side(self.method.encoder, self.side, "aux.side")
+        if self.side is not None and self.side > plan.image_size:
+            raise ConfigError(
+                f"aux.side={self.side} is not possible: turned copies of views of {plan.image_size} px are shrunk to it.",
+                f"Use aux.side={plan.image_size // 2}, or null.",
+            )
 
     def embed(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
         """The method's embeddings, and per turned view the head's answers [B, 4] and the turns [B] that are right."""
         found = dict(self.method.embed(views, draws))
         turns = [self._turns(draws, slot, views[0]) for slot in range(self.turned)]
-        images = torch.cat([rotate(view, turn) for view, turn in zip(views, turns, strict=False)])
+        images = torch.cat([rotate(self._shrunk(view), turn) for view, turn in zip(views, turns, strict=False)])
         norm.set_views(self.encoder, self.turned)
         norm.set_views(self.rotation, self.turned)
         answers = self.rotation(self.encoder(images)).chunk(self.turned)
         return {**found, **{f"{OWN}{slot}": answer for slot, answer in enumerate(answers)}}
+
+    def _shrunk(self, view: Tensor) -> Tensor:
+        """[B, 3, S, S] -> of `side` px."""
+        if self.side is None or self.side == view.shape[-1]:
+            return view
+        return F.interpolate(view, (self.side, self.side), mode="bilinear", antialias=True, align_corners=False)
 
     def _turns(self, draws: SampleDraws, slot: int, like: Tensor) -> Tensor:
         """[B] how often the samples are turned in this slot."""

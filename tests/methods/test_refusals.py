@@ -45,6 +45,14 @@ PLANS = {
         ("method=fast_moco", "method.parts=3"),
         "Views of 16 px cannot be split into method.parts=3 tiles along a side.\n  Use schedule.image_size=15",
     ),
+    "turned copies that grow": (
+        ("method=simclr", "aux=rotation", "aux.side=20"),
+        "aux.side=20 is not possible: turned copies of views of 16 px are shrunk to it.\n  Use aux.side=8",
+    ),
+    "turned copies that patches do not cover": (
+        ("method=simclr", "encoder=vit_tiny_demo", "aux=rotation", "aux.side=10"),
+        "aux.side=10 does not fit the encoder",
+    ),
     "a group of a wrapped method": (
         ("method=emp_ssl", "aux=rotation", "method.loss_group=5"),
         "batch_size=12 is no multiple of method.loss_group=5.\n  Use batch_size=10",

@@ -123,3 +123,12 @@ def test_one_view_is_turned_where_a_method_has_one() -> None:
     assert m.turned == 1
     found: dict[str, Tensor] = small.forward(m, b)
     assert found["turned0"].shape == (6, 4)
+
+
+def test_turned_copies_may_be_shrunk_and_the_views_are_not() -> None:
+    m, b = wrapped("simclr", side=8), small.batch()
+    seen: list[tuple[int, ...]] = []
+    m.encoder.register_forward_hook(lambda _module, images, _out: seen.append(tuple(images[0].shape)))
+    own, alone = small.forward(m, b), small.forward(wrapped("simclr"), b)
+    assert seen == [(12, 3, 12, 12), (12, 3, 8, 8)]
+    assert all(torch.equal(own[name], alone[name]) for name in own if not name.startswith("turned"))
