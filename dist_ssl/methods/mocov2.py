@@ -33,9 +33,10 @@ from dist_ssl.world import World
 class MoCoV2(Method):
     """MoCo v2 around an encoder that carries `num_features`.
 
-    `hidden`, `dim`: widths of the head, which has no batch norm; without `hidden` it is one linear map, as in MoCo v1.
-    `slots`: keys that the queue holds. `temperature` > 0. `momentum`: the teacher's, constant. `norm_group`: samples
-    that share batch-norm statistics; None: all of the job's. `shuffle`: give the keys other groups than the queries.
+    `hidden`, `dim`: widths of the head; without `hidden` it is one linear map, as in MoCo v1. `head_norm`: batch norm
+    after its layers, which the published one does not have. `slots`: keys that the queue holds. `temperature` > 0.
+    `momentum`: the teacher's, constant. `norm_group`: samples that share batch-norm statistics; None: all of the job's.
+    `shuffle`: give the keys other groups than the queries.
     """
 
     num_views = 2
@@ -49,6 +50,7 @@ class MoCoV2(Method):
         world: World,
         hidden: int | None = 2048,
         dim: int = 128,
+        head_norm: bool = False,
         slots: int = 65536,
         temperature: float = 0.2,
         momentum: float = 0.999,
@@ -67,7 +69,7 @@ class MoCoV2(Method):
         self.world, self.temperature, self.momentum, self.shuffle = world, temperature, momentum, shuffle
         statistics = scope(world, norm_group)
         widths = [width_of(encoder), *([] if hidden is None else [hidden]), dim]
-        head = mlp(widths, last_norm=False, bias=True, hidden_norm=False)
+        head = mlp(widths, last_norm=head_norm, bias=True, hidden_norm=head_norm)
         student = Branch(encoder, head)
         teacher = copy.deepcopy(student).requires_grad_(False)
         self.student = norm.convert(student, statistics)  # type: ignore[assignment]

@@ -90,7 +90,7 @@ class Rotation(Method):
         check_side(self.method.encoder, self.side, "aux.side")
         if self.side is not None and self.side > plan.image_size:
             raise ConfigError(
-                f"aux.side={self.side} is not possible: turned copies of views of {plan.image_size} px are shrunk to it.",
+                f"aux.side={self.side} is not possible: turned views of {plan.image_size} px are shrunk to it.",
                 f"Use aux.side={plan.image_size // 2}, or null.",
             )
 

@@ -45,6 +45,7 @@ def test_the_first_loss_against_a_full_queue_of_random_keys_is_the_published_one
 
 def test_a_head_may_be_one_linear_map() -> None:
     assert small.layout(small.published("mocov2", hidden=None).student.projector) == "32-128+"
+    assert small.layout(small.published("mocov2", head_norm=True).student.projector) == "32-2048+ BN ReLU 2048-128+ bn"
     assert small.layout(small.published("mocov2").student.projector) == "32-2048+ ReLU 2048-128+"
 
 

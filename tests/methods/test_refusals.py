@@ -47,7 +47,7 @@ PLANS = {
     ),
     "turned copies that grow": (
         ("method=simclr", "aux=rotation", "aux.side=20"),
-        "aux.side=20 is not possible: turned copies of views of 16 px are shrunk to it.\n  Use aux.side=8",
+        "aux.side=20 is not possible: turned views of 16 px are shrunk to it.\n  Use aux.side=8",
     ),
     "turned copies that patches do not cover": (
         ("method=simclr", "encoder=vit_tiny_demo", "aux=rotation", "aux.side=10"),
