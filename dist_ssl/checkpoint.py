@@ -230,6 +230,7 @@ class Checkpoint:
 
     def _make(self, part: Path) -> None:
         if self.world.rank == 0:
+            self._retire()  # a save that came as far as its announcement, and no further, has retired nothing
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True)
 

@@ -107,13 +107,13 @@ def read_table(folder: Path) -> tuple[dict[str, Any], Table, dict[str, tuple[int
         version, sealed = content["format"], content.pop("xxh3")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedError(f"state.json: {error}") from error
+    if sealed != seal(content) or text != sealed_text(content):
+        raise DamagedError("state.json: it is not what was written")
     if version not in (1, FORMAT):
         raise CheckpointError(
             f"{folder} has checkpoint format {version}: this version reads 1 and {FORMAT}.",
             "Resume with the version of dist_ssl that wrote it.",
         )
-    if sealed != seal(content) or text != sealed_text(content):
-        raise DamagedError("state.json: it is not what was written")
     try:
         table: Table = _of_whole_tensors(content["tensors"]) if version == 1 else content["tensors"]
         files = {name: (row["length"], row["header"]) for name, row in content.get("files", {}).items()}

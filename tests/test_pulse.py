@@ -139,3 +139,8 @@ def test_the_first_signal_is_remembered_and_all_are_counted() -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
     assert (signals.received, signals.count) == (signal.SIGUSR2, 2)
+
+
+def test_what_is_to_be_kept_for_ever_is_saved_at_its_very_step() -> None:
+    heart = Pulse(World(), Signals(), NEVER, Duration.parse("4 steps"))
+    assert [step for step in range(1, 10) if heart.beat(at(step)).save] == [4, 8]

@@ -324,3 +324,16 @@ def test_features_of_one_image_do_not_depend_on_the_others(name: str) -> None:
     engine.step(batch(), knobs())
     view = batch(3).views[0]
     torch.testing.assert_close(engine.embed(view[:1], "student"), engine.embed(view, "student")[:1])
+
+
+@engines
+def test_an_update_is_held_until_the_state_is_copied_and_only_that_one(name: str) -> None:
+    engine = build(name, tiny_method())
+    engine.step(batch(), knobs())
+    before = kept(engine.state())
+    seen: list[dict[str, Tensor]] = []
+    engine.hold_updates(lambda: seen.append(kept(engine.state())))
+    for step in range(1, 3):
+        engine.step(batch(step), knobs())
+    assert len(seen) == 1
+    assert_same_bits(seen[0], before)

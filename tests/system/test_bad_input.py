@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 
 from launch import slurm
 from launch.run_dir import RunDir, read_yaml, write_yaml
+from tests.disks import small_disk
 from tests.system.launching import Launch, losses, words
 
 
@@ -137,22 +137,17 @@ def test_a_run_of_other_code_goes_on_with_its_own(finished: Path, tmp_path: Path
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 8 MB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)], capture_output=True)
-    if made.returncode:
-        pytest.skip("no right to mount a small file system")
-    yield disk
-    subprocess.run(["umount", "-l", str(disk)], check=True)
+    with small_disk(tmp_path, 8) as mounted:
+        yield mounted
 
 
-def test_a_full_disk_at_a_save_loses_nothing(small_disk: Path, demo_shards: Path) -> None:
-    run = small_disk / "full"
-    ballast = small_disk / "ballast"
+def test_a_full_disk_loses_nothing(disk: Path, demo_shards: Path) -> None:
+    run = disk / "full"
+    ballast = disk / "ballast"
     launch = Launch(
-        *words(demo_shards, small_disk, "nodes=2", "name=full", "epochs=6", "method.hidden=256", "save_every=1 step")
+        *words(demo_shards, disk, "nodes=2", "name=full", "epochs=6", "method.hidden=256", "save_every=1 step")
     )
     while not (run / "checkpoints" / "LATEST").exists():
         assert launch.process.poll() is None
