@@ -1,6 +1,6 @@
 """The blocks of an encoder, compiled or computed twice: what is done to one at a time.
 
-A unit is a member of a `ModuleList` or `Sequential` that has parts of its own and no smaller unit in it: a residual
+A unit is a member of a `ModuleList` or `Sequential` that has layers of its own and no smaller unit in it: a residual
 block, a transformer's block. Its `forward` is replaced, so parameters keep their names and wrappers around it (FSDP's
 hooks) stay outside.
 """
@@ -30,7 +30,8 @@ def units(module: nn.Module) -> list[nn.Module]:
         lists, before = isinstance(part, nn.ModuleList | nn.Sequential), len(found)
         for child in part.children():
             look(child, lists)
-        if listed and not lists and len(found) == before and any(True for _ in part.children()):
+        deep = any(True for child in part.children() for _ in child.parameters())
+        if listed and not lists and deep and len(found) == before:
             found.append(part)
 
     look(module, False)

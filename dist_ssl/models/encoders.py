@@ -34,7 +34,8 @@ class ResidualBlock(nn.Module):
         return F.relu(self.norm2(self.conv2(y)) + self._shortcut(x))
 
     def _shortcut(self, x: Tensor) -> Tensor:
-        x = F.avg_pool2d(x, self.stride, ceil_mode=True) if self.stride > 1 else x
+        if self.stride > 1:  # nothing is padded; counting what would be, torch's compiler gets the gradient wrong
+            x = F.avg_pool2d(x, self.stride, ceil_mode=True, count_include_pad=False)
         return F.pad(x, (0, 0, 0, 0, 0, self.wider_by)) if self.wider_by else x
 
 
