@@ -63,7 +63,8 @@ class DDP(Parallel):
         if bitwise:
             check_options(compute, accumulate, deterministic, compile)
             check_method(method)
-            torch.set_num_threads(1)  # threads share sums out among them
+            if world.device.type != "meta":
+                torch.set_num_threads(1)  # threads share sums out among them
         super().__init__(
             method,
             optimizer,

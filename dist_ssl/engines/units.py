@@ -75,9 +75,12 @@ def compiled(method: nn.Module, device: torch.device) -> None:
 
     Knobs are no inputs of a unit. A second side of views makes forms for any side; further ones compile nothing.
     """
+    found = of(method, "engine.compile=true")
+    if device.type == "meta":  # a sketch computes nothing
+        return
     check_compiler(device)
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
-    for unit in of(method, "engine.compile=true"):
+    for unit in found:
         for child in unit.modules():
             if isinstance(child, BatchNorm):  # exchanges with other ranks, and numpy: nothing for a compiler
                 child.forward = torch.compiler.disable(child.forward)  # type: ignore[method-assign,no-untyped-call]
