@@ -8,6 +8,7 @@ hooks) stay outside.
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -89,6 +90,8 @@ def compiled(method: nn.Module, device: torch.device) -> None:
 
 def check_compiler(device: torch.device) -> None:
     """Raise ConfigError where torch finds no compiler for what it writes."""
+    if device.type == "cuda" and find_spec("triton") is None:
+        raise ConfigError("engine.compile=true needs triton on a GPU.", "pip install triton, or leave it out.")
     from torch._inductor import config
 
     names = [name for name in (config.cpp.cxx if isinstance(config.cpp.cxx, tuple) else (config.cpp.cxx,)) if name]

@@ -86,7 +86,8 @@ def batch(world: World, views: int, step: int, dtype: torch.dtype = torch.float6
     pixels = [torch.randn(shape, dtype=torch.float64, generator=generator).to(dtype) for shape in shapes]
     valid = torch.arange(SAMPLES) != step % SAMPLES
     own = slice(world.rank * SAMPLES // world.size, (world.rank + 1) * SAMPLES // world.size)
-    return Batch([view[own] for view in pixels], ids[own], valid[own], None, Draws(0), step=step)
+    views = [view[own].to(world.device) for view in pixels]
+    return Batch(views, ids[own], valid[own].to(world.device), None, Draws(0), step=step)
 
 
 def filled(engine: Parallel) -> Parallel:
@@ -116,7 +117,7 @@ def whole_state(engine: Parallel) -> dict[str, Tensor]:
     found = {}
     for name, value in engine.state().items():
         if isinstance(value, Piece):
-            parts = engine.world.collect((value.start, value.tensor.flatten().clone()))
+            parts = engine.world.collect((value.start, value.tensor.flatten().cpu().clone()))
             joined = torch.cat([part for _, part in sorted(parts, key=lambda part: (part[0], len(part[1])))])
             found[name] = joined.view(value.shape)
         else:
