@@ -26,6 +26,8 @@ class Batch:
     """Number of this step within its epoch, from 0."""
     unreadable: Mapping[int, str] = field(default_factory=dict)
     """Why, by the number of the sample, a stand-in took its place."""
+    levels: Mapping[int, int] = field(default_factory=dict)
+    """Of those, the level of the pyramid at which each was read, from 1 on, where it was not the original."""
     costs: Mapping[str, float] = field(default_factory=dict)
     """What loading it took, by the keys of the metric table."""
 

@@ -13,11 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
 
-from dist_ssl.data.manifest import Shard
+from dist_ssl.data.manifest import Row, Shard
 from dist_ssl.errors import DataError
 
-Row = tuple[str, int, int, int]
-"""Key, offset and size of the image's bytes, label (-1: none)."""
 KINDS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif")
 """File name extensions of images, in the order in which one is chosen where a sample has several."""
 NAME = re.compile(r"((?:.*/|)[^./]+)\.([^/]*)", re.DOTALL)
@@ -27,12 +25,16 @@ STEP = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """An image file. `kind`: its extension, no dot; `label`: -1 for none."""
+    """An image file. `kind`: its extension, no dot; `label`: -1 for none.
+
+    `sides`: of the original, where this is a smaller copy: width and height, px, or 0 and 0.
+    """
 
     key: str
     kind: str
     image: bytes
     label: int = -1
+    sides: tuple[int, ...] = ()
 
 
 class Writer:
@@ -51,7 +53,8 @@ class Writer:
         offset = self.bytes + sum(map(len, first)) + len(header)
         self._put(b"".join([*first, header, *data]))
         self.content += len(label) + len(sample.image)
-        self.rows.append((sample.key, offset, len(sample.image), sample.label))
+        numbers: tuple[int, ...] = (offset, len(sample.image), sample.label, *sample.sides)
+        self.rows.append((sample.key, *numbers))
 
     def _put(self, data: bytes) -> None:
         self.file.write(data)
@@ -222,7 +225,7 @@ class _Found:
     def index(self, read: _Hashed) -> Index:
         """All samples, in the order of their images' bytes."""
         chosen = ((key, *min(images)[1:], self.labels.get(key, -1)) for key, images in self.images.items())
-        rows = sorted(chosen, key=lambda row: row[1])
+        rows: list[Row] = [*sorted(chosen, key=lambda row: row[1])]
         several = sum(len(images) > 1 for images in self.images.values())
         digest, bare = read.hash.hexdigest(), len(self.keys) - len(rows)
         return Index(rows, self.members, self.labels, read.bytes, digest, several, bare)

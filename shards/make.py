@@ -4,6 +4,7 @@
     python shards/make.py source=cifar10 path=downloads out=data/cifar10 download=true
     python shards/make.py source=tars path=data/tars
     python shards/make.py source=demo out=data/demo
+    python shards/make.py out=data/mine pyramid=[160,256]      # or with a source: smaller copies beside the originals
 
 Shards are written into `OUT.part` and renamed when they are whole, so a folder with a manifest is never half a data
 set; the same command goes on where a kill stopped it. A source is a file of `shards/sources/`, its options are its own.
@@ -15,8 +16,11 @@ from typing import Any
 
 from rich.console import Console
 
-from dist_ssl.data import manifest
+from dist_ssl.data import manifest, pyramid
+from dist_ssl.data.address import Address
+from dist_ssl.data.fetch import Fetcher
 from dist_ssl.errors import ConfigError, nearest
+from shards import levels
 from shards.source import Source
 from shards.sources import demo, imagefolder, tars, vision
 from shards.words import command, fill, pairs
@@ -46,21 +50,44 @@ def report(folder: Path, console: Console) -> None:
         labels = "labelled" if split.labelled else "no labels"
         console.print(f"{name}: {len(split.samples)} images in {len(split.shards)} shards, {labels}", highlight=False)
     probed = "val" in found.splits and all(found.splits[name].labelled for name in ("train", "val"))
+    sides = sorted(pyramid.read(Address(str(folder)), found, Fetcher()))
+    if sides:
+        console.print(f"levels: {', '.join(f'{side} px' for side in sides)}", highlight=False)
     words = ["method=mocov3", "nodes=1", "data=shards", f"data.path={folder}", *(["data.val=val"] if probed else [])]
+    words += [f"'data.pyramid=[{','.join(map(str, sides))}]'"] if sides else []
     console.print(f"python launch/slurm.py {' '.join(words)}", highlight=False, markup=False)
 
 
 def run(words: list[str], console: Console) -> int:
     """Make what the words say. Raises UserError."""
     given = pairs(words)
-    if "source" not in given:
-        raise ConfigError("source=... is missing.", f"Sources: {', '.join(SOURCES)}.")
-    source, out = given.pop("source"), given.pop("out", None)
-    options = fill(source_of(source).options, given, f"source={source}")
+    source, out = given.pop("source", None), given.pop("out", None)
+    smaller = levels_of(given, source)
     folder = Path(out).expanduser() if out else None
-    make(source, folder, console, options)
-    report(folder or options.path, console)
+    if source is None and not (smaller and folder):
+        raise ConfigError("source=... is missing.", f"Sources: {', '.join(SOURCES)}.")
+    if source is not None:
+        options = fill(source_of(source).options, given, f"source={source}")
+        made = folder or (options.path if source_of(source).in_place else None)
+        if smaller and made and (made / manifest.NAME).exists():
+            console.print(f"{made} has its shards already: they stay as they are.", highlight=False, markup=False)
+        else:
+            make(source, folder, console, options)
+        folder = made
+    assert folder
+    if smaller:
+        levels.write(folder, smaller, console)
+    report(folder, console)
     return 0
+
+
+def levels_of(given: dict[str, str], source: str | None) -> levels.Options | None:
+    """What is to be made beside the originals; taken out of what is given. Raises ConfigError."""
+    if "pyramid" not in given:
+        return None
+    shared = {key: value for key, value in given.items() if key == "threads" or source is None}
+    own = {key: given.pop(key) for key in list(given) if key in ("pyramid", "quality")}
+    return fill(levels.Options, {**shared, **own}, "pyramid=...")
 
 
 if __name__ == "__main__":

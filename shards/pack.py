@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -33,12 +34,16 @@ THREADS = Threads(min(32, 4 * (os.cpu_count() or 1)))
 
 @dataclass(frozen=True)
 class Contents:
-    """The samples of a split, in the order of their tars. `stamp`: changes whenever any of them does."""
+    """The samples of a split, in the order of their tars. `stamp`: changes whenever any of them does.
+
+    `ends`: how many samples there are up to the end of each tar, where not the bytes in it say when it ends.
+    """
 
     count: int
     stamp: str
     sample: Callable[[int], Sample]
     """The sample of a number 0 .. count - 1; called from several threads. Raises DataError."""
+    ends: Sequence[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -54,11 +59,15 @@ def pack(
     splits: Mapping[str, Contents],
     classes: Sequence[str] = (),
     *,
+    copied: Mapping[str, Any] | None = None,
     shard_bytes: int,
     threads: int,
     console: Console,
 ) -> None:
-    """Write a data set into a new folder; splits without samples are left out. Raises DataError."""
+    """Write a data set into a new folder; splits without samples are left out. `copied`: see `Manifest`.
+
+    Raises DataError.
+    """
     if out.exists():
         raise DataError(f"{out} exists already.", "Choose another folder, or remove it first.")
     part = out.with_name(f"{out.name}.part")
@@ -72,7 +81,7 @@ def pack(
             ]
             go_on(part, packers, console)
             rows = {packer.name: packer.run(depth=2 * threads) for packer in packers}
-            manifest.write(part, rows, classes)
+            manifest.write(part, rows, classes, copied)
             for path in (*part.glob("*.record"), part / LOCK):
                 path.unlink()
             part.rename(out)
@@ -166,17 +175,24 @@ class Packer:
         task = self.progress.add_task(f"{self.name:5s}", total=self.contents.count, completed=self.done)
         samples = self._ahead(depth)
         sample = next(samples, None)
-        for number in count(len(self.made)):
-            if sample is None:
+        tars = count() if self.contents.ends is None else range(len(self.contents.ends))
+        for number in islice(tars, len(self.made), None):
+            if sample is None and self.contents.ends is None:
                 break
             beside = self.part / f".{self.tar(number).name}"
             writer = Writer(beside)
-            while sample is not None and writer.content < self.shard_bytes:
+            while sample is not None and not self._full(writer, number):
                 writer.add(sample)
                 self.progress.advance(task)
                 sample = next(samples, None)
             self._finish(writer, number)
         return [made.shard for made in self.made], manifest.joined([made.samples for made in self.made])
+
+    def _full(self, writer: Writer, number: int) -> bool:
+        """Whether the tar of this number ends here."""
+        if self.contents.ends is None:
+            return writer.content >= self.shard_bytes
+        return self.done + len(writer.rows) == self.contents.ends[number]
 
     def _ahead(self, depth: int) -> Iterator[Sample]:
         """The samples that are missing, in order, each read by a thread before it is asked for."""

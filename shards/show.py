@@ -1,6 +1,6 @@
 """Show what a data set holds: a table per split, and some of its images on one sheet.
 
-    python shards/show.py data/mine [out=mine.png] [split=train] [images=64]
+    python shards/show.py data/mine [out=mine.png] [split=train] [images=64] [level=160]
 
 The images are chosen by the hash of their numbers, so the sheet of a data set is always the same.
 """
@@ -15,8 +15,10 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from rich.console import Console
 from rich.table import Table
 
-from dist_ssl.data import manifest
+from dist_ssl.data import manifest, pyramid
+from dist_ssl.data.address import Address
 from dist_ssl.data.decode import UnreadableError, decode
+from dist_ssl.data.fetch import Fetcher
 from dist_ssl.data.read import Reader
 from dist_ssl.draws import Draws, Purpose
 from dist_ssl.errors import DataError
@@ -30,42 +32,67 @@ BACK, INK, BAD = (255, 255, 255), (0, 0, 0), (200, 0, 0)
 
 @dataclass(frozen=True)
 class Options:
-    """`out`: where the sheet goes, by default NAME.png here; `split`: whose images, by default the first's."""
+    """`out`: where the sheet goes, by default NAME.png here; `split`: whose images, by default the first's.
+
+    `level`: of a pyramid, whose images are shown in place of the originals, px.
+    """
 
     out: Path | None = None
     split: str | None = None
     images: int = 64
+    level: int | None = None
 
 
 def show(folder: Path, options: Options, console: Console) -> None:
     """Print the table and write the sheet. Raises DataError."""
-    found = manifest.read(folder)
+    found, where, get = manifest.read(folder), Address(str(folder)), Fetcher()
     if not found.splits:
         raise DataError(f"{folder} has no splits.", "Make its shards again.")
     console.print(f"{folder}: identity {found.identity}", highlight=False)
+    levels = pyramid.read(where, found, get)
+    found = pyramid.attach(found, where, sorted(levels), get) if levels else found
     console.print(table(found))
+    for side, made in sorted(levels.items()):
+        lossy = f"{side} px on the shorter side, JPEG of quality {made['quality']}, chroma {made['chroma']}"
+        console.print(f"level {side}: identity {made['identity']}; lossy: {lossy}", highlight=False)
     if found.classes:
         console.print("classes: " + shortened(found.classes), highlight=False, markup=False)
     if options.images:
-        split = found.split(options.split or next(iter(found.splits)))
+        split = level_of(found.split(options.split or next(iter(found.splits))), options.level)
         out = options.out or Path(f"{folder.resolve().name}.png")
         try:
             sheet(split, found.classes, options.images).save(out, "PNG")
         except OSError as error:
             raise DataError(f"{out} cannot be written: {error}.", "Name another file with out=.") from error
         shown = min(options.images, len(split.samples))
-        console.print(f"{shown} images of {split.name}: {out}", highlight=False, markup=False)
+        console.print(f"{shown} images of {called(split)}: {out}", highlight=False, markup=False)
+
+
+def level_of(split: manifest.Split, side: int | None) -> manifest.Split:
+    """The split, or its level of that side. Raises DataError."""
+    if side is None:
+        return split
+    known = {level.side: level for level in split.levels}
+    if side not in known:
+        there = f"Levels: {', '.join(map(str, known))}." if known else "It has none; make.py pyramid=[...] makes some."
+        raise DataError(f"level={side} is not there.", there)
+    return known[side]
+
+
+def called(split: manifest.Split) -> str:
+    """Its name, of a level with its side."""
+    return f"{split.name}@{split.side}" if split.side else split.name
 
 
 def table(found: manifest.Manifest) -> Table:
     """Counts, sizes and labels of every split."""
     rows = Table("split", "shards", "images", "tar bytes", "mean image", "labelled", "classes", "images per class")
-    for name, split in found.splits.items():
+    for split in (part for whole in found.splits.values() for part in (whole, *whole.levels)):
         sizes, labels = split.samples.sizes, split.samples.labels
         known = np.unique(labels[labels >= 0], return_counts=True)[1]
         spread = f"{known.min()} / {np.median(known):g} / {known.max()}" if len(known) else "-"
         rows.add_row(
-            name,
+            called(split),
             str(len(split.shards)),
             str(len(split.samples)),
             f"{sum(shard.bytes for shard in split.shards) / 1e6:,.1f} MB",

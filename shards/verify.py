@@ -2,8 +2,8 @@
 
     python shards/verify.py data/mine [decode=false] [rows=100]
 
-Every tar is hashed and its own headers are compared with the manifest; every image is decoded as a run would, unless
-decode=false. The exit code is 1 where there is damage, and 2 where there is no data set.
+Every tar, of the levels of a pyramid too, is hashed and its own headers are compared with the manifest; every image is
+decoded as a run would, unless decode=false. The exit code is 1 where there is damage, and 2 where there is no data set.
 """
 
 import os
@@ -19,8 +19,10 @@ from rich.progress import Progress, TaskID
 from rich.table import Column, Table
 from rich.text import Text
 
-from dist_ssl.data import manifest
+from dist_ssl.data import manifest, pyramid
+from dist_ssl.data.address import Address
 from dist_ssl.data.decode import UnreadableError, decode
+from dist_ssl.data.fetch import Fetcher
 from dist_ssl.errors import DataError
 from shards.archive import Index, index
 from shards.pack import bar
@@ -58,20 +60,49 @@ class Tar:
     samples: manifest.Samples
     numbers: range
 
+    @property
+    def copies(self) -> bool:
+        """Its images are smaller copies, without labels."""
+        return self.samples.widths is not None
+
+    @property
+    def read(self) -> list[int]:
+        """The samples that a run reads from it: of a level not those whose originals cannot be decoded."""
+        widths = self.samples.widths
+        return [number for number in self.numbers if widths is None or widths[number]]
+
 
 def verify(folder: Path, options: Options, console: Console) -> list[Damage]:
     """All damage of a data set, by tar and key. Raises DataError where there is no manifest that can be read."""
-    tars = [tar for split in manifest.read(folder).splits.values() for tar in tars_of(folder, split)]
+    originals = manifest.read(folder)
+    splits = list(originals.splits.values())
+    wrong: list[Damage] = []
+    for side, identity in levels_of(folder, originals, wrong).items():
+        try:
+            splits += pyramid.level(Address(str(folder)), originals, side, identity, Fetcher()).splits.values()
+        except DataError as error:
+            wrong.append(Damage(pyramid.folder_of(side), "", error.problem))
+    tars = [tar for split in splits for tar in tars_of(folder, split)]
     with bar(console) as progress, ThreadPoolExecutor(options.threads) as pool:
         task = progress.add_task("bytes ", total=sum(tar.shard.bytes for tar in tars))
-        wrong = [damage for own in pool.map(lambda tar: checked(tar, progress, task), tars) for damage in own]
+        wrong += [damage for own in pool.map(lambda tar: checked(tar, progress, task), tars) for damage in own]
         if options.decode:
             known = {(damage.shard, damage.key) for damage in wrong}
-            chunks = [(tar, part) for tar in tars if tar.path.is_file() for part in parts(tar.numbers)]
+            chunks = [(tar, part) for tar in tars if tar.path.is_file() for part in parts(tar.read)]
             task = progress.add_task("images", total=sum(len(part) for _, part in chunks))
             for found in pool.map(lambda chunk: decoded(chunk[0], chunk[1], progress, task), chunks):
                 wrong += [damage for damage in found if (damage.shard, damage.key) not in known]
     return sorted(wrong)
+
+
+def levels_of(folder: Path, originals: manifest.Manifest, wrong: list[Damage]) -> dict[int, str]:
+    """The identity of every level that should be there, by its side; `wrong` takes what is wrong with the list."""
+    try:
+        known = pyramid.read(Address(str(folder)), originals, Fetcher())
+    except DataError as error:
+        wrong.append(Damage(pyramid.NAME, "", error.problem))
+        return {}
+    return {side: str(level["identity"]) for side, level in known.items()}
 
 
 def tars_of(folder: Path, split: manifest.Split) -> Iterator[Tar]:
@@ -82,7 +113,7 @@ def tars_of(folder: Path, split: manifest.Split) -> Iterator[Tar]:
         first += shard.samples
 
 
-def parts(numbers: range) -> Iterator[range]:
+def parts(numbers: Sequence[int]) -> Iterator[Sequence[int]]:
     """Runs of CHUNK numbers."""
     yield from (numbers[start : start + CHUNK] for start in range(0, len(numbers), CHUNK))
 
@@ -110,17 +141,18 @@ def differences(tar: Tar, own: Index, changed: bool) -> Iterator[Damage]:
         key, offset, size = samples.key(number), int(samples.offsets[number]), int(samples.sizes[number])
         known.add(key)
         label, found = own.labels.get(key, -1), own.members.get(offset)
+        expected = -1 if tar.copies else samples.labels[number]
         if found != (key, size):
             there = f"'{found[0]}' of {found[1]} bytes" if found else "no member"
             yield Damage(tar.shard.name, key, f"at byte {offset} lies {there}, not {size} bytes of it")
-        elif label != samples.labels[number]:
-            yield Damage(tar.shard.name, key, f"label is {label}, the manifest says {samples.labels[number]}")
+        elif label != expected:
+            yield Damage(tar.shard.name, key, f"label is {label}, the manifest says {expected}")
     for key, *_ in own.rows if changed else []:
         if key not in known:
             yield Damage(tar.shard.name, key, "is not in the manifest")
 
 
-def decoded(tar: Tar, numbers: range, progress: Progress, task: TaskID) -> list[Damage]:
+def decoded(tar: Tar, numbers: Sequence[int], progress: Progress, task: TaskID) -> list[Damage]:
     """Which of a tar's images cannot be decoded."""
     wrong = []
     with tar.path.open("rb", buffering=0) as file:

@@ -11,11 +11,16 @@ from typing import Any, NewType, TypeVar
 
 from rich.console import Console
 
+from dist_ssl.data.pyramid import check_sides
 from dist_ssl.errors import EXIT_CODE, ConfigError, UserError, nearest
+from dist_ssl.sizes import parse_bytes
 
 Bytes = NewType("Bytes", int)
 """A size, written like 256MB."""
-UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+Quality = NewType("Quality", int)
+"""Of a JPEG, 1 to 100."""
+Sides = NewType("Sides", tuple[int, ...])
+"""Of the levels of a pyramid, px, the smallest first, written like [160,256]."""
 TRUTHS = {"true": True, "false": False}
 INTERRUPTED = 130
 Threads = NewType("Threads", int)
@@ -40,14 +45,6 @@ class HeldOut:
         return count
 
 
-def parse_bytes(text: str, key: str) -> Bytes:
-    """`256MB` -> 256000000. Raises ConfigError."""
-    number, unit = text.strip()[:-2], text.strip()[-2:].upper()
-    if unit not in UNITS or not number.isdecimal() or int(number) == 0:
-        raise ConfigError(f"{key}={text} is not a size.", "Write it like 256MB (units: KB, MB, GB).")
-    return Bytes(int(number) * UNITS[unit])
-
-
 def parse_whole(text: str, key: str) -> int:
     """`12` -> 12. Raises ConfigError."""
     if not text.isdecimal():
@@ -60,6 +57,22 @@ def parse_threads(text: str, key: str) -> Threads:
     if parse_whole(text, key) == 0:
         raise ConfigError(f"{key}=0 is not possible: it is at least 1.", f"Set {key}=1, or leave it out.")
     return Threads(int(text))
+
+
+def parse_quality(text: str, key: str) -> Quality:
+    """`90` -> 90. Raises ConfigError."""
+    if not 1 <= parse_whole(text, key) <= 100:
+        raise ConfigError(f"{key}={text} is not possible: it is between 1 and 100.", f"Set {key}=90, say.")
+    return Quality(int(text))
+
+
+def parse_sides(text: str, key: str) -> Sides:
+    """`[160,256]` -> (160, 256). Raises ConfigError."""
+    inner = [word.strip() for word in text.removeprefix("[").removesuffix("]").split(",") if text != "[]"]
+    if not (text.startswith("[") and text.endswith("]")) or not all(word.isdecimal() for word in inner):
+        raise ConfigError(f"{key}={text} is not possible: it is a list of sides in px.", f"Write {key}=[160,256], say.")
+    check_sides([int(word) for word in inner], key)
+    return Sides(tuple(int(word) for word in inner))
 
 
 def parse_truth(text: str, key: str) -> bool:
@@ -88,7 +101,9 @@ PARSERS: dict[Any, Callable[[str, str], Any]] = {
     int: parse_whole,
     Threads: parse_threads,
     bool: parse_truth,
-    Bytes: parse_bytes,
+    Bytes: lambda text, key: Bytes(parse_bytes(text, key)),
+    Quality: parse_quality,
+    Sides: parse_sides,
     HeldOut: parse_held_out,
 }
 

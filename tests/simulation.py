@@ -96,7 +96,7 @@ class Bytes:
     def read(self, number: int) -> bytes:
         return b"" if number in self.bad else str(number).encode()
 
-    def expect(self, shards: Any) -> None:
+    def expect(self, shards: Any, levels: Any) -> None:
         """Nothing is fetched ahead."""
 
 

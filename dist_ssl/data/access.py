@@ -1,5 +1,6 @@
 """How the shards of a data set are got at: with what patience, and through which cache of the node."""
 
+import itertools
 import os
 import tempfile
 from dataclasses import dataclass, field
@@ -41,20 +42,24 @@ class Access:
         """Raise DataError or ConfigError where a split's shards are not there, or its cache cannot serve `lanes` lanes.
 
         On this machine all shards are looked at; elsewhere the first and the last, for each look is a request. Every
-        lane reads another shard, so a cache that does not hold one for each would fetch them again and again.
+        lane reads another shard, so a cache that does not hold one for each would fetch them again and again. Of a
+        pyramid that is a shard at every level and the original.
         """
         if split.folder.local:
             split.check()
         else:
-            for number in {0, len(split.shards) - 1}:
-                shard, address = split.shards[number], split.address(number)
+            ends = {0, len(split.shards) - 1}
+            for part, number in itertools.product((split, *split.levels), ends):
+                shard, address = part.shards[number], part.address(number)
                 size = self.fetcher.size(address)
                 if size not in (None, shard.bytes):
                     raise size_differs(address, size, shard)
         if self.cache is None:
             return
-        total = sum(shard.bytes for shard in split.shards)
-        largest = max(shard.bytes for shard in split.shards)
+        sizes = [
+            sum(part.shards[number].bytes for part in (split, *split.levels)) for number in range(len(split.shards))
+        ]
+        total, largest = sum(sizes), max(sizes)
         least = min(total, lanes * (largest + window * total // len(split.samples)))
         if self.cache.size < least:
             raise ConfigError(

@@ -27,9 +27,10 @@ class Ahead:
         self._running = 0
         self._closed = False
 
-    def expect(self, shards: Iterable[int]) -> None:
-        """Forget what was expected before; these come now."""
+    def expect(self, shards: Iterable[int], sizes: list[int] | None = None) -> None:
+        """Forget what was expected before; these come now. `sizes`: the new ones, where they have changed."""
         with self._state:
+            self.sizes = sizes or self.sizes
             self._to_come, self._waiting, self._begun = deque(shards), set(), set()
             self._closed = False
             for _ in range(min(self._threads, len(self._to_come)) - self._running):

@@ -46,10 +46,14 @@ class UnreadableError(Exception):
 
 @dataclass(frozen=True)
 class Decoded:
-    """[h, w, 3] pixels, and why they did not come the fast way: one of SLOW, or nothing."""
+    """[h, w, 3] pixels, and why they did not come the fast way: one of SLOW, or nothing.
+
+    `sides`: width and height of the whole picture, upright, px, at whatever scale it was decoded.
+    """
 
     pixels: Pixels
-    slow: str = ""
+    slow: str
+    sides: tuple[int, int]
 
 
 def decode(data: bytes, least: int, max_pixels: int = MAX_PIXELS) -> Decoded:
@@ -70,10 +74,14 @@ def resize(pixels: Pixels, box: Box, size: int) -> Pixels:
     A copy of the box, in the strides of channels_last, is what torch resizes fastest, and without threads of its own.
     """
     left, top, right, bottom = box
-    crop = np.ascontiguousarray(pixels[top:bottom, left:right])
-    x = torch.from_numpy(crop)[None].permute(0, 3, 1, 2)
-    view: Pixels = interpolate(x, (size, size), mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
-    return view
+    return resize_whole(np.ascontiguousarray(pixels[top:bottom, left:right]), size, size)
+
+
+def resize_whole(pixels: Pixels, width: int, height: int) -> Pixels:
+    """Contiguous pixels at width x height, [height, width, 3]: bilinear, antialiased."""
+    x = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
+    found: Pixels = interpolate(x, (height, width), mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
+    return found
 
 
 def _jpeg(data: bytes, least: int, max_pixels: int) -> Decoded:
@@ -90,7 +98,8 @@ def _jpeg(data: bytes, least: int, max_pixels: int) -> Decoded:
     else:
         pixels, slow = _decode_jpeg(data, "RGB", sides), ""
     orientation = _orientation(partial(_exif, data))
-    return Decoded(_upright(pixels, orientation), TURNED if orientation > 1 else slow)
+    whole = (height, width) if orientation >= 5 else (width, height)
+    return Decoded(_upright(pixels, orientation), TURNED if orientation > 1 else slow, whole)
 
 
 def _decode_jpeg(data: bytes, space: str, sides: dict[str, int]) -> Pixels:
@@ -109,7 +118,8 @@ def _other(data: bytes, max_pixels: int, slow: str) -> Decoded:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(*image.size, max_pixels)
             image.load()
-            return Decoded(_upright(_rgb(image), _orientation(image.getexif)), slow)
+            pixels = _upright(_rgb(image), _orientation(image.getexif))
+            return Decoded(pixels, slow, (pixels.shape[1], pixels.shape[0]))
     except (UnreadableError, MemoryError):
         raise
     except Exception as error:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from dist_ssl.data import manifest
+from dist_ssl.data import manifest, pyramid
 from dist_ssl.data.access import Access
 from dist_ssl.data.address import Address
 from dist_ssl.data.decode import MAX_PIXELS
@@ -16,7 +16,7 @@ from dist_ssl.sizes import parse_bytes
 
 @dataclass(frozen=True)
 class Data:
-    """The keys of the data node; what is in bytes is checked by the rule of sizes, which says more than a type."""
+    """The keys of the data node; bytes and levels are checked by rules of their own, which say more than a type."""
 
     path: str
     train: str
@@ -31,21 +31,33 @@ class Data:
     allow_pipe: bool = False
     max_pixels: int = MAX_PIXELS
     ahead_bytes: Any = "64MB"
+    pyramid: list[Any] | None = None
+    max_upsample: float = 1.0
 
     def access(self, sharers: int) -> Access:
         """How shards are reached by `sharers` ranks of a node. Raises ConfigError, also where another key is wrong."""
         if self.max_pixels < 1:
             raise ConfigError(f"data.max_pixels={self.max_pixels} is not possible: it is at least 1.", "Leave it out.")
+        if self.max_upsample < 1:
+            raise ConfigError(
+                f"data.max_upsample={self.max_upsample:g} is not possible: it is at least 1, not to enlarge at all.",
+                "Set data.max_upsample=1, or leave it out.",
+            )
+        if self.pyramid is not None:
+            pyramid.check_sides(self.pyramid, "data.pyramid")
         parse_bytes(self.ahead_bytes, "data.ahead_bytes")
         size = parse_bytes(self.cache_bytes, "data.cache_bytes")
         return Access.to(Address.parse(self.path), self.cache, size, self.allow_pipe, sharers)
 
     def open(self, access: Access) -> manifest.Manifest:
-        """The data set's manifest, known to be the run's. Raises DataError."""
-        found = manifest.read(Address.parse(self.path), access.fetcher)
+        """The data set's manifest, with the levels that are used, known to be the run's. Raises DataError."""
+        where = Address.parse(self.path)
+        found = manifest.read(where, access.fetcher)
+        if self.pyramid is not None:
+            found = pyramid.attach(found, where, self.pyramid, access.fetcher)
         if self.identity not in (None, found.identity):
             raise DataError(
-                f"The data in {self.path} is not the run's: its manifest's hash is {found.identity}, not "
+                f"The data in {self.path} is not the run's: the hash of its manifest is {found.identity}, not "
                 f"{self.identity}.",
                 "Set data.path to the shards that the run began with, or start a new run.",
             )
@@ -54,4 +66,4 @@ class Data:
     def loader(self, split: manifest.Split, access: Access, threads: int, *, scattered: bool = False) -> Loader:
         """What loads samples of a split. `scattered`: those that are wanted are far apart."""
         ahead = parse_bytes(self.ahead_bytes, "data.ahead_bytes")
-        return Loader(Reader(split, access, scattered=scattered), threads, ahead)
+        return Loader(Reader(split, access, scattered=scattered), threads, ahead, self.max_upsample)

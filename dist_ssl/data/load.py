@@ -18,7 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from dist_ssl.data.decode import UnreadableError
+from dist_ssl.data.pyramid import Pyramid
 from dist_ssl.data.read import Reader
+from dist_ssl.data.views import Crops
 from dist_ssl.draws import Draws, Floats
 from dist_ssl.errors import DataError
 
@@ -32,6 +34,8 @@ AHEAD_BYTES = 64_000_000
 class Cut(Protocol):
     """Draws and cuts the views of an image."""
 
+    max_pixels: int
+
     def side(self, slot: int) -> int:
         """Side of the view in this slot, px."""
         ...
@@ -42,6 +46,10 @@ class Cut(Protocol):
 
     def cut(self, data: bytes, draws: Sequence[Floats], out: Sequence[Pixels]) -> str:
         """Fill one [side, side, 3] buffer per view; why that was slow, if it was. Raises UnreadableError."""
+        ...
+
+    def crops(self, sides: tuple[int, int], draws: Sequence[Floats]) -> Crops:
+        """Where the views lie in an image of this width and height, to be read at any level of a pyramid."""
         ...
 
 
@@ -93,11 +101,13 @@ class Tally:
 class Loader:
     """Loads requests in order with `threads` threads.
 
-    The next request is always begun before it is asked for, and more while what waits fits into `ahead_bytes`.
+    The next request is always begun before it is asked for, and more while what waits fits into `ahead_bytes`. Where
+    the split has levels, an image is read at the smallest that enlarges no crop by more than `max_upsample`.
     """
 
-    def __init__(self, reader: Reader, threads: int, ahead_bytes: int = AHEAD_BYTES) -> None:
+    def __init__(self, reader: Reader, threads: int, ahead_bytes: int = AHEAD_BYTES, max_upsample: float = 1.0) -> None:
         self.reader, self.threads, self.ahead_bytes = reader, threads, ahead_bytes
+        self.pyramid = Pyramid.of(reader.split, max_upsample)
         self.slow = Tally()
 
     def load(self, requests: Iterable[Request], cutter: Cut, views: int) -> Iterator[Loaded]:
@@ -155,17 +165,25 @@ class Loader:
         for row in part.tolist():
             mine, out = [n[row] for n in numbers], [view[row] for view in views]
             try:
-                self.slow.add(cutter.cut(self.reader.read(int(request.ids[row])), mine, out))
+                self._cut(int(request.ids[row]), cutter, mine, out)
             except UnreadableError as error:
                 reasons[row] = error.reason
                 self._stand_in(request, row, cutter, mine, out)
         return reasons
 
+    def _cut(self, number: int, cutter: Cut, numbers: list[Floats], out: list[Pixels]) -> None:
+        """Read a sample, of a pyramid at the level that its crops need, and cut it. Raises UnreadableError."""
+        crops = self.pyramid.crops(number, cutter, numbers) if self.pyramid else None
+        if self.pyramid and crops:
+            self.slow.add(crops.cut(self.reader.read(number, self.pyramid.level(crops)), out))
+        else:
+            self.slow.add(cutter.cut(self.reader.read(number), numbers, out))
+
     def _stand_in(self, request: Request, row: int, cutter: Cut, numbers: list[Floats], out: list[Pixels]) -> None:
         """Cut the first readable candidate with the replaced sample's own draws."""
         for candidate in request.stand_ins(row):
             try:
-                self.slow.add(cutter.cut(self.reader.read(candidate), numbers, out))
+                self._cut(candidate, cutter, numbers, out)
                 return
             except UnreadableError:
                 continue

@@ -13,8 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from dist_ssl import lines
 from dist_ssl.batch import Batch
 from dist_ssl.data.manifest import Split
@@ -37,7 +35,6 @@ class Quarantine:
 
     def __init__(self, path: Path, split: Split, *, world: World, attempt: int, max_bad: Share) -> None:
         self.path, self.split, self.world, self.attempt, self.max_bad = path, split, world, attempt, max_bad
-        self._ends = np.cumsum(split.shard_sizes)
         self._known: dict[int, Row] = {}
         self._found: dict[int, Row] = {}
         self._enter(world.share(lines.read(path) if world.rank == 0 else None))
@@ -58,7 +55,7 @@ class Quarantine:
         for number, reason in batch.unreadable.items():
             if number in self._known or number in self._found:
                 continue
-            row = self._row(progress, number, reason)
+            row = self._row(progress, number, reason, batch.levels.get(number, 0))
             self._found[number] = row
             log.warning(
                 "Sample %s of %s cannot be read: %s. Another stands in for it.", row["key"], row["shard"], reason
@@ -78,12 +75,13 @@ class Quarantine:
         judged = progress.step - (progress.lane_offset > 0)
         self._judge(sum(row["step"] < judged for row in self._known.values()))
 
-    def _row(self, progress: Progress, number: int, reason: str) -> Row:
+    def _row(self, progress: Progress, number: int, reason: str, level: int) -> Row:
         """The line of a sample: what it is, and where the run first met it."""
+        read = self.split.levels[level - 1] if level else self.split
         return {
             "split": self.split.name,
             "number": number,
-            "shard": self.split.shards[int(np.searchsorted(self._ends, number, side="right"))].name,
+            "shard": read.shards[read.shard_of(number)].name,
             "key": self.split.samples.key(number),
             "reason": reason,
             "epoch": progress.epoch,

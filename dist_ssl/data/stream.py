@@ -64,12 +64,18 @@ class Stream:
         sizes = [plan.local_size if recipe.local else plan.image_size for recipe in recipes]
         colour = [Photometry(r, slot, self.colours.mean, self.colours.std) for slot, r in enumerate(recipes)]
         count = plan.samples_per_lane
-        self.loader.reader.expect(order.shards_from(self.world.rank, self.world.size, start))
+        cutter = Cutter(recipes, sizes, self.max_pixels)
+        shards = order.shards_from(self.world.rank, self.world.size, start)
+        pyramid = self.loader.pyramid
+        self.loader.reader.expect(shards, pyramid.expected(cutter, draws) if pyramid else None)
         starts = range(start, order.lane_length - count + 1, count)
         requests = (self._request(order, draws, at, count) for at in starts)
-        loaded = self.loader.load(requests, Cutter(recipes, sizes, self.max_pixels), len(sizes))
+        loaded = self.loader.load(requests, cutter, len(sizes))
         for at, pixels in zip(starts, loaded, strict=True):
-            yield self._batch(pixels, colour, draws, at // count)
+            batch = self._batch(pixels, colour, draws, at // count)
+            if pyramid:
+                batch.levels = pyramid.levels(cutter, draws, np.array(list(pixels.unreadable), dtype=np.int64))
+            yield batch
 
     def _request(self, order: EpochOrder, draws: Draws, start: int, count: int) -> Request:
         """This rank's samples of one step, and where a stand-in for each of them is looked for."""

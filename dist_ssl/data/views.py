@@ -8,6 +8,7 @@ times until the box fits, else the centre; resizing is bilinear with antialias.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -120,6 +121,58 @@ def smallest_crop_scale(recipes: Sequence[Recipe], size: int) -> int:
     return math.ceil(size / math.sqrt(min(narrowest)))
 
 
+@dataclass(frozen=True)
+class Crops:
+    """What is cut from an image that is `width` x `height` px where it is whole: boxes in px of that, one per view.
+
+    `sizes`: side of every view, px; `max_pixels`: larger images are unreadable.
+    """
+
+    width: int
+    height: int
+    boxes: Sequence[Box]
+    sizes: Sequence[int]
+    max_pixels: int = MAX_PIXELS
+
+    @cached_property
+    def tightest(self) -> tuple[int, int]:
+        """Of the view that shows the least for its size: its side, and the shorter side of its box."""
+        shorter = [min(right - left, bottom - top) for left, top, right, bottom in self.boxes]
+        return max(zip(self.sizes, shorter, strict=True), key=lambda pair: pair[0] / pair[1])
+
+    def enlarged(self, side: int) -> float:
+        """How many times the most enlarged crop grows where it is cut from a copy of the shorter side `side`, px."""
+        size, box = self.tightest
+        return size * min(self.width, self.height) / (side * box)
+
+    def placed(self, width: int, height: int) -> list[Box]:
+        """The boxes in a copy of width x height: each edge at the nearest of its pixels."""
+
+        def nearest(at: int, side: int, whole: int) -> int:
+            return (2 * at * side + whole) // (2 * whole)
+
+        found = []
+        for left, top, right, bottom in self.boxes:
+            x, y = nearest(left, width, self.width), nearest(top, height, self.height)
+            x, y = min(x, width - 1), min(y, height - 1)
+            end_x, end_y = nearest(right, width, self.width), nearest(bottom, height, self.height)
+            found.append((x, y, max(end_x, x + 1), max(end_y, y + 1)))
+        return found
+
+    def cut(self, data: bytes, out: Sequence[Pixels]) -> str:
+        """Decode the image, or any copy of it, and write every view into its [side, side, 3] buffer.
+
+        Decoded no smaller than the boxes need. Why that was slow, if it was. Raises UnreadableError.
+        """
+        size, side = self.tightest
+        least = -(-size * min(self.width, self.height) // side)
+        image = decode(data, least, self.max_pixels)
+        height, width, _ = image.pixels.shape
+        for box, size, view in zip(self.placed(width, height), self.sizes, out, strict=True):
+            view[:] = resize(image.pixels, box, size)
+        return image.slow
+
+
 class Cutter:
     """Cuts all views of an image. `recipes`: one per view; `size`: side of all views, px, or of each of them.
 
@@ -150,6 +203,11 @@ class Cutter:
             view[:] = resize(image.pixels, crop_box(width, height, recipe, numbers), side)
         return image.slow
 
+    def crops(self, sides: tuple[int, int], draws: Sequence[Floats]) -> Crops:
+        """What `draws` mean for an image of these sides, at whatever size it will be read."""
+        boxes = [crop_box(*sides, recipe, numbers) for recipe, numbers in zip(self.recipes, draws, strict=True)]
+        return Crops(*sides, boxes, self.sizes, self.max_pixels)
+
 
 class Whole:
     """Shows the whole image, squeezed to size x size: what probes look at. One view, nothing random."""
@@ -171,3 +229,7 @@ class Whole:
         height, width, _ = image.pixels.shape
         out[0][:] = resize(image.pixels, (0, 0, width, height), self.size)
         return image.slow
+
+    def crops(self, sides: tuple[int, int], draws: Sequence[Floats]) -> Crops:
+        """All of an image of these sides."""
+        return Crops(*sides, [(0, 0, *sides)], [self.size], self.max_pixels)

@@ -107,7 +107,7 @@ def test_columns_hold_keys_of_any_length_and_alphabet(tmp_path: Path) -> None:
 def test_joined_columns_are_those_of_the_joined_rows() -> None:
     rows = [("ä", 0, 5, 3), ("", 5, 6, -1), ("b/c", 11, 7, 0)]
     parts = [manifest.columns(rows[:1]), manifest.columns([]), manifest.columns(rows[1:])]
-    for name, column in vars(manifest.joined(parts)).items():
+    for name, column in manifest.joined(parts).columns.items():
         assert column.tolist() == getattr(manifest.columns(rows), name).tolist()
         assert column.dtype == getattr(manifest.columns(rows), name).dtype
     assert len(manifest.joined([])) == 0

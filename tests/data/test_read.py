@@ -23,11 +23,11 @@ class Failing(Reader):
         self.failures = failures
         self.tries: dict[int, int] = {}
 
-    def _read(self, number: int) -> bytes:
+    def _read(self, number: int, level: int) -> bytes:
         self.tries[number] = self.tries.get(number, 0) + 1
         if self.tries[number] <= self.failures:
             raise OSError("the disk is elsewhere")
-        return super()._read(number)
+        return super()._read(number, level)
 
 
 @pytest.fixture

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from dist_ssl.errors import ConfigError
 from shards.make import run
-from shards.words import HeldOut, command, parse_bytes, parse_held_out
+from shards.words import HeldOut, command, parse_held_out
 from tests.shards.pictures import folder_of
 
 
@@ -29,6 +28,18 @@ from tests.shards.pictures import folder_of
         (["source=imagefolder", "path=p", "out=o", "val=200%"], "val=200% is not possible."),
         (["source=imagefolder", "path=p", "out=o"], "path=p is no folder."),
         (["source=tars", "path=p"], "path=p is no folder."),
+        (["out=o", "pyramid=[160,160]"], "pyramid=[160,160] is not possible: levels are named once each"),
+        (["out=o", "pyramid=[256,160]"], "smallest first.\n  Write pyramid=[160,256]."),
+        (["out=o", "pyramid=[0]"], "pyramid=[0] is not possible: 0 is no side of an image"),
+        (["out=o", "pyramid=[]"], "pyramid=[] names no level."),
+        (["out=o", "pyramid=160"], "pyramid=160 is not possible: it is a list of sides in px."),
+        (["out=o", "pyramid=[-1]"], "pyramid=[-1] is not possible: it is a list of sides in px."),
+        (["out=o", "pyramid=[8]", "quality=0"], "quality=0 is not possible: it is between 1 and 100."),
+        (["out=o", "pyramid=[8]", "quality=101"], "quality=101 is not possible"),
+        (["out=o", "pyramid=[8]", "qualiyt=9"], "Did you mean 'quality'?"),
+        (["out=o", "pyramid=[8]"], "The shard folder o does not exist."),
+        (["pyramid=[8]"], "source=... is missing."),
+        (["source=demo", "out=o", "quality=8"], "source=demo has no option 'quality'."),
         (["source=demo", "out"], "'out' is not of the form key=value."),
         (["source=demo", "out=a", "out=b"], "out is given twice: a and b."),
     ],
@@ -59,12 +70,7 @@ def test_the_command_that_trains_on_it_is_printed(
     assert ("train: 9 images in 1 shards, labelled" if labelled else "train: 10 images in 1 shards, no labels") in text
 
 
-def test_sizes_and_shares() -> None:
-    assert parse_bytes("256MB", "x") == 256_000_000
-    assert parse_bytes(" 3gb", "x") == 3_000_000_000
+def test_shares() -> None:
     assert parse_held_out("5", "val") == HeldOut(number=5)
     assert parse_held_out("2.5%", "val").of(1000) == 25
     assert parse_held_out("0%", "val").of(1000) == 0
-    for text in ("MB", "0MB", "-1MB", "1TBB"):
-        with pytest.raises(ConfigError):
-            parse_bytes(text, "x")
