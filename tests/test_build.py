@@ -159,6 +159,12 @@ REFUSED = {
     "no patches": (("encoder=vit_tiny_demo", "encoder.patch=0"), 1, "encoder.patch=0", ""),
     "a projector without layers": (("method.projector_layers=0",), 1, "method.projector_layers=0", "at least 1"),
     "a probe that never comes": (("probe.every=soon",), 1, "'soon' is not a duration", "1 epoch"),
+    "a level of no px": (("data.pyramid=[0]",), 1, "data.pyramid=[0] is not possible: 0 is no side", "[160,256]"),
+    "levels in no order": (("data.pyramid=[256,160]",), 1, "data.pyramid=[256,160]", "data.pyramid=[160,256]"),
+    "a level twice": (("data.pyramid=[160,160]",), 1, "data.pyramid=[160,160]", "data.pyramid=[160]"),
+    "no levels": (("data.pyramid=[]",), 1, "data.pyramid=[] names no level", "leave it out"),
+    "a level for levels": (("data.pyramid=160",), 1, "data.pyramid=160", "list"),
+    "a crop enlarged by less than nothing": (("data.max_upsample=0.9",), 1, "data.max_upsample=0.9", "at least 1"),
     "a port that is no number": (("metrics.port=any",), 1, "metrics.port='any'", "int"),
 }
 
@@ -192,6 +198,12 @@ def test_other_data_than_the_runs_is_refused_with_both_hashes(demo_shards: Path)
     assert "0123abcd" in raised.value.problem
     assert manifest.read(demo_shards).identity in raised.value.problem
     assert "data.path" in raised.value.remedy
+
+
+def test_a_level_that_is_not_there_is_refused_with_the_way_to_make_it(demo_shards: Path) -> None:
+    with pytest.raises(DataError, match=r"no level of 24 px: it has none") as raised:
+        check(config(demo_shards, "data.pyramid=[24]"), ranks=1)
+    assert f"python shards/make.py out={demo_shards} pyramid=[24]" in raised.value.remedy
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

@@ -31,14 +31,14 @@ class Data:
     allow_pipe: bool = False
     max_pixels: int = MAX_PIXELS
     ahead_bytes: Any = "64MB"
+    max_upsample: float = pyramid.MAX_UPSAMPLE
     pyramid: list[Any] | None = None
-    max_upsample: float = 1.0
 
     def access(self, sharers: int) -> Access:
         """How shards are reached by `sharers` ranks of a node. Raises ConfigError, also where another key is wrong."""
         if self.max_pixels < 1:
             raise ConfigError(f"data.max_pixels={self.max_pixels} is not possible: it is at least 1.", "Leave it out.")
-        if self.max_upsample < 1:
+        if not self.max_upsample >= 1:
             raise ConfigError(
                 f"data.max_upsample={self.max_upsample:g} is not possible: it is at least 1, not to enlarge at all.",
                 "Set data.max_upsample=1, or leave it out.",

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dist_ssl.data.decode import UnreadableError
-from dist_ssl.data.pyramid import Pyramid
+from dist_ssl.data.pyramid import MAX_UPSAMPLE, Pyramid
 from dist_ssl.data.read import Reader
 from dist_ssl.data.views import Crops
 from dist_ssl.draws import Draws, Floats
@@ -105,7 +105,9 @@ class Loader:
     the split has levels, an image is read at the smallest that enlarges no crop by more than `max_upsample`.
     """
 
-    def __init__(self, reader: Reader, threads: int, ahead_bytes: int = AHEAD_BYTES, max_upsample: float = 1.0) -> None:
+    def __init__(
+        self, reader: Reader, threads: int, ahead_bytes: int = AHEAD_BYTES, max_upsample: float = MAX_UPSAMPLE
+    ) -> None:
         self.reader, self.threads, self.ahead_bytes = reader, threads, ahead_bytes
         self.pyramid = Pyramid.of(reader.split, max_upsample)
         self.slow = Tally()

@@ -27,6 +27,9 @@ from dist_ssl.errors import ConfigError, DataError
 
 FORMAT = 1
 NAME = "pyramid.json"
+MAX_UPSAMPLE = 1.25
+"""Less than what a published recipe does at full size: at 224 px it enlarges the smallest crops of a 500 x 375 image, a
+fifth of it, by 1.33."""
 LOOKED_AT = 512
 """Samples from which it is told which levels an epoch reads."""
 FOLDER = "level-"

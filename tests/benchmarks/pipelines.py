@@ -12,21 +12,28 @@ import numpy as np
 import torch
 import webdataset
 from PIL import Image, ImageFilter
+from rich.console import Console
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as tv
 from torchvision.datasets import ImageFolder
 
 from dist_ssl.data import manifest
+from dist_ssl.data.address import Address
+from dist_ssl.data.fetch import Fetcher
 from dist_ssl.data.load import Loader, Request
+from dist_ssl.data.pyramid import attach
 from dist_ssl.data.read import Reader
 from dist_ssl.data.stream import Colours, Stream
 from dist_ssl.data.views import CROP_DRAWS, Cutter, Recipe, crop_box
 from dist_ssl.draws import Draws
 from dist_ssl.plan import EpochPlan
 from dist_ssl.world import World
+from shards import levels
+from shards.words import Sides
 
 BATCH = 32
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+LEVELS = Sides((160, 256))
 MOCO = Recipe(crop_min=0.2, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, jitter_p=0.8, gray_p=0.2, blur_p=0.5)
 
 
@@ -41,11 +48,15 @@ class Images:
 
 @dataclass(frozen=True)
 class Work:
-    """What is made of every image: `views` crops of `size` px, coloured and normalised, or left as uint8 crops."""
+    """What is made of every image: `views` crops of `size` px, coloured and normalised, or left as uint8 crops.
+
+    `pyramid`: by us from smaller copies, as a run with the default `data.max_upsample` does.
+    """
 
     views: int
     size: int
     coloured: bool = True
+    pyramid: bool = False
 
 
 Pass = Callable[[], int]
@@ -98,7 +109,11 @@ def pack(folder: Path, shards: Path) -> Images:
 
 def ours(images: Images, work: Work, threads: int, *, batch: int = BATCH, batches: int = 10**9) -> Pass:
     """The stream of a run, or its loader alone where views are not coloured; at most so many batches a pass."""
-    split = manifest.read(images.shards).split("train")
+    data = manifest.read(images.shards)
+    if work.pyramid:
+        levels.write(images.shards, levels.Options(LEVELS), Console(quiet=True))
+        data = attach(data, Address(str(images.shards)), LEVELS, Fetcher())
+    split = data.split("train")
     loader = Loader(Reader(split), threads)
     plan = EpochPlan(0, work.size, 1.0, work.views, batch, 1)
     torch.set_num_threads(threads)

@@ -313,7 +313,7 @@ def test_images_of_too_many_pixels_are_so_at_every_level(split: Split) -> None:
 def test_probes_read_levels_too(split: Split) -> None:
     with Watched(split) as reader:
         ids = np.array([n for n in range(40) if not split.samples.key(n).endswith((*BAD, "tiny"))][:8])
-        (loaded,) = Loader(reader, 1).load([Request(ids, Draws(0), lambda row: ())], Whole(30), 1)
+        (loaded,) = Loader(reader, 1, max_upsample=1.0).load([Request(ids, Draws(0), lambda row: ())], Whole(30), 1)
         assert loaded.valid.all()
         assert reader.asked == {(int(n), 2) for n in ids}
 
@@ -389,7 +389,7 @@ def test_local_views_are_considered_too(split: Split) -> None:
     plan = replace(PLAN, image_size=8, local_views=2, local_size=40)
     recipes = [RECIPES[0], replace(RECIPES[0], crop_min=0.1, crop_max=0.3, local=True)]
     with Watched(split) as reader:
-        loader = Loader(reader, 2)
+        loader = Loader(reader, 2, max_upsample=1.0)
         options = {"world": World(), "seed": 5, "window": 6, "dtype": torch.float64}
         found = list(Stream(loader, recipes, COLOURS, **options).epoch(plan))  # type: ignore[arg-type]
         assert [view.shape[-1] for view in found[0].views] == [8, 8, 40, 40]
