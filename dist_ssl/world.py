@@ -185,6 +185,7 @@ def joined(meeting: Path | None, seconds: float = 300.0) -> Iterator[World]:
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    os.environ["DS_ACCELERATOR"] = device.type  # DeepSpeed would look for devices of its own
     if size == 1:
         yield World(device=device)
         return

@@ -81,6 +81,7 @@ def check(config: dict[str, Any]) -> str:
     """Check everything that can be checked before anything is started; the data's identity. Raises UserError."""
     from dist_ssl.build import check as check_parts
 
+    os.environ["DS_ACCELERATOR"] = "cpu"  # nothing is computed here, and DeepSpeed need not look for devices
     return check_parts(credentials.restored(config), config["nodes"] * config["ranks_per_node"])
 
 

@@ -41,6 +41,8 @@ MACHINE = (
     "engine.reshard",
     "engine.cpu_offload",
     "engine.replicate",
+    "engine.stage",
+    "engine.config",
     "metrics",
     "probe",
     "cluster",
@@ -96,7 +98,13 @@ def of_another_choice(words: list[str], newer: list[str], group: str, folder: Pa
     if not chosen:
         return words
     known = set(keys(compose(chosen[-1:], folder)[group], f"{group}."))
-    return [word for word in words if not word.startswith(f"{group}.") or word.partition("=")[0] in known]
+
+    def meant(word: str) -> bool:
+        """Keys that are added (`+engine.config.x=1`) lie below one that the option has."""
+        key = word.lstrip("+").partition("=")[0]
+        return not key.startswith(f"{group}.") or any(key == own or key.startswith(f"{own}.") for own in known)
+
+    return [word for word in words if meant(word)]
 
 
 def keys(values: dict[str, Any], prefix: str = "") -> Iterator[str]:

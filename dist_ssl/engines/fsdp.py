@@ -20,22 +20,12 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from dist_ssl.batch import Batch
 from dist_ssl.engine import Piece, State
 from dist_ssl.engines.parallel import Parallel, T
+from dist_ssl.engines.shell import Shell
 from dist_ssl.errors import ConfigError
 from dist_ssl.method import Embeddings, LossOutput, Method
 from dist_ssl.optim import Recipe
 from dist_ssl.plan import Knobs
 from dist_ssl.world import World
-
-
-class Shell(nn.Module):
-    """The root around a method: runs any part of it, inside of what FSDP does before and after a root's forward."""
-
-    def __init__(self, method: Method) -> None:
-        super().__init__()
-        self.method = method
-
-    def forward(self, part: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        return part(*args, **kwargs)
 
 
 def blocks(module: nn.Module, least: int) -> list[nn.Module]:

@@ -16,7 +16,7 @@ from dist_ssl.batch import Batch
 from dist_ssl.draws import SampleDraws
 from dist_ssl.engine import Piece, State, StepOutput, Who
 from dist_ssl.engines import units
-from dist_ssl.engines.passes import at_once, check_parts, in_parts
+from dist_ssl.engines.passes import at_once, check_parts, in_parts, plain
 from dist_ssl.engines.spread import held_here, spread_of, whole
 from dist_ssl.errors import CheckpointError
 from dist_ssl.guard import check_finite
@@ -122,7 +122,7 @@ class Parallel(ABC):
         length = self._check_and_clip(out.loss.detach())
         self._freeze(knobs)
         apply_knobs(self.optimizer, knobs)
-        self.optimizer.step()
+        self.update()
         self._keep_length()
         self._follow(knobs)
         self.method.remember(out, self.seen(batch), knobs)
@@ -135,8 +135,16 @@ class Parallel(ABC):
             return self.method.loss(embeddings, self.seen(batch), knobs)
 
         if self.accumulate == 1:
-            return at_once(self._embeddings, loss, batch, self.world.rank)
-        return in_parts(self._embeddings, loss, batch, self.world.rank, self.accumulate, self.hold)
+            return at_once(self._embeddings, loss, batch, self.world.rank, self.backward)
+        return in_parts(self._embeddings, loss, batch, self.world.rank, self.accumulate, self.hold, self.backward)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of what `root` answered to those of the parameters."""
+        plain(loss)
+
+    def update(self) -> None:
+        """Move the weights by their gradients."""
+        self.optimizer.step()
 
     def _embeddings(self, views: list[Tensor], draws: SampleDraws, **which: bool) -> Embeddings:
         """As the method's; the loss is taken in full precision."""
@@ -195,12 +203,15 @@ class Parallel(ABC):
     def state(self) -> State:
         """Parameters and buffers as `model/...`, the optimizer's moments and steps as `optim/<parameter>/...`."""
         tensors: dict[str, Tensor | Piece] = {f"model/{name}": value for name, value in self._model().items()}
-        for name, parameter in self.own.items():
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                if value is not None:
-                    held = value.detach()
-                    tensors[f"optim/{name}/{key}"] = held if key == "step" else self.part(name, held)
+        for name in self.own:
+            tensors |= {f"optim/{name}/{key}": value for key, value in self.moments(name).items()}
         return tensors
+
+    def moments(self, name: str) -> Mapping[str, Tensor | Piece]:
+        """What the optimizer keeps of a parameter, as it stands in the canonical state."""
+        kept = self.optimizer.state.get(self.own[name], {})
+        held = {key: value.detach() for key, value in kept.items() if value is not None}
+        return {key: value if key == "step" else self.part(name, value) for key, value in held.items()}
 
     def hold_updates(self, until: Callable[[], None]) -> None:
         """Have the next step call `until` when it has its gradients; up to there it changes nothing."""
@@ -238,6 +249,10 @@ class Parallel(ABC):
             to = held.tensor if isinstance(held, Piece) else held
             to.copy_(held_here(model[name], held))
         self.optimizer.state.clear()
+        self.take(moments)
+
+    def take(self, moments: Mapping[str, Mapping[str, Tensor | Piece]]) -> None:
+        """Fill the optimizer's empty state with moments by the names of parameters."""
         for name, values in moments.items():
             self.optimizer.state[self.own[name]] = {
                 key: whole(value).clone() if key == "step" else self._moment(name, value)

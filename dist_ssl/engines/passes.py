@@ -25,6 +25,8 @@ Root = Callable[..., Embeddings]
 """Called like a `Method`."""
 Part = tuple[list[Tensor], SampleDraws]
 """Views and draws of neighbours in a batch."""
+Backward = Callable[[Tensor], None]
+"""Adds the gradients of what a root answered to those of the parameters."""
 
 
 def check_parts(method: Method, parts: int) -> None:
@@ -51,17 +53,28 @@ def seed(batch: Batch, part: int) -> None:
     torch.manual_seed((batch.draws.torch_seed(batch.step) + part) % (1 << 63))
 
 
-def at_once(root: Root, loss: Loss, batch: Batch, rank: int) -> LossOutput:
+def plain(loss: Tensor) -> None:
+    """As torch does it."""
+    loss.backward()  # type: ignore[no-untyped-call]
+
+
+def at_once(root: Root, loss: Loss, batch: Batch, rank: int, backward: Backward = plain) -> LossOutput:
     """Leave the gradients of the whole batch in the parameters, in one pass."""
     ((views, draws),) = batch.parts(1)
     seed(batch, rank)
     out = loss(root(views, draws))
-    out.loss.backward()  # type: ignore[no-untyped-call]
+    backward(out.loss)
     return out
 
 
 def in_parts(
-    root: Root, loss: Loss, batch: Batch, rank: int, number: int, hold: Callable[[], AbstractContextManager[None]]
+    root: Root,
+    loss: Loss,
+    batch: Batch,
+    rank: int,
+    number: int,
+    hold: Callable[[], AbstractContextManager[None]],
+    backward: Backward = plain,
 ) -> LossOutput:
     """The same in `number` equal parts; `hold` keeps gradients from being exchanged before the last of them."""
     parts, first = batch.parts(number), rank * number
@@ -74,7 +87,7 @@ def in_parts(
     for at, part in enumerate(parts):
         with hold() if at < number - 1 else nullcontext():
             seed(batch, first + at)
-            push(root, part, {name: pull[at] for name, pull in pushed.items()})
+            push(root, part, {name: pull[at] for name, pull in pushed.items()}, backward)
     return out
 
 
@@ -92,11 +105,10 @@ def pulled(loss: Loss, students: Embeddings, teachers: Embeddings) -> tuple[Loss
     return out, {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
 
 
-def push(root: Root, part: Part, pulls: Mapping[str, Tensor]) -> None:
+def push(root: Root, part: Part, pulls: Mapping[str, Tensor], backward: Backward = plain) -> None:
     """Embed a part again and push the gradients of its embeddings through."""
     again = root(*part, targets=False)
-    along = torch.stack([(again[name] * pull).sum() for name, pull in pulls.items()]).sum()
-    along.backward()  # type: ignore[no-untyped-call]
+    backward(torch.stack([(again[name] * pull).sum() for name, pull in pulls.items()]).sum())
 
 
 def together(parts: tuple[Embeddings, ...]) -> Embeddings:

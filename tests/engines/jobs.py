@@ -32,7 +32,9 @@ SMALL = {
     "loss_group": 8,
 }
 """Widths of which four ranks hold uneven shards, and of some rows none."""
-ENGINES = {"ddp": {}, "fsdp": {"block_parameters": 500}}
+ENGINES: dict[str, dict[str, Any]] = {"ddp": {}, "fsdp": {"block_parameters": 500}} | {
+    f"deepspeed {stage}": {"stage": stage} for stage in range(4)
+}
 
 
 class SmallNet(nn.Module):
@@ -71,9 +73,11 @@ def small_engine(
     world: World, name: str, method: Method, optimizer: Recipe | None = None, dtype: Any = torch.float64, **own: Any
 ) -> Parallel:
     """The engine that a config describes, with units of a few weights; `own` replaces keys of it."""
-    node = yaml.safe_load((CONFIGS / "engine" / f"{name}.yaml").read_text())
+    node = yaml.safe_load((CONFIGS / "engine" / f"{name.split()[0]}.yaml").read_text())
     given = {"method": method, "optimizer": optimizer or AdamW(1e-3, 0.05), "world": world, "dtype": dtype}
     compute = {"compute": own.pop("compute")} if "compute" in own else {}
+    if name.startswith("deepspeed"):
+        forget_worlds()
     engine: Parallel = instantiate({**node, **ENGINES[name], **own}, "engine", **given, **compute)
     return engine
 
@@ -88,6 +92,14 @@ def batch(world: World, views: int, step: int, dtype: torch.dtype = torch.float6
     own = slice(world.rank * SAMPLES // world.size, (world.rank + 1) * SAMPLES // world.size)
     views = [view[own].to(world.device) for view in pixels]
     return Batch(views, ids[own], valid[own].to(world.device), None, Draws(0), step=step)
+
+
+def forget_worlds() -> None:
+    """DeepSpeed keeps groups for the life of a process, which here joins one world after the other."""
+    import deepspeed
+
+    deepspeed.comm.comm.cdb = None
+    deepspeed.utils.groups._release_process_group_references()
 
 
 def filled(engine: Parallel) -> Parallel:

@@ -1,0 +1,291 @@
+"""The engine over DeepSpeed's ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054): what is spread is said by the stage.
+
+    0  nothing, as DDP      1  moments      2  and gradients      3  and weights, those of the teacher too
+
+DeepSpeed lays the weights of a group of parameters end to end and gives every rank an equal run of that (stages 1, 2),
+or of every parameter (stage 3), without regard to rows and layers. `Part` says which elements of a parameter these
+are, so that moments, and weights at stage 3, are saved and loaded by the piece. Norms are those of the whole gradient,
+taken before DeepSpeed moves anything; clipping is ours. In a world of one nothing is wrapped.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import deepspeed
+import torch
+from torch import Tensor, nn
+
+from dist_ssl.engine import Piece
+from dist_ssl.engines.deepspeed_config import written
+from dist_ssl.engines.parallel import Parallel, T
+from dist_ssl.engines.shell import Shell
+from dist_ssl.engines.spread import held_here, whole
+from dist_ssl.errors import CheckpointError, ConfigError
+from dist_ssl.guard import check_finite
+from dist_ssl.lars import local_norms
+from dist_ssl.method import Method
+from dist_ssl.optim import LARS, Recipe
+from dist_ssl.plan import Knobs
+from dist_ssl.world import World
+
+Stage = Literal[0, 1, 2, 3]
+SHARED_MEMORY = "deepspeed_shm_comm"
+"""An extension for inference that DeepSpeed would compile at every first start on a CPU."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """This rank's elements of a parameter, and where they lie in what the optimizer moves."""
+
+    flat: Tensor
+    """Parts of several parameters, end to end."""
+    at: int
+    """Number of the first element within `flat`."""
+    count: int
+    start: int
+    """Number of the first element within the parameter."""
+    shape: tuple[int, ...]
+    """Of the parameter."""
+
+    def of(self, values: Tensor) -> Piece:
+        """The piece that lies in values laid out as `flat` is."""
+        return Piece(values.detach()[self.at : self.at + self.count], self.shape, self.start)
+
+
+def parts_of_groups(named: Mapping[str, nn.Parameter], zero: Any) -> dict[str, Part]:
+    """At stages 1 and 2: a rank has a run of every group's flattened parameters, and of many of these nothing."""
+    found = {}
+    for group, flat in zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True):
+        for parameter in group:
+            own = parameter._hp_mapping
+            at, start = (own.hp_fragment_address, own.lp_fragment_address) if own else (None, None)
+            found[id(parameter)] = (flat, at.start, at.numel, start.start) if at and start else (flat, 0, 0, 0)
+    return {name: Part(*found[id(p)], tuple(p.shape)) for name, p in named.items() if id(p) in found}
+
+
+def parts_of_parameters(named: Mapping[str, Any], zero: Any, world: World) -> dict[str, Part]:
+    """At stage 3: a rank has a run of every parameter; those that are trained lie end to end."""
+    found = {}
+    for name, parameter in named.items():
+        rows = parameter.ds_tensor.ds_numel
+        start = min(world.rank * rows, parameter.ds_numel)
+        count = min(rows, parameter.ds_numel - start)
+        flat, at = parameter.ds_tensor, 0
+        if parameter.requires_grad:
+            group, at, _ = zero.grad_position[zero.get_param_id(parameter)]
+            flat = zero.fp32_partitioned_groups_flat[group]
+        found[name] = Part(flat, at, count, start, tuple(parameter.ds_shape))
+    return found
+
+
+class DeepSpeed(Parallel):
+    """As `Parallel`, over DeepSpeed.
+
+    `stage` of ZeRO. `config`: keys of DeepSpeed's own over those that are written from ours. Raises ConfigError.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        optimizer: Recipe,
+        *,
+        world: World,
+        dtype: torch.dtype = torch.float32,
+        compute: torch.dtype | None = None,
+        clip: float | None = None,
+        accumulate: int = 1,
+        deterministic: bool = True,
+        stage: Stage = 2,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        check(stage, optimizer, dtype)
+        self.stage = stage
+        self.parts: dict[str, Part] = {}
+        self.shell = Shell(method)
+        self.root = partial(self.shell, method)
+        self.engine: Any = None
+        weights = sum(p.numel() for p in method.parameters())
+        self.config = written(stage, config or {}, weights=weights, compute=compute)
+        super().__init__(
+            method,
+            optimizer,
+            world=world,
+            dtype=dtype,
+            compute=compute,
+            clip=clip,
+            accumulate=accumulate,
+            deterministic=deterministic,
+        )
+        if world.size > 1:
+            self._initialize()
+
+    def wrap(self) -> Mapping[str, nn.Parameter]:
+        """Nothing yet: DeepSpeed wraps method and optimizer together."""
+        return dict(self.method.named_parameters())
+
+    def _initialize(self) -> None:
+        """Hand method and optimizer to DeepSpeed; find what this rank has got of them."""
+        deepspeed.ops.__compatible_ops__[SHARED_MEMORY] = False
+        self.engine, *_ = deepspeed.initialize(model=self.shell, optimizer=self.optimizer, config=self.config)
+        self.root = partial(self.engine, self.method)
+        zero = self.engine.optimizer
+        if self.stage in (1, 2):
+            self.parts = parts_of_groups(self.own, zero)
+        if self.stage == 3:
+            self.parts = parts_of_parameters(self.own, zero, self.world)
+            self.own = {
+                name: nn.Parameter(p.ds_tensor.detach()[: self.parts[name].count], requires_grad=p.requires_grad)
+                for name, p in self.own.items()
+            }
+
+    def _computing(self) -> Any:
+        """DeepSpeed says by itself what is computed in which precision."""
+        return super()._computing() if self.engine is None else nullcontext()
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Tell DeepSpeed that there is more to come."""
+        if self.engine is None:
+            yield
+            return
+        self.engine.set_gradient_accumulation_boundary(False)
+        yield
+        self.engine.set_gradient_accumulation_boundary(True)
+
+    def through(self, part: Callable[..., T], *args: Any) -> T:
+        """Call the part from the root."""
+        found: T = self.shell(part, *args) if self.engine is None else self.engine(part, *args)
+        return found
+
+    def backward(self, loss: Tensor) -> None:
+        """Through DeepSpeed, which averages and spreads gradients as they come."""
+        if self.engine is None:
+            super().backward(loss)
+        else:
+            self.engine.backward(loss)
+
+    def update(self) -> None:
+        """DeepSpeed's step, which gathers what has moved where all ranks need it."""
+        if self.engine is None:
+            super().update()
+        else:
+            self.engine.step()
+
+    def norms(self, tensors: Sequence[Tensor]) -> Tensor:
+        """[n] the norms of tensors that are whole on every rank: nothing asks where they are not."""
+        assert not self.parts
+        return local_norms(tensors)
+
+    def _check_and_clip(self, loss: Tensor) -> Tensor:
+        """The norm of the whole gradient, of which DeepSpeed holds this rank's run."""
+        if not self.parts:
+            return super()._check_and_clip(loss)
+        gradients = [g for group in self.engine.optimizer.averaged_gradients.values() for g in group]
+        square = local_norms(gradients).double().square().sum()
+        length = self.world.sum_const(square).sqrt().to(self.dtype)
+        check_finite(float(length), float(loss))
+        if self.clip is not None:
+            torch._foreach_mul_(gradients, (self.clip / (length + 1e-6)).clamp_max(1.0))
+        return length
+
+    def _follow(self, knobs: Knobs) -> None:
+        super()._follow(knobs)
+        self._free("teacher.")
+
+    def _free(self, prefix: str = "") -> None:
+        """Free what is gathered of these parameters, so that the next use gathers what shards hold by then."""
+        if self.stage < 3 or self.engine is None:
+            return
+        for name, parameter in self.method.named_parameters():
+            if name.startswith(prefix):
+                parameter.partition()  # type: ignore[operator]
+
+    def part(self, name: str, value: Tensor) -> Tensor | Piece:
+        """At stage 3 a run of its elements."""
+        if self.stage < 3 or not self.parts:
+            return value
+        own = self.parts[name]
+        return Piece(value, own.shape, own.start)
+
+    def moments(self, name: str) -> Mapping[str, Tensor | Piece]:
+        """Pieces of the moments, where they are spread."""
+        own = self.parts.get(name)
+        if own is None:
+            return super().moments(name)
+        kept = self.optimizer.state.get(own.flat, {})
+        held = {key: value.detach() for key, value in kept.items() if value is not None}
+        return {key: value if key == "step" else own.of(value) for key, value in held.items()}
+
+    def piece(self, name: str) -> Piece | None:
+        """This rank's piece, of parameters and moments too."""
+        kind, _, rest = name.partition("/")
+        if kind == "model":
+            own = self.parts.get(rest) if self.stage == 3 else None
+            return own.of(own.flat) if own else super().piece(name)
+        parameter, _, moment = rest.rpartition("/")
+        own = self.parts.get(parameter) if moment != "step" else None
+        return own.of(own.flat) if own else None
+
+    def load(self, state: Any) -> None:
+        """Copy a canonical state, or the pieces of it that this rank wants, into model and optimizer."""
+        self._free()
+        super().load(state)
+        if not self.parts:
+            return
+        if self.stage < 3:
+            self.engine.optimizer.refresh_fp32_params()
+            return
+        for name, own in self.parts.items():
+            own.of(own.flat).tensor.copy_(self.own[name])
+
+    def take(self, moments: Mapping[str, Mapping[str, Tensor | Piece]]) -> None:
+        """Lay the moments end to end, where DeepSpeed has laid the parameters so."""
+        if not self.parts:
+            super().take(moments)
+            return
+        for name, values in moments.items():
+            own = self.parts[name]
+            kept = self.optimizer.state[own.flat]
+            for key, value in values.items():
+                if key == "step":
+                    check_step(name, kept.setdefault(key, whole(value).clone()), whole(value))
+                    continue
+                held = held_here(value, own.of(own.flat))
+                own.of(kept.setdefault(key, torch.zeros_like(own.flat))).tensor.copy_(held)
+
+
+def check(stage: Stage, optimizer: Recipe, dtype: torch.dtype) -> None:
+    """Raise ConfigError for what DeepSpeed cannot do."""
+    if dtype != torch.float32:
+        raise ConfigError(
+            "precision=fp64 cannot be had with engine=deepspeed: it keeps weights and sums gradients in single "
+            "precision.",
+            "Use engine=ddp or engine=fsdp, or precision=fp32.",
+        )
+    if stage > 0 and isinstance(optimizer, LARS):
+        raise ConfigError(
+            f"optim=lars cannot be had with engine.stage={stage}: ZeRO lays layers end to end and cuts them anywhere, "
+            "and LARS needs the norm of every layer.",
+            "Use engine=fsdp or engine=ddp, engine.stage=0, or another optimizer.",
+        )
+
+
+def check_step(name: str, kept: Tensor, wanted: Tensor) -> None:
+    """Raise CheckpointError where parameters whose moments lie end to end have not moved equally often."""
+    if not torch.equal(kept.cpu(), wanted.cpu()):
+        raise CheckpointError(
+            f"'{name}' has moved {int(wanted)} times and others of its group {int(kept)}: ZeRO keeps one count for all.",
+            "Resume with engine=ddp, engine=fsdp or engine.stage=0.",
+        )
+
+
+def quiet() -> None:
+    """DeepSpeed tells of every step of its start: warnings are enough."""
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+
+
+quiet()

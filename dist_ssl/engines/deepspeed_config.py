@@ -1,0 +1,109 @@
+"""DeepSpeed's config, written from ours; what a user may add to it, and what would contradict ours.
+
+Of DeepSpeed's own keys those may be set that change how ZeRO works and not what it computes. All others are refused:
+where ours say the same thing they have the word, and the rest is of parts of DeepSpeed that take no part here.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+from pydantic import ValidationError
+
+from dist_ssl.errors import ConfigError, nearest
+
+ZERO = "zero_optimization"
+OURS = {
+    "train_batch_size": "batch_size",
+    "train_micro_batch_size_per_gpu": "batch_size",
+    "gradient_accumulation_steps": "engine.accumulate",
+    "gradient_clipping": "engine.clip",
+    "optimizer": "optim",
+    "scheduler": "schedule",
+    "fp16": "precision",
+    "bf16": "precision",
+    "amp": "precision",
+    "torch_autocast": "precision",
+    "data_types": "precision",
+    "zero_optimization.stage": "engine.stage",
+}
+"""Keys of DeepSpeed that are written from keys of ours."""
+OPEN = (
+    "allgather_bucket_size",
+    "allgather_partitions",
+    "contiguous_gradients",
+    "overlap_comm",
+    "reduce_bucket_size",
+    "reduce_scatter",
+    "stage3_max_live_parameters",
+    "stage3_max_reuse_distance",
+    "stage3_model_persistence_threshold",
+    "stage3_param_persistence_threshold",
+    "stage3_prefetch_bucket_size",
+    "sub_group_size",
+    "use_multi_rank_bucket_allreduce",
+)
+"""Keys of `zero_optimization` that change how it works and not what it computes."""
+BUCKETS = {"reduce_bucket_size": 500_000_000, "allgather_bucket_size": 500_000_000}
+"""DeepSpeed's own sizes, in elements."""
+
+
+def written(stage: int, own: Mapping[str, Any], *, weights: int, compute: torch.dtype | None) -> dict[str, Any]:
+    """The config for a method of so many weights, `own` keys over ours. Raises ConfigError where they cannot be."""
+    # a bucket is reserved whole: no larger than what there is to exchange, and even for the alignment of NCCL
+    buckets = {key: min(most, max(weights + weights % 2, 2)) for key, most in BUCKETS.items()}
+    zero = {"stage": stage, **buckets, **zero_keys(own)}
+    check_values(zero)
+    return {
+        "train_micro_batch_size_per_gpu": 1,  # only counted
+        "gradient_accumulation_steps": 1,  # parts of a batch are scaled by our loss
+        "gradient_clipping": 0.0,  # ours is done before
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": None,
+        ZERO: zero,
+        # sums of gradients stay in full precision: no module is safe in less
+        "torch_autocast": {
+            "enabled": compute is not None,
+            "dtype": str(compute or torch.bfloat16).removeprefix("torch."),
+            "lower_precision_safe_modules": [],
+        },
+    }
+
+
+def zero_keys(own: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Those of `zero_optimization` in a user's keys. Raises ConfigError where there are others."""
+    for key in _dotted(own):
+        first = key.partition(".")[0]
+        if ours := OURS.get(key) or OURS.get(first):
+            raise ConfigError(
+                f"engine.config.{key} is not possible: it is written from {ours}.", f"Leave it out, and set {ours}."
+            )
+        if first != ZERO or key.removeprefix(f"{ZERO}.") not in OPEN:
+            raise ConfigError(
+                f"engine.config.{key} is not possible: only keys that change how ZeRO works and not what it computes.",
+                nearest(key, [f"{ZERO}.{name}" for name in OPEN]),
+            )
+    found: Mapping[str, Any] = own.get(ZERO, {})
+    return found
+
+
+def check_values(zero: Mapping[str, Any]) -> None:
+    """Raise ConfigError where DeepSpeed cannot take a value."""
+    try:
+        DeepSpeedZeroConfig(**zero)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(word) for word in first["loc"])
+        raise ConfigError(
+            f"engine.config.{ZERO}.{key}={first['input']} is not possible: {first['msg']}.", "Correct the value."
+        ) from error
+
+
+def _dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted keys of plain values."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and (value or key == ZERO):
+            yield from _dotted(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
