@@ -218,7 +218,8 @@ class DeepSpeed(Parallel):
             return super().moments(name)
         kept = self.optimizer.state.get(own.flat, {})
         held = {key: value.detach() for key, value in kept.items() if value is not None}
-        return {key: value if key == "step" else own.of(value) for key, value in held.items()}
+        # one count for the whole run, and a tensor of its own for every parameter
+        return {key: value.clone() if key == "step" else own.of(value) for key, value in held.items()}
 
     def piece(self, name: str) -> Piece | None:
         """This rank's piece, of parameters and moments too."""
@@ -278,7 +279,7 @@ def check_step(name: str, kept: Tensor, wanted: Tensor) -> None:
     """Raise CheckpointError where parameters whose moments lie end to end have not moved equally often."""
     if not torch.equal(kept.cpu(), wanted.cpu()):
         raise CheckpointError(
-            f"'{name}' has moved {int(wanted)} times and others of its group {int(kept)}: ZeRO keeps one count for all.",
+            f"'{name}' has moved {int(wanted)} times and others of its group {int(kept)}: ZeRO has one count for all.",
             "Resume with engine=ddp, engine=fsdp or engine.stage=0.",
         )
 

@@ -8,6 +8,7 @@ import yaml
 from torch import Tensor, nn
 
 from dist_ssl.batch import Batch
+from dist_ssl.checkpoint_files import read
 from dist_ssl.draws import Draws
 from dist_ssl.engine import Piece
 from dist_ssl.engines.parallel import Parallel
@@ -95,11 +96,15 @@ def batch(world: World, views: int, step: int, dtype: torch.dtype = torch.float6
 
 
 def forget_worlds() -> None:
-    """DeepSpeed keeps groups for the life of a process, which here joins one world after the other."""
+    """DeepSpeed keeps groups and numbers of modules for a process's life; here one joins one world after the other."""
     import deepspeed
+    from deepspeed.runtime.zero.parameter_offload import DeepSpeedZeRoOffload
+    from deepspeed.runtime.zero.partition_parameters import Init
 
     deepspeed.comm.comm.cdb = None
     deepspeed.utils.groups._release_process_group_references()
+    DeepSpeedZeRoOffload._register_deepspeed_module.__defaults__[0][0] = 0
+    Init.param_id = 0
 
 
 def filled(engine: Parallel) -> Parallel:
@@ -135,3 +140,16 @@ def whole_state(engine: Parallel) -> dict[str, Tensor]:
         else:
             found[name] = value.clone()
     return found
+
+
+def differing(engine: Parallel, folder: Path) -> list[str]:
+    """The names of what this rank does not hold as it was written, bit for bit."""
+    whole, held = read(folder)[1], engine.state()
+    wrong = sorted(whole.keys() ^ held.keys())
+    for name in whole.keys() & held.keys():
+        value, wanted = held[name], whole[name]
+        assert isinstance(wanted, Tensor)
+        if isinstance(value, Piece):
+            wanted, value = wanted.flatten()[value.start : value.span.stop], value.tensor.flatten()
+        wrong += [] if value.dtype == wanted.dtype and torch.equal(value, wanted) else [name]
+    return wrong

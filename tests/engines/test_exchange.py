@@ -4,15 +4,13 @@ import itertools
 from pathlib import Path
 
 import pytest
-import torch
 
 from dist_ssl.checkpoint import Checkpoint
 from dist_ssl.checkpoint_files import read
-from dist_ssl.engine import Piece
 from dist_ssl.engines.parallel import Parallel
 from dist_ssl.progress import Progress
 from dist_ssl.world import World
-from tests.engines.jobs import filled, small_engine, small_method, trained
+from tests.engines.jobs import differing, filled, small_engine, small_method, trained
 from tests.ranks import Ranks
 
 METHODS = {"mocov3": (), "mocov2": ("queue.keys",), "single_branch": ("bank.rows",)}
@@ -39,19 +37,6 @@ def written(world: World, names: list[str], folder: Path) -> dict[tuple[str, str
             checkpoint.commit()
             losses[method, name] = trained(engine, AFTER)
     return losses
-
-
-def differing(engine: Parallel, folder: Path) -> list[str]:
-    """The names of what this rank does not hold as it was written, bit for bit."""
-    whole, held = read(folder)[1], engine.state()
-    wrong = sorted(whole.keys() ^ held.keys())
-    for name in whole.keys() & held.keys():
-        value, wanted = held[name], whole[name]
-        assert isinstance(wanted, torch.Tensor)
-        if isinstance(value, Piece):
-            wanted, value = wanted.flatten()[value.start : value.span.stop], value.tensor.flatten()
-        wrong += [] if value.dtype == wanted.dtype and torch.equal(value, wanted) else [name]
-    return wrong
 
 
 def gone_on(world: World, name: str, folder: Path) -> dict[tuple[str, str, int], tuple[list[str], list[float]]]:

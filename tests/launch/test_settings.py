@@ -26,10 +26,12 @@ MACHINE_IN_SCIENCE = {
     *("engine._target_", "engine.deterministic", "engine.accumulate"),
     *("engine.compile", "engine.activation_checkpointing"),
     *("engine.block_parameters", "engine.reshard", "engine.cpu_offload", "engine.replicate"),
+    *("engine.stage", "engine.config.key"),
 }
 
 
-EVERYTHING = ["aux=rotation", "engine=fsdp"]
+EVERYTHING = ["aux=rotation", "engine=fsdp", "+engine.stage=3", "+engine.config.key=1"]
+"""A config with the keys of all engines."""
 DEFAULTS = settings.compose(EVERYTHING, CONFIGS)
 LEAVES = dict(settings.leaves(DEFAULTS))
 SCIENCE = sorted(settings.science(DEFAULTS))
@@ -78,7 +80,7 @@ def test_every_option_of_every_group_composes(group: str) -> None:
         ("probee=knn", "'probee'", "'probe'"),
         ("method=mocov7", "method=mocov7", "'mocov3'"),
         ("encoder=resnet81", "encoder=resnet81", "'resnet18'"),
-        ("engine=zzz", "engine=zzz", "Valid names: ddp, fsdp"),
+        ("engine=zzz", "engine=zzz", "Valid names: ddp, deepspeed, fsdp"),
         ("nodes", "'nodes'", "method=mocov3"),
         ("nodes=[1", "'nodes=[1'", "method=mocov3"),
         ("data=shards", "data.path", "data.path=..."),
@@ -141,6 +143,14 @@ def test_another_engine_takes_over_the_keys_that_it_has_too() -> None:
     settings.check_resume(settings.compose(began, CONFIGS), config)
     for newer in (["nodes=4"], ["engine.clip=2.0"], ["engine=fsdp"]):
         assert settings.of_another_choice(began, newer, "engine", CONFIGS) == began
+
+
+def test_keys_of_deepspeeds_own_stay_with_it_alone() -> None:
+    began = ["engine=deepspeed", "engine.stage=3", "+engine.config.zero_optimization.overlap_comm=true", "nodes=2"]
+    for words, kept in ((["engine=ddp"], [began[0], began[3]]), (["engine=deepspeed", "engine.stage=1"], began)):
+        assert settings.of_another_choice(began, words, "engine", CONFIGS) == kept
+    now = settings.compose(["engine=deepspeed", "engine.stage=1"], CONFIGS)
+    settings.check_resume(settings.compose(began, CONFIGS), {**now, "nodes": 2})
 
 
 def test_a_resume_refuses_science_that_is_new_or_gone() -> None:
