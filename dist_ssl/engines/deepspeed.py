@@ -3,83 +3,37 @@
     0  nothing, as DDP      1  moments      2  and gradients      3  and weights, those of the teacher too
 
 DeepSpeed lays the weights of a group of parameters end to end and gives every rank an equal run of that (stages 1, 2),
-or of every parameter (stage 3), without regard to rows and layers. `Part` says which elements of a parameter these
+or of every parameter (stage 3), without regard to rows and layers. A `Part` says which elements of a parameter these
 are, so that moments, and weights at stage 3, are saved and loaded by the piece. Norms are those of the whole gradient,
 taken before DeepSpeed moves anything; clipping is ours. In a world of one nothing is wrapped.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import deepspeed
 import torch
 from torch import Tensor, nn
 
 from dist_ssl.engine import Piece
-from dist_ssl.engines.deepspeed_config import written
+from dist_ssl.engines.deepspeed_config import Stage, check, written
+from dist_ssl.engines.deepspeed_parts import Part, parts_of_groups, parts_of_parameters
 from dist_ssl.engines.parallel import Parallel, T
 from dist_ssl.engines.shell import Shell
 from dist_ssl.engines.spread import held_here, whole
-from dist_ssl.errors import CheckpointError, ConfigError
+from dist_ssl.errors import CheckpointError
 from dist_ssl.guard import check_finite
 from dist_ssl.lars import local_norms
 from dist_ssl.method import Method
-from dist_ssl.optim import LARS, Recipe
+from dist_ssl.optim import Recipe
 from dist_ssl.plan import Knobs
 from dist_ssl.world import World
 
-Stage = Literal[0, 1, 2, 3]
 SHARED_MEMORY = "deepspeed_shm_comm"
 """An extension for inference that DeepSpeed would compile at every first start on a CPU."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """This rank's elements of a parameter, and where they lie in what the optimizer moves."""
-
-    flat: Tensor
-    """Parts of several parameters, end to end."""
-    at: int
-    """Number of the first element within `flat`."""
-    count: int
-    start: int
-    """Number of the first element within the parameter."""
-    shape: tuple[int, ...]
-    """Of the parameter."""
-
-    def of(self, values: Tensor) -> Piece:
-        """The piece that lies in values laid out as `flat` is."""
-        return Piece(values.detach()[self.at : self.at + self.count], self.shape, self.start)
-
-
-def parts_of_groups(named: Mapping[str, nn.Parameter], zero: Any) -> dict[str, Part]:
-    """At stages 1 and 2: a rank has a run of every group's flattened parameters, and of many of these nothing."""
-    found = {}
-    for group, flat in zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True):
-        for parameter in group:
-            own = parameter._hp_mapping
-            at, start = (own.hp_fragment_address, own.lp_fragment_address) if own else (None, None)
-            found[id(parameter)] = (flat, at.start, at.numel, start.start) if at and start else (flat, 0, 0, 0)
-    return {name: Part(*found[id(p)], tuple(p.shape)) for name, p in named.items() if id(p) in found}
-
-
-def parts_of_parameters(named: Mapping[str, Any], zero: Any, world: World) -> dict[str, Part]:
-    """At stage 3: a rank has a run of every parameter; those that are trained lie end to end."""
-    found = {}
-    for name, parameter in named.items():
-        rows = parameter.ds_tensor.ds_numel
-        start = min(world.rank * rows, parameter.ds_numel)
-        count = min(rows, parameter.ds_numel - start)
-        flat, at = parameter.ds_tensor, 0
-        if parameter.requires_grad:
-            group, at, _ = zero.grad_position[zero.get_param_id(parameter)]
-            flat = zero.fp32_partitioned_groups_flat[group]
-        found[name] = Part(flat, at, count, start, tuple(parameter.ds_shape))
-    return found
 
 
 class DeepSpeed(Parallel):
@@ -99,10 +53,11 @@ class DeepSpeed(Parallel):
         clip: float | None = None,
         accumulate: int = 1,
         deterministic: bool = True,
+        activation_checkpointing: bool = False,
         stage: Stage = 2,
         config: Mapping[str, Any] | None = None,
     ) -> None:
-        check(stage, optimizer, dtype)
+        check(stage, method, optimizer, dtype)
         self.stage = stage
         self.parts: dict[str, Part] = {}
         self.shell = Shell(method)
@@ -119,6 +74,7 @@ class DeepSpeed(Parallel):
             clip=clip,
             accumulate=accumulate,
             deterministic=deterministic,
+            activation_checkpointing=activation_checkpointing,
         )
         if world.size > 1:
             self._initialize()
@@ -137,10 +93,9 @@ class DeepSpeed(Parallel):
             self.parts = parts_of_groups(self.own, zero)
         if self.stage == 3:
             self.parts = parts_of_parameters(self.own, zero, self.world)
-            self.own = {
-                name: nn.Parameter(p.ds_tensor.detach()[: self.parts[name].count], requires_grad=p.requires_grad)
-                for name, p in self.own.items()
-            }
+            named: Mapping[str, Any] = self.own
+            shards = {name: p.ds_tensor.detach()[: self.parts[name].count] for name, p in named.items()}
+            self.own = {name: nn.Parameter(shard, named[name].requires_grad) for name, shard in shards.items()}
 
     def _computing(self) -> Any:
         """DeepSpeed says by itself what is computed in which precision."""
@@ -192,6 +147,11 @@ class DeepSpeed(Parallel):
             torch._foreach_mul_(gradients, (self.clip / (length + 1e-6)).clamp_max(1.0))
         return length
 
+    def _keep_length(self) -> None:
+        super()._keep_length()
+        if self.parts and self.method.unit_rows:
+            self.engine.optimizer.refresh_fp32_params()
+
     def _follow(self, knobs: Knobs) -> None:
         super()._follow(knobs)
         self._free("teacher.")
@@ -200,9 +160,10 @@ class DeepSpeed(Parallel):
         """Free what is gathered of these parameters, so that the next use gathers what shards hold by then."""
         if self.stage < 3 or self.engine is None:
             return
-        for name, parameter in self.method.named_parameters():
+        named: Iterable[tuple[str, Any]] = self.method.named_parameters()
+        for name, parameter in named:
             if name.startswith(prefix):
-                parameter.partition()  # type: ignore[operator]
+                parameter.partition()
 
     def part(self, name: str, value: Tensor) -> Tensor | Piece:
         """At stage 3 a run of its elements."""
@@ -257,22 +218,6 @@ class DeepSpeed(Parallel):
                     continue
                 held = held_here(value, own.of(own.flat))
                 own.of(kept.setdefault(key, torch.zeros_like(own.flat))).tensor.copy_(held)
-
-
-def check(stage: Stage, optimizer: Recipe, dtype: torch.dtype) -> None:
-    """Raise ConfigError for what DeepSpeed cannot do."""
-    if dtype != torch.float32:
-        raise ConfigError(
-            "precision=fp64 cannot be had with engine=deepspeed: it keeps weights and sums gradients in single "
-            "precision.",
-            "Use engine=ddp or engine=fsdp, or precision=fp32.",
-        )
-    if stage > 0 and isinstance(optimizer, LARS):
-        raise ConfigError(
-            f"optim=lars cannot be had with engine.stage={stage}: ZeRO lays layers end to end and cuts them anywhere, "
-            "and LARS needs the norm of every layer.",
-            "Use engine=fsdp or engine=ddp, engine.stage=0, or another optimizer.",
-        )
 
 
 def check_step(name: str, kept: Tensor, wanted: Tensor) -> None:

@@ -5,14 +5,18 @@ where ours say the same thing they have the word, and the rest is of parts of De
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from pydantic import ValidationError
 
 from dist_ssl.errors import ConfigError, nearest
+from dist_ssl.method import Method
+from dist_ssl.optim import LARS, Recipe
+from dist_ssl.plan import FROZEN
 
+Stage = Literal[0, 1, 2, 3]
 ZERO = "zero_optimization"
 OURS = {
     "train_batch_size": "batch_size",
@@ -69,6 +73,29 @@ def written(stage: int, own: Mapping[str, Any], *, weights: int, compute: torch.
             "lower_precision_safe_modules": [],
         },
     }
+
+
+def check(stage: Stage, method: Method, optimizer: Recipe, dtype: torch.dtype) -> None:
+    """Raise ConfigError for what DeepSpeed cannot do."""
+    if dtype != torch.float32:
+        raise ConfigError(
+            "precision=fp64 cannot be had with engine=deepspeed: it keeps weights and sums gradients in single "
+            "precision.",
+            "Use engine=ddp or engine=fsdp, or precision=fp32.",
+        )
+    frozen = [name.removeprefix(FROZEN) for name in method.knobs if name.startswith(FROZEN)]
+    if stage > 0 and isinstance(optimizer, LARS):
+        what, why, least = "optim=lars", "cuts layers anywhere, and LARS needs the norm of every layer", 0
+    elif stage > 0 and frozen:
+        what, why, least = f"A '{frozen[0]}' that stands still for a while", "moves a group of parameters as one", 0
+    elif stage == 3 and method.unit_rows:
+        what, why, least = f"'{method.unit_rows[0]}', whose rows keep length 1,", "cuts rows anywhere", 2
+    else:
+        return
+    raise ConfigError(
+        f"{what} cannot be had with engine.stage={stage}: ZeRO {why}.",
+        f"Use engine=fsdp or engine=ddp, or engine.stage={least}.",
+    )
 
 
 def zero_keys(own: Mapping[str, Any]) -> Mapping[str, Any]:

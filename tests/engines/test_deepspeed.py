@@ -107,6 +107,7 @@ def both(world: World, name: str, **own: Any) -> tuple[float, float]:
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
+    "computed twice": {"activation_checkpointing": True},
     "clipped": {"clip": 0.01, "norm_group": 4},
     "in parts": {"accumulate": 2, "norm_group": 4},
     "in bf16": {"compute": torch.bfloat16},
@@ -285,6 +286,15 @@ def test_what_deepspeed_cannot_do_is_refused_with_the_alternatives() -> None:
     assert "optim=lars cannot be had with engine.stage=1" in str(error)
     assert "engine=fsdp" in error.remedy
     assert "engine.stage=0" in error.remedy
+    swav, frozen = small_method(World(), "swav"), small_method(World(), "swav", freeze_prototypes="3 steps")
+    for stage, method, named, least in (
+        ("1", frozen, "'prototypes' that stands still", 0),
+        ("3", swav, "keep length 1", 2),
+    ):
+        with pytest.raises(ConfigError, match=f"{named}.* cannot be had with engine.stage={stage}") as raised:
+            small_engine(World(), f"deepspeed {stage}", method, dtype=torch.float32)
+        assert f"engine.stage={least}" in raised.value.remedy
+    small_engine(World(), "deepspeed 0", frozen, dtype=torch.float32)
     small_engine(World(), "deepspeed 0", small_method(World(), "simclr"), LARS(0.1, 1e-4), dtype=torch.float32)
     assert "engine.stage=4" in str(refused(stage=4))
     assert "engine.config='yes'" in str(refused(config="yes"))
