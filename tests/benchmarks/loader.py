@@ -56,7 +56,7 @@ PAIRS = (
     Pair("one crop at 224, uint8", ONE_CROP, "SPDL", ONE_CROP, 1.2, 2),
     Pair("20 patches at 96", PATCHES, "ImageFolder", PATCHES, 6, heavy=True),
     Pair("low-resolution epoch at 112, pyramid", SMALL, "ImageFolder", SMALL, 12),
-    Pair("the same, host's share, photometry not counted", SMALL_CROPS, "ImageFolder", SMALL, 12),
+    Pair("low-resolution epoch, photometry not counted", SMALL_CROPS, "ImageFolder", SMALL, 12),
 )
 ABSENT = {
     "FFCV": "no wheel: its source needs OpenCV's headers and pkg-config",
