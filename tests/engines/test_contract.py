@@ -346,11 +346,11 @@ def test_features_of_one_image_do_not_depend_on_the_others(name: str) -> None:
 @engines
 def test_an_update_is_held_until_the_state_is_copied_and_only_that_one(name: str) -> None:
     engine = build(name, tiny_method())
-    engine.step(batch(), knobs())
+    engine.step(batch(0, most(name)), knobs())
     before = kept(engine.state())
     seen: list[dict[str, Tensor]] = []
     engine.hold_updates(lambda: seen.append(kept(engine.state())))
     for step in range(1, 3):
-        engine.step(batch(step), knobs())
+        engine.step(batch(step, most(name)), knobs())
     assert len(seen) == 1
     assert_same_bits(seen[0], before)

@@ -42,7 +42,7 @@ def single(world: World, name: str, method: str = "mocov3", seed: int = 0, **own
 
 
 def checkpoints(world: World, folder: Path, method: str, writer: str) -> Checkpoint:
-    return Checkpoint(folder / f"{method}-{writer}", world, keep=9, attempt=1, newest=lambda: True)
+    return Checkpoint(folder / f"{method}-{writer}", world, keep_last=9, attempt=1, newest=lambda: True)
 
 
 def written(world: World, folder: Path) -> dict[tuple[str, str], list[float]]:
@@ -55,8 +55,10 @@ def written(world: World, folder: Path) -> dict[tuple[str, str], list[float]]:
                 trained(filled(engine), BEFORE)
             else:
                 checkpoints(world, folder, method, "ddp").restore(engine, Progress(epochs=9))
-            checkpoints(world, folder, method, name).save(engine, Progress(epochs=9, step=len(BEFORE)))
-            losses[method, name] = trained(engine, AFTER)
+            checkpoint = checkpoints(world, folder, method, name)
+            checkpoint.save(engine, Progress(epochs=9, step=len(BEFORE)))
+            losses[method, name] = trained(engine, AFTER)  # while it is written
+            checkpoint.commit()
     return losses
 
 
@@ -256,8 +258,9 @@ def unevenly_moved(world: World, folder: Path) -> list[str]:
     engine = single(world, "ddp")
     trained(engine, range(1))
     engine.optimizer.state[engine.own["predictor.3.weight"]]["step"] += 1
-    checkpoint = Checkpoint(folder, world, keep=1, attempt=1, newest=lambda: True)
+    checkpoint = Checkpoint(folder, world, keep_last=1, attempt=1, newest=lambda: True)
     checkpoint.save(engine, Progress(epochs=9, step=1))
+    checkpoint.commit()
     said = []
     for name in STAGES:
         try:
