@@ -50,7 +50,7 @@ def kept(folder: Path, world: World) -> Checkpoint:
 
 def save_once(line: Connection, folder: Path, meeting: Path) -> None:
     """Go on from the newest checkpoint by one step and save it; says when the save begins and when it has ended."""
-    with joined(meeting, seconds=30) as world:
+    with joined(meeting, seconds=100) as world:
         own = kept(folder, world)
         step = own.restore(engine_at(0), FRESH).step + 1
         engine = engine_at(step)
