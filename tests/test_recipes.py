@@ -83,12 +83,14 @@ def test_the_header_names_the_paper_and_the_number_and_what_nobody_ran(name: str
     assert text.startswith("# @package _global_\n# ")
     assert re.search(r"\(.*arXiv \d{4}\.\d{5}\)", text), "which paper?"
     assert "# Expected: " in text
-    assert name == "demo_mocov3" or "Not run here." in text
+    assert name == "demo_mocov3" or "Not run here." in text or "Measured here: " in text
 
 
 @pytest.mark.parametrize("name", DEMO)
 def test_a_recipe_of_the_demo_trains(name: str, demo_shards: Path, tmp_path: Path) -> None:
     words = ["batch_size=12", "lanes=12", "epochs=1", "schedule.warmup=1 step", "log_every=1 step", "save_every=1 hour"]
+    if name == "demo_mocov2":
+        words.append("method.norm_group=6")
     if name == "demo_emp_ssl":
         words.append("method.loss_group=12")
     job = small_job(World(), config(name, demo_shards, *words, "probe.every=9 epochs"), tmp_path)
