@@ -19,6 +19,7 @@ from dist_ssl.data import manifest
 from dist_ssl.data.access import Access
 from dist_ssl.data.keys import Data
 from dist_ssl.data.ledger import Ledger
+from dist_ssl.data.loader_process import LoaderProcess
 from dist_ssl.data.quarantine import Quarantine
 from dist_ssl.data.stream import Colours, Stream
 from dist_ssl.data.views import Recipe, of_views
@@ -167,10 +168,11 @@ def build_engine(config: Config, p: Parts, world: World) -> Engine:
 def build(config: Config, world: World, signals: Signals, place: Place) -> Job:
     """The job of one rank."""
     p = parts(config, world, world.size)
+    process = p.data.process(world.device)
     return Job(
         fresh=Progress(epochs=p.run.epochs, attempt=place.attempt),
         engine=build_engine(config, p, world),
-        stream=stream(p, world),
+        stream=stream(p, world, process),
         schedule=p.schedule,
         coordinator=Coordinator(
             p.schedule, world=world, num_samples=len(p.train.samples), record=place.folder / "plan.jsonl"
@@ -184,7 +186,7 @@ def build(config: Config, world: World, signals: Signals, place: Place) -> Job:
             newest=place.newest,
         ),
         pulse=Pulse(world, signals, p.run.save_every, p.run.keep_every),
-        probe=probe(config, p, world),
+        probe=probe(config, p, world, process),
         meter=Meter(world, sinks(config, p, world, place), p.total_samples),
         ledger=Ledger(place.folder / "ledger", place.attempt, world),
         quarantine=Quarantine(
@@ -194,10 +196,10 @@ def build(config: Config, world: World, signals: Signals, place: Place) -> Job:
     )
 
 
-def stream(p: Parts, world: World) -> Stream:
+def stream(p: Parts, world: World, process: LoaderProcess | None) -> Stream:
     """The training samples, as this rank gets them."""
     return Stream(
-        p.data.loader(p.train, p.access, p.run.decode_threads),
+        p.data.loader(p.train, p.access, p.run.decode_threads, process),
         p.recipes,
         Colours(p.data.mean, p.data.std),
         world=world,
@@ -219,7 +221,7 @@ def probing(config: Config) -> Probing:
     return node
 
 
-def probe(config: Config, p: Parts, world: World) -> Probe:
+def probe(config: Config, p: Parts, world: World, process: LoaderProcess | None) -> Probe:
     """The kNN probe, where the data has a held-out split and both have labels."""
     val = p.data.open(p.access).split(p.data.val) if p.data.val is not None else None
     if val is None or not (p.train.labelled and val.labelled):
@@ -228,7 +230,7 @@ def probe(config: Config, p: Parts, world: World) -> Probe:
     size = node.image_size or p.schedule.plan(Progress(epochs=1)).image_size
 
     def extractor(split: manifest.Split) -> Extractor:
-        loader = p.data.loader(split, p.access, p.run.decode_threads, scattered=True)
+        loader = p.data.loader(split, p.access, p.run.decode_threads, process, scattered=True)
         colours = Colours(p.data.mean, p.data.std)
         tensor_type, most = DTYPES[p.run.precision], p.data.max_pixels
         return Extractor(loader, colours, world=world, size=size, dtype=tensor_type, max_pixels=most)

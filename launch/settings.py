@@ -31,6 +31,7 @@ MACHINE = (
     "data.cache_bytes",
     "data.allow_pipe",
     "data.ahead_bytes",
+    "data.loader_process",
     "engine._target_",
     "engine.accumulate",
     "engine.deterministic",

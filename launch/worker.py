@@ -8,7 +8,6 @@ signals before it loads torch, and dies with its parent: no rank is left behind 
 
 import contextlib
 import errno
-import logging
 import os
 import signal
 import sys
@@ -18,6 +17,7 @@ import traceback
 from pathlib import Path
 
 from dist_ssl.errors import EXIT_CODE, UserError
+from dist_ssl.journal import open_journal
 from dist_ssl.signals import Signals
 from launch import credentials
 from launch.ending import STOPPED_CODE
@@ -61,6 +61,7 @@ def train_attempt(attempt: AttemptDir, signals: Signals) -> int:
         job.pulse.drain()
         job.meter.close()
         job.ledger.close()
+        job.stream.close()
     return 0 if outcome is Outcome.FINISHED else STOPPED_CODE
 
 
@@ -77,7 +78,7 @@ def main(words: list[str]) -> int:
     """Run the worker that the command line describes."""
     signals = Signals().listen()
     die_with_parent()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    open_journal()
     attempt = AttemptDir(RunDir.open(Path(words[0])), int(words[1]))
     try:
         return train_attempt(attempt, signals)

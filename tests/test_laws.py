@@ -25,6 +25,7 @@ FLOORS: dict[str, int] = {
     "dist_ssl.durations": 1,
     "dist_ssl.sizes": 1,
     "dist_ssl.lines": 1,
+    "dist_ssl.journal": 1,
     "dist_ssl.share": 1,
     "dist_ssl.bounds": 1,
     "dist_ssl.draws": 1,

@@ -63,6 +63,10 @@ class Fetcher:
         self._sources: dict[str, Source] = {}
         self._lock = threading.Lock()
 
+    def __reduce__(self) -> tuple[type["Fetcher"], tuple[Patience, bool]]:
+        """In another process it is one that has fetched nothing yet."""
+        return Fetcher, (self.patience, self.allow_pipe)
+
     def source(self, address: Address) -> Source:
         """What gets bytes from there, made on first use. Raises ConfigError."""
         with self._lock:

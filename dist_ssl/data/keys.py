@@ -1,13 +1,16 @@
 """What a config says about data, and what follows from it: how it is reached, its manifest, what loads its samples."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+import torch
 
 from dist_ssl.data import manifest, pyramid
 from dist_ssl.data.access import Access
 from dist_ssl.data.address import Address
 from dist_ssl.data.decode import MAX_PIXELS
-from dist_ssl.data.load import Loader
+from dist_ssl.data.load import Loader, Supply
+from dist_ssl.data.loader_process import LoaderProcess
 from dist_ssl.data.read import Reader
 from dist_ssl.errors import ConfigError, DataError
 from dist_ssl.share import Share
@@ -33,6 +36,7 @@ class Data:
     ahead_bytes: Any = "64MB"
     max_upsample: float = pyramid.MAX_UPSAMPLE
     pyramid: list[Any] | None = None
+    loader_process: Literal["auto", True, False] = "auto"
 
     def access(self, sharers: int) -> Access:
         """How shards are reached by `sharers` ranks of a node. Raises ConfigError, also where another key is wrong."""
@@ -63,7 +67,23 @@ class Data:
             )
         return found
 
-    def loader(self, split: manifest.Split, access: Access, threads: int, *, scattered: bool = False) -> Loader:
-        """What loads samples of a split. `scattered`: those that are wanted are far apart."""
+    def process(self, device: torch.device) -> LoaderProcess | None:
+        """A process to load in, for a rank that computes on this device; None where its own does."""
+        gpu = device.type == "cuda"
+        return (
+            LoaderProcess(pin=gpu) if self.loader_process is True or (self.loader_process == "auto" and gpu) else None
+        )
+
+    def loader(
+        self,
+        split: manifest.Split,
+        access: Access,
+        threads: int,
+        process: LoaderProcess | None = None,
+        *,
+        scattered: bool = False,
+    ) -> Supply:
+        """What loads samples of a split, in that process. `scattered`: those that are wanted are far apart."""
         ahead = parse_bytes(self.ahead_bytes, "data.ahead_bytes")
-        return Loader(Reader(split, access, scattered=scattered), threads, ahead, self.max_upsample)
+        loader = Loader(Reader(split, access, scattered=scattered), threads, ahead, self.max_upsample)
+        return process.serve(loader) if process else loader

@@ -22,12 +22,16 @@ class EpochOrder:
     """The order of one epoch. `sizes`: samples per shard; `window`: samples shuffled together within a lane."""
 
     def __init__(self, sizes: Ints, draws: Draws, lanes: int, window: int) -> None:
-        self.draws, self.lanes, self.window = draws, lanes, window
+        self.sizes, self.draws, self.lanes, self.window = sizes, draws, lanes, window
         self.shards = draws.order(Purpose.SHARD_ORDER, np.arange(len(sizes), dtype=np.int64))
         self.string_starts = np.concatenate([[0], np.cumsum(sizes[self.shards])])
         self.id_starts = np.concatenate([[0], np.cumsum(sizes)])
         self.lane_length = int(sizes.sum()) // lanes
         self._window_order = lru_cache(maxsize=4 * lanes)(self._shuffle_window)
+
+    def __reduce__(self) -> tuple[type["EpochOrder"], tuple[Ints, Draws, int, int]]:
+        """In another process it is made anew: it is a pure function of these."""
+        return EpochOrder, (self.sizes, self.draws, self.lanes, self.window)
 
     def ids(self, lane: int, start: int, stop: int) -> Ints:
         """The sample numbers at places [start, stop) of a lane, 0 <= start <= stop <= lane_length."""

@@ -1,5 +1,7 @@
 """Decode threads that fill preallocated uint8 buffers, a few batches ahead of who asks for them.
 
+`Loader` has them in this process; `loader_process.py` has them, and all that is here, in a process of its own.
+
 What a request yields depends on the request alone, never on the number of threads or on timing. A sample that is not
 an image is replaced by the first readable one that the request names for it; one that cannot be read now stops the run,
 because that is no fact about the sample.
@@ -8,7 +10,7 @@ because that is no fact about the sample.
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -17,7 +19,9 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from dist_ssl.data.buffers import Buffers, Pixels, Spare
 from dist_ssl.data.decode import UnreadableError
+from dist_ssl.data.manifest import Split
 from dist_ssl.data.pyramid import MAX_UPSAMPLE, Pyramid
 from dist_ssl.data.read import Reader
 from dist_ssl.data.views import Crops
@@ -25,9 +29,10 @@ from dist_ssl.draws import Draws, Floats
 from dist_ssl.errors import DataError
 
 Ints = npt.NDArray[np.int64]
-Pixels = npt.NDArray[np.uint8]
 Reasons = dict[int, str]
 """Why a sample could not be read, by its row in the request."""
+Coming = tuple[Iterable[int], Iterable[int] | None]
+"""The shards that requests need, in order, and at which levels of a pyramid, as `Reader.expect` has them."""
 AHEAD_BYTES = 64_000_000
 
 
@@ -78,6 +83,34 @@ class Loaded:
     """How many images took longer to decode, by the reason; counted since the last request was done."""
 
 
+class Supply(Protocol):
+    """Loads requests of one split, in this process or in another one."""
+
+    @property
+    def split(self) -> Split:
+        """What samples there are."""
+        ...
+
+    @property
+    def pyramid(self) -> Pyramid | None:
+        """What chooses the level at which each is read, where there are levels."""
+        ...
+
+    def load(
+        self, requests: Iterable[Request], cutter: Cut, views: int, coming: Coming | None = None
+    ) -> Iterator[Loaded]:
+        """The requests' pixels, one by one; `coming`: what is to be fetched for them. Closing the iterator ends it."""
+        ...
+
+    def costs(self) -> Mapping[str, float]:
+        """What was fetched since the last time, by the keys of the metric table."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what is open; nothing is loaded after it."""
+        ...
+
+
 class Tally:
     """Counts words that threads call out."""
 
@@ -99,7 +132,7 @@ class Tally:
 
 
 class Loader:
-    """Loads requests in order with `threads` threads.
+    """Loads requests in order with `threads` threads of this process.
 
     The next request is always begun before it is asked for, and more while what waits fits into `ahead_bytes`. Where
     the split has levels, an image is read at the smallest that enlarges no crop by more than `max_upsample`.
@@ -109,88 +142,153 @@ class Loader:
         self, reader: Reader, threads: int, ahead_bytes: int = AHEAD_BYTES, max_upsample: float = MAX_UPSAMPLE
     ) -> None:
         self.reader, self.threads, self.ahead_bytes = reader, threads, ahead_bytes
-        self.pyramid = Pyramid.of(reader.split, max_upsample)
+        self.max_upsample, self.pyramid = max_upsample, Pyramid.of(reader.split, max_upsample)
         self.slow = Tally()
 
-    def load(self, requests: Iterable[Request], cutter: Cut, views: int) -> Iterator[Loaded]:
-        """The requests' pixels, one by one; closing the iterator ends the threads."""
-        pool = ThreadPoolExecutor(self.threads, thread_name_prefix="decode")
-        spare: deque[list[Pixels]] = deque()
-        started: deque[tuple[Request, list[Pixels], list[Future[Reasons]]]] = deque()
-        try:
-            queue = iter(requests)
-            while True:
-                for request in islice(queue, self._room(started)):
-                    started.append(self._start(pool, request, cutter, self._buffers(spare, request, cutter, views)))
-                if not started:
-                    return
-                yield self._finish(*started[0])
-                spare.append(started.popleft()[1])
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    def __reduce__(self) -> tuple[type["Loader"], tuple[Reader, int, int, float]]:
+        """In another process it is one that has loaded nothing yet."""
+        return Loader, (self.reader, self.threads, self.ahead_bytes, self.max_upsample)
 
-    def _room(self, started: Collection[tuple[Request, list[Pixels], list[Future[Reasons]]]]) -> int:
-        """How many requests to begin now: two while there is room, so that the first one need not wait for many."""
-        sizes = [sum(view.nbytes for view in views) for _, views, _ in started]
-        fitting = (self.ahead_bytes - sum(sizes[1:])) // sizes[-1] if sizes else 2
+    @property
+    def split(self) -> Split:
+        """See `Supply`."""
+        return self.reader.split
+
+    def load(
+        self, requests: Iterable[Request], cutter: Cut, views: int, coming: Coming | None = None
+    ) -> Iterator[Loaded]:
+        """See `Supply`; closing the iterator ends the threads."""
+        if coming is not None:
+            self.reader.expect(*coming)
+        course = Course(self, requests, cutter, views, Spare())
+        try:
+            while True:
+                course.begin()
+                loaded = course.take()
+                if loaded is None:
+                    return
+                yield loaded
+                course.release()
+        finally:
+            course.close()
+
+    def costs(self) -> Mapping[str, float]:
+        """See `Supply`."""
+        return self.reader.costs()
+
+    def close(self) -> None:
+        """See `Supply`."""
+        self.reader.close()
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A request, its buffers, and the tasks that fill them."""
+
+    request: Request
+    views: list[Pixels]
+    tasks: list[Future[Reasons]]
+
+
+class Course:
+    """Requests under way: begun, handed out and released in order.
+
+    One thread may take while another one releases and begins.
+    """
+
+    def __init__(self, loader: Loader, requests: Iterable[Request], cutter: Cut, views: int, buffers: Buffers) -> None:
+        self.loader, self.cutter, self.views, self.buffers = loader, cutter, views, buffers
+        self._queue = iter(requests)
+        self._pool = ThreadPoolExecutor(loader.threads, thread_name_prefix="decode")
+        self._started: deque[Begun] = deque()
+        self._taken = 0
+        """How many of those that were started, from the first on, are handed out."""
+        self._lock = threading.Lock()
+
+    def begin(self) -> None:
+        """Begin what there is room for: at most two requests, so that the first one need not wait for many."""
+        with self._lock:
+            for request in islice(self._queue, self._room()):
+                self._started.append(self._start(request))
+
+    def take(self) -> Loaded | None:
+        """The pixels of the next request, waited for; None after the last one."""
+        with self._lock:
+            if self._taken == len(self._started):
+                return None
+            begun = self._started[self._taken]
+            self._taken += 1
+        return self._finish(begun)
+
+    def release(self) -> None:
+        """The first of those that were handed out is no longer looked at: its buffers may be filled again."""
+        with self._lock:
+            self._taken -= 1
+            self.buffers.give(self._started.popleft().views)
+
+    def close(self) -> None:
+        """End the threads; what has not been begun by now never is."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def cancel(self) -> None:
+        """Begin nothing more, without a wait: who takes now gets a `CancelledError`."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _room(self) -> int:
+        """How many requests to begin now; the first one started is in use, and the others wait."""
+        sizes = [sum(view.nbytes for view in begun.views) for begun in self._started]
+        fitting = (self.loader.ahead_bytes - sum(sizes[1:])) // sizes[-1] if sizes else 2
         return max(2 - len(sizes), min(2, fitting))
 
-    def _buffers(self, spare: deque[list[Pixels]], request: Request, cutter: Cut, views: int) -> list[Pixels]:
-        shapes = [(len(request.ids), cutter.side(slot), cutter.side(slot), 3) for slot in range(views)]
-        while spare:
-            found = spare.popleft()
-            if [view.shape for view in found] == shapes:
-                return found
-        return [np.empty(shape, dtype=np.uint8) for shape in shapes]
-
-    def _start(
-        self, pool: ThreadPoolExecutor, request: Request, cutter: Cut, views: list[Pixels]
-    ) -> tuple[Request, list[Pixels], list[Future[Reasons]]]:
+    def _start(self, request: Request) -> Begun:
         """One task per thread, each a contiguous part of the batch."""
-        numbers = cutter.draw(request.draws, request.ids)
-        parts = np.array_split(np.arange(len(request.ids)), self.threads)
-        tasks = [pool.submit(self._fill, request, part, numbers, cutter, views) for part in parts if len(part)]
-        return request, views, tasks
+        sides = map(self.cutter.side, range(self.views))
+        views = self.buffers.take([(len(request.ids), side, side, 3) for side in sides])
+        numbers = self.cutter.draw(request.draws, request.ids)
+        parts = np.array_split(np.arange(len(request.ids)), self.loader.threads)
+        tasks = [self._pool.submit(self._fill, request, part, numbers, views) for part in parts if len(part)]
+        return Begun(request, views, tasks)
 
-    def _finish(self, request: Request, views: list[Pixels], tasks: list[Future[Reasons]]) -> Loaded:
-        begun = time.monotonic()
-        reasons = {row: reason for task in tasks for row, reason in task.result().items()}
-        wait = time.monotonic() - begun
+    def _finish(self, begun: Begun) -> Loaded:
+        request, since = begun.request, time.monotonic()
+        reasons = {row: reason for task in begun.tasks for row, reason in task.result().items()}
+        wait = time.monotonic() - since
         valid = np.ones(len(request.ids), dtype=np.bool_)
         valid[list(reasons)] = False
         unreadable = {int(request.ids[row]): why for row, why in reasons.items()}
-        return Loaded(request.ids, views, valid, wait, unreadable, self.slow.take())
+        return Loaded(request.ids, begun.views, valid, wait, unreadable, self.loader.slow.take())
 
-    def _fill(self, request: Request, part: Ints, numbers: list[Floats], cutter: Cut, views: list[Pixels]) -> Reasons:
+    def _fill(self, request: Request, part: Ints, numbers: list[Floats], views: list[Pixels]) -> Reasons:
         """Cut these rows of a request; why some of them could not be read."""
         reasons: Reasons = {}
         for row in part.tolist():
             mine, out = [n[row] for n in numbers], [view[row] for view in views]
             try:
-                self._cut(int(request.ids[row]), cutter, mine, out)
+                self._cut(int(request.ids[row]), mine, out)
             except UnreadableError as error:
                 reasons[row] = error.reason
-                self._stand_in(request, row, cutter, mine, out)
+                self._stand_in(request, row, mine, out)
         return reasons
 
-    def _cut(self, number: int, cutter: Cut, numbers: list[Floats], out: list[Pixels]) -> None:
+    def _cut(self, number: int, draws: list[Floats], out: list[Pixels]) -> None:
         """Read a sample, of a pyramid at the level that its crops need, and cut it. Raises UnreadableError."""
-        crops = self.pyramid.crops(number, cutter, numbers) if self.pyramid else None
-        if self.pyramid and crops:
-            self.slow.add(crops.cut(self.reader.read(number, self.pyramid.level(crops)), out))
+        reader, pyramid = self.loader.reader, self.loader.pyramid
+        crops = pyramid.crops(number, self.cutter, draws) if pyramid else None
+        if pyramid and crops:
+            slow = crops.cut(reader.read(number, pyramid.level(crops)), out)
         else:
-            self.slow.add(cutter.cut(self.reader.read(number), numbers, out))
+            slow = self.cutter.cut(reader.read(number), draws, out)
+        self.loader.slow.add(slow)
 
-    def _stand_in(self, request: Request, row: int, cutter: Cut, numbers: list[Floats], out: list[Pixels]) -> None:
+    def _stand_in(self, request: Request, row: int, numbers: list[Floats], out: list[Pixels]) -> None:
         """Cut the first readable candidate with the replaced sample's own draws."""
         for candidate in request.stand_ins(row):
             try:
-                self._cut(candidate, cutter, numbers, out)
-                return
+                return self._cut(candidate, numbers, out)
             except UnreadableError:
                 continue
-        shard = self.reader.split.folder
         raise DataError(
-            f"Sample {int(request.ids[row])} and every candidate to stand in for it are unreadable in {shard}.",
+            f"Sample {int(request.ids[row])} and every candidate to stand in for it are unreadable in "
+            f"{self.loader.split.folder}.",
             "Check the shards: these are not images that can be decoded.",
         )

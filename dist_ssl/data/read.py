@@ -49,6 +49,10 @@ class Reader:
             most = cache.size // (AHEAD_SHARE * self.access.sharers)
             self._ahead = Ahead(self._fetch, self._sizes(), most)
 
+    def __reduce__(self) -> tuple[type["Reader"], tuple[Split, Access, bool]]:
+        """In another process it is one that has nothing open."""
+        return type(self), (self.split, self.access, self.scattered)
+
     def read(self, number: int, level: int = 0) -> bytes:
         """The encoded image of a sample, at a level of the pyramid (0: the original).
 

@@ -14,10 +14,11 @@ import torch
 from dist_ssl.batch import Batch
 from dist_ssl.data.decode import MAX_PIXELS, SLOW
 from dist_ssl.data.lanes import EpochOrder
-from dist_ssl.data.load import Loaded, Loader, Request
+from dist_ssl.data.load import Loaded, Supply
 from dist_ssl.data.photometric import Photometry
+from dist_ssl.data.requests import Steps
 from dist_ssl.data.views import Cutter, Recipe, of_views
-from dist_ssl.draws import Draws, Purpose
+from dist_ssl.draws import Draws
 from dist_ssl.plan import EpochPlan
 from dist_ssl.world import World
 
@@ -40,7 +41,7 @@ class Stream:
 
     def __init__(
         self,
-        loader: Loader,
+        loader: Supply,
         recipes: Sequence[Recipe],
         colours: Colours,
         *,
@@ -54,7 +55,7 @@ class Stream:
         self.loader, self.recipes, self.colours = loader, recipes, colours
         self.world, self.seed, self.window, self.dtype = world, seed, window, dtype
         self.max_pixels, self.parts = max_pixels, parts
-        self.split = loader.reader.split
+        self.split = loader.split
 
     def epoch(self, plan: EpochPlan, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from `start` samples into every lane on; the last incomplete one is left out."""
@@ -63,31 +64,20 @@ class Stream:
         recipes = [r.at(plan.magnitude) for r in of_views(self.recipes, plan.views, plan.local_views)]
         sizes = [plan.local_size if recipe.local else plan.image_size for recipe in recipes]
         colour = [Photometry(r, slot, self.colours.mean, self.colours.std) for slot, r in enumerate(recipes)]
-        count = plan.samples_per_lane
+        steps = Steps(order, self.world.rank, self.world.size, start, plan.samples_per_lane)
         cutter = Cutter(recipes, sizes, self.max_pixels)
-        shards = order.shards_from(self.world.rank, self.world.size, start)
         pyramid = self.loader.pyramid
-        self.loader.reader.expect(shards, pyramid.expected(cutter, draws) if pyramid else None)
-        starts = range(start, order.lane_length - count + 1, count)
-        requests = (self._request(order, draws, at, count) for at in starts)
-        loaded = self.loader.load(requests, cutter, len(sizes))
-        for at, pixels in zip(starts, loaded, strict=True):
-            batch = self._batch(pixels, colour, draws, at // count)
+        coming = steps.shards, pyramid.expected(cutter, draws) if pyramid else None
+        loaded = self.loader.load(steps, cutter, len(sizes), coming)
+        for at, pixels in zip(steps.starts, loaded, strict=True):
+            batch = self._batch(pixels, colour, draws, at // steps.count)
             if pyramid:
                 batch.levels = pyramid.levels(cutter, draws, np.array(list(pixels.unreadable), dtype=np.int64))
             yield batch
 
-    def _request(self, order: EpochOrder, draws: Draws, start: int, count: int) -> Request:
-        """This rank's samples of one step, and where a stand-in for each of them is looked for."""
-        ids = order.batch(self.world.rank, self.world.size, start, count)
-        first_lane = self.world.rank * order.lanes // self.world.size
-
-        def stand_ins(row: int) -> Iterator[int]:
-            turn = draws.uniform(Purpose.STAND_IN, ids[row : row + 1], 0, 1)
-            for window in order.windows_from(first_lane + row // count, start + row % count):
-                yield from (int(n) for n in np.roll(window, -int(turn[0, 0] * len(window))) if n != ids[row])
-
-        return Request(ids, draws, stand_ins)
+    def close(self) -> None:
+        """End what loads; there are no batches after it."""
+        self.loader.close()
 
     def _coloured(self, change: Photometry, pixels: torch.Tensor, ids: Ints, draws: Draws) -> torch.Tensor:
         rows = len(ids) // self.parts
@@ -114,6 +104,6 @@ class Stream:
                 "data_wait_seconds": pixels.wait_seconds,
                 "replaced_samples": float((~pixels.valid).sum()),
                 **{f"slow_images/{why}": float(pixels.slow.get(why, 0)) for why in SLOW},
-                **self.loader.reader.costs(),
+                **self.loader.costs(),
             },
         )

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Iterator
-from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -10,8 +9,9 @@ import torch
 from torch import Tensor
 
 from dist_ssl.data.decode import MAX_PIXELS
-from dist_ssl.data.load import Loader, Request
+from dist_ssl.data.load import Supply
 from dist_ssl.data.photometric import normalise
+from dist_ssl.data.requests import Chosen
 from dist_ssl.data.stream import Colours
 from dist_ssl.data.views import Whole
 from dist_ssl.draws import Draws, Purpose
@@ -30,18 +30,12 @@ def subset(size: int, count: int, seed: int) -> Ints:
     return np.sort(Draws(seed).order(Purpose.PROBE, numbers)[:count])
 
 
-def _others(numbers: Ints, chunk: Ints, row: int) -> list[int]:
-    """Who may fill the place of an unreadable image; its label will say that it does not count."""
-    place = int(np.searchsorted(numbers, chunk[row]))
-    return [int(n) for n in np.roll(numbers, -place)[1:]]
-
-
 class Extractor:
     """Features of whole images of one split. `size`: side they are squeezed to, px; `batch`: images at a time."""
 
     def __init__(
         self,
-        loader: Loader,
+        loader: Supply,
         colours: Colours,
         *,
         world: World,
@@ -85,10 +79,9 @@ class Extractor:
         yield from self.kept[1]
 
     def _decode(self, numbers: Ints, own: Ints) -> Iterator[tuple[Tensor, Tensor]]:
-        chunks = [own[start : start + self.batch] for start in range(0, len(own), self.batch)]
-        requests = (Request(chunk, Draws(0), partial(_others, numbers, chunk)) for chunk in chunks)
+        requests = Chosen(numbers, own, self.batch)
         for loaded in self.loader.load(requests, Whole(self.size, self.max_pixels), 1):
-            split = self.loader.reader.split
+            split = self.loader.split
             for number, reason in loaded.unreadable.items():
                 log.warning(
                     "The probe leaves sample %s of '%s' out: %s.", split.samples.key(number), split.name, reason

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from dist_ssl.data.loader_process import MAIN
 from launch.run_dir import RunDir
 from tests.jobs import same_bits
 from tests.system.launching import (
@@ -23,14 +24,15 @@ from tests.system.launching import (
 
 LONG = ("epochs=80", "probe.every=200 epochs", "save_every=3 steps")
 KINDS = ("rank", "all", "agent")
+MODULES = {"rank": "launch.worker", "agent": "launch.agent", "loader": MAIN}
 
 
 def kill(launch: Launch, kind: str, chance: random.Random) -> None:
-    """`kill -9` one rank, one agent, or everything."""
+    """`kill -9` one rank, one agent, one loader process, or everything."""
     if kind == "all":
         launch.kill_all()
         return
-    victims = launch.processes("launch.worker" if kind == "rank" else "launch.agent")
+    victims = launch.processes(MODULES[kind])
     if victims:
         chance.choice(victims).send_signal(signal.SIGKILL)
 
