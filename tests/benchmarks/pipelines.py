@@ -20,9 +20,12 @@ from torchvision.datasets import ImageFolder
 from dist_ssl.data import manifest
 from dist_ssl.data.address import Address
 from dist_ssl.data.fetch import Fetcher
-from dist_ssl.data.load import Loader, Request
+from dist_ssl.data.lanes import EpochOrder
+from dist_ssl.data.load import Loader
+from dist_ssl.data.loader_process import LoaderProcess
 from dist_ssl.data.pyramid import attach
 from dist_ssl.data.read import Reader
+from dist_ssl.data.requests import Steps
 from dist_ssl.data.stream import Colours, Stream
 from dist_ssl.data.views import CROP_DRAWS, Cutter, Recipe, crop_box
 from dist_ssl.draws import Draws
@@ -85,6 +88,17 @@ def noise(seed: int) -> Image.Image:
     return Image.fromarray((128 + 0.7 * total).clip(0, 255).astype(np.uint8))
 
 
+def draw_small(folder: Path, count: int) -> None:
+    """Write images of 100 x 75 px, for measurements that take many of them: tiles of larger ones."""
+    folder.mkdir(parents=True)
+    tiles = [(left, top, left + 100, top + 75) for top in range(0, 375, 75) for left in range(0, 500, 100)]
+    for number in range(count):
+        image, tile = divmod(number, len(tiles))
+        if not tile:
+            whole = noise(image)
+        (folder / f"{number:05d}.jpg").write_bytes(jpeg(whole.crop(tiles[tile]), 90))
+
+
 def jpeg(image: Image.Image, quality: int) -> bytes:
     """The image as a JPEG file."""
     file = io.BytesIO()
@@ -107,14 +121,20 @@ def pack(folder: Path, shards: Path) -> Images:
     return Images(folder.parent if any(path.parent == folder for path in files) else folder, shards, files)
 
 
-def ours(images: Images, work: Work, threads: int, *, batch: int = BATCH, batches: int = 10**9) -> Pass:
-    """The stream of a run, or its loader alone where views are not coloured; at most so many batches a pass."""
+def ours(
+    images: Images, work: Work, threads: int, *, batch: int = BATCH, batches: int = 10**9, beside: bool = False
+) -> Pass:
+    """The stream of a run, or its loader alone where views are not coloured; at most so many batches a pass.
+
+    `beside`: in a loader process.
+    """
     data = manifest.read(images.shards)
     if work.pyramid:
         levels.write(images.shards, levels.Options(LEVELS), Console(quiet=True))
         data = attach(data, Address(str(images.shards)), LEVELS, Fetcher())
     split = data.split("train")
-    loader = Loader(Reader(split), threads)
+    own = Loader(Reader(split), threads)
+    loader = LoaderProcess().serve(own) if beside else own
     plan = EpochPlan(0, work.size, 1.0, work.views, batch, 1)
     torch.set_num_threads(threads)
     epochs = iter(range(10**9))
@@ -125,11 +145,8 @@ def ours(images: Images, work: Work, threads: int, *, batch: int = BATCH, batche
         return sum(len(batch.ids) for batch in islice(found, batches))
 
     def cut() -> int:
-        draws, ids = Draws(0, next(epochs)), np.arange(len(split.samples) // BATCH * BATCH)
-        requests = (Request(part, draws, lambda row: ()) for part in ids.reshape(-1, BATCH))
-        return sum(
-            len(found.ids) for found in loader.load(requests, Cutter([MOCO] * work.views, work.size), work.views)
-        )
+        steps = Steps(EpochOrder(split.shard_sizes, Draws(0, next(epochs)), 1, 256), 0, 1, 0, batch)
+        return sum(len(found.ids) for found in loader.load(steps, Cutter([MOCO] * work.views, work.size), work.views))
 
     return coloured if work.coloured else cut
 

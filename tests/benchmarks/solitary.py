@@ -1,6 +1,8 @@
 """Measurements of the loader that need a process of their own; `loader.py` runs them.
 
-python tests/benchmarks/solitary.py NAME SHARDS AMOUNT THREADS prints one number.
+    python tests/benchmarks/solitary.py NAME SHARDS AMOUNT THREADS
+
+prints one number. NAME with `-beside`: with the decode threads in a loader process.
 """
 
 import statistics
@@ -25,12 +27,12 @@ def unique_bytes(process: psutil.Process) -> int:
     return int(process.memory_full_info().uss)
 
 
-def delivered(shards: Path, rounds: int, threads: int) -> float:
+def delivered(shards: Path, rounds: int, threads: int, beside: bool) -> float:
     """The loader's rate over threads x the rate of decoding and cropping in one thread, in turns; the median."""
     split, epoch = manifest.read(shards).split("train"), 0
     cutter, reader = Cutter([MOCO] * 2, 224), Reader(split)
     images = Images(shards, shards, [])
-    loader = ours(images, Work(2, 224, coloured=False), threads)
+    loader = ours(images, Work(2, 224, coloured=False), threads, beside=beside)
     out = [np.empty((224, 224, 3), np.uint8) for _ in range(2)]
 
     def single() -> int:
@@ -48,7 +50,7 @@ def delivered(shards: Path, rounds: int, threads: int) -> float:
     return statistics.median(rate(loader) / (threads * rate(single)) for _ in range(rounds))
 
 
-def first(shards: Path, amount: int, threads: int) -> float:
+def first(shards: Path, amount: int, threads: int, beside: bool) -> float:
     """Seconds from the imports to the first batch of views at 224, coloured; the compiled loops are on disk."""
     import dist_ssl.data.photometric_cpu  # noqa: F401
 
@@ -57,7 +59,7 @@ def first(shards: Path, amount: int, threads: int) -> float:
     return time.perf_counter() - begun
 
 
-def memory(shards: Path, amount: int, threads: int) -> float:
+def memory(shards: Path, amount: int, threads: int, beside: bool) -> float:
     """Memory that an extra thread adds over what a spawned worker of ImageFolder's loader takes."""
     images = Images(shards, shards, [])
     me = psutil.Process()
@@ -82,18 +84,25 @@ def spawned_worker(shards: Path) -> int:
     return sum(unique_bytes(child) for child in psutil.Process().children() if "spawn" in " ".join(child.cmdline()))
 
 
-def flat(shards: Path, batches: int, threads: int) -> float:
-    """Resident memory at the end over that after a tenth of the batches; small views, so that there are many."""
-    run, me = ours(Images(shards, shards, []), Work(2, 32), threads, batch=2), psutil.Process()
-    per_pass, early, done = 0, 0, 0
+def flat(shards: Path, batches: int, threads: int, beside: bool) -> float:
+    """Resident memory of this process and its children in the last quarter over that in the first, on average.
+
+    The quarters are those of the batches after the first tenth. Of two images each, so that there are many.
+    """
+    batch, work = 2, Work(2, 64)
+    run = ours(Images(shards, shards, []), work, threads, batch=batch, beside=beside)
+    me = psutil.Process()
+    family, taken, done = [me, *me.children(recursive=True)], [], 0
     while done < batches:
-        per_pass = run() // 2
-        done += per_pass
-        early = early or (me.memory_info().rss if done >= batches // 10 else 0)
-    return me.memory_info().rss / early
+        done += run() // batch
+        if done > batches // 10:
+            taken.append(sum(process.memory_info().rss for process in family))
+    quarter = max(1, len(taken) // 4)
+    return statistics.fmean(taken[-quarter:]) / statistics.fmean(taken[:quarter])
 
 
 if __name__ == "__main__":
     name, shards, amount, threads = sys.argv[1:]
     measures = {"delivered": delivered, "first": first, "memory": memory, "flat": flat}
-    print(measures[name](Path(shards), int(amount), int(threads)))
+    name, _, beside = name.partition("-")
+    print(measures[name](Path(shards), int(amount), int(threads), beside == "beside"))
