@@ -1,7 +1,6 @@
 """A real run that is killed and goes on elsewhere, on shards with unreadable images: its audit is clean, and honest."""
 
 import json
-import random
 import shutil
 from pathlib import Path
 
@@ -10,9 +9,7 @@ import pytest
 from dist_ssl import lines
 from dist_ssl.data import manifest
 from launch import audit
-from launch.run_dir import RunDir
-from tests.system.launching import Launch, await_that, nothing_left, status, words
-from tests.system.test_kill import KINDS, disturb
+from tests.system.launching import Launch, await_that, status, words
 
 BAD = {3: b"", 17: b"GIF89a", 41: b"\xff\xd8\xff\xe0"}
 """Samples that are spoilt, and how their bytes begin; the rest of them are zeros."""
@@ -39,19 +36,6 @@ def audited(capsys: pytest.CaptureFixture[str], run: Path, *more: str) -> tuple[
     capsys.readouterr()
     code = audit.main([f"run={run}", *more])
     return code, capsys.readouterr().out
-
-
-def wander(run: Path, launch: Launch, kills: int, chance: random.Random, sizes: tuple[int, ...]) -> None:
-    """Kill the run so many times, each time resume it on another number of nodes, and let it end."""
-    await_that(lambda: (run / "config.yaml").exists(), "a run folder")
-    for number in range(kills):
-        disturb(launch, run, KINDS[number % len(KINDS)], chance)
-        await_that(lambda: nothing_left(run), "no process left behind")
-        attempts = RunDir(run).newest_attempt()
-        launch = Launch(f"resume={run}", f"nodes={chance.choice(sizes)}")
-        await_that(lambda: RunDir(run).newest_attempt() > attempts, "a new attempt")  # noqa: B023
-    code, text = launch.finish()
-    assert code == 0, text
 
 
 def rows(text: str) -> list[list[int]]:
