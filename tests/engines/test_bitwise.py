@@ -94,9 +94,10 @@ def attempt(world: World, config: dict[str, Any], folder: Path, number: int, bat
     try:
         train(job)
     except Cut:
-        job.pulse.drain()
         return None
-    job.pulse.drain()
+    finally:
+        job.pulse.drain()
+        job.checkpoint.commit()
     return {name: value.clone() for name, value in job.engine.state().items()}
 
 

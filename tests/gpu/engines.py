@@ -46,7 +46,7 @@ LABEL = {True: "proved", False: "FAILED"}
 
 def made(world: World, engine: str, method: str, folder: Path, seed: int) -> tuple[Parallel, Checkpoint]:
     own = small_engine(world, engine, small_method(world, method, seed))
-    return own, Checkpoint(folder / f"{method}-{engine}", world, keep=9, attempt=1, newest=lambda: True)
+    return own, Checkpoint(folder / f"{method}-{engine}", world, keep_last=9, attempt=1, newest=lambda: True)
 
 
 def written(world: World, engine: str, folder: Path, steps: int) -> dict[str, list[float]]:
@@ -56,6 +56,7 @@ def written(world: World, engine: str, folder: Path, steps: int) -> dict[str, li
         own, checkpoint = made(world, engine, method, folder, 0)
         trained(filled(own), range(BEFORE))
         checkpoint.save(own, Progress(epochs=9, step=BEFORE))
+        checkpoint.commit()
         losses[method] = trained(own, range(BEFORE, BEFORE + steps))
     return losses
 
@@ -67,7 +68,7 @@ def gone_on(
     found = {}
     for method in METHODS:
         own = made(world, engine, method, folder, 1)[0]
-        checkpoint = Checkpoint(folder / f"{method}-{writer}", world, keep=9, attempt=1, newest=lambda: True)
+        checkpoint = Checkpoint(folder / f"{method}-{writer}", world, keep_last=9, attempt=1, newest=lambda: True)
         assert checkpoint.restore(own, Progress(epochs=9)).step == BEFORE
         wanted, held = read(checkpoint.folder / f"step_{BEFORE:08d}")[1], whole_state(own)
         wrong = sorted(wanted.keys() ^ held.keys())
