@@ -107,6 +107,14 @@ def test_an_error_leaves_the_next_composition_alone() -> None:
     assert settings.compose(EVERYTHING, CONFIGS) == DEFAULTS
 
 
+def test_the_number_of_virtual_ranks_belongs_to_a_run_for_life() -> None:
+    began = settings.compose(["engine=ddp", "engine.bitwise=true", "engine.virtual_ranks=4"], CONFIGS)
+    for words in ([], ["engine=fsdp"], ["engine.bitwise=true", "engine.virtual_ranks=8"]):
+        with pytest.raises(ConfigError, match=r"engine.virtual_ranks=(None|8) is not what the run began with \(4\)"):
+            settings.check_resume(began, settings.compose(words, CONFIGS))
+    settings.check_resume(settings.compose([], CONFIGS), settings.compose(["engine=fsdp"], CONFIGS))
+
+
 def test_every_top_level_key_is_science_or_machine_on_purpose() -> None:
     assert not SCIENCE_TOP & MACHINE_TOP
     assert set(DEFAULTS) == SCIENCE_TOP | MACHINE_TOP, (
