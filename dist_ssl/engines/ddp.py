@@ -114,6 +114,7 @@ class DDP(Parallel):
         if self.virtual is None:
             return super().gradients(batch, knobs)
         job = self.seen(batch)
+        self.await_copies()  # running statistics move between its passes
         return self.virtual.gradients(self._embeddings, lambda e: self.method.loss(e, job, knobs), batch, self.method)
 
     def seen(self, batch: Batch) -> Batch:

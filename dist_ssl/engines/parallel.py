@@ -115,9 +115,7 @@ class Parallel(ABC):
         """One weight update; the metrics are this rank's share of the loss and the gradient's norm."""
         self.optimizer.zero_grad(set_to_none=True)
         out = self.gradients(batch, knobs)
-        if self._until:
-            self._until()
-            self._until = None
+        self.await_copies()
         norm.settle(self.method, self._mean)
         length = self._check_and_clip(out.loss.detach())
         self._freeze(knobs)
@@ -216,6 +214,12 @@ class Parallel(ABC):
     def hold_updates(self, until: Callable[[], None]) -> None:
         """Have the next step call `until` when it has its gradients; up to there it changes nothing."""
         self._until = until
+
+    def await_copies(self) -> None:
+        """From here on the state changes: call what was given to be called before that."""
+        if self._until:
+            self._until()
+            self._until = None
 
     def wants(self, name: str, shape: tuple[int, ...]) -> range | None:
         """This rank's part of what is spread over the ranks, all of the rest; nothing of what does not fit anyway."""

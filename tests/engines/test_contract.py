@@ -343,14 +343,18 @@ def test_features_of_one_image_do_not_depend_on_the_others(name: str) -> None:
     torch.testing.assert_close(engine.embed(view[:1], "student"), engine.embed(view, "student")[:1])
 
 
-@engines
-def test_an_update_is_held_until_the_state_is_copied_and_only_that_one(name: str) -> None:
-    engine = build(name, tiny_method())
-    engine.step(batch(0, most(name)), knobs())
+HELD = [*((name, {}) for name in NAMES), ("ddp", {"bitwise": True, "virtual_ranks": 2})]
+
+
+@pytest.mark.parametrize(("name", "own"), HELD, ids=str)
+def test_an_update_is_held_until_the_state_is_copied_and_only_that_one(name: str, own: dict[str, Any]) -> None:
+    dtype = torch.float32 if own else most(name)
+    engine = build(name, tiny_method(), dtype=dtype, **own)
+    engine.step(batch(0, dtype), knobs())
     before = kept(engine.state())
     seen: list[dict[str, Tensor]] = []
     engine.hold_updates(lambda: seen.append(kept(engine.state())))
     for step in range(1, 3):
-        engine.step(batch(step, most(name)), knobs())
+        engine.step(batch(step, dtype), knobs())
     assert len(seen) == 1
     assert_same_bits(seen[0], before)
