@@ -144,7 +144,7 @@ def test_what_cannot_be_audited_is_refused_with_a_remedy(
     other = tmp_path / "other"
     shutil.copytree(demo_shards, other)
     (other / "manifest.json").write_text((other / "manifest.json").read_text() + "\n")
-    assert "is not the run's: its manifest's hash is" in refusal(f"run={moved}", f"data.path={other}")
+    assert "is not the run's: the hash of its manifest is" in refusal(f"run={moved}", f"data.path={other}")
     run = tmp_path / "copy"
     shutil.copytree(moved, run)
     plan = run / "plan.jsonl"

@@ -10,7 +10,7 @@ import pytest
 from launch import slurm
 from launch.run_dir import RunDir, read_yaml, write_yaml
 from tests.disks import small_disk
-from tests.system.launching import Launch, losses, words
+from tests.system.launching import Launch, await_that, losses, words
 
 
 @pytest.fixture(scope="module")
@@ -149,8 +149,7 @@ def test_a_full_disk_loses_nothing(disk: Path, demo_shards: Path) -> None:
     launch = Launch(
         *words(demo_shards, disk, "nodes=2", "name=full", "epochs=6", "method.hidden=256", "save_every=1 step")
     )
-    while not (run / "checkpoints" / "LATEST").exists():
-        assert launch.process.poll() is None
+    await_that((run / "checkpoints" / "LATEST").exists, "a checkpoint")
     try:
         ballast.write_bytes(b"0" * 8_000_000)
     except OSError:

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from dist_ssl.data.loader_process import MAIN
+from launch import slurm
 from launch.ending import Ending
 from launch.run_dir import AttemptDir, RunDir
-from tests.jobs import same_bits
+from tests.jobs import run_job, same_bits, small_config
+from tests.ranks import Ranks
 from tests.system.launching import (
     Launch,
     await_that,
@@ -24,19 +26,12 @@ from tests.system.launching import (
 LENGTH = ("epochs=6", "probe.every=6 epochs", "save_every=3 steps")
 
 
-@pytest.fixture(scope="module")
-def undisturbed(demo_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose ranks load with threads of their own."""
-    runs = tmp_path_factory.mktemp("runs")
-    code, text = Launch(*words(demo_shards, runs, "nodes=2", "name=undisturbed", *LENGTH)).finish()
-    assert code == 0, text
-    return runs / "undisturbed"
-
-
 def test_a_killed_loader_process_ends_the_attempt_which_says_so_and_the_run_goes_on_with_the_same_bits(
-    undisturbed: Path, demo_shards: Path, tmp_path: Path
+    ranks: Ranks, demo_shards: Path, tmp_path: Path
 ) -> None:
-    run, named = tmp_path / "killed", set(Path("/dev/shm").iterdir())
+    undisturbed, run = tmp_path / "threads", tmp_path / "killed"
+    ranks.run(run_job, 2, small_config(demo_shards, *LENGTH), undisturbed)
+    named = set(Path("/dev/shm").iterdir())
     given = words(demo_shards, tmp_path, "nodes=2", "name=killed", *LENGTH, "data.loader_process=true")
     launch = Launch(*given)
     await_that(lambda: status(run)["step"] > 5, "some steps")
@@ -61,13 +56,15 @@ def test_a_killed_loader_process_ends_the_attempt_which_says_so_and_the_run_goes
     assert set(Path("/dev/shm").iterdir()) <= named
 
 
-def test_what_stops_a_run_is_said_as_ever(demo_shards: Path, tmp_path: Path) -> None:
+def test_what_stops_a_run_is_said_as_ever(
+    demo_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     given = words(demo_shards, tmp_path, "nodes=1", "epochs=2", "data.loader_process=true")
     code, text = Launch(*given, "name=odd", "data.max_pixels=10", "data.max_bad=100%").finish()
     assert code == 2, text
     assert "and every candidate to stand in for it are unreadable in" in text
     assert "Check the shards: these are not images that can be decoded." in text
     assert "Traceback" not in text
-    code, text = Launch(*given, "name=wrong", "data.loader_process=maybe").finish()
-    assert code == 2, text
+    assert slurm.main([*given, "name=wrong", "data.loader_process=maybe"]) == 2
+    text = capsys.readouterr().out
     assert "data.loader_process='maybe' is not possible.\n  Valid names: False, True, auto." in text

@@ -66,15 +66,12 @@ def test_a_run_from_a_bad_server_ends_like_one_from_the_folder(
 
 
 def test_a_run_that_moves_to_a_server_ends_with_the_same_bits_and_tells_no_secret(
-    server: Server, demo_shards: Path, tmp_path: Path
+    server: Server, ranks: Ranks, demo_shards: Path, tmp_path: Path
 ) -> None:
-    def new(name: str) -> list[str]:
-        more = ("nodes=2", "epochs=3", "probe.every=3 epochs", "save_every=2 steps", f"name={name}")
-        return words(demo_shards, tmp_path, *more)
-
-    finish(*new("local"))
+    length = ("epochs=3", "probe.every=3 epochs", "save_every=2 steps")
+    ranks.run(run_job, 2, small_config(demo_shards, *length), tmp_path / "local")
     run = tmp_path / "moved"
-    launch = Launch(*new("moved"))
+    launch = Launch(*words(demo_shards, tmp_path, "nodes=2", "name=moved", *length))
     await_that(lambda: status(run)["step"] > 2, "some steps")
     launch.kill_all()
     text = finish(f"resume={run}", f"data.path={address(server)}", f"data.cache={tmp_path / 'cache'}")
