@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from launch.run_dir import RunDir
 from tests.jobs import same_bits
-from tests.system.launching import Launch, delivered, losses, weights, words
+from tests.system.launching import Launch, await_that, delivered, losses, weights, words
 from tests.system.test_kill import kill_again_and_again
 
 KILLS = 40
@@ -24,6 +25,7 @@ def test_forty_kills_change_no_bit(nodes: int, demo_shards: Path, tmp_path: Path
     assert code == 0, text
     run, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
     launch = Launch(*words(demo_shards, tmp_path, size, "name=killed", *LENGTH))
+    await_that(lambda: RunDir(run).newest_attempt() == 1, "a first attempt")
     kill_again_and_again(launch, run, KILLS, random.Random(seed))
     assert same_bits(weights(run), weights(undisturbed))
     assert losses(run) == losses(undisturbed)

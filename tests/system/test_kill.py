@@ -50,8 +50,7 @@ def disturb(launch: Launch, run: Path, kind: str, chance: random.Random) -> None
 
 
 def kill_again_and_again(launch: Launch, run: Path, kills: int, chance: random.Random) -> None:
-    """Kill a resumed run so many times, resume it after each, and let it end."""
-    await_that(lambda: RunDir(run).newest_attempt() > 1, "a second attempt")
+    """Kill a run that has an attempt under way so many times, resume it after each, and let it end."""
     for number in range(kills):
         disturb(launch, run, KINDS[number % len(KINDS)], chance)
         await_that(lambda: nothing_left(run), "no process left behind", END_SECONDS)
@@ -80,7 +79,9 @@ def test_stopped_by_ctrl_c_and_killed_at_ten_random_moments_it_ends_with_the_sam
     undisturbed, run = tmp_path / "undisturbed", tmp_path / "killed"
     beside = Launch(*words(demo_shards, tmp_path, "nodes=2", "name=undisturbed", *LONG))
     stop_by_ctrl_c(Launch(*words(demo_shards, tmp_path, "nodes=2", "name=killed", *LONG)), run)
-    kill_again_and_again(Launch(f"resume={run}"), run, 10, random.Random(7))
+    launch = Launch(f"resume={run}")
+    await_that(lambda: RunDir(run).newest_attempt() == 2, "a second attempt")
+    kill_again_and_again(launch, run, 10, random.Random(7))
     code, text = beside.finish()
     assert code == 0, text
     assert same_bits(weights(run), weights(undisturbed))
