@@ -30,7 +30,7 @@ golden: .venv/.test  ## accept what has changed on purpose in the golden files
 	ACCEPT_GOLDEN=1 $(BIN)/python -m pytest -q -m golden
 
 chaos: .venv/.test  ## the longer proofs
-	$(BIN)/python -m pytest -q -s -m chaos tests/chaos
+	$(BIN)/python -m pytest -q -s -m chaos
 
 packages:
 	sh tests/packages.sh

@@ -31,7 +31,7 @@ from tests.ranks import Ranks
 STAGES = [f"deepspeed {stage}" for stage in range(4)]
 METHODS = ("mocov2", "single_branch")
 """One with a teacher and a queue, one with a bank that is spread over the ranks."""
-BEFORE, AFTER = range(3), range(3, 6)
+BEFORE = range(3)
 STEP = f"step_{len(BEFORE):08d}"
 
 
@@ -45,7 +45,7 @@ def checkpoints(world: World, folder: Path, method: str, writer: str) -> Checkpo
     return Checkpoint(folder / f"{method}-{writer}", world, keep_last=9, attempt=1, newest=lambda: True)
 
 
-def written(world: World, folder: Path) -> dict[tuple[str, str], list[float]]:
+def written(world: World, folder: Path, after: range) -> dict[tuple[str, str], list[float]]:
     """Train and save every method with DDP; load and save that with every engine; the losses of each after that."""
     losses = {}
     for method in METHODS:
@@ -57,12 +57,14 @@ def written(world: World, folder: Path) -> dict[tuple[str, str], list[float]]:
                 checkpoints(world, folder, method, "ddp").restore(engine, Progress(epochs=9))
             checkpoint = checkpoints(world, folder, method, name)
             checkpoint.save(engine, Progress(epochs=9, step=len(BEFORE)))
-            losses[method, name] = trained(engine, AFTER)  # while it is written
+            losses[method, name] = trained(engine, after)  # while it is written
             checkpoint.commit()
     return losses
 
 
-def gone_on(world: World, folder: Path, shift: int) -> dict[tuple[str, str, str], tuple[list[str], list[float]]]:
+def gone_on(
+    world: World, folder: Path, shift: int, after: range
+) -> dict[tuple[str, str, str], tuple[list[str], list[float]]]:
     """Every engine reads what another wrote: what is wrong after that, and the losses of the steps after it."""
     found = {}
     names = list(ENGINES)
@@ -73,12 +75,16 @@ def gone_on(world: World, folder: Path, shift: int) -> dict[tuple[str, str, str]
             checkpoint = checkpoints(world, folder, method, writer)
             assert checkpoint.restore(engine, Progress(epochs=9)).step == len(BEFORE)
             wrong = differing(engine, checkpoint.folder / STEP)
-            found[method, name, writer] = wrong, trained(engine, AFTER if shift == 0 else AFTER[:1])
+            found[method, name, writer] = wrong, trained(engine, after if shift == 0 else after[:1])
     return found
 
 
-def test_every_stage_writes_the_same_checkpoint_and_every_engine_reads_it(ranks: Ranks, tmp_path: Path) -> None:
-    undisturbed = ranks.run(written, 2, tmp_path)[0]
+@pytest.mark.parametrize("steps", [3, pytest.param(20, marks=pytest.mark.chaos)])
+def test_every_stage_writes_the_same_checkpoint_and_every_engine_reads_it(
+    steps: int, ranks: Ranks, tmp_path: Path
+) -> None:
+    after = range(len(BEFORE), len(BEFORE) + steps)
+    undisturbed = ranks.run(written, 2, tmp_path, after)[0]
     for method in METHODS:
         fixture = read(tmp_path / f"{method}-ddp" / STEP)[1]
         for name in ENGINES:
@@ -86,7 +92,7 @@ def test_every_stage_writes_the_same_checkpoint_and_every_engine_reads_it(ranks:
             assert state.keys() == fixture.keys()
             assert [n for n in state if not torch.equal(state[n], fixture[n])] == [], (method, name)  # type: ignore[arg-type]
     for size, shift in ((1, 2), (2, 0), (4, 3)):
-        for answer in ranks.run(gone_on, size, tmp_path, shift):
+        for answer in ranks.run(gone_on, size, tmp_path, shift, after):
             for (method, name, writer), (wrong, losses) in answer.items():
                 assert not wrong, (method, name, writer, size)
                 wanted = undisturbed[method, name][: len(losses)]
