@@ -1,12 +1,13 @@
 """Host memory in which a state waits to be written while training goes on: allocated once, pinned where there is CUDA.
 
-A tensor is copied as it lies in its own memory, which is the fastest there is; whoever writes it puts it in order. What
-lies on a GPU is copied beside what the GPU computes: `settled` is to be called before the next weight update, which
-then waits for the copies.
+A tensor is copied as it lies in its own memory, which is the fastest there is, by several threads, because one alone
+cannot use all that memory has to give; whoever writes it puts it in order. What lies on a GPU is copied beside what the
+GPU computes: `settled` is to be called before the next weight update, which then waits for the copies.
 """
 
 import ctypes
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,10 @@ from torch import Tensor
 from dist_ssl.engine import Piece
 
 ALIGNED_BYTES = 64
+COPIERS = 4
+"""Threads that copy on a host."""
+RUN_BYTES = 1 << 23
+"""Of one thread at a time."""
 
 
 @dataclass(frozen=True)
@@ -52,21 +57,24 @@ class Staging:
         self.device = device
         self._memory = torch.empty(0, dtype=torch.uint8)
         self._stream: Any = None
+        self._copiers = ThreadPoolExecutor(COPIERS, "stage")
 
     def take(self, own: Mapping[str, Piece]) -> Staged:
         """Copy what a rank writes; what was staged before is lost."""
         self._hold(sum(room(piece.tensor) for piece in own.values()))
         begin, address = 0, self._memory.data_ptr()
         far: list[tuple[int, Tensor]] = []
+        near: list[tuple[int, int, int]] = []
         for piece in own.values():
             x = piece.tensor
             if not x.is_cpu:
                 far.append((begin, x.detach()))
             elif dense(x):
-                ctypes.memmove(address + begin, x.data_ptr(), x.nbytes)
+                near.append((address + begin, x.data_ptr(), x.nbytes))
             else:
                 place(self._memory, begin, x).copy_(x.detach())
             begin += room(x)
+        self._copy(near)
         return Staged(own, self._memory, self._copy_beside(far) if far else None)
 
     def _hold(self, count: int) -> None:
@@ -74,6 +82,20 @@ class Staging:
         if len(self._memory) < count:
             self._memory = torch.empty(0, dtype=torch.uint8)  # never both at once
             self._memory = torch.empty(count, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+
+    def _copy(self, near: list[tuple[int, int, int]]) -> None:
+        """Copy within the host, (to, from, bytes) each, in runs that the threads share."""
+        runs: list[list[tuple[int, int, int]]] = [[]]
+        size = 0
+        for to, begin, count in near:
+            for at in range(0, count, RUN_BYTES):
+                part = min(RUN_BYTES, count - at)
+                if size + part > RUN_BYTES and runs[-1]:
+                    runs.append([])
+                    size = 0
+                runs[-1].append((to + at, begin + at, part))
+                size += part
+        list(self._copiers.map(_move, runs))
 
     def _copy_beside(self, far: list[tuple[int, Tensor]]) -> Any:
         """Copy from the device in a stream of its own, after what the device was told before; the event at its end."""
@@ -84,6 +106,11 @@ class Staging:
                 place(self._memory, begin, x).copy_(x, non_blocking=True)
                 x.record_stream(self._stream)
             return self._stream.record_event()
+
+
+def _move(run: list[tuple[int, int, int]]) -> None:
+    for to, begin, count in run:
+        ctypes.memmove(to, begin, count)
 
 
 def room(x: Tensor) -> int:

@@ -28,10 +28,11 @@ MODULES = {"rank": "launch.worker", "agent": "launch.agent", "loader": MAIN}
 
 
 def kill(launch: Launch, kind: str, chance: random.Random) -> None:
-    """`kill -9` one rank, one agent, one loader process, or everything."""
+    """`kill -9` one rank, one agent, one loader process, as soon as there is one; or everything."""
     if kind == "all":
         launch.kill_all()
         return
+    await_that(lambda: launch.processes(MODULES[kind]) or launch.process.poll() is not None, "a process to kill")
     victims = launch.processes(MODULES[kind])
     if victims:
         chance.choice(victims).send_signal(signal.SIGKILL)
