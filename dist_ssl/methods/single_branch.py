@@ -21,9 +21,9 @@ from dist_ssl.batch import Batch
 from dist_ssl.blocks import scope
 from dist_ssl.bounds import at_least, positive, require, shares
 from dist_ssl.draws import Draws, Ints, SampleDraws
-from dist_ssl.losses.instance import Divergence
+from dist_ssl.losses.instance import Divergence, instance_cross_entropy, self_distillation
 from dist_ssl.losses.job import job_mean
-from dist_ssl.memory.bank import Bank, Comparison
+from dist_ssl.memory.bank import Bank
 from dist_ssl.memory.negatives import negatives
 from dist_ssl.method import Embeddings, LossOutput, Method
 from dist_ssl.methods import mixing
@@ -120,27 +120,17 @@ class SingleBranch(Method):
         among = self._among(batch)
         temperatures = (self.temperature, self.kl_temperature, self.kl_temperature / self.exponent)
         found = self.bank.compare(z, targets, temperatures, weights=weights, among=among)
-        rows = found.logsumexp[0] * weights.sum(0) - (weights * found.own).sum(0) / self.temperature
-        rows = rows + self.kl_weight * self._self_distillation(found)
+        rows = instance_cross_entropy(found.logsumexp[0], found.own, weights, self.temperature)
+        rows = rows + self.kl_weight * self_distillation(
+            (found.logsumexp[1], found.logsumexp[2]),
+            (found.mean[1], found.mean[2]),
+            exponent=self.exponent,
+            divergence=self.divergence,
+            through_target=self.through_target,
+        )
         loss = job_mean(rows, weights.sum(0) > 0, self.world.sum)
         metrics = {**signs_of_health(z, z), "positive_similarity": found.own[0].detach().mean()}
         return LossOutput(loss, metrics, remember=found.kept)
-
-    def _self_distillation(self, found: Comparison) -> Tensor:
-        """The divergence, [B], its gradient with u held constant unless it goes through it.
-
-        log p = a - log sum exp a and log u = e a - log sum exp(e a) for a_j = s_j / temperature. With u constant the
-        gradient of KL(p || u) is (1 - e) p_j (a_j - mean), and p_j (a_j - mean) is that of mean - log sum exp; of
-        KL(u || p) it is p_j - u_j, and u_j is that of log sum exp(e a) / e.
-        """
-        e, lse, of_powers = self.exponent, found.logsumexp[1], found.logsumexp[2]
-        if self.divergence == "p||u":
-            value = (1 - e) * found.mean[1] - lse + of_powers
-            along = (1 - e) * (found.mean[1] - lse)
-        else:
-            value = (1 - 1 / e) * found.mean[2] - of_powers + lse
-            along = lse - of_powers / e
-        return value if self.through_target else along + (value - along).detach()
 
     def _mix(self, draws: Draws, ids: Tensor, side: int) -> mixing.Mix:
         return mixing.draw(draws, self._job_ids(ids), self.mix_alpha, side)

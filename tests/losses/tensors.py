@@ -12,7 +12,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def alone(x: Tensor) -> Tensor:
-    """A sum, or a maximum, over the ranks of a job of one."""
+    """A sum over the ranks of a job of one."""
     return x
 
 
@@ -28,3 +28,12 @@ def close(own: list[Tensor], expected: list[Tensor], tolerance: float = 1e-11) -
     assert len(own) == len(expected)
     for mine, theirs in zip(own, expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=tolerance, atol=tolerance)
+
+
+def plain_divergence(logits: Tensor, exponent: float, divergence: str, through: bool) -> Tensor:
+    """KL(p || u) or KL(u || p) of p = softmax(logits) and u ~ p^exponent from probabilities, row by row."""
+    p = logits.softmax(1)
+    u = p**exponent / (p**exponent).sum(1, keepdim=True)
+    u = u if through else u.detach()
+    a, b = (p, u) if divergence == "p||u" else (u, p)
+    return (a * (a / b).log()).sum(1)

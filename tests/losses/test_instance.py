@@ -1,4 +1,4 @@
-"""Instance discrimination: the paper's calculus of the self-distillation, and softmaxes over rows on many owners."""
+"""Instance discrimination: the paper's calculus of the self-distillation, from sums over the rows."""
 
 import math
 
@@ -9,24 +9,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dist_ssl.losses.instance import instance_cross_entropy, log_shares, row_pulls, self_distillation
-from tests.losses.tensors import alone, close, normal, with_gradients
+from dist_ssl.losses.instance import instance_cross_entropy, self_distillation
+from tests.losses.tensors import close, normal, plain_divergence, with_gradients
 
 TOY = torch.tensor([[2.0, 1.0, 0.0]]).double()
 WAYS = [("p||u", False), ("p||u", True), ("u||p", False), ("u||p", True)]
 
 
-def distilled(logits: Tensor, **options) -> Tensor:
-    return self_distillation(log_shares(logits, alone, alone), alone, **options)
+def distilled(logits: Tensor, exponent: float = 0.5, **options) -> Tensor:
+    """The divergence of softmaxes of all of [B, N] logits, from their sums."""
+    powers = exponent * logits
+    sums = logits.logsumexp(1), powers.logsumexp(1)
+    means = (logits.softmax(1) * logits).sum(1), (powers.softmax(1) * powers).sum(1)
+    return self_distillation(sums, means, exponent=exponent, **options)
 
 
-def slow(logits: Tensor, exponent: float, divergence: str, through: bool) -> Tensor:
-    """The divergence from probabilities, row by row."""
-    p = logits.softmax(1)
-    u = p**exponent / (p**exponent).sum(1, keepdim=True)
-    u = u if through else u.detach()
-    a, b = (p, u) if divergence == "p||u" else (u, p)
-    return (a * (a / b).log()).sum(1)
+def cross_entropy(cosines: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """Of [B, N] similarities, one target each."""
+    own = cosines.gather(1, targets[:, None]).T
+    return instance_cross_entropy((cosines / temperature).logsumexp(1), own, torch.ones_like(own), temperature)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +62,7 @@ def test_the_calculus_of_the_square_root_holds() -> None:
 def test_any_exponent_equals_the_slow_reference(divergence, through: bool, exponent: float) -> None:
     s = 2 * normal(3, 5)
     own = with_gradients(lambda s: distilled(s, exponent=exponent, divergence=divergence, through_target=through), s)
-    close(own, with_gradients(lambda s: slow(s, exponent, divergence, through), s))
+    close(own, with_gradients(lambda s: plain_divergence(s, exponent, divergence, through), s))
 
 
 def test_flat_shares_and_an_exponent_of_1_have_nothing_to_learn() -> None:
@@ -76,37 +77,21 @@ def test_shares_that_underflow_stay_finite(divergence, through: bool) -> None:
     assert all(value.isfinite().all() for value in found)
 
 
-@pytest.mark.parametrize(("divergence", "through"), WAYS)
-def test_columns_that_are_left_out_do_not_matter(divergence, through: bool) -> None:
-    s, out = normal(2, 5), torch.tensor([False, True, False, False, True])
-    columns = torch.tensor([0, 1])
-
-    def both(s: Tensor, targets: Tensor) -> Tensor:
-        log_p = log_shares(s, alone, alone)
-        kl = self_distillation(log_p, alone, divergence=divergence, through_target=through)
-        return kl + instance_cross_entropy(log_p, targets, alone)
-
-    masked = with_gradients(lambda s: both(s.masked_fill(out, -math.inf), columns * 2), s)
-    left = with_gradients(lambda s: both(s, columns), s[:, ~out])
-    close([masked[0], masked[1][:, ~out]], left)
-
-
 @given(st.integers(1, 4), st.integers(1, 8))
 def test_the_cross_entropy_equals_torch_with_gradients(rows: int, classes: int) -> None:
     s = 5 * normal(rows, classes)
     targets = torch.arange(rows) * 3 % classes
-    own = with_gradients(lambda s: instance_cross_entropy(log_shares(s, alone, alone), targets, alone), s)
-    close(own, with_gradients(lambda s: F.cross_entropy(s, targets, reduction="none"), s))
+    own = with_gradients(lambda s: cross_entropy(s, targets, 0.2), s)
+    close(own, with_gradients(lambda s: F.cross_entropy(s / 0.2, targets, reduction="none"), s))
 
 
 @pytest.mark.parametrize(("cosine", "expected"), [(0.0, 9.27), (0.5, 6.77), (0.9, 4.77)])
 def test_the_published_start_among_10512_rows_of_width_2048(cosine: float, expected: float) -> None:
     cosines = normal(8, 10512) / math.sqrt(2048)
     cosines[:, 0] = cosine
-    log_p = log_shares(cosines / 0.2, alone, alone)
-    found = instance_cross_entropy(log_p, torch.zeros(8).long(), alone)
+    found = cross_entropy(cosines, torch.zeros(8).long(), 0.2)
     assert float(found.mean()) == pytest.approx(expected, abs=6e-3)
-    bare = self_distillation(log_shares(cosines, alone, alone), alone).mean()
+    bare = distilled(cosines).mean()
     published = {0.0: 6.1e-5, 0.5: 6.6e-5, 0.9: 8.2e-5}[cosine]
     assert float(bare) == pytest.approx(published, rel=0.03)
 
@@ -114,22 +99,14 @@ def test_the_published_start_among_10512_rows_of_width_2048(cosine: float, expec
 def test_the_temperature_within_the_divergence_makes_it_much_larger() -> None:
     cosines = normal(8, 10512) / math.sqrt(2048)
     cosines[:, 0] = 0.9
-    found = self_distillation(log_shares(cosines / 0.2, alone, alone), alone).mean()
+    found = distilled(cosines / 0.2).mean()
     assert float(found) == pytest.approx(1.3e-2, rel=0.05)
 
 
-def test_the_pulls_are_the_gradient_of_the_cross_entropy_towards_the_rows() -> None:
-    z, valid = F.normalize(normal(4, 6, seed=1), dim=1), torch.tensor([True, True, False, True])
-    bank, columns, temperature = normal(9, 6, seed=2).requires_grad_(), torch.tensor([3, 0, 5, 3]), 0.2
-    F.cross_entropy(z @ bank.T / temperature, columns, reduction="none")[valid].sum().backward()
-    log_p = log_shares(z @ bank.detach().T / temperature, alone, alone)
-    pulls = row_pulls(log_p, columns, z, valid)
-    torch.testing.assert_close(pulls, -temperature * bank.grad, rtol=1e-12, atol=1e-14)
-
-
-def test_queries_of_other_owners_only_push() -> None:
-    z, bank = F.normalize(normal(2, 4, seed=1), dim=1), normal(3, 4, seed=2)
-    log_p = log_shares(z @ bank.T, alone, alone)
-    pulls = row_pulls(log_p, torch.tensor([-1, -1]), z, torch.ones(2).bool())
-    torch.testing.assert_close(pulls, -log_p.exp().T @ z)
-    assert row_pulls(log_p[:, :0], torch.tensor([-1, -1]), z, torch.ones(2).bool()).shape == (0, 4)
+def test_a_mixed_image_belongs_to_two_rows() -> None:
+    cosines, pair = normal(3, 6), torch.tensor([[0, 1, 2], [4, 5, 3]])
+    weights = torch.tensor([[0.7, 0.6, 1.0], [0.3, 0.4, 0.0]]).double()
+    own = cosines.gather(1, pair.T).T
+    found = instance_cross_entropy((cosines / 0.2).logsumexp(1), own, weights, 0.2)
+    each = torch.stack([F.cross_entropy(cosines / 0.2, targets, reduction="none") for targets in pair])
+    close([found], [(weights * each).sum(0)])

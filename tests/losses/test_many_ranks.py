@@ -3,8 +3,6 @@
 The objective is the mean over ranks of what each returns, and engines average gradients.
 """
 
-from collections.abc import Callable
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,7 +13,6 @@ from dist_ssl.losses.cosine import negative_cosine
 from dist_ssl.losses.dino import batch_centre, dino_cross_entropy
 from dist_ssl.losses.emp_ssl import emp_ssl
 from dist_ssl.losses.fast_moco import combined_cross_entropy
-from dist_ssl.losses.instance import instance_cross_entropy, log_shares, row_pulls, self_distillation
 from dist_ssl.losses.job import job_mean
 from dist_ssl.losses.rotation import rotation_cross_entropy
 from dist_ssl.losses.swav import sinkhorn, swapped_cross_entropy
@@ -25,8 +22,6 @@ from tests.losses.tensors import close, normal
 from tests.ranks import Ranks
 
 SAMPLES, WIDTH, VIEWS = 8, 5, 4
-ROWS = 11
-"""Of the bank: they are no multiple of the ranks, and of four ranks the last has none."""
 
 
 def gathered(world: World, z: Tensor) -> Tensor:
@@ -80,36 +75,6 @@ def rotation(world: World, z: Tensor, valid: Tensor) -> Tensor:
     return job_mean(rotation_cross_entropy(z[0], turns), valid, world.sum)
 
 
-def shard(world: World) -> tuple[int, int]:
-    """The bounds of this rank's rows of the bank."""
-    each = 4 if world.size == 4 else -(-ROWS // world.size)
-    return min(ROWS, world.rank * each), min(ROWS, (world.rank + 1) * each)
-
-
-def maximum(world: World) -> Callable[[Tensor], Tensor]:
-    return lambda x: world.gather_const(x[None]).amax(0)
-
-
-def own_columns(world: World) -> Tensor:
-    """Where every query's row is: query n has row n + 1."""
-    start, end = shard(world)
-    rows = torch.arange(1, SAMPLES + 1)
-    return torch.where((rows >= start) & (rows < end), rows - start, -1)
-
-
-def single_branch(world: World, z: Tensor, valid: Tensor) -> Tensor:
-    start, end = shard(world)
-    bank = F.normalize(normal(ROWS, WIDTH, seed=6), dim=1)[start:end]
-    cosines = F.normalize(world.gather(z[0]), dim=1) @ bank.T
-    log_p = log_shares(cosines / 0.2, world.sum, maximum(world))
-    rows = instance_cross_entropy(log_p, own_columns(world), world.sum)
-    bare = log_shares(cosines, world.sum, maximum(world))
-    for divergence, through in (("p||u", False), ("u||p", True)):
-        rows = rows + 20 * self_distillation(bare, world.sum, divergence=divergence, through_target=through)
-    keep = world.gather_const(valid)
-    return rows.where(keep, 0).sum() / keep.sum().clamp_min(1)
-
-
 CASES = {
     f.__name__: f
     for f in (
@@ -122,7 +87,6 @@ CASES = {
         emp_of_gathered_groups,
         fast_moco,
         rotation,
-        single_branch,
     )
 }
 
@@ -161,21 +125,3 @@ def test_the_case_has_a_gradient_and_stand_ins_change_the_loss(name: str) -> Non
     whole, fewer = all_losses(World(), ())[name], all_losses(World(), (1, 4, 5))[name]
     assert whole[1].abs().max() > 1e-6
     assert abs(float(whole[0] - fewer[0])) > 1e-9
-
-
-def shares_of_rows(world: World, temperature: float) -> list[Tensor]:
-    """This rank's log-shares and pulls of rows whose logits are far apart."""
-    start, end = shard(world)
-    z, bank = normal(SAMPLES, WIDTH, seed=1), normal(ROWS, WIDTH, seed=2)[start:end]
-    log_p = log_shares(z @ bank.T / temperature, world.sum, maximum(world))
-    return [log_p.T, row_pulls(log_p, own_columns(world), z, torch.arange(SAMPLES) != 2)]
-
-
-@pytest.mark.parametrize("temperature", [1.0, 0.001])
-@pytest.mark.parametrize("size", [2, 4])
-def test_rows_on_many_owners_have_the_shares_and_pulls_of_rows_on_one(
-    ranks: Ranks, size: int, temperature: float
-) -> None:
-    expected = shares_of_rows(World(), temperature)
-    parts = zip(*ranks.run(shares_of_rows, size, temperature), strict=True)
-    close([torch.cat(part) for part in parts], expected, 1e-9)
