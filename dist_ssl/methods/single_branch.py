@@ -21,6 +21,7 @@ from dist_ssl.batch import Batch
 from dist_ssl.blocks import scope
 from dist_ssl.bounds import at_least, positive, require, shares
 from dist_ssl.draws import Draws, Ints, SampleDraws
+from dist_ssl.errors import ConfigError
 from dist_ssl.losses.instance import Divergence, instance_cross_entropy, self_distillation
 from dist_ssl.losses.job import job_mean
 from dist_ssl.memory.bank import Bank
@@ -44,8 +45,9 @@ class SingleBranch(Method):
     `kl_weight` from 0, `kl_temperature` > 0, `exponent` between 0 and 1: of the self-distillation; `divergence`: its
     direction; `through_target`: let its gradient go through u too. `negatives`: rows
     beside the batch's; None: all. `update`: how rows move: with `bank_momentum` (0 to 1), `descend` with `bank_rate`.
-    `half`: keep the bank in bfloat16. `mix`: CutMix with Beta(`mix_alpha`, `mix_alpha`). `norm_group`: samples that
-    share batch-norm statistics; None: all of the job's.
+    `update_on_mixed`: rows follow the mixed images' embeddings, as in the released code; otherwise those of the images
+    themselves, for one more forward pass and `ema` only. `half`: keep the bank in bfloat16. `mix`: CutMix with
+    Beta(`mix_alpha`, `mix_alpha`). `norm_group`: samples that share batch-norm statistics; None: all of the job's.
     """
 
     num_views = 1
@@ -71,6 +73,7 @@ class SingleBranch(Method):
         update: Update = "ema",
         bank_momentum: float = 0.5,
         bank_rate: float = 0.1,
+        update_on_mixed: bool = True,
         half: bool = False,
         mix: bool = True,
         mix_alpha: float = 0.5,
@@ -82,11 +85,17 @@ class SingleBranch(Method):
         positive("method", temperature=temperature, kl_temperature=kl_temperature, mix_alpha=mix_alpha)
         require("method", "more than 0 and less than 1", lambda value: 0 < value < 1, exponent=exponent)
         shares("method", bank_momentum=bank_momentum)
+        if not update_on_mixed and update != "ema":
+            raise ConfigError(
+                f"method.update_on_mixed=false is not possible with method.update={update}: those rows move by the "
+                "loss's own gradient, which is that of mixed images.",
+                "Set method.update=ema or method.mix=false.",
+            )
         self.world, self.temperature, self.negatives = world, temperature, negatives
         self.kl_weight, self.kl_temperature, self.exponent = kl_weight, kl_temperature, exponent
         self.divergence, self.through_target = divergence, through_target
         self.update, self.bank_momentum, self.bank_rate = update, bank_momentum, bank_rate
-        self.mix, self.mix_alpha = mix, mix_alpha
+        self.mix, self.mix_alpha, self.update_on_mixed = mix, mix_alpha, update_on_mixed
         student = Branch(encoder, mlp([width_of(encoder), hidden, hidden, dim], last_norm=False, bias=True))
         self.student = norm.convert(student, scope(world, norm_group))  # type: ignore[assignment]
         self.bank = Bank(num_samples, dim, world=world, half=half)
@@ -109,6 +118,14 @@ class SingleBranch(Method):
             view = mixing.mixed(view, self._mix(draws.draws, torch.from_numpy(draws.ids), view.shape[-1]), self.world)
         return {"z": F.normalize(self.student(view), dim=1)}
 
+    @torch.no_grad()
+    def targets(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
+        """What rows follow where that is not z: [B, dim] of the images themselves."""
+        if self.update_on_mixed or not self.mix:
+            return {}
+        norm.set_views(self, 1)
+        return {"unmixed": self.student(views[0])}
+
     def _job_ids(self, ids: Tensor) -> Ints:
         """[N] the numbers of the global batch's samples, of which this rank has `ids` [B]."""
         return self.world.gather_const(ids.to(self.world.device)).cpu().numpy()
@@ -130,6 +147,9 @@ class SingleBranch(Method):
         )
         loss = job_mean(rows, weights.sum(0) > 0, self.world.sum)
         metrics = {**signs_of_health(z, z), "positive_similarity": found.own[0].detach().mean()}
+        if "unmixed" in embeddings:
+            unmixed = embeddings["unmixed"].to(found.kept["queries"].dtype)
+            found.kept["followed"] = self.world.gather_const(F.normalize(unmixed, dim=1))
         return LossOutput(loss, metrics, remember=found.kept)
 
     def _mix(self, draws: Draws, ids: Tensor, side: int) -> mixing.Mix:
@@ -166,7 +186,8 @@ class SingleBranch(Method):
         kept = out.remember
         if self.update == "ema":
             keep = kept["weights"].sum(0) > 0
-            self.bank.follow(kept["targets"][0], kept["queries"], keep, self.bank_momentum)
+            followed = kept.get("followed", kept["queries"])
+            self.bank.follow(kept["targets"][0], followed, keep, self.bank_momentum)
         elif self.update == "pull":
             self.bank.pull(kept, self.temperature, self.bank_momentum)
         else:

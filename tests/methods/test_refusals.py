@@ -41,6 +41,10 @@ REFUSED: dict[str, tuple[str, Any, str]] = {
     "no distribution": ("single_branch.mix_alpha", 0.0, "is not possible: it is more than 0."),
 }
 PLANS = {
+    "rows of unmixed images by the gradient of mixed ones": (
+        ("method=single_branch", "method.update=pull", "method.update_on_mixed=false"),
+        "method.update_on_mixed=false is not possible with method.update=pull",
+    ),
     "tiles that do not fit": (
         ("method=fast_moco", "method.parts=3"),
         "Views of 16 px cannot be split into method.parts=3 tiles along a side.\n  Use schedule.image_size=15",

@@ -109,6 +109,16 @@ def test_ema_moves_the_batchs_rows_only_and_none_of_a_stand_in() -> None:
     assert torch.allclose(m.bank.rows, expected)
 
 
+def test_rows_follow_the_images_themselves_where_they_shall() -> None:
+    m, mixed = filled(update_on_mixed=False), filled()
+    before, b = m.bank.rows.clone(), small.batch(1, SIZE, first=40)
+    z = F.normalize(m.student(b.views[0]), dim=1).detach()
+    loss, other = small.step(m, b), small.step(mixed, b)
+    assert torch.allclose(m.bank.rows[40 : 40 + SIZE], F.normalize(0.5 * before[40 : 40 + SIZE] + 0.5 * z, dim=1))
+    assert not torch.allclose(m.bank.rows, mixed.bank.rows)
+    assert loss.loss.item() == other.loss.item()
+
+
 def test_an_image_mixed_with_a_stand_in_counts_no_more_than_the_stand_in() -> None:
     m = filled()
     b = small.batch(1, SIZE, first=40, invalid=(3,))
