@@ -19,14 +19,15 @@ def sinkhorn(scores: Tensor, valid: Tensor, total: Sum, *, eps: float = 0.05, it
         Q = exp(scores / eps) / sum;  repeated: every prototype to 1 / K, every sample to 1 / N;  Q * N
 
     `scores`: [B, K] cosines with the prototypes; `valid`: [B] bool, samples that take their share; the others have
-    codes of zeros. `total` adds [K] up over the ranks, once per iteration.
+    codes of zeros. `total` adds [K] up over the ranks, once per iteration. Computed in double precision, because
+    exp(-2 / eps) is 0 in single precision for eps of less than 0.02; down to 0.003 it is not in double.
     """
-    codes = ((full_precision(scores) - LARGEST) / eps).exp() * valid[:, None]
+    codes = ((scores.double() - LARGEST) / eps).exp() * valid[:, None]
     tiny = torch.finfo(codes.dtype).tiny  # what has no weight at all stays without
     for _ in range(iterations):
         codes = codes / total(codes.sum(0)).clamp_min(tiny)
         codes = codes / codes.sum(1, keepdim=True).clamp_min(tiny)
-    return codes
+    return codes.to(full_precision(scores).dtype)
 
 
 def swapped_cross_entropy(scores: Sequence[Tensor], codes: Sequence[Tensor], temperature: float = 0.1) -> Tensor:

@@ -38,6 +38,16 @@ from dist_ssl.world import World
 Update = Literal["ema", "pull", "descend"]
 
 
+def check_update(update: Update, on_mixed: bool) -> None:
+    """Raise ConfigError where rows cannot move so."""
+    if not on_mixed and update != "ema":
+        raise ConfigError(
+            f"method.update_on_mixed=false is not possible with method.update={update}: those rows move by the loss's "
+            "own gradient, which is that of mixed images.",
+            "Set method.update=ema or method.update_on_mixed=true.",
+        )
+
+
 class SingleBranch(Method):
     """The method around an encoder that carries `num_features`.
 
@@ -85,12 +95,7 @@ class SingleBranch(Method):
         positive("method", temperature=temperature, kl_temperature=kl_temperature, mix_alpha=mix_alpha)
         require("method", "more than 0 and less than 1", lambda value: 0 < value < 1, exponent=exponent)
         shares("method", bank_momentum=bank_momentum)
-        if not update_on_mixed and update != "ema":
-            raise ConfigError(
-                f"method.update_on_mixed=false is not possible with method.update={update}: those rows move by the "
-                "loss's own gradient, which is that of mixed images.",
-                "Set method.update=ema or method.mix=false.",
-            )
+        check_update(update, update_on_mixed)
         self.world, self.temperature, self.negatives = world, temperature, negatives
         self.kl_weight, self.kl_temperature, self.exponent = kl_weight, kl_temperature, exponent
         self.divergence, self.through_target = divergence, through_target

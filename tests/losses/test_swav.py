@@ -79,3 +79,10 @@ def test_flat_scores_start_at_the_log_of_the_prototypes() -> None:
     flat = [torch.zeros(4, 3000)] * 3
     codes = [sinkhorn(flat[0], torch.ones(4).bool(), alone)] * 2
     assert swapped_cross_entropy(flat, codes).tolist() == pytest.approx([math.log(3000)] * 4, rel=1e-5)
+
+
+def test_samples_unlike_every_prototype_have_codes_however_sharp() -> None:
+    scores = torch.full((4, 6), -1.0) + 0.01 * torch.eye(4, 6)
+    codes = sinkhorn(scores, torch.ones(4).bool(), alone, eps=0.01)
+    assert codes.sum(1).tolist() == pytest.approx([1] * 4)
+    assert codes.argmax(1).tolist() == [0, 1, 2, 3]
