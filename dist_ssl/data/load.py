@@ -34,6 +34,8 @@ Reasons = dict[int, str]
 Coming = tuple[Iterable[int], Iterable[int] | None]
 """The shards that requests need, in order, and at which levels of a pyramid, as `Reader.expect` has them."""
 AHEAD_BYTES = 64_000_000
+MOST_BEGUN = 128
+"""Requests, however small they are: each may hold two descriptors where processes share its memory."""
 
 
 class Cut(Protocol):
@@ -238,7 +240,7 @@ class Course:
         """How many requests to begin now; the first one started is in use, and the others wait."""
         sizes = [sum(view.nbytes for view in begun.views) for begun in self._started]
         fitting = (self.loader.ahead_bytes - sum(sizes[1:])) // sizes[-1] if sizes else 2
-        return max(2 - len(sizes), min(2, fitting))
+        return max(2 - len(sizes), min(2, fitting, MOST_BEGUN - len(sizes)))
 
     def _start(self, request: Request) -> Begun:
         """One task per thread, each a contiguous part of the batch."""

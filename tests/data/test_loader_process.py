@@ -10,6 +10,7 @@ import tarfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from dist_ssl.batch import Batch
 from dist_ssl.data import manifest
 from dist_ssl.data.address import Address
 from dist_ssl.data.lanes import EpochOrder
-from dist_ssl.data.load import Loader, Supply
+from dist_ssl.data.load import MOST_BEGUN, Loader, Supply
 from dist_ssl.data.loader_process import LoaderProcess
 from dist_ssl.data.read import Reader
 from dist_ssl.data.requests import Chosen, Steps
@@ -216,6 +217,16 @@ def test_nothing_is_left_open_here_or_there(split: manifest.Split, process: Load
     await_end(lambda: at_work(process))
     await_end(lambda: opened() != before)
     assert set(Path("/dev/shm").iterdir()) <= named
+
+
+def test_small_requests_do_not_use_up_descriptors(split: manifest.Split, process: LoaderProcess) -> None:
+    good = np.array([number for number in range(48) if number not in (NOISE, CUT, EMPTY)])
+    requests = Chosen(good, np.tile(good, 12), 1)
+    batches = process.serve(Loader(Reader(split), 2)).load(requests, Whole(4), 1)
+    there = Path(f"/proc/{process.process.pid}/fd")
+    most = max(len(list(there.iterdir())) for _ in islice(batches, 2 * MOST_BEGUN + 20))
+    assert MOST_BEGUN <= most < 2 * MOST_BEGUN + 60
+    assert len(list(batches)) == 12 * len(good) - 2 * MOST_BEGUN - 20
 
 
 def test_the_errors_are_those_of_threads(
