@@ -14,6 +14,7 @@ from rich.console import Console
 
 from dist_ssl.data import manifest
 from dist_ssl.errors import ConfigError, DataError
+from shards import verify
 from shards.make import make, run
 from shards.sources import imagefolder
 from shards.sources.imagefolder import Options
@@ -143,8 +144,19 @@ def test_stems_that_clash_and_names_with_dots_keep_their_own_keys(tmp_path: Path
     assert {k: data for k, (data, _) in own.items()} == dict(zip(keys, files.values(), strict=True))
 
 
-letters = st.text("ab.%25Ejp\udce9", min_size=1, max_size=6).filter(lambda t: t[0] not in "./" and t.strip("."))
-names = st.builds(lambda f, n, k: f"{f}{n}.{k}", st.sampled_from(["", "d/", "e.f/"]), letters,
+def test_a_class_named_like_a_member_that_webdataset_passes_over_keeps_its_images(tmp_path: Path) -> None:
+    files = folder_of(tmp_path / "in", "__background__/1.jpg", "cat/1.jpg", "__x/1.jpg", "cat/__y__/1.jpg")
+    out = made(tmp_path, val=HeldOut())
+    keys = ("%5F_background__/1", "cat/1", "__x/1", "cat/__y__/1")
+    assert {k: data for k, (data, _) in held(out).items()} == dict(zip(keys, files.values(), strict=True))
+    assert manifest.read(out).classes == ("__background__", "__x", "cat")
+    assert verify.verify(out, verify.Options(), Console(quiet=True)) == []
+    tars = [str(path) for path in out.glob("*.tar")]
+    assert {sample["__key__"] for sample in webdataset.WebDataset(tars, shardshuffle=False)} == set(keys)
+
+
+letters = st.text("ab.%25FEjp_\udce9", min_size=1, max_size=6).filter(lambda t: t[0] not in "./" and t.strip("."))
+names = st.builds(lambda f, n, k: f"{f}{n}.{k}", st.sampled_from(["", "d/", "e.f/", "__g__/", "%5F_g__/", "__g"]), letters,
                   st.sampled_from(["jpg", "JPG", "png", "gif"]))  # fmt: skip
 
 
