@@ -78,6 +78,11 @@ def member(name: str, data: bytes) -> tuple[bytes, bytes, bytes]:
     return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "strict"), data, bytes(-len(data) % tarfile.BLOCKSIZE)
 
 
+def spelt(name: str) -> str:
+    """A file name as a key: each byte that is no UTF-8 is `%XX`."""
+    return "".join(c if not "\udc80" <= c <= "\udcff" else f"%{ord(c) - 0xDC00:02X}" for c in name)
+
+
 class Readable(Protocol):
     """Anything that bytes can be read from, from first to last."""
 
@@ -185,7 +190,7 @@ class _Found:
         named = NAME.fullmatch(member.name)
         if named is None or member.isdir() or META.match(member.name):
             return
-        key, kind = named[1], named[2].lower()
+        key, kind = spelt(named[1]), named[2].lower()
         if kind in self.keys.setdefault(key, set()):
             raise DataError(
                 f"{self.name} has key '{key}' twice: a second member {member.name}.",

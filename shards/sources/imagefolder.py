@@ -19,7 +19,7 @@ import xxhash
 from rich.console import Console
 
 from dist_ssl.errors import ConfigError, DataError
-from shards.archive import KINDS, META, Sample
+from shards.archive import KINDS, META, Sample, spelt
 from shards.pack import THREADS, Contents, pack
 from shards.source import Source
 from shards.words import Bytes, HeldOut, Threads, printable
@@ -239,14 +239,13 @@ def stem(name: str) -> str:
 def key(name: str, alone: bool) -> str:
     """The key of a path: a dot within a base name is `%2E`, `%` is `%25`, a byte that is no UTF-8 `%XX`.
 
-    Where two files differ in nothing but the extension (not `alone`), it follows after `%`. Of a folder `__NAME__`, which
-    webdataset would pass over, the first letter is `%5F`.
+    Where two files differ in nothing but the extension (not `alone`), it follows after `%`. A folder `__NAME__`, which
+    webdataset would pass over, begins with `%5F`.
     """
     folder, slash, base = stem(name).rpartition("/")
     folder, base = (text.replace("%", "%25") for text in (folder, base))
     folder = f"%5F{folder[1:]}" if META.match(folder) else folder
-    text = folder + slash + base.replace(".", "%2E") + ("" if alone else f"%{extension(name)}")
-    return "".join(c if not "\udc80" <= c <= "\udcff" else f"%{ord(c) - 0xDC00:02X}" for c in text)
+    return spelt(folder + slash + base.replace(".", "%2E") + ("" if alone else f"%{extension(name)}"))
 
 
 def read(root: Path, file: File) -> bytes:

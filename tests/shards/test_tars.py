@@ -1,5 +1,6 @@
 """Tars that exist are indexed where they lie, and what is odd about them is said."""
 
+import io
 import tarfile
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from rich.console import Console
 
 from dist_ssl.data import manifest
 from dist_ssl.errors import DataError
+from shards import verify
 from shards.make import make
 from shards.sources.tars import Options
 from tests.shards.pictures import files_in, held
@@ -57,6 +59,19 @@ def test_indexing_in_parallel_gives_the_same_identity(folder: Path, tmp_path: Pa
     for threads in (1, 4):
         indexed(folder, tmp_path / f"i{threads}", threads=threads)
     assert len({manifest.read(tmp_path / f"i{threads}").identity for threads in (1, 4)}) == 1
+
+
+def test_names_that_are_no_utf8_are_spelt_in_keys(tmp_path: Path) -> None:
+    (tmp_path / "t").mkdir()
+    files = {"caf\xe9.jpg": b"1", "caf\xe8/x.jpg": b"2", "ok.\xe9.jpg": b"3"}
+    with tarfile.open(tmp_path / "t" / "a.tar", "w", format=tarfile.GNU_FORMAT, encoding="latin-1") as archive:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    indexed(tmp_path / "t")
+    assert held(tmp_path / "t") == {"caf%E9": (b"1", -1), "caf%E8/x": (b"2", -1), "ok": (b"3", -1)}
+    assert verify.verify(tmp_path / "t", verify.Options(decode=False), Console(quiet=True)) == []
 
 
 @pytest.mark.parametrize(
