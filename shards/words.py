@@ -135,11 +135,14 @@ def command(run: Callable[[list[str], Console], int], words: list[str]) -> int:
     try:
         return run(words, console)
     except UserError as error:
-        console.print(printable(str(error)), highlight=False, markup=False)
-        return EXIT_CODE
+        problem = str(error)
+    except PermissionError as error:
+        problem = f"{error.filename} cannot be used: {error.strerror}.\n  Ask who owns it, or name another one."
     except KeyboardInterrupt:
         console.print("Interrupted.", highlight=False)
         return INTERRUPTED
+    console.print(printable(problem), highlight=False, markup=False)
+    return EXIT_CODE
 
 
 def printable(text: str) -> str:

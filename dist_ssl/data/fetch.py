@@ -96,9 +96,14 @@ class Fetcher:
                 self._wait(address, error, failures)
 
     def read(self, address: Address) -> bytes:
-        """All of a file, wherever it lies. Raises OSError for one on this machine, else DataError."""
+        """All of a file, wherever it lies. Raises FileNotFoundError where this machine has none, else DataError."""
         if address.local:
-            return address.path.read_bytes()
+            try:
+                return address.path.read_bytes()
+            except FileNotFoundError:
+                raise
+            except OSError as error:
+                raise unreadable(address, error) from error
         size = self.size(address)  # asked for before, or the end of a body that was cut off would look like its own
         return b"".join(self.stream(address, 0, size))
 
@@ -123,6 +128,11 @@ class Fetcher:
         self.counts.add("fetch_retries")
         log.warning("%s; trying again in %.1f s", error, seconds)
         time.sleep(seconds)
+
+
+def unreadable(where: object, error: OSError) -> DataError:
+    """For a file of this machine that is there and cannot be read."""
+    return DataError(f"{where} cannot be read: {error.strerror}.", "Make it readable for the user who runs this.")
 
 
 def _too_long(address: Address, size: int) -> DataError:

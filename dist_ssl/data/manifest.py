@@ -22,7 +22,7 @@ import safetensors.numpy
 import xxhash
 
 from dist_ssl.data.address import Address
-from dist_ssl.data.fetch import Fetcher
+from dist_ssl.data.fetch import Fetcher, unreadable
 from dist_ssl.errors import DataError, nearest
 
 FORMAT = 1
@@ -171,11 +171,15 @@ class Manifest:
 
 
 def check_shard(path: Path, shard: Shard) -> None:
-    """Raise DataError where a tar is missing or its size is not the manifest's."""
-    if not path.is_file():
+    """Raise DataError where a tar is missing, may not be looked at, or has another size than the manifest says."""
+    try:
+        size = path.stat().st_size if path.is_file() else None
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if size is None:
         raise DataError(f"Shard {path} is missing; the manifest lists it.", "Put it back, or make the shards again.")
-    if path.stat().st_size != shard.bytes:
-        raise size_differs(path, path.stat().st_size, shard)
+    if size != shard.bytes:
+        raise size_differs(path, size, shard)
 
 
 def size_differs(where: object, size: object, shard: Shard) -> DataError:
@@ -219,13 +223,14 @@ def read(folder: Path | Address, fetcher: Fetcher | None = None, inside: str = "
     """
     where = folder if isinstance(folder, Address) else Address(str(folder))
     path, get = where / f"{inside}{NAME}", fetcher or Fetcher()
-    if where.local and not path.path.is_file():
+    try:
+        text = get.read(path)
+    except FileNotFoundError as error:
         what = f"has no {inside}{NAME}" if where.path.is_dir() else "does not exist"
         raise DataError(
             f"The shard folder {folder} {what}.",
             "Make shards with `python shards/make.py source=... out=...`, or set data.path to a folder that has them.",
-        )
-    text = get.read(path)
+        ) from error
     try:
         content = json.loads(text)
         if content["format"] != FORMAT:

@@ -74,10 +74,12 @@ def write(folder: Path, originals: Manifest) -> None:
 def read(where: Address, originals: Manifest, get: Fetcher) -> dict[int, dict[str, Any]]:
     """How each level of these originals was made, by its side. Raises DataError where that does not fit."""
     path = where / NAME
-    if where.local and not path.path.is_file():
+    try:
+        text = get.read(path)
+    except FileNotFoundError:
         return {}
     try:
-        content = json.loads(get.read(path))
+        content = json.loads(text)
         if content["format"] != FORMAT:
             raise DataError(f"{path} has format {content['format']}: this version reads {FORMAT}.", _remade(where))
         levels = {int(level["side"]): dict(level) for level in content["levels"]}

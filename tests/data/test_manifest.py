@@ -14,12 +14,15 @@ import webdataset
 from PIL import Image
 from rich.console import Console
 
-from dist_ssl.data import manifest
+from dist_ssl.data import manifest, pyramid
+from dist_ssl.data.address import Address
+from dist_ssl.data.fetch import Fetcher
 from dist_ssl.data.manifest import Shard
 from dist_ssl.data.read import Reader
 from dist_ssl.errors import DataError
 from shards import make, pack
 from shards.sources import demo
+from tests.shards.pictures import forbidden
 
 
 @pytest.fixture
@@ -222,6 +225,23 @@ def test_one_changed_byte_of_the_samples_is_noticed(copy: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(DataError, match="does not fit"):
         manifest.read(copy)
+
+
+def test_a_folder_of_another_user_is_named(copy: Path) -> None:
+    split = manifest.read(copy).split("train")
+    with forbidden(copy):
+        with pytest.raises(DataError, match=r"manifest\.json cannot be read: Permission denied\.\n.*readable"):
+            manifest.read(copy)
+        with pytest.raises(DataError, match=r"train-000000\.tar cannot be read: Permission denied"):
+            split.check()
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "pyramid.json"])
+def test_a_file_that_cannot_be_read_is_named(copy: Path, name: str) -> None:
+    (copy / name).unlink(missing_ok=True)
+    (copy / name).mkdir()
+    with pytest.raises(DataError, match=f"{name} cannot be read: Is a directory"):
+        pyramid.read(Address(str(copy)), manifest.read(copy), Fetcher())
 
 
 @pytest.mark.parametrize("data", [b"", b"short", None])

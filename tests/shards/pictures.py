@@ -1,7 +1,9 @@
 """Folders of small pictures for tests, and what a data set made of them holds."""
 
 import io
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +38,20 @@ def held(folder: Path, split: str = "train") -> dict[str, tuple[bytes, int]]:
     found = manifest.read(folder).split(split)
     with Reader(found) as reader:
         return {found.samples.key(n): (reader.read(n), int(found.samples.labels[n])) for n in range(len(found.samples))}
+
+
+@contextmanager
+def forbidden(folder: Path) -> Iterator[None]:
+    """A folder that this process may not look into, whoever it is."""
+    folder.chmod(0)
+    own = os.geteuid()
+    if own == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(own)
+        folder.chmod(0o755)
 
 
 def files_in(folder: Path) -> Mapping[str, bytes]:

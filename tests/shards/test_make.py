@@ -6,7 +6,7 @@ import pytest
 
 from shards.make import run
 from shards.words import HeldOut, command, parse_held_out
-from tests.shards.pictures import folder_of
+from tests.shards.pictures import folder_of, forbidden
 
 
 @pytest.mark.parametrize(
@@ -51,6 +51,14 @@ def test_a_wrong_word_is_refused(
     assert command(run, words) == 2
     assert message in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("source", ["imagefolder", "tars"])
+def test_a_folder_of_another_user_is_named(source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder_of(tmp_path / "private" / "in", "1.jpg")
+    with forbidden(tmp_path / "private"):
+        assert command(run, [f"source={source}", f"path={tmp_path / 'private' / 'in'}", f"out={tmp_path / 'o'}"]) == 2
+    assert f"{tmp_path / 'private' / 'in'} cannot be used: Permission denied.\n" in capsys.readouterr().out
 
 
 def test_no_threads_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
