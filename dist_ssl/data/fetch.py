@@ -17,7 +17,7 @@ from dist_ssl.errors import DataError
 
 log = logging.getLogger(__name__)
 COSTS = ("fetched_bytes", "fetch_retries", "cache_hits", "cache_misses")
-"""Keys of the metric table."""
+"""Keys of the metric table that are always told."""
 
 
 @dataclass(frozen=True)
@@ -37,20 +37,20 @@ class Patience:
 
 @dataclass
 class Counts:
-    """What fetching took; safe for threads."""
+    """What reading took, by the keys of the metric table; safe for threads."""
 
     values: dict[str, float] = field(default_factory=lambda: dict.fromkeys(COSTS, 0.0))
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, key: str, amount: float = 1.0) -> None:
-        """Count."""
+        """Count; by 0, for a key that is to be told of from now on."""
         with self.lock:
-            self.values[key] += amount
+            self.values[key] = self.values.get(key, 0.0) + amount
 
     def take(self) -> dict[str, float]:
         """What was counted since the last time."""
         with self.lock:
-            taken, self.values = self.values, dict.fromkeys(COSTS, 0.0)
+            taken, self.values = self.values, dict.fromkeys(self.values, 0.0)
         return taken
 
 

@@ -105,7 +105,7 @@ class Supply(Protocol):
         ...
 
     def costs(self) -> Mapping[str, float]:
-        """What was fetched since the last time, by the keys of the metric table."""
+        """What was fetched and read since the last time, by the keys of the metric table."""
         ...
 
     def close(self) -> None:

@@ -38,6 +38,9 @@ class Reader:
     def __init__(self, split: Split, access: Access | None = None, scattered: bool = False) -> None:
         self.split, self.access, self.scattered = split, access or Access(), scattered
         self.levels = (split, *split.levels)
+        self._counted = [f"read_images/{part.side or 'original'}" for part in self.levels] if split.levels else []
+        for key in self._counted:
+            self.access.fetcher.counts.add(key, 0)
         self._expected = set(range(len(self.levels)))
         self._files: OrderedDict[int, FileIO] = OrderedDict()
         self._used: dict[int, float] = {}
@@ -87,7 +90,7 @@ class Reader:
         return [sum(shard.bytes for shard in same) for same in zip(*parts, strict=True)]
 
     def costs(self) -> dict[str, float]:
-        """What was fetched since the last time, by the keys of the metric table."""
+        """What was fetched, and of a pyramid read, since the last time, by the keys of the metric table."""
         return self.access.fetcher.counts.take()
 
     def _read(self, number: int, level: int) -> bytes:
@@ -102,6 +105,8 @@ class Reader:
                 f"Shard {self._shard(place)[1]} ends within sample {number}.",
                 "The tar has changed since it was indexed: put the old one back, or make the shards again.",
             )
+        if self._counted:
+            self.access.fetcher.counts.add(self._counted[level])
         return data
 
     def _shard(self, place: int) -> tuple[Shard, Address]:

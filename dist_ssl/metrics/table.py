@@ -57,6 +57,7 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "slow_images", "dist_ssl_slow_images", "Images decoded a slow way since the last report.", "sum", label="reason"
     ),
+    Metric("read_images", "dist_ssl_read_images", "Images read from each level of a pyramid.", "sum", label="level"),
     Metric("knn_accuracy", "dist_ssl_knn_accuracy_ratio", "Accuracy of the kNN probe, 0 to 1.", "last"),
     Metric("probe_seconds", "dist_ssl_probe_seconds", "Wall time of the last kNN probe.", "last"),
     Metric("epoch", "dist_ssl_epoch", "Epochs finished.", "last"),

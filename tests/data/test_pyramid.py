@@ -1,5 +1,6 @@
 """A sample is read at the smallest level that its crops allow, and its views show the same whichever that is."""
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from dist_ssl.data.address import Address
 from dist_ssl.data.cache import Cache
 from dist_ssl.data.fetch import Fetcher
 from dist_ssl.data.load import Loader, Request
+from dist_ssl.data.loader_process import LoaderProcess
 from dist_ssl.data.manifest import Split
 from dist_ssl.data.pyramid import Pyramid
 from dist_ssl.data.quarantine import Quarantine
@@ -241,6 +243,54 @@ def test_ranks_threads_and_starts_do_not_matter(split: Split, size: int) -> None
         for slot in (0, 1):
             joined = torch.cat([rank[step].views[slot] for rank in ranks])
             torch.testing.assert_close(joined, batch.views[slot], rtol=0, atol=1e-11)
+
+
+def reads_of(found: list[Batch]) -> dict[str, float]:
+    """How many images were read from each level."""
+    keys = [key for key in found[0].costs if key.startswith("read_images/")]
+    return {key.partition("/")[2]: sum(batch.costs[key] for batch in found) for key in keys}
+
+
+def test_a_loader_process_reads_the_same_levels_and_cuts_the_same_bytes(split: Split, tmp_path: Path) -> None:
+    level, damaged = split.levels[0], chosen(split, 1)
+    shard, at = level.shard_of(damaged), int(level.samples.offsets[damaged])
+    tar = bytearray(level.path(shard).read_bytes())
+    tar[at : at + int(level.samples.sizes[damaged])] = bytes(int(level.samples.sizes[damaged]))
+    (tmp_path / "a.tar").write_bytes(tar)
+    shards = list(level.shards)
+    shards[shard] = replace(shards[shard], name=os.path.relpath(tmp_path / "a.tar", split.folder.path))
+    levels = replace(level, shards=tuple(shards)), split.levels[1]
+    local = [RECIPES[0], replace(RECIPES[0], crop_min=0.1, crop_max=0.3, local=True)]
+    plans = [replace(PLAN, epoch=n, image_size=8 << n, local_views=2, local_size=4) for n in range(3)]
+    process = LoaderProcess()
+    try:
+        loader = Loader(Reader(replace(split, levels=levels)), 2, max_upsample=1.25)
+        supplies = loader, process.serve(loader)
+        options = {"world": World(), "seed": 5, "window": 6, "dtype": torch.float32}
+        for plan, start in zip(plans, (0, 3, 6), strict=True):
+            own, other = (list(Stream(s, local, COLOURS, **options).epoch(plan, start)) for s in supplies)  # type: ignore[arg-type]
+            assert len(own) == len(other) == 3 - start // 3
+            for a, b in zip(own, other, strict=True):
+                assert all(torch.equal(x, y) for x, y in zip(a.views, b.views, strict=True))
+                assert torch.equal(a.ids, b.ids)
+                assert torch.equal(a.valid, b.valid)
+                assert (a.unreadable, a.levels, a.labels is None) == (b.unreadable, b.levels, b.labels is None)
+                assert a.costs.keys() == b.costs.keys()
+            assert reads_of(own) == reads_of(other)
+            assert sum(reads_of(other).values()) >= sum(len(batch.ids) for batch in other)
+            assert plan.epoch or other[0].levels[damaged] == 1
+    finally:
+        process.close()
+
+
+def test_reads_are_counted_by_level(split: Split) -> None:
+    with Watched(split) as reader:
+        found = reads_of(batches(reader))
+        ids = {name: len({n for n, level in reader.asked if level == place}) for place, name in enumerate(found)}
+    assert list(ids) == ["original", "24", "48"]
+    assert all(found[name] >= ids[name] > 0 for name in found)
+    with Reader(replace(split, levels=())) as plain:
+        assert reads_of(batches(plain)) == {}
 
 
 def chosen(split: Split, level: int) -> int:
