@@ -183,7 +183,11 @@ class Store:
         assert end is not None
         for at in range(start, end, PIECE_BYTES):
             until = min(at + PIECE_BYTES, end)
-            yield self._ask(address, self.files.cat_file, start=at, end=until)
+            piece = self._ask(address, self.files.cat_file, start=at, end=until)
+            if piece:  # nothing at all is no progress
+                yield piece
+            if len(piece) < until - at:
+                raise OSError(f"{address} was cut short after {at + len(piece)} bytes")
 
     def size(self, address: Address) -> int | None:
         """See `Source`."""

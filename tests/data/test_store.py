@@ -52,6 +52,36 @@ def test_samples_of_a_bucket_are_those_of_the_folder(
     assert kept == ({shard.sha256 for shard in split.shards} if cached else set())
 
 
+def test_a_piece_that_was_cut_short_is_asked_for_again(
+    bucket: str, demo_shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "PIECE_BYTES", 1_000)
+    found, short = access(None), {3, 5}
+    address = Address.parse(bucket) / "manifest.json"
+    store = found.fetcher.source(address)
+    assert isinstance(store, sources.Store)
+    whole = store.files.cat_file
+
+    def cut(path: str, start: int, end: int) -> bytes:
+        data: bytes = whole(path, start=start, end=end)
+        return data[:10] if start // 1_000 in short and not short.discard(start // 1_000) else data
+
+    monkeypatch.setattr(store.files, "cat_file", cut)
+    name = manifest.read(demo_shards).split("train").shards[0].name
+    assert found.fetcher.read(Address.parse(bucket) / name) == (demo_shards / name).read_bytes()
+    assert found.fetcher.counts.take()["fetch_retries"] == 2
+
+
+def test_a_store_that_gives_nothing_is_given_up(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = access(None, tries=2)
+    address = Address.parse(bucket) / "manifest.json"
+    store = found.fetcher.source(address)
+    assert isinstance(store, sources.Store)
+    monkeypatch.setattr(store.files, "cat_file", lambda path, start, end: b"")
+    with pytest.raises(DataError, match=r"could not be fetched in 2 tries: .* was cut short after 0 bytes"):
+        found.fetcher.read(address)
+
+
 def test_what_is_not_there_is_named_at_once(bucket: str) -> None:
     for address in ("s3://pictures/other/x.tar", "s3://nobody/x.tar"):
         with pytest.raises(DataError, match=f"{address} does not exist") as caught:
