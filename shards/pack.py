@@ -82,7 +82,7 @@ def pack(
             go_on(part, packers, console)
             rows = {packer.name: packer.run(depth=2 * threads) for packer in packers}
             manifest.write(part, rows, classes, copied)
-            for path in (*part.glob("*.record"), part / LOCK):
+            for path in (*sorted(part.glob("*.record"), reverse=True), part / LOCK):  # those left are the first tars
                 path.unlink()
             part.rename(out)
     except OSError as error:

@@ -9,6 +9,7 @@ the data's identity. Smaller copies of the images are data sets like this one, i
 """
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -203,7 +204,7 @@ def write(
     for name, (shards, samples) in splits.items():
         file = f"{name}.samples.safetensors"
         data = safetensors.numpy.save(samples.columns)
-        (folder / file).write_bytes(data)
+        _write_lasting(folder / file, data)
         hashed = xxhash.xxh3_128_hexdigest(data)
         content["splits"][name] = {"shards": [asdict(s) for s in shards], "samples": file, "samples_xxh3": hashed}
     write_json(folder / NAME, content)
@@ -212,8 +213,16 @@ def write(
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a file that is whole or not there."""
     part = path.with_name(f".{path.name}")
-    part.write_text(json.dumps(content, indent=1) + "\n")
+    _write_lasting(part, (json.dumps(content, indent=1) + "\n").encode())
     part.replace(path)
+
+
+def _write_lasting(path: Path, data: bytes) -> None:
+    """Write a file and have it on disk: a machine may lose its power at once."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read(folder: Path | Address, fetcher: Fetcher | None = None, inside: str = "") -> Manifest:

@@ -66,6 +66,29 @@ def test_a_packing_goes_on_and_writes_only_what_is_missing(tmp_path: Path, whole
     assert before.items() <= {path.name: path.stat().st_ino for path in (tmp_path / "out").glob("*.tar")}.items()
 
 
+def test_a_kill_while_records_are_removed_costs_only_their_tars(
+    tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    removed: list[str] = []
+    unlink = Path.unlink
+
+    def third_fails(path: Path) -> None:
+        if len(removed) == 3:
+            raise StopError
+        removed.append(path.name)
+        unlink(path)
+
+    monkeypatch.setattr(Path, "unlink", third_fails)
+    with pytest.raises(StopError):
+        packed(tmp_path / "out")
+    monkeypatch.undo()
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out.part").glob("*.tar")}
+    packed(tmp_path / "out")
+    assert files_in(tmp_path / "out") == whole
+    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.tar")}
+    assert {f"{name}.record" for name in after if after[name] != before[name]} <= set(removed)
+
+
 @pytest.mark.parametrize("what", ["flipped", "cut", "gone", "no record", "empty record"])
 def test_a_tar_that_is_not_proved_whole_is_written_again(tmp_path: Path, whole: dict[str, bytes], what: str) -> None:
     part = interrupted(tmp_path / "out")
@@ -96,6 +119,26 @@ def test_what_does_not_belong_there_is_removed(tmp_path: Path, whole: dict[str, 
     part = interrupted(tmp_path / "out")
     for name in ("train-000009.tar", ".train-000004.tar", "test-000000.tar", "test-000000.tar.record"):
         (part / name).write_text("{}")
+    packed(tmp_path / "out")
+    assert files_in(tmp_path / "out") == whole
+
+
+def test_everything_is_on_disk_before_the_folder_gets_its_name(
+    tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lasting: set[str] = set()
+    fsync, rename = os.fsync, Path.rename
+
+    def noted(handle: int) -> None:
+        fsync(handle)
+        lasting.add(Path(f"/proc/self/fd/{handle}").readlink().name.removeprefix("."))
+
+    def renamed(path: Path, target: Path) -> Path:
+        assert lasting >= set(whole)
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(Path, "rename", renamed)
     packed(tmp_path / "out")
     assert files_in(tmp_path / "out") == whole
 
