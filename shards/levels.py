@@ -27,7 +27,7 @@ from dist_ssl.data.read import Reader
 from dist_ssl.errors import DataError
 from shards.archive import Sample
 from shards.pack import Contents, pack
-from shards.words import Quality, Sides, Threads
+from shards.words import Quality, Sides, Threads, say
 
 CHROMA = "4:2:0"
 MOST = 65500
@@ -79,11 +79,6 @@ def made(folder: Path, copied: Mapping[str, Any]) -> bool:
         what = "of other originals" if key == "of" else f"made with {key}={found.get(key)}, not {copied[key]}"
         raise DataError(f"{folder / inside} exists already and is {what}.", "Remove it to make it again.")
     return True
-
-
-def say(console: Console, text: str) -> None:
-    """Print a line as it is."""
-    console.print(text, highlight=False, markup=False)
 
 
 def contents(split: Split, copied: Mapping[str, Any]) -> Contents:

@@ -23,7 +23,7 @@ from dist_ssl.errors import ConfigError, nearest
 from shards import levels
 from shards.source import Source
 from shards.sources import demo, imagefolder, tars, vision
-from shards.words import command, fill, pairs
+from shards.words import command, fill, pairs, say
 
 SOURCES: dict[str, Source] = {**demo.SOURCES, **imagefolder.SOURCES, **tars.SOURCES, **vision.SOURCES}
 
@@ -48,14 +48,14 @@ def report(folder: Path, console: Console) -> None:
     found = manifest.read(folder)
     for name, split in found.splits.items():
         labels = "labelled" if split.labelled else "no labels"
-        console.print(f"{name}: {len(split.samples)} images in {len(split.shards)} shards, {labels}", highlight=False)
+        say(console, f"{name}: {len(split.samples)} images in {len(split.shards)} shards, {labels}")
     probed = "val" in found.splits and all(found.splits[name].labelled for name in ("train", "val"))
     sides = sorted(pyramid.read(Address(str(folder)), found, Fetcher()))
     if sides:
-        console.print(f"levels: {', '.join(f'{side} px' for side in sides)}", highlight=False)
+        say(console, f"levels: {', '.join(f'{side} px' for side in sides)}")
     words = ["method=mocov3", "nodes=1", "data=shards", f"data.path={folder}", *(["data.val=val"] if probed else [])]
     words += [f"'data.pyramid=[{','.join(map(str, sides))}]'"] if sides else []
-    console.print(f"python launch/slurm.py {' '.join(words)}", highlight=False, markup=False)
+    say(console, f"python launch/slurm.py {' '.join(words)}")
 
 
 def run(words: list[str], console: Console) -> int:
@@ -70,7 +70,7 @@ def run(words: list[str], console: Console) -> int:
         options = fill(source_of(source).options, given, f"source={source}")
         made = folder or (options.path if source_of(source).in_place else None)
         if smaller and made and (made / manifest.NAME).exists():
-            console.print(f"{made} has its shards already: they stay as they are.", highlight=False, markup=False)
+            say(console, f"{made} has its shards already: they stay as they are.")
         else:
             make(source, folder, console, options)
         folder = made

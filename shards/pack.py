@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from dist_ssl.data import manifest
 from dist_ssl.errors import DataError
 from shards.archive import Sample, Writer
-from shards.words import Threads
+from shards.words import Threads, say
 
 VERSION = 1
 """Of how samples become tars; a tar of another version is not gone on with."""
@@ -121,7 +121,7 @@ def go_on(part: Path, packers: Sequence["Packer"], console: Console) -> None:
         path.unlink()
     whole = sum(len(packer.made) for packer in packers)
     if whole or others:
-        console.print(f"Going on in {part}: {whole} whole shards kept, {len(others)} other files removed.")
+        say(console, f"Going on in {part}: {whole} whole shards kept, {len(others)} other files removed.")
 
 
 class Packer:

@@ -22,7 +22,7 @@ from dist_ssl.data.fetch import Fetcher
 from dist_ssl.data.read import Reader
 from dist_ssl.draws import Draws, Purpose
 from dist_ssl.errors import DataError
-from shards.words import command, fill, folder_and_pairs
+from shards.words import command, fill, folder_and_pairs, say
 
 SIDE = 128
 """Side of an image on the sheet, px."""
@@ -48,15 +48,15 @@ def show(folder: Path, options: Options, console: Console) -> None:
     found, where, get = manifest.read(folder), Address(str(folder)), Fetcher()
     if not found.splits:
         raise DataError(f"{folder} has no splits.", "Make its shards again.")
-    console.print(f"{folder}: identity {found.identity}", highlight=False)
+    say(console, f"{folder}: identity {found.identity}")
     levels = pyramid.read(where, found, get)
     found = pyramid.attach(found, where, sorted(levels), get) if levels else found
     console.print(table(found))
     for side, made in sorted(levels.items()):
         lossy = f"{side} px on the shorter side, JPEG of quality {made['quality']}, chroma {made['chroma']}"
-        console.print(f"level {side}: identity {made['identity']}; lossy: {lossy}", highlight=False)
+        say(console, f"level {side}: identity {made['identity']}; lossy: {lossy}")
     if found.classes:
-        console.print("classes: " + shortened(found.classes), highlight=False, markup=False)
+        say(console, "classes: " + shortened(found.classes))
     if options.images:
         split = level_of(found.split(options.split or next(iter(found.splits))), options.level)
         out = options.out or Path(f"{folder.resolve().name}.png")
@@ -65,7 +65,7 @@ def show(folder: Path, options: Options, console: Console) -> None:
         except OSError as error:
             raise DataError(f"{out} cannot be written: {error}.", "Name another file with out=.") from error
         shown = min(options.images, len(split.samples))
-        console.print(f"{shown} images of {called(split)}: {out}", highlight=False, markup=False)
+        say(console, f"{shown} images of {called(split)}: {out}")
 
 
 def level_of(split: manifest.Split, side: int | None) -> manifest.Split:

@@ -27,7 +27,7 @@ from dist_ssl.errors import DataError
 from shards.archive import Index, index
 from shards.pack import bar
 from shards.sources.tars import Counted
-from shards.words import Threads, command, fill, folder_and_pairs
+from shards.words import Threads, command, fill, folder_and_pairs, printable, say
 
 CHUNK = 64
 """Images that a thread decodes at a time."""
@@ -173,12 +173,12 @@ def report(found: Sequence[Damage], rows: int, console: Console) -> None:
     """Print the damage and how often each kind of it occurs."""
     table = Table(*(Column(name, overflow="fold") for name in ("shard", "key", "reason")))
     for damage in found[:rows]:
-        table.add_row(*(Text(text) for text in (damage.shard, damage.key or "(whole tar)", damage.reason)))
+        table.add_row(*(Text(printable(text)) for text in (damage.shard, damage.key or "(whole tar)", damage.reason)))
     console.print(table)
     if len(found) > rows:
-        console.print(f"... and {len(found) - rows} more rows (rows={len(found)} shows them).", highlight=False)
+        say(console, f"... and {len(found) - rows} more rows (rows={len(found)} shows them).")
     for shard, count in Counter(damage.shard for damage in found).most_common(10):
-        console.print(f"{shard}: {count} damaged", highlight=False)
+        say(console, f"{shard}: {count} damaged")
 
 
 def run(words: list[str], console: Console) -> int:
@@ -190,7 +190,7 @@ def run(words: list[str], console: Console) -> int:
         report(found, options.rows, console)
         return 1
     how = "every image was decoded" if options.decode else "images were not decoded"
-    console.print(f"{folder} is whole: {how}.", highlight=False)
+    say(console, f"{folder} is whole: {how}.")
     return 0
 
 

@@ -141,8 +141,13 @@ def command(run: Callable[[list[str], Console], int], words: list[str]) -> int:
     except KeyboardInterrupt:
         console.print("Interrupted.", highlight=False)
         return INTERRUPTED
-    console.print(printable(problem), highlight=False, markup=False)
+    say(console, problem)
     return EXIT_CODE
+
+
+def say(console: Console, text: str) -> None:
+    """Print a line as it is, whatever the names in it."""
+    console.print(printable(text), highlight=False, markup=False)
 
 
 def printable(text: str) -> str:

@@ -22,7 +22,7 @@ from dist_ssl.errors import ConfigError, DataError
 from shards.archive import KINDS, META, Sample, spelt
 from shards.pack import THREADS, Contents, pack
 from shards.source import Source
-from shards.words import Bytes, HeldOut, Threads, printable
+from shards.words import Bytes, HeldOut, Threads, printable, say
 
 VAL_NAMES = ("val", "valid", "validation")
 HELD_OUT = HeldOut(share=0.02)
@@ -153,11 +153,6 @@ def some(names: Sequence[str], between: str) -> str:
     """The first of many names."""
     more = [f"... and {len(names) - SHOWN} more"] if len(names) > SHOWN else []
     return between.join([*names[:SHOWN], *more])
-
-
-def say(console: Console, text: str) -> None:
-    """Print a line as it is."""
-    console.print(printable(text), highlight=False, markup=False)
 
 
 def split_of(found: Found, root: Path) -> tuple[list[File], list[File], tuple[Path, Path]]:

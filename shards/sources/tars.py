@@ -25,7 +25,7 @@ from dist_ssl.errors import DataError
 from shards.archive import KINDS, index
 from shards.pack import bar
 from shards.source import Source
-from shards.words import Threads
+from shards.words import Threads, say
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def check(tars: Tars, options: Options, console: Console) -> None:
             wanted = f".{options.image}" if options.image else "images, of " + ", ".join(KINDS)
             raise DataError(f"No tar of {split} in {options.path} holds {wanted}.", "Set image=EXT to what they hold.")
     for line in notes(tars):
-        console.print(line, highlight=False, markup=False)
+        say(console, line)
 
 
 def notes(tars: Tars) -> Iterator[str]:

@@ -1,9 +1,11 @@
 """The command line of make.py: every source has its own options, and what is wrong is named."""
 
+import os
 from pathlib import Path
 
 import pytest
 
+from shards import show, verify
 from shards.make import run
 from shards.words import HeldOut, command, parse_held_out
 from tests.shards.pictures import folder_of, forbidden
@@ -59,6 +61,23 @@ def test_a_folder_of_another_user_is_named(source: str, tmp_path: Path, capsys: 
     with forbidden(tmp_path / "private"):
         assert command(run, [f"source={source}", f"path={tmp_path / 'private' / 'in'}", f"out={tmp_path / 'o'}"]) == 2
     assert f"{tmp_path / 'private' / 'in'} cannot be used: Permission denied.\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["set [v2]", "set [/v2]", os.fsdecode(b"caf\xe9")])
+def test_folders_of_any_name_are_told_as_they_are(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder_of(tmp_path / "in", "a/1.jpg", "b/2.jpg")
+    out = tmp_path / name
+    (tmp_path / f"{name}.part").mkdir(parents=True)
+    (tmp_path / f"{name}.part" / "train-000000.tar").touch()
+    assert command(run, ["source=imagefolder", f"path={tmp_path / 'in'}", f"out={out}", "pyramid=[4]", "val=0"]) == 0
+    assert command(verify.run, [str(out)]) == 0
+    assert command(show.run, [str(out), f"out={tmp_path / 'sheet.png'}", "images=0"]) == 0
+    shown = str(out).encode("utf-8", "backslashreplace").decode()
+    lines = capfd.readouterr().out.splitlines()
+    assert f"Going on in {shown}.part: 0 whole shards kept, 1 other files removed." in lines
+    assert f"{shown} is whole: every image was decoded." in lines
+    assert any(line.startswith(f"{shown}: identity ") for line in lines)
+    assert any(f"data.path={shown}" in line for line in lines)
 
 
 def test_no_threads_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
