@@ -23,6 +23,7 @@ from multiprocessing.reduction import recv_handle, send_handle
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch.cuda import cudart
 
 from dist_ssl.data.buffers import Pixels, Shapes
@@ -204,6 +205,8 @@ def pin(arrays: list[Pixels]) -> None:
     status = int(cudart().cudaHostRegister(arrays[0].ctypes.data, size, 0))  # type: ignore[no-untyped-call]
     if status:
         log.warning("Views cannot be locked in memory for the GPU (CUDA's error %s): copies take longer.", status)
+        with contextlib.suppress(RuntimeError):  # the error is pending: whichever kernel comes next would raise it
+            torch.ones(1, device="cuda")
 
 
 def unpin(arrays: list[Pixels]) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -20,7 +21,7 @@ import torch
 from PIL import Image
 
 from dist_ssl.batch import Batch
-from dist_ssl.data import manifest
+from dist_ssl.data import loader_process, manifest
 from dist_ssl.data.address import Address
 from dist_ssl.data.lanes import EpochOrder
 from dist_ssl.data.load import MOST_BEGUN, Loader, Supply
@@ -339,6 +340,27 @@ def test_it_ends_when_its_parent_is_killed_whatever_it_was_doing(folder: Path) -
             parent.send_signal(signal.SIGKILL)
         await_end(child.is_running)
     assert set(Path("/dev/shm").iterdir()) <= named
+
+
+def test_memory_that_cuda_does_not_lock_is_used_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As CUDA does it: the error of a refusal stays pending, and whoever launches a kernel next gets it."""
+    pending = []
+
+    def refuse(address: int, size: int, flags: int) -> int:
+        pending.append(address)
+        return 2
+
+    def launch(*_: object, **__: object) -> None:
+        if pending:
+            raise RuntimeError(f"CUDA error: out of memory {pending.pop()}")
+
+    monkeypatch.setattr(loader_process, "cudart", lambda: SimpleNamespace(cudaHostRegister=refuse))
+    monkeypatch.setattr(torch, "ones", launch)
+    loader_process.pin([np.zeros((2, 4, 4, 3), np.uint8)])
+    assert "cannot be locked in memory for the GPU (CUDA's error 2)" in caplog.text
+    assert not pending
 
 
 def test_slots_are_used_again_while_the_shapes_stay() -> None:
