@@ -73,6 +73,7 @@ def pack(
     part = out.with_name(f"{out.name}.part")
     try:
         part.mkdir(parents=True, exist_ok=True)
+        check_ours(part)
         with locked(part), ThreadPoolExecutor(threads) as pool, bar(console) as progress:
             packers = [
                 Packer(part, name, contents, shard_bytes, pool, progress)
@@ -89,6 +90,16 @@ def pack(
         raise DataError(
             f"{part} cannot be written: {error}.", "Mend that and give the same command again: it goes on."
         ) from error
+
+
+def check_ours(part: Path) -> None:
+    """Raise DataError where a folder holds files that no maker left there: it would remove them."""
+    names = {path.name for path in part.iterdir()}
+    if names and not names & {LOCK, manifest.NAME}:
+        raise DataError(
+            f"{part} exists already and is no data set in the making: it holds {min(names)}.",
+            "Move it away, or choose another out.",
+        )
 
 
 @contextmanager

@@ -68,7 +68,8 @@ def test_folders_of_any_name_are_told_as_they_are(name: str, tmp_path: Path, cap
     folder_of(tmp_path / "in", "a/1.jpg", "b/2.jpg")
     out = tmp_path / name
     (tmp_path / f"{name}.part").mkdir(parents=True)
-    (tmp_path / f"{name}.part" / "train-000000.tar").touch()
+    for left in (".lock", "train-000000.tar"):
+        (tmp_path / f"{name}.part" / left).touch()
     assert command(run, ["source=imagefolder", f"path={tmp_path / 'in'}", f"out={out}", "pyramid=[4]", "val=0"]) == 0
     assert command(verify.run, [str(out)]) == 0
     assert command(show.run, [str(out), f"out={tmp_path / 'sheet.png'}", "images=0"]) == 0

@@ -143,6 +143,18 @@ def test_everything_is_on_disk_before_the_folder_gets_its_name(
     assert files_in(tmp_path / "out") == whole
 
 
+def test_files_of_a_person_are_not_removed(tmp_path: Path, whole: dict[str, bytes]) -> None:
+    part = tmp_path / "out.part"
+    part.mkdir()
+    (part / "holiday.jpg").write_text("dear")
+    with pytest.raises(DataError, match=r"out\.part exists already and is no data set in the making"):
+        packed(tmp_path / "out")
+    assert files_in(part) == {"holiday.jpg": b"dear"}
+    (part / "holiday.jpg").unlink()
+    packed(tmp_path / "out")
+    assert files_in(tmp_path / "out") == whole
+
+
 def test_two_at_once_are_refused(tmp_path: Path) -> None:
     part = tmp_path / "out.part"
     part.mkdir()
