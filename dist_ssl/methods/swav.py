@@ -6,6 +6,9 @@
 Local views, small crops, are only predicted from. The prototypes' directions count: they are normalised after every
 step, and where they are used, so that gradients only turn them. Without the queue of embeddings that small batches of
 the authors use.
+
+Scores that are nearly alike grow apart only while views agree in more than eps / T of the scores' spread, and else
+collapse: where augmentation is strong, eps / T must be small.
 """
 
 from collections.abc import Mapping

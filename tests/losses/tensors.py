@@ -16,6 +16,22 @@ def alone(x: Tensor) -> Tensor:
     return x
 
 
+def agreeing(agreement: float, spread: float = 1e-3) -> tuple[Tensor, Tensor]:
+    """Outputs [64, 8] of two views with this share, 0 to 1, of their spread in common; rows and columns of mean 0."""
+    drawn = normal(64, 2, 8)
+    drawn = drawn - drawn.mean(0)
+    drawn = drawn - drawn.mean(2, keepdim=True)
+    one, other = drawn.unbind(1)
+    other = other - (one * other).sum() / one.square().sum() * one
+    other = other / other.norm() * one.norm()
+    return spread * one, spread * (agreement * one + (1 - agreement**2) ** 0.5 * other)
+
+
+def growth(loss: Callable[..., Tensor], *outputs: Tensor) -> float:
+    """How fast a step down the loss moves outputs away from where they have no spread; below 0: towards it."""
+    return -sum(float((x * g).sum()) for x, g in zip(outputs, with_gradients(loss, *outputs)[1:], strict=True))
+
+
 def with_gradients(loss: Callable[..., Tensor], *inputs: Tensor) -> list[Tensor]:
     """The loss, summed, and its gradients with respect to the inputs."""
     leaves = [x.detach().clone().requires_grad_() for x in inputs]

@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from dist_ssl.losses.dino import batch_centre, dino_cross_entropy
-from tests.losses.tensors import alone, close, normal, with_gradients
+from tests.losses.tensors import agreeing, alone, close, growth, normal, with_gradients
 
 
 def test_the_loss_and_its_gradient_equal_the_pairs_written_out() -> None:
@@ -58,3 +59,13 @@ def test_the_centre_is_the_mean_over_views_and_valid_samples() -> None:
     teacher, valid = normal(2, 4, 5), torch.tensor([True, False, True, True])
     torch.testing.assert_close(batch_centre(list(teacher), valid, alone), teacher[:, valid].mean((0, 1)))
     assert batch_centre(list(teacher), torch.zeros(4).bool(), alone).tolist() == [0] * 5
+
+
+@pytest.mark.parametrize(("student", "teacher"), [(0.1, 0.04), (0.3, 0.03)])
+def test_small_outputs_grow_where_views_agree_in_more_than_the_ratio(student: float, teacher: float) -> None:
+    def loss(*outputs: Tensor) -> Tensor:
+        options = {"student_temperature": student, "teacher_temperature": teacher}
+        return dino_cross_entropy(outputs, outputs, torch.zeros(8).double(), **options)
+
+    assert growth(loss, *agreeing(1.2 * teacher / student)) > 0
+    assert growth(loss, *agreeing(0.8 * teacher / student)) < 0

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dist_ssl.losses.swav import sinkhorn, swapped_cross_entropy
-from tests.losses.tensors import alone, normal
+from tests.losses.tensors import agreeing, alone, growth, normal
 
 
 def cosines(rows: int, prototypes: int, seed: int = 0) -> Tensor:
@@ -86,3 +86,15 @@ def test_samples_unlike_every_prototype_have_codes_however_sharp() -> None:
     codes = sinkhorn(scores, torch.ones(4).bool(), alone, eps=0.01)
     assert codes.sum(1).tolist() == pytest.approx([1] * 4)
     assert codes.argmax(1).tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("temperature", "eps"), [(0.1, 0.05), (0.3, 0.02)])
+def test_small_scores_grow_where_views_agree_in_more_than_the_ratio(temperature: float, eps: float) -> None:
+    valid = torch.ones(64).bool()
+
+    def loss(*scores: Tensor) -> Tensor:
+        codes = [sinkhorn(s.detach(), valid, alone, eps=eps) for s in scores]
+        return swapped_cross_entropy(scores, codes, temperature)
+
+    assert growth(loss, *agreeing(1.2 * eps / temperature)) > 0
+    assert growth(loss, *agreeing(0.8 * eps / temperature)) < 0
