@@ -6,6 +6,9 @@
 
 Local views, small crops, are the student's alone. The head's last layer has directions only: its weights are normalised
 where they are used. As published T_t rises at first, and the last layer stays as drawn for the first epoch.
+
+Outputs that are nearly alike grow apart only while views agree in more than T_t / T_s of the outputs' spread, and else
+collapse: where augmentation is strong, T_t / T_s must be small, and then the centre must move faster than the teacher.
 """
 
 import copy
