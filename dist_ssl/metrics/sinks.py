@@ -11,7 +11,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Gauge, start_http_server
 
 from dist_ssl.errors import ConfigError
-from dist_ssl.metrics.table import METRICS
+from dist_ssl.metrics.table import METRICS, metric_of
 from dist_ssl.progress import Progress
 
 
@@ -108,8 +108,9 @@ class Prometheus:
     def write(self, progress: Progress, values: Mapping[str, float]) -> None:
         """Set the gauges."""
         for key, value in values.items():
-            name, _, label = key.partition("/")
-            (self.gauges[name].labels(label) if label else self.gauges[name]).set(value)
+            metric = metric_of(key)
+            gauge = self.gauges[metric.key]
+            (gauge.labels(key.removeprefix(f"{metric.key}/")) if metric.label else gauge).set(value)
 
     def close(self) -> None:
         """Withdraw the target and stop listening."""

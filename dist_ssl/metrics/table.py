@@ -38,6 +38,12 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "lr/predictor", "dist_ssl_predictor_learning_rate", "Learning rate of a predictor with one of its own.", "last"
     ),
+    Metric(
+        "lr/rotation",
+        "dist_ssl_rotation_learning_rate",
+        "Learning rate of a rotation head with one of its own.",
+        "last",
+    ),
     Metric("weight_decay", "dist_ssl_weight_decay", "Weight decay of the newest step.", "last"),
     Metric("momentum", "dist_ssl_teacher_momentum", "Momentum of the teacher's newest move.", "last"),
     Metric("teacher_temperature", "dist_ssl_teacher_temperature", "Temperature of the teacher's outputs.", "last"),
@@ -76,5 +82,5 @@ BY_KEY = {metric.key: metric for metric in METRICS}
 
 
 def metric_of(key: str) -> Metric:
-    """The metric that a number belongs to: `bad_samples` of `bad_samples/empty`."""
-    return BY_KEY[key.partition("/")[0]]
+    """The metric that a number belongs to: the one of just this key, or `bad_samples` of `bad_samples/empty`."""
+    return BY_KEY[key if key in BY_KEY else key.partition("/")[0]]

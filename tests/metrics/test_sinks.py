@@ -161,6 +161,14 @@ def test_a_metric_with_a_label_has_a_series_for_each_value(sink: Prometheus) -> 
     assert 'dist_ssl_bad_samples{reason="not an image"} 3.0' in lines
 
 
+def test_the_rate_of_a_part_is_a_metric_of_its_own(sink: Prometheus) -> None:
+    rates = {"lr": 0.5, "lr/student": 0.25, "lr/predictor": 0.125, "lr/rotation": 0.0625}
+    sink.write(at(5), rates)
+    found = values(scrape(place(sink)))
+    names = [f"dist_ssl_{part}learning_rate" for part in ("", "student_", "predictor_", "rotation_")]
+    assert [found[name] for name in names] == list(rates.values())
+
+
 def test_the_checkpoints_age_is_unknown_until_there_is_one(sink: Prometheus) -> None:
     name = "dist_ssl_checkpoint_age_seconds"
     assert math.isnan(values(scrape(place(sink)))[name])
