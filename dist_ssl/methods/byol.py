@@ -2,8 +2,9 @@
 
     p_v = predictor(student(x_v)),  t_v = teacher(x_v) without gradient;   loss = |p_1 - t_2|^2 + |p_2 - t_1|^2
 
-of unit vectors. Nothing repels: batch norm, predictor and the slow teacher keep it from collapse. The heads end
-without a batch norm.
+of unit vectors. Nothing repels: batch norm, predictor and the slow teacher keep it from collapse. As published the
+heads end without a batch norm. Then all that a young teacher says has much in common, which a short run learns to
+predict and little else: `projector_norm` takes it away.
 """
 
 import copy
@@ -31,7 +32,8 @@ class BYOL(Method):
     """BYOL around an encoder that carries `num_features`.
 
     `hidden`, `dim`: widths of projector and predictor. `momentum`: the teacher's at the start, 0 to 1; it rises to 1
-    along half a cosine. `norm_group`: samples that share batch-norm statistics; None: all of the job's.
+    along half a cosine. `projector_norm`: end the projector in a batch norm without scale and shift. `norm_group`:
+    samples that share batch-norm statistics; None: all of the job's.
     """
 
     num_views = 2
@@ -46,6 +48,7 @@ class BYOL(Method):
         hidden: int = 4096,
         dim: int = 256,
         momentum: float = 0.996,
+        projector_norm: bool = False,
         norm_group: int | None = None,
     ) -> None:
         super().__init__()
@@ -53,7 +56,7 @@ class BYOL(Method):
         shares("method", momentum=momentum)
         self.world, self.momentum = world, momentum
         statistics = scope(world, norm_group)
-        student = Branch(encoder, mlp([width_of(encoder), hidden, dim], last_norm=False, bias=True))
+        student = Branch(encoder, mlp([width_of(encoder), hidden, dim], last_norm=projector_norm, bias=True))
         teacher = copy.deepcopy(student).requires_grad_(False)
         self.student = norm.convert(student, statistics)  # type: ignore[assignment]
         self.teacher = norm.convert(teacher, statistics)  # type: ignore[assignment]

@@ -33,6 +33,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "mocov3 in groups over ranks": ("mocov3", {"norm_group": 8}),
     "mocov3 of a ViT": ("mocov3", {"vit": True, "projector_layers": 3, "predictor_norm": True}),
     "mocov3 of a ViT in groups": ("mocov3", {"vit": True, "norm_group": 4, "projector_layers": 3}),
+    "byol, normed targets": ("byol", {"projector_norm": True}),
     "fast_moco in groups": ("fast_moco", {"norm_group": 4, "combined": 3}),
     "emp_ssl in groups": ("emp_ssl", {"norm_group": 8, "loss_group": 4}),
     "single_branch, few negatives": ("single_branch", {"negatives": 30, "update": "descend"}),

@@ -36,6 +36,12 @@ def test_predictors_are_the_published_ones(name: str) -> None:
     assert layout(published(name).predictor) == PREDICTORS[name]
 
 
+def test_byols_projector_may_end_in_a_batch_norm_its_teachers_too() -> None:
+    m = published("byol", projector_norm=True)
+    assert layout(m.student.projector) == layout(m.teacher.projector) == f"{PROJECTORS['byol']} bn"
+    assert layout(m.predictor) == PREDICTORS["byol"]
+
+
 def test_emp_ssl_evaluates_a_widened_feature() -> None:
     encoder = published("emp_ssl").encoder
     assert layout(encoder.pre) == "32-4096+ BN ReLU"
