@@ -159,9 +159,7 @@ def check(config: Config, ranks: int) -> str:
 def build_engine(config: Config, p: Parts, world: World) -> Engine:
     """The engine that wraps the method on this rank."""
     dtypes: dict[str, Any] = {"dtype": DTYPES[p.run.precision], "compute": COMPUTE.get(p.run.precision)}
-    engine: Engine = instantiate(
-        config["engine"], "engine", method=p.method, optimizer=p.optimizer, world=world, **dtypes
-    )
+    engine: Engine = instantiate(config["engine"], "engine", method=p.method, recipe=p.optimizer, world=world, **dtypes)
     return engine
 
 

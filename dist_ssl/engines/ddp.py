@@ -8,6 +8,7 @@ one that was never stopped.
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,9 +22,8 @@ from dist_ssl.engines.parallel import Parallel, T
 from dist_ssl.engines.spread import spread_of
 from dist_ssl.engines.virtual import VirtualRanks, check_method, check_options
 from dist_ssl.lars import local_norms
-from dist_ssl.method import LossOutput, Method
+from dist_ssl.method import LossOutput
 from dist_ssl.models import norm
-from dist_ssl.optim import Recipe
 from dist_ssl.plan import Knobs
 from dist_ssl.world import World
 
@@ -35,48 +35,24 @@ def average(world: World, bucket: GradBucket) -> torch.futures.Future[Tensor]:
     return done
 
 
+@dataclass(eq=False, repr=False)
 class DDP(Parallel):
-    """Every rank holds all parameters, and a copy of their gradients and moments.
+    """Every rank holds all parameters, and a copy of their gradients and moments. Raises ConfigError."""
 
-    As `Parallel`. `bitwise`: the same bits at every world size that divides `virtual_ranks`, parts that the global
-    batch is computed in (`virtual`); the method is then made with a world of one. Raises ConfigError.
-    """
+    bitwise: bool = False
+    """The same bits at every world size that divides `virtual_ranks`; the method is then made with a world of one."""
+    virtual_ranks: int | None = None
+    """Parts that the global batch is computed in (`virtual`), with `bitwise` alone."""
 
-    def __init__(
-        self,
-        method: Method,
-        optimizer: Recipe,
-        *,
-        world: World,
-        dtype: torch.dtype = torch.float32,
-        compute: torch.dtype | None = None,
-        clip: float | None = None,
-        accumulate: int = 1,
-        deterministic: bool = True,
-        compile: bool = False,  # noqa: A002
-        activation_checkpointing: bool = False,
-        bitwise: bool = False,
-        virtual_ranks: int | None = None,
-    ) -> None:
-        assert bitwise == (virtual_ranks is not None)
-        self.virtual = None if virtual_ranks is None else VirtualRanks(virtual_ranks, world)
-        if bitwise:
-            check_options(compute, accumulate, deterministic, compile)
-            check_method(method)
-            if world.device.type != "meta":
+    def __post_init__(self) -> None:
+        assert self.bitwise == (self.virtual_ranks is not None)
+        self.virtual = None if self.virtual_ranks is None else VirtualRanks(self.virtual_ranks, self.world)
+        if self.bitwise:
+            check_options(self.compute, self.accumulate, self.deterministic, self.compile)
+            check_method(self.method)
+            if self.world.device.type != "meta":
                 torch.set_num_threads(1)  # threads share sums out among them
-        super().__init__(
-            method,
-            optimizer,
-            world=world,
-            dtype=dtype,
-            compute=compute,
-            clip=clip,
-            accumulate=accumulate,
-            deterministic=deterministic,
-            compile=compile,
-            activation_checkpointing=activation_checkpointing,
-        )
+        super().__post_init__()
 
     def wrap(self) -> Mapping[str, nn.Parameter]:
         """Wrap the method, unless it is alone in its world."""

@@ -11,6 +11,7 @@ taken before DeepSpeed moves anything; clipping is ours. In a world of one nothi
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -27,56 +28,32 @@ from dist_ssl.engines.spread import held_here, whole
 from dist_ssl.errors import CheckpointError
 from dist_ssl.guard import check_finite
 from dist_ssl.lars import local_norms
-from dist_ssl.method import Method
-from dist_ssl.optim import Recipe
 from dist_ssl.plan import Knobs
-from dist_ssl.world import World
 
 SHARED_MEMORY = "deepspeed_shm_comm"
 """An extension for inference that DeepSpeed would compile at every first start on a CPU."""
 
 
+@dataclass(eq=False, repr=False)
 class DeepSpeed(Parallel):
-    """As `Parallel`, over DeepSpeed.
+    """Over DeepSpeed, which compiles nothing for us. Raises ConfigError."""
 
-    `stage` of ZeRO. `config`: keys of DeepSpeed's own over those that are written from ours. Raises ConfigError.
-    """
+    compile: bool = field(default=False, init=False)
+    stage: Stage = 2
+    """Of ZeRO."""
+    config: Mapping[str, Any] | None = None
+    """Keys of DeepSpeed's own over those that are written from ours."""
 
-    def __init__(
-        self,
-        method: Method,
-        optimizer: Recipe,
-        *,
-        world: World,
-        dtype: torch.dtype = torch.float32,
-        compute: torch.dtype | None = None,
-        clip: float | None = None,
-        accumulate: int = 1,
-        deterministic: bool = True,
-        activation_checkpointing: bool = False,
-        stage: Stage = 2,
-        config: Mapping[str, Any] | None = None,
-    ) -> None:
-        check(stage, method, optimizer, dtype)
-        self.stage = stage
+    def __post_init__(self) -> None:
+        check(self.stage, self.method, self.recipe, self.dtype)
         self.parts: dict[str, Part] = {}
-        self.shell = Shell(method)
-        self.root = partial(self.shell, method)
+        self.shell = Shell(self.method)
+        self.root = partial(self.shell, self.method)
         self.engine: Any = None
-        weights = sum(p.numel() for p in method.parameters())
-        self.config = written(stage, config or {}, weights=weights, compute=compute)
-        super().__init__(
-            method,
-            optimizer,
-            world=world,
-            dtype=dtype,
-            compute=compute,
-            clip=clip,
-            accumulate=accumulate,
-            deterministic=deterministic,
-            activation_checkpointing=activation_checkpointing,
-        )
-        if world.size > 1:
+        weights = sum(p.numel() for p in self.method.parameters())
+        self.config = written(self.stage, self.config or {}, weights=weights, compute=self.compute)
+        super().__post_init__()
+        if self.world.size > 1:
             self._initialize()
 
     def wrap(self) -> Mapping[str, nn.Parameter]:

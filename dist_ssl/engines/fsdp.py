@@ -9,6 +9,7 @@ centre) stay as the method made them. In a world of one nothing is wrapped.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -22,8 +23,7 @@ from dist_ssl.engine import Piece, State
 from dist_ssl.engines.parallel import Parallel, T
 from dist_ssl.engines.shell import Shell
 from dist_ssl.errors import ConfigError
-from dist_ssl.method import Embeddings, LossOutput, Method
-from dist_ssl.optim import Recipe
+from dist_ssl.method import Embeddings, LossOutput
 from dist_ssl.plan import Knobs
 from dist_ssl.world import World
 
@@ -70,50 +70,25 @@ def place(shape: tuple[int, ...], shard: Tensor, rank: int, size: int) -> Piece:
     return Piece.of_rows(shard, first, shape[0])
 
 
+@dataclass(eq=False, repr=False)
 class FSDP(Parallel):
-    """As `Parallel`, with parameters in shards.
+    """A rank holds a shard of every parameter, and of its gradient and moments. Raises ConfigError."""
 
-    `block_parameters`: how many a block has at least that is gathered as a unit. `reshard`: free gathered blocks
-    between forward and backward. `cpu_offload`: keep shards and moments in host memory, where the optimizer then runs.
-    `replicate`: `nodes` shards within a node and keeps a copy on each; None shards over all ranks. Raises ConfigError.
-    """
+    block_parameters: int = 100_000
+    """How many a block has at least that is gathered as a unit."""
+    reshard: bool = True
+    """Free gathered blocks between forward and backward."""
+    cpu_offload: bool = False
+    """Keep shards and moments in host memory, where the optimizer then runs."""
+    replicate: Literal["nodes"] | None = None
+    """`nodes` shards within a node and keeps a copy on each; None shards over all ranks."""
 
-    def __init__(
-        self,
-        method: Method,
-        optimizer: Recipe,
-        *,
-        world: World,
-        dtype: torch.dtype = torch.float32,
-        compute: torch.dtype | None = None,
-        clip: float | None = None,
-        accumulate: int = 1,
-        deterministic: bool = True,
-        compile: bool = False,  # noqa: A002
-        activation_checkpointing: bool = False,
-        block_parameters: int = 100_000,
-        reshard: bool = True,
-        cpu_offload: bool = False,
-        replicate: Literal["nodes"] | None = None,
-    ) -> None:
-        self.block_parameters, self.reshard = block_parameters, reshard
-        self.cpu_offload, self.replicate = cpu_offload, replicate
+    def __post_init__(self) -> None:
         self.sharded: dict[str, Any] = {}  # DTensors
         self.shards: dict[str, Piece] = {}
         self.copies, self.copy = 1, 0
-        self.shell = Shell(method)
-        super().__init__(
-            method,
-            optimizer,
-            world=world,
-            dtype=dtype,
-            compute=compute,
-            clip=clip,
-            accumulate=accumulate,
-            deterministic=deterministic,
-            compile=compile,
-            activation_checkpointing=activation_checkpointing,
-        )
+        self.shell = Shell(self.method)
+        super().__post_init__()
 
     def wrap(self) -> Mapping[str, nn.Parameter]:
         """Shard the method, unless it is alone in its world."""

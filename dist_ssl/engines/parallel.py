@@ -7,6 +7,7 @@ Optimizer, clipping and the teacher's move work on what is held here, and so exc
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -29,48 +30,50 @@ from dist_ssl.world import World
 T = TypeVar("T")
 
 
+@dataclass(eq=False, repr=False)
 class Parallel(ABC):
-    """Data parallel training of `method` on the world's devices.
+    """Data parallel training of `method` on the world's devices; an engine adds options of its own to these.
 
-    `dtype`: of parameters, optimizer and loss, float32 or float64. `compute`: what matrix products and convolutions
-    are cast to, bfloat16, or None for `dtype`. `clip`: largest norm of the averaged gradient, or None. `accumulate`:
-    parts that a rank's batch is computed in, at least 1. `deterministic`: same bits on the same world size.
-    `compile`: blocks of the encoders by torch's compiler. `activation_checkpointing`: compute their insides again in
-    the backward pass instead of keeping them. Raises ConfigError where the method cannot be computed in parts.
+    Raises ConfigError where the method cannot be computed in parts.
     """
 
-    root: Callable[..., Embeddings]
+    method: Method
+    recipe: Recipe
+    """Of the optimizer."""
+    _: KW_ONLY
+    world: World
+    dtype: torch.dtype = torch.float32
+    """Of parameters, optimizer and loss: float32 or float64."""
+    compute: torch.dtype | None = None
+    """What matrix products and convolutions are cast to: bfloat16, or None for `dtype`."""
+    clip: float | None = None
+    """Largest norm of the averaged gradient."""
+    accumulate: int = 1
+    """Parts that a rank's batch is computed in, at least 1."""
+    deterministic: bool = True
+    """Same bits on the same world size."""
+    compile: bool = False
+    """Run blocks of the encoders as torch's compiler makes them."""
+    activation_checkpointing: bool = False
+    """Compute the insides of blocks again in the backward pass instead of keeping them."""
+    root: Callable[..., Embeddings] = field(init=False)
     """Called like the method, in training."""
 
-    def __init__(
-        self,
-        method: Method,
-        optimizer: Recipe,
-        *,
-        world: World,
-        dtype: torch.dtype = torch.float32,
-        compute: torch.dtype | None = None,
-        clip: float | None = None,
-        accumulate: int = 1,
-        deterministic: bool = True,
-        compile: bool = False,  # noqa: A002
-        activation_checkpointing: bool = False,
-    ) -> None:
-        self.world, self.dtype, self.compute = world, dtype, compute
-        self.clip, self.accumulate, self.deterministic = clip, accumulate, deterministic
-        check_parts(method, accumulate)
-        if deterministic and world.device.type != "meta":  # it loads the compiler, and a sketch computes nothing
+    def __post_init__(self) -> None:
+        check_parts(self.method, self.accumulate)
+        if self.deterministic and self.world.device.type != "meta":
+            # it loads the compiler, and a sketch computes nothing
             torch.use_deterministic_algorithms(True)
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        self.method = method.to(world.device, dtype).train()
+        self.method.to(self.world.device, self.dtype).train()
         self._until: Callable[[], None] | None = None
-        self.saved_buffers = method.state_dict().keys() - dict(method.named_parameters()).keys()
-        if compile:
-            units.compiled(method, world.device)
-        if activation_checkpointing:
-            units.checkpointed(method)
+        self.saved_buffers = self.method.state_dict().keys() - dict(self.method.named_parameters()).keys()
+        if self.compile:
+            units.compiled(self.method, self.world.device)
+        if self.activation_checkpointing:
+            units.checkpointed(self.method)
         self.own = self.wrap()
-        self.optimizer = optimizer.build(self.own.items(), self.norms)
+        self.optimizer = self.recipe.build(self.own.items(), self.norms)
 
     @abstractmethod
     def wrap(self) -> Mapping[str, nn.Parameter]:

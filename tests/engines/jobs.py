@@ -75,7 +75,7 @@ def small_engine(
 ) -> Parallel:
     """The engine that a config describes, with units of a few weights; `own` replaces keys of it."""
     node = yaml.safe_load((CONFIGS / "engine" / f"{name.split()[0]}.yaml").read_text())
-    given = {"method": method, "optimizer": optimizer or AdamW(1e-3, 0.05), "world": world, "dtype": dtype}
+    given = {"method": method, "recipe": optimizer or AdamW(1e-3, 0.05), "world": world, "dtype": dtype}
     compute = {"compute": own.pop("compute")} if "compute" in own else {}
     if name.startswith("deepspeed"):
         forget_worlds()

@@ -78,7 +78,7 @@ def tiny_method(seed: int = 0, **own: Any) -> MoCoV3:
 def build(name: str, method: Method, optimizer: str = "adamw", dtype: torch.dtype | None = None, **own: Any) -> Any:
     """The engine that a config describes; `own` replaces keys of it."""
     node = yaml.safe_load((CONFIGS / "engine" / f"{name}.yaml").read_text())
-    given = {"method": method, "optimizer": OPTIMIZERS[optimizer], "world": World(), "dtype": dtype or most(name)}
+    given = {"method": method, "recipe": OPTIMIZERS[optimizer], "world": World(), "dtype": dtype or most(name)}
     return instantiate({**node, **own}, "engine", **given)
 
 
