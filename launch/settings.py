@@ -64,7 +64,7 @@ def compose(words: list[str], folder: Path) -> dict[str, Any]:
     except MissingConfigException as error:
         raise _no_option(str(error.missing_cfg_file), folder) from error
     except ConfigCompositionException as error:
-        raise _no_key(str(error), folder) from error
+        raise _no_key(str(error), words, folder) from error
     except MissingMandatoryValue as error:
         raise ConfigError(f"{error.full_key} has no value.", f"Set it: {error.full_key}=...") from error
     except (HydraException, OmegaConfBaseException, ValueError) as error:
@@ -80,14 +80,24 @@ def _no_option(missing: str, folder: Path) -> ConfigError:
     return ConfigError(f"{group}={name} does not exist.", nearest(name, options))
 
 
-def _no_key(message: str, folder: Path) -> ConfigError:
-    """For `ndoes=4`: there is no such key; or for `recipe=X`: it is added, not replaced."""
+def _no_key(message: str, words: list[str], folder: Path) -> ConfigError:
+    """For `ndoes=4`: there is no such key; `recipe=X`: it is added, not replaced; a key of another choice: of which."""
     found = re.search(r"override '([^']+)'", message)
     if not found:
         return ConfigError(f"The config cannot be composed: {message.splitlines()[0]}.", "Correct the command line.")
     if (folder / found[1]).is_dir():
         return ConfigError(f"There is no {found[1]} yet that could be replaced.", f"Add one: +{found[1]}=...")
+    if choices := " or ".join(_having(found[1], folder)):
+        word = next((word for word in words if word.partition("=")[0] == found[1]), found[1])
+        return ConfigError(f"{word} is an option of {choices} only.", f"Choose {choices}, or leave it out.")
     return ConfigError(f"There is no key '{found[1]}'.", nearest(found[1], list(keys(compose([], folder)))))
+
+
+def _having(key: str, folder: Path) -> list[str]:
+    """The options (`engine=ddp`) of the key's group that have it."""
+    group, _, own = key.partition(".")
+    options = {path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in (folder / group).glob("*.yaml")}
+    return sorted(f"{group}={name}" for name, node in options.items() if isinstance(node, dict) and own in keys(node))
 
 
 def of_another_choice(words: list[str], newer: list[str], group: str, folder: Path) -> list[str]:
@@ -108,7 +118,7 @@ def of_another_choice(words: list[str], newer: list[str], group: str, folder: Pa
     return [word for word in words if meant(word)]
 
 
-def keys(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
+def keys(values: dict[Any, Any], prefix: str = "") -> Iterator[str]:
     """All dotted keys of a config, inner ones too."""
     for key, value in values.items():
         yield prefix + str(key)

@@ -100,6 +100,16 @@ def test_a_word_that_cannot_be_is_named_with_its_remedy(word: str, named: str, r
     assert raised.value.remedy
 
 
+@pytest.mark.parametrize("engine", ["fsdp", "deepspeed"])
+def test_a_key_of_another_choice_is_refused_with_that_choice(engine: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        settings.compose([f"engine={engine}", "engine.bitwise=true", "engine.virtual_ranks=4"], CONFIGS)
+    assert raised.value.problem == "engine.bitwise=true is an option of engine=ddp only."
+    assert raised.value.remedy == "Choose engine=ddp, or leave it out."
+    with pytest.raises(ConfigError, match=r"engine.cpu_offload=true is an option of engine=fsdp only"):
+        settings.compose(["engine.cpu_offload=true"], CONFIGS)
+
+
 def test_an_error_leaves_the_next_composition_alone() -> None:
     for word in ("method=mocov7", "nodes"):
         with pytest.raises(ConfigError):
