@@ -93,10 +93,15 @@ class World:
     letters: Mailboxes | None = None
     """Shared memory for small exchanges, where all ranks are on one machine and compute on its CPU."""
 
+    @property
+    def alone(self) -> bool:
+        """Whether there are no others and no process group: nothing is exchanged then, and engines wrap nothing."""
+        return self.size == 1 and self.host is None
+
     def gather_const(self, x: Tensor) -> Tensor:
         """[B, ...] -> [size * B, ...] in rank order, which is global sample order; without gradients."""
         x = x.detach().contiguous()
-        if self.size == 1:
+        if self.alone:
             return x
         if self.letters and self.letters.fits(x.nbytes):
             return self._exchange(self.letters, x).flatten(0, 1)
@@ -106,14 +111,14 @@ class World:
 
     def gather(self, x: Tensor) -> Tensor:
         """The same with gradients, which are summed back over the ranks."""
-        if self.size == 1:
+        if self.alone:
             return x
         out: Tensor = _Gather.apply(x, self)
         return out
 
     def sum_const(self, x: Tensor) -> Tensor:
         """The sum over ranks, without gradients; x stays as it is."""
-        if self.size == 1:
+        if self.alone:
             return x.detach()
         if self.device.type == "cpu" and x.nbytes <= letter_capacity(self.size):
             parts = self.gather_const(x[None]).unbind()  # summed in rank order, so the carrier makes no difference
@@ -131,7 +136,7 @@ class World:
 
     def sum(self, x: Tensor) -> Tensor:
         """The sum over ranks; its gradient is summed over ranks too."""
-        if self.size == 1:
+        if self.alone:
             return x
         out: Tensor = _Sum.apply(x, self)
         return out
@@ -143,12 +148,11 @@ class World:
     def agree_later(self, *values: int) -> Pending:
         """Begin to agree on the largest of each value over all ranks; the answer may be read a step later."""
         offer = torch.tensor(values, dtype=torch.int64)
-        if self.size == 1:
+        if self.alone:
             return Pending(offer, None)
         if self.letters:
             return Pending(self._exchange(self.letters, offer).amax(0), None)
-        work = dist.all_reduce(offer, op=dist.ReduceOp.MAX, group=self.host, async_op=True)
-        return Pending(offer, work)
+        return Pending(offer, dist.all_reduce(offer, op=dist.ReduceOp.MAX, group=self.host, async_op=True))
 
     def agree(self, value: int) -> int:
         """The largest value of all ranks, host side: the device is not waited for."""
@@ -157,14 +161,14 @@ class World:
     def share(self, obj: T | None) -> T:
         """Rank 0's object, on every rank."""
         box: list[Any] = [obj]
-        if self.size > 1:
+        if not self.alone:
             dist.broadcast_object_list(box, src=0, group=self.host)
         shared: T = box[0]
         return shared
 
     def collect(self, obj: T) -> list[T]:
         """Every rank's object, on every rank, in rank order."""
-        if self.size == 1:
+        if self.alone:
             return [obj]
         boxes: list[Any] = [None] * self.size
         dist.all_gather_object(boxes, obj, group=self.host)
@@ -172,21 +176,21 @@ class World:
 
 
 @contextmanager
-def joined(meeting: Path | None, seconds: float = 300.0) -> Iterator[World]:
+def joined(meeting: Path | None, seconds: float = 300.0, *, grouped: bool = False) -> Iterator[World]:
     """The world that RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE describe, for as long as the block runs.
 
-    `meeting` is a file that all ranks see and that only this attempt uses; None takes torch's own rendezvous
-    (MASTER_ADDR, MASTER_PORT), as under torchrun. `seconds` bounds the wait for the others and every collective.
-    Raises UserError that names the ranks that did not come.
+    `meeting` is a file that all ranks see and only this attempt uses; None takes torch's own rendezvous (MASTER_ADDR,
+    MASTER_PORT), as under torchrun. `seconds` bounds every wait. `grouped`: a world of one has groups too, so that one
+    device can prove what engines do on several. Raises UserError that names the ranks that did not come.
     """
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    local_rank, local_size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     os.environ["DS_ACCELERATOR"] = device.type  # DeepSpeed would look for devices of its own
-    if size == 1:
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it no product of a GPU is deterministic
+    if size == 1 and not grouped:
         yield World(device=device)
         return
     wait = timedelta(seconds=seconds)
@@ -200,7 +204,7 @@ def joined(meeting: Path | None, seconds: float = 300.0) -> Iterator[World]:
         host = dist.new_group(backend="gloo", timeout=wait)
         assert isinstance(host, dist.ProcessGroup)
         world = World(rank, size, local_rank, local_size, device, host)
-        yield replace(world, letters=open_mailboxes(world, seconds))
+        yield replace(world, letters=open_mailboxes(world, seconds) if size > 1 else None)
     finally:
         dist.destroy_process_group()
 
@@ -220,8 +224,7 @@ def open_mailboxes(world: World, seconds: float) -> Mailboxes | None:
     capacity = letter_capacity(world.size)
     folder = SHARED_MEMORY if SHARED_MEMORY.is_dir() else Path(tempfile.gettempdir())
     with contextlib.suppress(OSError):  # no room or no right there: sockets do as well, only slower
-        name = f"dist_ssl-{uuid.uuid4().hex}"
-        path = create(folder, name, world.size, capacity) if world.rank == 0 else None
+        path = create(folder, f"dist_ssl-{uuid.uuid4().hex}", world.size, capacity) if world.rank == 0 else None
     path = world.share(path)
     with contextlib.suppress(OSError):
         found = Mailboxes(path, world.rank, world.size, capacity, seconds) if path else None

@@ -75,7 +75,6 @@ class Agent:
             "LOCAL_RANK": local_rank,
             "LOCAL_WORLD_SIZE": self.ranks,
             "OMP_NUM_THREADS": config["threads"],
-            "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
             "GLIBC_TUNABLES": ":".join(filter(None, [os.environ.get("GLIBC_TUNABLES"), MALLOC])),
             PARENT: os.getpid(),
             "PYTHONUNBUFFERED": 1,

@@ -14,17 +14,17 @@ WAIT_SECONDS = 120
 
 
 def serve(line: Connection, rank: int) -> None:
-    """One process: takes (function, size, meeting, arguments), answers (worked, result)."""
+    """One process: takes (function, size, meeting, grouped, arguments), answers (worked, result)."""
     import torch
 
     from dist_ssl.world import joined
 
     torch.set_num_threads(1)
     while True:
-        function, size, meeting, arguments = line.recv()
+        function, size, meeting, grouped, arguments = line.recv()
         os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(size))
         try:
-            with joined(meeting, seconds=30) as world:
+            with joined(meeting, seconds=30, grouped=grouped) as world:
                 answer = (True, function(world, *arguments))
         except BaseException:
             answer = (False, traceback.format_exc())
@@ -32,9 +32,13 @@ def serve(line: Connection, rank: int) -> None:
 
 
 class Ranks:
-    """At most `most` processes; `run` uses as many as it is asked for."""
+    """At most `most` processes; `run` uses as many as it is asked for.
 
-    def __init__(self, most: int = 4) -> None:
+    `grouped`: a single one has process groups too. `seconds`: that it may take to answer.
+    """
+
+    def __init__(self, most: int = 4, *, grouped: bool = False, seconds: float = WAIT_SECONDS) -> None:
+        self.grouped, self.seconds = grouped, seconds
         self.folder = tempfile.TemporaryDirectory()
         self.calls = itertools.count()
         spawn = multiprocessing.get_context("spawn")
@@ -52,7 +56,7 @@ class Ranks:
         meeting = Path(self.folder.name) / f"{next(self.calls)}" / "rendezvous.json"
         lines = self.lines[:size]
         for line in lines:
-            line.send((function, size, meeting, arguments))
+            line.send((function, size, meeting, self.grouped, arguments))
         answers = [self._answer(line) for line in lines]
         failed = [text for worked, text in answers if not worked]
         if failed:
@@ -60,10 +64,14 @@ class Ranks:
         return [result for _, result in answers]
 
     def _answer(self, line: Connection) -> Any:
-        if not line.poll(WAIT_SECONDS):
+        if not line.poll(self.seconds):
             self.close()
-            raise AssertionError(f"A rank gave no answer in {WAIT_SECONDS} s.")
-        return line.recv()
+            raise AssertionError(f"A rank gave no answer in {self.seconds} s.")
+        try:
+            return line.recv()
+        except (EOFError, ConnectionError):
+            self.close()
+            raise AssertionError("A rank died before it answered.") from None
 
     def close(self) -> None:
         """End the processes."""

@@ -1,5 +1,6 @@
 """The collectives mean the same at every world size, carry their gradients, and name who does not come."""
 
+import os
 import socket
 from pathlib import Path
 
@@ -66,6 +67,23 @@ def test_agreements_are_equal_on_all_ranks(ranks: Ranks) -> None:
 
 def test_a_world_of_one_needs_no_group() -> None:
     assert agreements(World()) == (10, [0, 0], 0.0, [0], "from 0")
+
+
+def asked_for_all(world: World) -> tuple[bool, object, object, object, str]:
+    return world.alone, gathered(world), summed(world), agreements(world), os.environ["CUBLAS_WORKSPACE_CONFIG"]
+
+
+def test_a_world_of_one_may_have_groups_and_its_exchanges_mean_the_same() -> None:
+    ranks = Ranks(1, grouped=True)
+    try:
+        ((alone, all_rows, total, agreed, workspace),) = ranks.run(asked_for_all, 1)
+    finally:
+        ranks.close()
+    assert not alone
+    for found, wanted in ((all_rows, gathered(World())), (total, summed(World()))):
+        assert all(map(torch.equal, found, wanted))
+    assert agreed == agreements(World())
+    assert workspace == ":4096:8"  # under torchrun too: without it a GPU refuses to multiply deterministically
 
 
 def test_who_does_not_come_is_named(tmp_path: Path) -> None:

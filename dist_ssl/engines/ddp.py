@@ -61,7 +61,7 @@ class DDP(Parallel):
         return dict(self.method.named_parameters())
 
     def _root(self) -> nn.Module:
-        if self.world.size == 1 or self.virtual:
+        if self.world.alone or self.virtual:
             return self.method
         # torch would overwrite every rank's own piece with rank 0's
         leave_alone: Any = DistributedDataParallel._set_params_and_buffers_to_ignore_for_model

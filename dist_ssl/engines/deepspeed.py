@@ -53,7 +53,7 @@ class DeepSpeed(Parallel):
         weights = sum(p.numel() for p in self.method.parameters())
         self.config = written(self.stage, self.config or {}, weights=weights, compute=self.compute)
         super().__post_init__()
-        if self.world.size > 1:
+        if not self.world.alone:
             self._initialize()
 
     def wrap(self) -> Mapping[str, nn.Parameter]:

@@ -95,7 +95,7 @@ class FSDP(Parallel):
         self.root = partial(self.shell, self._apart)
         whole = dict(self.method.named_parameters())
         self._check(whole)
-        if self.world.size == 1:
+        if self.world.alone:
             return whole
         shapes = {name: tuple(p.shape) for name, p in whole.items()}
         size, rank = self._shard()
@@ -116,7 +116,7 @@ class FSDP(Parallel):
                 "Set engine.block_parameters=100000, say.",
             )
         kind = self.world.device.type
-        if self.cpu_offload and (kind == "cpu" or (kind == "cuda" and self.world.size == 1)):
+        if self.cpu_offload and (kind == "cpu" or (kind == "cuda" and self.world.alone)):
             reason = "these ranks compute on the CPU" if kind == "cpu" else "a single rank holds everything"
             raise ConfigError(
                 f"engine.cpu_offload=true is not possible: {reason}.", "Set engine.cpu_offload=false, or use more GPUs."

@@ -4,6 +4,9 @@ import itertools
 from pathlib import Path
 
 import pytest
+import torch
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel
 
 from dist_ssl.checkpoint import Checkpoint
 from dist_ssl.checkpoint_files import read
@@ -80,3 +83,24 @@ def test_what_is_compared_is_what_is_remembered(tmp_path: Path) -> None:
             assert any(name.endswith(f"/{moment}") for name in names)
         for name in remembered:
             assert state[f"model/{name}"].count_nonzero()  # type: ignore[union-attr]
+
+
+def losses(world: World, engine: str) -> tuple[bool, list[float]]:
+    own = filled(small_engine(world, engine, small_method(world, "single_branch"), dtype=torch.float32))
+    wrapped = [kind for kind in (DistributedDataParallel, FSDPModule) if isinstance(own.root, kind)]
+    wrapped += [part for part in getattr(own, "shell", own.method).modules() if isinstance(part, FSDPModule)]
+    return bool(wrapped) or getattr(own, "engine", None) is not None, trained(own, range(3))
+
+
+def test_alone_nothing_is_wrapped_and_in_a_group_of_one_the_same_is_computed_wrapped() -> None:
+    ranks = Ranks(1)
+    try:
+        for engine in ("ddp", "fsdp", "deepspeed 2", "deepspeed 3"):
+            ranks.grouped = False
+            plain, wanted = ranks.run(losses, 1, engine)[0]
+            ranks.grouped = True
+            wrapped, found = ranks.run(losses, 1, engine)[0]
+            assert (plain, wrapped) == (False, True), engine
+            assert found == pytest.approx(wanted, rel=1e-6), engine
+    finally:
+        ranks.close()
