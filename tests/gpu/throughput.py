@@ -1,27 +1,32 @@
 """Measures what a GPU makes of the parts that were built for it, and checks what they compute.
 
-    python tests/gpu/throughput.py [--device cpu] [--seconds 5]
+    python tests/gpu/throughput.py [--device cpu] [--seconds 5] [--limit 240]
 
 Photometry on the device against the same on the CPU in double precision; a step of MoCo v3 as it is, with compiled
 blocks and with blocks that are computed twice (time, memory, loss); and training from shards against training on one
-batch again and again, which tells whether the loader keeps up. Prints one table and exits 1 where numbers are wrong;
-speeds are for information. Without a GPU it says what is skipped; `--device cpu` runs small sizes there.
+batch again and again, which tells whether the loader keeps up. A row is printed as soon as it is known; what fails
+costs its own rows alone, and what has no time within the limit is named as skipped. Prints one table and exits 1 where
+numbers are wrong; speeds are for information. Without a GPU it says what is skipped; `--device cpu` runs small sizes.
 """
 
 import argparse
 import itertools
+import math
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -89,7 +94,12 @@ def speed(work: Callable[[], Any], scale: Scale) -> float:
     return times / (settled() - begun)
 
 
-def photometry(scale: Scale) -> Iterator[tuple[str, bool, str]]:
+Row = tuple[str, bool, str]
+"""What was done, whether its numbers are right, and what was seen."""
+Section = tuple[str, Callable[[], Iterator[Row]]]
+
+
+def photometry(scale: Scale) -> Iterator[Row]:
     """Colours on the device: the numbers of the CPU's, and how fast they come."""
     pixels = np.random.default_rng(0).integers(0, 256, (scale.batch, scale.side, scale.side, 3), dtype=np.uint8)
     ids, change = np.arange(scale.batch), Photometry(COLOURS, 0, MEAN, STD)
@@ -105,7 +115,7 @@ def photometry(scale: Scale) -> Iterator[tuple[str, bool, str]]:
     yield f"photometry: views of {scale.side} px", True, f"{rate:,.0f} per second"
 
 
-def steps(scale: Scale) -> Iterator[tuple[str, bool, str]]:
+def steps(scale: Scale) -> Iterator[Section]:
     """Steps of MoCo v3 in every form of the blocks, in bf16 on a GPU; the first losses must agree."""
     width = {"width": 384, "depth": 12, "heads": 12, "patch": 16} if scale.gpu else {"width": 32, "depth": 2}
     nets: dict[str, Callable[[], torch.nn.Module]] = {
@@ -120,7 +130,9 @@ def steps(scale: Scale) -> Iterator[tuple[str, bool, str]]:
     valid = torch.ones(scale.batch, dtype=torch.bool, device=scale.device)
     batch = Batch(views, torch.arange(scale.batch), valid, None, Draws(0), step=0)
     firsts: dict[str, float] = {}
-    for (net, encoder), (form, options) in itertools.product(nets.items(), forms.items()):
+
+    def taken(net: str, form: str) -> Iterator[Row]:
+        encoder, options = nets[net], forms[form]
         torch.manual_seed(0)
         world = World(device=scale.device)
         method = MoCoV3(encoder(), world=world, hidden=1024, temperature=0.2)
@@ -130,13 +142,16 @@ def steps(scale: Scale) -> Iterator[tuple[str, bool, str]]:
         first = firsts.setdefault(net, loss)
         if scale.gpu:
             torch.cuda.reset_peak_memory_stats()
-        rate = speed(lambda engine=engine: engine.step(batch, KNOBS), scale)
+        rate = speed(lambda: engine.step(batch, KNOBS), scale)
         memory = f", {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB" if scale.gpu else ""
         good = abs(loss - first) < 0.02 * abs(first)
         yield f"step: {net}, {form}", good, f"{1e3 / rate:,.1f} ms{memory}, first loss {loss:.4f}"
 
+    for net, form in itertools.product(nets, forms):
+        yield f"step: {net}, {form}", partial(taken, net, form)
 
-def from_shards(scale: Scale) -> Iterator[tuple[str, bool, str]]:
+
+def from_shards(scale: Scale) -> Iterator[Row]:
     """Training from shards against training on one batch again and again."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -155,26 +170,45 @@ def from_shards(scale: Scale) -> Iterator[tuple[str, bool, str]]:
         fed = speed(lambda: job.engine.step(next(batches), knobs), scale) * scale.batch
         job.meter.close()
         job.ledger.close()
+        job.stream.close()
     yield "training on one batch", True, f"{alone:,.0f} images per second"
     yield "training from shards", True, f"{fed:,.0f} images per second with {threads} cores ({fed / alone:.0%})"
+
+
+def measured(sections: Iterable[Section], until: float) -> Iterator[tuple[str, str, str]]:
+    """Every row as soon as it is known."""
+    for what, section in sections:
+        if time.monotonic() > until:
+            yield what, "SKIPPED", "no time was left"
+            continue
+        try:
+            for row in section():
+                yield row[0], "right" if row[1] else "WRONG", row[2]
+        except Exception as error:  # what comes after it can still be measured
+            traceback.print_exc()
+            yield what, "FAILED", f"{type(error).__name__}: {error}"[:500]
 
 
 def main() -> int:
     """Measure all, print the table; 1 where a number is wrong."""
     parser = argparse.ArgumentParser(description="Measures what a GPU makes of photometry, steps and loading.")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--seconds", type=float, default=5.0)
-    asked = parser.parse_args()
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
+    parser.add_argument("--limit", type=float, default=math.inf, help="seconds after which nothing more is begun")
+    asked, begun = parser.parse_args(), time.monotonic()
     if asked.device == "cuda" and not torch.cuda.is_available():
         print("SKIPPED tests/gpu/throughput.py: speeds on a GPU, none is here (--device cpu runs small sizes without)")
         return 0
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # a job asks for determinism
     large = {"side": 224, "batch": 128, "images": 4096} if asked.device == "cuda" else {}
     scale = Scale(torch.device(asked.device), asked.seconds, **{"side": 32, "batch": 16, "images": 64, **large})
     title = torch.cuda.get_device_name() if scale.gpu else "cpu"
     table, failed = Table("what", "", "seen", title=title), 0
-    for what, good, seen in itertools.chain(photometry(scale), steps(scale), from_shards(scale)):
-        table.add_row(what, "right" if good else "WRONG", seen)
-        failed += not good
+    colours, shards = ("photometry", partial(photometry, scale)), ("training from shards", partial(from_shards, scale))
+    for row in measured([colours, *steps(scale), shards], begun + asked.limit):
+        print(*row, sep=" | ", flush=True)  # whoever is killed has said what it knew
+        table.add_row(row[0], row[1], escape(row[2]))
+        failed += row[1] in ("WRONG", "FAILED")
     Console(width=None if sys.stdout.isatty() else 140).print(table)
     return int(failed > 0)
 
