@@ -1,8 +1,8 @@
 """The only word for "the other ranks": who they are, and the few collectives that we use.
 
-A `World` of size 1 needs no process group, so whatever is handed one runs and is tested alone. `World.join` makes the
-groups, `World.leave` destroys them. Gathers and sums carry gradients that add up over the ranks; engines average
-gradients, so the objective is the mean over ranks of what each rank's loss returns.
+A `World` of size 1 needs no process group, so whatever is handed one runs and is tested alone. `joined` makes groups
+and destroys them. Gathers and sums carry gradients that add up over the ranks; engines average gradients, so the
+objective is the mean over ranks of what each rank's loss returns.
 """
 
 import contextlib
@@ -181,7 +181,8 @@ def joined(meeting: Path | None, seconds: float = 300.0, *, grouped: bool = Fals
 
     `meeting` is a file that all ranks see and only this attempt uses; None takes torch's own rendezvous (MASTER_ADDR,
     MASTER_PORT), as under torchrun. `seconds` bounds every wait. `grouped`: a world of one has groups too, so that one
-    device can prove what engines do on several. Raises UserError that names the ranks that did not come.
+    device can prove what engines do on several. Whoever fails in the block is to end its process: the groups stay then.
+    Raises UserError that names the ranks that did not come.
     """
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     local_rank, local_size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -200,13 +201,11 @@ def joined(meeting: Path | None, seconds: float = 300.0, *, grouped: bool = Fals
     else:
         store = meet(meeting, rank, size, seconds)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=wait)
-    try:
-        host = dist.new_group(backend="gloo", timeout=wait)
-        assert isinstance(host, dist.ProcessGroup)
-        world = World(rank, size, local_rank, local_size, device, host)
-        yield replace(world, letters=open_mailboxes(world, seconds) if size > 1 else None)
-    finally:
-        dist.destroy_process_group()
+    host = dist.new_group(backend="gloo", timeout=wait)
+    assert isinstance(host, dist.ProcessGroup)
+    world = World(rank, size, local_rank, local_size, device, host)
+    yield replace(world, letters=open_mailboxes(world, seconds) if size > 1 else None)
+    dist.destroy_process_group()  # not after a failure: NCCL would wait for ranks that wait for this one
 
 
 def letter_capacity(size: int) -> int:

@@ -16,6 +16,7 @@ WAIT_SECONDS = 120
 def serve(line: Connection, rank: int) -> None:
     """One process: takes (function, size, meeting, grouped, arguments), answers (worked, result)."""
     import torch
+    import torch.distributed as dist
 
     from dist_ssl.world import joined
 
@@ -28,6 +29,8 @@ def serve(line: Connection, rank: int) -> None:
                 answer = (True, function(world, *arguments))
         except BaseException:
             answer = (False, traceback.format_exc())
+            if dist.is_initialized():
+                dist.destroy_process_group()
         line.send(answer)
 
 

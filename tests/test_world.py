@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from dist_ssl.errors import UserError
 from dist_ssl.rendezvous import LOOPBACK, Meeting, interface_of, own_addresses, own_end
-from dist_ssl.world import World, meet
+from dist_ssl.world import World, joined, meet
 from tests.ranks import Ranks
 
 
@@ -67,6 +68,18 @@ def test_agreements_are_equal_on_all_ranks(ranks: Ranks) -> None:
 
 def test_a_world_of_one_needs_no_group() -> None:
     assert agreements(World()) == (10, [0, 0], 0.0, [0], "from 0")
+
+
+def test_who_fails_waits_for_nobody_to_leave_the_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DS_ACCELERATOR", "CUBLAS_WORKSPACE_CONFIG", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", interface_of(LOOPBACK))
+    try:
+        with pytest.raises(ZeroDivisionError), joined(tmp_path / "meeting" / "rendezvous.json", 20, grouped=True):
+            raise ZeroDivisionError
+        assert dist.is_initialized()
+    finally:
+        dist.destroy_process_group()
 
 
 def asked_for_all(world: World) -> tuple[bool, object, object, object, str]:
