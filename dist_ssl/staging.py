@@ -42,7 +42,8 @@ class Staged:
     def pieces(self) -> dict[str, Piece]:
         """The copies, once they are made."""
         if self.done is not None:
-            self.done.synchronize()
+            with torch.cuda.device(self.done.device):  # else a thread's is the first, where it would take memory
+                self.done.synchronize()
         found, begin = {}, 0
         for name, piece in self.own.items():
             found[name] = Piece(place(self.memory, begin, piece.tensor), piece.shape, piece.start)
