@@ -23,7 +23,7 @@ from torch import Tensor
 
 from dist_ssl.engine import Piece, State
 from dist_ssl.errors import CheckpointError
-from dist_ssl.rank_file import CODES, DamagedError, RankFile, Written, as_bytes, sync
+from dist_ssl.rank_file import CODES, DamagedError, RankFile, Written, as_bytes, not_opened, sync
 
 FORMAT = 2
 READERS = 4
@@ -105,7 +105,9 @@ def read_table(folder: Path) -> tuple[dict[str, Any], Table, dict[str, tuple[int
         text = (folder / "state.json").read_text()
         content = json.loads(text)
         version, sealed = content["format"], content.pop("xxh3")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except OSError as error:
+        raise not_opened(folder / "state.json", error) from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedError(f"state.json: {error}") from error
     if sealed != seal(content) or text != sealed_text(content):
         raise DamagedError("state.json: it is not what was written")

@@ -7,6 +7,7 @@ runs that stay in a core's cache; what is read is copied once. Reads are plain r
 answers with an error, where a mapped file would end the process.
 """
 
+import ctypes
 import errno
 import json
 import os
@@ -20,6 +21,7 @@ import xxhash
 from torch import Tensor
 
 from dist_ssl.engine import Piece
+from dist_ssl.errors import CheckpointError
 
 CHUNK_BYTES = 1 << 20
 HEADER_MOST_BYTES = 100_000_000
@@ -44,10 +46,23 @@ CODES = {
 }
 """torch's names of element types to those of the format."""
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NOT_THE_FILE = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""Why a file cannot be opened that may be as it was written."""
+LIBC: Any = ctypes.CDLL(None, use_errno=True)
 
 
 class DamagedError(Exception):
     """A checkpoint on disk is not what was written."""
+
+
+def not_opened(path: Path, error: OSError) -> Exception:
+    """What it means that a file of a checkpoint cannot be opened: that it is damaged, or nothing about it."""
+    if error.errno not in NOT_THE_FILE:
+        return DamagedError(f"{path.name}: {error.strerror}")
+    return CheckpointError(
+        f"{path} cannot be opened: {error.strerror}.",
+        "The checkpoint may be whole: mend the rights of its files or the limit on open ones (ulimit -n), then resume.",
+    )
 
 
 @dataclass(frozen=True)
@@ -128,11 +143,11 @@ def write(file: Path, own: Mapping[str, Piece]) -> Written:
 
 def _reserve(out: BinaryIO, length: int) -> None:
     """Have room for so many bytes, where the file system can promise it."""
-    try:
-        os.posix_fallocate(out.fileno(), 0, length)
-    except OSError as error:
-        if error.errno in NO_ROOM:
-            raise
+    # not posix_fallocate: where nothing is promised, as on NFS before 4.2, it writes to every block of the file instead
+    failed = LIBC.fallocate(out.fileno(), 0, ctypes.c_longlong(0), ctypes.c_longlong(length))
+    number = ctypes.get_errno()
+    if failed and number in NO_ROOM:
+        raise OSError(number, os.strerror(number))
 
 
 def _write_piece(out: BinaryIO, file: str, piece: Piece) -> Entry:
@@ -156,7 +171,7 @@ class RankFile:
         try:
             self._handle = os.open(path, os.O_RDONLY)
         except OSError as error:
-            raise DamagedError(f"{self.name}: {error.strerror}") from error
+            raise not_opened(path, error) from error
         try:
             self.length = os.fstat(self._handle).st_size
             self._places = self._read_header(written)

@@ -1,7 +1,9 @@
 """A checkpoint is whole or it does not exist, and a damaged one is passed over for the one before it."""
 
 import errno
+import io
 import logging
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -307,6 +309,26 @@ def test_no_whole_checkpoint_left_is_an_error_that_names_the_folder(tmp_path: Pa
     with pytest.raises(CheckpointError, match="None of the 2 checkpoints") as raised:
         restore(tmp_path)
     assert str(tmp_path) in str(raised.value)
+
+
+@pytest.mark.parametrize("file", ["state.json", "rank_00000.safetensors"])
+def test_what_cannot_be_opened_for_a_reason_of_its_own_is_not_taken_for_damage(
+    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (1, 2):
+        saved(keeper(tmp_path), Store(step), step)
+    before, opened, io_open = names(tmp_path), os.open, io.open
+
+    def refuse(path: Any, plainly: Any, *given: Any, **named: Any) -> Any:
+        if str(path).endswith(f"step_00000002/{file}"):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return plainly(path, *given, **named)
+
+    monkeypatch.setattr(os, "open", lambda path, *given, **named: refuse(path, opened, *given, **named))
+    monkeypatch.setattr(io, "open", lambda path, *given, **named: refuse(path, io_open, *given, **named))
+    with pytest.raises(CheckpointError, match=f"{file} cannot be opened: Too many open files"):
+        restore(tmp_path)
+    assert names(tmp_path) == before  # nothing is set aside
 
 
 def test_no_changed_byte_of_a_rank_file_goes_unnoticed(tmp_path: Path) -> None:

@@ -1,14 +1,17 @@
 """A rank's file is one that any reader of safetensors reads, and no byte of it changes unnoticed."""
 
+import ctypes
 import errno
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
 
+from dist_ssl import rank_file
 from dist_ssl.engine import Piece
 from dist_ssl.rank_file import CODES, DamagedError, RankFile, as_bytes, write
 from tests.test_staging import KINDS, pieces
@@ -57,22 +60,33 @@ def test_a_header_that_says_nothing_is_damaged(tmp_path: Path, header: bytes) ->
         RankFile(tmp_path / "rank_00000.safetensors", None)
 
 
-def test_a_disk_without_room_is_known_before_it_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(handle: int, offset: int, length: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+def refusing(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """A file system that answers so when it is asked for room."""
 
-    monkeypatch.setattr(os, "posix_fallocate", full)
+    def fallocate(*_: Any) -> int:
+        ctypes.set_errno(number)
+        return -1
+
+    monkeypatch.setattr(rank_file, "LIBC", SimpleNamespace(fallocate=fallocate))
+
+
+def test_a_disk_without_room_is_known_before_it_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refusing(monkeypatch, errno.ENOSPC)
     with pytest.raises(OSError, match="No space left"):
         write(tmp_path / "rank_00000.safetensors", pieces(KINDS))
     assert (tmp_path / "rank_00000.safetensors").stat().st_size == 0
 
 
-def test_a_file_system_that_reserves_nothing_is_written_all_the_same(
+def test_room_is_reserved(tmp_path: Path) -> None:
+    with (tmp_path / "file").open("xb") as out:
+        rank_file._reserve(out, 1 << 20)
+    assert (tmp_path / "file").stat().st_blocks * 512 >= 1 << 20
+
+
+def test_a_file_system_that_reserves_nothing_is_written_once_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unable(*_: Any) -> None:
-        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
-
-    monkeypatch.setattr(os, "posix_fallocate", unable)
+    refusing(monkeypatch, errno.EOPNOTSUPP)
+    monkeypatch.setattr(os, "posix_fallocate", None)  # writes to every block
     write(tmp_path / "rank_00000.safetensors", pieces(KINDS))
     assert safetensors.torch.load_file(tmp_path / "rank_00000.safetensors").keys() == KINDS.keys()
