@@ -52,9 +52,12 @@ class Extractor:
     def features(self, engine: Engine, numbers: Ints, who: Who = "student") -> tuple[Tensor, Tensor]:
         """[N, D] fp32 features and [N] int64 labels of the readable samples, on every rank, in the same order."""
         own = np.array_split(numbers, self.world.size)[self.world.rank]
-        parts = list(self._parts(engine, numbers, own, who)) or [self._nothing(engine, who)]
-        feats, labels = torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
         rows = -(-len(numbers) // self.world.size)
+        parts = list(self._parts(engine, numbers, own, who))
+        # to compute may mean to gather weights from all ranks: each takes as many turns as the one with most samples
+        turns = max(1, -(-rows // self.batch))
+        parts += [self._nothing(engine, who) for _ in range(turns - len(parts))]
+        feats, labels = torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
         room = rows - len(feats)
         feats = self.world.gather_const(torch.cat([feats, feats.new_zeros(room, feats.shape[1])]))
         labels = self.world.gather_const(torch.cat([labels, labels.new_full((room,), -1)]))
