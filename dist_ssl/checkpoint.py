@@ -12,6 +12,7 @@ fails for want of room costs that checkpoint and no more, as long as a later one
 """
 
 import logging
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -32,6 +33,7 @@ from dist_ssl.staging import Staged, Staging
 from dist_ssl.world import World
 
 LATEST, KEPT = "LATEST", "KEPT"
+COMMITTED = re.compile(r"step_(\d{8,})")
 log = logging.getLogger(__name__)
 
 
@@ -268,8 +270,9 @@ class Checkpoint:
         self._together(lambda: (self.folder / name_of(step) / KEPT).touch() if self.world.rank == 0 else None)
 
     def _whole(self) -> list[Path]:
-        """The committed checkpoints, newest first."""
-        return sorted(self.folder.glob("step_*"), reverse=True)
+        """The committed checkpoints, newest first; what a person keeps beside them (`step_00000100_good`) is theirs."""
+        found = {int(m[1]): path for path in self.folder.glob("step_*") if (m := COMMITTED.fullmatch(path.name))}
+        return [found[step] for step in sorted(found, reverse=True)]
 
 
 def name_of(step: int) -> str:

@@ -4,6 +4,7 @@ import errno
 import io
 import logging
 import os
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -383,6 +384,21 @@ def test_training_on_past_a_damaged_checkpoint_replaces_it(tmp_path: Path) -> No
     step, state = restore(tmp_path)
     assert step == 20
     assert_same_bits(state, tensors(5))
+
+
+def test_a_copy_that_a_person_made_is_neither_restored_nor_removed(tmp_path: Path) -> None:
+    saved(keeper(tmp_path, keep_last=1), Store(1), 1)
+    shutil.copytree(tmp_path / "step_00000001", tmp_path / "step_00000001_good")
+    own = keeper(tmp_path, keep_last=1)
+    assert own.restore(Store(), FRESH).step == 1  # type: ignore[arg-type]
+    saved(own, Store(2), 2)
+    assert names(tmp_path) == ["LATEST", "step_00000001_good", "step_00000002"]
+
+
+def test_steps_are_ordered_as_numbers(tmp_path: Path) -> None:
+    for step in (99_999_999, 100_000_000):
+        saved(keeper(tmp_path), Store(3), step)
+    assert restore(tmp_path)[0] == 100_000_000
 
 
 def test_a_damaged_checkpoint_does_not_push_out_whole_ones(tmp_path: Path) -> None:
