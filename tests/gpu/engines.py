@@ -51,7 +51,11 @@ class Pool:
     """Ranks that are begun anew after one of them has failed."""
 
     def __init__(self, most: int) -> None:
-        self.most, self.ranks = most, Ranks(most, grouped=True)
+        self.most = most
+        self.ranks = self._begun()
+
+    def _begun(self) -> Ranks:
+        return Ranks(self.most, grouped=True, seconds=240)  # a compiler takes its time
 
     def run(self, function: Callable[..., Any], size: int, *arguments: Any, alone: bool = False) -> list[Any]:
         """As `Ranks.run`; `alone`: without a process group."""
@@ -60,7 +64,7 @@ class Pool:
             return self.ranks.run(function, size, *arguments)
         except AssertionError:
             self.ranks.close()
-            self.ranks = Ranks(self.most, grouped=True)
+            self.ranks = self._begun()
             raise
 
 
