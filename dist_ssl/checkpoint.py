@@ -200,10 +200,8 @@ class Checkpoint:
             own = part / f"rank_{self.world.rank:05d}.safetensors"
             written = self._together(lambda: write(own, staged.pieces()))
             self._together(lambda: self._commit(part, progress, written, for_ever))
-        except CheckpointError as error:
-            self._failed += 1
+        except CheckpointError:
             if self.world.rank == 0:
-                log.warning("%s", error)
                 shutil.rmtree(part, ignore_errors=True)  # a full disk gets its space back
             raise
         self._saved_step, self._seconds = progress.step, time.monotonic() - began
@@ -220,14 +218,20 @@ class Checkpoint:
         except OSError as error:
             problem = f"Rank {self.world.rank}: {error}"
         answers = self._beside.collect((problem, superseded, result))
+        failure: CheckpointError | None = None
         for problem, superseded, _ in answers:
             if superseded:
-                raise SupersededError(problem, "Nothing is lost: the newer attempt goes on. End this one.")
-            if problem:
-                raise CheckpointError(
+                failure = SupersededError(problem, "Nothing is lost: the newer attempt goes on. End this one.")
+            elif problem and failure is None:
+                failure = CheckpointError(
                     f"The checkpoint could not be written to {self.folder}: {problem}.",
                     "The checkpoint before it is whole. Free some space; if the run has ended, resume it then.",
                 )
+        if failure:
+            self._failed += 1
+            if self.world.rank == 0:
+                log.warning("%s", failure)
+            raise failure
         return [found for _, _, found in answers]
 
     def _make(self, part: Path) -> None:

@@ -112,6 +112,21 @@ def test_a_save_without_room_is_told_counted_and_made_up_for_by_the_next(
     assert (own.metrics()["failed_saves"], own.metrics()["saved_step"]) == (1, 3)
 
 
+def test_a_checkpoint_that_could_not_be_kept_for_ever_is_told_and_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = keeper(tmp_path, keep_last=1, keep_every=Duration.parse("1 epochs"))
+    in_epoch = at(3)
+    saved(own, Store(3), 3)
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
+        patch.setattr(Path, "touch", full)
+        own.save(Store(3), in_epoch.next_epoch())  # type: ignore[arg-type]
+        own.close()
+    assert "No space left" in caplog.text
+    saved(own, Store(4), 4)
+    assert own.metrics()["failed_saves"] == 1
+
+
 def test_the_last_save_fails_loudly_and_may_be_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = keeper(tmp_path)
     with monkeypatch.context() as patch:
