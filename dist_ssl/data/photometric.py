@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from dist_ssl.data.cuts import SMALLEST_LOOPED
 from dist_ssl.data.views import Recipe
 from dist_ssl.draws import Draws, Floats, Purpose
 
@@ -23,9 +24,6 @@ LUMA = (0.2989, 0.587, 0.114)
 SOLARIZE_FROM = 128 / 255
 BRIGHTNESS, CONTRAST, SATURATION, HUE, NOTHING = range(5)
 PARTS = 4
-SMALLEST_LOOPED = 64
-"""Side, px, from which single-precision views are coloured by compiled loops on a CPU. Below it, torch's calls cost
-little, and compiling (seconds, once per copy of the code) would cost more than it saves."""
 CENTRE = np.array([1.0, 1.0, 1.0, 0.0], dtype=np.float32)
 LOWEST = np.array([0.0, 0.0, 0.0, -0.5], dtype=np.float32)
 """Of the factors of the four parts: what changes nothing, and the smallest allowed."""

@@ -10,16 +10,15 @@ An image is three planes [3, S * S]; loops run over slices, whose indices LLVM k
 """
 
 import math
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+from dist_ssl.data.compiled import compiled, entrance
+
 Floats = npt.NDArray[np.float32]
 Pixels = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
@@ -32,25 +31,20 @@ BLOCK = 2048
 """Numbers that a convolution holds in the innermost cache."""
 
 
-def _compiled(function: Function) -> Function:
-    compiled: Function = numba.njit(nogil=True, error_model="numpy")(function)
-    return compiled
-
-
-@_compiled
+@compiled
 def clamp(value: F) -> F:
     """Into [0, 1]."""
     low = value if value > F(0) else F(0)
     return low if low < F(1) else F(1)
 
 
-@_compiled
+@compiled
 def luma(r: F, g: F, b: F) -> F:
     """ITU-R 601."""
     return RED * r + GREEN * g + BLUE * b
 
 
-@_compiled
+@compiled
 def channel(value: F, chroma: F, sixth: F) -> F:
     """One of red, green, blue from hue (in sixths of a turn, offset by the channel), value and chroma."""
     k = sixth - F(6) * np.floor(sixth * F(1 / 6))
@@ -58,7 +52,7 @@ def channel(value: F, chroma: F, sixth: F) -> F:
     return value - chroma * clamp(k)
 
 
-@_compiled
+@compiled
 def scale(x: Floats, factor: F, shift: F) -> None:
     """x = clamp(factor * x + shift)."""
     for c in range(3):
@@ -67,7 +61,7 @@ def scale(x: Floats, factor: F, shift: F) -> None:
             plane[i] = clamp(factor * plane[i] + shift)
 
 
-@_compiled
+@compiled
 def mean_luma(x: Floats, line: Floats) -> float:
     """The mean luma; `line` [BLOCK] holds partial sums, so that the loop is vectorised without being reordered."""
     for i in range(line.size):
@@ -83,7 +77,7 @@ def mean_luma(x: Floats, line: Floats) -> float:
     return float(total / size)
 
 
-@_compiled
+@compiled
 def saturate(x: Floats, factor: F) -> None:
     """Blend with the own luma; factor 0 is gray."""
     r, g, b = x[0], x[1], x[2]
@@ -94,7 +88,7 @@ def saturate(x: Floats, factor: F) -> None:
         b[i] = clamp(factor * b[i] + gray)
 
 
-@_compiled
+@compiled
 def hue(x: Floats, turns: F) -> None:
     """Turn the hue of HSV; value and saturation stay."""
     r, g, b = x[0], x[1], x[2]
@@ -112,7 +106,7 @@ def hue(x: Floats, turns: F) -> None:
         b[i] = channel(value, chroma, sixth + F(1))
 
 
-@_compiled
+@compiled
 def gaussian(sigma: float, side: int) -> Floats:
     """Half of a Gaussian's weights, from its middle on."""
     reach = min(math.ceil(REACH * sigma), side - 1)
@@ -124,7 +118,7 @@ def gaussian(sigma: float, side: int) -> Floats:
     return taps
 
 
-@_compiled
+@compiled
 def convolve(source: Floats, target: Floats, taps: Floats, stride: int, count: int) -> None:
     """target[i] = sum over k of taps[|k|] * source[i + (k + reach) * stride], in blocks, two pairs of taps a pass."""
     reach = taps.size - 1
@@ -146,7 +140,7 @@ def convolve(source: Floats, target: Floats, taps: Floats, stride: int, count: i
                 out[i] = out[i] + taps[reach] * (a[i] + b[i])
 
 
-@_compiled
+@compiled
 def blur(x: Floats, sigma: float, first: Floats, second: Floats, side: int) -> None:
     """Gaussian blur, mirrored at the edges: along rows that are padded, then along columns that are."""
     taps = gaussian(sigma, side)
@@ -172,7 +166,7 @@ def blur(x: Floats, sigma: float, first: Floats, second: Floats, side: int) -> N
                 row[i] = source[i]
 
 
-@_compiled
+@compiled
 def load(pixels: Pixels, x: Floats, line: Floats) -> None:
     """[S, S, 3] of 0 to 255 -> planes of 0 to 1."""
     flat = pixels.reshape(-1)
@@ -186,7 +180,7 @@ def load(pixels: Pixels, x: Floats, line: Floats) -> None:
             r[i], g[i], b[i] = line[3 * i], line[3 * i + 1], line[3 * i + 2]
 
 
-@_compiled
+@compiled
 def solarize(x: Floats, bright: F) -> None:
     """Invert what is at least as bright."""
     for c in range(3):
@@ -195,7 +189,7 @@ def solarize(x: Floats, bright: F) -> None:
             plane[i] = plane[i] if plane[i] < bright else F(1) - plane[i]
 
 
-@_compiled
+@compiled
 def store(x: Floats, out: Floats, turn: Ints, weight: Floats, shift: Floats) -> None:
     """Planes -> [S, S, 3], normalised; `turn`: transposed, rows mirrored, columns mirrored."""
     side = out.shape[0]
@@ -210,7 +204,7 @@ def store(x: Floats, out: Floats, turn: Ints, weight: Floats, shift: Floats) -> 
             row[i, 2] = x[2, at] * weight[2] + shift[2]
 
 
-@_compiled
+@compiled
 def jitter(x: Floats, order: Ints, factors: Floats, line: Floats) -> None:
     """The parts of the jitter in this order; other numbers than theirs are nothing."""
     for part in order:
@@ -257,7 +251,7 @@ def _colour(
 
 
 SIGNATURE = "void(u1[:,:,:,::1],f4[:,:,:,::1],i8[:,::1],f4[:,::1],f4[::1],i8[:,::1],f4,f4[::1],f4[::1])"
-colour = numba.njit(SIGNATURE, nogil=True, cache=True, error_model="numpy")(_colour)
+colour = entrance(SIGNATURE, _colour)
 """`_colour`, compiled with all that it calls when this module is imported, or read from disk."""
 
 

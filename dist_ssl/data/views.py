@@ -13,7 +13,8 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from dist_ssl.data.decode import MAX_PIXELS, Box, decode, resize
+from dist_ssl.data.cuts import cut_views
+from dist_ssl.data.decode import MAX_PIXELS, Box, decode
 from dist_ssl.draws import Draws, Floats, Purpose
 from dist_ssl.errors import ConfigError
 
@@ -168,8 +169,7 @@ class Crops:
         least = -(-size * min(self.width, self.height) // side)
         image = decode(data, least, self.max_pixels)
         height, width, _ = image.pixels.shape
-        for box, size, view in zip(self.placed(width, height), self.sizes, out, strict=True):
-            view[:] = resize(image.pixels, box, size)
+        cut_views(image.pixels, self.placed(width, height), out)
         return image.slow
 
 
@@ -199,8 +199,8 @@ class Cutter:
         """
         image = decode(data, self.needed, self.max_pixels)
         height, width, _ = image.pixels.shape
-        for recipe, side, numbers, view in zip(self.recipes, self.sizes, draws, out, strict=True):
-            view[:] = resize(image.pixels, crop_box(width, height, recipe, numbers), side)
+        boxes = [crop_box(width, height, recipe, numbers) for recipe, numbers in zip(self.recipes, draws, strict=True)]
+        cut_views(image.pixels, boxes, out)
         return image.slow
 
     def crops(self, sides: tuple[int, int], draws: Sequence[Floats]) -> Crops:
@@ -227,7 +227,7 @@ class Whole:
         """Decode and resize into the one buffer; why that was slow, if it was. Raises UnreadableError."""
         image = decode(data, self.size, self.max_pixels)
         height, width, _ = image.pixels.shape
-        out[0][:] = resize(image.pixels, (0, 0, width, height), self.size)
+        cut_views(image.pixels, [(0, 0, width, height)], out)
         return image.slow
 
     def crops(self, sides: tuple[int, int], draws: Sequence[Floats]) -> Crops:

@@ -52,6 +52,7 @@ def delivered(shards: Path, rounds: int, threads: int, beside: bool) -> float:
 
 def first(shards: Path, amount: int, threads: int, beside: bool) -> float:
     """Seconds from the imports to the first batch of views at 224, coloured; the compiled loops are on disk."""
+    import dist_ssl.data.cuts_cpu
     import dist_ssl.data.photometric_cpu  # noqa: F401
 
     begun = time.perf_counter()
