@@ -70,21 +70,24 @@ class Draws:
 
     def words(self, purpose: Purpose, ids: Ints, slot: int, count: int) -> Words:
         """[len(ids), count] 32-bit words, held in uint64. `slot`: 0 to 4095; `count`: 1 to 16384."""
-        return self._words({purpose: count}, ids, slot)[purpose]
+        found: Words = self._words({purpose: count}, ids, range(slot, slot + 1))[purpose][0]
+        return found
 
-    def _words(self, counts: Mapping[Purpose, int], ids: Ints, slot: int) -> dict[Purpose, Words]:
-        assert 0 <= slot < 1 << SLOT_BITS
+    def _words(self, counts: Mapping[Purpose, int], ids: Ints, slots: range) -> dict[Purpose, Words]:
+        """[len(slots), len(ids), count] each."""
+        assert 0 <= slots.start < slots.stop <= 1 << SLOT_BITS
         blocks = {purpose: (count + 3) // 4 for purpose, count in counts.items()}
         assert all(0 < number <= 1 << BLOCK_BITS for number in blocks.values())
-        firsts = {purpose: int(purpose) << 24 | slot << BLOCK_BITS for purpose in counts}
-        tags = [np.arange(firsts[p], firsts[p] + number, dtype=np.uint64) for p, number in blocks.items()]
-        wide = ids.astype(np.uint64)[:, None]
-        low, high, block = np.broadcast_arrays(wide & LOW, wide >> HALF, np.concatenate(tags)[None, :])
-        epoch = np.full_like(low, self.epoch)
-        out = np.stack(philox((low, high, epoch, block), (self.seed & 0xFFFFFFFF, self.seed >> 32)), axis=-1)
+        firsts = [(int(purpose) << 24, number) for purpose, number in blocks.items()]
+        block = np.concatenate([np.arange(first, first + number, dtype=np.uint64) for first, number in firsts])
+        slot = np.arange(slots.start, slots.stop, slots.step, dtype=np.uint64)[:, None, None] << np.uint64(BLOCK_BITS)
+        wide = ids.astype(np.uint64)[None, :, None]
+        epoch = np.full_like(wide, self.epoch)
+        counter, key = (wide & LOW, wide >> HALF, epoch, slot | block), (self.seed & 0xFFFFFFFF, self.seed >> 32)
+        out = np.stack(philox(counter, key), axis=-1)
         ends = np.cumsum(list(blocks.values()))
-        parts = zip(counts.items(), np.split(out, ends[:-1], axis=1), strict=True)
-        return {purpose: part.reshape(len(ids), part.shape[1] * 4)[:, :count] for (purpose, count), part in parts}
+        parts = zip(counts.items(), np.split(out, ends[:-1], axis=2), strict=True)
+        return {purpose: part.reshape(*part.shape[:2], 4 * part.shape[2])[..., :count] for (purpose, count), part in parts}
 
     def uniform(self, purpose: Purpose, ids: Ints, slot: int, count: int) -> Floats:
         """[len(ids), count] float32 in [0, 1): row i depends on ids[i] alone."""
@@ -92,7 +95,14 @@ class Draws:
 
     def uniforms(self, counts: Mapping[Purpose, int], ids: Ints, slot: int) -> dict[Purpose, Floats]:
         """`uniform` for several purposes, in one pass."""
-        words = self._words(counts, ids, slot)
+        return {p: drawn[0] for p, drawn in self.of_slots(counts, ids, range(slot, slot + 1)).items()}
+
+    def of_slots(self, counts: Mapping[Purpose, int], ids: Ints, slots: range) -> dict[Purpose, Floats]:
+        """`uniform` for several purposes and slots, [len(slots), len(ids), count] each, in one pass.
+
+        A pass over few numbers costs as much as one over many: nearly all of it is calls.
+        """
+        words = self._words(counts, ids, slots)
         return {p: (drawn >> np.uint64(8)).astype(np.float32) * np.float32(2.0**-24) for p, drawn in words.items()}
 
     def order(self, purpose: Purpose, ids: Ints) -> Ints:

@@ -115,9 +115,19 @@ def test_uniform_stays_below_one(ids, seed) -> None:
 
 
 def test_the_largest_word_becomes_less_than_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    largest = np.array([[0xFFFFFFFF, 0, 0xFF]], dtype=np.uint64)
+    largest = np.array([[[0xFFFFFFFF, 0, 0xFF]]], dtype=np.uint64)
     monkeypatch.setattr(Draws, "_words", lambda *_: {Purpose.CROP: largest})
     assert Draws(0).uniform(Purpose.CROP, np.array([0]), 0, 3).tolist() == [[1 - 2**-24, 0.0, 0.0]]
+
+
+@given(IDS, SEEDS, st.integers(0, 2**32 - 1), st.integers(0, 4080), st.integers(1, 15), st.integers(1, 30))
+def test_slots_drawn_together_are_as_those_drawn_alone(ids, seed, epoch, first, slots, count) -> None:
+    draws, counts, numbers = Draws(seed, epoch), {Purpose.CROP: count, Purpose.TURN: 2}, np.array(ids)
+    together = draws.of_slots(counts, numbers, range(first, first + slots))
+    for place, slot in enumerate(range(first, first + slots)):
+        for purpose, own in counts.items():
+            alone = draws.uniform(purpose, numbers, slot, own)
+            np.testing.assert_array_equal(together[purpose][place], alone)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**64 - 1])

@@ -76,13 +76,14 @@ class Recipe:
 def crop_box(width: int, height: int, recipe: Recipe, draws: Floats) -> Box:
     """(left, top, right, bottom) in px of the image, from CROP_DRAWS uniform numbers."""
     low, high = math.log(recipe.aspect[0]), math.log(recipe.aspect[1])
-    for share, turn in zip(draws[:TRIES], draws[TRIES : 2 * TRIES], strict=True):
-        area = width * height * (recipe.crop_min + float(share) * (recipe.crop_max - recipe.crop_min))
-        ratio = math.exp(low + float(turn) * (high - low))
+    *tried, across, down = draws.tolist()
+    for share, turn in zip(tried[:TRIES], tried[TRIES:], strict=True):
+        area = width * height * (recipe.crop_min + share * (recipe.crop_max - recipe.crop_min))
+        ratio = math.exp(low + turn * (high - low))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
-            left = math.floor(float(draws[-2]) * (width - w + 1))
-            top = math.floor(float(draws[-1]) * (height - h + 1))
+            left = math.floor(across * (width - w + 1))
+            top = math.floor(down * (height - h + 1))
             return left, top, left + w, top + h
     return centre_box(width, height, recipe.aspect)
 
@@ -190,7 +191,7 @@ class Cutter:
 
     def draw(self, draws: Draws, ids: Ints) -> list[Floats]:
         """The random numbers of every view's crops, [B, CROP_DRAWS] each."""
-        return [draws.uniform(Purpose.CROP, ids, slot, CROP_DRAWS) for slot in range(len(self.recipes))]
+        return list(draws.of_slots({Purpose.CROP: CROP_DRAWS}, ids, range(len(self.recipes)))[Purpose.CROP])
 
     def cut(self, data: bytes, draws: Sequence[Floats], out: Sequence[Pixels]) -> str:
         """Decode once and write every view into its [side, side, 3] buffer; why that was slow, if it was.
