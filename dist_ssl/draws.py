@@ -87,7 +87,9 @@ class Draws:
         out = np.stack(philox(counter, key), axis=-1)
         ends = np.cumsum(list(blocks.values()))
         parts = zip(counts.items(), np.split(out, ends[:-1], axis=2), strict=True)
-        return {purpose: part.reshape(*part.shape[:2], 4 * part.shape[2])[..., :count] for (purpose, count), part in parts}
+        return {
+            purpose: part.reshape(*part.shape[:2], 4 * part.shape[2])[..., :count] for (purpose, count), part in parts
+        }
 
     def uniform(self, purpose: Purpose, ids: Ints, slot: int, count: int) -> Floats:
         """[len(ids), count] float32 in [0, 1): row i depends on ids[i] alone."""

@@ -8,8 +8,8 @@ solarize, invert, flip, turn, normalise. Values are floats in [0, 1] in between,
 does; where torchvision rounds to uint8 after each part, nothing is rounded here.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
@@ -104,6 +104,10 @@ class Looks:
     mirror_rows: Flags
     mirror_columns: Flags
 
+    def of(self, rows: slice) -> "Looks":
+        """Of some of the samples."""
+        return Looks(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
 
 class Photometry:
     """Applies the colour half of one recipe to one view slot. `mean`, `std`: per channel, of values in [0, 1]."""
@@ -113,9 +117,10 @@ class Photometry:
 
     def __call__(self, pixels: Tensor, ids: Ints, draws: Draws, dtype: torch.dtype) -> Tensor:
         """[B, S, S, 3] uint8 on the device -> [B, 3, S, S] `dtype`, normalised, channels last in memory."""
-        looks = self.looks(ids, draws)
-        if pixels.device.type == "cpu" and dtype == torch.float32 and pixels.shape[1] >= SMALLEST_LOOPED:
-            return self._in_loops(pixels, looks)
+        return colour([self], [pixels], ids, draws, dtype)[0]
+
+    def change(self, pixels: Tensor, looks: Looks, dtype: torch.dtype) -> Tensor:
+        """[B, S, S, 3] uint8 -> [B, 3, S, S] `dtype` by torch's operations."""
         x = pixels.permute(0, 3, 1, 2).to(dtype, memory_format=torch.contiguous_format).div_(255)
         x = jitter(x, looks.order, looks.factors)
         x = _where(looks.gray, x, luma)
@@ -127,9 +132,9 @@ class Photometry:
         x = _where(looks.mirror_columns, x, lambda x: x.flip(-1))
         return normalise(x, self.mean, self.std).contiguous(memory_format=torch.channels_last)
 
-    def looks(self, ids: Ints, draws: Draws) -> Looks:
-        """What is drawn for these samples. Mirrored, then turned by quarters: a transposition and two mirrors."""
-        r, drawn = self.recipe, draws.uniforms(NUMBERS, ids, self.slot)
+    def looks(self, drawn: Mapping[Purpose, Floats]) -> Looks:
+        """What the NUMBERS drawn for some samples mean. Mirrored, then turned: a transposition and two mirrors."""
+        r = self.recipe
         order, factors = self._jitter(drawn[Purpose.JITTER])
         blurred = drawn[Purpose.BLUR]
         sigma = r.blur_min + blurred[:, 1] * (r.blur_max - r.blur_min)
@@ -144,8 +149,8 @@ class Photometry:
             solarize=_hit(drawn[Purpose.SOLARIZE], r.solarize_p),
             invert=_hit(drawn[Purpose.INVERT], r.invert_p),
             transpose=odd,
-            mirror_rows=np.isin(quarters, (1, 2)) ^ (flip & odd),
-            mirror_columns=np.isin(quarters, (2, 3)) ^ (flip & ~odd),
+            mirror_rows=((quarters == 1) | (quarters == 2)) ^ (flip & odd),
+            mirror_columns=(quarters >= 2) ^ (flip & ~odd),
         )
 
     def _jitter(self, numbers: Floats) -> tuple[Ints, Floats]:
@@ -156,16 +161,57 @@ class Photometry:
         order[~_hit(numbers, r.jitter_p)[:, None] | (spread[order] == 0)] = NOTHING
         return order, low + numbers[:, 1:5] * (CENTRE + spread - low)
 
-    def _in_loops(self, pixels: Tensor, looks: Looks) -> Tensor:
-        from dist_ssl.data.photometric_cpu import colour_batch  # compiles: seconds, which small views do without
 
+def colour(
+    changes: Sequence[Photometry],
+    views: Sequence[Tensor],
+    ids: Ints,
+    draws: Draws,
+    dtype: torch.dtype,
+    parts: int = 1,
+) -> list[Tensor]:
+    """Each view [B, S, S, 3] of these samples by its own photometry, as that would do it alone.
+
+    `parts`: equal parts of the batch that torch computes one by one.
+    """
+    slots = range(changes[0].slot, changes[-1].slot + 1)
+    assert [change.slot for change in changes] == list(slots)
+    drawn = draws.of_slots(NUMBERS, ids, slots)
+    looks = [change.looks({p: n[place] for p, n in drawn.items()}) for place, change in enumerate(changes)]
+    return _finish(changes, views, looks, dtype, parts)
+
+
+def _finish(
+    changes: Sequence[Photometry], views: Sequence[Tensor], looks: Sequence[Looks], dtype: torch.dtype, parts: int
+) -> list[Tensor]:
+    def looped(view: Tensor) -> bool:
+        return view.device.type == "cpu" and dtype == torch.float32 and view.shape[1] >= SMALLEST_LOOPED
+
+    given = list(zip(changes, views, looks, strict=True))
+    works = [(view, look, change.mean, change.std) for change, view, look in given if looped(view)]
+    done = iter(_in_loops(works) if works else [])
+    return [next(done) if looped(view) else _by_torch(change, view, look, dtype, parts) for change, view, look in given]
+
+
+def _by_torch(change: Photometry, view: Tensor, looks: Looks, dtype: torch.dtype, parts: int) -> Tensor:
+    if parts == 1:
+        return change.change(view, looks, dtype)
+    rows = len(view) // parts
+    cuts = [slice(start, start + rows) for start in range(0, len(view), rows)]
+    return torch.cat([change.change(view[cut], looks.of(cut), dtype) for cut in cuts])
+
+
+def _in_loops(works: Sequence[tuple[Tensor, Looks, Sequence[float], Sequence[float]]]) -> list[Tensor]:
+    from dist_ssl.data.photometric_cpu import colour_views  # compiles: seconds, which small views do without
+
+    given = []
+    for pixels, looks, mean, std in works:
         turns = (looks.transpose, looks.mirror_rows, looks.mirror_columns)
         marks = np.stack([looks.gray, looks.solarize, looks.invert, *turns], axis=1).astype(np.int64)
-        rows = (looks.order, looks.factors, looks.sigma, marks)
-        weight, shift = (np.array(v, np.float32) for v in _affine(self.mean, self.std))
+        weight, shift = (np.array(v, np.float32) for v in _affine(mean, std))
         rest = (np.float32(SOLARIZE_FROM), weight, shift)
-        given = pixels.contiguous().numpy()
-        return torch.from_numpy(colour_batch(given, rows, rest, torch.get_num_threads())).permute(0, 3, 1, 2)
+        given.append((pixels.contiguous().numpy(), (looks.order, looks.factors, looks.sigma, marks), rest))
+    return [found.permute(0, 3, 1, 2) for found in colour_views(given, torch.get_num_threads())]
 
 
 def jitter(x: Tensor, order: Ints, factors: Floats) -> Tensor:

@@ -10,13 +10,16 @@ An image is three planes [3, S * S]; loops run over slices, whose indices LLVM k
 """
 
 import math
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from dist_ssl.data.buffers import Returning
 from dist_ssl.data.compiled import compiled, entrance
 
 Floats = npt.NDArray[np.float32]
@@ -27,6 +30,8 @@ RED, GREEN, BLUE = F(0.2989), F(0.587), F(0.114)
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 REACH = 5.5
 """Deviations at which a Gaussian is cut off: less lies beyond than float32 resolves."""
+LINE = 16
+"""Numbers of a cache line, at which each view begins."""
 BLOCK = 2048
 """Numbers that a convolution holds in the innermost cache."""
 
@@ -260,14 +265,34 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="colour")
 
 
-def colour_batch(pixels: Pixels, rows: tuple[npt.NDArray[Any], ...], rest: tuple[Any, ...], threads: int) -> Floats:
-    """`_colour` with images shared out over threads. `rows`: order, factors, sigma, marks; `rest`: what all share."""
-    out = np.empty(pixels.shape, np.float32)
-    cuts = np.linspace(0, len(pixels), min(threads, len(pixels)) + 1).astype(np.int64)
-    parts = [slice(*ends) for ends in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True)]
-    work = [(pixels[part], out[part], *(row[part] for row in rows), *rest) for part in parts]
-    if len(work) > 1:
-        list(_pool(threads).map(lambda given: colour(*given), work))
-    elif work:
-        colour(*work[0])
-    return out
+@cache
+def _memory() -> Returning:
+    return Returning()
+
+
+def colour_views(
+    given: Sequence[tuple[Pixels, tuple[npt.NDArray[Any], ...], tuple[Any, ...]]], threads: int
+) -> list[torch.Tensor]:
+    """Views, each [B, S, S, 3], shared out over threads; they lie in one memory.
+
+    Of each: pixels; order, factors, sigma and marks, [B, ...]; what all its images share.
+    """
+    ends = np.cumsum([(pixels.size + LINE - 1) // LINE * LINE for pixels, _, _ in given]).tolist()
+    memory = _memory().take(ends[-1])
+    starts = [0, *ends[:-1]]
+    found = [
+        memory[start : start + pixels.size].view(pixels.shape)
+        for start, (pixels, _, _) in zip(starts, given, strict=True)
+    ]
+    pieces = -(-2 * threads // len(given)) if threads > 1 else 1
+    work = []
+    for (pixels, rows, rest), target in zip(given, found, strict=True):
+        cuts = np.linspace(0, len(pixels), max(1, min(pieces, len(pixels))) + 1).astype(np.int64).tolist()
+        for part in map(slice, cuts[:-1], cuts[1:]):
+            work.append((pixels[part], target.numpy()[part], *(row[part] for row in rows), *rest))
+    if len(work) > 1 and threads > 1:
+        list(_pool(threads).map(lambda one: colour(*one), work))
+    else:
+        for one in work:
+            colour(*one)
+    return found

@@ -4,7 +4,7 @@ Lanes say which samples (lanes.py), threads decode and crop them (load.py), the 
 All randomness is keyed by sample, so a batch is the same whoever computes it.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ from dist_ssl.batch import Batch
 from dist_ssl.data.decode import MAX_PIXELS, SLOW
 from dist_ssl.data.lanes import EpochOrder
 from dist_ssl.data.load import Loaded, Supply
-from dist_ssl.data.photometric import Photometry
+from dist_ssl.data.photometric import Photometry, colour
 from dist_ssl.data.requests import Steps
 from dist_ssl.data.views import Cutter, Recipe, of_views
 from dist_ssl.draws import Draws
@@ -63,14 +63,14 @@ class Stream:
         order = EpochOrder(self.split.shard_sizes, draws, plan.lanes, self.window)
         recipes = [r.at(plan.magnitude) for r in of_views(self.recipes, plan.views, plan.local_views)]
         sizes = [plan.local_size if recipe.local else plan.image_size for recipe in recipes]
-        colour = [Photometry(r, slot, self.colours.mean, self.colours.std) for slot, r in enumerate(recipes)]
+        changes = [Photometry(r, slot, self.colours.mean, self.colours.std) for slot, r in enumerate(recipes)]
         steps = Steps(order, self.world.rank, self.world.size, start, plan.samples_per_lane)
         cutter = Cutter(recipes, sizes, self.max_pixels)
         pyramid = self.loader.pyramid
         coming = steps.shards, pyramid.expected(cutter, draws) if pyramid else None
         loaded = self.loader.load(steps, cutter, len(sizes), coming)
         for at, pixels in zip(steps.starts, loaded, strict=True):
-            batch = self._batch(pixels, colour, draws, at // steps.count)
+            batch = self._batch(pixels, changes, draws, at // steps.count)
             if pyramid:
                 batch.levels = pyramid.levels(cutter, draws, np.array(list(pixels.unreadable), dtype=np.int64))
             yield batch
@@ -79,18 +79,10 @@ class Stream:
         """End what loads; there are no batches after it."""
         self.loader.close()
 
-    def _coloured(self, change: Photometry, pixels: torch.Tensor, ids: Ints, draws: Draws) -> torch.Tensor:
-        rows = len(ids) // self.parts
-        parts = [slice(start, start + rows) for start in range(0, len(ids), rows)]
-        found = [change(pixels[part], ids[part], draws, self.dtype) for part in parts]
-        return found[0] if self.parts == 1 else torch.cat(found)
-
-    def _batch(self, pixels: Loaded, colour: Iterable[Photometry], draws: Draws, step: int) -> Batch:
+    def _batch(self, pixels: Loaded, changes: Sequence[Photometry], draws: Draws, step: int) -> Batch:
         device, ids = self.world.device, pixels.ids
-        views = [
-            self._coloured(change, torch.from_numpy(view).to(device), ids, draws)
-            for change, view in zip(colour, pixels.views, strict=True)
-        ]
+        views = [torch.from_numpy(view).to(device) for view in pixels.views]
+        views = colour(changes, views, ids, draws, self.dtype, self.parts)
         labels = torch.from_numpy(self.split.samples.labels[ids]) if self.split.labelled else None
         return Batch(
             views=views,
