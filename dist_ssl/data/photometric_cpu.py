@@ -197,16 +197,23 @@ def solarize(x: Floats, bright: F) -> None:
 @compiled
 def store(x: Floats, out: Floats, turn: Ints, weight: Floats, shift: Floats) -> None:
     """Planes -> [S, S, 3], normalised; `turn`: transposed, rows mirrored, columns mirrored."""
-    side = out.shape[0]
-    down, across = (1, side) if turn[0] else (side, 1)
+    side, last = out.shape[0], out.shape[0] - 1
+    p, q, s, t, u, v = weight[0], weight[1], weight[2], shift[0], shift[1], shift[2]
     for y in range(side):
-        start = down * (side - 1 - y if turn[1] else y) + (across * (side - 1) if turn[2] else 0)
-        step, row = -across if turn[2] else across, out[y]
-        for i in range(side):
-            at = start + step * i
-            row[i, 0] = x[0, at] * weight[0] + shift[0]
-            row[i, 1] = x[1, at] * weight[1] + shift[1]
-            row[i, 2] = x[2, at] * weight[2] + shift[2]
+        row, line = out[y].reshape(-1), last - y if turn[1] else y
+        start = line * side
+        r, g, b = x[0, start : start + side], x[1, start : start + side], x[2, start : start + side]
+        if turn[0]:
+            for i in range(side):
+                at = line + side * (last - i if turn[2] else i)
+                row[3 * i], row[3 * i + 1], row[3 * i + 2] = x[0, at] * p + t, x[1, at] * q + u, x[2, at] * s + v
+        elif turn[2]:
+            for i in range(side):
+                at = last - i
+                row[3 * i], row[3 * i + 1], row[3 * i + 2] = r[at] * p + t, g[at] * q + u, b[at] * s + v
+        else:
+            for i in range(side):
+                row[3 * i], row[3 * i + 1], row[3 * i + 2] = r[i] * p + t, g[i] * q + u, b[i] * s + v
 
 
 @compiled
@@ -277,20 +284,15 @@ def colour_views(
 
     Of each: pixels; order, factors, sigma and marks, [B, ...]; what all its images share.
     """
-    ends = np.cumsum([(pixels.size + LINE - 1) // LINE * LINE for pixels, _, _ in given]).tolist()
-    memory = _memory().take(ends[-1])
-    starts = [0, *ends[:-1]]
-    found = [
-        memory[start : start + pixels.size].view(pixels.shape)
-        for start, (pixels, _, _) in zip(starts, given, strict=True)
-    ]
-    pieces = -(-2 * threads // len(given)) if threads > 1 else 1
-    work = []
+    sizes = [pixels.size + -pixels.size % LINE for pixels, _, _ in given]
+    parts = _memory().take(sum(sizes)).split(sizes)
+    found = [part[: pixels.size].view(pixels.shape) for part, (pixels, _, _) in zip(parts, given, strict=True)]
+    pieces, work = -(-2 * threads // len(given)) if threads > 1 else 1, []
     for (pixels, rows, rest), target in zip(given, found, strict=True):
         cuts = np.linspace(0, len(pixels), max(1, min(pieces, len(pixels))) + 1).astype(np.int64).tolist()
-        for part in map(slice, cuts[:-1], cuts[1:]):
-            work.append((pixels[part], target.numpy()[part], *(row[part] for row in rows), *rest))
-    if len(work) > 1 and threads > 1:
+        for cut in map(slice, cuts[:-1], cuts[1:]):
+            work.append((pixels[cut], target.numpy()[cut], *(row[cut] for row in rows), *rest))
+    if threads > 1:
         list(_pool(threads).map(lambda one: colour(*one), work))
     else:
         for one in work:
