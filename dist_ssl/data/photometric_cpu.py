@@ -285,7 +285,7 @@ def colour_views(
     Of each: pixels; order, factors, sigma and marks, [B, ...]; what all its images share.
     """
     sizes = [pixels.size + -pixels.size % LINE for pixels, _, _ in given]
-    parts = _memory().take(sum(sizes)).split(sizes)
+    parts = torch.tensor_split(_memory().take(sum(sizes)), np.cumsum(sizes)[:-1].tolist())
     found = [part[: pixels.size].view(pixels.shape) for part, (pixels, _, _) in zip(parts, given, strict=True)]
     pieces, work = -(-2 * threads // len(given)) if threads > 1 else 1, []
     for (pixels, rows, rest), target in zip(given, found, strict=True):
