@@ -7,6 +7,7 @@ from torch import Tensor
 
 from dist_ssl.losses.crossed import crossed_entropy
 from dist_ssl.losses.job import Sum, full_precision
+from dist_ssl.losses.swav import sinkhorn
 
 
 def dino_cross_entropy(
@@ -23,6 +24,27 @@ def dino_cross_entropy(
     """
     targets = [((full_precision(t).detach() - centre) / teacher_temperature).softmax(1) for t in teacher]
     return crossed_entropy(targets, [full_precision(s) / student_temperature for s in student])
+
+
+def balanced_cross_entropy(
+    student: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+    valid: Tensor,
+    total: Sum,
+    *,
+    iterations: int = 3,
+    student_temperature: float = 0.1,
+    teacher_temperature: float = 0.04,
+) -> Tensor:
+    """The same with targets by Sinkhorn and Knopp over all of the teacher's views together, without a centre, [B].
+
+    `student`: [B, K] cosines per view, of which the first are the `teacher`'s views; `valid`: [B] bool, `total`,
+    `iterations`: as in `sinkhorn`, which gives a target of zeros to samples that are not valid.
+    """
+    shared = sinkhorn(
+        torch.cat(list(teacher)), valid.repeat(len(teacher)), total, eps=teacher_temperature, iterations=iterations
+    )
+    return crossed_entropy(shared.chunk(len(teacher)), [full_precision(s) / student_temperature for s in student])
 
 
 @torch.no_grad()

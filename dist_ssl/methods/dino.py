@@ -8,7 +8,9 @@ Local views, small crops, are the student's alone. The head's last layer has dir
 where they are used. As published T_t rises at first, and the last layer stays as drawn for the first epoch.
 
 Outputs that are nearly alike grow apart only while views agree in more than T_t / T_s of the outputs' spread, and else
-collapse: where augmentation is strong, T_t / T_s must be small, and then the centre must move faster than the teacher.
+collapse: where augmentation is strong, T_t / T_s must be small. Targets so sharp fall unequally to outputs that are
+centred, and the student learns just that. `sinkhorn` shares them out equally in place of the centre; it is not of this
+paper but of DINOv2 (arXiv 2304.07193).
 """
 
 import copy
@@ -23,7 +25,7 @@ from dist_ssl.blocks import scope
 from dist_ssl.bounds import at_least, counted, positive, shares
 from dist_ssl.draws import SampleDraws
 from dist_ssl.durations import Duration
-from dist_ssl.losses.dino import batch_centre, dino_cross_entropy
+from dist_ssl.losses.dino import balanced_cross_entropy, batch_centre, dino_cross_entropy
 from dist_ssl.losses.job import job_mean
 from dist_ssl.method import Embeddings, LossOutput, Method
 from dist_ssl.methods.health import signs_of_health
@@ -71,8 +73,9 @@ class DINO(Method):
     `student_temperature`, `teacher_temperature` > 0; the latter rises from `teacher_rises_from` > 0 during
     `teacher_warmup`, if any. `freeze_last`: how long the head's last layer stays as drawn, or None.
     `centre_momentum`, `momentum`: 0 to 1, of the centre, and the teacher's at the start, which rises to 1 along half a
-    cosine. `num_views`: from 2; `local_views`: small ones beside them, from 0.
-    `norm_group`: samples that share batch-norm statistics; None: all of the job's.
+    cosine. `sinkhorn`: iterations that share the targets out over the job in place of the centre; 0: they are centred.
+    `num_views`: from 2; `local_views`: small ones beside them, from 0. `norm_group`: samples that share batch-norm
+    statistics; None: all of the job's.
     """
 
     student: Branch
@@ -93,6 +96,7 @@ class DINO(Method):
         teacher_warmup: Duration | None = None,
         freeze_last: Duration | None = None,
         centre_momentum: float = 0.9,
+        sinkhorn: int = 0,
         momentum: float = 0.996,
         num_views: int = 2,
         local_views: int = 0,
@@ -101,13 +105,13 @@ class DINO(Method):
         super().__init__()
         at_least("method", 1, hidden=hidden, narrow=narrow, outputs=outputs)
         at_least("method", 2, num_views=num_views)
-        at_least("method", 0, local_views=local_views)
+        at_least("method", 0, local_views=local_views, sinkhorn=sinkhorn)
         positive("method", student_temperature=student_temperature, teacher_temperature=teacher_temperature)
         positive("method", teacher_rises_from=teacher_rises_from)
         counted("method", teacher_warmup=teacher_warmup, freeze_last=freeze_last)
         shares("method", momentum=momentum, centre_momentum=centre_momentum)
         self.world, self.momentum, self.centre_momentum = world, momentum, centre_momentum
-        self.student_temperature, self.freeze_last = student_temperature, freeze_last
+        self.student_temperature, self.freeze_last, self.sinkhorn = student_temperature, freeze_last, sinkhorn
         begin = teacher_rises_from if teacher_warmup else teacher_temperature
         self.teacher_temperature = Knob(teacher_temperature, teacher_temperature, True, False, begin, teacher_warmup)
         self.num_views, self.local_views = num_views, local_views
@@ -145,21 +149,24 @@ class DINO(Method):
         """The cross-entropy between different views, the mean over the job's valid samples."""
         students = [embeddings[f"s{number}"] for number in range(self.num_views + self.local_views)]
         teachers = [embeddings[f"t{number}"] for number in range(self.num_views)]
-        rows = dino_cross_entropy(
-            students,
-            teachers,
-            self.centre.value,
-            student_temperature=self.student_temperature,
-            teacher_temperature=knobs.number("teacher_temperature"),
-        )
-        return LossOutput(
-            job_mean(rows, batch.valid, self.world.sum),
-            metrics=signs_of_health(students[0], teachers[1]),
-            remember={"centre": batch_centre(teachers, batch.valid, self.world.sum_const)},
-        )
+        temperatures = {
+            "student_temperature": self.student_temperature,
+            "teacher_temperature": knobs.number("teacher_temperature"),
+        }
+        remember = {}
+        if self.sinkhorn == 0:
+            rows = dino_cross_entropy(students, teachers, self.centre.value, **temperatures)
+            remember["centre"] = batch_centre(teachers, batch.valid, self.world.sum_const)
+        else:
+            rows = balanced_cross_entropy(
+                students, teachers, batch.valid, self.world.sum_const, iterations=self.sinkhorn, **temperatures
+            )
+        metrics = signs_of_health(students[0], teachers[1])
+        return LossOutput(job_mean(rows, batch.valid, self.world.sum), metrics=metrics, remember=remember)
 
     @torch.no_grad()
     def remember(self, out: LossOutput, batch: Batch, knobs: Knobs) -> None:
-        """Move the centre."""
-        centre = out.remember["centre"].to(self.centre.value.dtype)
-        self.centre.value.lerp_(centre, 1 - self.centre_momentum)
+        """Move the centre, if targets are centred."""
+        if "centre" in out.remember:
+            centre = out.remember["centre"].to(self.centre.value.dtype)
+            self.centre.value.lerp_(centre, 1 - self.centre_momentum)

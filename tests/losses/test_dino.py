@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dist_ssl.losses.dino import batch_centre, dino_cross_entropy
+from dist_ssl.losses.dino import balanced_cross_entropy, batch_centre, dino_cross_entropy
+from dist_ssl.losses.swav import sinkhorn
 from tests.losses.tensors import agreeing, alone, close, growth, normal, with_gradients
 
 
@@ -59,6 +60,43 @@ def test_the_centre_is_the_mean_over_views_and_valid_samples() -> None:
     teacher, valid = normal(2, 4, 5), torch.tensor([True, False, True, True])
     torch.testing.assert_close(batch_centre(list(teacher), valid, alone), teacher[:, valid].mean((0, 1)))
     assert batch_centre(list(teacher), torch.zeros(4).bool(), alone).tolist() == [0] * 5
+
+
+def test_balanced_targets_are_shared_out_over_the_teachers_views_together() -> None:
+    student, teacher, valid = normal(3, 4, 5, seed=1).tanh(), normal(2, 4, 5, seed=2).tanh(), torch.arange(4) != 1
+    q = sinkhorn(teacher.flatten(0, 1), valid.repeat(2), alone, eps=0.07, iterations=2).view(2, 4, 5)
+
+    def slow(s: Tensor) -> Tensor:
+        pairs = [(0, 1), (0, 2), (1, 0), (1, 2)]
+        return -torch.stack([(q[t] * (s[v] / 0.2).log_softmax(1)).sum(1) for t, v in pairs]).mean(0)
+
+    def own(s: Tensor) -> Tensor:
+        options = {"student_temperature": 0.2, "teacher_temperature": 0.07, "iterations": 2}
+        return balanced_cross_entropy(list(s), list(teacher), valid, alone, **options)
+
+    close(with_gradients(own, student), with_gradients(slow, student))
+    assert own(student)[1] == 0
+
+
+def test_balanced_targets_favour_no_output_where_centred_ones_do() -> None:
+    teacher = normal(2, 200, 4, seed=1).tanh() * torch.tensor([0.1, 0.1, 0.1, 1.0])
+    teacher = list(teacher - teacher.mean((0, 1)))
+    flat, all_valid = [torch.zeros(200, 4).double().requires_grad_() for _ in range(2)], torch.ones(200).bool()
+
+    def pull(loss: Tensor) -> float:
+        grads = torch.autograd.grad(loss.sum(), flat)
+        return float(torch.stack(grads).sum((0, 1)).abs().max()) / float(torch.stack(grads).abs().sum())
+
+    centred = pull(dino_cross_entropy(flat, teacher, torch.zeros(4)))
+    assert centred > 0.05
+    assert pull(balanced_cross_entropy(flat, teacher, all_valid, alone, iterations=200)) < centred / 50
+
+
+def test_the_teacher_of_balanced_targets_gets_no_gradient() -> None:
+    student, teacher = normal(2, 3, 5, seed=1).requires_grad_(), normal(2, 3, 5, seed=2).tanh().requires_grad_()
+    balanced_cross_entropy(list(student), list(teacher), torch.ones(3).bool(), alone).sum().backward()
+    assert student.grad.abs().max() > 0
+    assert teacher.grad is None
 
 
 @pytest.mark.parametrize(("student", "teacher"), [(0.1, 0.04), (0.3, 0.03)])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dist_ssl.losses.contrastive import nt_xent
 from dist_ssl.losses.cosine import negative_cosine
-from dist_ssl.losses.dino import batch_centre, dino_cross_entropy
+from dist_ssl.losses.dino import balanced_cross_entropy, batch_centre, dino_cross_entropy
 from dist_ssl.losses.emp_ssl import emp_ssl
 from dist_ssl.losses.fast_moco import combined_cross_entropy
 from dist_ssl.losses.job import job_mean
@@ -55,6 +55,11 @@ def dino(world: World, z: Tensor, valid: Tensor) -> Tensor:
     return job_mean(dino_cross_entropy(list(z), list(z[:2]), centre), valid, world.sum)
 
 
+def balanced_dino(world: World, z: Tensor, valid: Tensor) -> Tensor:
+    outputs = list(z.tanh())
+    return job_mean(balanced_cross_entropy(outputs, outputs[:2], valid, world.sum_const), valid, world.sum)
+
+
 def emp_of_own_groups(world: World, z: Tensor, valid: Tensor) -> Tensor:
     return emp_ssl(z, valid, 2).loss
 
@@ -83,6 +88,7 @@ CASES = {
         whole_vicreg,
         swav,
         dino,
+        balanced_dino,
         emp_of_own_groups,
         emp_of_gathered_groups,
         fast_moco,

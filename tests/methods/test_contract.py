@@ -43,6 +43,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "emp_ssl + rotation": ("emp_ssl", {"aux": True}),
     "dino + rotation": ("dino", {"aux": True}),
     "dino, local views": ("dino", {"local_views": 3, "head_norm": True}),
+    "dino, shared targets, local views": ("dino", {"local_views": 2, "sinkhorn": 3}),
     "dino of a ViT, local views": ("dino", {"vit": True, "local_views": 2}),
     "swav, local views, in groups": ("swav", {"local_views": 2, "num_views": 3, "norm_group": 4}),
     "swav, local views, + rotation": ("swav", {"local_views": 2, "aux": True}),

@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
+from dist_ssl.losses.swav import sinkhorn
 from dist_ssl.plan import Knobs
+from dist_ssl.world import World
 from tests.methods import small
 
 
@@ -45,6 +47,18 @@ def test_the_centre_moves_a_tenth_of_the_way_to_the_mean_of_readable_samples_in_
     kept = [1, 2, 3, 5]
     mean = torch.cat([e["t0"][kept], e["t1"][kept]]).mean(0)
     assert torch.allclose(m.centre.value, 0.45 + 0.1 * mean)
+
+
+def test_shared_targets_are_sinkhorns_at_the_teachers_temperature_and_leave_the_centre() -> None:
+    m, b = small.method("dino", outputs=12, sinkhorn=2), small.batch(invalid=(0, 4))
+    e, warm = small.forward(m, b), Knobs({"teacher_temperature": torch.tensor(0.4)})
+    kept = torch.cat([e["t0"][b.valid], e["t1"][b.valid]])
+    q0, q1 = sinkhorn(kept, torch.ones(8).bool(), World().sum_const, eps=0.4, iterations=2).chunk(2)
+    rows = [-(q * (e[s][b.valid] / 0.1).log_softmax(1)).sum(1) for q, s in ((q0, "s1"), (q1, "s0"))]
+    out = m.loss(e, b, warm)
+    assert out.loss.item() == pytest.approx(torch.stack(rows).mean().item(), rel=1e-6)
+    m.remember(out, b, warm)
+    assert m.centre.value.abs().sum() == 0
 
 
 def test_the_teacher_sees_global_views_only_and_the_student_all() -> None:

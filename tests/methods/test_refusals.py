@@ -31,6 +31,7 @@ REFUSED: dict[str, tuple[str, Any, str]] = {
     "one view of DINO": ("dino.num_views", 1, LEAST_2),
     "fewer local views than none of SwAV": ("swav.local_views", -1, "is not possible: it is at least 0."),
     "fewer local views than none of DINO": ("dino.local_views", -1, "is not possible: it is at least 0."),
+    "fewer iterations than none": ("dino.sinkhorn", -1, "is not possible: it is at least 0."),
     "a cold teacher": ("dino.teacher_temperature", 0.0, "is not possible: it is more than 0."),
     "a teacher that begins cold": ("dino.teacher_rises_from", 0.0, "is not possible: it is more than 0."),
     "no tiles": ("fast_moco.parts", 0, LEAST_1),
