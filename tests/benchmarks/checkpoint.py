@@ -1,6 +1,6 @@
 """Measures what saves and restores cost, against a plain copy of memory and torch's checkpoints, and holds it to bars.
 
-    python tests/benchmarks/checkpoint.py [sizes=369MB,1500MB] [rounds=7] [steps=40] [folder=FOLDER]
+    python tests/benchmarks/checkpoint.py [sizes=369MB,1500MB] [rounds=15] [steps=40] [folder=FOLDER]
 
 The state has the tensors of ResNet-50s in training (weights, a teacher's, moments, steps), as many as the size takes;
 weights lie in memory as convolutions like them. One process, files in `folder` (by default the temporary folder), all
@@ -173,7 +173,7 @@ def main(words: list[str]) -> int:
     """Print a table per size; 1 where a bar is missed."""
     options = {key: value for key, _, value in (word.partition("=") for word in words)}
     console = Console(width=150)
-    given, rounds = options.pop("sizes", "369MB,1500MB"), int(options.pop("rounds", 7))
+    given, rounds = options.pop("sizes", "369MB,1500MB"), int(options.pop("rounds", 15))
     count, folder = int(options.pop("steps", 40)), options.pop("folder", None)
     if options:
         console.print(f"There is no option {', '.join(options)}: sizes, rounds, steps, folder.")
