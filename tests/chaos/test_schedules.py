@@ -15,7 +15,7 @@ from rich.table import Table
 
 from launch.ending import FINISHED, Ending
 from launch.run_dir import AttemptDir, RunDir
-from tests.system.launching import WAIT_SECONDS, Launch, await_that, nothing_left, words
+from tests.system.launching import Launch, await_that, nothing_left, words
 from tests.system.test_audit import audited, rows, spoilt_shards
 from tests.system.test_kill import KINDS, disturb
 
@@ -48,7 +48,7 @@ def wander(run: Path, launch: Launch, kills: Sequence[str], sizes: Sequence[int]
     done: list[str] = []
     await_that(lambda: (run / "config.yaml").exists(), "a run folder")
     for kind, nodes in zip(kills, sizes, strict=True):
-        disturb(launch, run, kind, chance, WAIT_SECONDS)
+        disturb(launch, run, kind, chance)
         await_that(lambda: nothing_left(run), "no process left behind")
         attempts = RunDir(run).newest_attempt()
         if finished(run):

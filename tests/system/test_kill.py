@@ -38,18 +38,15 @@ def kill(launch: Launch, kind: str, chance: random.Random) -> None:
         chance.choice(victims).send_signal(signal.SIGKILL)
 
 
-def disturb(launch: Launch, run: Path, kind: str, chance: random.Random, seconds: float = END_SECONDS) -> None:
-    """Wait for a random moment of the attempt (from before the first step to some 3 s later), then kill.
-
-    Of a job that loses a process the others end within so many seconds.
-    """
+def disturb(launch: Launch, run: Path, kind: str, chance: random.Random) -> None:
+    """Wait for a random moment of the attempt (from before the first step to some 3 s later), then kill."""
     before = status(run)["step"]
     if chance.random() < 0.8:
         await_that(lambda: status(run)["step"] > before or launch.process.poll() is not None, "a new step")
     time.sleep(chance.uniform(0, 2))
     kill(launch, kind, chance)
     if kind != "all":
-        code, text = launch.finish(seconds)
+        code, text = launch.finish(END_SECONDS)
         assert code in (0, 1), text
 
 

@@ -23,7 +23,7 @@ from tests.system.launching import (
     words,
 )
 
-LENGTH = ("epochs=4", "probe.every=4 epochs", "save_every=3 steps")
+LENGTH = ("epochs=6", "probe.every=6 epochs", "save_every=3 steps")
 
 
 def test_a_killed_loader_process_ends_the_attempt_which_says_so_and_the_run_goes_on_with_the_same_bits(
