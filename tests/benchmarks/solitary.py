@@ -5,6 +5,7 @@
 prints one number. NAME with `-beside`: with the decode threads in a loader process.
 """
 
+import gc
 import statistics
 import sys
 import time
@@ -51,10 +52,15 @@ def delivered(shards: Path, rounds: int, threads: int, beside: bool) -> float:
 
 
 def first(shards: Path, amount: int, threads: int, beside: bool) -> float:
-    """Seconds from the imports to the first batch of views at 224, coloured; the compiled loops are on disk."""
+    """Seconds from the imports to the first batch of views at 224, coloured; the compiled loops are on disk.
+
+    The imports' garbage is theirs: with other loaders installed beside ours, torch imports more, and Python's full
+    collection of that, 0.3 s, fell between the clock's two ends.
+    """
     import dist_ssl.data.cuts_cpu
     import dist_ssl.data.photometric_cpu  # noqa: F401
 
+    gc.collect()
     begun = time.perf_counter()
     ours(Images(shards, shards, []), Work(2, 224), threads, batches=1)()
     return time.perf_counter() - begun
