@@ -27,6 +27,8 @@ from dist_ssl.data.views import Recipe
 from dist_ssl.plan import EpochPlan
 from dist_ssl.world import World
 from shards import make
+from shards.sources import demo
+from shards.words import Bytes
 
 SHARDS, PER_SHARD, IMAGES = 1280, 1000, 50
 BAR = 1.1
@@ -36,7 +38,7 @@ COLOURS = Colours((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
 def large(folder: Path) -> None:
     """A data set of 1.28 M samples around a few images."""
-    make.make("demo", folder / "few", Console(quiet=True), make.Options(IMAGES, 10, 10**9))
+    make.make("demo", folder / "few", Console(quiet=True), demo.Options(train=IMAGES, val=10, shard_bytes=Bytes(10**9)))
     few = manifest.read(folder / "few").split("train")
     (folder / "many").mkdir()
     shards = []
