@@ -73,7 +73,11 @@ def run_job(world: World, config: dict[str, Any], folder: Path, attempt: int = 1
     recorder = Recorder(job.stream)
     job.stream = recorder  # type: ignore[assignment]
     assert finished(job)
-    return recorder.ids, {name: value.clone() for name, value in job.engine.state().items()}
+    final = {}
+    for name, value in job.engine.state().items():
+        assert isinstance(value, Tensor), f"{name} is in pieces"
+        final[name] = value.clone()
+    return recorder.ids, final
 
 
 def together(per_rank: list[list[list[int]]]) -> list[list[int]]:

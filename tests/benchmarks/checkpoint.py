@@ -21,11 +21,12 @@ from typing import Any
 import timm
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 import xxhash
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -113,7 +114,7 @@ class Bench:
     def their_stall(self) -> float:
         """Of `dcp.async_save` as it comes."""
         found: list[Any] = []
-        took = seconds(lambda: found.append(dcp.async_save(self.engine.tensors, checkpoint_id=self.theirs)))
+        took = seconds(lambda: found.append(async_save(self.engine.tensors, checkpoint_id=self.theirs)))
         found[0].result()
         return took
 
@@ -124,7 +125,7 @@ class Bench:
 
     def their_restore(self) -> float:
         """`dcp.load`, which verifies nothing."""
-        return seconds(lambda: dcp.load(self.engine.tensors, checkpoint_id=self.theirs))
+        return seconds(lambda: load(self.engine.tensors, checkpoint_id=self.theirs))
 
 
 def rows(bench: Bench, rounds: int, table: Table) -> bool:
@@ -158,7 +159,10 @@ def steps_beside(bench: Bench, count: int) -> tuple[list[float], list[float]]:
     def step() -> None:
         model(x).square().mean().backward()
 
-    quiet, busy = [seconds(step) for _ in range(3)][:0], []
+    quiet: list[float] = []
+    busy: list[float] = []
+    for _ in range(3):  # warm
+        step()
     while len(busy) < count:
         bench.step += 1
         bench.ours.save(bench.engine, Progress(epochs=1, step=bench.step))
@@ -187,7 +191,7 @@ def main(words: list[str]) -> int:
     torch.set_num_threads(CORES)
     passed = True
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        dist.init_process_group("gloo", store=dist.FileStore(f"{scratch}/store", 1), rank=0, world_size=1)
+        dist.init_process_group("gloo", init_method=f"file://{scratch}/store", rank=0, world_size=1)
         for size in sizes:
             bench = Bench(size, Path(scratch) / str(size))
             title = f"{show_bytes(bench.size)} in {len(bench.engine.tensors)} tensors, {CORES} cores, {rounds} rounds"

@@ -120,7 +120,7 @@ def supervised(train: Split, val: Split, epochs: int) -> float:
             scores = model(augmented(train.images[index]))
             loss = functional.cross_entropy(scores, train.labels[index], label_smoothing=0.1)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             schedule.step()
     with torch.no_grad():

@@ -171,7 +171,8 @@ def judge(claim: Claim, rows: list[Row], results: Results) -> tuple[str, str, st
     spread = math.hypot(*(statistics.stdev(values) if len(values) > 1 else 0.0 for values in pair))
     within = " (within the spread)" if abs(first - second) <= spread else ""
     scale, digits = (1e3, 0) if claim.number == "step" else (100, 1)
-    return claim.text, *(shown(v, scale, digits) for v in pair), ("held" if held else "DID NOT HOLD") + within
+    ours, theirs = (shown(values, scale, digits) for values in pair)
+    return claim.text, ours, theirs, ("held" if held else "DID NOT HOLD") + within
 
 
 def collapsed(rows: list[Row], results: Results) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -177,7 +178,7 @@ class Several:
         return [self.change(image) for _ in range(self.views)]
 
 
-def counted(batches: DataLoader) -> Pass:
+def counted(batches: DataLoader[Any]) -> Pass:
     """Iterate once."""
     return lambda: sum(len(batch[0]) for batch, *_ in batches)
 
@@ -216,10 +217,10 @@ def stacked(samples: Sequence[tuple[list[torch.Tensor]]]) -> tuple[list[torch.Te
     return ([torch.stack(view) for view in zip(*(views for (views,) in samples), strict=True)],)
 
 
-class Recorded(Dataset):
+class Recorded(Dataset[tuple[list[torch.Tensor]]]):
     """LitData's dataset of the encoded images, with the same transformation."""
 
-    def __init__(self, source: "Dataset", work: Work) -> None:
+    def __init__(self, source: Any, work: Work) -> None:
         self.source, self.several = source, Several(work)
 
     def __len__(self) -> int:
@@ -244,8 +245,8 @@ def dali(images: Images, work: Work, threads: int) -> Pass:
     """NVIDIA DALI's operators on the CPU: decode once, a random crop, colours, blur and normalisation per view."""
     from nvidia.dali import fn, pipeline_def, types
 
-    @pipeline_def(batch_size=BATCH, num_threads=threads, device_id=None, prefetch_queue_depth=2)
-    def pipeline() -> tuple:
+    @pipeline_def(batch_size=BATCH, num_threads=threads, device_id=None, prefetch_queue_depth=2)  # type: ignore[untyped-decorator]
+    def pipeline() -> tuple[Any, ...]:
         encoded, _ = fn.readers.file(files=[str(path) for path in images.files], random_shuffle=True, name="files")
         image = fn.decoders.image(encoded, device="cpu")
         return tuple(dali_view(fn, types, image, work) for _ in range(work.views))
@@ -268,13 +269,13 @@ def dali(images: Images, work: Work, threads: int) -> Pass:
     return once
 
 
-def dali_view(fn: object, types: object, image: object, work: Work) -> object:
+def dali_view(fn: Any, types: Any, image: Any, work: Work) -> Any:
     """One view; colours and blur are multiplied away where a coin says so, as DALI has no branches for free."""
     x = fn.random_resized_crop(image, size=work.size, random_area=(0.2, 1.0))
     if not work.coloured:
         return x
 
-    def coin(probability: float) -> object:
+    def coin(probability: float) -> Any:
         return fn.cast(fn.random.coin_flip(probability=probability), dtype=types.FLOAT)
 
     jittered, gray, blurred = coin(0.8), coin(0.2), coin(0.5)

@@ -20,7 +20,7 @@ from dist_ssl.data import manifest
 from dist_ssl.data.read import Reader
 from dist_ssl.data.views import Cutter
 from dist_ssl.draws import Draws
-from tests.benchmarks.pipelines import MOCO, Images, Work, imagefolder, ours
+from tests.benchmarks.pipelines import MOCO, Images, Pass, Work, imagefolder, ours
 
 
 def unique_bytes(process: psutil.Process) -> int:
@@ -42,7 +42,7 @@ def delivered(shards: Path, rounds: int, threads: int, beside: bool) -> float:
             cutter.cut(reader.read(number), [n[number] for n in numbers], out)
         return len(split.samples)
 
-    def rate(run) -> float:
+    def rate(run: Pass) -> float:
         begun = time.perf_counter()
         count = run()
         return count / (time.perf_counter() - begun)

@@ -91,8 +91,8 @@ def batch(world: World, views: int, step: int, dtype: torch.dtype = torch.float6
     pixels = [torch.randn(shape, dtype=torch.float64, generator=generator).to(dtype) for shape in shapes]
     valid = torch.arange(SAMPLES) != step % SAMPLES
     own = slice(world.rank * SAMPLES // world.size, (world.rank + 1) * SAMPLES // world.size)
-    views = [view[own].to(world.device) for view in pixels]
-    return Batch(views, ids[own], valid[own].to(world.device), None, Draws(0), step=step)
+    mine = [view[own].to(world.device) for view in pixels]
+    return Batch(mine, ids[own], valid[own].to(world.device), None, Draws(0), step=step)
 
 
 def forget_worlds() -> None:

@@ -117,12 +117,13 @@ def photometry(scale: Scale) -> Iterator[Row]:
 
 def steps(scale: Scale) -> Iterator[Section]:
     """Steps of MoCo v3 in every form of the blocks, in bf16 on a GPU; the first losses must agree."""
-    width = {"width": 384, "depth": 12, "heads": 12, "patch": 16} if scale.gpu else {"width": 32, "depth": 2}
+    small: dict[str, Any] = {"width": 32, "depth": 2, "heads": 2, "patch": 8}
+    size: dict[str, Any] = {"width": 384, "depth": 12, "heads": 12, "patch": 16} if scale.gpu else small
     nets: dict[str, Callable[[], torch.nn.Module]] = {
-        "vit": lambda: vit(**{"heads": 2, "patch": 8, **width}),
+        "vit": lambda: vit(**size),
         "resnet": lambda: timm_encoder("resnet50" if scale.gpu else "resnet18"),
     }
-    forms: dict[str, dict[str, bool]] = {"plain": {}, "computed twice": {"activation_checkpointing": True}}
+    forms: dict[str, dict[str, Any]] = {"plain": {}, "computed twice": {"activation_checkpointing": True}}
     forms |= {"compiled": {"compile": True}} if scale.gpu else {}
     generator = torch.Generator().manual_seed(0)
     views = [torch.randn(scale.batch, 3, scale.side, scale.side, generator=generator) for _ in range(2)]
