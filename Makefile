@@ -2,7 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-# Tests with a machine to themselves, because they hold others to seconds.
+# Files in their own order: xdist would keep those of few tests for the end, which here are the longest.
+TWO := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Tests that hold others to seconds; nothing but one another runs beside them, and they mostly wait.
 UNDISTURBED := tests/system/test_kill.py tests/system/test_slurm.py
 
 .PHONY: run test check lint types laws golden chaos packages clean
@@ -10,9 +12,9 @@ UNDISTURBED := tests/system/test_kill.py tests/system/test_slurm.py
 run: .venv/.run  ## pre-train an encoder on this machine
 	$(BIN)/python launch/slurm.py method=mocov3 nodes=4
 
-test: .venv/.test packages  ## the whole test suite: what needs no machine of its own by two processes at once
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(UNDISTURBED:%=--ignore=%)
-	$(BIN)/python -m pytest $(UNDISTURBED)
+test: .venv/.test packages  ## the whole test suite, by two processes at once
+	$(TWO) $(UNDISTURBED:%=--ignore=%)
+	$(TWO) $(UNDISTURBED)
 
 check: lint types laws  ## under a minute
 
