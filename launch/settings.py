@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -52,15 +53,38 @@ MACHINE = (
 )
 """What may change at every resume; every other key is science: the result depends on it."""
 
+PLACES = ("data.path", "data.cache", "runs", "resume")
+"""Folders and addresses: what stands after = is meant as it is, whatever Hydra would read into it."""
+
+
+def legible(word: str, *, commas: bool = False) -> str:
+    """The word as Hydra reads it: a folder `date=1` or `it's`, and `a,b` unless `commas` part choices, in its quotes.
+
+    Raises ConfigError where it is not key=value.
+    """
+    key, _, value = word.partition("=")
+    try:
+        choices = OverridesParser.create().parse_overrides([word])[0].is_sweep_override()
+    except OverrideParseException as error:
+        if key in PLACES:
+            return _quoted(key, value)
+        quotes = f""", and a text that holds signs in quotes: "{key}='...'\"""" if value else ""
+        raise ConfigError(f"'{word}' is not of the form key=value.", f"Write method=mocov3, say{quotes}.") from error
+    return _quoted(key, value) if choices and key in PLACES and not commas else word
+
+
+def _quoted(key: str, value: str) -> str:
+    """The value in Hydra's quotes, so that it is text; before a quote it takes backslashes for its own."""
+    escaped = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), value)
+    return f"{key}='{escaped}'"
+
 
 def compose(words: list[str], folder: Path) -> dict[str, Any]:
     """The resolved config that `words` (`key=value`) make of the config tree in `folder`. Raises ConfigError."""
     try:
         with hydra.initialize_config_dir(str(folder.resolve()), version_base="1.3"):
-            found = hydra.compose("config", overrides=words)
+            found = hydra.compose("config", overrides=[legible(word) for word in words])
         values = OmegaConf.to_container(found, resolve=True, throw_on_missing=True)
-    except OverrideParseException as error:
-        raise ConfigError(f"'{error.override}' is not of the form key=value.", "Write method=mocov3, say.") from error
     except MissingConfigException as error:
         raise _no_option(str(error.missing_cfg_file), folder) from error
     except ConfigCompositionException as error:

@@ -6,19 +6,15 @@ from itertools import count, product
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import OverrideParseException
 
-from dist_ssl.errors import ConfigError
+from launch import settings
 
 FLAGS = ("-m", "--multirun")
 
 
 def expand(words: list[str]) -> list[list[str]]:
     """The words of every run, the first key varying slowest. Raises ConfigError where a word has no value."""
-    try:
-        overrides = OverridesParser.create().parse_overrides(words)
-    except OverrideParseException as error:
-        raise ConfigError(f"'{error.override}' is not of the form key=value.", "Write method=mocov3, say.") from error
+    overrides = OverridesParser.create().parse_overrides([settings.legible(word, commas=True) for word in words])
     choices = []
     for word, override in zip(words, overrides, strict=True):
         key = word.partition("=")[0]

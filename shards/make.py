@@ -10,6 +10,7 @@ Shards are written into `OUT.part` and renamed when they are whole, so a folder 
 set; the same command goes on where a kill stopped it. A source is a file of `shards/sources/`, its options are its own.
 """
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -54,8 +55,8 @@ def report(folder: Path, console: Console) -> None:
     if sides:
         say(console, f"levels: {', '.join(f'{side} px' for side in sides)}")
     words = ["method=mocov3", "nodes=1", "data=shards", f"data.path={folder}", *(["data.val=val"] if probed else [])]
-    words += [f"'data.pyramid=[{','.join(map(str, sides))}]'"] if sides else []
-    say(console, f"python launch/slurm.py {' '.join(words)}")
+    words += [f"data.pyramid=[{','.join(map(str, sides))}]"] if sides else []
+    say(console, f"python launch/slurm.py {shlex.join(words)}")
 
 
 def run(words: list[str], console: Console) -> int:

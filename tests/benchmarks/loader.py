@@ -197,6 +197,9 @@ def main(words: list[str]) -> int:
         draw_small(folder / "small" / "class", 256)
         small = pack(folder / "small" / "class", folder / "small-shards")
         passed += solitary(next(iter(sets.values())), small, 5 if quick else 15, batches, only, console)
+    if not passed:
+        console.print(f"No row is called {only!r}.")
+        return 2
     return 0 if all(passed) else 1
 
 

@@ -9,6 +9,7 @@ import pytest
 from dist_ssl.errors import ConfigError
 from launch import settings
 from launch.run_dir import PROJECT
+from launch.sweep import expand
 
 CONFIGS = PROJECT / "configs"
 
@@ -197,3 +198,22 @@ def test_a_recipe_without_a_plus_is_answered_with_the_plus() -> None:
 def test_words_after_a_recipe_win() -> None:
     found = settings.compose(["+recipe=mocov2_r50_in1k_800ep", "epochs=3", "encoder=resnet18"], CONFIGS)
     assert (found["epochs"], found["encoder"]["name"], found["method"]["slots"]) == (3, "resnet18", 65536)
+
+
+@pytest.mark.parametrize("key", settings.PLACES)
+@pytest.mark.parametrize(
+    "folder", ["date=1", "it's", "a,b", "(x)", "[x", "set [v2]", "caf\u00e9=1", "C:\\x=1", "a\\'=", "=\\"]
+)
+def test_a_folder_is_meant_as_it_is_whatever_hydra_would_read_into_it(key: str, folder: str) -> None:
+    found = settings.compose([f"{key}=/data/{folder}"], CONFIGS)
+    assert dict(settings.leaves(found))[key] == f"/data/{folder}"
+
+
+def test_in_a_sweep_commas_part_folders_and_the_rest_is_meant_as_it_is() -> None:
+    assert expand(["data.path=/a,/b", "runs=/c=1"]) == [[f"data.path=/{name}", "runs=/c=1"] for name in "ab"]
+
+
+def test_of_another_value_that_hydra_cannot_read_its_quotes_are_named() -> None:
+    with pytest.raises(ConfigError, match="is not of the form key=value") as error:
+        settings.compose(["encoder=a=b"], CONFIGS)
+    assert """Write method=mocov3, say, and a text that holds signs in quotes: "encoder='...'".""" in str(error.value)

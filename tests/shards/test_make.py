@@ -1,10 +1,13 @@
 """The command line of make.py: every source has its own options, and what is wrong is named."""
 
 import os
+import shlex
 from pathlib import Path
 
 import pytest
 
+from launch import settings
+from launch.run_dir import PROJECT
 from shards import show, verify
 from shards.make import run
 from shards.words import HeldOut, command, parse_held_out
@@ -95,6 +98,8 @@ def test_the_command_that_trains_on_it_is_printed(
     text = capsys.readouterr().out
     words = f"data=shards data.path={tmp_path / 'o=1'}" + (" data.val=val" if labelled else "")
     assert f"python launch/slurm.py method=mocov3 nodes=1 {words}\n" in text
+    config = settings.compose(shlex.split(text.partition("launch/slurm.py ")[2]), PROJECT / "configs")
+    assert config["data"]["path"] == str(tmp_path / "o=1")
     assert ("train: 9 images in 1 shards, labelled" if labelled else "train: 10 images in 1 shards, no labels") in text
 
 
