@@ -13,9 +13,9 @@ def require(place: str, rule: str, kept: Callable[[float], bool], **values: floa
             raise ConfigError(f"{place}.{key}={value:g} is not possible: it is {rule}.", "Correct it.")
 
 
-def at_least(place: str, least: int, **values: float) -> None:
+def at_least(place: str, least: float, **values: float) -> None:
     """Raise ConfigError where one of these is less than `least`."""
-    require(place, f"at least {least}", lambda value: value >= least, **values)
+    require(place, f"at least {least:g}", lambda value: value >= least, **values)
 
 
 def positive(place: str, **values: float) -> None:

@@ -22,7 +22,7 @@ from dist_ssl.data.ledger import Ledger
 from dist_ssl.data.loader_process import LoaderProcess
 from dist_ssl.data.quarantine import Quarantine
 from dist_ssl.data.stream import Colours, Stream
-from dist_ssl.data.views import Recipe, of_views
+from dist_ssl.data.views import Recipe, checked, of_views
 from dist_ssl.durations import Duration
 from dist_ssl.engine import Engine
 from dist_ssl.engines.virtual import check_number
@@ -121,7 +121,8 @@ def parts(config: Config, world: World, ranks: int) -> Parts:
     check_side(encoder, plan.image_size, "schedule.image_size")
     check_side(encoder, plan.local_size if plan.local_views else None, "schedule.local_size")
     check_side(encoder, probing(config).image_size, "probe.image_size")
-    recipes = [Recipe(**keywords(Recipe, view, f"views.{name}")) for name, view in sorted(config["views"].items())]
+    named = {f"views.{name}": view for name, view in sorted(config["views"].items())}
+    recipes = [checked(Recipe(**keywords(Recipe, view, place)), place) for place, view in named.items()]
     of_views(recipes, plan.views, plan.local_views)
     total = run.epochs * (len(train.samples) // run.batch_size * run.batch_size)
     return Parts(run, data, access, train, recipes, optimizer, method, schedule, total, virtual)

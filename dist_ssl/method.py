@@ -39,7 +39,7 @@ class Method(nn.Module, ABC):
     local_views: int = 0
     """Smaller views beside them; they come last in a batch."""
     wants_filling: bool = False
-    """Whether a pass over the data comes before the first step."""
+    """Whether a pass over the data, in whole batches, comes before the first step."""
     unit_rows: tuple[str, ...] = ()
     """Names of parameters whose rows an engine brings back to length 1 after every step."""
     student: nn.Module
@@ -83,7 +83,7 @@ class Method(nn.Module, ABC):
         """The loss over the global batch; gathers live here."""
 
     def fill(self, batch: Batch) -> None:
-        """Begin a memory with one batch of a pass over all samples, where `wants_filling`; before the first step."""
+        """Begin a memory with one batch of a pass over the data, where `wants_filling`; before the first step."""
 
     def remember(self, out: LossOutput, batch: Batch, knobs: Knobs) -> None:
         """Update queue, bank or centres, once per weight update. A method without memory has nothing to do."""

@@ -99,10 +99,16 @@ class Recipe(ABC):
 
 @dataclass(frozen=True)
 class AdamW(Recipe):
-    """AdamW (Loshchilov and Hutter 2019)."""
+    """AdamW (Loshchilov and Hutter 2019). `betas`: 0 to less than 1 each; `eps` > 0."""
 
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for beta in self.betas:
+            require("optim", f"two numbers, each {MOMENTUM}", lambda value: 0 <= value < 1, betas=beta)
+        positive("optim", eps=self.eps)
 
     def build(self, named: Iterable[tuple[str, nn.Parameter]], norms: Norms = local_norms) -> torch.optim.Optimizer:
         """The optimizer over the trainable of these parameters; it measures none. Raises ConfigError."""
@@ -113,7 +119,7 @@ class AdamW(Recipe):
 
 @dataclass(frozen=True)
 class SGD(Recipe):
-    """Stochastic gradient descent with momentum."""
+    """Stochastic gradient descent with `momentum`, 0 to less than 1; more than 0 with `nesterov`."""
 
     momentum: float = 0.9
     nesterov: bool = False
@@ -121,6 +127,11 @@ class SGD(Recipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         require("optim", MOMENTUM, lambda value: 0 <= value < 1, momentum=self.momentum)
+        if self.nesterov and self.momentum == 0:
+            raise ConfigError(
+                "optim.nesterov=true is not possible with optim.momentum=0: it looks ahead along the momentum.",
+                "Set optim.momentum=0.9, say, or optim.nesterov=false.",
+            )
 
     def build(self, named: Iterable[tuple[str, nn.Parameter]], norms: Norms = local_norms) -> torch.optim.Optimizer:
         """The optimizer over the trainable of these parameters; it measures none. Raises ConfigError."""

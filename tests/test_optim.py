@@ -1,7 +1,9 @@
 """Which parameters decay, how knobs reach the optimizer, and that the optimizers are torch's."""
 
+import re
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -51,6 +53,20 @@ def test_biases_and_norms_do_not_decay() -> None:
 def test_decay_1d_makes_all_parameters_decay() -> None:
     groups = parameter_groups(network().named_parameters(), decay_1d=True)
     assert [(g["part"], g["decays"], len(g["params"])) for g in groups] == [("student", 1.0, 4), ("predictor", 1.0, 2)]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "own", "message"),
+    [
+        (AdamW, {"betas": (0.9, 1.0)}, "optim.betas=1 is not possible: it is two numbers, each 0 to less than 1."),
+        (AdamW, {"eps": 0.0}, "optim.eps=0 is not possible: it is more than 0."),
+        (SGD, {"momentum": 1.0}, "optim.momentum=1 is not possible: it is 0 to less than 1."),
+        (SGD, {"momentum": 0.0, "nesterov": True}, "optim.nesterov=true is not possible with optim.momentum=0"),
+    ],
+)
+def test_what_an_optimizer_cannot_work_with_is_refused(recipe: Any, own: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        recipe(0.1, 0.0, **own)
 
 
 def test_frozen_parameters_are_left_out() -> None:

@@ -13,6 +13,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from dist_ssl.bounds import at_least, positive, require, shares
 from dist_ssl.data.cuts import cut_views
 from dist_ssl.data.decode import MAX_PIXELS, Box, decode
 from dist_ssl.draws import Draws, Floats, Purpose
@@ -71,6 +72,21 @@ class Recipe:
             invert_p=s * self.invert_p,
             turn_p=s * self.turn_p,
         )
+
+
+def checked(recipe: Recipe, place: str) -> Recipe:
+    """The recipe, whose keys `place` holds. Raises ConfigError where a number is outside its range."""
+    r = recipe
+    require(place, "more than 0 and at most 1", lambda value: 0 < value <= 1, crop_min=r.crop_min, crop_max=r.crop_max)
+    require(place, f"at least crop_min={r.crop_min:g}", lambda value: value >= r.crop_min, crop_max=r.crop_max)
+    positive(place, aspect=r.aspect[0])
+    require(place, f"at least the first, {r.aspect[0]:g}", lambda value: value >= r.aspect[0], aspect=r.aspect[1])
+    at_least(place, 0, brightness=r.brightness, contrast=r.contrast, saturation=r.saturation)
+    require(place, "0 to 0.5", lambda value: 0 <= value <= 0.5, hue=r.hue)
+    positive(place, blur_min=r.blur_min)
+    require(place, f"at least blur_min={r.blur_min:g}", lambda value: value >= r.blur_min, blur_max=r.blur_max)
+    shares(place, **{key: value for key, value in vars(r).items() if key.endswith("_p")})
+    return recipe
 
 
 def crop_box(width: int, height: int, recipe: Recipe, draws: Floats) -> Box:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_ssl.batch import Batch
+from dist_ssl.bounds import positive
 from dist_ssl.draws import SampleDraws
 from dist_ssl.engine import Piece, State, StepOutput, Who
 from dist_ssl.engines import units
@@ -34,7 +35,7 @@ T = TypeVar("T")
 class Parallel(ABC):
     """Data parallel training of `method` on the world's devices; an engine adds options of its own to these.
 
-    Raises ConfigError where the method cannot be computed in parts.
+    Raises ConfigError where the method cannot be computed in parts, or an option is outside its range.
     """
 
     method: Method
@@ -47,7 +48,7 @@ class Parallel(ABC):
     compute: torch.dtype | None = None
     """What matrix products and convolutions are cast to: bfloat16, or None for `dtype`."""
     clip: float | None = None
-    """Largest norm of the averaged gradient."""
+    """Largest norm of the averaged gradient, more than 0."""
     accumulate: int = 1
     """Parts that a rank's batch is computed in, at least 1."""
     deterministic: bool = True
@@ -61,6 +62,8 @@ class Parallel(ABC):
 
     def __post_init__(self) -> None:
         check_parts(self.method, self.accumulate)
+        if self.clip is not None:
+            positive("engine", clip=self.clip)
         if self.deterministic and self.world.device.type != "meta":
             # it loads the compiler, and a sketch computes nothing
             torch.use_deterministic_algorithms(True)

@@ -10,6 +10,8 @@ from dist_ssl.losses.job import Sum, full_precision
 
 LARGEST = 1.0
 """No cosine is larger; subtracted before the exponential, which the normalisation forgets."""
+SMALLEST_EPS = 0.003
+"""Down to here exp(-2 / eps), the smallest there is of a cosine, is more than 0 in double precision."""
 
 
 @torch.no_grad()
@@ -19,8 +21,8 @@ def sinkhorn(scores: Tensor, valid: Tensor, total: Sum, *, eps: float = 0.05, it
         Q = exp(scores / eps) / sum;  repeated: every prototype to 1 / K, every sample to 1 / N;  Q * N
 
     `scores`: [B, K] cosines with the prototypes; `valid`: [B] bool, samples that take their share; the others have
-    codes of zeros. `total` adds [K] up over the ranks, once per iteration. Computed in double precision, because
-    exp(-2 / eps) is 0 in single precision for eps of less than 0.02; down to 0.003 it is not in double.
+    codes of zeros. `total` adds [K] up over the ranks, once per iteration. `eps`: from SMALLEST_EPS. Computed in double
+    precision, because exp(-2 / eps) is 0 in single precision for eps of less than 0.02.
     """
     codes = ((scores.double() - LARGEST) / eps).exp() * valid[:, None]
     tiny = torch.finfo(codes.dtype).tiny  # what has no weight at all stays without

@@ -27,6 +27,7 @@ from dist_ssl.draws import SampleDraws
 from dist_ssl.durations import Duration
 from dist_ssl.losses.dino import balanced_cross_entropy, batch_centre, dino_cross_entropy
 from dist_ssl.losses.job import job_mean
+from dist_ssl.losses.swav import SMALLEST_EPS
 from dist_ssl.method import Embeddings, LossOutput, Method
 from dist_ssl.methods.health import signs_of_health
 from dist_ssl.methods.sizes import by_size
@@ -66,6 +67,13 @@ class Centre(nn.Module):
         self.register_buffer("value", torch.zeros(width))
 
 
+def check_teacher(sinkhorn: int, **temperatures: float) -> None:
+    """Raise ConfigError where the teacher's outputs cannot be made targets at these temperatures."""
+    positive("method", **temperatures)
+    if sinkhorn:
+        at_least("method", SMALLEST_EPS, **temperatures)
+
+
 class DINO(Method):
     """DINO around an encoder that carries `num_features`.
 
@@ -73,7 +81,8 @@ class DINO(Method):
     `student_temperature`, `teacher_temperature` > 0; the latter rises from `teacher_rises_from` > 0 during
     `teacher_warmup`, if any. `freeze_last`: how long the head's last layer stays as drawn, or None.
     `centre_momentum`, `momentum`: 0 to 1, of the centre, and the teacher's at the start, which rises to 1 along half a
-    cosine. `sinkhorn`: iterations that share the targets out over the job in place of the centre; 0: they are centred.
+    cosine. `sinkhorn`: iterations that share the targets out over the job in place of the centre (the teacher's
+    temperatures are then at least 0.003); 0: they are centred.
     `num_views`: from 2; `local_views`: small ones beside them, from 0. `norm_group`: samples that share batch-norm
     statistics; None: all of the job's.
     """
@@ -106,8 +115,8 @@ class DINO(Method):
         at_least("method", 1, hidden=hidden, narrow=narrow, outputs=outputs)
         at_least("method", 2, num_views=num_views)
         at_least("method", 0, local_views=local_views, sinkhorn=sinkhorn)
-        positive("method", student_temperature=student_temperature, teacher_temperature=teacher_temperature)
-        positive("method", teacher_rises_from=teacher_rises_from)
+        positive("method", student_temperature=student_temperature)
+        check_teacher(sinkhorn, teacher_temperature=teacher_temperature, teacher_rises_from=teacher_rises_from)
         counted("method", teacher_warmup=teacher_warmup, freeze_last=freeze_last)
         shares("method", momentum=momentum, centre_momentum=centre_momentum)
         self.world, self.momentum, self.centre_momentum = world, momentum, centre_momentum

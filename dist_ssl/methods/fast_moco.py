@@ -26,13 +26,14 @@ from dist_ssl.methods.health import signs_of_health
 from dist_ssl.methods.together import of_the_job, share_of_mean
 from dist_ssl.models import norm
 from dist_ssl.models.branch import Branch, width_of
+from dist_ssl.models.encoders import check_side
 from dist_ssl.models.heads import mlp
 from dist_ssl.plan import EpochPlan, Knob, Knobs
 from dist_ssl.world import World
 
 
 class FastMoCo(Method):
-    """Fast-MoCo around a convolutional encoder that carries `num_features`.
+    """Fast-MoCo around an encoder that carries `num_features` and takes tiles as well as whole views.
 
     `parts`: tiles along a side, a divisor of the view's. `combined`: tiles in a combination, 1 to parts^2. `hidden`,
     `dim`: widths of the predictor's bottleneck and of the projector. `temperature` > 0. `momentum`: the teacher's,
@@ -86,13 +87,14 @@ class FastMoCo(Method):
         return {"momentum": Knob(self.momentum, self.momentum)}
 
     def check(self, plan: EpochPlan) -> None:
-        """Raise ConfigError where views cannot be split into tiles."""
+        """Raise ConfigError where views cannot be split into tiles, or tiles do not fit the encoder."""
         if plan.image_size % self.parts:
             near = max(1, round(plan.image_size / self.parts)) * self.parts
             raise ConfigError(
                 f"Views of {plan.image_size} px cannot be split into method.parts={self.parts} tiles along a side.",
                 f"Use schedule.image_size={near}, or parts that divide {plan.image_size}.",
             )
+        check_side(self.encoder, plan.image_size // self.parts, "The side of a tile, schedule.image_size/method.parts")
 
     def embed(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
         """Predictions `p1`, `p2` of the two views, [B, C, dim] each, C the number of combinations."""

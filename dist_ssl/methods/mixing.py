@@ -13,10 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dist_ssl.bounds import require
 from dist_ssl.draws import Draws, Ints, Purpose
 from dist_ssl.world import World
 
 TRIES = 64
+ALPHAS = (0.001, 2.0)
+"""Of Beta(a, a), smallest and largest: beyond them too often none of so many tries fits."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,14 @@ class Mix:
     """Top, bottom, left, right."""
 
 
+def check_alpha(alpha: float) -> None:
+    """Raise ConfigError where Beta(alpha, alpha) cannot be drawn from."""
+    least, most = ALPHAS
+    require("method", f"{least:g} to {most:g}", lambda value: least <= value <= most, mix_alpha=alpha)
+
+
 def draw(draws: Draws, ids: Ints, alpha: float, side: int) -> Mix:
-    """The mix of the global batch `ids` [N], for views of `side` px. `alpha` > 0."""
+    """The mix of the global batch `ids` [N], for views of `side` px. `alpha` within ALPHAS."""
     # slot 0 is the order's: the box has one of its own, so that neither tells the other
     numbers = draws.uniform(Purpose.MIX, ids.min(keepdims=True), 1, 2 * TRIES + 2)[0].astype(np.float64)
     share = beta(numbers[2:], alpha)

@@ -5,7 +5,8 @@
         (or KL(u || p), or with the gradient through u too: `divergence`, `through_target`)
     with CutMix: lam CE(own row) + (1 - lam) CE(the partner's row)
 
-Rows begin as the untrained network's embeddings, one pass over the data, and move after every step: `ema` as in the
+Rows begin as the untrained network's embeddings, one pass over the data in whole batches: those of the images that are
+left over begin as zeros, until they are visited, as in the released code. Rows move after every step: `ema` as in the
 released code; `pull` and `descend` are reconstructions of the paper's gradient-based update, whose exact form is not
 public. The bank's rows are spread over the ranks.
 """
@@ -57,7 +58,8 @@ class SingleBranch(Method):
     beside the batch's; None: all. `update`: how rows move: with `bank_momentum` (0 to 1), `descend` with `bank_rate`.
     `update_on_mixed`: rows follow the mixed images' embeddings, as in the released code; otherwise those of the images
     themselves, for one more forward pass and `ema` only. `half`: keep the bank in bfloat16. `mix`: CutMix with
-    Beta(`mix_alpha`, `mix_alpha`). `norm_group`: samples that share batch-norm statistics; None: all of the job's.
+    Beta(`mix_alpha`, `mix_alpha`), 0.001 to 2. `norm_group`: samples that share batch-norm statistics; None: all of the
+    job's.
     """
 
     num_views = 1
@@ -92,7 +94,8 @@ class SingleBranch(Method):
         super().__init__()
         at_least("method", 1, hidden=hidden, dim=dim)
         at_least("method", 0, kl_weight=kl_weight, bank_rate=bank_rate, negatives=negatives or 0)
-        positive("method", temperature=temperature, kl_temperature=kl_temperature, mix_alpha=mix_alpha)
+        positive("method", temperature=temperature, kl_temperature=kl_temperature)
+        mixing.check_alpha(mix_alpha)
         require("method", "more than 0 and less than 1", lambda value: 0 < value < 1, exponent=exponent)
         shares("method", bank_momentum=bank_momentum)
         check_update(update, update_on_mixed)

@@ -23,7 +23,7 @@ from dist_ssl.bounds import at_least, counted, positive
 from dist_ssl.draws import SampleDraws
 from dist_ssl.durations import Duration
 from dist_ssl.losses.job import job_mean
-from dist_ssl.losses.swav import sinkhorn, swapped_cross_entropy
+from dist_ssl.losses.swav import SMALLEST_EPS, sinkhorn, swapped_cross_entropy
 from dist_ssl.method import Embeddings, LossOutput, Method
 from dist_ssl.methods.health import signs_of_health
 from dist_ssl.methods.sizes import by_size
@@ -37,10 +37,10 @@ from dist_ssl.world import World
 class SwAV(Method):
     """SwAV around an encoder that carries `num_features`.
 
-    `hidden`, `dim`: widths of the projector. `prototypes`: their number. `temperature`, `eps` > 0: of the softmax, and
-    of the codes. `iterations`: of Sinkhorn and Knopp. `freeze_prototypes`: how long from the start of a run they stay
-    as drawn, or None. `num_views`: from 2; `local_views`: small ones beside them, from 0. `norm_group`: samples that
-    share batch-norm statistics; None: all of the job's.
+    `hidden`, `dim`: widths of the projector. `prototypes`: their number. `temperature` > 0, `eps` from 0.003: of the
+    softmax, and of the codes. `iterations`: of Sinkhorn and Knopp. `freeze_prototypes`: how long from the start of a
+    run they stay as drawn, or None. `num_views`: from 2; `local_views`: small ones beside them, from 0. `norm_group`:
+    samples that share batch-norm statistics; None: all of the job's.
     """
 
     unit_rows = ("prototypes.weight",)
@@ -68,7 +68,8 @@ class SwAV(Method):
         at_least("method", 2, num_views=num_views)
         at_least("method", 0, local_views=local_views)
         counted("method", freeze_prototypes=freeze_prototypes)
-        positive("method", temperature=temperature, eps=eps)
+        positive("method", temperature=temperature)
+        at_least("method", SMALLEST_EPS, eps=eps)
         self.world, self.temperature, self.eps, self.iterations = world, temperature, eps, iterations
         self.num_views, self.local_views = num_views, local_views
         student = Branch(encoder, mlp([width_of(encoder), hidden, dim], last_norm=False, bias=True))

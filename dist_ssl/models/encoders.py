@@ -14,6 +14,13 @@ from torch import Tensor, nn
 from dist_ssl.errors import ConfigError, nearest
 
 
+def at_least_one(**values: float) -> None:
+    """Raise ConfigError where one of these keys of the encoder is less than 1."""
+    for key, value in values.items():
+        if value < 1:
+            raise ConfigError(f"encoder.{key}={value} is not possible: it is at least 1.", "Correct it.")
+
+
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut without parameters: [B, C_in, H, W] -> [B, C_out, H/stride, W/stride].
 
@@ -43,11 +50,13 @@ class TinyResNet(nn.Module):
     """A residual net for images of 24 to 64 px: [B, 3, S, S] -> [B, 8 * width].
 
     A 3x3 stem at full resolution, then three stages that halve the side and double the channels; at the end the
-    strongest response of every channel, wherever in the image it is.
+    strongest response of every channel, wherever in the image it is. `width`, `blocks` (of a stage): from 1. Raises
+    ConfigError.
     """
 
     def __init__(self, width: int = 16, blocks: int = 1) -> None:
         super().__init__()
+        at_least_one(width=width, blocks=blocks)
         self.stem = nn.Sequential(nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
         stages: list[nn.Module] = []
         for channels in (2 * width, 4 * width, 8 * width):

@@ -14,7 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from dist_ssl.errors import ConfigError
-from dist_ssl.models.encoders import check_side
+from dist_ssl.models.encoders import at_least_one, check_side
 
 TEMPERATURE = 1e4
 """Of the positions' wavelengths."""
@@ -69,9 +69,12 @@ def vit(
             f"encoder.width={width} is not possible with encoder.heads={heads}.",
             wider if least else "Set encoder.heads=12.",
         )
-    for key, value in {"depth": depth, "patch": patch}.items():
-        if value < 1:
-            raise ConfigError(f"encoder.{key}={value} is not possible: it is at least 1.", "Correct it.")
+    at_least_one(depth=depth, patch=patch)
+    if not width * mlp_ratio >= 1:
+        raise ConfigError(
+            f"encoder.mlp_ratio={mlp_ratio:g} is not possible: a block's hidden layer has at least one unit.",
+            "Set encoder.mlp_ratio=4, say.",
+        )
     encoder: nn.Module = VisionTransformer(
         embed_layer=lambda **_: Patches(patch, width),
         embed_dim=width,

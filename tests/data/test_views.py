@@ -2,6 +2,8 @@
 
 import io
 import math
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,11 +22,13 @@ from dist_ssl.data.views import (
     Recipe,
     Whole,
     centre_box,
+    checked,
     crop_box,
     of_views,
     smallest_crop_scale,
 )
 from dist_ssl.draws import Draws
+from dist_ssl.errors import ConfigError
 
 RECIPE = Recipe(
     crop_min=0.2,
@@ -39,6 +43,19 @@ RECIPE = Recipe(
     invert_p=0.4,
     turn_p=0.4,
 )
+OUTSIDE: dict[str, tuple[dict[str, Any], str]] = {
+    "a crop of nothing": ({"crop_min": 0.0}, "crop_min=0 is not possible: it is more than 0 and at most 1."),
+    "a crop of more than all": ({"crop_max": 1.5}, "crop_max=1.5 is not possible: it is more than 0 and at most 1."),
+    "crops the wrong way round": ({"crop_max": 0.1}, "crop_max=0.1 is not possible: it is at least crop_min=0.2."),
+    "crops without a width": ({"aspect": (0.0, 1.0)}, "aspect=0 is not possible: it is more than 0."),
+    "shapes the wrong way round": ({"aspect": (2.0, 1.0)}, "aspect=1 is not possible: it is at least the first, 2."),
+    "less than no change": ({"contrast": -0.4}, "contrast=-0.4 is not possible: it is at least 0."),
+    "more than half a turn": ({"hue": 0.6}, "hue=0.6 is not possible: it is 0 to 0.5."),
+    "a blur of nothing": ({"blur_min": 0.0}, "blur_min=0 is not possible: it is more than 0."),
+    "blurs the wrong way round": ({"blur_max": 0.05}, "blur_max=0.05 is not possible: it is at least blur_min=0.1."),
+    "more often than always": ({"turn_p": 1.5}, "turn_p=1.5 is not possible: it is a number from 0 to 1."),
+}
+"""Keys of a recipe outside their range, and what is said of them."""
 SIDES = st.integers(1, 700)
 RECIPES = st.builds(
     Recipe,
@@ -46,6 +63,19 @@ RECIPES = st.builds(
     crop_max=st.floats(0.9, 1),
     aspect=st.sampled_from([(3 / 4, 4 / 3), (1.0, 1.0), (0.5, 1.5)]),
 )
+
+
+@pytest.mark.parametrize("case", OUTSIDE)
+def test_a_recipe_outside_its_ranges_is_refused(case: str) -> None:
+    own, message = OUTSIDE[case]
+    with pytest.raises(ConfigError) as refusal:
+        checked(replace(RECIPE, **own), "views.view1")
+    assert str(refusal.value).startswith(f"views.view1.{message}")
+
+
+def test_a_recipe_at_the_ends_of_its_ranges_is_taken() -> None:
+    recipe = Recipe(crop_min=1.0, aspect=(1.0, 1.0), hue=0.5, blur_min=2.0, jitter_p=1.0, flip_p=0.0)
+    assert checked(recipe, "views.view1") is recipe
 
 
 def numbers(seed: int) -> np.ndarray:

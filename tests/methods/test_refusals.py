@@ -39,7 +39,9 @@ REFUSED: dict[str, tuple[str, Any, str]] = {
     "one patch": ("emp_ssl.patches", 1, LEAST_2),
     "an empty group": ("emp_ssl.loss_group", 0, LEAST_1),
     "an exponent that changes nothing": ("single_branch.exponent", 1.0, "is not possible: it is more than 0 and less"),
-    "no distribution": ("single_branch.mix_alpha", 0.0, "is not possible: it is more than 0."),
+    "no distribution": ("single_branch.mix_alpha", 0.0, "is not possible: it is 0.001 to 2."),
+    "a distribution that is not drawn truly": ("single_branch.mix_alpha", 4.0, "is not possible: it is 0.001 to 2."),
+    "codes too sharp for any arithmetic": ("swav.eps", 0.001, "is not possible: it is at least 0.003."),
 }
 PLANS = {
     "rows of unmixed images by the gradient of mixed ones": (
@@ -58,6 +60,19 @@ PLANS = {
         ("method=simclr", "encoder=vit_tiny_demo", "aux=rotation", "aux.side=10"),
         "aux.side=10 does not fit the encoder",
     ),
+    "tiles that patches do not cover": (
+        ("method=fast_moco", "encoder=vit_tiny_demo", "schedule.image_size=20", "probe.image_size=20"),
+        "The side of a tile, schedule.image_size/method.parts=10 does not fit the encoder",
+    ),
+    "targets too sharp for any arithmetic": (
+        ("method=dino", "method.sinkhorn=3", "method.teacher_temperature=0.001"),
+        "method.teacher_temperature=0.001 is not possible: it is at least 0.003.",
+    ),
+    "a crop of nothing": (("views.view1.crop_min=0",), "views.view1.crop_min=0 is not possible: it is more than 0 and"),
+    "more than always": (("views.view2.jitter_p=2",), "views.view2.jitter_p=2 is not possible: it is a number from 0"),
+    "a norm of less than nothing": (("engine.clip=-1",), "engine.clip=-1 is not possible: it is more than 0."),
+    "an encoder without channels": (("encoder.width=0",), "encoder.width=0 is not possible: it is at least 1."),
+    "an optimizer that torch refuses": (("optim.betas=[1.5,0.9]",), "optim.betas=1.5 is not possible: it is two"),
     "a group of a wrapped method": (
         ("method=emp_ssl", "aux=rotation", "method.loss_group=5"),
         "batch_size=12 is no multiple of method.loss_group=5.\n  Use batch_size=10",

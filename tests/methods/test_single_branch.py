@@ -166,11 +166,12 @@ def test_the_place_of_the_box_does_not_tell_the_order() -> None:
     assert abs(np.corrcoef(places, first)[0, 1]) < 0.1
 
 
-def test_a_beta_of_a_half_has_its_mean_and_variance() -> None:
+@pytest.mark.parametrize("alpha", [*mixing.ALPHAS, 0.5])
+def test_a_beta_has_its_mean_and_variance(alpha: float) -> None:
     numbers = Draws(0).uniform(mixing.Purpose.MIX, np.arange(4000), 0, 2 * mixing.TRIES).astype(np.float64)
-    values = np.array([mixing.beta(row, 0.5) for row in numbers])
+    values = np.array([mixing.beta(row, alpha) for row in numbers])
     assert values.mean() == pytest.approx(0.5, abs=0.02)
-    assert values.var() == pytest.approx(1 / 8, abs=0.01)
+    assert values.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), abs=0.01)
 
 
 def test_rows_that_are_like_nothing_give_the_logarithm_of_their_number() -> None:
