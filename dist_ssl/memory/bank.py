@@ -159,7 +159,8 @@ class Bank(nn.Module, Spread):
     def pull(self, kept: Mapping[str, Tensor], temperature: float, momentum: float) -> None:
         """w_k <- norm(m w_k + (1 - m) sum_b (1[k = b] - p_k(b)) z_b) for every row that was compared [reconstruction].
 
-        `kept`: of the comparison, whose first temperature this is. Nothing is exchanged.
+        `kept`: of the comparison, whose first temperature this is. Nothing is exchanged. Rows of zeros stay so until
+        an image is theirs.
         """
         self._move(kept, temperature, momentum, 1 - momentum)
 
@@ -173,6 +174,7 @@ class Bank(nn.Module, Spread):
     def _move(self, kept: Mapping[str, Tensor], temperature: float, stay: float, go: float) -> None:
         z, weights, targets = kept["queries"], kept["weights"], kept["targets"].flatten() - self.own.start
         taken = (weights[:, :, None] * z).flatten(0, 1)
+        counts = weights.flatten() > 0
         for index, tile in softmax.tiles(self.rows, self._places(kept), len(z)):
             if isinstance(index, slice):
                 at, here = targets - index.start, (targets >= index.start) & (targets < index.stop)
@@ -180,7 +182,10 @@ class Bank(nn.Module, Spread):
                 at = torch.searchsorted(index, targets).clamp_max(len(index) - 1)
                 here = index[at] == targets
             pull = softmax.row_pull(z, tile, temperature, kept["totals"], weights.sum(0), (at[here], taken[here]))
-            self.rows[index] = F.normalize(stay * tile.to(z.dtype) + go * pull, dim=1).to(self.rows.dtype)
+            moved = F.normalize(stay * tile.to(z.dtype) + go * pull, dim=1)
+            stands = tile.any(dim=1)  # pushed away from all that is, a row without an image would become like something
+            stands[at[here & counts]] = True
+            self.rows[index] = (moved * stands[:, None]).to(self.rows.dtype)
 
     def _owned(self, ids: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
         """Places of the ids in this rank's block, and for each the last position that names it, [m] each."""

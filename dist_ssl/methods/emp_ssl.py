@@ -35,6 +35,7 @@ class Widened(nn.Module):
         self.encoder = encoder
         self.pre = nn.Sequential(nn.Linear(width_of(encoder), width), nn.BatchNorm1d(width), nn.ReLU())
         self.num_features = width
+        self.multiple_of: int = getattr(encoder, "multiple_of", 1)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.pre(self.encoder(x))

@@ -224,6 +224,18 @@ def test_rows_are_written_and_read_by_number(ranks: Ranks, size: int) -> None:
         assert_close(read, wanted[[4, rank, 10]])
 
 
+@pytest.mark.parametrize("rule", ["pull", "descend"])
+def test_a_row_without_an_image_stays_like_nothing_until_its_image_is_seen(rule: str) -> None:
+    bank, generator = Bank(6, WIDTH, world=World()).double(), torch.Generator().manual_seed(0)
+    z = F.normalize(torch.randn(4, WIDTH, dtype=torch.float64, generator=generator), dim=1)
+    bank.write(torch.arange(4), z, torch.ones(4).bool())
+    targets, weights = torch.tensor([[0, 4, 5]]), torch.tensor([[1.0, 1.0, 0.0]])  # 4 is new; for 5 there is a stand-in
+    kept = bank.compare(z[:3].flip(1), targets, (0.2,), weights=weights).kept
+    getattr(bank, rule)(kept, 0.2, 0.5)
+    torch.testing.assert_close(bank.rows.norm(dim=1), torch.tensor([1.0, 1, 1, 1, 1, 0]).double())
+    assert not torch.equal(bank.rows[:4], z)
+
+
 def test_half_rows_stay_half_and_compare_in_full_precision() -> None:
     case = Case(20, 1, False)
     bank = Bank(20, WIDTH, world=World(), half=True).double()

@@ -73,6 +73,10 @@ PLANS = {
     "a norm of less than nothing": (("engine.clip=-1",), "engine.clip=-1 is not possible: it is more than 0."),
     "an encoder without channels": (("encoder.width=0",), "encoder.width=0 is not possible: it is at least 1."),
     "an optimizer that torch refuses": (("optim.betas=[1.5,0.9]",), "optim.betas=1.5 is not possible: it is two"),
+    "turned copies that patches below a layer do not cover": (
+        ("method=emp_ssl", "encoder=vit_tiny_demo", "aux=rotation", "aux.side=10"),
+        "aux.side=10 does not fit the encoder",
+    ),
     "a group of a wrapped method": (
         ("method=emp_ssl", "aux=rotation", "method.loss_group=5"),
         "batch_size=12 is no multiple of method.loss_group=5.\n  Use batch_size=10",
