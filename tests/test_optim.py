@@ -12,9 +12,13 @@ from torch import nn
 
 from dist_ssl.errors import ConfigError
 from dist_ssl.instantiate import instantiate
+from dist_ssl.methods.rotation import Rotation
 from dist_ssl.metrics.table import BY_KEY
 from dist_ssl.optim import LARS, SGD, AdamW, apply_knobs, parameter_groups
 from dist_ssl.plan import Knobs
+from dist_ssl.world import World
+from tests.methods.small import method
+from tests.methods.test_contract import NAMES
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs" / "optim").glob("*.yaml"))
 
@@ -117,9 +121,13 @@ def test_what_is_out_of_range_is_refused_by_name(recipe, key: str, value: float)
         recipe(**{"base_lr": 1.0, "weight_decay": 0.1, key: value})
 
 
-def test_the_rates_of_the_parts_of_todays_methods_stand_in_the_metric_table() -> None:
-    for part in ("student", "predictor"):
-        assert SGD(1.0, 0.1, constant=[part]).knobs(256).keys() <= BY_KEY.keys()
+@pytest.mark.parametrize("name", NAMES)
+def test_the_rates_of_a_methods_parts_stand_in_the_metric_table(name: str) -> None:
+    # a rate without a row there would be shown as that of all
+    own = Rotation(method(name), world=World(), hidden=4)
+    parts = {group["part"] for group in parameter_groups(own.named_parameters(), decay_1d=False)}
+    assert {"student", "rotation"} <= parts
+    assert SGD(1.0, 0.1, constant=sorted(parts)).knobs(256).keys() <= BY_KEY.keys()
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=[path.stem for path in CONFIGS])

@@ -44,6 +44,12 @@ METRICS: tuple[Metric, ...] = (
         "Learning rate of a rotation head with one of its own.",
         "last",
     ),
+    Metric(
+        "lr/prototypes",
+        "dist_ssl_prototypes_learning_rate",
+        "Learning rate of prototypes with one of their own.",
+        "last",
+    ),
     Metric("weight_decay", "dist_ssl_weight_decay", "Weight decay of the newest step.", "last"),
     Metric("momentum", "dist_ssl_teacher_momentum", "Momentum of the teacher's newest move.", "last"),
     Metric("teacher_temperature", "dist_ssl_teacher_temperature", "Temperature of the teacher's outputs.", "last"),
