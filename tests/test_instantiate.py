@@ -127,9 +127,9 @@ def test_the_target_is_built_from_its_keys_and_what_is_given() -> None:
     assert isinstance(linear, nn.Linear)
     assert linear.weight.shape == (2, 3)
     made = instantiate(
-        {"_target_": "dist_ssl.optim.AdamW", "base_lr": 1, "weight_decay": 0.1, "betas": [0, 1]}, "optim"
+        {"_target_": "dist_ssl.optim.AdamW", "base_lr": 1, "weight_decay": 0.1, "betas": [0, 0.5]}, "optim"
     )
-    assert made == AdamW(1.0, 0.1, betas=(0.0, 1.0))
+    assert made == AdamW(1.0, 0.1, betas=(0.0, 0.5))
 
 
 def test_the_node_is_left_as_it_is() -> None:
