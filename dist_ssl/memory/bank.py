@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dist_ssl.engine import Piece, Spread
+from dist_ssl.losses.job import full_precision
 from dist_ssl.memory import softmax
 from dist_ssl.world import World
 
@@ -217,4 +218,4 @@ class Bank(nn.Module, Spread):
         kept = self.world.gather_const(keep.to(device).to(torch.uint8)).bool()
         everyone = self.world.gather_const(values)
         at, last = self._owned(self.world.gather_const(ids.to(device)), kept)
-        self.rows[at] = F.normalize(everyone[last], dim=1).to(self.rows.dtype)
+        self.rows[at] = F.normalize(full_precision(everyone[last]), dim=1).to(self.rows.dtype)

@@ -250,6 +250,27 @@ def test_half_rows_stay_half_and_compare_in_full_precision() -> None:
     assert bank.read(torch.tensor([3])).dtype == torch.float32
 
 
+def test_rows_written_in_half_precision_have_unit_length_in_full() -> None:
+    case, bank = Case(20, 1, False), Bank(20, WIDTH, world=World())
+    bank.write(torch.arange(20), 3 * case.table.bfloat16(), torch.ones(20, dtype=torch.bool))
+    torch.testing.assert_close(bank.rows.norm(dim=1), torch.ones(20), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("rule", [pull, descend])
+def test_rows_that_were_never_written_are_like_nothing_until_an_image_comes(rule: Rule) -> None:
+    case = Case(20, 1, False)
+    bank = bank_of(case, World())
+    bank.rows[::2] = 0
+    before, keep = bank.rows.clone(), case.weights.sum(0) > 0
+    found = bank.compare(case.queries, case.targets, TEMPERATURES, weights=case.weights)
+    rule(bank, found.kept)
+    visited = {int(row) for row in case.targets[:, keep].flatten()}
+    for row in range(20):
+        nothing = row % 2 == 0 and row not in visited
+        assert bank.rows[row].norm().item() == pytest.approx(0 if nothing else 1)
+        assert torch.equal(bank.rows[row], before[row]) == nothing
+
+
 def test_queries_in_half_precision_are_compared_in_single() -> None:
     case = Case(20, 1, False)
     bank = bank_of(case, World()).float()
