@@ -1,16 +1,20 @@
 """The pass before the first step: only for methods that want it, heeding the pulse, and over every sample it can."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from dist_ssl.engine import Piece
+from dist_ssl.engines.ddp import DDP
 from dist_ssl.filling import EPOCH, fill, plan_of_pass
 from dist_ssl.models.norm import BatchNorm
+from dist_ssl.optim import SGD
 from dist_ssl.progress import Progress
 from dist_ssl.world import World
 from tests.jobs import small_config, small_job
+from tests.methods import small
 
 
 def of(value: torch.Tensor | Piece) -> torch.Tensor:
@@ -53,3 +57,16 @@ def test_nothing_piles_up_in_the_norms_between_steps(demo_shards: Path, tmp_path
     assert fill(job.engine, job.stream.epoch(plan), lambda: False)
     job.engine.embed(torch.zeros(2, 3, 16, 16), "student")
     assert not [m for m in job.engine.method.modules() if isinstance(m, BatchNorm) and m.seen]
+
+
+@pytest.mark.parametrize("own", [{}, {"bitwise": True, "virtual_ranks": 2}], ids=["plain", "bitwise"])
+def test_what_an_encoder_drops_in_the_pass_is_keyed_by_position(own: dict[str, Any]) -> None:
+    rows = []
+    for before in (1, 2):
+        method = small.method("single_branch", hidden=12, dim=6, mix=False)
+        method.student.projector.insert(2, torch.nn.Dropout(0.5))
+        engine = DDP(method, SGD(0.1, 0.0), world=World(), dtype=torch.float64, **own)
+        torch.manual_seed(before)  # what this process has drawn so far
+        engine.fill(small.batch(1, 8))
+        rows.append(method.bank.rows[:8])
+    assert torch.equal(*rows)

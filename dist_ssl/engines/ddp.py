@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from dist_ssl.batch import Batch
 from dist_ssl.engine import Piece
 from dist_ssl.engines.parallel import Parallel, T
+from dist_ssl.engines.passes import seed
 from dist_ssl.engines.spread import spread_of
 from dist_ssl.engines.virtual import VirtualRanks, check_method, check_options
 from dist_ssl.lars import local_norms
@@ -80,7 +81,8 @@ class DDP(Parallel):
         """In bitwise mode every rank shows its method the whole job's batch, one virtual rank after the other."""
         if self.virtual is None:
             return super().fill(batch)
-        for part in self.virtual.each(batch):
+        for number, part in enumerate(self.virtual.each(batch)):
+            seed(batch, number)
             self.method.fill(part)
         norm.settle(self.method)
         return None

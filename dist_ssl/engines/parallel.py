@@ -18,7 +18,7 @@ from dist_ssl.bounds import positive
 from dist_ssl.draws import SampleDraws
 from dist_ssl.engine import Piece, State, StepOutput, Who
 from dist_ssl.engines import units
-from dist_ssl.engines.passes import at_once, check_parts, in_parts, plain
+from dist_ssl.engines.passes import at_once, check_parts, in_parts, plain, seed
 from dist_ssl.engines.spread import held_here, spread_of, whole
 from dist_ssl.errors import CheckpointError
 from dist_ssl.guard import check_finite
@@ -113,6 +113,7 @@ class Parallel(ABC):
 
     def fill(self, batch: Batch) -> None:
         """Show the method one batch of the pass before the first step; no weight moves."""
+        seed(batch, self.world.rank)
         with self._computing():
             self.through(self.method.fill, batch)
         norm.settle(self.method, self._mean)
