@@ -43,7 +43,8 @@ def check_groups(method: nn.Module, batch_size: int, ranks: int, accumulate: int
     for name, samples in norms:
         place = "aux" if name.startswith("rotation.") else "method"
         if samples is not None and samples not in fitting:
+            none = f"Use a smaller engine.accumulate than {accumulate}: groups have 2 samples or more."
             raise ConfigError(
                 f"{place}.norm_group={samples} does not fit the {at_once} samples that a rank computes at once.",
-                f"Use one of these: {', '.join(map(str, fitting))}.",
+                f"Use one of these: {', '.join(map(str, fitting))}." if fitting else none,
             )

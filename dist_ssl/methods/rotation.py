@@ -95,7 +95,7 @@ class Rotation(Method):
             )
 
     def embed(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
-        """The method's embeddings, and per turned view the head's answers [B, 4] and the turns [B] that are right."""
+        """The method's embeddings, and per turned view the head's answers [B, 4]."""
         found = dict(self.method.embed(views, draws))
         turns = [self._turns(draws, slot, views[0]) for slot in range(self.turned)]
         images = torch.cat([rotate(self._shrunk(view), turn) for view, turn in zip(views, turns, strict=False)])

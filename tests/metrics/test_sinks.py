@@ -162,10 +162,11 @@ def test_a_metric_with_a_label_has_a_series_for_each_value(sink: Prometheus) -> 
 
 
 def test_the_rate_of_a_part_is_a_metric_of_its_own(sink: Prometheus) -> None:
-    rates = {"lr": 0.5, "lr/student": 0.25, "lr/predictor": 0.125, "lr/rotation": 0.0625}
+    rates = {"lr": 0.5, "lr/student": 0.25, "lr/predictor": 0.125, "lr/rotation": 0.0625, "lr/prototypes": 0.03}
     sink.write(at(5), rates)
     found = values(scrape(place(sink)))
-    names = [f"dist_ssl_{part}learning_rate" for part in ("", "student_", "predictor_", "rotation_")]
+    parts = ("", "student_", "predictor_", "rotation_", "prototypes_")
+    names = [f"dist_ssl_{part}learning_rate" for part in parts]
     assert [found[name] for name in names] == list(rates.values())
 
 
