@@ -33,6 +33,8 @@ def fit(value: Any, wanted: Any, key: str) -> Any:
         return None if value is None else fit(value, next(a for a in inner if a is not types.NoneType), key)
     if origin is tuple and isinstance(value, list | tuple) and len(value) == len(inner):
         return tuple(fit(v, a, key) for v, a in zip(value, inner, strict=True))
+    if origin is list and isinstance(value, list) and inner:
+        return [fit(v, inner[0], key) for v in value]
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     expected = origin or wanted

@@ -114,6 +114,7 @@ def test_a_constant_part_that_is_not_there_is_refused() -> None:
         *[(AdamW, key, -1.0) for key in ("base_lr", "weight_decay")],
         *[(recipe, "momentum", value) for recipe in (SGD, LARS) for value in (-0.1, 1.0)],
         *[(LARS, "trust", value) for value in (-1.0, 0.0)],
+        (AdamW, "eps", 0.0),
     ],
 )
 def test_what_is_out_of_range_is_refused_by_name(recipe, key: str, value: float) -> None:
