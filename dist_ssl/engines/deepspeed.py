@@ -129,9 +129,10 @@ class DeepSpeed(Parallel):
         if self.parts and self.method.unit_rows:
             self.engine.optimizer.refresh_fp32_params()
 
-    def _follow(self, knobs: Knobs) -> None:
-        super()._follow(knobs)
+    def _follow(self, knobs: Knobs) -> Mapping[str, Tensor]:
+        distance = super()._follow(knobs)
         self._free("teacher.")
+        return distance
 
     def _free(self, prefix: str = "") -> None:
         """Free what is gathered of these parameters, so that the next use gathers what shards hold by then."""

@@ -129,9 +129,9 @@ class Parallel(ABC):
         apply_knobs(self.optimizer, knobs)
         self.update()
         self._keep_length()
-        self._follow(knobs)
+        distance = self._follow(knobs)
         self.method.remember(out, self.seen(batch), knobs)
-        return StepOutput({"loss": out.loss.detach(), "gradient_norm": length, **out.metrics})
+        return StepOutput({"loss": out.loss.detach(), "gradient_norm": length, **distance, **out.metrics})
 
     def gradients(self, batch: Batch, knobs: Knobs) -> LossOutput:
         """The loss; its gradients, averaged over the ranks, are left in what is held here."""
@@ -186,9 +186,13 @@ class Parallel(ABC):
         for name in self.method.unit_rows:
             self.own[name].copy_(nn.functional.normalize(self.own[name], dim=1))
 
-    def _follow(self, knobs: Knobs) -> None:
-        if self.method.teacher is not None:
-            ema.follow(self._branch("teacher."), self._branch("student."), knobs.number("momentum"))
+    def _follow(self, knobs: Knobs) -> Mapping[str, Tensor]:
+        """Move the teacher; how far it then is from its student, in what is held here."""
+        if self.method.teacher is None:
+            return {}
+        teacher, student = self._branch("teacher."), self._branch("student.")
+        ema.follow(teacher, student, knobs.number("momentum"))
+        return {"teacher_distance": ema.distance(teacher, student)}
 
     def _branch(self, prefix: str) -> dict[str, nn.Parameter]:
         return {name.removeprefix(prefix): p for name, p in self.own.items() if name.startswith(prefix)}

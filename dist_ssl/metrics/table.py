@@ -31,6 +31,11 @@ METRICS: tuple[Metric, ...] = (
     Metric("queue_age", "dist_ssl_queue_age_steps", "Steps since the queue's keys were made, on average.", "last"),
     Metric("negative_similarity", "dist_ssl_negative_similarity", "Mean cosine of two samples; 1 is collapse."),
     Metric("effective_rank", "dist_ssl_effective_rank", "Dimensions that embeddings use (participation ratio)."),
+    Metric(
+        "teacher_distance",
+        "dist_ssl_teacher_distance_ratio",
+        "How far the teacher's weights are from its student's, as a share of their norm.",
+    ),
     Metric("rotation_loss", "dist_ssl_rotation_loss", "Loss of the rotation task, before its weight."),
     Metric("coding_rate", "dist_ssl_coding_rate_nats", "Mean coding rate of the groups' embeddings."),
     Metric("lr", "dist_ssl_learning_rate", "Learning rate of the newest step.", "last"),

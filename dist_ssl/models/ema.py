@@ -1,4 +1,4 @@
-"""The teacher's move: an exponential moving average of the student, in one fused pass over all parameters."""
+"""The teacher's move, a moving average of the student in one fused pass, and how far it is behind."""
 
 from collections.abc import Mapping
 
@@ -19,3 +19,12 @@ def follow(teacher: Named, student: Named, momentum: float) -> None:
     """teacher <- momentum * teacher + (1 - momentum) * student, parameters only: buffers are the teacher's own."""
     to, towards = pairs(teacher, student)
     torch._foreach_lerp_(to, towards, 1.0 - momentum)
+
+
+@torch.no_grad()
+def distance(teacher: Named, student: Named) -> Tensor:
+    """[] how far the teacher's parameters are from the student's, as a share of the student's norm; 0 of none."""
+    to, towards = pairs(teacher, student)
+    apart, size = (torch.stack(torch._foreach_norm(x)).norm() for x in (torch._foreach_sub(to, towards), towards))
+    share: Tensor = apart / size.clamp_min(torch.finfo(size.dtype).tiny)
+    return share

@@ -136,6 +136,10 @@ def test_steps_equal_plain_autograd_and_torchs_optimizer(name: str, optimizer: s
         close(name, out.metrics["loss"], loss.detach(), 1e-10)
         norm = torch.cat([g.flatten() for g in gradients]).norm()
         close(name, out.metrics["gradient_norm"], norm, 1e-10)
+        teacher, student = (
+            torch.cat([p.detach().flatten() for p in x.parameters()]) for x in (plain.teacher, plain.student)
+        )
+        close(name, out.metrics["teacher_distance"], (teacher - student).norm() / student.norm(), 1e-10)
     state = engine.state()
     for key, value in plain.state_dict().items():
         close(name, state[f"model/{key}"], value, 1e-10, key)

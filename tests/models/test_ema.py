@@ -104,3 +104,16 @@ def test_a_teacher_without_gradients_stays_without_them() -> None:
     teacher, student = network(0).requires_grad_(False), network(1)
     follow(teacher, student, 0.5)
     assert not any(p.requires_grad for p in teacher.parameters())
+
+
+def test_the_distance_is_that_of_all_parameters_together() -> None:
+    teacher, student = network(0), network(1)
+    to, towards = (torch.cat([p.flatten() for p in copies(x)]) for x in (teacher, student))
+    named = dict(teacher.named_parameters()), dict(student.named_parameters())
+    assert ema.distance(*named).item() == pytest.approx(((to - towards).norm() / towards.norm()).item())
+    follow(teacher, student, 0.0)
+    assert ema.distance(*named).item() == 0
+
+
+def test_an_empty_piece_of_a_student_is_at_no_distance() -> None:
+    assert ema.distance({"a": torch.zeros(0, 3)}, {"a": torch.zeros(0, 3)}).item() == 0
