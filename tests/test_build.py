@@ -168,7 +168,7 @@ REFUSED = {
         "probe.image_size=30",
         "multiple of 4",
     ),
-    "heads that do not share the width": (("encoder=vit_tiny_demo", "encoder.heads=5"), 1, "encoder.heads=5", "100"),
+    "heads that do not share the width": (("encoder=vit_tiny_demo", "encoder.heads=5"), 1, "encoder.heads=5", "120"),
     "no heads": (("encoder=vit_tiny_demo", "encoder.heads=0"), 1, "encoder.heads=0", "encoder.heads=12"),
     "no patches": (("encoder=vit_tiny_demo", "encoder.patch=0"), 1, "encoder.patch=0", ""),
     "a projector without layers": (("method.projector_layers=0",), 1, "method.projector_layers=0", "at least 1"),
