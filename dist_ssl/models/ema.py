@@ -7,6 +7,8 @@ from torch import Tensor
 
 Named = Mapping[str, Tensor]
 """Parameters by name, or what one rank holds of each."""
+AT_ONCE = 32
+"""Parameters whose differences are in memory at a time: of all of them they would be a third copy of the model."""
 
 
 def pairs(teacher: Named, student: Named) -> tuple[list[Tensor], list[Tensor]]:
@@ -25,6 +27,12 @@ def follow(teacher: Named, student: Named, momentum: float) -> None:
 def distance(teacher: Named, student: Named) -> Tensor:
     """[] how far the teacher's parameters are from the student's, as a share of the student's norm; 0 of none."""
     to, towards = pairs(teacher, student)
-    apart, size = (torch.stack(torch._foreach_norm(x)).norm() for x in (torch._foreach_sub(to, towards), towards))
-    share: Tensor = apart / size.clamp_min(torch.finfo(size.dtype).tiny)
+    if not to:
+        return torch.zeros(())
+    apart: list[Tensor] = []
+    for start in range(0, len(to), AT_ONCE):
+        some = slice(start, start + AT_ONCE)
+        apart += torch._foreach_norm(torch._foreach_sub(to[some], towards[some]))
+    size = torch.stack(torch._foreach_norm(towards)).norm()
+    share: Tensor = torch.stack(apart).norm() / size.clamp_min(torch.finfo(size.dtype).tiny)
     return share

@@ -117,3 +117,11 @@ def test_the_distance_is_that_of_all_parameters_together() -> None:
 
 def test_an_empty_piece_of_a_student_is_at_no_distance() -> None:
     assert ema.distance({"a": torch.zeros(0, 3)}, {"a": torch.zeros(0, 3)}).item() == 0
+    assert ema.distance({}, {}).item() == 0
+
+
+def test_the_distance_of_more_parameters_than_are_taken_at_once() -> None:
+    ones = {str(number): torch.ones(number % 3 + 1) for number in range(3 * ema.AT_ONCE - 1)}
+    assert ema.distance({name: 3 * one for name, one in ones.items()}, ones).item() == pytest.approx(2)
+    ones["0"] = ones["0"] + 1
+    assert ema.distance(dict.fromkeys(ones, torch.zeros(())), ones).item() == pytest.approx(1)
