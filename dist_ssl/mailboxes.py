@@ -3,7 +3,8 @@
 Every rank has two mailboxes, used in turn. In round t a rank writes its bytes and then their hash, keyed by t, and
 reads the others' until each hash fits: a reader never takes half a letter, whatever the order in which the machine
 makes writes visible. Two boxes are enough, because nobody writes round t + 2 before all have read round t. A rank
-that has written rings its bell; who waits for it sleeps meanwhile, and leaves the core to who has work.
+that has written rings its bell; who waits for it sleeps meanwhile, and leaves the core to who has work. Who waits for
+a rank that has ended hears of it at once, as from a socket.
 """
 
 import mmap
@@ -17,8 +18,11 @@ import xxhash
 
 from dist_ssl.doorbells import LINE_BYTES, Doorbells
 from dist_ssl.errors import UserError
+from dist_ssl.presence import Presence
 
 HASH_BYTES = 8
+LOOK_SECONDS = 0.2
+"""A rank that is so late may have ended."""
 Bytes = npt.NDArray[np.uint8]
 
 
@@ -50,11 +54,11 @@ class Mailboxes:
 
     def __init__(self, path: Path, rank: int, size: int, capacity: int, seconds: float) -> None:
         self.rank, self.size, self.capacity, self.seconds = rank, size, capacity, seconds
-        handle = os.open(path, os.O_RDWR)
-        try:
-            self.memory = mmap.mmap(handle, file_bytes(size, capacity))
-        finally:
-            os.close(handle)
+        file = path.open("r+b", buffering=0)
+        self.memory = mmap.mmap(file.fileno(), file_bytes(size, capacity))
+        self.presence = Presence(file, rank)
+        self.all_shown = False
+        """Whether every rank's presence is known to be shown: set it where that was agreed."""
         self.bells = Doorbells(self.memory, size)
         cells = np.frombuffer(self.memory, dtype=np.uint8, offset=size * LINE_BYTES)
         cells = cells.reshape(2, size, HASH_BYTES + capacity)
@@ -78,21 +82,25 @@ class Mailboxes:
         return out
 
     def _read(self, box: int, rank: int, out: Bytes) -> None:
-        """Copy a letter once it is whole. Raises UserError, naming the rank, where it does not come."""
-        end = 0.0
+        """Copy a letter once it is whole. Raises ConnectionError, or UserError where its writer lives."""
+        begun = 0.0
         while True:
+            late = time.monotonic() - begun if begun else 0.0
+            gone = self.all_shown and late > LOOK_SECONDS and self.presence.gone(rank)  # before it looks a last time
             word = self.bells.read(rank)
             hashed = int(self.hashes[box, rank].copy().view(np.uint64)[0])
             if hashed:
                 out[:] = self.letters[box, rank, : len(out)]
                 if letter_hash(out, self.round) == hashed:
                     return
-            end = end or time.monotonic() + self.seconds
-            if time.monotonic() > end:
+            if gone:
+                raise ConnectionError(f"Rank {rank} has ended: its log tells why.")
+            if late > self.seconds:
                 raise UserError(
                     f"Rank {rank} did not answer for {self.seconds:.0f} s.",
                     "Its log tells why; timeout=10 minutes waits longer.",
                 )
+            begun = begun or time.monotonic()
             self.bells.wait(rank, word)
 
     def fits(self, count: int) -> bool:

@@ -25,15 +25,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from dist_ssl.errors import UserError
 from dist_ssl.mailboxes import Mailboxes, create
-from dist_ssl.rendezvous import (
-    LOOPBACK,
-    Meeting,
-    await_value,
-    interface_of,
-    machine_id,
-    own_addresses,
-    own_end,
-)
+from dist_ssl.rendezvous import LOOPBACK, Meeting, await_value, interface_of, machine_id, own_addresses, own_end
 
 T = TypeVar("T")
 SHARED_MEMORY = Path("/dev/shm")
@@ -227,10 +219,12 @@ def open_mailboxes(world: World, seconds: float) -> Mailboxes | None:
     path = world.share(path)
     with contextlib.suppress(OSError):
         found = Mailboxes(path, world.rank, world.size, capacity, seconds) if path else None
-    all_have = world.agree(int(found is None)) == 0
+    lacking, unseen = world.agree_later(int(not found), int(not (found and found.presence.shown))).result()
     if world.rank == 0 and path:
         path.unlink()
-    return found if all_have else None
+    if found:
+        found.all_shown = not unseen
+    return None if lacking else found
 
 
 def meet(meeting: Path, rank: int, size: int, seconds: float) -> Store:

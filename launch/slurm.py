@@ -9,6 +9,7 @@ On a cluster the nodes are those of a Slurm job, elsewhere local processes, each
 Nothing is trained in this process.
 """
 
+import gc
 import shlex
 import sys
 from pathlib import Path
@@ -184,4 +185,6 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    exit_code = main(sys.argv[1:])
+    gc.freeze()  # torch's objects: the interpreter would take a second to collect them one by one
+    sys.exit(exit_code)

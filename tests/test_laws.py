@@ -19,6 +19,7 @@ MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path
 FLOORS: dict[str, int] = {
     "dist_ssl.rendezvous": 1,
     "dist_ssl.doorbells": 0,
+    "dist_ssl.presence": 0,
     "dist_ssl.mailboxes": 1,
     "dist_ssl.signals": 1,
     "dist_ssl.errors": 0,

@@ -1,5 +1,7 @@
 """Letters arrive whole and in rank order, whoever is fast or slow, and who does not write is named."""
 
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -44,6 +46,58 @@ def test_a_silent_rank_is_named(tmp_path: Path) -> None:
     boxes = Mailboxes(path, 0, 2, CAPACITY, seconds=0.1)
     with pytest.raises(UserError, match="Rank 1 did not answer for 0 s"):
         boxes.exchange(np.zeros(8, dtype=np.uint8))
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from dist_ssl.mailboxes import Mailboxes
+boxes = Mailboxes(Path(sys.argv[1]), 1, 2, 4096, seconds=60)
+print(boxes.presence.shown, flush=True)
+time.sleep(600)
+"""
+
+
+def test_who_waits_for_a_rank_that_was_killed_is_told(tmp_path: Path) -> None:
+    path = create(tmp_path, "letters", 2, CAPACITY)
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout
+        assert holder.stdout.readline() == "True\n"
+        boxes = Mailboxes(path, 0, 2, CAPACITY, seconds=60)
+        assert boxes.presence.shown
+        assert not boxes.presence.gone(1)
+        boxes.all_shown = True
+        threading.Timer(0.5, holder.kill).start()
+        with pytest.raises(ConnectionError, match="Rank 1 has ended"):
+            boxes.exchange(np.zeros(8, dtype=np.uint8))
+
+
+WRITER = """
+import sys
+from pathlib import Path
+import numpy as np
+from dist_ssl.errors import UserError
+from dist_ssl.mailboxes import Mailboxes
+boxes = Mailboxes(Path(sys.argv[1]), 1, 2, 4096, seconds=0)
+try:
+    boxes.exchange(np.full(8, 3, dtype=np.uint8))
+except UserError as error:
+    print(error)
+"""
+
+
+def test_the_last_letter_of_a_rank_that_has_ended_is_read(tmp_path: Path) -> None:
+    path = create(tmp_path, "letters", 2, CAPACITY)
+    boxes = Mailboxes(path, 0, 2, CAPACITY, seconds=60)
+    boxes.all_shown = True
+    words = [sys.executable, "-c", WRITER, str(path)]
+    said = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    assert said.startswith("Rank 0 did not answer"), "it has written"
+    assert boxes.presence.gone(1)
+    data = np.full(8, 3, dtype=np.uint8)
+    assert np.array_equal(boxes.exchange(data), np.stack([data, data]))
+    with pytest.raises(ConnectionError, match="Rank 1 has ended"):
+        boxes.exchange(data)
 
 
 def test_a_letter_of_another_round_is_not_taken(tmp_path: Path) -> None:
