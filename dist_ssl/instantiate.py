@@ -6,6 +6,7 @@ so that a wrong one is refused by name before anything is built.
 
 import importlib
 import inspect
+import math
 import types
 import typing
 from collections.abc import Container, Mapping
@@ -38,6 +39,8 @@ def fit(value: Any, wanted: Any, key: str) -> Any:
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     expected = origin or wanted
+    if isinstance(value, float) and expected is float and not math.isfinite(value):
+        raise ConfigError(f"{key}={value} is not possible: it takes a finite number.", "Correct the value.")
     if isinstance(value, expected) and not (expected is int and isinstance(value, bool)):
         return value
     name = getattr(wanted, "__name__", str(wanted))

@@ -87,6 +87,13 @@ def test_a_value_of_another_type_is_refused_by_name(value: Any, wanted: Any) -> 
     assert "is not possible" in caught.value.problem
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+@pytest.mark.parametrize("wanted", [float, float | None])
+def test_numbers_without_end_are_refused(value: float, wanted: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^part\.key=(-?inf|nan) is not possible: it takes a finite number"):
+        fit(value, wanted, "part.key")
+
+
 @pytest.mark.parametrize("value", [30, "30", None, "soon"])
 def test_a_duration_without_a_unit_is_refused(value: Any) -> None:
     with pytest.raises(ConfigError, match="is not a duration"):

@@ -39,8 +39,13 @@ from dist_ssl.world import World
 Update = Literal["ema", "pull", "descend"]
 
 
-def check_update(update: Update, on_mixed: bool) -> None:
+def check_update(update: Update, on_mixed: bool, mix: bool) -> None:
     """Raise ConfigError where rows cannot move so."""
+    if not on_mixed and not mix:
+        raise ConfigError(
+            "method.update_on_mixed=false changes nothing with method.mix=false: no image is mixed.",
+            "Leave one of them out.",
+        )
     if not on_mixed and update != "ema":
         raise ConfigError(
             f"method.update_on_mixed=false is not possible with method.update={update}: those rows move by the loss's "
@@ -98,7 +103,7 @@ class SingleBranch(Method):
         mixing.check_alpha(mix_alpha)
         require("method", "more than 0 and less than 1", lambda value: 0 < value < 1, exponent=exponent)
         shares("method", bank_momentum=bank_momentum)
-        check_update(update, update_on_mixed)
+        check_update(update, update_on_mixed, mix)
         self.world, self.temperature, self.negatives = world, temperature, negatives
         self.kl_weight, self.kl_temperature, self.exponent = kl_weight, kl_temperature, exponent
         self.divergence, self.through_target = divergence, through_target

@@ -48,6 +48,11 @@ PLANS = {
         ("method=single_branch", "method.update=pull", "method.update_on_mixed=false"),
         "method.update_on_mixed=false is not possible with method.update=pull",
     ),
+    "rows of unmixed images where none is mixed": (
+        ("method=single_branch", "method.mix=false", "method.update_on_mixed=false"),
+        "method.update_on_mixed=false changes nothing with method.mix=false",
+    ),
+    "a rate without end": (("optim.base_lr=inf",), "optim.base_lr=inf is not possible: it takes a finite number."),
     "tiles that do not fit": (
         ("method=fast_moco", "method.parts=3"),
         "Views of 16 px cannot be split into method.parts=3 tiles along a side.\n  Use schedule.image_size=15",
