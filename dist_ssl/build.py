@@ -102,8 +102,9 @@ def parts(config: Config, world: World, ranks: int) -> Parts:
     torch.manual_seed(run.seed)
     encoder = instantiate(config["encoder"], "encoder")
     method = make_method(config, encoder, len(train.samples), seen)
-    at_once = (ranks, config["engine"].get("accumulate", 1)) if virtual is None else (1, virtual)
-    check_groups(method, run.batch_size, *at_once)
+    over, accumulate = (ranks, config["engine"].get("accumulate", 1)) if virtual is None else (1, virtual)
+    possible = [n for n in range(1, run.lanes + 1) if run.lanes % n == 0] if virtual is None else []
+    check_groups(method, run.batch_size, over, accumulate, possible)
     optimizer = instantiate(config["optim"], "optim")
     schedule: Schedule = instantiate(
         config["schedule"],

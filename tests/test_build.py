@@ -73,7 +73,13 @@ REFUSED = {
         "engine.accumulate=5 does not divide the 12 samples of a rank",
         "1, 2, 3, 4, 6, 12",
     ),
-    "a norm group that splits ranks": (("method.norm_group=8",), 2, "method.norm_group=8 does not fit", "2, 3, 6, 12"),
+    "a norm group that splits ranks": (("method.norm_group=8",), 2, "method.norm_group=8 does not fit", "2, 3, 6, 12."),
+    "a norm group that other ranks have room for": (
+        ("method.norm_group=4",),
+        2,
+        "method.norm_group=4 does not fit the 6 samples",
+        "keeps its groups: resume it on 1, 3, 6 or 12 ranks.",
+    ),
     "a norm group of the task that splits ranks": (
         ("aux=rotation", "aux.norm_group=8"),
         2,
