@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
+from dist_ssl.devices import own_device
 from dist_ssl.errors import UserError
 from dist_ssl.mailboxes import Mailboxes, create
 from dist_ssl.rendezvous import LOOPBACK, Meeting, await_value, interface_of, machine_id, own_addresses, own_end
@@ -178,9 +179,7 @@ def joined(meeting: Path | None, seconds: float = 300.0, *, grouped: bool = Fals
     """
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     local_rank, local_size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    device = own_device(local_rank)
     os.environ["DS_ACCELERATOR"] = device.type  # DeepSpeed would look for devices of its own
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it no product of a GPU is deterministic
     if size == 1 and not grouped:

@@ -20,6 +20,7 @@ FLOORS: dict[str, int] = {
     "dist_ssl.rendezvous": 1,
     "dist_ssl.doorbells": 0,
     "dist_ssl.presence": 0,
+    "dist_ssl.devices": 1,
     "dist_ssl.mailboxes": 1,
     "dist_ssl.signals": 1,
     "dist_ssl.errors": 0,
