@@ -255,7 +255,8 @@ def test_a_run_goes_on_past_a_full_disk_and_no_bit_differs(disk: Path, demo_shar
 
         def told(step: int, full: bool = name == "crowded") -> None:
             if full and step == 8:
-                job.checkpoint.close()  # a save under way would take room, or make some
+                # a save under way would take room, or make some; the job is the one that runs
+                job.checkpoint.close()  # noqa: B023
                 fill(disk / "ballast", 4096)
             if full and step == 19:
                 (disk / "ballast").unlink()
