@@ -54,7 +54,8 @@ def check_groups(method: nn.Module, batch_size: int, ranks: int, accumulate: int
             place = "aux" if name.startswith("rotation.") else "method"
             fitting = [n for n in range(2, batch_size + 1) if fits(n, at_once, batch_size, accumulate)]
             none = f"Use a smaller engine.accumulate than {accumulate}: groups have 2 samples or more."
-            others = [n for n in possible if fits(samples, batch_size // n // accumulate, batch_size, accumulate)]
+            cut = [n for n in possible if batch_size % (n * accumulate) == 0]
+            others = [n for n in cut if fits(samples, batch_size // (n * accumulate), batch_size, accumulate)]
             again = f" A run that has begun keeps its groups: resume it on {listed(others)} ranks." if others else ""
             raise ConfigError(
                 f"{place}.norm_group={samples} does not fit the {at_once} samples that a rank computes at once.",

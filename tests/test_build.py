@@ -80,6 +80,12 @@ REFUSED = {
         "method.norm_group=4 does not fit the 6 samples",
         "keeps its groups: resume it on 1, 3, 6 or 12 ranks.",
     ),
+    "a norm group that other ranks have room for in parts": (
+        ("method.norm_group=3", "engine.accumulate=2"),
+        3,
+        "method.norm_group=3 does not fit the 2 samples",
+        "resume it on 1 or 2 ranks.",
+    ),
     "a norm group of the task that splits ranks": (
         ("aux=rotation", "aux.norm_group=8"),
         2,
