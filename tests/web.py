@@ -32,7 +32,9 @@ class Server(ThreadingHTTPServer):
         self.requests: list[tuple[str, str]] = []
         """Path and range of every request."""
         self.released = threading.Event()
-        """Lets stalled answers end."""
+        """Lets stalled and held answers go on."""
+        self.hold_after: int | None = None
+        """So many requests for training samples are answered; the others wait until `released`."""
 
     @property
     def url(self) -> str:
@@ -42,6 +44,11 @@ class Server(ThreadingHTTPServer):
     def asked(self, name: str) -> int:
         """Requests for a file."""
         return sum(path == f"/{name}" for path, _ in self.requests)
+
+    def gate(self) -> None:
+        """Hold a request for a training sample that is one too many."""
+        if self.hold_after is not None and sum("train" in path for path, _ in self.requests) > self.hold_after:
+            self.released.wait()
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Connections that clients give up are expected here."""
@@ -58,6 +65,8 @@ class Handler(BaseHTTPRequestHandler):
         parts = urlsplit(self.path)
         asked = self.headers.get("Range", "")
         self.server.requests.append((parts.path, asked))
+        if "train" in parts.path:
+            self.server.gate()
         fault = self.server.faults.popleft() if self.server.faults else self.server.fault(parts.path)
         path = self.server.folder / unquote(parts.path).lstrip("/")
         if self.server.login and self.headers.get("Authorization") != self.server.login:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 
 from dist_ssl import lines
 from dist_ssl.checkpoint_files import read
@@ -18,8 +19,9 @@ from launch.run_dir import PROJECT
 from tests.jobs import SMALL
 
 WAIT_SECONDS = 240
-END_SECONDS = 10
-"""An attempt ends on all ranks within so many seconds of a dead worker."""
+"""A bound that only a hung run reaches: no test rests on how fast or slow the machine is."""
+ENDLESS = ("epochs=20000", "probe.every=20000 epochs", "keep_last=100000")
+"""A run that cannot end before it is disturbed: a test ends it by command, and compares it at a step that it saved."""
 
 
 class Launch:
@@ -74,7 +76,7 @@ def words(data: Path, runs: Path, *more: str) -> list[str]:
     return [*base, "decode_threads=1", "timeout=1 minute", *more]
 
 
-def await_that(holds: Callable[[], Any], what: str, seconds: float = 120) -> None:
+def await_that(holds: Callable[[], Any], what: str, seconds: float = WAIT_SECONDS) -> None:
     """Wait until something holds."""
     end = time.monotonic() + seconds
     while not holds():
@@ -111,10 +113,58 @@ def delivered(run: Path) -> dict[int, int]:
     return {step: total for step, (_, total) in sorted(steps.items())}
 
 
-def weights(run: Path) -> dict[str, Any]:
-    """All tensors of the last checkpoint."""
-    latest = (run / "checkpoints" / "LATEST").read_text().strip()
-    return read(run / "checkpoints" / latest)[1]
+def saved(run: Path) -> set[int]:
+    """The steps of the run's checkpoints."""
+    return {int(path.name.removeprefix("step_")) for path in (run / "checkpoints").glob("step_*")}
+
+
+def weights(run: Path, step: int | None = None) -> dict[str, Any]:
+    """All tensors of the checkpoint of a step, by default of the last one."""
+    name = (run / "checkpoints" / "LATEST").read_text().strip() if step is None else f"step_{step:08d}"
+    return read(run / "checkpoints" / name)[1]
+
+
+def stop_by_ctrl_c(launch: Launch, run: Path, after: int = 5) -> str:
+    """Ctrl-C once the run is past a step: it saves its last step, says how to go on, and leaves no process."""
+    await_that(lambda: status(run)["step"] > after, f"step {after}")
+    launch.interrupt()
+    code, text = launch.finish()
+    assert code == 0, text
+    assert f"Go on with: python launch/slurm.py resume={run}" in text
+    assert max(saved(run)) == status(run)["step"], "the last step made is the step saved"
+    await_that(lambda: nothing_left(run), "no process left behind")
+    return text
+
+
+def train_undisturbed(data: Path, run: Path, until: int, *more: str) -> None:
+    """Train without a break until a step has been saved, and no less."""
+    launch = Launch(*words(data, run.parent, f"name={run.name}", *more))
+    await_that(lambda: max(saved(run), default=0) >= until, f"the checkpoint of step {until}")
+    stop_by_ctrl_c(launch, run)
+
+
+def compared_at(run: Path, other: Path, after: int) -> int:
+    """The last step that both runs have saved; it must lie after the step of the last disturbance."""
+    step = max(saved(run) & saved(other))
+    assert step > after, f"both have saved step {step}, which is not after {after}"
+    return step
+
+
+def until(step: int, values: dict[int, Any]) -> dict[int, Any]:
+    """The values of the steps up to one; all of them must be there."""
+    found = {number: value for number, value in values.items() if number <= step}
+    assert len(found) >= step, f"{len(found)} of {step} steps"
+    return found
+
+
+def assert_same_training(run: Path, other: Path, after: int) -> None:
+    """Both runs have equal samples, losses and bits up to a step past `after`."""
+    step = compared_at(run, other, after)
+    assert until(step, losses(run)) == until(step, losses(other))
+    assert until(step - 1, delivered(run)) == until(step - 1, delivered(other))
+    mine, theirs = weights(run, step), weights(other, step)
+    assert mine.keys() == theirs.keys()
+    assert not [name for name in mine if not torch.equal(mine[name], theirs[name])]
 
 
 def nothing_left(run: Path) -> bool:

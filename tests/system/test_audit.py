@@ -10,6 +10,7 @@ from dist_ssl import lines
 from dist_ssl.data import manifest
 from launch import audit
 from tests.system.launching import Launch, await_that, status, words
+from tests.web import serving
 
 BAD = {3: b"", 17: b"GIF89a", 41: b"\xff\xd8\xff\xe0"}
 """Samples that are spoilt, and how their bytes begin; the rest of them are zeros."""
@@ -49,10 +50,13 @@ def moved(spoilt_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     """A run that began on two nodes, was killed, and ended on three."""
     runs = tmp_path_factory.mktemp("runs")
     run = runs / "moved"
-    launch = Launch(*words(spoilt_shards, runs, "nodes=2", "name=moved", *LENGTH))
-    await_that(lambda: status(run)["step"] > 20, "some steps")
-    launch.kill_all()
-    code, text = Launch(f"resume={run}", "nodes=3").finish()
+    with serving(spoilt_shards) as server:
+        server.hold_after = 6 * 60  # it cannot end before it is killed: 14 epochs take 840 samples
+        served = ("data.cache=null", f"data.path={server.url}")
+        launch = Launch(*words(spoilt_shards, runs, "nodes=2", "name=moved", *LENGTH, *served))
+        await_that(lambda: status(run)["step"] > 20, "some steps")
+        launch.kill_all()
+    code, text = Launch(f"resume={run}", "nodes=3", f"data.path={spoilt_shards}").finish()
     assert code == 0, text
     assert f"Samples that could not be read: 3, in {run}/quarantine.jsonl" in text
     return run

@@ -11,6 +11,7 @@ from launch import slurm
 from launch.run_dir import RunDir, read_yaml, write_yaml
 from tests.disks import small_disk
 from tests.system.launching import Launch, await_that, losses, words
+from tests.web import serving
 
 
 @pytest.fixture(scope="module")
@@ -146,19 +147,21 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_loses_nothing(disk: Path, demo_shards: Path) -> None:
     run = disk / "full"
     ballast = disk / "ballast"
-    launch = Launch(
-        *words(demo_shards, disk, "nodes=2", "name=full", "epochs=6", "method.hidden=256", "save_every=1 step")
-    )
-    await_that((run / "checkpoints" / "LATEST").exists, "a checkpoint")
-    try:
-        ballast.write_bytes(b"0" * 8_000_000)
-    except OSError:
-        assert ballast.stat().st_size > 0
-    code, text = launch.finish()
+    with serving(demo_shards) as server:
+        server.hold_after = 2 * 60  # it cannot end before the disk is full
+        own = ("nodes=2", "name=full", "epochs=6", "method.hidden=256", "save_every=1 step")
+        launch = Launch(*words(demo_shards, disk, *own, "data.cache=null", f"data.path={server.url}"))
+        await_that((run / "checkpoints" / "LATEST").exists, "a checkpoint")
+        try:
+            ballast.write_bytes(b"0" * 8_000_000)
+        except OSError:
+            assert ballast.stat().st_size > 0
+        server.released.set()
+        code, text = launch.finish()
     assert code == 2, text
     assert "No space left on device" in text
     assert f"resume={run}" in text
     ballast.unlink()
-    code, text = Launch(f"resume={run}").finish()
+    code, text = Launch(f"resume={run}", f"data.path={demo_shards}").finish()
     assert code == 0, text
     assert sorted(losses(run)) == list(range(1, 31))

@@ -10,30 +10,27 @@ from dist_ssl.data.loader_process import MAIN
 from launch import slurm
 from launch.ending import Ending
 from launch.run_dir import AttemptDir, RunDir
-from tests.jobs import run_job, same_bits, small_config
-from tests.ranks import Ranks
 from tests.system.launching import (
+    ENDLESS,
     Launch,
+    assert_same_training,
     await_that,
-    delivered,
-    losses,
     nothing_left,
     status,
-    weights,
+    stop_by_ctrl_c,
+    train_undisturbed,
     words,
 )
 
-LENGTH = ("epochs=6", "probe.every=6 epochs", "save_every=3 steps")
+LONG = (*ENDLESS, "nodes=2", "save_every=3 steps")
 
 
 def test_a_killed_loader_process_ends_the_attempt_which_says_so_and_the_run_goes_on_with_the_same_bits(
-    ranks: Ranks, demo_shards: Path, tmp_path: Path
+    demo_shards: Path, tmp_path: Path
 ) -> None:
     undisturbed, run = tmp_path / "threads", tmp_path / "killed"
-    ranks.run(run_job, 2, small_config(demo_shards, *LENGTH), undisturbed)
     named = set(Path("/dev/shm").iterdir())
-    given = words(demo_shards, tmp_path, "nodes=2", "name=killed", *LENGTH, "data.loader_process=true")
-    launch = Launch(*given)
+    launch = Launch(*words(demo_shards, tmp_path, "name=killed", *LONG, "data.loader_process=true"))
     await_that(lambda: status(run)["step"] > 5, "some steps")
     found = launch.processes(MAIN)
     assert len(found) == 2, "one for each rank"
@@ -48,12 +45,11 @@ def test_a_killed_loader_process_ends_the_attempt_which_says_so_and_the_run_goes
     assert ending is not None
     assert ending.outcome == "failed"
 
-    code, text = Launch(f"resume={run}").finish()
-    assert code == 0, text
-    assert same_bits(weights(run), weights(undisturbed))
-    assert losses(run) == losses(undisturbed)
-    assert delivered(run) == delivered(undisturbed)
+    last = int(status(run)["step"])
+    stop_by_ctrl_c(Launch(f"resume={run}"), run, last + 5)
     assert set(Path("/dev/shm").iterdir()) <= named
+    train_undisturbed(demo_shards, undisturbed, last + 5, *LONG, "data.loader_process=false")
+    assert_same_training(run, undisturbed, last)
 
 
 def test_what_stops_a_run_is_said_as_ever(

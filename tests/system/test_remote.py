@@ -80,9 +80,12 @@ def test_a_run_that_moves_to_a_server_ends_with_the_same_bits_and_tells_no_secre
     length = ("epochs=3", "probe.every=3 epochs", "save_every=2 steps")
     ranks.run(run_job, 2, small_config(demo_shards, *length), tmp_path / "local")
     run = tmp_path / "moved"
-    launch = Launch(*words(demo_shards, tmp_path, "nodes=2", "name=moved", *length))
-    await_that(lambda: status(run)["step"] > 2, "some steps")
-    launch.kill_all()
+    with serving(demo_shards) as gate:
+        gate.hold_after = 2 * 60  # it cannot end before it is killed: three epochs take 180 samples
+        served = ("data.cache=null", f"data.path={gate.url}")
+        launch = Launch(*words(demo_shards, tmp_path, "nodes=2", "name=moved", *length, *served))
+        await_that(lambda: status(run)["step"] > 2, "some steps")
+        launch.kill_all()
     text = finish(f"resume={run}", f"data.path={address(server)}", f"data.cache={tmp_path / 'cache'}")
     assert same_bits(weights(run), weights(tmp_path / "local"))
     assert losses(run) == losses(tmp_path / "local")
