@@ -12,40 +12,40 @@ from typing import Any
 import torch
 from torch import nn
 
-from dist_ssl.blocks import check_groups
-from dist_ssl.checkpoint import Checkpoint
-from dist_ssl.coordinator import Coordinator, check_plan
-from dist_ssl.data import manifest
-from dist_ssl.data.access import Access
-from dist_ssl.data.keys import Data
-from dist_ssl.data.ledger import Ledger
-from dist_ssl.data.loader_process import LoaderProcess
-from dist_ssl.data.quarantine import Quarantine
+from dist_ssl.checkpoint.saver import Checkpoint
+from dist_ssl.config.durations import Duration
+from dist_ssl.config.instantiate import fit, instantiate, keywords
+from dist_ssl.config.meta_device import META, sketched
+from dist_ssl.config.run_keys import Config, Run, check_units, top_level
+from dist_ssl.core.progress import Progress
+from dist_ssl.data.data_keys import Data
+from dist_ssl.data.images.views import Recipe, checked, of_views
+from dist_ssl.data.loader.loader_process import LoaderProcess
+from dist_ssl.data.order.ledger import Ledger
+from dist_ssl.data.order.quarantine import Quarantine
+from dist_ssl.data.storage import manifest
+from dist_ssl.data.storage.reader_options import Access
 from dist_ssl.data.stream import Colours, Stream
-from dist_ssl.data.views import Recipe, checked, of_views
-from dist_ssl.durations import Duration
-from dist_ssl.engine import Engine
+from dist_ssl.distributed.norm_groups import check_groups
+from dist_ssl.distributed.rendezvous import own_addresses
+from dist_ssl.distributed.world import World
 from dist_ssl.engines.virtual import check_number
 from dist_ssl.errors import ConfigError
 from dist_ssl.evaluate.features import Extractor, subset
 from dist_ssl.evaluate.knn import KNN, NoProbe
-from dist_ssl.instantiate import fit, instantiate, keywords
-from dist_ssl.keys import Config, Run, check_units, top_level
-from dist_ssl.method import Method
 from dist_ssl.metrics.meter import Meter
 from dist_ssl.metrics.sinks import JsonLines, Prometheus, Status
 from dist_ssl.models.encoders import check_side
-from dist_ssl.optim import Recipe as Optimizer
-from dist_ssl.probe import Probe
-from dist_ssl.progress import Progress
-from dist_ssl.pulse import Pulse
-from dist_ssl.rendezvous import own_addresses
-from dist_ssl.schedule import Schedule
-from dist_ssl.signals import Signals
-from dist_ssl.sink import Sink
-from dist_ssl.sketch import META, sketched
+from dist_ssl.optim.recipes import Recipe as Optimizer
+from dist_ssl.protocols.engine import Engine
+from dist_ssl.protocols.method import Method
+from dist_ssl.protocols.probe import Probe
+from dist_ssl.protocols.schedule import Schedule
+from dist_ssl.protocols.sink import Sink
+from dist_ssl.runtime.agreement import Pulse
+from dist_ssl.runtime.epoch_planner import Coordinator, check_plan
+from dist_ssl.runtime.signals import Signals
 from dist_ssl.train import Job
-from dist_ssl.world import World
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
 """Of parameters, optimizer, views and loss."""

@@ -3,19 +3,19 @@
 from dataclasses import dataclass
 from enum import Enum
 
-from dist_ssl.checkpoint import Checkpoint
-from dist_ssl.coordinator import Coordinator
-from dist_ssl.data.ledger import Ledger
-from dist_ssl.data.quarantine import Quarantine
+from dist_ssl.checkpoint.saver import Checkpoint
+from dist_ssl.config.durations import Duration
+from dist_ssl.core.progress import Progress
+from dist_ssl.data.order.ledger import Ledger
+from dist_ssl.data.order.quarantine import Quarantine
 from dist_ssl.data.stream import Stream
-from dist_ssl.durations import Duration
-from dist_ssl.engine import Engine
-from dist_ssl.filling import fill, plan_of_pass
+from dist_ssl.memory.initialise import fill, plan_of_pass
 from dist_ssl.metrics.meter import Meter
-from dist_ssl.probe import Probe
-from dist_ssl.progress import Progress
-from dist_ssl.pulse import Pulse
-from dist_ssl.schedule import Schedule
+from dist_ssl.protocols.engine import Engine
+from dist_ssl.protocols.probe import Probe
+from dist_ssl.protocols.schedule import Schedule
+from dist_ssl.runtime.agreement import Pulse
+from dist_ssl.runtime.epoch_planner import Coordinator
 
 
 class Outcome(Enum):

@@ -16,7 +16,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from dist_ssl.signals import STOPPING, Signals
+from dist_ssl.runtime.signals import STOPPING, Signals
 from launch.ending import AGENT_CODE, OUTCOME_OF_CODE, REFUSED, STOPPED_CODE, of_ranks
 from launch.parent import alone
 from launch.run_dir import AttemptDir, RunDir

@@ -14,16 +14,16 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from dist_ssl import lines
-from dist_ssl.data import ledger
-from dist_ssl.data.access import Access
-from dist_ssl.data.audit import Audit, Tally, epochs
-from dist_ssl.data.fetch import Fetcher
-from dist_ssl.data.keys import Data
-from dist_ssl.data.manifest import Split
+from dist_ssl.config.instantiate import keywords
+from dist_ssl.core.plan import EpochPlan
+from dist_ssl.data.data_keys import Data
+from dist_ssl.data.order import ledger
+from dist_ssl.data.order.ledger_audit import Audit, Tally, epochs
+from dist_ssl.data.storage.fetch import Fetcher
+from dist_ssl.data.storage.manifest import Split
+from dist_ssl.data.storage.reader_options import Access
 from dist_ssl.errors import EXIT_CODE, ConfigError, DataError, UserError, nearest
-from dist_ssl.instantiate import keywords
-from dist_ssl.plan import EpochPlan
+from dist_ssl.runtime import jsonl
 from launch.ending import FINISHED
 from launch.run_dir import AttemptDir, RunDir
 
@@ -52,7 +52,7 @@ def plans_of(run: RunDir) -> tuple[list[EpochPlan], list[int]]:
 
     What was planned last for an epoch counts: the steps of an earlier plan were never saved.
     """
-    rows = {row["epoch"]: row for row in lines.read(run.folder / "plan.jsonl")}
+    rows = {row["epoch"]: row for row in jsonl.read(run.folder / "plan.jsonl")}
     known = [rows[epoch] for epoch in itertools.takewhile(rows.__contains__, itertools.count())]
     plans = [{key: value for key, value in row.items() if key in EpochPlan.__dataclass_fields__} for row in known]
     return [EpochPlan(**plan) for plan in plans], [row["step"] for row in known]
@@ -77,7 +77,7 @@ def audit(run: RunDir, split: Split) -> tuple[list[Tally], list[str]]:
         )
     if not final:
         return [], []
-    listed = {row["number"] for row in lines.read(run.folder / "quarantine.jsonl") if row["split"] == split.name}
+    listed = {row["number"] for row in jsonl.read(run.folder / "quarantine.jsonl") if row["split"] == split.name}
     compared = Audit(ledger.read(run.folder / "ledger"), found, final, listed)
     problems = compared.unsaved() + [
         f"Epoch {epoch.plan.epoch + 1} began at step {step}, not {epoch.first_step}."

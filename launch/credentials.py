@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from dist_ssl.data.address import Address
+from dist_ssl.data.storage.address import Address
 from launch.variables import ADDRESS
 
 KEY = "data.path="

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dist_ssl.signals import Signals
+from dist_ssl.runtime.signals import Signals
 from launch.ending import FAILED, STOPPED, Ending, of_attempt
 from launch.progress_bar import RunView
 from launch.run_dir import AttemptDir

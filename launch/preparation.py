@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from dist_ssl.data.address import Address
+from dist_ssl.data.storage.address import Address
 from dist_ssl.errors import ConfigError
 from launch import credentials, scheduler, settings, submission
 from launch.run_dir import PROJECT, AttemptDir, RunDir

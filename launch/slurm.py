@@ -18,8 +18,8 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from dist_ssl import lines
 from dist_ssl.errors import EXIT_CODE, ConfigError, UserError
+from dist_ssl.runtime import jsonl
 from launch import credentials, following, preparation, scheduler, submission, sweep
 from launch.ending import FAILED, FINISHED, REFUSED, STOPPED, Ending
 from launch.handover import hand_over
@@ -40,7 +40,7 @@ def say_how_it_ended(run: RunDir, words: list[str], ending: Ending, console: Con
     if ending.outcome == FINISHED:
         console.print(f"Finished.{score}\n  Run folder: {run.folder}", highlight=False)
         console.print(f"  Its numbers: {run.folder}/metrics.jsonl", highlight=False)
-        if bad := len(lines.read(run.folder / "quarantine.jsonl")):
+        if bad := len(jsonl.read(run.folder / "quarantine.jsonl")):
             console.print(f"  Samples that could not be read: {bad}, in {run.folder}/quarantine.jsonl", highlight=False)
         console.print("  Next: longer (epochs=60), larger (encoder=resnet18 encoder.stem=small), or your own", end=" ")
         console.print("shards (data=shards data.path=...).", highlight=False)

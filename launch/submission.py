@@ -15,7 +15,7 @@ from typing import Any
 import submitit
 from submitit.slurm.slurm import SlurmExecutor
 
-from dist_ssl.durations import Duration
+from dist_ssl.config.durations import Duration
 from dist_ssl.errors import ConfigError
 from launch.agent import on_slurm
 from launch.variables import ATTEMPT, RUN

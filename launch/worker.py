@@ -17,8 +17,8 @@ import traceback
 from pathlib import Path
 
 from dist_ssl.errors import EXIT_CODE, UserError
-from dist_ssl.journal import open_journal
-from dist_ssl.signals import Signals
+from dist_ssl.runtime.log_setup import open_journal
+from dist_ssl.runtime.signals import Signals
 from launch import credentials
 from launch.ending import STOPPED_CODE
 from launch.parent import alone
@@ -43,9 +43,9 @@ def train_attempt(attempt: AttemptDir, signals: Signals) -> int:
     import torch
 
     from dist_ssl.build import Place, build
-    from dist_ssl.durations import Duration
+    from dist_ssl.config.durations import Duration
+    from dist_ssl.distributed.world import joined
     from dist_ssl.train import Outcome, train
-    from dist_ssl.world import joined
 
     config = credentials.restored(attempt.config)
     torch.set_num_threads(config["threads"])

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
 
-from dist_ssl.data.manifest import Row, Shard
+from dist_ssl.data.storage.manifest import Row, Shard
 from dist_ssl.errors import DataError
 
 KINDS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif")

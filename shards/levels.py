@@ -20,14 +20,14 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from dist_ssl.data import manifest, pyramid
-from dist_ssl.data.decode import UnreadableError, decode, resize_whole
-from dist_ssl.data.manifest import Split
-from dist_ssl.data.read import Reader
+from dist_ssl.data.images.decode import UnreadableError, decode, resize_whole
+from dist_ssl.data.storage import manifest, pyramid
+from dist_ssl.data.storage.manifest import Split
+from dist_ssl.data.storage.read import Reader
 from dist_ssl.errors import DataError
 from shards.archive import Sample
+from shards.command_line import Quality, Sides, Threads, say
 from shards.pack import Contents, pack
-from shards.words import Quality, Sides, Threads, say
 
 CHROMA = "4:2:0"
 MOST = 65500

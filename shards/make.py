@@ -17,14 +17,14 @@ from typing import Any
 
 from rich.console import Console
 
-from dist_ssl.data import manifest, pyramid
-from dist_ssl.data.address import Address
-from dist_ssl.data.fetch import Fetcher
+from dist_ssl.data.storage import manifest, pyramid
+from dist_ssl.data.storage.address import Address
+from dist_ssl.data.storage.fetch import Fetcher
 from dist_ssl.errors import ConfigError, nearest
 from shards import levels
-from shards.source import Source
+from shards.command_line import command, fill, pairs, say
+from shards.image_source import Source
 from shards.sources import demo, imagefolder, tars, vision
-from shards.words import command, fill, pairs, say
 
 SOURCES: dict[str, Source] = {**demo.SOURCES, **imagefolder.SOURCES, **tars.SOURCES, **vision.SOURCES}
 

@@ -20,10 +20,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dist_ssl.data import manifest
+from dist_ssl.data.storage import manifest
 from dist_ssl.errors import DataError
 from shards.archive import Sample, Writer
-from shards.words import Threads, say
+from shards.command_line import Threads, say
 
 VERSION = 1
 """Of how samples become tars; a tar of another version is not gone on with."""

@@ -15,14 +15,14 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from rich.console import Console
 from rich.table import Table
 
-from dist_ssl.data import manifest, pyramid
-from dist_ssl.data.address import Address
-from dist_ssl.data.decode import UnreadableError, decode
-from dist_ssl.data.fetch import Fetcher
-from dist_ssl.data.read import Reader
-from dist_ssl.draws import Draws, Purpose
+from dist_ssl.core.draws import Draws, Purpose
+from dist_ssl.data.images.decode import UnreadableError, decode
+from dist_ssl.data.storage import manifest, pyramid
+from dist_ssl.data.storage.address import Address
+from dist_ssl.data.storage.fetch import Fetcher
+from dist_ssl.data.storage.read import Reader
 from dist_ssl.errors import DataError
-from shards.words import command, fill, folder_and_pairs, say
+from shards.command_line import command, fill, folder_and_pairs, say
 
 SIDE = 128
 """Side of an image on the sheet, px."""

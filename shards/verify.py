@@ -19,15 +19,15 @@ from rich.progress import Progress, TaskID
 from rich.table import Column, Table
 from rich.text import Text
 
-from dist_ssl.data import manifest, pyramid
-from dist_ssl.data.address import Address
-from dist_ssl.data.decode import UnreadableError, decode
-from dist_ssl.data.fetch import Fetcher
+from dist_ssl.data.images.decode import UnreadableError, decode
+from dist_ssl.data.storage import manifest, pyramid
+from dist_ssl.data.storage.address import Address
+from dist_ssl.data.storage.fetch import Fetcher
 from dist_ssl.errors import DataError
 from shards.archive import Index, index
+from shards.command_line import Threads, command, fill, folder_and_pairs, printable, say
 from shards.pack import bar
 from shards.sources.tars import Counted
-from shards.words import Threads, command, fill, folder_and_pairs, printable, say
 
 CHUNK = 64
 """Images that a thread decodes at a time."""

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dist_ssl.batch import Batch
 from dist_ssl.build import Place, build
+from dist_ssl.core.batch import Batch
+from dist_ssl.core.plan import EpochPlan
 from dist_ssl.data.stream import Stream
-from dist_ssl.plan import EpochPlan
-from dist_ssl.signals import Signals
+from dist_ssl.distributed.world import World
+from dist_ssl.runtime.signals import Signals
 from dist_ssl.train import Job, Outcome, train
-from dist_ssl.world import World
 from launch import settings
 from launch.run_dir import PROJECT
 

@@ -18,7 +18,7 @@ def serve(line: Connection, rank: int) -> None:
     import torch
     import torch.distributed as dist
 
-    from dist_ssl.world import joined
+    from dist_ssl.distributed.world import joined
 
     torch.set_num_threads(1)
     while True:

@@ -6,12 +6,12 @@ import sys
 import time
 from pathlib import Path
 
-from dist_ssl.data import manifest
-from dist_ssl.data.access import Access
-from dist_ssl.data.address import Address
-from dist_ssl.data.cache import Cache
-from dist_ssl.data.fetch import Fetcher, Patience
-from dist_ssl.data.read import Reader
+from dist_ssl.data.storage import manifest
+from dist_ssl.data.storage.address import Address
+from dist_ssl.data.storage.cache import Cache
+from dist_ssl.data.storage.fetch import Fetcher, Patience
+from dist_ssl.data.storage.read import Reader
+from dist_ssl.data.storage.reader_options import Access
 
 
 def access(cache: Path | None, size: int = 10**9, tries: int = 6) -> Access:

@@ -13,30 +13,31 @@ from typing import Any
 import numpy as np
 import torch
 
-from dist_ssl import lines
-from dist_ssl.batch import Batch
-from dist_ssl.coordinator import Coordinator
-from dist_ssl.data import ledger, load
+from dist_ssl.config.durations import Duration
+from dist_ssl.config.percentage import Share
+from dist_ssl.core.batch import Batch
+from dist_ssl.core.draws import Draws, Purpose
+from dist_ssl.core.plan import EpochPlan, Knobs
+from dist_ssl.core.progress import Progress
 from dist_ssl.data import stream as stream_module
-from dist_ssl.data.audit import Audit, epochs
-from dist_ssl.data.decode import UnreadableError
-from dist_ssl.data.ledger import Ledger
-from dist_ssl.data.manifest import Shard, Split, columns
-from dist_ssl.data.quarantine import Quarantine
+from dist_ssl.data.images.decode import UnreadableError
+from dist_ssl.data.images.views import Recipe
+from dist_ssl.data.loader import load
+from dist_ssl.data.order import ledger
+from dist_ssl.data.order.ledger import Ledger
+from dist_ssl.data.order.ledger_audit import Audit, epochs
+from dist_ssl.data.order.quarantine import Quarantine
+from dist_ssl.data.storage.manifest import Shard, Split, columns
 from dist_ssl.data.stream import Colours, Stream
-from dist_ssl.data.views import Recipe
-from dist_ssl.draws import Draws, Purpose
-from dist_ssl.durations import Duration
-from dist_ssl.engine import StepOutput
+from dist_ssl.distributed.world import World
 from dist_ssl.errors import UserError
 from dist_ssl.evaluate.knn import NoProbe
-from dist_ssl.plan import EpochPlan, Knobs
-from dist_ssl.progress import Progress
-from dist_ssl.pulse import Pulse
-from dist_ssl.share import Share
-from dist_ssl.signals import STOPPING, Signals
+from dist_ssl.protocols.engine import StepOutput
+from dist_ssl.runtime import jsonl
+from dist_ssl.runtime.agreement import Pulse
+from dist_ssl.runtime.epoch_planner import Coordinator
+from dist_ssl.runtime.signals import STOPPING, Signals
 from dist_ssl.train import Job, train
-from dist_ssl.world import World
 
 
 class KilledError(Exception):
@@ -238,7 +239,7 @@ class Run:
 
     def quarantine(self) -> list[dict[str, Any]]:
         """The lines of the quarantine."""
-        return lines.read(self.folder / "quarantine.jsonl")
+        return jsonl.read(self.folder / "quarantine.jsonl")
 
 
 @dataclass

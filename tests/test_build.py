@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from dist_ssl.build import check
-from dist_ssl.data import manifest
+from dist_ssl.data.storage import manifest
+from dist_ssl.distributed.world import World
 from dist_ssl.errors import ConfigError, DataError, UserError
 from dist_ssl.evaluate.knn import NoProbe
-from dist_ssl.world import World
 from launch import settings
 from launch.run_dir import PROJECT
 from tests.jobs import small_config, small_job
@@ -136,7 +136,12 @@ REFUSED = {
     "a key that nothing reads": (("+epoch=5",), 1, "epoch", "epochs"),
     "a key of a view that does not exist": (("+views.view1.blurp=1",), 1, "views.view1.blurp", "blur_p"),
     "a class outside": (("method._target_=os.system",), 1, "method._target_=os.system is outside", "dist_ssl."),
-    "a class that is not there": (("optim._target_=dist_ssl.optim.Adam",), 1, "optim._target_=dist_ssl.optim.Adam", ""),
+    "a class that is not there": (
+        ("optim._target_=dist_ssl.optim.Adam",),
+        1,
+        "optim._target_=dist_ssl.optim.Adam",
+        "",
+    ),
     "a module that is not there": (("encoder._target_=dist_ssl.nets.A",), 1, "encoder._target_=dist_ssl.nets.A", ""),
     "no class": (("~encoder._target_",), 1, "encoder._target_", ""),
     "a number that the run gives": (("+schedule.batch_size=24",), 1, "schedule.batch_size", ""),

@@ -9,7 +9,7 @@ import pytest
 
 import dist_ssl.methods
 from dist_ssl.build import check
-from dist_ssl.world import World
+from dist_ssl.distributed.world import World
 from launch import settings
 from launch.run_dir import PROJECT
 from tests.jobs import finished, small_job

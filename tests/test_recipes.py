@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from dist_ssl.build import build_engine, parts
-from dist_ssl.data import manifest
-from dist_ssl.world import World
+from dist_ssl.data.storage import manifest
+from dist_ssl.distributed.world import World
 from launch import settings
 from launch.run_dir import PROJECT
 from tests.jobs import finished, small_job

@@ -11,16 +11,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dist_ssl.batch import Batch
-from dist_ssl.data.decode import MAX_PIXELS, SLOW
-from dist_ssl.data.lanes import EpochOrder
-from dist_ssl.data.load import Loaded, Supply
-from dist_ssl.data.photometric import Photometry, colour
-from dist_ssl.data.requests import Steps
-from dist_ssl.data.views import Cutter, Recipe, of_views
-from dist_ssl.draws import Draws
-from dist_ssl.plan import EpochPlan
-from dist_ssl.world import World
+from dist_ssl.core.batch import Batch
+from dist_ssl.core.draws import Draws
+from dist_ssl.core.plan import EpochPlan
+from dist_ssl.data.images.decode import MAX_PIXELS, SLOW
+from dist_ssl.data.images.photometric import Photometry, colour
+from dist_ssl.data.images.views import Cutter, Recipe, of_views
+from dist_ssl.data.loader.load import Loaded, Supply
+from dist_ssl.data.order.lanes import EpochOrder
+from dist_ssl.data.order.requests import Steps
+from dist_ssl.distributed.world import World
 
 Ints = npt.NDArray[np.int64]
 

@@ -16,17 +16,17 @@ from torch import Tensor, nn
 from torch.distributed import GradBucket  # type: ignore[attr-defined]
 from torch.nn.parallel import DistributedDataParallel
 
-from dist_ssl.batch import Batch
-from dist_ssl.engine import Piece
+from dist_ssl.core.batch import Batch
+from dist_ssl.core.plan import Knobs
+from dist_ssl.distributed.world import World
 from dist_ssl.engines.parallel import Parallel, T
 from dist_ssl.engines.passes import seed
 from dist_ssl.engines.spread import spread_of
 from dist_ssl.engines.virtual import VirtualRanks, check_method, check_options
-from dist_ssl.lars import local_norms
-from dist_ssl.method import LossOutput
 from dist_ssl.models import norm
-from dist_ssl.plan import Knobs
-from dist_ssl.world import World
+from dist_ssl.optim.lars import local_norms
+from dist_ssl.protocols.engine import Piece
+from dist_ssl.protocols.method import LossOutput
 
 
 def average(world: World, bucket: GradBucket) -> torch.futures.Future[Tensor]:

@@ -19,16 +19,16 @@ import deepspeed
 import torch
 from torch import Tensor, nn
 
-from dist_ssl.engine import Piece
+from dist_ssl.core.plan import Knobs
 from dist_ssl.engines.deepspeed_config import Stage, check, written
 from dist_ssl.engines.deepspeed_parts import Part, parts_of_groups, parts_of_parameters
 from dist_ssl.engines.parallel import Parallel, T
 from dist_ssl.engines.shell import Shell
 from dist_ssl.engines.spread import held_here, whole
 from dist_ssl.errors import CheckpointError
-from dist_ssl.guard import check_finite
-from dist_ssl.lars import local_norms
-from dist_ssl.plan import Knobs
+from dist_ssl.optim.lars import local_norms
+from dist_ssl.protocols.engine import Piece
+from dist_ssl.runtime.finite_check import check_finite
 
 SHARED_MEMORY = "deepspeed_shm_comm"
 """An extension for inference that DeepSpeed would compile at every first start on a CPU."""

@@ -11,10 +11,10 @@ import torch
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from pydantic import ValidationError
 
+from dist_ssl.core.plan import FROZEN
 from dist_ssl.errors import ConfigError, nearest
-from dist_ssl.method import Method
-from dist_ssl.optim import LARS, Recipe
-from dist_ssl.plan import FROZEN
+from dist_ssl.optim.recipes import LARS, Recipe
+from dist_ssl.protocols.method import Method
 
 Stage = Literal[0, 1, 2, 3]
 ZERO = "zero_optimization"

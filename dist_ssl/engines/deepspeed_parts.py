@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dist_ssl.engine import Piece
-from dist_ssl.world import World
+from dist_ssl.distributed.world import World
+from dist_ssl.protocols.engine import Piece
 
 
 @dataclass(frozen=True)

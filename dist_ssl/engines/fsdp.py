@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
 
-from dist_ssl.batch import Batch
-from dist_ssl.engine import Piece, State
+from dist_ssl.core.batch import Batch
+from dist_ssl.core.plan import Knobs
+from dist_ssl.distributed.world import World
 from dist_ssl.engines.parallel import Parallel, T
 from dist_ssl.engines.shell import Shell
 from dist_ssl.errors import ConfigError
-from dist_ssl.method import Embeddings, LossOutput
-from dist_ssl.plan import Knobs
-from dist_ssl.world import World
+from dist_ssl.protocols.engine import Piece, State
+from dist_ssl.protocols.method import Embeddings, LossOutput
 
 
 def blocks(module: nn.Module, least: int) -> list[nn.Module]:

@@ -13,20 +13,20 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from dist_ssl.batch import Batch
-from dist_ssl.bounds import positive
-from dist_ssl.draws import SampleDraws
-from dist_ssl.engine import Piece, State, StepOutput, Who
+from dist_ssl.config.validation import positive
+from dist_ssl.core.batch import Batch
+from dist_ssl.core.draws import SampleDraws
+from dist_ssl.core.plan import FROZEN, Knobs
+from dist_ssl.distributed.world import World
 from dist_ssl.engines import units
 from dist_ssl.engines.passes import at_once, check_parts, in_parts, plain, seed
 from dist_ssl.engines.spread import held_here, spread_of, whole
 from dist_ssl.errors import CheckpointError
-from dist_ssl.guard import check_finite
-from dist_ssl.method import Embeddings, LossOutput, Method
 from dist_ssl.models import ema, norm
-from dist_ssl.optim import Recipe, apply_knobs
-from dist_ssl.plan import FROZEN, Knobs
-from dist_ssl.world import World
+from dist_ssl.optim.recipes import Recipe, apply_knobs
+from dist_ssl.protocols.engine import Piece, State, StepOutput, Who
+from dist_ssl.protocols.method import Embeddings, LossOutput, Method
+from dist_ssl.runtime.finite_check import check_finite
 
 T = TypeVar("T")
 

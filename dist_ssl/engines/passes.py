@@ -14,11 +14,11 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from dist_ssl.batch import Batch
-from dist_ssl.draws import SampleDraws
+from dist_ssl.core.batch import Batch
+from dist_ssl.core.draws import SampleDraws
 from dist_ssl.errors import ConfigError
-from dist_ssl.method import Embeddings, LossOutput, Method
 from dist_ssl.models.norm import BatchNorm
+from dist_ssl.protocols.method import Embeddings, LossOutput, Method
 
 Loss = Callable[[Embeddings], LossOutput]
 Root = Callable[..., Embeddings]

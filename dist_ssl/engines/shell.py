@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from dist_ssl.engines.parallel import T
-from dist_ssl.method import Method
+from dist_ssl.protocols.method import Method
 
 
 class Shell(nn.Module):

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from dist_ssl.engine import Piece, Spread
+from dist_ssl.protocols.engine import Piece, Spread
 
 
 def spread_of(module: nn.Module) -> Mapping[str, Piece]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dist_ssl.world import World
+from dist_ssl.distributed.world import World
 
 Node = tuple[int, int]
 """The leaves below a node: from the first up to before the second."""

@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from dist_ssl.batch import Batch
+from dist_ssl.core.batch import Batch
+from dist_ssl.distributed.world import World
 from dist_ssl.engines.passes import Loss, Root, embedded, pulled, push, seed, together
 from dist_ssl.engines.tree import block, tree_sum
 from dist_ssl.errors import ConfigError
-from dist_ssl.method import LossOutput, Method
 from dist_ssl.models import norm
-from dist_ssl.world import World
+from dist_ssl.protocols.method import LossOutput, Method
 
 
 def check_number(bitwise: bool, number: int | None, batch_size: int, ranks: int) -> None:

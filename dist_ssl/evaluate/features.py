@@ -8,15 +8,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dist_ssl.data.decode import MAX_PIXELS
-from dist_ssl.data.load import Supply
-from dist_ssl.data.photometric import normalise
-from dist_ssl.data.requests import Chosen
+from dist_ssl.core.draws import Draws, Purpose
+from dist_ssl.data.images.decode import MAX_PIXELS
+from dist_ssl.data.images.photometric import normalise
+from dist_ssl.data.images.views import Whole
+from dist_ssl.data.loader.load import Supply
+from dist_ssl.data.order.requests import Chosen
 from dist_ssl.data.stream import Colours
-from dist_ssl.data.views import Whole
-from dist_ssl.draws import Draws, Purpose
-from dist_ssl.engine import Engine, Who
-from dist_ssl.world import World
+from dist_ssl.distributed.world import World
+from dist_ssl.protocols.engine import Engine, Who
 
 Ints = npt.NDArray[np.int64]
 log = logging.getLogger(__name__)

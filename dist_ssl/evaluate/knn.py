@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dist_ssl.durations import Duration
-from dist_ssl.engine import Engine
+from dist_ssl.config.durations import Duration
+from dist_ssl.core.progress import Progress
 from dist_ssl.evaluate.features import Extractor
-from dist_ssl.progress import Progress
+from dist_ssl.protocols.engine import Engine
 
 
 def knn_votes(bank: Tensor, bank_labels: Tensor, queries: Tensor, k: int, temperature: float) -> Tensor:

@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dist_ssl.engine import Piece, Spread
+from dist_ssl.distributed.world import World
 from dist_ssl.losses.job import full_precision
 from dist_ssl.memory import softmax
-from dist_ssl.world import World
+from dist_ssl.protocols.engine import Piece, Spread
 
 
 def block(count: int, rank: int, size: int) -> range:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dist_ssl.draws import Draws, Ints, Purpose
+from dist_ssl.core.draws import Draws, Ints, Purpose
 
 STEP_BITS = 32
 """A step's draws are numbered; its own number stands above these bits."""

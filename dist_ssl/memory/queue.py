@@ -9,7 +9,7 @@ than the ring, it holds older keys of the very images of a batch: ids are kept b
 import torch
 from torch import Tensor, nn
 
-from dist_ssl.world import World
+from dist_ssl.distributed.world import World
 
 EMPTY = -1
 """The id of a slot that has no key yet."""

@@ -13,19 +13,19 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from dist_ssl.batch import Batch
-from dist_ssl.blocks import scope
-from dist_ssl.bounds import at_least, shares
-from dist_ssl.draws import SampleDraws
+from dist_ssl.config.validation import at_least, shares
+from dist_ssl.core.batch import Batch
+from dist_ssl.core.draws import SampleDraws
+from dist_ssl.core.plan import Knob, Knobs
+from dist_ssl.distributed.norm_groups import scope
+from dist_ssl.distributed.world import World
 from dist_ssl.losses.cosine import cosine_distance
+from dist_ssl.losses.health import signs_of_health
 from dist_ssl.losses.job import job_mean
-from dist_ssl.method import Embeddings, LossOutput, Method
-from dist_ssl.methods.health import signs_of_health
 from dist_ssl.models import norm
 from dist_ssl.models.branch import Branch, width_of
 from dist_ssl.models.heads import mlp
-from dist_ssl.plan import Knob, Knobs
-from dist_ssl.world import World
+from dist_ssl.protocols.method import Embeddings, LossOutput, Method
 
 
 class BYOL(Method):

@@ -14,20 +14,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dist_ssl.batch import Batch
-from dist_ssl.blocks import scope
-from dist_ssl.bounds import at_least
-from dist_ssl.draws import Purpose, SampleDraws
+from dist_ssl.config.validation import at_least
+from dist_ssl.core.batch import Batch
+from dist_ssl.core.draws import Purpose, SampleDraws
+from dist_ssl.core.plan import EpochPlan, Knob, Knobs
+from dist_ssl.distributed.norm_groups import scope
+from dist_ssl.distributed.world import World
 from dist_ssl.errors import ConfigError
 from dist_ssl.losses.job import job_mean
-from dist_ssl.losses.rotation import TURNS, rotate, rotation_cross_entropy
-from dist_ssl.method import Embeddings, LossOutput, Method
+from dist_ssl.losses.rotation_classes import TURNS, rotate, rotation_cross_entropy
 from dist_ssl.models import norm
 from dist_ssl.models.branch import width_of
 from dist_ssl.models.encoders import check_side
 from dist_ssl.models.heads import mlp
-from dist_ssl.plan import EpochPlan, Knob, Knobs
-from dist_ssl.world import World
+from dist_ssl.protocols.method import Embeddings, LossOutput, Method
 
 OWN = "turned"
 """Begins the names of this task's embeddings."""

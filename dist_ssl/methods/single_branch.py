@@ -18,23 +18,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dist_ssl.batch import Batch
-from dist_ssl.blocks import scope
-from dist_ssl.bounds import at_least, positive, require, shares
-from dist_ssl.draws import Draws, Ints, SampleDraws
+from dist_ssl.config.validation import at_least, positive, require, shares
+from dist_ssl.core.batch import Batch
+from dist_ssl.core.draws import Draws, Ints, SampleDraws
+from dist_ssl.core.plan import Knobs
+from dist_ssl.data.images import cutmix
+from dist_ssl.distributed.norm_groups import scope
+from dist_ssl.distributed.world import World
 from dist_ssl.errors import ConfigError
+from dist_ssl.losses.health import signs_of_health
 from dist_ssl.losses.instance import Divergence, instance_cross_entropy, self_distillation
 from dist_ssl.losses.job import job_mean
 from dist_ssl.memory.bank import Bank
 from dist_ssl.memory.negatives import negatives
-from dist_ssl.method import Embeddings, LossOutput, Method
-from dist_ssl.methods import mixing
-from dist_ssl.methods.health import signs_of_health
 from dist_ssl.models import norm
 from dist_ssl.models.branch import Branch, width_of
 from dist_ssl.models.heads import mlp
-from dist_ssl.plan import Knobs
-from dist_ssl.world import World
+from dist_ssl.protocols.method import Embeddings, LossOutput, Method
 
 Update = Literal["ema", "pull", "descend"]
 
@@ -100,7 +100,7 @@ class SingleBranch(Method):
         at_least("method", 1, hidden=hidden, dim=dim)
         at_least("method", 0, kl_weight=kl_weight, bank_rate=bank_rate, negatives=negatives or 0)
         positive("method", temperature=temperature, kl_temperature=kl_temperature)
-        mixing.check_alpha(mix_alpha)
+        cutmix.check_alpha(mix_alpha)
         require("method", "more than 0 and less than 1", lambda value: 0 < value < 1, exponent=exponent)
         shares("method", bank_momentum=bank_momentum)
         check_update(update, update_on_mixed, mix)
@@ -128,7 +128,7 @@ class SingleBranch(Method):
         norm.set_views(self, 1)
         view = views[0]
         if self.mix:
-            view = mixing.mixed(view, self._mix(draws.draws, torch.from_numpy(draws.ids), view.shape[-1]), self.world)
+            view = cutmix.mixed(view, self._mix(draws.draws, torch.from_numpy(draws.ids), view.shape[-1]), self.world)
         return {"z": F.normalize(self.student(view), dim=1)}
 
     @torch.no_grad()
@@ -165,8 +165,8 @@ class SingleBranch(Method):
             found.kept["followed"] = self.world.gather_const(F.normalize(unmixed, dim=1))
         return LossOutput(loss, metrics, remember=found.kept)
 
-    def _mix(self, draws: Draws, ids: Tensor, side: int) -> mixing.Mix:
-        return mixing.draw(draws, self._job_ids(ids), self.mix_alpha, side)
+    def _mix(self, draws: Draws, ids: Tensor, side: int) -> cutmix.Mix:
+        return cutmix.draw(draws, self._job_ids(ids), self.mix_alpha, side)
 
     def _targets(self, batch: Batch, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """[A, B] rows that samples belong to and their weights, 0 where a stand-in is in it; A = 2 where mixed."""

@@ -17,21 +17,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dist_ssl.batch import Batch
-from dist_ssl.blocks import scope
-from dist_ssl.bounds import at_least, counted, positive
-from dist_ssl.draws import SampleDraws
-from dist_ssl.durations import Duration
+from dist_ssl.config.durations import Duration
+from dist_ssl.config.validation import at_least, counted, positive
+from dist_ssl.core.batch import Batch
+from dist_ssl.core.draws import SampleDraws
+from dist_ssl.core.plan import Knob, Knobs, freeze
+from dist_ssl.distributed.norm_groups import scope
+from dist_ssl.distributed.world import World
+from dist_ssl.losses.health import signs_of_health
 from dist_ssl.losses.job import job_mean
-from dist_ssl.losses.swav import SMALLEST_EPS, sinkhorn, swapped_cross_entropy
-from dist_ssl.method import Embeddings, LossOutput, Method
-from dist_ssl.methods.health import signs_of_health
-from dist_ssl.methods.sizes import by_size
+from dist_ssl.losses.prototype_codes import SMALLEST_EPS, sinkhorn, swapped_cross_entropy
 from dist_ssl.models import norm
 from dist_ssl.models.branch import Branch, width_of
 from dist_ssl.models.heads import mlp
-from dist_ssl.plan import Knob, Knobs, freeze
-from dist_ssl.world import World
+from dist_ssl.models.multi_crop import by_size
+from dist_ssl.protocols.method import Embeddings, LossOutput, Method
 
 
 class SwAV(Method):

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from dist_ssl.core.progress import Progress
+from dist_ssl.distributed.world import World
 from dist_ssl.metrics.table import metric_of
-from dist_ssl.progress import Progress
-from dist_ssl.sink import Sink
-from dist_ssl.world import World
+from dist_ssl.protocols.sink import Sink
 
 
 class Meter:

@@ -10,9 +10,9 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Gauge, start_http_server
 
+from dist_ssl.core.progress import Progress
 from dist_ssl.errors import ConfigError
 from dist_ssl.metrics.table import METRICS, metric_of
-from dist_ssl.progress import Progress
 
 
 def write_whole(path: Path, text: str) -> None:

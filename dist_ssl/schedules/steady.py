@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import torch
 
-from dist_ssl.bounds import counted
-from dist_ssl.durations import Duration
+from dist_ssl.config.durations import Duration
+from dist_ssl.config.validation import counted
+from dist_ssl.core.plan import EpochPlan, Knob, Knobs
+from dist_ssl.core.progress import Progress
 from dist_ssl.errors import ConfigError
-from dist_ssl.plan import EpochPlan, Knob, Knobs
-from dist_ssl.progress import Progress
 
 
 class Steady:

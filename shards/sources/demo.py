@@ -23,9 +23,9 @@ from PIL import Image, ImageDraw, ImageFilter
 from rich.console import Console
 
 from shards.archive import Sample
+from shards.command_line import Bytes
+from shards.image_source import Source
 from shards.pack import Contents, pack
-from shards.source import Source
-from shards.words import Bytes
 
 Field = NDArray[Any]  # float32 [CANVAS, CANVAS]; scalars stay Python floats so that nothing is promoted to float64
 Random = np.random.Generator

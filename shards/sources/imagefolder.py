@@ -20,9 +20,9 @@ from rich.console import Console
 
 from dist_ssl.errors import ConfigError, DataError
 from shards.archive import KINDS, META, Sample, spelt
+from shards.command_line import Bytes, HeldOut, Threads, printable, say
+from shards.image_source import Source
 from shards.pack import THREADS, Contents, pack
-from shards.source import Source
-from shards.words import Bytes, HeldOut, Threads, printable, say
 
 VAL_NAMES = ("val", "valid", "validation")
 HELD_OUT = HeldOut(share=0.02)

@@ -20,12 +20,12 @@ import xxhash
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-from dist_ssl.data import manifest
+from dist_ssl.data.storage import manifest
 from dist_ssl.errors import DataError
 from shards.archive import KINDS, index
+from shards.command_line import Threads, say
+from shards.image_source import Source
 from shards.pack import bar
-from shards.source import Source
-from shards.words import Threads, say
 
 
 @dataclass(frozen=True)

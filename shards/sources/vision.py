@@ -20,9 +20,9 @@ from rich.console import Console
 
 from dist_ssl.errors import DataError
 from shards.archive import Sample
+from shards.command_line import Bytes, Threads
+from shards.image_source import Source
 from shards.pack import THREADS, Contents, pack
-from shards.source import Source
-from shards.words import Bytes, Threads
 
 BOTH = {"train": {"train": True}, "val": {"train": False}}
 TEST = {"train": {"split": "train"}, "val": {"split": "test"}}

@@ -19,8 +19,8 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from dist_ssl.distributed.world import World
 from dist_ssl.memory.bank import Bank
-from dist_ssl.world import World
 from tests.ranks import Ranks
 
 TEMPERATURE = 0.2

@@ -30,12 +30,12 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from dist_ssl.checkpoint import Checkpoint
+from dist_ssl.checkpoint.rank_file import CHUNK_BYTES
+from dist_ssl.checkpoint.saver import Checkpoint
+from dist_ssl.config.byte_sizes import parse_bytes, show_bytes
+from dist_ssl.core.progress import Progress
+from dist_ssl.distributed.world import World
 from dist_ssl.errors import ConfigError
-from dist_ssl.progress import Progress
-from dist_ssl.rank_file import CHUNK_BYTES
-from dist_ssl.sizes import parse_bytes, show_bytes
-from dist_ssl.world import World
 from tests.benchmarks.turns import in_turns, quotient, seconds, verdict
 
 CORES = len(os.sched_getaffinity(0))

@@ -22,13 +22,13 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from dist_ssl.build import Place, build
+from dist_ssl.core.plan import EpochPlan
+from dist_ssl.distributed.world import World
 from dist_ssl.errors import EXIT_CODE, UserError
 from dist_ssl.evaluate.knn import KNN, knn_votes
-from dist_ssl.filling import fill, plan_of_pass
-from dist_ssl.plan import EpochPlan
-from dist_ssl.signals import Signals
+from dist_ssl.memory.initialise import fill, plan_of_pass
+from dist_ssl.runtime.signals import Signals
 from dist_ssl.train import Job, Outcome, train
-from dist_ssl.world import World
 from launch import settings
 from launch.run_dir import PROJECT
 

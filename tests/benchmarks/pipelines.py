@@ -18,22 +18,22 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as tv
 from torchvision.datasets import ImageFolder
 
-from dist_ssl.data import manifest
-from dist_ssl.data.address import Address
-from dist_ssl.data.fetch import Fetcher
-from dist_ssl.data.lanes import EpochOrder
-from dist_ssl.data.load import Loader
-from dist_ssl.data.loader_process import LoaderProcess
-from dist_ssl.data.pyramid import attach
-from dist_ssl.data.read import Reader
-from dist_ssl.data.requests import Steps
+from dist_ssl.core.draws import Draws
+from dist_ssl.core.plan import EpochPlan
+from dist_ssl.data.images.views import CROP_DRAWS, Cutter, Recipe, crop_box
+from dist_ssl.data.loader.load import Loader
+from dist_ssl.data.loader.loader_process import LoaderProcess
+from dist_ssl.data.order.lanes import EpochOrder
+from dist_ssl.data.order.requests import Steps
+from dist_ssl.data.storage import manifest
+from dist_ssl.data.storage.address import Address
+from dist_ssl.data.storage.fetch import Fetcher
+from dist_ssl.data.storage.pyramid import attach
+from dist_ssl.data.storage.read import Reader
 from dist_ssl.data.stream import Colours, Stream
-from dist_ssl.data.views import CROP_DRAWS, Cutter, Recipe, crop_box
-from dist_ssl.draws import Draws
-from dist_ssl.plan import EpochPlan
-from dist_ssl.world import World
+from dist_ssl.distributed.world import World
 from shards import levels
-from shards.words import Sides
+from shards.command_line import Sides
 
 BATCH = 32
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

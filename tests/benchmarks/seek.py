@@ -19,16 +19,16 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from dist_ssl.data import manifest
-from dist_ssl.data.load import Loader
-from dist_ssl.data.read import Reader
+from dist_ssl.core.plan import EpochPlan
+from dist_ssl.data.images.views import Recipe
+from dist_ssl.data.loader.load import Loader
+from dist_ssl.data.storage import manifest
+from dist_ssl.data.storage.read import Reader
 from dist_ssl.data.stream import Colours, Stream
-from dist_ssl.data.views import Recipe
-from dist_ssl.plan import EpochPlan
-from dist_ssl.world import World
+from dist_ssl.distributed.world import World
 from shards import make
+from shards.command_line import Bytes
 from shards.sources import demo
-from shards.words import Bytes
 
 SHARDS, PER_SHARD, IMAGES = 1280, 1000, 50
 BAR = 1.1

@@ -16,10 +16,10 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from dist_ssl.data import manifest
-from dist_ssl.data.read import Reader
-from dist_ssl.data.views import Cutter
-from dist_ssl.draws import Draws
+from dist_ssl.core.draws import Draws
+from dist_ssl.data.images.views import Cutter
+from dist_ssl.data.storage import manifest
+from dist_ssl.data.storage.read import Reader
 from tests.benchmarks.pipelines import MOCO, Images, Pass, Work, imagefolder, ours
 
 
@@ -57,8 +57,6 @@ def first(shards: Path, amount: int, threads: int, beside: bool) -> float:
     The imports' garbage is theirs: with other loaders installed beside ours, torch imports more, and Python's full
     collection of that, 0.3 s, fell between the clock's two ends.
     """
-    import dist_ssl.data.cuts_cpu
-    import dist_ssl.data.photometric_cpu  # noqa: F401
 
     gc.collect()
     begun = time.perf_counter()

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from rich.console import Console
 from rich.table import Table
 
-from dist_ssl.checkpoint import Checkpoint
-from dist_ssl.checkpoint_files import own_pieces, write_table
-from dist_ssl.engine import Piece
-from dist_ssl.rank_file import write
-from dist_ssl.world import World
-from tests.test_checkpoint import FRESH, Store, assert_same_bits, at, tensors
+from dist_ssl.checkpoint.index import own_pieces, write_table
+from dist_ssl.checkpoint.rank_file import write
+from dist_ssl.checkpoint.saver import Checkpoint
+from dist_ssl.distributed.world import World
+from dist_ssl.protocols.engine import Piece
+from tests.checkpoint.test_saver import FRESH, Store, assert_same_bits, at, tensors
 
 Files = dict[str, bytes]
 RANKS = 3

@@ -20,16 +20,16 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from dist_ssl.batch import Batch
-from dist_ssl.checkpoint import Checkpoint
-from dist_ssl.checkpoint_files import read
+from dist_ssl.checkpoint.index import read
+from dist_ssl.checkpoint.saver import Checkpoint
+from dist_ssl.core.batch import Batch
+from dist_ssl.core.plan import EpochPlan
+from dist_ssl.distributed.world import World, joined
 from dist_ssl.errors import CheckpointError
-from dist_ssl.plan import EpochPlan
-from dist_ssl.world import World, joined
 from tests.chaos.warm import end, heard, start
+from tests.checkpoint.test_saver import FRESH, Store, assert_same_bits, at, restore, tensors
 from tests.disks import small_disk
 from tests.jobs import finished, same_bits, small_config, small_job
-from tests.test_checkpoint import FRESH, Store, assert_same_bits, at, restore, tensors
 
 ELEMENTS = 1 << 19
 

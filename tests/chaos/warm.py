@@ -9,7 +9,7 @@ from typing import Any
 
 LOADED = [
     *("dist_ssl.build", "dist_ssl.engines.ddp", "dist_ssl.methods.mocov3", "dist_ssl.models.encoders"),
-    *("dist_ssl.schedules.steady", "sympy", "torch._dynamo", "tests.jobs", "tests.test_checkpoint"),
+    *("dist_ssl.schedules.steady", "sympy", "torch._dynamo", "tests.jobs", "tests.checkpoint.test_saver"),
 ]
 """With what torch's optimizers load at their first step."""
 WAIT_SECONDS = 120

@@ -9,18 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from dist_ssl.batch import Batch
-from dist_ssl.data import manifest
-from dist_ssl.data.lanes import EpochOrder
-from dist_ssl.data.load import Loader
-from dist_ssl.data.photometric import Photometry
-from dist_ssl.data.read import Reader
+from dist_ssl.core.batch import Batch
+from dist_ssl.core.draws import Draws, Purpose
+from dist_ssl.core.plan import EpochPlan
+from dist_ssl.data.images.photometric import Photometry
+from dist_ssl.data.images.views import Cutter, Recipe
+from dist_ssl.data.loader.load import Loader
+from dist_ssl.data.order.lanes import EpochOrder
+from dist_ssl.data.storage import manifest
+from dist_ssl.data.storage.read import Reader
 from dist_ssl.data.stream import Colours, Stream
-from dist_ssl.data.views import Cutter, Recipe
-from dist_ssl.draws import Draws, Purpose
+from dist_ssl.distributed.world import World
 from dist_ssl.errors import DataError
-from dist_ssl.plan import EpochPlan
-from dist_ssl.world import World
 
 FIRST = Recipe(
     crop_min=0.2, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, jitter_p=0.8, gray_p=0.2, blur_p=0.5

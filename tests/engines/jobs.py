@@ -7,18 +7,18 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from dist_ssl.batch import Batch
-from dist_ssl.checkpoint_files import read
-from dist_ssl.draws import Draws
-from dist_ssl.engine import Piece
+from dist_ssl.checkpoint.index import read
+from dist_ssl.config.instantiate import instantiate
+from dist_ssl.core.batch import Batch
+from dist_ssl.core.draws import Draws
+from dist_ssl.core.plan import Knobs
+from dist_ssl.distributed.world import World
 from dist_ssl.engines.parallel import Parallel
-from dist_ssl.instantiate import instantiate
-from dist_ssl.method import Method
 from dist_ssl.methods.rotation import Rotation
 from dist_ssl.models.encoders import ResidualBlock
-from dist_ssl.optim import AdamW, Recipe
-from dist_ssl.plan import Knobs
-from dist_ssl.world import World
+from dist_ssl.optim.recipes import AdamW, Recipe
+from dist_ssl.protocols.engine import Piece
+from dist_ssl.protocols.method import Method
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SAMPLES, IMAGES = 8, 40

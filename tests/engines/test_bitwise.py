@@ -10,18 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dist_ssl.batch import Batch
 from dist_ssl.build import check
+from dist_ssl.core.batch import Batch
+from dist_ssl.core.plan import EpochPlan
 from dist_ssl.data.stream import Stream
+from dist_ssl.distributed.world import World
 from dist_ssl.engines import tree
 from dist_ssl.engines.parallel import Parallel
 from dist_ssl.engines.tree import Node, add_up, block, tops, tree_sum
 from dist_ssl.engines.virtual import check_number
 from dist_ssl.errors import ConfigError
-from dist_ssl.optim import LARS, SGD, Recipe
-from dist_ssl.plan import EpochPlan
+from dist_ssl.optim.recipes import LARS, SGD, Recipe
 from dist_ssl.train import train
-from dist_ssl.world import World
 from tests.engines.jobs import CONFIGS, filled, small_engine, small_method, trained
 from tests.jobs import same_bits, small_config, small_job
 from tests.ranks import Ranks

@@ -10,17 +10,17 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from dist_ssl.batch import Batch
-from dist_ssl.draws import Draws, SampleDraws
+from dist_ssl.config.instantiate import instantiate
+from dist_ssl.core.batch import Batch
+from dist_ssl.core.draws import Draws, SampleDraws
+from dist_ssl.core.plan import Knobs
+from dist_ssl.distributed.world import World
 from dist_ssl.errors import ConfigError, TrainingError
-from dist_ssl.instantiate import instantiate
-from dist_ssl.method import Embeddings, LossOutput, Method
 from dist_ssl.methods.mocov3 import MoCoV3
 from dist_ssl.models.encoders import TinyResNet
 from dist_ssl.models.norm import settle
-from dist_ssl.optim import SGD, AdamW
-from dist_ssl.plan import Knobs
-from dist_ssl.world import World
+from dist_ssl.optim.recipes import SGD, AdamW
+from dist_ssl.protocols.method import Embeddings, LossOutput, Method
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 OPTIMIZERS = {"adamw": AdamW(1e-3, 0.05), "sgd": SGD(1e-2, 5e-4, decay_1d=True)}

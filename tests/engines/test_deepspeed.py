@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from dist_ssl.checkpoint import Checkpoint
-from dist_ssl.checkpoint_files import read
-from dist_ssl.engine import Piece
+from dist_ssl.checkpoint.index import read
+from dist_ssl.checkpoint.saver import Checkpoint
+from dist_ssl.core.progress import Progress
+from dist_ssl.distributed.world import World
 from dist_ssl.engines.deepspeed_config import OPEN, OURS, ZERO
 from dist_ssl.errors import CheckpointError, ConfigError, TrainingError
-from dist_ssl.optim import LARS, SGD
-from dist_ssl.progress import Progress
-from dist_ssl.world import World
+from dist_ssl.optim.recipes import LARS, SGD
+from dist_ssl.protocols.engine import Piece
 from tests.engines.jobs import (
     ENGINES,
     batch,

@@ -8,11 +8,11 @@ import torch
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
-from dist_ssl.checkpoint import Checkpoint
-from dist_ssl.checkpoint_files import read
+from dist_ssl.checkpoint.index import read
+from dist_ssl.checkpoint.saver import Checkpoint
+from dist_ssl.core.progress import Progress
+from dist_ssl.distributed.world import World
 from dist_ssl.engines.parallel import Parallel
-from dist_ssl.progress import Progress
-from dist_ssl.world import World
 from tests.engines.jobs import differing, filled, small_engine, small_method, trained
 from tests.ranks import Ranks
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dist_ssl.optim import SGD, AdamW, Recipe
-from dist_ssl.plan import Knobs
-from dist_ssl.world import World
+from dist_ssl.core.plan import Knobs
+from dist_ssl.distributed.world import World
+from dist_ssl.optim.recipes import SGD, AdamW, Recipe
 from tests.engines import jobs
 from tests.ranks import Ranks
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dist_ssl.engine import Piece
+from dist_ssl.distributed.world import World
 from dist_ssl.engines.fsdp import FSDP, blocks
 from dist_ssl.errors import ConfigError, TrainingError
 from dist_ssl.models.encoders import TinyResNet, timm_encoder
-from dist_ssl.optim import LARS, SGD, AdamW, Recipe
-from dist_ssl.world import World
+from dist_ssl.optim.recipes import LARS, SGD, AdamW, Recipe
+from dist_ssl.protocols.engine import Piece
 from tests.engines.jobs import CONFIGS, batch, filled, knobs, small_engine, small_method, trained, whole_state
 from tests.ranks import Ranks
 

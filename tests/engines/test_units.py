@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dist_ssl.distributed.world import World
 from dist_ssl.engines import units as module
 from dist_ssl.engines.parallel import Parallel
 from dist_ssl.engines.units import checkpointed, compiled, units
@@ -16,8 +17,7 @@ from dist_ssl.errors import ConfigError
 from dist_ssl.methods.mocov3 import MoCoV3
 from dist_ssl.models.encoders import ResidualBlock, TinyResNet, timm_encoder
 from dist_ssl.models.vit import vit
-from dist_ssl.optim import SGD
-from dist_ssl.world import World
+from dist_ssl.optim.recipes import SGD
 from tests.engines.jobs import batch, knobs, small_engine, small_method, trained, whole_state
 from tests.ranks import Ranks
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from dist_ssl.data.stream import Colours
+from dist_ssl.distributed.world import World
 from dist_ssl.evaluate.features import Extractor, Ints
-from dist_ssl.world import World
 from tests.engines.jobs import small_engine, small_method
 from tests.ranks import Ranks
 

@@ -12,16 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dist_ssl.data import manifest
-from dist_ssl.data.load import Loader
-from dist_ssl.data.read import Reader
+from dist_ssl.config.durations import Duration
+from dist_ssl.core.progress import Progress
+from dist_ssl.data.loader.load import Loader
+from dist_ssl.data.storage import manifest
+from dist_ssl.data.storage.read import Reader
 from dist_ssl.data.stream import Colours
-from dist_ssl.durations import Duration
+from dist_ssl.distributed.world import World
 from dist_ssl.evaluate import features as features_module
 from dist_ssl.evaluate.features import Extractor, subset
 from dist_ssl.evaluate.knn import KNN, NoProbe, knn_votes
-from dist_ssl.progress import Progress
-from dist_ssl.world import World
 
 COLOURS = Colours((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 

@@ -31,18 +31,18 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from dist_ssl.batch import Batch
-from dist_ssl.data.photometric import Photometry
-from dist_ssl.data.views import Recipe
-from dist_ssl.draws import Draws
+from dist_ssl.core.batch import Batch
+from dist_ssl.core.draws import Draws
+from dist_ssl.core.plan import Knobs
+from dist_ssl.core.progress import Progress
+from dist_ssl.data.images.photometric import Photometry
+from dist_ssl.data.images.views import Recipe
+from dist_ssl.distributed.world import World
 from dist_ssl.engines.ddp import DDP
 from dist_ssl.methods.mocov3 import MoCoV3
 from dist_ssl.models.encoders import timm_encoder
 from dist_ssl.models.vit import vit
-from dist_ssl.optim import AdamW
-from dist_ssl.plan import Knobs
-from dist_ssl.progress import Progress
-from dist_ssl.world import World
+from dist_ssl.optim.recipes import AdamW
 from shards import make
 from shards.sources import demo
 from tests.jobs import small_config, small_job

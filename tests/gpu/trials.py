@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dist_ssl.checkpoint import Checkpoint
-from dist_ssl.checkpoint_files import read
+from dist_ssl.checkpoint.index import read
+from dist_ssl.checkpoint.saver import Checkpoint
+from dist_ssl.core.progress import Progress
+from dist_ssl.distributed.world import World
 from dist_ssl.engines.parallel import Parallel
 from dist_ssl.engines.spread import whole
-from dist_ssl.progress import Progress
-from dist_ssl.world import World
 from tests.engines.jobs import filled, small_engine, small_method, trained, whole_state
 
 METHODS = ("mocov3", "mocov2", "single_branch")

@@ -60,7 +60,7 @@ def test_the_defaults_are_plain_values_of_every_group() -> None:
 
 def test_words_of_the_command_line_win() -> None:
     found = settings.compose(["optim=sgd", "optim.base_lr=0.5", "nodes=2", "+method.extra=1"], CONFIGS)
-    assert found["optim"]["_target_"] == "dist_ssl.optim.SGD"
+    assert found["optim"]["_target_"] == "dist_ssl.optim.recipes.SGD"
     assert (found["optim"]["base_lr"], found["nodes"], found["method"]["extra"]) == (0.5, 2, 1)
     assert found["epochs"] == DEFAULTS["epochs"]
 

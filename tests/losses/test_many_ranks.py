@@ -8,16 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dist_ssl.distributed.world import World
+from dist_ssl.losses.coding_rate import emp_ssl
+from dist_ssl.losses.combined_patches import combined_cross_entropy
 from dist_ssl.losses.contrastive import nt_xent
 from dist_ssl.losses.cosine import negative_cosine
-from dist_ssl.losses.dino import balanced_cross_entropy, batch_centre, dino_cross_entropy
-from dist_ssl.losses.emp_ssl import emp_ssl
-from dist_ssl.losses.fast_moco import combined_cross_entropy
 from dist_ssl.losses.job import job_mean
-from dist_ssl.losses.rotation import rotation_cross_entropy
-from dist_ssl.losses.swav import sinkhorn, swapped_cross_entropy
-from dist_ssl.losses.vicreg import vicreg
-from dist_ssl.world import World
+from dist_ssl.losses.prototype_codes import sinkhorn, swapped_cross_entropy
+from dist_ssl.losses.rotation_classes import rotation_cross_entropy
+from dist_ssl.losses.teacher_cross_entropy import balanced_cross_entropy, batch_centre, dino_cross_entropy
+from dist_ssl.losses.variance_covariance import vicreg
 from tests.losses.tensors import close, normal
 from tests.ranks import Ranks
 

@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dist_ssl.losses.coding_rate import emp_ssl
 from dist_ssl.losses.contrastive import nt_xent
 from dist_ssl.losses.cosine import cosine_distance, negative_cosine
-from dist_ssl.losses.dino import batch_centre, dino_cross_entropy
-from dist_ssl.losses.emp_ssl import emp_ssl
-from dist_ssl.losses.swav import sinkhorn, swapped_cross_entropy
-from dist_ssl.losses.vicreg import vicreg
+from dist_ssl.losses.prototype_codes import sinkhorn, swapped_cross_entropy
+from dist_ssl.losses.teacher_cross_entropy import batch_centre, dino_cross_entropy
+from dist_ssl.losses.variance_covariance import vicreg
 from tests.losses.tensors import alone, close, normal, with_gradients
 
 theirs = pytest.importorskip("lightly.loss")

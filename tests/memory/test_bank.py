@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dist_ssl.draws import Draws
+from dist_ssl.core.draws import Draws
+from dist_ssl.distributed.world import World
 from dist_ssl.memory import softmax
 from dist_ssl.memory.bank import Bank, block
 from dist_ssl.memory.negatives import negatives
-from dist_ssl.world import World
 from tests.ranks import Ranks
 
 WIDTH = 5

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dist_ssl.draws import Draws
+from dist_ssl.core.draws import Draws
 from dist_ssl.memory.negatives import negatives
 
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from dist_ssl.distributed.world import World
 from dist_ssl.memory.queue import EMPTY, Queue
-from dist_ssl.world import World
 from tests.ranks import Ranks
 
 WIDTH = 3

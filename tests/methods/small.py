@@ -6,14 +6,14 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from dist_ssl.batch import Batch
-from dist_ssl.draws import Draws
-from dist_ssl.instantiate import instantiate
-from dist_ssl.method import Embeddings, LossOutput, Method
+from dist_ssl.config.instantiate import instantiate
+from dist_ssl.core.batch import Batch
+from dist_ssl.core.draws import Draws
+from dist_ssl.core.plan import Knobs
+from dist_ssl.distributed.world import World
 from dist_ssl.models.encoders import TinyResNet
 from dist_ssl.models.norm import BatchNorm
-from dist_ssl.plan import Knobs
-from dist_ssl.world import World
+from dist_ssl.protocols.method import Embeddings, LossOutput, Method
 from launch.run_dir import PROJECT
 
 KNOBS = Knobs({"teacher_temperature": torch.tensor(0.04, dtype=torch.float64)})

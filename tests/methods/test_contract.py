@@ -9,16 +9,16 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from dist_ssl.batch import Batch
-from dist_ssl.draws import Draws
+from dist_ssl.config.instantiate import instantiate
+from dist_ssl.core.batch import Batch
+from dist_ssl.core.draws import Draws
+from dist_ssl.core.plan import Knobs
+from dist_ssl.distributed.world import World
 from dist_ssl.engines.passes import at_once, in_parts
-from dist_ssl.instantiate import instantiate
-from dist_ssl.method import Embeddings, LossOutput, Method
 from dist_ssl.methods.rotation import Rotation
 from dist_ssl.models.encoders import TinyResNet
 from dist_ssl.models.vit import vit
-from dist_ssl.plan import Knobs
-from dist_ssl.world import World
+from dist_ssl.protocols.method import Embeddings, LossOutput, Method
 from tests.ranks import Ranks
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "method").glob("*.yaml"))

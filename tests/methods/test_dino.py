@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from dist_ssl.losses.swav import sinkhorn
-from dist_ssl.plan import Knobs
-from dist_ssl.world import World
+from dist_ssl.core.plan import Knobs
+from dist_ssl.distributed.world import World
+from dist_ssl.losses.prototype_codes import sinkhorn
 from tests.methods import small
 
 

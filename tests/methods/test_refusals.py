@@ -8,12 +8,12 @@ import torch
 import yaml
 
 from dist_ssl.build import check
+from dist_ssl.config.instantiate import instantiate
+from dist_ssl.distributed.world import World
 from dist_ssl.errors import ConfigError
-from dist_ssl.instantiate import instantiate
-from dist_ssl.method import Method
 from dist_ssl.methods.rotation import Rotation
 from dist_ssl.models.encoders import TinyResNet
-from dist_ssl.world import World
+from dist_ssl.protocols.method import Method
 from launch import settings
 from launch.run_dir import PROJECT
 

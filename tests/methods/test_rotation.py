@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dist_ssl.distributed.world import World
 from dist_ssl.methods.rotation import Rotation
 from dist_ssl.methods.simclr import SimCLR
 from dist_ssl.models.encoders import TinyResNet
-from dist_ssl.world import World
 from tests.methods import small
 
 

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dist_ssl.draws import Draws
+from dist_ssl.core.draws import Draws
+from dist_ssl.data.images import cutmix
+from dist_ssl.distributed.world import World
 from dist_ssl.losses.instance import Divergence
-from dist_ssl.methods import mixing
-from dist_ssl.world import World
 from tests.losses.tensors import plain_divergence
 from tests.methods import small
 
@@ -122,7 +122,7 @@ def test_rows_follow_the_images_themselves_where_they_shall() -> None:
 def test_an_image_mixed_with_a_stand_in_counts_no_more_than_the_stand_in() -> None:
     m = filled()
     b = small.batch(1, SIZE, first=40, invalid=(3,))
-    mix = mixing.draw(b.draws, b.ids.numpy(), m.mix_alpha, 12)
+    mix = cutmix.draw(b.draws, b.ids.numpy(), m.mix_alpha, 12)
     touched = {3, *np.flatnonzero(mix.partners == 3).tolist()}
     before = m.bank.rows.clone()
     small.step(m, b)
@@ -139,9 +139,9 @@ def test_the_positive_similarity_is_that_with_the_samples_own_row() -> None:
 
 
 @cache
-def drawn(count: int = 1500) -> list[mixing.Mix]:
+def drawn(count: int = 1500) -> list[cutmix.Mix]:
     """The mixes of so many batches of 9 images of 32 px."""
-    return [mixing.draw(Draws(1), np.arange(9 * n, 9 * n + 9), 0.5, 32) for n in range(count)]
+    return [cutmix.draw(Draws(1), np.arange(9 * n, 9 * n + 9), 0.5, 32) for n in range(count)]
 
 
 def test_mixes_of_small_images_have_the_published_shares() -> None:
@@ -154,7 +154,7 @@ def test_mixes_of_small_images_have_the_published_shares() -> None:
 def test_the_share_kept_is_what_the_box_leaves() -> None:
     images = torch.arange(9.0)[:, None, None, None].expand(9, 3, 32, 32).contiguous()
     for mix in drawn()[:40]:
-        mixed = mixing.mixed(images, mix, World())
+        mixed = cutmix.mixed(images, mix, World())
         own = (mixed[:, 0] == images[:, 0]).double().mean((1, 2))
         for row, partner in enumerate(mix.partners):
             assert own[row] == pytest.approx(1.0 if partner == row else mix.kept)
@@ -166,10 +166,10 @@ def test_the_place_of_the_box_does_not_tell_the_order() -> None:
     assert abs(np.corrcoef(places, first)[0, 1]) < 0.1
 
 
-@pytest.mark.parametrize("alpha", [*mixing.ALPHAS, 0.5])
+@pytest.mark.parametrize("alpha", [*cutmix.ALPHAS, 0.5])
 def test_a_beta_has_its_mean_and_variance(alpha: float) -> None:
-    numbers = Draws(0).uniform(mixing.Purpose.MIX, np.arange(4000), 0, 2 * mixing.TRIES).astype(np.float64)
-    values = np.array([mixing.beta(row, alpha) for row in numbers])
+    numbers = Draws(0).uniform(cutmix.Purpose.MIX, np.arange(4000), 0, 2 * cutmix.TRIES).astype(np.float64)
+    values = np.array([cutmix.beta(row, alpha) for row in numbers])
     assert values.mean() == pytest.approx(0.5, abs=0.02)
     assert values.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), abs=0.01)
 

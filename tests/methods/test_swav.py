@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dist_ssl.losses.swav import sinkhorn
+from dist_ssl.distributed.world import World
+from dist_ssl.losses.prototype_codes import sinkhorn
 from dist_ssl.methods.swav import SwAV
-from dist_ssl.world import World
 from tests.methods import small
 
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from dist_ssl.core.plan import EpochPlan
+from dist_ssl.core.progress import Progress
+from dist_ssl.distributed.world import World
 from dist_ssl.metrics.meter import Meter
-from dist_ssl.plan import EpochPlan
-from dist_ssl.progress import Progress
-from dist_ssl.world import World
 
 PLAN = EpochPlan(0, 32, 1.0, 2, 48, 48)
 HERE = Progress(epochs=2, step=10, epoch=0, samples=480, attempt=3, plans=(PLAN,))

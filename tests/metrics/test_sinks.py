@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from dist_ssl.core.plan import EpochPlan
+from dist_ssl.core.progress import Progress
 from dist_ssl.metrics.sinks import JsonLines, Prometheus, Status, write_whole
 from dist_ssl.metrics.table import METRICS
-from dist_ssl.plan import EpochPlan
-from dist_ssl.progress import Progress
 
 PLAN = EpochPlan(0, 32, 1.0, 2, 48, 48)
 

@@ -8,16 +8,16 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from dist_ssl.batch import Batch
-from dist_ssl.draws import Draws
+from dist_ssl.core.batch import Batch
+from dist_ssl.core.draws import Draws
+from dist_ssl.core.plan import Knobs
+from dist_ssl.distributed.world import World
 from dist_ssl.engines.ddp import DDP
 from dist_ssl.errors import ConfigError
 from dist_ssl.methods.mocov3 import MoCoV3
 from dist_ssl.models.norm import BatchNorm
 from dist_ssl.models.vit import positions, vit
-from dist_ssl.optim import LARS, SGD, AdamW, Recipe
-from dist_ssl.plan import Knobs
-from dist_ssl.world import World
+from dist_ssl.optim.recipes import LARS, SGD, AdamW, Recipe
 from tests.ranks import Ranks
 
 CPU = torch.device("cpu")

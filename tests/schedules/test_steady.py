@@ -7,11 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dist_ssl.durations import Duration
+from dist_ssl.config.durations import Duration
+from dist_ssl.core.plan import EpochPlan, Knob, Knobs, freeze
+from dist_ssl.core.progress import Progress
 from dist_ssl.errors import ConfigError
-from dist_ssl.optim import SGD
-from dist_ssl.plan import EpochPlan, Knob, Knobs, freeze
-from dist_ssl.progress import Progress
+from dist_ssl.optim.recipes import SGD
 from dist_ssl.schedules.steady import Steady
 
 BATCH, STEPS = 4096, 312

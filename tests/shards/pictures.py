@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dist_ssl.data import manifest
-from dist_ssl.data.read import Reader
+from dist_ssl.data.storage import manifest
+from dist_ssl.data.storage.read import Reader
 
 FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "tif": "TIFF"}
 

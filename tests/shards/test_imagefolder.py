@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from dist_ssl.data import manifest
+from dist_ssl.data.storage import manifest
 from dist_ssl.errors import ConfigError, DataError
 from shards import verify
+from shards.command_line import Bytes, HeldOut, command
 from shards.make import make, run
 from shards.sources import imagefolder
 from shards.sources.imagefolder import Options
-from shards.words import Bytes, HeldOut, command
 from tests.shards.pictures import files_in, folder_of, held
 
 

@@ -16,17 +16,17 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from dist_ssl.data import manifest, pyramid
-from dist_ssl.data.address import Address
-from dist_ssl.data.decode import decode
-from dist_ssl.data.fetch import Fetcher
-from dist_ssl.data.manifest import Split
-from dist_ssl.data.read import Reader
+from dist_ssl.data.images.decode import decode
+from dist_ssl.data.storage import manifest, pyramid
+from dist_ssl.data.storage.address import Address
+from dist_ssl.data.storage.fetch import Fetcher
+from dist_ssl.data.storage.manifest import Split
+from dist_ssl.data.storage.read import Reader
 from dist_ssl.errors import DataError
 from launch.run_dir import PROJECT
 from shards import levels, make, show, verify
+from shards.command_line import Bytes, Quality, Sides, command
 from shards.sources import imagefolder, tars
-from shards.words import Bytes, Quality, Sides, command
 from tests.shards.pictures import files_in, odd_pictures
 from tests.shards.test_archive import tar_of
 

@@ -9,8 +9,8 @@ import pytest
 from launch import settings
 from launch.run_dir import PROJECT
 from shards import show, verify
+from shards.command_line import HeldOut, command, parse_held_out
 from shards.make import run
-from shards.words import HeldOut, command, parse_held_out
 from tests.shards.pictures import folder_of, forbidden
 
 

@@ -13,10 +13,10 @@ from rich.console import Console
 
 from dist_ssl.errors import DataError
 from launch.run_dir import PROJECT
+from shards.command_line import Bytes
 from shards.make import make
 from shards.pack import Contents, Sample, locked, pack
 from shards.sources.imagefolder import Options
-from shards.words import Bytes
 from tests.shards.pictures import files_in, folder_of
 
 QUIET = Console(quiet=True)

@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from dist_ssl.data import manifest
+from dist_ssl.data.storage import manifest
+from shards.command_line import HeldOut, command
 from shards.make import make
 from shards.show import run
 from shards.sources.imagefolder import Options
-from shards.words import HeldOut, command
 from tests.shards.pictures import files_in, folder_of
 
 

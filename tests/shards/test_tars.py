@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from dist_ssl.data import manifest
+from dist_ssl.data.storage import manifest
 from dist_ssl.errors import DataError
 from shards import verify
 from shards.make import make

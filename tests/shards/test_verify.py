@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from dist_ssl.data import manifest
+from dist_ssl.data.storage import manifest
+from shards.command_line import Bytes, command
 from shards.make import make
 from shards.sources.imagefolder import Options
 from shards.verify import Damage, run, verify
 from shards.verify import Options as Verify
-from shards.words import Bytes, command
 from tests.shards.pictures import folder_of
 
 QUIET = Console(quiet=True)

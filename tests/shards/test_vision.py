@@ -12,7 +12,7 @@ from PIL import Image
 from rich.console import Console
 from torchvision import datasets
 
-from dist_ssl.data import manifest
+from dist_ssl.data.storage import manifest
 from dist_ssl.errors import DataError
 from shards.make import make
 from shards.sources import vision

@@ -13,8 +13,8 @@ from typing import Any
 import psutil
 import torch
 
-from dist_ssl import lines
-from dist_ssl.checkpoint_files import read
+from dist_ssl.checkpoint.index import read
+from dist_ssl.runtime import jsonl
 from launch.run_dir import PROJECT
 from tests.jobs import SMALL
 
@@ -104,7 +104,7 @@ def delivered(run: Path) -> dict[int, int]:
     steps: dict[int, tuple[int, int]] = {}
     for path in sorted((run / "ledger").glob("*.jsonl")):
         attempt = int(path.name.split("_")[1])
-        for entry in lines.read(path):
+        for entry in jsonl.read(path):
             if "step" not in entry:
                 continue  # a save
             newest, total = steps.get(entry["step"], (attempt, 0))

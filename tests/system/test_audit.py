@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dist_ssl import lines
-from dist_ssl.data import manifest
+from dist_ssl.data.storage import manifest
+from dist_ssl.runtime import jsonl
 from launch import audit
 from tests.system.launching import Launch, await_that, status, words
 from tests.web import serving
@@ -73,7 +73,7 @@ def test_killed_and_resumed_on_another_world_size_it_has_a_clean_audit(
     for _, steps, used, replaced, dropped, lost, repeated, displaced, unclear in table:
         assert (steps, used, replaced, dropped) == (5, 57, 3, 0)
         assert lost == repeated == displaced == unclear == 0
-    listed = lines.read(moved / "quarantine.jsonl")
+    listed = jsonl.read(moved / "quarantine.jsonl")
     assert sorted(row["number"] for row in listed) == sorted(BAD)
     assert all(row["reason"] and row["shard"].startswith("train-") and row["key"] for row in listed)
 
@@ -164,4 +164,4 @@ def test_more_unreadable_images_than_are_allowed_stop_the_run(spoilt_shards: Pat
     assert "more than data.max_bad=2 %." in text
     assert f"They are listed in {tmp_path / 'many' / 'quarantine.jsonl'}." in text
     assert "Traceback" not in text
-    assert len(lines.read(tmp_path / "many" / "quarantine.jsonl")) >= 2
+    assert len(jsonl.read(tmp_path / "many" / "quarantine.jsonl")) >= 2

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_ssl.world import World
+from dist_ssl.distributed.world import World
 from tests.jobs import run_job, small_config, together
 from tests.ranks import Ranks
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_ssl.data.loader_process import MAIN
+from dist_ssl.data.loader.loader_process import MAIN
 from launch.run_dir import RunDir
 from tests.system.launching import (
     ENDLESS,

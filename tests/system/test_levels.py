@@ -7,13 +7,13 @@ import pytest
 import torch
 from rich.console import Console
 
-from dist_ssl import lines
-from dist_ssl.data import manifest, pyramid
-from dist_ssl.data.address import Address
-from dist_ssl.data.fetch import Fetcher
-from dist_ssl.world import World
+from dist_ssl.data.storage import manifest, pyramid
+from dist_ssl.data.storage.address import Address
+from dist_ssl.data.storage.fetch import Fetcher
+from dist_ssl.distributed.world import World
+from dist_ssl.runtime import jsonl
 from shards import levels
-from shards.words import Sides
+from shards.command_line import Sides
 from tests.jobs import run_job, small_config, together
 from tests.ranks import Ranks
 
@@ -47,11 +47,11 @@ def test_ranks_agree_and_damaged_copies_are_listed(shards: Path, ranks: Ranks, t
     assert together([ids for ids, _ in two]) == alone
     for name, value in state.items():
         torch.testing.assert_close(two[0][1][name], value, rtol=0, atol=1e-9)
-    listed = lines.read(tmp_path / "one" / "quarantine.jsonl")
-    assert listed == lines.read(tmp_path / "two" / "quarantine.jsonl")
+    listed = jsonl.read(tmp_path / "one" / "quarantine.jsonl")
+    assert listed == jsonl.read(tmp_path / "two" / "quarantine.jsonl")
     first = manifest.read(shards).split("train").shards[0]
     assert {row["shard"] for row in listed} == {f"level-20/{first.name}"}
     assert 0 < len(listed) <= first.samples
     plain, _ = run_job(World(), small_config(shards, *words, "data.pyramid=null"), tmp_path / "plain")
     assert plain == alone  # the same samples, of which the originals are whole
-    assert not lines.read(tmp_path / "plain" / "quarantine.jsonl")
+    assert not jsonl.read(tmp_path / "plain" / "quarantine.jsonl")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_ssl.data.loader_process import MAIN
+from dist_ssl.data.loader.loader_process import MAIN
 from launch import slurm
 from launch.ending import Ending
 from launch.run_dir import AttemptDir, RunDir

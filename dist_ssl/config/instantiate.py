@@ -1,0 +1,81 @@
+"""From a node of plain values to an object: `_target_` names the class, the other keys are its keyword arguments.
+
+There is no registry: a class is registered by being named. Values are checked against the constructor's annotations,
+so that a wrong one is refused by name before anything is built.
+"""
+
+import importlib
+import inspect
+import math
+import types
+import typing
+from collections.abc import Container, Mapping
+from typing import Any
+
+from dist_ssl.config.durations import Duration
+from dist_ssl.config.percentage import Share
+from dist_ssl.errors import ConfigError, nearest
+
+ALLOWED = ("dist_ssl.", "torch.", "timm.")
+
+
+def fit(value: Any, wanted: Any, key: str) -> Any:
+    """The value as its annotation wants it. Raises ConfigError."""
+    if wanted is inspect.Parameter.empty or wanted is Any:
+        return value
+    if wanted is Duration or wanted is Share:
+        return wanted.parse(value)
+    origin, inner = typing.get_origin(wanted), typing.get_args(wanted)
+    if origin is typing.Literal:
+        if value in inner:
+            return value
+        raise ConfigError(f"{key}={value!r} is not possible.", nearest(str(value), map(str, inner)))
+    if origin in (types.UnionType, typing.Union):
+        return None if value is None else fit(value, next(a for a in inner if a is not types.NoneType), key)
+    if origin is tuple and isinstance(value, list | tuple) and len(value) == len(inner):
+        return tuple(fit(v, a, key) for v, a in zip(value, inner, strict=True))
+    if origin is list and isinstance(value, list) and inner:
+        return [fit(v, inner[0], key) for v in value]
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    expected = origin or wanted
+    if isinstance(value, float) and expected is float and not math.isfinite(value):
+        raise ConfigError(f"{key}={value} is not possible: it takes a finite number.", "Correct the value.")
+    if isinstance(value, expected) and not (expected is int and isinstance(value, bool)):
+        return value
+    name = getattr(wanted, "__name__", str(wanted))
+    raise ConfigError(f"{key}={value!r} is not possible: it takes a value of type {name}.", "Correct the value.")
+
+
+def instantiate(node: Mapping[str, Any], place: str, *, offered: Mapping[str, Any] | None = None, **given: Any) -> Any:
+    """Call what `_target_` names with the node's other keys, what is `given`, and of what is `offered` what it wants.
+
+    Raises ConfigError.
+    """
+    if "_target_" not in node:
+        raise ConfigError(f"{place}._target_ is missing: it names the class.", "Choose an option of the group.")
+    target = str(node["_target_"])
+    if not target.startswith(ALLOWED):
+        raise ConfigError(f"{place}._target_={target} is outside {' '.join(ALLOWED)}", "Name a class inside them.")
+    module, _, name = target.rpartition(".")
+    try:
+        make = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{place}._target_={target} does not exist: {error}.", "Correct the name.") from error
+    own = {key: value for key, value in node.items() if key != "_target_"}
+    wanted = inspect.signature(make).parameters
+    given.update({name: value for name, value in (offered or {}).items() if name in wanted})
+    return make(**keywords(make, own, place, given), **given)
+
+
+def keywords(make: Any, own: Mapping[str, Any], place: str, given: Container[str] = ()) -> dict[str, Any]:
+    """The node's keys as keyword arguments of `make`, checked by name and annotation; `given` ones are not theirs."""
+    wanted = {k: p for k, p in inspect.signature(make).parameters.items() if k not in given}
+    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in wanted.values())
+    for key in own:
+        if key not in wanted and not open_ended:
+            raise ConfigError(f"{place}.{key} is not known to {make.__name__}.", nearest(key, wanted))
+    prefix = f"{place}." if place else ""
+    return {
+        key: fit(value, wanted[key].annotation, prefix + key) if key in wanted else value for key, value in own.items()
+    }

@@ -1,0 +1,70 @@
+"""The keys of the config's top level: what they are, and what they may be."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dist_ssl.config.durations import Duration
+from dist_ssl.config.instantiate import keywords
+from dist_ssl.errors import ConfigError, nearest
+
+Config = Mapping[str, Any]
+PRECISIONS = ("fp32", "bf16", "fp64")
+
+
+@dataclass(frozen=True)
+class Run:
+    """The keys of the config's top level that say how the run is made."""
+
+    nodes: int
+    epochs: int
+    batch_size: int
+    lanes: int
+    window: int
+    seed: int
+    precision: str
+    save_every: Duration
+    keep_last: int
+    keep_every: Duration | None
+    log_every: Duration
+    threads: int
+    decode_threads: int
+    timeout: Duration
+    ranks_per_node: int | None = None
+
+
+GROUPS = ("method", "encoder", "aux", "optim", "schedule", "views", "data", "engine", "probe", "metrics")
+LEAST = {"epochs": 1, "keep_last": 1, "window": 1, "seed": 0}
+OF_LAUNCH = ("cluster", "runs", "name", "resume", "wait", "dry_run", "format")
+"""What the launcher reads; nothing here depends on it."""
+TOP = (*Run.__dataclass_fields__, *GROUPS, *OF_LAUNCH)
+
+
+def top_level(config: Config) -> Run:
+    """The keys of the top level, checked. Raises ConfigError."""
+    for key in config:
+        if key not in TOP:
+            raise ConfigError(f"There is no key '{key}'.", nearest(key, TOP))
+    run = Run(**keywords(Run, {key: config[key] for key in Run.__dataclass_fields__}, ""))
+    for key, least in LEAST.items():
+        if getattr(run, key) < least:
+            raise ConfigError(
+                f"{key}={getattr(run, key)} is not possible: it is at least {least}.", f"Set {key}=1, say."
+            )
+    check_units("timeout", run.timeout, "seconds")
+    check_units("log_every", run.log_every, "steps")
+    check_units("save_every", run.save_every, "seconds", "steps")
+    if run.keep_every:
+        check_units("keep_every", run.keep_every, "steps", "epochs")
+    if run.precision not in PRECISIONS:
+        raise ConfigError(f"precision={run.precision} is not possible.", nearest(run.precision, PRECISIONS))
+    return run
+
+
+def check_units(key: str, duration: Duration, *units: str) -> None:
+    """Raise ConfigError where a duration is not in one of these units."""
+    if duration.unit not in units:
+        raise ConfigError(
+            f"{key} is in {duration.unit}: that is not possible.",
+            f"Write it in {' or '.join(units)}" + (" (or minutes, hours)." if "seconds" in units else "."),
+        )

@@ -1,0 +1,89 @@
+"""What a config says about data, and what follows from it: how it is reached, its manifest, what loads its samples."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from dist_ssl.config.byte_sizes import parse_bytes
+from dist_ssl.config.percentage import Share
+from dist_ssl.data.images.decode import MAX_PIXELS
+from dist_ssl.data.loader.load import Loader, Supply
+from dist_ssl.data.loader.loader_process import LoaderProcess
+from dist_ssl.data.storage import manifest, pyramid
+from dist_ssl.data.storage.address import Address
+from dist_ssl.data.storage.read import Reader
+from dist_ssl.data.storage.reader_options import Access
+from dist_ssl.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class Data:
+    """The keys of the data node; bytes and levels are checked by rules of their own, which say more than a type."""
+
+    path: str
+    train: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    max_bad: Share
+    val: str | None = None
+    source: str | None = None
+    identity: str | None = None
+    cache: str | None = None
+    cache_bytes: Any = "50GB"
+    allow_pipe: bool = False
+    max_pixels: int = MAX_PIXELS
+    ahead_bytes: Any = "64MB"
+    max_upsample: float = pyramid.MAX_UPSAMPLE
+    pyramid: list[Any] | None = None
+    loader_process: Literal["auto", True, False] = "auto"
+
+    def access(self, sharers: int) -> Access:
+        """How shards are reached by `sharers` ranks of a node. Raises ConfigError, also where another key is wrong."""
+        if self.max_pixels < 1:
+            raise ConfigError(f"data.max_pixels={self.max_pixels} is not possible: it is at least 1.", "Leave it out.")
+        if not self.max_upsample >= 1:
+            raise ConfigError(
+                f"data.max_upsample={self.max_upsample:g} is not possible: it is at least 1, not to enlarge at all.",
+                "Set data.max_upsample=1, or leave it out.",
+            )
+        if self.pyramid is not None:
+            pyramid.check_sides(self.pyramid, "data.pyramid")
+        parse_bytes(self.ahead_bytes, "data.ahead_bytes")
+        size = parse_bytes(self.cache_bytes, "data.cache_bytes")
+        return Access.to(Address.parse(self.path), self.cache, size, self.allow_pipe, sharers)
+
+    def open(self, access: Access) -> manifest.Manifest:
+        """The data set's manifest, with the levels that are used, known to be the run's. Raises DataError."""
+        where = Address.parse(self.path)
+        found = manifest.read(where, access.fetcher)
+        if self.pyramid is not None:
+            found = pyramid.attach(found, where, self.pyramid, access.fetcher)
+        if self.identity not in (None, found.identity):
+            raise DataError(
+                f"The data in {self.path} is not the run's: the hash of its manifest is {found.identity}, not "
+                f"{self.identity}.",
+                "Set data.path to the shards that the run began with, or start a new run.",
+            )
+        return found
+
+    def process(self, device: torch.device) -> LoaderProcess | None:
+        """A process to load in, for a rank that computes on this device; None where its own does."""
+        gpu = device.type == "cuda"
+        return (
+            LoaderProcess(pin=gpu) if self.loader_process is True or (self.loader_process == "auto" and gpu) else None
+        )
+
+    def loader(
+        self,
+        split: manifest.Split,
+        access: Access,
+        threads: int,
+        process: LoaderProcess | None = None,
+        *,
+        scattered: bool = False,
+    ) -> Supply:
+        """What loads samples of a split, in that process. `scattered`: those that are wanted are far apart."""
+        ahead = parse_bytes(self.ahead_bytes, "data.ahead_bytes")
+        loader = Loader(Reader(split, access, scattered=scattered), threads, ahead, self.max_upsample)
+        return process.serve(loader) if process else loader

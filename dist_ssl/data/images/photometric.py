@@ -1,0 +1,272 @@
+"""Colour, blur and normalisation on the device, batched, every sample with its own parameters.
+
+All parameters are drawn on the host, keyed by sample, so the host knows which samples an effect touches and the
+device never waits. Single-precision views on a CPU are coloured by compiled loops (`photometric_cpu.py`). Elsewhere
+what is cheap is done to the whole batch, with parameters that leave the others as they are; hue and blur are done to
+those samples alone that they touch. Order: jitter (its four parts in an order of the sample's own), gray, blur,
+solarize, invert, flip, turn, normalise. Values are floats in [0, 1] in between, clamped after each part as torchvision
+does; where torchvision rounds to uint8 after each part, nothing is rounded here.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from dist_ssl.core.draws import Draws, Floats, Purpose
+from dist_ssl.data.images.resize import SMALLEST_LOOPED
+from dist_ssl.data.images.views import Recipe
+
+LUMA = (0.2989, 0.587, 0.114)
+SOLARIZE_FROM = 128 / 255
+BRIGHTNESS, CONTRAST, SATURATION, HUE, NOTHING = range(5)
+PARTS = 4
+CENTRE = np.array([1.0, 1.0, 1.0, 0.0], dtype=np.float32)
+LOWEST = np.array([0.0, 0.0, 0.0, -0.5], dtype=np.float32)
+"""Of the factors of the four parts: what changes nothing, and the smallest allowed."""
+NUMBERS = {
+    Purpose.JITTER: 9,
+    Purpose.GRAY: 1,
+    Purpose.BLUR: 2,
+    Purpose.SOLARIZE: 1,
+    Purpose.INVERT: 1,
+    Purpose.FLIP: 1,
+    Purpose.TURN: 2,
+}
+"""How many numbers a sample takes for each effect; the first decides whether it is touched."""
+Ints = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+
+
+def luma(x: Tensor) -> Tensor:
+    """[B, 3, H, W] -> [B, 1, H, W], ITU-R 601."""
+    return LUMA[0] * x[:, 0:1] + LUMA[1] * x[:, 1:2] + LUMA[2] * x[:, 2:3]
+
+
+def blend(x: Tensor, other: Tensor, factor: Tensor) -> Tensor:
+    """factor * x + (1 - factor) * other, clamped to [0, 1]; factor [B, 1, 1, 1]."""
+    return (factor * x + (1 - factor) * other).clamp_(0, 1)
+
+
+def hue(x: Tensor, turns: Tensor) -> Tensor:
+    """Turn the hue of HSV by `turns` [B, 1, 1, 1], -0.5 to 0.5; value and saturation stay."""
+    value = x.amax(1, keepdim=True)
+    chroma = value - x.amin(1, keepdim=True)
+    r, g, b = x[:, 0:1], x[:, 1:2], x[:, 2:3]
+    safe = chroma.clamp_min(1e-12)
+    sixth = torch.where(r == value, (g - b) / safe, torch.where(g == value, (b - r) / safe + 2.0, (r - g) / safe + 4.0))
+    sixth = sixth + 6.0 * turns
+    offsets = torch.tensor([5.0, 3.0, 1.0], device=x.device, dtype=x.dtype).view(1, 3, 1, 1)
+    k = torch.remainder(sixth + offsets, 6.0)
+    return value - chroma * torch.minimum(k, 4.0 - k).clamp(0.0, 1.0)
+
+
+def solarize(x: Tensor) -> Tensor:
+    """Invert what is bright."""
+    return torch.where(x < SOLARIZE_FROM, x, 1 - x)
+
+
+def blur(x: Tensor, sigma: Tensor) -> Tensor:
+    """Gaussian blur with deviation `sigma` [B] px, mirrored at the edges: two products with [S, S] matrices."""
+    kernel = gaussian_matrix(sigma, x.shape[-1])
+    return kernel @ x @ kernel.transpose(-1, -2)
+
+
+def gaussian_matrix(sigma: Tensor, size: int) -> Tensor:
+    """[B, 1, S, S]: row i holds the weights that pixel i gives to the pixels of its line, edges mirrored."""
+    place = torch.arange(size, device=sigma.device, dtype=sigma.dtype)
+    i, j = place[:, None], place[None, :]
+    mirror_low, mirror_high = i + j, 2 * (size - 1) - j - i
+    scale = -0.5 / sigma.view(-1, 1, 1, 1) ** 2
+    weights = torch.exp(scale * (i - j) ** 2)
+    weights = weights + torch.exp(scale * mirror_low**2) * (j > 0)
+    weights = weights + torch.exp(scale * mirror_high**2) * (j < size - 1)
+    return weights / weights.sum(-1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class Looks:
+    """What each sample of a batch is to look like."""
+
+    order: Ints
+    """[B, 4] the parts of the jitter in the sample's own order; NOTHING where one is left out."""
+    factors: Floats
+    """[B, 4] of the parts; of the hue, in turns."""
+    gray: Flags
+    sigma: Floats
+    """[B] of the blur, px; 0: none."""
+    solarize: Flags
+    invert: Flags
+    transpose: Flags
+    mirror_rows: Flags
+    mirror_columns: Flags
+
+    def of(self, rows: slice) -> "Looks":
+        """Of some of the samples."""
+        return Looks(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
+
+class Photometry:
+    """Applies the colour half of one recipe to one view slot. `mean`, `std`: per channel, of values in [0, 1]."""
+
+    def __init__(self, recipe: Recipe, slot: int, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.recipe, self.slot, self.mean, self.std = recipe, slot, mean, std
+
+    def __call__(self, pixels: Tensor, ids: Ints, draws: Draws, dtype: torch.dtype) -> Tensor:
+        """[B, S, S, 3] uint8 on the device -> [B, 3, S, S] `dtype`, normalised, channels last in memory."""
+        return colour([self], [pixels], ids, draws, dtype)[0]
+
+    def change(self, pixels: Tensor, looks: Looks, dtype: torch.dtype) -> Tensor:
+        """[B, S, S, 3] uint8 -> [B, 3, S, S] `dtype` by torch's operations."""
+        x = pixels.permute(0, 3, 1, 2).to(dtype, memory_format=torch.contiguous_format).div_(255)
+        x = jitter(x, looks.order, looks.factors)
+        x = _where(looks.gray, x, luma)
+        _blur_some(x, looks.sigma)
+        x = _where(looks.solarize, x, solarize)
+        x = _where(looks.invert, x, lambda x: 1 - x)
+        x = _where(looks.transpose, x, lambda x: x.transpose(-2, -1))
+        x = _where(looks.mirror_rows, x, lambda x: x.flip(-2))
+        x = _where(looks.mirror_columns, x, lambda x: x.flip(-1))
+        return normalise(x, self.mean, self.std).contiguous(memory_format=torch.channels_last)
+
+    def looks(self, drawn: Mapping[Purpose, Floats]) -> Looks:
+        """What the NUMBERS drawn for some samples mean. Mirrored, then turned: a transposition and two mirrors."""
+        r = self.recipe
+        order, factors = self._jitter(drawn[Purpose.JITTER])
+        blurred = drawn[Purpose.BLUR]
+        sigma = r.blur_min + blurred[:, 1] * (r.blur_max - r.blur_min)
+        flip, turns = _hit(drawn[Purpose.FLIP], r.flip_p), drawn[Purpose.TURN]
+        quarters = np.where(_hit(turns, r.turn_p), 1 + (3 * turns[:, 1]).astype(np.int64), 0)
+        odd = quarters % 2 == 1
+        return Looks(
+            order=order,
+            factors=factors,
+            gray=_hit(drawn[Purpose.GRAY], r.gray_p),
+            sigma=np.where(_hit(blurred, r.blur_p), sigma, np.float32(0)),
+            solarize=_hit(drawn[Purpose.SOLARIZE], r.solarize_p),
+            invert=_hit(drawn[Purpose.INVERT], r.invert_p),
+            transpose=odd,
+            mirror_rows=((quarters == 1) | (quarters == 2)) ^ (flip & odd),
+            mirror_columns=(quarters >= 2) ^ (flip & ~odd),
+        )
+
+    def _jitter(self, numbers: Floats) -> tuple[Ints, Floats]:
+        r = self.recipe
+        spread = np.array([r.brightness, r.contrast, r.saturation, r.hue], dtype=np.float32)
+        low = np.maximum(CENTRE - spread, LOWEST)
+        order = np.argsort(numbers[:, 5:], axis=1, kind="stable")
+        order[~_hit(numbers, r.jitter_p)[:, None] | (spread[order] == 0)] = NOTHING
+        return order, low + numbers[:, 1:5] * (CENTRE + spread - low)
+
+
+def colour(
+    changes: Sequence[Photometry],
+    views: Sequence[Tensor],
+    ids: Ints,
+    draws: Draws,
+    dtype: torch.dtype,
+    parts: int = 1,
+) -> list[Tensor]:
+    """Each view [B, S, S, 3] of these samples by its own photometry, as that would do it alone.
+
+    `parts`: equal parts of the batch that torch computes one by one.
+    """
+    slots = range(changes[0].slot, changes[-1].slot + 1)
+    assert [change.slot for change in changes] == list(slots)
+    drawn = draws.of_slots(NUMBERS, ids, slots)
+    looks = [change.looks({p: n[place] for p, n in drawn.items()}) for place, change in enumerate(changes)]
+    return _finish(changes, views, looks, dtype, parts)
+
+
+def _finish(
+    changes: Sequence[Photometry], views: Sequence[Tensor], looks: Sequence[Looks], dtype: torch.dtype, parts: int
+) -> list[Tensor]:
+    def looped(view: Tensor) -> bool:
+        return view.device.type == "cpu" and dtype == torch.float32 and view.shape[1] >= SMALLEST_LOOPED
+
+    given = list(zip(changes, views, looks, strict=True))
+    works = [(view, look, change.mean, change.std) for change, view, look in given if looped(view)]
+    done = iter(_in_loops(works) if works else [])
+    return [next(done) if looped(view) else _by_torch(change, view, look, dtype, parts) for change, view, look in given]
+
+
+def _by_torch(change: Photometry, view: Tensor, looks: Looks, dtype: torch.dtype, parts: int) -> Tensor:
+    if parts == 1:
+        return change.change(view, looks, dtype)
+    rows = len(view) // parts
+    cuts = [slice(start, start + rows) for start in range(0, len(view), rows)]
+    return torch.cat([change.change(view[cut], looks.of(cut), dtype) for cut in cuts])
+
+
+def _in_loops(works: Sequence[tuple[Tensor, Looks, Sequence[float], Sequence[float]]]) -> list[Tensor]:
+    from dist_ssl.data.images.photometric_cpu import colour_views  # compiles: seconds, which small views do without
+
+    given = []
+    for pixels, looks, mean, std in works:
+        turns = (looks.transpose, looks.mirror_rows, looks.mirror_columns)
+        marks = np.stack([looks.gray, looks.solarize, looks.invert, *turns], axis=1).astype(np.int64)
+        weight, shift = (np.array(v, np.float32) for v in _affine(mean, std))
+        rest = (np.float32(SOLARIZE_FROM), weight, shift)
+        given.append((pixels.contiguous().numpy(), (looks.order, looks.factors, looks.sigma, marks), rest))
+    return [found.permute(0, 3, 1, 2) for found in colour_views(given, torch.get_num_threads())]
+
+
+def jitter(x: Tensor, order: Ints, factors: Floats) -> Tensor:
+    """Brightness, contrast, saturation and hue, in each sample's own order [B, 4]."""
+    for part in order.T:
+        x = _blend_some(x, part, factors)
+        rows = np.flatnonzero(part == HUE)
+        if len(rows):
+            at = torch.from_numpy(rows).to(x.device)
+            x[at] = hue(x[at], _column(factors[rows, HUE], x))
+    return x
+
+
+def _blur_some(x: Tensor, sigma: Floats) -> None:
+    rows = np.flatnonzero(sigma)
+    if len(rows):
+        at = torch.from_numpy(rows).to(x.device)
+        x[at] = blur(x[at], _column(sigma[rows], x).flatten())
+
+
+def _hit(numbers: Floats, p: float) -> Flags:
+    """[B] whom an effect of probability p touches, by the first of a sample's numbers."""
+    flags: Flags = numbers[:, 0] < np.float32(p)
+    return flags
+
+
+def _where(flags: Flags, x: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """The batch with the flagged samples changed."""
+    if not flags.any():
+        return x
+    return torch.where(torch.from_numpy(flags).to(x.device).view(-1, 1, 1, 1), change(x), x)
+
+
+def _blend_some(x: Tensor, part: Ints, factors: Floats) -> Tensor:
+    """Blend each sample towards black, its mean luma, its luma, or not at all, as `part` [B] says."""
+    blended = part < HUE
+    if not blended.any():
+        return x
+    factor = np.where(blended, factors[np.arange(len(part)), part % PARTS], np.float32(1))
+    gray = luma(x)
+    other = gray * _column(part == SATURATION, x)
+    other += gray.mean((1, 2, 3), keepdim=True) * _column(part == CONTRAST, x)
+    return blend(x, other, _column(factor, x))
+
+
+def normalise(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(x - mean) / std per channel."""
+    scale, shift = (torch.tensor(v, device=x.device, dtype=x.dtype).view(1, 3, 1, 1) for v in _affine(mean, std))
+    return torch.addcmul(shift, x, scale)
+
+
+def _affine(mean: Sequence[float], std: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Factor and summand per channel that normalise."""
+    return [1 / s for s in std], [-m / s for m, s in zip(mean, std, strict=True)]
+
+
+def _column(values: Floats | Flags, like: Tensor) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values)).to(like.device, like.dtype).view(-1, 1, 1, 1)

@@ -1,0 +1,214 @@
+"""Decode threads in a process of their own, one per rank, so that the one that feeds a GPU has its interpreter alone.
+
+    process = LoaderProcess()
+    loader = process.serve(Loader(reader, threads))        # loads as that one does: the same bytes in the same order
+
+The views are cut into memory that both processes share (slots.py); what comes through the connection is what is known
+of them (serve.py). A process that is gone, however it ended, is an error here, never a wait.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import recv_handle, send_handle
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.cuda import cudart
+
+from dist_ssl.data.loader.buffers import Pixels, Shapes
+from dist_ssl.data.loader.load import Coming, Cut, Loaded, Loader, Request
+from dist_ssl.data.loader.shared_buffers import mapped
+from dist_ssl.data.loader.worker import Told, Wanted
+from dist_ssl.data.storage.fetch import Counts
+from dist_ssl.data.storage.manifest import Split
+from dist_ssl.data.storage.pyramid import Pyramid
+from dist_ssl.data.storage.read import Reader
+from dist_ssl.runtime.signals import STOPPING
+
+log = logging.getLogger(__name__)
+MAIN = "dist_ssl.data.loader.loader_main"
+CODE = f"import sys; sys.path.insert(0, sys.argv[2]); from {MAIN} import main; main(int(sys.argv[3]))"
+ROOT = Path(__file__).parents[3]
+END_SECONDS = 5.0
+"""How long a process takes at most to end once its end of a connection is closed."""
+
+
+class LoaderProcess:
+    """A process that loads, started at once. `pin`: lock its buffers for copies to the GPU of this process.
+
+    It ends with `close`, with this object, or with this process, whichever is first.
+    """
+
+    def __init__(self, pin: bool = False) -> None:
+        self.pin = pin
+        self.counts = Counts()
+        self.served = 0
+        self.control, theirs = Pipe()
+        command = [sys.executable, "-P", "-c", CODE, MAIN, str(ROOT), str(theirs.fileno())]
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)  # it inherits that, until it ignores them
+        try:
+            with theirs:
+                self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        self._end = weakref.finalize(self, _end, self.process, self.control)
+
+    def serve(self, loader: Loader) -> "Served":
+        """A loader like this one, in that process."""
+        self.served += 1
+        return Served(self, self.served, loader)
+
+    def begin(self, wanted: Wanted) -> Connection:
+        """Begin a load; what it yields comes through the connection. Raises RuntimeError."""
+        connection, theirs = Pipe()
+        with theirs:
+            try:
+                self.control.send(wanted)
+                send_handle(self.control, theirs.fileno(), self.process.pid)
+            except OSError:
+                connection.close()
+                raise self.lost() from None
+        return connection
+
+    def lost(self) -> RuntimeError:
+        """Why nothing more comes from there."""
+        try:
+            code = self.process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            return RuntimeError(f"The loader process {self.process.pid} no longer answers.")
+        if code == -signal.SIGKILL:
+            how = "was killed (SIGKILL): by a person, or by the system for want of memory"
+        else:
+            how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        return RuntimeError(f"The loader process {self.process.pid} {how}.")
+
+    def close(self) -> None:
+        """End the process. What it was doing is lost, which harms nothing."""
+        self._end()
+
+
+def _end(process: "subprocess.Popen[bytes]", control: Connection) -> None:
+    process.kill()
+    process.wait()
+    control.close()
+
+
+class Served:
+    """A loader in another process; a `Supply`."""
+
+    def __init__(self, process: LoaderProcess, number: int, loader: Loader) -> None:
+        self.process, self.number, self.loader = process, number, loader
+        self._sent = False
+
+    @property
+    def split(self) -> Split:
+        """See `Supply`."""
+        return self.loader.split
+
+    @property
+    def pyramid(self) -> Pyramid | None:
+        """See `Supply`."""
+        return self.loader.pyramid
+
+    def load(
+        self, requests: Iterable[Request], cutter: Cut, views: int, coming: Coming | None = None
+    ) -> Iterator[Loaded]:
+        """See `Supply`; requests and cutter are sent. Raises RuntimeError where the process is gone."""
+        connection = self.process.begin(self._wanted(requests, cutter, views, coming))
+        slots: dict[int, list[Pixels]] = {}
+        try:
+            while True:
+                begun = time.monotonic()
+                told = self._next(connection)
+                if told is None:
+                    return
+                if told.new:
+                    slots[told.slot] = self._slot(connection, told.shapes)
+                wait = time.monotonic() - begun
+                yield Loaded(told.ids, slots[told.slot], told.valid, wait, told.unreadable, told.slow)
+                with contextlib.suppress(OSError):  # whoever waits for the next one finds out why
+                    connection.send_bytes(b"")
+        finally:
+            connection.close()
+            if self.process.pin:
+                for arrays in slots.values():
+                    unpin(arrays)
+
+    def costs(self) -> Mapping[str, float]:
+        """See `Supply`; of all loaders of the process."""
+        return self.process.counts.take()
+
+    def close(self) -> None:
+        """End the process, and so all its loaders."""
+        self.process.close()
+
+    def _wanted(self, requests: Iterable[Request], cutter: Cut, views: int, coming: Coming | None) -> Wanted:
+        """The load, and the first time the loader with it: it is sent when the process has had time to start."""
+        loader = None if self._sent else _lean(self.loader)
+        self._sent = True
+        return Wanted(self.number, loader, requests, cutter, views, coming)
+
+    def _next(self, connection: Connection) -> Told | None:
+        """What comes next, waited for. Raises what ended the load."""
+        try:
+            told: Told | Exception | None = connection.recv()
+        except (EOFError, OSError):
+            raise self.process.lost() from None
+        if isinstance(told, Exception):
+            raise told
+        if told is not None:
+            for key, amount in told.costs.items():
+                self.process.counts.add(key, amount)
+        return told
+
+    def _slot(self, connection: Connection, shapes: Shapes) -> list[Pixels]:
+        """The arrays of a slot that was told of for the first time."""
+        try:
+            handle = recv_handle(connection)
+        except (EOFError, OSError):
+            raise self.process.lost() from None
+        try:
+            arrays = mapped(handle, shapes)
+        finally:
+            os.close(handle)
+        if self.process.pin:
+            pin(arrays)
+        return arrays
+
+
+def _lean(loader: Loader) -> Loader:
+    """One with only what reading needs to know of its samples: there may be a hundred million."""
+
+    def lean(split: Split) -> Split:
+        none, nothing = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.uint8)
+        samples = replace(split.samples, labels=none, keys=nothing, key_ends=none)
+        return replace(split, samples=samples, levels=tuple(map(lean, split.levels)))
+
+    reader = Reader(lean(loader.split), loader.reader.access, loader.reader.scattered)
+    return Loader(reader, loader.threads, loader.ahead_bytes, loader.max_upsample)
+
+
+def pin(arrays: list[Pixels]) -> None:
+    """Lock the memory of a slot, so that the GPU copies from it directly; without that, copies take longer."""
+    size = sum(array.nbytes for array in arrays)
+    status = int(cudart().cudaHostRegister(arrays[0].ctypes.data, size, 0))  # type: ignore[no-untyped-call]
+    if status:
+        log.warning("Views cannot be locked in memory for the GPU (CUDA's error %s): copies take longer.", status)
+        with contextlib.suppress(RuntimeError):  # the error is pending: whichever kernel comes next would raise it
+            torch.ones(1, device="cuda")
+
+
+def unpin(arrays: list[Pixels]) -> None:
+    """Undo `pin`, before the memory goes."""
+    cudart().cudaHostUnregister(arrays[0].ctypes.data)  # type: ignore[no-untyped-call]

@@ -1,0 +1,124 @@
+"""What was delivered: per step a commutative hash of the sample numbers that entered the engine on this rank.
+
+The sum of the ranks' hashes is the hash of the global batch at any world size. One file per attempt and rank, with a
+line per step:
+
+    {"step": 7, "epoch": 0, "ranks": 2, "count": 48, "hash": ..., "replaced": 1, "replaced_hash": ...}
+
+(`replaced`: samples for which another stood in, where there are any) and one per save, {"saved": 8}: every line before
+it belongs to steps before that one. Lines of an attempt from the step on that a later attempt began with are void.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import numpy.typing as npt
+
+from dist_ssl.core.batch import Batch
+from dist_ssl.core.progress import Progress
+from dist_ssl.distributed.world import World
+from dist_ssl.errors import DataError
+from dist_ssl.runtime import jsonl
+
+MASK = (1 << 64) - 1
+Ints = npt.NDArray[np.int64]
+Hashes = npt.NDArray[np.uint64]
+
+
+def mix(ids: Ints) -> Hashes:
+    """A 64-bit number for every sample number: splitmix64 (Steele et al. 2014)."""
+    z = ids.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: Hashes = z ^ (z >> np.uint64(31))
+    return mixed
+
+
+def hash_ids(ids: Ints) -> int:
+    """A 64-bit hash of a multiset of sample numbers: the sum of their mixed numbers."""
+    return int(mix(ids).sum(dtype=np.uint64)) & MASK
+
+
+class Ledger:
+    """Appends to this attempt's and rank's file in `folder`."""
+
+    def __init__(self, folder: Path, attempt: int, world: World) -> None:
+        self.ranks = world.size
+        self.file: TextIO = jsonl.open_to_append(folder / f"attempt_{attempt:04d}_rank_{world.rank:05d}.jsonl")
+
+    def record(self, progress: Progress, batch: Batch) -> None:
+        """Note that this batch made the step at this position."""
+        ids = batch.ids.numpy()
+        line = {"step": progress.step, "epoch": progress.epoch, "ranks": self.ranks}
+        line |= {"count": len(ids), "hash": hash_ids(ids)}
+        if batch.unreadable:
+            replaced = np.array(list(batch.unreadable), dtype=np.int64)
+            line |= {"replaced": len(replaced), "replaced_hash": hash_ids(replaced)}
+        self._write(line)
+
+    def seal(self, progress: Progress) -> None:
+        """Note that a checkpoint of this position is about to be written, and have all lines on disk before it."""
+        self._write({"saved": progress.step})
+        os.fsync(self.file.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        self.file.close()
+
+    def _write(self, line: dict[str, int]) -> None:
+        self.file.write(json.dumps(line) + "\n")
+
+
+@dataclass(frozen=True)
+class Deliveries:
+    """The ledger of a run as columns, one row per line of a step: who delivered what.
+
+    `saves`: attempt and step of what was saved, where the rank's line before it is that of the step before.
+    """
+
+    step: Ints
+    attempt: Ints
+    rank: Ints
+    ranks: Ints
+    count: Ints
+    hash: Hashes
+    replaced: Ints
+    replaced_hash: Hashes
+    saves: set[tuple[int, int]]
+
+    def restored(self) -> dict[int, int]:
+        """The step that each attempt began with, for those that made one."""
+        return {int(a): int(self.step[self.attempt == a].min()) for a in np.unique(self.attempt)}
+
+
+def read(folder: Path) -> Deliveries:
+    """All that was written. Raises DataError where a line is not of this version."""
+    rows: list[tuple[int, ...]] = []
+    hashes: list[tuple[int, int]] = []
+    saves: set[tuple[int, int]] = set()
+    for path in sorted(folder.glob("attempt_*_rank_*.jsonl")):
+        _, attempt, _, rank = path.stem.split("_")
+        last: int | None = None
+        for line in jsonl.read(path):
+            if "saved" in line:
+                saves |= {(int(attempt), line["saved"])} if last in (None, line["saved"] - 1) else set()
+                continue
+            try:
+                last = line["step"]
+                rows.append((line["step"], int(attempt), int(rank), line["ranks"], line["count"], _replaced(line)))
+                hashes.append((line["hash"], line.get("replaced_hash", 0)))
+            except KeyError as error:
+                raise DataError(
+                    f"{path} has a line without {error}.", "Audit the run with the version of dist_ssl that made it."
+                ) from error
+    step, attempts, ranks_own, ranks, count, replaced = np.array(rows, dtype=np.int64).reshape(-1, 6).T
+    hashed, replaced_hash = np.array(hashes, dtype=np.uint64).reshape(-1, 2).T
+    return Deliveries(step, attempts, ranks_own, ranks, count, hashed, replaced, replaced_hash, saves)
+
+
+def _replaced(line: dict[str, Any]) -> int:
+    return int(line.get("replaced", 0))

@@ -1,0 +1,56 @@
+"""Rank 0 plans each epoch; everybody obeys."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from dist_ssl.core.plan import EpochPlan
+from dist_ssl.core.progress import Progress
+from dist_ssl.distributed.world import World
+from dist_ssl.errors import ConfigError
+from dist_ssl.protocols.schedule import Schedule
+from dist_ssl.runtime import jsonl
+
+
+def check_plan(lanes: int, batch_size: int, ranks: int, num_samples: int) -> None:
+    """Raise ConfigError where an epoch cannot be read by these ranks, with the values that would work."""
+    if lanes < 1 or lanes % ranks:
+        sizes = ", ".join(str(n) for n in range(1, lanes + 1) if lanes % n == 0)
+        raise ConfigError(
+            f"{ranks} ranks cannot share lanes={lanes} equally.",
+            f"Use one of these numbers of ranks: {sizes}." if sizes else "Use lanes=48, say.",
+        )
+    if batch_size < 1 or batch_size % lanes:
+        near = max(1, round(batch_size / lanes)) * lanes
+        raise ConfigError(
+            f"batch_size={batch_size} is no multiple of lanes={lanes}.",
+            f"Use batch_size={near}, or lanes that divide {batch_size}.",
+        )
+    if batch_size > num_samples:
+        raise ConfigError(
+            f"batch_size={batch_size} is more than the {num_samples} samples of the data set.",
+            "Use a smaller batch_size or more data.",
+        )
+
+
+class Coordinator:
+    """Asks the schedule on rank 0 alone, checks its plan and shares it. `record`: where plans are noted."""
+
+    def __init__(self, schedule: Schedule, *, world: World, num_samples: int, record: Path) -> None:
+        self.schedule, self.world, self.num_samples, self.record = schedule, world, num_samples, record
+
+    def plan(self, progress: Progress) -> EpochPlan:
+        """The plan of the epoch at this position; for an epoch already begun, the plan it began with."""
+        if len(progress.plans) > progress.epoch:
+            return progress.plans[progress.epoch]
+        plan = self.schedule.plan(progress) if self.world.rank == 0 else None
+        shared = self.world.share(plan)
+        check_plan(shared.lanes, shared.batch_size, self.world.size, self.num_samples)
+        if self.world.rank == 0:
+            jsonl.append(self.record, [{"step": progress.step, "attempt": progress.attempt, **asdict(shared)}])
+        return shared
+
+    @staticmethod
+    def metrics(plan: EpochPlan) -> Mapping[str, float]:
+        """The plan as numbers, by the keys of the metric table."""
+        return {"image_size": float(plan.image_size)}

@@ -1,0 +1,92 @@
+"""A rank's file is one that any reader of safetensors reads, and no byte of it changes unnoticed."""
+
+import ctypes
+import errno
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from dist_ssl.checkpoint import rank_file
+from dist_ssl.checkpoint.rank_file import CODES, DamagedError, RankFile, as_bytes, write
+from dist_ssl.protocols.engine import Piece
+from tests.checkpoint.test_staging import KINDS, pieces
+
+
+def test_any_reader_of_the_format_reads_it(tmp_path: Path) -> None:
+    more = {code: torch.arange(6).to(getattr(torch, code)).reshape(2, 3) for code in CODES}
+    written = write(tmp_path / "rank_00000.safetensors", pieces({**KINDS, **more}))
+    found = safetensors.torch.load_file(tmp_path / written.file)
+    assert found.keys() == KINDS.keys() | more.keys()
+    for name, value in {**KINDS, **more}.items():
+        assert found[name].dtype == value.dtype
+        assert torch.equal(found[name], value), name
+    assert (tmp_path / written.file).stat().st_size == written.length
+
+
+def test_a_rank_that_has_nothing_writes_an_empty_file(tmp_path: Path) -> None:
+    written = write(tmp_path / "rank_00000.safetensors", {})
+    assert safetensors.torch.load_file(tmp_path / written.file) == {}
+
+
+@pytest.mark.parametrize("skip", [0, 1, 5])
+@pytest.mark.parametrize("count", [0, 1, 3, 300_000, 600_000])
+def test_any_run_of_a_piece_is_copied(tmp_path: Path, skip: int, count: int) -> None:
+    whole = torch.arange(600_005, dtype=torch.float64)
+    written = write(tmp_path / "rank_00000.safetensors", {"x": Piece(whole, (600_005,), 0)})
+    out = torch.empty(count, dtype=torch.float64)
+    piece = {"count": 600_005, "xxh3": written.pieces["x"].xxh3}
+    file = RankFile(tmp_path / written.file, (written.length, written.header))
+    file.copy("x", piece, as_bytes(out), 8 * skip, 8)
+    file.close()
+    assert torch.equal(out, whole[skip : skip + count])
+
+
+@pytest.mark.parametrize("data", [b"", b"1234567", b"\xff" * 8, (1 << 40).to_bytes(8, "little") + b"{}"])
+def test_what_has_no_header_is_damaged(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "rank_00000.safetensors").write_bytes(data)
+    with pytest.raises(DamagedError, match="rank_00000"):
+        RankFile(tmp_path / "rank_00000.safetensors", None)
+
+
+@pytest.mark.parametrize("header", [b"[1, 2]  ", b'{"x": 5}', b'{"x": {"data_offsets": [1]}}', b'{"x": ', b"\xff\xfe"])
+def test_a_header_that_says_nothing_is_damaged(tmp_path: Path, header: bytes) -> None:
+    (tmp_path / "rank_00000.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(DamagedError, match="header cannot be read"):
+        RankFile(tmp_path / "rank_00000.safetensors", None)
+
+
+def refusing(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """A file system that answers so when it is asked for room."""
+
+    def fallocate(*_: Any) -> int:
+        ctypes.set_errno(number)
+        return -1
+
+    monkeypatch.setattr(rank_file, "LIBC", SimpleNamespace(fallocate=fallocate))
+
+
+def test_a_disk_without_room_is_known_before_it_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refusing(monkeypatch, errno.ENOSPC)
+    with pytest.raises(OSError, match="No space left"):
+        write(tmp_path / "rank_00000.safetensors", pieces(KINDS))
+    assert (tmp_path / "rank_00000.safetensors").stat().st_size == 0
+
+
+def test_room_is_reserved(tmp_path: Path) -> None:
+    with (tmp_path / "file").open("xb") as out:
+        rank_file._reserve(out, 1 << 20)
+    assert (tmp_path / "file").stat().st_blocks * 512 >= 1 << 20
+
+
+def test_a_file_system_that_reserves_nothing_is_written_once_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusing(monkeypatch, errno.EOPNOTSUPP)
+    monkeypatch.setattr(os, "posix_fallocate", None)  # writes to every block
+    write(tmp_path / "rank_00000.safetensors", pieces(KINDS))
+    assert safetensors.torch.load_file(tmp_path / "rank_00000.safetensors").keys() == KINDS.keys()

@@ -1,0 +1,547 @@
+"""A checkpoint is whole or it does not exist, and a damaged one is passed over for the one before it."""
+
+import errno
+import io
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from threading import Barrier
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from dist_ssl.checkpoint import index, saver
+from dist_ssl.checkpoint.index import read, share_out
+from dist_ssl.checkpoint.rank_file import DamagedError
+from dist_ssl.checkpoint.saver import Checkpoint
+from dist_ssl.core.batch import Batch
+from dist_ssl.core.draws import Draws
+from dist_ssl.core.plan import EpochPlan, Knobs
+from dist_ssl.core.progress import Progress
+from dist_ssl.distributed.world import World
+from dist_ssl.engines.ddp import DDP
+from dist_ssl.errors import CheckpointError
+from dist_ssl.optim.recipes import AdamW
+from dist_ssl.protocols.engine import State
+from dist_ssl.protocols.method import Embeddings, LossOutput, Method
+
+PLAN = EpochPlan(0, 32, 1.0, 2, 48, 48)
+FRESH = Progress(epochs=5, attempt=2)
+
+
+def at(step: int) -> Progress:
+    """The position after so many steps."""
+    return Progress(epochs=5, step=step, lane_offset=step, samples=48 * step, plans=(PLAN,))
+
+
+def tensors(seed: int) -> dict[str, Tensor]:
+    """One tensor of every kind that a run may hold."""
+    own = torch.Generator().manual_seed(seed)
+    return {
+        "model/weight": torch.randn(3, 5, generator=own),
+        "model/conv": torch.randn(4, 3, 2, 2, generator=own).to(memory_format=torch.channels_last),
+        "model/scalar": torch.randn((), generator=own),
+        "model/double": torch.randn(4, dtype=torch.float64, generator=own),
+        "model/count": torch.tensor(2**53 + seed),
+        "model/ids": torch.randint(-(2**62), 2**62, (6,), generator=own),
+        "model/half": torch.randn(7, generator=own).bfloat16(),
+        "model/flags": torch.tensor([True, False, True]),
+        "model/empty": torch.empty(0, 4),
+        "model/not_finite": torch.tensor([float("nan"), float("inf"), -0.0]),
+    }
+
+
+class Store:
+    """An engine that has nothing but a state."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.held: State = tensors(seed)
+
+    def state(self) -> State:
+        return self.held
+
+    def wants(self, name: str, shape: tuple[int, ...]) -> range | None:
+        return None
+
+    def load(self, state: State) -> None:
+        self.held = state
+
+
+def keeper(folder: Path, *, attempt: int = 2, newest: Callable[[], bool] = lambda: True, **keep: Any) -> Checkpoint:
+    return Checkpoint(folder, World(), **{"keep_last": 2, **keep}, attempt=attempt, newest=newest)
+
+
+def saved(checkpoint: Checkpoint, engine: "Store", step: int) -> None:
+    """Save this state as that of a step, and wait until it is on disk."""
+    checkpoint.save(engine, at(step))  # type: ignore[arg-type]
+    checkpoint.commit()
+
+
+def save(folder: Path, *steps: int, **keep: Any) -> Checkpoint:
+    """Checkpoints of these steps; the state is drawn from the step's number."""
+    written = keeper(folder, **keep)
+    for step in steps:
+        saved(written, Store(step), step)
+    return written
+
+
+def restore(folder: Path) -> tuple[int, State]:
+    """The step and the state that a new attempt begins with."""
+    engine = Store(-1)
+    progress = keeper(folder).restore(engine, FRESH)  # type: ignore[arg-type]
+    return progress.step, engine.held
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def bits(x: Tensor) -> tuple[Any, ...]:
+    return x.dtype, tuple(x.shape), x.contiguous().reshape(-1).view(torch.uint8).tolist()
+
+
+def assert_same_bits(found: State, wanted: State) -> None:
+    assert found.keys() == wanted.keys()
+    for name in wanted:
+        assert bits(found[name]) == bits(wanted[name]), name
+
+
+def rank_file(folder: Path, step: int) -> Path:
+    return folder / f"step_{step:08d}" / "rank_00000.safetensors"
+
+
+def state_file(folder: Path, step: int) -> Path:
+    return folder / f"step_{step:08d}" / "state.json"
+
+
+def test_what_is_saved_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    save(tmp_path, 7)
+    step, state = restore(tmp_path)
+    assert step == 7
+    assert_same_bits(state, tensors(7))
+
+
+def test_progress_comes_back_with_the_new_attempt_and_the_wished_epochs(tmp_path: Path) -> None:
+    save(tmp_path, 7)
+    found = keeper(tmp_path, attempt=9).restore(Store(), Progress(epochs=8, attempt=9))  # type: ignore[arg-type]
+    assert found == replace(at(7), epochs=8, attempt=9)
+
+
+def test_a_run_without_checkpoints_begins_afresh(tmp_path: Path) -> None:
+    engine = Store(3)
+    assert keeper(tmp_path / "none").restore(engine, FRESH) == FRESH  # type: ignore[arg-type]
+    assert_same_bits(engine.held, tensors(3))
+
+
+def test_latest_names_the_newest_and_nothing_else_is_left(tmp_path: Path) -> None:
+    save(tmp_path, 3, 6)
+    assert names(tmp_path) == ["LATEST", "step_00000003", "step_00000006"]
+    assert (tmp_path / "LATEST").read_text().strip() == "step_00000006"
+
+
+@settings(deadline=None)
+@given(sizes=st.lists(st.integers(0, 5000), max_size=40), ranks=st.integers(1, 9))
+def test_every_tensor_is_written_once_and_ranks_share_evenly(sizes: list[int], ranks: int) -> None:
+    state = {f"t{number}": torch.empty(size, dtype=torch.uint8) for number, size in enumerate(sizes)}
+    parts = share_out(state, ranks)
+    assert len(parts) == ranks
+    assert sorted(name for part in parts for name in part) == sorted(state)
+    loads = [sum(state[name].nbytes for name in part) for part in parts]
+    assert max(loads) - min(loads) <= max(sizes, default=0)
+
+
+@settings(deadline=None)
+@given(sizes=st.lists(st.integers(0, 50), max_size=20), ranks=st.integers(1, 5))
+def test_all_ranks_come_to_the_same_share_whatever_the_order_of_names(sizes: list[int], ranks: int) -> None:
+    state = {f"t{number}": torch.empty(size) for number, size in enumerate(sizes)}
+    assert share_out(state, ranks) == share_out(dict(reversed(state.items())), ranks)
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_only_the_newest_are_kept(tmp_path: Path, keep: int) -> None:
+    save(tmp_path, 1, 2, 3, 4, 5, keep_last=keep)
+    assert names(tmp_path) == ["LATEST", *(f"step_{step:08d}" for step in range(6 - keep, 6))]
+
+
+def flip(path: Path, place: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 0xFF
+    path.write_bytes(bytes(data))
+
+
+def swap(one: Path, other: Path) -> None:
+    first, second = one.read_bytes(), other.read_bytes()
+    one.write_bytes(second)
+    other.write_bytes(first)
+
+
+DAMAGE: dict[str, Callable[[Path], None]] = {
+    "a byte of the last tensor": lambda f: flip(rank_file(f, 2), -1),
+    "a byte of the header's length": lambda f: flip(rank_file(f, 2), 0),
+    "a byte of the header": lambda f: flip(rank_file(f, 2), 12),
+    "a file cut short": lambda f: rank_file(f, 2).write_bytes(rank_file(f, 2).read_bytes()[:-9]),
+    "a file of no length": lambda f: rank_file(f, 2).write_bytes(b""),
+    "a file gone": lambda f: rank_file(f, 2).unlink(),
+    "a file of another checkpoint": lambda f: swap(rank_file(f, 1), rank_file(f, 2)),
+    "state.json of no length": lambda f: state_file(f, 2).write_text(""),
+    "state.json cut short": lambda f: state_file(f, 2).write_bytes(state_file(f, 2).read_bytes()[:-20]),
+    "state.json no mapping": lambda f: state_file(f, 2).write_text("[1, 2]"),
+    "state.json without tensors": lambda f: state_file(f, 2).write_text('{"format": 1, "progress": {}}'),
+    "state.json gone": lambda f: state_file(f, 2).unlink(),
+    "state.json no text": lambda f: flip(state_file(f, 2), 3),
+}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in DAMAGE if kind != "a file of another checkpoint"])
+def test_a_damaged_checkpoint_is_passed_over_loudly(
+    tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(tmp_path, 1, 2)
+    DAMAGE[kind](tmp_path)
+    with caplog.at_level(logging.WARNING):
+        step, state = restore(tmp_path)
+    assert step == 1
+    assert_same_bits(state, tensors(1))
+    assert "step_00000002" in caplog.text
+
+
+@dataclass(frozen=True)
+class Thread(World):
+    """A rank that is a thread: what ranks tell each other passes through one list."""
+
+    table: list[Any] = field(default_factory=list)
+    together: Barrier = field(default_factory=lambda: Barrier(1))
+
+    def collect(self, obj: Any) -> list[Any]:
+        self.table[self.rank] = obj
+        self.together.wait(20)
+        found = list(self.table)
+        self.together.wait(20)
+        return found
+
+    def share(self, obj: Any) -> Any:
+        return self.collect(obj)[0]
+
+
+@pytest.fixture(autouse=True)
+def one_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks that are threads exchange nothing else while they save: they need no second way to do it."""
+    monkeypatch.setattr(saver, "apart", lambda world: world)
+
+
+def on_ranks(size: int, work: Callable[[World], Any]) -> list[Any]:
+    """What the work comes to on every rank; an error is a result too."""
+    table, together = [None] * size, Barrier(size)
+
+    def run(rank: int) -> Any:
+        try:
+            return work(Thread(rank=rank, size=size, table=table, together=together))
+        except CheckpointError as error:
+            return error
+
+    with ThreadPoolExecutor(size) as pool:
+        return list(pool.map(run, range(size)))
+
+
+def saved_by_ranks(folder: Path, size: int, step: int) -> list[Any]:
+    def save_own(world: World) -> None:
+        saved(Checkpoint(folder, world, keep_last=2, attempt=2, newest=lambda: True), Store(step), step)
+
+    return on_ranks(size, save_own)
+
+
+def test_what_three_ranks_wrote_one_rank_and_two_ranks_read(tmp_path: Path) -> None:
+    assert saved_by_ranks(tmp_path, 3, 7) == [None] * 3
+    assert len(list((tmp_path / "step_00000007").glob("rank_*"))) == 3
+    assert_same_bits(restore(tmp_path)[1], tensors(7))
+
+    def load(world: World) -> State:
+        engine = Store(-1)
+        Checkpoint(tmp_path, world, keep_last=2, attempt=2, newest=lambda: True).restore(engine, FRESH)  # type: ignore[arg-type]
+        return engine.held
+
+    for state in on_ranks(2, load):
+        assert_same_bits(state, tensors(7))
+
+
+def test_two_files_swapped_within_a_checkpoint_are_noticed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for step in (1, 2):
+        saved_by_ranks(tmp_path, 2, step)
+    swap(rank_file(tmp_path, 2), rank_file(tmp_path, 2).with_name("rank_00001.safetensors"))
+    step, state = restore(tmp_path)
+    assert step == 1
+    assert_same_bits(state, tensors(1))
+    assert "step_00000002" in caplog.text
+
+
+def test_a_rank_that_cannot_write_stops_the_save_on_all_and_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved_by_ranks(tmp_path, 2, 1)
+    before = names(tmp_path)
+    whole = saver.write
+
+    def full_for_one(path: Path, own: Any) -> Any:
+        if path.name == "rank_00001.safetensors":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return whole(path, own)
+
+    monkeypatch.setattr(saver, "write", full_for_one)
+    for error in saved_by_ranks(tmp_path, 2, 2):
+        assert isinstance(error, CheckpointError)
+        assert "Rank 1: " in error.problem
+    assert names(tmp_path) == before
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_no_whole_checkpoint_left_is_an_error_that_names_the_folder(tmp_path: Path, kind: str) -> None:
+    save(tmp_path, 1, 2)
+    DAMAGE[kind](tmp_path)
+    if kind != "a file of another checkpoint":
+        flip(rank_file(tmp_path, 1), -1)
+    with pytest.raises(CheckpointError, match="None of the 2 checkpoints") as raised:
+        restore(tmp_path)
+    assert str(tmp_path) in str(raised.value)
+
+
+@pytest.mark.parametrize("file", ["state.json", "rank_00000.safetensors"])
+def test_what_cannot_be_opened_for_a_reason_of_its_own_is_not_taken_for_damage(
+    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (1, 2):
+        saved(keeper(tmp_path), Store(step), step)
+    before, opened, io_open = names(tmp_path), os.open, io.open
+
+    def refuse(path: Any, plainly: Any, *given: Any, **named: Any) -> Any:
+        if str(path).endswith(f"step_00000002/{file}"):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return plainly(path, *given, **named)
+
+    monkeypatch.setattr(os, "open", lambda path, *given, **named: refuse(path, opened, *given, **named))
+    monkeypatch.setattr(io, "open", lambda path, *given, **named: refuse(path, io_open, *given, **named))
+    with pytest.raises(CheckpointError, match=f"{file} cannot be opened: Too many open files"):
+        restore(tmp_path)
+    assert names(tmp_path) == before  # nothing is set aside
+
+
+def test_no_changed_byte_of_a_rank_file_goes_unnoticed(tmp_path: Path) -> None:
+    small = {"model/a": torch.tensor([1.5, -2.0], dtype=torch.float64), "model/b": torch.tensor(3)}
+    engine = Store()
+    engine.held = small
+    saved(keeper(tmp_path), engine, 1)
+    path = rank_file(tmp_path, 1)
+    whole = path.read_bytes()
+    wrong = []
+    for place in range(len(whole)):
+        for mask in (0x01, ord("F") ^ ord("I"), 0x80):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ mask]) + whole[place + 1 :])
+            try:
+                found = read(path.parent)[1]
+            except DamagedError:
+                continue
+            if any(bits(found[name]) != bits(small[name]) for name in small):
+                wrong.append(f"byte {place} ^ {mask:#x}: {whole[max(0, place - 12) : place + 4]!r}")
+    assert not wrong, wrong
+
+
+def test_no_changed_byte_of_the_state_file_goes_unnoticed(tmp_path: Path) -> None:
+    engine = Store()
+    engine.held = {"model/a": torch.tensor([1.5, -2.0])}
+    saved(keeper(tmp_path), engine, 21)
+    path = state_file(tmp_path, 21)
+    whole = path.read_bytes()
+    meant = read(path.parent)
+    wrong = []
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x01]) + whole[place + 1 :])
+        try:
+            progress, state = read(path.parent)
+        except (DamagedError, CheckpointError):
+            continue
+        except Exception as error:
+            wrong.append(f"byte {place} {whole[max(0, place - 12) : place + 4]!r}: {error!r}")
+            continue
+        if progress != meant[0] or state.keys() != meant[1].keys():
+            wrong.append(f"byte {place} {whole[max(0, place - 12) : place + 4]!r}: unnoticed")
+    assert not wrong, "\n".join([f"{len(wrong)} of {len(whole)} bytes", *wrong[:8]])
+
+
+def test_training_on_past_a_damaged_checkpoint_replaces_it(tmp_path: Path) -> None:
+    save(tmp_path, 10, 20)
+    flip(rank_file(tmp_path, 20), -1)
+    engine = Store()
+    again = keeper(tmp_path)
+    assert again.restore(engine, FRESH).step == 10  # type: ignore[arg-type]
+    saved(again, Store(5), 20)
+    step, state = restore(tmp_path)
+    assert step == 20
+    assert_same_bits(state, tensors(5))
+
+
+def test_a_copy_that_a_person_made_is_neither_restored_nor_removed(tmp_path: Path) -> None:
+    saved(keeper(tmp_path, keep_last=1), Store(1), 1)
+    shutil.copytree(tmp_path / "step_00000001", tmp_path / "step_00000001_good")
+    own = keeper(tmp_path, keep_last=1)
+    assert own.restore(Store(), FRESH).step == 1  # type: ignore[arg-type]
+    saved(own, Store(2), 2)
+    assert names(tmp_path) == ["LATEST", "step_00000001_good", "step_00000002"]
+
+
+def test_steps_are_ordered_as_numbers(tmp_path: Path) -> None:
+    for step in (99_999_999, 100_000_000):
+        saved(keeper(tmp_path), Store(3), step)
+    assert restore(tmp_path)[0] == 100_000_000
+
+
+def test_a_damaged_checkpoint_does_not_push_out_whole_ones(tmp_path: Path) -> None:
+    save(tmp_path, 10, 20)
+    flip(rank_file(tmp_path, 20), -1)
+    again = keeper(tmp_path, keep_last=1)
+    assert again.restore(Store(), FRESH).step == 10  # type: ignore[arg-type]
+    saved(again, Store(15), 15)
+    step, state = restore(tmp_path)
+    assert step == 15
+    assert_same_bits(state, tensors(15))
+
+
+def test_another_format_is_refused_and_both_numbers_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, 1)
+    monkeypatch.setattr(index, "FORMAT", 7)
+    save(tmp_path, 2)
+    monkeypatch.undo()
+    with pytest.raises(CheckpointError, match=r"format 7: this version reads 1 and 2"):
+        restore(tmp_path)
+
+
+def test_what_a_kill_left_half_written_is_ignored_and_removed(tmp_path: Path) -> None:
+    save(tmp_path, 1, 2)
+    (tmp_path / "step_00000002").rename(tmp_path / ".step_00000002.part")
+    step, state = restore(tmp_path)
+    assert step == 1
+    assert_same_bits(state, tensors(1))
+    assert ".step_00000002.part" not in names(tmp_path)
+
+
+def test_a_kill_before_the_announcement_loses_nothing(tmp_path: Path) -> None:
+    save(tmp_path, 1, 2)
+    (tmp_path / "LATEST").write_text("step_00000001\n")
+    assert restore(tmp_path)[0] == 2
+
+
+def test_a_superseded_attempt_commits_nothing(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    before = names(tmp_path)
+    forgotten = keeper(tmp_path, newest=lambda: False, attempt=4)
+    with pytest.raises(CheckpointError, match="attempt 4 is not the newest"):
+        saved(forgotten, Store(2), 2)
+    assert names(tmp_path) == before
+    assert (tmp_path / "LATEST").read_text().strip() == "step_00000001"
+    assert restore(tmp_path)[0] == 1
+
+
+@pytest.mark.parametrize("method", ["open", "write_text", "rename", "mkdir"])
+def test_a_disk_that_is_full_stops_the_save_and_leaves_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    save(tmp_path, 1)
+    before = names(tmp_path)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, method, full)
+    with pytest.raises(CheckpointError, match=r"Rank 0: .*No space left on device"):
+        saved(keeper(tmp_path), Store(2), 2)
+    monkeypatch.undo()
+    assert names(tmp_path) == before
+    step, state = restore(tmp_path)
+    assert step == 1
+    assert_same_bits(state, tensors(1))
+
+
+def test_a_save_that_failed_is_not_taken_for_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = keeper(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(saver, "sync", lambda path: (_ for _ in ()).throw(OSError(errno.EIO, "broken disk")))
+        with pytest.raises(CheckpointError, match="broken disk"):
+            saved(written, Store(2), 2)
+    saved(written, Store(2), 2)
+    assert restore(tmp_path)[0] == 2
+
+
+def test_one_step_is_written_once(tmp_path: Path) -> None:
+    written = save(tmp_path, 4)
+    stamp = rank_file(tmp_path, 4).stat().st_mtime_ns
+    saved(written, Store(9), 4)
+    assert rank_file(tmp_path, 4).stat().st_mtime_ns == stamp
+    assert_same_bits(restore(tmp_path)[1], tensors(4))
+
+
+def test_a_restored_step_is_not_written_again(tmp_path: Path) -> None:
+    save(tmp_path, 4)
+    stamp = rank_file(tmp_path, 4).stat().st_mtime_ns
+    again = keeper(tmp_path)
+    again.restore(Store(), FRESH)  # type: ignore[arg-type]
+    saved(again, Store(9), 4)
+    assert rank_file(tmp_path, 4).stat().st_mtime_ns == stamp
+
+
+def test_nothing_in_a_checkpoint_is_pickled(tmp_path: Path) -> None:
+    save(tmp_path, 4)
+    assert names(tmp_path / "step_00000004") == ["rank_00000.safetensors", "state.json"]
+
+
+class Tiny(Method):
+    """A method of one linear layer."""
+
+    num_views = 1
+
+    def __init__(self, width: int = 3) -> None:
+        super().__init__()
+        self.student = nn.Linear(2, width)
+        self.teacher = None
+
+    @property
+    def encoder(self) -> nn.Module:
+        return self.student
+
+    def embed(self, views: list[Tensor], draws: Any) -> Embeddings:
+        return {"z": self.student(views[0])}
+
+    def loss(self, embeddings: Embeddings, batch: Any, knobs: Any) -> LossOutput:
+        return LossOutput(embeddings["z"].square().mean())
+
+
+@pytest.fixture
+def engine() -> DDP:
+    """An engine one step into its run."""
+    made = DDP(Tiny(), AdamW(1e-3, 0.0), world=World(), deterministic=False)
+    batch = Batch([torch.randn(4, 2)], torch.arange(4), torch.ones(4, dtype=torch.bool), None, Draws(0), step=0)
+    made.step(batch, Knobs({"lr": torch.tensor(0.1), "weight_decay": torch.tensor(0.0)}))
+    return made
+
+
+OTHERS: dict[str, Callable[[dict[str, Tensor]], dict[str, Tensor]]] = {
+    "a parameter is missing": lambda s: {k: v for k, v in s.items() if k != "model/student.bias"},
+    "a parameter is unknown": lambda s: {**s, "model/student.scale": torch.ones(3)},
+    "a parameter has another shape": lambda s: {**s, "model/student.bias": torch.ones(4)},
+    "a moment has another shape": lambda s: {**s, "optim/student.bias/exp_avg": torch.ones(4)},
+    "a moment belongs to nobody": lambda s: {**s, "optim/student.scale/exp_avg": torch.ones(3)},
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_an_engine_refuses_a_state_that_does_not_fit(engine: DDP, kind: str) -> None:
+    before = {name: value.clone() for name, value in engine.state().items()}
+    name = "student.scale" if kind.endswith(("unknown", "nobody")) else "student.bias"
+    with pytest.raises(CheckpointError, match=name):
+        engine.load(OTHERS[kind](before))
+    assert_same_bits(engine.state(), before)

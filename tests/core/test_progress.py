@@ -1,0 +1,107 @@
+"""The position of a run: integers that advance, survive JSON and never contradict the plan history."""
+
+import json
+from dataclasses import FrozenInstanceError, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dist_ssl.core.plan import EpochPlan
+from dist_ssl.core.progress import Progress
+
+PLAN = EpochPlan(epoch=0, image_size=32, magnitude=1.0, views=2, batch_size=24, lanes=6)
+COUNTS = st.integers(0, 2**53)
+PLANS = st.builds(
+    EpochPlan,
+    epoch=COUNTS,
+    image_size=COUNTS,
+    magnitude=st.floats(0, 1),
+    views=COUNTS,
+    batch_size=COUNTS,
+    lanes=COUNTS,
+)
+POSITIONS = st.builds(
+    Progress,
+    epochs=COUNTS,
+    step=COUNTS,
+    epoch=COUNTS,
+    lane_offset=COUNTS,
+    samples=COUNTS,
+    attempt=COUNTS,
+    plans=st.lists(PLANS, max_size=4).map(tuple),
+)
+
+
+@given(POSITIONS)
+def test_a_position_survives_json(progress: Progress) -> None:
+    assert Progress.from_json(json.loads(json.dumps(progress.to_json()))) == progress
+
+
+def test_a_position_is_frozen() -> None:
+    with pytest.raises(FrozenInstanceError):
+        Progress(epochs=1).step = 2  # type: ignore[misc]
+
+
+def test_a_fresh_run_is_at_the_beginning() -> None:
+    fresh = Progress(epochs=2)
+    assert (fresh.step, fresh.epoch, fresh.lane_offset, fresh.samples, fresh.attempt, fresh.plans) == (
+        0,
+        0,
+        0,
+        0,
+        1,
+        (),
+    )
+    assert not fresh.finished
+    assert not fresh.between_epochs
+
+
+def test_a_step_takes_its_share_from_every_lane() -> None:
+    after = Progress(epochs=2).begin(PLAN).advance().advance()
+    assert (after.step, after.lane_offset, after.samples) == (2, 2 * PLAN.samples_per_lane, 2 * PLAN.batch_size)
+    assert (after.epoch, after.attempt, after.plans) == (0, 1, (PLAN,))
+    assert not after.between_epochs
+
+
+def test_the_next_epoch_begins_at_the_start_of_the_lanes() -> None:
+    after = Progress(epochs=2).begin(PLAN).advance().next_epoch()
+    assert (after.epoch, after.lane_offset, after.step, after.samples) == (1, 0, 1, 24)
+    assert after.between_epochs
+    assert not after.finished
+    assert after.begin(replace(PLAN, epoch=1)).advance().next_epoch().finished
+
+
+def test_steps_follow_the_plan_of_their_own_epoch() -> None:
+    larger = replace(PLAN, epoch=1, batch_size=48)
+    after = Progress(epochs=3).begin(PLAN).advance().next_epoch().begin(larger).advance()
+    assert (after.samples, after.lane_offset) == (24 + 48, 8)
+
+
+def test_an_epoch_begins_once_however_often_it_is_resumed() -> None:
+    begun = Progress(epochs=2).begin(PLAN)
+    assert begun.begin(PLAN) is begun
+
+
+def test_another_plan_for_an_epoch_already_begun_is_our_mistake() -> None:
+    begun = Progress(epochs=2).begin(PLAN)
+    with pytest.raises(AssertionError):
+        begun.begin(replace(PLAN, image_size=64))
+
+
+def test_a_run_of_no_epochs_is_finished() -> None:
+    assert Progress(epochs=0).finished
+
+
+@given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 4), st.integers(1, 4))
+def test_a_run_ends_after_all_steps_of_all_epochs(epochs: int, steps: int, lanes: int, share: int) -> None:
+    progress = Progress(epochs=epochs)
+    while not progress.finished:
+        progress = progress.begin(EpochPlan(progress.epoch, 32, 1.0, 2, lanes * share, lanes))
+        for _ in range(steps):
+            progress = progress.advance()
+        assert progress.lane_offset == steps * share
+        progress = progress.next_epoch()
+    assert progress.step == epochs * steps
+    assert progress.samples == epochs * steps * lanes * share
+    assert [plan.epoch for plan in progress.plans] == list(range(epochs))

@@ -1,0 +1,214 @@
+"""Pixels are libjpeg's and PIL's whatever the path, upright; bytes are readable or not whatever the scale."""
+
+import io
+import math
+import zlib
+from contextlib import suppress
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+from dist_ssl.data.images import decode as decoding
+from dist_ssl.data.images.decode import UnreadableError, decode, resize
+
+
+def picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
+    """A smooth image with a colour gradient of its own in every direction."""
+    y, x = np.mgrid[0:height, 0:width]
+    waves = [128 + 100 * np.sin(x / 9 + p) * np.cos(y / 7 - p) for p in (0.0, 1.0, 2.0)]
+    return Image.fromarray(np.stack(waves, -1).astype(np.uint8)).convert(mode)
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    """The image as a file."""
+    file = io.BytesIO()
+    image.save(file, kind, **({"quality": 95} if kind == "JPEG" else {}), **options)
+    return file.getvalue()
+
+
+def reason(data: bytes, least: int = 1, max_pixels: int = 10**6) -> str:
+    """Why these bytes cannot be read."""
+    with pytest.raises(UnreadableError) as caught:
+        decode(data, least, max_pixels)
+    return caught.value.reason
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind", "options", "slow"),
+    [
+        ("RGB", "JPEG", {}, ""),
+        ("RGB", "JPEG", {"progressive": True}, ""),
+        ("RGB", "JPEG", {"subsampling": 0}, ""),
+        ("RGB", "JPEG", {"restart_marker_blocks": 2}, ""),
+        ("L", "JPEG", {}, ""),
+        ("CMYK", "JPEG", {}, "cmyk"),
+        ("RGB", "PNG", {}, "format"),
+        ("L", "PNG", {}, "format"),
+        ("RGBA", "PNG", {}, "format"),
+        ("LA", "PNG", {}, "format"),
+        ("P", "PNG", {}, "format"),
+        ("1", "PNG", {}, "format"),
+        ("RGB", "WEBP", {}, "format"),
+        ("RGBA", "WEBP", {}, "format"),
+        ("RGB", "GIF", {}, "format"),
+        ("RGB", "TIFF", {}, "format"),
+        ("CMYK", "TIFF", {}, "format"),
+        ("RGB", "BMP", {}, "format"),
+    ],
+)
+def test_images_of_every_kind_become_what_pil_makes_of_them(
+    mode: str, kind: str, options: dict[str, object], slow: str
+) -> None:
+    data = encoded(picture(61, 50, mode), kind, **options)
+    found = decode(data, 1000)
+    np.testing.assert_array_equal(found.pixels, np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+    assert found.slow == slow
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_sixteen_bits_are_scaled_to_eight(kind: str) -> None:
+    deep = (np.arange(600).reshape(20, 30) * 109).astype(np.uint16)
+    found = decode(encoded(Image.fromarray(deep), kind), 1).pixels
+    np.testing.assert_array_equal(found, np.round(deep / 257).astype(np.uint8)[..., None].repeat(3, 2))
+
+
+def test_pixels_without_a_range_are_unreadable() -> None:
+    assert reason(encoded(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF")) == "pixels without a range"
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_pictures_are_upright(kind: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[decoding.ORIENTATION] = orientation
+    data = encoded(picture(61, 50), kind, exif=exif)
+    found = decode(data, 1000)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    np.testing.assert_array_equal(found.pixels, np.asarray(expected))
+    assert found.pixels.flags.c_contiguous
+    assert found.slow == ("format" if kind != "JPEG" else "orientation" if orientation > 1 else "")
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize("exif", [b"", b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0" + bytes(range(200))])
+def test_exif_without_sense_says_nothing(exif: bytes) -> None:
+    plain = encoded(picture(40, 30), "JPEG")
+    data = plain[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2) + exif + plain[2:]
+    np.testing.assert_array_equal(decode(data, 1000).pixels, decode(plain, 1000).pixels)
+
+
+@pytest.mark.parametrize(
+    ("least", "shape"),
+    [(1, (60, 80)), (60, (60, 80)), (61, (120, 160)), (121, (240, 320)), (241, (480, 640)), (10**6, (480, 640))],
+)
+def test_jpegs_are_decoded_at_the_smallest_scale_that_is_asked_for(least: int, shape: tuple[int, int]) -> None:
+    assert decode(encoded(picture(640, 480), "JPEG"), least).pixels.shape == (*shape, 3)
+
+
+@given(st.integers(1, 200), st.integers(1, 200), st.integers(1, 300))
+def test_no_side_is_smaller_than_was_asked_for(width: int, height: int, least: int) -> None:
+    found = decode(encoded(picture(width, height), "JPEG"), least).pixels
+    assert min(found.shape[:2]) >= min(width, height, least)
+    scale = width / found.shape[1]
+    assert found.shape[:2] in [(math.ceil(height / s), math.ceil(width / s)) for s in decoding.SCALES]
+    assert scale <= 8
+
+
+WHOLE = encoded(picture(160, 120), "JPEG")
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"", "empty"),
+        (b"not an image at all", "not an image"),
+        (bytes(1000), "not an image"),
+        (WHOLE[100:], "not an image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
+        (WHOLE[:3], "damaged image"),
+        (WHOLE[:20], "damaged image"),
+        (WHOLE[:-400], "damaged image"),
+        (WHOLE[:-2], "damaged image"),
+        (WHOLE[:-400] + b"\xff\xd9", "damaged image"),
+        (WHOLE[:2000] + b"\xff\xd9" + WHOLE[2002:], "damaged image"),
+        (encoded(picture(160, 120, "CMYK"), "JPEG")[:-400] + b"\xff\xd9", "damaged image"),
+        (encoded(picture(160, 120), "JPEG", progressive=True)[:-400], "damaged image"),
+        (encoded(picture(60, 50), "PNG")[:-400], "damaged image"),
+        (encoded(picture(60, 50), "WEBP")[:-100], "damaged image"),
+        (encoded(picture(60, 50), "GIF")[:-400], "damaged image"),
+        (encoded(picture(60, 50), "BMP")[:-400], "damaged image"),
+    ],
+)
+@pytest.mark.parametrize("least", [1, 1000])
+def test_bytes_that_are_no_whole_image_are_unreadable_for_a_reason(data: bytes, expected: str, least: int) -> None:
+    assert reason(data, least) == expected
+
+
+@pytest.mark.parametrize(
+    "data", [WHOLE + b"junk", WHOLE[:-2] + b"junk" + WHOLE[-2:], WHOLE[:-2] + bytes(600) + WHOLE[-2:]]
+)
+def test_spare_bytes_do_no_harm(data: bytes) -> None:
+    np.testing.assert_array_equal(decode(data, 1000).pixels, decode(WHOLE, 1000).pixels)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_too_many_pixels_are_not_decoded(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded(picture(60, 50), kind)
+    assert decode(data, 1, max_pixels=3000).pixels.size
+    monkeypatch.setattr(decoding, "_decode_jpeg", None)
+    monkeypatch.setattr(Image.Image, "load", None)
+    assert reason(data, 1, max_pixels=2999) == "too many pixels"
+
+
+def test_a_small_file_of_a_gigantic_image_is_unreadable_at_once() -> None:
+    data = bytearray(encoded(Image.new("1", (8, 8)), "PNG"))
+    data[16:24] = (60000).to_bytes(4) * 2
+    data[29:33] = (zlib.crc32(data[12:29])).to_bytes(4)
+    assert reason(bytes(data), 1, decoding.MAX_PIXELS) == "too many pixels"
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"])
+def test_damaged_bytes_are_an_image_or_unreadable_and_nothing_else(kind: str) -> None:
+    whole = encoded(picture(40, 30), kind)
+    rng = np.random.default_rng(0)
+    for _ in range(150):
+        data = bytearray(whole)
+        places = rng.integers(0, min(len(data), int(rng.choice([30, 100, 10**6]))), rng.integers(1, 6))
+        for place in places:
+            data[place] = rng.integers(256)
+        if rng.random() < 0.3:
+            del data[rng.integers(len(data)) :]
+        outcomes = []
+        for least in (1, 1000):
+            with suppress(UnreadableError):
+                outcomes.append(decode(bytes(data), least, 10**6).pixels.ndim)
+        assert outcomes in ([], [3, 3])
+
+
+@given(st.integers(0, 10**6), st.sampled_from([20, 96, 224]), st.booleans())
+def test_resizing_is_near_pils(seed: int, size: int, noisy: bool) -> None:
+    rng = np.random.default_rng(seed)
+    pixels = np.asarray(picture(int(rng.integers(30, 500)), int(rng.integers(30, 400)))).copy()
+    if noisy:
+        pixels = (0.5 * pixels + 0.5 * rng.integers(0, 256, pixels.shape)).astype(np.uint8)
+    height, width, _ = pixels.shape
+    w, h = int(rng.integers(20, width + 1)), int(rng.integers(20, height + 1))
+    left, top = int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1))
+    box = (left, top, left + w, top + h)
+    own = resize(pixels, box, size).astype(float)
+    pil = Image.fromarray(pixels).crop(box).resize((size, size), Image.Resampling.BILINEAR)
+    assert np.sqrt(((own - np.asarray(pil)) ** 2).mean()) <= 2
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "TIFF", "BMP", "CMYK"])
+def test_a_crop_of_a_slow_image_is_near_pils(kind: str) -> None:
+    image = picture(200, 150, "CMYK" if kind == "CMYK" else "RGB")
+    data = encoded(image, "JPEG" if kind == "CMYK" else kind)
+    own = resize(decode(data, 1000).pixels, (20, 10, 170, 140), 96).astype(float)
+    whole = Image.open(io.BytesIO(data)).convert("RGB")
+    pil = whole.resize((96, 96), Image.Resampling.BILINEAR, box=(20, 10, 170, 140))
+    assert np.sqrt(((own - np.asarray(pil)) ** 2).mean()) <= 2

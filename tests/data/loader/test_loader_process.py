@@ -1,0 +1,382 @@
+"""A loader process loads what threads load, and ends with whoever needs it, however that one ends."""
+
+import gc
+import io
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from PIL import Image
+
+from dist_ssl.core.batch import Batch
+from dist_ssl.core.draws import Draws
+from dist_ssl.core.plan import EpochPlan
+from dist_ssl.data.images.views import Cutter, Recipe, Whole
+from dist_ssl.data.loader import loader_process
+from dist_ssl.data.loader.load import MOST_BEGUN, Loader, Supply
+from dist_ssl.data.loader.loader_process import LoaderProcess
+from dist_ssl.data.loader.shared_buffers import Slots
+from dist_ssl.data.order.lanes import EpochOrder
+from dist_ssl.data.order.requests import Chosen, Steps
+from dist_ssl.data.storage import manifest
+from dist_ssl.data.storage.address import Address
+from dist_ssl.data.storage.read import Reader
+from dist_ssl.data.stream import Colours, Stream
+from dist_ssl.distributed.world import World
+from dist_ssl.errors import DataError
+from dist_ssl.runtime.signals import STOPPING
+from tests.readers import access
+from tests.web import FAULTS, serving
+
+PLAN = EpochPlan(epoch=0, image_size=16, magnitude=1.0, views=2, batch_size=8, lanes=4)
+RECIPES = [
+    Recipe(crop_min=0.2, jitter_p=0.8, brightness=0.4),
+    Recipe(crop_min=0.3, gray_p=0.5),
+    Recipe(crop_min=0.1, crop_max=0.3, local=True),
+]
+TURNED, INKS, PNG, NOISE, CUT, EMPTY = 3, 8, 14, 20, 27, 33
+"""Samples that are not plain JPEGs; the last three cannot be read."""
+END_SECONDS = 10
+"""More than enough for a process to end, on any machine that runs tests."""
+
+
+def encoded(number: int) -> bytes:
+    """An image of 40 x 30 px, in the way that its number says."""
+    pixels = np.random.default_rng(number).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    image, file, exif = Image.fromarray(pixels), io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6 if number == TURNED else 1
+    if number == INKS:
+        image = image.convert("CMYK")
+    image.save(file, "PNG" if number == PNG else "JPEG", exif=exif)
+    data = file.getvalue()
+    return {NOISE: b"no image at all", CUT: data[: len(data) // 2], EMPTY: b""}.get(number, data)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three shards of 16 images each, of many kinds."""
+    folder = tmp_path_factory.mktemp("mixed")
+    shards, rows = [], []
+    for first in (0, 16, 32):
+        tar = folder / f"train-{first:03d}.tar"
+        with tarfile.open(tar, "w") as archive:
+            for number in range(first, first + 16):
+                member = tarfile.TarInfo(f"{number:08d}.jpg")
+                member.size = len(encoded(number))
+                archive.addfile(member, io.BytesIO(encoded(number)))
+        with tarfile.open(tar) as archive:
+            rows += [(member.name[:-4], member.offset_data, member.size, 1) for member in archive]
+        shards.append(manifest.Shard(tar.name, 16, tar.stat().st_size, ""))
+    manifest.write(folder, {"train": (shards, manifest.columns(rows))})
+    return folder
+
+
+@pytest.fixture
+def split(folder: Path) -> manifest.Split:
+    """Their split."""
+    return manifest.read(folder).split("train")
+
+
+@pytest.fixture(scope="module")
+def process() -> Iterator[LoaderProcess]:
+    """A process that several tests use, one after the other."""
+    process = LoaderProcess()
+    yield process
+    process.close()
+
+
+def stream(loader: Supply) -> Stream:
+    """Batches of the plan."""
+    colours = Colours((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    return Stream(loader, RECIPES, colours, world=World(), seed=5, window=6, dtype=torch.float32)
+
+
+def same(own: Batch, other: Batch) -> bool:
+    """Whether two batches are equal to the bit, and in all that is told of them."""
+    return (
+        torch.equal(own.ids, other.ids)
+        and torch.equal(own.valid, other.valid)
+        and all(torch.equal(a, b) for a, b in zip(own.views, other.views, strict=True))
+        and (own.step, own.unreadable, own.costs.keys()) == (other.step, other.unreadable, other.costs.keys())
+    )
+
+
+def totals(batches: list[Batch]) -> dict[str, float]:
+    """The sums of what the batches cost, but for the time."""
+    keys = batches[0].costs.keys() - {"data_wait_seconds"}
+    return {key: sum(batch.costs[key] for batch in batches) for key in keys}
+
+
+def await_end(alive: Callable[[], bool]) -> None:
+    """Wait until something is over."""
+    end = time.monotonic() + END_SECONDS
+    while alive():
+        assert time.monotonic() < end, "it does not end"
+        time.sleep(0.02)
+
+
+def at_work(process: LoaderProcess) -> bool:
+    """Whether the process has more threads than the two that serve and watch."""
+    return psutil.Process(process.process.pid).num_threads() > 2
+
+
+@pytest.mark.parametrize(("threads", "ahead", "start"), [(1, 0, 0), (3, 10**9, 0), (2, 20_000, 4)])
+def test_its_batches_are_those_of_threads_and_so_is_all_that_is_told_of_them(
+    split: manifest.Split, process: LoaderProcess, threads: int, ahead: int, start: int
+) -> None:
+    loader = Loader(Reader(split), threads, ahead)
+    known, found = (list(stream(x).epoch(PLAN, start)) for x in (loader, process.serve(loader)))
+    assert len(known) == len(found) == 6 - start // 2
+    assert all(same(own, other) for own, other in zip(found, known, strict=True))
+    assert totals(found) == totals(known)
+    if not start:
+        assert {n for batch in found for n in batch.unreadable} == {NOISE, CUT, EMPTY}
+        assert {why for batch in found for why in batch.unreadable.values()} == {
+            "not an image",
+            "damaged image",
+            "empty",
+        }
+        slow = {key.partition("/")[2]: n for key, n in totals(found).items() if key.startswith("slow") and n}
+        assert slow == {"format": 1, "cmyk": 1, "orientation": 1}
+    assert all(batch.costs["data_wait_seconds"] >= 0 for batch in found)
+
+
+def test_chosen_samples_come_in_batches_of_unequal_length(split: manifest.Split, process: LoaderProcess) -> None:
+    numbers = np.arange(0, 48, 2)
+    requests, loader = Chosen(numbers, numbers[3:20], 5), Loader(Reader(split), 2)
+    known = [(x.ids.tolist(), x.views[0].copy(), x.valid.tolist()) for x in loader.load(requests, Whole(20), 1)]
+    found = [
+        (x.ids.tolist(), x.views[0].copy(), x.valid.tolist())
+        for x in process.serve(loader).load(requests, Whole(20), 1)
+    ]
+    assert [ids for ids, *_ in found] == [numbers[at : min(at + 5, 20)].tolist() for at in (3, 8, 13, 18)]
+    for own, other in zip(found, known, strict=True):
+        assert own[0] == other[0]
+        assert own[2] == other[2] == [number != NOISE for number in own[0]]
+        np.testing.assert_array_equal(own[1], other[1])
+
+
+def test_an_epoch_that_is_left_early_ends_there_and_the_next_one_is_whole(
+    split: manifest.Split, process: LoaderProcess
+) -> None:
+    loader = Loader(Reader(split), 2)
+    served = stream(process.serve(loader))
+    for taken in (1, 3):
+        batches = served.epoch(PLAN)
+        for _ in range(taken):
+            next(batches)
+        batches.close()
+    await_end(lambda: at_work(process))
+    other = replace(PLAN, epoch=1, image_size=24, local_views=3, local_size=12)
+    known = list(stream(loader).epoch(other))
+    assert all(same(own, other) for own, other in zip(served.epoch(other), known, strict=True))
+    await_end(lambda: at_work(process))
+
+
+def test_two_loads_may_be_under_way_at_once(split: manifest.Split, process: LoaderProcess) -> None:
+    loader = Loader(Reader(split), 1)
+    plans = [PLAN, replace(PLAN, epoch=1)]
+    known = [list(stream(loader).epoch(plan)) for plan in plans]
+    pairs = zip(*(stream(process.serve(loader)).epoch(plan) for plan in plans), strict=True)
+    for step, pair in enumerate(pairs):
+        assert all(same(own, other[step]) for own, other in zip(pair, known, strict=True))
+
+
+def test_nothing_is_left_open_here_or_there(split: manifest.Split, process: LoaderProcess) -> None:
+    def opened() -> tuple[int, int, int]:
+        gc.collect()
+        there = Path(f"/proc/{process.process.pid}")
+        return (
+            len(list(Path("/proc/self/fd").iterdir())),
+            len(list((there / "fd").iterdir())),
+            (there / "maps").read_text().count("memfd:views")
+            + Path("/proc/self/maps").read_text().count("memfd:views"),
+        )
+
+    served = stream(process.serve(Loader(Reader(split), 2)))
+    list(served.epoch(PLAN))
+    await_end(lambda: at_work(process))
+    before, named = opened(), set(Path("/dev/shm").iterdir())
+    assert before[2] == 0
+    for epoch in range(3):
+        batches = served.epoch(replace(PLAN, epoch=epoch))
+        next(batches)
+        assert opened()[2] > 0
+        assert at_work(process)
+        batches.close()
+    await_end(lambda: at_work(process))
+    await_end(lambda: opened() != before)
+    assert set(Path("/dev/shm").iterdir()) <= named
+
+
+def test_small_requests_do_not_use_up_descriptors(split: manifest.Split, process: LoaderProcess) -> None:
+    good = np.array([number for number in range(48) if number not in (NOISE, CUT, EMPTY)])
+    requests = Chosen(good, np.tile(good, 12), 1)
+    batches = process.serve(Loader(Reader(split), 2)).load(requests, Whole(4), 1)
+    there = Path(f"/proc/{process.process.pid}/fd")
+    most = max(len(list(there.iterdir())) for _ in islice(batches, 2 * MOST_BEGUN + 20))
+    assert MOST_BEGUN <= most < 2 * MOST_BEGUN + 60
+    assert len(list(batches)) == 12 * len(good) - 2 * MOST_BEGUN - 20
+
+
+def test_the_errors_are_those_of_threads(
+    split: manifest.Split, process: LoaderProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = replace(split, folder=Address(str(tmp_path)))
+    cut = [replace(shard, samples=16) for shard in split.shards]
+    for shard in cut:
+        (tmp_path / shard.name).write_bytes(b"")
+
+    def words(loader: Supply) -> str:
+        with pytest.raises(DataError) as error:
+            list(stream(loader).epoch(PLAN))
+        return str(error.value)
+
+    loader = Loader(Reader(gone), 1)
+    assert words(process.serve(loader)).splitlines()[1:] == words(loader).splitlines()[1:]
+    assert "ends within sample" in words(process.serve(loader))
+    nothing = Chosen(np.array([NOISE, CUT]), np.array([NOISE]), 4)
+    loader = Loader(Reader(split), 1)
+    for supply in (loader, process.serve(loader)):
+        with pytest.raises(DataError, match=f"Sample {NOISE} and every candidate to stand in for it are unreadable"):
+            list(supply.load(nothing, Whole(20), 1))
+    await_end(lambda: at_work(process))
+
+
+def test_what_is_our_own_fault_says_so_and_where_its_stack_trace_is(
+    split: manifest.Split, process: LoaderProcess
+) -> None:
+    order = EpochOrder(split.shard_sizes, Draws(0), 4, 6)
+    served = process.serve(Loader(Reader(split), 1))
+    with pytest.raises(RuntimeError, match="The loader process failed: ValueError: zip"):
+        list(served.load(Steps(order, 0, 1, 0, 2), Cutter(RECIPES[:2], 16), views=1))
+    assert len(list(stream(served).epoch(PLAN))) == 6
+
+
+def test_a_server_that_fails_now_and_then_costs_retries_which_are_counted_here(
+    folder: Path, split: manifest.Split, process: LoaderProcess
+) -> None:
+    known = list(stream(Loader(Reader(split), 2)).epoch(PLAN))
+    with serving(folder) as server:
+        found = access(None)
+        remote = manifest.read(Address.parse(server.url), found.fetcher).split("train")
+        server.faults.extend(fault for fault in FAULTS if fault != "stall")
+        loader = process.serve(Loader(Reader(remote, found), 2))
+        batches = list(stream(loader).epoch(PLAN))
+    assert all(same(own, other) for own, other in zip(batches, known, strict=True))
+    assert totals(batches)["fetch_retries"] == len(FAULTS) - 1
+    assert totals(batches)["fetched_bytes"] >= sum(len(encoded(int(n))) for batch in batches for n in batch.ids)
+
+
+def test_signals_to_stop_are_for_the_parent_to_answer_from_the_first_moment_on(split: manifest.Split) -> None:
+    process = LoaderProcess()
+    for number in STOPPING:
+        process.process.send_signal(number)
+    batches = stream(process.serve(Loader(Reader(split), 1))).epoch(PLAN)
+    next(batches)
+    for number in STOPPING:
+        process.process.send_signal(number)
+    assert len(list(batches)) == 5
+    child = psutil.Process(process.process.pid)
+    del process, batches
+    gc.collect()
+    assert not child.is_running(), "it ends with the object that stands for it"
+
+
+def test_a_process_that_was_killed_is_an_error_that_says_so(split: manifest.Split) -> None:
+    process = LoaderProcess()
+    served = stream(process.serve(Loader(Reader(split), 1, 0)))
+    batches = served.epoch(PLAN)
+    next(batches)
+    process.process.kill()
+    words = f"The loader process {process.process.pid} was killed .SIGKILL.: by a person, or by the system for want"
+    with pytest.raises(RuntimeError, match=words):
+        list(batches)
+    with pytest.raises(RuntimeError, match=words):
+        next(served.epoch(PLAN))
+    process.close()
+
+
+PARENT = """
+import sys, time
+from dist_ssl.data.loader_process import LoaderProcess
+process = LoaderProcess()
+print(process.process.pid, flush=True)
+if sys.argv[1] == "used":
+    import numpy as np
+    from dist_ssl.data import manifest
+    from dist_ssl.data.load import Loader
+    from dist_ssl.data.read import Reader
+    from dist_ssl.data.requests import Chosen
+    from dist_ssl.data.views import Whole
+    split, numbers = manifest.read(sys.argv[2]).split("train"), np.arange(40)
+    batches = process.serve(Loader(Reader(split), 1)).load(Chosen(numbers, numbers, 4), Whole(20), 1)
+    next(batches)
+print("now", flush=True)
+time.sleep(600)
+"""
+
+
+def test_it_ends_when_its_parent_is_killed_whatever_it_was_doing(folder: Path) -> None:
+    named = set(Path("/dev/shm").iterdir())
+    root = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")])}
+    for state in ("starting", "used"):
+        command = [sys.executable, "-c", PARENT, state, str(folder)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **root}) as parent:
+            assert parent.stdout
+            child = psutil.Process(int(parent.stdout.readline()))
+            assert parent.stdout.readline() == "now\n"
+            parent.send_signal(signal.SIGKILL)
+        await_end(child.is_running)
+    assert set(Path("/dev/shm").iterdir()) <= named
+
+
+def test_memory_that_cuda_does_not_lock_is_used_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As CUDA does it: the error of a refusal stays pending, and whoever launches a kernel next gets it."""
+    pending = []
+
+    def refuse(address: int, size: int, flags: int) -> int:
+        pending.append(address)
+        return 2
+
+    def launch(*_: object, **__: object) -> None:
+        if pending:
+            raise RuntimeError(f"CUDA error: out of memory {pending.pop()}")
+
+    monkeypatch.setattr(loader_process, "cudart", lambda: SimpleNamespace(cudaHostRegister=refuse))
+    monkeypatch.setattr(torch, "ones", launch)
+    loader_process.pin([np.zeros((2, 4, 4, 3), np.uint8)])
+    assert "cannot be locked in memory for the GPU (CUDA's error 2)" in caplog.text
+    assert not pending
+
+
+def test_slots_are_used_again_while_the_shapes_stay() -> None:
+    slots, shapes = Slots(), [(2, 4, 4, 3), (2, 3, 3, 3), (2, 4, 4, 3)]
+    first, second = slots.take(shapes), slots.take(shapes)
+    assert [slots.number(views) for views in (first, second)] == [0, 1]
+    for number, view in enumerate(first):
+        view[:] = number
+    assert [(view.shape, view.min(), view.max()) for view in first] == [(s, n, n) for n, s in enumerate(shapes)]
+    handle = slots.untold(0)
+    assert handle is not None
+    os.close(handle)
+    assert slots.untold(0) is None
+    slots.give(first)
+    assert slots.number(slots.take(shapes)) == 0
+    slots.give(second)
+    assert slots.number(slots.take(shapes[:1])) == 2
+    slots.close()

@@ -1,0 +1,131 @@
+"""Every unreadable sample is listed once, on all ranks alike, by rank 0; too many are an error on all of them."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from dist_ssl.config.percentage import Share
+from dist_ssl.core.batch import Batch
+from dist_ssl.core.draws import Draws
+from dist_ssl.core.progress import Progress
+from dist_ssl.data.order.quarantine import Quarantine
+from dist_ssl.data.storage import manifest
+from dist_ssl.distributed.world import World
+from dist_ssl.errors import DataError
+from dist_ssl.runtime import jsonl
+from tests.ranks import Ranks
+
+
+def batch(unreadable: dict[int, str]) -> Batch:
+    """A batch of which only this is looked at."""
+    nothing = torch.empty(0, dtype=torch.int64)
+    return Batch([], nothing, nothing.bool(), None, Draws(0), 0, unreadable)
+
+
+def at(step: int) -> Progress:
+    """A position within the first epoch."""
+    return Progress(epochs=9, step=step, lane_offset=step)
+
+
+def quarantine(folder: Path, shards: Path, world: World | None = None, attempt: int = 1, most: str = "100 %"):
+    """The quarantine of a run on the demo data."""
+    split = manifest.read(shards).split("train")
+    path = folder / "quarantine.jsonl"
+    return Quarantine(path, split, world=world or World(), attempt=attempt, max_bad=Share.parse(most))
+
+
+def test_a_sample_is_listed_once_with_all_that_is_needed_to_find_it(
+    demo_shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = quarantine(tmp_path, demo_shards, attempt=4)
+    split = kept.split
+    with caplog.at_level(logging.WARNING):
+        kept.record(at(7), batch({59: "empty"}))
+        kept.record(at(7), batch({59: "empty"}))
+    assert kept.news
+    assert not kept.path.exists()
+    kept.settle(at(8))
+    kept.record(at(30), batch({59: "empty"}))
+    assert not kept.news
+    kept.settle(at(31))
+    (row,) = jsonl.read(kept.path)
+    assert row == {
+        "split": "train",
+        "number": 59,
+        "shard": split.shards[-1].name,
+        "key": split.samples.key(59),
+        "reason": "empty",
+        "epoch": 0,
+        "step": 7,
+        "attempt": 4,
+    }
+    (said,) = caplog.messages
+    assert f"Sample {row['key']} of {row['shard']} cannot be read: empty." in said
+
+
+def test_the_next_attempt_knows_what_was_listed_and_counts_per_reason(demo_shards: Path, tmp_path: Path) -> None:
+    first = quarantine(tmp_path, demo_shards)
+    assert first.metrics == {}
+    first.record(at(0), batch({3: "empty", 9: "not an image", 40: "empty"}))
+    first.settle(at(1))
+    second = quarantine(tmp_path, demo_shards, attempt=2)
+    assert second.metrics == first.metrics == {"bad_samples/empty": 2.0, "bad_samples/not an image": 1.0}
+    second.record(at(0), batch({3: "empty"}))
+    assert not second.news
+
+
+def test_a_line_cut_by_a_kill_is_written_again(demo_shards: Path, tmp_path: Path) -> None:
+    first = quarantine(tmp_path, demo_shards)
+    for number in (3, 9):
+        first.record(at(number), batch({number: "empty"}))
+        first.settle(at(number + 1))
+    first.path.write_text(first.path.read_text()[:-20])
+    second = quarantine(tmp_path, demo_shards, attempt=2)
+    second.record(at(9), batch({9: "empty"}))
+    second.settle(at(10))
+    assert [row["number"] for row in jsonl.read(second.path)] == [3, 9]
+
+
+def test_one_bad_image_of_sixty_is_more_than_one_percent(demo_shards: Path, tmp_path: Path) -> None:
+    kept = quarantine(tmp_path, demo_shards, most="1 %")
+    kept.record(at(2), batch({3: "empty"}))
+    kept.settle(at(3))  # by a save: the pulse brings it a step later
+    with pytest.raises(DataError) as caught:
+        kept.settle(at(4))
+    assert caught.value.problem == ("1 of the 60 samples cannot be read (1 x empty): more than data.max_bad=1 %.")
+    assert "data.max_bad='2 %'" in caught.value.remedy
+    with pytest.raises(DataError, match=r"more than data\.max_bad=1 %"):
+        quarantine(tmp_path, demo_shards, attempt=2, most="1 %")
+    assert quarantine(tmp_path, demo_shards, attempt=2, most="2 %").metrics == {"bad_samples/empty": 1.0}
+
+
+def test_the_last_step_of_an_epoch_is_judged_at_its_end(demo_shards: Path, tmp_path: Path) -> None:
+    kept = quarantine(tmp_path, demo_shards, most="0 %")
+    kept.record(at(4), batch({3: "empty"}))
+    kept.settle(at(5))
+    with pytest.raises(DataError):
+        kept.settle(at(5).next_epoch())
+
+
+def settled(world: World, folder: Path, shards: Path) -> tuple[list[str], bool]:
+    """Every rank meets samples of its own at two steps; what each knows in the end."""
+    kept = quarantine(folder, shards, world, most="10 %")
+    for step in (0, 1):
+        kept.record(at(step), batch({10 * world.rank + step: f"reason {step}"}))
+    kept.settle(at(2))
+    known = sorted(kept.metrics)
+    kept.record(at(2), batch({51: "late"} if world.rank == 2 else {}))
+    try:
+        kept.settle(at(4))
+    except DataError as error:
+        return known, "7 of the 60 samples" in error.problem
+    return known, False
+
+
+def test_all_ranks_know_the_same_and_stop_together(ranks: Ranks, demo_shards: Path, tmp_path: Path) -> None:
+    for known, stopped in ranks.run(settled, 3, tmp_path, demo_shards):
+        assert known == ["bad_samples/reason 0", "bad_samples/reason 1"]
+        assert stopped
+    assert [row["number"] for row in jsonl.read(tmp_path / "quarantine.jsonl")] == [0, 10, 20, 1, 11, 21, 51]

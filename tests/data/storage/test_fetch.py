@@ -1,0 +1,210 @@
+"""Whatever a web server does to a transfer, the bytes are right or the error helps; nothing secret is told."""
+
+import base64
+import logging
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dist_ssl.data.storage.address import Address
+from dist_ssl.data.storage.fetch import Fetcher, Patience
+from dist_ssl.data.storage.transports import NoRangesError
+from dist_ssl.errors import ConfigError, DataError
+from tests.web import FAULTS, Server, serving
+
+DATA = random.Random(7).randbytes(100_000)
+QUICK = Patience(tries=4, first_seconds=0.001, stall_seconds=0.15)
+NO_TRIES = Patience(tries=1, stall_seconds=0.15)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    """A server with one file."""
+    (tmp_path / "a b.tar").write_bytes(DATA)
+    with serving(tmp_path) as server:
+        yield server
+
+
+def file(server: Server) -> Address:
+    """The address of the server's file."""
+    return Address.parse(server.url) / "a b.tar"
+
+
+def fetched(fetcher: Fetcher, address: Address, start: int = 0, stop: int | None = len(DATA), **options: bool) -> bytes:
+    """All that is fetched, joined."""
+    return b"".join(fetcher.stream(address, start, stop, **options))
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_one_fault_costs_one_retry_and_no_byte(server: Server, fault: str, ranges: bool) -> None:
+    server.faults.append(fault)
+    server.ranges = ranges
+    fetcher = Fetcher(QUICK)
+    assert fetched(fetcher, file(server)) == DATA
+    assert fetcher.counts.take() == {
+        "fetched_bytes": len(DATA),
+        "fetch_retries": 1,
+        "cache_hits": 0,
+        "cache_misses": 0,
+    }
+
+
+@pytest.mark.parametrize("fault", ["stall", "reset", "short", "cut"])
+def test_what_breaks_off_goes_on_at_the_byte_that_it_had_come_to(server: Server, fault: str) -> None:
+    server.faults.append(fault)
+    got = []
+    for chunk in Fetcher(QUICK).stream(file(server), 0, len(DATA)):
+        got.append(len(chunk))
+        if len(server.requests) == 2:
+            break
+    before = sum(got[:-1])
+    assert 0 < before <= len(DATA) // 2
+    assert [asked for _, asked in server.requests] == ["", f"bytes={before}-{len(DATA) - 1}"]
+
+
+@given(
+    faults=st.lists(st.sampled_from([f for f in FAULTS if f != "stall"]), max_size=8),
+    ranges=st.booleans(),
+    bounds=st.tuples(st.integers(0, len(DATA)), st.integers(0, len(DATA))),
+)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_faults_and_any_part_of_a_file(
+    server: Server, faults: list[str], ranges: bool, bounds: tuple[int, int]
+) -> None:
+    start, stop = min(bounds), max(bounds) if ranges else len(DATA)
+    part = stop < len(DATA)
+    server.faults.clear()
+    server.faults.extend(faults)
+    server.ranges = ranges
+    assert fetched(Fetcher(Patience(20, 0.0)), file(server), start, stop, ranged=part) == DATA[start:stop]
+
+
+def test_a_file_of_unknown_size_is_read_to_its_end(server: Server) -> None:
+    server.faults.extend(["short", "503"])
+    assert Fetcher(QUICK).read(file(server)) == DATA
+    assert Fetcher(QUICK).size(file(server)) == len(DATA)
+    server.ranges = False
+    assert Fetcher(QUICK).size(file(server)) == len(DATA)
+
+
+def test_a_part_is_not_taken_from_a_server_that_only_sends_all(server: Server) -> None:
+    assert fetched(Fetcher(QUICK), file(server), 5, 9, ranged=True) == DATA[5:9]
+    server.ranges = False
+    with pytest.raises(NoRangesError):
+        fetched(Fetcher(QUICK), file(server), 5, 9, ranged=True)
+
+
+@pytest.mark.parametrize(
+    ("status", "what"), [("404", "does not exist"), ("403", "may not be read"), ("401", "asks for credentials")]
+)
+def test_what_will_not_get_better_is_said_at_once(server: Server, status: str, what: str) -> None:
+    server.fault = lambda path: status
+    with pytest.raises(DataError) as caught:
+        fetched(Fetcher(QUICK), file(server))
+    assert caught.value.problem == f"{server.url}/a%20b.tar {what} (status {status})."
+    assert "data.path" in caught.value.remedy or "Check the credentials" in caught.value.remedy
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("fault", ["500", "429", "reset", "short"])
+def test_a_fault_that_stays_ends_with_an_error_that_names_it(server: Server, fault: str) -> None:
+    server.faults.append("cut")
+    server.fault = lambda path: fault
+    server.ranges = False  # so nothing new ever arrives
+    with pytest.raises(DataError, match=r"a%20b\.tar could not be fetched in 4 tries: ") as caught:
+        fetched(Fetcher(QUICK), file(server))
+    assert "resume the run" in caught.value.remedy
+    assert len(server.requests) == 4
+
+
+def test_nobody_there_is_an_error_that_names_the_address() -> None:
+    with pytest.raises(DataError, match=r"http://127\.0\.0\.1:9/x could not be fetched in 1 tries: .*refused"):
+        Fetcher(NO_TRIES).read(Address.parse("http://127.0.0.1:9/x"))
+
+
+def test_a_file_of_another_size_is_refused(server: Server) -> None:
+    with pytest.raises(DataError, match="has more than the 99999 bytes"):
+        fetched(Fetcher(QUICK), file(server), 0, 99_999)
+    with pytest.raises(DataError, match=r"is shorter than its manifest says \(status 416\)"):
+        fetched(Fetcher(QUICK), file(server), 0, 100_001)
+
+
+def test_pauses_double_up_to_a_bound_and_heed_what_the_server_asks_for() -> None:
+    patience = Patience(first_seconds=1.0, most_seconds=10.0)
+    for failures, longest in ((1, 1), (2, 2), (3, 4), (4, 8), (5, 10), (60, 10)):
+        assert 0.75 * longest <= patience.pause(failures) <= longest
+    assert patience.pause(1, asked=7.0) == 7.0
+    assert patience.pause(1, asked=3600.0) == 10.0
+
+
+def test_user_password_and_signature_are_sent_and_never_told(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    server.login = "Basic " + base64.b64encode(b"g4711:opensesame").decode()
+    server.signature = "sig=abc123&exp=9"
+    host = server.url.removeprefix("http://")
+    folder = Address.parse(f"http://g4711:opensesame@{host}/?sig=abc123&exp=9")
+    server.faults.extend(["500", "reset"])
+    assert fetched(Fetcher(QUICK), folder / "a b.tar") == DATA
+    told = [str(folder), repr(folder), caplog.text]
+    for spoiled in (
+        f"http://g4711:wrong@{host}/?sig=abc123&exp=9",
+        f"http://g4711:opensesame@{host}/?sig=old99",
+    ):
+        with pytest.raises(DataError) as caught:
+            fetched(Fetcher(QUICK), Address.parse(spoiled) / "a b.tar")
+        told.append(str(caught.value))
+    with pytest.raises(DataError) as caught:
+        Fetcher(NO_TRIES).read(Address.parse("http://g4711:opensesame@127.0.0.1:9/x?sig=abc123"))
+    told += [str(caught.value), caplog.text]
+    assert not [text for text in told for word in ("opensesame", "wrong", "abc123", "old99", "g4711") if word in text]
+
+
+def test_addresses_are_read_as_they_are_written(tmp_path: Path) -> None:
+    assert Address.parse("data/demo").path == Path("data/demo")
+    assert Address.parse(f"file://{tmp_path}/a%20b").path == tmp_path / "a b"
+    assert str(Address.parse("https://host:8443/a/b/") / "ä.tar") == "https://host:8443/a/b/%C3%A4.tar"
+    assert (Address.parse("https://host/a?sv=1") / "x.tar").url == "https://host/a/x.tar?sv=1"
+    assert str(Address.parse("s3://bucket/a") / "x.tar") == "s3://bucket/a/x.tar"
+    assert str(Address.parse("pipe:cat 'a b'/%s") / "x; rm y.tar") == "pipe:cat 'a b'/'x; rm y.tar'"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("ftp://host/a", "ftp:// is no kind of address"),
+        ("https:///a", "names no host"),
+        ("s3://", "names no bucket"),
+        ("file://other/a", "names the host other"),
+        ("s3://key:word@bucket/a", "s3://bucket/a was given with credentials"),
+        ("pipe:cat a", "does not say where the file's name goes"),
+    ],
+)
+def test_addresses_that_cannot_be_are_refused(text: str, problem: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Address.parse(text)
+    assert problem in caught.value.problem
+    assert "word" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["pipe:rm -rf x", "http://elsewhere/x.tar"])
+def test_a_manifest_cannot_lead_elsewhere(name: str) -> None:
+    with pytest.raises(DataError, match="an address is no file name"):
+        Address.parse("data") / name
+
+
+def test_a_command_is_run_only_if_that_was_allowed(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(DATA)
+    address = Address.parse(f"pipe:cat {tmp_path}/%s") / "a.tar"
+    with pytest.raises(ConfigError, match="runs a shell command on every node") as caught:
+        Fetcher(QUICK).read(address)
+    assert "data.allow_pipe=true" in caught.value.remedy
+    fetcher = Fetcher(QUICK, allow_pipe=True)
+    assert fetcher.read(address) == fetched(fetcher, address) == DATA
+    assert fetched(fetcher, address, 70_000) == DATA[70_000:]
+    with pytest.raises(DataError, match="could not be fetched in 4 tries"):
+        fetcher.read(Address.parse(f"pipe:cat {tmp_path}/%s 2>&-") / "b.tar")

@@ -1,0 +1,277 @@
+"""The manifest says where every sample's bytes lie, names what does not fit, and its hash is the data's identity."""
+
+import io
+import json
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import webdataset
+from PIL import Image
+from rich.console import Console
+
+from dist_ssl.data.storage import manifest, pyramid
+from dist_ssl.data.storage.address import Address
+from dist_ssl.data.storage.fetch import Fetcher
+from dist_ssl.data.storage.manifest import Shard
+from dist_ssl.data.storage.read import Reader
+from dist_ssl.errors import DataError
+from shards import make, pack
+from shards.sources import demo
+from tests.shards.pictures import forbidden
+
+
+@pytest.fixture
+def copy(demo_shards: Path, tmp_path: Path) -> Path:
+    """A copy of the demo shards that may be damaged."""
+    return Path(shutil.copytree(demo_shards, tmp_path / "data"))
+
+
+def change(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    """Edit manifest.json in place."""
+    path = folder / "manifest.json"
+    content = json.loads(path.read_text())
+    edit(content)
+    path.write_text(json.dumps(content))
+
+
+def members(folder: Path, split: str) -> list[tuple[str, bytes, int]]:
+    """Key, image and label of every sample, as the tars themselves say it."""
+    found = []
+    for tar in sorted(folder.glob(f"{split}-*.tar")):
+        with tarfile.open(tar) as archive:
+            content = {member.name: archive.extractfile(member).read() for member in archive}
+        keys = [name.removesuffix(".jpg") for name in content if name.endswith(".jpg")]
+        found += [(key, content[f"{key}.jpg"], int(content[f"{key}.cls"])) for key in keys]
+    return found
+
+
+@pytest.mark.parametrize(("split", "count"), [("train", 60), ("val", 20)])
+def test_offsets_sizes_labels_and_keys_are_those_of_the_tars(demo_shards: Path, split: str, count: int) -> None:
+    found = manifest.read(demo_shards).split(split)
+    assert len(found.samples) == found.shard_sizes.sum() == count
+    with Reader(found) as reader:
+        own = [(found.samples.key(n), reader.read(n), int(found.samples.labels[n])) for n in range(count)]
+    assert own == members(demo_shards, split)
+    assert all(Image.open(io.BytesIO(data)).size == (48, 48) for _, data, _ in own)
+
+
+def test_there_are_several_shards_with_their_own_sizes_and_hashes(demo_shards: Path) -> None:
+    split = manifest.read(demo_shards).split("train")
+    assert len(split.shards) > 1
+    for number, shard in enumerate(split.shards):
+        assert split.path(number).stat().st_size == shard.bytes
+        assert pack.hash_of(split.path(number)) == shard.sha256
+
+
+def test_the_tars_are_plain_webdataset(demo_shards: Path) -> None:
+    urls = [str(tar) for tar in sorted(demo_shards.glob("train-*.tar"))]
+    samples = list(webdataset.WebDataset(urls, shardshuffle=False))
+    assert [(s["__key__"], s["jpg"], int(s["cls"])) for s in samples] == members(demo_shards, "train")
+
+
+def test_the_demo_is_labelled_and_the_order_of_its_keys_is_that_of_its_index(demo_shards: Path) -> None:
+    split = manifest.read(demo_shards).split("train")
+    assert split.labelled
+    assert [split.samples.key(n) for n in (0, 1, 59)] == [f"demo-train-{n:08d}" for n in (0, 1, 59)]
+    assert split.samples.labels.tolist() == [n % 10 for n in range(60)]
+
+
+def test_the_same_data_has_the_same_identity_wherever_it_lies(demo_shards: Path, copy: Path) -> None:
+    assert manifest.read(copy).identity == manifest.read(demo_shards).identity
+
+
+def test_making_the_same_data_again_gives_the_same_identity(demo_shards: Path, tmp_path: Path) -> None:
+    make.make("demo", tmp_path / "again", Console(quiet=True), demo.Options(60, 20, 20000))
+    assert manifest.read(tmp_path / "again").identity == manifest.read(demo_shards).identity
+
+
+def test_other_data_has_another_identity(tmp_path: Path) -> None:
+    choices = [demo.Options(*o) for o in ((6, 2, 20000), (7, 2, 20000), (6, 3, 20000), (6, 2, 3000))]
+    for number, options in enumerate(choices):
+        make.make("demo", tmp_path / str(number), Console(quiet=True), options)
+    assert len({manifest.read(tmp_path / str(number)).identity for number in range(4)}) == 4
+
+
+def test_columns_hold_keys_of_any_length_and_alphabet(tmp_path: Path) -> None:
+    rows = [("ä/b", 0, 5, 3), ("", 5, 6, -1), ("很长的钥匙", 11, 7, 0)]
+    manifest.write(tmp_path, {"train": ([Shard("a.tar", 3, 0, "")], manifest.columns(rows))})
+    (tmp_path / "a.tar").touch()
+    split = manifest.read(tmp_path).split("train")
+    own = [(split.samples.key(n), *(int(c[n]) for c in list(vars(split.samples).values())[:3])) for n in range(3)]
+    assert own == rows
+    assert not split.labelled
+
+
+def test_joined_columns_are_those_of_the_joined_rows() -> None:
+    rows = [("ä", 0, 5, 3), ("", 5, 6, -1), ("b/c", 11, 7, 0)]
+    parts = [manifest.columns(rows[:1]), manifest.columns([]), manifest.columns(rows[1:])]
+    for name, column in manifest.joined(parts).columns.items():
+        assert column.tolist() == getattr(manifest.columns(rows), name).tolist()
+        assert column.dtype == getattr(manifest.columns(rows), name).dtype
+    assert len(manifest.joined([])) == 0
+
+
+def test_names_of_classes_are_kept_and_change_the_identity_but_need_not_be_there(tmp_path: Path) -> None:
+    rows = {"train": ([Shard("a.tar", 1, 0, "")], manifest.columns([("k", 0, 1, 0)]))}
+    manifest.write(tmp_path, rows)
+    without = manifest.read(tmp_path)
+    assert "classes" not in json.loads((tmp_path / "manifest.json").read_text())
+    manifest.write(tmp_path, rows, ["cat", "größe"])
+    named = manifest.read(tmp_path)
+    assert (without.classes, named.classes) == ((), ("cat", "größe"))
+    assert without.identity != named.identity
+
+
+def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nowhere does not exist") as caught:
+        manifest.read(tmp_path / "nowhere")
+    assert "shards/make.py" in caught.value.remedy
+
+
+def test_a_folder_without_a_manifest_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"has no manifest\.json"):
+        manifest.read(tmp_path)
+
+
+def test_an_unknown_split_is_refused_with_the_nearest(demo_shards: Path) -> None:
+    with pytest.raises(DataError, match="no split 'trian'") as caught:
+        manifest.read(demo_shards).split("trian")
+    assert "'train'" in caught.value.remedy
+
+
+def test_an_empty_split_is_refused(tmp_path: Path) -> None:
+    manifest.write(tmp_path, {"train": ([], manifest.columns([]))})
+    with pytest.raises(DataError, match="has no samples"):
+        manifest.read(tmp_path).split("train")
+
+
+def test_a_missing_tar_is_named(copy: Path) -> None:
+    (copy / "train-000001.tar").unlink()
+    with pytest.raises(DataError, match=r"train-000001\.tar is missing"):
+        manifest.read(copy).split("train").check()
+    assert len(manifest.read(copy).split("val").samples) == 20
+
+
+@pytest.mark.parametrize("size", [0, 100])
+def test_a_truncated_tar_is_named_with_both_sizes(copy: Path, size: int) -> None:
+    tar = copy / "train-000000.tar"
+    whole = tar.stat().st_size
+    with tar.open("r+b") as file:
+        file.truncate(size)
+    with pytest.raises(DataError, match=rf"train-000000\.tar has {size} bytes; the manifest says {whole}"):
+        manifest.read(copy).split("train").check()
+
+
+def test_a_tar_that_is_cut_off_later_is_noticed_by_the_read(copy: Path) -> None:
+    split = manifest.read(copy).split("train")
+    with (copy / "train-000000.tar").open("r+b") as file:
+        file.truncate(int(split.samples.offsets[0]) + 10)
+    with Reader(split) as reader, pytest.raises(DataError, match=r"train-000000\.tar ends within sample 0"):
+        reader.read(0)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"", b"{", b"[]", b"3", b"null", b"{}", b'{"format": 1}', b'{"format": 1, "splits": []}', b"\xff\xfe\x00"],
+)
+def test_a_damaged_manifest_is_named(copy: Path, text: bytes) -> None:
+    (copy / "manifest.json").write_bytes(text)
+    with pytest.raises(DataError, match=r"manifest\.json is damaged"):
+        manifest.read(copy)
+
+
+@pytest.mark.parametrize("key", ["shards", "samples", "samples_xxh3"])
+def test_a_manifest_that_lacks_a_key_is_damaged(copy: Path, key: str) -> None:
+    change(copy, lambda content: content["splits"]["train"].pop(key))
+    with pytest.raises(DataError, match=r"manifest\.json is damaged"):
+        manifest.read(copy)
+
+
+@pytest.mark.parametrize("value", [None, 3, [], "train"])
+def test_a_manifest_with_a_split_of_another_kind_is_damaged(copy: Path, value: object) -> None:
+    change(copy, lambda content: content["splits"].update(train=value))
+    with pytest.raises(DataError, match=r"manifest\.json is damaged"):
+        manifest.read(copy)
+
+
+def test_another_format_is_named(copy: Path) -> None:
+    change(copy, lambda content: content.update(format=2))
+    with pytest.raises(DataError, match="has format 2: this version reads 1"):
+        manifest.read(copy)
+
+
+def test_another_format_is_named_though_its_splits_look_otherwise(copy: Path) -> None:
+    change(copy, lambda content: content.update(format=2, splits=["train", "val"]))
+    with pytest.raises(DataError, match="has format 2: this version reads 1"):
+        manifest.read(copy)
+
+
+def test_samples_of_another_data_set_do_not_fit(copy: Path, tmp_path: Path) -> None:
+    make.make("demo", tmp_path / "other", Console(quiet=True), demo.Options(6, 2, 20000))
+    shutil.copy(tmp_path / "other" / "train.samples.safetensors", copy)
+    with pytest.raises(DataError, match=r"train\.samples\.safetensors does not fit manifest\.json"):
+        manifest.read(copy)
+
+
+def test_one_changed_byte_of_the_samples_is_noticed(copy: Path) -> None:
+    path = copy / "train.samples.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DataError, match="does not fit"):
+        manifest.read(copy)
+
+
+def test_a_folder_of_another_user_is_named(copy: Path) -> None:
+    split = manifest.read(copy).split("train")
+    with forbidden(copy):
+        with pytest.raises(DataError, match=r"manifest\.json cannot be read: Permission denied\.\n.*readable"):
+            manifest.read(copy)
+        with pytest.raises(DataError, match=r"train-000000\.tar cannot be read: Permission denied"):
+            split.check()
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "pyramid.json"])
+def test_a_file_that_cannot_be_read_is_named(copy: Path, name: str) -> None:
+    (copy / name).unlink(missing_ok=True)
+    (copy / name).mkdir()
+    with pytest.raises(DataError, match=f"{name} cannot be read: Is a directory"):
+        pyramid.read(Address(str(copy)), manifest.read(copy), Fetcher())
+
+
+@pytest.mark.parametrize("data", [b"", b"short", None])
+def test_samples_that_cannot_be_read_are_named(copy: Path, data: bytes | None) -> None:
+    path = copy / "val.samples.safetensors"
+    path.unlink() if data is None else path.write_bytes(data)
+    with pytest.raises(DataError, match=r"val\.samples\.safetensors cannot be read"):
+        manifest.read(copy)
+
+
+def test_a_manifest_that_counts_other_samples_does_not_fit(copy: Path) -> None:
+    change(copy, lambda content: content["splits"]["val"]["shards"][0].update(samples=19))
+    with pytest.raises(DataError, match="does not fit"):
+        manifest.read(copy)
+
+
+def test_reading_again_after_closing_opens_the_files_anew(demo_shards: Path) -> None:
+    reader = Reader(manifest.read(demo_shards).split("val"))
+    first = reader.read(3)
+    reader.close()
+    assert reader.read(3) == first
+    reader.close()
+
+
+def test_samples_behind_an_empty_shard_are_found(tmp_path: Path) -> None:
+    for name, data in (("a.tar", b"AB"), ("b.tar", b""), ("c.tar", b"CD")):
+        (tmp_path / name).write_bytes(data)
+    shards = [Shard("a.tar", 2, 2, ""), Shard("b.tar", 0, 0, ""), Shard("c.tar", 2, 2, "")]
+    rows = [(str(n), n % 2, 1, n) for n in range(4)]
+    manifest.write(tmp_path, {"train": (shards, manifest.columns(rows))})
+    with Reader(manifest.read(tmp_path).split("train")) as reader:
+        assert [reader.read(n) for n in range(4)] == [b"A", b"B", b"C", b"D"]
+    assert np.array_equal(manifest.read(tmp_path).split("train").shard_sizes, [2, 0, 2])

@@ -1,0 +1,126 @@
+"""The collectives mean the same at every world size, carry their gradients, and name who does not come."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from dist_ssl.distributed.rendezvous import LOOPBACK, Meeting, interface_of, own_addresses, own_end
+from dist_ssl.distributed.world import World, joined, meet
+from dist_ssl.errors import UserError
+from tests.ranks import Ranks
+
+
+def rows(world: World) -> torch.Tensor:
+    whole = torch.arange(24, dtype=torch.float64).reshape(8, 3)
+    return whole.chunk(world.size)[world.rank].clone().requires_grad_()
+
+
+def gathered(world: World) -> tuple[torch.Tensor, torch.Tensor]:
+    x = rows(world)
+    all_rows = world.gather(x)
+    weights = torch.arange(8, dtype=torch.float64)[:, None] * (world.rank + 1)
+    (all_rows * weights).sum().backward()
+    assert x.grad is not None
+    return all_rows.detach(), x.grad
+
+
+def summed(world: World) -> tuple[torch.Tensor, torch.Tensor]:
+    x = torch.full((3,), float(world.rank + 1), dtype=torch.float64, requires_grad=True)
+    total = world.sum(x)
+    (total * (world.rank + 1)).sum().backward()
+    assert x.grad is not None
+    return total.detach(), x.grad
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_gather_is_in_rank_order_and_sums_gradients_back(ranks: Ranks, size: int) -> None:
+    results = ranks.run(gathered, size)
+    factor = sum(range(1, size + 1))
+    expected = torch.arange(8, dtype=torch.float64)[:, None].expand(8, 3) * factor
+    for rank, (whole, grad) in enumerate(results):
+        assert torch.equal(whole, torch.arange(24, dtype=torch.float64).reshape(8, 3))
+        assert torch.equal(grad, expected.chunk(size)[rank])
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_sum_sums_values_and_gradients(ranks: Ranks, size: int) -> None:
+    total = float(sum(range(1, size + 1)))
+    for value, grad in ranks.run(summed, size):
+        assert torch.equal(value, torch.full((3,), total, dtype=torch.float64))
+        assert torch.equal(grad, torch.full((3,), total, dtype=torch.float64))
+
+
+def agreements(world: World) -> tuple[int, list[int], float, list[int], str]:
+    pending = world.agree_later(world.rank, -world.rank)
+    mean = world.mean(torch.tensor(float(world.rank)))
+    told = world.share("from 0" if world.rank == 0 else None)
+    return world.agree(10 - world.rank), pending.result(), float(mean), world.collect(world.rank), told
+
+
+def test_agreements_are_equal_on_all_ranks(ranks: Ranks) -> None:
+    for answer in ranks.run(agreements, 4):
+        assert answer == (10, [3, 0], 1.5, [0, 1, 2, 3], "from 0")
+
+
+def test_a_world_of_one_needs_no_group() -> None:
+    assert agreements(World()) == (10, [0, 0], 0.0, [0], "from 0")
+
+
+def test_who_fails_waits_for_nobody_to_leave_the_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DS_ACCELERATOR", "CUBLAS_WORKSPACE_CONFIG", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", interface_of(LOOPBACK))
+    try:
+        with pytest.raises(ZeroDivisionError), joined(tmp_path / "meeting" / "rendezvous.json", 20, grouped=True):
+            raise ZeroDivisionError
+        assert dist.is_initialized()
+    finally:
+        dist.destroy_process_group()
+
+
+def asked_for_all(world: World) -> tuple[bool, object, object, object, str]:
+    return world.alone, gathered(world), summed(world), agreements(world), os.environ["CUBLAS_WORKSPACE_CONFIG"]
+
+
+def test_a_world_of_one_may_have_groups_and_its_exchanges_mean_the_same() -> None:
+    ranks = Ranks(1, grouped=True)
+    try:
+        ((alone, all_rows, total, agreed, workspace),) = ranks.run(asked_for_all, 1)
+    finally:
+        ranks.close()
+    assert not alone
+    for found, wanted in ((all_rows, gathered(World())), (total, summed(World()))):
+        assert all(map(torch.equal, found, wanted))
+    assert agreed == agreements(World())
+    assert workspace == ":4096:8"  # under torchrun too: without it a GPU refuses to multiply deterministically
+
+
+def test_who_does_not_come_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"After 0 s rank 1, 2 of 3 had not come"):
+        meet(tmp_path / "rendezvous.json", rank=0, size=3, seconds=0.2)
+
+
+def test_a_rank_without_rank_0_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="rank 0 had not come"):
+        meet(tmp_path / "rendezvous.json", rank=1, size=2, seconds=0.2)
+
+
+def test_a_stale_meeting_of_somebody_else_is_not_taken(tmp_path: Path) -> None:
+    with socket.create_server((LOOPBACK, 0)) as stranger:
+        port = stranger.getsockname()[1]
+    Meeting((LOOPBACK,), port, "token").write(tmp_path / "rendezvous.json")
+    with pytest.raises(UserError, match="rank 0 had not come"):
+        meet(tmp_path / "rendezvous.json", rank=1, size=2, seconds=0.2)
+
+
+def test_addresses_of_this_machine_can_be_reached() -> None:
+    assert own_addresses()[-1] == LOOPBACK
+    assert interface_of(LOOPBACK) is not None
+    with socket.create_server((LOOPBACK, 0)) as server:
+        port = server.getsockname()[1]
+        assert own_end(LOOPBACK, port) == LOOPBACK
+    assert own_end(LOOPBACK, port, seconds=0.2) is None
