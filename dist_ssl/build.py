@@ -15,11 +15,11 @@ from torch import nn
 from dist_ssl.checkpoint.saver import Checkpoint
 from dist_ssl.config.durations import Duration
 from dist_ssl.config.instantiate import fit, instantiate, keywords
-from dist_ssl.config.meta_device import META, sketched
+from dist_ssl.config.meta_device import META, on_meta_device
 from dist_ssl.config.run_keys import Config, Run, check_units, top_level
 from dist_ssl.core.progress import Progress
 from dist_ssl.data.data_keys import Data
-from dist_ssl.data.images.views import Recipe, checked, of_views
+from dist_ssl.data.images.views import Augmentation, checked, of_views
 from dist_ssl.data.loader.loader_process import LoaderProcess
 from dist_ssl.data.order.ledger import Ledger
 from dist_ssl.data.order.quarantine import Quarantine
@@ -36,13 +36,13 @@ from dist_ssl.evaluate.knn import KNN, NoProbe
 from dist_ssl.metrics.meter import Meter
 from dist_ssl.metrics.sinks import JsonLines, Prometheus, Status
 from dist_ssl.models.encoders import check_side
-from dist_ssl.optim.recipes import Recipe as Optimizer
+from dist_ssl.optim.recipes import OptimizerRecipe
 from dist_ssl.protocols.engine import Engine
 from dist_ssl.protocols.method import Method
 from dist_ssl.protocols.probe import Probe
 from dist_ssl.protocols.schedule import Schedule
 from dist_ssl.protocols.sink import Sink
-from dist_ssl.runtime.agreement import Pulse
+from dist_ssl.runtime.agreement import Agreement
 from dist_ssl.runtime.epoch_planner import Coordinator, check_plan
 from dist_ssl.runtime.signals import Signals
 from dist_ssl.train import Job
@@ -82,8 +82,8 @@ class Parts:
     data: Data
     access: Access
     train: manifest.Split
-    recipes: list[Recipe]
-    optimizer: Optimizer
+    recipes: list[Augmentation]
+    optimizer: OptimizerRecipe
     method: Method
     schedule: Schedule
     total_samples: int
@@ -109,7 +109,7 @@ def parts(config: Config, world: World, ranks: int) -> Parts:
     schedule: Schedule = instantiate(
         config["schedule"],
         "schedule",
-        knobs={**optimizer.knobs(run.batch_size), **method.knobs},
+        curves={**optimizer.curves(run.batch_size), **method.curves},
         epochs=run.epochs,
         views=method.num_views,
         local_views=method.local_views,
@@ -123,7 +123,7 @@ def parts(config: Config, world: World, ranks: int) -> Parts:
     check_side(encoder, plan.local_size if plan.local_views else None, "schedule.local_size")
     check_side(encoder, probing(config).image_size, "probe.image_size")
     named = {f"views.{name}": view for name, view in sorted(config["views"].items())}
-    recipes = [checked(Recipe(**keywords(Recipe, view, place)), place) for place, view in named.items()]
+    recipes = [checked(Augmentation(**keywords(Augmentation, view, place)), place) for place, view in named.items()]
     of_views(recipes, plan.views, plan.local_views)
     total = run.epochs * (len(train.samples) // run.batch_size * run.batch_size)
     return Parts(run, data, access, train, recipes, optimizer, method, schedule, total, virtual)
@@ -146,7 +146,7 @@ def virtual_ranks(config: Config, batch_size: int, ranks: int) -> int | None:
 
 def check(config: Config, ranks: int) -> str:
     """Check all that can be checked before a run is started, without its memory; the data's identity."""
-    with sketched():
+    with on_meta_device():
         found = parts(config, World(), ranks)
         build_engine(config, found, World(device=META))
     known = found.data.open(found.access)
@@ -185,7 +185,7 @@ def build(config: Config, world: World, signals: Signals, place: Place) -> Job:
             attempt=place.attempt,
             newest=place.newest,
         ),
-        pulse=Pulse(world, signals, p.run.save_every, p.run.keep_every),
+        agreement=Agreement(world, signals, p.run.save_every, p.run.keep_every),
         probe=probe(config, p, world, process),
         meter=Meter(world, sinks(config, p, world, place), p.total_samples),
         ledger=Ledger(place.folder / "ledger", place.attempt, world),

@@ -9,12 +9,12 @@ from dist_ssl.core.progress import Progress
 from dist_ssl.data.order.ledger import Ledger
 from dist_ssl.data.order.quarantine import Quarantine
 from dist_ssl.data.stream import Stream
-from dist_ssl.memory.initialise import fill, plan_of_pass
+from dist_ssl.memory.initialise import plan_of_initial_pass, run_initial_pass
 from dist_ssl.metrics.meter import Meter
 from dist_ssl.protocols.engine import Engine
 from dist_ssl.protocols.probe import Probe
 from dist_ssl.protocols.schedule import Schedule
-from dist_ssl.runtime.agreement import Pulse
+from dist_ssl.runtime.agreement import Agreement
 from dist_ssl.runtime.epoch_planner import Coordinator
 
 
@@ -35,7 +35,7 @@ class Job:
     schedule: Schedule
     coordinator: Coordinator
     checkpoint: Checkpoint
-    pulse: Pulse
+    agreement: Agreement
     probe: Probe
     meter: Meter
     ledger: Ledger
@@ -44,13 +44,13 @@ class Job:
 
     def save(self, progress: Progress) -> None:
         """Put on disk what is known of the steps so far; the checkpoint comes last, since it makes them count."""
-        self.quarantine.settle(progress)
+        self.quarantine.share_news(progress)
         self.ledger.seal(progress)
         self.checkpoint.save(self.engine, progress)
 
     def end(self, progress: Progress, outcome: Outcome) -> Outcome:
         """Wait until what was saved is on disk, and report for the last time."""
-        self.checkpoint.commit()
+        self.checkpoint.wait()
         self.report(progress)
         return outcome
 
@@ -66,32 +66,34 @@ def train(job: Job) -> Outcome:
     job.meter.open(progress)
     while True:
         if progress.between_epochs:
-            if job.pulse.stopping():
+            if job.agreement.stopping():
                 return job.end(progress, Outcome.STOPPED)
             job.meter.record(job.probe.epoch(job.engine, progress))
             job.report(progress)
         if progress.finished:
             return job.end(progress, Outcome.FINISHED)
         plan = job.coordinator.plan(progress)
-        if progress.step == 0 and not fill(job.engine, job.stream.epoch(plan_of_pass(plan)), job.pulse.stopping):
+        if progress.step == 0 and not run_initial_pass(
+            job.engine, job.stream.epoch(plan_of_initial_pass(plan)), job.agreement.stopping
+        ):
             return Outcome.STOPPED
         progress = progress.begin(plan)
         for batch in job.stream.epoch(plan, start=progress.lane_offset):
-            knobs = job.schedule.step(progress)
+            hyper = job.schedule.hyperparameters(progress)
             job.ledger.record(progress, batch)
             job.quarantine.record(progress, batch)
-            out = job.engine.step(batch, knobs)
+            out = job.engine.step(batch, hyper)
             progress = progress.advance()
-            job.meter.record({**out.metrics, **knobs.values, **batch.costs, **job.coordinator.metrics(plan)})
+            job.meter.record({**out.metrics, **hyper.values, **batch.costs, **job.coordinator.metrics(plan)})
             job.meter.record(job.quarantine.metrics)
             if job.log_every.due(progress):
                 job.report(progress)
-            beat = job.pulse.beat(progress, job.quarantine.news)
-            if beat.news:
-                job.quarantine.settle(progress)
-            if beat.save:
+            decision = job.agreement.step(progress, job.quarantine.news)
+            if decision.news:
+                job.quarantine.share_news(progress)
+            if decision.save:
                 job.save(progress)
-            if beat.stop:
+            if decision.stop:
                 return job.end(progress, Outcome.STOPPED)
         progress = progress.next_epoch()
         job.report(progress)

@@ -53,12 +53,12 @@ class Agent:
         while len(self.codes) < self.ranks:
             time.sleep(POLL_SECONDS)
             if not self.told and (signals.received or alone()):
-                self._tell(signals.received or signal.SIGTERM)
+                self._send(signals.received or signal.SIGTERM)
                 self.told = True
             if self._collect() or self._others_failed():
                 deadline = min(deadline, time.monotonic() + PATIENCE_SECONDS)
             if time.monotonic() > deadline:
-                self._tell(signal.SIGKILL)
+                self._send(signal.SIGKILL)
         ending = of_ranks(self.attempt, self.codes, self.first_failed, self.failed_at)
         ending = replace(ending, signal=signals.received.name if signals.received else "")
         with contextlib.suppress(OSError):  # on a full disk the exit code alone must tell
@@ -91,7 +91,7 @@ class Agent:
         self.look_at = time.monotonic() + LOOK_SECONDS
         return self.attempt.failure.exists()
 
-    def _tell(self, number: signal.Signals) -> None:
+    def _send(self, number: signal.Signals) -> None:
         """Send a signal to every worker that still runs."""
         for rank, worker in self.workers.items():
             if rank not in self.codes:

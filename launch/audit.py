@@ -18,7 +18,7 @@ from dist_ssl.config.instantiate import keywords
 from dist_ssl.core.plan import EpochPlan
 from dist_ssl.data.data_keys import Data
 from dist_ssl.data.order import ledger
-from dist_ssl.data.order.ledger_audit import Audit, Tally, epochs
+from dist_ssl.data.order.ledger_audit import Audit, EpochAudit, epochs
 from dist_ssl.data.storage.fetch import Fetcher
 from dist_ssl.data.storage.manifest import Split
 from dist_ssl.data.storage.reader_options import Access
@@ -64,7 +64,7 @@ def final_steps(run: RunDir) -> int:
     return max((int(name) for name in names if name.isdigit()), default=0)
 
 
-def audit(run: RunDir, split: Split) -> tuple[list[Tally], list[str]]:
+def audit(run: RunDir, split: Split) -> tuple[list[EpochAudit], list[str]]:
     """What became of every epoch's samples, and what is wrong beside that. Raises DataError."""
     config, final = run.config, final_steps(run)
     plans, began = plans_of(run)
@@ -89,7 +89,7 @@ def audit(run: RunDir, split: Split) -> tuple[list[Tally], list[str]]:
     return compared.tallies(), problems
 
 
-def table(tallies: list[Tally]) -> Table:
+def table(tallies: list[EpochAudit]) -> Table:
     """One row per epoch."""
     shown = Table(*COLUMNS, box=None, header_style="", pad_edge=False)
     for column in shown.columns:
@@ -101,7 +101,7 @@ def table(tallies: list[Tally]) -> Table:
     return shown
 
 
-def details(tally: Tally, split: Split) -> list[str]:
+def details(tally: EpochAudit, split: Split) -> list[str]:
     """What is wrong in an epoch: steps, and the samples by key."""
     said = [f"epoch {tally.epoch + 1}, {note}" for note in tally.notes[:NOTES_SHOWN]]
     if len(tally.notes) > NOTES_SHOWN:

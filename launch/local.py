@@ -34,7 +34,7 @@ class LocalAttempt:
         self.agents = [self._start(node) for node in range(self.nodes)]
         try:
             with RunView(self.attempt.run.folder, console) as view:
-                self._follow(signals, view)
+                self._update_teacher(signals, view)
         finally:
             self._kill()
         codes = [agent.returncode for agent in self.agents]
@@ -63,7 +63,7 @@ class LocalAttempt:
         enough = len(gpus) >= self.nodes * self.ranks_per_node
         return {"CUDA_VISIBLE_DEVICES": ",".join(own) if enough else ""} if gpus else {}
 
-    def _follow(self, signals: Signals, view: RunView) -> None:
+    def _update_teacher(self, signals: Signals, view: RunView) -> None:
         asked = 0
         deadline = float("inf")
         while any(agent.poll() is None for agent in self.agents):
@@ -108,12 +108,12 @@ def visible_gpus() -> list[str]:
 
 def _as_asked(ending: Ending, signals: Signals, codes: list[int]) -> Ending:
     """A person who interrupts a start, or insists, has stopped the run: that is no failure."""
-    if ending.outcome == FAILED and signals.count and _told(signals, codes):
+    if ending.outcome == FAILED and signals.count and _asked_for(signals, codes):
         return Ending(STOPPED, "Stopped at once: the run goes on from its last checkpoint.")
     return ending
 
 
-def _told(signals: Signals, codes: list[int]) -> bool:
+def _asked_for(signals: Signals, codes: list[int]) -> bool:
     """Whether what ended the agents is what a person asked for: the first time to stop, the second to be killed."""
     wanted = {-signal.SIGTERM, -signal.SIGKILL} if signals.count > 1 else {-signal.SIGTERM}
     return any(code in wanted for code in codes)

@@ -58,7 +58,7 @@ def train_attempt(attempt: AttemptDir, signals: Signals) -> int:
             outcome = train(job)
         finally:
             job.checkpoint.close()
-        job.pulse.drain()
+        job.agreement.drain()
         job.meter.close()
         job.ledger.close()
         job.stream.close()

@@ -8,7 +8,7 @@ from rich.console import Console
 
 
 @dataclass(frozen=True)
-class Source:
+class ImageSource:
     """One source. `options`: a dataclass of what it can be told; `in_place`: `out` may be left out."""
 
     options: type[Any]

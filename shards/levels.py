@@ -39,7 +39,7 @@ KINDS = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"GIF8": "gif", b"BM": "bmp"
 
 
 @dataclass(frozen=True)
-class Options:
+class LevelOptions:
     """`pyramid`: shorter sides of the levels, px; `quality`: of their JPEGs."""
 
     pyramid: Sides
@@ -47,7 +47,7 @@ class Options:
     threads: Threads = Threads(os.cpu_count() or 1)
 
 
-def write(folder: Path, options: Options, console: Console) -> None:
+def write(folder: Path, options: LevelOptions, console: Console) -> None:
     """Write the levels that are missing. Raises DataError."""
     originals = manifest.read(folder)
     for side in options.pyramid:

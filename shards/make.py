@@ -23,13 +23,13 @@ from dist_ssl.data.storage.fetch import Fetcher
 from dist_ssl.errors import ConfigError, nearest
 from shards import levels
 from shards.command_line import command, fill, pairs, say
-from shards.image_source import Source
+from shards.image_source import ImageSource
 from shards.sources import demo, imagefolder, tars, vision
 
-SOURCES: dict[str, Source] = {**demo.SOURCES, **imagefolder.SOURCES, **tars.SOURCES, **vision.SOURCES}
+SOURCES: dict[str, ImageSource] = {**demo.SOURCES, **imagefolder.SOURCES, **tars.SOURCES, **vision.SOURCES}
 
 
-def source_of(name: str) -> Source:
+def source_of(name: str) -> ImageSource:
     """A source by its name. Raises ConfigError."""
     if name not in SOURCES:
         raise ConfigError(f"source={name} does not exist.", nearest(name, SOURCES))
@@ -82,13 +82,13 @@ def run(words: list[str], console: Console) -> int:
     return 0
 
 
-def levels_of(given: dict[str, str], source: str | None) -> levels.Options | None:
+def levels_of(given: dict[str, str], source: str | None) -> levels.LevelOptions | None:
     """What is to be made beside the originals; taken out of what is given. Raises ConfigError."""
     if "pyramid" not in given:
         return None
     shared = {key: value for key, value in given.items() if key == "threads" or source is None}
     own = {key: given.pop(key) for key in list(given) if key in ("pyramid", "quality")}
-    return fill(levels.Options, {**shared, **own}, "pyramid=...")
+    return fill(levels.LevelOptions, {**shared, **own}, "pyramid=...")
 
 
 if __name__ == "__main__":

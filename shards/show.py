@@ -31,7 +31,7 @@ BACK, INK, BAD = (255, 255, 255), (0, 0, 0), (200, 0, 0)
 
 
 @dataclass(frozen=True)
-class Options:
+class ShowOptions:
     """`out`: where the sheet goes, by default NAME.png here; `split`: whose images, by default the first's.
 
     `level`: of a pyramid, whose images are shown in place of the originals, px.
@@ -43,7 +43,7 @@ class Options:
     level: int | None = None
 
 
-def show(folder: Path, options: Options, console: Console) -> None:
+def show(folder: Path, options: ShowOptions, console: Console) -> None:
     """Print the table and write the sheet. Raises DataError."""
     found, where, get = manifest.read(folder), Address(str(folder)), Fetcher()
     if not found.splits:
@@ -149,7 +149,7 @@ def caption(label: int, classes: tuple[str, ...]) -> str:
 def run(words: list[str], console: Console) -> int:
     """Show one folder. Raises UserError."""
     folder, given = folder_and_pairs(words, "python shards/show.py data/mine")
-    show(folder, fill(Options, given, "show.py"), console)
+    show(folder, fill(ShowOptions, given, "show.py"), console)
     return 0
 
 

@@ -34,7 +34,7 @@ CHUNK = 64
 
 
 @dataclass(frozen=True)
-class Options:
+class VerifyOptions:
     """`decode`: decode every image; `rows`: of the table, at most."""
 
     decode: bool = True
@@ -72,7 +72,7 @@ class Tar:
         return [number for number in self.numbers if widths is None or widths[number]]
 
 
-def verify(folder: Path, options: Options, console: Console) -> list[Damage]:
+def verify(folder: Path, options: VerifyOptions, console: Console) -> list[Damage]:
     """All damage of a data set, by tar and key. Raises DataError where there is no manifest that can be read."""
     originals = manifest.read(folder)
     splits = list(originals.splits.values())
@@ -184,7 +184,7 @@ def report(found: Sequence[Damage], rows: int, console: Console) -> None:
 def run(words: list[str], console: Console) -> int:
     """Verify one folder; 1 where it is damaged. Raises UserError."""
     folder, given = folder_and_pairs(words, "python shards/verify.py data/mine")
-    options = fill(Options, given, "verify.py")
+    options = fill(VerifyOptions, given, "verify.py")
     found = verify(folder, options, console)
     if found:
         report(found, options.rows, console)

@@ -23,7 +23,7 @@ settings.load_profile("quiet")
 def demo_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of demo shards: 60 training and 20 held-out images of 48 px; treat it as read-only."""
     folder = tmp_path_factory.mktemp("shards") / "demo"
-    make.make("demo", folder, Console(quiet=True), demo.Options(train=60, val=20, shard_bytes=20000))
+    make.make("demo", folder, Console(quiet=True), demo.DemoOptions(train=60, val=20, shard_bytes=20000))
     return folder
 
 

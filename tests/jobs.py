@@ -61,7 +61,7 @@ def small_job(world: World, config: dict[str, Any], folder: Path, attempt: int =
 def finished(job: Job) -> bool:
     """Train to the end and close what is open; whether it came that far."""
     outcome = train(job)
-    job.pulse.drain()
+    job.agreement.drain()
     job.meter.close()
     job.ledger.close()
     return outcome is Outcome.FINISHED

@@ -1,4 +1,4 @@
-"""Whole runs in one process: the real loop, lanes, loader, pulse, quarantine and ledger; ranks are threads.
+"""Whole runs in one process: the real loop, lanes, loader, agreement, quarantine and ledger; ranks are threads.
 
 Nothing is trained and no pixel is looked at. The engine's "weights" are the samples that it was fed, and are saved and
 restored like weights, so that what a run has truly used is known beside what its ledger says.
@@ -17,11 +17,11 @@ from dist_ssl.config.durations import Duration
 from dist_ssl.config.percentage import Share
 from dist_ssl.core.batch import Batch
 from dist_ssl.core.draws import Draws, Purpose
-from dist_ssl.core.plan import EpochPlan, Knobs
+from dist_ssl.core.plan import EpochPlan, Hyperparameters
 from dist_ssl.core.progress import Progress
 from dist_ssl.data import stream as stream_module
 from dist_ssl.data.images.decode import UnreadableError
-from dist_ssl.data.images.views import Recipe
+from dist_ssl.data.images.views import Augmentation
 from dist_ssl.data.loader import load
 from dist_ssl.data.order import ledger
 from dist_ssl.data.order.ledger import Ledger
@@ -34,7 +34,7 @@ from dist_ssl.errors import UserError
 from dist_ssl.evaluate.knn import NoProbe
 from dist_ssl.protocols.engine import StepOutput
 from dist_ssl.runtime import jsonl
-from dist_ssl.runtime.agreement import Pulse
+from dist_ssl.runtime.agreement import Agreement
 from dist_ssl.runtime.epoch_planner import Coordinator
 from dist_ssl.runtime.signals import STOPPING, Signals
 from dist_ssl.train import Job, train
@@ -199,7 +199,7 @@ class Run:
         signals = Signals()
         stream = Bare(
             load.Loader(Bytes(self.split, self.bad), attempt.threads),  # type: ignore[arg-type]
-            [Recipe(crop_min=0.2)],
+            [Augmentation(crop_min=0.2)],
             Colours((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
             world=world,
             seed=self.seed,
@@ -216,7 +216,7 @@ class Run:
             schedule=schedule,
             coordinator=Coordinator(schedule, world=world, num_samples=number, record=record),
             checkpoint=Memory(self, world, fed),  # type: ignore[arg-type]
-            pulse=Pulse(world, signals, Duration.parse(f"{attempt.save_every} steps")),
+            agreement=Agreement(world, signals, Duration.parse(f"{attempt.save_every} steps")),
             probe=NoProbe(),
             meter=Silence(),  # type: ignore[arg-type]
             ledger=Ledger(self.folder / "ledger", self.attempts, world),
@@ -251,8 +251,8 @@ class Schedule:
     def plan(self, progress: Progress) -> EpochPlan:
         return self.plans[progress.epoch]
 
-    def step(self, progress: Progress) -> Knobs:
-        return Knobs({})
+    def step(self, progress: Progress) -> Hyperparameters:
+        return Hyperparameters({})
 
 
 @dataclass
@@ -265,9 +265,9 @@ class Engine:
     fed: list[dict[int, list[int]]]
     steps: int = 0
 
-    wants_filling = False
+    needs_initial_pass = False
 
-    def step(self, batch: Batch, knobs: Knobs) -> StepOutput:
+    def step(self, batch: Batch, hyper: Hyperparameters) -> StepOutput:
         if self.attempt.dies_at == (self.steps, self.rank):
             raise KilledError
         if self.attempt.stops_at == (self.steps, self.rank):

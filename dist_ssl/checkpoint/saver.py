@@ -33,7 +33,7 @@ from dist_ssl.errors import CheckpointError
 from dist_ssl.protocols.engine import Engine, State
 
 LATEST, KEPT = "LATEST", "KEPT"
-COMMITTED = re.compile(r"step_(\d{8,})")
+PUBLISHED = re.compile(r"step_(\d{8,})")
 log = logging.getLogger(__name__)
 
 
@@ -50,7 +50,7 @@ def apart(world: World) -> World:
         return world
     host = dist.new_group(backend="gloo")
     assert isinstance(host, dist.ProcessGroup)
-    return replace(world, host=host, letters=None)
+    return replace(world, host=host, shared_memory=None)
 
 
 class Checkpoint:
@@ -98,12 +98,12 @@ class Checkpoint:
         else:
             self._staged_step = progress.step
             staged = self._staging.take(own_pieces(engine.state(), self.world.rank, self.world.size))
-            if staged.settled:
-                engine.hold_updates(staged.settled)
+            if staged.await_device:
+                engine.hold_updates(staged.await_device)
             self._begin(lambda: self._write(staged, progress, for_ever))
         self._stall += time.monotonic() - began
 
-    def commit(self) -> None:
+    def wait(self) -> None:
         """Wait until what was staged is on disk, whole. Raises CheckpointError on every rank where it is not."""
         began = time.monotonic()
         problem = self._finish()
@@ -199,7 +199,7 @@ class Checkpoint:
             self._together(lambda: self._make(part))
             own = part / f"rank_{self.world.rank:05d}.safetensors"
             written = self._together(lambda: write(own, staged.pieces()))
-            self._together(lambda: self._commit(part, progress, written, for_ever))
+            self._together(lambda: self._publish(part, progress, written, for_ever))
         except CheckpointError:
             if self.world.rank == 0:
                 shutil.rmtree(part, ignore_errors=True)  # a full disk gets its space back
@@ -240,7 +240,7 @@ class Checkpoint:
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True)
 
-    def _commit(self, part: Path, progress: Progress, written: list[Any], for_ever: bool) -> None:
+    def _publish(self, part: Path, progress: Progress, written: list[Any], for_ever: bool) -> None:
         """Rank 0: write `state.json`, rename, announce, retire."""
         if self.world.rank != 0:
             return
@@ -275,7 +275,7 @@ class Checkpoint:
 
     def _whole(self) -> list[Path]:
         """The committed checkpoints, newest first; what a person keeps beside them (`step_00000100_good`) is theirs."""
-        found = {int(m[1]): path for path in self.folder.glob("step_*") if (m := COMMITTED.fullmatch(path.name))}
+        found = {int(m[1]): path for path in self.folder.glob("step_*") if (m := PUBLISHED.fullmatch(path.name))}
         return [found[step] for step in sorted(found, reverse=True)]
 
 

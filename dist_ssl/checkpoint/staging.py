@@ -35,7 +35,7 @@ class Staged:
     """The event after the device's copies; None where it makes none."""
 
     @property
-    def settled(self) -> Callable[[], None] | None:
+    def await_device(self) -> Callable[[], None] | None:
         """What makes the device wait, with all that it is told to compute from then on, until its copies are made."""
         return None if self.done is None else lambda: torch.cuda.current_stream().wait_event(self.done)
 

@@ -27,7 +27,7 @@ class Undrawn(TorchFunctionMode):
 
 
 @contextmanager
-def sketched() -> Iterator[None]:
+def on_meta_device() -> Iterator[None]:
     """Inside it whatever is built has shapes and types, but neither memory nor values; nothing can be trained."""
     add: Any = torch.optim.Optimizer.add_param_group
     with patch.object(torch.optim.Optimizer, "add_param_group", inspect.unwrap(add)), META, Undrawn():

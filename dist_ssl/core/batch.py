@@ -17,7 +17,7 @@ class Batch:
     ids: Tensor
     """[B] int64 on the host, the samples' numbers in the manifest."""
     valid: Tensor
-    """[B] bool on the device; False where a stand-in took the place of an unreadable sample."""
+    """[B] bool on the device; False where a replacement took the place of an unreadable sample."""
     labels: Tensor | None
     """[B] int64 on the host where the shards carry them; only probes may look."""
     draws: Draws
@@ -25,7 +25,7 @@ class Batch:
     step: int
     """Number of this step within its epoch, from 0."""
     unreadable: Mapping[int, str] = field(default_factory=dict)
-    """Why, by the number of the sample, a stand-in took its place."""
+    """Why, by the number of the sample, a replacement took its place."""
     levels: Mapping[int, int] = field(default_factory=dict)
     """Of those, the level of the pyramid at which each was read, from 1 on, where it was not the original."""
     costs: Mapping[str, float] = field(default_factory=dict)

@@ -33,7 +33,7 @@ class Purpose(IntEnum):
 
     SHARD_ORDER = 1
     WINDOW_ORDER = 2
-    STAND_IN = 3
+    REPLACEMENT = 3
     CROP = 4
     FLIP = 5
     JITTER = 6

@@ -1,4 +1,4 @@
-"""What is decided ahead of the work: the plan of an epoch, made by rank 0, and the knobs of a step."""
+"""What is decided ahead of the work: the plan of an epoch, made by rank 0, and the hyperparameters of a step."""
 
 import math
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from torch import Tensor
 from dist_ssl.config.durations import Duration
 
 FROZEN = "frozen/"
-"""Before the name of a part of a method, in the name of a knob: the part does not learn while the knob is above 0."""
+"""Prefix of a hyperparameter that names a part of a method: the part does not learn while the value is above 0."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class EpochPlan:
 
 
 @dataclass(frozen=True)
-class Knobs:
+class Hyperparameters:
     """The numbers of one step (learning rate, momentum, ...), a pure function of position; 0-d float64 on the host."""
 
     values: Mapping[str, Tensor]
@@ -48,19 +48,19 @@ class Knobs:
         return self.values[name]
 
     def number(self, name: str) -> float:
-        """The knob as a Python float."""
+        """The hyperparameter as a Python float."""
         return float(self.values[name])
 
 
 @dataclass(frozen=True)
-class Knob:
+class Curve:
     """One number's course over a run: from `start` to `end` along half a cosine; constant where they are equal."""
 
     start: float
     end: float
     warms_up: bool = False
     """Rises linearly from `rises_from` to `start` during the schedule's warm-up, and follows the cosine after it."""
-    ahead: bool = False
+    for_next_step: bool = False
     """Takes the value of the following step: a teacher that moves at the end of a step moves for the next."""
 
     rises_from: float = 0.0
@@ -82,9 +82,9 @@ class Knob:
         return self.end + (self.start - self.end) * 0.5 * (1 + math.cos(turn))
 
 
-def freeze(part: str, time: Duration | None) -> dict[str, Knob]:
-    """The knob that keeps a part of a method (the beginning of its parameters' names) from learning at first.
+def freeze(part: str, time: Duration | None) -> dict[str, Curve]:
+    """The hyperparameter that keeps a part of a method (the beginning of its parameters' names) from learning at first.
 
-    It falls from 1 to 0 during that time; None: no knob.
+    It falls from 1 to 0 during that time; None: no hyperparameter.
     """
-    return {FROZEN + part: Knob(0.0, 0.0, warms_up=True, rises_from=1.0, warmup=time)} if time else {}
+    return {FROZEN + part: Curve(0.0, 0.0, warms_up=True, rises_from=1.0, warmup=time)} if time else {}

@@ -8,7 +8,7 @@ import torch
 from dist_ssl.config.byte_sizes import parse_bytes
 from dist_ssl.config.percentage import Share
 from dist_ssl.data.images.decode import MAX_PIXELS
-from dist_ssl.data.loader.load import Loader, Supply
+from dist_ssl.data.loader.load import Loader, SampleLoader
 from dist_ssl.data.loader.loader_process import LoaderProcess
 from dist_ssl.data.storage import manifest, pyramid
 from dist_ssl.data.storage.address import Address
@@ -82,7 +82,7 @@ class Data:
         process: LoaderProcess | None = None,
         *,
         scattered: bool = False,
-    ) -> Supply:
+    ) -> SampleLoader:
         """What loads samples of a split, in that process. `scattered`: those that are wanted are far apart."""
         ahead = parse_bytes(self.ahead_bytes, "data.ahead_bytes")
         loader = Loader(Reader(split, access, scattered=scattered), threads, ahead, self.max_upsample)

@@ -16,8 +16,8 @@ from dist_ssl.core.draws import Draws
 from dist_ssl.core.plan import EpochPlan
 from dist_ssl.data.images.decode import MAX_PIXELS, SLOW
 from dist_ssl.data.images.photometric import Photometry, colour
-from dist_ssl.data.images.views import Cutter, Recipe, of_views
-from dist_ssl.data.loader.load import Loaded, Supply
+from dist_ssl.data.images.views import Augmentation, Cutter, of_views
+from dist_ssl.data.loader.load import Loaded, SampleLoader
 from dist_ssl.data.order.lanes import EpochOrder
 from dist_ssl.data.order.requests import Steps
 from dist_ssl.distributed.world import World
@@ -27,7 +27,7 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Colours:
-    """What pixels are normalised by: mean and deviation per channel, of values in [0, 1]."""
+    """What pixels are normalised by: mean and standard deviation per channel, of values in [0, 1]."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -41,8 +41,8 @@ class Stream:
 
     def __init__(
         self,
-        loader: Supply,
-        recipes: Sequence[Recipe],
+        loader: SampleLoader,
+        recipes: Sequence[Augmentation],
         colours: Colours,
         *,
         world: World,
@@ -67,8 +67,8 @@ class Stream:
         steps = Steps(order, self.world.rank, self.world.size, start, plan.samples_per_lane)
         cutter = Cutter(recipes, sizes, self.max_pixels)
         pyramid = self.loader.pyramid
-        coming = steps.shards, pyramid.expected(cutter, draws) if pyramid else None
-        loaded = self.loader.load(steps, cutter, len(sizes), coming)
+        upcoming = steps.shards, pyramid.expected(cutter, draws) if pyramid else None
+        loaded = self.loader.load(steps, cutter, len(sizes), upcoming)
         for at, pixels in zip(steps.starts, loaded, strict=True):
             batch = self._batch(pixels, changes, draws, at // steps.count)
             if pyramid:

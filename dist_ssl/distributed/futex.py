@@ -23,7 +23,7 @@ class _Timespec(ctypes.Structure):
     _fields_ = (("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long))
 
 
-class Doorbells:
+class Futexes:
     """The bells of `size` ranks in the first `size * LINE_BYTES` bytes of shared `memory`."""
 
     def __init__(self, memory: mmap.mmap, size: int) -> None:

@@ -14,7 +14,7 @@ LOCK = struct.Struct("hhqqi0q")
 SUPPORTED = sys.platform == "linux" and sys.maxsize > 2**32 and hasattr(fcntl, "F_OFD_SETLK")
 
 
-class Presence:
+class Liveness:
     """Shows through `file`, for as long as that or a mapping of it is open, that `rank` lives; tells who else does."""
 
     def __init__(self, file: BinaryIO, rank: int) -> None:

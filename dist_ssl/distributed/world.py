@@ -33,12 +33,12 @@ from dist_ssl.distributed.rendezvous import (
     own_addresses,
     own_end,
 )
-from dist_ssl.distributed.shared_memory import Mailboxes, create
+from dist_ssl.distributed.shared_memory import SharedMemory, create
 from dist_ssl.errors import UserError
 
 T = TypeVar("T")
 SHARED_MEMORY = Path("/dev/shm")
-LETTERS_BYTES = 1 << 25
+MESSAGES_BYTES = 1 << 25
 """Of shared memory for the letters of all ranks."""
 
 
@@ -91,7 +91,7 @@ class World:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     host: "dist.ProcessGroup | None" = None
     """A gloo group beside the device's own: agreeing never waits for the device."""
-    letters: Mailboxes | None = None
+    shared_memory: SharedMemory | None = None
     """Shared memory for small exchanges, where all ranks are on one machine and compute on its CPU."""
 
     @property
@@ -104,8 +104,8 @@ class World:
         x = x.detach().contiguous()
         if self.alone:
             return x
-        if self.letters and self.letters.fits(x.nbytes):
-            return self._exchange(self.letters, x).flatten(0, 1)
+        if self.shared_memory and self.shared_memory.fits(x.nbytes):
+            return self._exchange(self.shared_memory, x).flatten(0, 1)
         out = x.new_empty((self.size * x.shape[0], *x.shape[1:]))
         dist.all_gather_into_tensor(out, x)
         return out
@@ -121,7 +121,7 @@ class World:
         """The sum over ranks, without gradients; x stays as it is."""
         if self.alone:
             return x.detach()
-        if self.device.type == "cpu" and x.nbytes <= letter_capacity(self.size):
+        if self.device.type == "cpu" and x.nbytes <= message_capacity(self.size):
             parts = self.gather_const(x[None]).unbind()  # summed in rank order, so the carrier makes no difference
             for part in parts[1:]:
                 parts[0].add_(part)
@@ -130,9 +130,9 @@ class World:
         dist.all_reduce(total)
         return total
 
-    def _exchange(self, letters: Mailboxes, x: Tensor) -> Tensor:
+    def _exchange(self, shared_memory: SharedMemory, x: Tensor) -> Tensor:
         """[...] -> [size, ...], every rank's, through shared memory."""
-        got = torch.from_numpy(letters.exchange(x.view(-1).view(torch.uint8).numpy()))
+        got = torch.from_numpy(shared_memory.exchange(x.view(-1).view(torch.uint8).numpy()))
         return got.view(x.dtype).view(self.size, *x.shape)
 
     def sum(self, x: Tensor) -> Tensor:
@@ -151,8 +151,8 @@ class World:
         offer = torch.tensor(values, dtype=torch.int64)
         if self.alone:
             return Pending(offer, None)
-        if self.letters:
-            return Pending(self._exchange(self.letters, offer).amax(0), None)
+        if self.shared_memory:
+            return Pending(self._exchange(self.shared_memory, offer).amax(0), None)
         return Pending(offer, dist.all_reduce(offer, op=dist.ReduceOp.MAX, group=self.host, async_op=True))
 
     def agree(self, value: int) -> int:
@@ -203,30 +203,30 @@ def joined(meeting: Path | None, seconds: float = 300.0, *, grouped: bool = Fals
     host = dist.new_group(backend="gloo", timeout=wait)
     assert isinstance(host, dist.ProcessGroup)
     world = World(rank, size, local_rank, local_size, device, host)
-    yield replace(world, letters=open_mailboxes(world, seconds) if size > 1 else None)
+    yield replace(world, shared_memory=open_shared_memory(world, seconds) if size > 1 else None)
     dist.destroy_process_group()  # not after a failure: NCCL would wait for ranks that wait for this one
 
 
-def letter_capacity(size: int) -> int:
+def message_capacity(size: int) -> int:
     """Most bytes of a letter in a world of this size."""
-    return LETTERS_BYTES // (2 * size)
+    return MESSAGES_BYTES // (2 * size)
 
 
-def open_mailboxes(world: World, seconds: float) -> Mailboxes | None:
-    """Mailboxes for all ranks, where they share one machine and its CPU; None elsewhere, the same on every rank."""
+def open_shared_memory(world: World, seconds: float) -> SharedMemory | None:
+    """SharedMemory for all ranks, where they share one machine and its CPU; None elsewhere, the same on every rank."""
     machines = set(world.collect((machine_id(), world.device.type)))
     if len(machines) > 1 or world.device.type != "cpu":
         return None
     path: Path | None = None
-    found: Mailboxes | None = None
-    capacity = letter_capacity(world.size)
+    found: SharedMemory | None = None
+    capacity = message_capacity(world.size)
     folder = SHARED_MEMORY if SHARED_MEMORY.is_dir() else Path(tempfile.gettempdir())
     with contextlib.suppress(OSError):  # no room or no right there: sockets do as well, only slower
         path = create(folder, f"dist_ssl-{uuid.uuid4().hex}", world.size, capacity) if world.rank == 0 else None
     path = world.share(path)
     with contextlib.suppress(OSError):
-        found = Mailboxes(path, world.rank, world.size, capacity, seconds) if path else None
-    lacking, unseen = world.agree_later(int(not found), int(not (found and found.presence.shown))).result()
+        found = SharedMemory(path, world.rank, world.size, capacity, seconds) if path else None
+    lacking, unseen = world.agree_later(int(not found), int(not (found and found.liveness.shown))).result()
     if world.rank == 0 and path:
         path.unlink()
     if found:

@@ -17,7 +17,7 @@ from torch.distributed import GradBucket  # type: ignore[attr-defined]
 from torch.nn.parallel import DistributedDataParallel
 
 from dist_ssl.core.batch import Batch
-from dist_ssl.core.plan import Knobs
+from dist_ssl.core.plan import Hyperparameters
 from dist_ssl.distributed.world import World
 from dist_ssl.engines.parallel import Parallel, T
 from dist_ssl.engines.passes import seed
@@ -77,23 +77,23 @@ class DDP(Parallel):
             wrapped.register_comm_hook(self.world, average)
         return wrapped
 
-    def fill(self, batch: Batch) -> None:
+    def initialise_memory(self, batch: Batch) -> None:
         """In bitwise mode every rank shows its method the whole job's batch, one virtual rank after the other."""
         if self.virtual is None:
-            return super().fill(batch)
+            return super().initialise_memory(batch)
         for number, part in enumerate(self.virtual.each(batch)):
             seed(batch, number)
-            self.method.fill(part)
-        norm.settle(self.method)
+            self.method.initialise_memory(part)
+        norm.update_running_statistics(self.method)
         return None
 
-    def gradients(self, batch: Batch, knobs: Knobs) -> LossOutput:
+    def gradients(self, batch: Batch, hyper: Hyperparameters) -> LossOutput:
         """The loss; its gradients, averaged over the ranks, are left in the parameters."""
         if self.virtual is None:
-            return super().gradients(batch, knobs)
+            return super().gradients(batch, hyper)
         job = self.seen(batch)
         self.await_copies()  # running statistics move between its passes
-        return self.virtual.gradients(self._embeddings, lambda e: self.method.loss(e, job, knobs), batch, self.method)
+        return self.virtual.gradients(self._embeddings, lambda e: self.method.loss(e, job, hyper), batch, self.method)
 
     def seen(self, batch: Batch) -> Batch:
         """In bitwise mode the batch of the whole job."""

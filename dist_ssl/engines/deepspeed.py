@@ -19,7 +19,7 @@ import deepspeed
 import torch
 from torch import Tensor, nn
 
-from dist_ssl.core.plan import Knobs
+from dist_ssl.core.plan import Hyperparameters
 from dist_ssl.engines.deepspeed_config import Stage, check, written
 from dist_ssl.engines.deepspeed_parts import Part, parts_of_groups, parts_of_parameters
 from dist_ssl.engines.parallel import Parallel, T
@@ -129,8 +129,8 @@ class DeepSpeed(Parallel):
         if self.parts and self.method.unit_rows:
             self.engine.optimizer.refresh_fp32_params()
 
-    def _follow(self, knobs: Knobs) -> Mapping[str, Tensor]:
-        distance = super()._follow(knobs)
+    def _update_teacher(self, hyper: Hyperparameters) -> Mapping[str, Tensor]:
+        distance = super()._update_teacher(hyper)
         self._free("teacher.")
         return distance
 

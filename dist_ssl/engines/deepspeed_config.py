@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from dist_ssl.core.plan import FROZEN
 from dist_ssl.errors import ConfigError, nearest
-from dist_ssl.optim.recipes import LARS, Recipe
+from dist_ssl.optim.recipes import LARS, OptimizerRecipe
 from dist_ssl.protocols.method import Method
 
 Stage = Literal[0, 1, 2, 3]
@@ -75,7 +75,7 @@ def written(stage: int, own: Mapping[str, Any], *, weights: int, compute: torch.
     }
 
 
-def check(stage: Stage, method: Method, optimizer: Recipe, dtype: torch.dtype) -> None:
+def check(stage: Stage, method: Method, optimizer: OptimizerRecipe, dtype: torch.dtype) -> None:
     """Raise ConfigError for what DeepSpeed cannot do."""
     if dtype != torch.float32:
         raise ConfigError(
@@ -83,7 +83,7 @@ def check(stage: Stage, method: Method, optimizer: Recipe, dtype: torch.dtype) -
             "precision.",
             "Use engine=ddp or engine=fsdp, or precision=fp32.",
         )
-    frozen = [name.removeprefix(FROZEN) for name in method.knobs if name.startswith(FROZEN)]
+    frozen = [name.removeprefix(FROZEN) for name in method.curves if name.startswith(FROZEN)]
     if stage > 0 and isinstance(optimizer, LARS):
         what, why, least = "optim=lars", "cuts layers anywhere, and LARS needs the norm of every layer", 0
     elif stage > 0 and frozen:

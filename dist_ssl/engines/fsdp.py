@@ -19,7 +19,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from dist_ssl.core.batch import Batch
-from dist_ssl.core.plan import Knobs
+from dist_ssl.core.plan import Hyperparameters
 from dist_ssl.distributed.world import World
 from dist_ssl.engines.parallel import Parallel, T
 from dist_ssl.engines.shell import Shell
@@ -166,9 +166,9 @@ class FSDP(Parallel):
         self._free()
         return found
 
-    def gradients(self, batch: Batch, knobs: Knobs) -> LossOutput:
+    def gradients(self, batch: Batch, hyper: Hyperparameters) -> LossOutput:
         """The loss; the averaged gradients' shards are left in what is held here."""
-        out = super().gradients(batch, knobs)
+        out = super().gradients(batch, hyper)
         self._free()
         for name, parameter in self.sharded.items():
             if parameter.grad is not None:

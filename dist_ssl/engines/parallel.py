@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from dist_ssl.config.validation import positive
 from dist_ssl.core.batch import Batch
 from dist_ssl.core.draws import SampleDraws
-from dist_ssl.core.plan import FROZEN, Knobs
+from dist_ssl.core.plan import FROZEN, Hyperparameters
 from dist_ssl.distributed.world import World
 from dist_ssl.engines import units
 from dist_ssl.engines.passes import at_once, check_parts, in_parts, plain, seed
 from dist_ssl.engines.spread import held_here, spread_of, whole
 from dist_ssl.errors import CheckpointError
 from dist_ssl.models import ema, norm
-from dist_ssl.optim.recipes import Recipe, apply_knobs
+from dist_ssl.optim.recipes import OptimizerRecipe, apply_hyperparameters
 from dist_ssl.protocols.engine import Piece, State, StepOutput, Who
 from dist_ssl.protocols.method import Embeddings, LossOutput, Method
 from dist_ssl.runtime.finite_check import check_finite
@@ -39,7 +39,7 @@ class Parallel(ABC):
     """
 
     method: Method
-    recipe: Recipe
+    recipe: OptimizerRecipe
     """Of the optimizer."""
     _: KW_ONLY
     world: World
@@ -107,37 +107,37 @@ class Parallel(ABC):
         return spread_of(self.method)
 
     @property
-    def wants_filling(self) -> bool:
+    def needs_initial_pass(self) -> bool:
         """As the method."""
-        return self.method.wants_filling
+        return self.method.needs_initial_pass
 
-    def fill(self, batch: Batch) -> None:
+    def initialise_memory(self, batch: Batch) -> None:
         """Show the method one batch of the pass before the first step; no weight moves."""
         seed(batch, self.world.rank)
         with self._computing():
-            self.through(self.method.fill, batch)
-        norm.settle(self.method, self._mean)
+            self.through(self.method.initialise_memory, batch)
+        norm.update_running_statistics(self.method, self._mean)
 
-    def step(self, batch: Batch, knobs: Knobs) -> StepOutput:
+    def step(self, batch: Batch, hyper: Hyperparameters) -> StepOutput:
         """One weight update; the metrics are this rank's share of the loss and the gradient's norm."""
         self.optimizer.zero_grad(set_to_none=True)
-        out = self.gradients(batch, knobs)
+        out = self.gradients(batch, hyper)
         self.await_copies()
-        norm.settle(self.method, self._mean)
+        norm.update_running_statistics(self.method, self._mean)
         length = self._check_and_clip(out.loss.detach())
-        self._freeze(knobs)
-        apply_knobs(self.optimizer, knobs)
+        self._freeze(hyper)
+        apply_hyperparameters(self.optimizer, hyper)
         self.update()
         self._keep_length()
-        distance = self._follow(knobs)
-        self.method.remember(out, self.seen(batch), knobs)
+        distance = self._update_teacher(hyper)
+        self.method.remember(out, self.seen(batch), hyper)
         return StepOutput({"loss": out.loss.detach(), "gradient_norm": length, **distance, **out.metrics})
 
-    def gradients(self, batch: Batch, knobs: Knobs) -> LossOutput:
+    def gradients(self, batch: Batch, hyper: Hyperparameters) -> LossOutput:
         """The loss; its gradients, averaged over the ranks, are left in what is held here."""
 
         def loss(embeddings: Embeddings) -> LossOutput:
-            return self.method.loss(embeddings, self.seen(batch), knobs)
+            return self.method.loss(embeddings, self.seen(batch), hyper)
 
         if self.accumulate == 1:
             return at_once(self._embeddings, loss, batch, self.world.rank, self.backward)
@@ -173,10 +173,10 @@ class Parallel(ABC):
             nn.utils.clip_grads_with_norm_(parameters, self.clip, length)
         return length
 
-    def _freeze(self, knobs: Knobs) -> None:
+    def _freeze(self, hyper: Hyperparameters) -> None:
         """Drop the gradients of what does not learn yet: neither it nor its moments move."""
-        for name in knobs.values:
-            if name.startswith(FROZEN) and knobs.number(name) > 0:
+        for name in hyper.values:
+            if name.startswith(FROZEN) and hyper.number(name) > 0:
                 for parameter in self._branch(f"{name.removeprefix(FROZEN)}.").values():
                     parameter.grad = None
 
@@ -186,12 +186,12 @@ class Parallel(ABC):
         for name in self.method.unit_rows:
             self.own[name].copy_(nn.functional.normalize(self.own[name], dim=1))
 
-    def _follow(self, knobs: Knobs) -> Mapping[str, Tensor]:
+    def _update_teacher(self, hyper: Hyperparameters) -> Mapping[str, Tensor]:
         """Move the teacher; how far it then is from its student, in what is held here."""
         if self.method.teacher is None:
             return {}
         teacher, student = self._branch("teacher."), self._branch("student.")
-        ema.follow(teacher, student, knobs.number("momentum"))
+        ema.update(teacher, student, hyper.number("momentum"))
         return {"teacher_distance": ema.distance(teacher, student)}
 
     def _branch(self, prefix: str) -> dict[str, nn.Parameter]:

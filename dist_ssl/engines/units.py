@@ -74,7 +74,7 @@ class Twice:
 def compiled(method: nn.Module, device: torch.device) -> None:
     """From now on units run as torch's compiler makes them, at their first use; batch norms stay as they are.
 
-    Knobs are no inputs of a unit. A second side of views makes forms for any side; further ones compile nothing.
+    Hyperparameters are no inputs of a unit. A second size of views compiles a form for any size, further ones nothing.
     """
     found = of(method, "engine.compile=true")
     if device.type == "meta":  # a sketch computes nothing

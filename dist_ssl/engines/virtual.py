@@ -117,7 +117,7 @@ class VirtualRanks:
             seed(batch, number)
             found.append(embedded(root, part))
             seen.append(norm.taken(method))
-        self._settle(seen)
+        self._update_running_statistics(seen)
         students, teachers = (
             {name: self.everyone(x) for name, x in together(pass_).items()} for pass_ in zip(*found, strict=True)
         )
@@ -134,7 +134,7 @@ class VirtualRanks:
         put_back(method, tree_sum(self.world, self.number, own_gradient))
         return out
 
-    def _settle(self, seen: Sequence[norm.Seen]) -> None:
+    def _update_running_statistics(self, seen: Sequence[norm.Seen]) -> None:
         """Move running statistics towards the mean over all virtual ranks."""
         if not seen[0]:
             return

@@ -12,7 +12,7 @@ from dist_ssl.core.draws import Draws, Purpose
 from dist_ssl.data.images.decode import MAX_PIXELS
 from dist_ssl.data.images.photometric import normalise
 from dist_ssl.data.images.views import Whole
-from dist_ssl.data.loader.load import Supply
+from dist_ssl.data.loader.load import SampleLoader
 from dist_ssl.data.order.requests import Chosen
 from dist_ssl.data.stream import Colours
 from dist_ssl.distributed.world import World
@@ -35,7 +35,7 @@ class Extractor:
 
     def __init__(
         self,
-        loader: Supply,
+        loader: SampleLoader,
         colours: Colours,
         *,
         world: World,

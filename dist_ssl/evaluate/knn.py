@@ -51,12 +51,12 @@ class KNN:
         """`knn_accuracy`, 0 to 1, where the probe is due."""
         if not self.every.due(progress):
             return {}
-        begun = time.monotonic()
+        started = time.monotonic()
         known, known_labels = self.bank[0].features(engine, self.bank[1])
         asked, asked_labels = self.queries[0].features(engine, self.queries[1])
         predicted = knn_votes(known, known_labels, asked, self.k, self.temperature)
         accuracy = float((predicted == asked_labels).double().mean())
-        return {"knn_accuracy": accuracy, "probe_seconds": time.monotonic() - begun}
+        return {"knn_accuracy": accuracy, "probe_seconds": time.monotonic() - started}
 
 
 class NoProbe:

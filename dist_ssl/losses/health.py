@@ -9,7 +9,7 @@ from torch import Tensor
 def signs_of_health(first: Tensor, second: Tensor) -> dict[str, Tensor]:
     """What two embeddings [B, D] of the same samples say, by the keys of the metric table; [] each.
 
-    `feature_std`: deviation of unit vectors, 1 / sqrt(D) where they are spread evenly, 0 where all are one;
+    `feature_std`: standard deviation of unit vectors, 1 / sqrt(D) where they are spread evenly, 0 where all are one;
     `positive_similarity`, `negative_similarity`: mean cosine of a sample's two, and of two samples' (0 for one sample);
     `effective_rank`: (sum of eigenvalues)^2 / sum of their squares of the covariance, 1 to min(B, D) (the
     participation ratio), which takes no decomposition.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class VICReg:
+class VICRegTerms:
     """[] each: the three terms without their weights, and the loss."""
 
     invariance: Tensor
@@ -20,7 +20,7 @@ class VICReg:
 
 
 def spread(z: Tensor, valid: Tensor, eps: float = 1e-4) -> tuple[Tensor, Tensor]:
-    """How far the deviations of z [N, D] fall short of 1, and the squares of its covariances; [] each.
+    """How far the standard deviations of z [N, D] fall short of 1, and the squares of its covariances; [] each.
 
     mean_j max(0, 1 - sqrt(var_j + eps)) and sum_{i != j} cov_ij^2 / D, both unbiased over the valid samples.
     """
@@ -42,7 +42,7 @@ def vicreg(
     variance: float = 25.0,
     covariance: float = 1.0,
     eps: float = 1e-4,
-) -> VICReg:
+) -> VICRegTerms:
     """The loss of two views z1, z2 [N, D] of the job's samples, of which `valid` [N] count; the rest are weights.
 
     The variance term is the mean of both views, the covariance term their sum, as in the authors' code.
@@ -51,4 +51,4 @@ def vicreg(
     alike = apart.where(valid, 0).sum() / valid.sum().clamp_min(1)
     (short1, squares1), (short2, squares2) = spread(z1, valid, eps), spread(z2, valid, eps)
     short, squares = (short1 + short2) / 2, squares1 + squares2
-    return VICReg(alike, short, squares, invariance * alike + variance * short + covariance * squares)
+    return VICRegTerms(alike, short, squares, invariance * alike + variance * short + covariance * squares)

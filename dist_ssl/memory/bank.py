@@ -122,7 +122,7 @@ class Bank(nn.Module, Spread):
 
         A collective, forward and backward. `targets` [A, B]: numbers of the rows whose inner products are wanted too
         (A = 1; 2 where images are mixed). `weights` [A, B]: how much each target counts when rows are moved, 0 for
-        stand-ins (default: 1). Rows move by the first of the `temperatures`, each > 0.
+        replacements (default: 1). Rows move by the first of the `temperatures`, each > 0.
         """
         with torch.autocast(queries.device.type, enabled=False):
             wide = queries.float() if queries.dtype in (torch.bfloat16, torch.float16) else queries
@@ -146,7 +146,7 @@ class Bank(nn.Module, Spread):
         return places[(places >= 0) & (places < len(self.own))]
 
     @torch.no_grad()
-    def follow(self, ids: Tensor, z: Tensor, keep: Tensor, momentum: float) -> None:
+    def update_by_ema(self, ids: Tensor, z: Tensor, keep: Tensor, momentum: float) -> None:
         """w_i <- norm(m w_i + (1 - m) z_i) for the rows `ids` [Q] where `keep` [Q]: the released code's update.
 
         `z`: [Q, D]; all three of the whole job, in global order and equal on every rank, so nothing is exchanged. A row

@@ -25,12 +25,12 @@ def negatives(draws: Draws, step: int, num_rows: int, taken: Ints, count: int) -
 def _drawn(draws: Draws, step: int, num_rows: int, taken: Ints, count: int) -> Ints:
     """Drawn one after another until enough are new: at most half of the free ones, so this ends soon."""
     found = np.empty(0, dtype=np.int64)
-    begun = 0
+    started = 0
     while len(found) < count:
-        numbers = (step << STEP_BITS) + np.arange(begun, begun + 2 * count + 16)
+        numbers = (step << STEP_BITS) + np.arange(started, started + 2 * count + 16)
         words = draws.words(Purpose.NEGATIVE, numbers, 0, 2)
         rows = ((words[:, 0] << np.uint64(32) | words[:, 1]) % np.uint64(num_rows)).astype(np.int64)
         found = np.concatenate([found, rows[~np.isin(rows, taken)]])
         found = found[np.sort(np.unique(found, return_index=True)[1])]  # the first of each, in the order drawn
-        begun += len(numbers)
+        started += len(numbers)
     return np.sort(found[:count])

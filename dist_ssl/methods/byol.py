@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dist_ssl.config.validation import at_least, shares
 from dist_ssl.core.batch import Batch
 from dist_ssl.core.draws import SampleDraws
-from dist_ssl.core.plan import Knob, Knobs
+from dist_ssl.core.plan import Curve, Hyperparameters
 from dist_ssl.distributed.norm_groups import scope
 from dist_ssl.distributed.world import World
 from dist_ssl.losses.cosine import cosine_distance
@@ -68,9 +68,9 @@ class BYOL(Method):
         return self.student.encoder
 
     @property
-    def knobs(self) -> Mapping[str, Knob]:
+    def curves(self) -> Mapping[str, Curve]:
         """The teacher's momentum, from its start to 1."""
-        return {"momentum": Knob(self.momentum, 1.0, ahead=True)}
+        return {"momentum": Curve(self.momentum, 1.0, for_next_step=True)}
 
     def embed(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
         """Predictions p1, p2, [B, dim] each; both views in one pass, each with its own statistics."""
@@ -85,7 +85,7 @@ class BYOL(Method):
         t1, t2 = self.teacher(torch.cat(views)).chunk(2)
         return {"t1": t1, "t2": t2}
 
-    def loss(self, embeddings: Embeddings, batch: Batch, knobs: Knobs) -> LossOutput:
+    def loss(self, embeddings: Embeddings, batch: Batch, hyper: Hyperparameters) -> LossOutput:
         """The symmetric distance, the mean over the valid samples of the global batch."""
         e = embeddings
         rows = cosine_distance(e["p1"], e["t2"]) + cosine_distance(e["p2"], e["t1"])

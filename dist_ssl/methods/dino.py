@@ -24,7 +24,7 @@ from dist_ssl.config.durations import Duration
 from dist_ssl.config.validation import at_least, counted, positive, shares
 from dist_ssl.core.batch import Batch
 from dist_ssl.core.draws import SampleDraws
-from dist_ssl.core.plan import Knob, Knobs, freeze
+from dist_ssl.core.plan import Curve, Hyperparameters, freeze
 from dist_ssl.distributed.norm_groups import scope
 from dist_ssl.distributed.world import World
 from dist_ssl.losses.health import signs_of_health
@@ -122,7 +122,7 @@ class DINO(Method):
         self.world, self.momentum, self.centre_momentum = world, momentum, centre_momentum
         self.student_temperature, self.freeze_last, self.sinkhorn = student_temperature, freeze_last, sinkhorn
         begin = teacher_rises_from if teacher_warmup else teacher_temperature
-        self.teacher_temperature = Knob(teacher_temperature, teacher_temperature, True, False, begin, teacher_warmup)
+        self.teacher_temperature = Curve(teacher_temperature, teacher_temperature, True, False, begin, teacher_warmup)
         self.num_views, self.local_views = num_views, local_views
         statistics = scope(world, norm_group)
         student = Branch(encoder, Head(width_of(encoder), hidden, narrow, outputs, head_norm))
@@ -137,10 +137,10 @@ class DINO(Method):
         return self.student.encoder
 
     @property
-    def knobs(self) -> Mapping[str, Knob]:
+    def curves(self) -> Mapping[str, Curve]:
         """The teacher's momentum, from its start to 1, its temperature, and how long the last layer stays as it is."""
         return {
-            "momentum": Knob(self.momentum, 1.0, ahead=True),
+            "momentum": Curve(self.momentum, 1.0, for_next_step=True),
             "teacher_temperature": self.teacher_temperature,
             **freeze("student.projector.last", self.freeze_last),
         }
@@ -154,13 +154,13 @@ class DINO(Method):
         """The teacher's outputs of the global views, `t0`, `t1`, ..., [B, outputs] each."""
         return {f"t{number}": t for number, t in enumerate(by_size(self.teacher, views[: self.num_views]))}
 
-    def loss(self, embeddings: Embeddings, batch: Batch, knobs: Knobs) -> LossOutput:
+    def loss(self, embeddings: Embeddings, batch: Batch, hyper: Hyperparameters) -> LossOutput:
         """The cross-entropy between different views, the mean over the job's valid samples."""
         students = [embeddings[f"s{number}"] for number in range(self.num_views + self.local_views)]
         teachers = [embeddings[f"t{number}"] for number in range(self.num_views)]
         temperatures = {
             "student_temperature": self.student_temperature,
-            "teacher_temperature": knobs.number("teacher_temperature"),
+            "teacher_temperature": hyper.number("teacher_temperature"),
         }
         remember = {}
         if self.sinkhorn == 0:
@@ -174,7 +174,7 @@ class DINO(Method):
         return LossOutput(job_mean(rows, batch.valid, self.world.sum), metrics=metrics, remember=remember)
 
     @torch.no_grad()
-    def remember(self, out: LossOutput, batch: Batch, knobs: Knobs) -> None:
+    def remember(self, out: LossOutput, batch: Batch, hyper: Hyperparameters) -> None:
         """Move the centre, if targets are centred."""
         if "centre" in out.remember:
             centre = out.remember["centre"].to(self.centre.value.dtype)

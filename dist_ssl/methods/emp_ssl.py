@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dist_ssl.config.validation import at_least, positive
 from dist_ssl.core.batch import Batch
 from dist_ssl.core.draws import SampleDraws
-from dist_ssl.core.plan import EpochPlan, Knobs
+from dist_ssl.core.plan import EpochPlan, Hyperparameters
 from dist_ssl.distributed.norm_groups import scope
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import ConfigError
@@ -97,7 +97,7 @@ class EMPSSL(Method):
         z = F.normalize(self.student(torch.stack(views, dim=1).flatten(0, 1)), dim=1)
         return {"z": z.view(-1, len(views), z.shape[1])}
 
-    def loss(self, embeddings: Embeddings, batch: Batch, knobs: Knobs) -> LossOutput:
+    def loss(self, embeddings: Embeddings, batch: Batch, hyper: Hyperparameters) -> LossOutput:
         """The mean of the loss over groups: this rank's own where they are whole, else those of the job."""
         z, valid = embeddings["z"], batch.valid
         if self.loss_group is None or len(z) % self.loss_group:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dist_ssl.config.validation import at_least, positive, require, shares
 from dist_ssl.core.batch import Batch
 from dist_ssl.core.draws import SampleDraws
-from dist_ssl.core.plan import EpochPlan, Knob, Knobs
+from dist_ssl.core.plan import Curve, EpochPlan, Hyperparameters
 from dist_ssl.distributed.norm_groups import scope
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import ConfigError
@@ -82,9 +82,9 @@ class FastMoCo(Method):
         return self.student.encoder
 
     @property
-    def knobs(self) -> Mapping[str, Knob]:
+    def curves(self) -> Mapping[str, Curve]:
         """The teacher's momentum, constant."""
-        return {"momentum": Knob(self.momentum, self.momentum)}
+        return {"momentum": Curve(self.momentum, self.momentum)}
 
     def check(self, plan: EpochPlan) -> None:
         """Raise ConfigError where views cannot be split into tiles, or tiles do not fit the encoder."""
@@ -117,7 +117,7 @@ class FastMoCo(Method):
         k1, k2 = self.teacher(torch.cat(views)).chunk(2)
         return {"k1": k1, "k2": k2}
 
-    def loss(self, embeddings: Embeddings, batch: Batch, knobs: Knobs) -> LossOutput:
+    def loss(self, embeddings: Embeddings, batch: Batch, hyper: Hyperparameters) -> LossOutput:
         """Cross-entropy of all combinations against the other view's keys, the mean over the job's valid samples."""
         e = embeddings
         own = torch.stack([e["k1"], e["k2"]], dim=1)

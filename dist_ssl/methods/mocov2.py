@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dist_ssl.config.validation import at_least, positive, shares
 from dist_ssl.core.batch import Batch
 from dist_ssl.core.draws import Purpose, SampleDraws
-from dist_ssl.core.plan import Knob, Knobs
+from dist_ssl.core.plan import Curve, Hyperparameters
 from dist_ssl.distributed.norm_groups import scope
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import ConfigError
@@ -82,9 +82,9 @@ class MoCoV2(Method):
         return self.student.encoder
 
     @property
-    def knobs(self) -> Mapping[str, Knob]:
+    def curves(self) -> Mapping[str, Curve]:
         """The teacher's momentum, constant."""
-        return {"momentum": Knob(self.momentum, self.momentum)}
+        return {"momentum": Curve(self.momentum, self.momentum)}
 
     @property
     def needs_whole_batch(self) -> str:
@@ -112,7 +112,7 @@ class MoCoV2(Method):
         back[order] = keys
         return back[own]
 
-    def loss(self, embeddings: Embeddings, batch: Batch, knobs: Knobs) -> LossOutput:
+    def loss(self, embeddings: Embeddings, batch: Batch, hyper: Hyperparameters) -> LossOutput:
         """Cross-entropy of every query's own key against the queue, the mean over the job's valid samples."""
         q, k = embeddings["q"], embeddings["k"]
         queue, usable = self.queue.negatives(batch.ids)
@@ -121,6 +121,6 @@ class MoCoV2(Method):
         metrics = {**signs_of_health(q, k), "queue_age": self.queue.age}
         return LossOutput(loss, metrics, remember={"keys": nn.functional.normalize(k, dim=1)})
 
-    def remember(self, out: LossOutput, batch: Batch, knobs: Knobs) -> None:
+    def remember(self, out: LossOutput, batch: Batch, hyper: Hyperparameters) -> None:
         """Push the job's keys."""
         self.queue.push(out.remember["keys"], batch.ids, batch.valid)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dist_ssl.config.validation import at_least, positive, shares
 from dist_ssl.core.batch import Batch
 from dist_ssl.core.draws import SampleDraws
-from dist_ssl.core.plan import Knob, Knobs
+from dist_ssl.core.plan import Curve, Hyperparameters
 from dist_ssl.distributed.norm_groups import scope
 from dist_ssl.distributed.world import World
 from dist_ssl.losses.contrastive import keyed_cross_entropy
@@ -76,9 +76,9 @@ class MoCoV3(Method):
         return self.student.encoder
 
     @property
-    def knobs(self) -> Mapping[str, Knob]:
+    def curves(self) -> Mapping[str, Curve]:
         """The teacher's momentum, from its start to 1."""
-        return {"momentum": Knob(self.momentum, 1.0, ahead=True)}
+        return {"momentum": Curve(self.momentum, 1.0, for_next_step=True)}
 
     def embed(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
         """Queries q1, q2, [B, dim] each; both views in one pass, each with its own statistics."""
@@ -93,7 +93,7 @@ class MoCoV3(Method):
         k1, k2 = self.teacher(torch.cat(views)).chunk(2)
         return {"k1": k1, "k2": k2}
 
-    def loss(self, embeddings: Embeddings, batch: Batch, knobs: Knobs) -> LossOutput:
+    def loss(self, embeddings: Embeddings, batch: Batch, hyper: Hyperparameters) -> LossOutput:
         """The symmetric loss over the valid samples of the global batch."""
         e = embeddings
         keys, keep = of_the_job(self.world.gather_const, torch.cat([e["k1"], e["k2"]], dim=1), batch.valid)

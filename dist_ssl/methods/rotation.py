@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dist_ssl.config.validation import at_least
 from dist_ssl.core.batch import Batch
 from dist_ssl.core.draws import Purpose, SampleDraws
-from dist_ssl.core.plan import EpochPlan, Knob, Knobs
+from dist_ssl.core.plan import Curve, EpochPlan, Hyperparameters
 from dist_ssl.distributed.norm_groups import scope
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import ConfigError
@@ -65,7 +65,11 @@ class Rotation(Method):
         head = mlp([width_of(method.encoder), hidden, TURNS], last_norm=False, bias=True)
         self.rotation = norm.convert(head, scope(world, norm_group))
         self.num_views, self.local_views = method.num_views, method.local_views
-        self.teacher, self.wants_filling, self.unit_rows = method.teacher, method.wants_filling, method.unit_rows
+        self.teacher, self.needs_initial_pass, self.unit_rows = (
+            method.teacher,
+            method.needs_initial_pass,
+            method.unit_rows,
+        )
 
     method: Method
 
@@ -75,9 +79,9 @@ class Rotation(Method):
         return self.method.encoder
 
     @property
-    def knobs(self) -> Mapping[str, Knob]:
+    def curves(self) -> Mapping[str, Curve]:
         """The method's."""
-        return self.method.knobs
+        return self.method.curves
 
     @property
     def needs_whole_batch(self) -> str:
@@ -119,10 +123,10 @@ class Rotation(Method):
         """The method's."""
         return self.method.targets(views, draws)
 
-    def loss(self, embeddings: Embeddings, batch: Batch, knobs: Knobs) -> LossOutput:
+    def loss(self, embeddings: Embeddings, batch: Batch, hyper: Hyperparameters) -> LossOutput:
         """The method's loss and the weighted task's, over the job's valid samples."""
         own = {name: value for name, value in embeddings.items() if not name.startswith(OWN)}
-        out = self.method.loss(own, batch, knobs)
+        out = self.method.loss(own, batch, hyper)
         draws = batch.draws.of(batch.ids.numpy())
         rows = [
             rotation_cross_entropy(embeddings[f"{OWN}{slot}"], self._turns(draws, slot, batch.views[0]))
@@ -132,10 +136,10 @@ class Rotation(Method):
         metrics = {**out.metrics, "rotation_loss": task.detach()}
         return LossOutput(out.loss + self.weight * task, metrics, out.remember)
 
-    def fill(self, batch: Batch) -> None:
+    def initialise_memory(self, batch: Batch) -> None:
         """As the method."""
-        self.method.fill(batch)
+        self.method.initialise_memory(batch)
 
-    def remember(self, out: LossOutput, batch: Batch, knobs: Knobs) -> None:
+    def remember(self, out: LossOutput, batch: Batch, hyper: Hyperparameters) -> None:
         """As the method."""
-        self.method.remember(out, batch, knobs)
+        self.method.remember(out, batch, hyper)

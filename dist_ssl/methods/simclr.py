@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dist_ssl.config.validation import at_least, positive
 from dist_ssl.core.batch import Batch
 from dist_ssl.core.draws import SampleDraws
-from dist_ssl.core.plan import Knobs
+from dist_ssl.core.plan import Hyperparameters
 from dist_ssl.distributed.norm_groups import scope
 from dist_ssl.distributed.world import World
 from dist_ssl.losses.contrastive import nt_xent
@@ -62,7 +62,7 @@ class SimCLR(Method):
         z1, z2 = self.student(torch.cat(views)).chunk(2)
         return {"z1": z1, "z2": z2}
 
-    def loss(self, embeddings: Embeddings, batch: Batch, knobs: Knobs) -> LossOutput:
+    def loss(self, embeddings: Embeddings, batch: Batch, hyper: Hyperparameters) -> LossOutput:
         """NT-Xent over the valid samples of the global batch."""
         own = torch.stack([embeddings["z1"], embeddings["z2"]])
         whole, keep = of_the_job(self.world.gather, own.transpose(0, 1), batch.valid)

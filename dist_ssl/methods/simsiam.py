@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dist_ssl.config.validation import at_least
 from dist_ssl.core.batch import Batch
 from dist_ssl.core.draws import SampleDraws
-from dist_ssl.core.plan import Knobs
+from dist_ssl.core.plan import Hyperparameters
 from dist_ssl.distributed.norm_groups import scope
 from dist_ssl.distributed.world import World
 from dist_ssl.losses.cosine import negative_cosine
@@ -64,7 +64,7 @@ class SimSiam(Method):
         (z1, z2), (p1, p2) = z.chunk(2), self.predictor(z).chunk(2)
         return {"z1": z1, "z2": z2, "p1": p1, "p2": p2}
 
-    def loss(self, embeddings: Embeddings, batch: Batch, knobs: Knobs) -> LossOutput:
+    def loss(self, embeddings: Embeddings, batch: Batch, hyper: Hyperparameters) -> LossOutput:
         """The symmetric negative cosine, the mean over the valid samples of the global batch."""
         e = embeddings
         rows = (negative_cosine(e["p1"], e["z2"]) + negative_cosine(e["p2"], e["z1"])) / 2

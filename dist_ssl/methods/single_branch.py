@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from dist_ssl.config.validation import at_least, positive, require, shares
 from dist_ssl.core.batch import Batch
 from dist_ssl.core.draws import Draws, Ints, SampleDraws
-from dist_ssl.core.plan import Knobs
+from dist_ssl.core.plan import Hyperparameters
 from dist_ssl.data.images import cutmix
 from dist_ssl.distributed.norm_groups import scope
 from dist_ssl.distributed.world import World
@@ -70,7 +70,7 @@ class SingleBranch(Method):
     num_views = 1
     student: Branch
     teacher = None
-    wants_filling = True
+    needs_initial_pass = True
 
     def __init__(
         self,
@@ -143,7 +143,7 @@ class SingleBranch(Method):
         """[N] the numbers of the global batch's samples, of which this rank has `ids` [B]."""
         return self.world.gather_const(ids.to(self.world.device)).cpu().numpy()
 
-    def loss(self, embeddings: Embeddings, batch: Batch, knobs: Knobs) -> LossOutput:
+    def loss(self, embeddings: Embeddings, batch: Batch, hyper: Hyperparameters) -> LossOutput:
         """Instance discrimination and self-distillation, the mean over the job's valid samples."""
         z = embeddings["z"]
         targets, weights = self._targets(batch, z.dtype)
@@ -169,7 +169,7 @@ class SingleBranch(Method):
         return cutmix.draw(draws, self._job_ids(ids), self.mix_alpha, side)
 
     def _targets(self, batch: Batch, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """[A, B] rows that samples belong to and their weights, 0 where a stand-in is in it; A = 2 where mixed."""
+        """[A, B] rows that samples belong to and their weights, 0 where a replacement is in it; A = 2 where mixed."""
         own, valid = batch.ids.to(self.world.device), batch.valid
         if not self.mix:
             return own[None], valid[None].to(dtype)
@@ -189,18 +189,18 @@ class SingleBranch(Method):
         return torch.from_numpy(np.union1d(ids, others))
 
     @torch.no_grad()
-    def fill(self, batch: Batch) -> None:
+    def initialise_memory(self, batch: Batch) -> None:
         """Begin the rows of these samples as the embeddings of their unmixed views; a collective."""
         norm.set_views(self, 1)
         self.bank.write(batch.ids, self.student(batch.views[0]), batch.valid)
 
-    def remember(self, out: LossOutput, batch: Batch, knobs: Knobs) -> None:
+    def remember(self, out: LossOutput, batch: Batch, hyper: Hyperparameters) -> None:
         """Move the bank's rows; nothing is exchanged."""
         kept = out.remember
         if self.update == "ema":
             keep = kept["weights"].sum(0) > 0
             followed = kept.get("followed", kept["queries"])
-            self.bank.follow(kept["targets"][0], followed, keep, self.bank_momentum)
+            self.bank.update_by_ema(kept["targets"][0], followed, keep, self.bank_momentum)
         elif self.update == "pull":
             self.bank.pull(kept, self.temperature, self.bank_momentum)
         else:

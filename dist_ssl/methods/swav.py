@@ -21,7 +21,7 @@ from dist_ssl.config.durations import Duration
 from dist_ssl.config.validation import at_least, counted, positive
 from dist_ssl.core.batch import Batch
 from dist_ssl.core.draws import SampleDraws
-from dist_ssl.core.plan import Knob, Knobs, freeze
+from dist_ssl.core.plan import Curve, Hyperparameters, freeze
 from dist_ssl.distributed.norm_groups import scope
 from dist_ssl.distributed.world import World
 from dist_ssl.losses.health import signs_of_health
@@ -85,7 +85,7 @@ class SwAV(Method):
         return self.student.encoder
 
     @property
-    def knobs(self) -> Mapping[str, Knob]:
+    def curves(self) -> Mapping[str, Curve]:
         """How long the prototypes still stay as they are."""
         return freeze("prototypes", self.freeze_prototypes)
 
@@ -95,7 +95,7 @@ class SwAV(Method):
         seen = enumerate(by_size(self.student, views))
         return {f"s{number}": F.linear(F.normalize(z, dim=1), directions) for number, z in seen}
 
-    def loss(self, embeddings: Embeddings, batch: Batch, knobs: Knobs) -> LossOutput:
+    def loss(self, embeddings: Embeddings, batch: Batch, hyper: Hyperparameters) -> LossOutput:
         """Every global view's codes predicted from every other view, the mean over the job's valid samples."""
         scores = [embeddings[f"s{number}"] for number in range(len(embeddings))]
         codes = [

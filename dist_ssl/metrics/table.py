@@ -26,7 +26,11 @@ class Metric:
 METRICS: tuple[Metric, ...] = (
     Metric("loss", "dist_ssl_loss", "Training loss, mean over the job."),
     Metric("gradient_norm", "dist_ssl_gradient_norm", "Norm of the averaged gradient before clipping."),
-    Metric("feature_std", "dist_ssl_feature_std", "Deviation of normalised embeddings per dimension; 0 is collapse."),
+    Metric(
+        "feature_std",
+        "dist_ssl_feature_std",
+        "Standard deviation of normalised embeddings per dimension; 0 is collapse.",
+    ),
     Metric("positive_similarity", "dist_ssl_positive_similarity", "Cosine of embeddings with their own keys."),
     Metric("queue_age", "dist_ssl_queue_age_steps", "Steps since the queue's keys were made, on average.", "last"),
     Metric("negative_similarity", "dist_ssl_negative_similarity", "Mean cosine of two samples; 1 is collapse."),

@@ -17,7 +17,7 @@ def pairs(teacher: Named, student: Named) -> tuple[list[Tensor], list[Tensor]]:
 
 
 @torch.no_grad()
-def follow(teacher: Named, student: Named, momentum: float) -> None:
+def update(teacher: Named, student: Named, momentum: float) -> None:
     """teacher <- momentum * teacher + (1 - momentum) * student, parameters only: buffers are the teacher's own."""
     to, towards = pairs(teacher, student)
     torch._foreach_lerp_(to, towards, 1.0 - momentum)

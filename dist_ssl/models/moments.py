@@ -9,7 +9,7 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     count = x.numel() // (x.shape[0] * x.shape[2])
     mean = x.sum(dims) / count
     deviation = x - wide(mean, x)
-    # the mean was rounded to x's precision: what the deviations still sum to goes back into it
+    # the mean was rounded to x's precision: what the standard deviations still sum to goes back into it
     rest = deviation.sum(dims).double() / count
     squares = (deviation * deviation).sum(dims).double() - count * rest * rest
     return mean.double() + rest, squares

@@ -162,7 +162,7 @@ Seen = dict[BatchNorm, Tensor]
 
 
 @torch.no_grad()
-def settle(module: nn.Module, mean: Sum = alone) -> None:
+def update_running_statistics(module: nn.Module, mean: Sum = alone) -> None:
     """Move all running statistics towards the mean of what was seen since the last time; once a step.
 
     `mean`: that over the ranks, asked once where groups are smaller than the job.

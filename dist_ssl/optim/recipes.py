@@ -1,10 +1,10 @@
 """Optimizers: which parameters decay, at which rate the parts of a method learn, and what moves them.
 
-An optimizer here is a small recipe: it declares the knobs that the schedule sets (`lr`, `weight_decay`) and builds
-the torch optimizer over named parameters. The learning rate follows the linear rule, lr = base_lr * batch / 256.
+An optimizer here is a small recipe: it declares the hyperparameters that the schedule sets (`lr`, `weight_decay`) and
+builds the torch optimizer over named parameters. The learning rate follows the linear rule, lr = base_lr * batch / 256.
 
 A part of a method is what the first word of its parameters' names says (`student`, `predictor`). It learns at the
-rate `lr/<part>` where a method or an optimizer declares that knob, and at `lr` elsewhere.
+rate `lr/<part>` where a method or an optimizer declares that hyperparameter, and at `lr` elsewhere.
 """
 
 from abc import ABC, abstractmethod
@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from dist_ssl.config.validation import at_least, positive, require, shares
-from dist_ssl.core.plan import Knob, Knobs
+from dist_ssl.core.plan import Curve, Hyperparameters
 from dist_ssl.errors import ConfigError, nearest
 from dist_ssl.optim.lars import LayerwiseSGD, Norms, Ratio, local_norms
 
@@ -29,8 +29,8 @@ MOMENTUM = "0 to less than 1"
 def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], decay_1d: bool) -> list[dict[str, Any]]:
     """Trainable parameters by part, with and without weight decay; `decay_1d` makes all of them decay.
 
-    1-d parameters are biases and the scales of norms. Each group carries `part` and `decays`, by which the knob is
-    multiplied.
+    1-d parameters are biases and the scales of norms. Each group carries `part` and `decays`, the factor of the weight
+    decay.
     """
     groups: dict[tuple[str, float], list[nn.Parameter]] = {}
     for name, parameter in named:
@@ -40,16 +40,16 @@ def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], decay_1d: bool) 
     return [{"params": params, "part": part, "decays": decays} for (part, decays), params in groups.items()]
 
 
-def apply_knobs(optimizer: torch.optim.Optimizer, knobs: Knobs) -> None:
+def apply_hyperparameters(optimizer: torch.optim.Optimizer, hyper: Hyperparameters) -> None:
     """Set learning rate and weight decay of the next step."""
     for group in optimizer.param_groups:
         own = RATE_OF + group["part"]
-        group["lr"] = knobs.number(own if own in knobs.values else "lr")
-        group["weight_decay"] = knobs.number("weight_decay") * group["decays"]
+        group["lr"] = hyper.number(own if own in hyper.values else "lr")
+        group["weight_decay"] = hyper.number("weight_decay") * group["decays"]
 
 
 @dataclass(frozen=True)
-class Recipe(ABC):
+class OptimizerRecipe(ABC):
     """What all optimizers share. `base_lr` per 256 samples; `decay_1d`: decay biases and norms too.
 
     `weight_decay`: at the start, `decay_to`: at the end of the run, None: the same. `rises_from`, `falls_to`: shares of
@@ -74,13 +74,13 @@ class Recipe(ABC):
         """The weight decay at the end of the run."""
         return self.weight_decay if self.decay_to is None else self.decay_to
 
-    def knobs(self, batch_size: int) -> Mapping[str, Knob]:
+    def curves(self, batch_size: int) -> Mapping[str, Curve]:
         """The learning rate, warmed up and annealed, and the weight decay, constant or along half a cosine."""
         lr = self.base_lr * batch_size / REFERENCE_BATCH
         return {
-            "lr": Knob(lr, lr * self.falls_to, warms_up=True, rises_from=lr * self.rises_from),
-            "weight_decay": Knob(self.weight_decay, self.decay_at_the_end),
-            **{RATE_OF + part: Knob(lr, lr) for part in self.constant},
+            "lr": Curve(lr, lr * self.falls_to, warms_up=True, rises_from=lr * self.rises_from),
+            "weight_decay": Curve(self.weight_decay, self.decay_at_the_end),
+            **{RATE_OF + part: Curve(lr, lr) for part in self.constant},
         }
 
     def groups(self, named: Iterable[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
@@ -98,7 +98,7 @@ class Recipe(ABC):
 
 
 @dataclass(frozen=True)
-class AdamW(Recipe):
+class AdamW(OptimizerRecipe):
     """AdamW (Loshchilov and Hutter 2019). `betas`: 0 to less than 1 each; `eps` > 0."""
 
     betas: tuple[float, float] = (0.9, 0.999)
@@ -118,7 +118,7 @@ class AdamW(Recipe):
 
 
 @dataclass(frozen=True)
-class SGD(Recipe):
+class SGD(OptimizerRecipe):
     """Stochastic gradient descent with `momentum`, 0 to less than 1; more than 0 with `nesterov`."""
 
     momentum: float = 0.9
@@ -139,7 +139,7 @@ class SGD(Recipe):
 
 
 @dataclass(frozen=True)
-class LARS(Recipe):
+class LARS(OptimizerRecipe):
     """LARS as MoCo v3, SwAV and EMP-SSL use it: see `lars`. With `decay_1d` biases and norms are scaled too."""
 
     momentum: float = 0.9

@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 from torch import Tensor
 
 from dist_ssl.core.batch import Batch
-from dist_ssl.core.plan import Knobs
+from dist_ssl.core.plan import Hyperparameters
 
 
 @dataclass(frozen=True)
@@ -72,15 +72,15 @@ class Engine(Protocol):
     """Owns wrapping, precision, optimizer and teacher."""
 
     @property
-    def wants_filling(self) -> bool:
+    def needs_initial_pass(self) -> bool:
         """Whether the method's memory is filled by a pass over the data before the first step."""
         ...
 
-    def fill(self, batch: Batch) -> None:
+    def initialise_memory(self, batch: Batch) -> None:
         """One batch of that pass; no weight moves."""
         ...
 
-    def step(self, batch: Batch, knobs: Knobs) -> StepOutput:
+    def step(self, batch: Batch, hyper: Hyperparameters) -> StepOutput:
         """One weight update: embed, loss, backward, guard, clip, update, follow, remember."""
         ...
 

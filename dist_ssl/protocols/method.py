@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dist_ssl.core.batch import Batch
 from dist_ssl.core.draws import SampleDraws
-from dist_ssl.core.plan import EpochPlan, Knob, Knobs
+from dist_ssl.core.plan import Curve, EpochPlan, Hyperparameters
 
 Embeddings = dict[str, Tensor]
 """Named embeddings of one rank's samples, [B, D] each."""
@@ -38,7 +38,7 @@ class Method(nn.Module, ABC):
     """Global views that it takes of every image."""
     local_views: int = 0
     """Smaller views beside them; they come last in a batch."""
-    wants_filling: bool = False
+    needs_initial_pass: bool = False
     """Whether a pass over the data, in whole batches, comes before the first step."""
     unit_rows: tuple[str, ...] = ()
     """Names of parameters whose rows an engine brings back to length 1 after every step."""
@@ -51,7 +51,7 @@ class Method(nn.Module, ABC):
         """What is evaluated and exported: [B, 3, S, S] -> [B, D]."""
 
     @property
-    def knobs(self) -> Mapping[str, Knob]:
+    def curves(self) -> Mapping[str, Curve]:
         """The numbers that follow the schedule, by name."""
         return {}
 
@@ -79,11 +79,11 @@ class Method(nn.Module, ABC):
         return {}
 
     @abstractmethod
-    def loss(self, embeddings: Embeddings, batch: Batch, knobs: Knobs) -> LossOutput:
+    def loss(self, embeddings: Embeddings, batch: Batch, hyper: Hyperparameters) -> LossOutput:
         """The loss over the global batch; gathers live here."""
 
-    def fill(self, batch: Batch) -> None:
-        """Begin a memory with one batch of a pass over the data, where `wants_filling`; before the first step."""
+    def initialise_memory(self, batch: Batch) -> None:
+        """Begin a memory with one batch of a pass over the data, where `needs_initial_pass`; before the first step."""
 
-    def remember(self, out: LossOutput, batch: Batch, knobs: Knobs) -> None:
+    def remember(self, out: LossOutput, batch: Batch, hyper: Hyperparameters) -> None:
         """Update queue, bank or centres, once per weight update. A method without memory has nothing to do."""

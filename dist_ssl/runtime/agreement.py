@@ -15,7 +15,7 @@ from dist_ssl.runtime.signals import Signals
 
 
 @dataclass(frozen=True)
-class Beat:
+class Decision:
     """What all ranks do now."""
 
     save: bool
@@ -24,7 +24,7 @@ class Beat:
     """Some rank knew something at the last step that all must hear of."""
 
 
-class Pulse:
+class Agreement:
     """Beats once a step. `save_every`: counted in steps or epochs, or timed by rank 0's clock.
 
     `keep_every`: counted; what is to be kept for ever is saved at these positions too.
@@ -39,7 +39,7 @@ class Pulse:
         self._pending: Pending | None = None
         self._saved_at = time.monotonic()
 
-    def beat(self, progress: Progress, news: bool = False) -> Beat:
+    def step(self, progress: Progress, news: bool = False) -> Decision:
         """What was agreed since the last beat; the wishes and news of now are answered at the next."""
         save, stop, heard = self._pending.result() if self._pending else (0, 0, 0)
         due = bool(save) or self.save_every.due(progress)
@@ -47,7 +47,7 @@ class Pulse:
         if due:
             self._saved_at = time.monotonic()
         self._pending = self.world.agree_later(*self._wish(), int(news))
-        return Beat(save=due, stop=bool(stop), news=bool(heard))
+        return Decision(save=due, stop=bool(stop), news=bool(heard))
 
     def stopping(self) -> bool:
         """Whether any rank has been asked to stop; waits for all, for use between long pieces of work."""

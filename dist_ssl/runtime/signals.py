@@ -1,6 +1,6 @@
 """The cluster's wish that a job stops, as a flag: SIGTERM (preemption), SIGUSR2 (time limit ahead), SIGINT (a person).
 
-Nothing is saved, sent or logged inside a handler; the pulse carries the flag into the run. This module imports
+Nothing is saved, sent or logged inside a handler; the agreement carries the flag into the run. This module imports
 nothing heavy, so that a worker can listen before torch is loaded.
 """
 

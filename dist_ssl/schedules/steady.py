@@ -7,7 +7,7 @@ import torch
 
 from dist_ssl.config.durations import Duration
 from dist_ssl.config.validation import counted
-from dist_ssl.core.plan import EpochPlan, Knob, Knobs
+from dist_ssl.core.plan import Curve, EpochPlan, Hyperparameters
 from dist_ssl.core.progress import Progress
 from dist_ssl.errors import ConfigError
 
@@ -26,7 +26,7 @@ class Steady:
         image_size: int,
         warmup: Duration | None,
         *,
-        knobs: Mapping[str, Knob],
+        curves: Mapping[str, Curve],
         epochs: int,
         views: int,
         batch_size: int,
@@ -46,25 +46,25 @@ class Steady:
             )
         small = (local_views, local_size) if local_views and local_size else (0, 0)
         self.template = EpochPlan(0, image_size, 1.0, views, batch_size, lanes, *small)
-        self.knobs = knobs
+        self.curves = curves
         self.epoch_samples = num_samples // batch_size * batch_size
         self.total = epochs * self.epoch_samples
         shared = self._samples(warmup)
-        self.warmups = {name: self._counted(knob.warmup) if knob.warmup else shared for name, knob in knobs.items()}
+        self.warmups = {name: self._counted(curve.warmup) if curve.warmup else shared for name, curve in curves.items()}
         self.hold = int(hold * self.total)
 
     def plan(self, progress: Progress) -> EpochPlan:
         """The same plan for every epoch."""
         return replace(self.template, epoch=progress.epoch)
 
-    def step(self, progress: Progress) -> Knobs:
-        """The knobs at `progress.samples` of the run's samples."""
+    def hyperparameters(self, progress: Progress) -> Hyperparameters:
+        """The hyperparameters at `progress.samples` of the run's samples."""
         step = self.template.batch_size
         values = {
-            name: knob.at(progress.samples + step * knob.ahead, self.warmups[name], self.total, self.hold)
-            for name, knob in self.knobs.items()
+            name: curve.at(progress.samples + step * curve.for_next_step, self.warmups[name], self.total, self.hold)
+            for name, curve in self.curves.items()
         }
-        return Knobs({name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()})
+        return Hyperparameters({name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()})
 
     def _counted(self, duration: Duration | None) -> int:
         """The samples of a counted duration."""

@@ -24,7 +24,7 @@ from rich.console import Console
 
 from shards.archive import Sample
 from shards.command_line import Bytes
-from shards.image_source import Source
+from shards.image_source import ImageSource
 from shards.pack import Contents, pack
 
 Field = NDArray[Any]  # float32 [CANVAS, CANVAS]; scalars stay Python floats so that nothing is promoted to float64
@@ -277,7 +277,7 @@ def samples(split: str, count: int, seed: int = 0) -> Iterator[tuple[str, bytes,
 
 
 @dataclass(frozen=True)
-class Options:
+class DemoOptions:
     """Images per split, and the size at which a shard is closed."""
 
     train: int = 6000
@@ -285,11 +285,11 @@ class Options:
     shard_bytes: Bytes = Bytes(10**6)
 
 
-def write(out: Path, options: Options, console: Console) -> None:
+def write(out: Path, options: DemoOptions, console: Console) -> None:
     """Draw the data set, in the order of its indices. Raises DataError."""
     counts = {"train": options.train, "val": options.val}
     splits = {split: Contents(count, f"demo {split}", partial(sample, 0, split)) for split, count in counts.items()}
     pack(out, splits, shard_bytes=options.shard_bytes, threads=1, console=console)  # drawing holds the interpreter
 
 
-SOURCES = {"demo": Source(Options, write)}
+SOURCES = {"demo": ImageSource(DemoOptions, write)}

@@ -21,7 +21,7 @@ from rich.console import Console
 from dist_ssl.errors import ConfigError, DataError
 from shards.archive import KINDS, META, Sample, spelt
 from shards.command_line import Bytes, HeldOut, Threads, printable, say
-from shards.image_source import Source
+from shards.image_source import ImageSource
 from shards.pack import THREADS, Contents, pack
 
 VAL_NAMES = ("val", "valid", "validation")
@@ -32,7 +32,7 @@ Ancestors = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
-class Options:
+class FolderOptions:
     """`val`: images held out, by default 2 % where there are labels; `labels`: whether folders are classes."""
 
     path: Path
@@ -61,7 +61,7 @@ class Found:
     unreadable: list[str] = field(default_factory=list)
 
 
-def write(out: Path, options: Options, console: Console) -> None:
+def write(out: Path, options: FolderOptions, console: Console) -> None:
     """Pack the folder. Raises ConfigError, DataError."""
     if not options.path.is_dir():
         raise DataError(f"path={options.path} is no folder.", "Name the folder that your pictures lie in.")
@@ -183,7 +183,7 @@ def ordered(files: Iterable[File]) -> list[File]:
     return sorted(files, key=lambda file: (xxhash.xxh3_64_intdigest(os.fsencode(file.name)), file.name))
 
 
-def classes_of(files: Sequence[File], options: Options) -> list[str]:
+def classes_of(files: Sequence[File], options: FolderOptions) -> list[str]:
     """Names of the classes, sorted; none where folders give no labels. Raises DataError where they should."""
     loose = next((file.name for file in files if "/" not in file.name), None)
     tops = sorted({file.name.partition("/")[0] for file in files})
@@ -261,4 +261,4 @@ def read(root: Path, file: File) -> bytes:
     return data
 
 
-SOURCES = {"imagefolder": Source(Options, write)}
+SOURCES = {"imagefolder": ImageSource(FolderOptions, write)}

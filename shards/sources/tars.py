@@ -24,12 +24,12 @@ from dist_ssl.data.storage import manifest
 from dist_ssl.errors import DataError
 from shards.archive import KINDS, index
 from shards.command_line import Threads, say
-from shards.image_source import Source
+from shards.image_source import ImageSource
 from shards.pack import bar
 
 
 @dataclass(frozen=True)
-class Options:
+class TarOptions:
     """`train`, `val`: patterns of the tars below `path`; `image`: what follows the key in an image's name."""
 
     path: Path
@@ -39,7 +39,7 @@ class Options:
     threads: Threads = Threads(os.cpu_count() or 1)
 
 
-def write(out: Path | None, options: Options, console: Console) -> None:
+def write(out: Path | None, options: TarOptions, console: Console) -> None:
     """Index the tars and write the manifest into `out`, by default beside them. Raises DataError."""
     folder = out or options.path
     if not options.path.is_dir():
@@ -61,7 +61,7 @@ def write(out: Path | None, options: Options, console: Console) -> None:
     manifest.write(folder, rows)
 
 
-def found(options: Options) -> dict[str, list[Path]]:
+def found(options: TarOptions) -> dict[str, list[Path]]:
     """The tars of every split, in the order of their names. Raises DataError."""
     patterns = {"train": options.train, "val": options.val}
     if options.train is None:
@@ -132,7 +132,7 @@ Tars = Mapping[str, Sequence[Indexed]]
 """Of every split."""
 
 
-def check(tars: Tars, options: Options, console: Console) -> None:
+def check(tars: Tars, options: TarOptions, console: Console) -> None:
     """Say what may not be as it was meant. Raises DataError where a split has no images."""
     for split, own in tars.items():
         if not any(tar.shard.samples for tar in own):
@@ -162,4 +162,4 @@ def notes(tars: Tars) -> Iterator[str]:
             yield f"{split}: {repeated} samples have the key of one in another tar; a sample is told by tar and key."
 
 
-SOURCES = {"tars": Source(Options, write, in_place=True)}
+SOURCES = {"tars": ImageSource(TarOptions, write, in_place=True)}

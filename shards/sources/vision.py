@@ -21,7 +21,7 @@ from rich.console import Console
 from dist_ssl.errors import DataError
 from shards.archive import Sample
 from shards.command_line import Bytes, Threads
-from shards.image_source import Source
+from shards.image_source import ImageSource
 from shards.pack import THREADS, Contents, pack
 
 BOTH = {"train": {"train": True}, "val": {"train": False}}
@@ -53,7 +53,7 @@ SETS: dict[str, tuple[str, Mapping[str, Mapping[str, Any]]]] = {
 
 
 @dataclass(frozen=True)
-class Options:
+class VisionOptions:
     """`path`: the folder that torchvision keeps the data set in; `download`: fetch it into there."""
 
     path: Path
@@ -70,7 +70,7 @@ class Encoded:
     data: bytes
 
 
-def write(name: str, out: Path, options: Options, console: Console) -> None:
+def write(name: str, out: Path, options: VisionOptions, console: Console) -> None:
     """Pack a data set of torchvision. Raises DataError where it is not there."""
     found = {split: opened(name, split, options) for split in SETS[name][1]}
     classes = [str(c) for c in getattr(found["train"], "classes", [])]
@@ -78,7 +78,7 @@ def write(name: str, out: Path, options: Options, console: Console) -> None:
     pack(out, splits, classes, shard_bytes=options.shard_bytes, threads=options.threads, console=console)
 
 
-def opened(name: str, split: str, options: Options) -> Any:
+def opened(name: str, split: str, options: VisionOptions) -> Any:
     """torchvision's data set. Raises DataError."""
     from torchvision import datasets
 
@@ -125,4 +125,4 @@ def png(image: Image.Image) -> Encoded:
     return Encoded("png", file.getvalue())
 
 
-SOURCES = {name: Source(Options, partial(write, name)) for name in SETS}
+SOURCES = {name: ImageSource(VisionOptions, partial(write, name)) for name in SETS}

@@ -71,7 +71,7 @@ def spread(world: World, rows: int, dim: int, batch: int) -> Cost:
     found = bank.compare(queries, ids[None], (TEMPERATURE,))
     loss = (found.logsumexp[0] - found.own[0] / TEMPERATURE).mean()
     loss.backward()
-    bank.follow(found.kept["targets"][0], found.kept["queries"], found.kept["weights"][0] > 0, 0.5)
+    bank.update_by_ema(found.kept["targets"][0], found.kept["queries"], found.kept["weights"][0] > 0, 0.5)
     seconds = time.perf_counter() - start
     return Cost(bank.rows.nbytes, sum(counting.received), seconds, float(world.mean(loss.detach())))
 
@@ -87,7 +87,7 @@ def copied(world: World, rows: int, dim: int, batch: int) -> Cost:
     loss = (found.logsumexp[0] - found.own[0] / TEMPERATURE).mean()
     loss.backward()
     everyone, all_ids = counting.gather_const(queries), counting.gather_const(ids)
-    alone.follow(all_ids, everyone, torch.ones(len(all_ids), dtype=torch.bool), 0.5)
+    alone.update_by_ema(all_ids, everyone, torch.ones(len(all_ids), dtype=torch.bool), 0.5)
     seconds = time.perf_counter() - start
     return Cost(alone.rows.nbytes, sum(counting.received), seconds, float(world.mean(loss.detach())))
 

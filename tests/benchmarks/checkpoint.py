@@ -108,7 +108,7 @@ class Bench:
         """Of our save; the whole of it is noted too."""
         self.step += 1
         found = seconds(lambda: self.ours.save(self.engine, Progress(epochs=1, step=self.step)))
-        self.whole.append(found + seconds(self.ours.commit))
+        self.whole.append(found + seconds(self.ours.wait))
         return found
 
     def their_stall(self) -> float:
@@ -168,7 +168,7 @@ def steps_beside(bench: Bench, count: int) -> tuple[list[float], list[float]]:
         bench.ours.save(bench.engine, Progress(epochs=1, step=bench.step))
         while bench.ours.writing and len(busy) < count:
             busy.append(seconds(step))
-        bench.ours.commit()
+        bench.ours.wait()
         quiet += [seconds(step) for _ in range(len(busy) - len(quiet))]
     return quiet, busy
 

@@ -51,7 +51,7 @@ def drawn(split: str, count: int) -> Split:
 
 
 def normalised(images: Tensor) -> Tensor:
-    """uint8 pixels as floats of mean about 0 and deviation about 1."""
+    """uint8 pixels as floats of mean about 0 and standard deviation about 1."""
     return (images.float() / 255 - 0.5) / 0.25
 
 

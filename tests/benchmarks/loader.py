@@ -90,9 +90,9 @@ def compare(pair: Pair, images: Images, rounds: int) -> Ratio:
     """Both pipelines in turns, after one pass of each that is not counted."""
 
     def speed(run: Callable[[], int]) -> float:
-        begun = time.perf_counter()
+        started = time.perf_counter()
         count = run()
-        return count / (time.perf_counter() - begun)
+        return count / (time.perf_counter() - started)
 
     runs = [ours(images, pair.own, CORES), ROWS[pair.peer](images, pair.theirs, CORES)]
     own, peer = in_turns(rounds, *(partial(speed, run) for run in runs))

@@ -139,7 +139,7 @@ def run(row: Row, results: Results, console: Console) -> str:
 
 
 def shown(values: list[float], scale: float = 1.0, digits: int = 1) -> str:
-    """Mean and deviation over the seeds."""
+    """Mean and standard deviation over the seeds."""
     if not values:
         return "-"
     spread = f" ± {scale * statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""

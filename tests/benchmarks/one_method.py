@@ -26,7 +26,7 @@ from dist_ssl.core.plan import EpochPlan
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import EXIT_CODE, UserError
 from dist_ssl.evaluate.knn import KNN, knn_votes
-from dist_ssl.memory.initialise import fill, plan_of_pass
+from dist_ssl.memory.initialise import plan_of_initial_pass, run_initial_pass
 from dist_ssl.runtime.signals import Signals
 from dist_ssl.train import Job, Outcome, train
 from launch import settings
@@ -77,12 +77,12 @@ def crops_of(job: Job) -> int:
 def pace(job: Job) -> tuple[float, float]:
     """Processor seconds of a step, and of the pass before the first one; the job is of no use afterwards."""
     plan = plan_of(job)
-    begun = time.process_time()
-    fill(job.engine, job.stream.epoch(plan_of_pass(plan)), lambda: False)
-    before, done, clock = time.process_time() - begun, 0, 0.0
+    started = time.process_time()
+    run_initial_pass(job.engine, job.stream.epoch(plan_of_initial_pass(plan)), lambda: False)
+    before, done, clock = time.process_time() - started, 0, 0.0
     while done < WARM + TIMED:  # epochs begin anew where they are short
         for batch in islice(job.stream.epoch(plan), WARM + TIMED - done):
-            job.engine.step(batch, job.schedule.step(job.fresh))
+            job.engine.step(batch, job.schedule.hyperparameters(job.fresh))
             done += 1
             clock = time.process_time() if done == WARM else clock
     return (time.process_time() - clock) / TIMED, before
@@ -131,10 +131,10 @@ def measure(budget: str, amount: float, words: list[str], folder: Path) -> dict[
     """Train with this budget, and what came of it."""
     epochs = epochs_for(budget, amount, job_of(words, None, folder / "pace"))
     job = job_of(words, epochs, folder / "run")
-    begun = time.process_time()
+    started = time.process_time()
     outcome = train(job)
-    seconds = time.process_time() - begun
-    job.pulse.drain()
+    seconds = time.process_time() - started
+    job.agreement.drain()
     job.meter.close()
     job.ledger.close()
     assert outcome is Outcome.FINISHED

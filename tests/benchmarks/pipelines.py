@@ -20,7 +20,7 @@ from torchvision.datasets import ImageFolder
 
 from dist_ssl.core.draws import Draws
 from dist_ssl.core.plan import EpochPlan
-from dist_ssl.data.images.views import CROP_DRAWS, Cutter, Recipe, crop_box
+from dist_ssl.data.images.views import CROP_DRAWS, Augmentation, Cutter, crop_box
 from dist_ssl.data.loader.load import Loader
 from dist_ssl.data.loader.loader_process import LoaderProcess
 from dist_ssl.data.order.lanes import EpochOrder
@@ -38,7 +38,9 @@ from shards.command_line import Sides
 BATCH = 32
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LEVELS = Sides((160, 256))
-MOCO = Recipe(crop_min=0.2, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, jitter_p=0.8, gray_p=0.2, blur_p=0.5)
+MOCO = Augmentation(
+    crop_min=0.2, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, jitter_p=0.8, gray_p=0.2, blur_p=0.5
+)
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ def ours(
     """
     data = manifest.read(images.shards)
     if work.pyramid:
-        levels.write(images.shards, levels.Options(LEVELS), Console(quiet=True))
+        levels.write(images.shards, levels.LevelOptions(LEVELS), Console(quiet=True))
         data = attach(data, Address(str(images.shards)), LEVELS, Fetcher())
     split = data.split("train")
     own = Loader(Reader(split), threads)

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from dist_ssl.core.plan import EpochPlan
-from dist_ssl.data.images.views import Recipe
+from dist_ssl.data.images.views import Augmentation
 from dist_ssl.data.loader.load import Loader
 from dist_ssl.data.storage import manifest
 from dist_ssl.data.storage.read import Reader
@@ -38,7 +38,9 @@ COLOURS = Colours((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
 def large(folder: Path) -> None:
     """A data set of 1.28 M samples around a few images."""
-    make.make("demo", folder / "few", Console(quiet=True), demo.Options(train=IMAGES, val=10, shard_bytes=Bytes(10**9)))
+    make.make(
+        "demo", folder / "few", Console(quiet=True), demo.DemoOptions(train=IMAGES, val=10, shard_bytes=Bytes(10**9))
+    )
     few = manifest.read(folder / "few").split("train")
     (folder / "many").mkdir()
     shards = []
@@ -62,11 +64,11 @@ def start(split: manifest.Split, share: float) -> float:
     """Seconds to the first batch after this share of the epoch."""
     length = len(split.samples) // PLAN.lanes
     at = int(length * share) // PLAN.samples_per_lane * PLAN.samples_per_lane
-    begun = time.perf_counter()
+    started = time.perf_counter()
     with Reader(split) as reader:
         stream = Stream(
             Loader(reader, 2),
-            [Recipe(crop_min=0.2)],
+            [Augmentation(crop_min=0.2)],
             COLOURS,
             world=World(),
             seed=1,
@@ -75,7 +77,7 @@ def start(split: manifest.Split, share: float) -> float:
         )
         batches = stream.epoch(PLAN, at)
         next(iter(batches))
-        taken = time.perf_counter() - begun
+        taken = time.perf_counter() - started
         batches.close()  # type: ignore[attr-defined]
     return taken
 
@@ -93,9 +95,9 @@ def main(words: list[str]) -> int:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         large(Path(folder))
-        begun = time.perf_counter()
+        started = time.perf_counter()
         split = manifest.read(Path(folder) / "many").split("train")
-        opened = time.perf_counter() - begun
+        opened = time.perf_counter() - started
         start(split, 0.0)  # imports and first-time costs
         pairs = [(start(split, 0.0), start(split, 0.9)) for _ in range(rounds)]
     ratios = [late / cold for cold, late in pairs]

@@ -43,9 +43,9 @@ def delivered(shards: Path, rounds: int, threads: int, beside: bool) -> float:
         return len(split.samples)
 
     def rate(run: Pass) -> float:
-        begun = time.perf_counter()
+        started = time.perf_counter()
         count = run()
-        return count / (time.perf_counter() - begun)
+        return count / (time.perf_counter() - started)
 
     single(), loader()
     return statistics.median(rate(loader) / (threads * rate(single)) for _ in range(rounds))
@@ -59,9 +59,9 @@ def first(shards: Path, amount: int, threads: int, beside: bool) -> float:
     """
 
     gc.collect()
-    begun = time.perf_counter()
+    started = time.perf_counter()
     ours(Images(shards, shards, []), Work(2, 224), threads, batches=1)()
-    return time.perf_counter() - begun
+    return time.perf_counter() - started
 
 
 def memory(shards: Path, amount: int, threads: int, beside: bool) -> float:

@@ -30,9 +30,9 @@ def quotient(a: Sequence[float], b: Sequence[float]) -> Quotient:
 
 def seconds(work: Callable[[], object]) -> float:
     """How long some work takes."""
-    begun = time.perf_counter()
+    started = time.perf_counter()
     work()
-    return time.perf_counter() - begun
+    return time.perf_counter() - started
 
 
 def in_turns(rounds: int, *works: Callable[[], float]) -> list[list[float]]:

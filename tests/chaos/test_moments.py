@@ -58,7 +58,7 @@ def save_once(line: Connection, folder: Path, meeting: Path) -> None:
         world.agree(0)
         line.send("begins")
         own.save(engine, at(step))
-        own.commit()
+        own.wait()
         line.send("ends")
         line.poll(None)
 
@@ -68,12 +68,12 @@ def one_save(folder: Path, meeting: Path, ranks: int, after: float | None, chanc
 
     How long it took up to there, and whether it had ended.
     """
-    begun = [
+    started = [
         start(save_once, folder, meeting, RANK=rank, WORLD_SIZE=ranks, LOCAL_RANK=rank, LOCAL_WORLD_SIZE=ranks)
         for rank in range(ranks)
     ]
     try:
-        lines = [line for _, line in begun]
+        lines = [line for _, line in started]
         assert [heard(line) for line in lines] == ["begins"] * ranks
         clock = time.monotonic()
         if after is None:
@@ -82,10 +82,10 @@ def one_save(folder: Path, meeting: Path, ranks: int, after: float | None, chanc
             time.sleep(after)
         took = time.monotonic() - clock
         ended = after is None or bool(wait(lines, 0))
-        for process, _ in [chance.choice(begun)] if chance.random() < 0.5 else begun:
+        for process, _ in [chance.choice(started)] if chance.random() < 0.5 else started:
             os.kill(process.pid, signal.SIGKILL)  # type: ignore[arg-type]
     finally:
-        for process, line in begun:
+        for process, line in started:
             end(process, line)
     return took, ended
 
@@ -136,7 +136,7 @@ def fill(path: Path, left: int) -> None:
 def failure(own: Checkpoint) -> str:
     """Why what was saved is not on disk; empty where it is."""
     try:
-        own.commit()
+        own.wait()
     except CheckpointError as error:
         return error.problem
     return ""
@@ -150,7 +150,7 @@ def test_a_disk_that_fills_up_costs_one_save_and_no_more(count: int, disk: Path)
     step, newest = 1, 0
     while sum(found.values()) < count:
         own.save(engine_at(step), at(step))
-        own.commit()
+        own.wait()
         newest, step = step, step + 1
         size = sum(path.stat().st_size for path in (folder / f"step_{newest:08d}").iterdir())
         fill(disk / "ballast", chance.choice([chance.randrange(size), size + chance.randrange(-12000, 12000)]))

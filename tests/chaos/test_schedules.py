@@ -66,7 +66,7 @@ def wander(run: Path, launch: Launch, kills: Sequence[str], sizes: Sequence[int]
 def test_a_random_schedule_has_a_clean_audit(
     number: int, spoilt_shards: Path, tmp_path: Path, told: Table, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run, seed, begun = tmp_path / "wandering", int(time.time()) + number, time.monotonic()
+    run, seed, started = tmp_path / "wandering", int(time.time()) + number, time.monotonic()
     chance, beside = random.Random(seed), number % 4 == 0
     kinds = [*KINDS, "loader"] if beside else KINDS
     kills = [chance.choice(kinds) for _ in range(1 + number % 2)]
@@ -88,5 +88,5 @@ def test_a_random_schedule_has_a_clean_audit(
         verdict = "clean"
     finally:
         way = " ".join(map(str, sizes[: 1 + len(kills)]))
-        done = (str(RunDir(run).newest_attempt()), f"{time.monotonic() - begun:.0f}", verdict)
+        done = (str(RunDir(run).newest_attempt()), f"{time.monotonic() - started:.0f}", verdict)
         told.add_row(str(number), str(seed), way, " ".join(kills), "process" if beside else "threads", *done)

@@ -19,7 +19,7 @@ from dist_ssl.checkpoint.rank_file import DamagedError, as_bytes, write
 from dist_ssl.checkpoint.saver import Checkpoint
 from dist_ssl.core.batch import Batch
 from dist_ssl.core.draws import Draws
-from dist_ssl.core.plan import EpochPlan, Knobs
+from dist_ssl.core.plan import EpochPlan, Hyperparameters
 from dist_ssl.core.progress import Progress
 from dist_ssl.distributed.world import World
 from dist_ssl.engines.ddp import DDP
@@ -155,7 +155,7 @@ class Remembering(Method):
     def embed(self, views: list[Tensor], draws: Any) -> Embeddings:
         return {"z": nn.functional.normalize(self.student(views[0]), dim=1)}
 
-    def loss(self, embeddings: Embeddings, batch: Batch, knobs: Any) -> LossOutput:
+    def loss(self, embeddings: Embeddings, batch: Batch, hyper: Any) -> LossOutput:
         z = embeddings["z"]
         found = self.bank.compare(z, batch.ids[None], (0.5,))
         keys, usable = self.queue.negatives(batch.ids)
@@ -163,7 +163,7 @@ class Remembering(Method):
         loss = (found.logsumexp[0] - 2 * found.own[0] + crowd).mean()
         return LossOutput(loss, remember={**found.kept, "z": z.detach()})
 
-    def remember(self, out: LossOutput, batch: Batch, knobs: Any) -> None:
+    def remember(self, out: LossOutput, batch: Batch, hyper: Any) -> None:
         self.bank.pull(out.remember, 0.5, 0.8)
         self.queue.push(out.remember["z"], batch.ids, batch.valid)
 
@@ -187,12 +187,12 @@ def trained(world: World, folder: Path, until: int) -> dict[str, Tensor]:
     engine, checkpoint = build(world, folder)
     progress = checkpoint.restore(engine, Progress(epochs=5, attempt=1))
     while progress.step < until:
-        knobs = Knobs({"lr": torch.tensor(0.05), "weight_decay": torch.tensor(0.0)})
-        engine.step(batch(world, progress.step), knobs)
+        hyper = Hyperparameters({"lr": torch.tensor(0.05), "weight_decay": torch.tensor(0.0)})
+        engine.step(batch(world, progress.step), hyper)
         step = progress.step + 1
         progress = Progress(epochs=5, step=step, lane_offset=step, samples=BATCH * step, plans=(PLAN,))
     checkpoint.save(engine, progress)
-    checkpoint.commit()
+    checkpoint.wait()
     rows = torch.cat(world.collect(engine.method.bank.rows))  # type: ignore[union-attr,arg-type]
     whole = {name: value.clone() for name, value in engine.state().items() if isinstance(value, Tensor)}
     return {**whole, "model/bank.rows": rows}

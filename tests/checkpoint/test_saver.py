@@ -24,7 +24,7 @@ from dist_ssl.checkpoint.rank_file import DamagedError
 from dist_ssl.checkpoint.saver import Checkpoint
 from dist_ssl.core.batch import Batch
 from dist_ssl.core.draws import Draws
-from dist_ssl.core.plan import EpochPlan, Knobs
+from dist_ssl.core.plan import EpochPlan, Hyperparameters
 from dist_ssl.core.progress import Progress
 from dist_ssl.distributed.world import World
 from dist_ssl.engines.ddp import DDP
@@ -82,7 +82,7 @@ def keeper(folder: Path, *, attempt: int = 2, newest: Callable[[], bool] = lambd
 def saved(checkpoint: Checkpoint, engine: "Store", step: int) -> None:
     """Save this state as that of a step, and wait until it is on disk."""
     checkpoint.save(engine, at(step))  # type: ignore[arg-type]
-    checkpoint.commit()
+    checkpoint.wait()
 
 
 def save(folder: Path, *steps: int, **keep: Any) -> Checkpoint:
@@ -516,7 +516,7 @@ class Tiny(Method):
     def embed(self, views: list[Tensor], draws: Any) -> Embeddings:
         return {"z": self.student(views[0])}
 
-    def loss(self, embeddings: Embeddings, batch: Any, knobs: Any) -> LossOutput:
+    def loss(self, embeddings: Embeddings, batch: Any, hyper: Any) -> LossOutput:
         return LossOutput(embeddings["z"].square().mean())
 
 
@@ -525,7 +525,7 @@ def engine() -> DDP:
     """An engine one step into its run."""
     made = DDP(Tiny(), AdamW(1e-3, 0.0), world=World(), deterministic=False)
     batch = Batch([torch.randn(4, 2)], torch.arange(4), torch.ones(4, dtype=torch.bool), None, Draws(0), step=0)
-    made.step(batch, Knobs({"lr": torch.tensor(0.1), "weight_decay": torch.tensor(0.0)}))
+    made.step(batch, Hyperparameters({"lr": torch.tensor(0.1), "weight_decay": torch.tensor(0.0)}))
     return made
 
 

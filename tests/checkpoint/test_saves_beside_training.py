@@ -61,7 +61,7 @@ def test_a_save_returns_before_it_is_written_and_holds_what_was_true_then(tmp_pa
     assert gate.came.wait(WAIT)
     assert not list(tmp_path.glob("step_*"))
     gate.opened.set()
-    own.commit()
+    own.wait()
     assert not own.writing
     assert_same_bits(restore(tmp_path)[1], tensors(3))
 
@@ -79,7 +79,7 @@ def test_a_second_save_waits_for_the_first_and_the_wait_is_counted(tmp_path: Pat
     second.join(WAIT)
     assert own.metrics()["save_stall_seconds"] >= 0.2
     assert own.metrics()["save_stall_seconds"] == 0
-    own.commit()
+    own.wait()
     assert names(tmp_path) == ["LATEST", "step_00000001", "step_00000002"]
 
 
@@ -133,8 +133,8 @@ def test_the_last_save_fails_loudly_and_may_be_made_again(tmp_path: Path, monkey
         patch.setattr(saver, "write", full)
         own.save(Store(2), at(2))  # type: ignore[arg-type]
         with pytest.raises(CheckpointError, match=r"could not be written.*No space left"):
-            own.commit()
-    own.commit()  # nothing is under way any more
+            own.wait()
+    own.wait()  # nothing is under way any more
     saved(own, Store(2), 2)
     assert restore(tmp_path)[0] == 2
 
@@ -173,7 +173,7 @@ def test_an_error_of_our_own_reaches_the_loop(tmp_path: Path, monkeypatch: pytes
     own = keeper(tmp_path)
     own.save(Store(1), at(1))  # type: ignore[arg-type]
     with pytest.raises(ZeroDivisionError):
-        own.commit()
+        own.wait()
 
 
 def test_multiples_of_steps_are_kept_for_ever_even_over_a_resume(tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_the_end_of_an_epoch_is_kept_though_its_step_is_saved_already(tmp_path: 
     for step in range(1, 7):
         saved(own, Store(step), step)
         own.save(Store(step), Progress(epochs=9, step=step, epoch=step))  # type: ignore[arg-type]
-        own.commit()
+        own.wait()
     assert names(tmp_path) == ["LATEST", *(f"step_{step:08d}" for step in (2, 4, 6))]
 
 
@@ -279,10 +279,10 @@ def spoilt(world: World, folder: Path) -> list[str]:
             assert world.sum_const(torch.tensor([number])).item() == number * world.size
         if step == 2:
             try:
-                own.commit()
+                own.wait()
             except CheckpointError as error:
                 found.append(error.problem)
-    own.commit()
+    own.wait()
     own.close()
     return [*found, f"failed: {own.metrics()['failed_saves']:.0f}"]
 

@@ -51,7 +51,7 @@ def test_memory_is_allocated_once_and_grows_where_it_must() -> None:
 
 
 def test_on_the_host_no_update_has_to_wait() -> None:
-    assert Staging(torch.device("cpu")).take(pieces(KINDS)).settled is None
+    assert Staging(torch.device("cpu")).take(pieces(KINDS)).await_device is None
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -61,8 +61,8 @@ def test_what_lies_on_a_gpu_is_copied_before_it_changes() -> None:
     before = {name: value.cpu() for name, value in held.items()}
     staged = Staging(device).take(pieces(held))
     assert staged.memory.is_pinned()
-    assert staged.settled is not None
-    staged.settled()
+    assert staged.await_device is not None
+    staged.await_device()
     for value in held.values():
         value.zero_()
     found = staged.pieces()

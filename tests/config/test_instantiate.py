@@ -8,7 +8,7 @@ from torch import nn
 
 from dist_ssl.config.durations import Duration
 from dist_ssl.config.instantiate import fit, instantiate, keywords
-from dist_ssl.data.images.views import Recipe
+from dist_ssl.data.images.views import Augmentation
 from dist_ssl.errors import ConfigError
 from dist_ssl.optim.recipes import AdamW
 
@@ -141,7 +141,7 @@ def test_the_target_is_built_from_its_keys_and_what_is_given() -> None:
 
 def test_the_node_is_left_as_it_is() -> None:
     node = {"_target_": "dist_ssl.data.images.views.Recipe", "crop_min": 0.2}
-    assert instantiate(node, "views.view1") == Recipe(0.2)
+    assert instantiate(node, "views.view1") == Augmentation(0.2)
     assert node == {"_target_": "dist_ssl.data.images.views.Recipe", "crop_min": 0.2}
 
 

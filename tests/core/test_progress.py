@@ -79,14 +79,14 @@ def test_steps_follow_the_plan_of_their_own_epoch() -> None:
 
 
 def test_an_epoch_begins_once_however_often_it_is_resumed() -> None:
-    begun = Progress(epochs=2).begin(PLAN)
-    assert begun.begin(PLAN) is begun
+    started = Progress(epochs=2).begin(PLAN)
+    assert started.begin(PLAN) is started
 
 
 def test_another_plan_for_an_epoch_already_begun_is_our_mistake() -> None:
-    begun = Progress(epochs=2).begin(PLAN)
+    started = Progress(epochs=2).begin(PLAN)
     with pytest.raises(AssertionError):
-        begun.begin(replace(PLAN, image_size=64))
+        started.begin(replace(PLAN, image_size=64))
 
 
 def test_a_run_of_no_epochs_is_finished() -> None:

@@ -1,4 +1,4 @@
-"""Batches are the same at every world size, thread count and starting point; stand-ins keep their place."""
+"""Batches are the same at every world size, thread count and starting point; replacements keep their place."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -13,7 +13,7 @@ from dist_ssl.core.batch import Batch
 from dist_ssl.core.draws import Draws, Purpose
 from dist_ssl.core.plan import EpochPlan
 from dist_ssl.data.images.photometric import Photometry
-from dist_ssl.data.images.views import Cutter, Recipe
+from dist_ssl.data.images.views import Augmentation, Cutter
 from dist_ssl.data.loader.load import Loader
 from dist_ssl.data.order.lanes import EpochOrder
 from dist_ssl.data.storage import manifest
@@ -22,7 +22,7 @@ from dist_ssl.data.stream import Colours, Stream
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import DataError
 
-FIRST = Recipe(
+FIRST = Augmentation(
     crop_min=0.2, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, jitter_p=0.8, gray_p=0.2, blur_p=0.5
 )
 RECIPES = [FIRST, replace(FIRST, blur_p=0.1, solarize_p=0.2)]
@@ -212,7 +212,7 @@ def test_local_views_are_the_same_at_every_world_size(split: manifest.Split, siz
 
 
 def test_views_take_turns_at_the_recipes(split: manifest.Split) -> None:
-    recipes = [Recipe(crop_min=0.2), Recipe(crop_min=0.2, gray_p=1.0)]
+    recipes = [Augmentation(crop_min=0.2), Augmentation(crop_min=0.2, gray_p=1.0)]
     with Reader(split) as reader:
         stream = Stream(Loader(reader, 1), recipes, COLOURS, world=World(), seed=0, window=6, dtype=torch.float32)
         batch = next(iter(stream.epoch(replace(PLAN, views=4))))
@@ -220,7 +220,7 @@ def test_views_take_turns_at_the_recipes(split: manifest.Split) -> None:
 
 
 def test_without_strength_all_views_show_the_whole_image(split: manifest.Split) -> None:
-    calm = Recipe(crop_min=0.2, gray_p=0.5, solarize_p=0.5, flip_p=0.0)
+    calm = Augmentation(crop_min=0.2, gray_p=0.5, solarize_p=0.5, flip_p=0.0)
     with Reader(split) as reader:
         stream = Stream(Loader(reader, 1), [calm], COLOURS, world=World(), seed=0, window=WINDOW, dtype=torch.float32)
         batch = next(iter(stream.epoch(replace(PLAN, magnitude=0.0))))
@@ -243,18 +243,18 @@ def test_a_damaged_sample_is_replaced_and_nothing_else_changes(split: manifest.S
 
 
 @pytest.mark.parametrize(("step", "row"), [(0, 5), (2, 5), (2, 15)])
-def test_the_stand_in_is_drawn_from_the_window_and_under_the_replaced_id(
+def test_the_replacement_is_drawn_from_the_window_and_under_the_replaced_id(
     split: manifest.Split, whole: list[Batch], step: int, row: int
 ) -> None:
     number = int(whole[step].ids[row])
     window = next(order(split).windows_from(row // 4, 4 * step + row % 4)).tolist()
-    turn = int(Draws(SEED, 0).uniform(Purpose.STAND_IN, np.array([number]), 0, 1)[0, 0] * len(window))
-    stand_in = next(n for n in window[turn:] + window[:turn] if n != number)
+    turn = int(Draws(SEED, 0).uniform(Purpose.REPLACEMENT, np.array([number]), 0, 1)[0, 0] * len(window))
+    replacement = next(n for n in window[turn:] + window[:turn] if n != number)
     cutter, ids, draws = Cutter(RECIPES, 16), np.array([number]), Draws(SEED, 0)
     pixels = [np.zeros((1, 16, 16, 3), dtype=np.uint8) for _ in RECIPES]
     with Damaged(split, {number}) as reader:
         chosen = batches(reader)[step].views[1][row]
-        cutter.cut(reader.read(stand_in), [d[0] for d in cutter.draw(draws, ids)], [view[0] for view in pixels])
+        cutter.cut(reader.read(replacement), [d[0] for d in cutter.draw(draws, ids)], [view[0] for view in pixels])
     colour = Photometry(RECIPES[1], 1, COLOURS.mean, COLOURS.std)
     expected = colour(torch.from_numpy(pixels[1]), ids, draws, torch.float32)[0]
     torch.testing.assert_close(chosen, expected, rtol=0, atol=2e-5)
@@ -272,7 +272,7 @@ def test_where_a_whole_window_is_unreadable_the_window_before_it_helps_out(split
     assert sum(int((~batch.valid).sum()) for batch in found) == len(gone & {int(n) for b in found for n in b.ids}) > 0
 
 
-def test_the_stand_in_is_the_same_at_every_world_size(split: manifest.Split, whole: list[Batch]) -> None:
+def test_the_replacement_is_the_same_at_every_world_size(split: manifest.Split, whole: list[Batch]) -> None:
     gone = {int(whole[step].ids[row]) for step, row in ((0, 3), (1, 9), (2, 15))}
     with Damaged(split, gone) as reader:
         alone = batches(reader, dtype=torch.float64)

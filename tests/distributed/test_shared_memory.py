@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from dist_ssl.distributed.shared_memory import Mailboxes, create
+from dist_ssl.distributed.shared_memory import SharedMemory, create
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import UserError
 from tests.ranks import Ranks
@@ -22,7 +22,7 @@ def test_every_round_of_threads_at_random_speeds_is_whole(tmp_path: Path) -> Non
     wrong: list[tuple[int, int]] = []
 
     def talk(rank: int) -> None:
-        boxes = Mailboxes(path, rank, 3, CAPACITY, seconds=30)
+        boxes = SharedMemory(path, rank, 3, CAPACITY, seconds=30)
         chance = np.random.default_rng(rank)
         for number in range(300):
             if chance.random() < 0.1:
@@ -43,7 +43,7 @@ def test_every_round_of_threads_at_random_speeds_is_whole(tmp_path: Path) -> Non
 
 def test_a_silent_rank_is_named(tmp_path: Path) -> None:
     path = create(tmp_path, "letters", 2, CAPACITY)
-    boxes = Mailboxes(path, 0, 2, CAPACITY, seconds=0.1)
+    boxes = SharedMemory(path, 0, 2, CAPACITY, seconds=0.1)
     with pytest.raises(UserError, match="Rank 1 did not answer for 0 s"):
         boxes.exchange(np.zeros(8, dtype=np.uint8))
 
@@ -51,8 +51,8 @@ def test_a_silent_rank_is_named(tmp_path: Path) -> None:
 HOLDER = """
 import sys, time
 from pathlib import Path
-from dist_ssl.mailboxes import Mailboxes
-boxes = Mailboxes(Path(sys.argv[1]), 1, 2, 4096, seconds=60)
+from dist_ssl.shared memory import SharedMemory
+boxes = SharedMemory(Path(sys.argv[1]), 1, 2, 4096, seconds=60)
 print(boxes.presence.shown, flush=True)
 time.sleep(600)
 """
@@ -63,9 +63,9 @@ def test_who_waits_for_a_rank_that_was_killed_is_told(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout
         assert holder.stdout.readline() == "True\n"
-        boxes = Mailboxes(path, 0, 2, CAPACITY, seconds=60)
-        assert boxes.presence.shown
-        assert not boxes.presence.gone(1)
+        boxes = SharedMemory(path, 0, 2, CAPACITY, seconds=60)
+        assert boxes.liveness.shown
+        assert not boxes.liveness.gone(1)
         boxes.all_shown = True
         threading.Timer(0.5, holder.kill).start()
         with pytest.raises(ConnectionError, match="Rank 1 has ended"):
@@ -77,8 +77,8 @@ import sys
 from pathlib import Path
 import numpy as np
 from dist_ssl.errors import UserError
-from dist_ssl.mailboxes import Mailboxes
-boxes = Mailboxes(Path(sys.argv[1]), 1, 2, 4096, seconds=0)
+from dist_ssl.shared memory import SharedMemory
+boxes = SharedMemory(Path(sys.argv[1]), 1, 2, 4096, seconds=0)
 try:
     boxes.exchange(np.full(8, 3, dtype=np.uint8))
 except UserError as error:
@@ -86,42 +86,42 @@ except UserError as error:
 """
 
 
-def test_the_last_letter_of_a_rank_that_has_ended_is_read(tmp_path: Path) -> None:
+def test_the_last_message_of_a_rank_that_has_ended_is_read(tmp_path: Path) -> None:
     path = create(tmp_path, "letters", 2, CAPACITY)
-    boxes = Mailboxes(path, 0, 2, CAPACITY, seconds=60)
+    boxes = SharedMemory(path, 0, 2, CAPACITY, seconds=60)
     boxes.all_shown = True
     words = [sys.executable, "-c", WRITER, str(path)]
     said = subprocess.run(words, capture_output=True, text=True, check=True).stdout
     assert said.startswith("Rank 0 did not answer"), "it has written"
-    assert boxes.presence.gone(1)
+    assert boxes.liveness.gone(1)
     data = np.full(8, 3, dtype=np.uint8)
     assert np.array_equal(boxes.exchange(data), np.stack([data, data]))
     with pytest.raises(ConnectionError, match="Rank 1 has ended"):
         boxes.exchange(data)
 
 
-def test_a_letter_of_another_round_is_not_taken(tmp_path: Path) -> None:
+def test_a_message_of_another_round_is_not_taken(tmp_path: Path) -> None:
     path = create(tmp_path, "letters", 2, CAPACITY)
-    early = Mailboxes(path, 1, 2, CAPACITY, seconds=0.05)
+    early = SharedMemory(path, 1, 2, CAPACITY, seconds=0.05)
     early.round = 6  # its next letter is of round 7
     with pytest.raises(UserError):
         early.exchange(np.ones(8, dtype=np.uint8))
-    boxes = Mailboxes(path, 0, 2, CAPACITY, seconds=0.05)
+    boxes = SharedMemory(path, 0, 2, CAPACITY, seconds=0.05)
     with pytest.raises(UserError, match="Rank 1"):
         boxes.exchange(np.zeros(8, dtype=np.uint8))
 
 
-def sums(world: World, with_letters: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    assert world.letters is not None
-    used = world if with_letters else World(world.rank, world.size, device=world.device, host=world.host)
+def sums(world: World, with_shared_memory: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    assert world.messages is not None
+    used = world if with_shared_memory else World(world.rank, world.size, device=world.device, host=world.host)
     x = torch.randn(1000, generator=torch.Generator().manual_seed(world.rank))
     return used.sum_const(x), used.gather_const(x)
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])
-def test_sums_have_the_same_bits_through_letters_and_through_sockets(ranks: Ranks, size: int) -> None:
-    letters, sockets = ranks.run(sums, size, True), ranks.run(sums, size, False)
-    for (total, rows), (other_total, other_rows) in zip(letters, sockets, strict=True):
-        assert torch.equal(total, letters[0][0])
+def test_sums_have_the_same_bits_through_shared_memory_and_through_sockets(ranks: Ranks, size: int) -> None:
+    messages, sockets = ranks.run(sums, size, True), ranks.run(sums, size, False)
+    for (total, rows), (other_total, other_rows) in zip(messages, sockets, strict=True):
+        assert torch.equal(total, messages[0][0])
         assert torch.equal(total, other_total)
         assert torch.equal(rows, other_rows)

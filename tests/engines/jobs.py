@@ -11,12 +11,12 @@ from dist_ssl.checkpoint.index import read
 from dist_ssl.config.instantiate import instantiate
 from dist_ssl.core.batch import Batch
 from dist_ssl.core.draws import Draws
-from dist_ssl.core.plan import Knobs
+from dist_ssl.core.plan import Hyperparameters
 from dist_ssl.distributed.world import World
 from dist_ssl.engines.parallel import Parallel
 from dist_ssl.methods.rotation import Rotation
 from dist_ssl.models.encoders import ResidualBlock
-from dist_ssl.optim.recipes import AdamW, Recipe
+from dist_ssl.optim.recipes import AdamW, OptimizerRecipe
 from dist_ssl.protocols.engine import Piece
 from dist_ssl.protocols.method import Method
 
@@ -71,7 +71,12 @@ def small_method(world: World, name: str, seed: int = 0, **own: Any) -> Method:
 
 
 def small_engine(
-    world: World, name: str, method: Method, optimizer: Recipe | None = None, dtype: Any = torch.float64, **own: Any
+    world: World,
+    name: str,
+    method: Method,
+    optimizer: OptimizerRecipe | None = None,
+    dtype: Any = torch.float64,
+    **own: Any,
 ) -> Parallel:
     """The engine that a config describes, with units of a few weights; `own` replaces keys of it."""
     node = yaml.safe_load((CONFIGS / "engine" / f"{name.split()[0]}.yaml").read_text())
@@ -109,15 +114,15 @@ def forget_worlds() -> None:
 
 def filled(engine: Parallel) -> Parallel:
     """Show the engine all images, where it wants to see them."""
-    for step in range(IMAGES // SAMPLES if engine.wants_filling else 0):
-        engine.fill(batch(engine.world, engine.method.num_views, step, engine.dtype))
+    for step in range(IMAGES // SAMPLES if engine.needs_initial_pass else 0):
+        engine.initialise_memory(batch(engine.world, engine.method.num_views, step, engine.dtype))
     return engine
 
 
-def knobs(method: Method, lr: float = 0.01) -> Knobs:
+def hyper(method: Method, lr: float = 0.01) -> Hyperparameters:
     """Those of the method at its start, and the optimizer's."""
-    values = {name: knob.start for name, knob in method.knobs.items()} | {"lr": lr, "weight_decay": 0.05}
-    return Knobs({name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()})
+    values = {name: curve.start for name, curve in method.curves.items()} | {"lr": lr, "weight_decay": 0.05}
+    return Hyperparameters({name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()})
 
 
 def trained(engine: Parallel, steps: range) -> list[float]:
@@ -125,7 +130,7 @@ def trained(engine: Parallel, steps: range) -> list[float]:
     world, method = engine.world, engine.method
     dtype = engine.dtype
     views, local = method.num_views, method.local_views
-    outs = [engine.step(batch(world, views, step, dtype, local_views=local), knobs(method)) for step in steps]
+    outs = [engine.step(batch(world, views, step, dtype, local_views=local), hyper(method)) for step in steps]
     return [float(world.sum_const(out.metrics["loss"]) / world.size) for out in outs]
 
 

@@ -20,7 +20,7 @@ from dist_ssl.engines.parallel import Parallel
 from dist_ssl.engines.tree import Node, add_up, block, tops, tree_sum
 from dist_ssl.engines.virtual import check_number
 from dist_ssl.errors import ConfigError
-from dist_ssl.optim.recipes import LARS, SGD, Recipe
+from dist_ssl.optim.recipes import LARS, SGD, OptimizerRecipe
 from dist_ssl.train import train
 from tests.engines.jobs import CONFIGS, filled, small_engine, small_method, trained
 from tests.jobs import same_bits, small_config, small_job
@@ -28,7 +28,7 @@ from tests.ranks import Ranks
 
 METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml"))
 BITWISE = {"bitwise": True, "virtual_ranks": 4}
-CASES: dict[str, tuple[str, dict[str, Any], Recipe | None, dict[str, Any]]] = {
+CASES: dict[str, tuple[str, dict[str, Any], OptimizerRecipe | None, dict[str, Any]]] = {
     **{name: (name, {"mix": False}, None, {}) for name in METHODS},
     "mocov3 + rotation": ("mocov3", {"rotation": True}, None, {}),
     "groups within a virtual rank": ("simclr", {"norm_group": 2}, None, {"virtual_ranks": 4}),
@@ -96,8 +96,8 @@ def attempt(world: World, config: dict[str, Any], folder: Path, number: int, bat
     except Cut:
         return None
     finally:
-        job.pulse.drain()
-        job.checkpoint.commit()
+        job.agreement.drain()
+        job.checkpoint.wait()
     return {name: value.clone() for name, value in job.engine.state().items()}
 
 

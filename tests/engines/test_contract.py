@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from dist_ssl.config.instantiate import instantiate
 from dist_ssl.core.batch import Batch
 from dist_ssl.core.draws import Draws, SampleDraws
-from dist_ssl.core.plan import Knobs
+from dist_ssl.core.plan import Hyperparameters
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import ConfigError, TrainingError
 from dist_ssl.methods.mocov3 import MoCoV3
 from dist_ssl.models.encoders import TinyResNet
-from dist_ssl.models.norm import settle
+from dist_ssl.models.norm import update_running_statistics
 from dist_ssl.optim.recipes import SGD, AdamW
 from dist_ssl.protocols.method import Embeddings, LossOutput, Method
 
@@ -89,9 +89,9 @@ def batch(step: int = 0, dtype: torch.dtype = torch.float64) -> Batch:
     return Batch(views, torch.arange(SAMPLES), torch.ones(SAMPLES, dtype=torch.bool), None, Draws(0), step=step)
 
 
-def knobs(lr: float = 0.01, weight_decay: float = 0.05, momentum: float = 0.9) -> Knobs:
+def hyper(lr: float = 0.01, weight_decay: float = 0.05, momentum: float = 0.9) -> Hyperparameters:
     values = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum}
-    return Knobs({name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()})
+    return Hyperparameters({name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()})
 
 
 def kept(state: Any) -> dict[str, Tensor]:
@@ -123,8 +123,8 @@ def test_steps_equal_plain_autograd_and_torchs_optimizer(name: str, optimizer: s
     engine = build(name, copy.deepcopy(plain), optimizer)
     moves = torch_optimizer(plain, optimizer)
     for step in range(3):
-        out = engine.step(batch(step, most(name)), knobs())
-        loss = plain.loss(plain(*batch(step, most(name)).parts(1)[0]), batch(step, most(name)), knobs()).loss
+        out = engine.step(batch(step, most(name)), hyper())
+        loss = plain.loss(plain(*batch(step, most(name)).parts(1)[0]), batch(step, most(name)), hyper()).loss
         moves.zero_grad()
         loss.backward()
         gradients = [p.grad for p in plain.parameters() if p.grad is not None]
@@ -132,7 +132,7 @@ def test_steps_equal_plain_autograd_and_torchs_optimizer(name: str, optimizer: s
         with torch.no_grad():
             for to, towards in zip(plain.teacher.parameters(), plain.student.parameters(), strict=True):
                 to.copy_(0.9 * to + 0.1 * towards)
-        settle(plain)
+        update_running_statistics(plain)
         close(name, out.metrics["loss"], loss.detach(), 1e-10)
         norm = torch.cat([g.flatten() for g in gradients]).norm()
         close(name, out.metrics["gradient_norm"], norm, 1e-10)
@@ -151,7 +151,7 @@ def test_steps_in_parts_equal_steps_at_once(name: str) -> None:
     steps = range(1 if name in SINGLE else 3)  # pairs of samples make large steps of rounding errors
     for parts in (1, 2, 4):
         engine = build(name, tiny_method(norm_group=2), "sgd", accumulate=parts)
-        found.append([engine.step(batch(step, most(name)), knobs()).metrics["loss"] for step in steps])
+        found.append([engine.step(batch(step, most(name)), hyper()).metrics["loss"] for step in steps])
         found[-1] += [value for key, value in sorted(engine.state().items())]
     for others in found[1:]:
         for one, other in zip(found[0], others, strict=True):
@@ -173,7 +173,7 @@ def test_the_state_names_every_parameter_buffer_and_moment(name: str) -> None:
     trained = {key for key, p in method.named_parameters() if p.requires_grad}
     engine = build(name, method)
     assert engine.state().keys() == model
-    engine.step(batch(0, most(name)), knobs())
+    engine.step(batch(0, most(name)), hyper())
     moments = {f"optim/{key}/{moment}" for key in trained for moment in ("step", "exp_avg", "exp_avg_sq")}
     assert engine.state().keys() == model | moments
 
@@ -185,13 +185,13 @@ def test_going_on_from_a_state_is_bit_for_bit_as_if_never_stopped(
 ) -> None:
     whole = build(name, tiny_method(), optimizer, dtype)
     for step in range(2):
-        whole.step(batch(step, dtype), knobs())
+        whole.step(batch(step, dtype), hyper())
     state = {key: value.contiguous().clone() for key, value in whole.state().items()}
     resumed = build(name, tiny_method(seed=1), optimizer, dtype)
     resumed.load(state)
     assert_same_bits(kept(resumed.state()), state)
     for step in range(2, 5):
-        losses = [engine.step(batch(step, dtype), knobs()).metrics["loss"] for engine in (whole, resumed)]
+        losses = [engine.step(batch(step, dtype), hyper()).metrics["loss"] for engine in (whole, resumed)]
         assert torch.equal(losses[0], losses[1])
     assert_same_bits(kept(resumed.state()), kept(whole.state()))
 
@@ -199,11 +199,11 @@ def test_going_on_from_a_state_is_bit_for_bit_as_if_never_stopped(
 @engines
 def test_a_loaded_state_is_copied_not_shared(name: str) -> None:
     engine = build(name, tiny_method())
-    engine.step(batch(0, most(name)), knobs())
+    engine.step(batch(0, most(name)), hyper())
     state = kept(engine.state())
     before = kept(state)
     engine.load(state)
-    engine.step(batch(1, most(name)), knobs())
+    engine.step(batch(1, most(name)), hyper())
     assert_same_bits(state, before)
 
 
@@ -211,16 +211,16 @@ def test_a_loaded_state_is_copied_not_shared(name: str) -> None:
 def test_loading_the_state_of_a_fresh_engine_forgets_the_moments(name: str) -> None:
     fresh = kept(build(name, tiny_method()).state())
     engine = build(name, tiny_method())
-    engine.step(batch(0, most(name)), knobs())
+    engine.step(batch(0, most(name)), hyper())
     engine.load(fresh)
     assert_same_bits(kept(engine.state()), fresh)
 
 
 @engines
-def test_the_teacher_follows_with_the_knobs_momentum(name: str) -> None:
+def test_the_teacher_follows_with_the_hyperparameters_momentum(name: str) -> None:
     engine = build(name, tiny_method())
     before = kept(engine.state())
-    engine.step(batch(0, most(name)), knobs(momentum=0.75))
+    engine.step(batch(0, most(name)), hyper(momentum=0.75))
     after = engine.state()
     followed = [key for key, _ in tiny_method().named_parameters() if key.startswith("teacher.")]
     assert followed
@@ -247,7 +247,7 @@ class Linear(Method):
     def embed(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
         return {"z": self.student(views[0])}
 
-    def loss(self, embeddings: Embeddings, batch: Batch, knobs: Knobs) -> LossOutput:
+    def loss(self, embeddings: Embeddings, batch: Batch, hyper: Hyperparameters) -> LossOutput:
         return LossOutput(embeddings["z"].square().mean())
 
 
@@ -257,7 +257,7 @@ def test_a_thousand_slow_moves_of_the_teacher_match_the_closed_form(name: str) -
     nn.init.constant_(method.student.weight, 2.0)
     nn.init.constant_(method.teacher.weight, 1.0)
     engine = build(name, method, dtype=torch.float32)
-    still = knobs(lr=0.0, weight_decay=0.0, momentum=0.9999)
+    still = hyper(lr=0.0, weight_decay=0.0, momentum=0.9999)
     rows = Batch([torch.randn(2, 3)], torch.arange(2), torch.ones(2, dtype=torch.bool), None, Draws(0), step=0)
     for _ in range(1000):
         engine.step(rows, still)
@@ -270,7 +270,7 @@ def test_a_thousand_slow_moves_of_the_teacher_match_the_closed_form(name: str) -
 def test_a_large_gradient_is_clipped_to_the_norm_and_reported_as_it_was(name: str) -> None:
     plain = kept(build(name, tiny_method(), "sgd").state())
     free, bound = build(name, tiny_method(), "sgd", clip=None), build(name, tiny_method(), "sgd", clip=0.1)
-    moving = knobs(lr=1.0, weight_decay=0.0)
+    moving = hyper(lr=1.0, weight_decay=0.0)
     reported = [engine.step(batch(0, most(name)), moving).metrics["gradient_norm"] for engine in (free, bound)]
     assert torch.equal(reported[0], reported[1])
     assert reported[0] > 0.1
@@ -288,7 +288,7 @@ def test_a_large_gradient_is_clipped_to_the_norm_and_reported_as_it_was(name: st
 def test_a_small_gradient_is_not_clipped(name: str) -> None:
     free, bound = build(name, tiny_method(), clip=None), build(name, tiny_method(), clip=1e6)
     for engine in (free, bound):
-        engine.step(batch(0, most(name)), knobs())
+        engine.step(batch(0, most(name)), hyper())
     assert_same_bits(kept(bound.state()), kept(free.state()))
 
 
@@ -296,14 +296,14 @@ def test_a_small_gradient_is_not_clipped(name: str) -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_gradient_that_is_not_finite_stops_the_run_before_any_weight_moves(name: str, value: float) -> None:
     engine = build(name, tiny_method())
-    engine.step(batch(0, most(name)), knobs())
+    engine.step(batch(0, most(name)), hyper())
     parameters = {f"model/{key}" for key, _ in tiny_method().named_parameters()}
     watched = [key for key in engine.state() if key in parameters or key.startswith("optim/")]
     before = kept(engine.state())
     broken = batch(1, most(name))
     broken.views[0][0, 0, 0, 0] = value
     with pytest.raises(TrainingError, match="must be finite"):
-        engine.step(broken, knobs())
+        engine.step(broken, hyper())
     after = engine.state()
     assert_same_bits({key: after[key] for key in watched}, {key: before[key] for key in watched})
 
@@ -312,7 +312,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_any_weight_moves(nam
 @pytest.mark.parametrize("who", ["student", "teacher"])
 def test_features_are_those_of_the_encoder_in_eval_mode(name: str, who: str, dtype: torch.dtype) -> None:
     engine = build(name, tiny_method(), dtype=dtype)
-    engine.step(batch(0, dtype), knobs())
+    engine.step(batch(0, dtype), hyper())
     before = kept(engine.state())
     view = batch(1, dtype).views[0]
     features = engine.embed(view, who)
@@ -335,14 +335,14 @@ def test_looking_at_features_does_not_disturb_the_training(name: str) -> None:
         watched.embed(batch(7, most(name)).views[0], "student")
         watched.embed(batch(7, most(name)).views[0], "teacher")
         for engine in (watched, plain):
-            engine.step(batch(step, most(name)), knobs())
+            engine.step(batch(step, most(name)), hyper())
     assert_same_bits(kept(watched.state()), kept(plain.state()))
 
 
 @engines
 def test_features_of_one_image_do_not_depend_on_the_others(name: str) -> None:
     engine = build(name, tiny_method())
-    engine.step(batch(0, most(name)), knobs())
+    engine.step(batch(0, most(name)), hyper())
     view = batch(3, most(name)).views[0]
     torch.testing.assert_close(engine.embed(view[:1], "student"), engine.embed(view, "student")[:1])
 
@@ -354,11 +354,11 @@ HELD = [*((name, {}) for name in NAMES), ("ddp", {"bitwise": True, "virtual_rank
 def test_an_update_is_held_until_the_state_is_copied_and_only_that_one(name: str, own: dict[str, Any]) -> None:
     dtype = torch.float32 if own else most(name)
     engine = build(name, tiny_method(), dtype=dtype, **own)
-    engine.step(batch(0, dtype), knobs())
+    engine.step(batch(0, dtype), hyper())
     before = kept(engine.state())
     seen: list[dict[str, Tensor]] = []
     engine.hold_updates(lambda: seen.append(kept(engine.state())))
     for step in range(1, 3):
-        engine.step(batch(step, dtype), knobs())
+        engine.step(batch(step, dtype), hyper())
     assert len(seen) == 1
     assert_same_bits(seen[0], before)

@@ -20,7 +20,7 @@ from tests.engines.jobs import (
     batch,
     differing,
     filled,
-    knobs,
+    hyper,
     small_engine,
     small_method,
     trained,
@@ -58,7 +58,7 @@ def written(world: World, folder: Path, after: range) -> dict[tuple[str, str], l
             checkpoint = checkpoints(world, folder, method, name)
             checkpoint.save(engine, Progress(epochs=9, step=len(BEFORE)))
             losses[method, name] = trained(engine, after)  # while it is written
-            checkpoint.commit()
+            checkpoint.wait()
     return losses
 
 
@@ -200,7 +200,7 @@ def looked_at(world: World) -> dict[str, tuple[float, float, bool, int]]:
             with torch.no_grad():
                 gaps += [(engine.embed(view, "student") - plain.encoder(view)).abs().max()]
                 gaps += [(engine.embed(view, "teacher") - plain.teacher.encoder(view)).abs().max()]  # type: ignore[operator, union-attr]
-        momentum = engine.method.knobs["momentum"].start
+        momentum = engine.method.curves["momentum"].start
         followed = {
             k: momentum * teacher[k] + (1 - momentum) * state[k.replace("teacher", "student", 1)] for k in teacher
         }
@@ -212,7 +212,7 @@ def looked_at(world: World) -> dict[str, tuple[float, float, bool, int]]:
         if world.rank == 1:
             broken.views[0][0, 0, 0, 0] = torch.nan
         with pytest.raises(TrainingError, match="must be finite"):
-            engine.step(broken, knobs(engine.method))
+            engine.step(broken, hyper(engine.method))
         after = whole_state(engine)
         same = all(torch.equal(after[k], before[k]) for k in before if "running" not in k)
         gathered = sum(p.numel() for p in engine.method.parameters())
@@ -266,7 +266,7 @@ def unevenly_moved(world: World, folder: Path) -> list[str]:
     engine.optimizer.state[engine.own["predictor.3.weight"]]["step"] += 1
     checkpoint = Checkpoint(folder, world, keep_last=1, attempt=1, newest=lambda: True)
     checkpoint.save(engine, Progress(epochs=9, step=1))
-    checkpoint.commit()
+    checkpoint.wait()
     said = []
     for name in STAGES:
         try:

@@ -37,7 +37,7 @@ def written(world: World, names: list[str], folder: Path) -> dict[tuple[str, str
             engine, checkpoint = made(world, name, method, folder / f"{method}-{name}-{world.size}", 0)
             trained(filled(engine), BEFORE)
             checkpoint.save(engine, Progress(epochs=9, step=len(BEFORE)))
-            checkpoint.commit()
+            checkpoint.wait()
             losses[method, name] = trained(engine, AFTER)
     return losses
 

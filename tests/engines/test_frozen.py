@@ -4,22 +4,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from dist_ssl.core.plan import Knobs
+from dist_ssl.core.plan import Hyperparameters
 from dist_ssl.distributed.world import World
-from dist_ssl.optim.recipes import SGD, AdamW, Recipe
+from dist_ssl.optim.recipes import SGD, AdamW, OptimizerRecipe
 from tests.engines import jobs
 from tests.ranks import Ranks
 
 PARTS = {"swav": "prototypes", "dino": "student.projector.last"}
 
 
-def steps(world: World, engine: str, name: str, left: list[float], optimizer: Recipe) -> list[dict[str, Tensor]]:
+def steps(
+    world: World, engine: str, name: str, left: list[float], optimizer: OptimizerRecipe
+) -> list[dict[str, Tensor]]:
     """The canonical states after steps with this much of the freeze left; the first is that before all."""
     made = jobs.small_engine(world, engine, jobs.small_method(world, name), optimizer)
     states = [jobs.whole_state(made)]
     for number, value in enumerate(left):
-        knobs = jobs.knobs(made.method).values | {f"frozen/{PARTS[name]}": torch.tensor(value)}
-        made.step(jobs.batch(world, 2, number), Knobs(knobs))
+        hyper = jobs.curves(made.method).values | {f"frozen/{PARTS[name]}": torch.tensor(value)}
+        made.step(jobs.batch(world, 2, number), Hyperparameters(hyper))
         states.append(jobs.whole_state(made))
     return states
 

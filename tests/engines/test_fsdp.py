@@ -12,13 +12,13 @@ from dist_ssl.distributed.world import World
 from dist_ssl.engines.fsdp import FSDP, blocks
 from dist_ssl.errors import ConfigError, TrainingError
 from dist_ssl.models.encoders import TinyResNet, timm_encoder
-from dist_ssl.optim.recipes import LARS, SGD, AdamW, Recipe
+from dist_ssl.optim.recipes import LARS, SGD, AdamW, OptimizerRecipe
 from dist_ssl.protocols.engine import Piece
-from tests.engines.jobs import CONFIGS, batch, filled, knobs, small_engine, small_method, trained, whole_state
+from tests.engines.jobs import CONFIGS, batch, filled, hyper, small_engine, small_method, trained, whole_state
 from tests.ranks import Ranks
 
 METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml"))
-OPTIMIZERS: dict[str, Recipe] = {
+OPTIMIZERS: dict[str, OptimizerRecipe] = {
     "sgd": SGD(1e-2, 5e-4),
     "lars": LARS(0.1, 1e-4, trust=0.02),
     "lars, parts": LARS(0.1, 1e-4, trust=0.02, ratio="parts", clip=True),
@@ -139,7 +139,7 @@ def various(world: World) -> dict[str, Any]:
     if world.rank == 1:
         broken.views[0][0, 0, 0, 0] = torch.nan
     with pytest.raises(TrainingError, match="must be finite"):
-        engine.step(broken, knobs(engine.method))
+        engine.step(broken, hyper(engine.method))
     after = whole_state(engine)
     weights = [name for name in before if "running" not in name]
     return {
@@ -187,8 +187,8 @@ def in_half_precision(world: World) -> dict[str, tuple[list[float], list[str], b
 
 
 def filled_in_fp32(engine: Any) -> Any:
-    for step in range(5 if engine.wants_filling else 0):
-        engine.fill(batch(engine.world, engine.method.num_views, step, torch.float32))
+    for step in range(5 if engine.needs_initial_pass else 0):
+        engine.initialise_memory(batch(engine.world, engine.method.num_views, step, torch.float32))
     return engine
 
 

@@ -18,7 +18,7 @@ from dist_ssl.methods.mocov3 import MoCoV3
 from dist_ssl.models.encoders import ResidualBlock, TinyResNet, timm_encoder
 from dist_ssl.models.vit import vit
 from dist_ssl.optim.recipes import SGD
-from tests.engines.jobs import batch, knobs, small_engine, small_method, trained, whole_state
+from tests.engines.jobs import batch, hyper, small_engine, small_method, trained, whole_state
 from tests.ranks import Ranks
 
 CASES: dict[str, dict[str, Any]] = {
@@ -163,14 +163,14 @@ def test_traced_blocks_learn_what_plain_ones_learn(engine: str, ranks: Ranks) ->
         assert max(found.values()) <= 1e-12
 
 
-def test_neither_knobs_nor_a_third_side_make_a_block_be_traced_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neither_hyperparameters_nor_a_third_side_make_a_block_be_traced_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     torch._dynamo.reset()
     engine = made(World(), "ddp", "vit", compile=True)
     counts = []
     for step, side in enumerate([12, 12, 12, 16, 20, 24, 12]):
         views = [torch.randn(8, 3, side, side, dtype=torch.float64) for _ in range(2)]
-        engine.step(replace(batch(World(), 2, step), views=views), knobs(engine.method, lr=0.01 / (1 + step)))
+        engine.step(replace(batch(World(), 2, step), views=views), hyper(engine.method, lr=0.01 / (1 + step)))
         counts.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
     assert counts[0] == counts[2] < counts[3] == counts[6]
 

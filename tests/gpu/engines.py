@@ -52,9 +52,9 @@ class Pool:
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self.ranks = self._begun()
+        self.ranks = self._started()
 
-    def _begun(self) -> Ranks:
+    def _started(self) -> Ranks:
         return Ranks(self.most, grouped=True, seconds=240)  # a compiler takes its time
 
     def run(self, function: Callable[..., Any], size: int, *arguments: Any, alone: bool = False) -> list[Any]:
@@ -64,7 +64,7 @@ class Pool:
             return self.ranks.run(function, size, *arguments)
         except AssertionError:
             self.ranks.close()
-            self.ranks = self._begun()
+            self.ranks = self._started()
             raise
 
 
@@ -165,20 +165,20 @@ def not_here(gpus: int, sizes: list[int]) -> Iterator[str]:
 def proved(claims: Iterator[Claim], until: float) -> Iterator[tuple[str, str, str]]:
     """Every claim with what came of it, as soon as that is known."""
     for claim, find_out in claims:
-        begun = time.monotonic()
-        if begun > until:
+        started = time.monotonic()
+        if started > until:
             yield claim, SKIPPED, "no time was left"
             continue
         try:
             holds, seen = find_out()
         except AssertionError as error:  # a rank failed
             holds, seen = False, str(error).strip()[-1000:]
-        yield claim, PROVED if holds else FAILED, f"{seen} ({time.monotonic() - begun:.0f} s)"
+        yield claim, PROVED if holds else FAILED, f"{seen} ({time.monotonic() - started:.0f} s)"
 
 
 def main() -> int:
     """Run all, print the table; 1 where a claim fails."""
-    begun = time.monotonic()
+    started = time.monotonic()
     parser = argparse.ArgumentParser(description="Proves the engines on GPUs.")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--steps", type=int, default=20, help="trained after each checkpoint")
@@ -199,7 +199,7 @@ def main() -> int:
             exchange = Exchange(pool, sizes, Path(folder), asked.steps)
             claims = itertools.chain(exchange.of_one(), besides(pool, sizes, bool(gpus)), exchange.of_pairs())
             skipped = ((claim, SKIPPED, "not here") for claim in not_here(gpus, sizes))
-            for row in itertools.chain(skipped, proved(claims, begun + asked.seconds)):
+            for row in itertools.chain(skipped, proved(claims, started + asked.seconds)):
                 print(*row, sep=" | ", flush=True)  # whoever is killed has said what it knew
                 table.add_row(row[0], row[1], escape(row[2]))
                 failed += row[1] == FAILED

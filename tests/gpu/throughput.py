@@ -33,10 +33,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from dist_ssl.core.batch import Batch
 from dist_ssl.core.draws import Draws
-from dist_ssl.core.plan import Knobs
+from dist_ssl.core.plan import Hyperparameters
 from dist_ssl.core.progress import Progress
 from dist_ssl.data.images.photometric import Photometry
-from dist_ssl.data.images.views import Recipe
+from dist_ssl.data.images.views import Augmentation
 from dist_ssl.distributed.world import World
 from dist_ssl.engines.ddp import DDP
 from dist_ssl.methods.mocov3 import MoCoV3
@@ -47,7 +47,7 @@ from shards import make
 from shards.sources import demo
 from tests.jobs import small_config, small_job
 
-COLOURS = Recipe(
+COLOURS = Augmentation(
     crop_min=0.2,
     brightness=0.4,
     contrast=0.4,
@@ -59,7 +59,7 @@ COLOURS = Recipe(
     solarize_p=0.2,
 )
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-KNOBS = Knobs({"lr": torch.tensor(1e-4), "weight_decay": torch.tensor(0.1), "momentum": torch.tensor(0.99)})
+HYPER = Hyperparameters({"lr": torch.tensor(1e-4), "weight_decay": torch.tensor(0.1), "momentum": torch.tensor(0.99)})
 
 
 @dataclass(frozen=True)
@@ -80,18 +80,18 @@ class Scale:
 def speed(work: Callable[[], Any], scale: Scale) -> float:
     """How often a second something is done, after three times of warming up."""
 
-    def settled() -> float:
+    def await_device() -> float:
         if scale.gpu:
             torch.cuda.synchronize()
         return time.perf_counter()
 
     for _ in range(3):
         work()
-    begun, times = settled(), 0
-    while settled() - begun < scale.seconds:
+    started, times = await_device(), 0
+    while await_device() - started < scale.seconds:
         work()
         times += 1
-    return times / (settled() - begun)
+    return times / (await_device() - started)
 
 
 Row = tuple[str, bool, str]
@@ -139,11 +139,11 @@ def steps(scale: Scale) -> Iterator[Section]:
         method = MoCoV3(encoder(), world=world, hidden=1024, temperature=0.2)
         low: dict[str, Any] = {"compute": torch.bfloat16} if scale.gpu else {}
         engine = DDP(method, AdamW(1e-4, 0.1), world=world, deterministic=False, **low, **options)
-        loss = float(engine.step(batch, KNOBS).metrics["loss"])
+        loss = float(engine.step(batch, HYPER).metrics["loss"])
         first = firsts.setdefault(net, loss)
         if scale.gpu:
             torch.cuda.reset_peak_memory_stats()
-        rate = speed(lambda: engine.step(batch, KNOBS), scale)
+        rate = speed(lambda: engine.step(batch, HYPER), scale)
         memory = f", {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB" if scale.gpu else ""
         good = abs(loss - first) < 0.02 * abs(first)
         yield f"step: {net}, {form}", good, f"{1e3 / rate:,.1f} ms{memory}, first loss {loss:.4f}"
@@ -156,7 +156,7 @@ def from_shards(scale: Scale) -> Iterator[Row]:
     """Training from shards against training on one batch again and again."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        make.make("demo", folder / "data", Console(quiet=True), demo.Options(train=scale.images, val=20))
+        make.make("demo", folder / "data", Console(quiet=True), demo.DemoOptions(train=scale.images, val=20))
         threads = len(os.sched_getaffinity(0))
         words = (f"batch_size={scale.batch}", "lanes=1", "method.hidden=512", "method.dim=128", "encoder.width=32")
         more = ("schedule.image_size=48", f"threads={threads}", f"decode_threads={threads}", "window=256")
@@ -165,10 +165,10 @@ def from_shards(scale: Scale) -> Iterator[Row]:
         plan = job.coordinator.plan(Progress(epochs=job.fresh.epochs))
         progress = job.fresh.begin(plan)
         batches = itertools.chain.from_iterable(job.stream.epoch(plan) for _ in itertools.count())
-        kept, knobs = next(batches), job.schedule.step(progress)
+        kept, hyper = next(batches), job.schedule.hyperparameters(progress)
         kept.views = [view.clone() for view in kept.views]
-        alone = speed(lambda: job.engine.step(kept, knobs), scale) * scale.batch
-        fed = speed(lambda: job.engine.step(next(batches), knobs), scale) * scale.batch
+        alone = speed(lambda: job.engine.step(kept, hyper), scale) * scale.batch
+        fed = speed(lambda: job.engine.step(next(batches), hyper), scale) * scale.batch
         job.meter.close()
         job.ledger.close()
         job.stream.close()
@@ -196,7 +196,7 @@ def main() -> int:
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
     parser.add_argument("--limit", type=float, default=math.inf, help="seconds after which nothing more is begun")
-    asked, begun = parser.parse_args(), time.monotonic()
+    asked, started = parser.parse_args(), time.monotonic()
     if asked.device == "cuda" and not torch.cuda.is_available():
         print("SKIPPED tests/gpu/throughput.py: speeds on a GPU, none is here (--device cpu runs small sizes without)")
         return 0
@@ -206,7 +206,7 @@ def main() -> int:
     title = torch.cuda.get_device_name() if scale.gpu else "cpu"
     table, failed = Table("what", "", "seen", title=title), 0
     colours, shards = ("photometry", partial(photometry, scale)), ("training from shards", partial(from_shards, scale))
-    for row in measured([colours, *steps(scale), shards], begun + asked.limit):
+    for row in measured([colours, *steps(scale), shards], started + asked.limit):
         print(*row, sep=" | ", flush=True)  # whoever is killed has said what it knew
         table.add_row(row[0], row[1], escape(row[2]))
         failed += row[1] in ("WRONG", "FAILED")

@@ -53,7 +53,7 @@ def written(world: World, who: Writer, folder: Path, steps: int) -> dict[str, tu
         then = on_host(own)
         checkpoint.save(own, Progress(epochs=9, step=BEFORE))
         losses = trained(own, range(BEFORE, BEFORE + steps))
-        checkpoint.commit()
+        checkpoint.wait()
         found[method] = wrong_on_disk(checkpoint, then), losses
     return found
 
@@ -114,11 +114,11 @@ def large_save(world: World, engine: str, width: int) -> tuple[list[str], str]:
         shared = Path(world.share(folder))
         checkpoint = Checkpoint(shared, world, keep_last=1, attempt=1, newest=lambda: True)
         for step in (2, 3):  # memory to stage in is made by the first
-            then, begun = on_host(own), time.perf_counter()
+            then, started = on_host(own), time.perf_counter()
             checkpoint.save(own, Progress(epochs=9, step=step))
-            stalls.append(time.perf_counter() - begun)
+            stalls.append(time.perf_counter() - started)
             trained(own, range(step, step + 1))
-            checkpoint.commit()
+            checkpoint.wait()
             seconds = checkpoint.metrics()["save_seconds"]
         wrong = wrong_on_disk(checkpoint, then)
         world.collect(0)  # the folder is one rank's

@@ -1,4 +1,4 @@
-"""Losses over the whole batch: 2 and 4 gloo ranks give the loss and the gradients of one, stand-ins included.
+"""Losses over the whole batch: 2 and 4 gloo ranks give the loss and the gradients of one, replacements included.
 
 The objective is the mean over ranks of what each returns, and engines average gradients.
 """
@@ -115,7 +115,7 @@ def all_losses(world: World, invalid: tuple[int, ...]) -> dict[str, list[Tensor]
     return found
 
 
-@pytest.mark.parametrize("invalid", [(), (1, 4, 5), tuple(range(SAMPLES))], ids=["all", "three stand-ins", "none"])
+@pytest.mark.parametrize("invalid", [(), (1, 4, 5), tuple(range(SAMPLES))], ids=["all", "three replacements", "none"])
 @pytest.mark.parametrize("size", [2, 4])
 def test_many_ranks_compute_the_losses_and_gradients_of_one(ranks: Ranks, size: int, invalid: tuple[int, ...]) -> None:
     expected = all_losses(World(), invalid)
@@ -127,7 +127,7 @@ def test_many_ranks_compute_the_losses_and_gradients_of_one(ranks: Ranks, size: 
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_case_has_a_gradient_and_stand_ins_change_the_loss(name: str) -> None:
+def test_the_case_has_a_gradient_and_replacements_change_the_loss(name: str) -> None:
     whole, fewer = all_losses(World(), ())[name], all_losses(World(), (1, 4, 5))[name]
     assert whole[1].abs().max() > 1e-6
     assert abs(float(whole[0] - fewer[0])) > 1e-9

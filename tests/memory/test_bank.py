@@ -60,7 +60,7 @@ class Case:
 
     @property
     def weights(self) -> Tensor:
-        """[2, B]; the third sample is a stand-in."""
+        """[2, B]; the third sample is a replacement."""
         share = torch.full((BATCH,), 0.7, dtype=torch.float64)
         share[2] = 0
         return torch.stack([share, torch.where(share > 0, 1 - share, 0)])
@@ -94,7 +94,7 @@ Rule = Callable[[Bank, dict[str, Tensor]], None]
 
 
 def ema(bank: Bank, kept: dict[str, Tensor]) -> None:
-    bank.follow(kept["targets"][0], kept["queries"], kept["weights"][0] > 0, 0.5)
+    bank.update_by_ema(kept["targets"][0], kept["queries"], kept["weights"][0] > 0, 0.5)
 
 
 def pull(bank: Bank, kept: dict[str, Tensor]) -> None:
@@ -216,7 +216,7 @@ def written_and_read(world: World) -> tuple[Tensor, Tensor]:
 def test_rows_are_written_and_read_by_number(ranks: Ranks, size: int) -> None:
     table = Case(11, 0, False).table
     wanted = torch.zeros(11, WIDTH, dtype=torch.float64)
-    for place, row in enumerate([None, 10, 0, 4, 7, None, 9, 2]):  # the first is overtaken, the sixth a stand-in
+    for place, row in enumerate([None, 10, 0, 4, 7, None, 9, 2]):  # the first is overtaken, the sixth a replacement
         if row is not None:
             wanted[row] = table[place]
     for rank, (rows, read) in enumerate(ranks.run(written_and_read, size)):
@@ -229,7 +229,10 @@ def test_a_row_without_an_image_stays_like_nothing_until_its_image_is_seen(rule:
     bank, generator = Bank(6, WIDTH, world=World()).double(), torch.Generator().manual_seed(0)
     z = F.normalize(torch.randn(4, WIDTH, dtype=torch.float64, generator=generator), dim=1)
     bank.write(torch.arange(4), z, torch.ones(4).bool())
-    targets, weights = torch.tensor([[0, 4, 5]]), torch.tensor([[1.0, 1.0, 0.0]])  # 4 is new; for 5 there is a stand-in
+    targets, weights = (
+        torch.tensor([[0, 4, 5]]),
+        torch.tensor([[1.0, 1.0, 0.0]]),
+    )  # 4 is new; for 5 there is a replacement
     kept = bank.compare(z[:3].flip(1), targets, (0.2,), weights=weights).kept
     getattr(bank, rule)(kept, 0.2, 0.5)
     torch.testing.assert_close(bank.rows.norm(dim=1), torch.tensor([1.0, 1, 1, 1, 1, 0]).double())

@@ -28,7 +28,7 @@ def test_other_steps_epochs_and_seeds_draw_others() -> None:
 
 
 def test_every_row_comes_as_often() -> None:
-    """Both ways of drawing, 2,000 steps: counts stay within five deviations."""
+    """Both ways of drawing, 2,000 steps: counts stay within five standard deviations."""
     taken = np.array([3, 7], dtype=np.int64)
     for count in (4, 12):
         seen = np.zeros(20)

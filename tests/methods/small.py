@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from dist_ssl.config.instantiate import instantiate
 from dist_ssl.core.batch import Batch
 from dist_ssl.core.draws import Draws
-from dist_ssl.core.plan import Knobs
+from dist_ssl.core.plan import Hyperparameters
 from dist_ssl.distributed.world import World
 from dist_ssl.models.encoders import TinyResNet
 from dist_ssl.models.norm import BatchNorm
 from dist_ssl.protocols.method import Embeddings, LossOutput, Method
 from launch.run_dir import PROJECT
 
-KNOBS = Knobs({"teacher_temperature": torch.tensor(0.04, dtype=torch.float64)})
+HYPER = Hyperparameters({"teacher_temperature": torch.tensor(0.04, dtype=torch.float64)})
 """All that losses read."""
 
 
@@ -40,7 +40,7 @@ def published(name: str, **other: Any) -> Any:
 
 
 def batch(views: int = 2, size: int = 6, invalid: tuple[int, ...] = (), first: int = 0, seed: int = 0) -> Batch:
-    """Random views of 12 px of the samples from number `first` on; those at the places `invalid` are stand-ins."""
+    """Random views of 12 px of the samples from number `first` on; those at the places `invalid` are replacements."""
     generator = torch.Generator().manual_seed(seed)
     images = [torch.randn(size, 3, 12, 12, generator=generator, dtype=torch.float64) for _ in range(views)]
     valid = torch.ones(size, dtype=torch.bool)
@@ -56,8 +56,8 @@ def forward(method: Method, batch: Batch) -> Embeddings:
 
 def step(method: Method, batch: Batch) -> LossOutput:
     """One step without a weight update: the loss, and memory moved."""
-    out = method.loss(forward(method, batch), batch, KNOBS)
-    method.remember(out, batch, KNOBS)
+    out = method.loss(forward(method, batch), batch, HYPER)
+    method.remember(out, batch, HYPER)
     return out
 
 

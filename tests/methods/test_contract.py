@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dist_ssl.config.instantiate import instantiate
 from dist_ssl.core.batch import Batch
 from dist_ssl.core.draws import Draws
-from dist_ssl.core.plan import Knobs
+from dist_ssl.core.plan import Hyperparameters
 from dist_ssl.distributed.world import World
 from dist_ssl.engines.passes import at_once, in_parts
 from dist_ssl.methods.rotation import Rotation
@@ -77,11 +77,11 @@ def small_method(case: str, world: World, **more: Any) -> Method:
 def remember_something(method: Method, world: World) -> None:
     """Fill the memory that a method has, and let it remember one step."""
     batch = small_batch(world, method, first=60)
-    if method.wants_filling:
+    if method.needs_initial_pass:
         for first in (0, 16, 60, 92):
-            method.fill(small_batch(world, method, first=first))
-    out = method.loss(forward(method, batch), batch, knobs(method))
-    method.remember(out, batch, knobs(method))
+            method.initialise_memory(small_batch(world, method, first=first))
+    out = method.loss(forward(method, batch), batch, hyper(method))
+    method.remember(out, batch, hyper(method))
 
 
 def small_batch(world: World, method: Method, invalid: tuple[int, ...] = (), first: int = 100) -> Batch:
@@ -101,15 +101,17 @@ def forward(method: Method, batch: Batch) -> Embeddings:
     return method(*batch.parts(1)[0])
 
 
-def knobs(method: Method) -> Knobs:
-    return Knobs({name: torch.tensor(knob.start, dtype=torch.float64) for name, knob in method.knobs.items()})
+def hyper(method: Method) -> Hyperparameters:
+    return Hyperparameters(
+        {name: torch.tensor(curve.start, dtype=torch.float64) for name, curve in method.curves.items()}
+    )
 
 
 def loss_and_gradients(world: World, case: str, invalid: tuple[int, ...]) -> tuple[Tensor, dict[str, Tensor]]:
     """The job's loss and its gradients, averaged over ranks as every engine does."""
     method = small_method(case, world)
     batch = small_batch(world, method, invalid)
-    out = method.loss(forward(method, batch), batch, knobs(method))
+    out = method.loss(forward(method, batch), batch, hyper(method))
     out.loss.backward()
     gradients = {n: world.mean(p.grad) for n, p in method.named_parameters() if p.grad is not None}
     return world.mean(out.loss.detach()), gradients
@@ -121,7 +123,7 @@ def gradients_in_parts(world: World, case: str, parts: int) -> tuple[Tensor, dic
     batch = small_batch(world, method, invalid=(3,))
 
     def loss(embeddings: Embeddings) -> LossOutput:
-        return method.loss(embeddings, batch, knobs(method))
+        return method.loss(embeddings, batch, hyper(method))
 
     if parts == 1:
         out = at_once(method, loss, batch, world.rank)
@@ -148,7 +150,7 @@ def buffers(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in module.named_buffers()}
 
 
-@pytest.mark.parametrize("invalid", [(), (3, 9)], ids=["all valid", "two stand-ins"])
+@pytest.mark.parametrize("invalid", [(), (3, 9)], ids=["all valid", "two replacements"])
 @pytest.mark.parametrize("size", [2, 4])
 @cases
 def test_many_ranks_compute_the_loss_and_gradients_of_one(
@@ -166,7 +168,7 @@ def test_many_ranks_compute_the_loss_and_gradients_of_one(
 def test_the_loss_is_finite_and_reaches_the_encoder_but_not_the_teacher(case: str) -> None:
     method = small_method(case, World())
     batch = small_batch(World(), method)
-    out = method.loss(forward(method, batch), batch, knobs(method))
+    out = method.loss(forward(method, batch), batch, hyper(method))
     out.loss.backward()
     assert torch.isfinite(out.loss)
     moved = [p.grad is not None and p.grad.abs().sum() > 0 for p in method.encoder.parameters() if p.requires_grad]
@@ -181,18 +183,18 @@ def test_embed_and_loss_twice_give_the_same_and_change_no_buffer(case: str) -> N
     method = small_method(case, World())
     batch = small_batch(World(), method)
     before = buffers(method)
-    first = method.loss(forward(method, batch), batch, knobs(method))
-    second = method.loss(forward(method, batch), batch, knobs(method))
+    first = method.loss(forward(method, batch), batch, hyper(method))
+    second = method.loss(forward(method, batch), batch, hyper(method))
     assert torch.equal(first.loss, second.loss)
     assert all(torch.equal(value, before[key]) for key, value in buffers(method).items())
 
 
 def remembered(world: World, case: str) -> dict[str, Tensor]:
-    """The memory after a step with a stand-in, spread tensors whole."""
+    """The memory after a step with a replacement, spread tensors whole."""
     method = small_method(case, world)
     batch = small_batch(world, method, invalid=(5,))
-    out = method.loss(forward(method, batch), batch, knobs(method))
-    method.remember(out, batch, knobs(method))
+    out = method.loss(forward(method, batch), batch, hyper(method))
+    method.remember(out, batch, hyper(method))
     found = {name: value for name, value in buffers(method).items() if "running_" not in name}
     return {name: torch.cat(world.collect(v)) if name == "bank.rows" else v for name, v in found.items()}
 
@@ -211,9 +213,9 @@ def test_many_ranks_remember_what_one_does(ranks: Ranks, case: str, size: int) -
 def test_remember_changes_no_parameter(case: str) -> None:
     method = small_method(case, World())
     batch = small_batch(World(), method)
-    out = method.loss(forward(method, batch), batch, knobs(method))
+    out = method.loss(forward(method, batch), batch, hyper(method))
     before = {key: value.clone() for key, value in method.named_parameters()}
-    method.remember(out, batch, knobs(method))
+    method.remember(out, batch, hyper(method))
     assert all(torch.equal(value, before[key]) for key, value in method.named_parameters())
 
 
@@ -223,6 +225,6 @@ def test_every_metric_stands_in_the_table(case: str) -> None:
 
     method = small_method(case, World())
     batch = small_batch(World(), method)
-    out = method.loss(forward(method, batch), batch, knobs(method))
+    out = method.loss(forward(method, batch), batch, hyper(method))
     assert out.metrics.keys() <= BY_KEY.keys()
     assert all(not value.requires_grad and value.dim() == 0 for value in out.metrics.values())

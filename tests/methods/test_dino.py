@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from dist_ssl.core.plan import Knobs
+from dist_ssl.core.plan import Hyperparameters
 from dist_ssl.distributed.world import World
 from dist_ssl.losses.prototype_codes import sinkhorn
 from tests.methods import small
@@ -23,7 +23,7 @@ def test_outputs_are_cosines_whatever_the_length_of_the_last_layers_weights() ->
 def test_outputs_that_are_all_alike_give_the_logarithm_of_their_number() -> None:
     m = small.method("dino", outputs=12)
     alike = {name: torch.zeros(6, 12, dtype=torch.float64) for name in ("s0", "s1", "t0", "t1")}
-    assert m.loss(alike, small.batch(), small.KNOBS).loss.item() == pytest.approx(math.log(12))
+    assert m.loss(alike, small.batch(), small.HYPER).loss.item() == pytest.approx(math.log(12))
 
 
 def test_the_loss_is_the_published_one_in_plain_sums() -> None:
@@ -35,7 +35,7 @@ def test_the_loss_is_the_published_one_in_plain_sums() -> None:
         -(((e[t] - m.centre.value) / 0.04).softmax(1) * (e[s] / 0.1).log_softmax(1)).sum(1)
         for t, s in (("t0", "s1"), ("t1", "s0"))
     ]
-    found = m.loss(e, small.batch(), small.KNOBS).loss
+    found = m.loss(e, small.batch(), small.HYPER).loss
     assert found.item() == pytest.approx(torch.stack(rows).mean().item())
 
 
@@ -43,7 +43,7 @@ def test_the_centre_moves_a_tenth_of_the_way_to_the_mean_of_readable_samples_in_
     m, b = small.method("dino", outputs=12), small.batch(invalid=(0, 4))
     e = small.forward(m, b)
     m.centre.value.fill_(0.5)
-    m.remember(m.loss(e, b, small.KNOBS), b, small.KNOBS)
+    m.remember(m.loss(e, b, small.HYPER), b, small.HYPER)
     kept = [1, 2, 3, 5]
     mean = torch.cat([e["t0"][kept], e["t1"][kept]]).mean(0)
     assert torch.allclose(m.centre.value, 0.45 + 0.1 * mean)
@@ -51,7 +51,7 @@ def test_the_centre_moves_a_tenth_of_the_way_to_the_mean_of_readable_samples_in_
 
 def test_shared_targets_are_sinkhorns_at_the_teachers_temperature_and_leave_the_centre() -> None:
     m, b = small.method("dino", outputs=12, sinkhorn=2), small.batch(invalid=(0, 4))
-    e, warm = small.forward(m, b), Knobs({"teacher_temperature": torch.tensor(0.4)})
+    e, warm = small.forward(m, b), Hyperparameters({"teacher_temperature": torch.tensor(0.4)})
     kept = torch.cat([e["t0"][b.valid], e["t1"][b.valid]])
     q0, q1 = sinkhorn(kept, torch.ones(8).bool(), World().sum_const, eps=0.4, iterations=2).chunk(2)
     rows = [-(q * (e[s][b.valid] / 0.1).log_softmax(1)).sum(1) for q, s in ((q0, "s1"), (q1, "s0"))]
@@ -71,21 +71,21 @@ def test_the_teacher_sees_global_views_only_and_the_student_all() -> None:
     targets = [((e[t] - m.centre.value) / 0.04).softmax(1) for t in ("t0", "t1")]
     pairs = [(i, v) for i in range(2) for v in range(4) if v != i]
     rows = [-(targets[i] * (e[f"s{v}"] / 0.1).log_softmax(1)).sum(1).mean() for i, v in pairs]
-    assert m.loss(e, b, small.KNOBS).loss.item() == pytest.approx(torch.stack(rows).mean().item())
+    assert m.loss(e, b, small.HYPER).loss.item() == pytest.approx(torch.stack(rows).mean().item())
 
 
-def test_the_knob_is_the_teachers_temperature() -> None:
+def test_the_hyperparameter_is_the_teachers_temperature() -> None:
     m, b = small.method("dino", outputs=12), small.batch()
     e = small.forward(m, b)
-    warm = Knobs({"teacher_temperature": torch.tensor(0.4)})
+    warm = Hyperparameters({"teacher_temperature": torch.tensor(0.4)})
     rows = [-((e[t] / 0.4).softmax(1) * (e[s] / 0.1).log_softmax(1)).sum(1) for t, s in (("t0", "s1"), ("t1", "s0"))]
     assert m.loss(e, b, warm).loss.item() == pytest.approx(torch.stack(rows).mean().item())
 
 
 def test_the_temperature_rises_during_its_own_warm_up_and_without_one_not() -> None:
-    own = small.method("dino", teacher_temperature=0.07, teacher_warmup="30 epochs").knobs["teacher_temperature"]
+    own = small.method("dino", teacher_temperature=0.07, teacher_warmup="30 epochs").curves["teacher_temperature"]
     assert [own.at(p, 30, 100) for p in (0, 15, 30, 60)] == pytest.approx([0.04, 0.055, 0.07, 0.07])
-    constant = small.method("dino", teacher_temperature=0.07).knobs["teacher_temperature"]
+    constant = small.method("dino", teacher_temperature=0.07).curves["teacher_temperature"]
     assert {constant.at(p, 30, 100) for p in (0, 15, 30, 60)} == {0.07}
 
 

@@ -20,10 +20,10 @@ def alike(size: int, width: int, combinations_: int = 6) -> dict[str, Tensor]:
 
 def test_at_the_published_batch_the_loss_begins_at_ln_512_and_has_its_floor_at_5_242() -> None:
     m, b = small.method("fast_moco", temperature=1.0), small.batch(size=512)
-    assert m.loss(alike(512, 4), b, small.KNOBS).loss.item() == pytest.approx(6.238, abs=1e-3)
+    assert m.loss(alike(512, 4), b, small.HYPER).loss.item() == pytest.approx(6.238, abs=1e-3)
     k = torch.eye(512, dtype=torch.float64)
     p = k[:, None].expand(512, 6, 512)
-    floor = m.loss({"p1": p, "p2": p, "k1": k, "k2": k}, b, small.KNOBS).loss.item()
+    floor = m.loss({"p1": p, "p2": p, "k1": k, "k2": k}, b, small.HYPER).loss.item()
     assert floor == pytest.approx(5.242, abs=1e-3)
     assert floor == pytest.approx(math.log(math.e + 511) - 1)
 
@@ -61,7 +61,7 @@ def test_twelve_terms_against_the_keys_of_the_other_view() -> None:
         for s in range(6):
             logits = F.normalize(p[:, s], dim=1) @ F.normalize(k, dim=1).T / 0.7
             terms.append(F.cross_entropy(logits, torch.arange(6)))
-    found = m.loss(e, b, small.KNOBS).loss
+    found = m.loss(e, b, small.HYPER).loss
     assert found.item() == pytest.approx(torch.stack(terms).mean().item())
 
 

@@ -78,6 +78,6 @@ MOMENTA = {"byol": (0.996, 1.0), "dino": (0.996, 1.0), "mocov2": (0.999, 0.999),
 
 @pytest.mark.parametrize("name", MOMENTA)
 def test_teachers_keep_or_raise_their_momentum_as_published(name: str) -> None:
-    knob = published(name).knobs["momentum"]
-    assert (knob.start, knob.end) == MOMENTA[name]
-    assert knob.ahead == (knob.start != knob.end)
+    curve = published(name).curves["momentum"]
+    assert (curve.start, curve.end) == MOMENTA[name]
+    assert curve.ahead == (curve.start != curve.end)

@@ -13,7 +13,7 @@ from tests.methods import small
 
 def test_against_an_empty_queue_there_is_nothing_to_tell_apart() -> None:
     m, b = small.method("mocov2"), small.batch()
-    assert m.loss(small.forward(m, b), b, small.KNOBS).loss.item() == 0
+    assert m.loss(small.forward(m, b), b, small.HYPER).loss.item() == 0
 
 
 def test_the_loss_is_that_against_the_keys_of_earlier_steps_of_other_images() -> None:
@@ -28,7 +28,7 @@ def test_the_loss_is_that_against_the_keys_of_earlier_steps_of_other_images() ->
         others = keys[[n for n in range(6) if 4 + n != sample]]
         logits = torch.cat([(q[row] @ k[row])[None], others @ q[row]]) / 0.2
         rows.append(logits.logsumexp(0) - logits[0])
-    assert m.loss(e, b, small.KNOBS).loss.item() == pytest.approx(torch.stack(rows).mean().item())
+    assert m.loss(e, b, small.HYPER).loss.item() == pytest.approx(torch.stack(rows).mean().item())
 
 
 def test_the_first_loss_against_a_full_queue_of_random_keys_is_the_published_one() -> None:
@@ -36,9 +36,9 @@ def test_the_first_loss_against_a_full_queue_of_random_keys_is_the_published_one
     m.queue.keys.copy_(F.normalize(torch.randn(65536, 128, dtype=torch.float64), dim=1))
     m.queue.ids.fill_(1000)
     e = {"q": torch.eye(128, dtype=torch.float64)[:6], "k": torch.eye(128, dtype=torch.float64)[6:12]}
-    assert m.loss(e, small.batch(), small.KNOBS).loss.item() == pytest.approx(11.19, abs=0.03)
+    assert m.loss(e, small.batch(), small.HYPER).loss.item() == pytest.approx(11.19, abs=0.03)
     m.queue.keys.zero_()
-    floor = m.loss({"q": e["q"], "k": e["q"]}, small.batch(), small.KNOBS).loss.item()
+    floor = m.loss({"q": e["q"], "k": e["q"]}, small.batch(), small.HYPER).loss.item()
     assert floor == pytest.approx(6.093, abs=1e-3)
     assert floor == pytest.approx(math.log(1 + 65536 * math.exp(-5)))
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dist_ssl.core.batch import Batch
 from dist_ssl.core.draws import Draws
-from dist_ssl.core.plan import Knobs
+from dist_ssl.core.plan import Hyperparameters
 from dist_ssl.distributed.world import World
 from dist_ssl.methods.mocov3 import MoCoV3
 from dist_ssl.models import norm
@@ -18,11 +18,11 @@ from dist_ssl.models.encoders import TinyResNet
 
 Q1, Q2 = torch.tensor([[1.0, 0], [0, 2]]).double(), torch.tensor([[1.0, 1], [-1, 1]]).double()
 K1, K2 = torch.tensor([[1.0, 0.5], [0, 1]]).double(), torch.tensor([[2.0, 1], [-1, 3]]).double()
-KNOBS = Knobs({})
+HYPER = Hyperparameters({})
 
 
 @dataclass(frozen=True)
-class Told(World):
+class ResultMessage(World):
     """A rank that is told what a gather brings."""
 
     everything: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -61,21 +61,21 @@ def seen(method: MoCoV3, views: list[Tensor]) -> dict[str, Tensor]:
 @pytest.mark.parametrize(("temperature", "expected"), [(1.0, 1.621024), (0.2, 0.069625)])
 def test_the_toy_vectors_give_the_published_loss(temperature: float, expected: float) -> None:
     toy = {"q1": Q1, "q2": Q2, "k1": K1, "k2": K2}
-    out = method(temperature=temperature).loss(toy, batch(2), KNOBS)
+    out = method(temperature=temperature).loss(toy, batch(2), HYPER)
     assert float(out.loss) == pytest.approx(expected, abs=5e-7)
 
 
 def test_keys_that_are_all_alike_give_the_initial_loss() -> None:
     alike = {name: torch.ones(64, 8, dtype=torch.float64) for name in ("q1", "q2", "k1", "k2")}
-    out = method(temperature=0.2).loss(alike, batch(64), KNOBS)
+    out = method(temperature=0.2).loss(alike, batch(64), HYPER)
     assert float(out.loss) == pytest.approx(4 * 0.2 * math.log(64))
 
 
 def test_momentum_rises_to_one_and_is_that_of_the_following_step() -> None:
-    knob = method().knobs["momentum"]
-    assert list(method().knobs) == ["momentum"]
-    assert (knob.start, knob.end, knob.ahead, knob.warms_up) == (0.9, 1.0, True, False)
-    published = MoCoV3(TinyResNet(2), world=World()).knobs["momentum"]
+    curve = method().curves["momentum"]
+    assert list(method().curves) == ["momentum"]
+    assert (curve.start, curve.end, curve.ahead, curve.warms_up) == (0.9, 1.0, True, False)
+    published = MoCoV3(TinyResNet(2), world=World()).curves["momentum"]
     values = [published.at(position, 0, 100) for position in (0, 25, 50, 75, 100)]
     assert values == pytest.approx([0.99, 0.991464, 0.995, 0.998536, 1.0], abs=5e-7)
 
@@ -126,7 +126,7 @@ def test_embedding_twice_gives_the_same_and_changes_no_buffer() -> None:
 def test_loss_twice_gives_the_same_and_changes_no_buffer() -> None:
     m = method()
     before = {name: value.clone() for name, value in m.state_dict().items()}
-    outs = [m.loss(embeddings(), batch(), KNOBS) for _ in range(2)]
+    outs = [m.loss(embeddings(), batch(), HYPER) for _ in range(2)]
     assert torch.equal(outs[0].loss, outs[1].loss)
     assert all(torch.equal(value, before[name]) for name, value in m.state_dict().items())
 
@@ -145,13 +145,13 @@ def test_swapping_the_views_swaps_the_embeddings_and_keeps_the_loss() -> None:
     first, second = seen(one, views), seen(two, views[::-1])
     torch.testing.assert_close(first["q1"], second["q2"], rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(
-        one.loss(first, batch(), KNOBS).loss, two.loss(second, batch(), KNOBS).loss, rtol=1e-10, atol=1e-10
+        one.loss(first, batch(), HYPER).loss, two.loss(second, batch(), HYPER).loss, rtol=1e-10, atol=1e-10
     )
 
 
 def test_the_gradient_reaches_student_and_predictor_and_not_the_teacher() -> None:
     m, b = method(), batch()
-    out = m.loss(seen(m, b.views), b, KNOBS)
+    out = m.loss(seen(m, b.views), b, HYPER)
     assert out.loss.isfinite()
     out.loss.backward()
     for name, p in (*m.student.named_parameters(), *m.predictor.named_parameters()):
@@ -163,7 +163,7 @@ def test_the_gradient_reaches_student_and_predictor_and_not_the_teacher() -> Non
 
 def test_no_gradient_flows_into_the_keys() -> None:
     e = {name: x.requires_grad_() for name, x in embeddings().items()}
-    method().loss(e, batch(), KNOBS).loss.backward()
+    method().loss(e, batch(), HYPER).loss.backward()
     assert e["q1"].grad.abs().sum() > 0
     assert e["k1"].grad is None
     assert e["k2"].grad is None
@@ -175,7 +175,7 @@ def test_an_invalid_sample_contributes_nothing_whatever_it_shows() -> None:
     other = {name: torch.where(b.valid[:, None], x, 9 * embeddings(seed=5)[name]) for name, x in e.items()}
     first = {name: x.clone().requires_grad_() for name, x in e.items()}
     second = {name: x.clone().requires_grad_() for name, x in other.items()}
-    losses = [m.loss(x, b, KNOBS).loss for x in (first, second)]
+    losses = [m.loss(x, b, HYPER).loss for x in (first, second)]
     for loss in losses:
         loss.backward()
     assert torch.equal(losses[0], losses[1])
@@ -187,14 +187,14 @@ def test_an_invalid_sample_contributes_nothing_whatever_it_shows() -> None:
 def test_the_loss_with_invalid_samples_is_that_of_the_batch_without_them() -> None:
     kept = torch.tensor([True, True, False, True, False, True])
     e = embeddings()
-    masked = method().loss(e, batch(valid=kept.tolist()), KNOBS).loss
-    without = method().loss({name: x[kept] for name, x in e.items()}, batch(4), KNOBS).loss
+    masked = method().loss(e, batch(valid=kept.tolist()), HYPER).loss
+    without = method().loss({name: x[kept] for name, x in e.items()}, batch(4), HYPER).loss
     torch.testing.assert_close(masked, without, rtol=1e-13, atol=1e-13)
 
 
 def test_a_batch_without_any_valid_sample_has_loss_zero() -> None:
     e = {name: x.requires_grad_() for name, x in embeddings().items()}
-    loss = method().loss(e, batch(valid=[False] * 6), KNOBS).loss
+    loss = method().loss(e, batch(valid=[False] * 6), HYPER).loss
     loss.backward()
     assert loss.item() == 0
     assert e["q1"].grad.isfinite().all()
@@ -204,15 +204,15 @@ def test_a_batch_without_any_valid_sample_has_loss_zero() -> None:
 @pytest.mark.parametrize("kept", [[True] * 6, [True, False, False, True, True, True]])
 def test_the_mean_over_ranks_is_the_loss_of_one_rank_with_the_same_gradient(size: int, kept: list[bool]) -> None:
     whole = {name: x.requires_grad_() for name, x in embeddings().items()}
-    loss = method().loss(whole, batch(valid=kept), KNOBS).loss
+    loss = method().loss(whole, batch(valid=kept), HYPER).loss
     loss.backward()
     everything = torch.cat([whole["k1"], whole["k2"], torch.tensor(kept)[:, None].double()], dim=1).detach()
     total = torch.zeros((), dtype=torch.float64)
     for rank in range(size):
         share = {name: x.detach().chunk(size)[rank].clone().requires_grad_() for name, x in whole.items()}
         own = kept[rank * 6 // size : (rank + 1) * 6 // size]
-        m = method(Told(rank=rank, size=size, everything=everything))
-        out = m.loss(share, batch(6 // size, valid=own), KNOBS).loss / size
+        m = method(ResultMessage(rank=rank, size=size, everything=everything))
+        out = m.loss(share, batch(6 // size, valid=own), HYPER).loss / size
         out.backward()
         total += out.detach()
         for name in ("q1", "q2"):
@@ -222,14 +222,14 @@ def test_the_mean_over_ranks_is_the_loss_of_one_rank_with_the_same_gradient(size
 
 def test_the_signals_of_health_are_single_detached_numbers() -> None:
     e = {name: x.requires_grad_() for name, x in embeddings().items()}
-    found = method().loss(e, batch(), KNOBS).metrics
+    found = method().loss(e, batch(), HYPER).metrics
     assert set(found) == {"feature_std", "positive_similarity", "negative_similarity", "effective_rank"}
     assert all(x.ndim == 0 and not x.requires_grad for x in found.values())
 
 
 def test_a_collapsed_student_shows_in_the_signals() -> None:
     alike = {name: torch.ones(6, 8, dtype=torch.float64) for name in ("q1", "q2", "k1", "k2")}
-    found = method().loss(alike, batch(), KNOBS).metrics
+    found = method().loss(alike, batch(), HYPER).metrics
     assert float(found["feature_std"]) == pytest.approx(0, abs=1e-12)
     assert float(found["positive_similarity"]) == pytest.approx(1)
 
@@ -237,5 +237,5 @@ def test_a_collapsed_student_shows_in_the_signals() -> None:
 def test_remembering_changes_nothing() -> None:
     m = method()
     before = {name: value.clone() for name, value in m.state_dict().items()}
-    m.remember(m.loss(embeddings(), batch(), KNOBS), batch(), KNOBS)
+    m.remember(m.loss(embeddings(), batch(), HYPER), batch(), HYPER)
     assert all(torch.equal(value, before[name]) for name, value in m.state_dict().items())

@@ -31,8 +31,8 @@ def test_a_head_that_knows_nothing_has_ln_4_per_turned_view_and_the_weight_on_it
     nn.init.zeros_(m.rotation[-1].weight)
     nn.init.zeros_(m.rotation[-1].bias)
     b = small.batch()
-    out = m.loss(small.forward(m, b), b, small.KNOBS)
-    alone = m.method.loss(small.forward(m.method, b), b, small.KNOBS)
+    out = m.loss(small.forward(m, b), b, small.HYPER)
+    alone = m.method.loss(small.forward(m.method, b), b, small.HYPER)
     assert out.metrics["rotation_loss"].item() == pytest.approx(2 * math.log(4))
     assert (out.loss - alone.loss).item() == pytest.approx(0.2 * math.log(4))
 
@@ -54,13 +54,13 @@ def test_neither_teacher_nor_projector_sees_turned_views() -> None:
     assert rows == [12, 12]
 
 
-def test_stand_ins_do_not_count() -> None:
+def test_replacements_do_not_count() -> None:
     m, b = wrapped(), small.batch(invalid=(1,))
     e = small.forward(m, b)
-    first = m.loss(e, b, small.KNOBS).metrics["rotation_loss"]
+    first = m.loss(e, b, small.HYPER).metrics["rotation_loss"]
     changed = {name: value.clone() for name, value in e.items()}
     changed["turned0"][1] += 5
-    assert torch.equal(m.loss(changed, b, small.KNOBS).metrics["rotation_loss"], first)
+    assert torch.equal(m.loss(changed, b, small.HYPER).metrics["rotation_loss"], first)
 
 
 def test_all_turns_are_equally_likely_and_drawn_for_every_sample_and_view() -> None:

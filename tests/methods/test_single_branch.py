@@ -24,7 +24,7 @@ def filled(**other: Any) -> Any:
     """A method whose bank is filled, of 120 rows."""
     made = small.method("single_branch", hidden=12, dim=DIM, **other)
     for first in range(0, 120, SIZE):
-        made.fill(small.batch(1, SIZE, first=first, seed=first))
+        made.initialise_memory(small.batch(1, SIZE, first=first, seed=first))
     return made
 
 
@@ -41,9 +41,9 @@ def test_every_row_begins_as_the_unit_embedding_of_its_image() -> None:
     assert torch.allclose(rows[16 : 16 + SIZE], again)
 
 
-def test_a_stand_in_fills_no_row() -> None:
+def test_a_replacement_fills_no_row() -> None:
     m = small.method("single_branch", hidden=12, dim=DIM)
-    m.fill(small.batch(1, SIZE, invalid=(2,)))
+    m.initialise_memory(small.batch(1, SIZE, invalid=(2,)))
     assert m.bank.rows[2].abs().sum() == 0
     assert (m.bank.rows[[0, 1, 3]].norm(dim=1) > 0.99).all()
 
@@ -59,7 +59,7 @@ def plain_loss(z: Tensor, rows: Tensor, targets: Tensor, own: slice | Tensor) ->
 def test_unmixed_the_loss_and_its_gradient_are_those_of_plain_sums() -> None:
     m = filled(mix=False)
     rows, b = m.bank.rows.clone(), small.batch(1, SIZE, first=40)
-    found = m.loss(small.forward(m, b), b, small.KNOBS)
+    found = m.loss(small.forward(m, b), b, small.HYPER)
     ours = small.gradients(m, b, found)
     z = F.normalize(m.student(b.views[0]), dim=1)
     expected = plain_loss(z, rows, b.ids, slice(None))
@@ -77,7 +77,7 @@ def test_every_divergence_is_the_pure_one_over_the_bank(divergence: Divergence, 
     own: dict[str, Any] = {"divergence": divergence, "through_target": through}
     m = filled(mix=False, kl_temperature=0.3, **own)
     b = small.batch(1, SIZE, first=40)
-    found = m.loss(small.forward(m, b), b, small.KNOBS)
+    found = m.loss(small.forward(m, b), b, small.HYPER)
     ours = small.gradients(m, b, found)
     s = F.normalize(m.student(b.views[0]), dim=1) @ m.bank.rows.T
     task = plain_divergence(s / 0.3, 0.5, divergence, through).mean()
@@ -95,10 +95,10 @@ def test_with_sampled_negatives_it_is_over_the_batch_and_as_many_others() -> Non
     assert len(among) == SIZE + 7
     z = F.normalize(m.student(b.views[0]), dim=1)
     expected = plain_loss(z, m.bank.rows, torch.searchsorted(among, b.ids), among)
-    assert m.loss(small.forward(m, b), b, small.KNOBS).loss.item() == pytest.approx(expected.item())
+    assert m.loss(small.forward(m, b), b, small.HYPER).loss.item() == pytest.approx(expected.item())
 
 
-def test_ema_moves_the_batchs_rows_only_and_none_of_a_stand_in() -> None:
+def test_ema_moves_the_batchs_rows_only_and_none_of_a_replacement() -> None:
     m = filled(mix=False)
     before, b = m.bank.rows.clone(), small.batch(1, SIZE, first=40, invalid=(3,))
     z = F.normalize(m.student(b.views[0]), dim=1).detach()
@@ -119,7 +119,7 @@ def test_rows_follow_the_images_themselves_where_they_shall() -> None:
     assert loss.loss.item() == other.loss.item()
 
 
-def test_an_image_mixed_with_a_stand_in_counts_no_more_than_the_stand_in() -> None:
+def test_an_image_mixed_with_a_replacement_counts_no_more_than_the_replacement() -> None:
     m = filled()
     b = small.batch(1, SIZE, first=40, invalid=(3,))
     mix = cutmix.draw(b.draws, b.ids.numpy(), m.mix_alpha, 12)
@@ -134,7 +134,7 @@ def test_the_positive_similarity_is_that_with_the_samples_own_row() -> None:
     m = filled(mix=False)
     b = small.batch(1, SIZE, first=40)
     z = F.normalize(m.student(b.views[0]), dim=1)
-    found = m.loss(small.forward(m, b), b, small.KNOBS).metrics["positive_similarity"]
+    found = m.loss(small.forward(m, b), b, small.HYPER).metrics["positive_similarity"]
     assert found.item() == pytest.approx((z * m.bank.rows[40 : 40 + SIZE]).sum(1).mean().item())
 
 
@@ -177,4 +177,4 @@ def test_a_beta_has_its_mean_and_variance(alpha: float) -> None:
 def test_rows_that_are_like_nothing_give_the_logarithm_of_their_number() -> None:
     m = small.method("single_branch", hidden=12, dim=DIM, mix=False, kl_weight=0.0)
     b = small.batch(1, SIZE)
-    assert m.loss(small.forward(m, b), b, small.KNOBS).loss.item() == pytest.approx(math.log(120))
+    assert m.loss(small.forward(m, b), b, small.HYPER).loss.item() == pytest.approx(math.log(120))

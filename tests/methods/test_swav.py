@@ -23,7 +23,7 @@ def test_scores_are_cosines_with_the_prototypes() -> None:
 def test_scores_that_are_all_alike_give_the_logarithm_of_the_prototypes() -> None:
     m = small.method("swav", prototypes=16)
     alike = {f"s{n}": torch.zeros(6, 16, dtype=torch.float64) for n in range(2)}
-    assert m.loss(alike, small.batch(), small.KNOBS).loss.item() == pytest.approx(math.log(16))
+    assert m.loss(alike, small.batch(), small.HYPER).loss.item() == pytest.approx(math.log(16))
 
 
 def test_the_loss_is_the_published_one_in_plain_sums() -> None:
@@ -40,7 +40,7 @@ def test_the_loss_is_the_published_one_in_plain_sums() -> None:
         return (q * 6).T
 
     pairs = [-(codes(s[i]) * (s[v] / 0.1).log_softmax(1)).sum(1).mean() for i in range(3) for v in range(3) if v != i]
-    found = m.loss({f"s{n}": value for n, value in enumerate(s)}, small.batch(3), small.KNOBS).loss
+    found = m.loss({f"s{n}": value for n, value in enumerate(s)}, small.batch(3), small.HYPER).loss
     assert found.item() == pytest.approx(torch.stack(pairs).mean().item())
 
 
@@ -52,7 +52,7 @@ def test_local_views_are_predicted_from_global_codes_and_have_none() -> None:
     b = small.batch()
 
     def loss(method: SwAV, scores: list[torch.Tensor]) -> float:
-        return method.loss({f"s{n}": value for n, value in enumerate(scores)}, b, small.KNOBS).loss.item()
+        return method.loss({f"s{n}": value for n, value in enumerate(scores)}, b, small.HYPER).loss.item()
 
     q = [sinkhorn(x, b.valid, World().sum_const) for x in s[:2]]
     local = [-(code * (x / 0.1).log_softmax(1)).sum(1).mean().item() for code in q for x in s[2:]]

@@ -18,7 +18,7 @@ def test_byol_takes_both_directions_of_the_squared_distance_of_unit_vectors() ->
     e = normal("p1", "p2", "t1", "t2")
     unit = {name: F.normalize(value, dim=1) for name, value in e.items()}
     expected = ((unit["p1"] - unit["t2"]).square().sum(1) + (unit["p2"] - unit["t1"]).square().sum(1)).mean()
-    loss = small.method("byol").loss(e, small.batch(), small.KNOBS).loss
+    loss = small.method("byol").loss(e, small.batch(), small.HYPER).loss
     loss.backward()
     assert loss.item() == pytest.approx(expected.item())
     assert e["t1"].grad is None
@@ -29,16 +29,16 @@ def test_byols_loss_lies_between_0_and_8() -> None:
     e = normal("p1", "p2")
     same = {**e, "t1": e["p2"], "t2": e["p1"]}
     m = small.method("byol")
-    assert m.loss(same, small.batch(), small.KNOBS).loss.item() == pytest.approx(0)
+    assert m.loss(same, small.batch(), small.HYPER).loss.item() == pytest.approx(0)
     opposite = {**e, "t1": -e["p2"], "t2": -e["p1"]}
-    assert m.loss(opposite, small.batch(), small.KNOBS).loss.item() == pytest.approx(8)
+    assert m.loss(opposite, small.batch(), small.HYPER).loss.item() == pytest.approx(8)
 
 
 def test_simsiam_takes_half_of_either_negative_cosine_and_stops_the_gradient_of_targets() -> None:
     e = normal("p1", "p2", "z1", "z2")
     cosine = F.cosine_similarity
     expected = -(cosine(e["p1"], e["z2"]) + cosine(e["p2"], e["z1"])).mean() / 2
-    loss = small.method("simsiam").loss(e, small.batch(), small.KNOBS).loss
+    loss = small.method("simsiam").loss(e, small.batch(), small.HYPER).loss
     loss.backward()
     assert loss.item() == pytest.approx(expected.item())
     assert e["z1"].grad is None
@@ -47,7 +47,7 @@ def test_simsiam_takes_half_of_either_negative_cosine_and_stops_the_gradient_of_
 
 def test_vicregs_collapse_costs_all_of_the_variance_term_and_nothing_else() -> None:
     one = torch.ones(6, 5, dtype=torch.float64)
-    loss = small.method("vicreg").loss({"z1": one, "z2": one}, small.batch(), small.KNOBS).loss
+    loss = small.method("vicreg").loss({"z1": one, "z2": one}, small.batch(), small.HYPER).loss
     assert loss.item() == pytest.approx(25 * (1 - 0.01))
 
 
@@ -59,7 +59,7 @@ def test_vicreg_is_the_published_sum() -> None:
         covariance = centred.T @ centred / 5
         expected = expected + 25 * F.relu(1 - (z.var(0) + 1e-4).sqrt()).mean() / 2
         expected = expected + (covariance.square().sum() - covariance.diagonal().square().sum()) / 5
-    loss = small.method("vicreg").loss(e, small.batch(), small.KNOBS).loss
+    loss = small.method("vicreg").loss(e, small.batch(), small.HYPER).loss
     assert loss.item() == pytest.approx(expected.item())
 
 

@@ -13,9 +13,9 @@ def network(seed: int, dtype: torch.dtype = torch.float64) -> nn.Module:
     return nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)).to(dtype)
 
 
-def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+def update(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """Move a whole module."""
-    ema.follow(dict(teacher.named_parameters()), dict(student.named_parameters()), momentum)
+    ema.update(dict(teacher.named_parameters()), dict(student.named_parameters()), momentum)
 
 
 def copies(module: nn.Module) -> list[torch.Tensor]:
@@ -26,7 +26,7 @@ def copies(module: nn.Module) -> list[torch.Tensor]:
 def test_one_move_is_the_weighted_mean() -> None:
     teacher, student = network(0), network(1)
     before = copies(teacher)
-    follow(teacher, student, 0.75)
+    update(teacher, student, 0.75)
     for now, old, new in zip(teacher.parameters(), before, student.parameters(), strict=True):
         torch.testing.assert_close(now, 0.75 * old + 0.25 * new, rtol=1e-14, atol=1e-14)
 
@@ -36,7 +36,7 @@ def test_a_thousand_moves_towards_a_student_at_rest_have_a_closed_form(dtype: to
     teacher, student = network(0, dtype), network(1, dtype)
     before = copies(teacher)
     for _ in range(1000):
-        follow(teacher, student, 0.9999)
+        update(teacher, student, 0.9999)
     share = 0.9999**1000
     for now, old, new in zip(teacher.parameters(), before, copies(student), strict=True):
         torch.testing.assert_close(now.double(), share * old + (1 - share) * new, rtol=0, atol=tolerance)
@@ -50,7 +50,7 @@ def test_a_thousand_moves_after_a_student_that_moves_have_a_closed_form() -> Non
         with torch.no_grad():
             for p, origin, d in zip(student.parameters(), start, drift, strict=True):
                 p.copy_(origin + step * d)
-        follow(teacher, student, 0.99)
+        update(teacher, student, 0.99)
     # sum over n of 0.01 * 0.99^(999 - n) * n = 999 - 99 * (1 - 0.99^999)
     far = 999 - 99 * (1 - 0.99**999)
     share = 0.99**1000
@@ -64,16 +64,16 @@ def test_half_lives_are_as_published(momentum: float, steps: int) -> None:
     nn.init.ones_(teacher.weight)
     nn.init.zeros_(student.weight)
     for _ in range(steps):
-        follow(teacher, student, momentum)
+        update(teacher, student, momentum)
     assert teacher.weight.item() == pytest.approx(0.5, abs=0.002)
 
 
 def test_momentum_1_holds_and_momentum_0_copies() -> None:
     teacher, student = network(0), network(1)
     before = copies(teacher)
-    follow(teacher, student, 1.0)
+    update(teacher, student, 1.0)
     assert all(torch.equal(now, old) for now, old in zip(teacher.parameters(), before, strict=True))
-    follow(teacher, student, 0.0)
+    update(teacher, student, 0.0)
     assert all(torch.equal(now, new) for now, new in zip(teacher.parameters(), student.parameters(), strict=True))
 
 
@@ -82,7 +82,7 @@ def test_buffers_and_the_student_stay_as_they_are() -> None:
     student(torch.randn(8, 5, dtype=torch.float64))
     buffers = [b.clone() for b in teacher.buffers()]
     weights = copies(student)
-    follow(teacher, student, 0.5)
+    update(teacher, student, 0.5)
     assert all(torch.equal(now, old) for now, old in zip(teacher.buffers(), buffers, strict=True))
     assert all(torch.equal(now, old) for now, old in zip(student.parameters(), weights, strict=True))
 
@@ -90,19 +90,19 @@ def test_buffers_and_the_student_stay_as_they_are() -> None:
 def test_parameters_are_paired_by_name_and_a_student_may_have_more() -> None:
     teacher = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
     student = nn.ModuleDict({"b": nn.Linear(2, 2), "more": nn.Linear(2, 2), "a": nn.Linear(2, 2)})
-    follow(teacher, student, 0.0)
+    update(teacher, student, 0.0)
     for name in ("a", "b"):
         assert torch.equal(teacher[name].weight, student[name].weight)
 
 
 def test_a_parameter_that_the_student_lacks_is_our_mistake() -> None:
     with pytest.raises(KeyError, match="weight"):
-        follow(nn.Linear(2, 2), nn.Identity(), 0.5)
+        update(nn.Linear(2, 2), nn.Identity(), 0.5)
 
 
 def test_a_teacher_without_gradients_stays_without_them() -> None:
     teacher, student = network(0).requires_grad_(False), network(1)
-    follow(teacher, student, 0.5)
+    update(teacher, student, 0.5)
     assert not any(p.requires_grad for p in teacher.parameters())
 
 
@@ -111,7 +111,7 @@ def test_the_distance_is_that_of_all_parameters_together() -> None:
     to, towards = (torch.cat([p.flatten() for p in copies(x)]) for x in (teacher, student))
     named = dict(teacher.named_parameters()), dict(student.named_parameters())
     assert ema.distance(*named).item() == pytest.approx(((to - towards).norm() / towards.norm()).item())
-    follow(teacher, student, 0.0)
+    update(teacher, student, 0.0)
     assert ema.distance(*named).item() == 0
 
 

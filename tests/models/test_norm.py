@@ -62,7 +62,7 @@ class Ranks:
 
 
 def data(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Normal numbers, each channel with a mean and a deviation of its own."""
+    """Normal numbers, each channel with a mean and a standard deviation of its own."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(shape, generator=generator, dtype=dtype)
     channel = torch.arange(shape[1], dtype=dtype).view(1, -1, *[1] * (len(shape) - 2))
@@ -88,7 +88,7 @@ def gradients(module: nn.Module, x: Tensor, towards: Tensor) -> list[Tensor]:
     x = x.clone().requires_grad_()
     y = module(x)
     (y * towards).sum().backward()
-    norm.settle(module)
+    norm.update_running_statistics(module)
     return [y.detach(), x.grad, *[p.grad for p in module.parameters()]]
 
 
@@ -214,7 +214,7 @@ def test_single_precision_stays_accurate_where_the_mean_is_large(mean: float, ar
     exact = x.double()
     own = BatchNorm(3, momentum=1.0)
     y = own(x)
-    norm.settle(own)
+    norm.update_running_statistics(own)
     variance, centre = torch.var_mean(exact, 0)
     torch.testing.assert_close(own.running_var.double(), variance, rtol=1e-6, atol=0)
     torch.testing.assert_close(own.running_mean.double(), centre, rtol=1e-7, atol=0)
@@ -228,7 +228,7 @@ def test_single_precision_is_close_at_every_mean(mean: float, arithmetic: str) -
     x = torch.randn(4096, 8, generator=torch.Generator().manual_seed(0)) + mean
     own = BatchNorm(8, momentum=1.0)
     own(x)
-    norm.settle(own)
+    norm.update_running_statistics(own)
     variance, centre = torch.var_mean(x.double(), 0)
     torch.testing.assert_close(own.running_var.double(), variance, rtol=3e-6, atol=0)
     torch.testing.assert_close(own.running_mean.double(), centre, rtol=0, atol=1e-5)
@@ -241,7 +241,7 @@ def test_large_means_on_several_ranks_keep_their_variance(arithmetic: str) -> No
     def work(rank: int, total: norm.Sum) -> None:
         modules[rank].scope = Scope(total)
         modules[rank](x.chunk(4)[rank])
-        norm.settle(modules[rank])
+        norm.update_running_statistics(modules[rank])
 
     Ranks(4).run(work)
     for module in modules:
@@ -338,7 +338,7 @@ def test_groups_of_samples_have_the_same_statistics_on_any_number_of_ranks(size:
         module.scope = Scope(total, lambda of: partial(in_slots, total, rank // of, size // of), samples)
         own = share(x, rank).requires_grad_()
         (module(own) * share(towards, rank)).sum().backward()
-        norm.settle(module, lambda seen: total(seen) / size)
+        norm.update_running_statistics(module, lambda seen: total(seen) / size)
         found[rank] = [own.grad, *[p.grad for p in module.parameters()]]
 
     Ranks(size).run(work)
@@ -365,9 +365,9 @@ def test_the_running_statistics_move_once_for_all_passes_of_a_step() -> None:
         for part in parts:
             own(part)
     assert torch.equal(own.running_mean, before)
-    norm.settle(own)
+    norm.update_running_statistics(own)
     expected.views = 3
     expected(torch.cat(parts))
-    norm.settle(expected)
+    norm.update_running_statistics(expected)
     close(own.running_mean, expected.running_mean)
     close(own.running_var, expected.running_var)

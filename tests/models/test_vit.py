@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from dist_ssl.core.batch import Batch
 from dist_ssl.core.draws import Draws
-from dist_ssl.core.plan import Knobs
+from dist_ssl.core.plan import Hyperparameters
 from dist_ssl.distributed.world import World
 from dist_ssl.engines.ddp import DDP
 from dist_ssl.errors import ConfigError
 from dist_ssl.methods.mocov3 import MoCoV3
 from dist_ssl.models.norm import BatchNorm
 from dist_ssl.models.vit import positions, vit
-from dist_ssl.optim.recipes import LARS, SGD, AdamW, Recipe
+from dist_ssl.optim.recipes import LARS, SGD, AdamW, OptimizerRecipe
 from tests.ranks import Ranks
 
 CPU = torch.device("cpu")
@@ -165,14 +165,14 @@ def batch(world: World, step: int) -> Batch:
     return Batch(views, torch.arange(8)[own], valid, None, Draws(0), step=step)
 
 
-def trained(world: World, optimizer: Recipe, deterministic: bool = True, steps: int = 3) -> tuple[DDP, dict]:
+def trained(world: World, optimizer: OptimizerRecipe, deterministic: bool = True, steps: int = 3) -> tuple[DDP, dict]:
     """The engine after some steps, and the state before them."""
     engine = DDP(method(world), optimizer, world=world, dtype=torch.float64, deterministic=deterministic)
     before = {name: value.clone() for name, value in engine.state().items()}
     values = {"lr": 0.01, "weight_decay": 0.1, "momentum": 0.9}
-    knobs = Knobs({name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()})
+    hyper = Hyperparameters({name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()})
     for step in range(steps):
-        engine.step(batch(world, step), knobs)
+        engine.step(batch(world, step), hyper)
     return engine, before
 
 
@@ -203,7 +203,9 @@ def test_a_saved_state_goes_on_with_the_same_bits() -> None:
     other = DDP(method(World()), OPTIMIZERS["adamw"], world=World(), dtype=torch.float64)
     other.load({name: value.clone() for name, value in engine.state().items()})
     for each in (engine, other):
-        each.step(batch(World(), 7), Knobs({n: torch.tensor(0.1) for n in ("lr", "weight_decay", "momentum")}))
+        each.step(
+            batch(World(), 7), Hyperparameters({n: torch.tensor(0.1) for n in ("lr", "weight_decay", "momentum")})
+        )
     first, second = engine.state(), other.state()
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -212,7 +214,7 @@ def test_a_saved_state_goes_on_with_the_same_bits() -> None:
 def test_patches_that_are_not_frozen_move() -> None:
     made = method(World(), frozen=False)
     engine = DDP(copy.deepcopy(made), OPTIMIZERS["adamw"], world=World(), dtype=torch.float64)
-    engine.step(batch(World(), 0), Knobs({n: torch.tensor(0.1) for n in ("lr", "weight_decay", "momentum")}))
+    engine.step(batch(World(), 0), Hyperparameters({n: torch.tensor(0.1) for n in ("lr", "weight_decay", "momentum")}))
     name = "student.encoder.patch_embed.proj.weight"
     assert not torch.equal(engine.method.get_parameter(name), made.double().get_parameter(name))
 

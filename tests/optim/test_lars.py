@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from dist_ssl.core.batch import Batch
 from dist_ssl.core.draws import Draws, SampleDraws
-from dist_ssl.core.plan import Knobs
+from dist_ssl.core.plan import Hyperparameters
 from dist_ssl.distributed.world import World
 from dist_ssl.engines.ddp import DDP
 from dist_ssl.optim.lars import local_norms
-from dist_ssl.optim.recipes import LARS, apply_knobs
+from dist_ssl.optim.recipes import LARS, apply_hyperparameters
 from dist_ssl.protocols.method import LossOutput, Method
 
 EMP = LARS(1.0, 1e-4, nesterov=True, trust=5e-3, ratio="parts", clip=True)
@@ -23,9 +23,9 @@ MOCO = LARS(1.0, 1e-6, trust=1e-3, ratio="update")
 PUBLISHED = {"emp_ssl": EMP, "swav": SWAV, "mocov3": MOCO}
 
 
-def knobs(lr: float, weight_decay: float, **more: float) -> Knobs:
+def hyper(lr: float, weight_decay: float, **more: float) -> Hyperparameters:
     values = {"lr": lr, "weight_decay": weight_decay, **{f"lr/{part}": rate for part, rate in more.items()}}
-    return Knobs({name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()})
+    return Hyperparameters({name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()})
 
 
 def moved(recipe: LARS, p: list[float], g: list[float], lr: float, decay: float | None = None, ndim: int = 2) -> Tensor:
@@ -33,7 +33,7 @@ def moved(recipe: LARS, p: list[float], g: list[float], lr: float, decay: float 
     start = torch.tensor(p, dtype=torch.float64).view(*[1] * (ndim - 1), -1)
     parameter = nn.Parameter(start.clone())
     optimizer = recipe.build([("student.weight", parameter)])
-    apply_knobs(optimizer, knobs(lr, recipe.weight_decay if decay is None else decay))
+    apply_hyperparameters(optimizer, hyper(lr, recipe.weight_decay if decay is None else decay))
     parameter.grad = torch.tensor(g, dtype=torch.float64).view_as(start)
     optimizer.step()
     return ((start - parameter.detach()) / lr).flatten()
@@ -135,7 +135,7 @@ def test_many_steps_equal_the_slow_reference(ratio, clip: bool, nesterov: bool, 
         rates = {"student": lr, "predictor": 0.03}
         backward(own_net, step)
         backward(net, step)
-        apply_knobs(own, knobs(lr, decay, predictor=0.03))
+        apply_hyperparameters(own, hyper(lr, decay, predictor=0.03))
         own.step()
         slow_step(net, buffers, recipe, rates, decay)
     for p, expected in zip(own_net.parameters(), net.parameters(), strict=True):
@@ -152,7 +152,7 @@ def test_gradients_are_left_as_they_are(name: str) -> None:
     optimizer = PUBLISHED[name].build(net.named_parameters())
     backward(net, 0)
     before = [p.grad.clone() for p in net.parameters() if p.grad is not None]
-    apply_knobs(optimizer, knobs(0.1, 0.1))
+    apply_hyperparameters(optimizer, hyper(0.1, 0.1))
     optimizer.step()
     after = [p.grad for p in net.parameters() if p.grad is not None]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
@@ -164,7 +164,7 @@ def test_a_learning_rate_of_0_moves_nothing_but_the_momentum(name: str) -> None:
     optimizer = PUBLISHED[name].build(net.named_parameters())
     before = [p.detach().clone() for p in net.parameters()]
     backward(net, 0)
-    apply_knobs(optimizer, knobs(0.0, 0.1))
+    apply_hyperparameters(optimizer, hyper(0.0, 0.1))
     optimizer.step()
     assert all(torch.equal(p, b) for p, b in zip(net.parameters(), before, strict=True))
     assert all(v["momentum_buffer"].isfinite().all() for v in optimizer.state.values())
@@ -173,7 +173,7 @@ def test_a_learning_rate_of_0_moves_nothing_but_the_momentum(name: str) -> None:
 def test_nothing_happens_without_gradients() -> None:
     net = network()
     optimizer = MOCO.build(net.named_parameters())
-    apply_knobs(optimizer, knobs(0.1, 0.1))
+    apply_hyperparameters(optimizer, hyper(0.1, 0.1))
     optimizer.step()
     assert not optimizer.state
 
@@ -198,7 +198,7 @@ def test_norms_are_asked_for_once_a_step_and_may_come_from_elsewhere(name: str) 
     one = recipe.build([("student.weight", whole)])
     two = recipe.build([("student.a", halves[0]), ("student.b", halves[1])], norms=over_both)
     for optimizer in (one, two):
-        apply_knobs(optimizer, knobs(0.5, 0.1))
+        apply_hyperparameters(optimizer, hyper(0.5, 0.1))
         optimizer.step()
     torch.testing.assert_close(torch.cat([h.detach() for h in halves]), whole.detach())
     assert calls == [4]
@@ -222,7 +222,7 @@ class Fit(Method):
     def embed(self, views: list[Tensor], draws: SampleDraws) -> dict[str, Tensor]:
         return {"z": self.student(views[0])}
 
-    def loss(self, embeddings: dict[str, Tensor], batch: Batch, knobs: Knobs) -> LossOutput:
+    def loss(self, embeddings: dict[str, Tensor], batch: Batch, hyper: Hyperparameters) -> LossOutput:
         return LossOutput((embeddings["z"] - 1).square().mean())
 
 
@@ -234,7 +234,7 @@ def test_an_engine_saves_its_momentum_and_goes_on_with_the_same_bits(name: str) 
     def step(engine: DDP, number: int) -> None:
         views = [torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(number), dtype=torch.float64)]
         batch = Batch(views, torch.arange(2), torch.ones(2).bool(), None, Draws(0), step=number)
-        engine.step(batch, knobs(0.5, 0.1))
+        engine.step(batch, hyper(0.5, 0.1))
 
     whole, first, second = engine(), engine(), engine()
     for number in range(4):

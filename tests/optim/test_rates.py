@@ -9,7 +9,7 @@ import yaml
 
 from dist_ssl.config.durations import Duration
 from dist_ssl.config.instantiate import instantiate
-from dist_ssl.core.plan import Knob
+from dist_ssl.core.plan import Curve
 from dist_ssl.core.progress import Progress
 from dist_ssl.errors import ConfigError
 from dist_ssl.optim.recipes import AdamW
@@ -18,20 +18,20 @@ from dist_ssl.schedules.steady import Steady
 CONFIGS = Path(__file__).parents[2] / "configs" / "optim"
 
 
-def rates(name: str, batch: int, steps: int, epochs: int, warmup: str | None, knob: str = "lr"):
-    """Step -> the knob of a config under a schedule of so many steps an epoch."""
+def rates(name: str, batch: int, steps: int, epochs: int, warmup: str | None, curve: str = "lr"):
+    """Step -> the hyperparameter of a config under a schedule of so many steps an epoch."""
     recipe = instantiate(yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()), "optim")
     schedule = Steady(
         32,
         None if warmup is None else Duration.parse(warmup),
-        knobs=recipe.knobs(batch),
+        curves=recipe.curves(batch),
         epochs=epochs,
         views=2,
         batch_size=batch,
         lanes=1,
         num_samples=steps * batch,
     )
-    return lambda step: schedule.step(Progress(epochs=epochs, step=step, samples=step * batch)).number(knob)
+    return lambda step: schedule.hyperparameters(Progress(epochs=epochs, step=step, samples=step * batch)).number(curve)
 
 
 @pytest.mark.parametrize(("step", "lr"), [(0, 0.3), (250, 0.256), (500, 0.15), (750, 0.044), (1000, 0.0)])
@@ -65,11 +65,11 @@ def test_swav_of_50_epochs(epoch: int, lr: float) -> None:
     assert rates("lars_swav", 1024, 1251, 50, "10 epochs")(1251 * epoch) == pytest.approx(lr, abs=1e-9)
 
 
-def test_one_knob_after_another_makes_the_published_one_cycle() -> None:
+def test_one_hyperparameter_after_another_makes_the_published_one_cycle() -> None:
     """Up along half a cosine from a 25th of the peak, then down along another: torch's form, with its own numbers."""
     eta, steps = 1.0, 1000
     low = eta / 25
-    up, down = Knob(low, eta), Knob(eta, low / 1e4)
+    up, down = Curve(low, eta), Curve(eta, low / 1e4)
     turn = int(0.3 * steps) - 1
 
     def at(step: int) -> float:
@@ -88,15 +88,15 @@ def test_one_knob_after_another_makes_the_published_one_cycle() -> None:
 
 
 def test_a_warm_up_from_above_0_is_linear_and_ends_at_the_peak() -> None:
-    knob = Knob(2.0, 0.5, warms_up=True, rises_from=1.0)
-    assert [knob.at(p, 10, 100) for p in (0, 5, 10)] == [1.0, 1.5, 2.0]
-    assert knob.at(100, 10, 100) == pytest.approx(0.5)
+    curve = Curve(2.0, 0.5, warms_up=True, rises_from=1.0)
+    assert [curve.at(p, 10, 100) for p in (0, 5, 10)] == [1.0, 1.5, 2.0]
+    assert curve.at(100, 10, 100) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(("epoch", "decay"), [(0, 0.04), (25, 0.0927208), (50, 0.22), (100, 0.4)])
 def test_the_weight_decay_of_dino_grows_along_half_a_cosine(epoch: int, decay: float) -> None:
-    knob = AdamW(5e-4, 0.04, decay_to=0.4).knobs(512)["weight_decay"]
-    assert knob.at(epoch, 10, 100) == pytest.approx(decay, abs=1e-7)
+    curve = AdamW(5e-4, 0.04, decay_to=0.4).curves(512)["weight_decay"]
+    assert curve.at(epoch, 10, 100) == pytest.approx(decay, abs=1e-7)
 
 
 def test_a_decay_of_less_than_nothing_at_the_end_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""Which parameters decay, how knobs reach the optimizer, and that the optimizers are torch's."""
+"""Which parameters decay, how hyperparameters reach the optimizer, and that the optimizers are torch's."""
 
 import re
 from collections import OrderedDict
@@ -11,12 +11,12 @@ import yaml
 from torch import nn
 
 from dist_ssl.config.instantiate import instantiate
-from dist_ssl.core.plan import Knobs
+from dist_ssl.core.plan import Hyperparameters
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import ConfigError
 from dist_ssl.methods.rotation import Rotation
 from dist_ssl.metrics.table import BY_KEY
-from dist_ssl.optim.recipes import LARS, SGD, AdamW, apply_knobs, parameter_groups
+from dist_ssl.optim.recipes import LARS, SGD, AdamW, apply_hyperparameters, parameter_groups
 from tests.methods.small import method
 from tests.methods.test_contract import NAMES
 
@@ -30,10 +30,10 @@ def network() -> nn.Sequential:
     return nn.Sequential(OrderedDict(student=student, predictor=nn.Linear(16, 2))).double()
 
 
-def knobs(lr: float, weight_decay: float, **more: float) -> Knobs:
-    """The knobs that an optimizer reads; `more` are rates of parts."""
+def hyper(lr: float, weight_decay: float, **more: float) -> Hyperparameters:
+    """The hyperparameters that an optimizer reads; `more` are rates of parts."""
     values = {"lr": lr, "weight_decay": weight_decay, **{f"lr/{part}": rate for part, rate in more.items()}}
-    return Knobs({name: torch.tensor(value) for name, value in values.items()})
+    return Hyperparameters({name: torch.tensor(value) for name, value in values.items()})
 
 
 def backward(net: nn.Module, step: int) -> None:
@@ -81,21 +81,21 @@ def test_frozen_parameters_are_left_out() -> None:
     assert all(p.requires_grad for p in found)
 
 
-def test_knobs_set_every_group_and_decay_only_where_it_is_due() -> None:
+def test_hyperparameters_set_every_group_and_decay_only_where_it_is_due() -> None:
     optimizer = AdamW(1.0, 0.1).build(network().named_parameters())
-    apply_knobs(optimizer, knobs(0.25, 0.5))
+    apply_hyperparameters(optimizer, hyper(0.25, 0.5))
     assert [group["lr"] for group in optimizer.param_groups] == [0.25] * 4
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.5, 0.0, 0.5, 0.0]
 
 
-def test_a_part_with_a_knob_of_its_own_learns_at_that_rate() -> None:
+def test_a_part_with_a_hyperparameter_of_its_own_learns_at_that_rate() -> None:
     optimizer = AdamW(1.0, 0.1).build(network().named_parameters())
-    apply_knobs(optimizer, knobs(0.25, 0.5, predictor=0.75))
+    apply_hyperparameters(optimizer, hyper(0.25, 0.5, predictor=0.75))
     assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25, 0.75, 0.75]
 
 
-def test_a_constant_part_declares_the_peak_as_its_knob() -> None:
-    found = SGD(0.05, 1e-4, rises_from=0.25, constant=["predictor"]).knobs(512)
+def test_a_constant_part_declares_the_peak_as_its_hyperparameter() -> None:
+    found = SGD(0.05, 1e-4, rises_from=0.25, constant=["predictor"]).curves(512)
     assert set(found) == {"lr", "weight_decay", "lr/predictor"}
     assert [found["lr/predictor"].at(position, 10, 100) for position in (0, 5, 50, 100)] == pytest.approx([0.1] * 4)
     assert found["lr"].at(0, 10, 100) == pytest.approx(0.025)
@@ -128,7 +128,7 @@ def test_the_rates_of_a_methods_parts_stand_in_the_metric_table(name: str) -> No
     own = Rotation(method(name), world=World(), hidden=4)
     parts = {group["part"] for group in parameter_groups(own.named_parameters(), decay_1d=False)}
     assert {"student", "rotation"} <= parts
-    assert SGD(1.0, 0.1, constant=sorted(parts)).knobs(256).keys() <= BY_KEY.keys()
+    assert SGD(1.0, 0.1, constant=sorted(parts)).curves(256).keys() <= BY_KEY.keys()
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=[path.stem for path in CONFIGS])
@@ -137,12 +137,14 @@ def test_every_config_builds_an_optimizer_that_moves_every_parameter(path: Path)
     optimizer = recipe.build(net.named_parameters())
     before = [p.detach().clone() for p in net.parameters()]
     backward(net, 0)
-    apply_knobs(optimizer, Knobs({name: torch.tensor(knob.start) for name, knob in recipe.knobs(256).items()}))
+    apply_hyperparameters(
+        optimizer, Hyperparameters({name: torch.tensor(curve.start) for name, curve in recipe.curves(256).items()})
+    )
     optimizer.step()
     assert all(p.isfinite().all() and not torch.equal(p, b) for p, b in zip(net.parameters(), before, strict=True))
 
 
-def test_nothing_moves_before_the_knobs_are_set() -> None:
+def test_nothing_moves_before_the_hyperparameters_are_set() -> None:
     net = network()
     before = [p.detach().clone() for p in net.parameters()]
     optimizer = SGD(1.0, 0.1).build(net.named_parameters())
@@ -153,7 +155,7 @@ def test_nothing_moves_before_the_knobs_are_set() -> None:
 
 @pytest.mark.parametrize(("batch", "peak"), [(256, 0.6), (4096, 9.6), (128, 0.3)])
 def test_the_learning_rate_follows_the_linear_rule(batch: int, peak: float) -> None:
-    found = SGD(0.6, 1e-6).knobs(batch)
+    found = SGD(0.6, 1e-6).curves(batch)
     assert found["lr"].start == pytest.approx(peak)
     assert (found["lr"].end, found["lr"].warms_up) == (0.0, True)
     assert (found["weight_decay"].start, found["weight_decay"].end) == (1e-6, 1e-6)
@@ -177,7 +179,7 @@ def test_updates_equal_torch(recipe, theirs, options, decay_1d: bool) -> None:
     plain = theirs(groups, lr=0.0, foreach=False, **options)
     for step in range(4):
         lr, decay = 0.1 / (step + 1), 0.05 * (step + 1)
-        apply_knobs(own, knobs(lr, decay))
+        apply_hyperparameters(own, hyper(lr, decay))
         for group in plain.param_groups:
             group.update(lr=float(torch.tensor(lr)), weight_decay=float(torch.tensor(decay)) * group["decayed"])
         for module, optimizer in ((own_net, own), (net, plain)):

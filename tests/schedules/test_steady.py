@@ -8,14 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dist_ssl.config.durations import Duration
-from dist_ssl.core.plan import EpochPlan, Knob, Knobs, freeze
+from dist_ssl.core.plan import Curve, EpochPlan, Hyperparameters, freeze
 from dist_ssl.core.progress import Progress
 from dist_ssl.errors import ConfigError
 from dist_ssl.optim.recipes import SGD
 from dist_ssl.schedules.steady import Steady
 
 BATCH, STEPS = 4096, 312
-KNOBS = {**SGD(0.6, 1e-6).knobs(BATCH), "momentum": Knob(0.99, 1.0, ahead=True), "now": Knob(0.99, 1.0)}
+HYPER = {**SGD(0.6, 1e-6).curves(BATCH), "momentum": Curve(0.99, 1.0, for_next_step=True), "now": Curve(0.99, 1.0)}
 
 
 def steady(
@@ -24,13 +24,13 @@ def steady(
     hold: float = 0.0,
     local_views: int = 0,
     local_size: int | None = None,
-    more: Mapping[str, Knob] | None = None,
+    more: Mapping[str, Curve] | None = None,
 ) -> Steady:
     """A schedule of 312 steps per epoch, with a remainder of the data left over."""
     return Steady(
         224,
         Duration.parse(warmup),
-        knobs={**KNOBS, **(more or {})},
+        curves={**HYPER, **(more or {})},
         epochs=epochs,
         views=2,
         batch_size=BATCH,
@@ -47,68 +47,68 @@ def at(step: int, epochs: int = 100) -> Progress:
     return Progress(epochs=epochs, step=step, epoch=step // STEPS, samples=step * BATCH)
 
 
-def knobs(step: int) -> Knobs:
-    """The knobs of this step."""
-    return steady().step(at(step))
+def hyper(step: int) -> Hyperparameters:
+    """The hyperparameters of this step."""
+    return steady().hyperparameters(at(step))
 
 
 @pytest.mark.parametrize(
     ("epoch", "lr"), [(0, 0.0), (1, 0.96), (5, 4.8), (10, 9.6), (55, 4.8), (99, 0.0029242), (100, 0.0)]
 )
 def test_the_learning_rate_has_the_published_values(epoch: int, lr: float) -> None:
-    assert knobs(epoch * STEPS).number("lr") == pytest.approx(lr, abs=1e-6)
+    assert hyper(epoch * STEPS).number("lr") == pytest.approx(lr, abs=1e-6)
 
 
 @pytest.mark.parametrize(("epoch", "momentum"), [(0, 0.99), (25, 0.991464), (50, 0.995), (75, 0.998536), (100, 1.0)])
 def test_the_momentum_has_the_published_values_at_the_step_before(epoch: int, momentum: float) -> None:
-    assert knobs(epoch * STEPS).number("now") == pytest.approx(momentum, abs=5e-7)
+    assert hyper(epoch * STEPS).number("now") == pytest.approx(momentum, abs=5e-7)
     if epoch > 0:
-        assert knobs(epoch * STEPS - 1).number("momentum") == pytest.approx(momentum, abs=5e-7)
+        assert hyper(epoch * STEPS - 1).number("momentum") == pytest.approx(momentum, abs=5e-7)
 
 
-def test_a_knob_ahead_carries_the_value_of_the_following_step() -> None:
+def test_a_hyperparameter_ahead_carries_the_value_of_the_following_step() -> None:
     for step in (0, 1, 500, 100 * STEPS - 1):
-        assert knobs(step).number("momentum") == knobs(step + 1).number("now")
+        assert hyper(step).number("momentum") == hyper(step + 1).number("now")
 
 
 def test_the_last_step_moves_the_teacher_no_more() -> None:
-    assert knobs(100 * STEPS - 1).number("momentum") == 1.0
+    assert hyper(100 * STEPS - 1).number("momentum") == 1.0
 
 
 def test_weight_decay_is_constant_to_the_bit() -> None:
-    assert {knobs(step).number("weight_decay") for step in range(0, 100 * STEPS, 997)} == {1e-6}
+    assert {hyper(step).number("weight_decay") for step in range(0, 100 * STEPS, 997)} == {1e-6}
 
 
-def test_knobs_are_single_numbers_in_double_precision_on_the_host() -> None:
-    values = knobs(7).values
+def test_hyperparameters_are_single_numbers_in_double_precision_on_the_host() -> None:
+    values = hyper(7).values
     assert set(values) == {"lr", "weight_decay", "momentum", "now"}
     assert all((v.ndim, v.dtype, v.device.type) == (0, torch.float64, "cpu") for v in values.values())
 
 
 def test_the_warm_up_may_be_counted_in_steps() -> None:
     schedule = steady(warmup="624 steps")
-    assert schedule.step(at(312)).number("lr") == pytest.approx(4.8)
-    assert schedule.step(at(624)).number("lr") == pytest.approx(9.6)
+    assert schedule.hyperparameters(at(312)).number("lr") == pytest.approx(4.8)
+    assert schedule.hyperparameters(at(624)).number("lr") == pytest.approx(9.6)
 
 
 @given(st.integers(0, 100 * STEPS - 1))
 def test_the_rate_rises_to_its_peak_and_falls_after_it(step: int) -> None:
-    now, then = knobs(step).number("lr"), knobs(step + 1).number("lr")
+    now, then = hyper(step).number("lr"), hyper(step + 1).number("lr")
     assert 0 <= now <= 9.6
     assert now < then if step < 10 * STEPS else now > then
 
 
-def test_the_knobs_depend_on_the_position_alone() -> None:
+def test_the_hyperparameters_depend_on_the_position_alone() -> None:
     schedule = steady()
-    backwards = [schedule.step(at(step)).number("lr") for step in (9000, 5, 9000)]
+    backwards = [schedule.hyperparameters(at(step)).number("lr") for step in (9000, 5, 9000)]
     assert backwards[0] == backwards[2]
-    assert schedule.step(Progress(epochs=100, samples=5 * BATCH, attempt=7)).number("lr") == backwards[1]
+    assert schedule.hyperparameters(Progress(epochs=100, samples=5 * BATCH, attempt=7)).number("lr") == backwards[1]
 
 
 def test_the_golden_table_of_the_plans() -> None:
     schedule = steady(epochs=4, warmup="1 epoch")
     table = [
-        (plan, round(schedule.step(at(epoch * STEPS)).number("lr"), 9))
+        (plan, round(schedule.hyperparameters(at(epoch * STEPS)).number("lr"), 9))
         for epoch in range(4)
         for plan in [schedule.plan(at(epoch * STEPS, epochs=4))]
     ]
@@ -120,23 +120,28 @@ def test_the_golden_table_of_the_plans() -> None:
     ]
 
 
-def test_a_knob_may_have_a_warm_up_of_its_own_and_is_constant_after_it() -> None:
-    own = Knob(0.07, 0.07, warms_up=True, rises_from=0.04, warmup=Duration.parse("30 epochs"))
+def test_a_hyperparameter_may_have_a_warm_up_of_its_own_and_is_constant_after_it() -> None:
+    own = Curve(0.07, 0.07, warms_up=True, rises_from=0.04, warmup=Duration.parse("30 epochs"))
     schedule = steady(more={"teacher_temperature": own})
-    found = [schedule.step(at(epoch * STEPS)).number("teacher_temperature") for epoch in (0, 10, 15, 30, 31, 99)]
+    found = [
+        schedule.hyperparameters(at(epoch * STEPS)).number("teacher_temperature") for epoch in (0, 10, 15, 30, 31, 99)
+    ]
     assert found == pytest.approx([0.04, 0.05, 0.055, 0.07, 0.07, 0.07])
-    assert schedule.step(at(5 * STEPS)).number("lr") == pytest.approx(4.8)
+    assert schedule.hyperparameters(at(5 * STEPS)).number("lr") == pytest.approx(4.8)
 
 
 @pytest.mark.parametrize(("time", "steps"), [("313 steps", 313), ("1 epoch", STEPS)])
 def test_a_part_is_frozen_for_exactly_so_many_steps(time: str, steps: int) -> None:
     schedule = steady(more=freeze("prototypes", Duration.parse(time)))
-    left = [schedule.step(at(step)).number("frozen/prototypes") for step in (0, steps - 1, steps, steps + 1, 30000)]
+    left = [
+        schedule.hyperparameters(at(step)).number("frozen/prototypes")
+        for step in (0, steps - 1, steps, steps + 1, 30000)
+    ]
     assert left == pytest.approx([1, 1 / steps, 0, 0, 0])
     assert [value > 0 for value in left] == [True, True, False, False, False]
 
 
-def test_what_is_never_frozen_has_no_knob() -> None:
+def test_what_is_never_frozen_has_no_hyperparameter() -> None:
     assert freeze("prototypes", None) == {}
 
 
@@ -161,7 +166,7 @@ def test_a_warm_up_as_long_as_the_run_is_refused(warmup: str) -> None:
 
 def test_a_warm_up_one_step_shorter_than_the_run_is_possible() -> None:
     schedule = steady(epochs=4, warmup="1247 steps")
-    assert schedule.step(at(1247)).number("lr") == pytest.approx(9.6)
+    assert schedule.hyperparameters(at(1247)).number("lr") == pytest.approx(9.6)
 
 
 def test_a_timed_warm_up_is_refused() -> None:
@@ -170,19 +175,19 @@ def test_a_timed_warm_up_is_refused() -> None:
 
 
 def test_a_rate_that_is_held_falls_along_the_cosine_of_what_is_left() -> None:
-    knob = Knob(2.0, 0.0, warms_up=True)
-    values = [knob.at(position, 10, 100, hold=60) for position in (0, 5, 10, 35, 60, 80, 100)]
+    curve = Curve(2.0, 0.0, warms_up=True)
+    values = [curve.at(position, 10, 100, hold=60) for position in (0, 5, 10, 35, 60, 80, 100)]
     assert values == pytest.approx([0, 1, 2, 2, 2, 1, 0], abs=1e-12)
 
 
 def test_a_hold_shorter_than_the_warm_up_changes_nothing() -> None:
-    knob = Knob(2.0, 0.5, warms_up=True)
-    assert [knob.at(p, 30, 100, hold=20) for p in range(101)] == [knob.at(p, 30, 100) for p in range(101)]
+    curve = Curve(2.0, 0.5, warms_up=True)
+    assert [curve.at(p, 30, 100, hold=20) for p in range(101)] == [curve.at(p, 30, 100) for p in range(101)]
 
 
 def test_what_does_not_warm_up_is_not_held() -> None:
-    knob = Knob(0.99, 1.0)
-    assert knob.at(50, 10, 100, hold=60) == knob.at(50, 0, 100) == pytest.approx(0.995)
+    curve = Curve(0.99, 1.0)
+    assert curve.at(50, 10, 100, hold=60) == curve.at(50, 0, 100) == pytest.approx(0.995)
 
 
 @pytest.mark.parametrize("hold", [-0.1, 1, 1.5])
@@ -193,6 +198,9 @@ def test_a_hold_that_is_no_share_is_refused(hold: float) -> None:
 
 def test_the_learning_rate_is_held_for_a_share_of_the_run() -> None:
     schedule = steady(hold=0.5)
-    at = [schedule.step(Progress(epochs=8, samples=share * schedule.total // 8)).number("lr") for share in range(9)]
+    at = [
+        schedule.hyperparameters(Progress(epochs=8, samples=share * schedule.total // 8)).number("lr")
+        for share in range(9)
+    ]
     assert at[1:5] == [max(at)] * 4
     assert at[4] > at[5] > at[6] > at[7] > at[8] == 0

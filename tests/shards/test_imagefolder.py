@@ -18,14 +18,14 @@ from shards import verify
 from shards.command_line import Bytes, HeldOut, command
 from shards.make import make, run
 from shards.sources import imagefolder
-from shards.sources.imagefolder import Options
+from shards.sources.imagefolder import FolderOptions
 from tests.shards.pictures import files_in, folder_of, held
 
 
 def made(root: Path, console: Console | None = None, **options: object) -> Path:
     """Shards of the pictures in `root/in`."""
     out = root / f"out{len(list(root.iterdir()))}"
-    make("imagefolder", out, console or Console(quiet=True), Options(root / "in", **options))  # type: ignore[arg-type]
+    make("imagefolder", out, console or Console(quiet=True), FolderOptions(root / "in", **options))  # type: ignore[arg-type]
     return out
 
 
@@ -150,14 +150,14 @@ def test_a_class_named_like_a_member_that_webdataset_passes_over_keeps_its_image
     keys = ("%5F_background__/1", "cat/1", "__x/1", "cat/__y__/1")
     assert {k: data for k, (data, _) in held(out).items()} == dict(zip(keys, files.values(), strict=True))
     assert manifest.read(out).classes == ("__background__", "__x", "cat")
-    assert verify.verify(out, verify.Options(), Console(quiet=True)) == []
+    assert verify.verify(out, verify.VerifyOptions(), Console(quiet=True)) == []
     tars = [str(path) for path in out.glob("*.tar")]
     assert {sample["__key__"] for sample in webdataset.WebDataset(tars, shardshuffle=False)} == set(keys)
 
 
-letters = st.text("ab.%25FEjp_\udce9", min_size=1, max_size=6).filter(lambda t: t[0] not in "./" and t.strip("."))
+shared_memory = st.text("ab.%25FEjp_\udce9", min_size=1, max_size=6).filter(lambda t: t[0] not in "./" and t.strip("."))
 folders = st.sampled_from(["", "d/", "e.f/", "__g__/", "%5F_g__/", "__g"])
-names = st.builds(lambda f, n, k: f"{f}{n}.{k}", folders, letters,
+names = st.builds(lambda f, n, k: f"{f}{n}.{k}", folders, shared_memory,
                   st.sampled_from(["jpg", "JPG", "png", "gif"]))  # fmt: skip
 
 

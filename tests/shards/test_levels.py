@@ -41,7 +41,7 @@ def of(folder: Path, *sides: int) -> manifest.Manifest:
 
 def add(folder: Path, *sides: int, quality: int = 90) -> None:
     """Make levels beside the originals."""
-    levels.write(folder, levels.Options(Sides(sides or SIDES), Quality(quality)), QUIET)
+    levels.write(folder, levels.LevelOptions(Sides(sides or SIDES), Quality(quality)), QUIET)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def bare(source: Path) -> Path:
     """Their shards."""
-    make.make("imagefolder", source.parent / "bare", QUIET, imagefolder.Options(source, Bytes(20_000)))
+    make.make("imagefolder", source.parent / "bare", QUIET, imagefolder.FolderOptions(source, Bytes(20_000)))
     return source.parent / "bare"
 
 
@@ -200,7 +200,7 @@ def test_tars_in_place_get_levels_also_where_the_manifest_lies_elsewhere_and_one
     (folder / "a.tar").write_bytes(tar_of(("x.jpg", files["wide.jpg"]), ("y.jpg", files["flat.jpg"])))
     (folder / "b.tar").write_bytes(tar_of(("nothing.txt", b"")))
     (folder / "c.tar").write_bytes(tar_of(("z.jpg", files["gray.jpg"])))
-    make.make("tars", index, QUIET, tars.Options(folder))
+    make.make("tars", index, QUIET, tars.TarOptions(folder))
     before = files_in(folder)
     add(index)
     split = of(index).split("train")
@@ -208,7 +208,7 @@ def test_tars_in_place_get_levels_also_where_the_manifest_lies_elsewhere_and_one
     assert sorted(images(split)) == ["x", "y", "z"]
     assert min(Image.open(io.BytesIO(images(split)["z"][1][0])).size) == 24
     assert files_in(folder) == before
-    assert verify.verify(index, verify.Options(), QUIET) == []
+    assert verify.verify(index, verify.VerifyOptions(), QUIET) == []
 
 
 def test_another_level_of_that_side_is_not_written_over(data: Path) -> None:
@@ -258,7 +258,7 @@ def test_a_level_of_other_samples_is_refused(data: Path) -> None:
 
 
 def test_damage_of_a_level_is_found_and_that_of_its_originals_is_told_once(data: Path) -> None:
-    damaged = verify.verify(data, verify.Options(), QUIET)
+    damaged = verify.verify(data, verify.VerifyOptions(), QUIET)
     assert {d.key.rpartition("/")[2] for d in damaged} == {"text", "empty", "cut"}
     assert not any(d.shard.startswith("level") for d in damaged)
     split = of(data).split("train")
@@ -269,11 +269,11 @@ def test_damage_of_a_level_is_found_and_that_of_its_originals_is_told_once(data:
         file.write(bytes(int(level.samples.sizes[number])))
     shutil.rmtree(data / "level-48")
     known = {(d.shard, d.key) for d in damaged}
-    found = {(d.shard, d.key) for d in verify.verify(data, verify.Options(), QUIET)}
+    found = {(d.shard, d.key) for d in verify.verify(data, verify.VerifyOptions(), QUIET)}
     name = level.shards[level.shard_of(number)].name
     assert found - known == {(name, ""), (name, split.samples.key(number)), ("level-48", "")}
     (data / "pyramid.json").write_text("{}")
-    assert any(d.shard == "pyramid.json" for d in verify.verify(data, verify.Options(decode=False), QUIET))
+    assert any(d.shard == "pyramid.json" for d in verify.verify(data, verify.VerifyOptions(decode=False), QUIET))
 
 
 def test_show_tells_of_levels_and_shows_one(

@@ -16,7 +16,7 @@ from launch.run_dir import PROJECT
 from shards.command_line import Bytes
 from shards.make import make
 from shards.pack import Contents, Sample, locked, pack
-from shards.sources.imagefolder import Options
+from shards.sources.imagefolder import FolderOptions
 from tests.shards.pictures import files_in, folder_of
 
 QUIET = Console(quiet=True)
@@ -176,7 +176,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 def test_a_maker_that_was_killed_is_gone_on_with(tmp_path: Path) -> None:
     folder_of(tmp_path / "in", *(f"{n % 5}/{n}.jpg" for n in range(400)))
-    make("imagefolder", tmp_path / "whole", QUIET, Options(tmp_path / "in", Bytes(1000)))
+    make("imagefolder", tmp_path / "whole", QUIET, FolderOptions(tmp_path / "in", Bytes(1000)))
     words = ["source=imagefolder", f"path={tmp_path / 'in'}", f"out={tmp_path / 'out'}", "shard_bytes=1KB"]
     command = [sys.executable, str(PROJECT / "shards" / "make.py"), *words]
     env = {**os.environ, "PYTHONPATH": str(PROJECT)}

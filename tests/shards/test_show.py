@@ -12,7 +12,7 @@ from dist_ssl.data.storage import manifest
 from shards.command_line import HeldOut, command
 from shards.make import make
 from shards.show import run
-from shards.sources.imagefolder import Options
+from shards.sources.imagefolder import FolderOptions
 from tests.shards.pictures import files_in, folder_of
 
 
@@ -23,7 +23,7 @@ def data(tmp_path: Path) -> Path:
         tmp_path / "in", *(f"train/a/{n}.png" for n in range(3)), "train/ü/1.jpg", *(f"val/a/{n}.png" for n in range(4))
     )
     (tmp_path / "in/train/a/bad.png").write_bytes(b"bad")
-    make("imagefolder", tmp_path / "data", Console(quiet=True), Options(tmp_path / "in"))
+    make("imagefolder", tmp_path / "data", Console(quiet=True), FolderOptions(tmp_path / "in"))
     return tmp_path / "data"
 
 
@@ -72,7 +72,7 @@ def test_the_sheet_lies_where_one_is(data: Path, tmp_path: Path, monkeypatch: py
 
 def test_unlabelled_images_are_shown(tmp_path: Path) -> None:
     folder_of(tmp_path / "in", "1.jpg", "2.jpg")
-    make("imagefolder", tmp_path / "d", Console(quiet=True), Options(tmp_path / "in", val=HeldOut()))
+    make("imagefolder", tmp_path / "d", Console(quiet=True), FolderOptions(tmp_path / "in", val=HeldOut()))
     assert "│ 0       │ -" in shown([str(tmp_path / "d"), f"out={tmp_path / 's.png'}"])
 
 

@@ -11,7 +11,7 @@ from dist_ssl.data.storage import manifest
 from dist_ssl.errors import DataError
 from shards import verify
 from shards.make import make
-from shards.sources.tars import Options
+from shards.sources.tars import TarOptions
 from tests.shards.pictures import files_in, held
 from tests.shards.test_archive import tar_of
 
@@ -24,7 +24,7 @@ def tar(path: Path, *members: tuple[str, bytes], form: int = tarfile.PAX_FORMAT)
 def indexed(folder: Path, out: Path | None = None, **options: object) -> str:
     """Index; what was said."""
     console = Console(record=True, soft_wrap=True, file=(folder.parent / "log").open("w"))
-    make("tars", out, console, Options(folder, **options))  # type: ignore[arg-type]
+    make("tars", out, console, TarOptions(folder, **options))  # type: ignore[arg-type]
     return console.export_text()
 
 
@@ -71,7 +71,7 @@ def test_names_that_are_no_utf8_are_spelt_in_keys(tmp_path: Path) -> None:
             archive.addfile(member, io.BytesIO(data))
     indexed(tmp_path / "t")
     assert held(tmp_path / "t") == {"caf%E9": (b"1", -1), "caf%E8/x": (b"2", -1), "ok": (b"3", -1)}
-    assert verify.verify(tmp_path / "t", verify.Options(decode=False), Console(quiet=True)) == []
+    assert verify.verify(tmp_path / "t", verify.VerifyOptions(decode=False), Console(quiet=True)) == []
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ from rich.console import Console
 from dist_ssl.data.storage import manifest
 from shards.command_line import Bytes, command
 from shards.make import make
-from shards.sources.imagefolder import Options
+from shards.sources.imagefolder import FolderOptions
 from shards.verify import Damage, run, verify
-from shards.verify import Options as Verify
+from shards.verify import VerifyOptions as Verify
 from tests.shards.pictures import folder_of
 
 QUIET = Console(quiet=True)
@@ -24,7 +24,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of 60 pictures in two classes."""
     root = tmp_path_factory.mktemp("verify")
     folder_of(root / "in", *(f"{n % 2}/{n}.{'png' if n % 3 else 'jpg'}" for n in range(60)))
-    make("imagefolder", root / "out", QUIET, Options(root / "in", Bytes(8000)))
+    make("imagefolder", root / "out", QUIET, FolderOptions(root / "in", Bytes(8000)))
     return root / "out"
 
 
@@ -78,7 +78,7 @@ def test_images_that_never_were_ones_are_found_in_a_whole_tar(tmp_path: Path) ->
     (tmp_path / "in" / "text.jpg").write_bytes(b"not an image")
     (tmp_path / "in" / "empty.jpg").touch()
     (tmp_path / "in" / "cut.png").write_bytes(files["2.png"][:200])
-    make("imagefolder", tmp_path / "out", QUIET, Options(tmp_path / "in"))
+    make("imagefolder", tmp_path / "out", QUIET, FolderOptions(tmp_path / "in"))
     assert {d.key for d in damage(tmp_path / "out")} == {"text", "empty", "cut"}
     assert damage(tmp_path / "out", decode=False) == []
 

@@ -40,7 +40,7 @@ def test_cifar10_becomes_png_of_the_same_pixels_with_labels(tmp_path: Path, monk
     monkeypatch.setattr(datasets.CIFAR10, "train_list", [named for named, _, _ in batches])
     monkeypatch.setattr(datasets.CIFAR10, "test_list", [test[0]])
     monkeypatch.setitem(datasets.CIFAR10.meta, "md5", hashlib.md5(names).hexdigest())
-    make("cifar10", tmp_path / "out", QUIET, vision.Options(tmp_path))
+    make("cifar10", tmp_path / "out", QUIET, vision.VisionOptions(tmp_path))
     assert manifest.read(tmp_path / "out").classes == tuple("abcdefghij")
     for split, parts in (("train", batches), ("val", [test])):
         pixels, labels = np.concatenate([p for _, p, _ in parts]), [label for _, _, own in parts for label in own]
@@ -61,7 +61,7 @@ def test_files_that_torchvision_would_open_are_packed_as_they_are(tmp_path: Path
             path.parent.mkdir(parents=True)
             path.write_bytes(picture(hash((split, n)) % 1000))
             expected[split, n] = path.read_bytes()
-    make("country211", tmp_path / "out", QUIET, vision.Options(tmp_path))
+    make("country211", tmp_path / "out", QUIET, vision.VisionOptions(tmp_path))
     for split, theirs in (("train", "train"), ("val", "valid"), ("test", "test")):
         own = held(tmp_path / "out", split)
         assert sorted(own.values()) == sorted((expected[theirs, n], n) for n in range(2))
@@ -69,7 +69,7 @@ def test_files_that_torchvision_would_open_are_packed_as_they_are(tmp_path: Path
 
 def test_a_data_set_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"torchvision cannot open CIFAR100 \(train\) in") as caught:
-        make("cifar100", tmp_path / "out", QUIET, vision.Options(tmp_path))
+        make("cifar100", tmp_path / "out", QUIET, vision.VisionOptions(tmp_path))
     assert "download=true" in caught.value.remedy
     assert not list(tmp_path.iterdir())
 

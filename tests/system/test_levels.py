@@ -22,7 +22,7 @@ from tests.ranks import Ranks
 def shards(demo_shards: Path, tmp_path: Path) -> Path:
     """The demo shards with two levels, in whose smaller one every third image of a shard is damaged."""
     folder = Path(shutil.copytree(demo_shards, tmp_path / "shards"))
-    levels.write(folder, levels.Options(Sides((20, 32))), Console(quiet=True))
+    levels.write(folder, levels.LevelOptions(Sides((20, 32))), Console(quiet=True))
     found = pyramid.attach(manifest.read(folder), Address(str(folder)), (20, 32), Fetcher())
     level = found.split("train").levels[0]
     with level.path(0).open("r+b") as file:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dist_ssl.core.draws import Draws, Floats, Purpose
 from dist_ssl.data.images.resize import SMALLEST_LOOPED
-from dist_ssl.data.images.views import Recipe
+from dist_ssl.data.images.views import Augmentation
 
 LUMA = (0.2989, 0.587, 0.114)
 SOLARIZE_FROM = 128 / 255
@@ -70,7 +70,7 @@ def solarize(x: Tensor) -> Tensor:
 
 
 def blur(x: Tensor, sigma: Tensor) -> Tensor:
-    """Gaussian blur with deviation `sigma` [B] px, mirrored at the edges: two products with [S, S] matrices."""
+    """Blur by a Gaussian of `sigma` [B] px, mirrored at the edges: two products with [S, S] matrices."""
     kernel = gaussian_matrix(sigma, x.shape[-1])
     return kernel @ x @ kernel.transpose(-1, -2)
 
@@ -112,7 +112,7 @@ class Looks:
 class Photometry:
     """Applies the colour half of one recipe to one view slot. `mean`, `std`: per channel, of values in [0, 1]."""
 
-    def __init__(self, recipe: Recipe, slot: int, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, recipe: Augmentation, slot: int, mean: Sequence[float], std: Sequence[float]) -> None:
         self.recipe, self.slot, self.mean, self.std = recipe, slot, mean, std
 
     def __call__(self, pixels: Tensor, ids: Ints, draws: Draws, dtype: torch.dtype) -> Tensor:

@@ -26,7 +26,7 @@ Pixels = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Augmentation:
     """How one view is augmented. Probabilities 0 to 1; `*_p` is how often, the rest how strongly."""
 
     crop_min: float
@@ -42,7 +42,7 @@ class Recipe:
     gray_p: float = 0.0
     blur_p: float = 0.0
     blur_min: float = 0.1
-    """Deviation of the Gaussian, px of the view."""
+    """Standard deviation of the Gaussian, px of the view."""
     blur_max: float = 2.0
     solarize_p: float = 0.0
     invert_p: float = 0.0
@@ -53,7 +53,7 @@ class Recipe:
     local: bool = False
     """For the local views, the smaller ones, and not for the global ones."""
 
-    def at(self, magnitude: float) -> "Recipe":
+    def at(self, magnitude: float) -> "Augmentation":
         """The recipe at a strength of 0 to 1; 1 is as published. Jitter and crops grow milder, effects rarer."""
         if magnitude == 1:
             return self
@@ -74,7 +74,7 @@ class Recipe:
         )
 
 
-def checked(recipe: Recipe, place: str) -> Recipe:
+def checked(recipe: Augmentation, place: str) -> Augmentation:
     """The recipe, whose keys `place` holds. Raises ConfigError where a number is outside its range."""
     r = recipe
     require(place, "more than 0 and at most 1", lambda value: 0 < value <= 1, crop_min=r.crop_min, crop_max=r.crop_max)
@@ -89,7 +89,7 @@ def checked(recipe: Recipe, place: str) -> Recipe:
     return recipe
 
 
-def crop_box(width: int, height: int, recipe: Recipe, draws: Floats) -> Box:
+def crop_box(width: int, height: int, recipe: Augmentation, draws: Floats) -> Box:
     """(left, top, right, bottom) in px of the image, from CROP_DRAWS uniform numbers."""
     low, high = math.log(recipe.aspect[0]), math.log(recipe.aspect[1])
     *tried, across, down = draws.tolist()
@@ -115,12 +115,12 @@ def centre_box(width: int, height: int, aspect: tuple[float, float]) -> Box:
     return left, top, left + w, top + h
 
 
-def of_views(recipes: Sequence[Recipe], views: int, local_views: int) -> list[Recipe]:
+def of_views(recipes: Sequence[Augmentation], views: int, local_views: int) -> list[Augmentation]:
     """The recipe of every view: global views, then local ones, each kind takes turns at its own recipes.
 
     Raises ConfigError where there is none for a kind.
     """
-    found: list[Recipe] = []
+    found: list[Augmentation] = []
     for local, count in ((False, views), (True, local_views)):
         own = [recipe for recipe in recipes if recipe.local is local]
         if count and not own:
@@ -133,7 +133,7 @@ def of_views(recipes: Sequence[Recipe], views: int, local_views: int) -> list[Re
     return found
 
 
-def smallest_crop_scale(recipes: Sequence[Recipe], size: int) -> int:
+def smallest_crop_scale(recipes: Sequence[Augmentation], size: int) -> int:
     """Side, px, that a decoded image must keep so that no crop is upsampled more than the original forces."""
     narrowest = [r.crop_min * min(r.aspect[0], 1 / r.aspect[1]) for r in recipes]
     return math.ceil(size / math.sqrt(min(narrowest)))
@@ -196,7 +196,9 @@ class Cutter:
     Images of more than `max_pixels` are unreadable.
     """
 
-    def __init__(self, recipes: Sequence[Recipe], size: int | Sequence[int], max_pixels: int = MAX_PIXELS) -> None:
+    def __init__(
+        self, recipes: Sequence[Augmentation], size: int | Sequence[int], max_pixels: int = MAX_PIXELS
+    ) -> None:
         self.sizes = [size] * len(recipes) if isinstance(size, int) else list(size)
         self.recipes, self.max_pixels = recipes, max_pixels
         self.needed = max(smallest_crop_scale([r], side) for r, side in zip(recipes, self.sizes, strict=True))

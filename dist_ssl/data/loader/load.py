@@ -31,10 +31,10 @@ from dist_ssl.errors import DataError
 Ints = npt.NDArray[np.int64]
 Reasons = dict[int, str]
 """Why a sample could not be read, by its row in the request."""
-Coming = tuple[Iterable[int], Iterable[int] | None]
+Upcoming = tuple[Iterable[int], Iterable[int] | None]
 """The shards that requests need, in order, and at which levels of a pyramid, as `Reader.expect` has them."""
 AHEAD_BYTES = 64_000_000
-MOST_BEGUN = 128
+MOST_STARTED = 128
 """Requests, however small they are: each may hold two descriptors where processes share its memory."""
 
 
@@ -62,11 +62,11 @@ class Cut(Protocol):
 
 @dataclass(frozen=True)
 class Request:
-    """Samples wanted together. `stand_ins`: for a place in the batch, whom to try in its stead, in order."""
+    """Samples wanted together. `replacements`: for a place in the batch, whom to try in its stead, in order."""
 
     ids: Ints
     draws: Draws
-    stand_ins: Callable[[int], Iterable[int]]
+    replacements: Callable[[int], Iterable[int]]
 
 
 @dataclass(frozen=True)
@@ -77,15 +77,15 @@ class Loaded:
     views: list[Pixels]
     """[B, side, side, 3] each."""
     valid: npt.NDArray[np.bool_]
-    """[B] False where a stand-in took the place."""
+    """[B] False where a replacement took the place."""
     wait_seconds: float
     unreadable: Mapping[int, str]
-    """Why, by the number of the sample, a stand-in took its place."""
+    """Why, by the number of the sample, a replacement took its place."""
     slow: Mapping[str, int]
     """How many images took longer to decode, by the reason; counted since the last request was done."""
 
 
-class Supply(Protocol):
+class SampleLoader(Protocol):
     """Loads requests of one split, in this process or in another one."""
 
     @property
@@ -99,7 +99,7 @@ class Supply(Protocol):
         ...
 
     def load(
-        self, requests: Iterable[Request], cutter: Cut, views: int, coming: Coming | None = None
+        self, requests: Iterable[Request], cutter: Cut, views: int, upcoming: Upcoming | None = None
     ) -> Iterator[Loaded]:
         """The requests' pixels, one by one; `coming`: what is to be fetched for them. Closing the iterator ends it."""
         ...
@@ -113,7 +113,7 @@ class Supply(Protocol):
         ...
 
 
-class Tally:
+class ReasonCounter:
     """Counts words that threads call out."""
 
     def __init__(self) -> None:
@@ -145,7 +145,7 @@ class Loader:
     ) -> None:
         self.reader, self.threads, self.ahead_bytes = reader, threads, ahead_bytes
         self.max_upsample, self.pyramid = max_upsample, Pyramid.of(reader.split, max_upsample)
-        self.slow = Tally()
+        self.slow = ReasonCounter()
 
     def __reduce__(self) -> tuple[type["Loader"], tuple[Reader, int, int, float]]:
         """In another process it is one that has loaded nothing yet."""
@@ -157,22 +157,22 @@ class Loader:
         return self.reader.split
 
     def load(
-        self, requests: Iterable[Request], cutter: Cut, views: int, coming: Coming | None = None
+        self, requests: Iterable[Request], cutter: Cut, views: int, upcoming: Upcoming | None = None
     ) -> Iterator[Loaded]:
         """See `Supply`; closing the iterator ends the threads."""
-        if coming is not None:
-            self.reader.expect(*coming)
-        course = Course(self, requests, cutter, views, Spare())
+        if upcoming is not None:
+            self.reader.expect(*upcoming)
+        pipeline = Pipeline(self, requests, cutter, views, Spare())
         try:
             while True:
-                course.begin()
-                loaded = course.take()
+                pipeline.begin()
+                loaded = pipeline.take()
                 if loaded is None:
                     return
                 yield loaded
-                course.release()
+                pipeline.release()
         finally:
-            course.close()
+            pipeline.close()
 
     def costs(self) -> Mapping[str, float]:
         """See `Supply`."""
@@ -184,7 +184,7 @@ class Loader:
 
 
 @dataclass(frozen=True)
-class Begun:
+class Started:
     """A request, its buffers, and the tasks that fill them."""
 
     request: Request
@@ -192,7 +192,7 @@ class Begun:
     tasks: list[Future[Reasons]]
 
 
-class Course:
+class Pipeline:
     """Requests under way: begun, handed out and released in order.
 
     One thread may take while another one releases and begins.
@@ -202,7 +202,7 @@ class Course:
         self.loader, self.cutter, self.views, self.buffers = loader, cutter, views, buffers
         self._queue = iter(requests)
         self._pool = ThreadPoolExecutor(loader.threads, thread_name_prefix="decode")
-        self._started: deque[Begun] = deque()
+        self._started: deque[Started] = deque()
         self._taken = 0
         """How many of those that were started, from the first on, are handed out."""
         self._lock = threading.Lock()
@@ -218,9 +218,9 @@ class Course:
         with self._lock:
             if self._taken == len(self._started):
                 return None
-            begun = self._started[self._taken]
+            started = self._started[self._taken]
             self._taken += 1
-        return self._finish(begun)
+        return self._finish(started)
 
     def release(self) -> None:
         """The first of those that were handed out is no longer looked at: its buffers may be filled again."""
@@ -238,27 +238,27 @@ class Course:
 
     def _room(self) -> int:
         """How many requests to begin now; the first one started is in use, and the others wait."""
-        sizes = [sum(view.nbytes for view in begun.views) for begun in self._started]
+        sizes = [sum(view.nbytes for view in started.views) for started in self._started]
         fitting = (self.loader.ahead_bytes - sum(sizes[1:])) // sizes[-1] if sizes else 2
-        return max(2 - len(sizes), min(2, fitting, MOST_BEGUN - len(sizes)))
+        return max(2 - len(sizes), min(2, fitting, MOST_STARTED - len(sizes)))
 
-    def _start(self, request: Request) -> Begun:
+    def _start(self, request: Request) -> Started:
         """One task per thread, each a contiguous part of the batch."""
         sides = map(self.cutter.side, range(self.views))
         views = self.buffers.take([(len(request.ids), side, side, 3) for side in sides])
         numbers = self.cutter.draw(request.draws, request.ids)
         parts = np.array_split(np.arange(len(request.ids)), self.loader.threads)
         tasks = [self._pool.submit(self._fill, request, part, numbers, views) for part in parts if len(part)]
-        return Begun(request, views, tasks)
+        return Started(request, views, tasks)
 
-    def _finish(self, begun: Begun) -> Loaded:
-        request, since = begun.request, time.monotonic()
-        reasons = {row: reason for task in begun.tasks for row, reason in task.result().items()}
+    def _finish(self, started: Started) -> Loaded:
+        request, since = started.request, time.monotonic()
+        reasons = {row: reason for task in started.tasks for row, reason in task.result().items()}
         wait = time.monotonic() - since
         valid = np.ones(len(request.ids), dtype=np.bool_)
         valid[list(reasons)] = False
         unreadable = {int(request.ids[row]): why for row, why in reasons.items()}
-        return Loaded(request.ids, begun.views, valid, wait, unreadable, self.loader.slow.take())
+        return Loaded(request.ids, started.views, valid, wait, unreadable, self.loader.slow.take())
 
     def _fill(self, request: Request, part: Ints, numbers: list[Floats], views: list[Pixels]) -> Reasons:
         """Cut these rows of a request; why some of them could not be read."""
@@ -269,7 +269,7 @@ class Course:
                 self._cut(int(request.ids[row]), mine, out)
             except UnreadableError as error:
                 reasons[row] = error.reason
-                self._stand_in(request, row, mine, out)
+                self._replacement(request, row, mine, out)
         return reasons
 
     def _cut(self, number: int, draws: list[Floats], out: list[Pixels]) -> None:
@@ -282,9 +282,9 @@ class Course:
             slow = self.cutter.cut(reader.read(number), draws, out)
         self.loader.slow.add(slow)
 
-    def _stand_in(self, request: Request, row: int, numbers: list[Floats], out: list[Pixels]) -> None:
+    def _replacement(self, request: Request, row: int, numbers: list[Floats], out: list[Pixels]) -> None:
         """Cut the first readable candidate with the replaced sample's own draws."""
-        for candidate in request.stand_ins(row):
+        for candidate in request.replacements(row):
             try:
                 return self._cut(candidate, numbers, out)
             except UnreadableError:

@@ -27,9 +27,9 @@ import torch
 from torch.cuda import cudart
 
 from dist_ssl.data.loader.buffers import Pixels, Shapes
-from dist_ssl.data.loader.load import Coming, Cut, Loaded, Loader, Request
+from dist_ssl.data.loader.load import Cut, Loaded, Loader, Request, Upcoming
 from dist_ssl.data.loader.shared_buffers import mapped
-from dist_ssl.data.loader.worker import Told, Wanted
+from dist_ssl.data.loader.worker import LoadJob, ResultMessage
 from dist_ssl.data.storage.fetch import Counts
 from dist_ssl.data.storage.manifest import Split
 from dist_ssl.data.storage.pyramid import Pyramid
@@ -69,7 +69,7 @@ class LoaderProcess:
         self.served += 1
         return Served(self, self.served, loader)
 
-    def begin(self, wanted: Wanted) -> Connection:
+    def begin(self, wanted: LoadJob) -> Connection:
         """Begin a load; what it yields comes through the connection. Raises RuntimeError."""
         connection, theirs = Pipe()
         with theirs:
@@ -122,21 +122,21 @@ class Served:
         return self.loader.pyramid
 
     def load(
-        self, requests: Iterable[Request], cutter: Cut, views: int, coming: Coming | None = None
+        self, requests: Iterable[Request], cutter: Cut, views: int, upcoming: Upcoming | None = None
     ) -> Iterator[Loaded]:
         """See `Supply`; requests and cutter are sent. Raises RuntimeError where the process is gone."""
-        connection = self.process.begin(self._wanted(requests, cutter, views, coming))
+        connection = self.process.begin(self._wanted(requests, cutter, views, upcoming))
         slots: dict[int, list[Pixels]] = {}
         try:
             while True:
-                begun = time.monotonic()
-                told = self._next(connection)
-                if told is None:
+                started = time.monotonic()
+                message = self._next(connection)
+                if message is None:
                     return
-                if told.new:
-                    slots[told.slot] = self._slot(connection, told.shapes)
-                wait = time.monotonic() - begun
-                yield Loaded(told.ids, slots[told.slot], told.valid, wait, told.unreadable, told.slow)
+                if message.new:
+                    slots[message.slot] = self._slot(connection, message.shapes)
+                wait = time.monotonic() - started
+                yield Loaded(message.ids, slots[message.slot], message.valid, wait, message.unreadable, message.slow)
                 with contextlib.suppress(OSError):  # whoever waits for the next one finds out why
                     connection.send_bytes(b"")
         finally:
@@ -153,24 +153,24 @@ class Served:
         """End the process, and so all its loaders."""
         self.process.close()
 
-    def _wanted(self, requests: Iterable[Request], cutter: Cut, views: int, coming: Coming | None) -> Wanted:
+    def _wanted(self, requests: Iterable[Request], cutter: Cut, views: int, upcoming: Upcoming | None) -> LoadJob:
         """The load, and the first time the loader with it: it is sent when the process has had time to start."""
         loader = None if self._sent else _lean(self.loader)
         self._sent = True
-        return Wanted(self.number, loader, requests, cutter, views, coming)
+        return LoadJob(self.number, loader, requests, cutter, views, upcoming)
 
-    def _next(self, connection: Connection) -> Told | None:
+    def _next(self, connection: Connection) -> ResultMessage | None:
         """What comes next, waited for. Raises what ended the load."""
         try:
-            told: Told | Exception | None = connection.recv()
+            message: ResultMessage | Exception | None = connection.recv()
         except (EOFError, OSError):
             raise self.process.lost() from None
-        if isinstance(told, Exception):
-            raise told
-        if told is not None:
-            for key, amount in told.costs.items():
+        if isinstance(message, Exception):
+            raise message
+        if message is not None:
+            for key, amount in message.costs.items():
                 self.process.counts.add(key, amount)
-        return told
+        return message
 
     def _slot(self, connection: Connection, shapes: Shapes) -> list[Pixels]:
         """The arrays of a slot that was told of for the first time."""

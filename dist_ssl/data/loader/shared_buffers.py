@@ -58,7 +58,7 @@ class Slots:
         """The number of the slot in which these views lie."""
         return self._numbers[views[0].ctypes.data]
 
-    def untold(self, number: int) -> int | None:
+    def unsent_handle(self, number: int) -> int | None:
         """The descriptor of a slot whose other process does not know it yet; close it once it was sent."""
         return self._handles.pop(number, None)
 

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dist_ssl.data.loader.buffers import Shapes
-from dist_ssl.data.loader.load import Coming, Course, Cut, Ints, Loaded, Loader, Request
+from dist_ssl.data.loader.load import Cut, Ints, Loaded, Loader, Pipeline, Request, Upcoming
 from dist_ssl.data.loader.shared_buffers import Slots
 from dist_ssl.errors import UserError
 
@@ -28,7 +28,7 @@ TAKEN = 2
 
 
 @dataclass(frozen=True)
-class Wanted:
+class LoadJob:
     """A load. `number`: of its loader; `loader`: None where the process has it."""
 
     number: int
@@ -36,11 +36,11 @@ class Wanted:
     requests: Iterable[Request]
     cutter: Cut
     views: int
-    coming: Coming | None
+    upcoming: Upcoming | None
 
 
 @dataclass(frozen=True)
-class Told:
+class ResultMessage:
     """A request that was loaded, without its pixels: they lie in a slot. `new`: the slot's descriptor comes next."""
 
     slot: int
@@ -57,10 +57,10 @@ class Told:
 class Delivery:
     """One load: its results go out through `connection` ahead of need, its buffers come back by the parent's leave."""
 
-    def __init__(self, connection: Connection, loader: Loader, wanted: Wanted) -> None:
+    def __init__(self, connection: Connection, loader: Loader, wanted: LoadJob) -> None:
         self.connection, self.loader = connection, loader
         self.slots = Slots()
-        self.course = Course(loader, wanted.requests, wanted.cutter, wanted.views, self.slots)
+        self.pipeline = Pipeline(loader, wanted.requests, wanted.cutter, wanted.views, self.slots)
         self.room = threading.Semaphore(TAKEN)
         self.over = False
         """The parent has had enough."""
@@ -72,7 +72,7 @@ class Delivery:
         answers = threading.Thread(target=self._heed, name="answers", daemon=True)
         try:
             try:
-                self.course.begin()
+                self.pipeline.begin()
                 answers.start()
                 while self._send_next():
                     pass
@@ -83,7 +83,7 @@ class Delivery:
         except OSError:  # the parent has closed its end meanwhile
             self.over = True
         finally:
-            self.course.close()
+            self.pipeline.close()
             self.slots.close()
             if answers.is_alive():
                 answers.join()  # it reads until the parent closes
@@ -94,21 +94,23 @@ class Delivery:
         self.room.acquire()
         if self.failed:
             raise self.failed
-        loaded = None if self.over else self.course.take()
+        loaded = None if self.over else self.pipeline.take()
         if loaded is None:
             return False
-        self._tell(loaded)
-        self.course.begin()
+        self._send(loaded)
+        self.pipeline.begin()
         return True
 
-    def _tell(self, loaded: Loaded) -> None:
+    def _send(self, loaded: Loaded) -> None:
         slot = self.slots.number(loaded.views)
-        handle = self.slots.untold(slot)
+        handle = self.slots.unsent_handle(slot)
         shapes = [view.shape for view in loaded.views]
         costs = self.loader.costs()
-        told = Told(slot, handle is not None, shapes, loaded.ids, loaded.valid, loaded.unreadable, loaded.slow, costs)
+        message = ResultMessage(
+            slot, handle is not None, shapes, loaded.ids, loaded.valid, loaded.unreadable, loaded.slow, costs
+        )
         try:
-            self.connection.send(told)
+            self.connection.send(message)
             if handle is not None:
                 send_handle(self.connection, handle, os.getppid())
         finally:
@@ -120,17 +122,17 @@ class Delivery:
         try:
             while True:
                 self.connection.recv_bytes()
-                self.course.release()
+                self.pipeline.release()
                 self._begin()
                 self.room.release()
         except (EOFError, OSError):
             self.over = True
-            self.course.cancel()
+            self.pipeline.cancel()
             self.room.release()
 
     def _begin(self) -> None:
         try:
-            self.course.begin()
+            self.pipeline.begin()
         except Exception as error:
             self.failed = error
 
@@ -151,8 +153,8 @@ def serve(control: Connection) -> None:
             _begin(control.recv(), Connection(recv_handle(control)), loaders)
 
 
-def _begin(wanted: Wanted, connection: Connection, loaders: dict[int, Loader]) -> None:
+def _begin(wanted: LoadJob, connection: Connection, loaders: dict[int, Loader]) -> None:
     loader = loaders[wanted.number] = wanted.loader or loaders[wanted.number]
-    if wanted.coming is not None:
-        loader.reader.expect(*wanted.coming)
+    if wanted.upcoming is not None:
+        loader.reader.expect(*wanted.upcoming)
     threading.Thread(target=Delivery(connection, loader, wanted).run, name="delivery", daemon=True).start()

@@ -67,7 +67,7 @@ class EpochOrder:
     def windows_from(self, lane: int, place: int) -> Iterator[Ints]:
         """The sample numbers of the window around a place of a lane, then of those before it, round to the one after.
 
-        Where stand-ins are looked for: the last window of a lane may hold a single sample.
+        Where replacements are looked for: the last window of a lane may hold a single sample.
         """
         windows = -(-self.lane_length // self.window)
         for back in range(windows):

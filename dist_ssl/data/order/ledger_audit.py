@@ -23,7 +23,7 @@ WORD = 1 << 64
 
 
 @dataclass(frozen=True)
-class Tally:
+class EpochAudit:
     """What became of the samples of one epoch, in its steps up to the last one that is final."""
 
     epoch: int
@@ -126,11 +126,11 @@ class Audit:
             if step > 0 and not any(saved == step and by < attempt for by, saved in saved_by)
         ]
 
-    def tallies(self) -> list[Tally]:
+    def tallies(self) -> list[EpochAudit]:
         """What became of the samples of every epoch of which a step is final."""
         return [self._tally(epoch) for epoch in self.epochs if epoch.first_step < self.final]
 
-    def _tally(self, epoch: Epoch) -> Tally:
+    def _tally(self, epoch: Epoch) -> EpochAudit:
         first, end = epoch.first_step, min(epoch.first_step + epoch.steps, self.final)
         times = np.zeros(epoch.num_samples, dtype=np.int64)
         due, blurred = np.zeros_like(times, dtype=np.bool_), np.zeros_like(times, dtype=np.bool_)
@@ -157,7 +157,7 @@ class Audit:
         once = due & ~blurred & (times == 1)
         once[moved] = False
         complete = epoch.steps * epoch.plan.batch_size
-        return Tally(
+        return EpochAudit(
             epoch=epoch.plan.epoch,
             steps=max(end - first, 0),
             of_steps=epoch.steps,

@@ -1,9 +1,9 @@
 """The samples that could not be read: each listed once in a run, on every rank alike, and a run with too many stopped.
 
-A rank that meets an unreadable sample keeps it until all ranks settle, which the pulse has them do one step later and
-every save does first. So the list is the same at every world size, its order is that of the global batches, what
-stands in a checkpoint's past stands in the list, and a resumed run reads there what was known. How many are too many
-is a share of the data set: the same samples are unreadable in every epoch, so they are counted once.
+A rank that meets an unreadable sample keeps it until all ranks share their news, which they agree to do one step later
+and do before every save. So the list is the same at every world size, its order is that of the global batches, every
+sample of a checkpoint's past is in the list, and a resumed run reads there what was known. How many are too many is a
+share of the data set: the same samples are unreadable in every epoch, so they are counted once.
 """
 
 import logging
@@ -23,7 +23,7 @@ from dist_ssl.runtime import jsonl
 
 log = logging.getLogger(__name__)
 Row = dict[str, Any]
-REASONS_TOLD = 3
+REASONS_SHOWN = 3
 
 
 class Quarantine:
@@ -61,10 +61,10 @@ class Quarantine:
                 "Sample %s of %s cannot be read: %s. Another stands in for it.", row["key"], row["shard"], reason
             )
 
-    def settle(self, progress: Progress) -> None:
+    def share_news(self, progress: Progress) -> None:
         """Tell all ranks what each has met; all of them call it, after the step that led to this position.
 
-        Raises DataError on all of them where too many are known. A save may settle a step before the pulse would,
+        Raises DataError on all of them where too many are known. A save may settle a step before the agreement would,
         so the last step of an epoch under way is not judged yet: the run stops at the same step whenever it saves.
         """
         told = self.world.collect(list(self._found.values()))
@@ -105,7 +105,7 @@ class Quarantine:
         samples = len(self.split.samples)
         if count <= self.max_bad.of(samples):
             return
-        reasons = Counter(row["reason"] for row in self._known.values()).most_common(REASONS_TOLD)
+        reasons = Counter(row["reason"] for row in self._known.values()).most_common(REASONS_SHOWN)
         worst = ", ".join(f"{number} x {reason}" for reason, number in reasons)
         raise DataError(
             f"{count} of the {samples} samples cannot be read ({worst}): more than data.max_bad={self.max_bad}.",

@@ -40,17 +40,17 @@ class Steps:
         return map(self._request, self.starts)
 
     def _request(self, start: int) -> Request:
-        """This rank's samples of one step, and where a stand-in for each of them is looked for."""
+        """This rank's samples of one step, and where a replacement for each of them is looked for."""
         order, count = self.order, self.count
         ids = order.batch(self.rank, self.size, start, count)
         first_lane = self.rank * order.lanes // self.size
 
-        def stand_ins(row: int) -> Iterator[int]:
-            turn = order.draws.uniform(Purpose.STAND_IN, ids[row : row + 1], 0, 1)
+        def replacements(row: int) -> Iterator[int]:
+            turn = order.draws.uniform(Purpose.REPLACEMENT, ids[row : row + 1], 0, 1)
             for window in order.windows_from(first_lane + row // count, start + row % count):
                 yield from (int(n) for n in np.roll(window, -int(turn[0, 0] * len(window))) if n != ids[row])
 
-        return Request(ids, order.draws, stand_ins)
+        return Request(ids, order.draws, replacements)
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ class Chosen:
     def _request(self, ids: Ints) -> Request:
         """Any of the others may fill the place of an unreadable image: who looks at labels must see that it did."""
 
-        def stand_ins(row: int) -> Iterator[int]:
+        def replacements(row: int) -> Iterator[int]:
             place = int(np.searchsorted(self.numbers, ids[row]))
             return (int(n) for n in np.roll(self.numbers, -place)[1:])
 
-        return Request(ids, Draws(0), stand_ins)
+        return Request(ids, Draws(0), replacements)

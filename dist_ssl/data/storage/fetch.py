@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from dist_ssl.data.storage.address import Address
-from dist_ssl.data.storage.transports import STALL_SECONDS, BusyError, Source, source
+from dist_ssl.data.storage.transports import STALL_SECONDS, BusyError, Transport, source
 from dist_ssl.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -60,14 +60,14 @@ class Fetcher:
     def __init__(self, patience: Patience | None = None, allow_pipe: bool = False) -> None:
         self.patience, self.allow_pipe = patience or Patience(), allow_pipe
         self.counts = Counts()
-        self._sources: dict[str, Source] = {}
+        self._sources: dict[str, Transport] = {}
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type["Fetcher"], tuple[Patience, bool]]:
         """In another process it is one that has fetched nothing yet."""
         return Fetcher, (self.patience, self.allow_pipe)
 
-    def source(self, address: Address) -> Source:
+    def source(self, address: Address) -> Transport:
         """What gets bytes from there, made on first use. Raises ConfigError."""
         with self._lock:
             if address.scheme not in self._sources:

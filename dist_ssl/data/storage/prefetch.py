@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 THREADS = 4
 
 
-class Ahead:
+class Prefetcher:
     """Calls `fetch` for the shards to come, at most `most` bytes ahead (one shard always). `sizes`: bytes per shard."""
 
     def __init__(self, fetch: Callable[[int], None], sizes: list[int], most: int, threads: int = THREADS) -> None:
@@ -22,7 +22,7 @@ class Ahead:
         self._threads = threads
         self._to_come: deque[int] = deque()
         self._waiting: set[int] = set()
-        self._begun: set[int] = set()
+        self._started: set[int] = set()
         self._state = threading.Condition()
         self._running = 0
         self._closed = False
@@ -31,7 +31,7 @@ class Ahead:
         """Forget what was expected before; these come now. `sizes`: the new ones, where they have changed."""
         with self._state:
             self.sizes = sizes or self.sizes
-            self._to_come, self._waiting, self._begun = deque(shards), set(), set()
+            self._to_come, self._waiting, self._started = deque(shards), set(), set()
             self._closed = False
             for _ in range(min(self._threads, len(self._to_come)) - self._running):
                 self._running += 1
@@ -40,9 +40,9 @@ class Ahead:
 
     def begin(self, shard: int) -> None:
         """Note that a shard is read now."""
-        if shard not in self._begun:
+        if shard not in self._started:
             with self._state:
-                self._begun.add(shard)
+                self._started.add(shard)
                 self._waiting.discard(shard)
                 self._state.notify_all()
 
@@ -57,7 +57,7 @@ class Ahead:
         with self._state:
             while self._to_come and not self._closed:
                 shard = self._to_come[0]
-                if shard in self._begun:
+                if shard in self._started:
                     self._to_come.popleft()
                 elif self._waiting and sum(self.sizes[s] for s in self._waiting) + self.sizes[shard] > self.most:
                     self._state.wait()

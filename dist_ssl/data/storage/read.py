@@ -17,7 +17,7 @@ from types import TracebackType
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.cache import USED_SECONDS, Cache, use
 from dist_ssl.data.storage.manifest import Shard, Split
-from dist_ssl.data.storage.prefetch import Ahead
+from dist_ssl.data.storage.prefetch import Prefetcher
 from dist_ssl.data.storage.reader_options import Access
 from dist_ssl.data.storage.transports import NoRangesError
 from dist_ssl.errors import DataError
@@ -25,7 +25,7 @@ from dist_ssl.errors import DataError
 MOST_OPEN = 32
 READ_TRIES = 4
 FIRST_PAUSE_SECONDS = 0.2
-AHEAD_SHARE = 8
+PREFETCH_SHARE = 8
 """Of the cache, the part that one rank fills ahead of need is 1 / (this * ranks of the node)."""
 
 
@@ -47,10 +47,10 @@ class Reader:
         self._lock = threading.Lock()
         cache = self.access.cache
         self._in_place = split.folder.local and (cache is None or scattered)
-        self._ahead: Ahead | None = None
+        self._prefetcher: Prefetcher | None = None
         if cache and not scattered:
-            most = cache.size // (AHEAD_SHARE * self.access.sharers)
-            self._ahead = Ahead(self._fetch, self._sizes(), most)
+            most = cache.size // (PREFETCH_SHARE * self.access.sharers)
+            self._prefetcher = Prefetcher(self._fetch, self._sizes(), most)
 
     def __reduce__(self) -> tuple[type["Reader"], tuple[Split, Access, bool]]:
         """In another process it is one that has nothing open."""
@@ -81,8 +81,8 @@ class Reader:
         level are not fetched whole.
         """
         self._expected = set(range(len(self.levels)) if levels is None else levels)
-        if self._ahead:
-            self._ahead.expect((int(shard) for shard in shards), self._sizes())
+        if self._prefetcher:
+            self._prefetcher.expect((int(shard) for shard in shards), self._sizes())
 
     def _sizes(self) -> list[int]:
         """Bytes of every shard, at all levels that are expected together."""
@@ -165,8 +165,8 @@ class Reader:
             self._files[place] = file
             if len(self._files) > MOST_OPEN:
                 self._files.popitem(last=False)
-        if self._ahead:
-            self._ahead.begin(place % len(self.split.shards))
+        if self._prefetcher:
+            self._prefetcher.begin(place % len(self.split.shards))
         return file
 
     def _fetch(self, shard: int) -> None:
@@ -185,8 +185,8 @@ class Reader:
 
     def close(self) -> None:
         """Close all files; nothing more is fetched ahead."""
-        if self._ahead:
-            self._ahead.close()
+        if self._prefetcher:
+            self._prefetcher.close()
         with self._lock:
             self._files.clear()
 

@@ -51,7 +51,7 @@ class BusyError(OSError):
         self.seconds = seconds
 
 
-class Source(Protocol):
+class Transport(Protocol):
     """One way to get bytes; safe for threads."""
 
     def stream(self, address: Address, start: int, stop: int | None, ranged: bool) -> Iterator[bytes]:
@@ -248,7 +248,7 @@ class Files:
         return address.path.stat().st_size
 
 
-def source(address: Address, allow_pipe: bool, stall_seconds: float) -> Source:
+def source(address: Address, allow_pipe: bool, stall_seconds: float) -> Transport:
     """What gets bytes from such an address. Raises ConfigError."""
     if address.local:
         return Files()

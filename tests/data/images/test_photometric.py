@@ -15,10 +15,10 @@ from torchvision.transforms.v2 import functional as tv
 from dist_ssl.core.draws import Draws, Purpose
 from dist_ssl.data.images import photometric
 from dist_ssl.data.images.photometric import Photometry
-from dist_ssl.data.images.views import Recipe
+from dist_ssl.data.images.views import Augmentation
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-FULL = Recipe(
+FULL = Augmentation(
     crop_min=0.2,
     brightness=0.4,
     contrast=0.4,
@@ -145,13 +145,13 @@ def test_blur_keeps_constant_images_and_the_range() -> None:
 
 def test_solarize_equals_torchvision() -> None:
     x = floats()
-    view = Photometry(Recipe(crop_min=1, solarize_p=1, flip_p=0), 0, (0, 0, 0), (1, 1, 1))
+    view = Photometry(Augmentation(crop_min=1, solarize_p=1, flip_p=0), 0, (0, 0, 0), (1, 1, 1))
     own = view(torch.from_numpy(images(6)), np.arange(6), Draws(0), torch.float64)
     torch.testing.assert_close(own, tv.solarize(x, 128 / 255), rtol=0, atol=1e-12)
 
 
 def test_flip_gray_and_normalise_equal_torchvision() -> None:
-    view = Photometry(Recipe(crop_min=1, gray_p=1, flip_p=1), 0, MEAN, STD)
+    view = Photometry(Augmentation(crop_min=1, gray_p=1, flip_p=1), 0, MEAN, STD)
     own = view(torch.from_numpy(images(6)), np.arange(6), Draws(0), torch.float64)
     gray = tv.rgb_to_grayscale(floats(), num_output_channels=3)
     expected = tv.normalize(tv.horizontal_flip(gray), list(MEAN), list(STD))
@@ -159,7 +159,7 @@ def test_flip_gray_and_normalise_equal_torchvision() -> None:
 
 
 def test_nothing_but_normalising_is_left_where_all_probabilities_are_zero() -> None:
-    view = Photometry(Recipe(crop_min=1, flip_p=0), 0, MEAN, STD)
+    view = Photometry(Augmentation(crop_min=1, flip_p=0), 0, MEAN, STD)
     own = view(torch.from_numpy(images(6)), np.arange(6), Draws(0), torch.float64)
     torch.testing.assert_close(own, tv.normalize(floats(), list(MEAN), list(STD)), rtol=0, atol=1e-12)
 
@@ -189,7 +189,9 @@ def slow_blur(x: Tensor, sigma: float) -> Tensor:
     return matrix @ x @ matrix.T
 
 
-def slow_view(pixels: np.ndarray, number: int, recipe: Recipe, slot: int, draws: Draws, dtype: torch.dtype) -> Tensor:
+def slow_view(
+    pixels: np.ndarray, number: int, recipe: Augmentation, slot: int, draws: Draws, dtype: torch.dtype
+) -> Tensor:
     """One image at a time, through the same draws: jitter, gray, blur, solarize, invert, flip, turn."""
 
     def drawn(purpose: Purpose, count: int) -> list[float]:
@@ -264,7 +266,7 @@ def test_an_effect_is_as_frequent_as_its_probability(looped: bool) -> None:
     ids = np.arange(4000)
     pixels = torch.zeros(4000, 2, 2, 3, dtype=torch.uint8)
     pixels[:, :, 0] = 255
-    view = Photometry(Recipe(crop_min=1, flip_p=0.25), 0, (0, 0, 0), (1, 1, 1))
+    view = Photometry(Augmentation(crop_min=1, flip_p=0.25), 0, (0, 0, 0), (1, 1, 1))
     flipped = view(pixels, ids, Draws(0), torch.float32)[:, 0, 0, 0] == 0
     assert abs(float(flipped.double().mean()) - 0.25) < 4 * (0.25 * 0.75 / 4000) ** 0.5
 
@@ -272,7 +274,7 @@ def test_an_effect_is_as_frequent_as_its_probability(looped: bool) -> None:
 def test_turns_are_by_one_two_or_three_quarters_equally_often(looped: bool) -> None:
     pixels = torch.zeros(3000, 2, 2, 3, dtype=torch.uint8)
     pixels[:, 0, 0] = 255
-    view = Photometry(Recipe(crop_min=1, flip_p=0, turn_p=0.75), 0, (0, 0, 0), (1, 1, 1))
+    view = Photometry(Augmentation(crop_min=1, flip_p=0, turn_p=0.75), 0, (0, 0, 0), (1, 1, 1))
     corners = view(pixels, np.arange(3000), Draws(0), torch.float32)[:, 0].flatten(1).mean(0)
     assert float(corners.sum()) == pytest.approx(1)
     assert corners.sub(0.25).abs().max() < 4 * (0.25 * 0.75 / 3000) ** 0.5

@@ -19,8 +19,8 @@ from dist_ssl.data.images import views
 from dist_ssl.data.images.decode import decode
 from dist_ssl.data.images.views import (
     CROP_DRAWS,
+    Augmentation,
     Cutter,
-    Recipe,
     Whole,
     centre_box,
     checked,
@@ -30,7 +30,7 @@ from dist_ssl.data.images.views import (
 )
 from dist_ssl.errors import ConfigError
 
-RECIPE = Recipe(
+RECIPE = Augmentation(
     crop_min=0.2,
     brightness=0.4,
     contrast=0.4,
@@ -58,7 +58,7 @@ OUTSIDE: dict[str, tuple[dict[str, Any], str]] = {
 """Keys of a recipe outside their range, and what is said of them."""
 SIDES = st.integers(1, 700)
 RECIPES = st.builds(
-    Recipe,
+    Augmentation,
     crop_min=st.floats(0.01, 0.9),
     crop_max=st.floats(0.9, 1),
     aspect=st.sampled_from([(3 / 4, 4 / 3), (1.0, 1.0), (0.5, 1.5)]),
@@ -74,7 +74,7 @@ def test_a_recipe_outside_its_ranges_is_refused(case: str) -> None:
 
 
 def test_a_recipe_at_the_ends_of_its_ranges_is_taken() -> None:
-    recipe = Recipe(crop_min=1.0, aspect=(1.0, 1.0), hue=0.5, blur_min=2.0, jitter_p=1.0, flip_p=0.0)
+    recipe = Augmentation(crop_min=1.0, aspect=(1.0, 1.0), hue=0.5, blur_min=2.0, jitter_p=1.0, flip_p=0.0)
     assert checked(recipe, "views.view1") is recipe
 
 
@@ -97,7 +97,7 @@ def encoded(image: Image.Image, kind: str) -> bytes:
     return file.getvalue()
 
 
-def cut(data: bytes, recipe: Recipe = RECIPE, size: int = 32, number: int = 0) -> np.ndarray:
+def cut(data: bytes, recipe: Augmentation = RECIPE, size: int = 32, number: int = 0) -> np.ndarray:
     """One crop, [size, size, 3] uint8."""
     cutter = Cutter([recipe], size)
     out = np.zeros((size, size, 3), dtype=np.uint8)
@@ -105,7 +105,7 @@ def cut(data: bytes, recipe: Recipe = RECIPE, size: int = 32, number: int = 0) -
     return out
 
 
-def slow_box(width: int, height: int, recipe: Recipe, draws: list[float]) -> tuple[int, int, int, int]:
+def slow_box(width: int, height: int, recipe: Augmentation, draws: list[float]) -> tuple[int, int, int, int]:
     """torchvision's RandomResizedCrop.get_params, with the draws written out."""
     for attempt in range(10):
         share = recipe.crop_min + draws[attempt] * (recipe.crop_max - recipe.crop_min)
@@ -128,13 +128,13 @@ def slow_box(width: int, height: int, recipe: Recipe, draws: list[float]) -> tup
 
 
 @given(SIDES, SIDES, RECIPES, st.integers(0, 2**32))
-def test_boxes_equal_the_slow_reference(width: int, height: int, recipe: Recipe, seed: int) -> None:
+def test_boxes_equal_the_slow_reference(width: int, height: int, recipe: Augmentation, seed: int) -> None:
     draws = numbers(seed)
     assert crop_box(width, height, recipe, draws) == slow_box(width, height, recipe, draws.tolist())
 
 
 @given(SIDES, SIDES, RECIPES, st.integers(0, 2**32))
-def test_boxes_lie_within_the_image(width: int, height: int, recipe: Recipe, seed: int) -> None:
+def test_boxes_lie_within_the_image(width: int, height: int, recipe: Augmentation, seed: int) -> None:
     left, top, right, bottom = crop_box(width, height, recipe, numbers(seed))
     assert 0 <= left < right <= width
     assert 0 <= top < bottom <= height
@@ -186,7 +186,7 @@ def test_boxes_follow_torchvisions_distribution(width: int, height: int) -> None
 )
 def test_extreme_aspects_fall_back_to_the_centre(width: int, height: int, box: tuple[int, ...]) -> None:
     assert centre_box(width, height, (3 / 4, 4 / 3)) == box
-    whole = Recipe(crop_min=1.0)
+    whole = Augmentation(crop_min=1.0)
     if width != height:
         assert crop_box(width, height, whole, numbers(0)) == box
 
@@ -283,13 +283,13 @@ def test_the_whole_image_is_squeezed_without_draws() -> None:
 
 
 def test_each_kind_of_view_takes_turns_at_its_own_recipes() -> None:
-    first, second, small = Recipe(0.4), Recipe(0.5), Recipe(0.05, local=True)
+    first, second, small = Augmentation(0.4), Augmentation(0.5), Augmentation(0.05, local=True)
     assert of_views([small, first, second], 3, 2) == [first, second, first, small, small]
     assert of_views([first], 2, 0) == [first, first]
 
 
 def test_views_of_several_sides_are_cut_from_one_image_as_if_each_were_alone() -> None:
-    small, data, ids = Recipe(0.05, 0.14, local=True), encoded(picture(300, 200), "PNG"), np.array([7])
+    small, data, ids = Augmentation(0.05, 0.14, local=True), encoded(picture(300, 200), "PNG"), np.array([7])
     recipes, sides = [RECIPE, small, small], [32, 12, 12]
     cutter = Cutter(recipes, sides)
     out = [np.zeros((side, side, 3), dtype=np.uint8) for side in sides]
@@ -305,6 +305,6 @@ def test_views_of_several_sides_are_cut_from_one_image_as_if_each_were_alone() -
 
 @pytest.mark.parametrize("local", [96, 20])
 def test_an_image_is_decoded_as_large_as_the_view_that_needs_most(local: int) -> None:
-    small = Recipe(0.05, 0.14, local=True)
+    small = Augmentation(0.05, 0.14, local=True)
     both = smallest_crop_scale([RECIPE], 64), smallest_crop_scale([small], local)
     assert Cutter([RECIPE, small], [64, local]).needed == max(both)

@@ -1,4 +1,4 @@
-"""What a request yields depends on the request alone; stand-ins keep the order."""
+"""What a request yields depends on the request alone; replacements keep the order."""
 
 import io
 import threading
@@ -11,13 +11,13 @@ import pytest
 from PIL import Image
 
 from dist_ssl.core.draws import Draws
-from dist_ssl.data.images.views import Cutter, Recipe
+from dist_ssl.data.images.views import Augmentation, Cutter
 from dist_ssl.data.loader.load import Loaded, Loader, Request
 from dist_ssl.data.storage import manifest
 from dist_ssl.data.storage.read import Reader
 from dist_ssl.errors import DataError
 
-RECIPES = [Recipe(crop_min=0.2), Recipe(crop_min=0.5)]
+RECIPES = [Augmentation(crop_min=0.2), Augmentation(crop_min=0.5)]
 CUTTER = Cutter(RECIPES, 16)
 
 
@@ -38,9 +38,9 @@ def split(demo_shards: Path) -> manifest.Split:
     return manifest.read(demo_shards).split("train")
 
 
-def request(ids: list[int], stand_ins: dict[int, list[int]] | None = None) -> Request:
-    """A request for these samples; `stand_ins`: by place in the batch."""
-    given = stand_ins or {}
+def request(ids: list[int], replacements: dict[int, list[int]] | None = None) -> Request:
+    """A request for these samples; `replacements`: by place in the batch."""
+    given = replacements or {}
     return Request(np.array(ids, dtype=np.int64), Draws(3, 1), lambda row: given.get(row, []))
 
 
@@ -90,7 +90,7 @@ def test_nothing_is_loaded_of_no_requests(split: manifest.Split) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_a_damaged_sample_gets_the_first_readable_stand_in_with_its_own_draws(
+def test_a_damaged_sample_gets_the_first_readable_replacement_with_its_own_draws(
     split: manifest.Split, threads: int
 ) -> None:
     with Damaged(split, {9, 40}) as reader:
@@ -104,7 +104,9 @@ def test_a_damaged_sample_gets_the_first_readable_stand_in_with_its_own_draws(
 
 
 @pytest.mark.parametrize("candidates", [[], [40], [40, 41]])
-def test_no_readable_stand_in_is_an_error_that_names_the_sample(split: manifest.Split, candidates: list[int]) -> None:
+def test_no_readable_replacement_is_an_error_that_names_the_sample(
+    split: manifest.Split, candidates: list[int]
+) -> None:
     with (
         Damaged(split, {9, 40, 41}) as reader,
         pytest.raises(DataError, match="Sample 9 and every candidate to stand in for it are unreadable"),
@@ -156,7 +158,7 @@ BYTES = 2 * 2 * 16 * 16 * 3
     ],
 )
 def test_as_many_requests_are_begun_as_fit_but_always_the_next(
-    split: manifest.Split, ahead_bytes: int, begun: list[int]
+    split: manifest.Split, ahead_bytes: int, started: list[int]
 ) -> None:
     asked = []
 
@@ -168,7 +170,7 @@ def test_as_many_requests_are_begun_as_fit_but_always_the_next(
     with Reader(split) as reader:
         batches = Loader(reader, 2, ahead_bytes).load(counted(), CUTTER, 2)
         assert not asked
-        for expected in begun:
+        for expected in started:
             next(batches)
             assert len(asked) == expected
         assert len(list(batches)) == 5

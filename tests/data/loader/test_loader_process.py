@@ -23,9 +23,9 @@ from PIL import Image
 from dist_ssl.core.batch import Batch
 from dist_ssl.core.draws import Draws
 from dist_ssl.core.plan import EpochPlan
-from dist_ssl.data.images.views import Cutter, Recipe, Whole
+from dist_ssl.data.images.views import Augmentation, Cutter, Whole
 from dist_ssl.data.loader import loader_process
-from dist_ssl.data.loader.load import MOST_BEGUN, Loader, Supply
+from dist_ssl.data.loader.load import MOST_STARTED, Loader, SampleLoader
 from dist_ssl.data.loader.loader_process import LoaderProcess
 from dist_ssl.data.loader.shared_buffers import Slots
 from dist_ssl.data.order.lanes import EpochOrder
@@ -42,9 +42,9 @@ from tests.web import FAULTS, serving
 
 PLAN = EpochPlan(epoch=0, image_size=16, magnitude=1.0, views=2, batch_size=8, lanes=4)
 RECIPES = [
-    Recipe(crop_min=0.2, jitter_p=0.8, brightness=0.4),
-    Recipe(crop_min=0.3, gray_p=0.5),
-    Recipe(crop_min=0.1, crop_max=0.3, local=True),
+    Augmentation(crop_min=0.2, jitter_p=0.8, brightness=0.4),
+    Augmentation(crop_min=0.3, gray_p=0.5),
+    Augmentation(crop_min=0.1, crop_max=0.3, local=True),
 ]
 TURNED, INKS, PNG, NOISE, CUT, EMPTY = 3, 8, 14, 20, 27, 33
 """Samples that are not plain JPEGs; the last three cannot be read."""
@@ -97,7 +97,7 @@ def process() -> Iterator[LoaderProcess]:
     process.close()
 
 
-def stream(loader: Supply) -> Stream:
+def stream(loader: SampleLoader) -> Stream:
     """Batches of the plan."""
     colours = Colours((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     return Stream(loader, RECIPES, colours, world=World(), seed=5, window=6, dtype=torch.float32)
@@ -226,9 +226,9 @@ def test_small_requests_do_not_use_up_descriptors(split: manifest.Split, process
     requests = Chosen(good, np.tile(good, 12), 1)
     batches = process.serve(Loader(Reader(split), 2)).load(requests, Whole(4), 1)
     there = Path(f"/proc/{process.process.pid}/fd")
-    most = max(len(list(there.iterdir())) for _ in islice(batches, 2 * MOST_BEGUN + 20))
-    assert MOST_BEGUN <= most < 2 * MOST_BEGUN + 60
-    assert len(list(batches)) == 12 * len(good) - 2 * MOST_BEGUN - 20
+    most = max(len(list(there.iterdir())) for _ in islice(batches, 2 * MOST_STARTED + 20))
+    assert MOST_STARTED <= most < 2 * MOST_STARTED + 60
+    assert len(list(batches)) == 12 * len(good) - 2 * MOST_STARTED - 20
 
 
 def test_the_errors_are_those_of_threads(
@@ -239,7 +239,7 @@ def test_the_errors_are_those_of_threads(
     for shard in cut:
         (tmp_path / shard.name).write_bytes(b"")
 
-    def words(loader: Supply) -> str:
+    def words(loader: SampleLoader) -> str:
         with pytest.raises(DataError) as error:
             list(stream(loader).epoch(PLAN))
         return str(error.value)
@@ -371,10 +371,10 @@ def test_slots_are_used_again_while_the_shapes_stay() -> None:
     for number, view in enumerate(first):
         view[:] = number
     assert [(view.shape, view.min(), view.max()) for view in first] == [(s, n, n) for n, s in enumerate(shapes)]
-    handle = slots.untold(0)
+    handle = slots.unsent_handle(0)
     assert handle is not None
     os.close(handle)
-    assert slots.untold(0) is None
+    assert slots.unsent_handle(0) is None
     slots.give(first)
     assert slots.number(slots.take(shapes)) == 0
     slots.give(second)

@@ -12,7 +12,7 @@ import torch
 from dist_ssl.core.batch import Batch
 from dist_ssl.core.plan import EpochPlan
 from dist_ssl.data.order import ledger
-from dist_ssl.data.order.ledger_audit import Tally
+from dist_ssl.data.order.ledger_audit import EpochAudit
 from dist_ssl.train import Outcome
 from tests.simulation import Attempt, Run, bare, expected
 
@@ -89,7 +89,7 @@ def long_run(folder: Path, bad: frozenset[int] = frozenset()) -> Run:
     return Run(folder, [20, 13, 30], [12, 12, 24], LANES, window=5, seed=3, bad=bad)
 
 
-def finish(run: Run, ranks: int = 2, spoil: bool = True) -> list[Tally]:
+def finish(run: Run, ranks: int = 2, spoil: bool = True) -> list[EpochAudit]:
     """Let it end; the audit's tallies."""
     wrong, run.spoil = run.spoil, run.spoil if spoil else None
     result = run.go(Attempt(ranks, 2, save_every=2))

@@ -46,10 +46,10 @@ def test_a_sample_is_listed_once_with_all_that_is_needed_to_find_it(
         kept.record(at(7), batch({59: "empty"}))
     assert kept.news
     assert not kept.path.exists()
-    kept.settle(at(8))
+    kept.share_news(at(8))
     kept.record(at(30), batch({59: "empty"}))
     assert not kept.news
-    kept.settle(at(31))
+    kept.share_news(at(31))
     (row,) = jsonl.read(kept.path)
     assert row == {
         "split": "train",
@@ -69,7 +69,7 @@ def test_the_next_attempt_knows_what_was_listed_and_counts_per_reason(demo_shard
     first = quarantine(tmp_path, demo_shards)
     assert first.metrics == {}
     first.record(at(0), batch({3: "empty", 9: "not an image", 40: "empty"}))
-    first.settle(at(1))
+    first.share_news(at(1))
     second = quarantine(tmp_path, demo_shards, attempt=2)
     assert second.metrics == first.metrics == {"bad_samples/empty": 2.0, "bad_samples/not an image": 1.0}
     second.record(at(0), batch({3: "empty"}))
@@ -80,20 +80,20 @@ def test_a_line_cut_by_a_kill_is_written_again(demo_shards: Path, tmp_path: Path
     first = quarantine(tmp_path, demo_shards)
     for number in (3, 9):
         first.record(at(number), batch({number: "empty"}))
-        first.settle(at(number + 1))
+        first.share_news(at(number + 1))
     first.path.write_text(first.path.read_text()[:-20])
     second = quarantine(tmp_path, demo_shards, attempt=2)
     second.record(at(9), batch({9: "empty"}))
-    second.settle(at(10))
+    second.share_news(at(10))
     assert [row["number"] for row in jsonl.read(second.path)] == [3, 9]
 
 
 def test_one_bad_image_of_sixty_is_more_than_one_percent(demo_shards: Path, tmp_path: Path) -> None:
     kept = quarantine(tmp_path, demo_shards, most="1 %")
     kept.record(at(2), batch({3: "empty"}))
-    kept.settle(at(3))  # by a save: the pulse brings it a step later
+    kept.share_news(at(3))  # by a save: the agreement brings it a step later
     with pytest.raises(DataError) as caught:
-        kept.settle(at(4))
+        kept.share_news(at(4))
     assert caught.value.problem == ("1 of the 60 samples cannot be read (1 x empty): more than data.max_bad=1 %.")
     assert "data.max_bad='2 %'" in caught.value.remedy
     with pytest.raises(DataError, match=r"more than data\.max_bad=1 %"):
@@ -104,28 +104,28 @@ def test_one_bad_image_of_sixty_is_more_than_one_percent(demo_shards: Path, tmp_
 def test_the_last_step_of_an_epoch_is_judged_at_its_end(demo_shards: Path, tmp_path: Path) -> None:
     kept = quarantine(tmp_path, demo_shards, most="0 %")
     kept.record(at(4), batch({3: "empty"}))
-    kept.settle(at(5))
+    kept.share_news(at(5))
     with pytest.raises(DataError):
-        kept.settle(at(5).next_epoch())
+        kept.share_news(at(5).next_epoch())
 
 
-def settled(world: World, folder: Path, shards: Path) -> tuple[list[str], bool]:
+def await_device(world: World, folder: Path, shards: Path) -> tuple[list[str], bool]:
     """Every rank meets samples of its own at two steps; what each knows in the end."""
     kept = quarantine(folder, shards, world, most="10 %")
     for step in (0, 1):
         kept.record(at(step), batch({10 * world.rank + step: f"reason {step}"}))
-    kept.settle(at(2))
+    kept.share_news(at(2))
     known = sorted(kept.metrics)
     kept.record(at(2), batch({51: "late"} if world.rank == 2 else {}))
     try:
-        kept.settle(at(4))
+        kept.share_news(at(4))
     except DataError as error:
         return known, "7 of the 60 samples" in error.problem
     return known, False
 
 
 def test_all_ranks_know_the_same_and_stop_together(ranks: Ranks, demo_shards: Path, tmp_path: Path) -> None:
-    for known, stopped in ranks.run(settled, 3, tmp_path, demo_shards):
+    for known, stopped in ranks.run(await_device, 3, tmp_path, demo_shards):
         assert known == ["bad_samples/reason 0", "bad_samples/reason 1"]
         assert stopped
     assert [row["number"] for row in jsonl.read(tmp_path / "quarantine.jsonl")] == [0, 10, 20, 1, 11, 21, 51]

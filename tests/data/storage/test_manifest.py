@@ -86,12 +86,12 @@ def test_the_same_data_has_the_same_identity_wherever_it_lies(demo_shards: Path,
 
 
 def test_making_the_same_data_again_gives_the_same_identity(demo_shards: Path, tmp_path: Path) -> None:
-    make.make("demo", tmp_path / "again", Console(quiet=True), demo.Options(60, 20, 20000))
+    make.make("demo", tmp_path / "again", Console(quiet=True), demo.DemoOptions(60, 20, 20000))
     assert manifest.read(tmp_path / "again").identity == manifest.read(demo_shards).identity
 
 
 def test_other_data_has_another_identity(tmp_path: Path) -> None:
-    choices = [demo.Options(*o) for o in ((6, 2, 20000), (7, 2, 20000), (6, 3, 20000), (6, 2, 3000))]
+    choices = [demo.DemoOptions(*o) for o in ((6, 2, 20000), (7, 2, 20000), (6, 3, 20000), (6, 2, 3000))]
     for number, options in enumerate(choices):
         make.make("demo", tmp_path / str(number), Console(quiet=True), options)
     assert len({manifest.read(tmp_path / str(number)).identity for number in range(4)}) == 4
@@ -212,7 +212,7 @@ def test_another_format_is_named_though_its_splits_look_otherwise(copy: Path) ->
 
 
 def test_samples_of_another_data_set_do_not_fit(copy: Path, tmp_path: Path) -> None:
-    make.make("demo", tmp_path / "other", Console(quiet=True), demo.Options(6, 2, 20000))
+    make.make("demo", tmp_path / "other", Console(quiet=True), demo.DemoOptions(6, 2, 20000))
     shutil.copy(tmp_path / "other" / "train.samples.safetensors", copy)
     with pytest.raises(DataError, match=r"train\.samples\.safetensors does not fit manifest\.json"):
         manifest.read(copy)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dist_ssl.core.draws import Draws
 from dist_ssl.data.order.lanes import EpochOrder
-from dist_ssl.data.storage.prefetch import Ahead
+from dist_ssl.data.storage.prefetch import Prefetcher
 from dist_ssl.errors import DataError
 
 
@@ -25,7 +25,7 @@ def eventually(holds: Callable[[], bool]) -> bool:
 
 def test_the_order_is_kept_and_the_bound_too() -> None:
     fetched: list[int] = []
-    ahead = Ahead(fetched.append, [10] * 6, most=25, threads=1)
+    ahead = Prefetcher(fetched.append, [10] * 6, most=25, threads=1)
     ahead.expect([3, 1, 5, 0, 2])
     assert eventually(lambda: fetched == [3, 1])
     time.sleep(0.02)
@@ -40,7 +40,7 @@ def test_the_order_is_kept_and_the_bound_too() -> None:
 
 def test_one_shard_is_always_fetched_ahead_even_if_it_is_larger_than_the_bound() -> None:
     fetched: list[int] = []
-    ahead = Ahead(fetched.append, [100, 100], most=1)
+    ahead = Prefetcher(fetched.append, [100, 100], most=1)
     ahead.expect([0, 1])
     assert eventually(lambda: fetched == [0])
     ahead.begin(0)
@@ -55,7 +55,7 @@ def test_a_new_expectation_replaces_the_old_one_and_an_error_ends_nothing() -> N
         if shard == 4:
             raise DataError("gone", "put it back")
 
-    ahead = Ahead(fetch, [10] * 6, most=10, threads=2)
+    ahead = Prefetcher(fetch, [10] * 6, most=10, threads=2)
     ahead.expect([0, 1, 2])
     assert eventually(lambda: fetched == [0])
     ahead.expect([4, 5])
@@ -69,7 +69,7 @@ def test_threads_end_when_all_is_fetched_or_the_reader_is_closed() -> None:
         return sum(thread.name == "fetch ahead" for thread in threading.enumerate())
 
     assert eventually(lambda: alive() == 0)
-    ahead = Ahead(lambda shard: None, [10] * 6, most=10)
+    ahead = Prefetcher(lambda shard: None, [10] * 6, most=10)
     ahead.expect(range(6))
     assert eventually(lambda: alive() > 0)
     ahead.close()

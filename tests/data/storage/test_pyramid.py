@@ -17,7 +17,7 @@ from dist_ssl.core.batch import Batch
 from dist_ssl.core.draws import Draws
 from dist_ssl.core.plan import EpochPlan
 from dist_ssl.core.progress import Progress
-from dist_ssl.data.images.views import CROP_DRAWS, Crops, Cutter, Recipe, Whole, crop_box
+from dist_ssl.data.images.views import CROP_DRAWS, Augmentation, Crops, Cutter, Whole, crop_box
 from dist_ssl.data.loader.load import Loader, Request
 from dist_ssl.data.loader.loader_process import LoaderProcess
 from dist_ssl.data.order.quarantine import Quarantine
@@ -36,14 +36,14 @@ from dist_ssl.runtime import jsonl
 from shards import levels
 from shards.command_line import Bytes, HeldOut, Quality, Sides
 from shards.make import make
-from shards.sources.imagefolder import Options
+from shards.sources.imagefolder import FolderOptions
 from tests.readers import access
 from tests.shards.pictures import odd_pictures
 from tests.web import Server, serving
 
 QUIET = Console(quiet=True)
 SIDES = (24, 48)
-RECIPES = [Recipe(crop_min=0.3, brightness=0.4, jitter_p=0.5, gray_p=0.2)] * 2
+RECIPES = [Augmentation(crop_min=0.3, brightness=0.4, jitter_p=0.5, gray_p=0.2)] * 2
 COLOURS = Colours((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 PLAN = EpochPlan(epoch=0, image_size=16, magnitude=1.0, views=2, batch_size=12, lanes=4)
 BAD = ("text", "empty", "cut")
@@ -55,8 +55,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of 40 pictures, three of them unreadable, with two levels."""
     root = tmp_path_factory.mktemp("pyramid")
     odd_pictures(root / "in")
-    make("imagefolder", root / "data", QUIET, Options(root / "in", Bytes(20_000), val=HeldOut()))
-    levels.write(root / "data", levels.Options(Sides(SIDES), Quality(95)), QUIET)
+    make("imagefolder", root / "data", QUIET, FolderOptions(root / "in", Bytes(20_000), val=HeldOut()))
+    levels.write(root / "data", levels.LevelOptions(Sides(SIDES), Quality(95)), QUIET)
     return root / "data"
 
 
@@ -319,13 +319,13 @@ def test_a_damaged_copy_is_replaced_and_nothing_else_changes(split: Split, tmp_p
     path = tmp_path / "quarantine.jsonl"
     quarantine = Quarantine(path, split, world=World(), attempt=1, max_bad=Share.parse("100 %"))
     quarantine.record(Progress(epochs=1), found[0])
-    quarantine.settle(Progress(epochs=1, step=1))
+    quarantine.share_news(Progress(epochs=1, step=1))
     (row,) = [row for row in jsonl.read(path) if row["number"] == number]
     assert row["shard"] == split.levels[0].shards[split.shard_of(number)].name
     assert row["shard"].startswith("level-24/train-")
 
 
-def test_stand_ins_for_copies_are_the_same_at_every_world_size(split: Split) -> None:
+def test_replacements_for_copies_are_the_same_at_every_world_size(split: Split) -> None:
     bad = [(chosen(split, 1), 1), (chosen(split, 2), 2)]
     with Watched(split, bad) as reader:
         alone = batches(reader)
