@@ -14,10 +14,12 @@ from torch import nn
 
 from dist_ssl.checkpoint.saver import Checkpoint
 from dist_ssl.config.durations import Duration
-from dist_ssl.config.instantiate import fit, instantiate, keywords
+from dist_ssl.config.instantiate import fit, instantiate, keywords, resolve, shared_keywords
 from dist_ssl.config.meta_device import META, on_meta_device
 from dist_ssl.config.run_keys import Config, Run, check_units, top_level
+from dist_ssl.core.plan import EpochPlan
 from dist_ssl.core.progress import Progress
+from dist_ssl.core.timeline import Timeline
 from dist_ssl.data.data_keys import Data
 from dist_ssl.data.images.views import Augmentation, checked, of_views
 from dist_ssl.data.loader.loader_process import LoaderProcess
@@ -40,7 +42,7 @@ from dist_ssl.optim.recipes import OptimizerRecipe
 from dist_ssl.protocols.engine import Engine
 from dist_ssl.protocols.method import Method
 from dist_ssl.protocols.probe import Probe
-from dist_ssl.protocols.schedule import Schedule
+from dist_ssl.protocols.schedule import EpochPlanner, Schedule
 from dist_ssl.protocols.sink import Sink
 from dist_ssl.runtime.agreement import Agreement
 from dist_ssl.runtime.epoch_planner import Coordinator, check_plan
@@ -104,29 +106,39 @@ def parts(config: Config, world: World, ranks: int) -> Parts:
     method = make_method(config, encoder, len(train.samples), seen)
     over, accumulate = (ranks, config["engine"].get("accumulate", 1)) if virtual is None else (1, virtual)
     possible = [n for n in range(1, run.lanes + 1) if run.lanes % n == 0] if virtual is None else []
-    check_groups(method, run.batch_size, over, accumulate, possible)
     optimizer = instantiate(config["optim"], "optim")
-    schedule: Schedule = instantiate(
-        config["schedule"],
-        "schedule",
-        curves={**optimizer.curves(run.batch_size), **method.curves},
-        epochs=run.epochs,
-        views=method.num_views,
-        local_views=method.local_views,
-        batch_size=run.batch_size,
-        lanes=run.lanes,
-        num_samples=len(train.samples),
-    )
-    plan = schedule.plan(Progress(epochs=run.epochs))
-    method.check(plan)
-    check_side(encoder, plan.image_size, "schedule.image_size")
-    check_side(encoder, plan.local_size if plan.local_views else None, "schedule.local_size")
-    check_side(encoder, probing(config).image_size, "probe.image_size")
+    schedule, timeline = make_schedule(config, run, optimizer, method, len(train.samples))
     named = {f"views.{name}": view for name, view in sorted(config["views"].items())}
     recipes = [checked(Augmentation(**keywords(Augmentation, view, place)), place) for place, view in named.items()]
-    of_views(recipes, plan.views, plan.local_views)
-    total = run.epochs * (len(train.samples) // run.batch_size * run.batch_size)
-    return Parts(run, data, access, train, recipes, optimizer, method, schedule, total, virtual)
+    check_side(encoder, probing(config).image_size, "probe.image_size")
+    for plan in distinct_plans(schedule, run.epochs):
+        check_plan(plan.lanes, plan.batch_size, ranks, len(train.samples))
+        check_groups(method, plan.batch_size, over, accumulate, possible)
+        method.check(plan)
+        check_side(encoder, plan.image_size, "schedule.image_size")
+        check_side(encoder, plan.local_size if plan.local_views else None, "schedule.local_size")
+        of_views(recipes, plan.views, plan.local_views)
+    return Parts(run, data, access, train, recipes, optimizer, method, schedule, timeline.total, virtual)
+
+
+def make_schedule(
+    config: Config, run: Run, optimizer: OptimizerRecipe, method: Method, num_samples: int
+) -> tuple[Schedule, Timeline]:
+    """Compose the two halves of the schedule, which share the keys of one node. Raises ConfigError."""
+    node = dict(config["schedule"])
+    halves = [resolve(node.pop(half, None), f"schedule.{half}") for half in ("planner", "curves")]
+    shape = {"views": method.num_views, "local_views": method.local_views}
+    shape |= {"batch_size": run.batch_size, "lanes": run.lanes}
+    own = shared_keywords(halves, node, "schedule", {*shape, "curves", "timeline"})
+    planner: EpochPlanner = halves[0](**own[0], **shape)
+    timeline = Timeline.of(map(planner.plan, range(run.epochs)), num_samples)
+    curves = {**optimizer.curves(run.batch_size), **method.curves}
+    return Schedule(planner, halves[1](**own[1], curves=curves, timeline=timeline)), timeline
+
+
+def distinct_plans(schedule: Schedule, epochs: int) -> list[EpochPlan]:
+    """Return the plans of all epochs, those that differ by their number alone once."""
+    return list({replace(plan, epoch=0): plan for plan in map(schedule.plan, range(epochs))}.values())
 
 
 def make_method(config: Config, encoder: nn.Module, num_samples: int, world: World) -> Method:
@@ -175,7 +187,7 @@ def build(config: Config, world: World, signals: Signals, place: Place) -> Job:
         stream=stream(p, world, process),
         schedule=p.schedule,
         coordinator=Coordinator(
-            p.schedule, world=world, num_samples=len(p.train.samples), record=place.folder / "plan.jsonl"
+            p.schedule.planner, world=world, num_samples=len(p.train.samples), record=place.folder / "plan.jsonl"
         ),
         checkpoint=Checkpoint(
             place.folder / "checkpoints",
@@ -227,7 +239,7 @@ def probe(config: Config, p: Parts, world: World, process: LoaderProcess | None)
     if val is None or not (p.train.labelled and val.labelled):
         return NoProbe()
     node = probing(config)
-    size = node.image_size or p.schedule.plan(Progress(epochs=1)).image_size
+    size = node.image_size or p.schedule.plan(p.run.epochs - 1).image_size
 
     def extractor(split: manifest.Split) -> Extractor:
         loader = p.data.loader(split, p.access, p.run.decode_threads, process, scattered=True)

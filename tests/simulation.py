@@ -33,6 +33,7 @@ from dist_ssl.distributed.world import World
 from dist_ssl.errors import UserError
 from dist_ssl.evaluate.knn import NoProbe
 from dist_ssl.protocols.engine import StepOutput
+from dist_ssl.protocols.schedule import Schedule
 from dist_ssl.runtime import jsonl
 from dist_ssl.runtime.agreement import Agreement
 from dist_ssl.runtime.epoch_planner import Coordinator
@@ -206,15 +207,15 @@ class Run:
             window=self.window,
             dtype=torch.float32,
         )
-        schedule = Schedule(self.plans)
+        planner = PlansMadeBefore(self.plans)
         record = self.folder / "plan.jsonl"
         number = len(self.split.samples)
         return Job(
             fresh=Progress(epochs=len(self.batches), attempt=self.attempts),
             engine=Engine(attempt, world.rank, signals, fed),  # type: ignore[arg-type]
             stream=Spoilt(stream, self.spoil, world.rank) if self.spoil else stream,  # type: ignore[arg-type]
-            schedule=schedule,
-            coordinator=Coordinator(schedule, world=world, num_samples=number, record=record),
+            schedule=Schedule(planner, NoCurves()),
+            coordinator=Coordinator(planner, world=world, num_samples=number, record=record),
             checkpoint=Memory(self, world, fed),  # type: ignore[arg-type]
             agreement=Agreement(world, signals, Duration.parse(f"{attempt.save_every} steps")),
             probe=NoProbe(),
@@ -243,15 +244,19 @@ class Run:
 
 
 @dataclass
-class Schedule:
+class PlansMadeBefore:
     """Plans that were made beforehand."""
 
     plans: list[EpochPlan]
 
-    def plan(self, progress: Progress) -> EpochPlan:
-        return self.plans[progress.epoch]
+    def plan(self, epoch: int) -> EpochPlan:
+        return self.plans[epoch]
 
-    def step(self, progress: Progress) -> Hyperparameters:
+
+class NoCurves:
+    """Steps without hyperparameters."""
+
+    def hyperparameters(self, progress: Progress) -> Hyperparameters:
         return Hyperparameters({})
 
 

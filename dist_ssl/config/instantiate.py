@@ -9,7 +9,7 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from dist_ssl.config.durations import Duration
@@ -54,18 +54,45 @@ def instantiate(node: Mapping[str, Any], place: str, *, offered: Mapping[str, An
     """
     if "_target_" not in node:
         raise ConfigError(f"{place}._target_ is missing: it names the class.", "Choose an option of the group.")
-    target = str(node["_target_"])
-    if not target.startswith(ALLOWED):
-        raise ConfigError(f"{place}._target_={target} is outside {' '.join(ALLOWED)}", "Name a class inside them.")
-    module, _, name = target.rpartition(".")
-    try:
-        make = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{place}._target_={target} does not exist: {error}.", "Correct the name.") from error
+    make = resolve(node["_target_"], f"{place}._target_")
     own = {key: value for key, value in node.items() if key != "_target_"}
     wanted = inspect.signature(make).parameters
     given.update({name: value for name, value in (offered or {}).items() if name in wanted})
     return make(**keywords(make, own, place, given), **given)
+
+
+def resolve(target: Any, key: str) -> Any:
+    """Return the class or function that `target` names, the value of `key`.
+
+    Raises ConfigError where it is outside ALLOWED or does not exist.
+    """
+    if not str(target).startswith(ALLOWED):
+        raise ConfigError(f"{key}={target} is outside {' '.join(ALLOWED)}", "Name a class inside them.")
+    module, _, name = str(target).rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{key}={target} does not exist: {error}.", "Correct the name.") from error
+
+
+def shared_keywords(
+    makers: Sequence[Any], own: Mapping[str, Any], place: str, given: Container[str]
+) -> list[dict[str, Any]]:
+    """Return the keyword arguments of each maker out of the node's keys, which they share.
+
+    A key goes to every maker that takes it; the names in `given` are no keys of the node. Raises ConfigError where no
+    maker takes a key.
+    """
+    taken = [inspect.signature(make).parameters for make in makers]
+    possible = [key for parameters in taken for key in parameters if key not in given]
+    for key in own:
+        if key not in possible:
+            names = " or ".join(make.__name__ for make in makers)
+            raise ConfigError(f"{place}.{key} is not known to {names}.", nearest(key, possible))
+    return [
+        keywords(make, {key: value for key, value in own.items() if key in parameters}, place, given)
+        for make, parameters in zip(makers, taken, strict=True)
+    ]
 
 
 def keywords(make: Any, own: Mapping[str, Any], place: str, given: Container[str] = ()) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """What is decided ahead of the work: the plan of an epoch, made by rank 0, and the hyperparameters of a step."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -67,19 +66,6 @@ class Curve:
     """Where the warm-up begins."""
     warmup: Duration | None = None
     """Of its own, counted, however long the run; None: the schedule's."""
-
-    def at(self, position: int, warmup: int, total: int, hold: int = 0) -> float:
-        """The value after `position` of `total` samples, the first `warmup` of which warm up.
-
-        What warms up stays at `start` until `hold` samples are over; only then its cosine begins.
-        """
-        begin = max(warmup, hold) if self.warms_up else 0
-        if self.warms_up and position < warmup:
-            return self.rises_from + (self.start - self.rises_from) * position / warmup
-        if self.start == self.end or position <= begin:
-            return self.start
-        turn = math.pi * (position - begin) / (total - begin)
-        return self.end + (self.start - self.end) * 0.5 * (1 + math.cos(turn))
 
 
 def freeze(part: str, time: Duration | None) -> dict[str, Curve]:

@@ -8,7 +8,7 @@ from dist_ssl.core.plan import EpochPlan
 from dist_ssl.core.progress import Progress
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import ConfigError
-from dist_ssl.protocols.schedule import Schedule
+from dist_ssl.protocols.schedule import EpochPlanner
 from dist_ssl.runtime import jsonl
 
 
@@ -34,16 +34,16 @@ def check_plan(lanes: int, batch_size: int, ranks: int, num_samples: int) -> Non
 
 
 class Coordinator:
-    """Asks the schedule on rank 0 alone, checks its plan and shares it. `record`: where plans are noted."""
+    """Asks the epoch planner on rank 0 alone, checks its plan and shares it. `record`: where plans are noted."""
 
-    def __init__(self, schedule: Schedule, *, world: World, num_samples: int, record: Path) -> None:
-        self.schedule, self.world, self.num_samples, self.record = schedule, world, num_samples, record
+    def __init__(self, planner: EpochPlanner, *, world: World, num_samples: int, record: Path) -> None:
+        self.planner, self.world, self.num_samples, self.record = planner, world, num_samples, record
 
     def plan(self, progress: Progress) -> EpochPlan:
         """The plan of the epoch at this position; for an epoch already begun, the plan it began with."""
         if len(progress.plans) > progress.epoch:
             return progress.plans[progress.epoch]
-        plan = self.schedule.plan(progress) if self.world.rank == 0 else None
+        plan = self.planner.plan(progress.epoch) if self.world.rank == 0 else None
         shared = self.world.share(plan)
         check_plan(shared.lanes, shared.batch_size, self.world.size, self.num_samples)
         if self.world.rank == 0:

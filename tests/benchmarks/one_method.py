@@ -60,7 +60,7 @@ def job_of(words: list[str], epochs: int | None, folder: Path) -> Job:
 
 def plan_of(job: Job) -> EpochPlan:
     """How every epoch is read."""
-    return job.schedule.plan(job.fresh)
+    return job.schedule.plan(0)
 
 
 def steps_of(job: Job) -> int:

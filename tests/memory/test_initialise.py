@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 
-from dist_ssl.core.progress import Progress
 from dist_ssl.distributed.world import World
 from dist_ssl.engines.ddp import DDP
 from dist_ssl.memory.initialise import EPOCH, plan_of_initial_pass, run_initial_pass
@@ -32,7 +31,7 @@ def test_a_method_without_memory_is_shown_nothing(demo_shards: Path, tmp_path: P
 def test_every_row_is_begun_and_no_weight_moves(demo_shards: Path, tmp_path: Path) -> None:
     job = small_job(World(), small_config(demo_shards, "method=single_branch"), tmp_path)
     before = {name: of(value).clone() for name, value in job.engine.state().items()}
-    plan = plan_of_initial_pass(job.schedule.plan(Progress(epochs=1)))
+    plan = plan_of_initial_pass(job.schedule.plan(0))
     assert plan.epoch == EPOCH
     assert run_initial_pass(job.engine, job.stream.epoch(plan), lambda: False)
     state = job.engine.state()
@@ -46,14 +45,14 @@ def test_every_row_is_begun_and_no_weight_moves(demo_shards: Path, tmp_path: Pat
 def test_the_pass_ends_where_the_cluster_wants_its_nodes_back(demo_shards: Path, tmp_path: Path) -> None:
     job = small_job(World(), small_config(demo_shards, "method=single_branch"), tmp_path)
     answers = iter([False, True])
-    plan = plan_of_initial_pass(job.schedule.plan(Progress(epochs=1)))
+    plan = plan_of_initial_pass(job.schedule.plan(0))
     assert not run_initial_pass(job.engine, job.stream.epoch(plan), lambda: next(answers))
     assert (of(job.engine.state()["model/bank.rows"]).norm(dim=1) > 0).sum() == 12
 
 
 def test_nothing_piles_up_in_the_norms_between_steps(demo_shards: Path, tmp_path: Path) -> None:
     job = small_job(World(), small_config(demo_shards, "method=single_branch"), tmp_path)
-    plan = plan_of_initial_pass(job.schedule.plan(Progress(epochs=1)))
+    plan = plan_of_initial_pass(job.schedule.plan(0))
     assert run_initial_pass(job.engine, job.stream.epoch(plan), lambda: False)
     job.engine.embed(torch.zeros(2, 3, 16, 16), "student")
     assert not [m for m in job.engine.method.modules() if isinstance(m, BatchNorm) and m.seen]

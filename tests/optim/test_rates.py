@@ -11,9 +11,11 @@ from dist_ssl.config.durations import Duration
 from dist_ssl.config.instantiate import instantiate
 from dist_ssl.core.plan import Curve
 from dist_ssl.core.progress import Progress
+from dist_ssl.core.timeline import Timeline
 from dist_ssl.errors import ConfigError
 from dist_ssl.optim.recipes import AdamW
-from dist_ssl.schedules.steady import Steady
+from dist_ssl.schedules.same_every_epoch import SameEveryEpoch
+from dist_ssl.schedules.warmup_cosine import WarmupCosine, value
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "optim"
 
@@ -21,16 +23,10 @@ CONFIGS = Path(__file__).parents[2] / "configs" / "optim"
 def rates(name: str, batch: int, steps: int, epochs: int, warmup: str | None, curve: str = "lr"):
     """Step -> the hyperparameter of a config under a schedule of so many steps an epoch."""
     recipe = instantiate(yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()), "optim")
-    schedule = Steady(
-        32,
-        None if warmup is None else Duration.parse(warmup),
-        curves=recipe.curves(batch),
-        epochs=epochs,
-        views=2,
-        batch_size=batch,
-        lanes=1,
-        num_samples=steps * batch,
-    )
+    planner = SameEveryEpoch(32, views=2, batch_size=batch, lanes=1)
+    timeline = Timeline.of(map(planner.plan, range(epochs)), steps * batch)
+    time = None if warmup is None else Duration.parse(warmup)
+    schedule = WarmupCosine(time, curves=recipe.curves(batch), timeline=timeline)
     return lambda step: schedule.hyperparameters(Progress(epochs=epochs, step=step, samples=step * batch)).number(curve)
 
 
@@ -73,7 +69,7 @@ def test_one_hyperparameter_after_another_makes_the_published_one_cycle() -> Non
     turn = int(0.3 * steps) - 1
 
     def at(step: int) -> float:
-        return up.at(step, 0, turn) if step <= turn else down.at(step - turn, 0, steps - 1 - turn)
+        return value(up, step, 0, turn) if step <= turn else value(down, step - turn, 0, steps - 1 - turn)
 
     published = {0: 0.04, 150: 0.522522, 299: 1.0, 650: 0.497758, 999: 4e-6}
     for step, lr in published.items():
@@ -89,14 +85,14 @@ def test_one_hyperparameter_after_another_makes_the_published_one_cycle() -> Non
 
 def test_a_warm_up_from_above_0_is_linear_and_ends_at_the_peak() -> None:
     curve = Curve(2.0, 0.5, warms_up=True, rises_from=1.0)
-    assert [curve.at(p, 10, 100) for p in (0, 5, 10)] == [1.0, 1.5, 2.0]
-    assert curve.at(100, 10, 100) == pytest.approx(0.5)
+    assert [value(curve, p, 10, 100) for p in (0, 5, 10)] == [1.0, 1.5, 2.0]
+    assert value(curve, 100, 10, 100) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(("epoch", "decay"), [(0, 0.04), (25, 0.0927208), (50, 0.22), (100, 0.4)])
 def test_the_weight_decay_of_dino_grows_along_half_a_cosine(epoch: int, decay: float) -> None:
     curve = AdamW(5e-4, 0.04, decay_to=0.4).curves(512)["weight_decay"]
-    assert curve.at(epoch, 10, 100) == pytest.approx(decay, abs=1e-7)
+    assert value(curve, epoch, 10, 100) == pytest.approx(decay, abs=1e-7)
 
 
 def test_a_decay_of_less_than_nothing_at_the_end_is_refused() -> None:

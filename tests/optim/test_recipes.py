@@ -17,6 +17,7 @@ from dist_ssl.errors import ConfigError
 from dist_ssl.methods.rotation import Rotation
 from dist_ssl.metrics.table import BY_KEY
 from dist_ssl.optim.recipes import LARS, SGD, AdamW, apply_hyperparameters, parameter_groups
+from dist_ssl.schedules.warmup_cosine import value
 from tests.methods.small import method
 from tests.methods.test_contract import NAMES
 
@@ -97,8 +98,8 @@ def test_a_part_with_a_hyperparameter_of_its_own_learns_at_that_rate() -> None:
 def test_a_constant_part_declares_the_peak_as_its_hyperparameter() -> None:
     found = SGD(0.05, 1e-4, rises_from=0.25, constant=["predictor"]).curves(512)
     assert set(found) == {"lr", "weight_decay", "lr/predictor"}
-    assert [found["lr/predictor"].at(position, 10, 100) for position in (0, 5, 50, 100)] == pytest.approx([0.1] * 4)
-    assert found["lr"].at(0, 10, 100) == pytest.approx(0.025)
+    assert [value(found["lr/predictor"], position, 10, 100) for position in (0, 5, 50, 100)] == pytest.approx([0.1] * 4)
+    assert value(found["lr"], 0, 10, 100) == pytest.approx(0.025)
 
 
 def test_a_constant_part_that_is_not_there_is_refused() -> None:

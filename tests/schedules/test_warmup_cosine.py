@@ -1,4 +1,4 @@
-"""MoCo v3's published learning rates and momenta, the same plan every epoch, and warm-ups that are not possible."""
+"""MoCo v3's published learning rates and momenta, and warm-ups that are not possible."""
 
 from collections.abc import Mapping
 
@@ -8,48 +8,35 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dist_ssl.config.durations import Duration
-from dist_ssl.core.plan import Curve, EpochPlan, Hyperparameters, freeze
+from dist_ssl.core.plan import Curve, Hyperparameters, freeze
 from dist_ssl.core.progress import Progress
+from dist_ssl.core.timeline import Timeline
 from dist_ssl.errors import ConfigError
 from dist_ssl.optim.recipes import SGD
-from dist_ssl.schedules.steady import Steady
+from dist_ssl.schedules.same_every_epoch import SameEveryEpoch
+from dist_ssl.schedules.warmup_cosine import WarmupCosine, value
 
 BATCH, STEPS = 4096, 312
+SAMPLES = STEPS * BATCH + 1000
 HYPER = {**SGD(0.6, 1e-6).curves(BATCH), "momentum": Curve(0.99, 1.0, for_next_step=True), "now": Curve(0.99, 1.0)}
 
 
-def steady(
-    epochs: int = 100,
-    warmup: str = "10 epochs",
-    hold: float = 0.0,
-    local_views: int = 0,
-    local_size: int | None = None,
-    more: Mapping[str, Curve] | None = None,
-) -> Steady:
-    """A schedule of 312 steps per epoch, with a remainder of the data left over."""
-    return Steady(
-        224,
-        Duration.parse(warmup),
-        curves={**HYPER, **(more or {})},
-        epochs=epochs,
-        views=2,
-        batch_size=BATCH,
-        lanes=64,
-        num_samples=STEPS * BATCH + 1000,
-        hold=hold,
-        local_views=local_views,
-        local_size=local_size,
-    )
+def curves(
+    epochs: int = 100, warmup: str = "10 epochs", hold: float = 0.0, more: Mapping[str, Curve] | None = None
+) -> WarmupCosine:
+    """Curves over epochs of 312 steps, with a remainder of the data left over."""
+    timeline = Timeline.of(map(SameEveryEpoch(224, views=2, batch_size=BATCH, lanes=64).plan, range(epochs)), SAMPLES)
+    return WarmupCosine(Duration.parse(warmup), curves={**HYPER, **(more or {})}, timeline=timeline, hold=hold)
 
 
 def at(step: int, epochs: int = 100) -> Progress:
     """The position before this step."""
-    return Progress(epochs=epochs, step=step, epoch=step // STEPS, samples=step * BATCH)
+    return Progress(epochs=epochs, step=step, epoch=min(step // STEPS, epochs - 1), samples=step * BATCH)
 
 
 def hyper(step: int) -> Hyperparameters:
     """The hyperparameters of this step."""
-    return steady().hyperparameters(at(step))
+    return curves().hyperparameters(at(step))
 
 
 @pytest.mark.parametrize(
@@ -86,7 +73,7 @@ def test_hyperparameters_are_single_numbers_in_double_precision_on_the_host() ->
 
 
 def test_the_warm_up_may_be_counted_in_steps() -> None:
-    schedule = steady(warmup="624 steps")
+    schedule = curves(warmup="624 steps")
     assert schedule.hyperparameters(at(312)).number("lr") == pytest.approx(4.8)
     assert schedule.hyperparameters(at(624)).number("lr") == pytest.approx(9.6)
 
@@ -99,30 +86,15 @@ def test_the_rate_rises_to_its_peak_and_falls_after_it(step: int) -> None:
 
 
 def test_the_hyperparameters_depend_on_the_position_alone() -> None:
-    schedule = steady()
+    schedule = curves()
     backwards = [schedule.hyperparameters(at(step)).number("lr") for step in (9000, 5, 9000)]
     assert backwards[0] == backwards[2]
     assert schedule.hyperparameters(Progress(epochs=100, samples=5 * BATCH, attempt=7)).number("lr") == backwards[1]
 
 
-def test_the_golden_table_of_the_plans() -> None:
-    schedule = steady(epochs=4, warmup="1 epoch")
-    table = [
-        (plan, round(schedule.hyperparameters(at(epoch * STEPS)).number("lr"), 9))
-        for epoch in range(4)
-        for plan in [schedule.plan(at(epoch * STEPS, epochs=4))]
-    ]
-    assert table == [
-        (EpochPlan(epoch=0, image_size=224, magnitude=1.0, views=2, batch_size=4096, lanes=64), 0.0),
-        (EpochPlan(epoch=1, image_size=224, magnitude=1.0, views=2, batch_size=4096, lanes=64), 9.6),
-        (EpochPlan(epoch=2, image_size=224, magnitude=1.0, views=2, batch_size=4096, lanes=64), 7.2),
-        (EpochPlan(epoch=3, image_size=224, magnitude=1.0, views=2, batch_size=4096, lanes=64), 2.4),
-    ]
-
-
 def test_a_hyperparameter_may_have_a_warm_up_of_its_own_and_is_constant_after_it() -> None:
     own = Curve(0.07, 0.07, warms_up=True, rises_from=0.04, warmup=Duration.parse("30 epochs"))
-    schedule = steady(more={"teacher_temperature": own})
+    schedule = curves(more={"teacher_temperature": own})
     found = [
         schedule.hyperparameters(at(epoch * STEPS)).number("teacher_temperature") for epoch in (0, 10, 15, 30, 31, 99)
     ]
@@ -132,7 +104,7 @@ def test_a_hyperparameter_may_have_a_warm_up_of_its_own_and_is_constant_after_it
 
 @pytest.mark.parametrize(("time", "steps"), [("313 steps", 313), ("1 epoch", STEPS)])
 def test_a_part_is_frozen_for_exactly_so_many_steps(time: str, steps: int) -> None:
-    schedule = steady(more=freeze("prototypes", Duration.parse(time)))
+    schedule = curves(more=freeze("prototypes", Duration.parse(time)))
     left = [
         schedule.hyperparameters(at(step)).number("frozen/prototypes")
         for step in (0, steps - 1, steps, steps + 1, 30000)
@@ -145,61 +117,49 @@ def test_what_is_never_frozen_has_no_hyperparameter() -> None:
     assert freeze("prototypes", None) == {}
 
 
-def test_local_views_have_a_side_of_their_own_and_none_without_them() -> None:
-    plan = steady(local_views=6, local_size=96).plan(at(0))
-    assert (plan.views, plan.image_size, plan.local_views, plan.local_size) == (2, 224, 6, 96)
-    assert steady(local_size=96).plan(at(0)).local_size == 0
-
-
-@pytest.mark.parametrize("side", [None, 0])
-def test_local_views_without_a_side_are_refused(side: int | None) -> None:
-    with pytest.raises(ConfigError, match=r"schedule\.local_size=.* the method takes 6 local views"):
-        steady(local_views=6, local_size=side)
-
-
 @pytest.mark.parametrize("warmup", ["4 epochs", "5 epochs", "1248 steps"])
 def test_a_warm_up_as_long_as_the_run_is_refused(warmup: str) -> None:
     with pytest.raises(ConfigError, match=r"schedule\.warmup=.* is as long as the run") as caught:
-        steady(epochs=4, warmup=warmup)
+        curves(epochs=4, warmup=warmup)
     assert "shorten it" in caught.value.remedy
 
 
 def test_a_warm_up_one_step_shorter_than_the_run_is_possible() -> None:
-    schedule = steady(epochs=4, warmup="1247 steps")
+    schedule = curves(epochs=4, warmup="1247 steps")
     assert schedule.hyperparameters(at(1247)).number("lr") == pytest.approx(9.6)
 
 
 def test_a_timed_warm_up_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"schedule\.warmup is timed"):
-        steady(warmup="10 minutes")
+        curves(warmup="10 minutes")
 
 
 def test_a_rate_that_is_held_falls_along_the_cosine_of_what_is_left() -> None:
     curve = Curve(2.0, 0.0, warms_up=True)
-    values = [curve.at(position, 10, 100, hold=60) for position in (0, 5, 10, 35, 60, 80, 100)]
+    values = [value(curve, position, 10, 100, hold=60) for position in (0, 5, 10, 35, 60, 80, 100)]
     assert values == pytest.approx([0, 1, 2, 2, 2, 1, 0], abs=1e-12)
 
 
 def test_a_hold_shorter_than_the_warm_up_changes_nothing() -> None:
     curve = Curve(2.0, 0.5, warms_up=True)
-    assert [curve.at(p, 30, 100, hold=20) for p in range(101)] == [curve.at(p, 30, 100) for p in range(101)]
+    assert [value(curve, p, 30, 100, hold=20) for p in range(101)] == [value(curve, p, 30, 100) for p in range(101)]
 
 
 def test_what_does_not_warm_up_is_not_held() -> None:
     curve = Curve(0.99, 1.0)
-    assert curve.at(50, 10, 100, hold=60) == curve.at(50, 0, 100) == pytest.approx(0.995)
+    assert value(curve, 50, 10, 100, hold=60) == value(curve, 50, 0, 100) == pytest.approx(0.995)
 
 
 @pytest.mark.parametrize("hold", [-0.1, 1, 1.5])
 def test_a_hold_that_is_no_share_is_refused(hold: float) -> None:
     with pytest.raises(ConfigError, match=r"schedule\.hold"):
-        steady(hold=hold)
+        curves(hold=hold)
 
 
 def test_the_learning_rate_is_held_for_a_share_of_the_run() -> None:
-    schedule = steady(hold=0.5)
+    schedule = curves(hold=0.5)
     at = [
-        schedule.hyperparameters(Progress(epochs=8, samples=share * schedule.total // 8)).number("lr")
+        schedule.hyperparameters(Progress(epochs=8, samples=share * schedule.timeline.total // 8)).number("lr")
         for share in range(9)
     ]
     assert at[1:5] == [max(at)] * 4

@@ -1,0 +1,37 @@
+"""Epoch planner that plans every epoch alike: one image size, one magnitude, one batch size."""
+
+from dataclasses import replace
+
+from dist_ssl.core.plan import EpochPlan
+from dist_ssl.errors import ConfigError
+
+
+class SameEveryEpoch:
+    """Plans the same epoch again and again.
+
+    `image_size`, `local_size`: sides of global and of local views, px. Raises ConfigError where the method takes local
+    views and they have no size.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        *,
+        views: int,
+        batch_size: int,
+        lanes: int,
+        local_views: int = 0,
+        local_size: int | None = None,
+    ) -> None:
+        if local_views and (local_size is None or local_size < 1):
+            raise ConfigError(
+                f"schedule.local_size={'null' if local_size is None else local_size} is not possible: the method takes "
+                f"{local_views} local views.",
+                "Set their side, px: schedule.local_size=96, say, beside schedule.image_size=224.",
+            )
+        local = (local_views, local_size) if local_views and local_size else (0, 0)
+        self.template = EpochPlan(0, image_size, 1.0, views, batch_size, lanes, *local)
+
+    def plan(self, epoch: int) -> EpochPlan:
+        """Return the plan of an epoch, counted from 0."""
+        return replace(self.template, epoch=epoch)

@@ -1,0 +1,30 @@
+"""Every epoch has the same plan, and local views need a size."""
+
+import pytest
+
+from dist_ssl.core.plan import EpochPlan
+from dist_ssl.errors import ConfigError
+from dist_ssl.schedules.same_every_epoch import SameEveryEpoch
+
+
+def planner(local_views: int = 0, local_size: int | None = None) -> SameEveryEpoch:
+    return SameEveryEpoch(224, views=2, batch_size=4096, lanes=64, local_views=local_views, local_size=local_size)
+
+
+def test_plans_differ_by_their_number_alone() -> None:
+    assert [planner().plan(epoch) for epoch in (0, 3)] == [
+        EpochPlan(epoch=0, image_size=224, magnitude=1.0, views=2, batch_size=4096, lanes=64),
+        EpochPlan(epoch=3, image_size=224, magnitude=1.0, views=2, batch_size=4096, lanes=64),
+    ]
+
+
+def test_local_views_have_a_side_of_their_own_and_none_without_them() -> None:
+    plan = planner(local_views=6, local_size=96).plan(0)
+    assert (plan.views, plan.image_size, plan.local_views, plan.local_size) == (2, 224, 6, 96)
+    assert planner(local_size=96).plan(0).local_size == 0
+
+
+@pytest.mark.parametrize("side", [None, 0])
+def test_local_views_without_a_side_are_refused(side: int | None) -> None:
+    with pytest.raises(ConfigError, match=r"schedule\.local_size=.* the method takes 6 local views"):
+        planner(local_views=6, local_size=side)
