@@ -305,7 +305,7 @@ class Memory:
             self.run.saved = (progress, [*before, *new])
         self.world.collect(None)
 
-    def commit(self) -> None: ...
+    def wait(self) -> None: ...
 
     def metrics(self) -> dict[str, float]:
         return {}

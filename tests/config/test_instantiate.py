@@ -140,9 +140,9 @@ def test_the_target_is_built_from_its_keys_and_what_is_given() -> None:
 
 
 def test_the_node_is_left_as_it_is() -> None:
-    node = {"_target_": "dist_ssl.data.images.views.Recipe", "crop_min": 0.2}
+    node = {"_target_": "dist_ssl.data.images.views.Augmentation", "crop_min": 0.2}
     assert instantiate(node, "views.view1") == Augmentation(0.2)
-    assert node == {"_target_": "dist_ssl.data.images.views.Recipe", "crop_min": 0.2}
+    assert node == {"_target_": "dist_ssl.data.images.views.Augmentation", "crop_min": 0.2}
 
 
 @pytest.mark.parametrize("target", ["os.system", "builtins.eval", "torchvision.models.resnet18", "dist_ssl_evil.X", ""])

@@ -51,9 +51,9 @@ def test_a_silent_rank_is_named(tmp_path: Path) -> None:
 HOLDER = """
 import sys, time
 from pathlib import Path
-from dist_ssl.shared memory import SharedMemory
+from dist_ssl.distributed.shared_memory import SharedMemory
 boxes = SharedMemory(Path(sys.argv[1]), 1, 2, 4096, seconds=60)
-print(boxes.presence.shown, flush=True)
+print(boxes.liveness.shown, flush=True)
 time.sleep(600)
 """
 
@@ -77,7 +77,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from dist_ssl.errors import UserError
-from dist_ssl.shared memory import SharedMemory
+from dist_ssl.distributed.shared_memory import SharedMemory
 boxes = SharedMemory(Path(sys.argv[1]), 1, 2, 4096, seconds=0)
 try:
     boxes.exchange(np.full(8, 3, dtype=np.uint8))
@@ -112,7 +112,7 @@ def test_a_message_of_another_round_is_not_taken(tmp_path: Path) -> None:
 
 
 def sums(world: World, with_shared_memory: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    assert world.messages is not None
+    assert world.shared_memory is not None
     used = world if with_shared_memory else World(world.rank, world.size, device=world.device, host=world.host)
     x = torch.randn(1000, generator=torch.Generator().manual_seed(world.rank))
     return used.sum_const(x), used.gather_const(x)

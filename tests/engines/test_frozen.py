@@ -20,7 +20,7 @@ def steps(
     made = jobs.small_engine(world, engine, jobs.small_method(world, name), optimizer)
     states = [jobs.whole_state(made)]
     for number, value in enumerate(left):
-        hyper = jobs.curves(made.method).values | {f"frozen/{PARTS[name]}": torch.tensor(value)}
+        hyper = jobs.hyper(made.method).values | {f"frozen/{PARTS[name]}": torch.tensor(value)}
         made.step(jobs.batch(world, 2, number), Hyperparameters(hyper))
         states.append(jobs.whole_state(made))
     return states

@@ -84,9 +84,9 @@ def test_the_hyperparameter_is_the_teachers_temperature() -> None:
 
 def test_the_temperature_rises_during_its_own_warm_up_and_without_one_not() -> None:
     own = small.method("dino", teacher_temperature=0.07, teacher_warmup="30 epochs").curves["teacher_temperature"]
-    assert [own.at(p, 30, 100) for p in (0, 15, 30, 60)] == pytest.approx([0.04, 0.055, 0.07, 0.07])
+    assert [value(own, p, 30, 100) for p in (0, 15, 30, 60)] == pytest.approx([0.04, 0.055, 0.07, 0.07])
     constant = small.method("dino", teacher_temperature=0.07).curves["teacher_temperature"]
-    assert {constant.at(p, 30, 100) for p in (0, 15, 30, 60)} == {0.07}
+    assert {value(constant, p, 30, 100) for p in (0, 15, 30, 60)} == {0.07}
 
 
 def test_the_head_may_have_batch_norm_between_its_layers() -> None:

@@ -80,4 +80,4 @@ MOMENTA = {"byol": (0.996, 1.0), "dino": (0.996, 1.0), "mocov2": (0.999, 0.999),
 def test_teachers_keep_or_raise_their_momentum_as_published(name: str) -> None:
     curve = published(name).curves["momentum"]
     assert (curve.start, curve.end) == MOMENTA[name]
-    assert curve.ahead == (curve.start != curve.end)
+    assert curve.for_next_step == (curve.start != curve.end)

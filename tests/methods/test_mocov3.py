@@ -74,9 +74,9 @@ def test_keys_that_are_all_alike_give_the_initial_loss() -> None:
 def test_momentum_rises_to_one_and_is_that_of_the_following_step() -> None:
     curve = method().curves["momentum"]
     assert list(method().curves) == ["momentum"]
-    assert (curve.start, curve.end, curve.ahead, curve.warms_up) == (0.9, 1.0, True, False)
+    assert (curve.start, curve.end, curve.for_next_step, curve.warms_up) == (0.9, 1.0, True, False)
     published = MoCoV3(TinyResNet(2), world=World()).curves["momentum"]
-    values = [published.at(position, 0, 100) for position in (0, 25, 50, 75, 100)]
+    values = [value(published, position, 0, 100) for position in (0, 25, 50, 75, 100)]
     assert values == pytest.approx([0.99, 0.991464, 0.995, 0.998536, 1.0], abs=5e-7)
 
 

@@ -148,7 +148,7 @@ BYTES = 2 * 2 * 16 * 16 * 3
 
 
 @pytest.mark.parametrize(
-    ("ahead_bytes", "begun"),
+    ("ahead_bytes", "started"),
     [
         (0, [2, 3, 4, 5, 6]),
         (BYTES, [2, 3, 4, 5, 6]),

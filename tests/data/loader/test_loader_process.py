@@ -311,16 +311,16 @@ def test_a_process_that_was_killed_is_an_error_that_says_so(split: manifest.Spli
 
 PARENT = """
 import sys, time
-from dist_ssl.data.loader_process import LoaderProcess
+from dist_ssl.data.loader.loader_process import LoaderProcess
 process = LoaderProcess()
 print(process.process.pid, flush=True)
 if sys.argv[1] == "used":
     import numpy as np
-    from dist_ssl.data import manifest
-    from dist_ssl.data.load import Loader
-    from dist_ssl.data.read import Reader
-    from dist_ssl.data.requests import Chosen
-    from dist_ssl.data.views import Whole
+    from dist_ssl.data.storage import manifest
+    from dist_ssl.data.loader.load import Loader
+    from dist_ssl.data.storage.read import Reader
+    from dist_ssl.data.order.requests import Chosen
+    from dist_ssl.data.images.views import Whole
     split, numbers = manifest.read(sys.argv[2]).split("train"), np.arange(40)
     batches = process.serve(Loader(Reader(split), 1)).load(Chosen(numbers, numbers, 4), Whole(20), 1)
     next(batches)
