@@ -8,6 +8,7 @@ import torch
 from dist_ssl.core.plan import Hyperparameters
 from dist_ssl.distributed.world import World
 from dist_ssl.losses.prototype_codes import sinkhorn
+from dist_ssl.schedules.warmup_cosine import value
 from tests.methods import small
 
 

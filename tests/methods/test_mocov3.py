@@ -15,6 +15,7 @@ from dist_ssl.distributed.world import World
 from dist_ssl.methods.mocov3 import MoCoV3
 from dist_ssl.models import norm
 from dist_ssl.models.encoders import TinyResNet
+from dist_ssl.schedules.warmup_cosine import value
 
 Q1, Q2 = torch.tensor([[1.0, 0], [0, 2]]).double(), torch.tensor([[1.0, 1], [-1, 1]]).double()
 K1, K2 = torch.tensor([[1.0, 0.5], [0, 1]]).double(), torch.tensor([[2.0, 1], [-1, 3]]).double()
