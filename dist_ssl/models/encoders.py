@@ -81,6 +81,8 @@ def timm_encoder(name: str, stem: Literal["standard", "small"] = "standard", **o
     """
     import timm  # loads torchvision and hundreds of models: only who asks for one pays for it
 
+    from dist_ssl.models.resampling import resize_by_products
+
     if not timm.is_model(name):
         raise ConfigError(f"encoder.name={name} is not a model of timm.", nearest(name, timm.list_models()))
     encoder: nn.Module = timm.create_model(name, num_classes=0, **options)
@@ -88,6 +90,7 @@ def timm_encoder(name: str, stem: Literal["standard", "small"] = "standard", **o
     patches = getattr(encoder, "patch_embed", None)
     if patches is not None:
         encoder.multiple_of = patches.patch_size[0]
+        resize_by_products(encoder)
     if stem == "small":
         _shrink_stem(encoder, name)
     return encoder

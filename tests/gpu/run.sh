@@ -1,30 +1,39 @@
 #!/bin/sh
-# Runs all proofs that need a GPU, by one command:
+# Runs all proofs and measurements that need a GPU, by one command:
 #
-#     sh tests/gpu/run.sh [wheels=FOLDER] [python=python3] [device=cuda] [out=FOLDER] [steps=20] [seconds=5] [limit=]
+#     sh tests/gpu/run.sh [part=a,b,c,d,e,f,g] [device=cuda] [wheels=FOLDER] [out=FOLDER] [limit=540] [python=python3]
+#                         [steps=20]
 #
-# The machine needs Python 3.11 or newer with torch 2.11 or newer and torchvision. What else is wanted comes from `wheels`,
-# a folder of wheels for that Python, and then nothing is fetched; without it, it must be installed. Nothing is installed
-# into that Python: wheels are unpacked into a temporary folder. `out`: where each script's output is left besides.
-# `device=cpu` runs everything in small sizes without a GPU; by default what needs one is skipped by name where there is
-# none. `steps`: trained after each checkpoint; `seconds`: of each measurement. `limit`: seconds after which nothing more
-# is begun, and what is left is named as skipped: give it a minute or two less than the machine is there for. Exits 1
-# where a claim fails, 2 for what is missing.
+# The parts, each in processes of its own and within its own time; one that is over it is killed, and the next one runs
+# whatever the last one did. Every row is printed as soon as it is known, and a table of bars stands at the end:
 #
-# The folder of wheels is made where there is internet, for the Python of the other machine:
+#     a  versions, numba, pinned memory, 25 s          e  from JPEG to weight update, 110 s
+#     b  the GPU's numbers are the CPU's, 60 s         f  a run of launch/slurm.py, killed and resumed, 40 s
+#     c  what a step costs, beside a plain loop, 150 s g  engines read what others wrote, in what is left
+#     d  compiled blocks, 60 s
 #
-#     sh tests/gpu/run.sh gather=FOLDER [version=3.12]
+# `part`: some of them alone. `limit`: seconds of the whole, the unpacking of wheels included. `out`: what each part has
+# printed, as a.txt, b.txt, ..., and all rows, measurements and bars in results.json. `steps`: that engines train after
+# each checkpoint. `device=cpu` runs everything in small sizes without a GPU and judges no bar. Exits 1 where a claim does
+# not hold or a bar is missed, 2 for a wrong word or a Python without torch.
 #
-# It holds numba in no form, which is large and colours on CPUs alone.
+# The machine needs Python 3.11 or newer with torch 2.11 or newer and torchvision. What else is needed comes from
+# `wheels`, a folder of wheels for that Python: those whose package is not installed are unpacked into a temporary folder,
+# and nothing is fetched. The folder is made where there is internet, for the Python of the other machine:
+#
+#     sh tests/gpu/run.sh gather=FOLDER [version=3.12] [deepspeed=no]
+#
+# It holds numba in no form, which is large. deepspeed=yes: DeepSpeed too, which is built here.
 set -u
+start=$(date +%s)
 here=$(cd "$(dirname "$0")/../.." && pwd)
-wheels="" python=python3 device=cuda out="" steps=20 seconds=5 limit="" gather="" version=3.12
-packages="timm safetensors xxhash simplejpeg hydra-core omegaconf<2.4 prometheus-client psutil pyyaml rich markdown-it-py mdurl
-pygments urllib3 fsspec packaging pillow hjson msgpack einops py-cpuinfo ninja tqdm"
-built="antlr4-python3-runtime==4.9.* deepspeed>=0.19"
+part="" wheels="" python=python3 device=cuda out="" steps=20 limit=540 gather="" version=3.12 deepspeed=no
+packages="timm safetensors xxhash simplejpeg hydra-core omegaconf<2.4 submitit cloudpickle typing-extensions webdataset
+braceexpand prometheus-client psutil pyyaml rich markdown-it-py mdurl pygments urllib3 fsspec packaging pillow"
+built="antlr4-python3-runtime==4.9.*"
 for word in "$@"; do
     case $word in
-    wheels=* | python=* | device=* | out=* | steps=* | seconds=* | limit=* | gather=* | version=*)
+    part=* | wheels=* | python=* | device=* | out=* | steps=* | limit=* | gather=* | version=* | deepspeed=*)
         name=${word%%=*} value=${word#*=}
         eval "$name=\$value"
         ;;
@@ -36,47 +45,49 @@ for word in "$@"; do
 done
 
 if [ -n "$gather" ]; then
+    tags="--only-binary=:all: --python-version $version --implementation cp"
+    for number in 17 24 27 28 31 34; do tags="$tags --platform manylinux_2_${number}_x86_64"; done
+    tags="$tags --platform manylinux2014_x86_64"
+    if [ "$deepspeed" = yes ]; then
+        packages="$packages hjson msgpack einops py-cpuinfo ninja tqdm pydantic pydantic-core annotated-types typing-inspection"
+        built="$built deepspeed>=0.19"
+    fi
     # shellcheck disable=SC2086
-    "$python" -m pip download --quiet --no-deps --only-binary=:all: --python-version "$version" --dest "$gather" $packages &&
-        "$python" -m pip download --quiet --only-binary=:all: --python-version "$version" --dest "$gather" pydantic &&
+    "$python" -m pip download --quiet --no-deps $tags --dest "$gather" $packages &&
         DS_BUILD_OPS=0 "$python" -m pip wheel --quiet --no-deps --wheel-dir "$gather" $built || exit 2
     du -sh "$gather"
     exit 0
 fi
 
-begun=$(date +%s)
 place=$(mktemp -d)
 trap 'rm -rf "$place"' EXIT
-if [ -n "$wheels" ]; then
-    "$python" -m pip install --quiet --no-index --no-deps --no-compile --target "$place/site" "$wheels"/*.whl || exit 2
-fi
 export PYTHONUNBUFFERED=1
 export PYTHONPATH="$place/site:$here${PYTHONPATH:+:$PYTHONPATH}"
-modules="torch torchvision numpy PIL timm safetensors xxhash simplejpeg hydra omegaconf antlr4 prometheus_client psutil yaml rich urllib3"
-# shellcheck disable=SC2016
-missing=$("$python" -c 'import sys; from importlib.util import find_spec
-print(*[name for name in sys.argv[1:] if not find_spec(name)])' $modules) || exit 2
-if [ -n "$missing" ]; then
-    echo "$python has no $missing: install it, or carry wheels along (wheels=FOLDER; see the top of tests/gpu/run.sh)." >&2
-    exit 2
-fi
-"$python" -c 'import platform, torch
-gpus = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
-print("Python", platform.python_version(), "torch", torch.__version__, "GPUs:", ", ".join(gpus) or "none")'
-
-code=0
-prove() {
-    script=$1
-    shift
-    if [ -n "$out" ]; then
-        mkdir -p "$out"
-        "$python" "$here/tests/gpu/$script.py" --device "$device" "$@" >"$out/$script.txt" 2>&1 || code=1
-        cat "$out/$script.txt"
-    else
-        "$python" "$here/tests/gpu/$script.py" --device "$device" "$@" || code=1
+if [ -n "$wheels" ]; then
+    # what is installed stays as it is
+    # shellcheck disable=SC2016
+    "$python" -c 'import sys
+from importlib.metadata import PackageNotFoundError, version
+for wheel in sys.argv[1:]:
+    try:
+        version(wheel.rpartition("/")[2].partition("-")[0])
+    except PackageNotFoundError:
+        print(wheel)' "$wheels"/*.whl >"$place/needed" || exit 2
+    install="$python -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --target $place/site"
+    # shellcheck disable=SC2086,SC2046
+    if [ -s "$place/needed" ] && ! $install $(cat "$place/needed"); then
+        while read -r wheel; do # one that does not fit must not keep the others away
+            $install --upgrade "$wheel" || echo "$wheel could not be unpacked: rows that need it will fail." >&2
+        done <"$place/needed"
     fi
+fi
+gpus=$("$python" -c 'import torch, torchvision; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)') || {
+    echo "$python has no torch and torchvision that load: see the top of tests/gpu/run.sh." >&2
+    exit 2
 }
-# the engines have two thirds of the time, speeds what is left
-prove engines --steps "$steps" ${limit:+--seconds "$((limit * 2 / 3 + begun - $(date +%s)))"}
-prove throughput --seconds "$seconds" ${limit:+--limit "$((limit + begun - $(date +%s)))"}
-exit "$code"
+if [ "$device" = cuda ] && [ "$gpus" = 0 ]; then
+    echo "SKIPPED tests/gpu/run.sh: no GPU is here (device=cpu runs small sizes without one)"
+    exit 0
+fi
+"$python" "$here/tests/gpu/run.py" --device "$device" --limit "$limit" --steps "$steps" \
+    --spent $(($(date +%s) - start)) ${part:+--part "$part"} ${out:+--out "$out"}

@@ -1,22 +1,14 @@
-"""Measures what a GPU makes of the parts that were built for it, and checks what they compute.
+"""Part c: what a step costs, ours beside the same loop with torch's batch norm and plain AdamW.
 
-    python tests/gpu/throughput.py [--device cpu] [--seconds 5] [--limit 240]
+    python tests/gpu/throughput.py [--device cpu] [--seconds 150] [--only resnet50]
 
-Photometry on the device against the same on the CPU in double precision; a step of MoCo v3 as it is, with compiled
-blocks and with blocks that are computed twice (time, memory, loss); and training from shards against training on one
-batch again and again, which tells whether the loader keeps up. A row is printed as soon as it is known; what fails
-costs its own rows alone, and what has no time within the limit is named as skipped. Prints one table and exits 1 where
-numbers are wrong; speeds are for information. Without a GPU it says what is skipped; `--device cpu` runs small sizes.
+MoCo v3 as its recipes have it, on one batch again and again: images a second, memory, first loss, host stops, kernel
+launches, and the kernels that take longest. The photometry that `correct.py` checks is measured here too.
 """
 
-import argparse
-import itertools
 import math
-import os
 import sys
-import tempfile
 import time
-import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -25,27 +17,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from torch.autograd import DeviceType  # type: ignore[attr-defined]
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from dist_ssl.core.batch import Batch
 from dist_ssl.core.draws import Draws
-from dist_ssl.core.plan import Hyperparameters
-from dist_ssl.core.progress import Progress
 from dist_ssl.data.images.photometric import Photometry
 from dist_ssl.data.images.views import Augmentation
-from dist_ssl.distributed.world import World
-from dist_ssl.engines.ddp import DDP
-from dist_ssl.methods.mocov3 import MoCoV3
-from dist_ssl.models.encoders import timm_encoder
-from dist_ssl.models.vit import vit
-from dist_ssl.optim.recipes import AdamW
-from shards import make
-from shards.sources import demo
-from tests.jobs import small_config, small_job
+from tests.gpu import rows
+from tests.gpu.plain import PlainLoop, PlainMoCo
+from tests.gpu.recipes import NETS, Form, composed, engine_of, knobs_of, random_batch
+from tests.gpu.rows import Claim, Setting, host_stops, judged, leave, main, seen
 
 COLOURS = Augmentation(
     crop_min=0.2,
@@ -59,7 +41,6 @@ COLOURS = Augmentation(
     solarize_p=0.2,
 )
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-HYPER = Hyperparameters({"lr": torch.tensor(1e-4), "weight_decay": torch.tensor(0.1), "momentum": torch.tensor(0.99)})
 
 
 @dataclass(frozen=True)
@@ -96,7 +77,6 @@ def speed(work: Callable[[], Any], scale: Scale) -> float:
 
 Row = tuple[str, bool, str]
 """What was done, whether its numbers are right, and what was seen."""
-Section = tuple[str, Callable[[], Iterator[Row]]]
 
 
 def photometry(scale: Scale) -> Iterator[Row]:
@@ -115,104 +95,122 @@ def photometry(scale: Scale) -> Iterator[Row]:
     yield f"photometry: views of {scale.side} px", True, f"{rate:,.0f} per second"
 
 
-def steps(scale: Scale) -> Iterator[Section]:
-    """Steps of MoCo v3 in every form of the blocks, in bf16 on a GPU; the first losses must agree."""
-    small: dict[str, Any] = {"width": 32, "depth": 2, "heads": 2, "patch": 8}
-    size: dict[str, Any] = {"width": 384, "depth": 12, "heads": 12, "patch": 16} if scale.gpu else small
-    nets: dict[str, Callable[[], torch.nn.Module]] = {
-        "vit": lambda: vit(**size),
-        "resnet": lambda: timm_encoder("resnet50" if scale.gpu else "resnet18"),
-    }
-    forms: dict[str, dict[str, Any]] = {"plain": {}, "computed twice": {"activation_checkpointing": True}}
-    forms |= {"compiled": {"compile": True}} if scale.gpu else {}
-    generator = torch.Generator().manual_seed(0)
-    views = [torch.randn(scale.batch, 3, scale.side, scale.side, generator=generator) for _ in range(2)]
-    views = [view.to(scale.device, memory_format=torch.channels_last) for view in views]
-    valid = torch.ones(scale.batch, dtype=torch.bool, device=scale.device)
-    batch = Batch(views, torch.arange(scale.batch), valid, None, Draws(0), step=0)
+FORMS = (Form("bf16"), Form("bf16", deterministic=True), Form("tf32"), Form("fp32", deterministic=True))
+"""The fast one, and what determinism and precision cost."""
+ROWS = 15
+"""Of a profile."""
+MEASURED_SECONDS = 2.5
+
+
+def profile(work: Callable[[], Any], setting: Setting, times: int = 3) -> dict[str, float]:
+    """Print the kernels that take longest in the work; per time: launches, copies and milliseconds of the device."""
+    activity = torch.profiler.ProfilerActivity
+    with torch.profiler.profile(activities=[activity.CPU, *([activity.CUDA] if setting.gpu else [])]) as profiler:
+        for _ in range(times):
+            work()
+        setting.wait()
+    found: list[Any] = list(profiler.key_averages())
+    if setting.gpu:
+        taken = [(own_device_time(e), e) for e in found if e.device_type == DeviceType.CUDA and not annotation(e)]
+    else:
+        taken = [(float(e.self_cpu_time_total), e) for e in found]
+    taken.sort(key=lambda pair: -pair[0])
+    for micros, event in taken[:ROWS]:
+        print(f"    {micros / 1e3 / times:9.2f} ms {event.count / times:7.0f} x {event.key[:90]}", flush=True)
+
+    def calls(*names: str) -> float:
+        return float(sum(e.count for e in found if e.key.startswith(names))) / times
+
+    launches = calls("cudaLaunch", "cuLaunch") if setting.gpu else calls("aten::")
+    copies = calls("cudaMemcpy", "cudaMemset")
+    return {"launches": launches, "copies": copies, "ms": sum(micros for micros, _ in taken) / 1e3 / times}
+
+
+def own_device_time(event: Any) -> float:
+    """Microseconds of a kernel, which versions of torch name differently."""
+    taken: float = getattr(event, "self_device_time_total", 0.0) or getattr(event, "self_cuda_time_total", 0.0)
+    return taken
+
+
+def annotation(event: Any) -> bool:
+    """Whether this is no kernel, but the time between the first and the last kernel of a named stretch of code."""
+    name = str(getattr(event, "key", "") or getattr(event, "name", ""))
+    return bool(getattr(event, "is_user_annotation", False)) or name.startswith(("Optimizer.", "ProfilerStep", "## "))
+
+
+def idle_share(work: Callable[[], Any], setting: Setting, times: int = 10) -> float:
+    """The share of the time in which no kernel runs while the work is done so often; copies count as idleness."""
+    activity = torch.profiler.ProfilerActivity
+    with torch.profiler.profile(activities=[activity.CUDA if setting.gpu else activity.CPU]) as profiler:
+        for _ in range(times):
+            work()
+        setting.wait()
+    wanted = DeviceType.CUDA if setting.gpu else DeviceType.CPU
+    events: Iterable[Any] = profiler.events() or []
+    kernels = (e for e in events if e.device_type == wanted and not annotation(e))
+    spans = sorted((e.time_range.start, e.time_range.end) for e in kernels if not e.name.startswith("Mem"))
+    if not spans:
+        return math.nan
+    busy, reached = 0.0, spans[0][0]
+    for start, end in spans:
+        busy += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return float(1 - busy / (reached - spans[0][0]))
+
+
+def ours(net: str, form: Form, setting: Setting, firsts: dict[str, float]) -> Iterator[rows.Row]:
+    """Our step in one form; its first loss is that of the first form up to rounding."""
+    engine, batch = engine_of(net, form, setting), random_batch(net, setting)
+    hyper = knobs_of(engine)
+    loss = float(engine.step(batch, hyper).metrics["loss"])
+    first = firsts.setdefault(net, loss)
+    rate = rows.speed(lambda: engine.step(batch, hyper), setting, MEASURED_SECONDS, warm=4)
+    fast = form == FORMS[0]
+    yield judged(
+        f"{net}: our step, {form}",
+        math.isfinite(loss) and abs(loss - first) < 0.1 * abs(first),
+        f"{rate * len(batch.ids):,.0f} images/s, {1e3 / rate:,.1f} ms, {setting.peak}, first loss {loss:.4f}",
+        **({f"alone_{net}": rate * len(batch.ids)} if fast else {}),
+    )
+    if fast:
+        stops, places = host_stops(lambda: engine.step(batch, hyper), setting)
+        yield seen(f"{net}: host stops in a step", f"{stops}: {places}", **{f"stops_{net}": float(stops)})
+        told = profile(lambda: engine.step(batch, hyper), setting)
+        text = f"{told['launches']:,.0f} launches, {told['copies']:,.0f} copies, {told['ms']:,.1f} ms of kernels"
+        yield seen(f"{net}: a step, profiled", text, **{f"launches_{net}": told["launches"]})
+
+
+def plain_loop(net: str, setting: Setting, compute: torch.dtype | None = torch.bfloat16) -> PlainLoop:
+    """The plain loop around the recipe's encoder."""
+    node = composed(net, FORMS[0], setting)
+    encoder, method, given = node["encoder"], node["method"], {}
+    if "width" in encoder:
+        given = {"embed_dim": encoder["width"], "depth": encoder["depth"], "num_heads": encoder["heads"]}
+    options: dict[str, Any] = {**given, "img_size": 224 if setting.gpu else 32} if given else {}
+    name = "vit_small_patch16_224" if given else encoder["name"]
+    made = PlainMoCo(name, method["hidden"], method["dim"], method["temperature"], **options)
+    return PlainLoop(made, setting.device, compute)
+
+
+def plain(net: str, setting: Setting) -> Iterator[rows.Row]:
+    """The plain loop's step."""
+    FORMS[0].set_backends()
+    loop, views = plain_loop(net, setting), random_batch(net, setting).views
+    rate = rows.speed(lambda: loop.step(views), setting, MEASURED_SECONDS, warm=4)
+    text = f"{rate * len(views[0]):,.0f} images/s, {1e3 / rate:,.1f} ms, {setting.peak}"
+    yield seen(f"{net}: plain step, bf16", text, **{f"plain_{net}": rate * len(views[0])})
+
+
+def claims(setting: Setting) -> Iterable[Claim]:
+    """All of this part, what the bars ask for first."""
     firsts: dict[str, float] = {}
-
-    def taken(net: str, form: str) -> Iterator[Row]:
-        encoder, options = nets[net], forms[form]
-        torch.manual_seed(0)
-        world = World(device=scale.device)
-        method = MoCoV3(encoder(), world=world, hidden=1024, temperature=0.2)
-        low: dict[str, Any] = {"compute": torch.bfloat16} if scale.gpu else {}
-        engine = DDP(method, AdamW(1e-4, 0.1), world=world, deterministic=False, **low, **options)
-        loss = float(engine.step(batch, HYPER).metrics["loss"])
-        first = firsts.setdefault(net, loss)
-        if scale.gpu:
-            torch.cuda.reset_peak_memory_stats()
-        rate = speed(lambda: engine.step(batch, HYPER), scale)
-        memory = f", {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB" if scale.gpu else ""
-        good = abs(loss - first) < 0.02 * abs(first)
-        yield f"step: {net}, {form}", good, f"{1e3 / rate:,.1f} ms{memory}, first loss {loss:.4f}"
-
-    for net, form in itertools.product(nets, forms):
-        yield f"step: {net}, {form}", partial(taken, net, form)
-
-
-def from_shards(scale: Scale) -> Iterator[Row]:
-    """Training from shards against training on one batch again and again."""
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        make.make("demo", folder / "data", Console(quiet=True), demo.DemoOptions(train=scale.images, val=20))
-        threads = len(os.sched_getaffinity(0))
-        words = (f"batch_size={scale.batch}", "lanes=1", "method.hidden=512", "method.dim=128", "encoder.width=32")
-        more = ("schedule.image_size=48", f"threads={threads}", f"decode_threads={threads}", "window=256")
-        config = small_config(folder / "data", *words, *more)
-        job = small_job(World(device=scale.device), config, folder / "run")
-        plan = job.coordinator.plan(Progress(epochs=job.fresh.epochs))
-        progress = job.fresh.begin(plan)
-        batches = itertools.chain.from_iterable(job.stream.epoch(plan) for _ in itertools.count())
-        kept, hyper = next(batches), job.schedule.hyperparameters(progress)
-        kept.views = [view.clone() for view in kept.views]
-        alone = speed(lambda: job.engine.step(kept, hyper), scale) * scale.batch
-        fed = speed(lambda: job.engine.step(next(batches), hyper), scale) * scale.batch
-        job.meter.close()
-        job.ledger.close()
-        job.stream.close()
-    yield "training on one batch", True, f"{alone:,.0f} images per second"
-    yield "training from shards", True, f"{fed:,.0f} images per second with {threads} cores ({fed / alone:.0%})"
-
-
-def measured(sections: Iterable[Section], until: float) -> Iterator[tuple[str, str, str]]:
-    """Every row as soon as it is known."""
-    for what, section in sections:
-        if time.monotonic() > until:
-            yield what, "SKIPPED", "no time was left"
-            continue
-        try:
-            for row in section():
-                yield row[0], "right" if row[1] else "WRONG", row[2]
-        except Exception as error:  # what comes after it can still be measured
-            traceback.print_exc()
-            yield what, "FAILED", f"{type(error).__name__}: {error}"[:500]
-
-
-def main() -> int:
-    """Measure all, print the table; 1 where a number is wrong."""
-    parser = argparse.ArgumentParser(description="Measures what a GPU makes of photometry, steps and loading.")
-    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
-    parser.add_argument("--limit", type=float, default=math.inf, help="seconds after which nothing more is begun")
-    asked, started = parser.parse_args(), time.monotonic()
-    if asked.device == "cuda" and not torch.cuda.is_available():
-        print("SKIPPED tests/gpu/throughput.py: speeds on a GPU, none is here (--device cpu runs small sizes without)")
-        return 0
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # a job asks for determinism
-    large = {"side": 224, "batch": 128, "images": 4096} if asked.device == "cuda" else {}
-    scale = Scale(torch.device(asked.device), asked.seconds, **{"side": 32, "batch": 16, "images": 64, **large})
-    title = torch.cuda.get_device_name() if scale.gpu else "cpu"
-    table, failed = Table("what", "", "seen", title=title), 0
-    colours, shards = ("photometry", partial(photometry, scale)), ("training from shards", partial(from_shards, scale))
-    for row in measured([colours, *steps(scale), shards], started + asked.limit):
-        print(*row, sep=" | ", flush=True)  # whoever is killed has said what it knew
-        table.add_row(row[0], row[1], escape(row[2]))
-        failed += row[1] in ("WRONG", "FAILED")
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
-    return int(failed > 0)
+    nets = [setting.only] if setting.only else list(NETS) if setting.gpu else ["resnet50", "vit_small"]
+    for net in nets:
+        for form in FORMS[:1] if net == "vit_base" else FORMS if setting.gpu else FORMS[:2]:
+            yield f"{net}: our step, {form}", partial(ours, net, form, setting, firsts)
+            if form == FORMS[0]:
+                yield f"{net}: plain step", partial(plain, net, setting)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main(claims, list(NETS)))

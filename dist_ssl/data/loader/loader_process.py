@@ -127,6 +127,7 @@ class Served:
         """See `Supply`; requests and cutter are sent. Raises RuntimeError where the process is gone."""
         connection = self.process.begin(self._wanted(requests, cutter, views, upcoming))
         slots: dict[int, list[Pixels]] = {}
+        pinned: list[list[Pixels]] = []
         try:
             while True:
                 started = time.monotonic()
@@ -135,15 +136,16 @@ class Served:
                     return
                 if message.new:
                     slots[message.slot] = self._slot(connection, message.shapes)
+                    if self.process.pin and pin(slots[message.slot]):
+                        pinned.append(slots[message.slot])
                 wait = time.monotonic() - started
                 yield Loaded(message.ids, slots[message.slot], message.valid, wait, message.unreadable, message.slow)
                 with contextlib.suppress(OSError):  # whoever waits for the next one finds out why
                     connection.send_bytes(b"")
         finally:
             connection.close()
-            if self.process.pin:
-                for arrays in slots.values():
-                    unpin(arrays)
+            for arrays in pinned:
+                unpin(arrays)
 
     def costs(self) -> Mapping[str, float]:
         """See `Supply`; of all loaders of the process."""
@@ -179,12 +181,9 @@ class Served:
         except (EOFError, OSError):
             raise self.process.lost() from None
         try:
-            arrays = mapped(handle, shapes)
+            return mapped(handle, shapes)
         finally:
             os.close(handle)
-        if self.process.pin:
-            pin(arrays)
-        return arrays
 
 
 def _lean(loader: Loader) -> Loader:
@@ -199,16 +198,25 @@ def _lean(loader: Loader) -> Loader:
     return Loader(reader, loader.threads, loader.ahead_bytes, loader.max_upsample)
 
 
-def pin(arrays: list[Pixels]) -> None:
-    """Lock the memory of a slot, so that the GPU copies from it directly; without that, copies take longer."""
+def pin(arrays: list[Pixels]) -> bool:
+    """Lock the memory of a slot, so that the GPU copies from it directly; whether it is. If not, copies take longer."""
     size = sum(array.nbytes for array in arrays)
     status = int(cudart().cudaHostRegister(arrays[0].ctypes.data, size, 0))  # type: ignore[no-untyped-call]
     if status:
         log.warning("Views cannot be locked in memory for the GPU (CUDA's error %s): copies take longer.", status)
-        with contextlib.suppress(RuntimeError):  # the error is pending: whichever kernel comes next would raise it
-            torch.ones(1, device="cuda")
+        clear_error()
+    return not status
 
 
 def unpin(arrays: list[Pixels]) -> None:
-    """Undo `pin`, before the memory goes."""
-    cudart().cudaHostUnregister(arrays[0].ctypes.data)  # type: ignore[no-untyped-call]
+    """Undo a `pin` that has locked them, before the memory goes."""
+    status = int(cudart().cudaHostUnregister(arrays[0].ctypes.data))  # type: ignore[no-untyped-call]
+    if status:
+        log.warning("Views stay locked in memory for the GPU (CUDA's error %s).", status)
+        clear_error()
+
+
+def clear_error() -> None:
+    """Take CUDA's pending error away: the kernel that is launched next would raise it, whatever that is about."""
+    with contextlib.suppress(RuntimeError):
+        torch.ones(1, device="cuda")

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -343,25 +342,64 @@ def test_it_ends_when_its_parent_is_killed_whatever_it_was_doing(folder: Path) -
     assert set(Path("/dev/shm").iterdir()) <= named
 
 
+class Cuda:
+    """CUDA's runtime as it answers: a refusal leaves an error pending, which the kernel launched next raises.
+
+    `room`: calls of cudaHostRegister that are granted. `lasting`: whether memory can be unlocked.
+    """
+
+    def __init__(self, room: int, lasting: bool = True) -> None:
+        self.room, self.lasting = room, lasting
+        self.locked: set[int] = set()
+        self.pending: list[int] = []
+
+    def answer(self, status: int) -> int:
+        self.pending += [status] * (status != 0)
+        return status
+
+    def cudaHostRegister(self, address: int, size: int, flags: int) -> int:  # noqa: N802
+        assert size > 0
+        if len(self.locked) >= self.room:
+            return self.answer(2)
+        self.locked.add(address)
+        return self.answer(0)
+
+    def cudaHostUnregister(self, address: int) -> int:  # noqa: N802
+        if address not in self.locked:
+            return self.answer(713)
+        self.locked.remove(address)
+        return self.answer(0 if self.lasting else 4)
+
+    def launch(self, *_: object, **__: object) -> None:
+        if self.pending:
+            raise RuntimeError(f"CUDA error: {self.pending.pop()}")
+
+
+@pytest.mark.parametrize("lasting", [True, False])
+@pytest.mark.parametrize("room", [0, 1, 100])
 def test_memory_that_cuda_does_not_lock_is_used_as_it_is(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    split: manifest.Split,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    room: int,
+    lasting: bool,
 ) -> None:
-    """As CUDA does it: the error of a refusal stays pending, and whoever launches a kernel next gets it."""
-    pending = []
-
-    def refuse(address: int, size: int, flags: int) -> int:
-        pending.append(address)
-        return 2
-
-    def launch(*_: object, **__: object) -> None:
-        if pending:
-            raise RuntimeError(f"CUDA error: out of memory {pending.pop()}")
-
-    monkeypatch.setattr(loader_process, "cudart", lambda: SimpleNamespace(cudaHostRegister=refuse))
-    monkeypatch.setattr(torch, "ones", launch)
-    loader_process.pin([np.zeros((2, 4, 4, 3), np.uint8)])
-    assert "cannot be locked in memory for the GPU (CUDA's error 2)" in caplog.text
-    assert not pending
+    """Only what was locked is unlocked when a load ends, and no error is left for the next kernel."""
+    cuda, process = Cuda(room, lasting), LoaderProcess(pin=True)
+    monkeypatch.setattr(loader_process, "cudart", lambda: cuda)
+    monkeypatch.setattr(torch, "ones", cuda.launch)
+    try:
+        numbers = np.arange(40)
+        loads = process.serve(Loader(Reader(split), 2)).load(Chosen(numbers, numbers, 5), Whole(20), 1)
+        assert [len(next(loads).ids) for _ in range(4)] == [5] * 4
+        assert (len(cuda.locked) > 1) if room > 1 else (len(cuda.locked) == room)
+        loads.close()  # type: ignore[attr-defined]
+    finally:
+        process.close()
+    assert not cuda.locked
+    assert not cuda.pending, "the kernel that comes next would fail"
+    assert ("cannot be locked in memory for the GPU (CUDA's error 2)" in caplog.text) == (room < 2)
+    assert ("stay locked" in caplog.text) == (room > 0 and not lasting)
 
 
 def test_slots_are_used_again_while_the_shapes_stay() -> None:

@@ -1,0 +1,63 @@
+"""Learnt positions of a transformer for views of any side, by a matrix product that has a deterministic gradient.
+
+timm resizes the grid of positions by antialiased bicubic interpolation, whose backward pass on GPUs torch refuses
+while only deterministic algorithms are allowed. Interpolation is linear in what it resizes, so it is a matrix
+[rows * columns, old rows * old columns] that depends on the sizes alone:
+
+    matrix = interpolate(identity)          # once per size
+    resized = matrix @ positions            # the same numbers, and the gradient is matrix.T @ gradient
+"""
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+Grid = tuple[int, int]
+"""Rows and columns of patches."""
+
+
+@lru_cache(maxsize=32)
+def resampling(old: Grid, new: Grid, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[new patches, old patches] the matrix that resizes a grid as antialiased bicubic interpolation does.
+
+    It is computed in double precision on the host, and kept for every size that was asked for.
+    """
+    with torch.inference_mode(False), torch.no_grad():  # what is kept must serve training too
+        count = old[0] * old[1]
+        identity = torch.eye(count, dtype=torch.float64, device="cpu").view(count, 1, *old)
+        resized = F.interpolate(identity, size=new, mode="bicubic", antialias=True)
+        return resized.flatten(1).T.contiguous().to(device, dtype)
+
+
+def resized(positions: Tensor, old: Grid, new: Grid) -> Tensor:
+    """[1, old patches, D] -> [1, new patches, D], in the precision of the positions."""
+    if old == new:
+        return positions
+    with torch.autocast(positions.device.type, enabled=False):  # as interpolation, which is never cast down
+        return resampling(old, new, positions.dtype, positions.device) @ positions
+
+
+class ResizedPositions(VisionTransformer):  # type: ignore[misc]
+    """timm's transformer, which resizes its positions by a matrix product."""
+
+    def _pos_embed(self, x: Tensor) -> Tensor:
+        """[B, rows, columns, D] patches -> [B, tokens, D] with positions, class and register tokens in front."""
+        count = 0 if self.no_embed_class else self.num_prefix_tokens
+        prefix, learnt = self.pos_embed[:, :count], self.pos_embed[:, count:]
+        learnt = resized(learnt, self.patch_embed.grid_size, (x.shape[1], x.shape[2]))
+        positions = torch.cat([prefix, learnt], dim=1)
+        tokens = [token.expand(len(x), -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
+        x = x.flatten(1, 2)
+        if self.no_embed_class:
+            return self.pos_drop(torch.cat([*tokens, x + positions], dim=1))  # type: ignore[no-any-return]
+        return self.pos_drop(torch.cat([*tokens, x], dim=1) + positions)  # type: ignore[no-any-return]
+
+
+def resize_by_products(encoder: nn.Module) -> None:
+    """Let one of timm's transformers resize its learnt positions by matrix products; others stay as they are."""
+    plain = type(encoder) is VisionTransformer
+    if plain and encoder.dynamic_img_size and encoder.pos_embed is not None:
+        encoder.__class__ = ResizedPositions  # timm's factories name the class themselves
