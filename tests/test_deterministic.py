@@ -222,7 +222,7 @@ def trained(method: str, encoder: nn.Module, optim: str = "adamw", aux: bool = F
     hyper = Hyperparameters({name: torch.tensor(value) for name, value in values.items()})
     with Watch() as watch:
         if engine.needs_initial_pass:
-            engine.fill(batch(whole, 0))
+            engine.initialise_memory(batch(whole, 0))
         for step in range(2):
             engine.step(batch(whole, step), hyper)
         engine.embed(batch(whole, 0).views[0], "student")
