@@ -210,6 +210,8 @@ def build(config: Config, world: World, signals: Signals, place: Place) -> Job:
 
 def stream(p: Parts, world: World, process: LoaderProcess | None) -> Stream:
     """The training samples, as this rank gets them."""
+    # a GPU's kernels write at once what autocast would make of the views, in half the memory
+    short = COMPUTE.get(p.run.precision) if world.device.type == "cuda" else None
     return Stream(
         p.data.loader(p.train, p.access, p.run.decode_threads, process),
         p.recipes,
@@ -217,7 +219,7 @@ def stream(p: Parts, world: World, process: LoaderProcess | None) -> Stream:
         world=world,
         seed=p.run.seed,
         window=p.run.window,
-        dtype=DTYPES[p.run.precision],
+        dtype=short or DTYPES[p.run.precision],
         max_pixels=p.data.max_pixels,
         parts=(p.virtual_ranks or world.size) // world.size,
     )

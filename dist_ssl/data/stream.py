@@ -1,28 +1,34 @@
 """Batches of an epoch, from any position: stateless, the position is an argument and lives in `Progress`.
 
 Lanes say which samples (lanes.py), threads decode and crop them (load.py), the device colours them (photometric.py).
-All randomness is keyed by sample, so a batch is the same whoever computes it.
+On a GPU that is done beside the training step (feed.py). All randomness is keyed by sample, so a batch is the same
+whoever computes it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from dist_ssl.core.batch import Batch
 from dist_ssl.core.draws import Draws
 from dist_ssl.core.plan import EpochPlan
 from dist_ssl.data.images.decode import MAX_PIXELS, SLOW
+from dist_ssl.data.images.packed import send
 from dist_ssl.data.images.photometric import Photometry, colour
 from dist_ssl.data.images.views import Augmentation, Cutter, of_views
+from dist_ssl.data.loader.feed import Feed, GpuSide, Side
 from dist_ssl.data.loader.load import Loaded, SampleLoader
 from dist_ssl.data.order.lanes import EpochOrder
 from dist_ssl.data.order.requests import Steps
 from dist_ssl.distributed.world import World
 
 Ints = npt.NDArray[np.int64]
+WAITING = 2
+"""Requests that may wait however large they are: one that is decoded, and one that the threads decode meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,8 @@ class Colours:
 class Stream:
     """One rank's batches. `window`: samples shuffled together within a lane; `dtype`: of the views.
 
-    Images of more than `max_pixels` are unreadable. `parts`: equal parts that a batch is coloured in.
+    Images of more than `max_pixels` are unreadable. `parts`: equal parts that a batch is coloured in. `side`: where
+    batches are made beside training; by default a stream of the world's GPU, and nowhere on a CPU, which has no room.
     """
 
     def __init__(
@@ -51,11 +58,13 @@ class Stream:
         dtype: torch.dtype,
         max_pixels: int = MAX_PIXELS,
         parts: int = 1,
+        side: Side | None = None,
     ) -> None:
         self.loader, self.recipes, self.colours = loader, recipes, colours
         self.world, self.seed, self.window, self.dtype = world, seed, window, dtype
         self.max_pixels, self.parts = max_pixels, parts
         self.split = loader.split
+        self.side = side or (GpuSide(world.device) if world.device.type == "cuda" else None)
 
     def epoch(self, plan: EpochPlan, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from `start` samples into every lane on; the last incomplete one is left out."""
@@ -66,28 +75,42 @@ class Stream:
         changes = [Photometry(r, slot, self.colours.mean, self.colours.std) for slot, r in enumerate(recipes)]
         steps = Steps(order, self.world.rank, self.world.size, start, plan.samples_per_lane)
         cutter = Cutter(recipes, sizes, self.max_pixels)
-        pyramid = self.loader.pyramid
-        upcoming = steps.shards, pyramid.expected(cutter, draws) if pyramid else None
-        loaded = self.loader.load(steps, cutter, len(sizes), upcoming)
-        for at, pixels in zip(steps.starts, loaded, strict=True):
-            batch = self._batch(pixels, changes, draws, at // steps.count)
-            if pyramid:
+
+        def make(item: tuple[int, Loaded], views: list[Tensor]) -> Batch:
+            at, pixels = item
+            batch = self._batch(pixels, views, changes, draws, at // steps.count)
+            if pyramid := self.loader.pyramid:
                 batch.levels = pyramid.levels(cutter, draws, np.array(list(pixels.unreadable), dtype=np.int64))
-            yield batch
+            return batch
+
+        items = self._items(steps, cutter, len(sizes))
+        yield from (
+            Feed(items, self._copied, make, self.side) if self.side else (make(i, self._copied(i)) for i in items)
+        )
 
     def close(self) -> None:
         """End what loads; there are no batches after it."""
         self.loader.close()
 
-    def _batch(self, pixels: Loaded, changes: Sequence[Photometry], draws: Draws, step: int) -> Batch:
-        device, ids = self.world.device, pixels.ids
-        views = [torch.from_numpy(view).to(device) for view in pixels.views]
+    def _items(self, steps: Steps, cutter: Cutter, views: int) -> Generator[tuple[int, Loaded], None, None]:
+        """Where in the lanes each step begins, and its pixels."""
+        pyramid = self.loader.pyramid
+        upcoming = steps.shards, pyramid.expected(cutter, steps.order.draws) if pyramid else None
+        yield from zip(steps.starts, self.loader.load(steps, cutter, views, upcoming, WAITING), strict=True)
+
+    def _copied(self, item: tuple[int, Loaded]) -> list[Tensor]:
+        return [torch.from_numpy(view).to(self.world.device, non_blocking=True) for view in item[1].views]
+
+    def _batch(
+        self, pixels: Loaded, views: list[Tensor], changes: Sequence[Photometry], draws: Draws, step: int
+    ) -> Batch:
+        ids = pixels.ids
         views = colour(changes, views, ids, draws, self.dtype, self.parts)
         labels = torch.from_numpy(self.split.samples.labels[ids]) if self.split.labelled else None
         return Batch(
             views=views,
             ids=torch.from_numpy(ids),
-            valid=torch.from_numpy(pixels.valid).to(device),
+            valid=send([pixels.valid], self.world.device)[0],
             labels=labels,
             draws=draws,
             step=step,

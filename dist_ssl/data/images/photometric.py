@@ -1,15 +1,19 @@
 """Colour, blur and normalisation on the device, batched, every sample with its own parameters.
 
 All parameters are drawn on the host, keyed by sample, so the host knows which samples an effect touches and the
-device never waits. Single-precision views on a CPU are coloured by compiled loops (`photometric_cpu.py`). Elsewhere
-what is cheap is done to the whole batch, with parameters that leave the others as they are; hue and blur are done to
-those samples alone that they touch. Order: jitter (its four parts in an order of the sample's own), gray, blur,
-solarize, invert, flip, turn, normalise. Values are floats in [0, 1] in between, clamped after each part as torchvision
-does; where torchvision rounds to uint8 after each part, nothing is rounded here.
+device never waits; they reach it in one copy. Single-precision views on a CPU are coloured by compiled loops
+(`photometric_cpu.py`), views on a GPU by Triton's kernels (`photometric_triton.py`). The reference of both, for the
+rest, is torch's operations: what is cheap is done to the whole batch, with parameters that leave the others as they
+are; hue and blur are done to those samples alone that they touch. Order: jitter (its four parts in an order of the
+sample's own), gray, blur, solarize, invert, flip, turn, normalise. Values are floats in [0, 1] in between, clamped
+after each part as torchvision does; where torchvision rounds to uint8 after each part, nothing is rounded here.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +21,7 @@ import torch
 from torch import Tensor
 
 from dist_ssl.core.draws import Draws, Floats, Purpose
+from dist_ssl.data.images.packed import send
 from dist_ssl.data.images.resize import SMALLEST_LOOPED
 from dist_ssl.data.images.views import Augmentation
 
@@ -59,7 +64,7 @@ def hue(x: Tensor, turns: Tensor) -> Tensor:
     safe = chroma.clamp_min(1e-12)
     sixth = torch.where(r == value, (g - b) / safe, torch.where(g == value, (b - r) / safe + 2.0, (r - g) / safe + 4.0))
     sixth = sixth + 6.0 * turns
-    offsets = torch.tensor([5.0, 3.0, 1.0], device=x.device, dtype=x.dtype).view(1, 3, 1, 1)
+    offsets = (5 - 2 * torch.arange(3, device=x.device, dtype=x.dtype)).view(1, 3, 1, 1)
     k = torch.remainder(sixth + offsets, 6.0)
     return value - chroma * torch.minimum(k, 4.0 - k).clamp(0.0, 1.0)
 
@@ -106,7 +111,7 @@ class Looks:
 
     def of(self, rows: slice) -> "Looks":
         """Of some of the samples."""
-        return Looks(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+        return Looks(**{name: array[rows] for name, array in vars(self).items()})
 
 
 class Photometry:
@@ -119,18 +124,25 @@ class Photometry:
         """[B, S, S, 3] uint8 on the device -> [B, 3, S, S] `dtype`, normalised, channels last in memory."""
         return colour([self], [pixels], ids, draws, dtype)[0]
 
-    def change(self, pixels: Tensor, looks: Looks, dtype: torch.dtype) -> Tensor:
-        """[B, S, S, 3] uint8 -> [B, 3, S, S] `dtype` by torch's operations."""
-        x = pixels.permute(0, 3, 1, 2).to(dtype, memory_format=torch.contiguous_format).div_(255)
-        x = jitter(x, looks.order, looks.factors)
-        x = _where(looks.gray, x, luma)
-        _blur_some(x, looks.sigma)
-        x = _where(looks.solarize, x, solarize)
-        x = _where(looks.invert, x, lambda x: 1 - x)
-        x = _where(looks.transpose, x, lambda x: x.transpose(-2, -1))
-        x = _where(looks.mirror_rows, x, lambda x: x.flip(-2))
-        x = _where(looks.mirror_columns, x, lambda x: x.flip(-1))
-        return normalise(x, self.mean, self.std).contiguous(memory_format=torch.channels_last)
+    def change(self, pixels: Tensor, looks: Looks, there: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+        """[B, S, S, 3] uint8 -> [B, 3, S, S] `dtype` by torch's operations; `there`: the looks, on the device."""
+
+        def changed(name: str, x: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+            return torch.where(there[name].view(-1, 1, 1, 1), change(x), x) if getattr(looks, name).any() else x
+
+        single = torch.promote_types(dtype, torch.float32)  # a shorter type is rounded to once, at the end
+        x = pixels.permute(0, 3, 1, 2).to(single, memory_format=torch.contiguous_format).div_(255)
+        x = jitter(x, looks.order, there["order"], there["factors"])
+        x = changed("gray", x, luma)
+        if blurred := int(np.count_nonzero(looks.sigma)):
+            at = _rows(there["sigma"] > 0, blurred)
+            x[at] = blur(x[at], there["sigma"][at].to(single))
+        x = changed("solarize", x, solarize)
+        x = changed("invert", x, lambda x: 1 - x)
+        x = changed("transpose", x, lambda x: x.transpose(-2, -1))
+        x = changed("mirror_rows", x, lambda x: x.flip(-2))
+        x = changed("mirror_columns", x, lambda x: x.flip(-1))
+        return normalise(x, self.mean, self.std).contiguous(memory_format=torch.channels_last).to(dtype)
 
     def looks(self, drawn: Mapping[Purpose, Floats]) -> Looks:
         """What the NUMBERS drawn for some samples mean. Mirrored, then turned: a transposition and two mirrors."""
@@ -184,52 +196,74 @@ def colour(
 def _finish(
     changes: Sequence[Photometry], views: Sequence[Tensor], looks: Sequence[Looks], dtype: torch.dtype, parts: int
 ) -> list[Tensor]:
-    def looped(view: Tensor) -> bool:
-        return view.device.type == "cpu" and dtype == torch.float32 and view.shape[1] >= SMALLEST_LOOPED
+    given, device = list(zip(changes, views, looks, strict=True)), views[0].device
+    if device.type == "cuda" and _has_kernels(device, dtype):
+        from dist_ssl.data.images.photometric_triton import colour_views
 
-    given = list(zip(changes, views, looks, strict=True))
-    works = [(view, look, change.mean, change.std) for change, view, look in given if looped(view)]
+        return colour_views([_numbers(*one) for one in given], dtype)
+    single = device.type == "cpu" and dtype == torch.float32
+    looped = [single and view.shape[1] >= SMALLEST_LOOPED for view in views]
+    works = [_numbers(*one) for one, loops in zip(given, looped, strict=True) if loops]
     done = iter(_in_loops(works) if works else [])
-    return [next(done) if looped(view) else _by_torch(change, view, look, dtype, parts) for change, view, look in given]
+    there = iter(_there([look for look, loops in zip(looks, looped, strict=True) if not loops], device))
+    cases = zip(looped, given, strict=True)
+    return [next(done) if loops else _by_torch(*one, next(there), dtype, parts) for loops, one in cases]
 
 
-def _by_torch(change: Photometry, view: Tensor, looks: Looks, dtype: torch.dtype, parts: int) -> Tensor:
+@cache
+def _has_kernels(device: torch.device, dtype: torch.dtype) -> bool:
+    if not find_spec("triton"):
+        return False
+    from dist_ssl.data.images.photometric_triton import TYPES, usable
+
+    return dtype in TYPES and usable(device)
+
+
+def _there(looks: Sequence[Looks], device: torch.device) -> list[dict[str, Tensor]]:
+    sent = iter(send([array for look in looks for array in vars(look).values()], device))
+    return [{name: next(sent) for name in vars(look)} for look in looks]
+
+
+def _by_torch(
+    change: Photometry, view: Tensor, looks: Looks, there: Mapping[str, Tensor], dtype: torch.dtype, parts: int
+) -> Tensor:
     if parts == 1:
-        return change.change(view, looks, dtype)
+        return change.change(view, looks, there, dtype)
     rows = len(view) // parts
     cuts = [slice(start, start + rows) for start in range(0, len(view), rows)]
-    return torch.cat([change.change(view[cut], looks.of(cut), dtype) for cut in cuts])
+    some = [(view[cut], looks.of(cut), {name: x[cut] for name, x in there.items()}) for cut in cuts]
+    return torch.cat([change.change(*part, dtype) for part in some])
 
 
-def _in_loops(works: Sequence[tuple[Tensor, Looks, Sequence[float], Sequence[float]]]) -> list[Tensor]:
+def _numbers(change: Photometry, view: Tensor, looks: Looks) -> tuple[Tensor, tuple[Any, ...], tuple[Any, ...]]:
+    """A view, what is known of its samples, and what they share, as loops and kernels take them."""
+    turns = (looks.transpose, looks.mirror_rows, looks.mirror_columns)
+    marks = np.stack([looks.gray, looks.solarize, looks.invert, *turns], axis=1).astype(np.int64)
+    weight, shift = (np.array(v, np.float32) for v in _affine(change.mean, change.std))
+    return view, (looks.order, looks.factors, looks.sigma, marks), (np.float32(SOLARIZE_FROM), weight, shift)
+
+
+def _in_loops(works: Sequence[tuple[Tensor, tuple[Any, ...], tuple[Any, ...]]]) -> list[Tensor]:
     from dist_ssl.data.images.photometric_cpu import colour_views  # compiles: seconds, which small views do without
 
-    given = []
-    for pixels, looks, mean, std in works:
-        turns = (looks.transpose, looks.mirror_rows, looks.mirror_columns)
-        marks = np.stack([looks.gray, looks.solarize, looks.invert, *turns], axis=1).astype(np.int64)
-        weight, shift = (np.array(v, np.float32) for v in _affine(mean, std))
-        rest = (np.float32(SOLARIZE_FROM), weight, shift)
-        given.append((pixels.contiguous().numpy(), (looks.order, looks.factors, looks.sigma, marks), rest))
+    given = [(pixels.contiguous().numpy(), rows, rest) for pixels, rows, rest in works]
     return [found.permute(0, 3, 1, 2) for found in colour_views(given, torch.get_num_threads())]
 
 
-def jitter(x: Tensor, order: Ints, factors: Floats) -> Tensor:
-    """Brightness, contrast, saturation and hue, in each sample's own order [B, 4]."""
-    for part in order.T:
-        x = _blend_some(x, part, factors)
-        rows = np.flatnonzero(part == HUE)
-        if len(rows):
-            at = torch.from_numpy(rows).to(x.device)
-            x[at] = hue(x[at], _column(factors[rows, HUE], x))
+def jitter(x: Tensor, order: Ints, there: Tensor, factors: Tensor) -> Tensor:
+    """Brightness, contrast, saturation and hue, in each sample's own order [B, 4]; `there`: that, on the device."""
+    for part, on_device in zip(order.T, there.unbind(1), strict=True):
+        if (part < HUE).any():
+            x = _blend_some(x, on_device, factors)
+        if turned := int(np.count_nonzero(part == HUE)):
+            at = _rows(on_device == HUE, turned)
+            x[at] = hue(x[at], _column(factors[at, HUE], x))
     return x
 
 
-def _blur_some(x: Tensor, sigma: Floats) -> None:
-    rows = np.flatnonzero(sigma)
-    if len(rows):
-        at = torch.from_numpy(rows).to(x.device)
-        x[at] = blur(x[at], _column(sigma[rows], x).flatten())
+def _rows(flags: Tensor, count: int) -> Tensor:
+    """Return where so many flags [B] are set, in ascending order: a search would make the host wait for the device."""
+    return torch.argsort(flags.to(torch.uint8), descending=True, stable=True)[:count]
 
 
 def _hit(numbers: Floats, p: float) -> Flags:
@@ -238,19 +272,11 @@ def _hit(numbers: Floats, p: float) -> Flags:
     return flags
 
 
-def _where(flags: Flags, x: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """The batch with the flagged samples changed."""
-    if not flags.any():
-        return x
-    return torch.where(torch.from_numpy(flags).to(x.device).view(-1, 1, 1, 1), change(x), x)
-
-
-def _blend_some(x: Tensor, part: Ints, factors: Floats) -> Tensor:
+def _blend_some(x: Tensor, part: Ints | Tensor, factors: Floats | Tensor) -> Tensor:
     """Blend each sample towards black, its mean luma, its luma, or not at all, as `part` [B] says."""
-    blended = part < HUE
-    if not blended.any():
-        return x
-    factor = np.where(blended, factors[np.arange(len(part)), part % PARTS], np.float32(1))
+    part, factors = (torch.as_tensor(given, device=x.device) for given in (part, factors))
+    own = factors.gather(1, (part % PARTS).unsqueeze(1)).squeeze(1)
+    factor = torch.where(part < HUE, own, 1)
     gray = luma(x)
     other = gray * _column(part == SATURATION, x)
     other += gray.mean((1, 2, 3), keepdim=True) * _column(part == CONTRAST, x)
@@ -259,7 +285,8 @@ def _blend_some(x: Tensor, part: Ints, factors: Floats) -> Tensor:
 
 def normalise(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """(x - mean) / std per channel."""
-    scale, shift = (torch.tensor(v, device=x.device, dtype=x.dtype).view(1, 3, 1, 1) for v in _affine(mean, std))
+    # made on the device: a copy of three numbers would make the host wait
+    scale, shift = (torch.cat([x.new_full((1, 1, 1, 1), number) for number in v], 1) for v in _affine(mean, std))
     return torch.addcmul(shift, x, scale)
 
 
@@ -268,5 +295,5 @@ def _affine(mean: Sequence[float], std: Sequence[float]) -> tuple[list[float], l
     return [1 / s for s in std], [-m / s for m, s in zip(mean, std, strict=True)]
 
 
-def _column(values: Floats | Flags, like: Tensor) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(values)).to(like.device, like.dtype).view(-1, 1, 1, 1)
+def _column(values: Tensor, like: Tensor) -> Tensor:
+    return values.to(like.dtype).view(-1, 1, 1, 1)

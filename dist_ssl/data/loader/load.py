@@ -99,9 +99,9 @@ class SampleLoader(Protocol):
         ...
 
     def load(
-        self, requests: Iterable[Request], cutter: Cut, views: int, upcoming: Upcoming | None = None
+        self, requests: Iterable[Request], cutter: Cut, views: int, upcoming: Upcoming | None = None, waiting: int = 1
     ) -> Iterator[Loaded]:
-        """The requests' pixels, one by one; `coming`: what is to be fetched for them. Closing the iterator ends it."""
+        """The requests' pixels, in order; `waiting`: how many may wait, however large. Closing the iterator ends it."""
         ...
 
     def costs(self) -> Mapping[str, float]:
@@ -136,8 +136,9 @@ class ReasonCounter:
 class Loader:
     """Loads requests in order with `threads` threads of this process.
 
-    The next request is always begun before it is asked for, and more while what waits fits into `ahead_bytes`. Where
-    the split has levels, an image is read at the smallest that enlarges no crop by more than `max_upsample`.
+    The next request is always begun before it is asked for (or as many as are given by `waiting`), and more while what
+    waits fits into `ahead_bytes`. Where the split has levels, an image is read at the smallest that enlarges no crop by
+    more than `max_upsample`.
     """
 
     def __init__(
@@ -157,12 +158,12 @@ class Loader:
         return self.reader.split
 
     def load(
-        self, requests: Iterable[Request], cutter: Cut, views: int, upcoming: Upcoming | None = None
+        self, requests: Iterable[Request], cutter: Cut, views: int, upcoming: Upcoming | None = None, waiting: int = 1
     ) -> Iterator[Loaded]:
         """See `Supply`; closing the iterator ends the threads."""
         if upcoming is not None:
             self.reader.expect(*upcoming)
-        pipeline = Pipeline(self, requests, cutter, views, Spare())
+        pipeline = Pipeline(self, requests, cutter, views, Spare(), waiting)
         try:
             while True:
                 pipeline.begin()
@@ -198,8 +199,10 @@ class Pipeline:
     One thread may take while another one releases and begins.
     """
 
-    def __init__(self, loader: Loader, requests: Iterable[Request], cutter: Cut, views: int, buffers: Buffers) -> None:
-        self.loader, self.cutter, self.views, self.buffers = loader, cutter, views, buffers
+    def __init__(
+        self, loader: Loader, requests: Iterable[Request], cutter: Cut, views: int, buffers: Buffers, waiting: int = 1
+    ) -> None:
+        self.loader, self.cutter, self.views, self.buffers, self.waiting = loader, cutter, views, buffers, waiting
         self._queue = iter(requests)
         self._pool = ThreadPoolExecutor(loader.threads, thread_name_prefix="decode")
         self._started: deque[Started] = deque()
@@ -240,7 +243,7 @@ class Pipeline:
         """How many requests to begin now; the first one started is in use, and the others wait."""
         sizes = [sum(view.nbytes for view in started.views) for started in self._started]
         fitting = (self.loader.ahead_bytes - sum(sizes[1:])) // sizes[-1] if sizes else 2
-        return max(2 - len(sizes), min(2, fitting, MOST_STARTED - len(sizes)))
+        return min(2, max(1 + self.waiting - len(sizes), min(fitting, MOST_STARTED - len(sizes))))
 
     def _start(self, request: Request) -> Started:
         """One task per thread, each a contiguous part of the batch."""

@@ -122,10 +122,10 @@ class Served:
         return self.loader.pyramid
 
     def load(
-        self, requests: Iterable[Request], cutter: Cut, views: int, upcoming: Upcoming | None = None
+        self, requests: Iterable[Request], cutter: Cut, views: int, upcoming: Upcoming | None = None, waiting: int = 1
     ) -> Iterator[Loaded]:
         """See `Supply`; requests and cutter are sent. Raises RuntimeError where the process is gone."""
-        connection = self.process.begin(self._wanted(requests, cutter, views, upcoming))
+        connection = self.process.begin(self._wanted(requests, cutter, views, upcoming, waiting))
         slots: dict[int, list[Pixels]] = {}
         pinned: list[list[Pixels]] = []
         try:
@@ -155,11 +155,13 @@ class Served:
         """End the process, and so all its loaders."""
         self.process.close()
 
-    def _wanted(self, requests: Iterable[Request], cutter: Cut, views: int, upcoming: Upcoming | None) -> LoadJob:
+    def _wanted(
+        self, requests: Iterable[Request], cutter: Cut, views: int, upcoming: Upcoming | None, waiting: int
+    ) -> LoadJob:
         """The load, and the first time the loader with it: it is sent when the process has had time to start."""
         loader = None if self._sent else _lean(self.loader)
         self._sent = True
-        return LoadJob(self.number, loader, requests, cutter, views, upcoming)
+        return LoadJob(self.number, loader, requests, cutter, views, upcoming, waiting)
 
     def _next(self, connection: Connection) -> ResultMessage | None:
         """What comes next, waited for. Raises what ended the load."""

@@ -37,6 +37,8 @@ class LoadJob:
     cutter: Cut
     views: int
     upcoming: Upcoming | None
+    waiting: int = 1
+    """See `Supply.load`."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Delivery:
     def __init__(self, connection: Connection, loader: Loader, wanted: LoadJob) -> None:
         self.connection, self.loader = connection, loader
         self.slots = Slots()
-        self.pipeline = Pipeline(loader, wanted.requests, wanted.cutter, wanted.views, self.slots)
+        self.pipeline = Pipeline(loader, wanted.requests, wanted.cutter, wanted.views, self.slots, wanted.waiting)
         self.room = threading.Semaphore(TAKEN)
         self.over = False
         """The parent has had enough."""
