@@ -251,7 +251,7 @@ class Schedule:
     def plan(self, progress: Progress) -> EpochPlan:
         return self.plans[progress.epoch]
 
-    def step(self, progress: Progress) -> Hyperparameters:
+    def hyperparameters(self, progress: Progress) -> Hyperparameters:
         return Hyperparameters({})
 
 
@@ -300,7 +300,7 @@ class Memory:
             self.run.saved = (progress, [*before, *new])
         self.world.collect(None)
 
-    def commit(self) -> None: ...
+    def wait(self) -> None: ...
 
     def metrics(self) -> dict[str, float]:
         return {}

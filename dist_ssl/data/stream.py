@@ -1,14 +1,13 @@
-"""Batches of an epoch, from any position: stateless, the position is an argument and lives in `Progress`.
+"""The stream: yields the batches of an epoch from any position; it is stateless, the position lives in `Progress`.
 
-Lanes say which samples (lanes.py), threads decode and crop them (load.py), the device colours them (photometric.py).
-All randomness is keyed by sample, so a batch is the same whoever computes it.
+Lanes determine the samples (lanes.py), threads decode and crop them (load.py), photometric augmentation runs on the
+device (photometric.py). All randomness is keyed by sample, so a batch is the same in whichever process it is computed.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from dist_ssl.core.batch import Batch
@@ -22,21 +21,20 @@ from dist_ssl.data.order.lanes import EpochOrder
 from dist_ssl.data.order.requests import Steps
 from dist_ssl.distributed.world import World
 
-Ints = npt.NDArray[np.int64]
-
 
 @dataclass(frozen=True)
 class Colours:
-    """What pixels are normalised by: mean and standard deviation per channel, of values in [0, 1]."""
+    """The normalisation of pixels: mean and standard deviation per channel, for values in [0, 1]."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
 
 class Stream:
-    """One rank's batches. `window`: samples shuffled together within a lane; `dtype`: of the views.
+    """One rank's batches.
 
-    Images of more than `max_pixels` are unreadable. `parts`: equal parts that a batch is coloured in.
+    `window`: number of samples shuffled together within a lane; `dtype`: the views' dtype. Images of more than
+    `max_pixels` pixels count as unreadable. `parts`: number of equal parts in which a batch is augmented on the device.
     """
 
     def __init__(
@@ -58,7 +56,7 @@ class Stream:
         self.split = loader.split
 
     def epoch(self, plan: EpochPlan, start: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch from `start` samples into every lane on; the last incomplete one is left out."""
+        """Yield the batches of an epoch from offset `start` in every lane on; an incomplete last one is left out."""
         draws = Draws(self.seed, plan.epoch)
         order = EpochOrder(self.split.shard_sizes, draws, plan.lanes, self.window)
         recipes = [r.at(plan.magnitude) for r in of_views(self.recipes, plan.views, plan.local_views)]
@@ -76,7 +74,7 @@ class Stream:
             yield batch
 
     def close(self) -> None:
-        """End what loads; there are no batches after it."""
+        """Stop the loader; no batches can be read afterwards."""
         self.loader.close()
 
     def _batch(self, pixels: Loaded, changes: Sequence[Photometry], draws: Draws, step: int) -> Batch:

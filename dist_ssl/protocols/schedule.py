@@ -1,6 +1,6 @@
-"""What a schedule is: a pure function of position that plans epochs and sets the hyperparameters of every step.
+"""The schedule protocol: a pure function of position that plans epochs and sets the hyperparameters of every step.
 
-No schedule holds a counter. Position is an integer, the samples trained so far of the samples in the run.
+No schedule holds a counter. Position is an integer: the number of samples trained so far.
 """
 
 from typing import Protocol
@@ -10,12 +10,12 @@ from dist_ssl.core.progress import Progress
 
 
 class Schedule(Protocol):
-    """Plans epochs and sets hyperparameters, from position alone."""
+    """The plan of each epoch and the hyperparameters of each step, as functions of position only."""
 
     def plan(self, progress: Progress) -> EpochPlan:
-        """The plan of the epoch that begins at this position."""
+        """Return the plan of the epoch that starts at this position."""
         ...
 
     def hyperparameters(self, progress: Progress) -> Hyperparameters:
-        """The hyperparameters of the step at this position."""
+        """Return the hyperparameters of the step at this position."""
         ...

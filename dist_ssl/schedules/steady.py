@@ -7,7 +7,7 @@ import torch
 
 from dist_ssl.config.durations import Duration
 from dist_ssl.config.validation import counted
-from dist_ssl.core.plan import Curve, EpochPlan, Hyperparameters
+from dist_ssl.core.plan import Curve, EpochPlan, Hyperparameters, epoch_samples
 from dist_ssl.core.progress import Progress
 from dist_ssl.errors import ConfigError
 
@@ -47,7 +47,7 @@ class Steady:
         small = (local_views, local_size) if local_views and local_size else (0, 0)
         self.template = EpochPlan(0, image_size, 1.0, views, batch_size, lanes, *small)
         self.curves = curves
-        self.epoch_samples = num_samples // batch_size * batch_size
+        self.epoch_samples = epoch_samples(num_samples, batch_size)
         self.total = epochs * self.epoch_samples
         shared = self._samples(warmup)
         self.warmups = {name: self._counted(curve.warmup) if curve.warmup else shared for name, curve in curves.items()}

@@ -1,22 +1,21 @@
-"""Colour, blur and normalisation on the device, batched, every sample with its own parameters.
+"""Batched colour augmentation, blur, flips and normalisation on the device, with separate parameters per sample.
 
-All parameters are drawn on the host, keyed by sample, so the host knows which samples an effect touches and the
-device never waits. Single-precision views on a CPU are coloured by compiled loops (`photometric_cpu.py`). Elsewhere
-what is cheap is done to the whole batch, with parameters that leave the others as they are; hue and blur are done to
-those samples alone that they touch. Order: jitter (its four parts in an order of the sample's own), gray, blur,
-solarize, invert, flip, turn, normalise. Values are floats in [0, 1] in between, clamped after each part as torchvision
-does; where torchvision rounds to uint8 after each part, nothing is rounded here.
+All parameters are drawn on the host, keyed by sample, so the host knows which samples an effect changes and the device
+never waits. Single-precision views on a CPU are processed by compiled loops (`photometric_cpu.py`). Elsewhere cheap
+effects run on the whole batch, with parameters that leave the other samples unchanged; hue and blur run only on the
+samples that they change. Order: jitter (its four parts in a random order per sample), gray, blur, solarize, invert,
+flip, turn, normalise. In between, values are floats in [0, 1], clamped after each part as torchvision does; unlike
+torchvision on uint8 images, nothing is rounded after a part.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dist_ssl.core.draws import Draws, Floats, Purpose
+from dist_ssl.core.draws import Draws, Flags, Floats, Ints, Purpose
 from dist_ssl.data.images.resize import SMALLEST_LOOPED
 from dist_ssl.data.images.views import Augmentation
 
@@ -26,7 +25,7 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE, NOTHING = range(5)
 PARTS = 4
 CENTRE = np.array([1.0, 1.0, 1.0, 0.0], dtype=np.float32)
 LOWEST = np.array([0.0, 0.0, 0.0, -0.5], dtype=np.float32)
-"""Of the factors of the four parts: what changes nothing, and the smallest allowed."""
+"""Smallest allowed factors of the four parts; `CENTRE` holds the factors that change nothing."""
 NUMBERS = {
     Purpose.JITTER: 9,
     Purpose.GRAY: 1,
@@ -36,18 +35,16 @@ NUMBERS = {
     Purpose.FLIP: 1,
     Purpose.TURN: 2,
 }
-"""How many numbers a sample takes for each effect; the first decides whether it is touched."""
-Ints = npt.NDArray[np.int64]
-Flags = npt.NDArray[np.bool_]
+"""Count of random numbers per sample for each effect; the first of them decides whether the effect is applied."""
 
 
 def luma(x: Tensor) -> Tensor:
-    """[B, 3, H, W] -> [B, 1, H, W], ITU-R 601."""
+    """Return the luma, [B, 3, H, W] -> [B, 1, H, W], with the weights of ITU-R 601."""
     return LUMA[0] * x[:, 0:1] + LUMA[1] * x[:, 1:2] + LUMA[2] * x[:, 2:3]
 
 
 def blend(x: Tensor, other: Tensor, factor: Tensor) -> Tensor:
-    """factor * x + (1 - factor) * other, clamped to [0, 1]; factor [B, 1, 1, 1]."""
+    """Return factor * x + (1 - factor) * other, clamped to [0, 1]; factor [B, 1, 1, 1]."""
     return (factor * x + (1 - factor) * other).clamp_(0, 1)
 
 
@@ -65,7 +62,7 @@ def hue(x: Tensor, turns: Tensor) -> Tensor:
 
 
 def solarize(x: Tensor) -> Tensor:
-    """Invert what is bright."""
+    """Invert the values (x -> 1 - x) from `SOLARIZE_FROM` on."""
     return torch.where(x < SOLARIZE_FROM, x, 1 - x)
 
 
@@ -76,7 +73,7 @@ def blur(x: Tensor, sigma: Tensor) -> Tensor:
 
 
 def gaussian_matrix(sigma: Tensor, size: int) -> Tensor:
-    """[B, 1, S, S]: row i holds the weights that pixel i gives to the pixels of its line, edges mirrored."""
+    """Return [B, 1, S, S]: row i holds the weights with which pixel i sums the pixels of its line, edges mirrored."""
     place = torch.arange(size, device=sigma.device, dtype=sigma.dtype)
     i, j = place[:, None], place[None, :]
     mirror_low, mirror_high = i + j, 2 * (size - 1) - j - i
@@ -89,15 +86,15 @@ def gaussian_matrix(sigma: Tensor, size: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Looks:
-    """What each sample of a batch is to look like."""
+    """The photometric parameters of every sample of a batch; flags are [B] bool."""
 
     order: Ints
-    """[B, 4] the parts of the jitter in the sample's own order; NOTHING where one is left out."""
+    """Parts of the jitter in the order of each sample, [B, 4]; `NOTHING` where a part is left out."""
     factors: Floats
-    """[B, 4] of the parts; of the hue, in turns."""
+    """Factors of the parts, [B, 4]; that of the hue is a shift in turns."""
     gray: Flags
     sigma: Floats
-    """[B] of the blur, px; 0: none."""
+    """Standard deviation of the blur, [B], px; 0: no blur."""
     solarize: Flags
     invert: Flags
     transpose: Flags
@@ -105,22 +102,22 @@ class Looks:
     mirror_columns: Flags
 
     def of(self, rows: slice) -> "Looks":
-        """Of some of the samples."""
+        """Return the parameters of some of the samples."""
         return Looks(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
 
 class Photometry:
-    """Applies the colour half of one recipe to one view slot. `mean`, `std`: per channel, of values in [0, 1]."""
+    """The photometric part of one recipe for one view slot. `mean`, `std`: per channel, for values in [0, 1]."""
 
     def __init__(self, recipe: Augmentation, slot: int, mean: Sequence[float], std: Sequence[float]) -> None:
         self.recipe, self.slot, self.mean, self.std = recipe, slot, mean, std
 
     def __call__(self, pixels: Tensor, ids: Ints, draws: Draws, dtype: torch.dtype) -> Tensor:
-        """[B, S, S, 3] uint8 on the device -> [B, 3, S, S] `dtype`, normalised, channels last in memory."""
+        """Augment [B, S, S, 3] uint8 on the device -> [B, 3, S, S] `dtype`, normalised, channels last in memory."""
         return colour([self], [pixels], ids, draws, dtype)[0]
 
     def change(self, pixels: Tensor, looks: Looks, dtype: torch.dtype) -> Tensor:
-        """[B, S, S, 3] uint8 -> [B, 3, S, S] `dtype` by torch's operations."""
+        """Augment [B, S, S, 3] uint8 -> [B, 3, S, S] `dtype` with torch operations."""
         x = pixels.permute(0, 3, 1, 2).to(dtype, memory_format=torch.contiguous_format).div_(255)
         x = jitter(x, looks.order, looks.factors)
         x = _where(looks.gray, x, luma)
@@ -133,7 +130,10 @@ class Photometry:
         return normalise(x, self.mean, self.std).contiguous(memory_format=torch.channels_last)
 
     def looks(self, drawn: Mapping[Purpose, Floats]) -> Looks:
-        """What the NUMBERS drawn for some samples mean. Mirrored, then turned: a transposition and two mirrors."""
+        """Convert the `NUMBERS` drawn for some samples to parameters.
+
+        A flip followed by quarter turns becomes a transposition and two mirrorings.
+        """
         r = self.recipe
         order, factors = self._jitter(drawn[Purpose.JITTER])
         blurred = drawn[Purpose.BLUR]
@@ -170,9 +170,9 @@ def colour(
     dtype: torch.dtype,
     parts: int = 1,
 ) -> list[Tensor]:
-    """Each view [B, S, S, 3] of these samples by its own photometry, as that would do it alone.
+    """Augment each view [B, S, S, 3] of the samples `ids` by its own photometry; same result as one call per view.
 
-    `parts`: equal parts of the batch that torch computes one by one.
+    `parts`: number of equal parts of the batch that torch operations process one after the other.
     """
     slots = range(changes[0].slot, changes[-1].slot + 1)
     assert [change.slot for change in changes] == list(slots)
@@ -202,7 +202,7 @@ def _by_torch(change: Photometry, view: Tensor, looks: Looks, dtype: torch.dtype
 
 
 def _in_loops(works: Sequence[tuple[Tensor, Looks, Sequence[float], Sequence[float]]]) -> list[Tensor]:
-    from dist_ssl.data.images.photometric_cpu import colour_views  # compiles: seconds, which small views do without
+    from dist_ssl.data.images.photometric_cpu import colour_views  # compiles (seconds): only where needed
 
     given = []
     for pixels, looks, mean, std in works:
@@ -215,7 +215,7 @@ def _in_loops(works: Sequence[tuple[Tensor, Looks, Sequence[float], Sequence[flo
 
 
 def jitter(x: Tensor, order: Ints, factors: Floats) -> Tensor:
-    """Brightness, contrast, saturation and hue, in each sample's own order [B, 4]."""
+    """Apply brightness, contrast, saturation and hue, in the order [B, 4] of each sample."""
     for part in order.T:
         x = _blend_some(x, part, factors)
         rows = np.flatnonzero(part == HUE)
@@ -233,13 +233,13 @@ def _blur_some(x: Tensor, sigma: Floats) -> None:
 
 
 def _hit(numbers: Floats, p: float) -> Flags:
-    """[B] whom an effect of probability p touches, by the first of a sample's numbers."""
+    """Return [B] bool: True where an effect of probability p applies, by the first of a sample's numbers."""
     flags: Flags = numbers[:, 0] < np.float32(p)
     return flags
 
 
 def _where(flags: Flags, x: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """The batch with the flagged samples changed."""
+    """Return the batch with the flagged samples changed."""
     if not flags.any():
         return x
     return torch.where(torch.from_numpy(flags).to(x.device).view(-1, 1, 1, 1), change(x), x)
@@ -258,13 +258,13 @@ def _blend_some(x: Tensor, part: Ints, factors: Floats) -> Tensor:
 
 
 def normalise(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """(x - mean) / std per channel."""
+    """Return (x - mean) / std per channel."""
     scale, shift = (torch.tensor(v, device=x.device, dtype=x.dtype).view(1, 3, 1, 1) for v in _affine(mean, std))
     return torch.addcmul(shift, x, scale)
 
 
 def _affine(mean: Sequence[float], std: Sequence[float]) -> tuple[list[float], list[float]]:
-    """Factor and summand per channel that normalise."""
+    """Return the factor and the summand per channel that normalise values in [0, 1]."""
     return [1 / s for s in std], [-m / s for m, s in zip(mean, std, strict=True)]
 
 
