@@ -37,6 +37,7 @@ from dist_ssl.evaluate.features import Extractor, subset
 from dist_ssl.evaluate.knn import KNN, NoProbe
 from dist_ssl.metrics.meter import Meter
 from dist_ssl.metrics.sinks import JsonLines, Prometheus, Status
+from dist_ssl.metrics.table import check_keys
 from dist_ssl.models.encoders import check_side
 from dist_ssl.optim.recipes import OptimizerRecipe
 from dist_ssl.protocols.engine import Engine
@@ -50,14 +51,14 @@ from dist_ssl.runtime.signals import Signals
 from dist_ssl.train import Job
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
-"""Of parameters, optimizer, views and loss."""
+"""Dtype of parameters, optimizer state, views and loss, by the config's `precision`."""
 COMPUTE = {"bf16": torch.bfloat16}
-"""What matrix products and convolutions are cast to, where it is something else."""
+"""Dtype of matrix products and convolutions, where it differs from that in `DTYPES`."""
 
 
 @dataclass(frozen=True)
 class Probing:
-    """The keys of the probe node."""
+    """The keys of the config's `probe` node."""
 
     every: Duration
     bank: int
@@ -69,7 +70,7 @@ class Probing:
 
 @dataclass(frozen=True)
 class Place:
-    """Where an attempt lives: the run folder, the attempt's number, and whether no newer one has begun."""
+    """The run folder and number of an attempt, and `newest`: returns whether no newer attempt has started."""
 
     folder: Path
     attempt: int
@@ -78,11 +79,12 @@ class Place:
 
 @dataclass(frozen=True)
 class Parts:
-    """What a config describes before any of it is placed on a rank."""
+    """The parts of a run that a config describes, before any of them is placed on a rank."""
 
     run: Run
     data: Data
     access: Access
+    dataset: manifest.Manifest
     train: manifest.Split
     recipes: list[Augmentation]
     optimizer: OptimizerRecipe
@@ -90,14 +92,15 @@ class Parts:
     schedule: Schedule
     total_samples: int
     virtual_ranks: int | None
-    """Of bitwise mode; None outside of it."""
+    """Number of virtual ranks in bitwise mode; None outside of it."""
 
 
 def parts(config: Config, world: World, ranks: int) -> Parts:
-    """Build what all ranks share, and check it together. Raises ConfigError, DataError."""
+    """Build the parts that are alike on all ranks, and check that they fit together. Raises ConfigError, DataError."""
     run, data = top_level(config), Data(**keywords(Data, config["data"], "data"))
     access = data.access(run.ranks_per_node or 1)
-    train = data.open(access).split(data.train)
+    dataset = data.open(access)
+    train = dataset.split(data.train)
     check_plan(run.lanes, run.batch_size, ranks, len(train.samples))
     virtual = virtual_ranks(config, run.batch_size, ranks)
     seen = world if virtual is None else World(device=world.device)
@@ -108,6 +111,7 @@ def parts(config: Config, world: World, ranks: int) -> Parts:
     possible = [n for n in range(1, run.lanes + 1) if run.lanes % n == 0] if virtual is None else []
     optimizer = instantiate(config["optim"], "optim")
     schedule, timeline = make_schedule(config, run, optimizer, method, len(train.samples))
+    check_keys(schedule.hyperparameters(Progress(epochs=run.epochs)).values)
     named = {f"views.{name}": view for name, view in sorted(config["views"].items())}
     recipes = [checked(Augmentation(**keywords(Augmentation, view, place)), place) for place, view in named.items()]
     check_side(encoder, probing(config).image_size, "probe.image_size")
@@ -118,7 +122,7 @@ def parts(config: Config, world: World, ranks: int) -> Parts:
         check_side(encoder, plan.image_size, "schedule.image_size")
         check_side(encoder, plan.local_size if plan.local_views else None, "schedule.local_size")
         of_views(recipes, plan.views, plan.local_views)
-    return Parts(run, data, access, train, recipes, optimizer, method, schedule, timeline.total, virtual)
+    return Parts(run, data, access, dataset, train, recipes, optimizer, method, schedule, timeline.total, virtual)
 
 
 def make_schedule(
@@ -142,14 +146,14 @@ def distinct_plans(schedule: Schedule, epochs: int) -> list[EpochPlan]:
 
 
 def make_method(config: Config, encoder: nn.Module, num_samples: int, world: World) -> Method:
-    """The method around the encoder, and what is wrapped around the method."""
+    """Return the method around the encoder, wrapped in the auxiliary task if there is one."""
     offered = {"num_samples": num_samples}
     method: Method = instantiate(config["method"], "method", offered=offered, encoder=encoder, world=world)
     return instantiate(config["aux"], "aux", method=method, world=world) if config["aux"] else method
 
 
 def virtual_ranks(config: Config, batch_size: int, ranks: int) -> int | None:
-    """How many virtual ranks there are in bitwise mode; None outside of it. Raises ConfigError."""
+    """Return the number of virtual ranks in bitwise mode, None outside of it. Raises ConfigError."""
     node = config["engine"]
     number: int | None = fit(node.get("virtual_ranks"), int | None, "engine.virtual_ranks")
     check_number(fit(node.get("bitwise", False), bool, "engine.bitwise"), number, batch_size, ranks)
@@ -157,28 +161,27 @@ def virtual_ranks(config: Config, batch_size: int, ranks: int) -> int | None:
 
 
 def check(config: Config, ranks: int) -> str:
-    """Check all that can be checked before a run is started, without its memory; the data's identity."""
+    """Check everything that can be checked before a run starts, on the meta device; return the data's identity."""
     with on_meta_device():
         found = parts(config, World(), ranks)
         build_engine(config, found, World(device=META))
-    known = found.data.open(found.access)
     found.access.check(found.train, -(-found.run.lanes // found.run.nodes), found.run.window)
     if found.data.val is not None:
-        replace(found.access, cache=None).check(known.split(found.data.val), 1, 1)
+        replace(found.access, cache=None).check(found.dataset.split(found.data.val), 1, 1)
     probing(config)
     fit(config["metrics"]["port"], int, "metrics.port")
-    return known.identity
+    return found.dataset.identity
 
 
 def build_engine(config: Config, p: Parts, world: World) -> Engine:
-    """The engine that wraps the method on this rank."""
+    """Return the engine that wraps the method on this rank."""
     dtypes: dict[str, Any] = {"dtype": DTYPES[p.run.precision], "compute": COMPUTE.get(p.run.precision)}
     engine: Engine = instantiate(config["engine"], "engine", method=p.method, recipe=p.optimizer, world=world, **dtypes)
     return engine
 
 
 def build(config: Config, world: World, signals: Signals, place: Place) -> Job:
-    """The job of one rank."""
+    """Return the job of one rank."""
     p = parts(config, world, world.size)
     process = p.data.process(world.device)
     return Job(
@@ -209,7 +212,7 @@ def build(config: Config, world: World, signals: Signals, place: Place) -> Job:
 
 
 def stream(p: Parts, world: World, process: LoaderProcess | None) -> Stream:
-    """The training samples, as this rank gets them."""
+    """Return the stream of this rank's training batches."""
     # a GPU's kernels write at once what autocast would make of the views, in half the memory
     short = COMPUTE.get(p.run.precision) if world.device.type == "cuda" else None
     return Stream(
@@ -226,7 +229,7 @@ def stream(p: Parts, world: World, process: LoaderProcess | None) -> Stream:
 
 
 def probing(config: Config) -> Probing:
-    """The keys of the probe, checked. Raises ConfigError."""
+    """Return the checked keys of the probe. Raises ConfigError."""
     node = Probing(**keywords(Probing, config["probe"], "probe"))
     check_units("probe.every", node.every, "epochs")
     for key in ("bank", "queries", "k", "temperature"):
@@ -236,8 +239,8 @@ def probing(config: Config) -> Probing:
 
 
 def probe(config: Config, p: Parts, world: World, process: LoaderProcess | None) -> Probe:
-    """The kNN probe, where the data has a held-out split and both have labels."""
-    val = p.data.open(p.access).split(p.data.val) if p.data.val is not None else None
+    """Return the kNN probe if the data has a held-out split and both splits have labels, else a probe that does nothing."""
+    val = p.dataset.split(p.data.val) if p.data.val is not None else None
     if val is None or not (p.train.labelled and val.labelled):
         return NoProbe()
     node = probing(config)
@@ -259,7 +262,7 @@ def probe(config: Config, p: Parts, world: World, process: LoaderProcess | None)
 
 
 def sinks(config: Config, p: Parts, world: World, place: Place) -> list[Sink]:
-    """Where rank 0 hands the run's numbers."""
+    """Return the sinks of rank 0, which receive the run's metrics; no other rank has any."""
     if world.rank != 0:
         return []
     name = place.folder.name

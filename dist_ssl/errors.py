@@ -1,17 +1,17 @@
-"""What a person can mend is a `UserError`: the value, the rule it breaks and the remedy, shown without a stack trace.
+"""Errors that a user can fix: the value, the rule it breaks and the remedy, shown without a stack trace.
 
-Everything else that goes wrong is ours and propagates with its stack trace.
+Every other error is a bug in this code and propagates with its stack trace.
 """
 
 import difflib
 from collections.abc import Iterable
 
 EXIT_CODE = 2
-"""The exit code of every process that ends with a `UserError`."""
+"""Exit code of every process that ends with a `UserError`."""
 
 
 class UserError(Exception):
-    """Something that a person can mend: `problem` names the value and the rule, `remedy` says what to do."""
+    """An error that a user can fix: `problem` names the value and the rule, `remedy` says what to do."""
 
     def __init__(self, problem: str, remedy: str) -> None:
         super().__init__(problem, remedy)
@@ -23,11 +23,11 @@ class UserError(Exception):
 
 
 class ConfigError(UserError):
-    """A key or a value of the configuration is not possible."""
+    """A key or a value of the configuration is invalid."""
 
 
 class DataError(UserError):
-    """The shards on disk are not what the run needs."""
+    """The shards do not provide what the run needs."""
 
 
 class CheckpointError(UserError):
@@ -35,11 +35,11 @@ class CheckpointError(UserError):
 
 
 class TrainingError(UserError):
-    """The training itself has failed, and going on would harm the weights."""
+    """The training itself has failed, and continuing would corrupt the weights."""
 
 
 def nearest(name: str, options: Iterable[str]) -> str:
-    """A remedy for a misspelt name: the nearest valid one, or all of them."""
+    """Return a remedy for a misspelt name: the nearest valid one, or all of them."""
     names = sorted(options)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     if close:

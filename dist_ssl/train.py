@@ -1,4 +1,4 @@
-"""The loop, and nothing but the loop."""
+"""The training loop, and nothing else."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -19,7 +19,7 @@ from dist_ssl.runtime.epoch_planner import Coordinator
 
 
 class Outcome(Enum):
-    """How an attempt ended in order."""
+    """The ways in which an attempt ends without an error."""
 
     FINISHED = "finished"
     STOPPED = "stopped"
@@ -27,7 +27,7 @@ class Outcome(Enum):
 
 @dataclass
 class Job:
-    """Everything that a run is made of, on one rank."""
+    """All parts of a run on one rank."""
 
     fresh: Progress
     engine: Engine
@@ -43,25 +43,25 @@ class Job:
     log_every: Duration
 
     def save(self, progress: Progress) -> None:
-        """Put on disk what is known of the steps so far; the checkpoint comes last, since it makes them count."""
+        """Save everything about the steps so far; the checkpoint is last, because it makes the other records valid."""
         self.quarantine.share_news(progress)
         self.ledger.seal(progress)
         self.checkpoint.save(self.engine, progress)
 
     def end(self, progress: Progress, outcome: Outcome) -> Outcome:
-        """Wait until what was saved is on disk, and report for the last time."""
+        """Wait until everything saved is on disk, report for the last time, and return the outcome."""
         self.checkpoint.wait()
         self.report(progress)
         return outcome
 
     def report(self, progress: Progress) -> None:
-        """Hand on what has been recorded, and what saving costs."""
+        """Send the metrics recorded so far to the sinks, with the costs of saving."""
         self.meter.record(self.checkpoint.metrics())
         self.meter.flush(progress)
 
 
 def train(job: Job) -> Outcome:
-    """Run the job until it has finished or the cluster wants its nodes back."""
+    """Run the job until it has finished or the cluster requests its nodes back; return which."""
     progress = job.checkpoint.restore(job.engine, job.fresh)
     job.meter.open(progress)
     while True:

@@ -1,10 +1,10 @@
-"""One agent per node: starts a worker per rank, passes signals on, and reports how they ended.
+"""The agent of a node: starts a worker per rank, forwards signals, and reports how the workers ended.
 
     python -m launch.agent RUN_FOLDER ATTEMPT NODE NODES RANKS_PER_NODE
 
-A worker that fails ends the attempt: its agent leaves word in the attempt's folder, and on every node the others get
-a few seconds to notice by themselves, then they are killed. An agent whose parent is gone asks its workers to stop in
-order. It loads nothing heavy.
+A worker that fails ends the attempt: its agent creates a marker file in the attempt's folder, and on every node the
+other workers get a few seconds to notice the failure by themselves before they are killed. An agent whose parent
+process is gone sends SIGTERM to its workers, so that they save and stop. The agent does not import torch.
 """
 
 import contextlib
@@ -17,19 +17,23 @@ from dataclasses import replace
 from pathlib import Path
 
 from dist_ssl.runtime.signals import STOPPING, Signals
-from launch.ending import AGENT_CODE, OUTCOME_OF_CODE, REFUSED, STOPPED_CODE, of_ranks
+from launch.ending import CODE_OF_OUTCOME, OUTCOME_OF_CODE, REFUSED, STOPPED_CODE, of_ranks
 from launch.parent import alone
 from launch.run_dir import AttemptDir, RunDir
 from launch.variables import ATTEMPT, PARENT
 
 POLL_SECONDS = 0.1
 LOOK_SECONDS = 1.0
-"""Between looks for word of another node's failure."""
+"""Seconds between checks for the failure of another node."""
 PATIENCE_SECONDS = 3.0
-ASKED = tuple(-number for number in STOPPING)
-"""Exit codes of workers that were asked to stop before they could listen."""
+"""Time for the other workers to end by themselves after a failure, before they are killed."""
+ENDED_BY_STOP_SIGNAL = tuple(-number for number in STOPPING)
+"""Exit codes of workers that were asked to stop before they had installed their signal handlers."""
 MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=4294967296"
-"""Activations of one step are the memory of the next: giving it back to the system costs a fault per page."""
+"""glibc settings that keep freed memory in the process.
+
+The activations of the next step need it again; returning it to the system would cost a page fault per page.
+"""
 
 
 class Agent:
@@ -42,28 +46,28 @@ class Agent:
         self.codes: dict[int, int] = {}
         self.first_failed: int | None = None
         self.failed_at = 0.0
-        self.told = False
+        self.asked_to_stop = False
         self.look_at = 0.0
 
     def run(self, signals: Signals) -> int:
-        """Start the workers and wait for all of them; the agent's exit code."""
+        """Start the workers, wait for all of them, write the node's report and return the agent's exit code."""
         for local_rank in range(self.ranks):
             self._start(local_rank)
         deadline = float("inf")
         while len(self.codes) < self.ranks:
             time.sleep(POLL_SECONDS)
-            if not self.told and (signals.received or alone()):
+            if not self.asked_to_stop and (signals.received or alone()):
                 self._send(signals.received or signal.SIGTERM)
-                self.told = True
+                self.asked_to_stop = True
             if self._collect() or self._others_failed():
                 deadline = min(deadline, time.monotonic() + PATIENCE_SECONDS)
             if time.monotonic() > deadline:
                 self._send(signal.SIGKILL)
         ending = of_ranks(self.attempt, self.codes, self.first_failed, self.failed_at)
         ending = replace(ending, signal=signals.received.name if signals.received else "")
-        with contextlib.suppress(OSError):  # on a full disk the exit code alone must tell
+        with contextlib.suppress(OSError):  # on a full disk the exit code is the only report
             ending.write(self.attempt.node(self.node))
-        return AGENT_CODE[ending.outcome]
+        return CODE_OF_OUTCOME[ending.outcome]
 
     def _start(self, local_rank: int) -> None:
         rank = self.first_rank + local_rank
@@ -85,7 +89,7 @@ class Agent:
             self.workers[rank] = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
     def _others_failed(self) -> bool:
-        """Whether some node has left word of a failure; it is looked for now and then."""
+        """Return whether a node has reported a failure; checked once per LOOK_SECONDS."""
         if time.monotonic() < self.look_at:
             return False
         self.look_at = time.monotonic() + LOOK_SECONDS
@@ -98,25 +102,28 @@ class Agent:
                 worker.send_signal(number)
 
     def _collect(self) -> bool:
-        """Note who has ended; whether one of them has now failed."""
+        """Record the exit codes of workers that have ended; return whether one of these has failed."""
         failed = False
         for rank, worker in self.workers.items():
             code = worker.poll()
             if code is None or rank in self.codes:
                 continue
-            self.codes[rank] = STOPPED_CODE if self.told and code in ASKED else code
+            self.codes[rank] = STOPPED_CODE if self.asked_to_stop and code in ENDED_BY_STOP_SIGNAL else code
             if OUTCOME_OF_CODE.get(self.codes[rank], REFUSED) == REFUSED:
                 failed = True
                 if self.first_failed is None:
                     self.first_failed, self.failed_at = rank, time.time()
-                    with contextlib.suppress(OSError):  # on a full disk the others find out by themselves
+                    with contextlib.suppress(OSError):  # on a full disk the other nodes notice by themselves
                         self.attempt.failure.touch()
         return failed
 
 
 def on_slurm(folder: str) -> None:
-    """The task of a Slurm job on one node; `folder` is the run's. A failure ends the process with the agent's code."""
-    signals = Signals().listen()  # at once: until now submitit's own handlers would have requeued the job
+    """Run the agent of one node in a Slurm job; `folder` is the run folder.
+
+    An exit code other than 0 ends the process.
+    """
+    signals = Signals().listen()  # first of all: submitit's own handlers would requeue the job
     attempt = AttemptDir(RunDir.open(Path(folder)), int(os.environ[ATTEMPT]))
     node, nodes = int(os.environ["SLURM_NODEID"]), int(os.environ["SLURM_JOB_NUM_NODES"])
     code = Agent(attempt, node, nodes, attempt.config["ranks_per_node"]).run(signals)
@@ -124,10 +131,10 @@ def on_slurm(folder: str) -> None:
         sys.exit(code)
 
 
-def main(words: list[str]) -> int:
-    """Run the agent that the command line describes."""
+def main(arguments: list[str]) -> int:
+    """Run the agent that the command line describes; return its exit code."""
     signals = Signals().listen()
-    folder, attempt, node, nodes, ranks = Path(words[0]), *map(int, words[1:5])
+    folder, attempt, node, nodes, ranks = Path(arguments[0]), *map(int, arguments[1:5])
     return Agent(AttemptDir(RunDir.open(folder), attempt), node, nodes, ranks).run(signals)
 
 

@@ -1,10 +1,11 @@
-"""Prove from a run's ledger that every sample was used exactly once per epoch, whatever was killed and resumed.
+"""The audit: proves from a run's ledger that every sample was used once per epoch, across kills and resumes.
 
     python launch/audit.py run=runs/NAME [data.path=...]
 
-What should have been delivered is computed anew from the config, the manifest and the plans; the ledger was written
-where the batches entered the engine. Audited is what is final: the steps up to the newest checkpoint. Exit code 1
-where a sample was lost, repeated or moved; 2 where the run cannot be audited.
+The expected samples of every step are recomputed from the config, the manifest and the plans, and compared with the
+ledger, which was written where the batches entered the engine. The audit covers the steps that are final, which are
+those up to the newest checkpoint. Exit code 0: clean; 1: a sample was lost, repeated or moved; 2: the run cannot be
+audited.
 """
 
 import itertools
@@ -34,7 +35,10 @@ COLUMNS = ("epoch", "steps", "used once", "replaced", "dropped", "lost", "repeat
 
 
 def open_split(run: RunDir, path: str | None) -> Split:
-    """The run's training samples, known to be those that it began with. Raises DataError."""
+    """Return the run's training split, verified to be the data it started with.
+
+    `path`: where the data lies now, by default where the newest attempt read it. Raises DataError.
+    """
     began = run.config
     newest = AttemptDir(run, run.newest_attempt())
     now = newest.config if newest.config_file.is_file() else began
@@ -48,9 +52,9 @@ def open_split(run: RunDir, path: str | None) -> Split:
 
 
 def plans_of(run: RunDir) -> tuple[list[EpochPlan], list[int]]:
-    """The plan of every epoch begun and the step at which it began, up to the first epoch that has none.
+    """Return the plan and the first step of every epoch that has started, up to the first epoch without a plan.
 
-    What was planned last for an epoch counts: the steps of an earlier plan were never saved.
+    The last plan of an epoch counts: the steps of an earlier one were never saved.
     """
     rows = {row["epoch"]: row for row in jsonl.read(run.folder / "plan.jsonl")}
     known = [rows[epoch] for epoch in itertools.takewhile(rows.__contains__, itertools.count())]
@@ -59,13 +63,13 @@ def plans_of(run: RunDir) -> tuple[list[EpochPlan], list[int]]:
 
 
 def final_steps(run: RunDir) -> int:
-    """Steps that the newest checkpoint holds: those that come after it are made again."""
+    """Return the step of the newest checkpoint, 0 without one; a resume repeats all later steps."""
     names = [path.name.removeprefix("step_") for path in (run.folder / "checkpoints").glob("step_*")]
     return max((int(name) for name in names if name.isdigit()), default=0)
 
 
 def audit(run: RunDir, split: Split) -> tuple[list[EpochAudit], list[str]]:
-    """What became of every epoch's samples, and what is wrong beside that. Raises DataError."""
+    """Return the audit of every epoch's samples, and all other problems as sentences. Raises DataError."""
     config, final = run.config, final_steps(run)
     plans, began = plans_of(run)
     found = epochs(plans, split.shard_sizes, config["seed"], config["window"])
@@ -73,7 +77,7 @@ def audit(run: RunDir, split: Split) -> tuple[list[EpochAudit], list[str]]:
     if covered < final:
         raise DataError(
             f"{run.folder / 'plan.jsonl'} has no plan for the steps from {covered} to {final - 1}.",
-            "Put the whole file back: without it nobody knows what those steps should have been.",
+            "Restore the complete file: the expected samples of those steps are computed from it.",
         )
     if not final:
         return [], []
@@ -90,7 +94,7 @@ def audit(run: RunDir, split: Split) -> tuple[list[EpochAudit], list[str]]:
 
 
 def table(tallies: list[EpochAudit]) -> Table:
-    """One row per epoch."""
+    """Return the table of counts, one row per epoch."""
     shown = Table(*COLUMNS, box=None, header_style="", pad_edge=False)
     for column in shown.columns:
         column.justify = "right"
@@ -102,7 +106,7 @@ def table(tallies: list[EpochAudit]) -> Table:
 
 
 def details(tally: EpochAudit, split: Split) -> list[str]:
-    """What is wrong in an epoch: steps, and the samples by key."""
+    """Return the problems of an epoch, one line each: wrong steps, then lost, repeated and moved samples with keys."""
     said = [f"epoch {tally.epoch + 1}, {note}" for note in tally.notes[:NOTES_SHOWN]]
     if len(tally.notes) > NOTES_SHOWN:
         said.append(f"epoch {tally.epoch + 1}: and {len(tally.notes) - NOTES_SHOWN} more such steps")
@@ -115,11 +119,11 @@ def details(tally: EpochAudit, split: Split) -> list[str]:
 
 
 def report(run: RunDir, split: Split, console: Console) -> int:
-    """Print the audit of a run; the exit code."""
+    """Print the audit of a run; return the exit code."""
     tallies, problems = audit(run, split)
     final = final_steps(run)
     if run.outcome() != FINISHED:
-        console.print(f"The run has not finished: audited are the {final} steps up to its newest checkpoint.")
+        console.print(f"The run has not finished: the audit covers the {final} steps up to its newest checkpoint.")
     if not tallies:
         console.print("There is no checkpoint yet, so no step is final: nothing to audit.")
         return 0
@@ -131,11 +135,14 @@ def report(run: RunDir, split: Split, console: Console) -> int:
     return 0 if clean else 1
 
 
-def main(words: list[str]) -> int:
-    """Run the command line; the exit code."""
+def main(arguments: list[str]) -> int:
+    """Run the command line; return the exit code."""
     console = Console(soft_wrap=True, highlight=False, markup=False)
+    if {"-h", "--help"} & set(arguments):
+        console.print(__doc__)
+        return 0
     try:
-        given = dict(word.partition("=")[::2] for word in words)
+        given = dict(argument.partition("=")[::2] for argument in arguments)
         for key in given:
             if key not in KEYS:
                 raise ConfigError(f"There is no key '{key}'.", nearest(key, KEYS))

@@ -1,4 +1,4 @@
-"""Credentials in data.path: from the command line to the ranks through the environment, and into no file of the run."""
+"""Credentials in data.path: passed from the command line to the ranks through the environment, never in a file."""
 
 import os
 from typing import Any
@@ -9,28 +9,34 @@ from launch.variables import ADDRESS
 KEY = "data.path="
 
 
-def set_aside(words: list[str]) -> list[str]:
-    """The words without credentials, which the environment of this process keeps for those that it starts."""
-    return [KEY + ",".join(map(_without, _addresses(word))) if word.startswith(KEY) else word for word in words]
+def set_aside(arguments: list[str]) -> list[str]:
+    """Return the arguments without credentials, and keep the complete addresses in the environment.
+
+    The processes that this one starts inherit them.
+    """
+    return [
+        KEY + ",".join(map(_without, _addresses(argument))) if argument.startswith(KEY) else argument
+        for argument in arguments
+    ]
 
 
 def restored(config: dict[str, Any]) -> dict[str, Any]:
-    """The config with the credentials of its data.path, where the environment has some."""
+    """Return the config with the credentials of its data.path, if the environment has them."""
     for text in os.environ.get(ADDRESS, "").splitlines():
         if Address.parse(text).shown == config["data"]["path"]:
             return {**config, "data": {**config["data"], "path": text}}
     return config
 
 
-def _addresses(word: str) -> list[str]:
-    """One, or several of a sweep."""
-    text = word.removeprefix(KEY)
+def _addresses(argument: str) -> list[str]:
+    """Return the addresses in a data.path argument: one, or several in a sweep."""
+    text = argument.removeprefix(KEY)
     parts = text.split(",")
     return parts if all("://" in part for part in parts) else [text]
 
 
 def _without(text: str) -> str:
-    """The address without credentials."""
+    """Return the address without credentials; the complete one is added to the environment."""
     bare = text.strip("\"'")
     if "://" not in bare:
         return text

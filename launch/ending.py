@@ -1,4 +1,4 @@
-"""How an attempt ended: the exit codes of ranks, the report of each node, and what they come to together."""
+"""How an attempt ended: derived from the exit codes of the ranks and the reports of the nodes."""
 
 import json
 import signal
@@ -7,41 +7,44 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dist_ssl.errors import EXIT_CODE
+from dist_ssl.runtime.files import write_atomically
 from launch.run_dir import AttemptDir
 
 FINISHED, STOPPED, REFUSED, FAILED = "finished", "stopped", "refused", "failed"
 STOPPED_CODE = 75
 OUTCOME_OF_CODE = {0: FINISHED, STOPPED_CODE: STOPPED, EXIT_CODE: REFUSED}
-AGENT_CODE = {FINISHED: 0, STOPPED: 0, REFUSED: EXIT_CODE, FAILED: 1}
+CODE_OF_OUTCOME = {FINISHED: 0, STOPPED: 0, REFUSED: EXIT_CODE, FAILED: 1}
 
 
 @dataclass(frozen=True)
 class Ending:
-    """How a node or a whole attempt ended. `refused`: by something that a person can mend."""
+    """How a node or a whole attempt ended."""
 
     outcome: str
+    """FINISHED, STOPPED, REFUSED (because of an error that the user can fix) or FAILED."""
     reason: str = ""
     time: float = 0.0
-    """When it was noticed, seconds since the epoch: the first failure brings down the others."""
+    """When a failure was noticed, seconds since 1970: the first failure is the cause of the others."""
     signal: str = ""
-    """The signal by which its ranks were asked to stop."""
+    """Name of the signal that asked the ranks to stop; empty without one."""
     again: str = ""
-    """Why the job was queued again by its own epilogue; empty where it was not."""
+    """Why the epilogue requeued the job; empty if it did not."""
 
     def write(self, path: Path) -> None:
-        """Write it in one move."""
-        part = path.with_name(f".{path.name}.part")
-        part.write_text(json.dumps(asdict(self)) + "\n")
-        part.replace(path)
+        """Write this ending to a file, atomically."""
+        write_atomically(path, json.dumps(asdict(self)) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> "Ending | None":
-        """What was written there, or None."""
+        """Return the ending in a file, or None without the file."""
         return cls(**json.loads(path.read_text())) if path.is_file() else None
 
 
 def worst(endings: list[Ending]) -> Ending:
-    """What several endings come to: a mendable reason before a failure, a failure before a stop."""
+    """Return the ending that stands for several: a refusal before a failure, a failure before a stop.
+
+    Among several with the same outcome: one with a reason, then the earliest, then one with a signal.
+    """
     for outcome in (REFUSED, FAILED, STOPPED):
         found = [e for e in endings if e.outcome == outcome]
         if found:
@@ -50,7 +53,10 @@ def worst(endings: list[Ending]) -> Ending:
 
 
 def of_ranks(attempt: AttemptDir, codes: dict[int, int], first: int | None, noticed: float = 0.0) -> Ending:
-    """How a node ended, by its ranks' exit codes; `first`: the rank that failed before the others, and when."""
+    """Return how a node ended, from the exit codes of its ranks.
+
+    `first`: the rank that failed before the others, if any, and `noticed` when, in seconds since 1970.
+    """
     endings = []
     for rank, code in codes.items():
         outcome = OUTCOME_OF_CODE.get(code, FAILED)
@@ -65,7 +71,7 @@ def of_ranks(attempt: AttemptDir, codes: dict[int, int], first: int | None, noti
 
 
 def describe(code: int) -> str:
-    """An exit code in words."""
+    """Return a phrase for an exit code; negative codes are signals."""
     if code < 0:
         known = {s.value: s.name for s in signal.Signals}
         return f"was ended by {known.get(-code, f'signal {-code}')}"
@@ -73,16 +79,24 @@ def describe(code: int) -> str:
 
 
 def last_words(log: Path, code: int) -> str:
-    """What a rank that ended by itself said last: the line below its stack trace."""
-    lines = log.read_text(errors="replace").split("\n") if log.is_file() and code > 0 else []
-    said = [line.strip() for line in lines if line.strip()]
-    return f": {said[-1]}" if said else ""
+    """Return the last line of a rank's log, which follows its stack trace; empty for a rank ended by a signal."""
+    return last_line(log) if code > 0 else ""
+
+
+def last_line(log: Path) -> str:
+    """Return `: ` and the last line of a log that is not blank; empty if there is none."""
+    lines = log.read_text(errors="replace").split("\n") if log.is_file() else []
+    printed = [line.strip() for line in lines if line.strip()]
+    return f": {printed[-1]}" if printed else ""
 
 
 def of_attempt(
     attempt: AttemptDir, nodes: int, ranks_per_node: int, codes: list[int | None], log_of: Callable[[int], Path]
 ) -> Ending:
-    """How the attempt ended: the nodes' reports, and for an agent that could leave none, its exit code and log."""
+    """Return how an attempt ended, from the reports of its nodes.
+
+    For an agent without a report, its exit code (`codes`, one per node) and the path of its log (`log_of`) are used.
+    """
     endings = []
     for node in range(nodes):
         found = Ending.read(attempt.node(node))
@@ -93,7 +107,7 @@ def of_attempt(
         if found is None:
             how = describe(code) if code else "left no report"
             reason = f"The agent of node {node} {how}; its log: {log_of(node)}"
-            killed = code is None or code == -signal.SIGKILL  # by the failure of another, which says more
+            killed = code is None or code == -signal.SIGKILL  # because another node failed, whose report says more
             found = Ending(FAILED, reason, float("inf") if killed else 0.0)
         endings.append(found)
     return worst(endings)

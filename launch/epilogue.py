@@ -1,10 +1,10 @@
-"""What a batch script does after its tasks have ended: say how the attempt ended, and whether the job comes back.
+"""The last step of a batch script: reports how the attempt ended and requeues the job if it was interrupted.
 
     python -m launch.epilogue RUN_FOLDER ATTEMPT EXIT_CODE
 
-A job that saved its work and left in order before it was preempted would count as completed, and never come back,
-unless somebody requeues it. No rank does so: a rank cannot tell a preempted job from one that a person cancelled.
-Slurm does not run these lines for a cancelled job, and its record says which jobs it wants to preempt.
+A job that saves and exits cleanly during its preemption grace time counts as completed, so Slurm would not requeue it.
+A rank must not requeue it either, because it cannot distinguish a preempted job from one that the user cancelled.
+The epilogue can: Slurm does not run it for a cancelled job, and Slurm's record of the job has the time of a preemption.
 """
 
 import os
@@ -23,18 +23,24 @@ from launch.run_dir import AttemptDir, RunDir
 
 TIME_LIMIT = signal.SIGUSR2.name
 TRIES, PAUSE_SECONDS = 5, 2.0
-"""A scheduler that preempts many jobs at once is slow to answer, and a grace is short."""
+"""Number of requests to Slurm, and seconds between them.
+
+The scheduler is slow to answer when it preempts many jobs at once, and the grace time is short.
+"""
 T = TypeVar("T")
 
 
 def own_job() -> str:
-    """The id of this job. In an array SLURM_JOB_ID will not do: that of its last task stands for the whole array."""
+    """Return the id of this job.
+
+    Within an array it is ARRAY_TASK: SLURM_JOB_ID of the array's last task is also the id of the whole array.
+    """
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
 
 
 def why_again(ending: Ending, record: dict[str, str], progressed: bool) -> str:
-    """Why the job is to come back; empty where it is not. `progressed`: the attempt has saved something."""
+    """Return why the job must be requeued; empty if it must not. `progressed`: the attempt has saved a checkpoint."""
     if record.get("JobState") == "CANCELLED" or ending.outcome not in (STOPPED, FAILED):
         return ""
     if record.get("PreemptTime", "None") not in ("None", "N/A"):
@@ -44,7 +50,7 @@ def why_again(ending: Ending, record: dict[str, str], progressed: bool) -> str:
 
 
 def persist(ask: Callable[[], T], good: Callable[[T], bool]) -> T:
-    """The first good answer, or the last."""
+    """Call `ask` up to TRIES times; return the first answer that is `good`, or the last one."""
     for _ in range(TRIES - 1):
         answer = ask()
         if good(answer):
@@ -54,23 +60,23 @@ def persist(ask: Callable[[], T], good: Callable[[T], bool]) -> T:
 
 
 def has_progressed(attempt: AttemptDir) -> bool:
-    """Whether the attempt has saved: one that is stopped before it could do so would be stopped there for ever."""
+    """Return whether the attempt has saved a checkpoint; without one, a requeued job might never get further."""
     latest = attempt.run.folder / "checkpoints" / "LATEST"
     return latest.is_file() and latest.stat().st_mtime > attempt.config_file.stat().st_mtime
 
 
-def main(words: list[str]) -> int:
-    """Run the command line; the exit code."""
-    run, number, code = RunDir.open(Path(words[0])), int(words[1]), int(words[2])
+def main(arguments: list[str]) -> int:
+    """Run the command line; return the exit code."""
+    run, number, code = RunDir.open(Path(arguments[0])), int(arguments[1]), int(arguments[2])
     attempt, job = AttemptDir(run, number), own_job()
     config, outcome = attempt.config, attempt.folder / "outcome.json"
-    # srun's own errors end with the same code as an agent that refuses, but give no reason
+    # srun's own errors have the same exit code as an agent that refuses, but leave no reason
     refused = code == EXIT_CODE and any(map(attempt.reason, range(config["nodes"] * config["ranks_per_node"])))
     codes: list[int | None] = [EXIT_CODE if refused else None] * config["nodes"]
     ending = of_attempt(attempt, config["nodes"], config["ranks_per_node"], codes, lambda node: run.job_log(job, node))
     record = persist(lambda: scheduler.record(job), lambda found: "JobState" in found)
     why = why_again(ending, record, has_progressed(attempt))
-    replace(ending, again=why).write(outcome)  # first: to be requeued is to be killed
+    replace(ending, again=why).write(outcome)  # first: a requeue kills this process
     print(f"attempt {number}: {ending.outcome}{f', requeued ({why})' if why else ''}", flush=True)
     if why and (refusal := persist(lambda: scheduler.requeue(job), lambda refusal: not refusal)):
         print(f"Slurm refused to requeue job {job}: {refusal}", flush=True)

@@ -1,30 +1,30 @@
-"""Watch a Slurm job from outside: its place in the queue, then its run, until the job has ended for good."""
+"""Follows a Slurm job from outside: shows its state in the queue, then its run, until the job has finally ended."""
 
 import time
 
 from rich.console import Console
 
 from launch import scheduler
-from launch.ending import FAILED, STOPPED, Ending
+from launch.ending import FAILED, STOPPED, Ending, last_line
 from launch.progress_bar import RunView
 from launch.run_dir import AttemptDir, RunDir
 
 LOOK_SECONDS = 0.5
 ASK_SECONDS = 5.0
-"""Between questions to Slurm, which others ask too."""
+"""Seconds between requests to Slurm, which serves other users too."""
 LATE_SECONDS = 20.0
-"""For which a shared file system may hide the last words of a job that has ended."""
+"""How long a shared file system may take to show the last files of a job that has ended."""
 
 
 def final(run: RunDir, after: int) -> Ending | None:
-    """How the newest attempt ended, where it is newer than `after` and its job does not come back."""
+    """Return how the newest attempt ended; None if its number is not above `after`, it runs, or it was requeued."""
     newest = run.newest_attempt()
     ending = Ending.read(AttemptDir(run, newest).folder / "outcome.json") if newest > after else None
     return None if ending is None or ending.again else ending
 
 
 def follow(run: RunDir, console: Console) -> Ending:
-    """Show the run until its newest job has ended; attempts of earlier jobs are history."""
+    """Show the run until its newest job has ended, and return how; attempts of earlier jobs are ignored."""
     job, after = run.job
     asked, gone_at = float("-inf"), float("inf")
     with RunView(run.folder, console) as view:
@@ -36,7 +36,7 @@ def follow(run: RunDir, console: Console) -> Ending:
                 gone_at = min(gone_at, time.monotonic()) if not state else float("inf")
             gone = time.monotonic() >= gone_at
             if gone and not ending and (_cancelled(job) or time.monotonic() > gone_at + LATE_SECONDS):
-                return _without_a_word(run, job, after)
+                return _without_report(run, job, after)
             view.refresh()
             if gone and ending:
                 return ending
@@ -47,15 +47,11 @@ def _cancelled(job: str) -> bool:
     return scheduler.record(job).get("JobState") == "CANCELLED"
 
 
-def _without_a_word(run: RunDir, job: str, after: int) -> Ending:
-    """How a job ended that left no word: cancelled, or ended before or beside its own script."""
+def _without_report(run: RunDir, job: str, after: int) -> Ending:
+    """Return how a job without a report ended: cancelled, or its batch script failed or never ran."""
     log = run.job_log(job, 0)
     if _cancelled(job):
-        return Ending(STOPPED, f"Job {job} was cancelled: the run goes on from its last checkpoint.")
+        return Ending(STOPPED, f"Job {job} was cancelled: a resume continues from the last checkpoint.")
     if run.newest_attempt() <= after and not log.is_file():
-        return Ending(STOPPED, f"Job {job} has left the queue before it began: it was cancelled.")
-    said = (
-        [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()] if log.is_file() else []
-    )
-    last = f": {said[-1]}" if said else ""
-    return Ending(FAILED, f"Job {job} ended without a report{last}\n  Its log: {log}")
+        return Ending(STOPPED, f"Job {job} left the queue before it started: it was cancelled.")
+    return Ending(FAILED, f"Job {job} ended without a report{last_line(log)}\n  Its log: {log}")

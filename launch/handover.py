@@ -1,4 +1,4 @@
-"""A run goes on with the code that it began with, the launcher's included: a newer one may know other keys."""
+"""Resumes a run with the code it started with, launcher included: newer code may have other keys."""
 
 import os
 import sys
@@ -9,22 +9,23 @@ from rich.console import Console
 from launch.run_dir import PROJECT, SNAPSHOT, RunDir
 
 
-def hand_over(run: RunDir, words: list[str], console: Console) -> None:
-    """Become the launcher in the run's folder where its code is not this one; does not return then.
+def hand_over(run: RunDir, arguments: list[str], console: Console) -> None:
+    """Replace this process by the launcher in the run folder, if that folder's code differs from this code.
 
-    `words`: the whole command line.
+    `arguments`: the complete command line. Returns only if the code is the same.
     """
     if files(run.code) == files(PROJECT):
         return
-    console.print(f"{run.folder} was begun with other code than this: it goes on with its own.", highlight=False)
-    code = run.code.resolve()
-    path = os.pathsep.join([str(code), *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [sys.executable, "-P", str(code / "launch" / "slurm.py"), *words]  # -P: PYTHONPATH finds its packages
+    console.print(
+        f"{run.folder} was started with different code: it resumes with the code in its own folder.", highlight=False
+    )
+    script = run.code.resolve() / "launch" / "slurm.py"
+    command = [sys.executable, "-P", str(script), *arguments]  # -P: its packages are found through PYTHONPATH only
     sys.stdout.flush()
-    os.execve(sys.executable, command, {**os.environ, "PYTHONPATH": path})
+    os.execve(sys.executable, command, {**os.environ, "PYTHONPATH": run.python_path()})
 
 
 def files(folder: Path) -> dict[Path, bytes]:
-    """What a run keeps of a project, by the path within it."""
+    """Return the contents of all files that a run copies from a project, by their path in `folder`."""
     paths = (path for name in SNAPSHOT for path in (folder / name).rglob("*") if path.is_file())
     return {path.relative_to(folder): path.read_bytes() for path in paths if "__pycache__" not in path.parts}

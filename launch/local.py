@@ -1,4 +1,4 @@
-"""An attempt on this machine: every "node" is a local process with its own agent, as on a cluster."""
+"""An attempt on this machine: every "node" is a local process with an agent of its own, as on a cluster."""
 
 import contextlib
 import os
@@ -18,52 +18,52 @@ from launch.variables import PARENT
 
 POLL_SECONDS = 0.2
 PATIENCE_SECONDS = 4.0
-"""How long the other nodes get to notice a lost one by themselves: an attempt ends within 10 s of a dead worker."""
+"""Time for the other nodes to notice a lost one by themselves: an attempt ends within 10 s of a worker's death."""
 
 
 class LocalAttempt:
-    """The agents of one attempt, all on this machine."""
+    """One attempt whose agents all run on this machine."""
 
     def __init__(self, attempt: AttemptDir, nodes: int, ranks_per_node: int) -> None:
         self.attempt, self.nodes, self.ranks_per_node = attempt, nodes, ranks_per_node
         self.agents: list[subprocess.Popen[bytes]] = []
 
     def run(self, console: Console) -> Ending:
-        """Start the agents, show the run until all of them have ended, and say how."""
+        """Start the agents, show the run until all of them have ended, and return how it ended."""
         signals = Signals().listen()
         self.agents = [self._start(node) for node in range(self.nodes)]
         try:
             with RunView(self.attempt.run.folder, console) as view:
-                self._update_teacher(signals, view)
+                self._watch(signals, view)
         finally:
             self._kill()
         codes = [agent.returncode for agent in self.agents]
         ending = of_attempt(self.attempt, self.nodes, self.ranks_per_node, codes, self._log)
         ending = _as_asked(ending, signals, codes)
-        with contextlib.suppress(OSError):  # on a full disk the screen alone must tell
+        with contextlib.suppress(OSError):  # on a full disk the screen is the only report
             ending.write(self.attempt.folder / "outcome.json")
         return ending
 
     def _start(self, node: int) -> "subprocess.Popen[bytes]":
         run = self.attempt.run
-        words = [run.folder, self.attempt.number, node, self.nodes, self.ranks_per_node]
-        command = [sys.executable, "-P", "-m", "launch.agent", *map(str, words)]  # -P: never the current folder's code
-        path = os.pathsep.join([str(run.code.resolve()), *filter(None, [os.environ.get("PYTHONPATH")])])
-        environment = {**os.environ, "PYTHONPATH": path, PARENT: str(os.getpid()), **self._devices(node)}
+        arguments = map(str, (run.folder, self.attempt.number, node, self.nodes, self.ranks_per_node))
+        command = [sys.executable, "-P", "-m", "launch.agent", *arguments]  # -P: never the current folder's code
+        own = {"PYTHONPATH": run.python_path(), PARENT: str(os.getpid()), **self._devices(node)}
         with self._log(node).open("ab") as log:
-            return subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+            return subprocess.Popen(command, env={**os.environ, **own}, stdout=log, stderr=log, start_new_session=True)
 
     def _log(self, node: int) -> Path:
         return self.attempt.log(f"node_{node:04d}")
 
     def _devices(self, node: int) -> dict[str, str]:
-        """The GPUs of this "node": its share of the visible ones, or none where there are too few for all."""
+        """Return the variables that give this "node" its share of the visible GPUs, or none if there are too few."""
         gpus = visible_gpus()
         own = gpus[node * self.ranks_per_node : (node + 1) * self.ranks_per_node]
         enough = len(gpus) >= self.nodes * self.ranks_per_node
         return {"CUDA_VISIBLE_DEVICES": ",".join(own) if enough else ""} if gpus else {}
 
-    def _update_teacher(self, signals: Signals, view: RunView) -> None:
+    def _watch(self, signals: Signals, view: RunView) -> None:
+        """Refresh the view until all agents have ended; forward stop requests, and kill what outlives a failure."""
         asked = 0
         deadline = float("inf")
         while any(agent.poll() is None for agent in self.agents):
@@ -79,16 +79,16 @@ class LocalAttempt:
 
     def _ask_to_stop(self, asked: int, view: RunView) -> None:
         if asked > 1:
-            view.say("Stopping at once: the run goes on from its last checkpoint.")
+            view.say("Killing all ranks: a resume continues from the last checkpoint.")
             self._kill()
             return
-        view.say("Stopping: all ranks save at the same step. Again Ctrl-C to kill them.")
+        view.say("Stopping: all ranks save at the same step. Press Ctrl-C again to kill them.")
         for agent in self.agents:
             if agent.poll() is None:
                 agent.send_signal(signal.SIGTERM)
 
     def _kill(self) -> None:
-        """Kill what is left of every node: an agent and its workers are one process group."""
+        """Kill the remaining processes of every node: an agent and its workers are one process group."""
         for agent in self.agents:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(agent.pid, signal.SIGKILL)
@@ -97,7 +97,7 @@ class LocalAttempt:
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
     import torch
 
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -107,13 +107,13 @@ def visible_gpus() -> list[str]:
 
 
 def _as_asked(ending: Ending, signals: Signals, codes: list[int]) -> Ending:
-    """A person who interrupts a start, or insists, has stopped the run: that is no failure."""
+    """Return the ending, with a failure turned into a stop if the user's own interrupts caused it."""
     if ending.outcome == FAILED and signals.count and _asked_for(signals, codes):
-        return Ending(STOPPED, "Stopped at once: the run goes on from its last checkpoint.")
+        return Ending(STOPPED, "Killed on request: a resume continues from the last checkpoint.")
     return ending
 
 
 def _asked_for(signals: Signals, codes: list[int]) -> bool:
-    """Whether what ended the agents is what a person asked for: the first time to stop, the second to be killed."""
-    wanted = {-signal.SIGTERM, -signal.SIGKILL} if signals.count > 1 else {-signal.SIGTERM}
-    return any(code in wanted for code in codes)
+    """Return whether an agent was ended by what the user sent: SIGTERM at the first Ctrl-C, SIGKILL at the second."""
+    sent = {-signal.SIGTERM, -signal.SIGKILL} if signals.count > 1 else {-signal.SIGTERM}
+    return any(code in sent for code in codes)

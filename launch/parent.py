@@ -1,4 +1,7 @@
-"""Who started this process, as the starter says: a parent that dies early must not be mistaken for pid 1."""
+"""Detection of a dead parent process.
+
+The parent passes its process id in the environment: getppid() at start-up is too late if the parent has died already.
+"""
 
 import os
 
@@ -6,6 +9,6 @@ from launch.variables import PARENT
 
 
 def alone() -> bool:
-    """Whether the process that started this one is gone. Without a word from it (under torchrun), never."""
+    """Return whether the parent process is gone; always False if it passed no process id (under torchrun)."""
     parent = os.environ.get(PARENT)
     return parent is not None and os.getppid() != int(parent)

@@ -1,4 +1,4 @@
-"""What happens before anything is submitted: compose, check all that can be checked, make data and the run folder."""
+"""Everything done before a run is started: composing and checking its config, making demo data and the run folder."""
 
 import os
 import shutil
@@ -13,17 +13,18 @@ from launch import credentials, scheduler, settings, submission
 from launch.run_dir import PROJECT, AttemptDir, RunDir
 
 OF_THIS_COMMAND = ("wait=", "dry_run=", "follow=", "resume=")
-"""Words that are not part of a run."""
+"""Keys that control one command and are not part of a run."""
 
 
 def choose_cluster(config: dict[str, Any], console: Console) -> None:
-    """Make `cluster.kind` slurm or local; says why where the nodes of an `auto` are local. Raises ConfigError."""
+    """Set `cluster.kind` to slurm or local; for `auto`, print why the nodes are local. Raises ConfigError."""
     kind = config["cluster"]["kind"]
     lacks = "" if kind == "local" or config["dry_run"] else _what_is_missing()
     if kind == "auto":
         config["cluster"]["kind"] = "local" if lacks else "slurm"
         if lacks:
-            nodes = f"the {config['nodes']} nodes run as local processes" if config["nodes"] != 1 else "it runs here"
+            several = f"the {config['nodes']} nodes run as local processes"
+            nodes = several if config["nodes"] != 1 else "the node runs as a local process"
             console.print(f"{lacks}: {nodes}.", highlight=False)
     elif lacks:
         raise ConfigError(f"cluster=slurm is not possible: {lacks}.", "Leave cluster out to run local processes.")
@@ -32,32 +33,32 @@ def choose_cluster(config: dict[str, Any], console: Console) -> None:
 
 
 def _what_is_missing() -> str:
-    """Why there is no Slurm to submit to; empty where there is one. One that does not answer is one."""
+    """Return why no Slurm cluster is available; empty if one is. A cluster that does not answer counts as one."""
     if shutil.which("sbatch") is None:
         return "No sbatch on the PATH"
     return "" if scheduler.is_configured() else "sbatch is installed, but no cluster is configured"
 
 
 def fill_in(config: dict[str, Any]) -> None:
-    """Fill in what depends on the machines: ranks per node and threads. Raises ConfigError."""
+    """Fill in what depends on the machines: ranks per node, threads and decode threads. Raises ConfigError."""
     for key in ("nodes", "ranks_per_node", "threads", "decode_threads"):
         value = config[key]
         if (value is None and key != "nodes") or (isinstance(value, int) and value >= 1):
             continue
-        raise ConfigError(f"{key}={value} is not possible: it is a whole number of at least 1.", f"Set {key}=1, say.")
-    gpus, cores = _asked_for(config) if config["cluster"]["kind"] != "local" else _of_this_machine(config["nodes"])
+        raise ConfigError(f"{key}={value} is not possible: it must be a whole number of at least 1.", f"Set {key}=1.")
+    gpus, cores = _requested(config) if config["cluster"]["kind"] != "local" else _of_this_machine(config["nodes"])
     config["ranks_per_node"] = config["ranks_per_node"] or gpus or 1
     config["threads"] = config["threads"] or max(1, cores // config["ranks_per_node"])
     config["decode_threads"] = config["decode_threads"] or config["threads"]
 
 
-def _asked_for(config: dict[str, Any]) -> tuple[int, int]:
-    """GPUs and cores of one node of a Slurm job."""
+def _requested(config: dict[str, Any]) -> tuple[int, int]:
+    """Return the GPUs and cores that a Slurm job requests per node."""
     return submission.gpus(config["cluster"]), config["cluster"]["cpus_per_task"] or 1
 
 
 def _of_this_machine(nodes: int) -> tuple[int, int]:
-    """GPUs and cores of one of so many "nodes" of this machine."""
+    """Return the GPUs and cores per "node" if this machine is divided into `nodes`."""
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -65,7 +66,7 @@ def _of_this_machine(nodes: int) -> tuple[int, int]:
 
 
 def make_data(config: dict[str, Any], console: Console) -> None:
-    """Make the shards of a data set that our own code draws, on first use."""
+    """Write the shards of the demo data set, which our own code draws, on its first use."""
     address = Address.parse(config["data"]["path"])
     if config["data"]["source"] != "demo" or not address.local:
         return
@@ -78,16 +79,16 @@ def make_data(config: dict[str, Any], console: Console) -> None:
 
 
 def check(config: dict[str, Any]) -> str:
-    """Check everything that can be checked before anything is started; the data's identity. Raises UserError."""
+    """Check everything that can be checked before a start; return the data's identity. Raises UserError."""
     from dist_ssl.build import check as check_parts
 
-    os.environ["DS_ACCELERATOR"] = "cpu"  # nothing is computed here, and DeepSpeed need not look for devices
+    os.environ["DS_ACCELERATOR"] = "cpu"  # nothing is computed here, so DeepSpeed need not search for devices
     return check_parts(credentials.restored(config), config["nodes"] * config["ranks_per_node"])
 
 
-def new_config(words: list[str], console: Console) -> dict[str, Any]:
-    """The checked config of a run to be."""
-    config = settings.compose(words, PROJECT / "configs")
+def new_config(overrides: list[str], console: Console) -> dict[str, Any]:
+    """Return the checked config of a new run. Raises UserError."""
+    config = settings.compose(overrides, PROJECT / "configs")
     choose_cluster(config, console)
     fill_in(config)
     if not config["dry_run"]:
@@ -96,28 +97,33 @@ def new_config(words: list[str], console: Console) -> dict[str, Any]:
     return config
 
 
-def begin(words: list[str], config: dict[str, Any]) -> RunDir:
-    """Make the run folder of a checked config."""
+def begin(overrides: list[str], config: dict[str, Any]) -> RunDir:
+    """Create and return the run folder of a checked config. Raises ConfigError if its name is taken."""
     run = RunDir.create(Path(config["runs"]), config["name"], method_of(config))
-    run.begin(config, of_the_run(words))
+    run.begin(config, of_the_run(overrides))
     return run
 
 
 def method_of(config: dict[str, Any]) -> str:
-    """`mocov3`."""
+    """Return the name of the method's module, such as `mocov3`."""
     return str(config["method"]["_target_"].split(".")[-2])
 
 
-def of_the_run(words: list[str]) -> list[str]:
-    """The words that a resume repeats."""
-    return [word for word in words if not word.startswith(OF_THIS_COMMAND)]
+def of_the_run(overrides: list[str]) -> list[str]:
+    """Return the overrides that a resume must repeat."""
+    return [override for override in overrides if not override.startswith(OF_THIS_COMMAND)]
 
 
-def resume(words: list[str], folder: Path, console: Console) -> tuple[RunDir, dict[str, Any]]:
-    """A run that goes on, with the new words after those that it began with."""
+def resume(overrides: list[str], folder: Path, console: Console) -> tuple[RunDir, dict[str, Any]]:
+    """Return an existing run and its checked config, with new overrides after those it started with.
+
+    Raises UserError.
+    """
     run = RunDir.open(folder)
     configs = run.code / "configs"
-    config = settings.compose([*settings.of_another_choice(run.overrides, words, "engine", configs), *words], configs)
+    config = settings.compose(
+        [*settings.of_another_choice(run.overrides, overrides, "engine", configs), *overrides], configs
+    )
     config["data"]["identity"] = run.config["data"]["identity"]
     settings.check_resume(run.config, config)
     choose_cluster(config, console)
@@ -128,7 +134,7 @@ def resume(words: list[str], folder: Path, console: Console) -> tuple[RunDir, di
 
 
 def _keep_threads(run: RunDir, config: dict[str, Any]) -> None:
-    """On as many nodes take as many threads as before: how threads split a sum is part of its bits."""
+    """Keep the number of threads if the number of ranks is unchanged: how threads split a sum changes its rounding."""
     newest = AttemptDir(run, run.newest_attempt())
     if newest.config_file.is_file() and config["threads"] is None:
         last = newest.config

@@ -1,4 +1,4 @@
-"""What a person sees of a run, read from its folder: a live bar on a terminal, a line per epoch elsewhere."""
+"""The display of a run, read from its folder: a live bar on a terminal, and one line per epoch anywhere."""
 
 import json
 import os
@@ -14,28 +14,28 @@ DASH = "-"
 
 
 def clock(seconds: float) -> str:
-    """Seconds as `4:05` or `1:04:05`."""
+    """Return seconds formatted as `4:05` or `1:04:05`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def epoch_line(report: dict[str, float]) -> str:
-    """One epoch in words, from its line in metrics.jsonl."""
+    """Return the printed line of one epoch, from its report in metrics.jsonl."""
     accuracy = f"kNN {100 * report['knn_accuracy']:5.1f} %"
     return f"epoch {int(report['epoch']):3d}   step {int(report['step']):6d}   {accuracy}"
 
 
 class RunView:
-    """Follows the run in `folder` on this console; as a context manager, `refresh` it now and then."""
+    """The display of the run in `folder` on a console; a context manager, within which `refresh` shows what is new."""
 
     def __init__(self, folder: Path, console: Console) -> None:
         self.folder, self.console = folder, console
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[numbers]}"))
         self.bar = Progress(*columns, console=console, transient=True)
-        self.task = self.bar.add_task("starting", total=None, numbers="the ranks load torch and find each other")
+        self.task = self.bar.add_task("starting", total=None, numbers="the ranks load torch and connect")
         self.read_to, self.read_of = 0, 0
-        self.waiting, self.told = False, ""
+        self.waiting, self.shown_state = False, ""
         self._skip_old()
 
     def __enter__(self) -> "RunView":
@@ -51,7 +51,7 @@ class RunView:
             self.bar.stop()
 
     def refresh(self) -> None:
-        """Show what is new."""
+        """Print new epochs and update the bar."""
         for report in self._new_reports():
             if "knn_accuracy" in report:
                 self.console.print(epoch_line(report), highlight=False)
@@ -60,21 +60,21 @@ class RunView:
             self.bar.update(self.task, total=status["total_steps"], completed=status["step"])
             self.bar.update(self.task, description=self._description(status), numbers=self._numbers(status))
 
-    def queue(self, who: str, state: str) -> None:
-        """Show where a job is in the queue while it does not run: what the folder says is history then."""
+    def queue(self, job: str, state: str) -> None:
+        """Show the queue state of a job that does not run; the status in the folder is outdated then."""
         self.waiting = not state.startswith("RUNNING") and state not in ("", "?")
         if self.waiting:
-            self.bar.update(self.task, description=f"{who}: {state.lower()}", numbers="")
-        if self.waiting and not self.console.is_terminal and state != self.told:
-            self.say(f"{who}: {state.lower()}")
-            self.told = state
+            self.bar.update(self.task, description=f"{job}: {state.lower()}", numbers="")
+        if self.waiting and not self.console.is_terminal and state != self.shown_state:
+            self.say(f"{job}: {state.lower()}")
+            self.shown_state = state
 
     def say(self, note: str) -> None:
-        """Print a note above the bar."""
+        """Print a line above the bar."""
         self.console.print(note, highlight=False, markup=False)
 
     def accuracy(self) -> float | None:
-        """The newest kNN accuracy, 0 to 1."""
+        """Return the newest kNN accuracy, 0 to 1; None without one."""
         return (self._status() or {}).get("knn_accuracy")
 
     def _description(self, status: dict[str, Any]) -> str:
@@ -99,7 +99,7 @@ class RunView:
         return values
 
     def _skip_old(self) -> None:
-        """Reports of earlier attempts have been shown; an attempt may drop some of their lines when it begins."""
+        """Skip the reports of earlier attempts, which have been shown; a new attempt may remove some of them."""
         self.shown_step = max((r["step"] for r in self._reports() if "knn_accuracy" in r), default=-1.0)
 
     def _new_reports(self) -> Iterator[dict[str, float]]:
@@ -109,12 +109,12 @@ class RunView:
                 yield report
 
     def _reports(self) -> Iterator[dict[str, float]]:
-        """What was added since the last look; the whole file where an attempt has put a shorter one in its place."""
+        """Yield the complete lines added since the last call, or the whole file if an attempt has replaced it."""
         path = self.folder / "metrics.jsonl"
         if not path.is_file():
             return
         with path.open("rb") as file:
-            inode = os.fstat(file.fileno()).st_ino  # by its length alone, one that has grown again is not told apart
+            inode = os.fstat(file.fileno()).st_ino  # the length does not reveal a new file that has grown as long
             if inode != self.read_of:
                 self.read_to, self.read_of = 0, inode
             file.seek(self.read_to)

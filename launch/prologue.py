@@ -1,8 +1,8 @@
-"""What a batch script does before its tasks start: make the next attempt's folder and print its number.
+"""The first step of a batch script: creates the folder of the next attempt and prints its number.
 
     python -m launch.prologue RUN_FOLDER
 
-A job that Slurm starts again comes through here again, so every start is an attempt of its own.
+A requeued job runs the prologue again, so every start is a new attempt.
 """
 
 import sys
@@ -11,9 +11,9 @@ from pathlib import Path
 from launch.run_dir import RunDir
 
 
-def main(words: list[str]) -> int:
-    """Run the command line; the exit code."""
-    run = RunDir.open(Path(words[0]))
+def main(arguments: list[str]) -> int:
+    """Run the command line; return the exit code."""
+    run = RunDir.open(Path(arguments[0]))
     print(run.new_attempt(run.submitted).number)
     return 0
 

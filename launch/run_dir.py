@@ -1,15 +1,17 @@
-"""The run folder: what a run is on disk, and how its attempts are numbered.
+"""The run folder: the files of a run, and its numbered attempts.
 
-runs/NAME/config.yaml    the resolved config that the run began with
-          overrides.yaml the words on the command line that made it
+runs/NAME/config.yaml    the resolved config that the run started with
+          overrides.yaml the command-line overrides that made it
           code/          the code at submission; every attempt runs from there
-          submitted.yaml the resolved config of the newest submission to Slurm; job: its id, attempts before it
+          submitted.yaml the resolved config of the newest submission to Slurm
+          job            its id, and the number of attempts before it
           slurm/         batch files and logs of its jobs
           attempts/0001/ config.yaml, rendezvous.json, logs/, reasons/, node_0000.json, outcome.json
           checkpoints/ ledger/ metrics.jsonl plan.jsonl quarantine.jsonl status.json
 """
 
 import json
+import os
 import shutil
 import time
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from typing import Any
 import yaml
 
 from dist_ssl.errors import ConfigError, nearest
+from dist_ssl.runtime.files import write_atomically
 
 FORMAT = 1
 REASON_BYTES = 4096
@@ -34,10 +37,10 @@ class RunDir:
 
     @classmethod
     def create(cls, runs: Path, name: str | None, method: str) -> "RunDir":
-        """A new folder in `runs`; without a name METHOD-MMDD-HHMM. Raises ConfigError where the name is taken."""
-        wanted = name or f"{method}-{time.strftime('%m%d-%H%M')}"
+        """Create a folder in `runs`, by default METHOD-MMDD-HHMM. Raises ConfigError if the name is taken."""
+        requested = name or f"{method}-{time.strftime('%m%d-%H%M')}"
         for number in range(1, 1000):
-            folder = runs / (wanted if number == 1 else f"{wanted}-{number}")
+            folder = runs / (requested if number == 1 else f"{requested}-{number}")
             try:
                 folder.mkdir(parents=True)
                 return cls(folder)
@@ -45,12 +48,13 @@ class RunDir:
                 if name:
                     break
         raise ConfigError(
-            f"The run folder {runs / wanted} exists already.", f"Resume it with resume={runs / wanted}, or rename."
+            f"The run folder {runs / requested} exists already.",
+            f"Resume it with resume={runs / requested}, or choose another name=...",
         )
 
     @classmethod
     def open(cls, folder: Path) -> "RunDir":
-        """A run that has begun. Raises ConfigError where there is none or another version made it."""
+        """Open the folder of a started run. Raises ConfigError if it is none, or has another format."""
         run = cls(folder)
         if not (folder / "config.yaml").is_file():
             others = [p.parent.name for p in folder.parent.glob("*/config.yaml")]
@@ -65,22 +69,26 @@ class RunDir:
 
     @property
     def code(self) -> Path:
-        """The code that the run runs."""
+        """Folder of the code that every attempt runs."""
         return self.folder / "code"
 
     @property
     def config(self) -> dict[str, Any]:
-        """The resolved config that the run began with."""
+        """The resolved config that the run started with."""
         return read_yaml(self.folder / "config.yaml")
 
     @property
     def overrides(self) -> list[str]:
-        """The command line that the run began with."""
-        words: list[str] = yaml.safe_load((self.folder / "overrides.yaml").read_text())
-        return words
+        """The command-line overrides that the run started with."""
+        overrides: list[str] = yaml.safe_load((self.folder / "overrides.yaml").read_text())
+        return overrides
+
+    def python_path(self) -> str:
+        """Return the PYTHONPATH with which a process imports the run's own code."""
+        return os.pathsep.join([str(self.code.resolve()), *filter(None, [os.environ.get("PYTHONPATH")])])
 
     def begin(self, config: dict[str, Any], overrides: list[str]) -> None:
-        """Keep the code, the words and the config; the config last, so that a half-made folder is no run."""
+        """Store the code, the overrides and the config; the config last, so that an incomplete folder is not a run."""
         for name in SNAPSHOT:
             ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
             shutil.copytree(PROJECT / name, self.code / name, ignore=ignore)
@@ -88,26 +96,26 @@ class RunDir:
         write_yaml(self.folder / "config.yaml", {"format": FORMAT, **config})
 
     def discard(self) -> None:
-        """Remove the folder of a run of which there was neither a job nor an attempt."""
+        """Remove the folder, unless the run has a job or an attempt."""
         if not self.job[0] and not self.newest_attempt():
             shutil.rmtree(self.folder)
 
     @property
     def submitted(self) -> dict[str, Any]:
-        """The resolved config of the newest submission to Slurm: that of the attempts which its job makes."""
+        """The resolved config of the newest submission to Slurm, which its job gives to every attempt."""
         return read_yaml(self.folder / "submitted.yaml")
 
     def submit(self, config: dict[str, Any]) -> None:
-        """Keep the config of a submission to Slurm."""
+        """Store the config of a submission to Slurm."""
         write_yaml(self.folder / "submitted.yaml", config)
 
     def note_job(self, job: str) -> None:
-        """Remember the id of the run's newest Slurm job, and how many attempts there were before it."""
+        """Store the id of the run's newest Slurm job, and the number of attempts before it."""
         (self.folder / "job").write_text(f"{job} {self.newest_attempt()}\n")
 
     @property
     def job(self) -> tuple[str, int]:
-        """The id of the newest Slurm job of this run and the number of attempts before it; ("", 0) without one."""
+        """Id of the run's newest Slurm job, and the number of attempts before it; ("", 0) without one."""
         path = self.folder / "job"
         if not path.is_file():
             return "", 0
@@ -115,11 +123,11 @@ class RunDir:
         return job, int(before)
 
     def job_log(self, job: str, task: int) -> Path:
-        """What a task of a Slurm job printed; that of task 0 holds the batch script's words too."""
+        """Return the log of a task of a Slurm job; that of task 0 includes the output of the batch script."""
         return self.folder / "slurm" / f"{job}_{task}_log.out"
 
     def new_attempt(self, config: dict[str, Any]) -> "AttemptDir":
-        """The next attempt's folder, made by exclusive creation: nobody else has its number."""
+        """Create the folder of the next attempt; exclusive creation makes its number unique."""
         while True:
             attempt = AttemptDir(self, self.newest_attempt() + 1)
             try:
@@ -132,11 +140,11 @@ class RunDir:
             return attempt
 
     def newest_attempt(self) -> int:
-        """The number of the newest attempt, 0 where there is none."""
+        """Return the number of the newest attempt, 0 without one."""
         return max((int(p.name) for p in (self.folder / "attempts").glob("[0-9]*")), default=0)
 
     def outcome(self) -> str | None:
-        """How the newest attempt ended."""
+        """Return the outcome of the newest attempt; None if it has not ended."""
         path = AttemptDir(self, self.newest_attempt()).folder / "outcome.json"
         return str(json.loads(path.read_text())["outcome"]) if path.is_file() else None
 
@@ -150,7 +158,7 @@ class AttemptDir:
 
     @property
     def folder(self) -> Path:
-        """Its folder."""
+        """Folder of the attempt."""
         return self.run.folder / "attempts" / f"{self.number:04d}"
 
     @property
@@ -160,35 +168,35 @@ class AttemptDir:
 
     @property
     def config_file(self) -> Path:
-        """Written when the attempt begins."""
+        """File of the attempt's resolved config, written when the attempt starts."""
         return self.folder / "config.yaml"
 
     @property
     def meeting(self) -> Path:
-        """The file through which the ranks find each other."""
+        """File through which the ranks find the rendezvous address."""
         return self.folder / "rendezvous.json"
 
     @property
     def failure(self) -> Path:
-        """The file that is there as soon as a rank has failed."""
+        """Marker file that an agent creates as soon as a rank has failed."""
         return self.folder / "failed"
 
-    def log(self, who: str) -> Path:
-        """The log of `rank_00000` or `node_0000`."""
-        return self.folder / "logs" / f"{who}.log"
+    def log(self, name: str) -> Path:
+        """Return the log of a process, called `rank_00000` or `node_0000`."""
+        return self.folder / "logs" / f"{name}.log"
 
     def reserve_reason(self, rank: int) -> None:
-        """Keep room for a reason, so that a rank can still give one when the disk is full."""
+        """Allocate the file for a rank's reason, so that it can still be written when the disk is full."""
         self._reason_file(rank).write_text(" " * REASON_BYTES)
 
     def give_reason(self, rank: int, text: str) -> None:
-        """Say in words why a rank gave up, in the room kept for it; without an agent there is none."""
+        """Write why a rank gave up into the allocated file, cut to REASON_BYTES; created if no agent allocated it."""
         self._reason_file(rank).touch()
         with self._reason_file(rank).open("r+b") as file:
             file.write(text.encode()[:REASON_BYTES])
 
     def reason(self, rank: int) -> str:
-        """Why a rank gave up; empty where it gave no reason."""
+        """Return why a rank gave up; empty if it gave no reason."""
         path = self._reason_file(rank)
         return path.read_text(errors="replace").strip() if path.is_file() else ""
 
@@ -196,18 +204,16 @@ class AttemptDir:
         return self.folder / "reasons" / f"rank_{rank:05d}.txt"
 
     def node(self, number: int) -> Path:
-        """Where an agent says how its node's ranks ended."""
+        """Return the file in which the agent of a node reports how its ranks ended."""
         return self.folder / f"node_{number:04d}.json"
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping."""
+    """Return the mapping in a YAML file."""
     values: dict[str, Any] = yaml.safe_load(path.read_text())
     return values
 
 
 def write_yaml(path: Path, values: dict[str, Any]) -> None:
-    """Write a YAML mapping in one move."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(yaml.safe_dump(values, sort_keys=False))
-    part.replace(path)
+    """Write a mapping to a YAML file, atomically."""
+    write_atomically(path, yaml.safe_dump(values, sort_keys=False))

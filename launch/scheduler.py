@@ -1,4 +1,4 @@
-"""Questions to Slurm and orders for it: always with a limit of patience, never with an exception."""
+"""Slurm's commands: every call has a timeout, and none raises an exception."""
 
 import re
 import subprocess
@@ -6,21 +6,24 @@ import subprocess
 COMMAND_SECONDS = 20
 UNKNOWN_JOB = "Invalid job id"
 NO_CLUSTER = "Could not establish a configuration source"
-"""What the commands of Slurm say where they are installed and no cluster is."""
+"""Part of the error message of Slurm's commands where they are installed but no cluster is configured."""
 NO_ANSWER = "?"
 
 
-def run(*words: str) -> tuple[int, str, str]:
-    """Exit code, output and complaints of a command; exit code -1 where it is not there or does not answer."""
+def run(*command: str) -> tuple[int, str, str]:
+    """Run a command; return its exit code (-1 if it is missing or does not answer), stdout and stderr."""
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False)
     except (subprocess.TimeoutExpired, FileNotFoundError) as error:
         return -1, "", str(error)
     return done.returncode, done.stdout, done.stderr
 
 
 def queue_state(job: str) -> str:
-    """`PENDING (Resources)`, `RUNNING n[1-4]`, ...; empty once the job has left the queue, `?` without an answer."""
+    """Return a job's state, such as `PENDING (Resources)` or `RUNNING n[1-4]`.
+
+    Empty once the job has left the queue; NO_ANSWER if Slurm does not answer.
+    """
     code, said, complaints = run("squeue", "--noheader", f"--jobs={job}", "--format=%T %R")
     if code:
         return "" if UNKNOWN_JOB in complaints else NO_ANSWER
@@ -28,21 +31,21 @@ def queue_state(job: str) -> str:
 
 
 def read_record(text: str) -> dict[str, str]:
-    """What `scontrol show job` prints of one job, as key -> value."""
+    """Parse what `scontrol show job` prints for one job: key -> value."""
     return dict(re.findall(r"(\S+?)=(\S*)", text))
 
 
 def record(job: str) -> dict[str, str]:
-    """Slurm's record of a job; empty where it cannot be had."""
+    """Return Slurm's record of a job; empty if it is not available."""
     return read_record(run("scontrol", "show", "job", job)[1])
 
 
 def requeue(job: str) -> str:
-    """Queue the job again; Slurm's words where it refuses, empty where it obeys."""
+    """Requeue a job; return Slurm's error message, empty on success."""
     code, _, complaints = run("scontrol", "requeue", job)
     return complaints.strip() or f"exit code {code}" if code else ""
 
 
 def is_configured() -> bool:
-    """Whether there is a cluster; one that does not answer now is one."""
+    """Return whether a cluster is configured, even if it does not answer now."""
     return NO_CLUSTER not in run("scontrol", "ping")[2]

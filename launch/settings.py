@@ -1,4 +1,4 @@
-"""From the words of a command line to a resolved config, and which of its keys a resumed run may change."""
+"""Composition of a config from command-line overrides, and the check of what a resume may change."""
 
 import re
 from collections.abc import Iterator
@@ -51,99 +51,107 @@ MACHINE = (
     "wait",
     "dry_run",
 )
-"""What may change at every resume; every other key is science: the result depends on it."""
+"""Machine keys, which a resume may change. All other keys are science: the result of the run depends on them."""
 
 PLACES = ("data.path", "data.cache", "runs", "resume")
-"""Folders and addresses: what stands after = is meant as it is, whatever Hydra would read into it."""
+"""Keys of folders and addresses: their value is taken literally, even where it has meaning in Hydra's grammar."""
 
 
-def legible(word: str, *, commas: bool = False) -> str:
-    """The word as Hydra reads it: a folder `date=1` or `it's`, and `a,b` unless `commas` part choices, in its quotes.
+def legible(override: str, *, commas: bool = False) -> str:
+    """Return an override in Hydra's grammar: a PLACES value that Hydra cannot read, such as `it's`, is quoted.
 
-    Raises ConfigError where it is not key=value.
+    So is one with commas, `a,b`, unless `commas` separate the choices of a sweep. Raises ConfigError if the override
+    is not of the form key=value.
     """
-    key, _, value = word.partition("=")
+    key, _, value = override.partition("=")
     try:
-        choices = OverridesParser.create().parse_overrides([word])[0].is_sweep_override()
+        choices = OverridesParser.create().parse_overrides([override])[0].is_sweep_override()
     except OverrideParseException as error:
         if key in PLACES:
             return _quoted(key, value)
-        quotes = f""", and a text that holds signs in quotes: "{key}='...'\"""" if value else ""
-        raise ConfigError(f"'{word}' is not of the form key=value.", f"Write method=mocov3, say{quotes}.") from error
-    return _quoted(key, value) if choices and key in PLACES and not commas else word
+        quotes = f"""; put text with special characters in quotes: "{key}='...'\"""" if value else ""
+        raise ConfigError(
+            f"'{override}' is not of the form key=value.", f"Write method=mocov3, for example{quotes}."
+        ) from error
+    return _quoted(key, value) if choices and key in PLACES and not commas else override
 
 
 def _quoted(key: str, value: str) -> str:
-    """The value in Hydra's quotes, so that it is text; before a quote it takes backslashes for its own."""
+    """Return key='value' with the value quoted as text; Hydra unescapes only backslashes in front of a quote."""
     escaped = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), value)
     return f"{key}='{escaped}'"
 
 
-def compose(words: list[str], folder: Path) -> dict[str, Any]:
-    """The resolved config that `words` (`key=value`) make of the config tree in `folder`. Raises ConfigError."""
+def compose(overrides: list[str], folder: Path) -> dict[str, Any]:
+    """Return the resolved config of the tree in `folder` under overrides (`key=value`). Raises ConfigError."""
     try:
         with hydra.initialize_config_dir(str(folder.resolve()), version_base="1.3"):
-            found = hydra.compose("config", overrides=[legible(word) for word in words])
+            found = hydra.compose("config", overrides=[legible(override) for override in overrides])
         values = OmegaConf.to_container(found, resolve=True, throw_on_missing=True)
     except MissingConfigException as error:
         raise _no_option(str(error.missing_cfg_file), folder) from error
     except ConfigCompositionException as error:
-        raise _no_key(str(error), words, folder) from error
+        raise _no_key(str(error), overrides, folder) from error
     except MissingMandatoryValue as error:
         raise ConfigError(f"{error.full_key} has no value.", f"Set it: {error.full_key}=...") from error
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(f"{' '.join(words)} makes no config: {error}.", "Correct the command line.") from error
+        raise ConfigError(
+            f"{' '.join(overrides)} cannot be composed to a config: {error}.", "Correct the command line."
+        ) from error
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
 
 
 def _no_option(missing: str, folder: Path) -> ConfigError:
-    """For `method=mocov7`: there is no file method/mocov7."""
+    """Return the error for `method=mocov7`, where the file method/mocov7 does not exist."""
     group, _, name = missing.rpartition("/")
     options = [path.stem for path in (folder / group).glob("*.yaml")]
     return ConfigError(f"{group}={name} does not exist.", nearest(name, options))
 
 
-def _no_key(message: str, words: list[str], folder: Path) -> ConfigError:
-    """For `ndoes=4`: there is no such key; `recipe=X`: it is added, not replaced; a key of another choice: of which."""
+def _no_key(message: str, overrides: list[str], folder: Path) -> ConfigError:
+    """Return the error for an override of a missing key.
+
+    It is misspelt (`ndoes=4`), must be added with + (`recipe=X`), or belongs to another option of its group.
+    """
     found = re.search(r"override '([^']+)'", message)
     if not found:
         return ConfigError(f"The config cannot be composed: {message.splitlines()[0]}.", "Correct the command line.")
     if (folder / found[1]).is_dir():
-        return ConfigError(f"There is no {found[1]} yet that could be replaced.", f"Add one: +{found[1]}=...")
+        return ConfigError(f"The config has no {found[1]} to replace.", f"Add one: +{found[1]}=...")
     if choices := " or ".join(_having(found[1], folder)):
-        word = next((word for word in words if word.partition("=")[0] == found[1]), found[1])
-        return ConfigError(f"{word} is an option of {choices} only.", f"Choose {choices}, or leave it out.")
+        override = next((override for override in overrides if override.partition("=")[0] == found[1]), found[1])
+        return ConfigError(f"{override} is an option of {choices} only.", f"Choose {choices}, or leave it out.")
     return ConfigError(f"There is no key '{found[1]}'.", nearest(found[1], list(keys(compose([], folder)))))
 
 
 def _having(key: str, folder: Path) -> list[str]:
-    """The options (`engine=ddp`) of the key's group that have it."""
+    """Return the options (`engine=ddp`) of the key's group that have the key."""
     group, _, own = key.partition(".")
     options = {path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in (folder / group).glob("*.yaml")}
     return sorted(f"{group}={name}" for name, node in options.items() if isinstance(node, dict) and own in keys(node))
 
 
-def of_another_choice(words: list[str], newer: list[str], group: str, folder: Path) -> list[str]:
-    """Those of `words` that still mean something where `newer` ones choose an option of `group` (`engine=fsdp`) anew.
+def of_another_choice(overrides: list[str], newer: list[str], group: str, folder: Path) -> list[str]:
+    """Return those of `overrides` that remain valid if `newer` ones choose another option of `group` (`engine=fsdp`).
 
-    Keys of the group that the new option does not have are left out: they were another option's.
+    Keys of the group that the new option does not have are left out.
     """
-    chosen = [word for word in newer if word.startswith(f"{group}=")]
+    chosen = [override for override in newer if override.startswith(f"{group}=")]
     if not chosen:
-        return words
+        return overrides
     known = set(keys(compose(chosen[-1:], folder)[group], f"{group}."))
 
-    def meant(word: str) -> bool:
-        """Keys that are added (`+engine.config.x=1`) lie below one that the option has."""
-        key = word.lstrip("+").partition("=")[0]
+    def valid(override: str) -> bool:
+        """Return whether the new option has the key, or a mapping to which it is added (`+engine.config.x=1`)."""
+        key = override.lstrip("+").partition("=")[0]
         return not key.startswith(f"{group}.") or any(key == own or key.startswith(f"{own}.") for own in known)
 
-    return [word for word in words if meant(word)]
+    return [override for override in overrides if valid(override)]
 
 
 def keys(values: dict[Any, Any], prefix: str = "") -> Iterator[str]:
-    """All dotted keys of a config, inner ones too."""
+    """Yield all dotted keys of a config, those of inner mappings included."""
     for key, value in values.items():
         yield prefix + str(key)
         if isinstance(value, dict):
@@ -151,7 +159,7 @@ def keys(values: dict[Any, Any], prefix: str = "") -> Iterator[str]:
 
 
 def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and plain values."""
+    """Yield the dotted key and value of every leaf."""
     for key, value in values.items():
         if isinstance(value, dict):
             yield from leaves(value, f"{prefix}{key}.")
@@ -160,17 +168,17 @@ def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 
 def science(config: dict[str, Any]) -> dict[str, Any]:
-    """The leaves that the result depends on."""
+    """Return the leaves that the result of a run depends on."""
     machine = tuple(f"{key}." for key in MACHINE)
     return {k: v for k, v in leaves(config) if k not in MACHINE and not k.startswith(machine) and k != "format"}
 
 
 def check_resume(began: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise ConfigError where a science key is not what the run began with."""
+    """Raise ConfigError if a science key differs from the config that the run started with."""
     old, new = science(began), science(now)
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key):
             raise ConfigError(
                 f"{key}={new.get(key)} is not what the run began with ({old.get(key)}): its result depends on it.",
-                f"Leave it out to go on, or start a new run. A resume may change: {', '.join(MACHINE[:8])}, ...",
+                f"Leave it out to resume, or start a new run. A resume may change: {', '.join(MACHINE[:8])}, ...",
             )

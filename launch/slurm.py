@@ -1,12 +1,14 @@
-"""Start, resume or follow a run: compose the config, check it, make the run folder, and start its nodes.
+"""The launcher: starts, resumes or follows a run.
 
-    python launch/slurm.py method=mocov3 nodes=4
-    python launch/slurm.py resume=runs/mocov3-1121-0907 nodes=2
-    python launch/slurm.py follow=runs/mocov3-1121-0907
-    python launch/slurm.py -m method=mocov3 seed=0,1,2
+    python launch/slurm.py method=mocov3 nodes=4                      start a run
+    python launch/slurm.py resume=runs/mocov3-1121-0907 nodes=2       resume it, on other nodes
+    python launch/slurm.py follow=runs/mocov3-1121-0907               show the progress of a submitted run
+    python launch/slurm.py -m method=mocov3 seed=0,1,2                start a sweep: a run per combination
+    python launch/slurm.py method=mocov3 dry_run=true                 print the batch file and the config only
 
-On a cluster the nodes are those of a Slurm job, elsewhere local processes, each with its agent as on a cluster.
-Nothing is trained in this process.
+Arguments are key=value, for every key of the files in configs/. The launcher composes and checks the config, makes the
+run folder and starts the nodes: as a Slurm job on a cluster, as local processes elsewhere. Training happens in other
+processes, never in this one.
 """
 
 import gc
@@ -21,52 +23,53 @@ from rich.console import Console
 from dist_ssl.errors import EXIT_CODE, ConfigError, UserError
 from dist_ssl.runtime import jsonl
 from launch import credentials, following, preparation, scheduler, submission, sweep
-from launch.ending import FAILED, FINISHED, REFUSED, STOPPED, Ending
+from launch.ending import CODE_OF_OUTCOME, FINISHED, STOPPED, Ending
 from launch.handover import hand_over
 from launch.local import LocalAttempt, visible_gpus
 from launch.progress_bar import RunView
 from launch.run_dir import RunDir
 
 INTERRUPTED_CODE = 130
-EXIT_CODES = {FINISHED: 0, STOPPED: 0, REFUSED: EXIT_CODE, FAILED: 1}
 Prepared = tuple[RunDir, dict[str, Any]]
 
 
-def say_how_it_ended(run: RunDir, words: list[str], ending: Ending, console: Console) -> None:
-    """The last words on the screen: what happened, where things are, what to do next."""
-    again = " ".join(["python launch/slurm.py", *map(shlex.quote, [f"resume={run.folder}", *words])])
+def say_how_it_ended(run: RunDir, overrides: list[str], ending: Ending, console: Console) -> None:
+    """Print how a run ended, where its files are, and what to do next; `overrides`: those of the resume command."""
+    again = " ".join(["python launch/slurm.py", *map(shlex.quote, [f"resume={run.folder}", *overrides])])
     accuracy = RunView(run.folder, console).accuracy()
     score = f" kNN accuracy {100 * accuracy:.1f} %." if accuracy is not None else ""
     if ending.outcome == FINISHED:
         console.print(f"Finished.{score}\n  Run folder: {run.folder}", highlight=False)
-        console.print(f"  Its numbers: {run.folder}/metrics.jsonl", highlight=False)
+        console.print(f"  Metrics: {run.folder}/metrics.jsonl", highlight=False)
         if bad := len(jsonl.read(run.folder / "quarantine.jsonl")):
             console.print(f"  Samples that could not be read: {bad}, in {run.folder}/quarantine.jsonl", highlight=False)
-        console.print("  Next: longer (epochs=60), larger (encoder=resnet18 encoder.stem=small), or your own", end=" ")
-        console.print("shards (data=shards data.path=...).", highlight=False)
+        console.print("  Next: train longer (epochs=60), train a larger encoder", end=" ", highlight=False)
+        console.print("(encoder=resnet18 encoder.stem=small),", end=" ", highlight=False)
+        console.print("or use your own images (data=shards data.path=...).", highlight=False)
     elif ending.outcome == STOPPED:
-        how = ending.reason or "Stopped in order; nothing is lost."
-        console.print(f"{how}{score}\n  Go on with: {again}", highlight=False, markup=False)
+        how = ending.reason or "Stopped after saving; nothing is lost."
+        console.print(f"{how}{score}\n  Resume with: {again}", highlight=False, markup=False)
     else:
         how = ending.reason or "The attempt failed."
-        console.print(f"{how}\n  Go on with: {again}", highlight=False, markup=False)
+        console.print(f"{how}\n  Resume with: {again}", highlight=False, markup=False)
 
 
-def run_here(run: RunDir, config: dict[str, Any], words: list[str], console: Console) -> int:
-    """Run an attempt on this machine to its end; `words` are those of the resume."""
-    nodes = config["nodes"]
+def run_here(run: RunDir, config: dict[str, Any], overrides: list[str], console: Console) -> int:
+    """Run an attempt on this machine to its end; return the exit code. `overrides`: those of the resume command."""
+    nodes, gpus = config["nodes"], len(visible_gpus())
     refuse_second_job(run)
-    if 0 < len(visible_gpus()) < nodes * config["ranks_per_node"]:
-        console.print(f"Too few GPUs for {nodes} nodes: all ranks use the CPU. nodes=1 uses the GPUs.", highlight=False)
+    if 0 < gpus < (ranks := nodes * config["ranks_per_node"]):
+        note = f"{gpus} GPUs are too few for {ranks} ranks: all ranks use the CPU. nodes=1 uses the GPUs."
+        console.print(note, highlight=False)
     console.print(f"Run folder: {run.folder}", highlight=False)
     attempt = run.new_attempt(config)
     ending = LocalAttempt(attempt, nodes, config["ranks_per_node"]).run(console)
-    say_how_it_ended(run, words, ending, console)
-    return EXIT_CODES[ending.outcome]
+    say_how_it_ended(run, overrides, ending, console)
+    return CODE_OF_OUTCOME[ending.outcome]
 
 
 def submit(prepared: list[Prepared], console: Console) -> None:
-    """Submit a Slurm job for every run: one array where there are several and their config asks for one."""
+    """Submit a Slurm job for every run; several with the same cluster options as one array, if configured."""
     for run, config in prepared:
         refuse_second_job(run)
         run.submit(config)
@@ -84,7 +87,7 @@ def submit(prepared: list[Prepared], console: Console) -> None:
 
 
 def say_submitted(run: RunDir, job: str, console: Console) -> None:
-    """Note the job in its run and say what can be done with it."""
+    """Store the job's id in its run, and print how to follow and cancel the job."""
     run.note_job(job)
     console.print(f"Submitted job {job}.\n  Run folder: {run.folder}", highlight=False)
     console.print(f"  Follow it: python launch/slurm.py {shlex.quote(f'follow={run.folder}')}", highlight=False)
@@ -92,7 +95,7 @@ def say_submitted(run: RunDir, job: str, console: Console) -> None:
 
 
 def refuse_second_job(run: RunDir) -> None:
-    """Raise ConfigError where a job of this run may still train: two would take turns in undoing each other."""
+    """Raise ConfigError if a job of this run may still train: two jobs would overwrite each other's work."""
     job, _ = run.job
     state = scheduler.queue_state(job) if job else ""
     if state == scheduler.NO_ANSWER:
@@ -104,28 +107,28 @@ def refuse_second_job(run: RunDir) -> None:
         )
 
 
-def follow(run: RunDir, words: list[str], console: Console) -> int:
-    """Stay until the run's job has ended; `words` are those of a resume."""
+def follow(run: RunDir, overrides: list[str], console: Console) -> int:
+    """Show the run until its job has ended; return the exit code. `overrides`: those of the resume command."""
     job, _ = run.job
     try:
         ending = following.follow(run, console)
     except KeyboardInterrupt:
-        console.print(f"Job {job} goes on. Cancel it: scancel {job}", highlight=False)
+        console.print(f"Job {job} keeps running. Cancel it: scancel {job}", highlight=False)
         return INTERRUPTED_CODE
-    say_how_it_ended(run, words, ending, console)
-    return EXIT_CODES[ending.outcome]
+    say_how_it_ended(run, overrides, ending, console)
+    return CODE_OF_OUTCOME[ending.outcome]
 
 
 def show(config: dict[str, Any], folder: Path, console: Console) -> int:
-    """What `dry_run` prints: the batch file, where there would be one, and the config."""
+    """Print what `dry_run` shows: the batch file, if the run would use Slurm, and the config; return 0."""
     if config["cluster"]["kind"] == "slurm":
         console.print(submission.text(submission.one(config, folder.resolve())), highlight=False, markup=False)
     console.print(yaml.safe_dump(config, sort_keys=False), highlight=False, markup=False)
     return 0
 
 
-def go(prepared: list[Prepared], words: list[str], console: Console) -> int:
-    """Run or submit; the exit code is the worst of all. `words` are those of a resume."""
+def go(prepared: list[Prepared], overrides: list[str], console: Console) -> int:
+    """Run or submit all runs; return the worst exit code. `overrides`: those of the resume command."""
     unfinished = [(run, config) for run, config in prepared if run.outcome() != FINISHED]
     for run in {run for run, _ in prepared} - {run for run, _ in unfinished}:
         console.print(f"{run.folder} has finished: nothing is left to train.", highlight=False)
@@ -133,29 +136,31 @@ def go(prepared: list[Prepared], words: list[str], console: Console) -> int:
     jobs = [(run, config) for run, config in unfinished if config["cluster"]["kind"] == "slurm"]
     if jobs:
         submit(jobs, console)
-    codes = [run_here(run, config, words, console) for run, config in here]
-    codes += [follow(run, preparation.of_the_run(words), console) for run, config in jobs if config["wait"]]
+    codes = [run_here(run, config, overrides, console) for run, config in here]
+    codes += [follow(run, preparation.of_the_run(overrides), console) for run, config in jobs if config["wait"]]
     return max(codes, default=0)
 
 
-def command(words: list[str], console: Console) -> int:
-    """What the words ask for; the exit code."""
-    whole, words = words, credentials.set_aside(words)
-    given = {
-        key: word.partition("=")[2] for word in words for key in ("resume", "follow") if word.startswith(f"{key}=")
-    }
-    others = [word for word in words if not word.startswith(("resume=", "follow="))]
+def command(arguments: list[str], console: Console) -> int:
+    """Execute the arguments: start, resume or follow; return the exit code. Raises UserError."""
+    complete, arguments = arguments, credentials.set_aside(arguments)
+    special = ("resume=", "follow=")
+    parted = (argument.partition("=") for argument in arguments if argument.startswith(special))
+    given = {key: value for key, _, value in parted}
+    others = [argument for argument in arguments if not argument.startswith(special)]
     if "follow" in given:
         run = RunDir.open(Path(given["follow"]))
         if not run.job[0]:
-            raise ConfigError(f"{run.folder} was never submitted to Slurm.", f"Run it: resume={run.folder}")
+            raise ConfigError(
+                f"{run.folder} was never submitted to Slurm.", f"Run it: python launch/slurm.py resume={run.folder}"
+            )
         return follow(run, [], console)
     if "resume" in given:
-        hand_over(RunDir.open(Path(given["resume"])), whole, console)
+        hand_over(RunDir.open(Path(given["resume"])), complete, console)
         run, config = preparation.resume(others, Path(given["resume"]), console)
         return show(config, run.folder, console) if config["dry_run"] else go([(run, config)], others, console)
-    several = any(word in sweep.FLAGS for word in words)
-    combinations = sweep.expand([w for w in words if w not in sweep.FLAGS]) if several else [words]
+    overrides = [argument for argument in arguments if argument not in sweep.FLAGS]
+    combinations = sweep.expand(overrides) if overrides != arguments else [overrides]
     configs = [preparation.new_config(combination, console) for combination in combinations]
     if configs[0]["dry_run"]:
         names = [config["name"] or preparation.method_of(config) for config in configs]
@@ -167,17 +172,20 @@ def command(words: list[str], console: Console) -> int:
         return go(list(zip(runs, configs, strict=True)), [], console)
     except (ConfigError, KeyboardInterrupt):
         for run in runs:
-            run.discard()  # nothing was submitted: a command that is mended may use the name
+            run.discard()  # nothing was submitted, so a corrected command may use the name
         raise
 
 
-def main(words: list[str]) -> int:
-    """Run the command line; the exit code."""
+def main(arguments: list[str]) -> int:
+    """Run the command line; return the exit code."""
     console = Console(soft_wrap=True)
+    if {"-h", "--help"} & set(arguments):
+        console.print(__doc__, highlight=False, markup=False)
+        return 0
     try:
-        return command(words, console)
+        return command(arguments, console)
     except KeyboardInterrupt:
-        console.print("Stopped. What was submitted or begun before is named above.", highlight=False)
+        console.print("Interrupted. Jobs submitted and run folders made before are listed above.", highlight=False)
         return INTERRUPTED_CODE
     except UserError as error:
         console.print(str(error), highlight=False, markup=False)

@@ -1,8 +1,8 @@
-"""From a resolved config to a Slurm job, through submitit: one task per node, each of them an agent.
+"""Submission of a resolved config as a Slurm job, through submitit: one task per node, which is the node's agent.
 
-The batch script does three things: the prologue makes the attempt's folder, srun starts the agents, and the epilogue,
-which a cancelled job does not reach, decides whether the job is to come back. State is found from the run folder,
-never from a pickle: submitit carries nothing but the folder's name.
+The batch script has three parts: the prologue makes the attempt's folder, srun starts the agents, and the epilogue,
+which a cancelled job does not reach, decides whether to requeue the job. All state comes from the run folder, none
+from a pickle: submitit passes on nothing but the folder's name.
 """
 
 import contextlib
@@ -24,16 +24,19 @@ FROM_CLUSTER = ("partition", "account", "qos", "gpus_per_node", "cpus_per_task",
 
 
 class Sbatch(SlurmExecutor):  # type: ignore[misc]  # submitit has no types
-    """submitit's executor, which also writes its batch file where there is no Slurm."""
+    """submitit's Slurm executor, made usable on machines without Slurm, for the text of the batch file."""
 
     @classmethod
     def affinity(cls) -> int:
-        """Always to be had."""
+        """Return 1: always available."""
         return 1
 
 
 def executor(config: dict[str, Any], folder: Path, name: str, run_line: str) -> Sbatch:
-    """What submits jobs of this config; `folder` keeps their files, `run_line` of shell sets the run folder."""
+    """Return the executor that submits jobs of a config.
+
+    `folder`: where batch files and logs go; `run_line`: the line of shell that sets the run folder's variable.
+    """
     cluster = config["cluster"]
     found = Sbatch(folder)
     python = f"{shlex.quote(sys.executable)} -m"
@@ -57,41 +60,52 @@ def executor(config: dict[str, Any], folder: Path, name: str, run_line: str) -> 
 
 
 def check(cluster: dict[str, Any]) -> None:
-    """Raise ConfigError where the options of a cluster cannot be."""
+    """Raise ConfigError if an option of the cluster is not possible."""
     gpus(cluster)
     cpus = cluster["cpus_per_task"]
     if cpus is not None and (not isinstance(cpus, int) or cpus < 1):
-        raise ConfigError(f"cluster.cpus_per_task={cpus} is not possible.", "It is a number of at least 1.")
-    if not isinstance(cluster["setup"], list):
-        raise ConfigError(f"cluster.setup={cluster['setup']} is no list.", "cluster.setup='[module load cuda]', say.")
-    ahead = seconds(cluster, "stop_ahead")
-    if cluster["time"] is not None and seconds(cluster, "time") <= ahead:
         raise ConfigError(
-            f"cluster.time={cluster['time']} is over before anything is trained: the ranks are told to stop"
-            f" {cluster['stop_ahead']} ahead.",
+            f"cluster.cpus_per_task={cpus} is not possible: it must be a whole number of at least 1.",
+            "Set cluster.cpus_per_task=8, for example.",
+        )
+    if not isinstance(cluster["setup"], list):
+        raise ConfigError(
+            f"cluster.setup={cluster['setup']} is not a list of shell commands.",
+            "Write cluster.setup='[module load cuda]', for example.",
+        )
+    stop_before = seconds(cluster, "stop_ahead")
+    if cluster["time"] is not None and seconds(cluster, "time") <= stop_before:
+        raise ConfigError(
+            f"cluster.time={cluster['time']} leaves no time to train: the ranks are asked to stop"
+            f" cluster.stop_ahead={cluster['stop_ahead']} before its end.",
             "Raise cluster.time, or lower cluster.stop_ahead.",
         )
 
 
 def gpus(cluster: dict[str, Any]) -> int:
-    """GPUs per node: of 8, of `a100:4`, or 0. Raises ConfigError."""
+    """Return the number of GPUs per node from `8`, `a100:4` or null. Raises ConfigError."""
     asked = str(cluster["gpus_per_node"] or 0)
     number = asked.rpartition(":")[2]
     if not number.isdigit():
-        raise ConfigError(f"cluster.gpus_per_node={asked} names no number.", "Write 8 or a100:8, say.")
+        raise ConfigError(
+            f"cluster.gpus_per_node={asked} has no number of GPUs.",
+            "Write cluster.gpus_per_node=8 or cluster.gpus_per_node=a100:8.",
+        )
     return int(number)
 
 
 def seconds(cluster: dict[str, Any], key: str) -> float:
-    """A duration of the cluster's options. Raises ConfigError where it is not measured by a clock."""
+    """Return a duration option of the cluster in seconds. Raises ConfigError if its unit is not one of time."""
     duration = Duration.parse(cluster[key])
     if not duration.timed:
-        raise ConfigError(f"cluster.{key}={cluster[key]} is not a time.", f"cluster.{key}='2 hours', say.")
+        raise ConfigError(
+            f"cluster.{key}={cluster[key]} is not a time.", f"Write cluster.{key}='2 hours', for example."
+        )
     return duration.amount
 
 
 def _before(python: str, run_line: str) -> list[str]:
-    """Lines before srun: the run's own code, never the current folder's, and a new attempt at every start."""
+    """Return the shell lines before srun: they select the run's code and make a new attempt at every start."""
     return [
         run_line,
         f"export PYTHONSAFEPATH=1 PYTHONPATH=${RUN}/code${{PYTHONPATH:+:$PYTHONPATH}}",
@@ -101,22 +115,22 @@ def _before(python: str, run_line: str) -> list[str]:
 
 
 def _after(python: str) -> list[str]:
-    """Lines after srun."""
+    """Return the shell lines after srun."""
     return ["code=$?", f'{python} launch.epilogue "${RUN}" "${ATTEMPT}" "$code"', "exit $code", ""]
 
 
 def one(config: dict[str, Any], run: Path) -> Sbatch:
-    """What submits the job of one run."""
+    """Return the executor that submits the job of one run."""
     return executor(config, run / "slurm", run.name, f"export {RUN}={shlex.quote(str(run))}")
 
 
 def text(found: Sbatch) -> str:
-    """The batch file."""
+    """Return the text of the batch file."""
     return str(found._make_submission_file_text(found._submitit_command_str, "dry-run"))
 
 
 def submit(found: Sbatch, runs: list[Path]) -> list[str]:
-    """Submit a job per run; their ids. Raises ConfigError with the words of sbatch where it refuses."""
+    """Submit a job per run; return the job ids. Raises ConfigError with the message of sbatch if it refuses."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -126,15 +140,15 @@ def submit(found: Sbatch, runs: list[Path]) -> list[str]:
                 jobs = [found.submit(on_slurm, str(run)) for run in runs]
             return [str(job.job_id) for job in jobs]
     except submitit.core.utils.FailedJobError as error:
-        words = " ".join(said.getvalue().split()) or "it gave no reason"
+        reason = " ".join(said.getvalue().split()) or "it gave no reason"
         raise ConfigError(
-            f"sbatch refused the job: {words}",
-            "The options are cluster.partition, cluster.time and so on; dry_run=true prints the batch file.",
+            f"sbatch refused the job: {reason}",
+            "Correct cluster.partition, cluster.time or another option of cluster; dry_run=true prints the batch file.",
         ) from error
 
 
 def array(config: dict[str, Any], folder: Path, runs: list[Path]) -> Sbatch:
-    """What submits the jobs of several runs as one array; `folder` keeps its files."""
+    """Return the executor that submits the jobs of several runs as one array; its files go to `folder`."""
     listed = folder / "runs.txt"
     listed.write_text("".join(f"{run}\n" for run in runs))
     for run in runs:

@@ -1,4 +1,4 @@
-"""Several runs from one command: `-m method=mocov3,simclr seed=0,1` stands for every combination."""
+"""Sweeps: `-m method=mocov3,simclr seed=0,1` starts a run for every combination."""
 
 import contextlib
 import time
@@ -12,19 +12,21 @@ from launch import settings
 FLAGS = ("-m", "--multirun")
 
 
-def expand(words: list[str]) -> list[list[str]]:
-    """The words of every run, the first key varying slowest. Raises ConfigError where a word has no value."""
-    overrides = OverridesParser.create().parse_overrides([settings.legible(word, commas=True) for word in words])
+def expand(overrides: list[str]) -> list[list[str]]:
+    """Return the overrides of every run, the first key varying slowest. Raises ConfigError if one has no value."""
+    parsed = OverridesParser.create().parse_overrides(
+        [settings.legible(override, commas=True) for override in overrides]
+    )
     choices = []
-    for word, override in zip(words, overrides, strict=True):
-        key = word.partition("=")[0]
-        sweep = override.is_sweep_override()
-        choices.append([f"{key}={value}" for value in override.sweep_string_iterator()] if sweep else [word])
+    for override, one in zip(overrides, parsed, strict=True):
+        key = override.partition("=")[0]
+        sweep = one.is_sweep_override()
+        choices.append([f"{key}={value}" for value in one.sweep_string_iterator()] if sweep else [override])
     return [_named(list(combination), number) for number, combination in enumerate(product(*choices), start=1)]
 
 
 def new_folder(runs: Path) -> Path:
-    """A folder in `runs` for the files of an array of jobs, made by exclusive creation."""
+    """Create a new folder in `runs` for the files of an array of jobs; exclusive creation makes it unique."""
     name = f"sweep-{time.strftime('%m%d-%H%M%S')}"
     for number in count(1):
         folder = runs / (name if number == 1 else f"{name}-{number}")
@@ -34,6 +36,9 @@ def new_folder(runs: Path) -> Path:
     raise AssertionError("unreachable")
 
 
-def _named(words: list[str], number: int) -> list[str]:
-    """A run that was given a name shares it with the others, so it gets a number too."""
-    return [f"{word}-{number}" if word.startswith("name=") and word != "name=null" else word for word in words]
+def _named(overrides: list[str], number: int) -> list[str]:
+    """Return the overrides with the number appended to a given name, which all runs of the sweep would share."""
+    return [
+        f"{override}-{number}" if override.startswith("name=") and override != "name=null" else override
+        for override in overrides
+    ]

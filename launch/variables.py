@@ -1,10 +1,10 @@
-"""Names of the environment variables by which the processes of a run know it."""
+"""Names of the environment variables that the processes of a run pass on to each other."""
 
 RUN = "DIST_SSL_RUN"
 """The run folder, in a batch script."""
 ATTEMPT = "DIST_SSL_ATTEMPT"
 """The number of the attempt, in a batch script and its tasks."""
 ADDRESS = "DIST_SSL_DATA_ADDRESS"
-"""The whole of data.path where it bears credentials, which no file of the run may hold; a line for each."""
+"""Complete data.path with its credentials, which no file of the run may contain; one line per address."""
 PARENT = "DIST_SSL_PARENT"
-"""The process id of who started this one."""
+"""Process id of the parent process."""

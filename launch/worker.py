@@ -1,9 +1,9 @@
-"""One worker per rank: joins the world, builds the job, trains, and says by its exit code how that ended.
+"""The worker of a rank: joins the process group, builds the job, trains, and reports the outcome as its exit code.
 
     python -m launch.worker RUN_FOLDER ATTEMPT
 
-RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE come from the agent, or from torchrun. The worker listens to
-signals before it loads torch, and dies with its parent: no rank is left behind on a node.
+RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE come from the agent, or from torchrun. The worker installs its signal
+handlers before it imports torch, and dies with its parent process, so that no rank is left behind on a node.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ WATCH_SECONDS = 0.5
 
 
 def die_with_parent() -> None:
-    """Kill this process as soon as the one that started it is gone."""
+    """Start a thread that kills this process as soon as its parent process is gone."""
 
     def watch() -> None:
         while not alone():
@@ -39,7 +39,7 @@ def die_with_parent() -> None:
 
 
 def train_attempt(attempt: AttemptDir, signals: Signals) -> int:
-    """Train until the end or an agreed stop; the exit code."""
+    """Train until the end of the run or an agreed stop; return the exit code."""
     import torch
 
     from dist_ssl.build import Place, build
@@ -66,20 +66,20 @@ def train_attempt(attempt: AttemptDir, signals: Signals) -> int:
 
 
 def explain(error: BaseException) -> UserError | None:
-    """The error as something that a person can mend, where it is."""
+    """Return the error as a UserError if the user can fix it, otherwise None."""
     if isinstance(error, UserError):
         return error
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return UserError(f"The disk is full: {error}.", "Free some space, then resume the run: nothing is lost.")
+        return UserError(f"The disk is full: {error}.", "Free some space, then resume the run.")
     return None
 
 
-def main(words: list[str]) -> int:
-    """Run the worker that the command line describes."""
+def main(arguments: list[str]) -> int:
+    """Run the worker that the command line describes; return its exit code."""
     signals = Signals().listen()
     die_with_parent()
     open_journal()
-    attempt = AttemptDir(RunDir.open(Path(words[0])), int(words[1]))
+    attempt = AttemptDir(RunDir.open(Path(arguments[0])), int(arguments[1]))
     try:
         return train_attempt(attempt, signals)
     except Exception as error:
@@ -92,7 +92,7 @@ def main(words: list[str]) -> int:
 
 
 def end(code: int) -> None:
-    """Leave now: threads of a broken collective would hold the interpreter's own exit."""
+    """Exit at once: threads of a broken collective would block a normal interpreter exit."""
     with contextlib.suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()

@@ -1,7 +1,7 @@
-"""One WebDataset tar: written so that the same samples give the same bytes, and indexed in one pass from its start.
+"""Writer and index of WebDataset tars: the same samples give the same bytes, and a tar is indexed in one pass.
 
-The rule is WebDataset's: a sample's key is a member's name up to the first dot of its base name, what comes after is
-the kind of the member. Names that begin with a dot, and `__name__` members, are no samples.
+Members are grouped by WebDataset's rule: a sample's key is the member's name up to the first dot of its base name, and
+the rest is the kind of the member. Names that begin with a dot and `__name__` members belong to no sample.
 """
 
 import hashlib
@@ -17,17 +17,19 @@ from dist_ssl.data.storage.manifest import Row, Shard
 from dist_ssl.errors import DataError
 
 KINDS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif")
-"""File name extensions of images, in the order in which one is chosen where a sample has several."""
+"""File name extensions of images, in order of preference for samples with several images."""
 NAME = re.compile(r"((?:.*/|)[^./]+)\.([^/]*)", re.DOTALL)
 META = re.compile(r"__[^/]*__($|/)")
 STEP = 1 << 16
+"""Bytes read at a time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """An image file. `kind`: its extension, no dot; `label`: -1 for none.
+    """An image file with its key and label.
 
-    `sides`: of the original, where this is a smaller copy: width and height, px, or 0 and 0.
+    `kind`: the file's extension, without the dot; `label`: class number, -1 for none; `sides`: for a smaller copy,
+    width and height of the original in px (0 and 0 if it cannot be decoded), otherwise empty.
     """
 
     key: str
@@ -38,7 +40,7 @@ class Sample:
 
 
 class Writer:
-    """Writes one tar. `content`: bytes of the members so far, without headers."""
+    """Writer of one tar. `content`: bytes of the members so far, without headers and padding."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.file = path, path.open("wb")
@@ -46,7 +48,7 @@ class Writer:
         self.rows: list[Row] = []
 
     def add(self, sample: Sample) -> None:
-        """Append a sample: its label, where it has one, then its image."""
+        """Append a sample: its label, if it has one, then its image."""
         label = str(sample.label).encode() if sample.label >= 0 else b""
         first = [*member(f"{sample.key}.cls", label)] if label else []
         header, *data = member(f"{sample.key}.{sample.kind}", sample.image)
@@ -62,7 +64,7 @@ class Writer:
         self.bytes += len(data)
 
     def close(self, name: str) -> Shard:
-        """End the tar and make it last; its row of the manifest under the name that it will have."""
+        """Complete the tar and sync it to disk; return its manifest row under `name`, which it will be renamed to."""
         end = self.bytes + 2 * tarfile.BLOCKSIZE
         self._put(bytes(2 * tarfile.BLOCKSIZE + -end % tarfile.RECORDSIZE))
         self.file.flush()
@@ -72,27 +74,27 @@ class Writer:
 
 
 def member(name: str, data: bytes) -> tuple[bytes, bytes, bytes]:
-    """The header, the bytes and the padding of a file in a tar."""
+    """Return the header, the bytes and the padding of a file in a tar."""
     info = tarfile.TarInfo(name)
     info.size, info.mode, info.uname, info.gname = len(data), 0o444, "bigdata", "bigdata"
     return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "strict"), data, bytes(-len(data) % tarfile.BLOCKSIZE)
 
 
 def spelt(name: str) -> str:
-    """A file name as a key: each byte that is no UTF-8 is `%XX`."""
+    """Return a file name as a key, with `%XX` for every byte that is not valid UTF-8."""
     return "".join(c if not "\udc80" <= c <= "\udcff" else f"%{ord(c) - 0xDC00:02X}" for c in name)
 
 
 class Readable(Protocol):
-    """Anything that bytes can be read from, from first to last."""
+    """A sequential source of bytes."""
 
     def read(self, size: int, /) -> bytes:
-        """At most `size` bytes; none at the end."""
+        """Return at most `size` bytes; empty at the end."""
         ...
 
 
 class _Hashed:
-    """A file that is hashed and counted as it is read."""
+    """A file whose bytes are hashed and counted as they are read."""
 
     def __init__(self, file: Readable) -> None:
         self.file, self.hash, self.bytes = file, hashlib.sha256(), 0
@@ -105,7 +107,7 @@ class _Hashed:
 
 
 class _Header(tarfile.TarInfo):
-    """A tar header that is never passed over: tarfile takes a damaged one for the end of the tar."""
+    """A tar header that raises an error if it is damaged, where tarfile would end the tar silently."""
 
     @classmethod
     def fromtarfile(cls, tarfile: tarfile.TarFile) -> "_Header":
@@ -122,16 +124,16 @@ _HEADER = tarfile.HeaderError
 
 
 class _DamagedError(Exception):
-    """What is wrong with a tar."""
+    """Damage of a tar, with its description."""
 
 
 @dataclass(frozen=True)
 class Index:
-    """What a tar holds. `several`: samples with more than one image; `bare`: samples with none."""
+    """Contents of a tar. `several`: number of samples with more than one image; `bare`: number of samples with none."""
 
     rows: list[Row]
     members: dict[int, tuple[str, int]]
-    """Key and size of every member of a sample, by the offset of its bytes."""
+    """Key and size in bytes of every member of a sample, by the offset of its bytes in the tar."""
     labels: dict[str, int]
     bytes: int
     sha256: str
@@ -140,11 +142,11 @@ class Index:
 
 
 def index(file: Readable, name: str, image: str | None = None) -> Index:
-    """Read a tar from its start to its end. `name` is for messages; `image`: the kind of member that is the image.
+    """Return the index of a tar, read in one pass.
 
-    Where `image` is not given, the image is the member `KEY.EXT` whose EXT comes first in KINDS; where there is none,
-    of the members `KEY.ANYTHING.EXT` the one whose name sorts first. Raises DataError where the tar is damaged, a
-    label is no number, or two samples have one key.
+    `name`: the tar's name, for messages; `image`: the kind of the members that are images. Without `image`, a sample's
+    image is the member `KEY.EXT` whose EXT comes first in KINDS; if there is none, the member `KEY.ANYTHING.EXT` whose
+    name sorts first. Raises DataError if the tar is damaged, a label is not a number, or two samples have the same key.
     """
     hashed, found = _Hashed(file), _Found(name, image)
     try:
@@ -161,14 +163,14 @@ def index(file: Readable, name: str, image: str | None = None) -> Index:
 
 
 def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The members, none of them kept in memory."""
+    """Yield the members without keeping them in memory."""
     while (member := archive.next()) is not None:
         archive.members.clear()  # type: ignore[attr-defined]
         yield member
 
 
 def _finish(archive: tarfile.TarFile) -> None:
-    """Read what follows the end mark: nothing but padding."""
+    """Read the rest of the tar behind its end mark; raise _DamagedError if it is more than padding."""
     rest: IO[bytes] = archive.fileobj  # type: ignore[assignment]
     while data := rest.read(STEP):
         if data.count(0) != len(data):
@@ -176,7 +178,7 @@ def _finish(archive: tarfile.TarFile) -> None:
 
 
 class _Found:
-    """The samples of a tar as its members come."""
+    """Collector of a tar's samples from its members."""
 
     def __init__(self, name: str, image: str | None) -> None:
         self.name, self.image = name, image.lower() if image else None
@@ -186,7 +188,7 @@ class _Found:
         self.members: dict[int, tuple[str, int]] = {}
 
     def take(self, archive: tarfile.TarFile, member: tarfile.TarInfo) -> None:
-        """Note one member. Raises DataError."""
+        """Record one member. Raises DataError."""
         named = NAME.fullmatch(member.name)
         if named is None or member.isdir() or META.match(member.name):
             return
@@ -194,7 +196,7 @@ class _Found:
         if kind in self.keys.setdefault(key, set()):
             raise DataError(
                 f"{self.name} has key '{key}' twice: a second member {member.name}.",
-                "Make that tar again with one key per sample.",
+                "Write that tar again with one key per sample.",
             )
         self.keys[key].add(kind)
         self.members[member.offset_data] = key, member.size
@@ -202,14 +204,15 @@ class _Found:
         if rank is not None:
             if not member.isreg() or member.issparse():
                 raise DataError(
-                    f"{self.name} holds {member.name} as a link or with holes.", "Make that tar again of whole files."
+                    f"{self.name} holds {member.name} as a link or a sparse file.",
+                    "Write that tar again with regular files.",
                 )
             self.images.setdefault(key, []).append((rank, member.offset_data, member.size))
         elif kind == "cls":
             self.labels[key] = self._label(archive, member)
 
     def _rank(self, kind: str) -> tuple[int, str] | None:
-        """The smaller, the rather is this kind of member the image; None where it is none."""
+        """Return the priority as the sample's image; the lowest wins, None if the member is not an image."""
         if self.image is not None:
             return (0, kind) if kind == self.image else None
         last = kind.rpartition(".")[2]
@@ -218,6 +221,7 @@ class _Found:
         return (KINDS.index(kind), "") if kind == last else (len(KINDS), kind)
 
     def _label(self, archive: tarfile.TarFile, member: tarfile.TarInfo) -> int:
+        """Return the class number in a .cls member; -1 for none. Raises DataError."""
         content = archive.extractfile(member)
         text = content.read(100).strip() if content else b""
         if not re.fullmatch(rb"-1|\d{1,18}", text):
@@ -228,7 +232,7 @@ class _Found:
         return int(text)
 
     def index(self, read: _Hashed) -> Index:
-        """All samples, in the order of their images' bytes."""
+        """Return the index of all samples, ordered by the offset of their images."""
         chosen = ((key, *min(images)[1:], self.labels.get(key, -1)) for key, images in self.images.items())
         rows: list[Row] = [*sorted(chosen, key=lambda row: row[1])]
         several = sum(len(images) > 1 for images in self.images.values())

@@ -1,8 +1,10 @@
-"""The words of a command line (`key=value`) as the fields of a dataclass, each by its annotation.
+"""Command lines of `key=value` arguments, parsed into the fields of a dataclass by their annotations.
 
-What a script can be told is exactly the fields of its options: any other key is refused with the nearest one.
+A script's options are exactly the fields of its dataclass: any other key is refused, with the nearest valid one.
 """
 
+import os
+import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
@@ -16,27 +18,33 @@ from dist_ssl.data.storage.pyramid import check_sides
 from dist_ssl.errors import EXIT_CODE, ConfigError, UserError, nearest
 
 Bytes = NewType("Bytes", int)
-"""A size, written like 256MB."""
+"""Number of bytes, written like 256MB."""
 Quality = NewType("Quality", int)
-"""Of a JPEG, 1 to 100."""
+"""JPEG quality, 1 to 100."""
 Sides = NewType("Sides", tuple[int, ...])
-"""Of the levels of a pyramid, px, the smallest first, written like [160,256]."""
+"""Shorter sides of the levels of a pyramid in px, the smallest first, written like [160,256]."""
 TRUTHS = {"true": True, "false": False}
 INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
 Threads = NewType("Threads", int)
-"""A number of threads, at least one."""
+"""Number of threads, at least one."""
+ONE_PER_CORE = Threads(os.cpu_count() or 1)
+"""Default number of threads for work that keeps the processor busy."""
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """How much of a data set is kept for asking: a number of images, or a share of them (0 to 1)."""
+    """Size of the held-out split: a number of images, or a share of them (0 to 1)."""
 
     number: int = 0
     share: float = 0.0
 
     def of(self, total: int) -> int:
-        """How many of `total` images; a share above 0 is at least one. Raises ConfigError where none is left."""
+        """Return the number of held-out images of `total`, at least one for a share above 0.
+
+        Raises ConfigError if no image would be left to train on.
+        """
         count = max(1, round(self.share * total)) if self.share else self.number
         if count and count >= total:
             raise ConfigError(
@@ -46,44 +54,51 @@ class HeldOut:
 
 
 def parse_whole(text: str, key: str) -> int:
-    """`12` -> 12. Raises ConfigError."""
+    """Return the whole number in a text: `12` -> 12. Raises ConfigError."""
     if not text.isdecimal():
-        raise ConfigError(f"{key}={text} is not possible: it is a whole number, 0 or more.", f"Write {key}=4, say.")
+        raise ConfigError(
+            f"{key}={text} is not possible: it must be a whole number, 0 or more.", f"Write {key}=4, for example."
+        )
     return int(text)
 
 
 def parse_threads(text: str, key: str) -> Threads:
-    """`8` -> 8. Raises ConfigError."""
+    """Return the number of threads in a text: `8` -> 8. Raises ConfigError."""
     if parse_whole(text, key) == 0:
-        raise ConfigError(f"{key}=0 is not possible: it is at least 1.", f"Set {key}=1, or leave it out.")
+        raise ConfigError(f"{key}=0 is not possible: it must be at least 1.", f"Set {key}=1, or leave it out.")
     return Threads(int(text))
 
 
 def parse_quality(text: str, key: str) -> Quality:
-    """`90` -> 90. Raises ConfigError."""
+    """Return the JPEG quality in a text: `90` -> 90. Raises ConfigError."""
     if not 1 <= parse_whole(text, key) <= 100:
-        raise ConfigError(f"{key}={text} is not possible: it is between 1 and 100.", f"Set {key}=90, say.")
+        raise ConfigError(f"{key}={text} is not possible: it must be between 1 and 100.", f"Set {key}=90, for example.")
     return Quality(int(text))
 
 
 def parse_sides(text: str, key: str) -> Sides:
-    """`[160,256]` -> (160, 256). Raises ConfigError."""
-    inner = [word.strip() for word in text.removeprefix("[").removesuffix("]").split(",") if text != "[]"]
-    if not (text.startswith("[") and text.endswith("]")) or not all(word.isdecimal() for word in inner):
-        raise ConfigError(f"{key}={text} is not possible: it is a list of sides in px.", f"Write {key}=[160,256], say.")
-    check_sides([int(word) for word in inner], key)
-    return Sides(tuple(int(word) for word in inner))
+    """Return the sides in a text: `[160,256]` -> (160, 256). Raises ConfigError."""
+    inner = [side.strip() for side in text.removeprefix("[").removesuffix("]").split(",") if text != "[]"]
+    if not (text.startswith("[") and text.endswith("]")) or not all(side.isdecimal() for side in inner):
+        raise ConfigError(
+            f"{key}={text} is not possible: it must be a list of sides in px.",
+            f"Write {key}=[160,256], for example.",
+        )
+    check_sides([int(side) for side in inner], key)
+    return Sides(tuple(int(side) for side in inner))
 
 
 def parse_truth(text: str, key: str) -> bool:
-    """`true` -> True. Raises ConfigError."""
+    """Return the truth value in a text: `true` -> True. Raises ConfigError."""
     if text.lower() not in TRUTHS:
-        raise ConfigError(f"{key}={text} is not possible.", f"Write {key}=true or {key}=false.")
+        raise ConfigError(
+            f"{key}={text} is not possible: it must be true or false.", f"Write {key}=true or {key}=false."
+        )
     return TRUTHS[text.lower()]
 
 
 def parse_held_out(text: str, key: str) -> HeldOut:
-    """`500` or `2%`. Raises ConfigError."""
+    """Return the size of the held-out split in a text: `500` or `2%`. Raises ConfigError."""
     if text.isdecimal():
         return HeldOut(number=int(text))
     try:
@@ -91,7 +106,10 @@ def parse_held_out(text: str, key: str) -> HeldOut:
     except ValueError:
         share = -1.0
     if not text.endswith("%") or not 0 <= share < 1:
-        raise ConfigError(f"{key}={text} is not possible.", f"Write a number of images, or a share like {key}=2%.")
+        raise ConfigError(
+            f"{key}={text} is not possible: it must be a number of images or a share below 100 %.",
+            f"Write {key}=500 or {key}=2%, for example.",
+        )
     return HeldOut(share=share)
 
 
@@ -108,36 +126,43 @@ PARSERS: dict[Any, Callable[[str, str], Any]] = {
 }
 
 
-def pairs(words: Sequence[str]) -> dict[str, str]:
-    """`["a=1", "b=2"]` -> {a: 1, b: 2}. Raises ConfigError."""
+def pairs(arguments: Sequence[str]) -> dict[str, str]:
+    """Parse `["a=1", "b=2"]` into {a: 1, b: 2}. Raises ConfigError."""
     given: dict[str, str] = {}
-    for word in words:
-        key, equals, value = word.partition("=")
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
         if not equals or not value:
-            raise ConfigError(f"'{word}' is not of the form key=value.", "Write path=pictures, say.")
+            raise ConfigError(f"'{argument}' is not of the form key=value.", "Write path=pictures, for example.")
         if key in given:
             raise ConfigError(f"{key} is given twice: {given[key]} and {value}.", "Leave one of them out.")
         given[key] = value
     return given
 
 
-def folder_and_pairs(words: Sequence[str], usage: str) -> tuple[Path, dict[str, str]]:
-    """The one word that is no `key=value`, and the others. Raises ConfigError."""
-    folders = [word for word in words if "=" not in word]
+def folder_and_pairs(arguments: Sequence[str], usage: str) -> tuple[Path, dict[str, str]]:
+    """Return the one argument that is not `key=value`, and the pairs. Raises ConfigError, with `usage` as remedy."""
+    folders = [argument for argument in arguments if "=" not in argument]
     if len(folders) != 1:
-        raise ConfigError("Name one folder of shards.", usage)
-    return Path(folders[0]).expanduser(), pairs([word for word in words if "=" in word])
+        given = f"{len(folders)} folders are given ({', '.join(folders)})" if folders else "No folder is given"
+        raise ConfigError(f"{given}: this script takes one folder of shards.", f"Usage: {usage}")
+    return Path(folders[0]).expanduser(), pairs([argument for argument in arguments if "=" in argument])
 
 
-def command(run: Callable[[list[str], Console], int], words: list[str]) -> int:
-    """Run a script's command line; its exit code. What a person can mend is printed without a stack trace."""
+def command(run: Callable[[list[str], Console], int], arguments: list[str]) -> int:
+    """Run a script's command line; return its exit code. `run`: the function of the script that does the work.
+
+    Errors that the user can fix are printed without a stack trace; -h and --help print the script's docstring.
+    """
     console = Console(soft_wrap=True)
+    if {"-h", "--help"} & set(arguments):
+        say(console, str(sys.modules[run.__module__].__doc__))
+        return 0
     try:
-        return run(words, console)
+        return run(arguments, console)
     except UserError as error:
         problem = str(error)
     except PermissionError as error:
-        problem = f"{error.filename} cannot be used: {error.strerror}.\n  Ask who owns it, or name another one."
+        problem = f"{error.filename} cannot be used: {error.strerror}.\n  Change its permissions, or name another one."
     except KeyboardInterrupt:
         console.print("Interrupted.", highlight=False)
         return INTERRUPTED
@@ -146,17 +171,23 @@ def command(run: Callable[[list[str], Console], int], words: list[str]) -> int:
 
 
 def say(console: Console, text: str) -> None:
-    """Print a line as it is, whatever the names in it."""
+    """Print a line literally: without markup or highlighting of the names in it."""
     console.print(printable(text), highlight=False, markup=False)
 
 
 def printable(text: str) -> str:
-    """A text with file names that are no UTF-8, as any terminal and any file takes it."""
+    """Return a text with backslash escapes for the bytes of file names that are not valid UTF-8."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
+def shortened(names: Sequence[str], most: int = 10, between: str = ", ") -> str:
+    """Return the first `most` of many names joined by `between`, with the number of the others."""
+    more = [f"... and {len(names) - most} more"] if len(names) > most else []
+    return between.join([*names[:most], *more])
+
+
 def fill(options: type[T], given: Mapping[str, str], what: str) -> T:
-    """Options of what is given, for `what` (named where something is wrong). Raises ConfigError."""
+    """Return options filled from key=value pairs. `what`: their owner, for messages. Raises ConfigError."""
     hints = typing.get_type_hints(options)
     known = {field.name: field for field in fields(options)}  # type: ignore[arg-type]
     for key in given:
@@ -169,6 +200,6 @@ def fill(options: type[T], given: Mapping[str, str], what: str) -> T:
 
 
 def _plain(hint: Any) -> Any:
-    """`X` of `X | None`."""
+    """Return `X` for the annotation `X | None`."""
     inner = [kind for kind in typing.get_args(hint) if kind is not type(None)]
     return inner[0] if inner else hint

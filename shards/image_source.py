@@ -1,4 +1,4 @@
-"""What a source of images is: its own options, and how a data set is made with them."""
+"""Definition of a source of images: its options, and the function that writes a data set from it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,9 +9,9 @@ from rich.console import Console
 
 @dataclass(frozen=True)
 class ImageSource:
-    """One source. `options`: a dataclass of what it can be told; `in_place`: `out` may be left out."""
+    """A source of images. `options`: dataclass of its options; `in_place`: `out` may be left out."""
 
     options: type[Any]
     write: Callable[[Any, Any, Console], None]
-    """Makes the data set: `write(out, options, console)`. Raises ConfigError, DataError."""
+    """Function that writes the data set: `write(out, options, console)`. Raises ConfigError, DataError."""
     in_place: bool = False

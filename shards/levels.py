@@ -1,14 +1,13 @@
-"""A pyramid: smaller copies of the images of a data set, in folders within its own, which stays as it is.
+"""Pyramids: smaller copies of a data set's images in subfolders of its folder; the originals are not changed.
 
     python shards/make.py out=data/mine pyramid=[160,256] [quality=90]
 
-A level has the shards and the samples of its originals, with the shorter side of every image at so many px: upright
-RGB, resized with antialias, as JPEG with chroma at half the resolution. An image that is no larger, that cannot be
-decoded, or whose copy would take more bytes, stands there with the bytes that it has. Labels are not repeated.
+A level has the same shards and samples as the originals, with every image resized to the same shorter side: upright
+RGB, resized with antialiasing, as JPEG with chroma at half the resolution. The original bytes are kept for an image
+that is not larger than the level, that cannot be decoded, or whose copy would take more bytes. Labels are not repeated.
 """
 
 import io
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,25 +25,25 @@ from dist_ssl.data.storage.manifest import Split
 from dist_ssl.data.storage.read import Reader
 from dist_ssl.errors import DataError
 from shards.archive import Sample
-from shards.command_line import Quality, Sides, Threads, say
+from shards.command_line import ONE_PER_CORE, Quality, Sides, Threads, say
 from shards.pack import Contents, pack
 
 CHROMA = "4:2:0"
 MOST = 65500
 """Longest side of a JPEG, px."""
 OVER = 2
-"""The least that is decoded of an image, in sides of the level: the rest of the way is antialiased."""
-KINDS = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"GIF8": "gif", b"BM": "bmp", b"II*\0": "tif", b"MM\0*": "tif"}
-"""How image files begin, and the extension of their members."""
+"""Smallest shorter side at which an image is decoded, in sides of the level; from there it is resized antialiased."""
+MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"GIF8": "gif", b"BM": "bmp", b"II*\0": "tif", b"MM\0*": "tif"}
+"""First bytes of image files, and the extension of such members."""
 
 
 @dataclass(frozen=True)
 class LevelOptions:
-    """`pyramid`: shorter sides of the levels, px; `quality`: of their JPEGs."""
+    """Options of a pyramid. `pyramid`: shorter sides of the levels, px; `quality`: JPEG quality."""
 
     pyramid: Sides
     quality: Quality = Quality(90)
-    threads: Threads = Threads(os.cpu_count() or 1)
+    threads: Threads = ONE_PER_CORE
 
 
 def write(folder: Path, options: LevelOptions, console: Console) -> None:
@@ -68,7 +67,7 @@ def write(folder: Path, options: LevelOptions, console: Console) -> None:
 
 
 def made(folder: Path, copied: Mapping[str, Any]) -> bool:
-    """Whether the level is there already. Raises DataError where another one is."""
+    """Return whether the level exists already. Raises DataError if it exists with other settings."""
     inside = pyramid.folder_of(copied["side"])
     if not (folder / inside).exists():
         return False
@@ -82,7 +81,7 @@ def made(folder: Path, copied: Mapping[str, Any]) -> bool:
 
 
 def contents(split: Split, copied: Mapping[str, Any]) -> Contents:
-    """The smaller copies of a split's samples, in shards of the same samples."""
+    """Return the smaller copies of a split's samples, divided into shards like the originals."""
     reader = Reader(split)
 
     def sample(number: int) -> Sample:
@@ -95,9 +94,9 @@ def contents(split: Split, copied: Mapping[str, Any]) -> Contents:
 
 
 def smaller(data: bytes, side: int, quality: int) -> tuple[bytes, tuple[int, int]]:
-    """An image with its shorter side at `side` px, or as it is; and the original's width and height, px.
+    """Return an image file resized to a shorter side of `side` px, and the original's width and height, px.
 
-    Both are 0 where it cannot be decoded.
+    The file is unchanged if no smaller copy is possible. Width and height are 0 if it cannot be decoded.
     """
     try:
         image = decode(data, OVER * side)
@@ -115,7 +114,7 @@ def smaller(data: bytes, side: int, quality: int) -> tuple[bytes, tuple[int, int
 
 
 def kind_of(data: bytes) -> str:
-    """The extension of an image file's name by its first bytes; `bin` of what begins like none."""
+    """Return the extension for an image file from its first bytes; `bin` for an unknown format."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "webp"
-    return next((kind for begin, kind in KINDS.items() if data.startswith(begin)), "bin")
+    return next((kind for begin, kind in MAGIC.items() if data.startswith(begin)), "bin")

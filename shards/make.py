@@ -1,4 +1,4 @@
-"""Make a data set: WebDataset tars with a manifest beside them that says where every sample lies.
+"""The command that makes a data set: WebDataset tars, and a manifest with the position of every sample.
 
     python shards/make.py source=imagefolder path=pictures out=data/mine
     python shards/make.py source=cifar10 path=downloads out=data/cifar10 download=true
@@ -6,8 +6,9 @@
     python shards/make.py source=demo out=data/demo
     python shards/make.py out=data/mine pyramid=[160,256]      # or with a source: smaller copies beside the originals
 
-Shards are written into `OUT.part` and renamed when they are whole, so a folder with a manifest is never half a data
-set; the same command goes on where a kill stopped it. A source is a file of `shards/sources/`, its options are its own.
+Shards are written into `OUT.part`, which is renamed when it is complete, so a folder with a manifest is always a whole
+data set; after a kill the same command resumes. Every source is a file of `shards/sources/`, whose first lines list its
+options.
 """
 
 import shlex
@@ -30,22 +31,22 @@ SOURCES: dict[str, ImageSource] = {**demo.SOURCES, **imagefolder.SOURCES, **tars
 
 
 def source_of(name: str) -> ImageSource:
-    """A source by its name. Raises ConfigError."""
+    """Return a source by its name. Raises ConfigError."""
     if name not in SOURCES:
         raise ConfigError(f"source={name} does not exist.", nearest(name, SOURCES))
     return SOURCES[name]
 
 
 def make(source: str, out: Path | None, console: Console, options: Any = None) -> None:
-    """Make the data set of a source; `options`: its own. Raises ConfigError, DataError."""
+    """Make the data set of a source; `options`: by default the source's defaults. Raises ConfigError, DataError."""
     found = source_of(source)
     if out is None and not found.in_place:
-        raise ConfigError(f"source={source} needs out=..., the folder to write.", "Write out=data/mine, say.")
+        raise ConfigError(f"source={source} needs out=..., the folder to write.", "Write out=data/mine, for example.")
     found.write(out, options or found.options(), console)
 
 
 def report(folder: Path, console: Console) -> None:
-    """Say what was made, and the command that trains on it."""
+    """Print what was made, and the command that trains on it."""
     found = manifest.read(folder)
     for name, split in found.splits.items():
         labels = "labelled" if split.labelled else "no labels"
@@ -54,24 +55,24 @@ def report(folder: Path, console: Console) -> None:
     sides = sorted(pyramid.read(Address(str(folder)), found, Fetcher()))
     if sides:
         say(console, f"levels: {', '.join(f'{side} px' for side in sides)}")
-    words = ["method=mocov3", "nodes=1", "data=shards", f"data.path={folder}", *(["data.val=val"] if probed else [])]
-    words += [f"data.pyramid=[{','.join(map(str, sides))}]"] if sides else []
-    say(console, f"python launch/slurm.py {shlex.join(words)}")
+    options = ["method=mocov3", "nodes=1", "data=shards", f"data.path={folder}", *(["data.val=val"] if probed else [])]
+    options += [f"data.pyramid=[{','.join(map(str, sides))}]"] if sides else []
+    say(console, f"python launch/slurm.py {shlex.join(options)}")
 
 
-def run(words: list[str], console: Console) -> int:
-    """Make what the words say. Raises UserError."""
-    given = pairs(words)
+def run(arguments: list[str], console: Console) -> int:
+    """Make the data set and the levels that the arguments describe; return 0. Raises UserError."""
+    given = pairs(arguments)
     source, out = given.pop("source", None), given.pop("out", None)
     smaller = levels_of(given, source)
     folder = Path(out).expanduser() if out else None
     if source is None and not (smaller and folder):
-        raise ConfigError("source=... is missing.", f"Sources: {', '.join(SOURCES)}.")
+        raise ConfigError("source=... is missing.", f"Set it to one of: {', '.join(SOURCES)}.")
     if source is not None:
         options = fill(source_of(source).options, given, f"source={source}")
         made = folder or (options.path if source_of(source).in_place else None)
         if smaller and made and (made / manifest.NAME).exists():
-            say(console, f"{made} has its shards already: they stay as they are.")
+            say(console, f"{made} has its shards already: they are not changed.")
         else:
             make(source, folder, console, options)
         folder = made
@@ -83,7 +84,7 @@ def run(words: list[str], console: Console) -> int:
 
 
 def levels_of(given: dict[str, str], source: str | None) -> levels.LevelOptions | None:
-    """What is to be made beside the originals; taken out of what is given. Raises ConfigError."""
+    """Return the options of the requested levels, removed from `given`; None without pyramid=. Raises ConfigError."""
     if "pyramid" not in given:
         return None
     shared = {key: value for key, value in given.items() if key == "threads" or source is None}

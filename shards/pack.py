@@ -1,7 +1,8 @@
-"""Write samples as tars into `OUT.part`, which becomes OUT once it is whole; what a kill leaves of it is gone on with.
+"""Packing of samples into tars: written to `OUT.part`, which is renamed to OUT when complete and resumed after a kill.
 
-A tar is written beside, made to last, renamed, and then recorded: what it holds, its sha256, and a stamp of all that
-the samples depend on. A tar whose record does not fit is written again, so the result is that of one undisturbed run.
+A tar is written under a temporary name, synced to disk, renamed, and then recorded: its contents, its sha256, and a
+stamp of everything that the samples depend on. A tar whose record does not match is written again, so the result is the
+same as that of an uninterrupted run.
 """
 
 import fcntl
@@ -22,33 +23,36 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from dist_ssl.data.storage import manifest
 from dist_ssl.errors import DataError
+from dist_ssl.runtime.files import write_atomically
 from shards.archive import Sample, Writer
 from shards.command_line import Threads, say
 
 VERSION = 1
-"""Of how samples become tars; a tar of another version is not gone on with."""
+"""Version of the packing; tars of another packing version are rewritten."""
 LOCK = ".lock"
+"""File in OUT.part that the process which writes there holds locked."""
 THREADS = Threads(min(32, 4 * (os.cpu_count() or 1)))
-"""That read images, where the user does not say: they wait for the disk more than they work."""
+"""Default number of threads that read images: more than cores, because they mostly wait for the disk."""
 
 
 @dataclass(frozen=True)
 class Contents:
-    """The samples of a split, in the order of their tars. `stamp`: changes whenever any of them does.
+    """The samples of a split, in the order in which they are packed.
 
-    `ends`: how many samples there are up to the end of each tar, where not the bytes in it say when it ends.
+    `count`: their number; `stamp`: a text that changes whenever any of them does; `ends`: number of samples up to the
+    end of each tar, None if a tar ends when it has `shard_bytes`.
     """
 
     count: int
     stamp: str
     sample: Callable[[int], Sample]
-    """The sample of a number 0 .. count - 1; called from several threads. Raises DataError."""
+    """Function that returns the sample of a number 0 .. count - 1; called from several threads. Raises DataError."""
     ends: Sequence[int] | None = None
 
 
 @dataclass(frozen=True)
 class Made:
-    """A tar that is whole: its row of the manifest and its samples."""
+    """A complete tar: its row of the manifest and its samples."""
 
     shard: manifest.Shard
     samples: manifest.Samples
@@ -80,49 +84,51 @@ def pack(
                 for name, contents in splits.items()
                 if contents.count
             ]
-            go_on(part, packers, console)
+            resume(part, packers, console)
             rows = {packer.name: packer.run(depth=2 * threads) for packer in packers}
             manifest.write(part, rows, classes, copied)
-            for path in (*sorted(part.glob("*.record"), reverse=True), part / LOCK):  # those left are the first tars
+            records = sorted(part.glob("*.record"), reverse=True)  # after a kill here, the first tars keep theirs
+            for path in (*records, part / LOCK):
                 path.unlink()
             part.rename(out)
     except OSError as error:
         raise DataError(
-            f"{part} cannot be written: {error}.", "Mend that and give the same command again: it goes on."
+            f"{part} cannot be written: {error}.",
+            "Fix that and run the same command again: it continues where it stopped.",
         ) from error
 
 
 def check_ours(part: Path) -> None:
-    """Raise DataError where a folder holds files that no maker left there: it would remove them."""
+    """Raise DataError if a folder contains files but is not an unfinished data set: packing would remove them."""
     names = {path.name for path in part.iterdir()}
     if names and not names & {LOCK, manifest.NAME}:
         raise DataError(
-            f"{part} exists already and is no data set in the making: it holds {min(names)}.",
-            "Move it away, or choose another out.",
+            f"{part} exists already and is not an unfinished data set: it contains {min(names)}.",
+            "Move it away, or choose another out=...",
         )
 
 
 @contextmanager
 def locked(part: Path) -> Iterator[None]:
-    """Keep other makers out of a folder; the lock goes with the process, however it ends. Raises DataError."""
+    """Keep other processes from writing to a folder; a killed process releases the lock too. Raises DataError."""
     with (part / LOCK).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise DataError(
-                f"{part} is being written by another process.", "Wait for it, or choose another out."
+                f"{part} is being written by another process.", "Wait for it, or choose another out=..."
             ) from error
         yield
 
 
 def bar(console: Console) -> Progress:
-    """A progress bar that is gone when it ends."""
+    """Return a progress bar that disappears when it ends; disabled if the console is not a terminal."""
     shown = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*shown, console=console, transient=True, disable=not console.is_terminal)
 
 
-def go_on(part: Path, packers: Sequence["Packer"], console: Console) -> None:
-    """Keep the tars that are whole and remove everything else."""
+def resume(part: Path, packers: Sequence["Packer"], console: Console) -> None:
+    """Keep the complete tars of an earlier attempt and remove all other files."""
     kept = {LOCK}
     for packer in packers:
         packer.keep()
@@ -132,11 +138,11 @@ def go_on(part: Path, packers: Sequence["Packer"], console: Console) -> None:
         path.unlink()
     whole = sum(len(packer.made) for packer in packers)
     if whole or others:
-        say(console, f"Going on in {part}: {whole} whole shards kept, {len(others)} other files removed.")
+        say(console, f"Resuming in {part}: {whole} whole shards kept, {len(others)} other files removed.")
 
 
 class Packer:
-    """Writes the tars `NAME-000000.tar`, ... of one split. `made`: those that are whole, in order."""
+    """Writer of the tars `NAME-000000.tar`, ... of one split. `made`: the complete ones, in order."""
 
     def __init__(
         self,
@@ -155,15 +161,15 @@ class Packer:
 
     @property
     def done(self) -> int:
-        """Samples in whole tars."""
+        """Number of samples in complete tars."""
         return sum(made.shard.samples for made in self.made)
 
     def tar(self, number: int) -> Path:
-        """Where a tar lies."""
+        """Return the path of a tar."""
         return self.part / f"{self.name}-{number:06d}.tar"
 
     def keep(self) -> None:
-        """Find the tars of an earlier attempt that are whole, from the first one on without a gap."""
+        """Take over the complete tars of an earlier attempt, up to the first one that is missing or does not match."""
         paths = [self.tar(n) for n in range(len(list(self.part.glob(f"{self.name}-*.tar.record"))))]
         for path, sha256 in zip(paths, self.pool.map(hash_of, paths), strict=True):
             made = self._recorded(path)
@@ -172,19 +178,19 @@ class Packer:
             self.made.append(made)
 
     def _recorded(self, path: Path) -> Made | None:
-        """What the record of a tar says, where it is one of these samples'."""
+        """Return what the record of a tar says; None if it is missing or of other samples."""
         try:
             content = json.loads(record_of(path).read_text())
-        except (FileNotFoundError, ValueError):  # a machine that lost its power may leave an empty file
+        except (FileNotFoundError, ValueError):  # a power failure may leave an empty file
             return None
         if (content["stamp"], content["first"]) != (self.stamp, self.done):
             return None
         return Made(manifest.Shard(**content["shard"]), manifest.columns(content["rows"]))
 
     def run(self, depth: int) -> tuple[list[manifest.Shard], manifest.Samples]:
-        """Write the tars that are missing, with `depth` samples read ahead; the manifest's rows of all."""
+        """Write the missing tars, with up to `depth` samples prefetched; return the manifest's rows of all tars."""
         task = self.progress.add_task(f"{self.name:5s}", total=self.contents.count, completed=self.done)
-        samples = self._ahead(depth)
+        samples = self._prefetch(depth)
         sample = next(samples, None)
         tars = count() if self.contents.ends is None else range(len(self.contents.ends))
         for number in islice(tars, len(self.made), None):
@@ -200,13 +206,13 @@ class Packer:
         return [made.shard for made in self.made], manifest.joined([made.samples for made in self.made])
 
     def _full(self, writer: Writer, number: int) -> bool:
-        """Whether the tar of this number ends here."""
+        """Return whether the tar of this number is complete."""
         if self.contents.ends is None:
             return writer.content >= self.shard_bytes
         return self.done + len(writer.rows) == self.contents.ends[number]
 
-    def _ahead(self, depth: int) -> Iterator[Sample]:
-        """The samples that are missing, in order, each read by a thread before it is asked for."""
+    def _prefetch(self, depth: int) -> Iterator[Sample]:
+        """Yield the missing samples in order, up to `depth` of them read in advance by the threads."""
         waiting: deque[Future[Sample]] = deque()
         for number in range(self.done, self.contents.count):
             waiting.append(self.pool.submit(self.contents.sample, number))
@@ -216,24 +222,22 @@ class Packer:
             yield waiting.popleft().result()
 
     def _finish(self, writer: Writer, number: int) -> None:
-        """Make a tar last, announce it, record it."""
+        """Sync a tar to disk, rename it to its final name, and write its record."""
         path = self.tar(number)
         shard = writer.close(path.name)
         writer.path.replace(path)
         content = {"stamp": self.stamp, "first": self.done, "shard": asdict(shard), "rows": writer.rows}
-        beside = record_of(path).with_suffix(".record.new")
-        beside.write_text(json.dumps(content))
-        beside.replace(record_of(path))
+        write_atomically(record_of(path), json.dumps(content))
         self.made.append(Made(shard, manifest.columns(writer.rows)))
 
 
 def record_of(tar: Path) -> Path:
-    """Where it is written that a tar is whole."""
+    """Return the path of the record that marks a tar as complete."""
     return tar.with_name(f"{tar.name}.record")
 
 
 def hash_of(path: Path) -> str:
-    """The sha256 of a file; empty where there is none."""
+    """Return the sha256 of a file, in hex; empty if the file is missing."""
     if not path.is_file():
         return ""
     with path.open("rb") as file:

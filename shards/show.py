@@ -1,4 +1,4 @@
-"""Show what a data set holds: a table per split, and some of its images on one sheet.
+"""The command that shows a data set: a table of its splits, and some of its images on one sheet.
 
     python shards/show.py data/mine [out=mine.png] [split=train] [images=64] [level=160]
 
@@ -22,7 +22,7 @@ from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.fetch import Fetcher
 from dist_ssl.data.storage.read import Reader
 from dist_ssl.errors import DataError
-from shards.command_line import command, fill, folder_and_pairs, say
+from shards.command_line import command, fill, folder_and_pairs, say, shortened
 
 SIDE = 128
 """Side of an image on the sheet, px."""
@@ -32,9 +32,11 @@ BACK, INK, BAD = (255, 255, 255), (0, 0, 0), (200, 0, 0)
 
 @dataclass(frozen=True)
 class ShowOptions:
-    """`out`: where the sheet goes, by default NAME.png here; `split`: whose images, by default the first's.
+    """Options of the command.
 
-    `level`: of a pyramid, whose images are shown in place of the originals, px.
+    `out`: file of the sheet, by default NAME.png in the current folder; `split`: the split to draw, by default the
+    first; `images`: how many of its images, at most; `level`: side in px of the pyramid level to draw instead of the
+    originals.
     """
 
     out: Path | None = None
@@ -47,7 +49,7 @@ def show(folder: Path, options: ShowOptions, console: Console) -> None:
     """Print the table and write the sheet. Raises DataError."""
     found, where, get = manifest.read(folder), Address(str(folder)), Fetcher()
     if not found.splits:
-        raise DataError(f"{folder} has no splits.", "Make its shards again.")
+        raise DataError(f"{folder} has no splits.", "Write its shards again.")
     say(console, f"{folder}: identity {found.identity}")
     levels = pyramid.read(where, found, get)
     found = pyramid.attach(found, where, sorted(levels), get) if levels else found
@@ -56,7 +58,7 @@ def show(folder: Path, options: ShowOptions, console: Console) -> None:
         lossy = f"{side} px on the shorter side, JPEG of quality {made['quality']}, chroma {made['chroma']}"
         say(console, f"level {side}: identity {made['identity']}; lossy: {lossy}")
     if found.classes:
-        say(console, "classes: " + shortened(found.classes))
+        say(console, "classes: " + shortened(found.classes, most=20))
     if options.images:
         split = level_of(found.split(options.split or next(iter(found.splits))), options.level)
         out = options.out or Path(f"{folder.resolve().name}.png")
@@ -69,23 +71,25 @@ def show(folder: Path, options: ShowOptions, console: Console) -> None:
 
 
 def level_of(split: manifest.Split, side: int | None) -> manifest.Split:
-    """The split, or its level of that side. Raises DataError."""
+    """Return the split, or its level with shorter side `side`, px. Raises DataError."""
     if side is None:
         return split
     known = {level.side: level for level in split.levels}
     if side not in known:
-        there = f"Levels: {', '.join(map(str, known))}." if known else "It has none; make.py pyramid=[...] makes some."
-        raise DataError(f"level={side} is not there.", there)
+        there = (
+            f"Levels: {', '.join(map(str, known))}." if known else "There are none; make.py pyramid=[...] makes some."
+        )
+        raise DataError(f"level={side} does not exist.", there)
     return known[side]
 
 
 def called(split: manifest.Split) -> str:
-    """Its name, of a level with its side."""
+    """Return the name of a split; for a level `NAME@SIDE`."""
     return f"{split.name}@{split.side}" if split.side else split.name
 
 
 def table(found: manifest.Manifest) -> Table:
-    """Counts, sizes and labels of every split."""
+    """Return a table with counts, sizes and labels of every split and level."""
     rows = Table("split", "shards", "images", "tar bytes", "mean image", "labelled", "classes", "images per class")
     for split in (part for whole in found.splits.values() for part in (whole, *whole.levels)):
         sizes, labels = split.samples.sizes, split.samples.labels
@@ -105,13 +109,8 @@ def table(found: manifest.Manifest) -> Table:
     return rows
 
 
-def shortened(names: tuple[str, ...], most: int = 20) -> str:
-    """The first of many names."""
-    return ", ".join([*names[:most], *([f"... and {len(names) - most} more"] if len(names) > most else [])])
-
-
 def sheet(split: manifest.Split, classes: tuple[str, ...], count: int) -> Image.Image:
-    """Images of a split in a grid, each with its label and, where it has one, the name of its class below."""
+    """Return a grid of at most `count` images of a split, with label and class name below each."""
     numbers = Draws(0).order(Purpose.PROBE, np.arange(len(split.samples), dtype=np.int64))[:count]
     columns = math.ceil(math.sqrt(len(numbers)))
     size = (columns * SIDE, math.ceil(len(numbers) / columns) * (SIDE + LINE))
@@ -127,7 +126,7 @@ def sheet(split: manifest.Split, classes: tuple[str, ...], count: int) -> Image.
 
 
 def thumbnail(data: bytes) -> Image.Image:
-    """The image as large as its place allows; a red cross where it cannot be decoded."""
+    """Return the image scaled to fit SIDE x SIDE; a red cross if it cannot be decoded."""
     try:
         image = Image.fromarray(decode(data, SIDE).pixels)
     except UnreadableError:
@@ -139,16 +138,16 @@ def thumbnail(data: bytes) -> Image.Image:
 
 
 def caption(label: int, classes: tuple[str, ...]) -> str:
-    """What stands below an image; letters that the font lacks are left out."""
+    """Return the text below an image: label and class name, without characters that the font lacks."""
     if label < 0:
         return ""
     text = f"{label} {classes[label]}" if label < len(classes) else str(label)
     return text.encode("latin-1", "ignore").decode("latin-1")[:20]
 
 
-def run(words: list[str], console: Console) -> int:
-    """Show one folder. Raises UserError."""
-    folder, given = folder_and_pairs(words, "python shards/show.py data/mine")
+def run(arguments: list[str], console: Console) -> int:
+    """Show one folder; return 0. Raises UserError."""
+    folder, given = folder_and_pairs(arguments, "python shards/show.py data/mine")
     show(folder, fill(ShowOptions, given, "show.py"), console)
     return 0
 

@@ -1,9 +1,9 @@
-"""Read a whole data set again and say what is damaged: a table of tar, key and reason.
+"""The command that verifies a data set: it reads everything and prints a table of what is damaged.
 
     python shards/verify.py data/mine [decode=false] [rows=100]
 
-Every tar, of the levels of a pyramid too, is hashed and its own headers are compared with the manifest; every image is
-decoded as a run would, unless decode=false. The exit code is 1 where there is damage, and 2 where there is no data set.
+Every tar, those of pyramid levels included, is hashed and its headers are compared with the manifest; every image is
+decoded as in a run, unless decode=false. Exit code 1: something is damaged; 2: there is no data set.
 """
 
 import os
@@ -25,26 +25,26 @@ from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.fetch import Fetcher
 from dist_ssl.errors import DataError
 from shards.archive import Index, index
-from shards.command_line import Threads, command, fill, folder_and_pairs, printable, say
+from shards.command_line import ONE_PER_CORE, Threads, command, fill, folder_and_pairs, printable, say
 from shards.pack import bar
 from shards.sources.tars import Counted
 
 CHUNK = 64
-"""Images that a thread decodes at a time."""
+"""Number of images that a thread decodes at a time."""
 
 
 @dataclass(frozen=True)
 class VerifyOptions:
-    """`decode`: decode every image; `rows`: of the table, at most."""
+    """Options of the command. `decode`: decode every image; `rows`: rows of the table, at most."""
 
     decode: bool = True
     rows: int = 100
-    threads: Threads = Threads(os.cpu_count() or 1)
+    threads: Threads = ONE_PER_CORE
 
 
 @dataclass(frozen=True, order=True)
 class Damage:
-    """What is wrong with a tar, or with the sample of a key (empty: the whole tar)."""
+    """Damage of a tar, or of the sample with a key (empty: the whole tar)."""
 
     shard: str
     key: str
@@ -53,7 +53,7 @@ class Damage:
 
 @dataclass(frozen=True)
 class Tar:
-    """A tar of the manifest, and the numbers of its samples within the split."""
+    """A tar of the manifest; `numbers`: the positions of its samples in the split."""
 
     path: Path
     shard: manifest.Shard
@@ -62,18 +62,18 @@ class Tar:
 
     @property
     def copies(self) -> bool:
-        """Its images are smaller copies, without labels."""
+        """True for the tar of a level, whose images are smaller copies without labels."""
         return self.samples.widths is not None
 
     @property
     def read(self) -> list[int]:
-        """The samples that a run reads from it: of a level not those whose originals cannot be decoded."""
+        """Samples that a run reads from the tar: from a level, only those whose originals can be decoded."""
         widths = self.samples.widths
         return [number for number in self.numbers if widths is None or widths[number]]
 
 
 def verify(folder: Path, options: VerifyOptions, console: Console) -> list[Damage]:
-    """All damage of a data set, by tar and key. Raises DataError where there is no manifest that can be read."""
+    """Return all damage of a data set, sorted by tar and key. Raises DataError if its manifest cannot be read."""
     originals = manifest.read(folder)
     splits = list(originals.splits.values())
     wrong: list[Damage] = []
@@ -96,7 +96,7 @@ def verify(folder: Path, options: VerifyOptions, console: Console) -> list[Damag
 
 
 def levels_of(folder: Path, originals: manifest.Manifest, wrong: list[Damage]) -> dict[int, str]:
-    """The identity of every level that should be there, by its side; `wrong` takes what is wrong with the list."""
+    """Return the identity of every listed level by its side; damage of the list itself is appended to `wrong`."""
     try:
         known = pyramid.read(Address(str(folder)), originals, Fetcher())
     except DataError as error:
@@ -106,7 +106,7 @@ def levels_of(folder: Path, originals: manifest.Manifest, wrong: list[Damage]) -
 
 
 def tars_of(folder: Path, split: manifest.Split) -> Iterator[Tar]:
-    """The tars of a split."""
+    """Yield the tars of a split."""
     first = 0
     for shard in split.shards:
         yield Tar(folder / shard.name, shard, split.samples, range(first, first + shard.samples))
@@ -114,12 +114,12 @@ def tars_of(folder: Path, split: manifest.Split) -> Iterator[Tar]:
 
 
 def parts(numbers: Sequence[int]) -> Iterator[Sequence[int]]:
-    """Runs of CHUNK numbers."""
+    """Yield the numbers in parts of CHUNK."""
     yield from (numbers[start : start + CHUNK] for start in range(0, len(numbers), CHUNK))
 
 
 def checked(tar: Tar, progress: Progress, task: TaskID) -> list[Damage]:
-    """What is wrong with a tar's bytes and headers."""
+    """Return the damage of a tar's bytes and headers."""
     name = tar.shard.name
     if not tar.path.is_file():
         return [Damage(name, "", "the tar is missing")]
@@ -130,12 +130,12 @@ def checked(tar: Tar, progress: Progress, task: TaskID) -> list[Damage]:
     except (DataError, OSError) as error:
         return [Damage(name, "", error.problem if isinstance(error, DataError) else f"cannot be read: {error}")]
     changed = own.sha256 != tar.shard.sha256
-    whole = [Damage(name, "", "its sha256 is not the manifest's: it has changed")] if changed else []
+    whole = [Damage(name, "", "its sha256 differs from the manifest's: the tar has changed")] if changed else []
     return whole + list(differences(tar, own, changed))
 
 
 def differences(tar: Tar, own: Index, changed: bool) -> Iterator[Damage]:
-    """Where the tar's headers are not what the manifest says. `changed`: it is not the tar that was indexed."""
+    """Yield the differences between a tar's headers and the manifest. `changed`: the tar is not the indexed one."""
     samples, known = tar.samples, set()
     for number in tar.numbers:
         key, offset, size = samples.key(number), int(samples.offsets[number]), int(samples.sizes[number])
@@ -143,8 +143,10 @@ def differences(tar: Tar, own: Index, changed: bool) -> Iterator[Damage]:
         label, found = own.labels.get(key, -1), own.members.get(offset)
         expected = -1 if tar.copies else samples.labels[number]
         if found != (key, size):
-            there = f"'{found[0]}' of {found[1]} bytes" if found else "no member"
-            yield Damage(tar.shard.name, key, f"at byte {offset} lies {there}, not {size} bytes of it")
+            there = f"'{found[0]}' with {found[1]} bytes" if found else "no member"
+            yield Damage(
+                tar.shard.name, key, f"at byte {offset} is {there}, the manifest says {size} bytes of this key"
+            )
         elif label != expected:
             yield Damage(tar.shard.name, key, f"label is {label}, the manifest says {expected}")
     for key, *_ in own.rows if changed else []:
@@ -153,7 +155,7 @@ def differences(tar: Tar, own: Index, changed: bool) -> Iterator[Damage]:
 
 
 def decoded(tar: Tar, numbers: Sequence[int], progress: Progress, task: TaskID) -> list[Damage]:
-    """Which of a tar's images cannot be decoded."""
+    """Return the damage of those of a tar's samples whose images cannot be decoded."""
     wrong = []
     with tar.path.open("rb", buffering=0) as file:
         for number in numbers:
@@ -161,7 +163,7 @@ def decoded(tar: Tar, numbers: Sequence[int], progress: Progress, task: TaskID) 
             try:
                 data = os.pread(file.fileno(), size, int(tar.samples.offsets[number]))
                 if len(data) < size:
-                    raise UnreadableError("the tar ends before it")
+                    raise UnreadableError("the tar ends before this image")
                 decode(data, 1)
             except (UnreadableError, OSError) as error:
                 wrong.append(Damage(tar.shard.name, tar.samples.key(number), str(error)))
@@ -170,7 +172,7 @@ def decoded(tar: Tar, numbers: Sequence[int], progress: Progress, task: TaskID) 
 
 
 def report(found: Sequence[Damage], rows: int, console: Console) -> None:
-    """Print the damage and how often each kind of it occurs."""
+    """Print at most `rows` rows of damage, and the number of damaged samples of the worst tars."""
     table = Table(*(Column(name, overflow="fold") for name in ("shard", "key", "reason")))
     for damage in found[:rows]:
         table.add_row(*(Text(printable(text)) for text in (damage.shard, damage.key or "(whole tar)", damage.reason)))
@@ -181,9 +183,9 @@ def report(found: Sequence[Damage], rows: int, console: Console) -> None:
         say(console, f"{shard}: {count} damaged")
 
 
-def run(words: list[str], console: Console) -> int:
-    """Verify one folder; 1 where it is damaged. Raises UserError."""
-    folder, given = folder_and_pairs(words, "python shards/verify.py data/mine")
+def run(arguments: list[str], console: Console) -> int:
+    """Verify one folder; return 1 if it is damaged, else 0. Raises UserError."""
+    folder, given = folder_and_pairs(arguments, "python shards/verify.py data/mine")
     options = fill(VerifyOptions, given, "verify.py")
     found = verify(folder, options, console)
     if found:

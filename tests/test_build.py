@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from dist_ssl.build import check
+from dist_ssl.core.plan import Curve
 from dist_ssl.data.storage import manifest
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import ConfigError, DataError, UserError
 from dist_ssl.evaluate.knn import NoProbe
+from dist_ssl.methods.byol import BYOL
 from launch import settings
 from launch.run_dir import PROJECT
 from tests.jobs import small_config, small_job
@@ -208,6 +210,14 @@ def test_is_refused(demo_shards: Path, what: str) -> None:
     assert named in raised.value.problem
     assert remedy in str(raised.value)
     assert raised.value.remedy
+
+
+def test_a_hyperparameter_without_a_metric_is_refused_before_the_start(
+    demo_shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BYOL, "curves", property(lambda self: {"momentun": Curve(0.5, 0.5)}))
+    with pytest.raises(UserError, match=r"'momentun' has no row .*\n.*dist_ssl/metrics/table\.py.*'momentum'"):
+        check(config(demo_shards, "method=byol"), ranks=1)
 
 
 def test_an_encoder_that_timm_does_not_know_is_refused_with_the_nearest(demo_shards: Path) -> None:

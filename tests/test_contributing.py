@@ -1,4 +1,4 @@
-"""What CONTRIBUTING.md shows is all that a new method takes: one file and one config."""
+"""CONTRIBUTING.md shows all that a new method takes: one file and one config."""
 
 import json
 import re

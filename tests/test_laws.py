@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.golden.agreed import agree
+
 ROOT = Path(__file__).resolve().parents[1]
 PRODUCT = ("dist_ssl", "launch", "shards", "monitoring")
 FILES = sorted(path for name in PRODUCT for path in (ROOT / name).rglob("*.py"))
@@ -19,6 +21,7 @@ MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path
 FLOORS: dict[str, float] = {
     "dist_ssl.errors": 1.0,
     "dist_ssl.config.*": 1.1,
+    "dist_ssl.runtime.files": 1.1,
     "dist_ssl.runtime.jsonl": 1.1,
     "dist_ssl.runtime.log_setup": 1.1,
     "dist_ssl.runtime.signals": 1.1,
@@ -52,15 +55,10 @@ Whole numbers are the floors of the house; decimals say which rooms of one floor
 """
 
 DOORS: dict[str, tuple[str, ...]] = {
-    "torch.distributed": (
-        "dist_ssl.distributed.world",
-        "dist_ssl.engines.*",
-        "dist_ssl.checkpoint.saver",
-        "launch.agent",
-    ),
+    "torch.distributed": ("dist_ssl.distributed.world", "dist_ssl.engines.*", "dist_ssl.checkpoint.saver"),
     "torch.nn.parallel": ("dist_ssl.engines.*",),
-    "hydra": ("dist_ssl.build", "launch.*", "shards.*"),
-    "omegaconf": ("dist_ssl.build", "launch.*", "shards.*"),
+    "hydra": ("launch.*",),
+    "omegaconf": ("launch.*",),
     "prometheus_client": ("dist_ssl.metrics.sinks",),
     "os.environ": ("dist_ssl.distributed.world", "launch.*"),
     "os.environb": (),
@@ -76,6 +74,24 @@ TOP_LEVEL = {
     *("pyproject.toml", "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "Makefile", ".gitignore", ".ci"),
     *("dist_ssl", "launch", "configs", "shards", "monitoring", "tests"),
 }
+
+WORDS: dict[str, str] = {
+    r"knobs?": "hyperparameter, Curve",
+    r"pulses?|beats?": "agreement, decision, step",
+    r"stand-ins?": "replacement sample",
+    r"mailbox(es)?|letters?|doorbells?|bells?": "shared memory, message, futex",
+    r"settled?|settles|settling": "update the running statistics, end, decide",
+    r"sketch(es|ed)?": "meta device",
+    r"mend(s|ed|ing|able)?": "fix, correct",
+    r"begun": "started",
+    r"told": "given, configured, reported",
+    r"wanted": "requested, expected",
+    r"whoever|(?-i:he|his|him)": "the process, the rank, it",
+    r"be had|gone on with": "available; resumed",
+    r"means? and deviations?": "mean and standard deviation",
+    r"(?<!of )courses?": "pipeline, curve",
+}
+"""Words that the product does without, as patterns of whole words, and what it says instead."""
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
@@ -148,6 +164,40 @@ def definitions(body: list[ast.stmt], inside: str = "") -> Iterator[tuple[str, D
             yield from definitions(node.body, f"{node.name}.")
 
 
+def docstrings(path: Path) -> Iterator[tuple[int, str]]:
+    """Every docstring of a file, private ones and those below attributes included, with its line."""
+    for node in ast.walk(tree(path)):
+        value = node.value if isinstance(node, ast.Expr) else None
+        if isinstance(value, ast.Constant) and isinstance(value.value, str):
+            yield value.lineno, value.value
+
+
+def shared(names: Iterator[tuple[str, str]]) -> list[str]:
+    """Of pairs of a name and a place, the names that stand in several places."""
+    places: dict[str, set[str]] = {}
+    for name, place in names:
+        places.setdefault(name, set()).add(place)
+    return [f"{name}: {', '.join(sorted(found))}" for name, found in sorted(places.items()) if len(found) > 1]
+
+
+def floors_table() -> str:
+    """The floors as Markdown: a row per whole number; what may use what within it, from the top down."""
+    rows = ["| floor | modules |", "|---|---|"]
+    for whole in sorted({int(floor) for floor in FLOORS.values()}, reverse=True):
+        steps = sorted({floor for floor in FLOORS.values() if int(floor) == whole}, reverse=True)
+        named = [", ".join(f"`{row}`" for row, floor in FLOORS.items() if floor == step) for step in steps]
+        rows.append(f"| {whole} | {'; below: '.join(named)} |")
+    return "\n".join(rows)
+
+
+def doors_table() -> str:
+    """The doors as Markdown."""
+    rows = ["| what | only in |", "|---|---|"]
+    for thing, doors in DOORS.items():
+        rows.append(f"| `{thing}` | {', '.join(f'`{door}`' for door in doors) or 'no module'} |")
+    return "\n".join(rows)
+
+
 def tell(problems: list[str], remedy: str) -> None:
     """Fail with all that is wrong, and how to put it right."""
     if problems:
@@ -215,6 +265,38 @@ def test_doors(thing: str) -> None:
     tell(problems, f"Ask one of its doors instead: {doors}." if doors else "The product does without it: leave it out.")
 
 
+@pytest.mark.parametrize("thing", DOORS)
+def test_every_door_is_used(thing: str) -> None:
+    used = {
+        module
+        for module, path in MODULES.items()
+        if any(name == thing or name.startswith(f"{thing}.") for name, _ in names_used(path))
+    }
+    idle = [door for door in DOORS[thing] if not any(fnmatch(module, door) for module in used)]
+    tell(idle, f"Remove these doors of {thing} from DOORS: none of their modules uses it.")
+
+
+@pytest.mark.golden
+def test_contributing_shows_the_floors_and_the_doors() -> None:
+    path = ROOT / "CONTRIBUTING.md"
+    shown = path.read_text()
+    for name, table in (("floors", floors_table()), ("doors", doors_table())):
+        begin, end = f"<!-- {name}: made from tests/test_laws.py by `make golden` -->", f"<!-- end of {name} -->"
+        assert begin in shown, f"CONTRIBUTING.md has lost its line {begin}"
+        assert end in shown, f"CONTRIBUTING.md has lost its line {end}"
+        before, after = shown.partition(begin)[0], shown.partition(end)[2]
+        shown = f"{before}{begin}\n\n{table}\n\n{end}{after}"
+    agree(path, shown)
+
+
+def test_methods_are_those_of_the_configs() -> None:
+    files = {path.stem for path in (ROOT / "dist_ssl" / "methods").glob("*.py")} - {"__init__", "rotation"}
+    configs = {path.stem for path in (ROOT / "configs" / "method").glob("*.yaml")}
+    tell(
+        sorted(files ^ configs), "A method is one file and one config of the same name; anything else lives elsewhere."
+    )
+
+
 def test_no_script_bears_the_name_of_an_importable_module(tmp_path: Path) -> None:
     names = sorted({p.stem for p in FILES if p.name != "__init__.py" and p.relative_to(ROOT).parts[0] != "dist_ssl"})
     code = "import sys; from importlib.util import find_spec; print(*[n for n in sys.argv[1:] if find_spec(n)])"
@@ -254,6 +336,57 @@ def test_every_module_and_every_public_name_has_a_docstring() -> None:
             if name.rpartition(".")[2] != "forward" and ast.get_docstring(node) is None:
                 problems.append(f"{place}:{node.lineno} {name}")
     tell(problems, "Say in one sentence what it is or does; shapes, units, ranges and errors where there are any.")
+
+
+def test_docstrings_are_sentences() -> None:
+    problems = []
+    for path in FILES:
+        for line, text in docstrings(path):
+            if re.match(r"(Of|What)\b", text.strip()):
+                problems.append(f"{path.relative_to(ROOT)}:{line} {text.strip().splitlines()[0]}")
+    tell(
+        problems,
+        'A function says what it does ("Return ..."), a class or a value what it is; never Of ... or What ....',
+    )
+
+
+@pytest.mark.parametrize("words", WORDS)
+def test_words_of_the_field(words: str) -> None:
+    pattern = re.compile(rf"\b({words})\b", re.IGNORECASE)
+    problems = []
+    for path in FILES:
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            parted = re.sub(r"(?<=[a-z])(?=[A-Z])", "-", line).replace("_", "-")  # StandIn, stand_in
+            if found := pattern.search(parted):
+                problems.append(f"{path.relative_to(ROOT)}:{number} {found[0]}: {line.strip()}")
+    tell(problems, f"Say instead: {WORDS[words]}.")
+
+
+def test_no_two_modules_share_a_name() -> None:
+    found = shared((path.stem, str(path.relative_to(ROOT))) for path in FILES if path.name != "__init__.py")
+    tell(found, "Give one of them the name of what it is about.")
+
+
+def test_no_two_classes_share_a_name() -> None:
+    found = shared(
+        (node.name, str(path.relative_to(ROOT)))
+        for path in FILES
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.ClassDef)
+    )
+    tell(found, "Give one of them the name of what it is, or use one class in both places.")
+
+
+def test_a_type_has_one_home() -> None:
+    found = shared(
+        (f"{target.id} = {ast.unparse(node.value)}", str(path.relative_to(ROOT)))
+        for path in FILES
+        for node in tree(path).body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name) and re.fullmatch(r"[A-Z][a-z]\w*", target.id)
+    )
+    tell(found, "Define it once, as far down as it is needed, and import it.")
 
 
 def test_packages_export_nothing() -> None:

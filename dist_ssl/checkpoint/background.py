@@ -1,11 +1,11 @@
-"""Work that a thread does while its caller goes on."""
+"""Work in a background thread whose error reaches the thread that waits for it."""
 
 import threading
 from collections.abc import Callable
 
 
 class Background:
-    """Work under way; whoever asks for its end gets its error. A process that ends does not wait for it."""
+    """Work in progress in a daemon thread: `result` raises its error, and a process that ends does not wait for it."""
 
     def __init__(self, work: Callable[[], None], name: str) -> None:
         self._error: BaseException | None = None
@@ -14,15 +14,15 @@ class Background:
 
     @property
     def ended(self) -> bool:
-        """Whether it has come to its end."""
+        """Return whether the work has ended."""
         return not self._thread.is_alive()
 
     def wait(self) -> None:
-        """Wait for its end, whatever that is."""
+        """Wait until the work has ended, with or without an error."""
         self._thread.join()
 
     def result(self) -> None:
-        """Wait for its end. Raises what the work raised."""
+        """Wait until the work has ended. Raises what the work raised."""
         self.wait()
         if self._error is not None:
             raise self._error

@@ -1,10 +1,10 @@
-"""The files of one checkpoint: one safetensors file per rank, and the table in `state.json` of what lies where.
+"""The files of one checkpoint: one safetensors file per rank, and `state.json` with the table of all tensors.
 
-The table names every tensor with its shape, its dtype and its pieces. A piece is a run of the tensor's elements,
-counted row by row: the file that holds it, the number of its first element, how many there are, and the xxh3-128 of its
-bytes. Of every file it tells the length and the hash of the header, and it is sealed by a hash of its own: no byte of a
-checkpoint can change unnoticed. A reader takes whichever elements it wants, whoever wrote them, by several threads, and
-verifies every piece that it takes some from.
+The table lists every tensor with its shape, its dtype and its pieces. A piece is a run of the tensor's elements in
+row-major order: the file that holds it, the index of its first element, the number of elements, and the xxh3-128 of
+its bytes. For every file the table holds the length and the hash of the header, and it is sealed by a hash of its own,
+so no byte of a checkpoint can change unnoticed. A reader requests any elements, independently of the ranks that wrote
+them, reads them with several threads, and verifies every piece that it reads from.
 """
 
 import heapq
@@ -27,24 +27,24 @@ from dist_ssl.protocols.engine import Piece, State
 
 FORMAT = 2
 READERS = 4
-"""Threads that read: as many as keep a disk and two cores busy."""
+"""Number of reading threads: enough to keep a disk and two cores busy."""
 RANK_FILE = re.compile(r"rank_\d{5}\.safetensors")
 Table = dict[str, Any]
 """Tensor names to {shape, dtype, pieces: [{file, start, count, xxh3}, ...]}, as plain values."""
 
 
 def seal(content: Mapping[str, Any]) -> str:
-    """The xxh3-128 of plain values."""
+    """Return the xxh3-128 of plain values, as JSON with sorted keys."""
     return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())
 
 
 def sealed_text(content: Mapping[str, Any]) -> str:
-    """A table as it stands on disk."""
+    """Return the content with its seal, as the text of `state.json`."""
     return json.dumps({**content, "xxh3": seal(content)}, indent=1)
 
 
 def share_out(whole: Mapping[str, Tensor], ranks: int) -> list[list[str]]:
-    """The names that each rank writes: largest first, each to the rank that has the fewest bytes so far."""
+    """Return the names that each rank writes: largest first, each to the rank with the fewest bytes so far."""
     parts: list[list[str]] = [[] for _ in range(ranks)]
     loads = [(0, rank) for rank in range(ranks)]
     for name in sorted(whole, key=lambda n: (-whole[n].nbytes, n)):
@@ -55,7 +55,7 @@ def share_out(whole: Mapping[str, Tensor], ranks: int) -> list[list[str]]:
 
 
 def own_pieces(state: State, rank: int, size: int) -> dict[str, Piece]:
-    """What a rank writes: its pieces, and its share of the tensors that all ranks have whole."""
+    """Return what a rank writes: its own pieces, and its share of the tensors that every rank holds whole."""
     whole = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     own = {name: value for name, value in state.items() if isinstance(value, Piece)}
     for name in share_out(whole, size)[rank]:
@@ -64,7 +64,7 @@ def own_pieces(state: State, rank: int, size: int) -> dict[str, Piece]:
 
 
 def join(written: Iterable[Written]) -> Table:
-    """The table of what all ranks have written."""
+    """Return the table of what all ranks have written."""
     table: Table = {}
     for own in written:
         for name, e in own.pieces.items():
@@ -79,7 +79,7 @@ def join(written: Iterable[Written]) -> Table:
 
 
 def _gap(row: Mapping[str, Any]) -> str:
-    """Why pieces, in order, are not all of a tensor; empty where they are."""
+    """Return why pieces, in order, do not make up a whole tensor; empty if they do."""
     end = 0
     for piece in row["pieces"]:
         if piece["start"] != end and piece["count"]:
@@ -89,7 +89,7 @@ def _gap(row: Mapping[str, Any]) -> str:
 
 
 def write_table(file: Path, progress: Mapping[str, Any], written: list[Written]) -> None:
-    """Write `state.json`, sealed and safe on disk. Raises OSError."""
+    """Write `state.json`, sealed, and sync it to disk. Raises OSError."""
     files = {own.file: {"length": own.length, "header": own.header} for own in written}
     content = {"format": FORMAT, "progress": progress, "ranks": len(written), "files": files, "tensors": join(written)}
     file.write_text(sealed_text(content))
@@ -97,7 +97,7 @@ def write_table(file: Path, progress: Mapping[str, Any], written: list[Written])
 
 
 def read_table(folder: Path) -> tuple[dict[str, Any], Table, dict[str, tuple[int, str]]]:
-    """Progress (as plain values) and table of a checkpoint; length and header's hash of its files, where it tells them.
+    """Return progress (as plain values), table, and each file's length and header hash (format 1 has none of these).
 
     Raises DamagedError, CheckpointError.
     """
@@ -123,16 +123,16 @@ def read_table(folder: Path) -> tuple[dict[str, Any], Table, dict[str, tuple[int
             _check(name, row)
         return content["progress"], table, files
     except (KeyError, TypeError, AttributeError) as error:
-        raise DamagedError(f"state.json: it does not tell what it should ({error!r})") from error
+        raise DamagedError(f"state.json: a key is missing or has another type ({error!r})") from error
 
 
 def _check(name: str, row: Mapping[str, Any]) -> None:
-    """Raise DamagedError where a row of the table cannot be true, however well it is sealed."""
+    """Raise DamagedError where a row of the table is impossible, even if the seal fits."""
     if row["dtype"] not in CODES:
         raise DamagedError(f"state.json: tensor '{name}' is of {row['dtype']}, which is unknown")
     numbers = [*row["shape"], *(piece[key] for piece in row["pieces"] for key in ("start", "count"))]
     if not all(type(number) is int and number >= 0 for number in numbers):
-        raise DamagedError(f"state.json: a number of elements of tensor '{name}' is none")
+        raise DamagedError(f"state.json: a number of elements of tensor '{name}' is not a whole number of 0 or more")
     if problem := _gap(row):
         raise DamagedError(f"state.json: the pieces of tensor '{name}' {problem}")
     for piece in row["pieces"]:
@@ -141,7 +141,7 @@ def _check(name: str, row: Mapping[str, Any]) -> None:
 
 
 def _of_whole_tensors(table: Table) -> Table:
-    """The table of format 1, in which every tensor lay whole in one file."""
+    """Convert the table of format 1, in which every tensor lay whole in one file."""
     return {
         name: {
             "shape": row["shape"],
@@ -153,16 +153,16 @@ def _of_whole_tensors(table: Table) -> Table:
 
 
 Wants = Callable[[str, tuple[int, ...]], range | None]
-"""Name and shape of a tensor to the elements that are wanted of it; None where all of them."""
+"""Function from a tensor's name and shape to the elements that are requested of it; None requests all."""
 Copy = Callable[[], None]
 
 
 def everything(_name: str, _shape: tuple[int, ...]) -> None:
-    """Wants all of every tensor."""
+    """Request all of every tensor."""
 
 
 def read(folder: Path, wants: Wants = everything) -> tuple[dict[str, Any], dict[str, Tensor | Piece]]:
-    """Progress (as plain values) and state of a checkpoint, verified: whole tensors, pieces where pieces are wanted.
+    """Return verified progress (as plain values) and state: a Piece where `wants` gave a range, else a whole tensor.
 
     Raises DamagedError, CheckpointError.
     """
@@ -193,7 +193,7 @@ def read(folder: Path, wants: Wants = everything) -> tuple[dict[str, Any], dict[
 
 
 def _copying(file: RankFile, name: str, piece: Mapping[str, Any], taken: range, out: Tensor) -> Copy:
-    """What copies the elements of a piece that are in `taken` to their place in `out` [len(taken)]."""
+    """Return the function that copies the elements of a piece within `taken` to their place in `out` [len(taken)]."""
     width = out.element_size()
     first, end = max(taken.start, piece["start"]), min(taken.stop, piece["start"] + piece["count"])
     to = as_bytes(out[first - taken.start : end - taken.start])

@@ -1,10 +1,10 @@
-"""The file of one rank within a checkpoint: a safetensors file, written in one go, read by pieces and verified.
+"""The file of one rank in a checkpoint: a safetensors file, written sequentially, read in pieces and verified.
 
-Eight bytes tell the length of a JSON header, the header tells where each tensor's bytes lie (row by row), and they
-follow without a gap, the widest elements first. Room on the disk is reserved before the first byte is written, so a
-disk that is too small is known before it is full. Bytes are hashed on their way out, and again on their way in, in
-runs that stay in a core's cache; what is read is copied once. Reads are plain reads at an offset: a broken disk then
-answers with an error, where a mapped file would end the process.
+Eight bytes hold the length of a JSON header, the header holds the offsets of each tensor's bytes (row-major), and the
+bytes follow without a gap, the widest element types first. Disk space is reserved before the first byte is written, so
+a disk without enough space fails before it is full. Bytes are hashed when written and again when read, in chunks that
+stay in a core's cache; data that is read is copied once. Reads are plain reads at an offset: a broken disk then
+returns an error, where a memory-mapped file would kill the process.
 """
 
 import ctypes
@@ -25,7 +25,7 @@ from dist_ssl.protocols.engine import Piece
 
 CHUNK_BYTES = 1 << 20
 HEADER_MOST_BYTES = 100_000_000
-"""What readers of this format accept."""
+"""Longest header that readers of this format accept."""
 CODES = {
     "float64": "F64",
     "float32": "F32",
@@ -44,30 +44,31 @@ CODES = {
     "uint8": "U8",
     "bool": "BOOL",
 }
-"""torch's names of element types to those of the format."""
+"""Element types by torch's name, as the format names them."""
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors that say that there is not enough disk space."""
 NOT_THE_FILE = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-"""Why a file cannot be opened that may be as it was written."""
+"""Errors of opening a file that say nothing about its content."""
 LIBC: Any = ctypes.CDLL(None, use_errno=True)
 
 
 class DamagedError(Exception):
-    """A checkpoint on disk is not what was written."""
+    """A checkpoint on disk differs from what was written."""
 
 
 def not_opened(path: Path, error: OSError) -> Exception:
-    """What it means that a file of a checkpoint cannot be opened: that it is damaged, or nothing about it."""
+    """Return the error for a file that cannot be opened: DamagedError, or CheckpointError if it may be intact."""
     if error.errno not in NOT_THE_FILE:
         return DamagedError(f"{path.name}: {error.strerror}")
     return CheckpointError(
         f"{path} cannot be opened: {error.strerror}.",
-        "The checkpoint may be whole: mend the rights of its files or the limit on open ones (ulimit -n), then resume.",
+        "The checkpoint may be whole: fix the permissions or the limit on open files (ulimit -n), then resume.",
     )
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What the table says of one piece, and of the tensor that it belongs to; dtype is torch's name."""
+    """The table's entry of one piece and of the tensor that it belongs to; `dtype` is torch's name."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -79,7 +80,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Written:
-    """What the table says of one rank's file: its name, its length, the xxh3-128 of its header, and its pieces."""
+    """The table's entry of one rank's file: name, length in bytes, xxh3-128 of the header, and pieces by tensor."""
 
     file: str
     length: int
@@ -88,18 +89,18 @@ class Written:
 
 
 def dtype_name(tensor: Tensor) -> str:
-    """`float32`, say."""
+    """Return torch's name of the element type, e.g. `float32`."""
     return str(tensor.dtype).removeprefix("torch.")
 
 
 def as_bytes(tensor: Tensor) -> memoryview:
-    """The bytes of a contiguous host tensor."""
+    """Return the bytes of a contiguous host tensor, without a copy."""
     data: Any = tensor.reshape(-1).view(torch.uint8).numpy()
     return memoryview(data)
 
 
 def sync(path: Path) -> None:
-    """Force a file or folder to disk."""
+    """Force a file or folder to disk (fsync). Raises OSError."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -108,12 +109,12 @@ def sync(path: Path) -> None:
 
 
 def order(own: Mapping[str, Piece]) -> list[str]:
-    """The names in the order of their bytes: every tensor then begins at a multiple of its element's size."""
+    """Return the names in file order, wide elements first, so that every tensor is aligned to its element size."""
     return sorted(own, key=lambda name: (-own[name].tensor.element_size(), name))
 
 
 def header_of(own: Mapping[str, Piece]) -> bytes:
-    """The length of the header, and the header."""
+    """Return the bytes before the data: the header's length (8 bytes, little-endian) and the header."""
     rows, end = {}, 0
     for name in order(own):
         tensor = own[name].tensor
@@ -129,7 +130,7 @@ def header_of(own: Mapping[str, Piece]) -> bytes:
 
 
 def write(file: Path, own: Mapping[str, Piece]) -> Written:
-    """Write host pieces, whatever their order in memory, into a new file, safe on disk. Raises OSError."""
+    """Write host pieces, in any memory layout, into a new file and sync it to disk. Raises OSError."""
     header = header_of(own)
     length = len(header) + sum(piece.tensor.nbytes for piece in own.values())
     with file.open("xb") as out:
@@ -142,8 +143,8 @@ def write(file: Path, own: Mapping[str, Piece]) -> Written:
 
 
 def _reserve(out: BinaryIO, length: int) -> None:
-    """Have room for so many bytes, where the file system can promise it."""
-    # not posix_fallocate: where nothing is promised, as on NFS before 4.2, it writes to every block of the file instead
+    """Reserve `length` bytes where the file system supports it. Raises OSError where there is no space."""
+    # not posix_fallocate: where reserving is not supported, as on NFS before 4.2, it writes to every block instead
     failed = LIBC.fallocate(out.fileno(), 0, ctypes.c_longlong(0), ctypes.c_longlong(length))
     number = ctypes.get_errno()
     if failed and number in NO_ROOM:
@@ -163,7 +164,8 @@ def _write_piece(out: BinaryIO, file: str, piece: Piece) -> Entry:
 class RankFile:
     """A rank's file, open for reading by any number of threads.
 
-    `written`: its length and its header's hash, where the table tells them. Raises DamagedError.
+    `written`: its length and header hash as recorded in the table; None for format 1. Raises DamagedError,
+    CheckpointError.
     """
 
     def __init__(self, path: Path, written: tuple[int, str] | None) -> None:
@@ -184,7 +186,7 @@ class RankFile:
         os.close(self._handle)
 
     def _read_header(self, written: tuple[int, str] | None) -> dict[str, tuple[int, int]]:
-        """Where each tensor's bytes begin and end."""
+        """Return begin and end of each tensor's bytes, from the start of the file. Raises DamagedError."""
         if written and self.length != written[0]:
             raise DamagedError(f"{self.name}: it has {self.length:,} bytes, {written[0]:,} were written")
         size = bytearray(8)
@@ -205,7 +207,7 @@ class RankFile:
             raise DamagedError(f"{self.name}: its header cannot be read ({error})") from error
 
     def copy(self, name: str, piece: Mapping[str, Any], to: memoryview, skip: int, width: int) -> None:
-        """Verify a piece whose elements take `width` bytes, and copy its bytes from number `skip` on into `to`.
+        """Verify a piece whose elements take `width` bytes each, and copy its bytes from offset `skip` on into `to`.
 
         Raises DamagedError.
         """
@@ -227,7 +229,7 @@ class RankFile:
             raise DamagedError(f"{self.name}: tensor '{name}' is not what was written")
 
     def _fill(self, buffer: memoryview, offset: int) -> None:
-        """Read all of a buffer from the file."""
+        """Fill a buffer from the file at `offset`. Raises DamagedError."""
         done = 0
         while done < len(buffer):
             try:

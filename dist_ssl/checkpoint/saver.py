@@ -1,14 +1,12 @@
-"""Stage, write beside, verify, rename, announce: a checkpoint is whole or it does not exist.
+"""Checkpoints that are whole or do not exist, written by a thread while training continues.
 
-A checkpoint is a folder `step_00012000/` with one safetensors file per rank and `state.json`: where every tensor lies,
-whole or in pieces, with their hashes (`checkpoint_files.py`), and the progress of the run. A save copies the state to
-host memory and returns; a thread writes it while training goes on, and the ranks' threads agree through a process group
-of their own. It is written into `.step_00012000.ATTEMPT.part/`, synced to disk, renamed by rank 0 and then named in
-`LATEST`; old ones are retired last. What does not match its hash is passed over for the checkpoint before it, loudly.
-Nothing is ever unpickled.
+A checkpoint is a folder `step_00012000/` with one safetensors file per rank and `state.json`: the progress of the run
+and the table of all tensors and their hashes (`index.py`). `Checkpoint` lists the steps of a save. The ranks' writing
+threads agree through a process group of their own. A restore takes the newest checkpoint whose hashes match, and logs a
+warning for each one that it passes over. Nothing is ever unpickled.
 
-How a save ended is known to all ranks alike, once they have waited for it: at the next save, or at `commit`. One that
-fails for want of room costs that checkpoint and no more, as long as a later one succeeds.
+All ranks learn alike how a save ended when they wait for it: at the next save, or at `wait`. A save that fails for
+lack of space costs that checkpoint only, as long as a later one succeeds.
 """
 
 import logging
@@ -31,20 +29,26 @@ from dist_ssl.core.progress import Progress
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import CheckpointError
 from dist_ssl.protocols.engine import Engine, State
+from dist_ssl.runtime.files import write_atomically
 
 LATEST, KEPT = "LATEST", "KEPT"
+"""Name of the file that holds the newest checkpoint's name, and name of the empty file in a permanent checkpoint.
+
+LATEST is for people, who read the name, and for its modification time, the time of the last publication: the Slurm
+epilogue (has this attempt saved?) and the metric `checkpoint_age_seconds` read that. A restore lists the folders.
+"""
 PUBLISHED = re.compile(r"step_(\d{8,})")
 log = logging.getLogger(__name__)
 
 
 class SupersededError(CheckpointError):
-    """A newer attempt of the run has begun: this one may write nothing any more."""
+    """A newer attempt of the run has started: this one must not write any more."""
 
 
-def apart(world: World) -> World:
-    """The same ranks with a group of their own, for exchanges beside training; all ranks ask for it together.
+def with_own_group(world: World) -> World:
+    """Return the same ranks with a process group of their own, for exchanges beside training; a collective.
 
-    A slow disk is no lost rank, so these exchanges have torch's own half hour.
+    A slow disk does not mean a lost rank, so these exchanges have torch's default timeout of half an hour.
     """
     if world.alone:
         return world
@@ -54,11 +58,20 @@ def apart(world: World) -> World:
 
 
 class Checkpoint:
-    """The checkpoints of one run in `folder`.
+    """The checkpoints of one run in `folder`. A save takes these steps; from 2 on they run in a thread of every rank:
+
+    1. Stage: copy this rank's part of the state into host memory; training continues.
+    2. Write beside: rank 0 makes `.step_00012000.ATTEMPT.part/`; every rank writes its file into it and syncs it.
+    3. Sync: once all ranks have succeeded, rank 0 writes and syncs `state.json`, and syncs the folder.
+    4. Verify on rank 0 that no newer attempt has started, so that a forgotten process cannot change a resumed run.
+    5. Publish: rename the folder to `step_00012000/`. From here on, and only from here on, the checkpoint counts.
+    6. Write its name into LATEST.
+    7. Retire: remove the checkpoints that are neither among the newest nor permanent.
+
+    After 2 and 7 the ranks exchange whether they succeeded; an error on one is an error on all.
 
     `keep_last`: how many of the newest to keep, at least 1. `keep_every`: those at its multiples (steps or epochs) are
-    kept for ever; they have a file KEPT. `attempt`: this attempt's number. `newest`: asks whether no newer attempt has
-    begun; a commit is refused where one has, so a forgotten process cannot write into a resumed run.
+    permanent: they have a file KEPT. `attempt`: this attempt's number. `newest`: returns whether it is the newest one.
     """
 
     def __init__(
@@ -75,21 +88,21 @@ class Checkpoint:
         self.keep_last, self.keep_every = keep_last, keep_every
         self.attempt, self.newest = attempt, newest
         self._staging = Staging(world.device)
-        self._beside: World | None = None
-        self._under_way: Background | None = None
+        self._writers: World | None = None
+        self._running: Background | None = None
         self._staged_step = self._saved_step = -1
         self._stall, self._seconds, self._failed = 0.0, float("nan"), 0
 
     def save(self, engine: Engine, progress: Progress) -> None:
-        """Stage the engine's state and the progress and begin to write them, unless this step is staged already.
+        """Stage the engine's state and the progress and start to write them, unless this step is staged already.
 
-        Waits for the save before; where that has failed for want of room, this one takes its place. Raises
-        CheckpointError on every rank where a newer attempt has begun.
+        Waits for the previous save; if that failed for lack of space, this one takes its place. Raises CheckpointError
+        on every rank if a newer attempt has started.
         """
-        for_ever = self.keep_every is not None and self.keep_every.due(progress)
-        if progress.step == self._staged_step and not for_ever:
+        permanent = self.keep_every is not None and self.keep_every.due(progress)
+        if progress.step == self._staged_step and not permanent:
             return
-        began = time.monotonic()
+        started = time.monotonic()
         problem = self._finish()
         if isinstance(problem, SupersededError):
             raise problem
@@ -100,29 +113,29 @@ class Checkpoint:
             staged = self._staging.take(own_pieces(engine.state(), self.world.rank, self.world.size))
             if staged.await_device:
                 engine.hold_updates(staged.await_device)
-            self._begin(lambda: self._write(staged, progress, for_ever))
-        self._stall += time.monotonic() - began
+            self._begin(lambda: self._write(staged, progress, permanent))
+        self._stall += time.monotonic() - started
 
     def wait(self) -> None:
-        """Wait until what was staged is on disk, whole. Raises CheckpointError on every rank where it is not."""
-        began = time.monotonic()
+        """Wait until what was staged is published. Raises CheckpointError on every rank if the save failed."""
+        started = time.monotonic()
         problem = self._finish()
-        self._stall += time.monotonic() - began
+        self._stall += time.monotonic() - started
         if problem:
             raise problem
 
     @property
     def writing(self) -> bool:
-        """Whether this rank is writing beside training."""
-        return self._under_way is not None and not self._under_way.ended
+        """Return whether this rank is writing beside training."""
+        return self._running is not None and not self._running.ended
 
     def close(self) -> None:
-        """Let what is being written come to its end, whatever that is, before the ranks part."""
-        if self._under_way:
-            self._under_way.wait()
+        """Wait for the end of a running save, failed or not, before the process groups are destroyed."""
+        if self._running:
+            self._running.wait()
 
     def metrics(self) -> Mapping[str, float]:
-        """What saving has cost since the last look, and what came of it, by the keys of the metric table."""
+        """Return the time lost to saves since the last call, and how they ended, by the keys of the metric table."""
         stall, self._stall = self._stall, 0.0
         return {
             "save_stall_seconds": stall,
@@ -132,10 +145,13 @@ class Checkpoint:
         }
 
     def restore(self, engine: Engine, fresh: Progress) -> Progress:
-        """Load the newest whole checkpoint into the engine; `fresh` where the run has none yet."""
+        """Load the newest whole checkpoint into the engine and return its progress; `fresh` if there is none yet.
+
+        Raises CheckpointError if there are checkpoints but none is whole.
+        """
         if self.world.rank == 0:
             for debris in self.folder.glob(".*.part"):
-                shutil.rmtree(debris, ignore_errors=True)  # its writer may still be at work
+                shutil.rmtree(debris, ignore_errors=True)  # its writer may still be running
         candidates = self.world.share([p.name for p in self._whole()] if self.world.rank == 0 else None)
         for name in candidates:
             problem = ""
@@ -164,11 +180,11 @@ class Checkpoint:
         except (KeyError, TypeError) as error:
             raise DamagedError(f"state.json: its progress cannot be read ({error!r})") from error
         if name != name_of(found.step):
-            raise DamagedError(f"state.json: it is of step {found.step}")
+            raise DamagedError(f"state.json: it describes step {found.step}")
         return found, state
 
     def _set_aside(self, damaged: list[str]) -> None:
-        """Take damaged checkpoints out of the count, so that none of them is kept in place of a whole one."""
+        """Rename damaged checkpoints, so that none of them is kept in place of a whole one."""
         if self.world.rank == 0:
             for name in damaged:
                 aside = self.folder / f"damaged_{name}"
@@ -176,39 +192,39 @@ class Checkpoint:
                 (self.folder / name).rename(aside)
 
     def _begin(self, work: Callable[[], None]) -> None:
-        """Have a thread do the work, and be sure that the threads of all ranks can agree."""
-        self._beside = self._beside or apart(self.world)
-        self._under_way = Background(work, "checkpoint")
+        """Start the work in a thread; the first call makes the process group of these threads."""
+        self._writers = self._writers or with_own_group(self.world)
+        self._running = Background(work, "checkpoint")
 
     def _finish(self) -> CheckpointError | None:
-        """Wait for what is under way; what went wrong, the same on every rank."""
-        under_way, self._under_way = self._under_way, None
+        """Wait for the running save; return its error, the same on every rank, or None."""
+        running, self._running = self._running, None
         try:
-            if under_way:
-                under_way.result()
+            if running:
+                running.result()
         except CheckpointError as problem:
             self._staged_step = self._saved_step
             return problem
         return None
 
-    def _write(self, staged: Staged, progress: Progress, for_ever: bool) -> None:
-        """Write what was staged, as the thread of every rank does. Raises CheckpointError in all of them."""
-        began = time.monotonic()
+    def _write(self, staged: Staged, progress: Progress, permanent: bool) -> None:
+        """Take steps 2 to 7, in the thread of every rank. Raises CheckpointError in all of them."""
+        started = time.monotonic()
         part = self.folder / f".{name_of(progress.step)}.{self.attempt:04d}.part"
         try:
-            self._together(lambda: self._make(part))
+            self._on_all_ranks(lambda: self._make(part))
             own = part / f"rank_{self.world.rank:05d}.safetensors"
-            written = self._together(lambda: write(own, staged.pieces()))
-            self._together(lambda: self._publish(part, progress, written, for_ever))
+            written = self._on_all_ranks(lambda: write(own, staged.pieces()))
+            self._on_all_ranks(lambda: self._publish(part, progress, written, permanent))
         except CheckpointError:
             if self.world.rank == 0:
                 shutil.rmtree(part, ignore_errors=True)  # a full disk gets its space back
             raise
-        self._saved_step, self._seconds = progress.step, time.monotonic() - began
+        self._saved_step, self._seconds = progress.step, time.monotonic() - started
 
-    def _together(self, work: Callable[[], Any]) -> list[Any]:
-        """Let every rank do its work, and agree on whether all of them could; what came of it, in rank order."""
-        assert self._beside is not None
+    def _on_all_ranks(self, work: Callable[[], Any]) -> list[Any]:
+        """Run `work` on every rank and return the results in rank order. Raises the same error on all if one failed."""
+        assert self._writers is not None
         result: Any = None
         problem, superseded = "", False
         try:
@@ -217,7 +233,7 @@ class Checkpoint:
             problem, superseded = error.problem, True
         except OSError as error:
             problem = f"Rank {self.world.rank}: {error}"
-        answers = self._beside.collect((problem, superseded, result))
+        answers = self._writers.collect((problem, superseded, result))
         failure: CheckpointError | None = None
         for problem, superseded, _ in answers:
             if superseded:
@@ -236,32 +252,29 @@ class Checkpoint:
 
     def _make(self, part: Path) -> None:
         if self.world.rank == 0:
-            self._retire()  # a save that came as far as its announcement, and no further, has retired nothing
+            self._retire()  # a save that was killed between steps 5 and 7 has retired nothing
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True)
 
-    def _publish(self, part: Path, progress: Progress, written: list[Any], for_ever: bool) -> None:
-        """Rank 0: write `state.json`, rename, announce, retire."""
+    def _publish(self, part: Path, progress: Progress, written: list[Any], permanent: bool) -> None:
+        """Take steps 3 to 7, on rank 0. Raises SupersededError, OSError."""
         if self.world.rank != 0:
             return
         write_table(part / "state.json", progress.to_json(), written)
-        if for_ever:
+        if permanent:
             (part / KEPT).touch()
         sync(part)
         if not self.newest():
             raise SupersededError(f"Nothing was saved: attempt {self.attempt} is not the newest of this run.", "")
         whole = self.folder / name_of(progress.step)
-        shutil.rmtree(whole, ignore_errors=True)  # of an attempt that did not know that it was over
+        shutil.rmtree(whole, ignore_errors=True)  # from an attempt that had been superseded unnoticed
         part.rename(whole)
-        announcement = self.folder / f".{LATEST}"
-        announcement.write_text(whole.name + "\n")
-        sync(announcement)
-        announcement.replace(self.folder / LATEST)
+        write_atomically(self.folder / LATEST, whole.name + "\n", sync=True)
         sync(self.folder)
         self._retire()
 
     def _retire(self) -> None:
-        """Remove what is neither new nor kept for ever."""
+        """Remove the checkpoints that are neither among the newest nor permanent."""
         for old in self._whole()[self.keep_last :]:
             try:
                 if not (old / KEPT).exists():
@@ -270,15 +283,15 @@ class Checkpoint:
                 log.warning("The old checkpoint %s cannot be removed: %s", old, error)
 
     def _mark(self, step: int) -> None:
-        """Keep a checkpoint for ever that is on disk already."""
-        self._together(lambda: (self.folder / name_of(step) / KEPT).touch() if self.world.rank == 0 else None)
+        """Make a published checkpoint permanent."""
+        self._on_all_ranks(lambda: (self.folder / name_of(step) / KEPT).touch() if self.world.rank == 0 else None)
 
     def _whole(self) -> list[Path]:
-        """The committed checkpoints, newest first; what a person keeps beside them (`step_00000100_good`) is theirs."""
+        """Return the published checkpoints, newest first, without a person's own folders (`step_00000100_good`)."""
         found = {int(m[1]): path for path in self.folder.glob("step_*") if (m := PUBLISHED.fullmatch(path.name))}
         return [found[step] for step in sorted(found, reverse=True)]
 
 
 def name_of(step: int) -> str:
-    """The folder of a step's checkpoint."""
+    """Return the name of the folder of a step's checkpoint."""
     return f"step_{step:08d}"

@@ -1,8 +1,8 @@
-"""Host memory in which a state waits to be written while training goes on: allocated once, pinned where there is CUDA.
+"""Host memory that holds a copy of the state until it is written, while training continues; allocated once.
 
-A tensor is copied as it lies in its own memory, which is the fastest there is, by several threads, because one alone
-cannot use all that memory has to give; whoever writes it puts it in order. What lies on a GPU is copied beside what the
-GPU computes: `settled` is to be called before the next weight update, which then waits for the copies.
+It is pinned where there is CUDA. A tensor is copied in its own memory layout, which is fastest, and by several threads,
+because one thread cannot use the full memory bandwidth; the writer puts it into row-major order. GPU tensors are copied
+in a side stream: the next weight update must wait for these copies (`Staged.await_device`, `Engine.hold_updates`).
 """
 
 import ctypes
@@ -17,32 +17,33 @@ from torch import Tensor
 from dist_ssl.protocols.engine import Piece
 
 ALIGNED_BYTES = 64
+"""Alignment of every tensor in the staging memory."""
 COPIERS = 4
-"""Threads that copy on a host."""
+"""Number of threads that copy host tensors."""
 RUN_BYTES = 1 << 23
-"""Of one thread at a time."""
+"""Bytes that one thread copies at a time."""
 
 
 @dataclass(frozen=True)
 class Staged:
-    """What was staged, in memory that is written over by the next."""
+    """A staged copy of a state, in memory that the next one overwrites."""
 
     own: Mapping[str, Piece]
-    """What it was copied from."""
+    """Pieces from which it was copied, by name."""
     memory: Tensor
     """[bytes] uint8; each tensor begins at a multiple of ALIGNED_BYTES, in the order of `own`."""
     done: Any = None
-    """The event after the device's copies; None where it makes none."""
+    """CUDA event after the copies from the device; None if there are none."""
 
     @property
     def await_device(self) -> Callable[[], None] | None:
-        """What makes the device wait, with all that it is told to compute from then on, until its copies are made."""
+        """A function that makes the current stream wait for the copies; None if there is nothing to wait for."""
         return None if self.done is None else lambda: torch.cuda.current_stream().wait_event(self.done)
 
     def pieces(self) -> dict[str, Piece]:
-        """The copies, once they are made."""
+        """Return the copies; waits until they are complete."""
         if self.done is not None:
-            with torch.cuda.device(self.done.device):  # else a thread's is the first, where it would take memory
+            with torch.cuda.device(self.done.device):  # else on GPU 0, where a context takes memory
                 self.done.synchronize()
         found, begin = {}, 0
         for name, piece in self.own.items():
@@ -52,7 +53,7 @@ class Staged:
 
 
 class Staging:
-    """The memory of one rank; it grows to the largest state that it is given."""
+    """The staging memory of one rank; it grows to the size of the largest state."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -61,7 +62,7 @@ class Staging:
         self._copiers = ThreadPoolExecutor(COPIERS, "stage")
 
     def take(self, own: Mapping[str, Piece]) -> Staged:
-        """Copy what a rank writes; what was staged before is lost."""
+        """Copy the pieces that a rank writes; the previous staged copy is lost."""
         self._hold(sum(room(piece.tensor) for piece in own.values()))
         begin, address = 0, self._memory.data_ptr()
         far: list[tuple[int, Tensor]] = []
@@ -79,13 +80,13 @@ class Staging:
         return Staged(own, self._memory, self._copy_beside(far) if far else None)
 
     def _hold(self, count: int) -> None:
-        """Have at least so many bytes of memory."""
+        """Allocate at least `count` bytes of memory."""
         if len(self._memory) < count:
             self._memory = torch.empty(0, dtype=torch.uint8)  # never both at once
             self._memory = torch.empty(count, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
 
     def _copy(self, near: list[tuple[int, int, int]]) -> None:
-        """Copy within the host, (to, from, bytes) each, in runs that the threads share."""
+        """Copy host memory, given as (to, from, bytes), in runs that are distributed over the threads."""
         runs: list[list[tuple[int, int, int]]] = [[]]
         size = 0
         for to, begin, count in near:
@@ -99,7 +100,7 @@ class Staging:
         list(self._copiers.map(_move, runs))
 
     def _copy_beside(self, far: list[tuple[int, Tensor]]) -> Any:
-        """Copy from the device in a stream of its own, after what the device was told before; the event at its end."""
+        """Copy from the device in a side stream, after all work queued so far; return the event at the end."""
         self._stream = self._stream or torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         self._stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self._stream):
@@ -115,16 +116,16 @@ def _move(run: list[tuple[int, int, int]]) -> None:
 
 
 def room(x: Tensor) -> int:
-    """The bytes that a tensor takes in staging memory."""
+    """Return the bytes that a tensor takes in staging memory, rounded up to ALIGNED_BYTES."""
     return -(-x.nbytes // ALIGNED_BYTES) * ALIGNED_BYTES
 
 
 def place(memory: Tensor, begin: int, x: Tensor) -> Tensor:
-    """Memory for a tensor's elements, in the order in which they lie in its own where there are no holes in that."""
+    """Return a view of `memory` for a tensor's elements, with the strides of `x` if that is dense, else row-major."""
     flat = memory[begin : begin + x.nbytes].view(x.dtype)
     return flat.as_strided(x.shape, x.stride()) if dense(x) else flat.view(x.shape)
 
 
 def dense(x: Tensor) -> bool:
-    """Whether the elements of a tensor fill a run of memory, in whatever order."""
+    """Return whether a tensor's elements fill a run of memory without holes, in row-major or channels-last order."""
     return x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last))

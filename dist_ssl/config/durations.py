@@ -1,4 +1,4 @@
-"""Durations carry units: `30 minutes`, `50 steps`, `1 epoch`. A bare number is refused."""
+"""Durations are written with a unit: `30 minutes`, `50 steps`, `1 epoch`. A bare number is refused."""
 
 import re
 from dataclasses import dataclass
@@ -17,21 +17,21 @@ FORM = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+?)s?\s*", re.ASCII)
 
 
 class Position(Protocol):
-    """What a duration reads of a `Progress`."""
+    """The part of a `Progress` that a duration reads."""
 
     @property
     def step(self) -> int:
-        """Weight updates made."""
+        """Return the number of weight updates made."""
         ...
 
     @property
     def epoch(self) -> int:
-        """The epoch that the next step belongs to, from 0."""
+        """Return the epoch that the next step belongs to, from 0."""
         ...
 
     @property
     def between_epochs(self) -> bool:
-        """At least one epoch lies behind, and the next step begins another."""
+        """Return whether at least one epoch is done and the next step is the first of another one."""
         ...
 
 
@@ -59,11 +59,11 @@ class Duration:
 
     @property
     def timed(self) -> bool:
-        """Measured by a clock, not counted."""
+        """Return whether the duration is measured by a clock, not counted in steps or epochs."""
         return self.unit == "seconds"
 
     def due(self, progress: Position) -> bool:
-        """Whether a counted duration has just run out again at this position; a timed one never has."""
+        """Return whether this position is a multiple of a counted duration; always False for a timed one."""
         if self.unit == "steps":
             return progress.step % int(self.amount) == 0
         return self.unit == "epochs" and progress.between_epochs and progress.epoch % int(self.amount) == 0

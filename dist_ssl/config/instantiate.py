@@ -1,7 +1,7 @@
-"""From a node of plain values to an object: `_target_` names the class, the other keys are its keyword arguments.
+"""Build an object from a config node: `_target_` names the class, the other keys are its keyword arguments.
 
-There is no registry: a class is registered by being named. Values are checked against the constructor's annotations,
-so that a wrong one is refused by name before anything is built.
+There is no registry: the config names the class by its import path. Values are checked against the constructor's
+annotations, so a wrong one is refused by the name of its key before anything is built.
 """
 
 import importlib
@@ -19,13 +19,13 @@ from dist_ssl.errors import ConfigError, nearest
 ALLOWED = ("dist_ssl.", "torch.", "timm.")
 
 
-def fit(value: Any, wanted: Any, key: str) -> Any:
-    """The value as its annotation wants it. Raises ConfigError."""
-    if wanted is inspect.Parameter.empty or wanted is Any:
+def fit(value: Any, annotation: Any, key: str) -> Any:
+    """Return the value, converted to the type of its annotation. Raises ConfigError if it does not fit."""
+    if annotation is inspect.Parameter.empty or annotation is Any:
         return value
-    if wanted is Duration or wanted is Share:
-        return wanted.parse(value)
-    origin, inner = typing.get_origin(wanted), typing.get_args(wanted)
+    if annotation is Duration or annotation is Share:
+        return annotation.parse(value)
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Literal:
         if value in inner:
             return value
@@ -36,28 +36,29 @@ def fit(value: Any, wanted: Any, key: str) -> Any:
         return tuple(fit(v, a, key) for v, a in zip(value, inner, strict=True))
     if origin is list and isinstance(value, list) and inner:
         return [fit(v, inner[0], key) for v in value]
-    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+    if annotation is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    expected = origin or wanted
+    expected = origin or annotation
     if isinstance(value, float) and expected is float and not math.isfinite(value):
         raise ConfigError(f"{key}={value} is not possible: it takes a finite number.", "Correct the value.")
     if isinstance(value, expected) and not (expected is int and isinstance(value, bool)):
         return value
-    name = getattr(wanted, "__name__", str(wanted))
+    name = getattr(annotation, "__name__", str(annotation))
     raise ConfigError(f"{key}={value!r} is not possible: it takes a value of type {name}.", "Correct the value.")
 
 
 def instantiate(node: Mapping[str, Any], place: str, *, offered: Mapping[str, Any] | None = None, **given: Any) -> Any:
-    """Call what `_target_` names with the node's other keys, what is `given`, and of what is `offered` what it wants.
+    """Call the class that `_target_` names and return the object.
 
-    Raises ConfigError.
+    Its keyword arguments are the node's other keys, all of `given`, and those of `offered` that it has a parameter for.
+    `place`: the node's name, for messages. Raises ConfigError.
     """
     if "_target_" not in node:
         raise ConfigError(f"{place}._target_ is missing: it names the class.", "Choose an option of the group.")
     make = resolve(node["_target_"], f"{place}._target_")
     own = {key: value for key, value in node.items() if key != "_target_"}
-    wanted = inspect.signature(make).parameters
-    given.update({name: value for name, value in (offered or {}).items() if name in wanted})
+    parameters = inspect.signature(make).parameters
+    given.update({name: value for name, value in (offered or {}).items() if name in parameters})
     return make(**keywords(make, own, place, given), **given)
 
 
@@ -96,13 +97,17 @@ def shared_keywords(
 
 
 def keywords(make: Any, own: Mapping[str, Any], place: str, given: Container[str] = ()) -> dict[str, Any]:
-    """The node's keys as keyword arguments of `make`, checked by name and annotation; `given` ones are not theirs."""
-    wanted = {k: p for k, p in inspect.signature(make).parameters.items() if k not in given}
-    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in wanted.values())
+    """Return the node's keys as keyword arguments of `make`, checked by name and annotation.
+
+    The node may not set the arguments `given`: these come from the caller. Raises ConfigError.
+    """
+    parameters = {k: p for k, p in inspect.signature(make).parameters.items() if k not in given}
+    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     for key in own:
-        if key not in wanted and not open_ended:
-            raise ConfigError(f"{place}.{key} is not known to {make.__name__}.", nearest(key, wanted))
+        if key not in parameters and not open_ended:
+            raise ConfigError(f"{place}.{key} is not known to {make.__name__}.", nearest(key, parameters))
     prefix = f"{place}." if place else ""
     return {
-        key: fit(value, wanted[key].annotation, prefix + key) if key in wanted else value for key, value in own.items()
+        key: fit(value, parameters[key].annotation, prefix + key) if key in parameters else value
+        for key, value in own.items()
     }

@@ -1,7 +1,8 @@
-"""A job without memory: modules and optimizers on torch's meta device, to be checked and thrown away.
+"""A fast meta device: build modules and optimizers without memory, to check a config and throw them away.
 
-Plain `torch.device("meta")` draws every initial weight through torch's symbolic reference, and building an optimizer
-loads the compiler: together they take longer than loading torch itself, and every start of a run would wait for it.
+Plain `torch.device("meta")` runs every random weight initialisation through torch's slow reference implementations,
+and building an optimizer imports the compiler: together they take longer than importing torch itself, and every start
+of a run would wait for it.
 """
 
 import inspect
@@ -19,16 +20,19 @@ DRAWS = frozenset({Tensor.normal_, Tensor.uniform_, Tensor.erfinv_})
 
 
 class Undrawn(TorchFunctionMode):
-    """Inside it no tensor is filled with random numbers."""
+    """Function mode in which in-place random fills of tensors do nothing."""
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """What is to be filled, as it is; anything else as always."""
+        """Return the tensor unchanged instead of filling it; call every other function normally."""
         return args[0] if func in DRAWS else func(*args, **(kwargs or {}))
 
 
 @contextmanager
 def on_meta_device() -> Iterator[None]:
-    """Inside it whatever is built has shapes and types, but neither memory nor values; nothing can be trained."""
+    """Build modules and optimizers on the meta device within this context.
+
+    They have shapes and dtypes, but neither memory nor values, and cannot be trained.
+    """
     add: Any = torch.optim.Optimizer.add_param_group
     with patch.object(torch.optim.Optimizer, "add_param_group", inspect.unwrap(add)), META, Undrawn():
-        yield  # the same method, but it does not load the compiler in order to keep out of its way
+        yield  # `add` without its decorator, which imports the compiler only to disable it for this method

@@ -1,4 +1,4 @@
-"""A part of a whole, written with its unit: `1 %`. A bare number is refused, for nobody knows 1 from 100 %."""
+"""Shares of a whole are written with a percent sign: `1 %`. A bare number is refused: 1 could mean 1 % or 100 %."""
 
 import math
 import re
@@ -12,7 +12,7 @@ FORM = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*", re.ASCII)
 
 @dataclass(frozen=True)
 class Share:
-    """So many hundredths of a whole, 0 to 100; exact, so that every machine draws the line at the same place."""
+    """A percentage of a whole, 0 to 100; an exact fraction, so that the bound is the same on every machine."""
 
     percent: Fraction
 
@@ -25,7 +25,7 @@ class Share:
         return cls(Fraction(found[1]))
 
     def of(self, whole: int) -> int:
-        """The largest number of things that is no more than this share of `whole`."""
+        """Return this share of `whole`, rounded down to a whole number."""
         return math.floor(self.percent * whole / 100)
 
     def __str__(self) -> str:

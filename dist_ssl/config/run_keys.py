@@ -1,4 +1,4 @@
-"""The keys of the config's top level: what they are, and what they may be."""
+"""The keys at the top level of the config, with their types and ranges."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ PRECISIONS = ("fp32", "bf16", "fp64")
 
 @dataclass(frozen=True)
 class Run:
-    """The keys of the config's top level that say how the run is made."""
+    """Values of the top-level keys that describe the run."""
 
     nodes: int
     epochs: int
@@ -35,13 +35,13 @@ class Run:
 
 GROUPS = ("method", "encoder", "aux", "optim", "schedule", "views", "data", "engine", "probe", "metrics")
 LEAST = {"epochs": 1, "keep_last": 1, "window": 1, "seed": 0}
-OF_LAUNCH = ("cluster", "runs", "name", "resume", "wait", "dry_run", "format")
-"""What the launcher reads; nothing here depends on it."""
-TOP = (*Run.__dataclass_fields__, *GROUPS, *OF_LAUNCH)
+LAUNCH_KEYS = ("cluster", "runs", "name", "resume", "wait", "dry_run", "format")
+"""Keys that only the launcher reads; the training process ignores them."""
+TOP = (*Run.__dataclass_fields__, *GROUPS, *LAUNCH_KEYS)
 
 
 def top_level(config: Config) -> Run:
-    """The keys of the top level, checked. Raises ConfigError."""
+    """Return the values of the top-level keys, checked. Raises ConfigError for an unknown key or an invalid value."""
     for key in config:
         if key not in TOP:
             raise ConfigError(f"There is no key '{key}'.", nearest(key, TOP))
@@ -62,7 +62,7 @@ def top_level(config: Config) -> Run:
 
 
 def check_units(key: str, duration: Duration, *units: str) -> None:
-    """Raise ConfigError where a duration is not in one of these units."""
+    """Raise ConfigError if the duration is not in one of these units."""
     if duration.unit not in units:
         raise ConfigError(
             f"{key} is in {duration.unit}: that is not possible.",

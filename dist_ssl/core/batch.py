@@ -1,4 +1,4 @@
-"""What flows from the stream into the engine: the views of one step's samples on one rank."""
+"""The batch: the views of one step's samples on one rank, passed from the stream to the engine."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,29 +10,35 @@ from dist_ssl.core.draws import Draws, SampleDraws
 
 @dataclass
 class Batch:
-    """One rank's part of a global batch, lane-major, so that rank order is global sample order."""
+    """One rank's part (B samples) of a global batch, lane-major, so that rank order is global sample order."""
 
     views: list[Tensor]
-    """[B, 3, S, S] each, normalised, on the device; global views first, then local ones, of a side of their own."""
+    """Normalised views on the device, [B, 3, S, S] each; first the global views, then local ones with a side S of their
+    own."""
     ids: Tensor
-    """[B] int64 on the host, the samples' numbers in the manifest."""
+    """Sample numbers in the manifest, [B] int64 on the host."""
     valid: Tensor
-    """[B] bool on the device; False where a replacement took the place of an unreadable sample."""
+    """Validity mask, [B] bool on the device; False where a replacement sample was used for an unreadable one."""
     labels: Tensor | None
-    """[B] int64 on the host where the shards carry them; only probes may look."""
+    """Class labels, [B] int64 on the host, None if the shards have none; only probes may read them."""
     draws: Draws
     """Randomness for the method, keyed by this epoch; `step` completes the key."""
     step: int
     """Number of this step within its epoch, from 0."""
     unreadable: Mapping[int, str] = field(default_factory=dict)
-    """Why, by the number of the sample, a replacement took its place."""
+    """Reason why a replacement sample was used, by the number of the unreadable sample."""
     levels: Mapping[int, int] = field(default_factory=dict)
-    """Of those, the level of the pyramid at which each was read, from 1 on, where it was not the original."""
+    """Pyramid level at which each unreadable sample was read, by its number; 0 is the original, 1 the smallest copy.
+
+    Empty if the data set has no levels."""
     costs: Mapping[str, float] = field(default_factory=dict)
-    """What loading it took, by the keys of the metric table."""
+    """Measured costs of loading the batch (seconds, counts), by the keys of the metric table."""
 
     def parts(self, number: int) -> list[tuple[list[Tensor], SampleDraws]]:
-        """Views and draws of so many equal parts of the batch, neighbours together; `number` divides B."""
+        """Split the batch into `number` equal parts of consecutive samples; return views and draws of each.
+
+        `number` divides B.
+        """
         size, rest = divmod(len(self.ids), number)
         assert not rest
         return [

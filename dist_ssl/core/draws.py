@@ -1,8 +1,8 @@
-"""Random numbers that are a pure function of what they are for, never of who asks or when.
+"""Keyed random numbers: a pure function of what they are used for, independent of rank, thread and time of the call.
 
 Each number is keyed by (seed, epoch, id, slot, purpose): the counter-based generator Philox4x32-10 (Salmon et al.
 2011, "Parallel random numbers: as easy as 1, 2, 3") turns the key into four 32-bit words. So a view is the same on
-every rank, at every world size, with any number of threads and after every resume, and nothing random is ever saved.
+every rank, at every world size, with any number of threads and after every resume; no generator state is ever saved.
 
 Counter words: id (low 32 bits), id (high 32 bits), epoch, purpose << 24 | slot << 12 | block.
 Key words: seed (low, high). A block holds four draws. float32 = (word >> 8) * 2**-24, so 0 <= x < 1 exactly.
@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
 Words = npt.NDArray[np.uint64]
 Floats = npt.NDArray[np.float32]
 
@@ -29,7 +30,7 @@ BLOCK_BITS = 12
 
 
 class Purpose(IntEnum):
-    """What a number is drawn for; the values are part of every run's identity and never change."""
+    """Purpose that a random number is drawn for; the values determine every run's random numbers and never change."""
 
     SHARD_ORDER = 1
     WINDOW_ORDER = 2
@@ -51,7 +52,7 @@ class Purpose(IntEnum):
 
 
 def philox(counter: tuple[Words, Words, Words, Words], key: tuple[int, int]) -> tuple[Words, Words, Words, Words]:
-    """Ten rounds of Philox4x32: four arrays of 32-bit words (held in uint64) in, four out."""
+    """Apply ten rounds of Philox4x32 to four arrays of 32-bit words (stored as uint64); return four such arrays."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(ROUNDS):
@@ -69,12 +70,12 @@ class Draws:
     epoch: int = 0
 
     def words(self, purpose: Purpose, ids: Ints, slot: int, count: int) -> Words:
-        """[len(ids), count] 32-bit words, held in uint64. `slot`: 0 to 4095; `count`: 1 to 16384."""
+        """Return [len(ids), count] random 32-bit words, stored as uint64. `slot`: 0 to 4095; `count`: 1 to 16384."""
         found: Words = self._words({purpose: count}, ids, range(slot, slot + 1))[purpose][0]
         return found
 
     def _words(self, counts: Mapping[Purpose, int], ids: Ints, slots: range) -> dict[Purpose, Words]:
-        """[len(slots), len(ids), count] each."""
+        """Return the words of each purpose, [len(slots), len(ids), count] each."""
         assert 0 <= slots.start < slots.stop <= 1 << SLOT_BITS
         blocks = {purpose: (count + 3) // 4 for purpose, count in counts.items()}
         assert all(0 < number <= 1 << BLOCK_BITS for number in blocks.values())
@@ -92,43 +93,43 @@ class Draws:
         }
 
     def uniform(self, purpose: Purpose, ids: Ints, slot: int, count: int) -> Floats:
-        """[len(ids), count] float32 in [0, 1): row i depends on ids[i] alone."""
+        """Return [len(ids), count] float32 numbers, uniform in [0, 1): row i depends on ids[i] alone."""
         return self.uniforms({purpose: count}, ids, slot)[purpose]
 
     def uniforms(self, counts: Mapping[Purpose, int], ids: Ints, slot: int) -> dict[Purpose, Floats]:
-        """`uniform` for several purposes, in one pass."""
+        """Return `uniform` for several purposes (purpose -> count), computed in one pass."""
         return {p: drawn[0] for p, drawn in self.of_slots(counts, ids, range(slot, slot + 1)).items()}
 
     def of_slots(self, counts: Mapping[Purpose, int], ids: Ints, slots: range) -> dict[Purpose, Floats]:
-        """`uniform` for several purposes and slots, [len(slots), len(ids), count] each, in one pass.
+        """Return `uniform` for several purposes and slots, [len(slots), len(ids), count] each, computed in one pass.
 
-        A pass over few numbers costs as much as one over many: nearly all of it is calls.
+        One pass saves time: for few numbers nearly all of the cost is the overhead of the NumPy calls.
         """
         words = self._words(counts, ids, slots)
         return {p: (drawn >> np.uint64(8)).astype(np.float32) * np.float32(2.0**-24) for p, drawn in words.items()}
 
     def order(self, purpose: Purpose, ids: Ints) -> Ints:
-        """[len(ids)] a random order of the ids, as positions: sorted by a 64-bit number drawn for each id."""
+        """Return a random order of the ids as positions, [len(ids)]: sorted by a 64-bit number drawn for each id."""
         words = self.words(purpose, ids, 0, 2)
         return np.argsort(words[:, 0] << HALF | words[:, 1], kind="stable")
 
     def of(self, ids: Ints) -> "SampleDraws":
-        """The draws of these samples."""
+        """Return the draws of these samples."""
         return SampleDraws(self, ids)
 
     def torch_seed(self, step: int) -> int:
-        """A 63-bit seed for torch's own generator at one step."""
+        """Return a 63-bit seed for a torch generator at one step."""
         words = self.words(Purpose.STEP, np.array([step], dtype=np.int64), 0, 2)
         return int((words[0, 0] << HALF | words[0, 1]) >> np.uint64(1))
 
 
 @dataclass(frozen=True)
 class SampleDraws:
-    """The draws of the samples `ids`, [B]: what a part of a batch needs to be random in."""
+    """The random numbers of the samples `ids`, [B]: passed to a method together with a part of a batch."""
 
     draws: Draws
     ids: Ints
 
     def uniform(self, purpose: Purpose, slot: int, count: int) -> Floats:
-        """[B, count] float32 in [0, 1)."""
+        """Return [B, count] float32 numbers, uniform in [0, 1); row i depends on ids[i] alone."""
         return self.draws.uniform(purpose, self.ids, slot, count)

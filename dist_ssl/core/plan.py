@@ -1,4 +1,4 @@
-"""What is decided ahead of the work: the plan of an epoch, made by rank 0, and the hyperparameters of a step."""
+"""Values decided in advance: the plan of an epoch, made by rank 0, and the hyperparameters of a step."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,12 +8,17 @@ from torch import Tensor
 from dist_ssl.config.durations import Duration
 
 FROZEN = "frozen/"
-"""Prefix of a hyperparameter that names a part of a method: the part does not learn while the value is above 0."""
+"""Prefix of a hyperparameter that freezes a part of a method: the part is not updated while the value is above 0."""
+
+
+def epoch_samples(num_samples: int, batch_size: int) -> int:
+    """Return the number of samples that one epoch uses: whole batches only; the rest of the data set is dropped."""
+    return num_samples // batch_size * batch_size
 
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """How one epoch is read and seen; decided once by rank 0, recorded in run folder and checkpoint."""
+    """How one epoch is read and augmented; decided once by rank 0, recorded in the run folder and in checkpoints."""
 
     epoch: int
     image_size: int
@@ -21,25 +26,28 @@ class EpochPlan:
     magnitude: float
     """Augmentation strength; 1 is the recipe as published."""
     views: int
-    """Global views drawn of every image."""
+    """Number of global views of every image."""
     batch_size: int
-    """Samples per step, whole job; a multiple of `lanes`."""
+    """Samples per step in the whole job; a multiple of `lanes`."""
     lanes: int
-    """Equal runs into which the epoch's samples are cut; a multiple of the number of ranks."""
+    """Number of equal runs (lanes) into which the epoch's samples are cut; a multiple of the world size."""
     local_views: int = 0
-    """Smaller views drawn beside the global ones."""
+    """Number of smaller views drawn in addition to the global ones."""
     local_size: int = 0
-    """Side of those, px; 0 where there are none."""
+    """Side of a local view, px; 0 if there are no local views."""
 
     @property
     def samples_per_lane(self) -> int:
-        """Samples that one step takes from every lane."""
+        """Return the number of samples that one step takes from every lane."""
         return self.batch_size // self.lanes
 
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """The numbers of one step (learning rate, momentum, ...), a pure function of position; 0-d float64 on the host."""
+    """Hyperparameter values of one step (learning rate, momentum, ...), a pure function of the position in the run.
+
+    Each is a 0-d float64 tensor on the host.
+    """
 
     values: Mapping[str, Tensor]
 
@@ -47,30 +55,30 @@ class Hyperparameters:
         return self.values[name]
 
     def number(self, name: str) -> float:
-        """The hyperparameter as a Python float."""
+        """Return the hyperparameter as a Python float."""
         return float(self.values[name])
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One number's course over a run: from `start` to `end` along half a cosine; constant where they are equal."""
+    """One hyperparameter over a run: from `start` to `end` along half a cosine; constant if they are equal."""
 
     start: float
     end: float
     warms_up: bool = False
-    """Rises linearly from `rises_from` to `start` during the schedule's warm-up, and follows the cosine after it."""
+    """True: a linear rise from `rises_from` to `start` in the warm-up, then the cosine; False: only the cosine."""
     for_next_step: bool = False
-    """Takes the value of the following step: a teacher that moves at the end of a step moves for the next."""
+    """True: the value of the following step is used: the EMA update that ends a step makes the teacher of the next."""
 
     rises_from: float = 0.0
-    """Where the warm-up begins."""
+    """Value at the beginning of the warm-up."""
     warmup: Duration | None = None
-    """Of its own, counted, however long the run; None: the schedule's."""
+    """Length of the warm-up, counted (steps or epochs), independent of the length of the run; None: the schedule's."""
 
 
 def freeze(part: str, time: Duration | None) -> dict[str, Curve]:
-    """The hyperparameter that keeps a part of a method (the beginning of its parameters' names) from learning at first.
+    """Return the hyperparameter that freezes a part of a method at first, for `time`; an empty dict if that is None.
 
-    It falls from 1 to 0 during that time; None: no hyperparameter.
+    `part`: prefix of its parameters' names. The value falls from 1 to 0 during that time.
     """
     return {FROZEN + part: Curve(0.0, 0.0, warms_up=True, rises_from=1.0, warmup=time)} if time else {}

@@ -1,4 +1,4 @@
-"""Where a run is, as a frozen value: the only counters in the system."""
+"""The position of a run as a frozen value; it holds the only counters in the system."""
 
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -11,39 +11,39 @@ class Progress:
     """Position of a run. Integers only, so that equal positions compare equal on every machine."""
 
     epochs: int
-    """Epochs in the whole run."""
+    """Number of epochs in the whole run."""
     step: int = 0
-    """Weight updates made."""
+    """Number of weight updates made."""
     epoch: int = 0
-    """The epoch that the next step belongs to, from 0."""
+    """Epoch that the next step belongs to, from 0."""
     lane_offset: int = 0
-    """Samples already taken from every lane in this epoch."""
+    """Number of samples already taken from every lane in this epoch."""
     samples: int = 0
-    """Samples seen in the whole run."""
+    """Number of samples seen since the start of the run, whole job."""
     attempt: int = 1
-    """The attempt that made this position, from 1."""
+    """Number of the attempt that reached this position, from 1."""
     plans: tuple[EpochPlan, ...] = ()
-    """The plan of every epoch begun, in order; authoritative for them."""
+    """Plan of every epoch started so far, in order; a resumed epoch uses its recorded plan."""
 
     @property
     def finished(self) -> bool:
-        """Nothing is left to train."""
+        """Return whether all epochs are done."""
         return self.epoch >= self.epochs
 
     @property
     def between_epochs(self) -> bool:
-        """At least one epoch lies behind, and the next step begins another."""
+        """Return whether at least one epoch is done and the next step is the first of another one."""
         return self.epoch > 0 and self.lane_offset == 0
 
     def begin(self, plan: EpochPlan) -> "Progress":
-        """The epoch of this plan has begun (again, after a resume)."""
+        """Return the position with this plan recorded as started; unchanged if it already is (after a resume)."""
         if len(self.plans) > plan.epoch:
             assert self.plans[plan.epoch] == plan
             return self
         return replace(self, plans=(*self.plans, plan))
 
     def advance(self) -> "Progress":
-        """One step later."""
+        """Return the position one step later."""
         plan = self.plans[self.epoch]
         return replace(
             self,
@@ -53,15 +53,15 @@ class Progress:
         )
 
     def next_epoch(self) -> "Progress":
-        """At the start of the next epoch."""
+        """Return the position at the start of the next epoch."""
         return replace(self, epoch=self.epoch + 1, lane_offset=0)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values, for `state.json`."""
+        """Return the position as plain values, for `state.json`."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Progress":
-        """The inverse of `to_json`."""
+        """Build a position from the values that `to_json` returned."""
         plans = tuple(EpochPlan(**plan) for plan in values["plans"])
         return cls(**{**values, "plans": plans})

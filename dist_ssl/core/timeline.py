@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from dist_ssl.config.durations import Duration
-from dist_ssl.core.plan import EpochPlan
+from dist_ssl.core.plan import EpochPlan, epoch_samples
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Timeline:
     def of(cls, plans: Iterable[EpochPlan], num_samples: int) -> "Timeline":
         """Return the timeline of a run with these plans over a data set of `num_samples` samples."""
         sizes = tuple(plan.batch_size for plan in plans)
-        return cls(sizes, tuple(accumulate((num_samples // size * size for size in sizes), initial=0)))
+        return cls(sizes, tuple(accumulate((epoch_samples(num_samples, size) for size in sizes), initial=0)))
 
     @property
     def total(self) -> int:

@@ -1,4 +1,4 @@
-"""What a config says about data, and what follows from it: how it is reached, its manifest, what loads its samples."""
+"""The keys of the `data` config node, and what is built from them: shard access, manifest, loader."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,7 +19,10 @@ from dist_ssl.errors import ConfigError, DataError
 
 @dataclass(frozen=True)
 class Data:
-    """The keys of the data node; bytes and levels are checked by rules of their own, which say more than a type."""
+    """The keys of the `data` config node.
+
+    Sizes in bytes and pyramid levels are typed loosely: their own checks give better messages than a type check.
+    """
 
     path: str
     train: str
@@ -39,13 +42,13 @@ class Data:
     loader_process: Literal["auto", True, False] = "auto"
 
     def access(self, sharers: int) -> Access:
-        """How shards are reached by `sharers` ranks of a node. Raises ConfigError, also where another key is wrong."""
+        """Return how `sharers` ranks of a node access the shards, after checking all keys. Raises ConfigError."""
         if self.max_pixels < 1:
             raise ConfigError(f"data.max_pixels={self.max_pixels} is not possible: it is at least 1.", "Leave it out.")
         if not self.max_upsample >= 1:
             raise ConfigError(
-                f"data.max_upsample={self.max_upsample:g} is not possible: it is at least 1, not to enlarge at all.",
-                "Set data.max_upsample=1, or leave it out.",
+                f"data.max_upsample={self.max_upsample:g} is not possible: it is at least 1.",
+                "Set data.max_upsample=1 (crops are never enlarged), or leave it out.",
             )
         if self.pyramid is not None:
             pyramid.check_sides(self.pyramid, "data.pyramid")
@@ -54,7 +57,10 @@ class Data:
         return Access.to(Address.parse(self.path), self.cache, size, self.allow_pipe, sharers)
 
     def open(self, access: Access) -> manifest.Manifest:
-        """The data set's manifest, with the levels that are used, known to be the run's. Raises DataError."""
+        """Read the data set's manifest and attach the configured levels.
+
+        Raises DataError where it cannot be read, or `identity`, the one that the run started with, is another.
+        """
         where = Address.parse(self.path)
         found = manifest.read(where, access.fetcher)
         if self.pyramid is not None:
@@ -63,12 +69,12 @@ class Data:
             raise DataError(
                 f"The data in {self.path} is not the run's: the hash of its manifest is {found.identity}, not "
                 f"{self.identity}.",
-                "Set data.path to the shards that the run began with, or start a new run.",
+                "Set data.path to the shards that the run started with, or start a new run.",
             )
         return found
 
     def process(self, device: torch.device) -> LoaderProcess | None:
-        """A process to load in, for a rank that computes on this device; None where its own does."""
+        """Return a loader process for a rank on this device; None where samples are loaded in the rank's process."""
         gpu = device.type == "cuda"
         return (
             LoaderProcess(pin=gpu) if self.loader_process is True or (self.loader_process == "auto" and gpu) else None
@@ -83,7 +89,10 @@ class Data:
         *,
         scattered: bool = False,
     ) -> SampleLoader:
-        """What loads samples of a split, in that process. `scattered`: those that are wanted are far apart."""
-        ahead = parse_bytes(self.ahead_bytes, "data.ahead_bytes")
-        loader = Loader(Reader(split, access, scattered=scattered), threads, ahead, self.max_upsample)
+        """Return a loader for the samples of a split, which runs in `process` if there is one.
+
+        `threads`: decode threads; `scattered`: few samples of many shards will be read.
+        """
+        ahead_bytes = parse_bytes(self.ahead_bytes, "data.ahead_bytes")
+        loader = Loader(Reader(split, access, scattered=scattered), threads, ahead_bytes, self.max_upsample)
         return process.serve(loader) if process else loader

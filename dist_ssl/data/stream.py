@@ -1,15 +1,14 @@
-"""Batches of an epoch, from any position: stateless, the position is an argument and lives in `Progress`.
+"""The stream: yields the batches of an epoch from any position; it is stateless, the position lives in `Progress`.
 
-Lanes say which samples (lanes.py), threads decode and crop them (load.py), the device colours them (photometric.py).
-On a GPU that is done beside the training step (feed.py). All randomness is keyed by sample, so a batch is the same
-whoever computes it.
+Lanes determine the samples (lanes.py), threads decode and crop them (load.py), photometric augmentation runs on the
+device (photometric.py), on a GPU beside the training step (feed.py). All randomness is keyed by sample, so a batch is
+the same in whichever process it is computed.
 """
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -26,24 +25,24 @@ from dist_ssl.data.order.lanes import EpochOrder
 from dist_ssl.data.order.requests import Steps
 from dist_ssl.distributed.world import World
 
-Ints = npt.NDArray[np.int64]
 WAITING = 2
-"""Requests that may wait however large they are: one that is decoded, and one that the threads decode meanwhile."""
+"""Requests that may wait whatever their size: one that is decoded, and one that the threads decode meanwhile."""
 
 
 @dataclass(frozen=True)
 class Colours:
-    """What pixels are normalised by: mean and standard deviation per channel, of values in [0, 1]."""
+    """The normalisation of pixels: mean and standard deviation per channel, for values in [0, 1]."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
 
 class Stream:
-    """One rank's batches. `window`: samples shuffled together within a lane; `dtype`: of the views.
+    """One rank's batches.
 
-    Images of more than `max_pixels` are unreadable. `parts`: equal parts that a batch is coloured in. `side`: where
-    batches are made beside training; by default a stream of the world's GPU, and nowhere on a CPU, which has no room.
+    `window`: number of samples shuffled together within a lane; `dtype`: the views' dtype. Images of more than
+    `max_pixels` pixels count as unreadable. `parts`: number of equal parts in which a batch is augmented on the device.
+    `side`: where batches are made beside training; by default a stream of the world's GPU, None on a CPU.
     """
 
     def __init__(
@@ -67,7 +66,7 @@ class Stream:
         self.side = side or (GpuSide(world.device) if world.device.type == "cuda" else None)
 
     def epoch(self, plan: EpochPlan, start: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch from `start` samples into every lane on; the last incomplete one is left out."""
+        """Yield the batches of an epoch from offset `start` in every lane on; an incomplete last one is left out."""
         draws = Draws(self.seed, plan.epoch)
         order = EpochOrder(self.split.shard_sizes, draws, plan.lanes, self.window)
         recipes = [r.at(plan.magnitude) for r in of_views(self.recipes, plan.views, plan.local_views)]
@@ -89,7 +88,7 @@ class Stream:
         )
 
     def close(self) -> None:
-        """End what loads; there are no batches after it."""
+        """Stop the loader; no batches can be read afterwards."""
         self.loader.close()
 
     def _items(self, steps: Steps, cutter: Cutter, views: int) -> Generator[tuple[int, Loaded], None, None]:

@@ -1,4 +1,4 @@
-"""What a rank computes on: the GPU of its number on its node, or the CPU where the node shows none."""
+"""The device of a rank: the GPU with its local rank's number, or the CPU where the node shows no GPU."""
 
 import torch
 
@@ -6,7 +6,7 @@ from dist_ssl.errors import ConfigError
 
 
 def own_device(local_rank: int) -> torch.device:
-    """The device of the rank of this number on its node, made the current one before anything is placed on it.
+    """Select the device of a rank and make it the current one, before anything is placed on it.
 
     Raises ConfigError where the node shows fewer GPUs than it has ranks.
     """

@@ -1,6 +1,6 @@
-"""Which processes still live: each holds a lock on its own byte of a shared file, which the kernel drops at its end.
+"""Detection of ended processes: each locks its own byte of a shared file, and the kernel drops the lock at its end.
 
-Unlike process ids, such locks hold across containers, and no new process is taken for an old one.
+Unlike process ids, such locks work across containers, and a new process is never mistaken for an old one.
 """
 
 import fcntl
@@ -10,19 +10,19 @@ import sys
 from typing import BinaryIO
 
 LOCK = struct.Struct("hhqqi0q")
-"""Linux's `struct flock` of 64 bits: type, whence, start, length, process."""
+"""Linux's 64-bit `struct flock`: type, whence, start, length, process."""
 SUPPORTED = sys.platform == "linux" and sys.maxsize > 2**32 and hasattr(fcntl, "F_OFD_SETLK")
 
 
 class Liveness:
-    """Shows through `file`, for as long as that or a mapping of it is open, that `rank` lives; tells who else does."""
+    """The lock of `rank` in `file`, held while the file or a mapping of it is open, and a view of the others' locks."""
 
     def __init__(self, file: BinaryIO, rank: int) -> None:
         self.file = file
-        self.shown = SUPPORTED and self._show(rank)
-        """Whether the others can see it; only where all are shown is to be unseen to be gone."""
+        self.locked = SUPPORTED and self._lock(rank)
+        """True if this rank holds its lock; a missing lock means an ended process only if all ranks took theirs."""
 
-    def _show(self, rank: int) -> bool:
+    def _lock(self, rank: int) -> bool:
         try:
             fcntl.fcntl(self.file, fcntl.F_OFD_SETLK, self._byte(fcntl.F_WRLCK, rank))
         except OSError:  # a file system, or a sandbox's kernel, without such locks
@@ -30,7 +30,7 @@ class Liveness:
         return True
 
     def gone(self, rank: int) -> bool:
-        """Whether another rank's process has ended."""
+        """Return whether another rank's process has ended. Needs every rank to have `locked` its byte."""
         found = fcntl.fcntl(self.file, fcntl.F_OFD_GETLK, self._byte(fcntl.F_WRLCK, rank))
         return bool(LOCK.unpack(found)[0] == fcntl.F_UNLCK)
 

@@ -1,8 +1,8 @@
-"""Groups of samples that reach over several ranks: sums over blocks of neighbouring ranks.
+"""Batch-norm groups that span several ranks: sums over blocks of neighbouring ranks.
 
-They go through the one exchange that all ranks take part in: every block has a slot in one tensor, to which a rank
-adds in its own block's only. So no groups of processes are needed, and a block adds up in rank order like the whole.
-What is sent grows with the number of blocks: it is made for the short vectors of batch norms.
+A block sum uses the all-reduce over all ranks: every block has a slot in one tensor, and a rank fills only the slot of
+its own block. So no further process groups are needed, and a block is summed in rank order like the whole job. The
+traffic grows with the number of blocks, so it is meant for the short vectors of batch norms.
 """
 
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ from dist_ssl.models.norm import BatchNorm, Scope
 
 
 def block_sum(world: World, ranks: int, x: Tensor) -> Tensor:
-    """The sum of x over the block of `ranks` ranks, a divisor of the world's size, that this rank is in."""
+    """Return the sum of x over this rank's block of `ranks` neighbouring ranks; `ranks` divides the world size."""
     assert world.size % ranks == 0
     slots = x.new_zeros((world.size // ranks, *x.shape))
     slots[world.rank // ranks] = x
@@ -24,21 +24,21 @@ def block_sum(world: World, ranks: int, x: Tensor) -> Tensor:
 
 
 def scope(world: World, samples: int | None) -> Scope:
-    """Where batch norms take their statistics: over the whole job, or groups of so many samples of it."""
+    """Return the scope of batch-norm statistics: the whole job (None), or groups of `samples` samples of it."""
     return Scope(world.sum_const, lambda ranks: partial(block_sum, world, ranks), samples)
 
 
 def fits(samples: int, at_once: int, batch_size: int, accumulate: int) -> bool:
-    """Whether groups of so many samples lie whole in what a rank computes at once, or in a block of whole ranks."""
+    """Return whether groups of `samples` samples lie in one micro-batch (`at_once` samples) or in whole ranks."""
     if samples <= at_once:
         return samples > 1 and at_once % samples == 0
     return accumulate == 1 and samples % at_once == 0 and batch_size % samples == 0
 
 
 def check_groups(method: nn.Module, batch_size: int, ranks: int, accumulate: int, possible: Iterable[int] = ()) -> None:
-    """Raise ConfigError where groups of samples do not fit what one rank computes at once.
+    """Raise ConfigError where the groups of a batch norm do not fit the samples that a rank computes at once.
 
-    `possible`: other numbers of ranks, for a run that has begun and keeps its groups.
+    `possible`: other world sizes, to be named as a remedy for a started run, whose groups are fixed.
     """
     rows = batch_size // ranks
     if rows % accumulate:
@@ -56,7 +56,7 @@ def check_groups(method: nn.Module, batch_size: int, ranks: int, accumulate: int
             none = f"Use a smaller engine.accumulate than {accumulate}: groups have 2 samples or more."
             cut = [n for n in possible if batch_size % (n * accumulate) == 0]
             others = [n for n in cut if fits(samples, batch_size // (n * accumulate), batch_size, accumulate)]
-            again = f" A run that has begun keeps its groups: resume it on {listed(others)} ranks." if others else ""
+            again = f" A started run keeps its groups: resume it on {listed(others)} ranks." if others else ""
             raise ConfigError(
                 f"{place}.norm_group={samples} does not fit the {at_once} samples that a rank computes at once.",
                 (f"Use one of these: {', '.join(map(str, fitting))}." if fitting else none) + again,
@@ -64,6 +64,6 @@ def check_groups(method: nn.Module, batch_size: int, ranks: int, accumulate: int
 
 
 def listed(numbers: list[int]) -> str:
-    """`1`, or `1, 2 or 4`."""
+    """Return the numbers as text: `1`, or `1, 2 or 4`."""
     *most, last = map(str, numbers)
     return f"{', '.join(most)} or {last}" if most else last

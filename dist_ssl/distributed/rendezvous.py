@@ -1,11 +1,10 @@
-"""How the ranks of one attempt find rank 0: through a small file in the run folder, never through names.
+"""Rendezvous of the ranks of one attempt through a small file in the run folder, without host names.
 
-Node names need not resolve, so rank 0 publishes every address of its machine and the port of its store; the others
-try the addresses in turn and keep the first one behind which they find this attempt's token.
+Node names need not resolve, so rank 0 publishes every address of its machine and the port of its store; the other
+ranks try the addresses in turn and keep the first one whose store holds this attempt's token.
 """
 
 import json
-import os
 import socket
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from typing import TypeVar
 import psutil
 
 from dist_ssl.errors import UserError
+from dist_ssl.runtime.files import write_atomically
 
 POLL_SECONDS = 0.05
 LOOPBACK = "127.0.0.1"
@@ -25,22 +25,20 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Meeting:
-    """Where rank 0 waits: its machine's addresses, its port, and a token that only this attempt's store holds."""
+    """The address of rank 0's store: its machine's addresses, its port, and a token that only this store holds."""
 
     addresses: tuple[str, ...]
     port: int
     token: str
 
     def write(self, path: Path) -> None:
-        """Announce the meeting atomically."""
+        """Publish it atomically; the folder is made where it is missing."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}.part")
-        part.write_text(json.dumps(asdict(self)))
-        part.replace(path)
+        write_atomically(path, json.dumps(asdict(self)))
 
     @classmethod
     def read(cls, path: Path) -> "Meeting | None":
-        """The announced meeting, or None where nothing is announced yet."""
+        """Return the published meeting, or None where there is none yet."""
         try:
             values = json.loads(path.read_text())
         except FileNotFoundError:
@@ -49,7 +47,7 @@ class Meeting:
 
 
 def await_value(look: Callable[[], T | None], seconds: float, missing: Callable[[], UserError]) -> T:
-    """Look again and again until there is something; raise what `missing` says after `seconds`."""
+    """Return the first result of `look` that is not None, polling; raise what `missing` returns after `seconds`."""
     end = time.monotonic() + seconds
     while True:
         found = look()
@@ -61,13 +59,13 @@ def await_value(look: Callable[[], T | None], seconds: float, missing: Callable[
 
 
 def own_addresses() -> tuple[str, ...]:
-    """Every IPv4 address of this machine, loopback last."""
+    """Return every IPv4 address of this machine, loopback last."""
     found = [a.address for card in psutil.net_if_addrs().values() for a in card if a.family == socket.AF_INET]
     return (*[a for a in found if a != LOOPBACK], LOOPBACK)
 
 
 def own_end(address: str, port: int, seconds: float = 2.0) -> str | None:
-    """This machine's address on the way there, or None where nothing listens."""
+    """Return this machine's own address on the route to `address`, or None where nothing listens on the port."""
     try:
         with socket.create_connection((address, port), timeout=seconds) as line:
             return str(line.getsockname()[0])
@@ -76,7 +74,7 @@ def own_end(address: str, port: int, seconds: float = 2.0) -> str | None:
 
 
 def interface_of(address: str) -> str | None:
-    """The network interface that carries this address."""
+    """Return the name of the network interface that has this address, or None."""
     for name, card in psutil.net_if_addrs().items():
         if any(a.address == address for a in card):
             return str(name)
@@ -84,6 +82,6 @@ def interface_of(address: str) -> str | None:
 
 
 def machine_id() -> str:
-    """The same on all processes of one machine, different on any two machines that are up."""
+    """Return an id that all processes of one machine share and that differs between any two running machines."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     return boot.read_text().strip() if boot.exists() else socket.gethostname()

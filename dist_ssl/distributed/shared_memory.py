@@ -1,10 +1,10 @@
-"""Small exchanges between processes of one machine through shared memory, some fifty times faster than sockets there.
+"""All-gather of small messages through shared memory on one machine, about fifty times faster than through sockets.
 
-Every rank has two shared memory, used in turn. In round t a rank writes its bytes and then their hash, keyed by t, and
-reads the others' until each hash fits: a reader never takes half a letter, whatever the order in which the machine
-makes writes visible. Two boxes are enough, because nobody writes round t + 2 before all have read round t. A rank
-that has written rings its bell; who waits for it sleeps meanwhile, and leaves the core to who has work. Who waits for
-a rank that has ended hears of it at once, as from a socket.
+Every rank has two slots, used in turn. In round t a rank writes its bytes and then their hash, seeded with t, and reads
+the other ranks' slots until each hash matches: a partial message is never accepted, in whatever order the machine makes
+writes visible. Two slots are enough, because no rank writes round t + 2 before all have read round t. A rank that has
+written its message notifies the waiting ranks through a futex; these sleep until then and leave the core to others.
+A rank that waits for one whose process has ended gets an error at once, as from a socket.
 """
 
 import mmap
@@ -22,23 +22,26 @@ from dist_ssl.errors import UserError
 
 HASH_BYTES = 8
 LOOK_SECONDS = 0.2
-"""A rank that is so late may have ended."""
+"""Delay after which a waiting rank checks whether the other rank's process has ended."""
 Bytes = npt.NDArray[np.uint8]
 
 
 def message_hash(data: Bytes, round_number: int) -> int:
-    """The hash that makes a letter of this round valid; never 0, which is what fresh memory holds."""
+    """Return the hash that makes a message of this round valid; never 0, the content of fresh memory."""
     buffer: memoryview = memoryview(data)  # type: ignore[arg-type]
     return xxhash.xxh3_64_intdigest(buffer, seed=round_number) or 1
 
 
 def file_bytes(size: int, capacity: int) -> int:
-    """Of the bells and both boxes of `size` ranks."""
+    """Return the size of the shared file: the futex counters and both slots of `size` ranks, in bytes."""
     return size * (LINE_BYTES + 2 * (HASH_BYTES + capacity))
 
 
 def create(folder: Path, name: str, size: int, capacity: int) -> Path:
-    """A file for the shared memory of `size` ranks, its room reserved; remove it as soon as all have opened it."""
+    """Create the file for the shared memory of `size` ranks and reserve its space; remove it once all have opened it.
+
+    Raises OSError where there is no space or no permission.
+    """
     path = folder / name
     with path.open("xb") as file:
         try:
@@ -50,15 +53,15 @@ def create(folder: Path, name: str, size: int, capacity: int) -> Path:
 
 
 class SharedMemory:
-    """One rank's view of the shared memory in `path`. `capacity`: most bytes of a letter; `seconds`: most to wait."""
+    """One rank's view of the shared memory in `path`. `capacity`: most bytes of a message; `seconds`: longest wait."""
 
     def __init__(self, path: Path, rank: int, size: int, capacity: int, seconds: float) -> None:
         self.rank, self.size, self.capacity, self.seconds = rank, size, capacity, seconds
         file = path.open("r+b", buffering=0)
         self.memory = mmap.mmap(file.fileno(), file_bytes(size, capacity))
         self.liveness = Liveness(file, rank)
-        self.all_shown = False
-        """Whether every rank's presence is known to be shown: set it where that was agreed."""
+        self.all_locked = False
+        """True if every rank holds its liveness lock, so that ended ranks are detected; set once the ranks agreed."""
         self.futexes = Futexes(self.memory, size)
         cells = np.frombuffer(self.memory, dtype=np.uint8, offset=size * LINE_BYTES)
         cells = cells.reshape(2, size, HASH_BYTES + capacity)
@@ -67,42 +70,45 @@ class SharedMemory:
         self.round = 0
 
     def exchange(self, data: Bytes) -> Bytes:
-        """[n] bytes of this rank -> [size, n] bytes of all, in rank order; n is the same on every rank."""
+        """Gather [n] bytes of this rank -> [size, n] bytes of all, in rank order; n is the same on every rank.
+
+        Raises ConnectionError where a rank has ended, UserError where one does not answer in time.
+        """
         self.round += 1
-        box = self.round % 2
-        self.messages[box, self.rank, : len(data)] = data
+        slot = self.round % 2
+        self.messages[slot, self.rank, : len(data)] = data
         own = np.array([message_hash(data, self.round)], dtype=np.uint64)
-        self.hashes[box, self.rank] = own.view(np.uint8)
-        self.futexes.ring(self.rank)
+        self.hashes[slot, self.rank] = own.view(np.uint8)
+        self.futexes.notify(self.rank)
         out = np.empty((self.size, len(data)), dtype=np.uint8)
         out[self.rank] = data
         for rank in range(self.size):
             if rank != self.rank:
-                self._read(box, rank, out[rank])
+                self._read(slot, rank, out[rank])
         return out
 
-    def _read(self, box: int, rank: int, out: Bytes) -> None:
-        """Copy a letter once it is whole. Raises ConnectionError, or UserError where its writer lives."""
+    def _read(self, slot: int, rank: int, out: Bytes) -> None:
+        """Copy a message once it is whole. Raises ConnectionError, or UserError where its writer still runs."""
         started = 0.0
         while True:
             late = time.monotonic() - started if started else 0.0
-            gone = self.all_shown and late > LOOK_SECONDS and self.liveness.gone(rank)  # before it looks a last time
-            word = self.futexes.read(rank)
-            hashed = int(self.hashes[box, rank].copy().view(np.uint64)[0])
+            gone = self.all_locked and late > LOOK_SECONDS and self.liveness.gone(rank)  # before the last read
+            seen = self.futexes.read(rank)
+            hashed = int(self.hashes[slot, rank].copy().view(np.uint64)[0])
             if hashed:
-                out[:] = self.messages[box, rank, : len(out)]
+                out[:] = self.messages[slot, rank, : len(out)]
                 if message_hash(out, self.round) == hashed:
                     return
             if gone:
-                raise ConnectionError(f"Rank {rank} has ended: its log tells why.")
+                raise ConnectionError(f"Rank {rank} has ended: its log says why.")
             if late > self.seconds:
                 raise UserError(
                     f"Rank {rank} did not answer for {self.seconds:.0f} s.",
-                    "Its log tells why; timeout=10 minutes waits longer.",
+                    "Its log says why; timeout=10 minutes waits longer.",
                 )
             started = started or time.monotonic()
-            self.futexes.wait(rank, word)
+            self.futexes.wait(rank, seen)
 
     def fits(self, count: int) -> bool:
-        """Whether a letter of so many bytes fits."""
+        """Return whether a message of `count` bytes fits."""
         return count <= self.capacity

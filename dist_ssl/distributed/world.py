@@ -1,8 +1,8 @@
-"""The only word for "the other ranks": who they are, and the few collectives that we use.
+"""The `World`: rank, size and device of a rank, and the few collectives that this package uses.
 
-A `World` of size 1 needs no process group, so whatever is handed one runs and is tested alone. `joined` makes groups
-and destroys them. Gathers and sums carry gradients that add up over the ranks; engines average gradients, so the
-objective is the mean over ranks of what each rank's loss returns.
+A `World` of size 1 needs no process group, so every module that takes one also runs and is tested on a single rank.
+`joined` creates the process groups and destroys them. The gradients of gathers and sums are summed over the ranks;
+engines average gradients, so the objective is the mean over ranks of what each rank's loss returns.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ from dist_ssl.errors import UserError
 T = TypeVar("T")
 SHARED_MEMORY = Path("/dev/shm")
 MESSAGES_BYTES = 1 << 25
-"""Of shared memory for the letters of all ranks."""
+"""Size of the shared memory for the messages of all ranks."""
 
 
 class _Gather(torch.autograd.Function):
@@ -68,13 +68,13 @@ class _Sum(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class Pending:
-    """An agreement under way: `result()` waits for it."""
+    """An agreement in progress: `result()` waits for it."""
 
     value: Tensor
     work: "dist.Work | None"
 
     def result(self) -> list[int]:
-        """The largest value that any rank put in, of each."""
+        """Return, for each value, the largest that any rank gave."""
         if self.work is not None:
             self.work.wait()
         return [int(value) for value in self.value]
@@ -82,7 +82,7 @@ class Pending:
 
 @dataclass(frozen=True)
 class World:
-    """All ranks of an attempt, as one of them sees them."""
+    """All ranks of an attempt, seen from one of them."""
 
     rank: int = 0
     size: int = 1
@@ -90,17 +90,17 @@ class World:
     local_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     host: "dist.ProcessGroup | None" = None
-    """A gloo group beside the device's own: agreeing never waits for the device."""
+    """A gloo group beside the device's own, so that agreements never wait for the device."""
     shared_memory: SharedMemory | None = None
-    """Shared memory for small exchanges, where all ranks are on one machine and compute on its CPU."""
+    """Carrier of small messages where all ranks are on one machine and compute on its CPU; None elsewhere."""
 
     @property
     def alone(self) -> bool:
-        """Whether there are no others and no process group: nothing is exchanged then, and engines wrap nothing."""
+        """Return whether there is one rank and no process group: then nothing is exchanged and engines wrap nothing."""
         return self.size == 1 and self.host is None
 
     def gather_const(self, x: Tensor) -> Tensor:
-        """[B, ...] -> [size * B, ...] in rank order, which is global sample order; without gradients."""
+        """Gather [B, ...] -> [size * B, ...] in rank order, which is global sample order; without gradients."""
         x = x.detach().contiguous()
         if self.alone:
             return x
@@ -111,14 +111,14 @@ class World:
         return out
 
     def gather(self, x: Tensor) -> Tensor:
-        """The same with gradients, which are summed back over the ranks."""
+        """Gather like `gather_const`, with gradients, which are summed over the ranks."""
         if self.alone:
             return x
         out: Tensor = _Gather.apply(x, self)
         return out
 
     def sum_const(self, x: Tensor) -> Tensor:
-        """The sum over ranks, without gradients; x stays as it is."""
+        """Return the sum over ranks, without gradients; x is not changed."""
         if self.alone:
             return x.detach()
         if self.device.type == "cpu" and x.nbytes <= message_capacity(self.size):
@@ -131,23 +131,23 @@ class World:
         return total
 
     def _exchange(self, shared_memory: SharedMemory, x: Tensor) -> Tensor:
-        """[...] -> [size, ...], every rank's, through shared memory."""
+        """Gather [...] -> [size, ...] through shared memory."""
         got = torch.from_numpy(shared_memory.exchange(x.view(-1).view(torch.uint8).numpy()))
         return got.view(x.dtype).view(self.size, *x.shape)
 
     def sum(self, x: Tensor) -> Tensor:
-        """The sum over ranks; its gradient is summed over ranks too."""
+        """Return the sum over ranks; its gradient is summed over the ranks too."""
         if self.alone:
             return x
         out: Tensor = _Sum.apply(x, self)
         return out
 
     def mean(self, x: Tensor) -> Tensor:
-        """The mean over ranks, with gradients like `sum`."""
+        """Return the mean over ranks, with gradients like `sum`."""
         return self.sum(x) / self.size
 
     def agree_later(self, *values: int) -> Pending:
-        """Begin to agree on the largest of each value over all ranks; the answer may be read a step later."""
+        """Start an all-reduce (maximum) of each value over all ranks; the result may be read a step later."""
         offer = torch.tensor(values, dtype=torch.int64)
         if self.alone:
             return Pending(offer, None)
@@ -156,40 +156,40 @@ class World:
         return Pending(offer, dist.all_reduce(offer, op=dist.ReduceOp.MAX, group=self.host, async_op=True))
 
     def agree(self, value: int) -> int:
-        """The largest value of all ranks, host side: the device is not waited for."""
+        """Return the largest value of all ranks; runs on the host and does not wait for the device."""
         return self.agree_later(value).result()[0]
 
     def share(self, obj: T | None) -> T:
-        """Rank 0's object, on every rank."""
-        box: list[Any] = [obj]
+        """Return rank 0's object on every rank (broadcast)."""
+        holder: list[Any] = [obj]
         if not self.alone:
-            dist.broadcast_object_list(box, src=0, group=self.host)
-        shared: T = box[0]
+            dist.broadcast_object_list(holder, src=0, group=self.host)
+        shared: T = holder[0]
         return shared
 
     def collect(self, obj: T) -> list[T]:
-        """Every rank's object, on every rank, in rank order."""
+        """Return the objects of all ranks, on every rank, in rank order (all-gather)."""
         if self.alone:
             return [obj]
-        boxes: list[Any] = [None] * self.size
-        dist.all_gather_object(boxes, obj, group=self.host)
-        return boxes
+        objects: list[Any] = [None] * self.size
+        dist.all_gather_object(objects, obj, group=self.host)
+        return objects
 
 
 @contextmanager
 def joined(meeting: Path | None, seconds: float = 300.0, *, grouped: bool = False) -> Iterator[World]:
-    """The world that RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE describe, for as long as the block runs.
+    """Yield the world that RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE describe, with its process groups.
 
-    `meeting` is a file that all ranks see and only this attempt uses; None takes torch's own rendezvous (MASTER_ADDR,
-    MASTER_PORT), as under torchrun. `seconds` bounds every wait. `grouped`: a world of one has groups too, so that one
-    device can prove what engines do on several. Whoever fails in the block is to end its process: the groups stay then.
-    Raises UserError that names the ranks that did not come.
+    `meeting`: a file that all ranks see and only this attempt uses; None takes torch's own rendezvous (MASTER_ADDR,
+    MASTER_PORT), as under torchrun. `seconds` bounds every wait. `grouped`: create groups for a world of one too, so
+    that engines can be tested with groups on one device. A process that fails inside the block must end, as the groups
+    are not destroyed then. Raises UserError that names the ranks that did not arrive.
     """
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     local_rank, local_size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     device = own_device(local_rank)
-    os.environ["DS_ACCELERATOR"] = device.type  # DeepSpeed would look for devices of its own
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it no product of a GPU is deterministic
+    os.environ["DS_ACCELERATOR"] = device.type  # DeepSpeed would detect another device
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is not deterministic without it
     if size == 1 and not grouped:
         yield World(device=device)
         return
@@ -208,12 +208,12 @@ def joined(meeting: Path | None, seconds: float = 300.0, *, grouped: bool = Fals
 
 
 def message_capacity(size: int) -> int:
-    """Most bytes of a letter in a world of this size."""
+    """Return the most bytes of a shared-memory message in a world of this size."""
     return MESSAGES_BYTES // (2 * size)
 
 
 def open_shared_memory(world: World, seconds: float) -> SharedMemory | None:
-    """SharedMemory for all ranks, where they share one machine and its CPU; None elsewhere, the same on every rank."""
+    """Return shared memory for all ranks, None on every rank unless all of them compute on the CPU of one machine."""
     machines = set(world.collect((machine_id(), world.device.type)))
     if len(machines) > 1 or world.device.type != "cpu":
         return None
@@ -221,44 +221,44 @@ def open_shared_memory(world: World, seconds: float) -> SharedMemory | None:
     found: SharedMemory | None = None
     capacity = message_capacity(world.size)
     folder = SHARED_MEMORY if SHARED_MEMORY.is_dir() else Path(tempfile.gettempdir())
-    with contextlib.suppress(OSError):  # no room or no right there: sockets do as well, only slower
+    with contextlib.suppress(OSError):  # no space or permission: sockets work too, only slower
         path = create(folder, f"dist_ssl-{uuid.uuid4().hex}", world.size, capacity) if world.rank == 0 else None
     path = world.share(path)
     with contextlib.suppress(OSError):
         found = SharedMemory(path, world.rank, world.size, capacity, seconds) if path else None
-    lacking, unseen = world.agree_later(int(not found), int(not (found and found.liveness.shown))).result()
+    lacking, unlocked = world.agree_later(int(not found), int(not (found and found.liveness.locked))).result()
     if world.rank == 0 and path:
         path.unlink()
     if found:
-        found.all_shown = not unseen
+        found.all_locked = not unlocked
     return None if lacking else found
 
 
 def meet(meeting: Path, rank: int, size: int, seconds: float) -> Store:
-    """A store that all ranks of this attempt share, each of them known to be there."""
+    """Return a store that all ranks of this attempt share, once every rank has connected to it. Raises UserError."""
     if rank == 0:
         store, route = _open_store(meeting, seconds), ("", "")
     else:
         store, route = await_value(
-            lambda: _find_store(meeting, seconds), seconds, lambda: _no_show("rank 0", seconds, meeting)
+            lambda: _find_store(meeting, seconds), seconds, lambda: _not_arrived("rank 0", seconds, meeting)
         )
     store.set(f"here/{rank}", json.dumps([machine_id(), *route]))
 
-    def present() -> bool | None:
+    def all_arrived() -> bool | None:
         return True if store.check([f"here/{other}" for other in range(size)]) else None
 
-    def absent() -> UserError:
+    def missing() -> UserError:
         late = [str(other) for other in range(size) if not store.check([f"here/{other}"])]
-        return _no_show(f"rank {', '.join(late)} of {size}", seconds, meeting)
+        return _not_arrived(f"rank {', '.join(late)} of {size}", seconds, meeting)
 
-    await_value(present, seconds, absent)
+    await_value(all_arrived, seconds, missing)
     _choose_interface([json.loads(store.get(f"here/{other}")) for other in range(size)], rank)
     return PrefixStore("groups", store)
 
 
-def _no_show(who: str, seconds: float, meeting: Path) -> UserError:
+def _not_arrived(ranks: str, seconds: float, meeting: Path) -> UserError:
     return UserError(
-        f"After {seconds:.0f} s {who} had not come to the rendezvous.",
+        f"After {seconds:.0f} s {ranks} had not come to the rendezvous.",
         f"Logs are in {meeting.parent / 'logs'}; a firewall between the nodes looks the same.",
     )
 
@@ -273,7 +273,7 @@ def _open_store(meeting: Path, seconds: float) -> Store:
 
 
 def _find_store(meeting: Path, seconds: float) -> "tuple[Store, tuple[str, str]] | None":
-    """Rank 0's store and the route to it, as this end's and that end's address."""
+    """Return rank 0's store and the route to it as (own address, rank 0's address); None if it is not found yet."""
     found = Meeting.read(meeting)
     for address in found.addresses if found else ():
         own = own_end(address, found.port) if found else None
@@ -286,7 +286,7 @@ def _find_store(meeting: Path, seconds: float) -> "tuple[Store, tuple[str, str]]
 
 
 def _choose_interface(here: list[list[str]], rank: int) -> None:
-    """Tell gloo and NCCL which interface reaches the others, since node names may not resolve."""
+    """Set the network interface of gloo and NCCL to one that reaches the other ranks: node names may not resolve."""
     remote = [own_and_peer for machine, *own_and_peer in here if machine != here[0][0]]
     if not remote:
         address = LOOPBACK

@@ -24,7 +24,7 @@ from dist_ssl.engines.spread import held_here, spread_of, whole
 from dist_ssl.errors import CheckpointError
 from dist_ssl.models import ema, norm
 from dist_ssl.optim.recipes import OptimizerRecipe, apply_hyperparameters
-from dist_ssl.protocols.engine import Piece, State, StepOutput, Who
+from dist_ssl.protocols.engine import Branch, Piece, State, StepOutput
 from dist_ssl.protocols.method import Embeddings, LossOutput, Method
 from dist_ssl.runtime.finite_check import check_finite
 
@@ -198,11 +198,11 @@ class Parallel(ABC):
         return {name.removeprefix(prefix): p for name, p in self.own.items() if name.startswith(prefix)}
 
     @torch.no_grad()
-    def embed(self, view: Tensor, who: Who) -> Tensor:
+    def embed(self, view: Tensor, branch: Branch) -> Tensor:
         """[B, 3, S, S] -> pooled features of the student's or the teacher's encoder, [B, D] fp32, in eval mode."""
-        branch = self.method.student if who == "student" else self.method.teacher
-        assert branch is not None
-        encoder = self.method.encoder if who == "student" else branch.get_submodule("encoder")
+        network = self.method.student if branch == "student" else self.method.teacher
+        assert network is not None
+        encoder = self.method.encoder if branch == "student" else network.get_submodule("encoder")
         encoder.eval()
         with self._computing():
             features: Tensor = self.through(encoder, view)

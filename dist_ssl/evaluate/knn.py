@@ -1,4 +1,4 @@
-"""The kNN probe: how often the nearest neighbours of a held-out image, by cosine of its features, know its class.
+"""The kNN probe: top-1 accuracy of a weighted kNN classifier (cosine similarity of features) on held-out images.
 
 Each of the k nearest votes for its class with weight exp(similarity / T) (Wu et al. 2018, arXiv 1805.01978).
 """
@@ -6,20 +6,19 @@ Each of the k nearest votes for its class with weight exp(similarity / T) (Wu et
 import time
 from collections.abc import Mapping
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dist_ssl.config.durations import Duration
+from dist_ssl.core.draws import Ints
 from dist_ssl.core.progress import Progress
 from dist_ssl.evaluate.features import Extractor
 from dist_ssl.protocols.engine import Engine
 
 
 def knn_votes(bank: Tensor, bank_labels: Tensor, queries: Tensor, k: int, temperature: float) -> Tensor:
-    """[Q] predicted classes. `bank`: [N, D], `bank_labels`: [N] int64 >= 0, `queries`: [Q, D]; any norms."""
+    """Return the [Q] predicted classes. `bank`: [N, D], `bank_labels`: [N] int64 >= 0, `queries`: [Q, D]; any norms."""
     similarity = F.normalize(queries, dim=1) @ F.normalize(bank, dim=1).T
     nearest, at = similarity.topk(min(k, len(bank)), dim=1)
     weights = ((nearest - nearest[:, :1]) / temperature).exp()
@@ -30,15 +29,15 @@ def knn_votes(bank: Tensor, bank_labels: Tensor, queries: Tensor, k: int, temper
 
 
 class KNN:
-    """Probes the student between epochs: a fixed part of the training split votes on a fixed part of another.
+    """A probe of the student between epochs: a fixed part of the training split votes on a fixed part of another split.
 
-    `bank` and `queries`: where the features come from and the sample numbers; `every`: in epochs.
+    `bank` and `queries`: the extractor of the features and the sample numbers; `every`: in epochs.
     """
 
     def __init__(
         self,
-        bank: tuple[Extractor, npt.NDArray[np.int64]],
-        queries: tuple[Extractor, npt.NDArray[np.int64]],
+        bank: tuple[Extractor, Ints],
+        queries: tuple[Extractor, Ints],
         *,
         every: Duration,
         k: int = 20,
@@ -48,7 +47,7 @@ class KNN:
         self.k, self.temperature = k, temperature
 
     def epoch(self, engine: Engine, progress: Progress) -> Mapping[str, float]:
-        """`knn_accuracy`, 0 to 1, where the probe is due."""
+        """Return `knn_accuracy` (0 to 1) and `probe_seconds` if the probe is due, else nothing."""
         if not self.every.due(progress):
             return {}
         started = time.monotonic()
@@ -60,8 +59,8 @@ class KNN:
 
 
 class NoProbe:
-    """For data without labels or without a held-out split."""
+    """The probe for data without labels or without a held-out split: it measures nothing."""
 
     def epoch(self, engine: Engine, progress: Progress) -> Mapping[str, float]:
-        """Nothing to measure."""
+        """Return no metrics."""
         return {}

@@ -1,11 +1,11 @@
-"""EMP-SSL (Tong et al. 2023, arXiv 2304.03977): many patches of an image agree while those of many images spread out.
+"""EMP-SSL (Tong et al. 2023, arXiv 2304.03977): patches of one image agree, those of many images spread out.
 
     zbar_b = mean over patches of z_b;   D = mean over images of |zbar_b|;   R(Z) = 1/2 logdet(I + D/(B eps2) Z^T Z)
     loss   = -weight D - mean over patches of R(Z_patch)
 
 The embeddings are unit vectors, so |zbar| is their mean cosine with zbar. By Sylvester's identity the determinant may
-be taken of the smaller of Z^T Z and Z Z^T; it comes from a batched Cholesky decomposition in float32 or better. R
-grows with the number of images, so it belongs to groups of a fixed number of images, the same at every world size.
+be taken of the smaller of Z^T Z and Z Z^T; a batched Cholesky decomposition in float32 or better computes it. R grows
+with the number of images, so it is computed over groups of a fixed size, the same at every world size.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from dist_ssl.losses.job import full_precision
 
 @dataclass(frozen=True)
 class EMP:
-    """[] each: the mean cosine of patches with their image's mean, the mean coding rate, and the loss."""
+    """Mean cosine of patches with their image's mean, mean coding rate, and loss; [] each."""
 
     invariance: Tensor
     coding_rate: Tensor
@@ -27,9 +27,9 @@ class EMP:
 
 
 def coding_rate(z: Tensor, count: Tensor, eps2: float = 0.2) -> Tensor:
-    """R(Z) = 1/2 logdet(I + width / (count eps2) Z^T Z) of z [..., B, width], [...] in nats.
+    """Return R(Z) = 1/2 logdet(I + width / (count eps2) Z^T Z) of z [..., B, width], [...] in nats.
 
-    `count`: [...] how many rows count; the others are zeros, which add nothing.
+    `count`: [...] number of valid rows; the others are zeros, which add nothing.
     """
     rows, width = z.shape[-2:]
     with torch.autocast(z.device.type, enabled=False):
@@ -41,11 +41,11 @@ def coding_rate(z: Tensor, count: Tensor, eps2: float = 0.2) -> Tensor:
 
 
 def emp_ssl(z: Tensor, valid: Tensor, group: int, *, eps2: float = 0.2, weight: float = 200.0) -> EMP:
-    """The mean of the loss over groups of `group` images one after the other.
+    """Return the mean of the loss over groups of `group` consecutive images.
 
-    `z`: [P, N, width], embeddings of P patches per image; `valid`: [N] bool; N a multiple of `group`. A rank that
-    holds whole groups passes its own images, any other those of the whole job, gathered with gradients: the mean
-    over ranks is the same. `eps2`: the paper's epsilon squared; `weight`: its lambda.
+    `z`: [P, N, width], embeddings of P patches per image; `valid`: [N] bool; N a multiple of `group`, else
+    ValueError is raised. A rank that holds whole groups passes its own images, any other rank those of the whole job,
+    gathered with gradients: the mean over ranks is the same. `eps2`: the paper's epsilon squared; `weight`: its lambda.
     """
     if z.shape[1] % group:
         raise ValueError(f"{z.shape[1]} images are no multiple of groups of {group}")

@@ -13,7 +13,7 @@ from dist_ssl.losses.contrastive import info_nce
 
 
 def split(view: Tensor, parts: int = 2) -> Tensor:
-    """[B, C, S, S] -> [parts^2 B, C, S/parts, S/parts], tile by tile, down the columns from the left.
+    """Cut views into tiles, [B, C, S, S] -> [parts^2 B, C, S/parts, S/parts], tile-major, column by column.
 
     Raises ValueError where S is no multiple of `parts`.
     """
@@ -24,7 +24,7 @@ def split(view: Tensor, parts: int = 2) -> Tensor:
 
 
 def combine(features: Tensor, tiles: int = 4, size: int = 2) -> Tensor:
-    """[tiles * B, D] -> [C * B, D]: the mean features of every subset of `size` tiles, in lexicographic order.
+    """Return the mean features of every subset of `size` tiles, in lexicographic order: [tiles * B, D] -> [C * B, D].
 
     C = tiles! / (size! (tiles - size)!); 1 <= size <= tiles.
     """
@@ -35,7 +35,7 @@ def combine(features: Tensor, tiles: int = 4, size: int = 2) -> Tensor:
 def combined_cross_entropy(
     predictions: Tensor, keys: Tensor, first: int, temperature: float = 1.0, valid: Tensor | None = None
 ) -> Tensor:
-    """The mean over both views and all combinations of CE against the other view's keys, [B]; no factor 2 T.
+    """Return [B] the mean over both views and all combinations of CE against the other view's keys; no factor 2 T.
 
     `predictions`: [2, C, B, D] of this rank; `keys`: [2, N, D] of the whole job, without gradients; `first` and
     `valid` as in `info_nce`.

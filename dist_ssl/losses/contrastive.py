@@ -1,7 +1,7 @@
-"""Contrastive losses over the batch: pure functions of tensors, each rank its own rows against those of the whole job.
+"""Contrastive losses over the batch: pure functions that compare a rank's own rows with those of the whole job.
 
-Samples that do not count (`valid` False) are no one's negative. Their own rows stay finite, and it is for the caller
-to leave them out (`job.job_mean`).
+Samples with `valid` False are negatives of no other sample. Their own rows stay finite, and the caller leaves them out
+of the mean (`job.job_mean`).
 """
 
 import torch
@@ -10,9 +10,9 @@ from torch import Tensor
 
 
 def info_nce(queries: Tensor, keys: Tensor, first: int, temperature: float, valid: Tensor | None = None) -> Tensor:
-    """CE(norm(q) norm(k)^T / T, i + first), [..., B] per row.
+    """Return CE(norm(q) norm(k)^T / T, i + first) per row, [..., B].
 
-    `queries`: [..., B, D], of which row i belongs to key first + i; `keys`: [N, D] of the whole job in global order;
+    `queries`: [..., B, D]; row i belongs to key first + i; `keys`: [N, D] of the whole job in global order;
     `first`: the global number of row 0; `valid`: [N] bool, keys that may be another sample's negative (default: all).
     """
     targets = torch.arange(first, first + queries.shape[-2], device=queries.device)
@@ -23,7 +23,7 @@ def info_nce(queries: Tensor, keys: Tensor, first: int, temperature: float, vali
 def keyed_cross_entropy(
     queries: Tensor, keys: Tensor, first: int, temperature: float, valid: Tensor | None = None
 ) -> Tensor:
-    """MoCo v3's ctr(q, k) = 2 T CE(norm(q) norm(k)^T / T, i + first) (Chen et al. 2021, algorithm 1), [B] per row.
+    """Return MoCo v3's ctr(q, k) = 2 T CE(norm(q) norm(k)^T / T, i + first) per row, [B] (Chen et al. 2021, alg. 1).
 
     The arguments are those of `info_nce`.
     """
@@ -31,9 +31,9 @@ def keyed_cross_entropy(
 
 
 def nt_xent(own: Tensor, whole: Tensor, first: int, temperature: float, valid: Tensor | None = None) -> Tensor:
-    """SimCLR's NT-Xent (Chen et al. 2020, equation 1), [B]: the mean of a sample's two directions.
+    """Return SimCLR's NT-Xent (Chen et al. 2020, equation 1), [B], the mean of a sample's two directions.
 
-        l(a, b) = -log exp(cos(a, b) / T) / sum over all embeddings c of the job but a of exp(cos(a, c) / T)
+        l(a, b) = -log exp(cos(a, b) / T) / sum over all embeddings c != a of the job of exp(cos(a, c) / T)
 
     `own`: [2, B, D], both views of this rank's samples; `whole`: [2, N, D], those of the job in global order, with
     gradients; `first`: the global number of this rank's sample 0; `valid`: [N] bool as in `info_nce`.
@@ -48,7 +48,7 @@ def nt_xent(own: Tensor, whole: Tensor, first: int, temperature: float, valid: T
 
 
 def _others(logits: Tensor, targets: Tensor, valid: Tensor | None) -> Tensor:
-    """The logits [..., B, N] without the columns that are neither valid nor their row's target."""
+    """Return the logits [..., B, N] with -inf in columns that are neither valid nor the target of their row."""
     if valid is None:
         return logits
     target = torch.arange(logits.shape[-1], device=logits.device) == targets[:, None]
@@ -56,6 +56,6 @@ def _others(logits: Tensor, targets: Tensor, valid: Tensor | None) -> Tensor:
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """[..., B, N] logits and [B] columns -> [..., B]."""
+    """Return the cross-entropy of logits [..., B, N] with target columns [B], [..., B]."""
     wide = targets.expand(logits.shape[:-1]).flatten()
     return F.cross_entropy(logits.flatten(0, -2), wide, reduction="none").view(logits.shape[:-1])

@@ -1,4 +1,4 @@
-"""Cheap signs of health that tell a collapse from learning, of one rank's embeddings."""
+"""Cheap metrics of one rank's embeddings that show a collapse."""
 
 import torch
 import torch.nn.functional as F
@@ -7,12 +7,12 @@ from torch import Tensor
 
 @torch.no_grad()
 def signs_of_health(first: Tensor, second: Tensor) -> dict[str, Tensor]:
-    """What two embeddings [B, D] of the same samples say, by the keys of the metric table; [] each.
+    """Return metrics of two embeddings [B, D] of the same samples, by the keys of the metric table; [] each.
 
-    `feature_std`: standard deviation of unit vectors, 1 / sqrt(D) where they are spread evenly, 0 where all are one;
-    `positive_similarity`, `negative_similarity`: mean cosine of a sample's two, and of two samples' (0 for one sample);
-    `effective_rank`: (sum of eigenvalues)^2 / sum of their squares of the covariance, 1 to min(B, D) (the
-    participation ratio), which takes no decomposition.
+    `feature_std`: standard deviation of the normalised vectors, 1 / sqrt(D) if evenly spread, 0 if all are equal;
+    `positive_similarity`: mean cosine of a sample's two embeddings; `negative_similarity`: mean cosine of embeddings of
+    different samples (0 for one sample); `effective_rank`: (sum of eigenvalues)^2 / (sum of squared eigenvalues) of the
+    covariance, 1 to min(B, D), the participation ratio, which needs no decomposition.
     """
     one, other = F.normalize(first.detach(), dim=1), F.normalize(second.detach(), dim=1)
     pairs = max(1, len(one) * (len(one) - 1))

@@ -7,11 +7,11 @@ from torch import Tensor
 from dist_ssl.losses.job import full_precision
 
 TURNS = 4
-"""Classes: quarter turns counter-clockwise."""
+"""Number of classes: quarter turns counter-clockwise, 0 to 3."""
 
 
 def rotate(images: Tensor, turns: Tensor) -> Tensor:
-    """[B, C, S, S], each turned counter-clockwise by its `turns` [B], 0 to 3. Raises ValueError: not square."""
+    """Rotate images [B, C, S, S] counter-clockwise by `turns` [B] each, 0 to 3. Raises ValueError if not square."""
     if images.shape[2] != images.shape[3]:
         raise ValueError(f"images of {images.shape[3]} x {images.shape[2]} px cannot be turned: they are not square")
     turned = images
@@ -21,5 +21,5 @@ def rotate(images: Tensor, turns: Tensor) -> Tensor:
 
 
 def rotation_cross_entropy(logits: Tensor, turns: Tensor) -> Tensor:
-    """[B, 4] logits and the turns [B] that were made -> [B], in float32 or better; ln 4 by chance."""
+    """Return the cross-entropy [B] of logits [B, 4] with the true turns [B], in float32 or better; ln 4 by chance."""
     return F.cross_entropy(full_precision(logits), turns, reduction="none")

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dist_ssl.losses.job import Sum, full_precision
+from dist_ssl.core.collectives import Sum
+from dist_ssl.losses.job import full_precision
 from dist_ssl.losses.prototype_codes import sinkhorn
 from dist_ssl.losses.view_pairs import crossed_entropy
 
@@ -18,9 +19,9 @@ def dino_cross_entropy(
     student_temperature: float = 0.1,
     teacher_temperature: float = 0.04,
 ) -> Tensor:
-    """Mean over pairs of different views of CE(softmax((t - centre) / T_t), softmax(s / T_s)), [B].
+    """Return the mean over pairs of different views of CE(softmax((t - centre) / T_t), softmax(s / T_s)), [B].
 
-    `student`: [B, K] per view, of which the first are the `teacher`'s views; `centre`: [K].
+    `student`: [B, K] per view, first those of the `teacher`'s views; `centre`: [K].
     """
     targets = [((full_precision(t).detach() - centre) / teacher_temperature).softmax(1) for t in teacher]
     return crossed_entropy(targets, [full_precision(s) / student_temperature for s in student])
@@ -36,10 +37,10 @@ def balanced_cross_entropy(
     student_temperature: float = 0.1,
     teacher_temperature: float = 0.04,
 ) -> Tensor:
-    """The same with targets by Sinkhorn and Knopp over all of the teacher's views together, without a centre, [B].
+    """Return [B] the same mean for Sinkhorn-Knopp targets, computed over all teacher views together, without a centre.
 
-    `student`: [B, K] cosines per view, of which the first are the `teacher`'s views; `valid`: [B] bool, `total`,
-    `iterations`: as in `sinkhorn`, which gives a target of zeros to samples that are not valid.
+    `student`: [B, K] cosines per view, first those of the `teacher`'s views; `valid`: [B] bool, `total`, `iterations`:
+    as in `sinkhorn`, which gives targets of zeros to samples that are not valid.
     """
     shared = sinkhorn(
         torch.cat(list(teacher)), valid.repeat(len(teacher)), total, eps=teacher_temperature, iterations=iterations
@@ -49,9 +50,9 @@ def balanced_cross_entropy(
 
 @torch.no_grad()
 def batch_centre(teacher: Sequence[Tensor], valid: Tensor, total: Sum) -> Tensor:
-    """[K] the mean of the teacher's outputs over its views and the job's valid samples, towards which a centre moves.
+    """Return [K] the mean of the teacher's outputs over its views and the job's valid samples, the centre's update.
 
-    `teacher`: [B, K] per view; `valid`: [B] bool. Zeros where the job has no valid sample.
+    `teacher`: [B, K] per view; `valid`: [B] bool. Zeros if the job has no valid sample.
     """
     mean = full_precision(torch.stack(list(teacher))).mean(0)
     sums = torch.cat([(mean * valid[:, None]).sum(0), valid.sum()[None].to(mean.dtype)])

@@ -1,6 +1,6 @@
 """VICReg (Bardes, Ponce, LeCun 2022, equations 1 to 6): invariance, variance and covariance of the whole batch.
 
-It takes the embeddings of the whole job, gathered with gradients, and computes the same on every rank.
+The loss takes the embeddings of the whole job, gathered with gradients, and is computed alike on every rank.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class VICRegTerms:
-    """[] each: the three terms without their weights, and the loss."""
+    """The three terms without their weights, and the loss; [] each."""
 
     invariance: Tensor
     variance: Tensor
@@ -20,9 +20,9 @@ class VICRegTerms:
 
 
 def spread(z: Tensor, valid: Tensor, eps: float = 1e-4) -> tuple[Tensor, Tensor]:
-    """How far the standard deviations of z [N, D] fall short of 1, and the squares of its covariances; [] each.
+    """Return the variance and covariance penalties of z [N, D]; [] each.
 
-    mean_j max(0, 1 - sqrt(var_j + eps)) and sum_{i != j} cov_ij^2 / D, both unbiased over the valid samples.
+    They are mean_j max(0, 1 - sqrt(var_j + eps)) and sum_{i != j} cov_ij^2 / D, both unbiased over the valid samples.
     """
     keep = valid[:, None].to(z.dtype)
     count = keep.sum()
@@ -43,9 +43,10 @@ def vicreg(
     covariance: float = 1.0,
     eps: float = 1e-4,
 ) -> VICRegTerms:
-    """The loss of two views z1, z2 [N, D] of the job's samples, of which `valid` [N] count; the rest are weights.
+    """Return the loss of two views z1, z2 [N, D] of the job's samples; `valid`: [N] bool, the others are left out.
 
-    The variance term is the mean of both views, the covariance term their sum, as in the authors' code.
+    `invariance`, `variance`, `covariance`: weights of the terms. The variance term is the mean over both views, the
+    covariance term their sum, as in the authors' code.
     """
     apart = (z1 - z2).square().mean(1)
     alike = apart.where(valid, 0).sum() / valid.sum().clamp_min(1)

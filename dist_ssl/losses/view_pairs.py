@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 def crossed_entropy(targets: Sequence[Tensor], logits: Sequence[Tensor]) -> Tensor:
-    """The mean of -sum_k q_k log softmax(s)_k over all pairs of a target and the logits of another view, [B].
+    """Return [B] the mean of -sum_k q_k log softmax(s)_k over all pairs of a target and the logits of another view.
 
-    `targets`: [B, K] each, probabilities, of the first views; `logits`: [B, K] each, of all views in the same order,
-    at least two.
+    `targets`: [B, K] probabilities for each of the first views; `logits`: [B, K] for each view, in the same order, at
+    least two.
     """
     logs = [F.log_softmax(scores, dim=1) for scores in logits]
     pairs = [(q, log) for i, q in enumerate(targets) for v, log in enumerate(logs) if v != i]

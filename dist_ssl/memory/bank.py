@@ -1,9 +1,9 @@
-"""One row per image of the data set, spread over the ranks: no rank holds more than its block, and no row ever travels.
+"""A memory bank with one row per image of the data set, sharded over the ranks: a rank holds only its block of rows.
 
 Instance discrimination (Wu et al. 2018, arXiv 1805.01978; Cao and Wu 2024, arXiv 2404.19289) takes the rows as the
 weights of a classifier with one class per image. Queries are gathered, every rank compares them with its own rows
-(`softmax.py`), and partial sums are exchanged. Rows are moved by the rank that owns them. So a step's traffic is
-queries and sums, whatever the number of images; only `read` and `write` carry rows.
+(`softmax.py`), and partial sums are exchanged. Rows are updated by the rank that owns them. So the traffic of a step is
+queries and sums, independent of the number of images; only `read` and `write` transfer rows.
 
 The rules of `pull` and `descend` are reconstructions: the paper's gradient-based update is in no released code.
 """
@@ -16,35 +16,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dist_ssl.core.partition import partition
 from dist_ssl.distributed.world import World
 from dist_ssl.losses.job import full_precision
 from dist_ssl.memory import softmax
 from dist_ssl.protocols.engine import Piece, Spread
 
 
-def block(count: int, rank: int, size: int) -> range:
-    """The rows that a rank owns: neighbours, as even as can be."""
-    return range(rank * count // size, (rank + 1) * count // size)
-
-
 @dataclass(frozen=True)
 class Comparison:
-    """What queries have in common with the rows, for temperatures T in the order asked for; all with gradients."""
+    """Similarity of queries to the rows, for the temperatures T in the order given; all but `kept` with gradients."""
 
     logsumexp: Tensor
     """[T, B] log sum_j exp(z . w_j / T)."""
     mean: Tensor
     """[T, B] sum_j p_j z . w_j / T, with p the softmax."""
     own: Tensor
-    """[A, B] z . w of the targets' rows; without temperature."""
+    """[A, B] z . w of the targets' rows, without temperature."""
     kept: dict[str, Tensor]
-    """What moving the rows needs, of the whole job, without gradients: for `LossOutput.remember`."""
+    """Tensors that the update of the rows needs, of the whole job, without gradients; goes to `LossOutput.remember`."""
 
 
 class _Compare(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, queries: Tensor, rows: Tensor, kept: dict[str, Tensor], own: "_Asked"
+        ctx: Any, queries: Tensor, rows: Tensor, kept: dict[str, Tensor], own: "_Query"
     ) -> tuple[Tensor, Tensor, Tensor]:
         everyone, num = kept["queries"], len(own.temperatures)
         sums = softmax.partial_sums(everyone, rows, own.places, own.temperatures)
@@ -60,18 +56,18 @@ class _Compare(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         rows, everyone, lse, mean = ctx.saved_tensors
-        own: _Asked = ctx.own
+        own: _Query = ctx.own
         num = len(own.temperatures)
-        wanted = own.world.gather_const(torch.cat(grads).T.contiguous()).T
-        by_lse, by_mean, by_own = wanted[:num], wanted[num : 2 * num], wanted[2 * num :]
+        grad = own.world.gather_const(torch.cat(grads).T.contiguous()).T
+        by_lse, by_mean, by_own = grad[:num], grad[num : 2 * num], grad[2 * num :]
         out = softmax.query_gradient(everyone, rows, own.places, own.temperatures, (lse, mean), (by_lse, by_mean))
         out += softmax.target_gradient(everyone, rows, own.targets, by_own)
         return own.world.sum_const(out)[own.mine(grads[0].shape[1])], None, None, None
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """What a comparison is about, in this rank's terms: targets and places are numbers within its block."""
+class _Query:
+    """The arguments of a comparison on this rank: `targets` [A, N] and `places` [k] are indices within its block."""
 
     world: World
     targets: Tensor
@@ -83,30 +79,30 @@ class _Asked:
 
 
 class Bank(nn.Module, Spread):
-    """`num_rows` rows of width `dim`, of unit length; zero, and like nothing, until they are written.
+    """`num_rows` rows of width `dim` and unit length; zero, and so similar to no query, until they are written.
 
-    `half`: rows in bfloat16, which halves the memory; a move of less than 1/256 of a row is then mostly rounded away,
-    so keep the momentum well below 0.99. Otherwise rows are in the precision that the module is moved to.
+    `half`: rows in bfloat16, which halves the memory; an update of less than 1/256 of a row is then mostly rounded
+    away, so keep the momentum well below 0.99. Otherwise rows have the precision that the module is moved to.
     """
 
     rows: Tensor
-    """[n, D] the rows `own`."""
+    """[n, D], this rank's rows: numbers `own` of the bank."""
 
     def __init__(self, num_rows: int, dim: int, *, world: World, half: bool = False) -> None:
         super().__init__()
         assert num_rows >= 1
         self.num_rows, self.world, self.half_rows = num_rows, world, half
-        self.own = block(num_rows, world.rank, world.size)
+        self.own = partition(num_rows, world.rank, world.size)
         self.register_buffer("rows", torch.zeros(len(self.own), dim, dtype=torch.bfloat16 if half else None))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Bank":
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.half_rows:
-            self.rows = self.rows.bfloat16()  # .to(dtype) is meant for parameters
+            self.rows = self.rows.bfloat16()  # .to(dtype) is meant for parameters only
         return self
 
     def pieces(self) -> Mapping[str, Piece]:
-        """The rows of this rank."""
+        """Return the rows of this rank."""
         return {"rows": Piece.of_rows(self.rows, self.own.start, self.num_rows)}
 
     def compare(
@@ -120,9 +116,9 @@ class Bank(nn.Module, Spread):
     ) -> Comparison:
         """Compare this rank's queries [B, D] with all rows, or those `among` [k] (ascending, the same on every rank).
 
-        A collective, forward and backward. `targets` [A, B]: numbers of the rows whose inner products are wanted too
-        (A = 1; 2 where images are mixed). `weights` [A, B]: how much each target counts when rows are moved, 0 for
-        replacements (default: 1). Rows move by the first of the `temperatures`, each > 0.
+        A collective, forward and backward. `targets` [A, B]: numbers of the rows whose inner products are returned too
+        (A = 1; 2 where images are mixed). `weights` [A, B]: weight of each target in the update of the rows, 0 for
+        replacement samples (default: 1). The first of the `temperatures`, each > 0, is that of the update.
         """
         with torch.autocast(queries.device.type, enabled=False):
             wide = queries.float() if queries.dtype in (torch.bfloat16, torch.float16) else queries
@@ -134,12 +130,12 @@ class Bank(nn.Module, Spread):
             kept = {"queries": gathered[:, :width], "weights": gathered[:, width:].T, "targets": job_targets}
             if among is not None:
                 kept["among"] = among.to(wide.device)
-            asked = _Asked(self.world, job_targets - self.own.start, self._places(kept), temperatures)
+            asked = _Query(self.world, job_targets - self.own.start, self._places(kept), temperatures)
             lse, mean, own = _Compare.apply(wide, self.rows, kept, asked)
             return Comparison(lse, mean, own, kept)
 
     def _places(self, kept: Mapping[str, Tensor]) -> Tensor | None:
-        """Where in this rank's block the rows are that a comparison is among; None for all."""
+        """Return the indices within this rank's block of the rows to compare with; None for all of them."""
         if "among" not in kept:
             return None
         places = kept["among"] - self.own.start
@@ -150,7 +146,7 @@ class Bank(nn.Module, Spread):
         """w_i <- norm(m w_i + (1 - m) z_i) for the rows `ids` [Q] where `keep` [Q]: the released code's update.
 
         `z`: [Q, D]; all three of the whole job, in global order and equal on every rank, so nothing is exchanged. A row
-        that is named twice moves once, by the last that names it.
+        that occurs twice is updated once, by its last occurrence.
         """
         at, last = self._owned(ids, keep)
         moved = momentum * self.rows[at].to(z.dtype) + (1 - momentum) * z[last]
@@ -160,8 +156,8 @@ class Bank(nn.Module, Spread):
     def pull(self, kept: Mapping[str, Tensor], temperature: float, momentum: float) -> None:
         """w_k <- norm(m w_k + (1 - m) sum_b (1[k = b] - p_k(b)) z_b) for every row that was compared [reconstruction].
 
-        `kept`: of the comparison, whose first temperature this is. Nothing is exchanged. Rows of zeros stay so until
-        an image is theirs.
+        `kept`: from the comparison, of which `temperature` is the first. Nothing is exchanged. Rows of zeros stay zero
+        until their image occurs in a batch.
         """
         self._move(kept, temperature, momentum, 1 - momentum)
 
@@ -184,12 +180,12 @@ class Bank(nn.Module, Spread):
                 here = index[at] == targets
             pull = softmax.row_pull(z, tile, temperature, kept["totals"], weights.sum(0), (at[here], taken[here]))
             moved = F.normalize(stay * tile.to(z.dtype) + go * pull, dim=1)
-            stands = tile.any(dim=1)  # pushed away from all that is, a row without an image would become like something
+            stands = tile.any(dim=1)  # a zero row that is pushed away from the queries would become similar to others
             stands[at[here & counts]] = True
             self.rows[index] = (moved * stands[:, None]).to(self.rows.dtype)
 
     def _owned(self, ids: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
-        """Places of the ids in this rank's block, and for each the last position that names it, [m] each."""
+        """Return indices within this rank's block of its rows among `ids`, and the last position of each, [m] each."""
         at = ids.to(self.rows.device) - self.own.start
         named = ((at >= 0) & (at < len(self.own)) & keep.to(at.device)).nonzero().flatten()
         at = at[named]
@@ -198,7 +194,7 @@ class Bank(nn.Module, Spread):
 
     @torch.no_grad()
     def read(self, ids: Tensor) -> Tensor:
-        """The rows `ids` [B] of this rank's choice, [B, D], fp32 at least; a collective, in which owners answer."""
+        """Return the rows `ids` [B], which may differ between ranks, as [B, D], fp32 or wider; a collective."""
         asked = self.world.gather_const(ids.to(self.rows.device)) - self.own.start
         here = (asked >= 0) & (asked < len(self.own))
         dtype = torch.float32 if self.half_rows else self.rows.dtype
@@ -209,10 +205,10 @@ class Bank(nn.Module, Spread):
 
     @torch.no_grad()
     def write(self, ids: Tensor, values: Tensor, keep: Tensor) -> None:
-        """Set the rows `ids` [B] to `values` [B, D], brought to unit length, where `keep` [B].
+        """Set the rows `ids` [B] to `values` [B, D], normalised to unit length, where `keep` [B].
 
-        A collective: every rank brings as many, its part of a global batch (pad the last one with `keep` False). Of
-        values for one row, the last in global order stays.
+        A collective: every rank gives the same number, its part of a global batch (pad the last one with `keep` False).
+        Among several values for one row, the last in global order is stored.
         """
         device = self.rows.device
         kept = self.world.gather_const(keep.to(device).to(torch.uint8)).bool()

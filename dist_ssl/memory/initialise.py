@@ -1,4 +1,4 @@
-"""Before the first step: one pass over the data for methods whose memory begins with every sample."""
+"""The pass over the data before the first step, for methods whose memory starts with every sample."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -8,18 +8,18 @@ from dist_ssl.core.plan import EpochPlan
 from dist_ssl.protocols.engine import Engine
 
 EPOCH = (1 << 32) - 1
-"""Of the pass: no epoch of training has its order and its views."""
+"""Epoch number of the pass, so that its order and views differ from those of every epoch of training."""
 
 
 def plan_of_initial_pass(first: EpochPlan) -> EpochPlan:
-    """The pass is read like the first epoch, in another order."""
+    """Return the plan of the pass: that of the first epoch, in another order."""
     return replace(first, epoch=EPOCH)
 
 
 def run_initial_pass(engine: Engine, batches: Iterable[Batch], stopping: Callable[[], bool]) -> bool:
-    """Show the engine's method all batches, if it wants any; False where the cluster wants its nodes back before that.
+    """Initialise the memory from all batches, if the method needs it; return False if the run must stop before the end.
 
-    What was filled is then lost: the pass begins anew, with the same draws, when the run goes on.
+    A stopped pass is lost: it starts again from the beginning, with the same draws, when the run resumes.
     """
     for batch in batches if engine.needs_initial_pass else ():
         if stopping():

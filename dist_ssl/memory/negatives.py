@@ -1,29 +1,29 @@
-"""Random negatives that all ranks agree on without a word: keyed by seed, epoch and step, at every world size."""
+"""Random negatives that are equal on all ranks without communication, keyed by seed, epoch and step."""
 
 import numpy as np
 
 from dist_ssl.core.draws import Draws, Ints, Purpose
 
 STEP_BITS = 32
-"""A step's draws are numbered; its own number stands above these bits."""
+"""Bits of the number of a draw within its step; the step's number is in the bits above."""
 
 
 def negatives(draws: Draws, step: int, num_rows: int, taken: Ints, count: int) -> Ints:
-    """`count` different row numbers below `num_rows`, none of them in `taken`, in ascending order; int64.
+    """Draw `count` distinct row numbers below `num_rows` that are not in `taken`, in ascending order; int64.
 
-    All that there are where there are fewer. `taken`: row numbers; those below 0 stand for none.
+    Returns all free rows if there are fewer. `taken`: row numbers; negative ones are ignored.
     """
     taken = np.unique(taken[taken >= 0])
     free = num_rows - len(taken)
     if count >= free:
         return np.setdiff1d(np.arange(num_rows), taken, assume_unique=True)
-    if 2 * count > free:  # few are left out: draw those instead
+    if 2 * count > free:  # draw the few rows to leave out instead
         return np.setdiff1d(np.arange(num_rows), np.union1d(taken, _drawn(draws, step, num_rows, taken, free - count)))
     return _drawn(draws, step, num_rows, taken, count)
 
 
 def _drawn(draws: Draws, step: int, num_rows: int, taken: Ints, count: int) -> Ints:
-    """Drawn one after another until enough are new: at most half of the free ones, so this ends soon."""
+    """Draw rows with rejection until `count` are found: at most half of the free ones, so few rounds are needed."""
     found = np.empty(0, dtype=np.int64)
     started = 0
     while len(found) < count:

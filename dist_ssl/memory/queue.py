@@ -1,9 +1,9 @@
-"""The keys of the newest samples of the whole job, a ring that is equal on every rank (He et al. 2020, 1911.05722).
+"""The queue of the newest keys of the whole job, a ring buffer equal on every rank (He et al. 2020, 1911.05722).
 
-Keys enter in global sample order, so every rank holds the same ones at every world size. The ring takes any number of
-slots and any batch. A loss reads what was pushed at earlier steps; `push` belongs into a method's `remember`, after the
-weights have moved (torch refuses the backward pass of a loss whose keys were pushed over). Where a data set is smaller
-than the ring, it holds older keys of the very images of a batch: ids are kept beside keys, and those are masked.
+Keys enter in global sample order, so the queue is the same at every world size. The number of slots and the batch size
+are free. A loss reads the keys of earlier steps; call `push` in a method's `remember`, after the weight update (torch
+refuses the backward pass of a loss whose keys have been overwritten). If the data set is smaller than the queue, it
+holds older keys of the images of a batch: sample ids are kept beside the keys, so that these can be masked.
 """
 
 import torch
@@ -16,14 +16,14 @@ EMPTY = -1
 
 
 class Queue(nn.Module):
-    """The last `slots` keys of width `dim`; all of its state lies in buffers. Both at least 1."""
+    """The last `slots` keys of width `dim`, both at least 1; all state is in buffers."""
 
     keys: Tensor
     """[K, D], zero where empty."""
     ids: Tensor
-    """[K] int64, the keys' samples, or EMPTY."""
+    """[K] int64, sample ids of the keys, or EMPTY."""
     births: Tensor
-    """[K] int64, the number of the push that brought a key, from 0."""
+    """[K] int64, number of the push that added a key, from 0."""
     pushes: Tensor
     """[] int64, pushes so far."""
     pushed: Tensor
@@ -41,24 +41,24 @@ class Queue(nn.Module):
         self.register_buffer("pushed", torch.zeros((), dtype=torch.int64))
 
     def negatives(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """The keys [K, D], and which of them may be negatives of the samples `ids` [B]: [B, K] bool.
+        """Return the keys [K, D] and which of them are negatives of the samples `ids` [B]: [B, K] bool.
 
-        Those are the keys of other images. The keys are the queue's own, not a copy.
+        Negatives are the keys of other images. The keys are the buffer itself, not a copy.
         """
         usable = (self.ids != EMPTY) & (self.ids != ids.to(self.ids.device)[:, None])
         return self.keys, usable
 
     @torch.no_grad()
     def push(self, keys: Tensor, ids: Tensor, valid: Tensor) -> None:
-        """Take in this rank's keys [B, D] of the samples `ids` [B], where `valid` [B]; the oldest go.
+        """Add this rank's keys [B, D] of the samples `ids` [B], where `valid` [B]; they overwrite the oldest.
 
-        A collective: every rank brings its part of the global batch. Stand-ins (not valid) are skipped.
+        A collective: every rank gives its part of the global batch. Replacement samples (not valid) are skipped.
         """
         keep = self.world.gather_const(valid.to(self.keys.device).to(torch.uint8)).bool()
         new = self.world.gather_const(keys.to(self.keys.dtype))[keep]
         samples = self.world.gather_const(ids.to(self.keys.device))[keep]
         slots = len(self.keys)
-        numbers = torch.arange(len(new), device=new.device)[-slots:]  # of more than fit, the newest stay
+        numbers = torch.arange(len(new), device=new.device)[-slots:]  # if there are more than slots, the newest stay
         places = (self.pushed + numbers) % slots
         self.keys[places] = new[-slots:]
         self.ids[places] = samples[-slots:]
@@ -68,7 +68,7 @@ class Queue(nn.Module):
 
     @property
     def age(self) -> Tensor:
-        """[] fp32: how many pushes ago its keys came, on average; 1 where all came with the last, 0 where empty."""
+        """[] fp32, mean age of the keys in pushes; 1 if all came with the last push, 0 if empty."""
         filled = self.ids != EMPTY
         total = ((self.pushes - self.births) * filled).sum()
         return total.float() / filled.sum().clamp_min(1)

@@ -1,14 +1,14 @@
-"""A softmax over rows of which every rank holds some: pure functions of tensors, tile by tile, merged at the end.
+"""Softmax statistics over rows that are sharded over the ranks: pure functions, computed in tiles and merged.
 
-For queries z [Q, D] and rows w [n, D], s_j = z . w_j / T. Every rank sums over its own rows, relative to its largest:
+For queries z [Q, D] and rows w [n, D], s_j = z . w_j / T. Every rank sums over its own rows, relative to the largest:
 
     top = max_j s_j        total = sum_j exp(s_j - top)        weighted = sum_j exp(s_j - top) s_j
 
-and these three numbers per query and temperature are all that ranks must tell each other to know, over all rows,
+From these three numbers per query and temperature, exchanged between the ranks, follow those over all rows:
 
     logsumexp = log sum_j exp(s_j)        mean = sum_j p_j s_j        p_j = exp(s_j - logsumexp)
 
-From the two follow cross entropy, entropy (logsumexp - mean) and the divergences between softmaxes of two temperatures.
+These two give cross entropy, entropy (logsumexp - mean) and the divergences between softmaxes of two temperatures.
 Their gradients are exact: d logsumexp / d s_j = p_j and d mean / d s_j = p_j (1 + s_j - mean).
 """
 
@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 TILE_LOGITS = 1 << 22
-"""Most logits held at a time."""
+"""Largest number of logits held at a time."""
 
 Index = slice | Tensor
 
 
 def tiles(rows: Tensor, places: Tensor | None, num_queries: int) -> Iterator[tuple[Index, Tensor]]:
-    """Parts of rows [n, D] (of those at `places`, where given), each with its index."""
+    """Yield tiles of the rows [n, D] (only of those at `places`, if given), each with its index into the rows."""
     count = len(rows) if places is None else len(places)
     step = max(1, TILE_LOGITS // max(1, num_queries))
     for start in range(0, count, step):
@@ -34,12 +34,12 @@ def tiles(rows: Tensor, places: Tensor | None, num_queries: int) -> Iterator[tup
 
 
 def products(queries: Tensor, rows: Tensor) -> Tensor:
-    """[Q, n] inner products in the queries' precision."""
+    """Return the [Q, n] inner products in the queries' precision."""
     return queries @ rows.to(queries.dtype).T
 
 
 def partial_sums(queries: Tensor, rows: Tensor, places: Tensor | None, temperatures: Sequence[float]) -> Tensor:
-    """[3, T, Q]: top, total and weighted of these rows; -inf, 0 and 0 of none."""
+    """Return [3, T, Q]: top, total and weighted of these rows; -inf, 0 and 0 if there are none."""
     sums = queries.new_zeros((3, len(temperatures), len(queries)))
     top, total, weighted = sums
     top.fill_(float("-inf"))
@@ -57,7 +57,7 @@ def partial_sums(queries: Tensor, rows: Tensor, places: Tensor | None, temperatu
 
 
 def merge(parts: Tensor) -> tuple[Tensor, Tensor]:
-    """[R, 3, T, Q] of all ranks -> logsumexp and mean over all rows, [T, Q] each."""
+    """Merge the sums of all ranks [R, 3, T, Q] into logsumexp and mean over all rows, [T, Q] each."""
     tops, totals, weighted = parts.unbind(1)
     top = tops.amax(0)
     scale = (tops - top).exp()
@@ -71,18 +71,18 @@ def query_gradient(
     places: Tensor | None,
     temperatures: Sequence[float],
     found: tuple[Tensor, Tensor],
-    wanted: tuple[Tensor, Tensor],
+    grads: tuple[Tensor, Tensor],
 ) -> Tensor:
-    """[Q, D]: what these rows add to the queries' gradient.
+    """Return these rows' contribution [Q, D] to the gradient of the queries.
 
-    `found`: logsumexp and mean over all rows; `wanted`: the loss's gradients in them; [T, Q] each.
+    `found`: logsumexp and mean over all rows; `grads`: the loss's gradients with respect to them; [T, Q] each.
     """
     out = torch.zeros_like(queries)
     for _, tile in tiles(rows, places, len(queries)):
         sims = products(queries, tile)
         pushed = torch.zeros_like(sims)
         for t, temperature in enumerate(temperatures):
-            lse, mean, by_lse, by_mean = (x[t][:, None] for x in (*found, *wanted))
+            lse, mean, by_lse, by_mean = (x[t][:, None] for x in (*found, *grads))
             logits = sims / temperature
             pushed += (logits - lse).exp() * (by_lse + by_mean * (1 + logits - mean)) / temperature
         out += pushed @ tile.to(queries.dtype)
@@ -90,19 +90,19 @@ def query_gradient(
 
 
 def target_products(queries: Tensor, rows: Tensor, targets: Tensor) -> Tensor:
-    """[A, Q] inner products with rows number `targets` [A, Q]; 0 where there is no such row here."""
+    """Return the [A, Q] inner products with the rows `targets` [A, Q]; 0 where this rank has no such row."""
     here, near = _near(rows, targets)
     return (queries * near).sum(2) * here
 
 
-def target_gradient(queries: Tensor, rows: Tensor, targets: Tensor, wanted: Tensor) -> Tensor:
-    """[Q, D]: what `target_products` adds to the queries' gradient; `wanted` [A, Q]: the loss's gradients in them."""
+def target_gradient(queries: Tensor, rows: Tensor, targets: Tensor, grads: Tensor) -> Tensor:
+    """Return the [Q, D] gradient of the queries through `target_products`, of which `grads` [A, Q] is the gradient."""
     here, near = _near(rows, targets)
-    return ((wanted * here)[:, :, None] * near.to(queries.dtype)).sum(0)
+    return ((grads * here)[:, :, None] * near.to(queries.dtype)).sum(0)
 
 
 def _near(rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Whether a target is among the rows [A, Q], and those rows [A, Q, D]."""
+    """Return whether each target is among the rows [A, Q], and those rows [A, Q, D]."""
     here = (targets >= 0) & (targets < len(rows))
     if len(rows) == 0:
         return here, rows.new_zeros((*targets.shape, rows.shape[1]))
@@ -112,10 +112,10 @@ def _near(rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 def row_pull(
     queries: Tensor, tile: Tensor, temperature: float, totals: Tensor, shares: Tensor, chosen: tuple[Tensor, Tensor]
 ) -> Tensor:
-    """[t, D] for a tile of rows: sum_b (target_kb - share_b p_kb) z_b, -T times the gradient of cross entropy in them.
+    """Return sum_b (target_kb - share_b p_kb) z_b, [t, D], for a tile of t rows.
 
-    `totals` [Q]: logsumexp over all rows; `shares` [Q]: a query's weight; `chosen`: the places of targets in the tile,
-    and what they take in, [m] and [m, D].
+    That is -T times the gradient of the cross entropy with respect to the rows. `totals` [Q]: logsumexp over all rows;
+    `shares` [Q]: weight of each query; `chosen`: indices [m] of the targets in the tile, and their terms [m, D].
     """
     likely = (products(queries, tile) / temperature - totals[:, None]).exp() * shares[:, None]
     out = -(likely.T @ queries)

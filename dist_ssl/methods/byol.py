@@ -1,10 +1,10 @@
-"""BYOL (Grill et al. 2020, arXiv 2006.07733): a student predicts what a slow teacher sees in the other view.
+"""BYOL (Grill et al. 2020, arXiv 2006.07733): the student predicts the teacher's embedding of the other view.
 
     p_v = predictor(student(x_v)),  t_v = teacher(x_v) without gradient;   loss = |p_1 - t_2|^2 + |p_2 - t_1|^2
 
-of unit vectors. Nothing repels: batch norm, predictor and the slow teacher keep it from collapse. As published the
-heads end without a batch norm. Then all that a young teacher says has much in common, which a short run learns to
-predict and little else: `projector_norm` takes it away.
+with all vectors normalised to unit length. There are no negatives: batch norm, the predictor and the slowly moving
+teacher prevent collapse. As published the heads end without a batch norm. The outputs of an untrained teacher then
+share a large common component, and a short run learns to predict that and little else; `projector_norm` removes it.
 """
 
 import copy
@@ -31,9 +31,9 @@ from dist_ssl.protocols.method import Embeddings, LossOutput, Method
 class BYOL(Method):
     """BYOL around an encoder that carries `num_features`.
 
-    `hidden`, `dim`: widths of projector and predictor. `momentum`: the teacher's at the start, 0 to 1; it rises to 1
-    along half a cosine. `projector_norm`: end the projector in a batch norm without scale and shift. `norm_group`:
-    samples that share batch-norm statistics; None: all of the job's.
+    `hidden`, `dim`: widths of projector and predictor. `momentum`: EMA momentum of the teacher at the start, 0 to 1;
+    it rises to 1 along half a cosine. `projector_norm`: end the projector in a batch norm without scale and shift.
+    `norm_group`: samples that share batch-norm statistics; None: all of the job's.
     """
 
     num_views = 2
@@ -58,8 +58,8 @@ class BYOL(Method):
         statistics = scope(world, norm_group)
         student = Branch(encoder, mlp([width_of(encoder), hidden, dim], last_norm=projector_norm, bias=True))
         teacher = copy.deepcopy(student).requires_grad_(False)
-        self.student = norm.convert(student, statistics)  # type: ignore[assignment]
-        self.teacher = norm.convert(teacher, statistics)  # type: ignore[assignment]
+        self.student = norm.convert(student, statistics)
+        self.teacher = norm.convert(teacher, statistics)
         self.predictor = norm.convert(mlp([dim, hidden, dim], last_norm=False, bias=True), statistics)
 
     @property
@@ -69,24 +69,24 @@ class BYOL(Method):
 
     @property
     def curves(self) -> Mapping[str, Curve]:
-        """The teacher's momentum, from its start to 1."""
+        """The EMA momentum of the teacher, which rises to 1."""
         return {"momentum": Curve(self.momentum, 1.0, for_next_step=True)}
 
     def embed(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
-        """Predictions p1, p2, [B, dim] each; both views in one pass, each with its own statistics."""
+        """Return predictions p1, p2, [B, dim] each; both views in one pass, each with its own statistics."""
         norm.set_views(self, len(views))
         p1, p2 = self.predictor(self.student(torch.cat(views))).chunk(2)
         return {"p1": p1, "p2": p2}
 
     @torch.no_grad()
     def targets(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
-        """The teacher's t1, t2, [B, dim] each."""
+        """Return the teacher's embeddings t1, t2, [B, dim] each."""
         norm.set_views(self, len(views))
         t1, t2 = self.teacher(torch.cat(views)).chunk(2)
         return {"t1": t1, "t2": t2}
 
     def loss(self, embeddings: Embeddings, batch: Batch, hyper: Hyperparameters) -> LossOutput:
-        """The symmetric distance, the mean over the valid samples of the global batch."""
+        """Return the symmetric distance, averaged over the valid samples of the global batch."""
         e = embeddings
         rows = cosine_distance(e["p1"], e["t2"]) + cosine_distance(e["p2"], e["t1"])
         return LossOutput(job_mean(rows, batch.valid, self.world.sum), metrics=signs_of_health(e["p1"], e["t2"]))

@@ -1,16 +1,16 @@
-"""DINO (Caron et al. 2021, arXiv 2104.14294): a student matches the sharpened, centred outputs of a slow teacher.
+"""DINO (Caron et al. 2021, arXiv 2104.14294): the student matches the centred, sharpened outputs of a teacher.
 
-    s_v = head(encoder(x_v)) of all views,  t_i = teacher(x_i) of the global ones, without gradient
+    s_v = head(encoder(x_v)) of all views,  t_i = teacher(x_i) of the global views, without gradient
     loss = mean over pairs of views i != v of CE(softmax((t_i - c) / T_t), softmax(s_v / T_s))
     c <- m_c c + (1 - m_c) mean(t)
 
-Local views, small crops, are the student's alone. The head's last layer has directions only: its weights are normalised
-where they are used. As published T_t rises at first, and the last layer stays as drawn for the first epoch.
+Only the student sees local views (small crops). The head's last layer uses normalised rows of its weights, so only
+their directions matter. As published T_t rises at first, and the last layer is frozen for the first epoch.
 
-Outputs that are nearly alike grow apart only while views agree in more than T_t / T_s of the outputs' spread, and else
-collapse: where augmentation is strong, T_t / T_s must be small. Targets so sharp fall unequally to outputs that are
-centred, and the student learns just that. `sinkhorn` shares them out equally in place of the centre; it is not of this
-paper but of DINOv2 (arXiv 2304.07193).
+Nearly equal outputs grow apart only if the views share more than T_t / T_s of the outputs' variation, and collapse
+otherwise: strong augmentation needs a small T_t / T_s. Such sharp targets of centred outputs are unevenly distributed
+over the outputs, and the student learns only this imbalance. `sinkhorn` balances them in place of the centre; it comes
+from DINOv2 (arXiv 2304.07193), not from this paper.
 """
 
 import copy
@@ -38,7 +38,7 @@ from dist_ssl.protocols.method import Embeddings, LossOutput, Method
 
 
 class Head(nn.Module):
-    """Three layers to a narrow unit vector, and its cosines with `outputs` directions: [B, D] -> [B, outputs]."""
+    """Three layers to a narrow unit vector, then its cosines with `outputs` directions: [B, D] -> [B, outputs]."""
 
     def __init__(self, width: int, hidden: int, narrow: int, outputs: int, hidden_norm: bool) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class Head(nn.Module):
 
 
 class Centre(nn.Module):
-    """A running mean of the teacher's outputs, [K], equal on every rank."""
+    """The running mean of the teacher's outputs, [K], equal on every rank."""
 
     value: Tensor
 
@@ -68,7 +68,7 @@ class Centre(nn.Module):
 
 
 def check_teacher(sinkhorn: int, **temperatures: float) -> None:
-    """Raise ConfigError where the teacher's outputs cannot be made targets at these temperatures."""
+    """Raise ConfigError where targets cannot be computed from the teacher's outputs at these temperatures."""
     positive("method", **temperatures)
     if sinkhorn:
         at_least("method", SMALLEST_EPS, **temperatures)
@@ -77,14 +77,14 @@ def check_teacher(sinkhorn: int, **temperatures: float) -> None:
 class DINO(Method):
     """DINO around an encoder that carries `num_features`.
 
-    `hidden`, `narrow`, `outputs`: widths of the head, `head_norm`: with batch norm between its layers.
+    `hidden`, `narrow`, `outputs`: widths of the head; `head_norm`: use batch norm between its layers.
     `student_temperature`, `teacher_temperature` > 0; the latter rises from `teacher_rises_from` > 0 during
-    `teacher_warmup`, if any. `freeze_last`: how long the head's last layer stays as drawn, or None.
-    `centre_momentum`, `momentum`: 0 to 1, of the centre, and the teacher's at the start, which rises to 1 along half a
-    cosine. `sinkhorn`: iterations that share the targets out over the job in place of the centre (the teacher's
-    temperatures are then at least 0.003); 0: they are centred.
-    `num_views`: from 2; `local_views`: small ones beside them, from 0. `norm_group`: samples that share batch-norm
-    statistics; None: all of the job's.
+    `teacher_warmup`, if that is set. `freeze_last`: time for which the head's last layer is frozen, or None.
+    `centre_momentum`: EMA momentum of the centre, 0 to 1. `momentum`: EMA momentum of the teacher at the start, 0 to 1;
+    it rises to 1 along half a cosine. `sinkhorn`: number of iterations that balance the targets over the job in place
+    of the centre (the teacher's temperatures are then at least 0.003); 0: the targets are centred.
+    `num_views`: number of global views, from 2; `local_views`: number of smaller views, from 0. `norm_group`: samples
+    that share batch-norm statistics; None: all of the job's.
     """
 
     student: Branch
@@ -127,8 +127,8 @@ class DINO(Method):
         statistics = scope(world, norm_group)
         student = Branch(encoder, Head(width_of(encoder), hidden, narrow, outputs, head_norm))
         teacher = copy.deepcopy(student).requires_grad_(False)
-        self.student = norm.convert(student, statistics)  # type: ignore[assignment]
-        self.teacher = norm.convert(teacher, statistics)  # type: ignore[assignment]
+        self.student = norm.convert(student, statistics)
+        self.teacher = norm.convert(teacher, statistics)
         self.centre = Centre(outputs)
 
     @property
@@ -138,7 +138,7 @@ class DINO(Method):
 
     @property
     def curves(self) -> Mapping[str, Curve]:
-        """The teacher's momentum, from its start to 1, its temperature, and how long the last layer stays as it is."""
+        """The teacher's EMA momentum, which rises to 1, and temperature, and the freeze of the head's last layer."""
         return {
             "momentum": Curve(self.momentum, 1.0, for_next_step=True),
             "teacher_temperature": self.teacher_temperature,
@@ -146,16 +146,16 @@ class DINO(Method):
         }
 
     def embed(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
-        """The student's outputs `s0`, `s1`, ..., [B, outputs] each; each view with its own statistics."""
+        """Return the student's outputs `s0`, `s1`, ..., [B, outputs] each; each view with its own statistics."""
         return {f"s{number}": s for number, s in enumerate(by_size(self.student, views))}
 
     @torch.no_grad()
     def targets(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
-        """The teacher's outputs of the global views, `t0`, `t1`, ..., [B, outputs] each."""
+        """Return the teacher's outputs of the global views, `t0`, `t1`, ..., [B, outputs] each."""
         return {f"t{number}": t for number, t in enumerate(by_size(self.teacher, views[: self.num_views]))}
 
     def loss(self, embeddings: Embeddings, batch: Batch, hyper: Hyperparameters) -> LossOutput:
-        """The cross-entropy between different views, the mean over the job's valid samples."""
+        """Return the cross-entropy between different views, averaged over the job's valid samples."""
         students = [embeddings[f"s{number}"] for number in range(self.num_views + self.local_views)]
         teachers = [embeddings[f"t{number}"] for number in range(self.num_views)]
         temperatures = {
@@ -175,7 +175,7 @@ class DINO(Method):
 
     @torch.no_grad()
     def remember(self, out: LossOutput, batch: Batch, hyper: Hyperparameters) -> None:
-        """Move the centre, if targets are centred."""
+        """Update the centre if targets are centred."""
         if "centre" in out.remember:
             centre = out.remember["centre"].to(self.centre.value.dtype)
             self.centre.value.lerp_(centre, 1 - self.centre_momentum)

@@ -1,10 +1,10 @@
 """EMP-SSL (Tong et al. 2023, arXiv 2304.03977): many patches of every image, few epochs.
 
-    h = pre(encoder(patch)),  z = norm(projector(h));   loss over groups of `loss_group` images, see losses.emp_ssl
+    h = pre(encoder(patch)),  z = norm(projector(h));   loss over groups of `loss_group` images, see losses/coding_rate
 
-What is evaluated is h, as published. Patches are views: `patches` of them are cut from one decoded image. The coding
-rate grows with the number of images, so it belongs to groups of them, neighbours in the global batch: the loss is the
-same at every world size.
+The evaluated features are h, as published. Patches are views: `patches` of them are cut from one decoded image. The
+coding rate grows with the number of images, so it is computed over groups of consecutive images of the global batch:
+the loss is the same at every world size.
 """
 
 import torch
@@ -19,8 +19,8 @@ from dist_ssl.distributed.norm_groups import scope
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import ConfigError
 from dist_ssl.losses.coding_rate import emp_ssl
-from dist_ssl.losses.gathered import of_the_job
 from dist_ssl.losses.health import signs_of_health
+from dist_ssl.losses.job import gather_embeddings
 from dist_ssl.models import norm
 from dist_ssl.models.branch import Branch, width_of
 from dist_ssl.models.heads import mlp
@@ -28,7 +28,7 @@ from dist_ssl.protocols.method import Embeddings, LossOutput, Method
 
 
 class Widened(nn.Module):
-    """An encoder and a layer on it: [B, 3, S, S] -> [B, `num_features`], what EMP-SSL evaluates."""
+    """An encoder and one more layer: [B, 3, S, S] -> [B, `num_features`], the features that EMP-SSL evaluates."""
 
     def __init__(self, encoder: nn.Module, width: int) -> None:
         super().__init__()
@@ -45,10 +45,10 @@ class Widened(nn.Module):
 class EMPSSL(Method):
     """EMP-SSL around an encoder that carries `num_features`.
 
-    `patches`: views of every image, from 2. `hidden`, `dim`: widths of h and of z. `eps2` > 0, `weight`: of the coding
-    rate, and of the invariance. `loss_group`: images that a coding rate is taken over, a divisor of the batch; None:
-    all of it. `norm_group`: samples that share batch-norm statistics, all their patches together; None: all of the
-    job's.
+    `patches`: number of views of every image, from 2. `hidden`, `dim`: widths of h and of z. `eps2`: epsilon squared of
+    the coding rate, more than 0. `weight`: weight of the invariance term, from 0. `loss_group`: number of images of one
+    coding rate, a divisor of the batch size; None: the whole batch. `norm_group`: samples that share batch-norm
+    statistics, with all their patches; None: all of the job's.
     """
 
     student: Branch
@@ -75,15 +75,15 @@ class EMPSSL(Method):
         self.world, self.num_views, self.eps2, self.weight = world, patches, eps2, weight
         self.loss_group = loss_group
         student = Branch(Widened(encoder, hidden), mlp([hidden, hidden, dim], last_norm=False, bias=True))
-        self.student = norm.convert(student, scope(world, norm_group))  # type: ignore[assignment]
+        self.student = norm.convert(student, scope(world, norm_group))
 
     @property
     def encoder(self) -> nn.Module:
-        """The student's encoder with the layer on it."""
+        """The student's encoder with the additional layer."""
         return self.student.encoder
 
     def check(self, plan: EpochPlan) -> None:
-        """Raise ConfigError where a batch is not made of whole groups."""
+        """Raise ConfigError where the batch size is no multiple of `loss_group`."""
         if self.loss_group and plan.batch_size % self.loss_group:
             near = max(1, round(plan.batch_size / self.loss_group)) * self.loss_group
             raise ConfigError(
@@ -92,16 +92,16 @@ class EMPSSL(Method):
             )
 
     def embed(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
-        """Unit embeddings z of all patches, [B, patches, dim], in one pass with common statistics."""
+        """Return unit embeddings z of all patches, [B, patches, dim], from one pass with common batch statistics."""
         norm.set_views(self, 1, rows=len(views))
         z = F.normalize(self.student(torch.stack(views, dim=1).flatten(0, 1)), dim=1)
         return {"z": z.view(-1, len(views), z.shape[1])}
 
     def loss(self, embeddings: Embeddings, batch: Batch, hyper: Hyperparameters) -> LossOutput:
-        """The mean of the loss over groups: this rank's own where they are whole, else those of the job."""
+        """Return the mean loss over this rank's groups if it holds whole ones, else over those of the job."""
         z, valid = embeddings["z"], batch.valid
         if self.loss_group is None or len(z) % self.loss_group:
-            z, valid = of_the_job(self.world.gather, z, valid)
+            z, valid = gather_embeddings(self.world.gather, z, valid)
         found = emp_ssl(z.transpose(0, 1), valid, self.loss_group or len(z), eps2=self.eps2, weight=self.weight)
         own = embeddings["z"]
         metrics = {**signs_of_health(own[:, 0], own[:, 1]), "coding_rate": found.coding_rate.detach()}

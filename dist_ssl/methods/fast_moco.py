@@ -1,12 +1,12 @@
-"""Fast-MoCo (Ci et al. 2022, arXiv 2207.08220): many embeddings of a view from combinations of its tiles.
+"""Fast-MoCo (Ci et al. 2022, arXiv 2207.08220): many embeddings per view, from combinations of its tiles.
 
-    every view is split into parts x parts tiles, which the student's encoder sees one by one; for every subset of
+    every view is split into parts x parts tiles, which the student's encoder encodes separately; for every subset of
     `combined` tiles   p_s = predictor(projector(mean of its features));   k = teacher(whole view) without gradient
     loss = mean over both views and all subsets of CE(p_s, keys of the other view / T), without MoCo v3's factor 2T
 
-As published the teacher's momentum is constant, the heads are SimSiam's, and the predictor's learning rate too
-(`optim=sgd_fast_moco`). The published code begins with a teacher of other random weights (`own_teacher`), by mistake:
-here it begins as a copy unless asked for.
+As published the EMA momentum and the predictor's learning rate are constant (`optim=sgd_fast_moco`), and the heads are
+those of SimSiam. The published code starts, by mistake, with a teacher of different random weights (`own_teacher`);
+here the teacher starts as a copy of the student by default.
 """
 
 import copy
@@ -23,8 +23,8 @@ from dist_ssl.distributed.norm_groups import scope
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import ConfigError
 from dist_ssl.losses.combined_patches import combine, combined_cross_entropy, split
-from dist_ssl.losses.gathered import of_the_job, share_of_mean
 from dist_ssl.losses.health import signs_of_health
+from dist_ssl.losses.job import gather_embeddings, job_mean
 from dist_ssl.models import norm
 from dist_ssl.models.branch import Branch, width_of
 from dist_ssl.models.encoders import check_side
@@ -35,10 +35,10 @@ from dist_ssl.protocols.method import Embeddings, LossOutput, Method
 class FastMoCo(Method):
     """Fast-MoCo around an encoder that carries `num_features` and takes tiles as well as whole views.
 
-    `parts`: tiles along a side, a divisor of the view's. `combined`: tiles in a combination, 1 to parts^2. `hidden`,
-    `dim`: widths of the predictor's bottleneck and of the projector. `temperature` > 0. `momentum`: the teacher's,
-    constant. `own_teacher`: a teacher that does not begin as the student. `norm_group`: samples that share batch-norm
-    statistics; None: all of the job's.
+    `parts`: number of tiles along a side, a divisor of the view's side. `combined`: number of tiles in a combination,
+    1 to parts^2. `hidden`, `dim`: widths of the predictor's bottleneck and of the projector. `temperature` > 0.
+    `momentum`: EMA momentum of the teacher, 0 to 1, constant. `own_teacher`: start the teacher from different random
+    weights than the student. `norm_group`: samples that share batch-norm statistics; None: all of the job's.
     """
 
     num_views = 2
@@ -72,8 +72,8 @@ class FastMoCo(Method):
         teacher = copy.deepcopy(student).requires_grad_(False)
         if own_teacher:
             reset(teacher)
-        self.student = norm.convert(student, statistics)  # type: ignore[assignment]
-        self.teacher = norm.convert(teacher, statistics)  # type: ignore[assignment]
+        self.student = norm.convert(student, statistics)
+        self.teacher = norm.convert(teacher, statistics)
         self.predictor = norm.convert(mlp([dim, hidden, dim], last_norm=False, bias=True), statistics)
 
     @property
@@ -83,7 +83,7 @@ class FastMoCo(Method):
 
     @property
     def curves(self) -> Mapping[str, Curve]:
-        """The teacher's momentum, constant."""
+        """The constant EMA momentum of the teacher."""
         return {"momentum": Curve(self.momentum, self.momentum)}
 
     def check(self, plan: EpochPlan) -> None:
@@ -97,7 +97,7 @@ class FastMoCo(Method):
         check_side(self.encoder, plan.image_size // self.parts, "The side of a tile, schedule.image_size/method.parts")
 
     def embed(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
-        """Predictions `p1`, `p2` of the two views, [B, C, dim] each, C the number of combinations."""
+        """Return predictions `p1`, `p2` of the two views, [B, C, dim] each, C the number of combinations."""
         tiles = self.parts**2
         split_views = torch.cat([by_sample(split(view, self.parts), tiles) for view in views])
         norm.set_views(self.student.encoder, len(views), rows=tiles)
@@ -112,35 +112,35 @@ class FastMoCo(Method):
 
     @torch.no_grad()
     def targets(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
-        """Keys k1, k2 of the whole views, [B, dim] each."""
+        """Return keys k1, k2 of the whole views, [B, dim] each."""
         norm.set_views(self.teacher, len(views))
         k1, k2 = self.teacher(torch.cat(views)).chunk(2)
         return {"k1": k1, "k2": k2}
 
     def loss(self, embeddings: Embeddings, batch: Batch, hyper: Hyperparameters) -> LossOutput:
-        """Cross-entropy of all combinations against the other view's keys, the mean over the job's valid samples."""
+        """Return the cross-entropy of all combinations against the other view's keys, averaged over valid samples."""
         e = embeddings
         own = torch.stack([e["k1"], e["k2"]], dim=1)
-        keys, keep = of_the_job(self.world.gather_const, own, batch.valid)
+        keys, keep = gather_embeddings(self.world.gather_const, own, batch.valid)
         predictions = torch.stack([e["p1"], e["p2"]]).transpose(1, 2)
         first = self.world.rank * len(batch.valid)
         rows = combined_cross_entropy(predictions, keys.transpose(0, 1), first, self.temperature, keep)
-        loss = share_of_mean(rows, batch.valid, keep, self.world.size)
+        loss = job_mean(rows, batch.valid, job_valid=keep)
         return LossOutput(loss, metrics=signs_of_health(e["p1"].mean(1), e["k2"]))
 
 
 def by_sample(rows: Tensor, parts: int) -> Tensor:
-    """[parts * B, ...] part by part -> [B * parts, ...] sample by sample."""
+    """Reorder rows from part-major to sample-major: [parts * B, ...] -> [B * parts, ...]."""
     return rows.reshape(parts, -1, *rows.shape[1:]).transpose(0, 1).flatten(0, 1)
 
 
 def by_tile(rows: Tensor, parts: int) -> Tensor:
-    """[B * parts, ...] sample by sample -> [parts * B, ...] part by part."""
+    """Reorder rows from sample-major to part-major: [B * parts, ...] -> [parts * B, ...]."""
     return rows.reshape(-1, parts, *rows.shape[1:]).transpose(0, 1).flatten(0, 1)
 
 
 def reset(module: nn.Module) -> None:
-    """New random weights for all layers that know how to make them."""
+    """Draw new random weights for all convolutions and linear layers."""
     for child in module.modules():
         if isinstance(child, nn.Conv2d | nn.Linear):
             child.reset_parameters()

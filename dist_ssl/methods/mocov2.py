@@ -2,9 +2,9 @@
 
     q = head(encoder(x_1)),  k = teacher(x_2) without gradient;   loss = CE([q.k, q.queue] / T, 0)
 
-One direction, as published. With `norm_group` the statistics of a batch norm are those of groups of samples, and
-`shuffle` gives the keys other groups than the queries, so that no group betrays which key belongs to a query: a random
-order of the global batch, the same at every world size, for which the key views travel between the ranks.
+The loss has one direction, as published. With `norm_group` batch norms take their statistics over groups of samples.
+`shuffle` then groups the keys differently from the queries, so that group statistics do not reveal which key belongs to
+a query: key views are exchanged between ranks in a random order of the global batch, the same at every world size.
 """
 
 import copy
@@ -33,10 +33,10 @@ from dist_ssl.protocols.method import Embeddings, LossOutput, Method
 class MoCoV2(Method):
     """MoCo v2 around an encoder that carries `num_features`.
 
-    `hidden`, `dim`: widths of the head; without `hidden` it is one linear map, as in MoCo v1. `head_norm`: batch norm
-    after its layers, which the published one does not have. `slots`: keys that the queue holds. `temperature` > 0.
-    `momentum`: the teacher's, constant. `norm_group`: samples that share batch-norm statistics; None: all of the job's.
-    `shuffle`: give the keys other groups than the queries.
+    `hidden`, `dim`: widths of the head; with `hidden` None it is one linear map, as in MoCo v1. `head_norm`: batch norm
+    after the head's layers, which the published head does not have. `slots`: number of keys in the queue.
+    `temperature` > 0. `momentum`: EMA momentum of the teacher, 0 to 1, constant. `norm_group`: samples that share
+    batch-norm statistics; None: all of the job's. `shuffle`: form the groups of the keys from a shuffled batch.
     """
 
     num_views = 2
@@ -72,8 +72,8 @@ class MoCoV2(Method):
         head = mlp(widths, last_norm=head_norm, bias=True, hidden_norm=head_norm)
         student = Branch(encoder, head)
         teacher = copy.deepcopy(student).requires_grad_(False)
-        self.student = norm.convert(student, statistics)  # type: ignore[assignment]
-        self.teacher = norm.convert(teacher, statistics)  # type: ignore[assignment]
+        self.student = norm.convert(student, statistics)
+        self.teacher = norm.convert(teacher, statistics)
         self.queue = Queue(slots, dim, world=world)
 
     @property
@@ -83,27 +83,27 @@ class MoCoV2(Method):
 
     @property
     def curves(self) -> Mapping[str, Curve]:
-        """The teacher's momentum, constant."""
+        """The constant EMA momentum of the teacher."""
         return {"momentum": Curve(self.momentum, self.momentum)}
 
     @property
     def needs_whole_batch(self) -> str:
-        """A random order reaches over the whole batch."""
+        """`method.shuffle`: a random order needs the whole batch."""
         return "method.shuffle" if self.shuffle else ""
 
     def embed(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
-        """Queries q of the first view, [B, dim]."""
+        """Return queries q of the first view, [B, dim]."""
         norm.set_views(self, 1)
         return {"q": self.student(views[0])}
 
     @torch.no_grad()
     def targets(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
-        """Keys k of the second view, [B, dim]."""
+        """Return keys k of the second view, [B, dim]."""
         norm.set_views(self, 1)
         return {"k": self._shuffled(views[1], draws) if self.shuffle else self.teacher(views[1])}
 
     def _shuffled(self, view: Tensor, draws: SampleDraws) -> Tensor:
-        """The keys of a view, computed in a random order of the global batch and brought back."""
+        """Return the keys of a view in its own order, computed in a random order of the global batch."""
         ids = self.world.gather_const(torch.from_numpy(draws.ids).to(view.device))
         order = torch.from_numpy(draws.draws.order(Purpose.SHUFFLE, ids.cpu().numpy())).to(view.device)
         own = slice(self.world.rank * len(view), (self.world.rank + 1) * len(view))
@@ -113,7 +113,7 @@ class MoCoV2(Method):
         return back[own]
 
     def loss(self, embeddings: Embeddings, batch: Batch, hyper: Hyperparameters) -> LossOutput:
-        """Cross-entropy of every query's own key against the queue, the mean over the job's valid samples."""
+        """Return the cross-entropy of each query's own key against the queue, averaged over the job's valid samples."""
         q, k = embeddings["q"], embeddings["k"]
         queue, usable = self.queue.negatives(batch.ids)
         rows = queue_cross_entropy(q, k, queue, usable, self.temperature)
@@ -122,5 +122,5 @@ class MoCoV2(Method):
         return LossOutput(loss, metrics, remember={"keys": nn.functional.normalize(k, dim=1)})
 
     def remember(self, out: LossOutput, batch: Batch, hyper: Hyperparameters) -> None:
-        """Push the job's keys."""
+        """Push the keys of the whole job onto the queue."""
         self.queue.push(out.remember["keys"], batch.ids, batch.valid)

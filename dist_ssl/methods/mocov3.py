@@ -3,10 +3,11 @@
     q_v = predictor(student(x_v)),  k_v = teacher(x_v) without gradient,  v = 1, 2
     loss = ctr(q_1, k_2) + ctr(q_2, k_1)
 
-The keys are those of the whole job. The teacher moves at the end of a step with the momentum of the step to come,
-which is the same as "before the keys are computed, from the weights before the step"; its batch-norm buffers evolve
-in its own forward passes. Heads without biases; the projector ends in an affine-less batch norm. As published a
-ResNet's projector has two layers and its predictor no last norm; a ViT's has three, and its predictor ends like it.
+The keys are those of the whole job. The EMA update ends a step and uses the momentum of the next step, which equals the
+published update before the keys are computed, from the weights before the step; the teacher's batch-norm buffers are
+updated by its own forward passes. Heads have no biases; the projector ends in a batch norm without scale and shift. As
+published a ResNet's projector has two layers and its predictor no last norm; a ViT's projector has three layers, and
+its predictor ends in a batch norm too.
 """
 
 import copy
@@ -22,8 +23,8 @@ from dist_ssl.core.plan import Curve, Hyperparameters
 from dist_ssl.distributed.norm_groups import scope
 from dist_ssl.distributed.world import World
 from dist_ssl.losses.contrastive import keyed_cross_entropy
-from dist_ssl.losses.gathered import of_the_job, share_of_mean
 from dist_ssl.losses.health import signs_of_health
+from dist_ssl.losses.job import gather_embeddings, job_mean
 from dist_ssl.models import norm
 from dist_ssl.models.branch import Branch, width_of
 from dist_ssl.models.heads import mlp
@@ -33,8 +34,9 @@ from dist_ssl.protocols.method import Embeddings, LossOutput, Method
 class MoCoV3(Method):
     """MoCo v3 around an encoder that carries `num_features`.
 
-    `hidden`, `dim`: widths of the heads. `projector_layers`: from 1; `predictor_norm`: whether the predictor ends in a
-    batch norm. `temperature` > 0. `momentum`: the teacher's at the start, 0 to 1; it rises to 1 along half a cosine.
+    `hidden`, `dim`: widths of the heads. `projector_layers`: from 1; `predictor_norm`: end the predictor in a batch
+    norm. `temperature` > 0. `momentum`: EMA momentum of the teacher at the start, 0 to 1; it rises to 1 along half a
+    cosine.
     `norm_group`: samples that share batch-norm statistics; None: all of the job's. Raises ConfigError.
     """
 
@@ -66,8 +68,8 @@ class MoCoV3(Method):
         student = Branch(encoder, mlp(widths, last_norm=True))
         teacher = copy.deepcopy(student).requires_grad_(False)
         statistics = scope(world, norm_group)
-        self.student = norm.convert(student, statistics)  # type: ignore[assignment]
-        self.teacher = norm.convert(teacher, statistics)  # type: ignore[assignment]
+        self.student = norm.convert(student, statistics)
+        self.teacher = norm.convert(teacher, statistics)
         self.predictor = norm.convert(mlp([dim, hidden, dim], last_norm=predictor_norm), statistics)
 
     @property
@@ -77,29 +79,29 @@ class MoCoV3(Method):
 
     @property
     def curves(self) -> Mapping[str, Curve]:
-        """The teacher's momentum, from its start to 1."""
+        """The EMA momentum of the teacher, which rises to 1."""
         return {"momentum": Curve(self.momentum, 1.0, for_next_step=True)}
 
     def embed(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
-        """Queries q1, q2, [B, dim] each; both views in one pass, each with its own statistics."""
+        """Return queries q1, q2, [B, dim] each; both views in one pass, each with its own statistics."""
         norm.set_views(self, len(views))
         q1, q2 = self.predictor(self.student(torch.cat(views))).chunk(2)
         return {"q1": q1, "q2": q2}
 
     @torch.no_grad()
     def targets(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
-        """Keys k1, k2, [B, dim] each."""
+        """Return keys k1, k2, [B, dim] each."""
         norm.set_views(self, len(views))
         k1, k2 = self.teacher(torch.cat(views)).chunk(2)
         return {"k1": k1, "k2": k2}
 
     def loss(self, embeddings: Embeddings, batch: Batch, hyper: Hyperparameters) -> LossOutput:
-        """The symmetric loss over the valid samples of the global batch."""
+        """Return the symmetric loss over the valid samples of the global batch."""
         e = embeddings
-        keys, keep = of_the_job(self.world.gather_const, torch.cat([e["k1"], e["k2"]], dim=1), batch.valid)
+        keys, keep = gather_embeddings(self.world.gather_const, torch.cat([e["k1"], e["k2"]], dim=1), batch.valid)
         k1, k2 = keys.chunk(2, dim=1)
         first = self.world.rank * len(batch.valid)
         rows = keyed_cross_entropy(e["q1"], k2, first, self.temperature, keep)
         rows = rows + keyed_cross_entropy(e["q2"], k1, first, self.temperature, keep)
-        loss = share_of_mean(rows, batch.valid, keep, self.world.size)
+        loss = job_mean(rows, batch.valid, job_valid=keep)
         return LossOutput(loss, metrics=signs_of_health(e["q1"], e["k2"]))

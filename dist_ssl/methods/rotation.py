@@ -1,11 +1,11 @@
 """Rotation as an auxiliary task (Addepalli et al. 2022, arXiv 2210.09866), on top of any method.
 
-    turned copies of the first `turned` views, by a random number of quarter turns each, pass the student's encoder
-    only; a head tells the four turns apart
+    the first `turned` views are copied, each copy is rotated by a random number of quarter turns per sample and passes
+    the student's encoder only; a head classifies the four rotations
     loss = the method's loss + weight * sum over turned views of CE(head(encoder(turned)), turn)
 
-The turned copies are nobody's positives and the teacher never sees them. Published for SwAV alone; for other methods
-it is a reconstruction.
+The rotated copies are positives of no view, and the teacher never sees them. The task is published for SwAV only; with
+other methods it is our extension.
 """
 
 from collections.abc import Mapping
@@ -30,15 +30,17 @@ from dist_ssl.models.heads import mlp
 from dist_ssl.protocols.method import Embeddings, LossOutput, Method
 
 OWN = "turned"
-"""Begins the names of this task's embeddings."""
+"""Prefix of the names of this task's embeddings."""
 
 
 class Rotation(Method):
-    """A method with the task added. `weight` from 0; `turned`: views that are turned, 1 up to the method's; `hidden`:
-    width of the head. `side`: px that turned copies are shrunk to, which saves time; None: those of the views.
-    `norm_group`: samples that share the head's batch-norm statistics; None: all of the job's.
+    """A method with the rotation task added.
 
-    The method's modules keep their names, so an encoder is found where it is without the task.
+    `weight`: weight of the task's loss, from 0. `turned`: number of views that get a rotated copy, from 1; at most the
+    method's views. `hidden`: width of the head. `side`: side in px to which rotated copies are shrunk to save time;
+    None: that of the views. `norm_group`: samples that share the head's batch-norm statistics; None: all of the job's.
+
+    The method's modules keep their names, so checkpoints name the encoder as without the task.
     """
 
     def __init__(
@@ -58,8 +60,8 @@ class Rotation(Method):
         self.world, self.weight, self.side = world, weight, side
         self.turned = min(turned, method.num_views)
         loose = [name for name, _ in (*method.named_parameters(recurse=False), *method.named_buffers(recurse=False))]
-        assert not loose, f"{loose} lie in no module of the method: a step or a move of one would miss the other's"
-        object.__setattr__(self, "method", method)  # not a child of its own: its children are ours
+        assert not loose, f"{loose} lie in no module of the method: they would not be registered here"
+        object.__setattr__(self, "method", method)  # not registered as a child: its children are registered here
         for name, child in method.named_children():
             self.add_module(name, child)
         head = mlp([width_of(method.encoder), hidden, TURNS], last_norm=False, bias=True)
@@ -75,21 +77,21 @@ class Rotation(Method):
 
     @property
     def encoder(self) -> nn.Module:
-        """The method's."""
+        """The method's encoder."""
         return self.method.encoder
 
     @property
     def curves(self) -> Mapping[str, Curve]:
-        """The method's."""
+        """The method's curves."""
         return self.method.curves
 
     @property
     def needs_whole_batch(self) -> str:
-        """As the method."""
+        """The option of the method that needs the whole batch, or an empty string."""
         return self.method.needs_whole_batch
 
     def check(self, plan: EpochPlan) -> None:
-        """Raise ConfigError where turned copies would not shrink or do not fit the encoder; beside it as the method."""
+        """Raise ConfigError like the method, and where rotated copies would be enlarged or do not fit the encoder."""
         self.method.check(plan)
         check_side(self.method.encoder, self.side, "aux.side")
         if self.side is not None and self.side > plan.image_size:
@@ -99,7 +101,7 @@ class Rotation(Method):
             )
 
     def embed(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
-        """The method's embeddings, and per turned view the head's answers [B, 4]."""
+        """Return the method's embeddings, and per rotated view the head's logits, [B, 4]."""
         found = dict(self.method.embed(views, draws))
         turns = [self._turns(draws, slot, views[0]) for slot in range(self.turned)]
         images = torch.cat([rotate(self._shrunk(view), turn) for view, turn in zip(views, turns, strict=False)])
@@ -109,22 +111,22 @@ class Rotation(Method):
         return {**found, **{f"{OWN}{slot}": answer for slot, answer in enumerate(answers)}}
 
     def _shrunk(self, view: Tensor) -> Tensor:
-        """[B, 3, S, S] -> of `side` px."""
+        """Return the view resized to `side` px, [B, 3, S, S] -> [B, 3, side, side]."""
         if self.side is None or self.side == view.shape[-1]:
             return view
         return F.interpolate(view, (self.side, self.side), mode="bilinear", antialias=True, align_corners=False)
 
     def _turns(self, draws: SampleDraws, slot: int, like: Tensor) -> Tensor:
-        """[B] how often the samples are turned in this slot."""
+        """Return [B] the number of quarter turns of each sample for this slot, 0 to 3."""
         turns = (draws.uniform(Purpose.ROTATION, slot, 1)[:, 0] * TURNS).astype("int64")
         return torch.from_numpy(turns).to(like.device)
 
     def targets(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
-        """The method's."""
+        """Return the method's targets."""
         return self.method.targets(views, draws)
 
     def loss(self, embeddings: Embeddings, batch: Batch, hyper: Hyperparameters) -> LossOutput:
-        """The method's loss and the weighted task's, over the job's valid samples."""
+        """Return the method's loss plus the weighted loss of the task, over the job's valid samples."""
         own = {name: value for name, value in embeddings.items() if not name.startswith(OWN)}
         out = self.method.loss(own, batch, hyper)
         draws = batch.draws.of(batch.ids.numpy())
@@ -137,9 +139,9 @@ class Rotation(Method):
         return LossOutput(out.loss + self.weight * task, metrics, out.remember)
 
     def initialise_memory(self, batch: Batch) -> None:
-        """As the method."""
+        """Initialise the method's memory."""
         self.method.initialise_memory(batch)
 
     def remember(self, out: LossOutput, batch: Batch, hyper: Hyperparameters) -> None:
-        """As the method."""
+        """Update the method's memory."""
         self.method.remember(out, batch, hyper)

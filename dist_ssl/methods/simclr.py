@@ -2,7 +2,7 @@
 
     z_v = projector(encoder(x_v)),  v = 1, 2;   loss = NT-Xent(z_1, z_2) over the whole job
 
-Embeddings are gathered with gradients, so every rank's own are pushed by the rows of all ranks.
+Embeddings are gathered with gradients, so those of a rank receive gradients from the loss rows of all ranks.
 """
 
 import torch
@@ -15,8 +15,8 @@ from dist_ssl.core.plan import Hyperparameters
 from dist_ssl.distributed.norm_groups import scope
 from dist_ssl.distributed.world import World
 from dist_ssl.losses.contrastive import nt_xent
-from dist_ssl.losses.gathered import of_the_job, share_of_mean
 from dist_ssl.losses.health import signs_of_health
+from dist_ssl.losses.job import gather_embeddings, job_mean
 from dist_ssl.models import norm
 from dist_ssl.models.branch import Branch, width_of
 from dist_ssl.models.heads import mlp
@@ -49,7 +49,7 @@ class SimCLR(Method):
         positive("method", temperature=temperature)
         self.world, self.temperature = world, temperature
         student = Branch(encoder, mlp([width_of(encoder), hidden, dim], last_norm=True))
-        self.student = norm.convert(student, scope(world, norm_group))  # type: ignore[assignment]
+        self.student = norm.convert(student, scope(world, norm_group))
 
     @property
     def encoder(self) -> nn.Module:
@@ -57,16 +57,16 @@ class SimCLR(Method):
         return self.student.encoder
 
     def embed(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
-        """Embeddings z1, z2, [B, dim] each; both views in one pass, each with its own statistics."""
+        """Return embeddings z1, z2, [B, dim] each; both views in one pass, each with its own statistics."""
         norm.set_views(self, len(views))
         z1, z2 = self.student(torch.cat(views)).chunk(2)
         return {"z1": z1, "z2": z2}
 
     def loss(self, embeddings: Embeddings, batch: Batch, hyper: Hyperparameters) -> LossOutput:
-        """NT-Xent over the valid samples of the global batch."""
+        """Return NT-Xent over the valid samples of the global batch."""
         own = torch.stack([embeddings["z1"], embeddings["z2"]])
-        whole, keep = of_the_job(self.world.gather, own.transpose(0, 1), batch.valid)
+        whole, keep = gather_embeddings(self.world.gather, own.transpose(0, 1), batch.valid)
         first = self.world.rank * len(batch.valid)
         rows = nt_xent(own, whole.transpose(0, 1), first, self.temperature, keep)
-        loss = share_of_mean(rows, batch.valid, keep, self.world.size)
+        loss = job_mean(rows, batch.valid, job_valid=keep)
         return LossOutput(loss, metrics=signs_of_health(own[0], own[1]))

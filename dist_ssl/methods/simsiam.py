@@ -1,9 +1,9 @@
-"""SimSiam (Chen and He 2021, arXiv 2011.10566): a view predicts the other one, whose gradient is stopped.
+"""SimSiam (Chen and He 2021, arXiv 2011.10566): each view predicts the embedding of the other, without gradient.
 
     z_v = projector(encoder(x_v)),  p_v = predictor(z_v);   loss = -cos(p_1, sg z_2) / 2 - cos(p_2, sg z_1) / 2
 
-The projector has three layers and ends in an affine-less batch norm; the predictor is a bottleneck, and as published
-learns at a constant rate (`optim.constant=[predictor]`).
+`sg` stops the gradient. The projector has three layers and ends in a batch norm without scale and shift; the predictor
+is a bottleneck, with a constant learning rate as published (`optim.constant=[predictor]`).
 """
 
 import torch
@@ -27,8 +27,8 @@ from dist_ssl.protocols.method import Embeddings, LossOutput, Method
 class SimSiam(Method):
     """SimSiam around an encoder that carries `num_features`.
 
-    `dim`: width of the projector; `hidden`: of the predictor's bottleneck. `norm_group`: samples that share batch-norm
-    statistics; None: all of the job's.
+    `dim`: width of the projector; `hidden`: width of the predictor's bottleneck. `norm_group`: samples that share
+    batch-norm statistics; None: all of the job's.
     """
 
     num_views = 2
@@ -49,7 +49,7 @@ class SimSiam(Method):
         self.world = world
         statistics = scope(world, norm_group)
         student = Branch(encoder, mlp([width_of(encoder), dim, dim, dim], last_norm=True))
-        self.student = norm.convert(student, statistics)  # type: ignore[assignment]
+        self.student = norm.convert(student, statistics)
         self.predictor = norm.convert(mlp([dim, hidden, dim], last_norm=False, bias=True), statistics)
 
     @property
@@ -58,14 +58,14 @@ class SimSiam(Method):
         return self.student.encoder
 
     def embed(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
-        """Embeddings z1, z2 and predictions p1, p2, [B, dim] each; each view with its own statistics."""
+        """Return embeddings z1, z2 and predictions p1, p2, [B, dim] each; each view with its own statistics."""
         norm.set_views(self, len(views))
         z = self.student(torch.cat(views))
         (z1, z2), (p1, p2) = z.chunk(2), self.predictor(z).chunk(2)
         return {"z1": z1, "z2": z2, "p1": p1, "p2": p2}
 
     def loss(self, embeddings: Embeddings, batch: Batch, hyper: Hyperparameters) -> LossOutput:
-        """The symmetric negative cosine, the mean over the valid samples of the global batch."""
+        """Return the symmetric negative cosine, averaged over the valid samples of the global batch."""
         e = embeddings
         rows = (negative_cosine(e["p1"], e["z2"]) + negative_cosine(e["p2"], e["z1"])) / 2
         return LossOutput(job_mean(rows, batch.valid, self.world.sum), metrics=signs_of_health(e["z1"], e["z2"]))

@@ -1,14 +1,14 @@
-"""One view, one branch, a memory bank (after Cao and Wu 2024, arXiv 2404.19289): every image is a class of its own.
+"""One view, one branch, a memory bank (after Cao and Wu 2024, arXiv 2404.19289): every image is its own class.
 
-    z = norm(projector(encoder(x)));   s = z W^T over the rows of all images, or the batch's and `negatives` others
+    z = norm(projector(encoder(x)));   s = z W^T over the rows of all images, or of the batch and `negatives` others
     loss = CE(s / T, own row) + kl_weight KL(p || u),   p = softmax(s / kl_temperature),   u ~ p^exponent, constant
-        (or KL(u || p), or with the gradient through u too: `divergence`, `through_target`)
+        (or KL(u || p): `divergence`; or with the gradient through u too: `through_target`)
     with CutMix: lam CE(own row) + (1 - lam) CE(the partner's row)
 
-Rows begin as the untrained network's embeddings, one pass over the data in whole batches: those of the images that are
-left over begin as zeros, until they are visited, as in the released code. Rows move after every step: `ema` as in the
-released code; `pull` and `descend` are reconstructions of the paper's gradient-based update, whose exact form is not
-public. The bank's rows are spread over the ranks.
+Rows are initialised with the untrained network's embeddings, in one pass over the data in whole batches; rows of the
+images that fill no batch are zeros until they are visited, as in the released code. Rows are updated after every step:
+`ema` as in the released code; `pull` and `descend` are reconstructions of the paper's gradient-based update, whose
+exact form is not public. The bank's rows are sharded over the ranks.
 """
 
 from typing import Literal
@@ -40,7 +40,7 @@ Update = Literal["ema", "pull", "descend"]
 
 
 def check_update(update: Update, on_mixed: bool, mix: bool) -> None:
-    """Raise ConfigError where rows cannot move so."""
+    """Raise ConfigError where rows cannot be updated with this combination of options."""
     if not on_mixed and not mix:
         raise ConfigError(
             "method.update_on_mixed=false changes nothing with method.mix=false: no image is mixed.",
@@ -48,8 +48,8 @@ def check_update(update: Update, on_mixed: bool, mix: bool) -> None:
         )
     if not on_mixed and update != "ema":
         raise ConfigError(
-            f"method.update_on_mixed=false is not possible with method.update={update}: those rows move by the loss's "
-            "own gradient, which is that of mixed images.",
+            f"method.update_on_mixed=false is not possible with method.update={update}: rows then follow the gradient "
+            "of the loss, which is computed from mixed images.",
             "Set method.update=ema or method.update_on_mixed=true.",
         )
 
@@ -57,14 +57,14 @@ def check_update(update: Update, on_mixed: bool, mix: bool) -> None:
 class SingleBranch(Method):
     """The method around an encoder that carries `num_features`.
 
-    `num_samples`: images of the data set. `hidden`, `dim`: widths of the projector and of the bank. `temperature` > 0.
-    `kl_weight` from 0, `kl_temperature` > 0, `exponent` between 0 and 1: of the self-distillation; `divergence`: its
-    direction; `through_target`: let its gradient go through u too. `negatives`: rows
-    beside the batch's; None: all. `update`: how rows move: with `bank_momentum` (0 to 1), `descend` with `bank_rate`.
-    `update_on_mixed`: rows follow the mixed images' embeddings, as in the released code; otherwise those of the images
-    themselves, for one more forward pass and `ema` only. `half`: keep the bank in bfloat16. `mix`: CutMix with
-    Beta(`mix_alpha`, `mix_alpha`), 0.001 to 2. `norm_group`: samples that share batch-norm statistics; None: all of the
-    job's.
+    `num_samples`: number of images in the data set. `hidden`, `dim`: widths of the projector and of the bank.
+    `temperature` > 0. Self-distillation: `kl_weight` from 0, `kl_temperature` > 0, `exponent` between 0 and 1,
+    `divergence`: its direction, `through_target`: pass the gradient through u too. `negatives`: number of rows compared
+    beside the batch's; None: all rows. `update`: update rule of the rows; `ema` and `pull` use `bank_momentum`, 0 to 1,
+    `descend` uses `bank_rate`, from 0. `update_on_mixed`: update rows with the embeddings of mixed images, as in the
+    released code; False: with those of unmixed images, which costs one more forward pass and works with `ema` only.
+    `half`: keep the bank in bfloat16. `mix`: CutMix with Beta(`mix_alpha`, `mix_alpha`), 0.001 to 2. `norm_group`:
+    samples that share batch-norm statistics; None: all of the job's.
     """
 
     num_views = 1
@@ -110,7 +110,7 @@ class SingleBranch(Method):
         self.update, self.bank_momentum, self.bank_rate = update, bank_momentum, bank_rate
         self.mix, self.mix_alpha, self.update_on_mixed = mix, mix_alpha, update_on_mixed
         student = Branch(encoder, mlp([width_of(encoder), hidden, hidden, dim], last_norm=False, bias=True))
-        self.student = norm.convert(student, scope(world, norm_group))  # type: ignore[assignment]
+        self.student = norm.convert(student, scope(world, norm_group))
         self.bank = Bank(num_samples, dim, world=world, half=half)
 
     @property
@@ -120,11 +120,11 @@ class SingleBranch(Method):
 
     @property
     def needs_whole_batch(self) -> str:
-        """Images are mixed with others of the whole batch."""
+        """`method.mix`: images are mixed with others of the whole batch."""
         return "method.mix" if self.mix else ""
 
     def embed(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
-        """Unit embeddings z, [B, dim], of mixed images where the method mixes."""
+        """Return unit embeddings z, [B, dim], of mixed images if `mix`."""
         norm.set_views(self, 1)
         view = views[0]
         if self.mix:
@@ -133,18 +133,18 @@ class SingleBranch(Method):
 
     @torch.no_grad()
     def targets(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
-        """What rows follow where that is not z: [B, dim] of the images themselves."""
+        """Return embeddings of the unmixed images, [B, dim], if the rows are updated with these; else nothing."""
         if self.update_on_mixed or not self.mix:
             return {}
         norm.set_views(self, 1)
         return {"unmixed": self.student(views[0])}
 
     def _job_ids(self, ids: Tensor) -> Ints:
-        """[N] the numbers of the global batch's samples, of which this rank has `ids` [B]."""
+        """Return the sample numbers of the global batch, [N], from this rank's `ids` [B]."""
         return self.world.gather_const(ids.to(self.world.device)).cpu().numpy()
 
     def loss(self, embeddings: Embeddings, batch: Batch, hyper: Hyperparameters) -> LossOutput:
-        """Instance discrimination and self-distillation, the mean over the job's valid samples."""
+        """Return instance discrimination plus self-distillation, averaged over the job's valid samples."""
         z = embeddings["z"]
         targets, weights = self._targets(batch, z.dtype)
         among = self._among(batch)
@@ -169,7 +169,7 @@ class SingleBranch(Method):
         return cutmix.draw(draws, self._job_ids(ids), self.mix_alpha, side)
 
     def _targets(self, batch: Batch, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """[A, B] rows that samples belong to and their weights, 0 where a replacement is in it; A = 2 where mixed."""
+        """Return the samples' own rows and their weights, [A, B] each; weight 0 with a replacement; A = 2 if mixed."""
         own, valid = batch.ids.to(self.world.device), batch.valid
         if not self.mix:
             return own[None], valid[None].to(dtype)
@@ -181,7 +181,7 @@ class SingleBranch(Method):
         return torch.stack([own, partners]), torch.stack([mix.kept * counts, (1 - mix.kept) * counts])
 
     def _among(self, batch: Batch) -> Tensor | None:
-        """The rows that samples are told from, ascending: the batch's and the step's negatives; None: all."""
+        """Return the rows to compare samples with, ascending: the batch's and the step's negatives; None: all."""
         if self.negatives is None:
             return None
         ids = np.unique(self._job_ids(batch.ids))
@@ -190,12 +190,12 @@ class SingleBranch(Method):
 
     @torch.no_grad()
     def initialise_memory(self, batch: Batch) -> None:
-        """Begin the rows of these samples as the embeddings of their unmixed views; a collective."""
+        """Initialise the rows of these samples with the embeddings of their unmixed views; a collective."""
         norm.set_views(self, 1)
         self.bank.write(batch.ids, self.student(batch.views[0]), batch.valid)
 
     def remember(self, out: LossOutput, batch: Batch, hyper: Hyperparameters) -> None:
-        """Move the bank's rows; nothing is exchanged."""
+        """Update the bank's rows; nothing is exchanged."""
         kept = out.remember
         if self.update == "ema":
             keep = kept["weights"].sum(0) > 0

@@ -1,14 +1,14 @@
-"""SwAV (Caron et al. 2020, arXiv 2006.09882): views agree on how they share out prototypes.
+"""SwAV (Caron et al. 2020, arXiv 2006.09882): views agree on their assignment to prototypes.
 
     s_v = cosines of projector(encoder(x_v)) with the prototypes;   q_v = Sinkhorn(s_v) over the job, no gradient
     loss = mean over global views i and all other views v of -sum q_i log softmax(s_v / T)
 
-Local views, small crops, are only predicted from. The prototypes' directions count: they are normalised after every
-step, and where they are used, so that gradients only turn them. Without the queue of embeddings that small batches of
-the authors use.
+Local views (small crops) predict codes but have none. Only the directions of the prototypes matter: they are normalised
+after every step, and where they are used, so that gradients only rotate them. The queue of embeddings that the authors
+use with small batches is left out.
 
-Scores that are nearly alike grow apart only while views agree in more than eps / T of the scores' spread, and else
-collapse: where augmentation is strong, eps / T must be small.
+Nearly equal scores grow apart only if the views share more than eps / T of the scores' variation, and collapse
+otherwise: strong augmentation needs a small eps / T.
 """
 
 from collections.abc import Mapping
@@ -37,10 +37,11 @@ from dist_ssl.protocols.method import Embeddings, LossOutput, Method
 class SwAV(Method):
     """SwAV around an encoder that carries `num_features`.
 
-    `hidden`, `dim`: widths of the projector. `prototypes`: their number. `temperature` > 0, `eps` from 0.003: of the
-    softmax, and of the codes. `iterations`: of Sinkhorn and Knopp. `freeze_prototypes`: how long from the start of a
-    run they stay as drawn, or None. `num_views`: from 2; `local_views`: small ones beside them, from 0. `norm_group`:
-    samples that share batch-norm statistics; None: all of the job's.
+    `hidden`, `dim`: widths of the projector. `prototypes`: number of prototypes. `temperature`: temperature of the
+    softmax, more than 0. `eps`: temperature of the codes, from 0.003; `iterations`: Sinkhorn-Knopp iterations.
+    `freeze_prototypes`: time from the start of a run for which the prototypes are frozen, or None. `num_views`: number
+    of global views, from 2; `local_views`: number of smaller views, from 0. `norm_group`: samples that share batch-norm
+    statistics; None: all of the job's.
     """
 
     unit_rows = ("prototypes.weight",)
@@ -73,7 +74,7 @@ class SwAV(Method):
         self.world, self.temperature, self.eps, self.iterations = world, temperature, eps, iterations
         self.num_views, self.local_views = num_views, local_views
         student = Branch(encoder, mlp([width_of(encoder), hidden, dim], last_norm=False, bias=True))
-        self.student = norm.convert(student, scope(world, norm_group))  # type: ignore[assignment]
+        self.student = norm.convert(student, scope(world, norm_group))
         self.prototypes = nn.Linear(dim, prototypes, bias=False)
         with torch.no_grad():
             self.prototypes.weight.copy_(F.normalize(self.prototypes.weight, dim=1))
@@ -86,17 +87,17 @@ class SwAV(Method):
 
     @property
     def curves(self) -> Mapping[str, Curve]:
-        """How long the prototypes still stay as they are."""
+        """The freeze of the prototypes at the start of a run."""
         return freeze("prototypes", self.freeze_prototypes)
 
     def embed(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
-        """Cosines with the prototypes, `s0`, `s1`, ..., [B, prototypes] each; each view with its own statistics."""
+        """Return cosines with prototypes, `s0`, `s1`, ..., [B, prototypes] each, with separate statistics per view."""
         directions = F.normalize(self.prototypes.weight, dim=1)
         seen = enumerate(by_size(self.student, views))
         return {f"s{number}": F.linear(F.normalize(z, dim=1), directions) for number, z in seen}
 
     def loss(self, embeddings: Embeddings, batch: Batch, hyper: Hyperparameters) -> LossOutput:
-        """Every global view's codes predicted from every other view, the mean over the job's valid samples."""
+        """Return the loss of predicting each global view's codes from all other views, averaged over valid samples."""
         scores = [embeddings[f"s{number}"] for number in range(len(embeddings))]
         codes = [
             sinkhorn(s.detach(), batch.valid, self.world.sum_const, eps=self.eps, iterations=self.iterations)

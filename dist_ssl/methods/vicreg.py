@@ -1,8 +1,8 @@
-"""VICReg (Bardes, Ponce, LeCun 2022, arXiv 2105.04906): views agree, dimensions vary and do not repeat each other.
+"""VICReg (Bardes, Ponce, LeCun 2022, arXiv 2105.04906): views agree, while dimensions vary and are uncorrelated.
 
     z_v = projector(encoder(x_v)),  v = 1, 2;   loss = invariance + variance + covariance of the whole job's z
 
-Embeddings are gathered with gradients, and every rank computes the same loss of them.
+Embeddings are gathered with gradients, and every rank computes the same loss from them.
 """
 
 import torch
@@ -14,8 +14,8 @@ from dist_ssl.core.draws import SampleDraws
 from dist_ssl.core.plan import Hyperparameters
 from dist_ssl.distributed.norm_groups import scope
 from dist_ssl.distributed.world import World
-from dist_ssl.losses.gathered import of_the_job
 from dist_ssl.losses.health import signs_of_health
+from dist_ssl.losses.job import gather_embeddings
 from dist_ssl.losses.variance_covariance import vicreg
 from dist_ssl.models import norm
 from dist_ssl.models.branch import Branch, width_of
@@ -51,7 +51,7 @@ class VICReg(Method):
         self.world = world
         self.weights = {"invariance": invariance, "variance": variance, "covariance": covariance}
         student = Branch(encoder, mlp([width_of(encoder), dim, dim, dim], last_norm=False))
-        self.student = norm.convert(student, scope(world, norm_group))  # type: ignore[assignment]
+        self.student = norm.convert(student, scope(world, norm_group))
 
     @property
     def encoder(self) -> nn.Module:
@@ -59,14 +59,14 @@ class VICReg(Method):
         return self.student.encoder
 
     def embed(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
-        """Embeddings z1, z2, [B, dim] each; both views in one pass, each with its own statistics."""
+        """Return embeddings z1, z2, [B, dim] each; both views in one pass, each with its own statistics."""
         norm.set_views(self, len(views))
         z1, z2 = self.student(torch.cat(views)).chunk(2)
         return {"z1": z1, "z2": z2}
 
     def loss(self, embeddings: Embeddings, batch: Batch, hyper: Hyperparameters) -> LossOutput:
-        """The three terms over the valid samples of the global batch."""
+        """Return the weighted sum of the three terms over the valid samples of the global batch."""
         own = torch.stack([embeddings["z1"], embeddings["z2"]], dim=1)
-        whole, keep = of_the_job(self.world.gather, own, batch.valid)
+        whole, keep = gather_embeddings(self.world.gather, own, batch.valid)
         found = vicreg(whole[:, 0], whole[:, 1], keep, **self.weights)
         return LossOutput(found.loss, metrics=signs_of_health(own[:, 0], own[:, 1]))

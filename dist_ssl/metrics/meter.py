@@ -1,4 +1,4 @@
-"""Adds numbers up without waiting for the device, reduces them over ranks in one exchange, hands them to sinks."""
+"""The meter: collects metrics without waiting for the device, reduces them over the ranks, and feeds the sinks."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -8,30 +8,34 @@ from torch import Tensor
 
 from dist_ssl.core.progress import Progress
 from dist_ssl.distributed.world import World
-from dist_ssl.metrics.table import metric_of
+from dist_ssl.metrics.table import check_keys, series_of
 from dist_ssl.protocols.sink import Sink
 
 
 class Meter:
-    """The run's numbers between two flushes. `total_samples`: in the whole run; `sinks`: used by rank 0 alone."""
+    """The metrics recorded since the last flush. `total_samples`: of the whole run; `sinks`: used by rank 0 only."""
 
     def __init__(self, world: World, sinks: Sequence[Sink], total_samples: int) -> None:
         self.world, self.sinks, self.total_samples = world, sinks, total_samples
         self._clear()
 
     def open(self, progress: Progress) -> None:
-        """Training goes on from here."""
+        """Open the sinks at the position from which training continues, and drop what was recorded before."""
         for sink in self._own_sinks():
             sink.open(progress)
         self._clear()
 
     def record(self, values: Mapping[str, Tensor | float]) -> None:
-        """Add one step's (or one probe's) numbers; keys are those of the metric table, the same on every rank."""
+        """Add the metrics of one step or one probe, by the keys of the metric table; the same keys on every rank.
+
+        Raises UserError where a key has no row in the table.
+        """
+        check_keys(key for key in values if key not in self._values)
         for key, value in values.items():
             self._values.setdefault(key, []).append(torch.as_tensor(value, dtype=torch.float64).detach())
 
     def flush(self, progress: Progress) -> None:
-        """Reduce over steps and ranks, add what position and clock tell, hand it on, and start again."""
+        """Reduce over steps and ranks, add position and speed, write all of it to the sinks, and start again."""
         keys = sorted(self._values)
         stacked = [self._reduce_steps(key) for key in keys]
         values: dict[str, float] = {}
@@ -45,7 +49,7 @@ class Meter:
         self._clear()
 
     def close(self) -> None:
-        """The attempt ends in order."""
+        """Close the sinks at the orderly end of an attempt."""
         for sink in self._own_sinks():
             sink.close()
 
@@ -58,7 +62,7 @@ class Meter:
 
     def _reduce_steps(self, key: str) -> Tensor:
         steps = torch.stack(self._values[key])
-        match metric_of(key).reduction:
+        match series_of(key)[0].reduction:
             case "mean":
                 return steps.mean()
             case "max":
@@ -69,7 +73,7 @@ class Meter:
                 return steps[-1]
 
     def _reduce_ranks(self, key: str, column: list[float]) -> float:
-        match metric_of(key).reduction:
+        match series_of(key)[0].reduction:
             case "mean":
                 return sum(column) / len(column)
             case "max":
@@ -84,7 +88,7 @@ class Meter:
         return {"epoch": p.epoch, "step": p.step, "samples": p.samples, "attempt": p.attempt}
 
     def _speed(self, progress: Progress) -> dict[str, float]:
-        """Speed since the last flush; nothing where no step was made since."""
+        """Return the speed since the last flush; nothing if no step was made."""
         steps = len(self._values.get("loss", ()))
         if not steps:
             return {}

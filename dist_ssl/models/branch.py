@@ -1,4 +1,4 @@
-"""An encoder and what stands on it."""
+"""An encoder with its projector, and the width of an encoder."""
 
 from torch import Tensor, nn
 
@@ -17,6 +17,6 @@ class Branch(nn.Module):
 
 
 def width_of(encoder: nn.Module) -> int:
-    """The width D of an encoder's output."""
+    """Return the width D of an encoder's output."""
     width: int = encoder.num_features  # type: ignore[assignment]
     return width

@@ -1,4 +1,4 @@
-"""The teacher's move, a moving average of the student in one fused pass, and how far it is behind."""
+"""The EMA update of a teacher in one fused pass, and the distance between teacher and student."""
 
 from collections.abc import Mapping
 
@@ -6,26 +6,26 @@ import torch
 from torch import Tensor
 
 Named = Mapping[str, Tensor]
-"""Parameters by name, or what one rank holds of each."""
+"""Parameters by name, or one rank's piece of each."""
 AT_ONCE = 32
 """Parameters whose differences are in memory at a time: of all of them they would be a third copy of the model."""
 
 
 def pairs(teacher: Named, student: Named) -> tuple[list[Tensor], list[Tensor]]:
-    """The teacher's parameters and the student's of the same names; every name of the teacher must be the student's."""
+    """Return the teacher's parameters and the student's of the same names; the student must have all of them."""
     return list(teacher.values()), [student[name] for name in teacher]
 
 
 @torch.no_grad()
 def update(teacher: Named, student: Named, momentum: float) -> None:
-    """teacher <- momentum * teacher + (1 - momentum) * student, parameters only: buffers are the teacher's own."""
+    """Set teacher <- momentum * teacher + (1 - momentum) * student, parameters only: buffers are the teacher's own."""
     to, towards = pairs(teacher, student)
     torch._foreach_lerp_(to, towards, 1.0 - momentum)
 
 
 @torch.no_grad()
 def distance(teacher: Named, student: Named) -> Tensor:
-    """[] how far the teacher's parameters are from the student's, as a share of the student's norm; 0 of none."""
+    """Return [] |teacher - student| / |student| over all parameters; 0 if there are none."""
     to, towards = pairs(teacher, student)
     if not to:
         return torch.zeros(())

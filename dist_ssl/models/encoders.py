@@ -1,9 +1,9 @@
 """Image encoders: [B, 3, S, S] in, one pooled feature vector [B, num_features] out.
 
-Published architectures come from timm by name; the small-image stem of the CIFAR literature is put in their place
-of entry where asked for. `TinyResNet` is the encoder of the demo: three residual stages that two CPU cores can train.
-Every encoder carries `num_features`, the width D of its output; one that cuts images into patches also `multiple_of`,
-which the side S must be.
+Published architectures come from timm by name; their first layers may be replaced by the small-image stem of the CIFAR
+literature. `TinyResNet` is the encoder of the demo: three residual stages that two CPU cores can train. Every encoder
+carries `num_features`, the width D of its output; one that cuts images into patches also carries `multiple_of`: the
+side S must be a multiple of it.
 """
 
 from typing import Any, Literal
@@ -24,8 +24,8 @@ def at_least_one(**values: float) -> None:
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut without parameters: [B, C_in, H, W] -> [B, C_out, H/stride, W/stride].
 
-    Where the block shrinks or widens, the shortcut averages squares of 2x2 and adds channels of zeros (option A of He
-    et al. 2016, averaged): every batch norm less is an exchange between the ranks less.
+    Where the block shrinks or widens, the shortcut averages 2x2 squares and adds channels of zeros (option A of He et
+    al. 2016, averaged): a shortcut without batch norm saves an exchange between the ranks.
     """
 
     def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
@@ -41,7 +41,7 @@ class ResidualBlock(nn.Module):
         return F.relu(self.norm2(self.conv2(y)) + self._shortcut(x))
 
     def _shortcut(self, x: Tensor) -> Tensor:
-        if self.stride > 1:  # nothing is padded; counting what would be, torch's compiler gets the gradient wrong
+        if self.stride > 1:  # no effect: nothing is padded; with True torch's compiler computes a wrong gradient
             x = F.avg_pool2d(x, self.stride, ceil_mode=True, count_include_pad=False)
         return F.pad(x, (0, 0, 0, 0, 0, self.wider_by)) if self.wider_by else x
 
@@ -49,9 +49,8 @@ class ResidualBlock(nn.Module):
 class TinyResNet(nn.Module):
     """A residual net for images of 24 to 64 px: [B, 3, S, S] -> [B, 8 * width].
 
-    A 3x3 stem at full resolution, then three stages that halve the side and double the channels; at the end the
-    strongest response of every channel, wherever in the image it is. `width`, `blocks` (of a stage): from 1. Raises
-    ConfigError.
+    A 3x3 stem at full resolution, then three stages that halve the side and double the channels, then global max
+    pooling. `width`: channels of the stem, from 1; `blocks`: blocks per stage, from 1. Raises ConfigError.
     """
 
     def __init__(self, width: int = 16, blocks: int = 1) -> None:
@@ -74,12 +73,12 @@ class TinyResNet(nn.Module):
 
 
 def timm_encoder(name: str, stem: Literal["standard", "small"] = "standard", **options: Any) -> nn.Module:
-    """An encoder of timm without its classifier, untrained. `stem=small`: for images of 32 px, ResNets only.
+    """Return an untrained encoder of timm without its classifier. `stem=small`: for images of 32 px, ResNets only.
 
     `options` go to `timm.create_model`. The small stem is a 3x3 convolution of stride 1 without max-pooling, as in
-    SimCLR's CIFAR experiments (Chen et al. 2020, appendix B.9).
+    SimCLR's CIFAR experiments (Chen et al. 2020, appendix B.9). Raises ConfigError.
     """
-    import timm  # loads torchvision and hundreds of models: only who asks for one pays for it
+    import timm  # slow (torchvision and hundreds of models), so only where it is used
 
     from dist_ssl.models.resampling import resize_by_products
 
@@ -106,7 +105,7 @@ def _shrink_stem(encoder: nn.Module, name: str) -> None:
 
 
 def check_side(encoder: nn.Module, side: int | None, key: str) -> None:
-    """Raise ConfigError where the encoder cannot take images of this side, px, which `key` of the config sets."""
+    """Raise ConfigError where the encoder cannot take images of this side, px, set by `key` of the config."""
     step = getattr(encoder, "multiple_of", 1)
     if side is not None and (side < step or side % step):
         raise ConfigError(

@@ -8,9 +8,9 @@ from torch import nn
 def mlp(
     widths: list[int], *, last_norm: bool, bias: bool = False, hidden_norm: bool = True, affine: bool = False
 ) -> nn.Sequential:
-    """Linear layers between the widths; batch norm (unless not `hidden_norm`) and ReLU between them.
+    """Return linear layers of these widths, with batch norm (if `hidden_norm`) and ReLU between them.
 
-    `last_norm` ends the stack with a batch norm, without scale and shift unless `affine`; `bias`: of linear layers.
+    `last_norm` ends the stack in a batch norm, with scale and shift if `affine`; `bias`: linear layers have biases.
     """
     layers: list[nn.Module] = []
     last = len(widths) - 2

@@ -1,4 +1,4 @@
-"""Views of several sizes through one module, those of one size together in one pass."""
+"""Forward passes of one module over views of several sizes: views of one size share a pass."""
 
 from itertools import groupby
 
@@ -9,9 +9,9 @@ from dist_ssl.models import norm
 
 
 def by_size(module: nn.Module, views: list[Tensor]) -> list[Tensor]:
-    """What the module makes of every view, [B, D] each, in the order of the views; each with its own statistics.
+    """Return the output of every view, [B, D] each, in the order of the views, with separate statistics per view.
 
-    `views`: [B, 3, S, S] each; neighbours of one side S share a pass.
+    `views`: [B, 3, S, S] each; consecutive views with the same side S share a pass.
     """
     found: list[Tensor] = []
     for _, neighbours in groupby(views, key=lambda view: view.shape[-1]):

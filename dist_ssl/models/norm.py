@@ -1,43 +1,47 @@
-"""Batch normalisation whose statistics are those of the whole job, or of groups of so many samples of it.
+"""Batch normalisation with statistics of the whole job, or of groups of a fixed number of its samples.
 
-The module is handed sums over the ranks (`Scope`) and knows nothing else of them, so its numbers are the same at every
-world size, on CPU and GPU. Every rank reduces its own samples to mean and squared deviations; one small float64
-vector is summed (Chan et al. 1979, merged in float64), one more in the backward pass. A batch that holds several views
-one after the other is normalised view by view, still with one exchange.
+The module receives sums over the ranks as functions (`Scope`), so its results are the same at every world size, on CPU
+and GPU. Every rank reduces its own samples to mean and squared differences; one small float64 vector is all-reduced
+(Chan et al. 1979, merged in float64), and one more in the backward pass. A batch of several consecutive views is
+normalised view by view, still with one exchange.
 
-A forward pass changes no buffer: it notes what it saw, and `settle` moves the running statistics once a step, towards
-the mean over all groups of the job.
+A forward pass changes no buffer: it records its statistics, and `update_running_statistics` updates the running
+statistics once per step, towards the mean over all groups of the job.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dist_ssl.core.collectives import Sum
 from dist_ssl.models.moments import moments, wide
-from dist_ssl.models.norm_cpu import NormaliseCPU, Sum
+from dist_ssl.models.norm_cpu import NormaliseCPU
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def alone(x: Tensor) -> Tensor:
-    """The sum over the ranks of a job of one rank."""
+    """Return x: the sum over the ranks in a job of one rank."""
     return x
 
 
 def no_blocks(ranks: int) -> Sum:
-    """The sums of a job of one rank, whose groups never reach over several."""
+    """Raise AssertionError: in a job of one rank no group spans several ranks."""
     raise AssertionError(f"a block of {ranks} ranks in a job of one")
 
 
 @dataclass(frozen=True)
 class Scope:
-    """Over which samples statistics are taken.
+    """The samples over which batch-norm statistics are taken, and the sums that this needs.
 
-    `total`: the sum over the whole job. `block`: makes the sum over so many neighbouring ranks. `samples`: of a group,
-    neighbours in the global batch: a divisor or a multiple of a rank's samples; None: the whole job is one group.
+    `total`: the sum over all ranks. `block`: returns the sum over blocks of a given number of neighbouring ranks.
+    `samples`: number of consecutive samples of the global batch in a group, a divisor or a multiple of the samples of a
+    rank; None: the whole job is one group.
     """
 
     total: Sum = alone
@@ -45,7 +49,7 @@ class Scope:
     samples: int | None = None
 
     def of(self, rows: int) -> tuple[int, Sum]:
-        """How many groups a rank's `rows` samples of a view make, and the sum that completes each of them."""
+        """Return the number of groups in a rank's `rows` samples of a view, and the sum that completes each of them."""
         if self.samples is None:
             return 1, self.total
         if rows % self.samples == 0:
@@ -60,7 +64,7 @@ ONE_RANK = Scope()
 class Normalise(torch.autograd.Function):
     """x [G, B, C, ...] -> weight * (x - mean) / sqrt(var + eps) + bias, mean and var [G, C] over the job's samples.
 
-    Beside it what the running statistics move towards: mean and unbiased variance, [C], averaged over the groups.
+    Also returned, as targets of the running statistics: mean and unbiased variance, [C], averaged over the groups.
     """
 
     @staticmethod
@@ -85,9 +89,9 @@ class Normalise(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None, None]:
-        """dx = weight * scale * (dy - mean(dy) - xhat * mean(dy * xhat)), the means over the job.
+        """Return dx = weight * scale * (dy - mean(dy) - xhat * mean(dy * xhat)), the means over the job.
 
-        The gradients of weight and bias are this rank's share, as those of any other parameter.
+        The gradients of weight and bias are this rank's share, like those of any other parameter.
         """
         x, mean, scale, n, weight = ctx.saved_tensors
         dy = grads[0]
@@ -104,10 +108,10 @@ class Normalise(torch.autograd.Function):
 
 
 class BatchNorm(nn.Module):
-    """Batch norm over a scope: [V * B, C] or [V * B, C, H, W], each of the V views on its own.
+    """Batch norm over a scope: [V * B, C] or [V * B, C, H, W], each of the V views separately.
 
-    Parameter and buffer names are those of torch's batch norm. It computes in the precision of its statistics, whatever
-    comes in, and what goes out is again in the precision of what came in.
+    Parameter and buffer names are those of torch's batch norm. It computes in the precision of its statistics for any
+    input dtype; the output has the input's dtype.
     """
 
     running_mean: Tensor
@@ -139,7 +143,7 @@ class BatchNorm(nn.Module):
         return out
 
     def _affine(self) -> tuple[Tensor | None, Tensor | None]:
-        """Scale and shift; an engine may show them in less precision than the statistics have."""
+        """Return scale and shift in the statistics' precision; an engine may provide them in a lower one."""
         if self.weight is None or self.bias is None:
             return None, None
         return self.weight.to(self.running_mean.dtype), self.bias.to(self.running_mean.dtype)
@@ -158,14 +162,14 @@ class BatchNorm(nn.Module):
 
 
 Seen = dict[BatchNorm, Tensor]
-"""What batch norms saw: mean and variance of a group, averaged over groups and forward passes, [2, C] each."""
+"""Recorded statistics of batch norms: mean and variance, averaged over groups and forward passes, [2, C] each."""
 
 
 @torch.no_grad()
 def update_running_statistics(module: nn.Module, mean: Sum = alone) -> None:
-    """Move all running statistics towards the mean of what was seen since the last time; once a step.
+    """Update all running statistics towards the mean of those recorded since the last call; called once per step.
 
-    `mean`: that over the ranks, asked once where groups are smaller than the job.
+    `mean`: the mean over the ranks, called once if groups are smaller than the job.
     """
     seen = taken(module)
     if any(child.scope.samples is not None for child in seen):
@@ -174,7 +178,7 @@ def update_running_statistics(module: nn.Module, mean: Sum = alone) -> None:
 
 
 def taken(module: nn.Module) -> Seen:
-    """What was seen since the last time, which is then forgotten."""
+    """Return the statistics recorded since the last call, and clear the records."""
     norms = [child for child in module.modules() if isinstance(child, BatchNorm) and child.seen]
     found = {child: _mean_of(child.seen) for child in norms}
     for child in norms:
@@ -183,30 +187,33 @@ def taken(module: nn.Module) -> Seen:
 
 
 def packed(seen: Seen) -> Tensor:
-    """All statistics in one tensor, [2, sum of C]."""
+    """Return all statistics in one tensor, [2, sum of C]."""
     return torch.cat(list(seen.values()), dim=1)
 
 
 def unpacked(like: Seen, values: Tensor) -> Seen:
-    """Statistics of the same batch norms, from one tensor."""
+    """Return the statistics of the same batch norms from one tensor; inverse of `packed`."""
     return dict(zip(like, torch.split(values, [x.shape[1] for x in like.values()], dim=1), strict=True))
 
 
 @torch.no_grad()
 def move(seen: Seen) -> None:
-    """Move running statistics towards these."""
+    """Update running statistics towards these, by the momentum of each batch norm."""
     for child, (centre, var) in seen.items():
         child.running_mean.lerp_(centre, child.momentum)
         child.running_var.lerp_(var, child.momentum)
 
 
 def _mean_of(seen: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """[2, C]: mean and variance, averaged over several forward passes."""
+    """Return mean and variance, [2, C], averaged over several forward passes."""
     return torch.stack([torch.stack(pair) for pair in seen]).mean(0)
 
 
-def convert(module: nn.Module, scope: Scope) -> nn.Module:
-    """The module with every torch batch norm replaced by one over the scope, weights and statistics kept."""
+def convert(module: M, scope: Scope) -> M:
+    """Return the module with every torch batch norm replaced by one over the scope; weights and statistics are kept.
+
+    A module that is itself a torch batch norm becomes a `BatchNorm`, whatever its annotation says.
+    """
     for name, child in module.named_children():
         setattr(module, name, convert(child, scope))
     if not isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
@@ -219,13 +226,13 @@ def convert(module: nn.Module, scope: Scope) -> nn.Module:
     after = [getattr(module, name) for name in ("drop", "act") if hasattr(module, name)]
     if after:
         own.then = nn.Sequential(*after)
-    return own.train(module.training)
+    return own.train(module.training)  # type: ignore[return-value]
 
 
 def set_views(module: nn.Module, views: int, rows: int = 1) -> None:
-    """From now on the batches of this module hold so many views, one after the other.
+    """Set the layout of the following batches of this module: `views` views, one after the other.
 
-    `rows`: neighbours that come of one sample (its tiles, its patches) and are normalised together.
+    `rows`: number of consecutive rows that belong to one sample (its tiles or patches) and share statistics.
     """
     for child in module.modules():
         if isinstance(child, BatchNorm):
@@ -233,7 +240,7 @@ def set_views(module: nn.Module, views: int, rows: int = 1) -> None:
 
 
 def again(module: nn.Module) -> AbstractContextManager[None]:
-    """For computing later once more what the module computes now: with the views of now, and noting nothing."""
+    """Return a context for recomputation: it restores the current view layout and records no statistics."""
     return _repeating([(child, child.views, child.rows) for child in module.modules() if isinstance(child, BatchNorm)])
 
 

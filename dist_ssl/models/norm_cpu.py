@@ -1,10 +1,9 @@
 """The arithmetic of `norm` on a CPU: torch's fused kernels for what is large, numpy for what is small.
 
-On a CPU every tensor operation costs microseconds before it begins, and the vectors of a batch norm are short: the
-same formulas as in `norm`, written with the operations of a GPU, take two to four times as long here.
+On a CPU every tensor operation has an overhead of microseconds, and the vectors of a batch norm are short: the
+operations that `norm` uses on a GPU take two to four times as long here for the same formulas.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,17 +11,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from dist_ssl.core.collectives import Sum
 from dist_ssl.models.moments import moments, wide
 
 FAR = 8.0
-"""So many standard deviations from 0 a mean may lie that torch, which adds in single precision, is trusted with it."""
+"""Largest |mean| / standard deviation for which torch's single-precision sums are accurate enough."""
 
-Sum = Callable[[Tensor], Tensor]
 Doubles = npt.NDArray[np.float64]
 
 
 class NormaliseCPU(torch.autograd.Function):
-    """As `norm.Normalise`, the same numbers up to rounding."""
+    """The function of `norm.Normalise`, with equal results up to rounding."""
 
     @staticmethod
     def forward(
@@ -41,7 +40,7 @@ class NormaliseCPU(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None, None]:
-        """As that of `norm.Normalise`."""
+        """Return the gradients that `norm.Normalise` returns, up to rounding."""
         x, weight = ctx.saved_tensors
         n, mean, scale, slope = ctx.n, ctx.mean, ctx.scale, ctx.slope
         dy = grads[0]
@@ -57,7 +56,7 @@ class NormaliseCPU(torch.autograd.Function):
 
 
 def _job_moments(x: Tensor, total: Sum) -> tuple[Doubles, Doubles, Doubles]:
-    """Number of values, mean and biased variance over the job, [G, C] each."""
+    """Return number of values, mean and biased variance over the job, [G, C] each."""
     count = x.numel() // (x.shape[0] * x.shape[2])
     own = np.stack([_view_moments(view, count) for view in x], axis=1)
     packed = np.stack([np.full_like(own[0], count), count * own[0], count * (own[1] + own[0] ** 2)])
@@ -67,7 +66,7 @@ def _job_moments(x: Tensor, total: Sum) -> tuple[Doubles, Doubles, Doubles]:
 
 
 def _view_moments(view: Tensor, count: int) -> tuple[Doubles, Doubles]:
-    """Mean and biased variance of one view's channels, [C] each."""
+    """Return mean and biased variance of one view's channels, [C] each."""
     mean, var = (values.double().numpy() for values in torch.batch_norm_update_stats(view, None, None, 0.0))
     if not (mean**2 > FAR**2 * var).any():
         return mean, var
@@ -76,7 +75,7 @@ def _view_moments(view: Tensor, count: int) -> tuple[Doubles, Doubles]:
 
 
 def _own_sums(x: Tensor, dy: Tensor, mean: Doubles, scale: Doubles) -> Doubles:
-    """This rank's sums of dy and of dy * xhat, [2, G, C]."""
+    """Return this rank's sums of dy and of dy * xhat, [2, G, C]."""
     own = np.empty((2, *mean.shape))
     given = (_like(mean, x), _like(1 / scale**2, x), None, None, False, 0.0, [False, True, True])
     for group, (view, dy_view) in enumerate(zip(x, dy, strict=True)):
@@ -87,7 +86,7 @@ def _own_sums(x: Tensor, dy: Tensor, mean: Doubles, scale: Doubles) -> Doubles:
 
 
 def _doubles(parameter: Tensor) -> Doubles:
-    """A copy: of a tensor that numpy has seen, no engine may free the memory, as they do with gathered weights."""
+    """Return a float64 copy: engines free gathered weights, which fails for memory that a numpy array shares."""
     values: Doubles = parameter.detach().to(torch.float64, copy=True).numpy()
     return values
 

@@ -1,9 +1,9 @@
-"""Vision transformers as MoCo v3 trains them (arXiv 2104.02057): [B, 3, S, S] in, the class token [B, D] out.
+"""Vision transformers as in MoCo v3 (arXiv 2104.02057): [B, 3, S, S] in, the class token [B, D] out.
 
-timm's VisionTransformer with positions that are computed instead of learnt, weights drawn as in MoCo v3, and a
-projection of the patches that stays as it was drawn (`frozen_patches`), which keeps long runs of large batches stable.
-Positions belong to the grid of the view at hand, so the side of views may change between steps. Parameters bear
-timm's names.
+timm's VisionTransformer with fixed instead of learnt position embeddings, the weight initialisation of MoCo v3, and an
+untrained random projection of the patches (`frozen_patches`), which keeps long runs with large batches stable. Position
+embeddings are computed for the grid of each view, so the side of views may change between steps. Parameters have timm's
+names.
 """
 
 import math
@@ -17,17 +17,17 @@ from dist_ssl.errors import ConfigError
 from dist_ssl.models.encoders import at_least_one, check_side
 
 TEMPERATURE = 1e4
-"""Of the positions' wavelengths."""
+"""Limit of the ratio of the longest to the shortest wavelength of the position embeddings."""
 
 
 @lru_cache(maxsize=32)
 def positions(rows: int, columns: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """[rows * columns, width] fixed positions, row by row; `width` a multiple of 4.
+    """Return fixed position embeddings, [rows * columns, width], row by row; `width` is a multiple of 4.
 
-    Of a patch in column w and row h: sin(f w), cos(f w), sin(f h), cos(f h) for width / 4 frequencies f from 1 down
-    towards 1 / TEMPERATURE. Kept for every grid that was asked for.
+    A patch in column w and row h has sin(f w), cos(f w), sin(f h), cos(f h) for width / 4 frequencies f from 1 down
+    towards 1 / TEMPERATURE. The result is cached for every grid.
     """
-    with torch.inference_mode(False):  # what is kept must serve training too
+    with torch.inference_mode(False):  # the cached tensor is used in training too
         f = TEMPERATURE ** -(torch.arange(width // 4, dtype=torch.float64, device=device) / (width // 4))
         h = torch.arange(rows, dtype=torch.float64, device=device).repeat_interleave(columns)[:, None] * f
         w = torch.arange(columns, dtype=torch.float64, device=device).repeat(rows)[:, None] * f
@@ -36,16 +36,16 @@ def positions(rows: int, columns: int, width: int, dtype: torch.dtype, device: t
 
 
 class Patches(nn.Module):
-    """Square patches, projected, with their positions: [B, 3, S, S] -> [B, (S / patch)^2, width].
+    """Projections of square patches plus position embeddings: [B, 3, S, S] -> [B, (S / patch)^2, width].
 
-    Raises ConfigError where patches do not cover an image.
+    Raises ConfigError where the side S is no multiple of `patch`.
     """
 
     def __init__(self, patch: int, width: int) -> None:
         super().__init__()
         self.proj = nn.Conv2d(3, width, patch, patch)
         self.multiple_of, self.width = patch, width
-        self.num_patches = 0  # by which timm would size positions to learn
+        self.num_patches = 0  # timm would size learnt position embeddings by it
 
     def forward(self, x: Tensor) -> Tensor:
         check_side(self, x.shape[-1], "The side of an image or a tile of it")
@@ -57,10 +57,11 @@ class Patches(nn.Module):
 def vit(
     width: int, depth: int, heads: int, patch: int = 16, mlp_ratio: float = 4.0, frozen_patches: bool = True
 ) -> nn.Module:
-    """An untrained transformer that carries `num_features` and `multiple_of`, which the side of every view must be.
+    """Return an untrained transformer with `num_features` and `multiple_of` (see `encoders`).
 
-    `width`: D, a multiple of 4 and of `heads`; `depth`: its blocks; `patch`: side of a patch, px; `mlp_ratio`: of a
-    block's hidden width to its width; `frozen_patches`: never train the projection of the patches. Raises ConfigError.
+    `width`: D, a multiple of 4 and of `heads`; `depth`: number of blocks; `patch`: side of a patch, px; `mlp_ratio`:
+    ratio of a block's hidden width to its width; `frozen_patches`: never train the projection of the patches. Raises
+    ConfigError.
     """
     least = math.lcm(4, heads) if heads > 0 else 0
     if least == 0 or width < 1 or width % least:
@@ -95,7 +96,7 @@ def vit(
 
 @torch.no_grad()
 def draw_weights(encoder: nn.Module) -> None:
-    """Draw all weights as MoCo v3 does: queries, keys and values are three layers, a patch is 3 * patch^2 inputs."""
+    """Draw all weights as MoCo v3 does: queries, keys, values count as three layers, a patch as 3 * patch^2 inputs."""
     for name, layer in encoder.named_modules():
         if isinstance(layer, nn.Linear):
             fan_out = layer.out_features / 3 if name.endswith(".qkv") else layer.out_features

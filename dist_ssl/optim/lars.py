@@ -1,10 +1,10 @@
-"""LARS: SGD with momentum whose steps are scaled layer by layer (You, Gitman, Ginsburg 2017), as three papers use it.
+"""LARS: SGD with momentum and layer-wise scaled steps (You, Gitman, Ginsburg 2017), in the variants of three papers.
 
     u = g + wd p;   u <- f u;   buffer <- momentum buffer + u;   p <- p - lr buffer
     f = trust |p| / |u|                        `update`: MoCo v3
     f = trust |p| / (|g| + wd |p| + 1e-8)      `parts`: SwAV; with `clip`, f = min(f / lr, 1): EMP-SSL
 
-What does not decay (biases, the scales of norms) is not scaled either. A layer of zeros is moved by its gradient.
+Parameters without weight decay (biases, scales of norms) are not scaled either. A layer of zeros takes a plain SGD step.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -15,19 +15,19 @@ from torch import Tensor
 
 Ratio = Literal["update", "parts"]
 Norms = Callable[[Sequence[Tensor]], Tensor]
-"""n tensors -> [n], their norms; over all pieces of a tensor where ranks hold pieces."""
+"""Returns the norms of n tensors, [n]; where ranks hold pieces of a tensor, the norm over all its pieces."""
 
 
 def local_norms(tensors: Sequence[Tensor]) -> Tensor:
-    """[n] the norms of tensors that are whole on every rank."""
+    """Return the norms, [n], of tensors that are whole on every rank."""
     return torch.stack(torch._foreach_norm(list(tensors)))
 
 
 class LayerwiseSGD(torch.optim.Optimizer):
-    """SGD with momentum and LARS. Groups carry `lr`, `weight_decay` and `decays`: whether they decay and are scaled.
+    """SGD with momentum and LARS. Groups carry `lr`, `weight_decay` and `decays`: 0 for no decay and no scaling.
 
-    `momentum`: 0 to less than 1; `trust` > 0; `clip`: no layer moves faster than `lr` says. All norms are asked for
-    in one call of `norms`.
+    `momentum`: 0 to less than 1; `trust` > 0; `clip`: no layer takes larger steps than plain SGD with `lr`. All norms
+    are computed in one call of `norms`.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class LayerwiseSGD(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Move every parameter that has a gradient."""
+        """Update every parameter that has a gradient."""
         moved = [(group, [p for p in group["params"] if p.grad is not None]) for group in self.param_groups]
         scaled = [(group, params) for group, params in moved if group["decays"] and params]
         plain = [(group, params) for group, params in moved if not group["decays"] and params]
@@ -64,7 +64,7 @@ class LayerwiseSGD(torch.optim.Optimizer):
             self._descend(group, params, update)
 
     def _sizes(self, layers: list[list[Tensor]], updates: list[Any]) -> list[tuple[Tensor, Tensor]]:
-        """Per group the norms of its layers and of what they are compared with."""
+        """Return per group the norms of its layers, and of the gradients or updates that they are compared with."""
         if not layers:
             return []
         grads = [p.grad for params in layers for p in params]
@@ -79,7 +79,7 @@ class LayerwiseSGD(torch.optim.Optimizer):
         local = self.trust * layer / below
         factors = (local / lr).clamp_max(1) if self.clip else local
         factors = torch.where(layer > 0, factors, 1)
-        # without a gradient `parts` leaves a layer where it is; an `update` of zeros needs only a finite factor
+        # with a zero gradient `parts` leaves a layer unchanged; a zero `update` only needs a finite factor
         return torch.where(measured > 0, factors, 0)
 
     def _descend(self, group: dict[str, Any], params: list[Tensor], updates: Any) -> None:

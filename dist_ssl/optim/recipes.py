@@ -1,10 +1,10 @@
-"""Optimizers: which parameters decay, at which rate the parts of a method learn, and what moves them.
+"""Optimizer recipes: parameter groups, weight decay, learning rates of a method's parts, and the torch optimizer.
 
-An optimizer here is a small recipe: it declares the hyperparameters that the schedule sets (`lr`, `weight_decay`) and
-builds the torch optimizer over named parameters. The learning rate follows the linear rule, lr = base_lr * batch / 256.
+A recipe declares the hyperparameters that the schedule sets (`lr`, `weight_decay`) and builds the torch optimizer over
+named parameters. The learning rate follows the linear rule, lr = base_lr * batch / 256.
 
-A part of a method is what the first word of its parameters' names says (`student`, `predictor`). It learns at the
-rate `lr/<part>` where a method or an optimizer declares that hyperparameter, and at `lr` elsewhere.
+The parts of a method are given by the first component of its parameters' names (`student`, `predictor`). A part has the
+learning rate `lr/<part>` if a method or an optimizer declares that hyperparameter, and `lr` otherwise.
 """
 
 from abc import ABC, abstractmethod
@@ -22,15 +22,15 @@ from dist_ssl.optim.lars import LayerwiseSGD, Norms, Ratio, local_norms
 
 REFERENCE_BATCH = 256
 RATE_OF = "lr/"
-"""Before the name of a part."""
+"""Prefix of the learning rate of one part."""
 MOMENTUM = "0 to less than 1"
 
 
 def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], decay_1d: bool) -> list[dict[str, Any]]:
-    """Trainable parameters by part, with and without weight decay; `decay_1d` makes all of them decay.
+    """Return trainable parameters grouped by part and by weight decay; `decay_1d`: decay 1-d parameters too.
 
-    1-d parameters are biases and the scales of norms. Each group carries `part` and `decays`, the factor of the weight
-    decay.
+    1-d parameters are biases and the scales of norms. Each group carries `part` and `decays`, the factor (0 or 1) of
+    the weight decay.
     """
     groups: dict[tuple[str, float], list[nn.Parameter]] = {}
     for name, parameter in named:
@@ -41,7 +41,7 @@ def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], decay_1d: bool) 
 
 
 def apply_hyperparameters(optimizer: torch.optim.Optimizer, hyper: Hyperparameters) -> None:
-    """Set learning rate and weight decay of the next step."""
+    """Set the learning rate and weight decay of every group for the next step."""
     for group in optimizer.param_groups:
         own = RATE_OF + group["part"]
         group["lr"] = hyper.number(own if own in hyper.values else "lr")
@@ -50,11 +50,11 @@ def apply_hyperparameters(optimizer: torch.optim.Optimizer, hyper: Hyperparamete
 
 @dataclass(frozen=True)
 class OptimizerRecipe(ABC):
-    """What all optimizers share. `base_lr` per 256 samples; `decay_1d`: decay biases and norms too.
+    """The options of all optimizers. `base_lr`: learning rate per 256 samples; `decay_1d`: decay biases and norms too.
 
-    `weight_decay`: at the start, `decay_to`: at the end of the run, None: the same. `rises_from`, `falls_to`: shares of
-    the peak, 0 to 1, where the warm-up begins and the run ends. `constant`: parts that learn at the peak from the
-    first step to the last.
+    `weight_decay`: weight decay at the start of the run; `decay_to`: at its end; None: the same. `rises_from`,
+    `falls_to`: learning rate at the start of the warm-up and at the end of the run, as fractions of the peak, 0 to 1.
+    `constant`: parts that have the peak learning rate in every step.
     """
 
     base_lr: float
@@ -75,7 +75,7 @@ class OptimizerRecipe(ABC):
         return self.weight_decay if self.decay_to is None else self.decay_to
 
     def curves(self, batch_size: int) -> Mapping[str, Curve]:
-        """The learning rate, warmed up and annealed, and the weight decay, constant or along half a cosine."""
+        """Return the curves of the learning rates, warmed up and annealed, and of the weight decay, along half a cosine."""
         lr = self.base_lr * batch_size / REFERENCE_BATCH
         return {
             "lr": Curve(lr, lr * self.falls_to, warms_up=True, rises_from=lr * self.rises_from),
@@ -84,17 +84,19 @@ class OptimizerRecipe(ABC):
         }
 
     def groups(self, named: Iterable[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
-        """The groups of the trainable of these parameters. Raises ConfigError where a constant part has none."""
+        """Return the groups of the trainable parameters. Raises ConfigError where a constant part has none."""
         groups = parameter_groups(named, self.decay_1d)
         parts = {group["part"] for group in groups}
         for part in self.constant:
             if part not in parts:
-                raise ConfigError(f"optim.constant names '{part}': nothing learns there.", nearest(part, parts))
+                raise ConfigError(
+                    f"optim.constant names '{part}', which has no trainable parameters.", nearest(part, parts)
+                )
         return groups
 
     @abstractmethod
     def build(self, named: Iterable[tuple[str, nn.Parameter]], norms: Norms = local_norms) -> torch.optim.Optimizer:
-        """The optimizer over the trainable of these parameters, which `norms` measures. Raises ConfigError."""
+        """Return the optimizer over the trainable parameters; `norms` computes their norms. Raises ConfigError."""
 
 
 @dataclass(frozen=True)
@@ -111,9 +113,9 @@ class AdamW(OptimizerRecipe):
         positive("optim", eps=self.eps)
 
     def build(self, named: Iterable[tuple[str, nn.Parameter]], norms: Norms = local_norms) -> torch.optim.Optimizer:
-        """The optimizer over the trainable of these parameters; it measures none. Raises ConfigError."""
+        """Return the optimizer over the trainable parameters; `norms` is not used. Raises ConfigError."""
         betas = (self.betas[0], self.betas[1])
-        # not fused: that kernel computes in single precision what belongs to a double
+        # not fused: that kernel rounds hyperparameters of float64 parameters to single precision
         return torch.optim.AdamW(self.groups(named), lr=0.0, betas=betas, eps=self.eps, foreach=True)
 
 
@@ -129,18 +131,18 @@ class SGD(OptimizerRecipe):
         require("optim", MOMENTUM, lambda value: 0 <= value < 1, momentum=self.momentum)
         if self.nesterov and self.momentum == 0:
             raise ConfigError(
-                "optim.nesterov=true is not possible with optim.momentum=0: it looks ahead along the momentum.",
+                "optim.nesterov=true is not possible with optim.momentum=0: it needs the momentum.",
                 "Set optim.momentum=0.9, say, or optim.nesterov=false.",
             )
 
     def build(self, named: Iterable[tuple[str, nn.Parameter]], norms: Norms = local_norms) -> torch.optim.Optimizer:
-        """The optimizer over the trainable of these parameters; it measures none. Raises ConfigError."""
+        """Return the optimizer over the trainable parameters; `norms` is not used. Raises ConfigError."""
         return torch.optim.SGD(self.groups(named), lr=0.0, momentum=self.momentum, nesterov=self.nesterov, fused=True)
 
 
 @dataclass(frozen=True)
 class LARS(OptimizerRecipe):
-    """LARS as MoCo v3, SwAV and EMP-SSL use it: see `lars`. With `decay_1d` biases and norms are scaled too."""
+    """LARS as in MoCo v3, SwAV and EMP-SSL (see `lars`). With `decay_1d` biases and norms are scaled too."""
 
     momentum: float = 0.9
     nesterov: bool = False
@@ -154,7 +156,7 @@ class LARS(OptimizerRecipe):
         positive("optim", trust=self.trust)
 
     def build(self, named: Iterable[tuple[str, nn.Parameter]], norms: Norms = local_norms) -> torch.optim.Optimizer:
-        """The optimizer over the trainable of these parameters; `norms` measures them. Raises ConfigError."""
+        """Return the optimizer over the trainable parameters; `norms` computes their norms. Raises ConfigError."""
         return LayerwiseSGD(
             self.groups(named),
             momentum=self.momentum,

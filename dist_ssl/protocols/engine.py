@@ -1,8 +1,8 @@
-"""What an engine is: it wraps a method, turns a loss into a weight update, and knows its state in one canonical form.
+"""The engine protocol: an engine wraps a method, turns a loss into a weight update, and saves and loads the state.
 
 The canonical state names every tensor of a run: `model/<parameter or buffer>`, `optim/<parameter>/<moment>`. Any
-engine reads what any other wrote, at any world size. What is the same on every rank is given whole; what is spread over
-the ranks is given by every rank as its own `Piece`, and asked for in the same way.
+engine reads what any other wrote, at any world size. Tensors that are equal on every rank are given whole; of a tensor
+that is sharded over the ranks, every rank gives its own `Piece`, and requests its own piece when it loads.
 """
 
 import math
@@ -19,7 +19,7 @@ from dist_ssl.core.plan import Hyperparameters
 
 @dataclass(frozen=True)
 class Piece:
-    """One rank's part of a tensor that is spread over the ranks: a run of its elements, counted row by row.
+    """One rank's part of a tensor that is sharded over the ranks: a run of its elements in row-major order.
 
     Rows of a bank, a shard along the first dimension and a part of a flattened parameter are all such runs.
     """
@@ -27,82 +27,86 @@ class Piece:
     tensor: Tensor
     """The elements, in any shape."""
     shape: tuple[int, ...]
-    """Of the whole tensor."""
+    """Shape of the whole tensor."""
     start: int
-    """Number of the first element within the whole tensor."""
+    """Index of the first element within the flattened whole tensor."""
 
     @property
     def span(self) -> range:
-        """The numbers of its elements."""
+        """The indices of its elements within the flattened whole tensor."""
         return range(self.start, self.start + self.tensor.numel())
 
     @classmethod
     def of_rows(cls, rows: Tensor, first: int, count: int) -> "Piece":
-        """`rows`: [n, ...], the rows from number `first` on of a tensor of `count` rows."""
+        """Return the piece of `rows` [n, ...], which are the rows from `first` on of a tensor of `count` rows."""
         inner = rows.shape[1:]
         return cls(rows, (count, *inner), first * math.prod(inner))
 
 
 State = Mapping[str, Tensor | Piece]
-"""Canonical names to whole tensors, the same on every rank, or to this rank's piece of them.
+"""Canonical names to whole tensors, equal on every rank, or to this rank's piece of a sharded tensor.
 
-All ranks name the same tensors. Pieces overlap nowhere and leave nothing out; a rank may have an empty one.
+All ranks have the same names. The pieces of a tensor neither overlap nor leave a gap; a rank's piece may be empty.
 """
 
 
 class Spread(ABC):
-    """A module some of whose buffers are spread over the ranks: a rank holds and saves its own piece of each."""
+    """A module with buffers that are sharded over the ranks: a rank holds and saves its own piece of each."""
 
     @abstractmethod
     def pieces(self) -> Mapping[str, Piece]:
-        """This rank's piece by the buffer's name; its tensor is the buffer itself."""
+        """Return this rank's pieces by the buffers' names; a piece's tensor is the buffer itself."""
 
 
-Who = Literal["student", "teacher"]
+Branch = Literal["student", "teacher"]
+"""The branch of a method that computes features."""
 
 
 @dataclass(frozen=True)
 class StepOutput:
-    """What one weight update leaves for the meter: [] tensors, detached, on the device, this rank's share."""
+    """Metrics of one weight update for the meter: [] tensors, detached, on the device, this rank's values."""
 
     metrics: dict[str, Tensor]
 
 
 class Engine(Protocol):
-    """Owns wrapping, precision, optimizer and teacher."""
+    """The owner of wrapping, precision, optimizer and teacher."""
 
     @property
     def needs_initial_pass(self) -> bool:
-        """Whether the method's memory is filled by a pass over the data before the first step."""
+        """Return whether the method's memory is initialised by a pass over the data before the first step."""
         ...
 
     def initialise_memory(self, batch: Batch) -> None:
-        """One batch of that pass; no weight moves."""
+        """Process one batch of that pass; no weight changes."""
         ...
 
     def step(self, batch: Batch, hyper: Hyperparameters) -> StepOutput:
-        """One weight update: embed, loss, backward, guard, clip, update, follow, remember."""
+        """Make one weight update: embed, loss, backward, finite check, clip, optimizer step, EMA update, remember.
+
+        Raises TrainingError on every rank where the gradient is not finite.
+        """
         ...
 
-    def embed(self, view: Tensor, who: Who) -> Tensor:
-        """[B, 3, S, S] -> pooled features [B, D] fp32, in eval mode, without gradients."""
+    def embed(self, view: Tensor, branch: Branch) -> Tensor:
+        """Return pooled features, [B, 3, S, S] -> [B, D] fp32, in eval mode, without gradients."""
         ...
 
     def state(self) -> State:
-        """The canonical state, as this rank holds it."""
+        """Return the canonical state, as this rank holds it."""
         ...
 
     def hold_updates(self, until: Callable[[], None]) -> None:
-        """Call `until` within the next step, before anything of the state changes: it is still being copied."""
+        """Call `until` in the next step before any part of the state changes, since the state is still being copied."""
         ...
 
     def wants(self, name: str, shape: tuple[int, ...]) -> range | None:
-        """The elements of a canonical tensor of this shape that `load` needs on this rank; None where all of them."""
+        """Return the elements of a canonical tensor of this shape that `load` needs on this rank; None for all."""
         ...
 
     def load(self, state: State) -> None:
-        """Take over a canonical state that holds what this rank `wants`.
+        """Load a canonical state that contains at least the elements this rank `wants`.
 
-        Raises CheckpointError where names or shapes differ.
+        Raises CheckpointError if names or shapes differ.
         """
         ...

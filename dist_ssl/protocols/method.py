@@ -1,8 +1,8 @@
-"""What a self-supervised method is: a plain module in two halves, and what it keeps between steps.
+"""The base class of self-supervised methods: a plain module in two halves, and its memory between steps.
 
-`embed` and `targets` work sample by sample (batch norm excepted), `loss` over the whole global batch; so an engine may
-run the first half in micro-batches and still take the loss over all of them. The loss has no parameters of its own:
-what has weights belongs to the first half. Neither half writes a buffer; memory is written by `remember`.
+The first half, `embed` and `targets`, works sample by sample (except batch norm), the second, `loss`, on the whole
+global batch; so an engine may run the first half in micro-batches and still compute the loss over all of them. The loss
+has no parameters: modules with weights belong to the first half. Neither half writes a buffer; `remember` does.
 """
 
 from abc import ABC, abstractmethod
@@ -21,69 +21,69 @@ Embeddings = dict[str, Tensor]
 
 @dataclass
 class LossOutput:
-    """What a loss leaves behind."""
+    """The result of a loss: its value, metrics, and tensors for `remember`."""
 
     loss: Tensor
-    """[] this rank's share; the objective is the mean over ranks."""
+    """[] this rank's value; the objective is the mean over ranks."""
     metrics: dict[str, Tensor] = field(default_factory=dict)
     """[] each, detached, still on the device."""
     remember: dict[str, Tensor] = field(default_factory=dict)
-    """What memory needs of this step, detached."""
+    """Tensors of this step that the memory needs, detached."""
 
 
 class Method(nn.Module, ABC):
     """One self-supervised method. `student` and `teacher` hold an `encoder`; the teacher has no gradients."""
 
     num_views: int
-    """Global views that it takes of every image."""
+    """Number of global views of every image."""
     local_views: int = 0
-    """Smaller views beside them; they come last in a batch."""
+    """Number of smaller (local) views of every image; they come last in a batch."""
     needs_initial_pass: bool = False
-    """Whether a pass over the data, in whole batches, comes before the first step."""
+    """True if the memory is initialised by a pass over the data, in whole batches, before the first step."""
     unit_rows: tuple[str, ...] = ()
-    """Names of parameters whose rows an engine brings back to length 1 after every step."""
+    """Names of parameters whose rows an engine normalises to unit length after every step."""
     student: nn.Module
     teacher: nn.Module | None
 
     @property
     @abstractmethod
     def encoder(self) -> nn.Module:
-        """What is evaluated and exported: [B, 3, S, S] -> [B, D]."""
+        """The network that is evaluated and exported: [B, 3, S, S] -> [B, D]."""
 
     @property
     def curves(self) -> Mapping[str, Curve]:
-        """The numbers that follow the schedule, by name."""
+        """The hyperparameters that the schedule sets, by name; each name needs a row in the metric table."""
         return {}
 
     @property
     def needs_whole_batch(self) -> str:
-        """The option because of which `embed` or `targets` cannot work on parts of a batch; empty where they can."""
+        """The option that keeps `embed` or `targets` from working on micro-batches; empty if they can."""
         return ""
 
     def check(self, plan: EpochPlan) -> None:
-        """Raise ConfigError where this method cannot learn from epochs of this plan."""
+        """Raise ConfigError if this method cannot learn from epochs of this plan."""
 
     def forward(
         self, views: list[Tensor], draws: SampleDraws, *, embed: bool = True, targets: bool = True
     ) -> Embeddings:
-        """The root that engines wrap: everything that `loss` asks for, or one of its two sources."""
-        carrying = self.embed(views, draws) if embed else {}
-        return {**carrying, **self.targets(views, draws)} if targets else carrying
+        """Return all embeddings that `loss` needs, or only those of one half's functions; engines wrap this call."""
+        embeddings = self.embed(views, draws) if embed else {}
+        return {**embeddings, **self.targets(views, draws)} if targets else embeddings
 
     @abstractmethod
     def embed(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
-        """[B, 3, S, S] per view -> what carries gradients: the student's embeddings."""
+        """Return the student's embeddings, with gradients, of the views, [B, 3, S, S] each."""
 
     def targets(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
-        """[B, 3, S, S] per view -> what carries none: the teacher's embeddings, by other names."""
+        """Return the teacher's embeddings, without gradients, under other names, of the views, [B, 3, S, S] each."""
         return {}
 
     @abstractmethod
     def loss(self, embeddings: Embeddings, batch: Batch, hyper: Hyperparameters) -> LossOutput:
-        """The loss over the global batch; gathers live here."""
+        """Return the loss over the global batch; this is the place for gathers."""
 
     def initialise_memory(self, batch: Batch) -> None:
-        """Begin a memory with one batch of a pass over the data, where `needs_initial_pass`; before the first step."""
+        """Initialise the memory from one batch of the pass before the first step, if `needs_initial_pass`."""
 
     def remember(self, out: LossOutput, batch: Batch, hyper: Hyperparameters) -> None:
-        """Update queue, bank or centres, once per weight update. A method without memory has nothing to do."""
+        """Update queue, bank or centres, once per weight update. A method without memory does nothing."""

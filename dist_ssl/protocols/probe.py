@@ -1,4 +1,4 @@
-"""What a probe is: a number that says how good the features are, measured while training pauses."""
+"""The probe protocol: a probe measures the quality of the features between epochs, while training pauses."""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -8,8 +8,8 @@ from dist_ssl.protocols.engine import Engine
 
 
 class Probe(Protocol):
-    """Asked between epochs."""
+    """A measurement between epochs."""
 
     def epoch(self, engine: Engine, progress: Progress) -> Mapping[str, float]:
-        """Numbers by the keys of the metric table, the same on every rank; none where the probe is not due."""
+        """Return metrics by the keys of the metric table, the same on every rank; none if the probe is not due."""
         ...

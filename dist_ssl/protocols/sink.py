@@ -1,4 +1,4 @@
-"""What a sink is: a place where rank 0 hands the run's numbers."""
+"""The sink protocol: a destination of the run's metrics, used by rank 0."""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -7,16 +7,16 @@ from dist_ssl.core.progress import Progress
 
 
 class Sink(Protocol):
-    """Takes reduced numbers by the keys of the metric table."""
+    """A destination of reduced metrics, by the keys of the metric table."""
 
     def open(self, progress: Progress) -> None:
-        """The run goes on from this position; what was written beyond it is void."""
+        """Start or resume at this position; reports from beyond it are void."""
         ...
 
     def write(self, progress: Progress, values: Mapping[str, float]) -> None:
-        """The numbers at this position."""
+        """Write the metrics at this position."""
         ...
 
     def close(self) -> None:
-        """The attempt ends in order."""
+        """Close the sink at the orderly end of an attempt."""
         ...

@@ -1,8 +1,8 @@
-"""One agreed answer, at every step, to "save? stop? news?".
+"""The agreement of all ranks, at every step, on three flags: save now, stop now, and news to be shared.
 
-Each rank puts in a flag for each. An all-reduce on the host is started at every beat and read at the next, so it
-costs no waiting and all ranks act at the same step. Whatever a single rank knows (a signal, rank 0's clock, a sample
-that cannot be read) enters the run through this one door; signal handlers only set a flag.
+Each rank gives its own flags. A host-side all-reduce (maximum) is started after every step and read after the next, so
+no rank waits for it and all ranks act at the same step. Events that a single rank knows of (a signal, rank 0's clock, a
+sample that cannot be read) enter the run only through this agreement; signal handlers only set a flag.
 """
 
 import time
@@ -16,18 +16,18 @@ from dist_ssl.runtime.signals import Signals
 
 @dataclass(frozen=True)
 class Decision:
-    """What all ranks do now."""
+    """The actions that all ranks take after this step."""
 
     save: bool
     stop: bool
     news: bool = False
-    """Some rank knew something at the last step that all must hear of."""
+    """True if a rank reported news at the previous step that all ranks must exchange."""
 
 
 class Agreement:
-    """Beats once a step. `save_every`: counted in steps or epochs, or timed by rank 0's clock.
+    """The agreement, called once per step. `save_every`: counted in steps or epochs, or timed by rank 0's clock.
 
-    `keep_every`: counted; what is to be kept for ever is saved at these positions too.
+    `keep_every`: counted; permanent checkpoints are saved at these positions too.
     """
 
     def __init__(
@@ -40,27 +40,27 @@ class Agreement:
         self._saved_at = time.monotonic()
 
     def step(self, progress: Progress, news: bool = False) -> Decision:
-        """What was agreed since the last beat; the wishes and news of now are answered at the next."""
-        save, stop, heard = self._pending.result() if self._pending else (0, 0, 0)
+        """Return the decision on the requests of the previous step; those of this step are decided at the next one."""
+        save, stop, reported = self._pending.result() if self._pending else (0, 0, 0)
         due = bool(save) or self.save_every.due(progress)
         due = due or (self.keep_every is not None and self.keep_every.due(progress))
         if due:
             self._saved_at = time.monotonic()
-        self._pending = self.world.agree_later(*self._wish(), int(news))
-        return Decision(save=due, stop=bool(stop), news=bool(heard))
+        self._pending = self.world.agree_later(*self._requests(), int(news))
+        return Decision(save=due, stop=bool(stop), news=bool(reported))
 
     def stopping(self) -> bool:
-        """Whether any rank has been asked to stop; waits for all, for use between long pieces of work."""
-        return bool(self.world.agree(self._wish()[1]))
+        """Return whether any rank has been asked to stop. Waits for all ranks; for use between long pieces of work."""
+        return bool(self.world.agree(self._requests()[1]))
 
     def drain(self) -> None:
-        """Wait for the last agreement under way; none may be open when the groups are destroyed."""
+        """Wait for the pending all-reduce, if any: none may be pending when the process groups are destroyed."""
         if self._pending:
             self._pending.result()
             self._pending = None
 
-    def _wish(self) -> tuple[int, int]:
-        """To save, to stop: 0 or 1 each."""
+    def _requests(self) -> tuple[int, int]:
+        """Return this rank's requests to save and to stop, 0 or 1 each."""
         if self.signals.received is not None:
             return 1, 1
         late = time.monotonic() - self._saved_at >= self.save_every.amount

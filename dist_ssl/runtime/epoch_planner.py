@@ -1,4 +1,4 @@
-"""Rank 0 plans each epoch; everybody obeys."""
+"""The plan of each epoch: made by rank 0, broadcast to all ranks, and recorded."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -13,7 +13,7 @@ from dist_ssl.runtime import jsonl
 
 
 def check_plan(lanes: int, batch_size: int, ranks: int, num_samples: int) -> None:
-    """Raise ConfigError where an epoch cannot be read by these ranks, with the values that would work."""
+    """Raise ConfigError, with the values that would work, if these ranks cannot divide an epoch equally."""
     if lanes < 1 or lanes % ranks:
         sizes = ", ".join(str(n) for n in range(1, lanes + 1) if lanes % n == 0)
         raise ConfigError(
@@ -34,13 +34,13 @@ def check_plan(lanes: int, batch_size: int, ranks: int, num_samples: int) -> Non
 
 
 class Coordinator:
-    """Asks the epoch planner on rank 0 alone, checks its plan and shares it. `record`: where plans are noted."""
+    """The source of epoch plans: rank 0 asks the planner and broadcasts the plan. `record`: file of all plans."""
 
     def __init__(self, planner: EpochPlanner, *, world: World, num_samples: int, record: Path) -> None:
         self.planner, self.world, self.num_samples, self.record = planner, world, num_samples, record
 
     def plan(self, progress: Progress) -> EpochPlan:
-        """The plan of the epoch at this position; for an epoch already begun, the plan it began with."""
+        """Return the plan of the epoch at this position; a started epoch keeps its plan. Raises ConfigError."""
         if len(progress.plans) > progress.epoch:
             return progress.plans[progress.epoch]
         plan = self.planner.plan(progress.epoch) if self.world.rank == 0 else None
@@ -52,5 +52,5 @@ class Coordinator:
 
     @staticmethod
     def metrics(plan: EpochPlan) -> Mapping[str, float]:
-        """The plan as numbers, by the keys of the metric table."""
+        """Return the plan's metrics, by the keys of the metric table."""
         return {"image_size": float(plan.image_size)}

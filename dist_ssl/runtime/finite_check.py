@@ -1,4 +1,4 @@
-"""Is this step healthy? Asked before the optimizer moves, of numbers that are equal on all ranks."""
+"""The check for NaN and infinity before each weight update, on a gradient norm that is equal on all ranks."""
 
 import math
 
@@ -6,9 +6,9 @@ from dist_ssl.errors import TrainingError
 
 
 def check_finite(gradient_norm: float, loss: float) -> None:
-    """Raise TrainingError where the norm of the averaged gradient is not finite; `loss` is only reported.
+    """Raise TrainingError if the norm of the averaged gradient is not finite; `loss` is only reported.
 
-    Averaging carries a NaN of one rank to all, so every rank comes to the same verdict without asking.
+    Averaging spreads a NaN of one rank to all, so every rank decides alike without communication.
     """
     if math.isfinite(gradient_norm):
         return

@@ -1,4 +1,4 @@
-"""Files of JSON lines that outlive a kill: a line that was cut short is passed over and never spoils the next one."""
+"""JSON Lines files that survive a kill: a truncated line is skipped and never corrupts the next one."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from typing import Any, TextIO
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a file, in order; none where there is no file."""
+    """Return the whole lines of a file that hold an object, in order; none if there is no file."""
     if not path.is_file():
         return []
     with path.open(errors="replace") as file:
@@ -25,7 +25,7 @@ def _parsed(line: str) -> dict[str, Any] | None:
 
 
 def open_to_append(path: Path) -> TextIO:
-    """A file to which whole lines are added, each in one write; the folder is made where it is missing."""
+    """Open a file to append whole lines, each in one write; make the folder if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("a", buffering=1)
     if file.tell() and not _ends_in_newline(path):
@@ -40,7 +40,7 @@ def _ends_in_newline(path: Path) -> bool:
 
 
 def append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Add rows that are on disk when this returns."""
+    """Append rows; they are on disk when this returns."""
     with open_to_append(path) as file:
         file.write("".join(json.dumps(row) + "\n" for row in rows))
         file.flush()

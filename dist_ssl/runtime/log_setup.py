@@ -1,4 +1,4 @@
-"""How every process of a run logs: to the error stream of its rank, which is the rank's log."""
+"""Logging of every process of a run: to stderr, which goes into the log file of the rank."""
 
 import logging
 
@@ -6,5 +6,5 @@ FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 def open_journal() -> None:
-    """Write records from INFO on to the error stream."""
+    """Write log records of level INFO and above to stderr."""
     logging.basicConfig(level=logging.INFO, format=FORMAT)

@@ -1,7 +1,7 @@
-"""The cluster's wish that a job stops, as a flag: SIGTERM (preemption), SIGUSR2 (time limit ahead), SIGINT (a person).
+"""Stop requests as a flag: SIGTERM (preemption), SIGUSR2 (time limit approaching), SIGINT (a person).
 
-Nothing is saved, sent or logged inside a handler; the agreement carries the flag into the run. This module imports
-nothing heavy, so that a worker can listen before torch is loaded.
+Nothing is saved, sent or logged inside a handler; the agreement of the ranks carries the flag into the run. This module
+imports nothing heavy, so that a worker can install the handlers before torch is loaded.
 """
 
 import signal
@@ -13,13 +13,13 @@ STOPPING = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 
 @dataclass
 class Signals:
-    """Remembers the first signal that asked this process to stop, and counts how often it was asked."""
+    """The first signal that asked this process to stop, and the number of such signals."""
 
     received: signal.Signals | None = None
     count: int = 0
 
     def listen(self) -> "Signals":
-        """Install the handlers; call it in the main thread."""
+        """Install the handlers and return self; call it in the main thread."""
         for number in STOPPING:
             signal.signal(number, self._remember)
         return self

@@ -1,9 +1,9 @@
 """The demo data set: ten classes of textured shapes, each image a pure function of (seed, split, index).
 
-A class is a shape family together with a texture family, so a crop that shows only a patch of the surface still tells
-it. Everything else is nuisance and drawn alike for every class: colours and contrast polarity, background, pose, size,
-texture scale and phase, distractors, occluders, light, blur and noise. Backgrounds vary slowly and distractors are
-plain, so the texture of the object is the only fine structure in an image. Drawing happens at twice the final side.
+A class is a shape family together with a texture family, so a crop of any part of the surface still identifies it.
+Everything else is nuisance with the same distribution for every class: colours and contrast polarity, background, pose,
+size, texture scale and phase, distractors, occluders, light, blur and noise. Backgrounds are smooth and distractors are
+plain, so the texture of the object is the only fine structure in an image. Images are drawn at twice the final side.
 
     python shards/make.py source=demo out=data/demo [train=6000] [val=2000] [shard_bytes=1MB]
 """
@@ -41,7 +41,7 @@ GRID_X, GRID_Y = np.meshgrid(STEPS, STEPS)
 
 
 def polygon(x: Field, y: Field, corners: int, depth: float = 0.0) -> Field:
-    """A regular polygon, or with depth > 0 a star whose edges fold inwards by that angle in radians."""
+    """Return the field of a regular polygon; for depth > 0, of a star whose edges fold inwards by that angle (rad)."""
     sector = TURN / corners
     angle = np.abs(np.mod(np.arctan2(y, x), sector) - sector / 2)
     value: Field = np.hypot(x, y) * np.cos(angle + depth) - (math.cos(sector / 2 + depth) + 0.06)
@@ -49,7 +49,7 @@ def polygon(x: Field, y: Field, corners: int, depth: float = 0.0) -> Field:
 
 
 def heart(x: Field, y: Field) -> Field:
-    """Two lobes joined to one point."""
+    """Return the field of a heart: two lobes joined to one point."""
     a, b = np.abs(x), y + 0.12
     lobe = np.hypot(a - 0.47, b - 0.33) - 0.5
     point = np.maximum(0.76 * a - 0.65 * b - 0.64, np.maximum(b - 0.42, a - 0.9))
@@ -57,12 +57,12 @@ def heart(x: Field, y: Field) -> Field:
 
 
 def cross(x: Field, y: Field) -> Field:
-    """Two bars at a right angle."""
+    """Return the field of a cross: two bars at a right angle."""
     a, b = np.abs(x), np.abs(y)
     return np.maximum(np.maximum(a, b) - 0.95, np.minimum(a, b) - 0.36)
 
 
-# Object coordinates with outer radius about 1 to a value that is negative inside and has a slope near 1 at the edge.
+# Functions of object coordinates (outer radius about 1) that are negative inside, with a slope near 1 at the edge.
 SHAPES: dict[str, Shape] = {
     "disc": lambda x, y: np.hypot(x, y) - 0.92,
     "triangle": lambda x, y: polygon(x, y, 3),
@@ -78,19 +78,19 @@ SHAPES: dict[str, Shape] = {
 
 
 def cell(x: Field) -> Field:
-    """The distance 0..0.5 to the nearest half-integer."""
+    """Return the distance 0..0.5 to the nearest half-integer."""
     return np.abs(np.mod(x, 1) - 0.5)
 
 
 def bricks(x: Field, y: Field, _rng: Random) -> Field:
-    """Thin joints between rows of bricks, every other row shifted by half a brick."""
+    """Return bricks: thin joints between rows, every other row shifted by half a brick."""
     row = y / 0.9
     shift = np.mod(np.floor(row), 2) / 2
     return 6 * (np.minimum(0.9 * cell(row), 1.8 * cell(x / 1.8 + shift)) - 0.14)
 
 
 def blotches(x: Field, y: Field, rng: Random) -> Field:
-    """Irregular patches: five plane waves of one length and random directions."""
+    """Return irregular patches: five plane waves of one length and random directions."""
     total: Field = np.zeros_like(x)
     for angle, phase in (TURN * rng.random((5, 2))).tolist():
         total += np.sin(0.75 * TURN * (x * math.cos(angle) + y * math.sin(angle)) + phase)
@@ -98,24 +98,24 @@ def blotches(x: Field, y: Field, rng: Random) -> Field:
 
 
 def lattice(x: Field, y: Field, wave: Callable[[Field], Field]) -> tuple[Field, Field, Field]:
-    """One wave along each of three directions that are 60 degrees apart."""
+    """Return one wave along each of three directions that are 60 degrees apart."""
     a, b = TURN * x, TURN * y
     return wave(a), wave(0.5 * a + 0.866 * b), wave(0.5 * a - 0.866 * b)
 
 
 def dots(x: Field, y: Field, _rng: Random) -> Field:
-    """Round dots in a hexagonal packing."""
+    """Return round dots in a hexagonal packing."""
     first, second, third = lattice(x / 1.2, y / 1.2, np.cos)
     return (first + second + third) / 1.5 - 0.35
 
 
 def wedges(x: Field, y: Field, _rng: Random) -> Field:
-    """Triangles of alternating sign."""
+    """Return triangles of alternating sign."""
     first, second, third = lattice(x / 2.2, y / 2.2, np.sin)
     return 3 * first * second * third
 
 
-# Coordinates in periods to a value in about -1..1 whose sign is the pattern.
+# Functions of coordinates in periods, with values in about -1..1 whose sign is the pattern.
 TEXTURES: dict[str, Texture] = {
     "stripes": lambda x, _y, _rng: np.sin(TURN * x),
     "dots": dots,
@@ -145,13 +145,13 @@ CLASSES: tuple[str, ...] = tuple(FAMILIES)
 
 
 def turned(x: Field, y: Field, angle: float) -> tuple[Field, Field]:
-    """The coordinates rotated by an angle in radians."""
+    """Return the coordinates rotated by an angle in radians."""
     c, s = math.cos(angle), math.sin(angle)
     return c * x + s * y, c * y - s * x
 
 
 def posed(rng: Random) -> tuple[Field, Field, float]:
-    """Object coordinates [CANVAS, CANVAS] under a random pose, and the object's radius in final pixels."""
+    """Return object coordinates [CANVAS, CANVAS] under a random pose, and the object's radius in final pixels."""
     radius = SIDE / 2 * rng.uniform(0.68, 0.98)
     room = SIDE / 2 - 0.85 * radius
     x, y = ((grid - room * rng.uniform(-1, 1)) / radius for grid in (GRID_X, GRID_Y))
@@ -163,7 +163,7 @@ def posed(rng: Random) -> tuple[Field, Field, float]:
 
 
 def colour(rng: Random, light: float) -> Colour:
-    """An RGB colour of any hue with luma near light (0..1)."""
+    """Return an RGB colour of any hue with luma near light (0..1)."""
     hue, tint = rng.uniform(0, TURN), rng.uniform(0, 0.25)
     red, green, blue = math.cos(hue), math.cos(hue - TURN / 3), math.cos(hue + TURN / 3)
     luma = 0.299 * red + 0.587 * green + 0.114 * blue
@@ -172,14 +172,14 @@ def colour(rng: Random, light: float) -> Colour:
 
 
 def colour_pair(rng: Random) -> tuple[Colour, Colour]:
-    """Two colours whose luma differs by 0.35 to 0.7, in either order, so that the texture survives in grey."""
+    """Return two colours whose luma differs by 0.35 to 0.7, in either order, so that the texture survives in grey."""
     middle, gap = 0.5 + rng.uniform(-0.15, 0.15), rng.uniform(0.35, 0.7)
     half = gap / 2 if rng.random() < 0.5 else -gap / 2
     return colour(rng, middle - half), colour(rng, middle + half)
 
 
 def surface(rng: Random, label: int) -> tuple[Image.Image, Image.Image]:
-    """The texture of a class in two colours, and the mask of its shape, both [CANVAS, CANVAS] in one pose."""
+    """Return the texture of a class in two colours, and the mask of its shape, both [CANVAS, CANVAS] in one pose."""
     shape, texture = FAMILIES[CLASSES[label]]
     x, y, radius = posed(rng)
     scale = radius / rng.uniform(6, 10)
@@ -190,12 +190,12 @@ def surface(rng: Random, label: int) -> tuple[Image.Image, Image.Image]:
 
 
 def cover(field: Field, gain: float) -> Image.Image:
-    """A field [CANVAS, CANVAS] as an 8-bit mask: half at zero, full where field >= 1 / (2 gain)."""
+    """Return a field [CANVAS, CANVAS] as an 8-bit mask: half at zero, full where field >= 1 / (2 gain)."""
     return Image.fromarray((127.5 + 255 * gain * field).clip(0, 255).astype(np.uint8))
 
 
 def backdrop(rng: Random) -> Image.Image:
-    """A smooth random colour field of two to four cells a side, with up to three plain distractor bits."""
+    """Return a smooth random colour field of two to four cells per side, with up to three plain distractors."""
     cells = int(rng.integers(2, 5))
     base = np.array(colour(rng, rng.uniform(0.25, 0.75)))
     values = base + rng.uniform(4, 24) * rng.standard_normal((cells, cells, 3))
@@ -207,7 +207,7 @@ def backdrop(rng: Random) -> Image.Image:
 
 
 def blot(image: Image.Image, rng: Random, radius: float, margin: float) -> None:
-    """Draw a plain irregular polygon, radius in canvas pixels, centred at least margin (share of a side) inside."""
+    """Draw a plain irregular polygon, radius in canvas pixels, centred margin (share of a side) or more inside."""
     corners = int(rng.integers(3, 9))
     angles = TURN * (np.arange(corners) + rng.uniform(0, 0.8, corners)) / corners
     reach = radius * rng.uniform(0.5, 1.2, corners)
@@ -226,7 +226,7 @@ def bar(image: Image.Image, rng: Random) -> None:
 
 
 def occlude(image: Image.Image, rng: Random) -> None:
-    """In half of the images, cover part of the object with a bar or a patch."""
+    """Cover part of the object with a bar or a patch, in half of the images."""
     chance = rng.random()
     if chance < 0.25:
         bar(image, rng)
@@ -235,7 +235,7 @@ def occlude(image: Image.Image, rng: Random) -> None:
 
 
 def exposed(image: Image.Image, rng: Random) -> Image.Image:
-    """The image [SIDE, SIDE] at times out of focus, under a light that falls off across it, with sensor noise."""
+    """Return the image [SIDE, SIDE] with a random gradient of light, sensor noise, and in 30 % of cases blur."""
     if rng.random() < 0.3:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 0.6)))
     angle, fall = rng.uniform(0, TURN), 2 / SIDE * rng.uniform(0, 0.25)
@@ -246,13 +246,13 @@ def exposed(image: Image.Image, rng: Random) -> Image.Image:
 
 
 def stream(seed: int, split: str, index: int) -> Random:
-    """The random numbers of one image, keyed by nothing but the three arguments."""
+    """Return the random generator of one image, keyed by the three arguments alone."""
     digest = hashlib.blake2b(f"{seed}/{split}/{index}".encode(), digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
 
 
 def draw(seed: int, split: str, index: int) -> tuple[Image.Image, int]:
-    """The RGB image [SIDE, SIDE] and its label index % 10; the same three arguments always give the same pixels."""
+    """Return an RGB image [SIDE, SIDE] and its label index % 10; the same arguments always give the same pixels."""
     rng, label = stream(seed, split, index), index % len(CLASSES)
     image = backdrop(rng)
     texture, mask = surface(rng, label)
@@ -262,7 +262,7 @@ def draw(seed: int, split: str, index: int) -> tuple[Image.Image, int]:
 
 
 def sample(seed: int, split: str, index: int) -> Sample:
-    """The image of `draw` as a JPEG file."""
+    """Return the image of `draw` as a sample with a JPEG file."""
     image, label = draw(seed, split, index)
     file = io.BytesIO()
     image.save(file, "JPEG", quality=90)
@@ -278,7 +278,7 @@ def samples(split: str, count: int, seed: int = 0) -> Iterator[tuple[str, bytes,
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """Images per split, and the size at which a shard is closed."""
+    """Options of the source: images per split, and the size at which a shard is closed."""
 
     train: int = 6000
     val: int = 2000
@@ -286,7 +286,7 @@ class DemoOptions:
 
 
 def write(out: Path, options: DemoOptions, console: Console) -> None:
-    """Draw the data set, in the order of its indices. Raises DataError."""
+    """Draw and pack the data set, in the order of its indices. Raises DataError."""
     counts = {"train": options.train, "val": options.val}
     splits = {split: Contents(count, f"demo {split}", partial(sample, 0, split)) for split, count in counts.items()}
     pack(out, splits, shard_bytes=options.shard_bytes, threads=1, console=console)  # drawing holds the interpreter

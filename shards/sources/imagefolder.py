@@ -1,11 +1,11 @@
-"""A folder of pictures as it lies on disk: the files' bytes go into the tars as they are.
+"""A folder of pictures as a source: the files are packed into tars byte for byte, without re-encoding.
 
     python shards/make.py source=imagefolder path=pictures out=data/mine [shard_bytes=256MB] [val=2%] [labels=true]
 
-Where the folder has `train/` and `val/`, these are the splits; where not, `val` images are held out by the hash of
-their paths. Where every image lies in a sub-folder and there are several of those, their names, sorted, are the
-classes. Images are packed in the order of the hash of their paths, so no tar is of one class. Hidden files and folders
-are left out; links are followed.
+If the folder has `train/` and `val/`, these are the splits; otherwise `val` images are held out by the hash of their
+paths. If all images are in sub-folders, and there are several of these, their sorted names are the classes. Images are
+packed in the order of the hash of their paths, so that every tar mixes the classes. Hidden files and folders are left
+out; links are followed.
 """
 
 import os
@@ -20,20 +20,23 @@ from rich.console import Console
 
 from dist_ssl.errors import ConfigError, DataError
 from shards.archive import KINDS, META, Sample, spelt
-from shards.command_line import Bytes, HeldOut, Threads, printable, say
+from shards.command_line import Bytes, HeldOut, Threads, printable, say, shortened
 from shards.image_source import ImageSource
 from shards.pack import THREADS, Contents, pack
 
 VAL_NAMES = ("val", "valid", "validation")
 HELD_OUT = HeldOut(share=0.02)
-SHOWN = 10
 Ancestors = tuple[tuple[int, int], ...]
-"""Device and number of a folder and those above it, so that a link upwards is not followed for ever."""
+"""Device and inode of a folder and of all its ancestors, so that a link to an ancestor is not followed for ever."""
 
 
 @dataclass(frozen=True)
 class FolderOptions:
-    """`val`: images held out, by default 2 % where there are labels; `labels`: whether folders are classes."""
+    """Options of the source.
+
+    `val`: images held out, by default 2 % if there are labels; `labels`: whether folders are classes, by default if all
+    images are in several sub-folders.
+    """
 
     path: Path
     shard_bytes: Bytes = Bytes(256 * 10**6)
@@ -44,7 +47,7 @@ class FolderOptions:
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """An image file: its path within the split, its size in bytes, and when it was changed last."""
+    """An image file: its path within the split, its size in bytes, and its modification time in ns."""
 
     name: str
     size: int
@@ -53,7 +56,11 @@ class File:
 
 @dataclass
 class Found:
-    """What lies below a folder. `folders`: all that were entered; `left_out`: what are no images, by extension."""
+    """Contents of a folder tree.
+
+    `files`: images; `folders`: all folders that were listed; `left_out`: number of other files by extension;
+    `unreadable`: files and folders that cannot be read, with the reason.
+    """
 
     files: list[File] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
@@ -64,12 +71,12 @@ class Found:
 def write(out: Path, options: FolderOptions, console: Console) -> None:
     """Pack the folder. Raises ConfigError, DataError."""
     if not options.path.is_dir():
-        raise DataError(f"path={options.path} is no folder.", "Name the folder that your pictures lie in.")
+        raise DataError(f"path={options.path} is not a folder.", "Set path to the folder of your pictures.")
     found = scan(options.path, options.threads)
     check(found, options.path, console)
     train, val, roots = split_of(found, options.path)
     if val and options.val is not None:
-        raise ConfigError(f"{options.path} has its own val/: val=... has no place.", "Leave val out.")
+        raise ConfigError(f"{options.path} has its own val/, so val=... cannot be used.", "Leave val=... out.")
     classes = classes_of(train, options)
     if not val:
         held_out = options.val or (HELD_OUT if classes else HeldOut())
@@ -82,7 +89,7 @@ def write(out: Path, options: FolderOptions, console: Console) -> None:
 
 
 def scan(root: Path, threads: int) -> Found:
-    """All files below a folder, links followed, folders listed in parallel."""
+    """Return all files below a folder; links are followed, and folders are listed in parallel."""
     found = Found()
     top = root.stat()
     level: list[tuple[str, Ancestors]] = [("", ((top.st_dev, top.st_ino),))]
@@ -99,7 +106,7 @@ def scan(root: Path, threads: int) -> Found:
 
 
 def listing(root: Path, folder: str, above: Ancestors) -> tuple[Found, list[tuple[str, Ancestors]]]:
-    """What lies in one folder, and the folders in it."""
+    """Return the contents of one folder, and its sub-folders with their ancestors."""
     found, inner = Found(folders=[folder]), []
     try:
         entries = list(os.scandir(root / folder))
@@ -126,37 +133,35 @@ def listing(root: Path, folder: str, above: Ancestors) -> tuple[Found, list[tupl
 
 
 def extension(name: str) -> str:
-    """`JPG` of `a/b.c.JPG`; empty where there is none."""
+    """Return the extension of a path: `JPG` for `a/b.c.JPG`; empty without one."""
     return PurePosixPath(name).suffix[1:]
 
 
 def check(found: Found, root: Path, console: Console) -> None:
-    """Refuse what cannot be read or holds no images, and say what is left out. Raises DataError."""
+    """Print what is left out. Raises DataError if anything is unreadable or there are no images."""
     if found.unreadable:
         raise DataError(
             f"{len(found.unreadable)} files or folders in {root} cannot be read:\n  "
-            + some(sorted(found.unreadable), "\n  "),
+            + shortened(sorted(found.unreadable), between="\n  "),
             "Make them readable, or remove them.",
         )
     if not found.files:
         kinds = ", ".join(KINDS)
-        raise DataError(f"{root} holds no images.", f"An image is known by its extension: {kinds}; any case.")
+        raise DataError(f"{root} holds no images.", f"Images are recognised by their extension, in any case: {kinds}.")
     if found.left_out:
-        kinds = ", ".join(f"{n} {'.' + kind if kind else 'without'}" for kind, n in found.left_out.most_common(SHOWN))
-        say(console, f"Left out, no images by their extension: {kinds}.")
+        most = found.left_out.most_common(10)
+        kinds = ", ".join(f"{n} {f'.{kind}' if kind else 'without extension'}" for kind, n in most)
+        say(console, f"Left out, because the extension is not that of an image: {kinds}.")
     empty = sorted(file.name for file in found.files if not file.size)
     if empty:
-        say(console, f"{len(empty)} files are empty, a run will replace them: {some(empty, ', ')}.")
-
-
-def some(names: Sequence[str], between: str) -> str:
-    """The first of many names."""
-    more = [f"... and {len(names) - SHOWN} more"] if len(names) > SHOWN else []
-    return between.join([*names[:SHOWN], *more])
+        say(console, f"{len(empty)} files are empty; a run uses replacement samples for them: {shortened(empty)}.")
 
 
 def split_of(found: Found, root: Path) -> tuple[list[File], list[File], tuple[Path, Path]]:
-    """Files of train and val, named from their own folders and in the order of packing, and those folders."""
+    """Return the files of train and of val, in the order of packing and named from their folders, and these folders.
+
+    Raises DataError if some images belong to neither.
+    """
     tops = {file.name.partition("/")[0] for file in found.files}
     val = next((name for name in VAL_NAMES if name in tops), None)
     flat = any("/" not in file.name for file in found.files)
@@ -171,7 +176,7 @@ def split_of(found: Found, root: Path) -> tuple[list[File], list[File], tuple[Pa
 
 
 def below(files: Iterable[File], folder: str | None) -> list[File]:
-    """The files of a folder, named from there."""
+    """Return the files of a folder, named relative to it, in the order of packing."""
     inside = f"{folder}/"
     return ordered(
         File(file.name.removeprefix(inside), file.size, file.changed) for file in files if file.name.startswith(inside)
@@ -179,32 +184,34 @@ def below(files: Iterable[File], folder: str | None) -> list[File]:
 
 
 def ordered(files: Iterable[File]) -> list[File]:
-    """Files in the order of the hash of their names."""
+    """Return the files in the order of packing, which is that of the hash of their names."""
     return sorted(files, key=lambda file: (xxhash.xxh3_64_intdigest(os.fsencode(file.name)), file.name))
 
 
 def classes_of(files: Sequence[File], options: FolderOptions) -> list[str]:
-    """Names of the classes, sorted; none where folders give no labels. Raises DataError where they should."""
+    """Return the sorted names of the classes; none if folders are not labels. Raises DataError if labels=true fails."""
     loose = next((file.name for file in files if "/" not in file.name), None)
     tops = sorted({file.name.partition("/")[0] for file in files})
     if options.labels and loose is not None:
-        raise DataError(f"labels=true, but {loose} lies in no folder of a class.", "Move it into one.")
+        raise DataError(
+            f"labels=true, but {loose} lies in no folder of a class.", "Move it into one, or leave labels out."
+        )
     if options.labels is False or loose is not None or (len(tops) < 2 and not options.labels):
         return []
     return tops
 
 
 def report_empty(found: Found, classes: Sequence[str], root: Path, path: Path, console: Console) -> None:
-    """Say which folders look like classes and have no images."""
+    """Print which folders look like classes but have no images."""
     inside = "" if root == path else f"{root.name}/"
     folders = {name.removeprefix(inside) for name in found.folders if name.startswith(inside)}
     empty = sorted({name for name in folders if name and "/" not in name} - set(classes))
     if classes and empty:
-        say(console, f"{len(empty)} folders hold no images and are no classes: {some(empty, ', ')}.")
+        say(console, f"{len(empty)} folders hold no images and are not classes: {shortened(empty)}.")
 
 
 def contents(root: Path, files: Sequence[File], classes: Sequence[str]) -> Contents:
-    """The files as samples. Raises DataError where one is of a class that is none of `classes`."""
+    """Return the files as samples. Raises DataError if the class of a file is not in `classes`."""
     numbers = {name: number for number, name in enumerate(classes)}
     stamp = xxhash.xxh3_128(f"{root.resolve()} {sorted(numbers)}".encode("utf-8", "surrogateescape"))
     stems = Counter(stem(file.name) for file in files)
@@ -213,8 +220,8 @@ def contents(root: Path, files: Sequence[File], classes: Sequence[str]) -> Conte
         top = file.name.partition("/")[0]
         if classes and top not in numbers:
             raise DataError(
-                f"{root / file.name} is of class '{top}', which is none of train/.",
-                "Give train/ a folder of that name, or set labels=false.",
+                f"{root / file.name} is of class '{top}', which train/ does not have.",
+                "Add a folder of that name to train/, or set labels=false.",
             )
 
     def sample(number: int) -> Sample:
@@ -227,15 +234,15 @@ def contents(root: Path, files: Sequence[File], classes: Sequence[str]) -> Conte
 
 
 def stem(name: str) -> str:
-    """A path without its extension."""
+    """Return a path without its extension."""
     return name.removesuffix(PurePosixPath(name).suffix)
 
 
 def key(name: str, alone: bool) -> str:
-    """The key of a path: a dot within a base name is `%2E`, `%` is `%25`, a byte that is no UTF-8 `%XX`.
+    """Return the key of a path: a dot in the base name is `%2E`, `%` is `%25`, a byte that is not valid UTF-8 `%XX`.
 
-    Where two files differ in nothing but the extension (not `alone`), it follows after `%`. A folder `__NAME__`, which
-    webdataset would pass over, begins with `%5F`.
+    If two files differ only in the extension (not `alone`), it is appended after `%`. The first character of a folder
+    `__NAME__`, which webdataset would skip, is `%5F`.
     """
     folder, slash, base = stem(name).rpartition("/")
     folder, base = (text.replace("%", "%25") for text in (folder, base))
@@ -244,19 +251,19 @@ def key(name: str, alone: bool) -> str:
 
 
 def read(root: Path, file: File) -> bytes:
-    """The bytes of a file that is as it was when the folder was listed. Raises DataError."""
+    """Return the bytes of a file. Raises DataError if it is unreadable or has changed since the folder was listed."""
     path = root / file.name
     try:
         with path.open("rb") as opened:
             data, changed = opened.read(), os.fstat(opened.fileno()).st_mtime_ns
     except OSError as error:
         raise DataError(
-            f"{path} cannot be read: {error.strerror}.", "Mend it and give the same command again."
+            f"{path} cannot be read: {error.strerror}.", "Fix that and run the same command again."
         ) from error
     if (len(data), changed) != (file.size, file.changed):
         raise DataError(
             f"{path} has changed while the folder was packed.",
-            "Leave the folder alone and give the same command again.",
+            "Leave the folder unchanged and run the same command again.",
         )
     return data
 

@@ -1,10 +1,10 @@
-"""WebDataset tars that exist already: they stay as they are and where they are, and get a manifest.
+"""Existing WebDataset tars as a source: they are neither changed nor moved, only indexed by a manifest.
 
     python shards/make.py source=tars path=data/mine [train='train-*.tar'] [val='val-*.tar'] [image=jpg]
 
-`train` and `val` are patterns below `path`, with `*`, `?` and `{000..146}`. Without them `train*.tar` and `val*.tar`
-are the splits, or all tars are `train`. A sample's image is the member `KEY.EXT` with an EXT of jpg, jpeg, png, webp,
-bmp, tif, tiff, gif, the first of these that there is; where there is none, `KEY.ANYTHING.EXT`; or KEY and `image`.
+`train` and `val` are patterns below `path`, with `*`, `?` and `{000..146}`. Without them, `train*.tar` and `val*.tar`
+are the splits; without such files, all tars are `train`. A sample's image is its member `KEY.EXT` with the first EXT of
+jpg, jpeg, png, webp, bmp, tif, tiff, gif that it has; otherwise `KEY.ANYTHING.EXT`. With `image`, it is `KEY.image`.
 """
 
 import os
@@ -23,27 +23,30 @@ from rich.progress import Progress, TaskID
 from dist_ssl.data.storage import manifest
 from dist_ssl.errors import DataError
 from shards.archive import KINDS, index
-from shards.command_line import Threads, say
+from shards.command_line import ONE_PER_CORE, Threads, say
 from shards.image_source import ImageSource
 from shards.pack import bar
 
 
 @dataclass(frozen=True)
 class TarOptions:
-    """`train`, `val`: patterns of the tars below `path`; `image`: what follows the key in an image's name."""
+    """Options of the source.
+
+    `train`, `val`: patterns of the tars below `path`; `image`: extension of the members that are images.
+    """
 
     path: Path
     train: str | None = None
     val: str | None = None
     image: str | None = None
-    threads: Threads = Threads(os.cpu_count() or 1)
+    threads: Threads = ONE_PER_CORE
 
 
 def write(out: Path | None, options: TarOptions, console: Console) -> None:
     """Index the tars and write the manifest into `out`, by default beside them. Raises DataError."""
     folder = out or options.path
     if not options.path.is_dir():
-        raise DataError(f"path={options.path} is no folder.", "Name the folder that the tars lie in.")
+        raise DataError(f"path={options.path} is not a folder.", "Set path to the folder of the tars.")
     if (folder / manifest.NAME).exists():
         raise DataError(f"{folder} has a manifest.json already.", "Remove it to index the tars again.")
     paths = found(options)
@@ -62,7 +65,7 @@ def write(out: Path | None, options: TarOptions, console: Console) -> None:
 
 
 def found(options: TarOptions) -> dict[str, list[Path]]:
-    """The tars of every split, in the order of their names. Raises DataError."""
+    """Return the tars of every split, sorted by name. Raises DataError."""
     patterns = {"train": options.train, "val": options.val}
     if options.train is None:
         patterns["val"] = options.val or ("val*.tar" if any(options.path.glob("val*.tar")) else None)
@@ -74,33 +77,35 @@ def found(options: TarOptions) -> dict[str, list[Path]]:
     splits = {"train": tars, "val": matches(options.path, patterns["val"]) if patterns["val"] else []}
     twice = set(splits["train"]) & set(splits["val"])
     if twice:
-        raise DataError(f"{min(twice)} is in train and in val.", "Write patterns that no tar fits both of.")
+        raise DataError(
+            f"{min(twice)} is in train and in val.", "Change train=... or val=... so that no tar fits both."
+        )
     if not tars:
-        raise DataError(f"{options.path} holds no tars (*.tar).", "Name them with train='images-*.tar', say.")
+        raise DataError(
+            f"{options.path} holds no tars (*.tar).", "Set a pattern for their names: train='images-*', for example."
+        )
     return {split: paths for split, paths in splits.items() if paths}
 
 
 def matches(folder: Path, pattern: str) -> list[Path]:
-    """The tars that fit a pattern. Raises DataError where a part of it fits none."""
+    """Return the tars that fit a pattern, sorted. Raises DataError if an alternative in braces fits none."""
     paths: set[Path] = set()
     for part in braceexpand.braceexpand(pattern):
         own = {path for path in folder.glob(part) if path.is_file()}
         if not own:
-            raise DataError(
-                f"No tar in {folder} fits {part}.", "Correct the pattern, or fetch the tar that is missing."
-            )
+            raise DataError(f"No tar in {folder} fits {part}.", "Correct the pattern, or fetch the missing tar.")
         paths |= own
     return sorted(paths)
 
 
 class Counted:
-    """A file that moves a progress bar as it is read."""
+    """A file that advances a progress bar as it is read."""
 
     def __init__(self, path: Path, progress: Progress, task: TaskID) -> None:
         self.file, self.progress, self.task = path.open("rb"), progress, task
 
     def read(self, size: int) -> bytes:
-        """At most `size` bytes."""
+        """Return at most `size` bytes; empty at the end."""
         data = self.file.read(size)
         self.progress.advance(self.task, len(data))
         return data
@@ -108,7 +113,7 @@ class Counted:
 
 @dataclass(frozen=True)
 class Indexed:
-    """One tar as the manifest has it, and how many of its samples have several images or none."""
+    """One tar as the manifest lists it; `several`, `bare`: number of its samples with several images, with none."""
 
     shard: manifest.Shard
     samples: manifest.Samples
@@ -117,49 +122,52 @@ class Indexed:
 
 
 def read(path: Path, folder: Path, image: str | None, progress: Progress, task: TaskID) -> Indexed:
-    """The index of one tar, named from the folder of the manifest. Raises DataError."""
+    """Return the index of one tar, named relative to the folder of the manifest. Raises DataError."""
     counted = Counted(path, progress, task)
     try:
         with counted.file:
             own = index(counted, str(path), image)
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error}.", "Mend that and give the same command again.") from error
+        raise DataError(f"{path} cannot be read: {error}.", "Fix that and run the same command again.") from error
     shard = manifest.Shard(os.path.relpath(path, folder), len(own.rows), own.bytes, own.sha256)
     return Indexed(shard, manifest.columns(own.rows), own.several, own.bare)
 
 
 Tars = Mapping[str, Sequence[Indexed]]
-"""Of every split."""
+"""Indexed tars by the name of their split."""
 
 
 def check(tars: Tars, options: TarOptions, console: Console) -> None:
-    """Say what may not be as it was meant. Raises DataError where a split has no images."""
+    """Print what may not be as intended. Raises DataError if a split has no images."""
     for split, own in tars.items():
         if not any(tar.shard.samples for tar in own):
-            wanted = f".{options.image}" if options.image else "images, of " + ", ".join(KINDS)
-            raise DataError(f"No tar of {split} in {options.path} holds {wanted}.", "Set image=EXT to what they hold.")
+            kinds = f".{options.image}" if options.image else ", ".join(f".{kind}" for kind in KINDS)
+            raise DataError(
+                f"No tar of {split} in {options.path} holds {kinds} members.",
+                "Set image=EXT to the extension of its images.",
+            )
     for line in notes(tars):
         say(console, line)
 
 
 def notes(tars: Tars) -> Iterator[str]:
-    """What is unusual, a line each."""
+    """Yield a line for everything unusual."""
     everything = [tar for own in tars.values() for tar in own]
     bare, several = sum(tar.bare for tar in everything), sum(tar.several for tar in everything)
     if bare:
         yield f"{bare} samples have no image: left out."
     if several:
-        yield f"{several} samples have several images: one was chosen (image=EXT says which)."
+        yield f"{several} samples have several images: one was chosen (set image=EXT to choose another)."
     hashes = Counter(tar.shard.sha256 for tar in everything)
     for sha256 in (text for text, count in hashes.items() if count > 1):
         names = ", ".join(tar.shard.name for tar in everything if tar.shard.sha256 == sha256)
-        yield f"The same tar lies there more than once: {names}."
+        yield f"Several tars have the same contents: {names}."
     for split, own in tars.items():
         texts = (tar.samples.key(number) for tar in own for number in range(len(tar.samples)))
         keys = np.array([xxhash.xxh3_64_intdigest(text.encode()) for text in texts], dtype=np.uint64)
         repeated = len(keys) - len(np.unique(keys))
         if repeated:
-            yield f"{split}: {repeated} samples have the key of one in another tar; a sample is told by tar and key."
+            yield f"{split}: {repeated} samples have the key of one in another tar; tar and key identify a sample."
 
 
 SOURCES = {"tars": ImageSource(TarOptions, write, in_place=True)}

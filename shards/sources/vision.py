@@ -1,9 +1,9 @@
-"""The classification data sets of torchvision, by name.
+"""The classification data sets of torchvision as sources, by name.
 
     python shards/make.py source=cifar10 path=downloads out=data/cifar10 [download=true] [shard_bytes=64MB]
 
-Files that torchvision would open go into the tars as they are; arrays of pixels become PNG, which loses nothing. The
-splits are those that the data set has; images of no class have no label.
+Image files are packed byte for byte, without re-encoding; arrays of pixels become PNG files, which is lossless. The
+splits are those of the data set; images without a class get no label.
 """
 
 import inspect
@@ -49,12 +49,12 @@ SETS: dict[str, tuple[str, Mapping[str, Mapping[str, Any]]]] = {
     ),
     "places365": ("Places365", {"train": {"split": "train-standard"}, "val": {"split": "val"}}),
 }
-"""The class in torchvision.datasets, and what each of our splits is to its constructor."""
+"""For each source, the class in torchvision.datasets, and its constructor arguments for each of our splits."""
 
 
 @dataclass(frozen=True)
 class VisionOptions:
-    """`path`: the folder that torchvision keeps the data set in; `download`: fetch it into there."""
+    """Options of the source. `path`: torchvision's root folder of the data set; `download`: download it there first."""
 
     path: Path
     download: bool = False
@@ -64,14 +64,14 @@ class VisionOptions:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A file as torchvision's data set found it."""
+    """An image file; `kind`: its extension, without the dot."""
 
     kind: str
     data: bytes
 
 
 def write(name: str, out: Path, options: VisionOptions, console: Console) -> None:
-    """Pack a data set of torchvision. Raises DataError where it is not there."""
+    """Pack a data set of torchvision. Raises DataError if it is missing."""
     found = {split: opened(name, split, options) for split in SETS[name][1]}
     classes = [str(c) for c in getattr(found["train"], "classes", [])]
     splits = {split: contents(f"{name}-{split}", data, options.path) for split, data in found.items()}
@@ -79,7 +79,7 @@ def write(name: str, out: Path, options: VisionOptions, console: Console) -> Non
 
 
 def opened(name: str, split: str, options: VisionOptions) -> Any:
-    """torchvision's data set. Raises DataError."""
+    """Return torchvision's data set of a split. Raises DataError."""
     from torchvision import datasets
 
     kind, splits = SETS[name]
@@ -92,17 +92,17 @@ def opened(name: str, split: str, options: VisionOptions) -> Any:
     except (RuntimeError, OSError, ValueError, EOFError) as error:
         raise DataError(
             f"torchvision cannot open {kind} ({split}) in {options.path}: {error}",
-            "Set path to the folder that holds it, or add download=true where there is an internet.",
+            "Set path to the folder that contains it, or add download=true on a machine with internet access.",
         ) from error
 
 
 def encoded(path: str | Path) -> Encoded:
-    """The bytes of a file; what torchvision calls in place of a decoder."""
+    """Return a file without decoding it; torchvision calls this as its `loader`."""
     return Encoded(Path(path).suffix[1:], Path(path).read_bytes())
 
 
 def contents(prefix: str, data: Any, path: Path) -> Contents:
-    """A data set's samples in the order of the hash of their keys."""
+    """Return a data set's samples, in the order of the hash of their keys."""
     keys = [f"{prefix}-{number:08d}" for number in range(len(data))]
     order = sorted(range(len(data)), key=lambda n: xxhash.xxh3_64_intdigest(keys[n].encode()))
 
@@ -110,7 +110,9 @@ def contents(prefix: str, data: Any, path: Path) -> Contents:
         try:
             image, label = data[order[number]]
         except OSError as error:
-            raise DataError(f"torchvision cannot read {keys[order[number]]}: {error}.", "Fetch it again.") from error
+            raise DataError(
+                f"torchvision cannot read {keys[order[number]]}: {error}.", "Download the data set again."
+            ) from error
         if not isinstance(image, Encoded):
             image = png(image)
         return Sample(keys[order[number]], image.kind, image.data, int(label))
@@ -119,7 +121,7 @@ def contents(prefix: str, data: Any, path: Path) -> Contents:
 
 
 def png(image: Image.Image) -> Encoded:
-    """An image without loss."""
+    """Return an image as a PNG file, which is lossless."""
     file = io.BytesIO()
     image.save(file, "PNG")
     return Encoded("png", file.getvalue())

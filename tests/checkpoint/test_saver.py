@@ -234,7 +234,7 @@ class Thread(World):
 @pytest.fixture(autouse=True)
 def one_table(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ranks that are threads exchange nothing else while they save: they need no second way to do it."""
-    monkeypatch.setattr(saver, "apart", lambda world: world)
+    monkeypatch.setattr(saver, "with_own_group", lambda world: world)
 
 
 def on_ranks(size: int, work: Callable[[World], Any]) -> list[Any]:

@@ -222,7 +222,7 @@ def spaced(folder: Path) -> None:
 
 
 WRONG: dict[str, tuple[Callable[[Path], None], str]] = {
-    "the folder of another step": (renamed, "it is of step 2"),
+    "the folder of another step": (renamed, "it describes step 2"),
     "another white space": (spaced, "state.json: it is not what was written"),
     "a file elsewhere": (doctored(lambda c: piece(c).update(file="../x/rank_00000.safetensors")), "'model/weight'"),
     "a file that is absent": (doctored(lambda c: piece(c).update(file="rank_00007.safetensors")), "rank_00007"),

@@ -31,7 +31,7 @@ def open_ended(width: int, **rest: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("value", "wanted", "expected"),
+    ("value", "annotation", "expected"),
     [
         (3, int, 3),
         (3, float, 3.0),
@@ -52,14 +52,14 @@ def open_ended(width: int, **rest: Any) -> dict[str, Any]:
         ("small", Literal["standard", "small"], "small"),
     ],
 )
-def test_a_value_that_fits_is_taken(value: Any, wanted: Any, expected: Any) -> None:
-    found = fit(value, wanted, "part.key")
+def test_a_value_that_fits_is_taken(value: Any, annotation: Any, expected: Any) -> None:
+    found = fit(value, annotation, "part.key")
     assert found == expected
     assert type(found) is type(expected)
 
 
 @pytest.mark.parametrize(
-    ("value", "wanted"),
+    ("value", "annotation"),
     [
         ("3", int),
         (3.5, int),
@@ -81,17 +81,17 @@ def test_a_value_that_fits_is_taken(value: Any, wanted: Any, expected: Any) -> N
         ("large", Literal["standard", "small"]),
     ],
 )
-def test_a_value_of_another_type_is_refused_by_name(value: Any, wanted: Any) -> None:
+def test_a_value_of_another_type_is_refused_by_name(value: Any, annotation: Any) -> None:
     with pytest.raises(ConfigError, match=r"^part\.key=") as caught:
-        fit(value, wanted, "part.key")
+        fit(value, annotation, "part.key")
     assert "is not possible" in caught.value.problem
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
-@pytest.mark.parametrize("wanted", [float, float | None])
-def test_numbers_without_end_are_refused(value: float, wanted: Any) -> None:
+@pytest.mark.parametrize("annotation", [float, float | None])
+def test_numbers_without_end_are_refused(value: float, annotation: Any) -> None:
     with pytest.raises(ConfigError, match=r"^part\.key=(-?inf|nan) is not possible: it takes a finite number"):
-        fit(value, wanted, "part.key")
+        fit(value, annotation, "part.key")
 
 
 @pytest.mark.parametrize("value", [30, "30", None, "soon"])

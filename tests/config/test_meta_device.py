@@ -1,4 +1,4 @@
-"""A sketch has shapes and refuses what cannot be, but holds no memory and leaves torch as it was."""
+"""Objects on the meta device have shapes and refuse what torch refuses, but use no memory and leave torch unchanged."""
 
 import pytest
 import torch

@@ -83,7 +83,7 @@ def test_an_epoch_begins_once_however_often_it_is_resumed() -> None:
     assert started.begin(PLAN) is started
 
 
-def test_another_plan_for_an_epoch_already_begun_is_our_mistake() -> None:
+def test_another_plan_for_an_epoch_already_started_is_our_mistake() -> None:
     started = Progress(epochs=2).begin(PLAN)
     with pytest.raises(AssertionError):
         started.begin(replace(PLAN, image_size=64))

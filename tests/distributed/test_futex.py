@@ -1,4 +1,4 @@
-"""Who waits on a bell sleeps until it rings, and misses no ring."""
+"""A process that waits on a counter sleeps until it is incremented, and misses no notification."""
 
 import mmap
 import threading
@@ -19,44 +19,46 @@ def futexes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return Futexes(mmap.mmap(-1, 2 * LINE_BYTES), 2)
 
 
-def test_every_ring_counts_and_no_other_bell_moves(futexes: Futexes) -> None:
+def test_every_notification_counts_and_no_other_counter_moves(futexes: Futexes) -> None:
     for _ in range(3):
-        futexes.ring(1)
+        futexes.notify(1)
     assert (futexes.read(0), futexes.read(1)) == (0, 3)
 
 
 def test_the_count_goes_round(futexes: Futexes) -> None:
-    futexes.words[0].value = 2**32 - 1
-    futexes.ring(0)
+    futexes.counters[0].value = 2**32 - 1
+    futexes.notify(0)
     assert futexes.read(0) == 0
 
 
-def test_nobody_sleeps_on_a_bell_that_rang_meanwhile(futexes: Futexes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_process_sleeps_on_a_counter_that_has_changed_meanwhile(
+    futexes: Futexes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     futexes.nap.seconds = 600
-    word = futexes.read(0)
-    futexes.ring(0)
-    futexes.wait(0, word)  # would take ten minutes
+    seen = futexes.read(0)
+    futexes.notify(0)
+    futexes.wait(0, seen)  # would take ten minutes
 
 
-def test_a_ring_wakes_all_who_wait(futexes: Futexes) -> None:
+def test_a_notification_wakes_all_waiters(futexes: Futexes) -> None:
     futexes.nap.seconds = 600
     woken = []
 
-    def sleep(who: int) -> None:
+    def sleep(number: int) -> None:
         while futexes.read(0) == 0:
             futexes.wait(0, 0)
-        woken.append(who)
+        woken.append(number)
 
-    threads = [threading.Thread(target=sleep, args=(who,), daemon=True) for who in range(3)]
+    threads = [threading.Thread(target=sleep, args=(number,), daemon=True) for number in range(3)]
     for thread in threads:
         thread.start()
     time.sleep(0.05)
     assert woken == []
-    futexes.ring(0)
+    futexes.notify(0)
     for thread in threads:
         thread.join(timeout=60)
     assert sorted(woken) == [0, 1, 2]
 
 
-def test_a_bell_that_does_not_ring_lets_one_look_again(futexes: Futexes) -> None:
+def test_a_wait_without_a_notification_ends(futexes: Futexes) -> None:
     futexes.wait(1, 0)  # returns by itself, so that a lost rank is noticed

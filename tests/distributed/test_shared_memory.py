@@ -1,4 +1,4 @@
-"""Letters arrive whole and in rank order, whoever is fast or slow, and who does not write is named."""
+"""Messages arrive whole and in rank order at any speed of the ranks, and a rank that does not write is named."""
 
 import subprocess
 import sys
@@ -18,17 +18,17 @@ CAPACITY = 4096
 
 
 def test_every_round_of_threads_at_random_speeds_is_whole(tmp_path: Path) -> None:
-    path = create(tmp_path, "letters", 3, CAPACITY)
+    path = create(tmp_path, "messages", 3, CAPACITY)
     wrong: list[tuple[int, int]] = []
 
     def talk(rank: int) -> None:
-        boxes = SharedMemory(path, rank, 3, CAPACITY, seconds=30)
+        memory = SharedMemory(path, rank, 3, CAPACITY, seconds=30)
         chance = np.random.default_rng(rank)
         for number in range(300):
             if chance.random() < 0.1:
                 threading.Event().wait(0.0005)
             length = 1 + number * 13 % CAPACITY
-            got = boxes.exchange(np.full(length, (number + rank) % 256, dtype=np.uint8))
+            got = memory.exchange(np.full(length, (number + rank) % 256, dtype=np.uint8))
             expected = [np.full(length, (number + other) % 256) for other in range(3)]
             if not np.array_equal(got, np.stack(expected)):
                 wrong.append((rank, number))
@@ -42,73 +42,73 @@ def test_every_round_of_threads_at_random_speeds_is_whole(tmp_path: Path) -> Non
 
 
 def test_a_silent_rank_is_named(tmp_path: Path) -> None:
-    path = create(tmp_path, "letters", 2, CAPACITY)
-    boxes = SharedMemory(path, 0, 2, CAPACITY, seconds=0.1)
+    path = create(tmp_path, "messages", 2, CAPACITY)
+    memory = SharedMemory(path, 0, 2, CAPACITY, seconds=0.1)
     with pytest.raises(UserError, match="Rank 1 did not answer for 0 s"):
-        boxes.exchange(np.zeros(8, dtype=np.uint8))
+        memory.exchange(np.zeros(8, dtype=np.uint8))
 
 
 HOLDER = """
 import sys, time
 from pathlib import Path
 from dist_ssl.distributed.shared_memory import SharedMemory
-boxes = SharedMemory(Path(sys.argv[1]), 1, 2, 4096, seconds=60)
-print(boxes.liveness.shown, flush=True)
+memory = SharedMemory(Path(sys.argv[1]), 1, 2, 4096, seconds=60)
+print(memory.liveness.locked, flush=True)
 time.sleep(600)
 """
 
 
-def test_who_waits_for_a_rank_that_was_killed_is_told(tmp_path: Path) -> None:
-    path = create(tmp_path, "letters", 2, CAPACITY)
+def test_a_wait_for_a_rank_that_was_killed_ends_with_an_error(tmp_path: Path) -> None:
+    path = create(tmp_path, "messages", 2, CAPACITY)
     with subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout
         assert holder.stdout.readline() == "True\n"
-        boxes = SharedMemory(path, 0, 2, CAPACITY, seconds=60)
-        assert boxes.liveness.shown
-        assert not boxes.liveness.gone(1)
-        boxes.all_shown = True
+        memory = SharedMemory(path, 0, 2, CAPACITY, seconds=60)
+        assert memory.liveness.locked
+        assert not memory.liveness.gone(1)
+        memory.all_locked = True
         threading.Timer(0.5, holder.kill).start()
         with pytest.raises(ConnectionError, match="Rank 1 has ended"):
-            boxes.exchange(np.zeros(8, dtype=np.uint8))
+            memory.exchange(np.zeros(8, dtype=np.uint8))
 
 
 WRITER = """
 import sys
 from pathlib import Path
 import numpy as np
-from dist_ssl.errors import UserError
 from dist_ssl.distributed.shared_memory import SharedMemory
-boxes = SharedMemory(Path(sys.argv[1]), 1, 2, 4096, seconds=0)
+from dist_ssl.errors import UserError
+memory = SharedMemory(Path(sys.argv[1]), 1, 2, 4096, seconds=0)
 try:
-    boxes.exchange(np.full(8, 3, dtype=np.uint8))
+    memory.exchange(np.full(8, 3, dtype=np.uint8))
 except UserError as error:
     print(error)
 """
 
 
 def test_the_last_message_of_a_rank_that_has_ended_is_read(tmp_path: Path) -> None:
-    path = create(tmp_path, "letters", 2, CAPACITY)
-    boxes = SharedMemory(path, 0, 2, CAPACITY, seconds=60)
-    boxes.all_shown = True
+    path = create(tmp_path, "messages", 2, CAPACITY)
+    memory = SharedMemory(path, 0, 2, CAPACITY, seconds=60)
+    memory.all_locked = True
     words = [sys.executable, "-c", WRITER, str(path)]
     said = subprocess.run(words, capture_output=True, text=True, check=True).stdout
     assert said.startswith("Rank 0 did not answer"), "it has written"
-    assert boxes.liveness.gone(1)
+    assert memory.liveness.gone(1)
     data = np.full(8, 3, dtype=np.uint8)
-    assert np.array_equal(boxes.exchange(data), np.stack([data, data]))
+    assert np.array_equal(memory.exchange(data), np.stack([data, data]))
     with pytest.raises(ConnectionError, match="Rank 1 has ended"):
-        boxes.exchange(data)
+        memory.exchange(data)
 
 
 def test_a_message_of_another_round_is_not_taken(tmp_path: Path) -> None:
-    path = create(tmp_path, "letters", 2, CAPACITY)
+    path = create(tmp_path, "messages", 2, CAPACITY)
     early = SharedMemory(path, 1, 2, CAPACITY, seconds=0.05)
-    early.round = 6  # its next letter is of round 7
+    early.round = 6  # its next message is of round 7
     with pytest.raises(UserError):
         early.exchange(np.ones(8, dtype=np.uint8))
-    boxes = SharedMemory(path, 0, 2, CAPACITY, seconds=0.05)
+    memory = SharedMemory(path, 0, 2, CAPACITY, seconds=0.05)
     with pytest.raises(UserError, match="Rank 1"):
-        boxes.exchange(np.zeros(8, dtype=np.uint8))
+        memory.exchange(np.zeros(8, dtype=np.uint8))
 
 
 def sums(world: World, with_shared_memory: bool) -> tuple[torch.Tensor, torch.Tensor]:

@@ -27,14 +27,14 @@ COLOURS = Colours((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
 
 class Pixels:
-    """An engine whose features are the pixels themselves; it notes who was asked for and how many at a time."""
+    """An engine whose features are the pixels themselves; it notes branch and number of images of every call."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[int, str]] = []
 
-    def embed(self, view: Tensor, who: str) -> Tensor:
+    def embed(self, view: Tensor, branch: str) -> Tensor:
         """[B, 3, S, S] -> [B, 3 * S * S]."""
-        self.asked.append((len(view), who))
+        self.asked.append((len(view), branch))
         return view.flatten(1).float()
 
 
@@ -126,7 +126,7 @@ def test_features_and_labels_stand_side_by_side_in_the_order_asked_for(data: man
     assert features.dtype == torch.float32
     torch.testing.assert_close(features, single)
     assert [size for size, _ in engine.asked[: -len(numbers)]] == ([8] if batch == 256 else [7, 1])
-    assert {who for _, who in engine.asked} == {"student"}
+    assert {branch for _, branch in engine.asked} == {"student"}
 
 
 @pytest.mark.parametrize(("room", "decoded"), [(1 << 20, 8 + 3), (100, 8 + 8 + 3 + 8)])
@@ -157,7 +157,7 @@ def test_images_are_decoded_again_only_where_they_are_others_or_too_many(
 def test_the_teacher_is_asked_where_it_is_wanted(data: manifest.Manifest) -> None:
     engine = Pixels()
     with Reader(data.split("val")) as reader:
-        extractor(reader).features(engine, np.array([0, 1]), who="teacher")
+        extractor(reader).features(engine, np.array([0, 1]), branch="teacher")
     assert engine.asked == [(2, "teacher")]
 
 

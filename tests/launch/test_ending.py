@@ -1,4 +1,4 @@
-"""How an attempt ended is told from exit codes and reports, also where there are none."""
+"""How an attempt ended is derived from exit codes and reports, and from what is left without them."""
 
 import signal
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from launch.ending import (
-    AGENT_CODE,
+    CODE_OF_OUTCOME,
     FAILED,
     FINISHED,
     REFUSED,
@@ -66,7 +66,7 @@ def test_a_failure_names_the_rank_that_failed_first_its_last_words_and_its_log(a
     assert found.reason == f"Rank 1 ended with exit code 1: RuntimeError: out of luck\n  Its log: {log}"
 
 
-def test_a_killed_rank_is_told_by_its_signal(attempt: AttemptDir) -> None:
+def test_a_killed_rank_is_reported_with_its_signal(attempt: AttemptDir) -> None:
     attempt.log("rank_00000").write_text("step 5\n")
     found = of_ranks(attempt, {0: -signal.SIGKILL, 1: 1}, 0)
     assert found.reason.startswith("Rank 0 was ended by SIGKILL\n")
@@ -92,7 +92,7 @@ def test_last_words_are_the_last_line_that_says_something(tmp_path: Path) -> Non
     assert last_words(log, 1) == ": two \N{REPLACEMENT CHARACTER}"
 
 
-def test_who_was_killed_or_wrote_nothing_has_no_last_words(tmp_path: Path) -> None:
+def test_a_rank_that_was_killed_or_wrote_nothing_has_no_last_words(tmp_path: Path) -> None:
     log = tmp_path / "log"
     assert last_words(log, 1) == ""
     log.write_text("\n")
@@ -128,7 +128,7 @@ def test_an_attempt_is_what_its_nodes_report(attempt: AttemptDir) -> None:
 
 
 @pytest.mark.parametrize(("code", "how"), [(-9, "was ended by SIGKILL"), (1, "ended with exit code 1")])
-def test_an_agent_without_a_report_is_told_by_its_exit_code(attempt: AttemptDir, code: int, how: str) -> None:
+def test_an_agent_without_a_report_is_judged_by_its_exit_code(attempt: AttemptDir, code: int, how: str) -> None:
     Ending(FINISHED).write(attempt.node(0))
     found = of_attempt(attempt, 2, 1, [0, code], log_of)
     assert found.outcome == FAILED
@@ -148,7 +148,7 @@ def test_a_report_that_is_missing_for_no_reason_is_a_failure(attempt: AttemptDir
     assert "node 0 left no report" in found.reason
 
 
-def test_an_agent_that_refused_but_could_not_write_is_told_by_its_own_ranks_reasons(attempt: AttemptDir) -> None:
+def test_an_agent_that_refused_but_could_not_write_is_judged_by_its_own_ranks_reasons(attempt: AttemptDir) -> None:
     Ending(FAILED).write(attempt.node(0))
     for rank in range(4):
         attempt.reserve_reason(rank)
@@ -157,9 +157,9 @@ def test_an_agent_that_refused_but_could_not_write_is_told_by_its_own_ranks_reas
     assert of_attempt(attempt, 2, 2, [1, 2], log_of) == Ending(REFUSED, "The disk is full.")
 
 
-def test_a_refusal_of_which_nobody_could_write_anything_is_still_a_refusal(attempt: AttemptDir) -> None:
+def test_a_refusal_without_any_written_reason_is_still_a_refusal(attempt: AttemptDir) -> None:
     assert of_attempt(attempt, 1, 1, [2], log_of).outcome == REFUSED
 
 
 def test_every_outcome_has_an_exit_code_of_the_agent() -> None:
-    assert AGENT_CODE == {FINISHED: 0, STOPPED: 0, REFUSED: 2, FAILED: 1}
+    assert CODE_OF_OUTCOME == {FINISHED: 0, STOPPED: 0, REFUSED: 2, FAILED: 1}

@@ -1,4 +1,4 @@
-"""Which jobs come back: those that Slurm took away, and none that a person did not want or that broke."""
+"""Which jobs are requeued: those that Slurm interrupted, and none that the user cancelled or that failed."""
 
 import pytest
 
@@ -41,7 +41,7 @@ PLAIN = {"JobState": "RUNNING", "PreemptTime": "None"}
         (Ending(STOPPED, signal="SIGTERM"), {**PREEMPTED, "JobState": "CANCELLED"}, ""),
     ],
 )
-def test_who_comes_back(ending: Ending, record: dict[str, str], why: str) -> None:
+def test_which_jobs_are_requeued(ending: Ending, record: dict[str, str], why: str) -> None:
     assert why_again(ending, record, progressed=True) == why
 
 

@@ -1,4 +1,4 @@
-"""Who follows a job hears how that job ended: not an earlier one, and not before it is over."""
+"""Following a job reports how that job ended: not an earlier one, and not before it is over."""
 
 import io
 from pathlib import Path
@@ -68,12 +68,10 @@ def test_earlier_attempts_are_history_and_requeued_ones_are_not_the_end(
 def test_a_cancelled_job_is_called_so(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     run.new_attempt({})
     ending, _ = follow_through(run, Queue("RUNNING n1", "", record="CANCELLED"), monkeypatch)
-    assert ending == Ending(STOPPED, "Job 7 was cancelled: the run goes on from its last checkpoint.")
+    assert ending == Ending(STOPPED, "Job 7 was cancelled: a resume continues from the last checkpoint.")
 
 
-def test_a_job_without_a_report_failed_and_its_last_words_are_told(
-    run: RunDir, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_job_without_a_report_failed_and_its_last_line_is_shown(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     log = run.job_log("7", 0)
     log.parent.mkdir()
     log.write_text("first\n[/data] is not mounted\n\n")

@@ -42,7 +42,8 @@ def test_without_slurm_the_nodes_are_local_and_it_is_said(monkeypatch: pytest.Mo
 
 def test_programs_without_a_cluster_are_no_slurm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     kind, text = chosen(monkeypatch, tmp_path, NONE, "nodes=1")
-    assert (kind, text) == ("local", "sbatch is installed, but no cluster is configured: it runs here.\n")
+    why = "sbatch is installed, but no cluster is configured"
+    assert (kind, text) == ("local", f"{why}: the node runs as a local process.\n")
 
 
 @pytest.mark.parametrize("script", ["exit 0", DOWN])
@@ -82,10 +83,10 @@ def test_the_ranks_of_a_job_share_what_its_nodes_were_asked_for(words: tuple[str
 @pytest.mark.parametrize(
     ("word", "problem"),
     [
-        ("cluster.gpus_per_node=a100", "cluster.gpus_per_node=a100 names no number"),
+        ("cluster.gpus_per_node=a100", "cluster.gpus_per_node=a100 has no number of GPUs"),
         ("cluster.cpus_per_task=0", "cluster.cpus_per_task=0 is not possible"),
-        ("cluster.setup=module", "cluster.setup=module is no list"),
-        ("cluster.time=3 minutes", "cluster.time=3 minutes is over before anything is trained"),
+        ("cluster.setup=module", "cluster.setup=module is not a list of shell commands"),
+        ("cluster.time=3 minutes", "cluster.time=3 minutes leaves no time to train"),
         ("cluster.time=3 epochs", "cluster.time=3 epochs is not a time"),
         ("cluster.stop_ahead=soon", "'soon' is not a duration"),
     ],

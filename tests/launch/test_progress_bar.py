@@ -40,7 +40,7 @@ def epoch(number: int, accuracy: float) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_every_epoch_is_told_once(tmp_path: Path, terminal: bool) -> None:
+def test_every_epoch_is_printed_once(tmp_path: Path, terminal: bool) -> None:
     screen = console(terminal)
     with RunView(tmp_path, screen) as view:
         view.refresh()
@@ -54,7 +54,7 @@ def test_every_epoch_is_told_once(tmp_path: Path, terminal: bool) -> None:
     assert text.index("23.1 %") < text.index("40.0 %")
 
 
-def test_epochs_of_earlier_attempts_are_not_told_again(tmp_path: Path) -> None:
+def test_epochs_of_earlier_attempts_are_not_printed_again(tmp_path: Path) -> None:
     report(tmp_path, epoch(1, 0.2), epoch(2, 0.3))
     screen = console()
     with RunView(tmp_path, screen) as view:

@@ -58,7 +58,7 @@ def test_a_name_that_is_taken_is_refused_with_the_way_to_resume(run: RunDir) -> 
     assert f"resume={run.folder}" in raised.value.remedy
 
 
-def test_runs_without_a_name_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_without_a_name_get_distinct_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_dir.time, "strftime", lambda form: "1121-0907")
     made = [RunDir.create(tmp_path, None, "mocov3").folder.name for _ in range(3)]
     assert made == ["mocov3-1121-0907", "mocov3-1121-0907-2", "mocov3-1121-0907-3"]
@@ -76,7 +76,7 @@ def test_where_there_are_no_runs_the_remedy_is_to_start_one(tmp_path: Path) -> N
     assert "launch/slurm.py" in raised.value.remedy
 
 
-def test_a_run_that_was_never_begun_whole_is_no_run(tmp_path: Path) -> None:
+def test_an_incomplete_run_folder_is_no_run(tmp_path: Path) -> None:
     made = RunDir.create(tmp_path, "half", "mocov3")
     made.code.mkdir()
     with pytest.raises(ConfigError, match="is not a run folder"):
@@ -121,7 +121,7 @@ def test_a_rank_without_an_agent_gives_its_reason_too(run: RunDir) -> None:
     assert attempt.reason(0) == "started by torchrun"
 
 
-def test_nobody_shares_an_attempts_number(run: RunDir) -> None:
+def test_every_attempt_has_a_number_of_its_own(run: RunDir) -> None:
     together = Barrier(8)
 
     def begin(who: int) -> tuple[int, int]:

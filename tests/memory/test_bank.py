@@ -14,7 +14,7 @@ from torch import Tensor
 from dist_ssl.core.draws import Draws
 from dist_ssl.distributed.world import World
 from dist_ssl.memory import softmax
-from dist_ssl.memory.bank import Bank, block
+from dist_ssl.memory.bank import Bank
 from dist_ssl.memory.negatives import negatives
 from tests.ranks import Ranks
 
@@ -188,7 +188,8 @@ def test_many_ranks_do_what_one_does(ranks: Ranks, size: int, rule: Rule, case: 
 
 @given(count=st.integers(1, 50), size=st.integers(1, 9))
 def test_blocks_follow_one_another_and_are_even(count: int, size: int) -> None:
-    blocks = [block(count, rank, size) for rank in range(size)]
+    with torch.device("meta"):
+        blocks = [Bank(count, 2, world=World(rank=rank, size=size)).own for rank in range(size)]
     assert [row for own_rows in blocks for row in own_rows] == list(range(count))
     assert max(map(len, blocks)) - min(map(len, blocks)) <= 1
 

@@ -1,4 +1,4 @@
-"""The meter reduces over steps and ranks as the table says, and hands on what position and clock tell."""
+"""The meter reduces over steps and ranks as the table says, and adds position and speed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from torch import Tensor
 from dist_ssl.core.plan import EpochPlan
 from dist_ssl.core.progress import Progress
 from dist_ssl.distributed.world import World
+from dist_ssl.errors import UserError
 from dist_ssl.metrics.meter import Meter
 
 PLAN = EpochPlan(0, 32, 1.0, 2, 48, 48)
@@ -17,7 +18,7 @@ HERE = Progress(epochs=2, step=10, epoch=0, samples=480, attempt=3, plans=(PLAN,
 
 
 class Listener:
-    """A sink that remembers what it was told."""
+    """A sink that remembers every call."""
 
     def __init__(self) -> None:
         self.heard: list[tuple[str, Progress | None, dict[str, float]]] = []
@@ -100,12 +101,12 @@ def test_a_tensor_with_a_graph_is_let_go() -> None:
     assert metered(World(), {"loss": weight * 2})["loss"] == 2.0
 
 
-def test_position_is_always_told() -> None:
+def test_the_position_is_always_reported() -> None:
     values = metered(World())
     assert values == {"epoch": 0, "step": 10, "samples": 480, "attempt": 3}
 
 
-def test_speed_is_told_where_steps_were_made() -> None:
+def test_the_speed_is_reported_where_steps_were_made() -> None:
     values = metered(World(), {"loss": 1.0}, {"loss": 1.0})
     assert values["images_per_second"] == pytest.approx(48 / values["step_seconds"])
     assert values["seconds_left"] == pytest.approx(480 / values["images_per_second"])
@@ -144,6 +145,13 @@ def test_sinks_are_opened_written_and_closed_on_rank_0_alone() -> None:
         assert [what for what, *_ in listener.heard] == (["open", "write", "close"] if rank == 0 else [])
 
 
-def test_a_metric_that_is_not_in_the_table_is_our_mistake() -> None:
-    with pytest.raises(KeyError, match="unheard_of"):
-        metered(World(), {"unheard_of": 1.0})
+def test_a_metric_that_is_not_in_the_table_is_refused_when_it_is_recorded() -> None:
+    meter = Meter(World(), [], total_samples=960)
+    meter.record({"loss": 1.0})
+    with pytest.raises(UserError, match=r"'unheard_of' has no row .*\n.*Add a row to dist_ssl/metrics/table\.py"):
+        meter.record({"loss": 1.0, "unheard_of": 1.0})
+
+
+def test_the_rates_of_parts_do_not_mix_and_keep_their_keys() -> None:
+    found = metered(Two(), {"lr": 0.5, "lr/predictor": 0.25}, {"lr": 0.4, "lr/predictor": 0.2})
+    assert (found["lr"], found["lr/predictor"]) == (0.4, 0.2)

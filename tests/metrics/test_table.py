@@ -1,10 +1,11 @@
-"""Every metric is named as Prometheus wants it, once, and explained in a sentence."""
+"""Every metric is named as Prometheus expects it, once, and explained in a sentence; other keys are refused."""
 
 import re
 
 import pytest
 
-from dist_ssl.metrics.table import BY_KEY, METRICS, Metric
+from dist_ssl.errors import UserError
+from dist_ssl.metrics.table import BY_KEY, METRICS, Metric, check_keys, series_of
 
 every = pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.key)
 OTHER_UNITS = ("milliseconds", "ms", "minutes", "hours", "kilobytes", "megabytes", "mb", "gb", "percent", "px")
@@ -45,3 +46,44 @@ def test_keys_and_names_are_unique() -> None:
     assert len({metric.key for metric in METRICS}) == len(METRICS)
     assert len({metric.name for metric in METRICS}) == len(METRICS)
     assert {metric.key: metric for metric in METRICS} == BY_KEY
+
+
+@every
+def test_a_label_is_there_for_its_values(metric: Metric) -> None:
+    assert re.fullmatch(r"([a-z]+)?", metric.label)
+    assert metric.label or not metric.plain, "a plain key of a metric without a label stands for no value"
+
+
+@every
+def test_every_key_leads_to_its_row(metric: Metric) -> None:
+    if metric.label:
+        assert series_of(f"{metric.key}/some value") == (metric, "some value")
+    if metric.plain or not metric.label:
+        assert series_of(metric.key) == (metric, metric.plain)
+
+
+def test_a_value_may_hold_what_a_key_may_not() -> None:
+    assert series_of("bad_samples/image/jpeg: cut") == (BY_KEY["bad_samples"], "image/jpeg: cut")
+
+
+@pytest.mark.parametrize(
+    ("key", "near"),
+    [
+        ("los", "Did you mean 'loss'?"),
+        ("learning_rate/student", "Valid names: "),
+        ("momentun", "Did you mean 'momentum'?"),
+        ("frozen", "Did you mean 'frozen/PART'?"),
+        ("momentum/student", "Did you mean 'momentum'?"),
+        ("lr/", "Did you mean 'lr'?"),
+    ],
+)
+def test_a_key_without_a_row_is_named_with_the_remedy(key: str, near: str) -> None:
+    with pytest.raises(UserError) as caught:
+        check_keys(["loss", key])
+    assert caught.value.problem == f"The metric '{key}' has no row in the metric table."
+    assert caught.value.remedy.startswith("Add a row to dist_ssl/metrics/table.py, or correct the key.")
+    assert near in caught.value.remedy
+
+
+def test_known_keys_pass() -> None:
+    check_keys(["loss", "lr", "lr/predictor", "lr/a_part_of_later", "frozen/student.encoder"])

@@ -94,7 +94,7 @@ def test_samples_are_reproducible() -> None:
     assert list(demo.samples("train", 10)) != list(demo.samples("train", 10, seed=1))
 
 
-def test_mean_colour_does_not_tell_the_class() -> None:
+def test_mean_colour_does_not_reveal_the_class() -> None:
     accuracy = nearest_class_mean(mean_colours("train", 1500), *mean_colours("val", 1000))
     assert accuracy < 0.2
 

@@ -91,7 +91,7 @@ def test_flat_train_and_val_folders_are_splits_without_labels(tmp_path: Path) ->
 
 def test_a_class_of_val_that_train_lacks_is_named(tmp_path: Path) -> None:
     folder_of(tmp_path / "in", "train/a/1.jpg", "train/b/1.jpg", "val/c/2.jpg")
-    with pytest.raises(DataError, match=r"val/c/2\.jpg is of class 'c', which is none of train/"):
+    with pytest.raises(DataError, match=r"val/c/2\.jpg is of class 'c', which train/ does not have"):
         made(tmp_path)
 
 
@@ -184,7 +184,7 @@ def test_a_class_whose_name_is_no_utf8_is_kept_and_can_be_named(
         (tmp_path / "in" / os.fsdecode(name)).mkdir(parents=True)
         (tmp_path / "in" / os.fsdecode(name) / "1.jpg").write_bytes(b"data")
     assert command(run, ["source=imagefolder", f"path={tmp_path / 'in'}", f"out={tmp_path / 'o'}"]) == 2
-    assert "is of class 'caf\\udce8', which is none of train/" in capsys.readouterr().out
+    assert "is of class 'caf\\udce8', which train/ does not have" in capsys.readouterr().out
     (tmp_path / "in" / "val").rename(tmp_path / "gone")
     assert manifest.read(made(tmp_path, val=HeldOut())).classes == ("b", "caf\\udce9")
 
@@ -227,16 +227,16 @@ def test_what_is_left_out_is_said(tmp_path: Path) -> None:
     (tmp_path / "in" / "notes.txt").touch()
     (tmp_path / "in" / "a" / "0.png").touch()
     text = said(tmp_path, val=HeldOut())
-    assert "Left out, no images by their extension: 1 .txt." in text
-    assert "1 files are empty, a run will replace them: a/0.png." in text
-    assert "1 folders hold no images and are no classes: empty." in text
+    assert "Left out, because the extension is not that of an image: 1 .txt." in text
+    assert "1 files are empty; a run uses replacement samples for them: a/0.png." in text
+    assert "1 folders hold no images and are not classes: empty." in text
 
 
 @pytest.mark.parametrize("make_it", [True, False])
 def test_a_folder_without_images_and_one_that_is_not_there_are_refused(tmp_path: Path, make_it: bool) -> None:
     if make_it:
         (tmp_path / "in").mkdir()
-    with pytest.raises(DataError, match="holds no images" if make_it else "is no folder"):
+    with pytest.raises(DataError, match="holds no images" if make_it else "is not a folder"):
         made(tmp_path)
 
 

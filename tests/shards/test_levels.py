@@ -172,7 +172,7 @@ def test_the_pyramid_is_part_of_the_identity_and_a_level_that_is_not_read_is_not
     assert of(data, 24).identity != first
 
 
-def test_a_maker_that_was_killed_is_gone_on_with(source: Path, whole: Path, tmp_path: Path) -> None:
+def test_a_maker_that_was_killed_is_resumed(source: Path, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = ["source=imagefolder", f"path={source}", f"out={out}", "shard_bytes=20KB", "pyramid=[24,48]", "threads=1"]
     env = {**os.environ, "PYTHONPATH": str(PROJECT)}
@@ -289,7 +289,7 @@ def test_show_tells_of_levels_and_shows_one(
     assert command(show.run, [str(whole), f"out={tmp_path / 'b.png'}"]) == 0
     assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()
     assert command(show.run, [str(whole), f"out={tmp_path / 'c.png'}", "level=25"]) == 2
-    assert "level=25 is not there.\n  Levels: 24, 48." in capsys.readouterr().out
+    assert "level=25 does not exist.\n  Levels: 24, 48." in capsys.readouterr().out
 
 
 def test_the_command_adds_levels_to_shards_that_exist(
@@ -299,7 +299,7 @@ def test_the_command_adds_levels_to_shards_that_exist(
     given = [f"out={out}", "pyramid=[24, 48]"]
     assert command(make.run, ["source=imagefolder", f"path={source}", *given]) == 0
     text = capsys.readouterr().out
-    assert "has its shards already: they stay as they are." in text
+    assert "has its shards already: they are not changed." in text
     assert "levels: 24 px, 48 px" in text
     assert "'data.pyramid=[24,48]'" in text
     assert files_in(out) == files_in(whole)

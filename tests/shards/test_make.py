@@ -3,12 +3,13 @@
 import os
 import shlex
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from launch import settings
 from launch.run_dir import PROJECT
-from shards import show, verify
+from shards import make, show, verify
 from shards.command_line import HeldOut, command, parse_held_out
 from shards.make import run
 from tests.shards.pictures import folder_of, forbidden
@@ -17,7 +18,7 @@ from tests.shards.pictures import folder_of, forbidden
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "source=... is missing.\n  Sources: demo, imagefolder, tars, cifar10,"),
+        ([], "source=... is missing.\n  Set it to one of: demo, imagefolder, tars, cifar10,"),
         (["source=imagefoldr"], "source=imagefoldr does not exist.\n  Did you mean 'imagefolder'?"),
         (["source=cifar1O"], "source=cifar1O does not exist.\n  Did you mean 'cifar10'?"),
         (["source=imagefolder", "out=o"], "source=imagefolder needs path=...\n"),
@@ -28,18 +29,18 @@ from tests.shards.pictures import folder_of, forbidden
         (["source=cifar10", "path=p", "out=o", "val=3"], "source=cifar10 has no option 'val'."),
         (["source=cifar10", "path=p", "out=o", "donwload=true"], "Did you mean 'download'?"),
         (["source=cifar10", "path=p", "out=o", "download=yes"], "Write download=true or download=false."),
-        (["source=demo", "out=o", "train=-3"], "train=-3 is not possible: it is a whole number, 0 or more."),
+        (["source=demo", "out=o", "train=-3"], "train=-3 is not possible: it must be a whole number, 0 or more."),
         (["source=demo", "out=o", "shard_bytes=12"], "shard_bytes=12 is not a size."),
-        (["source=imagefolder", "path=p", "out=o", "val=200%"], "val=200% is not possible."),
-        (["source=imagefolder", "path=p", "out=o"], "path=p is no folder."),
-        (["source=tars", "path=p"], "path=p is no folder."),
+        (["source=imagefolder", "path=p", "out=o", "val=200%"], "val=200% is not possible: it must be a number"),
+        (["source=imagefolder", "path=p", "out=o"], "path=p is not a folder."),
+        (["source=tars", "path=p"], "path=p is not a folder."),
         (["out=o", "pyramid=[160,160]"], "pyramid=[160,160] is not possible: levels are named once each"),
         (["out=o", "pyramid=[256,160]"], "smallest first.\n  Write pyramid=[160,256]."),
         (["out=o", "pyramid=[0]"], "pyramid=[0] is not possible: 0 is no side of an image"),
         (["out=o", "pyramid=[]"], "pyramid=[] names no level."),
-        (["out=o", "pyramid=160"], "pyramid=160 is not possible: it is a list of sides in px."),
-        (["out=o", "pyramid=[-1]"], "pyramid=[-1] is not possible: it is a list of sides in px."),
-        (["out=o", "pyramid=[8]", "quality=0"], "quality=0 is not possible: it is between 1 and 100."),
+        (["out=o", "pyramid=160"], "pyramid=160 is not possible: it must be a list of sides in px."),
+        (["out=o", "pyramid=[-1]"], "pyramid=[-1] is not possible: it must be a list of sides in px."),
+        (["out=o", "pyramid=[8]", "quality=0"], "quality=0 is not possible: it must be between 1 and 100."),
         (["out=o", "pyramid=[8]", "quality=101"], "quality=101 is not possible"),
         (["out=o", "pyramid=[8]", "qualiyt=9"], "Did you mean 'quality'?"),
         (["out=o", "pyramid=[8]"], "The shard folder o does not exist."),
@@ -56,6 +57,13 @@ def test_a_wrong_word_is_refused(
     assert command(run, words) == 2
     assert message in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("script", [make, show, verify])
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_is_the_usage(script: ModuleType, flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(script.run, ["source=demo", flag]) == 0
+    assert f"    python shards/{script.__name__.rpartition('.')[2]}.py " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("source", ["imagefolder", "tars"])
@@ -78,7 +86,7 @@ def test_folders_of_any_name_are_told_as_they_are(name: str, tmp_path: Path, cap
     assert command(show.run, [str(out), f"out={tmp_path / 'sheet.png'}", "images=0"]) == 0
     shown = str(out).encode("utf-8", "backslashreplace").decode()
     lines = capfd.readouterr().out.splitlines()
-    assert f"Going on in {shown}.part: 0 whole shards kept, 1 other files removed." in lines
+    assert f"Resuming in {shown}.part: 0 whole shards kept, 1 other files removed." in lines
     assert f"{shown} is whole: every image was decoded." in lines
     assert any(line.startswith(f"{shown}: identity ") for line in lines)
     assert any(f"data.path={shown}" in line for line in lines)

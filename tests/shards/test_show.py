@@ -83,8 +83,8 @@ def test_unlabelled_images_are_shown(tmp_path: Path) -> None:
         (["DATA", "split=tarin"], "Did you mean 'train'?"),
         (["DATA", "out=no/such/folder.png"], "no/such/folder.png cannot be written"),
         (["DATA", "size=3"], "show.py has no option 'size'."),
-        (["DATA", "images=many"], "images=many is not possible: it is a whole number, 0 or more."),
-        ([], "Name one folder of shards."),
+        (["DATA", "images=many"], "images=many is not possible: it must be a whole number, 0 or more."),
+        ([], "No folder is given: this script takes one folder of shards."),
     ],
 )
 def test_bad_input_is_refused(data: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -91,7 +91,7 @@ def test_a_tar_that_is_missing_or_cut_is_found(data: Path) -> None:
     found = damage(data)
     assert Damage("train-000000.tar", "", "the tar is missing") in found
     assert Damage(TAR, "", "the tar is damaged: unexpected end of data.") in found
-    assert Damage(TAR, third(data)[0], "the tar ends before it") in found
+    assert Damage(TAR, third(data)[0], "the tar ends before this image") in found
 
 
 def test_a_damaged_header_is_found(data: Path) -> None:
@@ -103,8 +103,8 @@ def test_a_damaged_header_is_found(data: Path) -> None:
 @pytest.mark.parametrize(
     ("column", "value", "reason"),
     [
-        ("offsets", 513, "at byte 513 lies no member"),
-        ("sizes", 7, "not 7 bytes of it"),
+        ("offsets", 513, "at byte 513 is no member"),
+        ("sizes", 7, "the manifest says 7 bytes of this key"),
         ("labels", 9, "manifest says 9"),
     ],
 )
@@ -119,7 +119,7 @@ def test_another_tar_of_the_same_name_is_found_by_its_keys(data: Path) -> None:
     shutil.copy(data / "train-000000.tar", data / TAR)
     reasons = {d.reason for d in damage(data, decode=False) if d.key}
     assert "is not in the manifest" in reasons
-    assert any("lies" in reason for reason in reasons)
+    assert any("the manifest says" in reason for reason in reasons)
 
 
 def test_exit_codes_and_the_table(data: Path, capsys: pytest.CaptureFixture[str]) -> None:

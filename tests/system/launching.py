@@ -130,7 +130,7 @@ def stop_by_ctrl_c(launch: Launch, run: Path, after: int = 5) -> str:
     launch.interrupt()
     code, text = launch.finish()
     assert code == 0, text
-    assert f"Go on with: python launch/slurm.py resume={run}" in text
+    assert f"Resume with: python launch/slurm.py resume={run}" in text
     assert max(saved(run)) == status(run)["step"], "the last step made is the step saved"
     await_that(lambda: nothing_left(run), "no process left behind")
     return text

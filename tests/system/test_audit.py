@@ -95,7 +95,7 @@ def test_what_is_lost_or_moved_is_found_in_what_is_left_of_the_run(
     book.write_text("".join([first, *others]))
     code, text = audited(capsys, run)
     assert code == 1
-    assert "step 1, rank 1 of 2, attempt 1: the ledger has no line of it" in text
+    assert "step 1, rank 1 of 2, attempt 1: the ledger has no line for it" in text
     assert rows(text)[0][5] == 6
 
 
@@ -114,7 +114,7 @@ def test_a_run_under_way_is_audited_up_to_its_newest_checkpoint(
     (run / "checkpoints" / "step_00000013").mkdir()
     code, text = audited(capsys, run)
     assert code == 0
-    assert "The run has not finished: audited are the 13 steps up to its newest checkpoint." in text
+    assert "The run has not finished: the audit covers the 13 steps up to its newest checkpoint." in text
     assert len(rows(text)) == 2
     assert "3 of 5" in text
 

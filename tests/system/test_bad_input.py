@@ -40,7 +40,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *given: str) -> str:
         ("ndoes=2", "There is no key 'ndoes'.\n  Did you mean 'nodes'?"),
         ("method.hiden=3", "There is no key 'method.hiden'.\n  Did you mean 'method.hidden'?"),
         ("nodes", "'nodes' is not of the form key=value."),
-        ("nodes=0", "nodes=0 is not possible: it is a whole number of at least 1."),
+        ("nodes=0", "nodes=0 is not possible: it must be a whole number of at least 1."),
         ("nodes=many", "nodes=many is not possible"),
         ("nodes=5", "5 ranks cannot share lanes=12 equally.\n  Use one of these numbers of ranks: 1, 2, 3, 4, 6, 12."),
         ("batch_size=20", "batch_size=20 is no multiple of lanes=12.\n  Use batch_size=24"),
@@ -133,7 +133,7 @@ def test_a_run_of_other_code_goes_on_with_its_own(finished: Path, tmp_path: Path
     script.write_text(script.read_text().replace("has finished:", "has finished long ago:"))
     code, text = Launch(f"resume={other}").finish()
     assert code == 0, text
-    assert f"{other} was begun with other code than this: it goes on with its own." in text
+    assert f"{other} was started with different code: it resumes with the code in its own folder." in text
     assert f"{other} has finished long ago: nothing is left to train" in text
 
 

@@ -39,7 +39,7 @@ def test_a_killed_loader_process_ends_the_attempt_which_says_so_and_the_run_goes
     random.Random(3).choice(found).kill()
     code, text = launch.finish()
     assert code == 1, text
-    assert "was killed (SIGKILL): by a person, or by the system for want of memory." in text
+    assert "was killed (SIGKILL): by a user, or by the system because memory ran out." in text
     await_that(lambda: nothing_left(run), "no process left behind")
     ending = Ending.read(AttemptDir(RunDir(run), 1).folder / "outcome.json")
     assert ending is not None
@@ -58,7 +58,7 @@ def test_what_stops_a_run_is_said_as_ever(
     given = words(demo_shards, tmp_path, "nodes=1", "epochs=2", "data.loader_process=true")
     code, text = Launch(*given, "name=odd", "data.max_pixels=10", "data.max_bad=100%").finish()
     assert code == 2, text
-    assert "and every candidate to stand in for it are unreadable in" in text
+    assert "and every candidate to replace it are unreadable in" in text
     assert "Check the shards: these are not images that can be decoded." in text
     assert "Traceback" not in text
     assert slurm.main([*given, "name=wrong", "data.loader_process=maybe"]) == 2

@@ -166,7 +166,7 @@ def test_a_cancelled_job_stays_away_and_its_run_can_be_resumed(slurm: Slurm, dem
     slurm.ask("scancel", job)
     code, text = launch.finish()
     assert code == 0, text
-    assert f"Job {job} was cancelled: the run goes on from its last checkpoint." in text
+    assert f"Job {job} was cancelled: a resume continues from the last checkpoint." in text
     assert slurm.state(job) == "CANCELLED"
     await_that(lambda: nothing_left(folder), "its processes are gone")
     time.sleep(3)

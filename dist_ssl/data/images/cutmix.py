@@ -1,9 +1,9 @@
-"""CutMix (Yun et al. 2019, arXiv 1905.04899) as Cao and Wu use it: one box and one partner order per global batch.
+"""CutMix (Yun et al. 2019, arXiv 1905.04899) as used by Cao and Wu: one box and one partner order per global batch.
 
     lam ~ Beta(a, a), at least 1/2;  a box of area (1 - lam) S^2 around a uniform centre, clipped;
-    inside the box every image shows its partner's pixels;  lam is then the share that is left of its own
+    inside the box every image shows its partner's pixels;  lam is then the area share of its own pixels
 
-All of it is drawn from the samples of the global batch, so it is the same at every world size.
+The random numbers are keyed by the samples of the global batch, so the mix is the same at every world size.
 """
 
 import math
@@ -19,28 +19,31 @@ from dist_ssl.distributed.world import World
 
 TRIES = 64
 ALPHAS = (0.001, 2.0)
-"""Of Beta(a, a), smallest and largest: beyond them too often none of so many tries fits."""
+"""Smallest and largest a of Beta(a, a): outside of them too often none of the `TRIES` pairs of numbers is accepted."""
 
 
 @dataclass(frozen=True)
 class Mix:
-    """How a global batch is mixed. `partners`: [N] places; the share `kept` of an image; the box in px of a view."""
+    """How a global batch is mixed.
+
+    `partners`: [N] index of every image's partner in the global batch; `kept`: area share of an image's own pixels.
+    """
 
     partners: Ints
     kept: float
     box: tuple[int, int, int, int]
-    """Top, bottom, left, right."""
+    """Box of the partner's pixels: top, bottom, left, right, in px of a view."""
 
 
 def check_alpha(alpha: float) -> None:
-    """Raise ConfigError where Beta(alpha, alpha) cannot be drawn from."""
+    """Raise ConfigError if `alpha` is outside `ALPHAS`, where drawing from Beta(alpha, alpha) is not reliable."""
     least, most = ALPHAS
     require("method", f"{least:g} to {most:g}", lambda value: least <= value <= most, mix_alpha=alpha)
 
 
 def draw(draws: Draws, ids: Ints, alpha: float, side: int) -> Mix:
-    """The mix of the global batch `ids` [N], for views of `side` px. `alpha` within ALPHAS."""
-    # slot 0 is the order's: the box has one of its own, so that neither tells the other
+    """Draw the mix of the global batch `ids` [N], for views of `side` px. `alpha`: within `ALPHAS`."""
+    # `order` below uses slot 0: the box uses another slot, so that the two are independent
     numbers = draws.uniform(Purpose.MIX, ids.min(keepdims=True), 1, 2 * TRIES + 2)[0].astype(np.float64)
     share = beta(numbers[2:], alpha)
     reach = int(side * math.sqrt(1 - max(share, 1 - share))) // 2
@@ -51,7 +54,10 @@ def draw(draws: Draws, ids: Ints, alpha: float, side: int) -> Mix:
 
 
 def beta(numbers: "np.typing.NDArray[np.float64]", alpha: float) -> float:
-    """A draw of Beta(alpha, alpha) from uniform numbers, taken in pairs until one fits (Johnk 1964)."""
+    """Return a draw of Beta(alpha, alpha): pairs of the uniform `numbers` are tried until one fits (Johnk 1964).
+
+    1/2 if none fits.
+    """
     for u, v in numbers.reshape(-1, 2):
         x, y = u ** (1 / alpha), v ** (1 / alpha)
         if 0 < x + y <= 1:
@@ -60,7 +66,7 @@ def beta(numbers: "np.typing.NDArray[np.float64]", alpha: float) -> float:
 
 
 def mixed(view: Tensor, mix: Mix, world: World) -> Tensor:
-    """This rank's images [B, 3, S, S] with their partners' pixels in the box; the boxes travel between the ranks."""
+    """Return this rank's images [B, 3, S, S] with their partners' pixels in the box, gathered from all ranks."""
     top, bottom, left, right = mix.box
     if top == bottom or left == right:
         return view

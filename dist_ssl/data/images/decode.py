@@ -1,10 +1,11 @@
-"""From the bytes of an image to uint8 RGB pixels, upright, at the smallest libjpeg scale that is asked for.
+"""Decode the bytes of an image to upright uint8 RGB pixels, at the smallest sufficient libjpeg scale.
 
-JPEGs are decoded by libjpeg-turbo (simplejpeg), everything else by PIL: PNG, WebP, GIF, TIFF, BMP and a few more, the
-first picture of several. What the camera noted as the picture's orientation is applied, alpha is left out, 16-bit gray
-is scaled to 8 bits. A sample that cannot be decoded whole is a fact about the sample, named by a reason; its place in
-the batch stays. A JPEG is readable where libjpeg has nothing to guess at: a cut one is damaged even where a decoder
-would fill up with gray. Where nothing but a few spare bytes is wrong, it is readable.
+JPEGs are decoded by libjpeg-turbo (simplejpeg), everything else by PIL: PNG, WebP, GIF, TIFF, BMP and a few more; of
+files with several pictures, the first. The Exif orientation is applied, alpha is dropped, 16-bit gray is scaled to
+8 bits. Whether a sample can be decoded completely depends on its bytes alone: if not, it is unreadable for a named
+reason, and a replacement sample takes its place in the batch. A JPEG is readable if libjpeg has nothing to guess: a
+truncated one is damaged, even where a decoder would fill the rest with gray. Extra bytes alone do not make it
+unreadable.
 """
 
 import io
@@ -25,19 +26,19 @@ Box = tuple[int, int, int, int]
 MAX_PIXELS = 100_000_000
 Image.init()
 FORMATS = tuple({"JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "JPEG2000", "AVIF"} & Image.OPEN.keys())
-"""What PIL may try; other formats of its are rare, and some run programs."""
+"""Formats that PIL may try; its other formats are rare, and some run external programs."""
 SCALES = (8, 4, 2, 1)
 ORIENTATION = 0x0112
 EMPTY, NO_IMAGE, DAMAGED = "empty", "not an image", "damaged image"
 TOO_LARGE, NO_RANGE = "too many pixels", "pixels without a range"
 FORMAT, CMYK, TURNED, SAMPLING = "format", "cmyk", "orientation", "sampling"
 SLOW = (FORMAT, CMYK, TURNED, SAMPLING)
-"""Why an image took longer than a plain JPEG."""
-Image.MAX_IMAGE_PIXELS = None  # `max_pixels` stands in its place
+"""Reasons why decoding an image took longer than for a plain JPEG."""
+Image.MAX_IMAGE_PIXELS = None  # `max_pixels` is checked instead
 
 
 class UnreadableError(Exception):
-    """This sample's bytes are not an image. `reason`: why, in a few words that are the same for all such samples."""
+    """The bytes of a sample are not an image. `reason`: a short text from a fixed set, by which samples are counted."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
@@ -46,9 +47,9 @@ class UnreadableError(Exception):
 
 @dataclass(frozen=True)
 class Decoded:
-    """[h, w, 3] pixels, and why they did not come the fast way: one of SLOW, or nothing.
+    """A decoded image: `pixels` [h, w, 3] uint8, and `slow`: why decoding was slow, one of `SLOW`, or an empty string.
 
-    `sides`: width and height of the whole picture, upright, px, at whatever scale it was decoded.
+    `sides`: width and height of the upright original in px, independent of the scale at which it was decoded.
     """
 
     pixels: Pixels
@@ -57,9 +58,9 @@ class Decoded:
 
 
 def decode(data: bytes, least: int, max_pixels: int = MAX_PIXELS) -> Decoded:
-    """An image whose sides are at least `least` px where the original's are. Raises UnreadableError.
+    """Decode an image; both sides are at least `least` px if the original's are. Raises UnreadableError.
 
-    The bytes are readable or not whatever `least` is. More than `max_pixels` are not decoded at all.
+    Whether the bytes are readable does not depend on `least`. An image of more than `max_pixels` is unreadable.
     """
     if not data:
         raise UnreadableError(EMPTY)
@@ -69,16 +70,16 @@ def decode(data: bytes, least: int, max_pixels: int = MAX_PIXELS) -> Decoded:
 
 
 def resize(pixels: Pixels, box: Box, size: int) -> Pixels:
-    """A box (left, top, right, bottom) at size x size, [size, size, 3]: bilinear, antialiased.
+    """Return a box (left, top, right, bottom) resized to [size, size, 3]: bilinear, antialiased.
 
-    A copy of the box, in the strides of channels_last, is what torch resizes fastest, and without threads of its own.
+    The box is copied first: torch resizes contiguous channels_last memory fastest, and without its own threads.
     """
     left, top, right, bottom = box
     return resize_whole(np.ascontiguousarray(pixels[top:bottom, left:right]), size, size)
 
 
 def resize_whole(pixels: Pixels, width: int, height: int) -> Pixels:
-    """Contiguous pixels at width x height, [height, width, 3]: bilinear, antialiased."""
+    """Return contiguous pixels resized to [height, width, 3]: bilinear, antialiased."""
     x = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
     found: Pixels = interpolate(x, (height, width), mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
     return found
@@ -87,7 +88,7 @@ def resize_whole(pixels: Pixels, width: int, height: int) -> Pixels:
 def _jpeg(data: bytes, least: int, max_pixels: int) -> Decoded:
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError:  # sampling factors that are rare, or half a header: PIL knows which
+    except ValueError:  # rare sampling factors or a truncated header: PIL finds out which
         return _other(data, max_pixels, SAMPLING)
     _check_size(width, height, max_pixels)
     scale = next((s for s in SCALES if min(width, height) >= s * least), 1)
@@ -113,7 +114,7 @@ def _decode_jpeg(data: bytes, space: str, sides: dict[str, int]) -> Pixels:
 
 
 def _other(data: bytes, max_pixels: int, slow: str) -> Decoded:
-    """By PIL. Its decoders answer damage with errors of many kinds; all are facts about the bytes."""
+    """Decode by PIL. Its decoders raise many kinds of errors for damaged bytes; all mean an unreadable sample."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(*image.size, max_pixels)
@@ -134,7 +135,7 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 
 
 def _rgb(image: Image.Image) -> Pixels:
-    """[h, w, 3] of any mode."""
+    """Convert an image of any mode to RGB pixels [h, w, 3]."""
     if image.mode in ("I", "F"):
         raise UnreadableError(NO_RANGE, image.mode)
     if image.mode.startswith("I;16"):
@@ -144,7 +145,7 @@ def _rgb(image: Image.Image) -> Pixels:
 
 
 def _exif(jpeg: bytes) -> Image.Exif:
-    """The Exif segment, if there is one before the picture begins."""
+    """Return the Exif segment of a JPEG; empty if there is none before the picture data."""
     found, at = Image.Exif(), 2
     while jpeg[at : at + 1] == b"\xff" and jpeg[at + 1] not in (0xC0, 0xC1, 0xC2, 0xDA):
         end = at + 2 + int.from_bytes(jpeg[at + 2 : at + 4])
@@ -156,7 +157,7 @@ def _exif(jpeg: bytes) -> Image.Exif:
 
 
 def _orientation(read: Callable[[], Image.Exif]) -> int:
-    """1 to 8. An Exif segment that makes no sense says nothing about the picture."""
+    """Return the Exif orientation, 1 to 8; 1 (upright) if the Exif segment is missing or invalid."""
     try:
         found = read().get(ORIENTATION, 1)
     except (OSError, ValueError, SyntaxError, TypeError, IndexError, KeyError, struct.error):
@@ -165,7 +166,7 @@ def _orientation(read: Callable[[], Image.Exif]) -> int:
 
 
 def _upright(pixels: Pixels, orientation: int) -> Pixels:
-    """The picture as its orientation says that it is to be looked at."""
+    """Turn and mirror the pixels [h, w, 3] as the Exif orientation (1 to 8) requires; the result is contiguous."""
     if orientation >= 5:
         pixels = pixels.transpose(1, 0, 2)
     if orientation in (2, 3, 6, 7):

@@ -1,4 +1,4 @@
-"""What compiled loops have in common: they hold no lock of Python's, and every CPU computes the same bits."""
+"""Decorators and memory access for Numba loops, which release the GIL and give the same bits on every CPU."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -11,13 +11,13 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def compiled(function: Function) -> Function:
-    """The function, compiled with what calls it; LLVM is given no licence to reorder or to fuse arithmetic."""
+    """Compile a function together with its callers; LLVM may not reorder or fuse floating-point operations."""
     found: Function = numba.njit(nogil=True, error_model="numpy")(function)
     return found
 
 
 def entrance(signature: str, function: Function) -> Function:
-    """The function, compiled for this signature at once, or read from disk, and called from Python."""
+    """Compile a function that Python calls, at once for this signature, or load it from the cache on disk."""
     found: Function = numba.njit(signature, nogil=True, cache=True, error_model="numpy")(function)
     return found
 
@@ -54,6 +54,6 @@ def _shifted(_: Any, value: Any, bits: Any) -> Any:
 
 
 shifted = intrinsic(_shifted)
-"""value >> bits within 32 bits: Numba's own takes 64, and half as many fit into a register."""
+"""Intrinsic `value >> bits` in 32 bits: Numba's own shift takes 64 bits, and half as many of these fit a register."""
 bytes_at, load, store = intrinsic(_bytes_at), intrinsic(_load), intrinsic(_store)
-"""The memory at an address; eight bytes of it, read and written, wherever they begin."""
+"""Intrinsics for memory at an address: a pointer to its bytes; 8 bytes (uint64) read or written, unaligned."""

@@ -1,12 +1,12 @@
-"""Colour, blur and normalisation on the device, batched, every sample with its own parameters.
+"""Batched colour augmentation, blur, flips and normalisation on the device, with separate parameters per sample.
 
-All parameters are drawn on the host, keyed by sample, so the host knows which samples an effect touches and the
-device never waits; they reach it in one copy. Single-precision views on a CPU are coloured by compiled loops
-(`photometric_cpu.py`), views on a GPU by Triton's kernels (`photometric_triton.py`). The reference of both, for the
-rest, is torch's operations: what is cheap is done to the whole batch, with parameters that leave the others as they
-are; hue and blur are done to those samples alone that they touch. Order: jitter (its four parts in an order of the
-sample's own), gray, blur, solarize, invert, flip, turn, normalise. Values are floats in [0, 1] in between, clamped
-after each part as torchvision does; where torchvision rounds to uint8 after each part, nothing is rounded here.
+All parameters are drawn on the host, keyed by sample, so the host knows which samples an effect changes and the device
+never waits; they reach it in one copy. Single-precision views on a CPU are processed by compiled loops
+(`photometric_cpu.py`), views on a GPU by Triton kernels (`photometric_triton.py`). The reference of both, and the path
+of all other views, are torch operations: cheap effects run on the whole batch, with parameters that leave the other
+samples unchanged; hue and blur run only on the samples that they change. Order: jitter (its four parts in a random
+order per sample), gray, blur, solarize, invert, flip, turn, normalise. In between, values are floats in [0, 1], clamped
+after each part as torchvision does; unlike torchvision on uint8 images, nothing is rounded after a part.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,11 +16,10 @@ from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dist_ssl.core.draws import Draws, Floats, Purpose
+from dist_ssl.core.draws import Draws, Flags, Floats, Ints, Purpose
 from dist_ssl.data.images.packed import send
 from dist_ssl.data.images.resize import SMALLEST_LOOPED
 from dist_ssl.data.images.views import Augmentation
@@ -31,7 +30,7 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE, NOTHING = range(5)
 PARTS = 4
 CENTRE = np.array([1.0, 1.0, 1.0, 0.0], dtype=np.float32)
 LOWEST = np.array([0.0, 0.0, 0.0, -0.5], dtype=np.float32)
-"""Of the factors of the four parts: what changes nothing, and the smallest allowed."""
+"""Smallest allowed factors of the four parts; `CENTRE` holds the factors that change nothing."""
 NUMBERS = {
     Purpose.JITTER: 9,
     Purpose.GRAY: 1,
@@ -41,18 +40,16 @@ NUMBERS = {
     Purpose.FLIP: 1,
     Purpose.TURN: 2,
 }
-"""How many numbers a sample takes for each effect; the first decides whether it is touched."""
-Ints = npt.NDArray[np.int64]
-Flags = npt.NDArray[np.bool_]
+"""Count of random numbers per sample for each effect; the first of them decides whether the effect is applied."""
 
 
 def luma(x: Tensor) -> Tensor:
-    """[B, 3, H, W] -> [B, 1, H, W], ITU-R 601."""
+    """Return the luma, [B, 3, H, W] -> [B, 1, H, W], with the weights of ITU-R 601."""
     return LUMA[0] * x[:, 0:1] + LUMA[1] * x[:, 1:2] + LUMA[2] * x[:, 2:3]
 
 
 def blend(x: Tensor, other: Tensor, factor: Tensor) -> Tensor:
-    """factor * x + (1 - factor) * other, clamped to [0, 1]; factor [B, 1, 1, 1]."""
+    """Return factor * x + (1 - factor) * other, clamped to [0, 1]; factor [B, 1, 1, 1]."""
     return (factor * x + (1 - factor) * other).clamp_(0, 1)
 
 
@@ -70,7 +67,7 @@ def hue(x: Tensor, turns: Tensor) -> Tensor:
 
 
 def solarize(x: Tensor) -> Tensor:
-    """Invert what is bright."""
+    """Invert the values (x -> 1 - x) from `SOLARIZE_FROM` on."""
     return torch.where(x < SOLARIZE_FROM, x, 1 - x)
 
 
@@ -81,7 +78,7 @@ def blur(x: Tensor, sigma: Tensor) -> Tensor:
 
 
 def gaussian_matrix(sigma: Tensor, size: int) -> Tensor:
-    """[B, 1, S, S]: row i holds the weights that pixel i gives to the pixels of its line, edges mirrored."""
+    """Return [B, 1, S, S]: row i holds the weights with which pixel i sums the pixels of its line, edges mirrored."""
     place = torch.arange(size, device=sigma.device, dtype=sigma.dtype)
     i, j = place[:, None], place[None, :]
     mirror_low, mirror_high = i + j, 2 * (size - 1) - j - i
@@ -94,15 +91,15 @@ def gaussian_matrix(sigma: Tensor, size: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Looks:
-    """What each sample of a batch is to look like."""
+    """The photometric parameters of every sample of a batch; flags are [B] bool."""
 
     order: Ints
-    """[B, 4] the parts of the jitter in the sample's own order; NOTHING where one is left out."""
+    """Parts of the jitter in the order of each sample, [B, 4]; `NOTHING` where a part is left out."""
     factors: Floats
-    """[B, 4] of the parts; of the hue, in turns."""
+    """Factors of the parts, [B, 4]; that of the hue is a shift in turns."""
     gray: Flags
     sigma: Floats
-    """[B] of the blur, px; 0: none."""
+    """Standard deviation of the blur, [B], px; 0: no blur."""
     solarize: Flags
     invert: Flags
     transpose: Flags
@@ -110,22 +107,22 @@ class Looks:
     mirror_columns: Flags
 
     def of(self, rows: slice) -> "Looks":
-        """Of some of the samples."""
+        """Return the parameters of some of the samples."""
         return Looks(**{name: array[rows] for name, array in vars(self).items()})
 
 
 class Photometry:
-    """Applies the colour half of one recipe to one view slot. `mean`, `std`: per channel, of values in [0, 1]."""
+    """The photometric part of one recipe for one view slot. `mean`, `std`: per channel, for values in [0, 1]."""
 
     def __init__(self, recipe: Augmentation, slot: int, mean: Sequence[float], std: Sequence[float]) -> None:
         self.recipe, self.slot, self.mean, self.std = recipe, slot, mean, std
 
     def __call__(self, pixels: Tensor, ids: Ints, draws: Draws, dtype: torch.dtype) -> Tensor:
-        """[B, S, S, 3] uint8 on the device -> [B, 3, S, S] `dtype`, normalised, channels last in memory."""
+        """Augment [B, S, S, 3] uint8 on the device -> [B, 3, S, S] `dtype`, normalised, channels last in memory."""
         return colour([self], [pixels], ids, draws, dtype)[0]
 
     def change(self, pixels: Tensor, looks: Looks, there: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
-        """[B, S, S, 3] uint8 -> [B, 3, S, S] `dtype` by torch's operations; `there`: the looks, on the device."""
+        """Augment [B, S, S, 3] uint8 -> [B, 3, S, S] `dtype` with torch operations; `there`: `looks` on the device."""
 
         def changed(name: str, x: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
             return torch.where(there[name].view(-1, 1, 1, 1), change(x), x) if getattr(looks, name).any() else x
@@ -145,7 +142,10 @@ class Photometry:
         return normalise(x, self.mean, self.std).contiguous(memory_format=torch.channels_last).to(dtype)
 
     def looks(self, drawn: Mapping[Purpose, Floats]) -> Looks:
-        """What the NUMBERS drawn for some samples mean. Mirrored, then turned: a transposition and two mirrors."""
+        """Convert the `NUMBERS` drawn for some samples to parameters.
+
+        A flip followed by quarter turns becomes a transposition and two mirrorings.
+        """
         r = self.recipe
         order, factors = self._jitter(drawn[Purpose.JITTER])
         blurred = drawn[Purpose.BLUR]
@@ -182,9 +182,9 @@ def colour(
     dtype: torch.dtype,
     parts: int = 1,
 ) -> list[Tensor]:
-    """Each view [B, S, S, 3] of these samples by its own photometry, as that would do it alone.
+    """Augment each view [B, S, S, 3] of the samples `ids` by its own photometry; same result as one call per view.
 
-    `parts`: equal parts of the batch that torch computes one by one.
+    `parts`: number of equal parts of the batch that torch operations process one after the other.
     """
     slots = range(changes[0].slot, changes[-1].slot + 1)
     assert [change.slot for change in changes] == list(slots)
@@ -236,7 +236,7 @@ def _by_torch(
 
 
 def _numbers(change: Photometry, view: Tensor, looks: Looks) -> tuple[Tensor, tuple[Any, ...], tuple[Any, ...]]:
-    """A view, what is known of its samples, and what they share, as loops and kernels take them."""
+    """Return a view, the parameters of its samples and those that they share, as loops and kernels take them."""
     turns = (looks.transpose, looks.mirror_rows, looks.mirror_columns)
     marks = np.stack([looks.gray, looks.solarize, looks.invert, *turns], axis=1).astype(np.int64)
     weight, shift = (np.array(v, np.float32) for v in _affine(change.mean, change.std))
@@ -244,14 +244,14 @@ def _numbers(change: Photometry, view: Tensor, looks: Looks) -> tuple[Tensor, tu
 
 
 def _in_loops(works: Sequence[tuple[Tensor, tuple[Any, ...], tuple[Any, ...]]]) -> list[Tensor]:
-    from dist_ssl.data.images.photometric_cpu import colour_views  # compiles: seconds, which small views do without
+    from dist_ssl.data.images.photometric_cpu import colour_views  # compiles (seconds): only where needed
 
     given = [(pixels.contiguous().numpy(), rows, rest) for pixels, rows, rest in works]
     return [found.permute(0, 3, 1, 2) for found in colour_views(given, torch.get_num_threads())]
 
 
 def jitter(x: Tensor, order: Ints, there: Tensor, factors: Tensor) -> Tensor:
-    """Brightness, contrast, saturation and hue, in each sample's own order [B, 4]; `there`: that, on the device."""
+    """Apply brightness, contrast, saturation and hue in each sample's own order [B, 4]; `there`: that on the device."""
     for part, on_device in zip(order.T, there.unbind(1), strict=True):
         if (part < HUE).any():
             x = _blend_some(x, on_device, factors)
@@ -267,7 +267,7 @@ def _rows(flags: Tensor, count: int) -> Tensor:
 
 
 def _hit(numbers: Floats, p: float) -> Flags:
-    """[B] whom an effect of probability p touches, by the first of a sample's numbers."""
+    """Return [B] bool: True where an effect of probability p applies, by the first of a sample's numbers."""
     flags: Flags = numbers[:, 0] < np.float32(p)
     return flags
 
@@ -284,14 +284,14 @@ def _blend_some(x: Tensor, part: Ints | Tensor, factors: Floats | Tensor) -> Ten
 
 
 def normalise(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """(x - mean) / std per channel."""
+    """Return (x - mean) / std per channel."""
     # made on the device: a copy of three numbers would make the host wait
     scale, shift = (torch.cat([x.new_full((1, 1, 1, 1), number) for number in v], 1) for v in _affine(mean, std))
     return torch.addcmul(shift, x, scale)
 
 
 def _affine(mean: Sequence[float], std: Sequence[float]) -> tuple[list[float], list[float]]:
-    """Factor and summand per channel that normalise."""
+    """Return the factor and the summand per channel that normalise values in [0, 1]."""
     return [1 / s for s in std], [-m / s for m, s in zip(mean, std, strict=True)]
 
 

@@ -1,10 +1,10 @@
-"""The colours of views on a CPU: one image at a time, while it lies in the cache, in loops that numba compiles.
+"""Photometric augmentation on the CPU: Numba loops that process one image at a time, while it is in the cache.
 
-Torch's operations stream a whole batch through memory some forty times; these loops do the same arithmetic in the
-same order as `photometric.py`, equal to float32 rounding, several times as fast. They hold no lock of Python's, so a
-batch is shared out over threads, and an image's values depend on neither thread nor batch. LLVM is given no licence
-to reorder or to fuse, so every CPU computes the same bits. Importing this module compiles them (seconds), once per copy
-of the code; after that it reads them from disk.
+Torch operations stream a whole batch through memory some forty times; these loops do the same arithmetic in the same
+order as `photometric.py`, equal up to float32 rounding, and are several times as fast. They release the GIL, so a batch
+is split over threads, and an image's values depend on neither thread nor batch. LLVM may not reorder or fuse these,
+so every CPU computes the same bits. Importing this module compiles them (seconds), once per copy of the code; later
+imports load them from disk.
 
 An image is three planes [3, S * S]; loops run over slices, whose indices LLVM knows to be in range.
 """
@@ -19,39 +19,38 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from dist_ssl.core.draws import Floats, Ints
+from dist_ssl.data.images.decode import Pixels
 from dist_ssl.data.images.numba_tools import compiled, entrance
 from dist_ssl.data.loader.buffers import Returning
 
-Floats = npt.NDArray[np.float32]
-Pixels = npt.NDArray[np.uint8]
-Ints = npt.NDArray[np.int64]
 F = np.float32
 RED, GREEN, BLUE = F(0.2989), F(0.587), F(0.114)
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 REACH = 5.5
-"""Deviations at which a Gaussian is cut off: less lies beyond than float32 resolves."""
+"""Number of standard deviations at which a Gaussian is cut off: the rest is below float32 resolution."""
 LINE = 16
-"""Numbers of a cache line, at which each view begins."""
+"""Floats per cache line: the memory of each view begins at a multiple of it."""
 BLOCK = 2048
-"""Numbers that a convolution holds in the innermost cache."""
+"""Floats per block of a convolution: a block stays in the L1 cache."""
 
 
 @compiled
 def clamp(value: F) -> F:
-    """Into [0, 1]."""
+    """Clamp a value to [0, 1]."""
     low = value if value > F(0) else F(0)
     return low if low < F(1) else F(1)
 
 
 @compiled
 def luma(r: F, g: F, b: F) -> F:
-    """ITU-R 601."""
+    """Return the luma with the weights of ITU-R 601."""
     return RED * r + GREEN * g + BLUE * b
 
 
 @compiled
 def channel(value: F, chroma: F, sixth: F) -> F:
-    """One of red, green, blue from hue (in sixths of a turn, offset by the channel), value and chroma."""
+    """Return one RGB channel from value, chroma and hue (in sixths of a turn, offset by the channel)."""
     k = sixth - F(6) * np.floor(sixth * F(1 / 6))
     k = k if k < F(4) - k else F(4) - k
     return value - chroma * clamp(k)
@@ -59,7 +58,7 @@ def channel(value: F, chroma: F, sixth: F) -> F:
 
 @compiled
 def scale(x: Floats, factor: F, shift: F) -> None:
-    """x = clamp(factor * x + shift)."""
+    """Set x to clamp(factor * x + shift)."""
     for c in range(3):
         plane = x[c]
         for i in range(plane.size):
@@ -68,7 +67,7 @@ def scale(x: Floats, factor: F, shift: F) -> None:
 
 @compiled
 def mean_luma(x: Floats, line: Floats) -> float:
-    """The mean luma; `line` [BLOCK] holds partial sums, so that the loop is vectorised without being reordered."""
+    """Return the mean luma; `line` [BLOCK] holds partial sums, so that the loop is vectorised without reordering."""
     for i in range(line.size):
         line[i] = F(0)
     size = x.shape[1]
@@ -84,7 +83,7 @@ def mean_luma(x: Floats, line: Floats) -> float:
 
 @compiled
 def saturate(x: Floats, factor: F) -> None:
-    """Blend with the own luma; factor 0 is gray."""
+    """Blend the image with its own luma, in place; factor 0 gives gray."""
     r, g, b = x[0], x[1], x[2]
     for i in range(r.size):
         gray = (F(1) - factor) * luma(r[i], g[i], b[i])
@@ -95,7 +94,7 @@ def saturate(x: Floats, factor: F) -> None:
 
 @compiled
 def hue(x: Floats, turns: F) -> None:
-    """Turn the hue of HSV; value and saturation stay."""
+    """Turn the hue of HSV by `turns`, in place; value and saturation stay."""
     r, g, b = x[0], x[1], x[2]
     for i in range(r.size):
         red, green, blue = r[i], g[i], b[i]
@@ -113,7 +112,7 @@ def hue(x: Floats, turns: F) -> None:
 
 @compiled
 def gaussian(sigma: float, side: int) -> Floats:
-    """Half of a Gaussian's weights, from its middle on."""
+    """Return the weights of a Gaussian of `sigma` px from its middle on (one half)."""
     reach = min(math.ceil(REACH * sigma), side - 1)
     taps, total = np.empty(reach + 1, np.float32), 1.0
     for k in range(1, reach + 1):
@@ -125,7 +124,7 @@ def gaussian(sigma: float, side: int) -> Floats:
 
 @compiled
 def convolve(source: Floats, target: Floats, taps: Floats, stride: int, count: int) -> None:
-    """target[i] = sum over k of taps[|k|] * source[i + (k + reach) * stride], in blocks, two pairs of taps a pass."""
+    """Set target[i] = sum over k of taps[|k|] * source[i + (k + reach) * stride], in blocks, two tap pairs a pass."""
     reach = taps.size - 1
     for start in range(0, count, BLOCK):
         n = min(BLOCK, count - start)
@@ -147,7 +146,7 @@ def convolve(source: Floats, target: Floats, taps: Floats, stride: int, count: i
 
 @compiled
 def blur(x: Floats, sigma: float, first: Floats, second: Floats, side: int) -> None:
-    """Gaussian blur, mirrored at the edges: along rows that are padded, then along columns that are."""
+    """Blur by a Gaussian of `sigma` px, in place, along padded rows, then along padded columns; edges are mirrored."""
     taps = gaussian(sigma, side)
     reach = taps.size - 1
     width = side + 2 * reach
@@ -173,7 +172,7 @@ def blur(x: Floats, sigma: float, first: Floats, second: Floats, side: int) -> N
 
 @compiled
 def load(pixels: Pixels, x: Floats, line: Floats) -> None:
-    """[S, S, 3] of 0 to 255 -> planes of 0 to 1."""
+    """Load [S, S, 3] uint8 into planes `x` [3, S * S] of floats in [0, 1]."""
     flat = pixels.reshape(-1)
     third = line.size // 3
     for start in range(0, x.shape[1], third):
@@ -187,7 +186,7 @@ def load(pixels: Pixels, x: Floats, line: Floats) -> None:
 
 @compiled
 def solarize(x: Floats, bright: F) -> None:
-    """Invert what is at least as bright."""
+    """Invert values (x -> 1 - x) that are at least `bright`."""
     for c in range(3):
         plane = x[c]
         for i in range(plane.size):
@@ -196,7 +195,7 @@ def solarize(x: Floats, bright: F) -> None:
 
 @compiled
 def store(x: Floats, out: Floats, turn: Ints, weight: Floats, shift: Floats) -> None:
-    """Planes -> [S, S, 3], normalised; `turn`: transposed, rows mirrored, columns mirrored."""
+    """Write planes to `out` [S, S, 3], normalised; `turn` flags: transpose, mirror rows, mirror columns."""
     side, last = out.shape[0], out.shape[0] - 1
     p, q, s, t, u, v = weight[0], weight[1], weight[2], shift[0], shift[1], shift[2]
     for y in range(side):
@@ -218,7 +217,7 @@ def store(x: Floats, out: Floats, turn: Ints, weight: Floats, shift: Floats) -> 
 
 @compiled
 def jitter(x: Floats, order: Ints, factors: Floats, line: Floats) -> None:
-    """The parts of the jitter in this order; other numbers than theirs are nothing."""
+    """Apply the parts of the jitter in this order; any other number in `order` is skipped."""
     for part in order:
         if part == BRIGHTNESS:
             scale(x, factors[part], F(0))
@@ -241,7 +240,7 @@ def _colour(
     weight: Floats,
     shift: Floats,
 ) -> None:
-    """[B, S, S, 3] uint8 -> normalised floats; `marks` [B, 6]: gray, solarize, invert, and the three of `store`."""
+    """Augment [B, S, S, 3] uint8 into `out`; `marks` [B, 6]: flags gray, solarize, invert, and the three of `store`."""
     side, most = pixels.shape[1], 0.0
     for row in range(len(pixels)):
         most = max(most, sigma[row])
@@ -264,7 +263,7 @@ def _colour(
 
 SIGNATURE = "void(u1[:,:,:,::1],f4[:,:,:,::1],i8[:,::1],f4[:,::1],f4[::1],i8[:,::1],f4,f4[::1],f4[::1])"
 colour = entrance(SIGNATURE, _colour)
-"""`_colour`, compiled with all that it calls when this module is imported, or read from disk."""
+"""`_colour` with all functions that it calls, compiled at the import of this module or loaded from disk."""
 
 
 @cache
@@ -280,9 +279,9 @@ def _memory() -> Returning:
 def colour_views(
     given: Sequence[tuple[Pixels, tuple[npt.NDArray[Any], ...], tuple[Any, ...]]], threads: int
 ) -> list[torch.Tensor]:
-    """Views, each [B, S, S, 3], shared out over threads; they lie in one memory.
+    """Return the augmented views, [B, S, S, 3] float32 each, in one block of memory; the work is split over threads.
 
-    Of each: pixels; order, factors, sigma and marks, [B, ...]; what all its images share.
+    `given`, per view: pixels; order, factors, sigma and marks, [B, ...]; the arguments that all its images share.
     """
     sizes = [pixels.size + -pixels.size % LINE for pixels, _, _ in given]
     parts = torch.tensor_split(_memory().take(sum(sizes)), np.cumsum(sizes)[:-1].tolist())

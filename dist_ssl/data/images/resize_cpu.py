@@ -1,11 +1,12 @@
-"""The views of an image on a CPU, in one compiled call without Python's lock: the bits of torch's antialiased resize.
+"""Resize all views of an image on the CPU in one compiled call without the GIL, with the bits of torch's resize.
 
-That is: weights of a triangle as wide as the reduction, in double precision, as 16-bit integers of the precision that
-the largest of them leaves; along rows, rounded to uint8, then along columns, rounded again. Sums of integers are
-exact, so they may be taken in another order. Here the image is transposed once for all its views, so that both passes
-run along contiguous memory, which LLVM vectorises: torch reads a few bytes for every one that it writes.
+The algorithm is torch's antialiased one: triangle weights as wide as the reduction, computed in double precision and
+stored as 16-bit integers with as many fractional bits as the largest weight leaves; a pass along rows, rounded to
+uint8, then a pass along columns, rounded again. Sums of integers are exact, so their order may differ. Here the image
+is transposed once for all its views, so that both passes run along contiguous memory, which LLVM vectorises; torch's
+inner loop reads a few bytes for every byte that it writes.
 
-Importing this module compiles it (seconds), once per copy of the code; after that it is read from disk.
+Importing this module compiles it (seconds), once per copy of the code; later imports load it from disk.
 """
 
 import math
@@ -14,39 +15,39 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
+from dist_ssl.core.draws import Ints
+from dist_ssl.data.images.decode import Pixels
 from dist_ssl.data.images.numba_tools import bytes_at, compiled, entrance, load, shifted, store
 
-Pixels = npt.NDArray[np.uint8]
-Ints = npt.NDArray[np.int64]
 Weights = npt.NDArray[np.int16]
 Sums = npt.NDArray[np.int32]
 Int = np.int32
 Word = np.uint64
 BYTES, PAIRS, HALVES = Word(0x00FF00FF00FF00FF), Word(0x0000FFFF0000FFFF), Word(0x00000000FFFFFFFF)
 STEP = 32
-"""Lines are filled up to a multiple of so many bytes, so that no loop has a remainder."""
+"""Multiple, in bytes, to which the length of a line is rounded up, so that no vectorised loop has a remainder."""
 TAPS = 4
-"""Weights are used so many at a time; rows of them are filled up with zeros."""
+"""Number of weights applied per pass over a line; rows of weights are padded with zeros to a multiple of it."""
 MOST_BITS = 22
-"""Of a weight's precision."""
+"""Largest number of fractional bits of a weight."""
 
 
 @compiled
 def up(number: int, step: int) -> int:
-    """The next multiple of the step."""
+    """Round `number` up to a multiple of `step`."""
     return (number + step - 1) // step * step
 
 
 @compiled
 def exchange(a: Word, b: Word, shift: Word, mask: Word) -> tuple[Word, Word]:
-    """Two rows of a square after one step of its transposition: the parts beside the diagonal change places."""
+    """Return two rows of a square after one step of its transposition: off-diagonal blocks are swapped."""
     t = ((a >> shift) ^ b) & mask
     return a ^ (t << shift), b ^ t
 
 
 @compiled
 def turn_square(source: int, stride: int, target: int, step: int) -> None:
-    """8 x 8 bytes transposed from one address to another; rows lie `stride` and `step` bytes apart."""
+    """Transpose 8 x 8 bytes from address `source` to `target`; their rows are `stride` and `step` bytes apart."""
     x0, x1 = exchange(load(source), load(source + stride), Word(8), BYTES)
     x2, x3 = exchange(load(source + 2 * stride), load(source + 3 * stride), Word(8), BYTES)
     x4, x5 = exchange(load(source + 4 * stride), load(source + 5 * stride), Word(8), BYTES)
@@ -71,7 +72,7 @@ def turn_square(source: int, stride: int, target: int, step: int) -> None:
 
 @compiled
 def transpose(source: Pixels, start: int, stop: int, out: Pixels) -> None:
-    """Columns [start, stop) of [h, w] into the rows of `out`: squares of 8 x 8, the last ones overlap those before."""
+    """Write columns [start, stop) of `source` [h, w] as rows of `out`, in 8 x 8 squares; the last ones may overlap."""
     height, width = len(source), stop - start
     if height < 8 or width < 8:
         for i in range(width):
@@ -89,12 +90,16 @@ def transpose(source: Pixels, start: int, stop: int, out: Pixels) -> None:
 
 
 @compiled
-def weigh(given: int, wanted: int, spans: Ints, weights: Weights) -> int:
-    """Weights of `given` pixels in each of the `wanted`, and their precision in bits; `spans`: first one, count."""
-    scale = given / wanted
+def weigh(given: int, size: int, spans: Ints, weights: Weights) -> int:
+    """Compute the weights that resize a line of `given` pixels to `size`; return their number of fractional bits.
+
+    `spans` [size, 2] is filled with the first input pixel and the number of input pixels of each output pixel,
+    `weights` [size, taps] with their weights.
+    """
+    scale = given / size
     support = max(scale, 1.0)
-    found, most = np.zeros((wanted, weights.shape[1])), 0.0
-    for i in range(wanted):
+    found, most = np.zeros((size, weights.shape[1])), 0.0
+    for i in range(size):
         centre = scale * (i + 0.5)
         first = max(int(centre - support + 0.5), 0)
         count = min(int(centre + support + 0.5), given) - first
@@ -108,7 +113,7 @@ def weigh(given: int, wanted: int, spans: Ints, weights: Weights) -> int:
     bits = 0
     while bits < MOST_BITS and int(0.5 + most * (1 << (bits + 1))) < 1 << 15:
         bits += 1
-    for i in range(wanted):
+    for i in range(size):
         for k in range(weights.shape[1]):
             weights[i, k] = np.int16(0.5 + found[i, k] * (1 << bits))
     return bits
@@ -116,19 +121,19 @@ def weigh(given: int, wanted: int, spans: Ints, weights: Weights) -> int:
 
 @compiled
 def times(weight: Int, pixel: np.uint8) -> Int:
-    """Within 32 bits, where LLVM would see no reason to stay."""
+    """Return weight * pixel in 32 bits; the casts stop Numba from widening to 64 bits."""
     return Int(weight * Int(pixel))
 
 
 @compiled
 def four(p: Int, q: Int, r: Int, s: Int, a: np.uint8, b: np.uint8, c: np.uint8, d: np.uint8) -> Int:
-    """The weighted sum of four pixels."""
+    """Return the weighted sum of four pixels."""
     return Int(Int(times(p, a) + times(q, b)) + Int(times(r, c) + times(s, d)))
 
 
 @compiled
 def pixel(total: Int, bits: int) -> np.uint8:
-    """A sum without so many bits, at most 255."""
+    """Return a sum without its `bits` fractional bits, at most 255."""
     rounded = shifted(total, Int(bits))
     return np.uint8(rounded if rounded < Int(255) else Int(255))
 
@@ -137,7 +142,10 @@ def pixel(total: Int, bits: int) -> np.uint8:
 def blend(
     source: Pixels, row: int, stride: int, start: int, weights: Weights, count: int, bits: int, sums: Sums, out: Pixels
 ) -> None:
-    """`out` = the weighted sum of `count` rows from `row` on, every `stride`-th, from column `start` on."""
+    """Set `out` to the weighted sum of `count` rows, every `stride`-th from `row` on, starting at column `start`.
+
+    `sums`: scratch memory for sums over more than `TAPS` rows.
+    """
     size, half = out.size, Int(1 << (bits - 1))
     total = sums[:size]
     for k in range(0, count, TAPS):
@@ -160,7 +168,10 @@ def blend(
 
 
 def _cut(pixels: Pixels, places: Ints) -> None:
-    """`places` [V, 6]: left, top, right, bottom of every view's box, its side, and where its buffer begins."""
+    """Cut and resize the views of `pixels` [h, w, 3] into their buffers.
+
+    `places` [V, 6]: left, top, right, bottom of every view's box, its side (px), and the address of its buffer.
+    """
     left, top, right, bottom = places[:, 0].min(), places[:, 1].min(), places[:, 2].max(), places[:, 3].max()
     tallest, largest = (places[:, 3] - places[:, 1]).max(), places[:, 4].max()
     least = ((places[:, 2:4] - places[:, 0:2]) / places[:, 4:5]).max()
@@ -188,4 +199,4 @@ def _cut(pixels: Pixels, places: Ints) -> None:
 
 
 cut = entrance("void(u1[:,:,::1],i8[:,::1])", _cut)
-"""`_cut`, compiled with all that it calls."""
+"""`_cut`, compiled together with all functions that it calls."""

@@ -1,36 +1,34 @@
-"""From an encoded image to uint8 crops: geometry on the CPU, decoded once for all its views.
+"""Cut an encoded image into uint8 views: crops on the CPU, from one decode for all views of the image.
 
-`Recipe` says how one view is augmented; its crop half is drawn and cut here, its colour half on the device
-(`photometric.py`). Crops follow torchvision's RandomResizedCrop: an area and an aspect ratio are drawn up to ten
-times until the box fits, else the centre; resizing is bilinear with antialias.
+`Augmentation` says how one view is augmented: its crop is drawn and cut here, its colours, blur and flips are done on
+the device (`photometric.py`). Crops follow torchvision's RandomResizedCrop: an area and an aspect ratio are drawn up to
+ten times until the box fits, otherwise the centre is taken; resizing is bilinear with antialias.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from dist_ssl.config.validation import at_least, positive, require, shares
-from dist_ssl.core.draws import Draws, Floats, Purpose
-from dist_ssl.data.images.decode import MAX_PIXELS, Box, decode
+from dist_ssl.core.draws import Draws, Floats, Ints, Purpose
+from dist_ssl.data.images.decode import MAX_PIXELS, Box, Pixels, decode
 from dist_ssl.data.images.resize import cut_views
 from dist_ssl.errors import ConfigError
 
 TRIES = 10
 CROP_DRAWS = 2 * TRIES + 2
-Ints = npt.NDArray[np.int64]
-Pixels = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How one view is augmented. Probabilities 0 to 1; `*_p` is how often, the rest how strongly."""
+    """How one view is augmented. `*_p`: probability of an effect, 0 to 1; the other values: its strength."""
 
     crop_min: float
-    """Smallest share of the image's area in a crop."""
+    """Smallest share of the image's area in a crop, above 0."""
     crop_max: float = 1.0
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
     brightness: float = 0.0
@@ -42,19 +40,22 @@ class Augmentation:
     gray_p: float = 0.0
     blur_p: float = 0.0
     blur_min: float = 0.1
-    """Standard deviation of the Gaussian, px of the view."""
+    """Smallest standard deviation of the Gaussian blur, px of the view."""
     blur_max: float = 2.0
     solarize_p: float = 0.0
     invert_p: float = 0.0
-    """Light for dark in all channels."""
+    """Probability of inverting all channels (x -> 1 - x)."""
     flip_p: float = 0.5
     turn_p: float = 0.0
-    """By one, two or three quarter turns."""
+    """Probability of a rotation by one, two or three quarter turns."""
     local: bool = False
-    """For the local views, the smaller ones, and not for the global ones."""
+    """True: used for the local (smaller) views; False: for the global ones."""
 
     def at(self, magnitude: float) -> "Augmentation":
-        """The recipe at a strength of 0 to 1; 1 is as published. Jitter and crops grow milder, effects rarer."""
+        """Return the augmentation at a strength of 0 to 1, where 1 is as published.
+
+        A lower strength means weaker jitter, larger crops and rarer effects.
+        """
         if magnitude == 1:
             return self
         s = magnitude
@@ -75,7 +76,7 @@ class Augmentation:
 
 
 def checked(recipe: Augmentation, place: str) -> Augmentation:
-    """The recipe, whose keys `place` holds. Raises ConfigError where a number is outside its range."""
+    """Return the recipe; `place`: its config node, for messages. Raises ConfigError if a number is out of range."""
     r = recipe
     require(place, "more than 0 and at most 1", lambda value: 0 < value <= 1, crop_min=r.crop_min, crop_max=r.crop_max)
     require(place, f"at least crop_min={r.crop_min:g}", lambda value: value >= r.crop_min, crop_max=r.crop_max)
@@ -90,7 +91,7 @@ def checked(recipe: Augmentation, place: str) -> Augmentation:
 
 
 def crop_box(width: int, height: int, recipe: Augmentation, draws: Floats) -> Box:
-    """(left, top, right, bottom) in px of the image, from CROP_DRAWS uniform numbers."""
+    """Return a random crop (left, top, right, bottom) in px of the image. `draws`: `CROP_DRAWS` uniform numbers."""
     low, high = math.log(recipe.aspect[0]), math.log(recipe.aspect[1])
     *tried, across, down = draws.tolist()
     for share, turn in zip(tried[:TRIES], tried[TRIES:], strict=True):
@@ -105,7 +106,7 @@ def crop_box(width: int, height: int, recipe: Augmentation, draws: Floats) -> Bo
 
 
 def centre_box(width: int, height: int, aspect: tuple[float, float]) -> Box:
-    """The largest centred box whose aspect ratio lies within the bounds."""
+    """Return the largest centred box whose aspect ratio lies within the bounds (smallest, largest)."""
     w, h = width, height
     if width / height < aspect[0]:
         h = round(width / aspect[0])
@@ -116,9 +117,9 @@ def centre_box(width: int, height: int, aspect: tuple[float, float]) -> Box:
 
 
 def of_views(recipes: Sequence[Augmentation], views: int, local_views: int) -> list[Augmentation]:
-    """The recipe of every view: global views, then local ones, each kind takes turns at its own recipes.
+    """Return the recipe of every view, global views before local ones; each kind cycles through its own recipes.
 
-    Raises ConfigError where there is none for a kind.
+    Raises ConfigError if a kind has views but no recipe.
     """
     found: list[Augmentation] = []
     for local, count in ((False, views), (True, local_views)):
@@ -134,16 +135,20 @@ def of_views(recipes: Sequence[Augmentation], views: int, local_views: int) -> l
 
 
 def smallest_crop_scale(recipes: Sequence[Augmentation], size: int) -> int:
-    """Side, px, that a decoded image must keep so that no crop is upsampled more than the original forces."""
+    """Return the side, px, at which an image must be decoded so that no crop is enlarged more than at full size.
+
+    `size`: side of the views, px.
+    """
     narrowest = [r.crop_min * min(r.aspect[0], 1 / r.aspect[1]) for r in recipes]
     return math.ceil(size / math.sqrt(min(narrowest)))
 
 
 @dataclass(frozen=True)
 class Crops:
-    """What is cut from an image that is `width` x `height` px where it is whole: boxes in px of that, one per view.
+    """The crops of one image, as boxes in px of its original of `width` x `height` px, one per view.
 
-    `sizes`: side of every view, px; `max_pixels`: larger images are unreadable.
+    They can be cut from the original or from any smaller copy. `sizes`: side of every view, px; an image of more than
+    `max_pixels` is unreadable.
     """
 
     width: int
@@ -154,17 +159,17 @@ class Crops:
 
     @cached_property
     def tightest(self) -> tuple[int, int]:
-        """Of the view that shows the least for its size: its side, and the shorter side of its box."""
+        """Return the output size and the shorter box side of the most magnified view, px."""
         shorter = [min(right - left, bottom - top) for left, top, right, bottom in self.boxes]
         return max(zip(self.sizes, shorter, strict=True), key=lambda pair: pair[0] / pair[1])
 
     def enlarged(self, side: int) -> float:
-        """How many times the most enlarged crop grows where it is cut from a copy of the shorter side `side`, px."""
+        """Return the largest factor by which a crop is enlarged if cut from a copy whose shorter side is `side` px."""
         size, box = self.tightest
         return size * min(self.width, self.height) / (side * box)
 
     def placed(self, width: int, height: int) -> list[Box]:
-        """The boxes in a copy of width x height: each edge at the nearest of its pixels."""
+        """Return the boxes in px of a copy of width x height: each edge at the nearest pixel, sides at least 1 px."""
 
         def nearest(at: int, side: int, whole: int) -> int:
             return (2 * at * side + whole) // (2 * whole)
@@ -180,7 +185,8 @@ class Crops:
     def cut(self, data: bytes, out: Sequence[Pixels]) -> str:
         """Decode the image, or any copy of it, and write every view into its [side, side, 3] buffer.
 
-        Decoded no smaller than the boxes need. Why that was slow, if it was. Raises UnreadableError.
+        It is decoded no smaller than the boxes need. Returns the reason if decoding was slow, else an empty string.
+        Raises UnreadableError.
         """
         size, side = self.tightest
         least = -(-size * min(self.width, self.height) // side)
@@ -190,8 +196,34 @@ class Crops:
         return image.slow
 
 
+class ViewCutter(Protocol):
+    """Draws the crops of images and cuts their views: `Cutter` (random crops) and `Whole` (the whole image)."""
+
+    max_pixels: int
+    """Number of pixels above which an image is unreadable."""
+
+    def side(self, slot: int) -> int:
+        """Return the side of the view in this slot, px."""
+        ...
+
+    def draw(self, draws: Draws, ids: Ints) -> list[Floats]:
+        """Return the random numbers of every view, [B, n] each, for the samples `ids` [B]."""
+        ...
+
+    def cut(self, data: bytes, draws: Sequence[Floats], out: Sequence[Pixels]) -> str:
+        """Decode an image and write every view into its [side, side, 3] buffer. `draws`: one row of each of `draw`.
+
+        Returns the reason if decoding was slow (one of `decode.SLOW`), else an empty string. Raises UnreadableError.
+        """
+        ...
+
+    def crops(self, sides: tuple[int, int], draws: Sequence[Floats]) -> Crops:
+        """Return the crops of an image of this width and height, to be cut from it or from a smaller copy."""
+        ...
+
+
 class Cutter:
-    """Cuts all views of an image. `recipes`: one per view; `size`: side of all views, px, or of each of them.
+    """A `ViewCutter` of random crops. `recipes`: one per view; `size`: side of all views, px, or of each of them.
 
     Images of more than `max_pixels` are unreadable.
     """
@@ -204,18 +236,15 @@ class Cutter:
         self.needed = max(smallest_crop_scale([r], side) for r, side in zip(recipes, self.sizes, strict=True))
 
     def side(self, slot: int) -> int:
-        """Side of the view in this slot, px."""
+        """See `ViewCutter`."""
         return self.sizes[slot]
 
     def draw(self, draws: Draws, ids: Ints) -> list[Floats]:
-        """The random numbers of every view's crops, [B, CROP_DRAWS] each."""
+        """Return the random numbers of every view's crop, [B, CROP_DRAWS] each."""
         return list(draws.of_slots({Purpose.CROP: CROP_DRAWS}, ids, range(len(self.recipes)))[Purpose.CROP])
 
     def cut(self, data: bytes, draws: Sequence[Floats], out: Sequence[Pixels]) -> str:
-        """Decode once and write every view into its [side, side, 3] buffer; why that was slow, if it was.
-
-        Boxes are drawn in the decoded image, so that they lie on its pixels. Raises UnreadableError.
-        """
+        """See `ViewCutter`; the image is decoded once, and boxes are drawn in px of the decoded image."""
         image = decode(data, self.needed, self.max_pixels)
         height, width, _ = image.pixels.shape
         boxes = [crop_box(width, height, recipe, numbers) for recipe, numbers in zip(self.recipes, draws, strict=True)]
@@ -223,32 +252,32 @@ class Cutter:
         return image.slow
 
     def crops(self, sides: tuple[int, int], draws: Sequence[Floats]) -> Crops:
-        """What `draws` mean for an image of these sides, at whatever size it will be read."""
+        """See `ViewCutter`."""
         boxes = [crop_box(*sides, recipe, numbers) for recipe, numbers in zip(self.recipes, draws, strict=True)]
         return Crops(*sides, boxes, self.sizes, self.max_pixels)
 
 
 class Whole:
-    """Shows the whole image, squeezed to size x size: what probes look at. One view, nothing random."""
+    """A `ViewCutter` of one view: the whole image squeezed to size x size px, no random numbers. Used by probes."""
 
     def __init__(self, size: int, max_pixels: int = MAX_PIXELS) -> None:
         self.size, self.max_pixels = size, max_pixels
 
     def side(self, slot: int) -> int:
-        """Side of the one view, px."""
+        """See `ViewCutter`; there is one view."""
         return self.size
 
     def draw(self, draws: Draws, ids: Ints) -> list[Floats]:
-        """No numbers are needed."""
+        """Return empty arrays of random numbers, [B, 0]: none are needed."""
         return [np.empty((len(ids), 0), dtype=np.float32)]
 
     def cut(self, data: bytes, draws: Sequence[Floats], out: Sequence[Pixels]) -> str:
-        """Decode and resize into the one buffer; why that was slow, if it was. Raises UnreadableError."""
+        """See `ViewCutter`."""
         image = decode(data, self.size, self.max_pixels)
         height, width, _ = image.pixels.shape
         cut_views(image.pixels, [(0, 0, width, height)], out)
         return image.slow
 
     def crops(self, sides: tuple[int, int], draws: Sequence[Floats]) -> Crops:
-        """All of an image of these sides."""
+        """Return one crop that is the whole image."""
         return Crops(*sides, [(0, 0, *sides)], [self.size], self.max_pixels)

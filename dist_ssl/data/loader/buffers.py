@@ -1,4 +1,4 @@
-"""Where views are cut into: memory that is used again and again."""
+"""Reusable memory for views: uint8 buffers that views are cut into, and float memory that returns by itself."""
 
 import weakref
 from collections import deque
@@ -8,29 +8,28 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-Pixels = npt.NDArray[np.uint8]
+from dist_ssl.data.images.decode import Pixels
+
 Shapes = list[tuple[int, ...]]
-"""Of views."""
-
-
+"""Shapes of the views of a batch, (B, side, side, 3) each."""
 KEPT = 2
-"""Spare pieces of memory that are kept at most."""
+"""Largest number of unused blocks of memory that `Returning` keeps."""
 
 
 class Buffers(Protocol):
-    """Where views are cut into."""
+    """A source of buffers that views are cut into."""
 
     def take(self, shapes: Shapes) -> list[Pixels]:
-        """Buffers of views of these shapes, [B, side, side, 3] each, whatever is in them."""
+        """Return buffers of these shapes, [B, side, side, 3] each, with arbitrary contents."""
         ...
 
     def give(self, views: list[Pixels]) -> None:
-        """Buffers that are no longer looked at."""
+        """Give back buffers that are no longer read, for reuse."""
         ...
 
 
 class Spare:
-    """Memory of this process, used again while the shapes stay."""
+    """Buffers in memory of this process, reused as long as the shapes stay the same."""
 
     def __init__(self) -> None:
         self._spare: deque[list[Pixels]] = deque()
@@ -49,22 +48,22 @@ class Spare:
 
 
 class Returning:
-    """Memory for floats that is used again once the last tensor that lies in it is gone: nobody gives it back.
+    """Float memory that is reused once the last tensor in it is garbage-collected; it is never given back explicitly.
 
-    New memory is emptied by the kernel page by page, which takes as long as a few passes over it.
+    The kernel zeroes new memory page by page, which takes as long as a few passes over it: reuse saves that.
     """
 
     def __init__(self) -> None:
         self._spare: deque[npt.NDArray[np.float32]] = deque(maxlen=KEPT)
 
     def take(self, size: int) -> torch.Tensor:
-        """So many floats, [size], whatever is in them."""
+        """Return a float32 tensor [size] with arbitrary contents."""
         block = None
         while self._spare and block is None:
             found = self._spare.popleft()
             block = found if found.size == size else None
         if block is None:
             block = np.empty(size, dtype=np.float32)
-        lent = block.view()  # the tensor alone has it, as arrays that are made of it would not
+        lent = block.view()  # only the tensor refers to it: NumPy views of it would refer to `block`
         weakref.finalize(lent, self._spare.append, block).atexit = False
         return torch.from_numpy(lent)

@@ -1,8 +1,8 @@
-"""The main program of a loader process (loader_process.py), from its first moment on: it does not outlive its parent.
+"""The main program of a loader process (loader_process.py), which never outlives its parent.
 
-The parent's end of the control socket is held by nobody else, so it hangs up when the parent ends, however it ends.
-Signals that ask a run to stop reach every process of a group; they are the parent's to answer, which still needs
-batches for its step. Nothing heavy is loaded before both are seen to.
+Only the parent holds the other end of the control socket, so it hangs up when the parent ends, however that happens.
+Signals that ask a run to stop reach every process of a group; this process ignores them, because the parent handles
+them and still needs batches to finish its step. Both are set up before heavy modules are imported.
 """
 
 import os
@@ -20,7 +20,7 @@ def end_with_parent(control: Connection) -> None:
 
     def watch() -> None:
         poll = select.poll()
-        poll.register(control.fileno(), 0)  # for nothing but that it hangs up
+        poll.register(control.fileno(), 0)  # events 0: only a hang-up is reported
         poll.poll()
         os._exit(0)
 
@@ -28,7 +28,7 @@ def end_with_parent(control: Connection) -> None:
 
 
 def main(handle: int) -> None:
-    """Serve who holds the other end of this socket. Stop signals are blocked until here."""
+    """Serve the parent, which holds the other end of the socket `handle`. Stop signals must be blocked at the start."""
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
@@ -36,6 +36,6 @@ def main(handle: int) -> None:
     end_with_parent(control)
     open_journal()
 
-    from dist_ssl.data.loader.worker import serve
+    from dist_ssl.data.loader.deliveries import serve
 
     serve(control)

@@ -1,10 +1,11 @@
-"""Decode threads in a process of their own, one per rank, so that the one that feeds a GPU has its interpreter alone.
+"""Decode threads in a separate process, one per rank, so that they do not compete with training for the rank's GIL.
 
     process = LoaderProcess()
-    loader = process.serve(Loader(reader, threads))        # loads as that one does: the same bytes in the same order
+    loader = process.serve(Loader(reader, threads))        # yields the same bytes in the same order as that loader
 
-The views are cut into memory that both processes share (slots.py); what comes through the connection is what is known
-of them (serve.py). A process that is gone, however it ended, is an error here, never a wait.
+The views are cut into memory that both processes share (shared_buffers.py); messages about them come through a
+connection (deliveries.py). If the loader process has ended, however that happened, the caller gets an error and never
+waits forever.
 """
 
 import contextlib
@@ -26,10 +27,13 @@ import numpy as np
 import torch
 from torch.cuda import cudart
 
-from dist_ssl.data.loader.buffers import Pixels, Shapes
-from dist_ssl.data.loader.load import Cut, Loaded, Loader, Request, Upcoming
+from dist_ssl.data.images.decode import Pixels
+from dist_ssl.data.images.views import ViewCutter
+from dist_ssl.data.loader.buffers import Shapes
+from dist_ssl.data.loader.deliveries import LoadJob, ResultMessage
+from dist_ssl.data.loader.load import Loaded, Loader, Upcoming
 from dist_ssl.data.loader.shared_buffers import mapped
-from dist_ssl.data.loader.worker import LoadJob, ResultMessage
+from dist_ssl.data.order.requests import Request
 from dist_ssl.data.storage.fetch import Counts
 from dist_ssl.data.storage.manifest import Split
 from dist_ssl.data.storage.pyramid import Pyramid
@@ -41,13 +45,13 @@ MAIN = "dist_ssl.data.loader.loader_main"
 CODE = f"import sys; sys.path.insert(0, sys.argv[2]); from {MAIN} import main; main(int(sys.argv[3]))"
 ROOT = Path(__file__).parents[3]
 END_SECONDS = 5.0
-"""How long a process takes at most to end once its end of a connection is closed."""
+"""Longest wait for a process to end after its end of a connection has closed, s."""
 
 
 class LoaderProcess:
-    """A process that loads, started at once. `pin`: lock its buffers for copies to the GPU of this process.
+    """A process that runs loaders, started at construction. `pin`: lock its buffers in memory for copies to the GPU.
 
-    It ends with `close`, with this object, or with this process, whichever is first.
+    It ends with `close`, with the garbage collection of this object, or with this process, whichever comes first.
     """
 
     def __init__(self, pin: bool = False) -> None:
@@ -56,7 +60,7 @@ class LoaderProcess:
         self.served = 0
         self.control, theirs = Pipe()
         command = [sys.executable, "-P", "-c", CODE, MAIN, str(ROOT), str(theirs.fileno())]
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)  # it inherits that, until it ignores them
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)  # the child inherits that, until it ignores them
         try:
             with theirs:
                 self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
@@ -65,16 +69,16 @@ class LoaderProcess:
         self._end = weakref.finalize(self, _end, self.process, self.control)
 
     def serve(self, loader: Loader) -> "Served":
-        """A loader like this one, in that process."""
+        """Return a loader that runs this one in the loader process."""
         self.served += 1
         return Served(self, self.served, loader)
 
-    def begin(self, wanted: LoadJob) -> Connection:
-        """Begin a load; what it yields comes through the connection. Raises RuntimeError."""
+    def begin(self, job: LoadJob) -> Connection:
+        """Start a load and return the connection for its results. Raises RuntimeError if the process has ended."""
         connection, theirs = Pipe()
         with theirs:
             try:
-                self.control.send(wanted)
+                self.control.send(job)
                 send_handle(self.control, theirs.fileno(), self.process.pid)
             except OSError:
                 connection.close()
@@ -82,19 +86,19 @@ class LoaderProcess:
         return connection
 
     def lost(self) -> RuntimeError:
-        """Why nothing more comes from there."""
+        """Return the error that says how the process ended."""
         try:
             code = self.process.wait(END_SECONDS)
         except subprocess.TimeoutExpired:
             return RuntimeError(f"The loader process {self.process.pid} no longer answers.")
         if code == -signal.SIGKILL:
-            how = "was killed (SIGKILL): by a person, or by the system for want of memory"
+            how = "was killed (SIGKILL): by a user, or by the system because memory ran out"
         else:
             how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         return RuntimeError(f"The loader process {self.process.pid} {how}.")
 
     def close(self) -> None:
-        """End the process. What it was doing is lost, which harms nothing."""
+        """Kill the process. Batches in progress are lost, which does no harm."""
         self._end()
 
 
@@ -105,7 +109,7 @@ def _end(process: "subprocess.Popen[bytes]", control: Connection) -> None:
 
 
 class Served:
-    """A loader in another process; a `Supply`."""
+    """A `SampleLoader` whose loader runs in another process."""
 
     def __init__(self, process: LoaderProcess, number: int, loader: Loader) -> None:
         self.process, self.number, self.loader = process, number, loader
@@ -113,19 +117,24 @@ class Served:
 
     @property
     def split(self) -> Split:
-        """See `Supply`."""
+        """See `SampleLoader`."""
         return self.loader.split
 
     @property
     def pyramid(self) -> Pyramid | None:
-        """See `Supply`."""
+        """See `SampleLoader`."""
         return self.loader.pyramid
 
     def load(
-        self, requests: Iterable[Request], cutter: Cut, views: int, upcoming: Upcoming | None = None, waiting: int = 1
+        self,
+        requests: Iterable[Request],
+        cutter: ViewCutter,
+        views: int,
+        upcoming: Upcoming | None = None,
+        waiting: int = 1,
     ) -> Iterator[Loaded]:
-        """See `Supply`; requests and cutter are sent. Raises RuntimeError where the process is gone."""
-        connection = self.process.begin(self._wanted(requests, cutter, views, upcoming, waiting))
+        """See `SampleLoader`; requests and cutter are pickled. Raises RuntimeError if the process has ended."""
+        connection = self.process.begin(self._job(requests, cutter, views, upcoming, waiting))
         slots: dict[int, list[Pixels]] = {}
         pinned: list[list[Pixels]] = []
         try:
@@ -140,7 +149,7 @@ class Served:
                         pinned.append(slots[message.slot])
                 wait = time.monotonic() - started
                 yield Loaded(message.ids, slots[message.slot], message.valid, wait, message.unreadable, message.slow)
-                with contextlib.suppress(OSError):  # whoever waits for the next one finds out why
+                with contextlib.suppress(OSError):  # `_next` raises the reason
                     connection.send_bytes(b"")
         finally:
             connection.close()
@@ -148,23 +157,23 @@ class Served:
                 unpin(arrays)
 
     def costs(self) -> Mapping[str, float]:
-        """See `Supply`; of all loaders of the process."""
+        """See `SampleLoader`; the sum over all loaders of the process."""
         return self.process.counts.take()
 
     def close(self) -> None:
-        """End the process, and so all its loaders."""
+        """Kill the process, and with it all its loaders."""
         self.process.close()
 
-    def _wanted(
-        self, requests: Iterable[Request], cutter: Cut, views: int, upcoming: Upcoming | None, waiting: int
+    def _job(
+        self, requests: Iterable[Request], cutter: ViewCutter, views: int, upcoming: Upcoming | None, waiting: int
     ) -> LoadJob:
-        """The load, and the first time the loader with it: it is sent when the process has had time to start."""
+        """Return the job; the first one contains the loader, which is sent only when it is needed."""
         loader = None if self._sent else _lean(self.loader)
         self._sent = True
         return LoadJob(self.number, loader, requests, cutter, views, upcoming, waiting)
 
     def _next(self, connection: Connection) -> ResultMessage | None:
-        """What comes next, waited for. Raises what ended the load."""
+        """Wait for the next message and return it; None at the end. Raises the error that ended the load."""
         try:
             message: ResultMessage | Exception | None = connection.recv()
         except (EOFError, OSError):
@@ -177,7 +186,7 @@ class Served:
         return message
 
     def _slot(self, connection: Connection, shapes: Shapes) -> list[Pixels]:
-        """The arrays of a slot that was told of for the first time."""
+        """Receive the descriptor of a new slot and map it; return its arrays."""
         try:
             handle = recv_handle(connection)
         except (EOFError, OSError):
@@ -189,7 +198,7 @@ class Served:
 
 
 def _lean(loader: Loader) -> Loader:
-    """One with only what reading needs to know of its samples: there may be a hundred million."""
+    """Return a loader whose split has only the columns that reading needs: a split may have 100 million samples."""
 
     def lean(split: Split) -> Split:
         none, nothing = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.uint8)
@@ -201,7 +210,7 @@ def _lean(loader: Loader) -> Loader:
 
 
 def pin(arrays: list[Pixels]) -> bool:
-    """Lock the memory of a slot, so that the GPU copies from it directly; whether it is. If not, copies take longer."""
+    """Lock (pin) a slot's memory, so that the GPU copies from it directly; return False if copies are slower."""
     size = sum(array.nbytes for array in arrays)
     status = int(cudart().cudaHostRegister(arrays[0].ctypes.data, size, 0))  # type: ignore[no-untyped-call]
     if status:
@@ -211,7 +220,7 @@ def pin(arrays: list[Pixels]) -> bool:
 
 
 def unpin(arrays: list[Pixels]) -> None:
-    """Undo a `pin` that has locked them, before the memory goes."""
+    """Undo a `pin` that returned True; required before the memory is unmapped."""
     status = int(cudart().cudaHostUnregister(arrays[0].ctypes.data))  # type: ignore[no-untyped-call]
     if status:
         log.warning("Views stay locked in memory for the GPU (CUDA's error %s).", status)
@@ -219,6 +228,6 @@ def unpin(arrays: list[Pixels]) -> None:
 
 
 def clear_error() -> None:
-    """Take CUDA's pending error away: the kernel that is launched next would raise it, whatever that is about."""
+    """Consume CUDA's pending error: the next kernel launch would raise it."""
     with contextlib.suppress(RuntimeError):
         torch.ones(1, device="cuda")

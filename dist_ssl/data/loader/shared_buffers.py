@@ -1,6 +1,6 @@
-"""Memory that two processes share: views are cut into it in one and looked at in the other.
+"""Shared memory between two processes: one cuts views into it, the other reads them.
 
-It has no name, so the kernel frees it with the last process that has it open, however that one ends.
+It is anonymous (memfd), so the kernel frees it with the last process that has it open, however that process ends.
 """
 
 import math
@@ -9,29 +9,33 @@ import os
 
 import numpy as np
 
-from dist_ssl.data.loader.buffers import Pixels, Shapes
+from dist_ssl.data.images.decode import Pixels
+from dist_ssl.data.loader.buffers import Shapes
 
 
 def new_memory(size: int) -> int:
-    """A descriptor of so many bytes; they take up memory once they are written."""
+    """Return a file descriptor of `size` bytes of new memory; pages are allocated when they are first written."""
     handle = os.memfd_create("views")
     os.truncate(handle, size)
     return handle
 
 
 def mapped(handle: int, shapes: Shapes) -> list[Pixels]:
-    """The arrays of views of these shapes in it, one behind the other; unmapped with the last of them."""
+    """Map the memory of a descriptor; return uint8 arrays of these shapes, one after the other in it.
+
+    It is unmapped with the last of them.
+    """
     ends = np.cumsum([math.prod(shape) for shape in shapes])
     parts = np.split(np.frombuffer(mmap.mmap(handle, int(ends[-1])), dtype=np.uint8), ends[:-1])
     return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 class Slots:
-    """Numbered slots of shared memory, used again while the shapes stay; `Buffers` for a course."""
+    """`Buffers` of a `Pipeline` in numbered slots of shared memory, reused as long as the shapes stay the same."""
 
     def __init__(self) -> None:
         self._numbers: dict[int, int] = {}
-        """Of the slots that there are, by the address of their first view."""
+        """Number of every existing slot, by the address of its first view."""
         self._spare: list[list[Pixels]] = []
         self._handles: dict[int, int] = {}
         self._made = 0
@@ -55,15 +59,18 @@ class Slots:
         self._spare.append(views)
 
     def number(self, views: list[Pixels]) -> int:
-        """The number of the slot in which these views lie."""
+        """Return the number of the slot that holds these views."""
         return self._numbers[views[0].ctypes.data]
 
     def unsent_handle(self, number: int) -> int | None:
-        """The descriptor of a slot whose other process does not know it yet; close it once it was sent."""
+        """Return the descriptor of a slot once, for sending it to the other process; None after that.
+
+        The caller closes it after sending.
+        """
         return self._handles.pop(number, None)
 
     def close(self) -> None:
-        """Close the descriptors that were never sent; the memory goes with the arrays."""
+        """Close the descriptors that were never sent; the memory is freed with the arrays."""
         for handle in self._handles.values():
             os.close(handle)
         self._handles.clear()

@@ -1,12 +1,13 @@
-"""What was delivered: per step a commutative hash of the sample numbers that entered the engine on this rank.
+"""The ledger: per step a commutative hash of the sample numbers that were delivered to the engine on this rank.
 
-The sum of the ranks' hashes is the hash of the global batch at any world size. One file per attempt and rank, with a
+The sum of the ranks' hashes is the hash of the global batch at any world size. One file per attempt and rank, with one
 line per step:
 
     {"step": 7, "epoch": 0, "ranks": 2, "count": 48, "hash": ..., "replaced": 1, "replaced_hash": ...}
 
-(`replaced`: samples for which another stood in, where there are any) and one per save, {"saved": 8}: every line before
-it belongs to steps before that one. Lines of an attempt from the step on that a later attempt began with are void.
+(`replaced`, `replaced_hash`: number and hash of the unreadable samples that were replaced, if any) and one line per
+save, {"saved": 8}: every line before it belongs to a step below 8. Where a later attempt resumes at step s, the lines
+of earlier attempts for steps >= s are void.
 """
 
 import json
@@ -19,18 +20,18 @@ import numpy as np
 import numpy.typing as npt
 
 from dist_ssl.core.batch import Batch
+from dist_ssl.core.draws import Ints
 from dist_ssl.core.progress import Progress
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import DataError
 from dist_ssl.runtime import jsonl
 
 MASK = (1 << 64) - 1
-Ints = npt.NDArray[np.int64]
 Hashes = npt.NDArray[np.uint64]
 
 
 def mix(ids: Ints) -> Hashes:
-    """A 64-bit number for every sample number: splitmix64 (Steele et al. 2014)."""
+    """Return a 64-bit hash of every sample number, same shape: splitmix64 (Steele et al. 2014)."""
     z = ids.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -39,19 +40,19 @@ def mix(ids: Ints) -> Hashes:
 
 
 def hash_ids(ids: Ints) -> int:
-    """A 64-bit hash of a multiset of sample numbers: the sum of their mixed numbers."""
+    """Return a 64-bit hash of a multiset of sample numbers: the sum modulo 2^64 of their hashes."""
     return int(mix(ids).sum(dtype=np.uint64)) & MASK
 
 
 class Ledger:
-    """Appends to this attempt's and rank's file in `folder`."""
+    """The ledger file of this attempt and rank in `folder`, opened to append."""
 
     def __init__(self, folder: Path, attempt: int, world: World) -> None:
         self.ranks = world.size
         self.file: TextIO = jsonl.open_to_append(folder / f"attempt_{attempt:04d}_rank_{world.rank:05d}.jsonl")
 
     def record(self, progress: Progress, batch: Batch) -> None:
-        """Note that this batch made the step at this position."""
+        """Write the line of the step at this position, which used this batch."""
         ids = batch.ids.numpy()
         line = {"step": progress.step, "epoch": progress.epoch, "ranks": self.ranks}
         line |= {"count": len(ids), "hash": hash_ids(ids)}
@@ -61,7 +62,7 @@ class Ledger:
         self._write(line)
 
     def seal(self, progress: Progress) -> None:
-        """Note that a checkpoint of this position is about to be written, and have all lines on disk before it."""
+        """Note that a checkpoint of this position is about to be written, and fsync all lines before it is."""
         self._write({"saved": progress.step})
         os.fsync(self.file.fileno())
 
@@ -75,9 +76,9 @@ class Ledger:
 
 @dataclass(frozen=True)
 class Deliveries:
-    """The ledger of a run as columns, one row per line of a step: who delivered what.
+    """The ledger of a run as columns, one row per step and rank of an attempt.
 
-    `saves`: attempt and step of what was saved, where the rank's line before it is that of the step before.
+    `saves`: (attempt, step) of every save that directly follows the line of the step before, or begins its file.
     """
 
     step: Ints
@@ -91,12 +92,12 @@ class Deliveries:
     saves: set[tuple[int, int]]
 
     def restored(self) -> dict[int, int]:
-        """The step that each attempt began with, for those that made one."""
+        """Return the first step of each attempt that made at least one."""
         return {int(a): int(self.step[self.attempt == a].min()) for a in np.unique(self.attempt)}
 
 
 def read(folder: Path) -> Deliveries:
-    """All that was written. Raises DataError where a line is not of this version."""
+    """Read all ledger files of a folder. Raises DataError where a line lacks a key of this version."""
     rows: list[tuple[int, ...]] = []
     hashes: list[tuple[int, int]] = []
     saves: set[tuple[int, int]] = set()

@@ -1,58 +1,63 @@
-"""What the ledger says against what should have been delivered, which is computed anew from data, seed and plans.
+"""The audit: compares the ledger with the expected deliveries, which are recomputed from data, seed and plans.
 
-A rank's line of a step holds the number of its samples and the sum of their mixed numbers. Where that is not the sum
-expected, the difference tells more: one sample too few or too many, or one in another's place, is found by its mixed
-number, and the samples of another step or of another rank by their sum (chance agreement: below one in 10^9 for a
-data set of a million). What remains is called unclear: samples were lost or repeated, the hash cannot say which.
+A rank's line of a step holds the number of its samples and the sum of their hashes. Where the sum is not the expected
+one, the difference identifies the fault: a single sample that is missing, extra or exchanged is found by its own hash,
+and the samples of another step or rank by their sum (probability of a chance match: below one in 10^9 for a data set of
+a million). Any other difference is called unclear: samples were lost or repeated, and the hash cannot say which.
 """
 
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
-from dist_ssl.core.draws import Draws
-from dist_ssl.core.plan import EpochPlan
+from dist_ssl.core.draws import Draws, Ints
+from dist_ssl.core.plan import EpochPlan, epoch_samples
 from dist_ssl.data.order.lanes import EpochOrder
 from dist_ssl.data.order.ledger import Deliveries, hash_ids, mix
 
-Ints = npt.NDArray[np.int64]
-Hashes = npt.NDArray[np.uint64]
-WORD = 1 << 64
+MODULUS = 1 << 64
+"""Hashes are added modulo this number."""
 
 
 @dataclass(frozen=True)
 class EpochAudit:
-    """What became of the samples of one epoch, in its steps up to the last one that is final."""
+    """The fate of one epoch's samples, in its steps up to the last one that a checkpoint holds."""
 
     epoch: int
     steps: int
+    """Steps that were audited."""
     of_steps: int
+    """Steps of the whole epoch."""
     used: int
-    """Exactly once, at their step."""
+    """Number of samples that were delivered exactly once, at their step."""
     replaced: int
-    """Unreadable: another stood in for them, at their step."""
+    """Number of unreadable samples for which a replacement sample was delivered, at their step."""
     dropped: int
-    """Left over behind the last whole batch, as planned."""
+    """Number of samples left over after the last whole batch, as planned; 0 until the epoch is complete."""
     lost: Sequence[int]
+    """Samples that were never delivered."""
     repeated: Sequence[int]
+    """Samples that were delivered more than once."""
     moved: Sequence[int]
-    """Delivered once, but not at their step."""
+    """Samples that were delivered once, but not at their step."""
     unclear: int
-    """Of steps with another hash, from which it cannot be told whether these samples were lost or repeated."""
+    """Number of samples in steps with a wrong hash that does not show whether they were lost or repeated."""
     notes: Sequence[str]
-    """Which steps are wrong, and how."""
+    """One line for each wrong delivery: the step, and what is wrong."""
 
     @property
     def clean(self) -> bool:
-        """Nothing was lost, repeated or moved."""
+        """Return whether nothing was lost, repeated or moved."""
         return not (self.lost or self.repeated or self.moved or self.unclear or self.notes)
 
 
 @dataclass
 class Epoch:
-    """The samples of one epoch as they should have been delivered: `parts(ranks)` per step and rank."""
+    """The samples of one epoch as they should have been delivered, per step and rank.
+
+    `first_step`: the run's number of its first step; `num_samples`: in the whole data set.
+    """
 
     plan: EpochPlan
     order: EpochOrder
@@ -62,21 +67,21 @@ class Epoch:
 
     @property
     def steps(self) -> int:
-        """Steps of the whole epoch."""
-        return self.order.lane_length // self.plan.samples_per_lane
+        """Return the number of steps of the whole epoch."""
+        return epoch_samples(self.num_samples, self.plan.batch_size) // self.plan.batch_size
 
     def batch(self, step: int) -> Ints:
-        """The global batch of a step of the run, in rank order."""
+        """Return the sample numbers of the global batch of a step of the run, [batch_size], in rank order."""
         count = self.plan.samples_per_lane
         return self.order.batch(0, 1, (step - self.first_step) * count, count)
 
     def part(self, step: int, rank: int, ranks: int) -> Ints:
-        """One rank's part of it."""
+        """Return the sample numbers of one rank's part of a step, [batch_size / ranks]."""
         own: Ints = self.batch(step).reshape(ranks, -1)[rank]
         return own
 
-    def whose(self, hashed: int, ranks: int) -> tuple[int, int] | None:
-        """The step and rank whose part has this hash."""
+    def find_part(self, hashed: int, ranks: int) -> tuple[int, int] | None:
+        """Return the step and rank whose part has this hash, None where no part has it."""
         if ranks not in self._parts:
             table: dict[int, tuple[int, int]] = {}
             for step in range(self.first_step, self.first_step + self.steps):
@@ -87,7 +92,7 @@ class Epoch:
 
 
 def epochs(plans: Sequence[EpochPlan], sizes: Ints, seed: int, window: int) -> list[Epoch]:
-    """The epochs of a run, in order."""
+    """Return the epochs of a run, in order. `sizes`: samples per shard."""
     found: list[Epoch] = []
     first = 0
     for plan in plans:
@@ -98,9 +103,9 @@ def epochs(plans: Sequence[EpochPlan], sizes: Ints, seed: int, window: int) -> l
 
 
 class Audit:
-    """Compares the ledger with the epochs of a run.
+    """A comparison of the ledger with the epochs of a run.
 
-    `final`: steps that a checkpoint holds; `listed`: the samples that the quarantine names.
+    `final`: number of steps that the last checkpoint holds; `listed`: the samples that the quarantine lists.
     """
 
     def __init__(self, ledger: Deliveries, epochs: Sequence[Epoch], final: int, listed: Container[int]) -> None:
@@ -118,22 +123,22 @@ class Audit:
         self._starts = np.searchsorted(ledger.step[self._rows], np.arange(final + 1))
 
     def unsaved(self) -> list[str]:
-        """Attempts that went on from where nothing had been saved."""
+        """Return a message for each attempt that resumed from a step that no earlier attempt saved."""
         saved_by = self.ledger.saves
         return [
-            f"Attempt {attempt} went on from step {step}, of which no earlier attempt wrote a checkpoint."
+            f"Attempt {attempt} resumed from step {step}, but no earlier attempt wrote a checkpoint of that step."
             for attempt, step in sorted(self.ledger.restored().items())
             if step > 0 and not any(saved == step and by < attempt for by, saved in saved_by)
         ]
 
     def tallies(self) -> list[EpochAudit]:
-        """What became of the samples of every epoch of which a step is final."""
+        """Return the fate of the samples of every epoch of which a checkpoint holds at least one step."""
         return [self._tally(epoch) for epoch in self.epochs if epoch.first_step < self.final]
 
     def _tally(self, epoch: Epoch) -> EpochAudit:
         first, end = epoch.first_step, min(epoch.first_step + epoch.steps, self.final)
         times = np.zeros(epoch.num_samples, dtype=np.int64)
-        due, blurred = np.zeros_like(times, dtype=np.bool_), np.zeros_like(times, dtype=np.bool_)
+        due, unclear = np.zeros_like(times, dtype=np.bool_), np.zeros_like(times, dtype=np.bool_)
         strays: list[Ints] = []
         notes: list[str] = []
         replaced = 0
@@ -143,7 +148,7 @@ class Audit:
             for part, found, note in self._step(epoch, step, batch):
                 notes += [note] if note else []
                 if found is None:
-                    blurred[part] = True
+                    unclear[part] = True
                 elif note:
                     np.add.at(times, found, 1)
                     strays.append(np.setdiff1d(found, part))
@@ -151,12 +156,12 @@ class Audit:
                     times[part] += 1
             replaced += self._replaced(step, batch, notes)
         out_of_place = np.unique(np.concatenate([np.empty(0, dtype=np.int64), *strays]))
-        lost = np.flatnonzero(due & ~blurred & (times == 0))
+        lost = np.flatnonzero(due & ~unclear & (times == 0))
         repeated = np.flatnonzero(times > 1)
-        moved = out_of_place[(times[out_of_place] == 1) & ~blurred[out_of_place]]
-        once = due & ~blurred & (times == 1)
+        moved = out_of_place[(times[out_of_place] == 1) & ~unclear[out_of_place]]
+        once = due & ~unclear & (times == 1)
         once[moved] = False
-        complete = epoch.steps * epoch.plan.batch_size
+        complete = epoch_samples(epoch.num_samples, epoch.plan.batch_size)
         return EpochAudit(
             epoch=epoch.plan.epoch,
             steps=max(end - first, 0),
@@ -167,15 +172,15 @@ class Audit:
             lost=lost.tolist(),
             repeated=repeated.tolist(),
             moved=moved.tolist(),
-            unclear=int(blurred.sum()),
+            unclear=int(unclear.sum()),
             notes=notes,
         )
 
     def _step(self, epoch: Epoch, step: int, batch: Ints) -> Iterator[tuple[Ints, Ints | None, str]]:
-        """Per rank: what it should have delivered, what it did (None: it cannot be told), and what is wrong."""
+        """Yield per rank the expected samples, the delivered ones (None: unknown), and what is wrong ("": nothing)."""
         rows = self._rows[self._starts[step] : self._starts[step + 1]]
         if not len(rows):
-            yield batch, batch[:0], f"step {step}: the ledger has no line of it"
+            yield batch, batch[:0], f"step {step}: the ledger has no line for it"
             return
         ranks = int(self.ledger.ranks[rows[0]])
         sums = mix(batch).reshape(ranks, -1).sum(axis=1, dtype=np.uint64)
@@ -185,7 +190,7 @@ class Audit:
             if len(own) == 1 and self.ledger.count[own[0]] == len(part) and self.ledger.hash[own[0]] == sums[rank]:
                 yield part, part, ""
             elif not len(own):
-                yield part, part[:0], f"{place}: the ledger has no line of it"
+                yield part, part[:0], f"{place}: the ledger has no line for it"
             else:
                 for row in own:
                     found, how = self._found(epoch, part, int(self.ledger.count[row]), int(self.ledger.hash[row]))
@@ -193,40 +198,40 @@ class Audit:
                     yield part, found, f"{place}: {how}{again}"
 
     def _found(self, epoch: Epoch, part: Ints, count: int, hashed: int) -> tuple[Ints | None, str]:
-        """The samples behind a count and a hash, where they can be told, and in words."""
-        more, less = (hashed - hash_ids(part)) % WORD, (hash_ids(part) - hashed) % WORD
+        """Return the samples that a count and a hash stand for (None: unknown), and a description of the difference."""
+        more, less = (hashed - hash_ids(part)) % MODULUS, (hash_ids(part) - hashed) % MODULUS
         if count == len(part) and more == 0:
             return part, "as planned"
         if count == len(part) - 1 and (gone := self._number(less)) is not None and gone in part:
             return part[part != gone], f"sample {gone} is missing"
         if count == len(part) + 1 and (extra := self._number(more)) is not None:
-            return np.append(part, extra), f"sample {extra} is too many"
+            return np.append(part, extra), f"sample {extra} was added"
         if count == len(part) and (swap := self._swap(part, more)):
             gone, extra = swap
             return np.append(part[part != gone], extra), f"sample {extra} instead of sample {gone}"
         for ranks in {epoch.plan.lanes, *np.unique(self.ledger.ranks).tolist()}:
             for near in self.epochs[max(epoch.plan.epoch - 1, 0) : epoch.plan.epoch + 2]:
-                if count == near.plan.batch_size // ranks and (other := near.whose(hashed, ranks)):
+                if count == near.plan.batch_size // ranks and (other := near.find_part(hashed, ranks)):
                     return near.part(*other, ranks), f"the samples of step {other[0]}, rank {other[1]} of {ranks}"
-        return None, f"{count} samples instead of {len(part)}, which ones cannot be told from the hash"
+        return None, f"{count} samples instead of {len(part)}, and the hash does not identify them"
 
     def _number(self, mixed: int) -> int | None:
-        """The sample with this mixed number."""
+        """Return the sample with this hash, None where there is none."""
         place = int(np.searchsorted(self._mixed, np.uint64(mixed)))
         if place == len(self._mixed) or int(self._mixed[place]) != mixed:
             return None
         return int(self._by_hash[place])
 
     def _swap(self, part: Ints, more: int) -> tuple[int, int] | None:
-        """The sample that is gone and the one in its place, where one exchange explains the difference."""
-        wanted = mix(part) + np.uint64(more)  # modulo 2^64, as the hash is
-        places = np.minimum(np.searchsorted(self._mixed, wanted), len(self._mixed) - 1)
-        for at in np.flatnonzero(self._mixed[places] == wanted):
+        """Return the missing sample and the one delivered in its place, None unless one exchange explains `more`."""
+        candidates = mix(part) + np.uint64(more)  # modulo 2^64, as the hash is
+        places = np.minimum(np.searchsorted(self._mixed, candidates), len(self._mixed) - 1)
+        for at in np.flatnonzero(self._mixed[places] == candidates):
             return int(part[at]), int(self._by_hash[places[at]])
         return None
 
     def _replaced(self, step: int, batch: Ints, notes: list[str]) -> int:
-        """Samples of a step for which others stood in; each of them must be in the quarantine."""
+        """Return the number of replaced samples of a step; add a note where the quarantine does not list them all."""
         rows = self._rows[self._starts[step] : self._starts[step + 1]]
         count = int(self.ledger.replaced[rows].sum())
         if count:

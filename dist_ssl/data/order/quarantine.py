@@ -1,9 +1,9 @@
-"""The samples that could not be read: each listed once in a run, on every rank alike, and a run with too many stopped.
+"""The unreadable samples of a run: each is listed once, every rank knows the same list, too many stop the run.
 
-A rank that meets an unreadable sample keeps it until all ranks share their news, which they agree to do one step later
-and do before every save. So the list is the same at every world size, its order is that of the global batches, every
-sample of a checkpoint's past is in the list, and a resumed run reads there what was known. How many are too many is a
-share of the data set: the same samples are unreadable in every epoch, so they are counted once.
+A rank that meets an unreadable sample keeps it until all ranks exchange what they found: one step later, by agreement,
+and before every save. So the list is the same at every world size, its order is that of the global batches, it holds
+every unreadable sample met before a checkpoint, and a resumed run starts from it. The limit is a share of the data set:
+the same samples are unreadable in every epoch, so each is counted once.
 """
 
 import logging
@@ -29,8 +29,8 @@ REASONS_SHOWN = 3
 class Quarantine:
     """The unreadable samples of a run, one line each in `path`, which rank 0 writes.
 
-    `max_bad`: the share of the split's samples beyond which the run is stopped. All ranks make it together. Raises
-    DataError where too many are known already.
+    `max_bad`: the share of the split's samples above which the run is stopped. All ranks construct it together. Raises
+    DataError where the list already holds more than that.
     """
 
     def __init__(self, path: Path, split: Split, *, world: World, attempt: int, max_bad: Share) -> None:
@@ -42,33 +42,34 @@ class Quarantine:
 
     @property
     def news(self) -> bool:
-        """Whether this rank has met samples of which the others have not heard."""
+        """Return whether this rank has found unreadable samples that it has not shared yet."""
         return bool(self._found)
 
     @property
     def metrics(self) -> Mapping[str, float]:
-        """How many are known, per reason, by the keys of the metric table; the same on every rank."""
+        """Return the number of known unreadable samples per reason, by metric key; the same on every rank."""
         return self._metrics
 
     def record(self, progress: Progress, batch: Batch) -> None:
-        """Note and log what is unreadable in this batch and was not known."""
+        """Keep and log the unreadable samples of this batch that were not known yet."""
         for number, reason in batch.unreadable.items():
             if number in self._known or number in self._found:
                 continue
             row = self._row(progress, number, reason, batch.levels.get(number, 0))
             self._found[number] = row
             log.warning(
-                "Sample %s of %s cannot be read: %s. Another stands in for it.", row["key"], row["shard"], reason
+                "Sample %s of %s cannot be read: %s. A replacement sample is used.", row["key"], row["shard"], reason
             )
 
     def share_news(self, progress: Progress) -> None:
-        """Tell all ranks what each has met; all of them call it, after the step that led to this position.
+        """Exchange new unreadable samples between all ranks; every rank calls it after the step before this position.
 
-        Raises DataError on all of them where too many are known. A save may settle a step before the agreement would,
-        so the last step of an epoch under way is not judged yet: the run stops at the same step whenever it saves.
+        Raises DataError on every rank where too many are known. A save exchanges them one step earlier than the
+        agreement would, so within an epoch the samples of the last step are not counted yet: the step at which the run
+        stops does not depend on when it saves.
         """
-        told = self.world.collect(list(self._found.values()))
-        new = self._enter(sorted((row for own in told for row in own), key=lambda row: row["step"]))
+        gathered = self.world.collect(list(self._found.values()))
+        new = self._enter(sorted((row for own in gathered for row in own), key=lambda row: row["step"]))
         self._found = {}
         if new and self.world.rank == 0:
             jsonl.append(self.path, new)
@@ -76,7 +77,7 @@ class Quarantine:
         self._judge(sum(row["step"] < judged for row in self._known.values()))
 
     def _row(self, progress: Progress, number: int, reason: str, level: int) -> Row:
-        """The line of a sample: what it is, and where the run first met it."""
+        """Return the line of a sample: its identity, the reason, and where the run first met it."""
         read = self.split.levels[level - 1] if level else self.split
         return {
             "split": self.split.name,
@@ -90,7 +91,7 @@ class Quarantine:
         }
 
     def _enter(self, rows: list[Row]) -> list[Row]:
-        """Take rows into what is known; those that were not."""
+        """Add rows to the known ones, update the metrics, and return the rows that are new."""
         new: dict[int, Row] = {}
         for row in rows:
             if row["number"] not in self._known:
@@ -101,7 +102,7 @@ class Quarantine:
         return list(new.values())
 
     def _judge(self, count: int) -> None:
-        """Raise DataError where so many are more than may be."""
+        """Raise DataError where `count` unreadable samples are more than `max_bad` allows."""
         samples = len(self.split.samples)
         if count <= self.max_bad.of(samples):
             return
@@ -109,6 +110,6 @@ class Quarantine:
         worst = ", ".join(f"{number} x {reason}" for reason, number in reasons)
         raise DataError(
             f"{count} of the {samples} samples cannot be read ({worst}): more than data.max_bad={self.max_bad}.",
-            f"They are listed in {self.path}. Mend them and make the shards again, or allow for them in a new run: "
+            f"They are listed in {self.path}. Fix them and make the shards again, or allow for them in a new run: "
             f"data.max_bad='{math.ceil(100 * count / samples)} %'.",
         )

@@ -1,23 +1,33 @@
-"""What is asked of a loader, as values that may go to another process: it makes no difference who reads them."""
+"""The batches that a loader is asked for, as picklable values: the result is the same in whichever process it runs."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from dist_ssl.core.draws import Draws, Purpose
-from dist_ssl.data.loader.load import Request
+from dist_ssl.core.draws import Draws, Ints, Purpose
+from dist_ssl.core.partition import partition
 from dist_ssl.data.order.lanes import EpochOrder
 
-Ints = npt.NDArray[np.int64]
+
+@dataclass(frozen=True)
+class Request:
+    """Samples that are loaded together as one batch.
+
+    `ids`: [B] sample numbers in the manifest; `draws`: random numbers for the crops; `replacements`: the replacement
+    candidates for a row of the batch, as sample numbers in the order in which they are tried.
+    """
+
+    ids: Ints
+    draws: Draws
+    replacements: Callable[[int], Iterable[int]]
 
 
 @dataclass(frozen=True)
 class Steps:
-    """The requests of an epoch's steps, from `start` samples into every lane on, for rank `rank` of `size`.
+    """The requests for an epoch's steps of rank `rank` of `size`, from offset `start` in every lane on.
 
-    `count`: samples of every lane in a step; the last incomplete step is left out.
+    `count`: samples that a step takes from every lane; an incomplete last step is left out.
     """
 
     order: EpochOrder
@@ -28,22 +38,22 @@ class Steps:
 
     @property
     def starts(self) -> range:
-        """Where in the lanes each step begins."""
+        """Return the offset within the lanes at which each step begins."""
         return range(self.start, self.order.lane_length - self.count + 1, self.count)
 
     @property
     def shards(self) -> Ints:
-        """The shards that they need, in the order in which they come to them."""
+        """Return the shards that the steps read, in the order of their first use."""
         return self.order.shards_from(self.rank, self.size, self.start)
 
     def __iter__(self) -> Iterator[Request]:
         return map(self._request, self.starts)
 
     def _request(self, start: int) -> Request:
-        """This rank's samples of one step, and where a replacement for each of them is looked for."""
+        """Return the request for one step: this rank's samples, and the replacement candidates of each."""
         order, count = self.order, self.count
         ids = order.batch(self.rank, self.size, start, count)
-        first_lane = self.rank * order.lanes // self.size
+        first_lane = partition(order.lanes, self.rank, self.size).start
 
         def replacements(row: int) -> Iterator[int]:
             turn = order.draws.uniform(Purpose.REPLACEMENT, ids[row : row + 1], 0, 1)
@@ -55,7 +65,10 @@ class Steps:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The requests for `own` samples out of `numbers`, which are in ascending order, so many at a time."""
+    """The requests for the samples `own`, `batch` at a time.
+
+    `numbers`: the replacement candidates in ascending order, a superset of `own`.
+    """
 
     numbers: Ints
     own: Ints
@@ -66,7 +79,10 @@ class Chosen:
             yield self._request(self.own[start : start + self.batch])
 
     def _request(self, ids: Ints) -> Request:
-        """Any of the others may fill the place of an unreadable image: who looks at labels must see that it did."""
+        """Return the request for `ids`; any other sample may replace an unreadable one.
+
+        A replacement has another label: callers that use labels must check `valid`.
+        """
 
         def replacements(row: int) -> Iterator[int]:
             place = int(np.searchsorted(self.numbers, ids[row]))

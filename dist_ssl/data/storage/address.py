@@ -1,11 +1,11 @@
-"""Where data lies: a folder or a file, on this machine or behind an address; what is secret in it is never shown.
+"""Addresses of data: a folder or a file, local or remote; credentials in an address are never shown.
 
     data/demo   file:///data/demo                 this machine
     https://host/folder   s3://bucket/folder      a server, an object store (gs:// too)
-    pipe:COMMAND                                  what a shell command prints; %s in it becomes the file's name
+    pipe:COMMAND                                  the output of a shell command; %s in it is replaced by the file's name
 
-As text an address is without user, password and query, so messages, logs and configs cannot give them away; `url` is
-the whole of it.
+`str(address)` omits user, password and query, so that messages, logs and configs cannot reveal them; `login` and
+`query` hold them.
 """
 
 import re
@@ -25,18 +25,19 @@ PLACE = "%s"
 
 @dataclass(frozen=True)
 class Address:
-    """A folder or a file. `shown`: its address without what is secret, or its path."""
+    """A folder or a file. `shown`: its local path, or its address without credentials."""
 
     shown: str
     scheme: str = ""
-    """http, https, s3, gs, pipe; empty on this machine."""
+    """One of http, https, s3, gs, pipe; empty for a local path."""
     login: str = field(default="", repr=False)
-    """user:password."""
+    """Credentials as user:password, or empty."""
     query: str = field(default="", repr=False)
+    """Part after the `?`, which may hold a signature, or empty."""
 
     @classmethod
     def parse(cls, text: str) -> "Address":
-        """Read an address. Raises ConfigError."""
+        """Parse an address or a local path. Raises ConfigError where it is malformed or of an unsupported kind."""
         if text.startswith(PIPE):
             return _pipe(text)
         found = SCHEME.match(text)
@@ -47,7 +48,7 @@ class Address:
             return _file(text)
         if scheme not in (*WEB, *STORES):
             raise ConfigError(
-                f"{scheme}:// is no kind of address that shards can be read from.",
+                f"{scheme}:// addresses are not supported.",
                 "Use a local path, http(s)://, s3:// or gs://.",
             )
         place, _, query = rest.partition("?")
@@ -65,40 +66,40 @@ class Address:
 
     @property
     def local(self) -> bool:
-        """It lies on this machine, or on a file system of it."""
+        """Return whether it is on a file system of this machine."""
         return not self.scheme
 
     @property
     def path(self) -> Path:
-        """Where it lies on this machine."""
+        """Return the local path. Only for a local address."""
         assert self.local
         return Path(self.shown)
 
     @property
     def url(self) -> str:
-        """What to ask for: with the query, without user and password, which are sent beside it."""
+        """Return the URL to request: with the query, without user and password, which are sent as a header."""
         return f"{self.shown}?{self.query}" if self.query else self.shown
 
     @property
     def secret(self) -> bool:
-        """There is something that must not be shown."""
+        """Return whether it holds credentials or a query, which must not be shown."""
         return bool(self.login or self.query)
 
     def __truediv__(self, name: str) -> "Address":
-        """A file in this folder. Raises DataError where the name is an address of its own."""
+        """Return the address of a file in this folder. Raises DataError where the name is itself an address."""
         if name.startswith(PIPE) or SCHEME.match(name):
             raise DataError(
-                f"The manifest in {self} lists '{name}': an address is no file name.",
-                "Do not use this data: who wrote it may want a command to be run on your machine.",
+                f"The manifest in {self} lists '{name}': that is an address, not a file name.",
+                "Do not use this data: its author may want to run a command on your machine.",
             )
         if self.scheme == "pipe":
             return replace(self, shown=self.shown.replace(PLACE, shlex.quote(name)))
         return replace(self, shown=str(self.path / name) if self.local else f"{self.shown}/{quote(name)}")
 
     def scrub(self, text: str) -> str:
-        """A text of a library, which may quote the address, without what is secret."""
-        for word in filter(None, (self.query, self.login, *self.login.split(":", 1))):
-            text = text.replace(word, "***")
+        """Return a library's message, which may quote the address, with credentials and query replaced by ***."""
+        for secret in filter(None, (self.query, self.login, *self.login.split(":", 1))):
+            text = text.replace(secret, "***")
         return text
 
     def __str__(self) -> str:
@@ -106,7 +107,7 @@ class Address:
 
 
 def _file(text: str) -> Address:
-    """Of `file:///data/demo`."""
+    """Parse an address like `file:///data/demo`."""
     parts = urlsplit(text)
     if parts.netloc not in ("", "localhost"):
         raise ConfigError(f"{text} names the host {parts.netloc}: file:// means this machine.", "Write file:///path.")

@@ -1,11 +1,12 @@
-"""Whole, verified shards on a node's own disk, within a bound, shared by all processes that name the same folder.
+"""The node cache: whole, verified shards on a node's disk, bounded in size, shared by all processes using it.
 
-    SHA256.tar    a shard; its name is the hash of its content, so runs and data sets share what is the same
-    SHA256.part   one that is being fetched, at its full size from the start; whoever fetches it holds a lock on it
-    lock          held while room is made
+    SHA256.tar    a shard; its name is the hash of its content, so runs and data sets share equal shards
+    SHA256.part   a shard that is being fetched, at its full size from the start; the fetching process holds its lock
+    lock          held while older shards are evicted to make room
 
-The kernel drops the locks of a process that dies, so a part that nobody holds is rubbish, and is taken over by the next
-or removed. A part gets its name when its content has the hash, and never before: nothing else is ever served.
+The kernel releases the locks of a process that dies, so a part without a lock holder is left over from a dead process;
+the next process takes it over or removes it. A part is renamed to .tar only once its content has the expected hash, so
+a reader never sees anything else.
 """
 
 import contextlib
@@ -26,19 +27,19 @@ log = logging.getLogger(__name__)
 WHOLE, PART = ".tar", ".part"
 POLL_SECONDS = 0.05
 USED_SECONDS = 5.0
-"""How old the note may be that a shard is in use."""
+"""Longest time between two updates of the last-use time of a shard that is being read."""
 FETCHES = 2
-"""Of a shard whose content is not what the manifest says."""
+"""Number of fetches of a shard whose content does not have the manifest's hash, before it is refused."""
 
 
 class Cache:
-    """A folder of shards that stays below `size` bytes. Open files that were evicted can still be read."""
+    """A cache folder that holds at most `size` bytes. Open files can still be read after their eviction."""
 
     def __init__(self, folder: Path, size: int) -> None:
         self.folder, self.size = folder, size
 
     def find(self, sha256: str, size: int) -> FileIO | None:
-        """The shard, open, where it is here. Raises DataError where it is another user's."""
+        """Return the shard as an open file, None if it is not cached. Raises DataError if another user owns it."""
         path = self.folder / (sha256 + WHOLE)
         try:
             file = FileIO(path)
@@ -46,20 +47,22 @@ class Cache:
             return None
         state = os.fstat(file.fileno())
         self._check_owner(state)
-        if state.st_size != size:  # the machine lost power
+        if state.st_size != size:  # cut short by a power failure
             path.unlink(missing_ok=True)
             return None
         use(file)
         return file
 
     def obtain(self, name: str, sha256: str, size: int, fetch: Callable[[], Iterator[bytes]]) -> FileIO:
-        """The shard, open; fetched if need be, by one process at a time. `name`: for messages.
+        """Return the shard as an open file; fetch it first if it is not cached, in one process at a time.
 
-        Raises DataError where its content is not the manifest's, twice, and what `fetch` raises.
+        `name`: for messages. Raises DataError where two fetches do not give the manifest's content, where the shard
+        does not fit into the cache or its disk, or another user owns the cache; and whatever `fetch` raises.
         """
         if size > self.size:
             raise DataError(
-                f"{name} has {size} bytes, and the cache may hold {self.size}.", "Raise data.cache_bytes, or use none."
+                f"{name} has {size} bytes, and the cache may hold {self.size}.",
+                "Raise data.cache_bytes, or use no cache.",
             )
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._check_owner(self.folder.stat())
@@ -72,17 +75,17 @@ class Cache:
                     return self._fetch(part, name, sha256, size, fetch)
 
     def _check_owner(self, state: os.stat_result) -> None:
-        """Raise DataError for what is another user's: it could be anything."""
+        """Raise DataError for a file or folder that another user owns: its content cannot be trusted."""
         if state.st_uid != os.geteuid():
             raise DataError(
-                f"The cache {self.folder} belongs to another user.", "Name a folder of yours: data.cache=..."
+                f"The cache {self.folder} belongs to another user.", "Name a folder of your own: data.cache=..."
             )
 
     def _fetch(self, part: FileIO, name: str, sha256: str, size: int, fetch: Callable[[], Iterator[bytes]]) -> FileIO:
-        """Fill a part that is ours, and give it its name."""
+        """Fetch a shard into the part that this process has locked, verify and rename it; return it, open."""
         path = self.folder / (sha256 + PART)
         while not self._reserve(part, size, sha256):
-            time.sleep(POLL_SECONDS)  # others' parts fill the cache; they become shards, which can go
+            time.sleep(POLL_SECONDS)  # parts of other processes fill the cache; once complete, they can be evicted
         for _ in range(FETCHES):
             try:
                 found = _fill(part, fetch())
@@ -100,20 +103,20 @@ class Cache:
                 return file
             log.warning("%s has the sha256 %s; the manifest says %s", name, found, sha256)
         raise DataError(
-            f"{name} has the sha256 {found}; the manifest says {sha256}. So it was when it was fetched again.",
+            f"{name} has the sha256 {found}; the manifest says {sha256}. Fetching it again did not help.",
             "It has changed since it was indexed: put the old one back, or make the shards again.",
         )
 
     @contextmanager
     def _claimed(self, sha256: str) -> Iterator[FileIO | None]:
-        """The shard's part, locked; None where another process was done with it, or gone, while we waited."""
+        """Yield the shard's part, locked; None where the part was renamed or removed while this process waited."""
         path = self.folder / (sha256 + PART)
         with _open(path) as part:
             fcntl.flock(part, fcntl.LOCK_EX)
             if not _is(part, path):
                 yield None
                 return
-            part.truncate(0)  # a dead process may have reserved its space
+            part.truncate(0)  # a dead process may have left it at its full size
             try:
                 yield part
             finally:
@@ -121,7 +124,7 @@ class Cache:
                     path.unlink()
 
     def _reserve(self, part: FileIO, size: int, sha256: str) -> bool:
-        """Make room for a part and give it its full size; False where others' parts leave none."""
+        """Evict shards until a part fits and give it its full size; return False where other parts leave no room."""
         with _open(self.folder / "lock") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             used = self._parts(sha256)
@@ -138,14 +141,14 @@ class Cache:
             return True
 
     def _shards(self) -> Iterator[tuple[int, int, Path]]:
-        """When each shard was last in use, its size and its path."""
+        """Yield the time of last use (ns), the size in bytes and the path of each shard."""
         for path in self.folder.glob(f"*{WHOLE}"):
             with contextlib.suppress(FileNotFoundError):
                 state = path.stat()
                 yield state.st_mtime_ns, state.st_size, path
 
     def _parts(self, own: str) -> int:
-        """Bytes of others' parts; those of dead processes are removed."""
+        """Return the total bytes of other processes' parts; remove those of dead processes."""
         total = 0
         for path in self.folder.glob(f"*{PART}"):
             if path.stem == own:
@@ -162,17 +165,17 @@ class Cache:
 
 
 def use(file: FileIO) -> None:
-    """Note that an open shard is in use: what has not been for longest is evicted first."""
+    """Set the last-use time of an open shard to now: the least recently used shard is evicted first."""
     os.utime(file.fileno())
 
 
 def _open(path: Path) -> FileIO:
-    """A file to write, made if need be, whose content stays."""
+    """Open a file to read and write without truncating it; create it if it does not exist."""
     return FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+")
 
 
 def _is(file: FileIO | BufferedReader, path: Path) -> bool:
-    """Whether the path still leads to this open file."""
+    """Return whether the path still leads to this open file."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
@@ -180,7 +183,7 @@ def _is(file: FileIO | BufferedReader, path: Path) -> bool:
 
 
 def _fill(part: FileIO, chunks: Iterator[bytes]) -> str:
-    """Write what arrives; its sha256."""
+    """Write the chunks into a part from its start; return their sha256."""
     part.seek(0)
     hashed = hashlib.sha256()
     for chunk in chunks:

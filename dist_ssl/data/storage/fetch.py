@@ -1,7 +1,7 @@
-"""Bytes from elsewhere, with patience: what breaks off goes on at the byte that it had come to.
+"""Fetching with retries: a transfer that breaks off is continued at the byte that it had reached.
 
-Tries are counted since something last arrived, with pauses that double. Nothing of this reaches the order of the
-samples: it decides when bytes arrive, never which.
+Attempts are counted since a byte last arrived, with pauses that double. Retries change when bytes arrive, never which
+bytes: they have no influence on the order of the samples.
 """
 
 import logging
@@ -17,45 +17,55 @@ from dist_ssl.errors import DataError
 
 log = logging.getLogger(__name__)
 COSTS = ("fetched_bytes", "fetch_retries", "cache_hits", "cache_misses")
-"""Keys of the metric table that are always told."""
+"""Keys of the metric table that are always reported, also at 0."""
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How often to try for the next byte, and how long to wait in between."""
+    """Retry policy: number of attempts and pauses between them."""
 
     tries: int = 8
+    """Number of attempts in a row that bring no byte, after which a fetch fails."""
     first_seconds: float = 0.25
+    """Longest pause after the first failure; it doubles with each further one."""
     most_seconds: float = 30.0
+    """Upper bound of a pause."""
     stall_seconds: float = STALL_SECONDS
+    """Time without a byte after which an attempt has failed."""
 
     def pause(self, failures: int, asked: float = 0.0) -> float:
-        """Seconds before the next try; by chance a little shorter, so that the ranks do not come all at once."""
-        wanted = self.first_seconds * 2.0 ** (failures - 1) * random.uniform(0.75, 1.0)
-        return min(max(wanted, asked), self.most_seconds)
+        """Return the seconds to wait before the next attempt, at least the `asked` ones of the server.
+
+        A random factor of 0.75 to 1 keeps the ranks from repeating their requests all at once.
+        """
+        backoff = self.first_seconds * 2.0 ** (failures - 1) * random.uniform(0.75, 1.0)
+        return min(max(backoff, asked), self.most_seconds)
 
 
 @dataclass
 class Counts:
-    """What reading took, by the keys of the metric table; safe for threads."""
+    """Counters of reads and fetches, by the keys of the metric table; thread-safe."""
 
     values: dict[str, float] = field(default_factory=lambda: dict.fromkeys(COSTS, 0.0))
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, key: str, amount: float = 1.0) -> None:
-        """Count; by 0, for a key that is to be told of from now on."""
+        """Add to a counter; adding 0 makes its key reported from now on."""
         with self.lock:
             self.values[key] = self.values.get(key, 0.0) + amount
 
     def take(self) -> dict[str, float]:
-        """What was counted since the last time."""
+        """Return what was counted since the last call, and start again at 0."""
         with self.lock:
             taken, self.values = self.values, dict.fromkeys(self.values, 0.0)
         return taken
 
 
 class Fetcher:
-    """Fetches files and parts of files; safe for threads."""
+    """A client that fetches files and parts of files from any address, with retries; thread-safe.
+
+    `allow_pipe`: permits addresses that run a shell command.
+    """
 
     def __init__(self, patience: Patience | None = None, allow_pipe: bool = False) -> None:
         self.patience, self.allow_pipe = patience or Patience(), allow_pipe
@@ -64,20 +74,21 @@ class Fetcher:
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type["Fetcher"], tuple[Patience, bool]]:
-        """In another process it is one that has fetched nothing yet."""
+        """Pickle the arguments only: in another process it starts with empty counters and no connections."""
         return Fetcher, (self.patience, self.allow_pipe)
 
     def source(self, address: Address) -> Transport:
-        """What gets bytes from there, made on first use. Raises ConfigError."""
+        """Return the transport for an address, created on first use of its scheme. Raises ConfigError."""
         with self._lock:
             if address.scheme not in self._sources:
                 self._sources[address.scheme] = source(address, self.allow_pipe, self.patience.stall_seconds)
             return self._sources[address.scheme]
 
     def stream(self, address: Address, start: int, stop: int | None, ranged: bool = False) -> Iterator[bytes]:
-        """Bytes [start, stop) of a file, or to its end, each once. `ranged`: never more than these are sent.
+        """Yield the bytes [start, stop) of a file in chunks, each byte once; `stop` None: to its end.
 
-        Raises DataError; NoRangesError where a range is asked for and only the whole file is to be had.
+        `ranged`: the server must not send more than these. Raises DataError; NoRangesError where `ranged` is set and
+        only the whole file is available.
         """
         asked, at, failures = self.source(address), start, 0
         while stop is None or at < stop:
@@ -96,7 +107,10 @@ class Fetcher:
                 self._wait(address, error, failures)
 
     def read(self, address: Address) -> bytes:
-        """All of a file, wherever it lies. Raises FileNotFoundError where this machine has none, else DataError."""
+        """Return the content of a local or remote file.
+
+        Raises FileNotFoundError where a local file does not exist, otherwise DataError.
+        """
         if address.local:
             try:
                 return address.path.read_bytes()
@@ -104,11 +118,11 @@ class Fetcher:
                 raise
             except OSError as error:
                 raise unreadable(address, error) from error
-        size = self.size(address)  # asked for before, or the end of a body that was cut off would look like its own
+        size = self.size(address)  # requested first: without it a body that is cut off would look complete
         return b"".join(self.stream(address, 0, size))
 
     def size(self, address: Address) -> int | None:
-        """Bytes of a file, None where nobody says. Raises DataError."""
+        """Return the size of a remote file in bytes, None if the server does not report it. Raises DataError."""
         failures = 0
         while True:
             try:
@@ -118,7 +132,7 @@ class Fetcher:
                 self._wait(address, error, failures)
 
     def _wait(self, address: Address, error: OSError, failures: int) -> None:
-        """Pause before the next try. Raises DataError where there is none."""
+        """Sleep before the next attempt. Raises DataError after the last one."""
         if failures >= self.patience.tries:
             raise DataError(
                 f"{address} could not be fetched in {failures} tries: {error}.",
@@ -126,17 +140,17 @@ class Fetcher:
             ) from error
         seconds = self.patience.pause(failures, error.seconds if isinstance(error, BusyError) else 0.0)
         self.counts.add("fetch_retries")
-        log.warning("%s; trying again in %.1f s", error, seconds)
+        log.warning("%s; retrying in %.1f s", error, seconds)
         time.sleep(seconds)
 
 
 def unreadable(where: object, error: OSError) -> DataError:
-    """For a file of this machine that is there and cannot be read."""
+    """Return the error for a local file that exists and cannot be read."""
     return DataError(f"{where} cannot be read: {error.strerror}.", "Make it readable for the user who runs this.")
 
 
 def _too_long(address: Address, size: int) -> DataError:
     return DataError(
-        f"{address} has more than the {size} bytes that its manifest says.",
+        f"{address} has more than the {size} bytes that its manifest lists.",
         "It has changed since it was indexed: put the old one back, or make the shards again.",
     )

@@ -1,15 +1,14 @@
-"""What shards exist: a folder of WebDataset tars and the manifest that says where every sample lies in them.
+"""The manifest of a data set: lists the WebDataset tars of a folder and the position of every sample in them.
 
     manifest.json                 format; per split its shards: name, samples, bytes, sha256; names of classes, if known
     train.samples.safetensors     columns over the split's samples in shard order: offset and size of the image's bytes
-                                  within its tar, label (-1: none), and the keys, joined, with the end of each
+                                  within its tar, label (-1: none), and all keys concatenated, with the end of each
 
-A sample's number is its place in these columns. The hash of manifest.json, which holds the hash of the columns, is
-the data's identity. Smaller copies of the images are data sets like this one, in folders within (pyramid.py).
+A sample's number is its index in these columns. The hash of manifest.json, which contains the hash of the columns, is
+the data's identity. Smaller copies of the images are data sets of the same form, in subfolders (pyramid.py).
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -25,16 +24,17 @@ import xxhash
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.fetch import Fetcher, unreadable
 from dist_ssl.errors import DataError, nearest
+from dist_ssl.runtime.files import write_atomically
 
 FORMAT = 1
 NAME = "manifest.json"
 Row = tuple[str, *tuple[int, ...]]
-"""Of one sample: its key, and its numbers in the order of `columns`."""
+"""A sample as a row: its key, then its numbers in the order of `columns`."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar: its file name, samples, size in bytes and sha256."""
+    """One tar: its file name, number of samples, size in bytes and sha256."""
 
     name: str
     samples: int
@@ -44,37 +44,38 @@ class Shard:
 
 @dataclass(frozen=True)
 class Samples:
-    """Columns over the samples of a split, int64 each: where the image's bytes lie, and its label (-1: none).
+    """Columns over the N samples of a split: position of the image's bytes in its tar, label, key.
 
-    `widths`, `heights`: where these are smaller copies, of the whole originals, upright, px; 0 where one of them cannot
-    be decoded.
+    Numbers are [N] int64: offsets and sizes in bytes, labels (-1: none). `widths`, `heights`: only in a level of a
+    pyramid, the sides of the original image, upright, px; 0 where the original cannot be decoded.
     """
 
     offsets: npt.NDArray[np.int64]
     sizes: npt.NDArray[np.int64]
     labels: npt.NDArray[np.int64]
     keys: npt.NDArray[np.uint8]
-    """All keys, joined, UTF-8."""
+    """All keys, concatenated, in UTF-8."""
     key_ends: npt.NDArray[np.int64]
+    """Position in `keys` behind the last byte of each sample's key."""
     widths: npt.NDArray[np.int64] | None = None
     heights: npt.NDArray[np.int64] | None = None
 
     @property
     def columns(self) -> dict[str, npt.NDArray[Any]]:
-        """All columns that there are, by name."""
+        """Return the columns that are present, by name."""
         return {name: values for name, values in vars(self).items() if values is not None}
 
     def __len__(self) -> int:
         return len(self.offsets)
 
     def key(self, number: int) -> str:
-        """The key of one sample."""
+        """Return the key of one sample."""
         start = int(self.key_ends[number - 1]) if number else 0
         return bytes(self.keys[start : int(self.key_ends[number])]).decode()
 
 
 def columns(rows: Sequence[Row]) -> Samples:
-    """Samples of rows (key, offset, size, label), of copies with (..., width, height) of the original."""
+    """Build the columns from rows (key, offset, size, label), for copies (..., width, height) of the original too."""
     encoded = [row[0].encode() for row in rows]
     numbers = np.array([row[1:] for row in rows], dtype=np.int64).reshape(len(rows), -1 if rows else 3)
     names = ("offsets", "sizes", "labels", "widths", "heights")
@@ -86,7 +87,7 @@ def columns(rows: Sequence[Row]) -> Samples:
 
 
 def joined(parts: Sequence[Samples]) -> Samples:
-    """The samples of several runs of samples, one after the other."""
+    """Concatenate the columns of several parts, in order."""
     parts = [part for part in parts if len(part)]
     if not parts:
         return columns([])
@@ -100,8 +101,8 @@ def joined(parts: Sequence[Samples]) -> Samples:
 class Split:
     """One part of a data set (train, val): its shards in order and its samples.
 
-    `levels`: smaller copies of it, shard for shard and sample for sample, the smallest first; `side`: if this is one,
-    the shorter side of its images, px.
+    `levels`: smaller copies with the same shards and samples in the same order, the smallest first; `side`: shorter
+    side of the images in px if this is such a copy, otherwise 0.
     """
 
     folder: Address
@@ -113,35 +114,35 @@ class Split:
 
     @property
     def shard_sizes(self) -> npt.NDArray[np.int64]:
-        """Samples per shard."""
+        """Return the number of samples per shard, [shards]."""
         return np.array([shard.samples for shard in self.shards], dtype=np.int64)
 
     @cached_property
     def labelled(self) -> bool:
-        """Every sample has a label."""
+        """Return whether every sample has a label."""
         return bool((self.samples.labels >= 0).all())
 
     def address(self, shard: int) -> Address:
-        """Where a shard lies."""
+        """Return the address of a shard."""
         return self.folder / self.shards[shard].name
 
     def path(self, shard: int) -> Path:
-        """Where a shard of a folder on this machine lies."""
+        """Return the path of a shard in a local folder."""
         return self.address(shard).path
 
     def shard_of(self, number: int) -> int:
-        """The number of the shard in which a sample lies."""
+        """Return the number of the shard that holds a sample."""
         return int(np.searchsorted(self.ends, number, side="right"))
 
     @cached_property
     def ends(self) -> npt.NDArray[np.int64]:
-        """The number behind the last sample of each shard."""
+        """Return the number behind each shard's last sample, [shards]: the cumulative sum of `shard_sizes`."""
         return np.cumsum(self.shard_sizes)
 
     def check(self) -> None:
-        """Raise DataError where a shard on this machine is missing or has another size than the manifest says.
+        """Raise DataError where a shard of a local folder is missing or its size differs from the manifest's.
 
-        Asks the file system about each of them: once, where a run is submitted, is often enough.
+        Queries the file system for every shard, so call it only once, when a run is submitted.
         """
         for level in self.levels:
             level.check()
@@ -153,7 +154,7 @@ class Split:
 class Manifest:
     """A data set: its identity, its splits, and the names of its classes in the order of their labels, if known.
 
-    `copied`: how it was made, where it is a smaller copy of another one.
+    `copied`: parameters of its creation if it is a smaller copy of another data set, otherwise empty.
     """
 
     identity: str
@@ -162,7 +163,7 @@ class Manifest:
     copied: Mapping[str, Any] = field(default_factory=dict)
 
     def split(self, name: str) -> Split:
-        """One split. Raises DataError where there is none, or it is empty."""
+        """Return a split. Raises DataError where it does not exist or is empty."""
         if name not in self.splits:
             raise DataError(f"The data set has no split '{name}'.", nearest(name, self.splits))
         split = self.splits[name]
@@ -172,7 +173,7 @@ class Manifest:
 
 
 def check_shard(path: Path, shard: Shard) -> None:
-    """Raise DataError where a tar is missing, may not be looked at, or has another size than the manifest says."""
+    """Raise DataError where a tar is missing or not accessible, or its size differs from the manifest's."""
     try:
         size = path.stat().st_size if path.is_file() else None
     except OSError as error:
@@ -184,7 +185,7 @@ def check_shard(path: Path, shard: Shard) -> None:
 
 
 def size_differs(where: object, size: object, shard: Shard) -> DataError:
-    """For a tar whose size is not the manifest's."""
+    """Return the error for a tar whose size differs from the manifest's."""
     return DataError(
         f"Shard {where} has {size} bytes; the manifest says {shard.bytes}.",
         "The tar has changed since it was indexed: put the old one back, or make the shards again.",
@@ -197,38 +198,28 @@ def write(
     classes: Sequence[str] = (),
     copied: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the manifest of a data set whose tars lie in the folder; manifest.json comes last. See `Manifest`."""
+    """Write the manifest of a data set whose tars are in the folder; manifest.json is written last. See `Manifest`."""
     content: dict[str, Any] = {"format": FORMAT, "splits": {}}
     content |= {"classes": list(classes)} if classes else {}
     content |= {"copied": dict(copied)} if copied else {}
     for name, (shards, samples) in splits.items():
         file = f"{name}.samples.safetensors"
         data = safetensors.numpy.save(samples.columns)
-        _write_lasting(folder / file, data)
+        write_atomically(folder / file, data, sync=True)
         hashed = xxhash.xxh3_128_hexdigest(data)
         content["splits"][name] = {"shards": [asdict(s) for s in shards], "samples": file, "samples_xxh3": hashed}
     write_json(folder / NAME, content)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a file that is whole or not there."""
-    part = path.with_name(f".{path.name}")
-    _write_lasting(part, (json.dumps(content, indent=1) + "\n").encode())
-    part.replace(path)
-
-
-def _write_lasting(path: Path, data: bytes) -> None:
-    """Write a file and have it on disk: a machine may lose its power at once."""
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    """Write a JSON file atomically; it is on disk before it takes its name."""
+    write_atomically(path, json.dumps(content, indent=1) + "\n", sync=True)
 
 
 def read(folder: Path | Address, fetcher: Fetcher | None = None, inside: str = "") -> Manifest:
-    """Read a data set's manifest. Raises DataError where there is none or it does not fit.
+    """Read a data set's manifest. Raises DataError where it is missing, damaged or does not match its columns.
 
-    `inside`: a folder within (`level-160/`), for the data set that lies there; its shards are named from `folder`.
+    `inside`: subfolder of the data set, like `level-160/`; the names of its shards are then relative to `folder`.
     """
     where = folder if isinstance(folder, Address) else Address(str(folder))
     path, get = where / f"{inside}{NAME}", fetcher or Fetcher()

@@ -1,6 +1,6 @@
-"""Shards before they are needed: a few threads fetch them in the order in which the lanes come to them.
+"""Prefetching of shards: a few threads fetch them in the order in which the lanes will read them.
 
-What has been fetched and not yet been begun stays below a bound, so that it is not evicted before its time.
+The total size of shards that are fetched but not yet read is bounded, so that none is evicted before it is used.
 """
 
 import logging
@@ -15,7 +15,10 @@ THREADS = 4
 
 
 class Prefetcher:
-    """Calls `fetch` for the shards to come, at most `most` bytes ahead (one shard always). `sizes`: bytes per shard."""
+    """A few threads that call `fetch` for the shards that will be read next.
+
+    `sizes`: bytes per shard; `most`: bound in bytes of the shards that are prefetched and not yet read, at least one.
+    """
 
     def __init__(self, fetch: Callable[[int], None], sizes: list[int], most: int, threads: int = THREADS) -> None:
         self.fetch, self.sizes, self.most = fetch, sizes, most
@@ -28,18 +31,18 @@ class Prefetcher:
         self._closed = False
 
     def expect(self, shards: Iterable[int], sizes: list[int] | None = None) -> None:
-        """Forget what was expected before; these come now. `sizes`: the new ones, where they have changed."""
+        """Replace the queue of shards to fetch. `sizes`: new bytes per shard, if they have changed."""
         with self._state:
             self.sizes = sizes or self.sizes
             self._to_come, self._waiting, self._started = deque(shards), set(), set()
             self._closed = False
             for _ in range(min(self._threads, len(self._to_come)) - self._running):
                 self._running += 1
-                threading.Thread(target=self._work, name="fetch ahead", daemon=True).start()
+                threading.Thread(target=self._work, name="prefetch", daemon=True).start()
             self._state.notify_all()
 
     def begin(self, shard: int) -> None:
-        """Note that a shard is read now."""
+        """Note that a shard is being read: it no longer counts towards the bound and need not be fetched."""
         if shard not in self._started:
             with self._state:
                 self._started.add(shard)
@@ -47,13 +50,13 @@ class Prefetcher:
                 self._state.notify_all()
 
     def close(self) -> None:
-        """Begin no further fetch."""
+        """Start no further fetch."""
         with self._state:
             self._closed = True
             self._state.notify_all()
 
     def _next(self) -> int | None:
-        """The next shard to fetch, None at the end."""
+        """Return the next shard to fetch, once the bound allows it; None at the end."""
         with self._state:
             while self._to_come and not self._closed:
                 shard = self._to_come[0]
@@ -72,4 +75,4 @@ class Prefetcher:
             try:
                 self.fetch(shard)
             except (OSError, UserError) as error:
-                log.warning("Not fetched ahead: %s", error)  # whoever reads it finds out, and stops the run
+                log.warning("Prefetch failed: %s", error)  # the read of this shard repeats the error and stops the run

@@ -1,24 +1,23 @@
-"""Smaller copies of a data set's images, and which of them the views of a sample are cut from.
+"""The pyramid: smaller copies (levels) of a data set's images, and the choice of the level a sample is read at.
 
-    pyramid.json              of every level: its shorter side in px, what it loses (JPEG quality, chroma), its identity
-    level-160/manifest.json   the level, a data set of its own: the same splits, shard for shard, sample for sample
+    pyramid.json              for every level: its shorter side in px, its encoding (JPEG quality, chroma), its identity
+    level-160/manifest.json   the level, a data set of its own with the same splits, shards and samples, in order
 
-A level's columns hold the sides of the originals. So the boxes of a sample's crops are drawn in its original, whichever
-copy is read, and which one that is follows from the boxes alone: the same on every rank, before anything is fetched.
-Images that are no larger than a level stand in it as they are.
+A level's columns hold the sides of the originals. So the boxes of a sample's crops are drawn in its original whichever
+copy is read, and the level follows from the boxes alone: it is the same on every rank and known before any fetch.
+Images that are no larger than a level are stored in it unchanged.
 """
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from dist_ssl.core.draws import Draws, Floats
-from dist_ssl.data.images.views import Crops
+from dist_ssl.core.draws import Draws, Floats, Ints
+from dist_ssl.data.images.views import Crops, ViewCutter
 from dist_ssl.data.storage import manifest
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.fetch import Fetcher
@@ -28,21 +27,20 @@ from dist_ssl.errors import ConfigError, DataError
 FORMAT = 1
 NAME = "pyramid.json"
 MAX_UPSAMPLE = 1.25
-"""Less than what a published recipe does at full size: at 224 px it enlarges the smallest crops of a 500 x 375 image, a
-fifth of it, by 1.33."""
+"""Default bound on the enlargement of a crop. It is less than what a published recipe does at full size: at 224 px that
+enlarges the smallest crops of a 500 x 375 image, a fifth of its area, by 1.33."""
 LOOKED_AT = 512
-"""Samples from which it is told which levels an epoch reads."""
+"""Number of samples from which the levels that an epoch reads are predicted."""
 FOLDER = "level-"
-Ints = npt.NDArray[np.int64]
 
 
 def folder_of(side: int) -> str:
-    """Where the level of a side lies within the folder of the originals."""
+    """Return the name of a level's folder, within the folder of the originals. `side`: its shorter side, px."""
     return f"{FOLDER}{side}"
 
 
 def check_sides(sides: Sequence[int], key: str) -> None:
-    """Raise ConfigError where these cannot be the sides of levels; `key` is what bears them."""
+    """Raise ConfigError unless these are ascending whole numbers of px from 1; `key`: the config key, for messages."""
     text = f"{key}=[{','.join(map(str, sides))}]"
     if not sides:
         raise ConfigError(f"{text} names no level.", f"Write {key}=[160,256], say, or leave it out.")
@@ -61,7 +59,7 @@ def check_sides(sides: Sequence[int], key: str) -> None:
 
 
 def write(folder: Path, originals: Manifest) -> None:
-    """Note which whole levels lie in the folder of these originals."""
+    """Write pyramid.json: the complete levels that exist in the folder of these originals."""
     levels = {}
     for path in folder.glob(f"{FOLDER}*/{manifest.NAME}"):
         found = manifest.read(folder, inside=f"{path.parent.name}/")
@@ -72,7 +70,10 @@ def write(folder: Path, originals: Manifest) -> None:
 
 
 def read(where: Address, originals: Manifest, get: Fetcher) -> dict[int, dict[str, Any]]:
-    """How each level of these originals was made, by its side. Raises DataError where that does not fit."""
+    """Return the entry of pyramid.json for each level, by its side in px; empty where a local folder has no such file.
+
+    Raises DataError where the file is damaged or belongs to other originals, or a server does not have it.
+    """
     path = where / NAME
     try:
         text = get.read(path)
@@ -92,13 +93,13 @@ def read(where: Address, originals: Manifest, get: Fetcher) -> dict[int, dict[st
 
 
 def attach(originals: Manifest, where: Address, sides: Sequence[int], get: Fetcher) -> Manifest:
-    """The data set with these levels, its identity that of all of them together. Raises DataError."""
+    """Return the data set with these levels attached and an identity that covers them all. Raises DataError."""
     try:
         known = read(where, originals, get)
     except DataError as error:
         if where.local:
             raise
-        raise DataError(f"The levels of data.pyramid are not to be had: {error.problem}", error.remedy) from error
+        raise DataError(f"The levels of data.pyramid are not available: {error.problem}", error.remedy) from error
     lacking = [side for side in sides if side not in known]
     if lacking:
         there = f"it has {', '.join(map(str, sorted(known)))}" if known else "it has none"
@@ -117,7 +118,7 @@ def attach(originals: Manifest, where: Address, sides: Sequence[int], get: Fetch
 
 
 def level(where: Address, originals: Manifest, side: int, identity: str, get: Fetcher) -> Manifest:
-    """One level, known to be of these originals and of this identity. Raises DataError."""
+    """Return one level. Raises DataError where it has another identity or other samples than the originals."""
     found = manifest.read(where, get, inside=f"{folder_of(side)}/")
     if found.identity != identity:
         raise DataError(f"{where / folder_of(side)} is not the level that {NAME} beside it lists.", _remade(where))
@@ -136,7 +137,7 @@ def level(where: Address, originals: Manifest, side: int, identity: str, get: Fe
 
 
 def _corresponds(own: Split, split: Split) -> bool:
-    """Whether a level has the samples of its originals, shard for shard."""
+    """Return whether a level has the samples of its originals, shard for shard."""
     return (
         own.samples.widths is not None
         and np.array_equal(own.shard_sizes, split.shard_sizes)
@@ -149,25 +150,12 @@ def _remade(where: Address) -> str:
     return f"Remove {NAME} and the level's folder from {where} and make the level again."
 
 
-class Cropping(Protocol):
-    """Draws the crops of images and says where they lie in one of known sides; as `Cutter`."""
-
-    max_pixels: int
-
-    def draw(self, draws: Draws, ids: Ints) -> list[Floats]:
-        """Random numbers per view, [B, n] each."""
-        ...
-
-    def crops(self, sides: tuple[int, int], draws: Sequence[Floats]) -> Crops:
-        """What the numbers mean for an image of these sides."""
-        ...
-
-
 @dataclass(frozen=True)
 class Pyramid:
-    """Chooses the level at which a sample is read: 0 is the original, 1 the smallest. `sides`: of levels 1, 2, ..., px.
+    """The choice of the level at which a sample is read: 0 is the original, 1 the smallest copy.
 
-    A crop is enlarged by up to `max_upsample` (1: not at all) rather than cut from the next larger copy.
+    `sides`: shorter sides of the levels 1, 2, ..., px; `widths`, `heights`: sides of the originals, [N], px. A crop may
+    be enlarged by up to `max_upsample` (1: not at all) before a larger copy is read.
     """
 
     sides: tuple[int, ...]
@@ -177,7 +165,7 @@ class Pyramid:
 
     @classmethod
     def of(cls, split: Split, max_upsample: float) -> "Pyramid | None":
-        """The pyramid of a split; None where it has no levels."""
+        """Return the pyramid of a split; None where it has no levels."""
         if not split.levels:
             return None
         widths, heights = split.levels[0].samples.widths, split.levels[0].samples.heights
@@ -185,15 +173,15 @@ class Pyramid:
         assert heights is not None
         return cls(tuple(level.side for level in split.levels), widths, heights, max_upsample)
 
-    def crops(self, number: int, cutter: Cropping, numbers: Sequence[Floats]) -> Crops | None:
-        """What is cut from a sample; None where its original is unreadable, and so is the sample."""
+    def crops(self, number: int, cutter: ViewCutter, numbers: Sequence[Floats]) -> Crops | None:
+        """Return the crops of a sample; None where its original is unreadable, which makes the sample unreadable."""
         sides = int(self.widths[number]), int(self.heights[number])
         return cutter.crops(sides, numbers) if 0 < sides[0] * sides[1] <= cutter.max_pixels else None
 
     def level(self, crops: Crops | None) -> int:
-        """The smallest level at which no crop is enlarged by more than may be, or that is no smaller than the original.
+        """Return the smallest level that is as large as the original or enlarges no crop by more than `max_upsample`.
 
-        The original where there is none.
+        0, the original, where there is none, and for None.
         """
         if crops is None:
             return 0
@@ -205,14 +193,14 @@ class Pyramid:
         )
         return next(good, 0)
 
-    def expected(self, cutter: Cropping, draws: Draws) -> set[int]:
-        """The levels at which more than a few samples of an epoch are read."""
+    def expected(self, cutter: ViewCutter, draws: Draws) -> set[int]:
+        """Return the levels at which more than a few samples of an epoch are read, from a subset of the samples."""
         pixels = self.widths * self.heights
         known = np.flatnonzero((pixels > 0) & (pixels <= cutter.max_pixels))
         some = known[np.unique(np.linspace(0, max(0, len(known) - 1), LOOKED_AT).astype(np.int64))[: len(known)]]
         return set(self.levels(cutter, draws, some).values())
 
-    def levels(self, cutter: Cropping, draws: Draws, ids: Ints) -> dict[int, int]:
-        """The level at which each of these samples, [B], is read, by its number."""
+    def levels(self, cutter: ViewCutter, draws: Draws, ids: Ints) -> dict[int, int]:
+        """Return the level at which each of these samples, [B], is read, by its number."""
         drawn, rows = cutter.draw(draws, ids), enumerate(ids.tolist())
         return {number: self.level(self.crops(number, cutter, [n[row] for n in drawn])) for row, number in rows}

@@ -1,8 +1,8 @@
-"""The bytes of a sample, by its number.
+"""The reader: returns the encoded bytes of a sample, given its number.
 
-A shard on this machine: one positioned read. With a cache: the same, of a verified copy. Elsewhere without a cache: one
-range request per sample. Only the shards of the samples that are asked for are opened. A pyramid's levels have the
-shards of the originals again; the place of shard s of level l is l * (number of shards) + s, the originals' l being 0.
+A local shard takes one positioned read per sample; with a cache, the same from a verified copy; a remote shard without
+a cache takes one range request. Only shards of requested samples are opened. The levels of a pyramid repeat the shards
+of the originals: shard s of level l has the place l * (number of shards) + s, where l = 0 is the originals.
 """
 
 import os
@@ -26,13 +26,13 @@ MOST_OPEN = 32
 READ_TRIES = 4
 FIRST_PAUSE_SECONDS = 0.2
 PREFETCH_SHARE = 8
-"""Of the cache, the part that one rank fills ahead of need is 1 / (this * ranks of the node)."""
+"""Divisor that bounds prefetching: a rank prefetches up to 1 / (this * ranks of the node) of the cache."""
 
 
 class Reader:
-    """Reads samples of one split; safe for threads. The last `MOST_OPEN` files stay open.
+    """A reader for the samples of one split; thread-safe. The `MOST_OPEN` most recently used files stay open.
 
-    `scattered`: few samples of many shards are wanted, so a shard that is not in the cache is not fetched whole.
+    `scattered`: few samples of many shards will be read, so a shard that is not in the cache is not fetched whole.
     """
 
     def __init__(self, split: Split, access: Access | None = None, scattered: bool = False) -> None:
@@ -53,14 +53,14 @@ class Reader:
             self._prefetcher = Prefetcher(self._fetch, self._sizes(), most)
 
     def __reduce__(self) -> tuple[type["Reader"], tuple[Split, Access, bool]]:
-        """In another process it is one that has nothing open."""
+        """Pickle the arguments only: in another process it starts without open files."""
         return type(self), (self.split, self.access, self.scattered)
 
     def read(self, number: int, level: int = 0) -> bytes:
-        """The encoded image of a sample, at a level of the pyramid (0: the original).
+        """Return the encoded image of a sample at a level of the pyramid (0: the original).
 
-        Raises DataError where it cannot be had: its shard is gone or cut short, say.
-        An I/O error of this machine is tried again a few times: it is no fact about the sample.
+        Raises DataError where it cannot be read, for example because its shard is missing or cut short. A local I/O
+        error is retried a few times first: it says nothing about the sample.
         """
         for pause in range(READ_TRIES):
             try:
@@ -75,26 +75,26 @@ class Reader:
         raise AssertionError("unreachable")
 
     def expect(self, shards: Iterable[int], levels: Iterable[int] | None = None) -> None:
-        """Shards that will be read from now on, in this order: they are fetched ahead of need.
+        """Prefetch these shards, which will be read in this order.
 
-        `levels`: those of a pyramid at which more than a few samples will be read; by default all. Shards of another
-        level are not fetched whole.
+        `levels`: levels of the pyramid at which more than a few samples will be read; by default all. Shards of other
+        levels are not fetched whole.
         """
         self._expected = set(range(len(self.levels)) if levels is None else levels)
         if self._prefetcher:
             self._prefetcher.expect((int(shard) for shard in shards), self._sizes())
 
     def _sizes(self) -> list[int]:
-        """Bytes of every shard, at all levels that are expected together."""
+        """Return the bytes of every shard, summed over the expected levels."""
         parts = [self.levels[level].shards for level in self._expected]
         return [sum(shard.bytes for shard in same) for same in zip(*parts, strict=True)]
 
     def costs(self) -> dict[str, float]:
-        """What was fetched, and of a pyramid read, since the last time, by the keys of the metric table."""
+        """Return the counts of fetches, and of reads per pyramid level, since the last call, by metric key."""
         return self.access.fetcher.counts.take()
 
     def _read(self, number: int, level: int) -> bytes:
-        """One try. Raises OSError too."""
+        """Make one attempt to read a sample. Raises OSError too."""
         samples = self.levels[level].samples
         place = level * len(self.split.shards) + self.split.shard_of(number)
         offset, size = int(samples.offsets[number]), int(samples.sizes[number])
@@ -110,27 +110,27 @@ class Reader:
         return data
 
     def _shard(self, place: int) -> tuple[Shard, Address]:
-        """The shard of a place, and where it lies."""
+        """Return the shard of a place, and its address."""
         level, number = divmod(place, len(self.split.shards))
         return self.levels[level].shards[number], self.levels[level].address(number)
 
     def _range(self, place: int, offset: int, size: int) -> bytes:
-        """Part of a shard elsewhere."""
+        """Return part of a remote shard, by a range request or, where the server has none, from the cached shard."""
         address, fetcher = self._shard(place)[1], self.access.fetcher
         try:
             return b"".join(fetcher.stream(address, offset, offset + size, ranged=True))
         except NoRangesError:
             if self.access.cache is None:
                 raise DataError(
-                    f"{address} is only to be had whole, and there is no cache to keep it in.", "Set data.cache=auto."
+                    f"{address} can only be fetched whole, and there is no cache to keep it in.", "Set data.cache=auto."
                 ) from None
         file = self._keep(place, self._obtain(self.access.cache, place))
         return os.pread(file.fileno(), size, offset)
 
     def _file(self, place: int) -> FileIO | None:
-        """The open shard, None where it is not to be fetched whole.
+        """Return the open shard; None where it is not cached and should not be fetched whole.
 
-        One that is let go is closed once the last thread that reads it is done.
+        A file that is dropped from the open ones is closed once the last thread that reads it has finished.
         """
         with self._lock:
             file = self._files.get(place)
@@ -151,13 +151,13 @@ class Reader:
         return self._keep(place, found) if found else None
 
     def _note_use(self, place: int, file: FileIO) -> None:
-        """Now and then, tell the cache's other processes that this shard is being read."""
+        """Update the shard's last-use time in the cache, at most every `USED_SECONDS`."""
         if not self._in_place and time.monotonic() - self._used.get(place, 0.0) > USED_SECONDS:
             self._used[place] = time.monotonic()
             use(file)
 
     def _keep(self, place: int, file: FileIO) -> FileIO:
-        """Keep a file open; those that the cache has given up are let go, so that their space is free."""
+        """Keep a file open; drop files that the cache has evicted, so that their disk space is freed."""
         with self._lock:
             if not self._in_place:
                 for other in [s for s, f in self._files.items() if not os.fstat(f.fileno()).st_nlink]:
@@ -170,7 +170,7 @@ class Reader:
         return file
 
     def _fetch(self, shard: int) -> None:
-        """Have the shard in the cache, at the levels that are expected."""
+        """Fetch the shard into the cache, at every expected level."""
         assert self.access.cache
         for level in sorted(self._expected):
             self._obtain(self.access.cache, level * len(self.split.shards) + shard).close()
@@ -184,7 +184,7 @@ class Reader:
         return self.access.fetcher.stream(address, 0, shard.bytes)
 
     def close(self) -> None:
-        """Close all files; nothing more is fetched ahead."""
+        """Close all files and stop prefetching."""
         if self._prefetcher:
             self._prefetcher.close()
         with self._lock:

@@ -1,4 +1,4 @@
-"""How the shards of a data set are got at: with what patience, and through which cache of the node."""
+"""How shards are accessed: retry policy and node cache."""
 
 import itertools
 import os
@@ -18,7 +18,7 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class Access:
-    """How shards are got at. `cache`: None for reading them where they lie; `sharers`: ranks that share it."""
+    """Access to shards. `cache`: None to read them in place; `sharers`: number of the node's ranks that share it."""
 
     fetcher: Fetcher = field(default_factory=Fetcher)
     cache: Cache | None = None
@@ -26,24 +26,25 @@ class Access:
 
     @classmethod
     def to(cls, address: Address, cache: str | None, size: int, allow_pipe: bool = False, sharers: int = 1) -> "Access":
-        """What the keys of the config mean. `cache`: a folder, `auto` or None; `size`: its bytes. Raises ConfigError.
+        """Build the access from config keys. `cache`: a folder, `auto` or None; `size`: its bound in bytes.
 
-        `auto` keeps shards from elsewhere in the node's temporary folder, and none of this machine.
+        `auto` caches remote shards in the node's temporary folder and does not cache local ones. Raises ConfigError.
         """
         folder: Path | None = Path(cache) if cache else None
         if cache == AUTO:
             folder = None if address.local else Path(tempfile.gettempdir()) / f"dist_ssl-{os.geteuid()}"
         fetcher = Fetcher(allow_pipe=allow_pipe)
         if not address.local:
-            fetcher.source(address)  # refused now rather than at the first read
+            fetcher.source(address)  # raises ConfigError here rather than at the first read
         return cls(fetcher, Cache(folder, size) if folder else None, sharers)
 
     def check(self, split: Split, lanes: int, window: int) -> None:
-        """Raise DataError or ConfigError where a split's shards are not there, or its cache cannot serve `lanes` lanes.
+        """Raise DataError where a split's shards are missing, ConfigError where the cache is too small for the lanes.
 
-        On this machine all shards are looked at; elsewhere the first and the last, for each look is a request. Every
-        lane reads another shard, so a cache that does not hold one for each would fetch them again and again. Of a
-        pyramid that is a shard at every level and the original.
+        All shards of a local folder are checked; of a remote one only the first and the last, as each check costs a
+        request. Every lane of the node reads another shard, so a cache that cannot hold one per lane would fetch them
+        again and again. With a pyramid each of them counts at every level and as the original. `lanes`: number of
+        lanes that the node reads; `window`: number of samples shuffled together within a lane.
         """
         if split.folder.local:
             split.check()

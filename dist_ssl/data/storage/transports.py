@@ -1,7 +1,7 @@
-"""Bytes from elsewhere, asked for once: web servers, object stores, commands. Whoever wants more tries is fetch.py.
+"""Transports: one attempt to get bytes from a web server, an object store, a command or a file; fetch.py retries.
 
-What may go better the next time is an OSError (a stall, a reset, a busy server, a body cut short), what will not is a
-DataError with its remedy (not there, not allowed). No error quotes what is secret in an address.
+A failure that may go away is an OSError (a stall, a reset, a busy server, a body cut short); a permanent one is a
+DataError with its remedy (missing, not allowed). No error quotes the credentials in an address.
 """
 
 import base64
@@ -21,12 +21,12 @@ from dist_ssl.errors import ConfigError, DataError
 
 CONNECT_SECONDS = 10.0
 STALL_SECONDS = 30.0
-"""A connection on which nothing arrives for so long is given up."""
+"""Time without a byte after which a connection is given up."""
 CHUNK_BYTES = 1 << 18
 PIECE_BYTES = 1 << 23
-"""Of an object store, per request."""
+"""Bytes per request to an object store."""
 CONNECTIONS = 32
-"""Kept open per host."""
+"""Number of connections kept open per host."""
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs"}
 BUSY = (408, 425, 429)
 REFUSED = {
@@ -40,11 +40,11 @@ logging.getLogger("urllib3").setLevel(logging.ERROR)  # it logs addresses with t
 
 
 class NoRangesError(Exception):
-    """Only the whole file is to be had there."""
+    """A range was requested, but the server only sends whole files."""
 
 
 class BusyError(OSError):
-    """The server asks to be left alone. `seconds`: for how long, 0 where it does not say."""
+    """The server is busy and asks for a pause. `seconds`: its length, 0 if the server does not specify one."""
 
     def __init__(self, text: str, seconds: float) -> None:
         super().__init__(text)
@@ -52,22 +52,23 @@ class BusyError(OSError):
 
 
 class Transport(Protocol):
-    """One way to get bytes; safe for threads."""
+    """A way to get bytes from an address; thread-safe."""
 
     def stream(self, address: Address, start: int, stop: int | None, ranged: bool) -> Iterator[bytes]:
-        """Bytes [start, stop) of a file, or to its end; `ranged`: never more than these are sent.
+        """Yield the bytes [start, stop) of a file in chunks; `stop` None: to its end.
 
-        Raises OSError, DataError, and NoRangesError where a range is asked for and not to be had.
+        `ranged`: the server must not send more than these. Raises OSError, DataError, and NoRangesError where `ranged`
+        is set and ranges are not supported.
         """
         ...
 
     def size(self, address: Address) -> int | None:
-        """Bytes of a file, None where nobody says. Raises like `stream`."""
+        """Return the size of a file in bytes, None if the server does not report it. Raises like `stream`."""
         ...
 
 
 class Web:
-    """Web servers."""
+    """The transport for web servers (http, https)."""
 
     def __init__(self, stall_seconds: float = STALL_SECONDS) -> None:
         self.timeout = urllib3.Timeout(connect=CONNECT_SECONDS, read=stall_seconds)
@@ -75,7 +76,7 @@ class Web:
         self._lock = threading.Lock()
 
     def stream(self, address: Address, start: int, stop: int | None, ranged: bool) -> Iterator[bytes]:
-        """See `Source`."""
+        """See `Transport`."""
         end = "" if stop is None else stop - 1
         response = self._ask(address, {"Range": f"bytes={start}-{end}"} if start or ranged else {})
         skip = start
@@ -90,12 +91,12 @@ class Web:
                     yield chunk[skip:]
                 skip = max(0, skip - len(chunk))
         except (urllib3.exceptions.HTTPError, ssl.SSLError) as error:
-            raise OSError(_words(address, error)) from None
+            raise OSError(_describe(address, error)) from None
         finally:
-            response.close()  # what was not read is not worth the wait; a connection read to its end is kept
+            response.close()  # drops a connection with unread bytes; one read to its end stays in the pool
 
     def size(self, address: Address) -> int | None:
-        """See `Source`."""
+        """See `Transport`."""
         response = self._ask(address, {"Range": "bytes=0-0"})
         response.close()
         total = response.headers.get("Content-Range", "").rpartition("/")[2]
@@ -104,7 +105,7 @@ class Web:
         return int(total) if total.isdigit() else None
 
     def _ask(self, address: Address, headers: dict[str, str]) -> urllib3.BaseHTTPResponse:
-        """The answer of the server, its body not yet read."""
+        """Return the server's response with its body not yet read. Raises OSError, DataError."""
         headers = {**headers, "Accept-Encoding": "identity", "User-Agent": "dist_ssl"}
         if address.login:
             headers["Authorization"] = "Basic " + base64.b64encode(address.login.encode()).decode()
@@ -116,15 +117,15 @@ class Web:
             )
         except urllib3.exceptions.HTTPError as error:
             if isinstance(getattr(error, "reason", None), urllib3.exceptions.SSLError):
-                raise DataError(_words(address, error), "The server's certificate is not trusted here.") from None
-            raise OSError(_words(address, error)) from None
+                raise DataError(_describe(address, error), "The server's certificate is not trusted here.") from None
+            raise OSError(_describe(address, error)) from None
         if response.status not in (200, 206):
             response.close()
             raise _refusal(address, response)
         return response
 
     def _pool(self, address: Address) -> urllib3.PoolManager:
-        """Kept connections, through the proxy that the environment names for this host, if any."""
+        """Return the connection pool for an address, through the proxy that the environment sets for its host."""
         host = address.shown.partition("://")[2].partition("/")[0]
         proxy = urllib.request.getproxies().get(address.scheme, "")
         proxy = "" if urllib.request.proxy_bypass(host) else proxy
@@ -142,23 +143,23 @@ def _check_range(address: Address, response: urllib3.BaseHTTPResponse, start: in
 
 
 def _refusal(address: Address, response: urllib3.BaseHTTPResponse) -> OSError | DataError:
-    """What a status means."""
+    """Return the error that an HTTP status stands for: OSError if it may go away, otherwise DataError."""
     status = response.status
     if status >= 500 or status in BUSY:
         after = response.headers.get("Retry-After", "")
         return BusyError(f"{address} answered with status {status}", float(after) if after.isdigit() else 0.0)
-    what, remedy = REFUSED.get(status, ("cannot be had", "Check data.path."))
+    what, remedy = REFUSED.get(status, ("cannot be fetched", "Check data.path."))
     return DataError(f"{address} {what} (status {status}).", remedy)
 
 
-def _words(address: Address, error: Exception) -> str:
-    """What went wrong; an error of the library may quote the address."""
+def _describe(address: Address, error: Exception) -> str:
+    """Return a message for an error of urllib3, which may quote the address, without credentials."""
     reason = getattr(error, "reason", None) or error
     return f"{address}: {type(reason).__name__}: {address.scrub(str(reason))}"
 
 
 class Store:
-    """Object stores, through fsspec: s3fs and gcsfs are asked for when they are needed."""
+    """The transport for object stores, through fsspec. Raises ConfigError where s3fs or gcsfs is not installed."""
 
     def __init__(self, scheme: str, stall_seconds: float = STALL_SECONDS) -> None:
         package = PACKAGES[scheme]
@@ -178,19 +179,19 @@ class Store:
         self.files = fsspec.filesystem(scheme, skip_instance_cache=True, use_listings_cache=False, **options)
 
     def stream(self, address: Address, start: int, stop: int | None, ranged: bool) -> Iterator[bytes]:
-        """See `Source`."""
+        """See `Transport`."""
         end = self.size(address) if stop is None else stop
         assert end is not None
         for at in range(start, end, PIECE_BYTES):
             until = min(at + PIECE_BYTES, end)
             piece = self._ask(address, self.files.cat_file, start=at, end=until)
-            if piece:  # nothing at all is no progress
+            if piece:  # an empty chunk would reset the caller's count of failures
                 yield piece
             if len(piece) < until - at:
                 raise OSError(f"{address} was cut short after {at + len(piece)} bytes")
 
     def size(self, address: Address) -> int | None:
-        """See `Source`."""
+        """See `Transport`."""
         return int(self._ask(address, self.files.info)["size"])
 
     def _ask(self, address: Address, ask: Any, **options: Any) -> Any:
@@ -199,7 +200,7 @@ class Store:
         except (FileNotFoundError, PermissionError) as error:
             what, remedy = REFUSED[404 if isinstance(error, FileNotFoundError) else 403]
             raise DataError(f"{address} {what}: {error}.", remedy) from error
-        except Exception as error:  # the clients below have dozens of kinds, few of them OSErrors
+        except Exception as error:  # the store clients raise dozens of error classes, few of them OSErrors
             if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
                 raise DataError(
                     f"{address}: {str(error).rstrip('.')}.",
@@ -209,15 +210,15 @@ class Store:
 
 
 def _unquoted(address: Address) -> str:
-    """An object's name: it is no URL, whatever it looks like."""
+    """Return an object's name in its store: unlike a URL it is not percent-encoded."""
     return unquote(address.shown)
 
 
 class Pipe:
-    """What shell commands print, through webdataset's opener."""
+    """The transport for the output of shell commands, through webdataset's opener."""
 
     def stream(self, address: Address, start: int, stop: int | None, ranged: bool) -> Iterator[bytes]:
-        """See `Source`."""
+        """See `Transport`."""
         if ranged:
             raise NoRangesError
         gopen = importlib.import_module("webdataset.gopen")
@@ -229,27 +230,27 @@ class Pipe:
                 skip = max(0, skip - len(chunk))
 
     def size(self, address: Address) -> int | None:
-        """See `Source`."""
+        """See `Transport`."""
         return None
 
 
 class Files:
-    """Files on file systems of this machine, for a cache that is faster than they are."""
+    """The transport for files on this machine's file systems, for a cache that is faster than they are."""
 
     def stream(self, address: Address, start: int, stop: int | None, ranged: bool) -> Iterator[bytes]:
-        """See `Source`."""
+        """See `Transport`."""
         with address.path.open("rb", buffering=0) as file:
             file.seek(start)
             while chunk := file.read(CHUNK_BYTES):
                 yield chunk
 
     def size(self, address: Address) -> int | None:
-        """See `Source`."""
+        """See `Transport`."""
         return address.path.stat().st_size
 
 
 def source(address: Address, allow_pipe: bool, stall_seconds: float) -> Transport:
-    """What gets bytes from such an address. Raises ConfigError."""
+    """Return the transport for an address. Raises ConfigError where it is not allowed or its package is missing."""
     if address.local:
         return Files()
     if address.scheme in WEB:

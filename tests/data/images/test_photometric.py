@@ -82,7 +82,7 @@ def test_blends_equal_torchvision(part: int, change: Callable[[Tensor, float], T
 
 
 @pytest.mark.parametrize("part", [photometric.HUE, photometric.NOTHING])
-def test_who_is_not_blended_keeps_his_bits(part: int) -> None:
+def test_a_sample_that_is_not_blended_keeps_its_bits(part: int) -> None:
     x = floats(6, torch.float32)
     parts = np.array([part, photometric.CONTRAST, part, part, photometric.SATURATION, part])
     own = photometric._blend_some(x, parts, np.full((6, photometric.PARTS), 0.3))
@@ -164,7 +164,7 @@ def test_nothing_but_normalising_is_left_where_all_probabilities_are_zero() -> N
     torch.testing.assert_close(own, tv.normalize(floats(), list(MEAN), list(STD)), rtol=0, atol=1e-12)
 
 
-def test_a_view_is_channels_last_and_of_the_wanted_dtype(looped: bool) -> None:
+def test_a_view_is_channels_last_and_of_the_requested_dtype(looped: bool) -> None:
     out = Photometry(FULL, 0, MEAN, STD)(torch.from_numpy(images(5)), np.arange(5), Draws(0), torch.float32)
     assert (out.shape, out.dtype) == ((5, 3, 16, 16), torch.float32)
     assert out.is_contiguous(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""Crops: torchvision's boxes from our own draws, decoded once, and unreadable bytes told apart from images."""
+"""Crops: torchvision's boxes from our own draws, decoded once, and unreadable bytes distinguished from images."""
 
 import io
 import math
@@ -55,7 +55,7 @@ OUTSIDE: dict[str, tuple[dict[str, Any], str]] = {
     "blurs the wrong way round": ({"blur_max": 0.05}, "blur_max=0.05 is not possible: it is at least blur_min=0.1."),
     "more often than always": ({"turn_p": 1.5}, "turn_p=1.5 is not possible: it is a number from 0 to 1."),
 }
-"""Keys of a recipe outside their range, and what is said of them."""
+"""Keys of a recipe outside their range, and the expected message."""
 SIDES = st.integers(1, 700)
 RECIPES = st.builds(
     Augmentation,

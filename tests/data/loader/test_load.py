@@ -1,4 +1,4 @@
-"""What a request yields depends on the request alone; replacements keep the order."""
+"""The result of a request depends on the request alone; replacements keep the order."""
 
 import io
 import threading
@@ -12,7 +12,8 @@ from PIL import Image
 
 from dist_ssl.core.draws import Draws
 from dist_ssl.data.images.views import Augmentation, Cutter
-from dist_ssl.data.loader.load import Loaded, Loader, Request
+from dist_ssl.data.loader.load import Loaded, Loader
+from dist_ssl.data.order.requests import Request
 from dist_ssl.data.storage import manifest
 from dist_ssl.data.storage.read import Reader
 from dist_ssl.errors import DataError
@@ -65,7 +66,7 @@ def alone(split: manifest.Split, number: int, draws_of: int | None = None) -> li
 
 
 @pytest.mark.parametrize(("threads", "ahead"), [(1, 0), (1, 3000), (3, 0), (3, 10**4), (3, 10**9), (8, 2000)])
-def test_batches_do_not_depend_on_threads_or_on_how_far_ahead(split: manifest.Split, threads: int, ahead: int) -> None:
+def test_batches_do_not_depend_on_threads_or_on_ahead_bytes(split: manifest.Split, threads: int, ahead: int) -> None:
     with Reader(split) as reader:
         found = loaded(reader, epoch(), threads, ahead)
     assert [batch.ids.tolist() for batch in found] == [r.ids.tolist() for r in epoch()]
@@ -109,7 +110,7 @@ def test_no_readable_replacement_is_an_error_that_names_the_sample(
 ) -> None:
     with (
         Damaged(split, {9, 40, 41}) as reader,
-        pytest.raises(DataError, match="Sample 9 and every candidate to stand in for it are unreadable"),
+        pytest.raises(DataError, match="Sample 9 and every candidate to replace it are unreadable"),
     ):
         loaded(reader, iter([request([5, 9], {1: candidates})]))
 
@@ -144,7 +145,7 @@ def test_a_finished_iterator_ends_the_threads(split: manifest.Split) -> None:
 
 
 BYTES = 2 * 2 * 16 * 16 * 3
-"""Of the views of a request for two samples."""
+"""Size of the views of a request for two samples, bytes."""
 
 
 @pytest.mark.parametrize(
@@ -157,7 +158,7 @@ BYTES = 2 * 2 * 16 * 16 * 3
         (10**9, [2, 4, 6, 8, 10]),
     ],
 )
-def test_as_many_requests_are_begun_as_fit_but_always_the_next(
+def test_as_many_requests_are_started_as_fit_but_always_the_next(
     split: manifest.Split, ahead_bytes: int, started: list[int]
 ) -> None:
     asked = []

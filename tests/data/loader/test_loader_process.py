@@ -1,4 +1,4 @@
-"""A loader process loads what threads load, and ends with whoever needs it, however that one ends."""
+"""A loader process loads what threads load, and ends with its parent, however that one ends."""
 
 import gc
 import io
@@ -103,7 +103,7 @@ def stream(loader: SampleLoader) -> Stream:
 
 
 def same(own: Batch, other: Batch) -> bool:
-    """Whether two batches are equal to the bit, and in all that is told of them."""
+    """Return whether two batches are equal to the bit, and in all that is reported about them."""
     return (
         torch.equal(own.ids, other.ids)
         and torch.equal(own.valid, other.valid)
@@ -132,7 +132,7 @@ def at_work(process: LoaderProcess) -> bool:
 
 
 @pytest.mark.parametrize(("threads", "ahead", "start"), [(1, 0, 0), (3, 10**9, 0), (2, 20_000, 4)])
-def test_its_batches_are_those_of_threads_and_so_is_all_that_is_told_of_them(
+def test_its_batches_and_their_reports_are_those_of_threads(
     split: manifest.Split, process: LoaderProcess, threads: int, ahead: int, start: int
 ) -> None:
     loader = Loader(Reader(split), threads, ahead)
@@ -238,18 +238,18 @@ def test_the_errors_are_those_of_threads(
     for shard in cut:
         (tmp_path / shard.name).write_bytes(b"")
 
-    def words(loader: SampleLoader) -> str:
+    def text_of(loader: SampleLoader) -> str:
         with pytest.raises(DataError) as error:
             list(stream(loader).epoch(PLAN))
         return str(error.value)
 
     loader = Loader(Reader(gone), 1)
-    assert words(process.serve(loader)).splitlines()[1:] == words(loader).splitlines()[1:]
-    assert "ends within sample" in words(process.serve(loader))
+    assert text_of(process.serve(loader)).splitlines()[1:] == text_of(loader).splitlines()[1:]
+    assert "ends within sample" in text_of(process.serve(loader))
     nothing = Chosen(np.array([NOISE, CUT]), np.array([NOISE]), 4)
     loader = Loader(Reader(split), 1)
     for supply in (loader, process.serve(loader)):
-        with pytest.raises(DataError, match=f"Sample {NOISE} and every candidate to stand in for it are unreadable"):
+        with pytest.raises(DataError, match=f"Sample {NOISE} and every candidate to replace it are unreadable"):
             list(supply.load(nothing, Whole(20), 1))
     await_end(lambda: at_work(process))
 
@@ -300,10 +300,10 @@ def test_a_process_that_was_killed_is_an_error_that_says_so(split: manifest.Spli
     batches = served.epoch(PLAN)
     next(batches)
     process.process.kill()
-    words = f"The loader process {process.process.pid} was killed .SIGKILL.: by a person, or by the system for want"
-    with pytest.raises(RuntimeError, match=words):
+    message = f"The loader process {process.process.pid} was killed .SIGKILL.: by a user, or by the system because"
+    with pytest.raises(RuntimeError, match=message):
         list(batches)
-    with pytest.raises(RuntimeError, match=words):
+    with pytest.raises(RuntimeError, match=message):
         next(served.epoch(PLAN))
     process.close()
 
@@ -315,11 +315,11 @@ process = LoaderProcess()
 print(process.process.pid, flush=True)
 if sys.argv[1] == "used":
     import numpy as np
-    from dist_ssl.data.storage import manifest
-    from dist_ssl.data.loader.load import Loader
-    from dist_ssl.data.storage.read import Reader
-    from dist_ssl.data.order.requests import Chosen
     from dist_ssl.data.images.views import Whole
+    from dist_ssl.data.loader.load import Loader
+    from dist_ssl.data.order.requests import Chosen
+    from dist_ssl.data.storage import manifest
+    from dist_ssl.data.storage.read import Reader
     split, numbers = manifest.read(sys.argv[2]).split("train"), np.arange(40)
     batches = process.serve(Loader(Reader(split), 1)).load(Chosen(numbers, numbers, 4), Whole(20), 1)
     next(batches)

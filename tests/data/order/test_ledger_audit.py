@@ -175,10 +175,10 @@ def doubling(batches: Iterator[Batch], rank: int, plan: EpochPlan, start: int) -
 
 FAULTS = {
     "loses": (losing, (1, 0, 0, 0), "is missing"),
-    "repeats": (repeating, (0, 1, 0, 0), "is too many"),
+    "repeats": (repeating, (0, 1, 0, 0), "was added"),
     "replaces": (replacing, (1, 1, 0, 0), "instead of sample"),
     "swaps": (swapping, (0, 0, 2, 0), "instead of sample"),
-    "scrambles": (scrambling, (0, 0, 0, 6), "cannot be told from the hash"),
+    "scrambles": (scrambling, (0, 0, 0, 6), "the hash does not identify them"),
     "doubles": (doubling, (12, 12, 0, 0), "the samples of step 7, rank"),
 }
 
@@ -234,7 +234,7 @@ def test_a_run_that_goes_on_from_where_nothing_was_saved_is_found(tmp_path: Path
     run.saved = (replace(progress, step=4, lane_offset=8), [*used, []])
     finish(run)
     (problem,) = run.audit().unsaved()
-    assert problem.startswith("Attempt 2 went on from step 4")
+    assert problem.startswith("Attempt 2 resumed from step 4, ")
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -244,7 +244,7 @@ def test_a_rank_without_a_ledger_has_lost_its_samples(rank: int, tmp_path: Path)
     (tmp_path / "ledger" / f"attempt_0001_rank_{rank:05d}.jsonl").unlink()
     tallies = run.audit().tallies()
     assert [len(t.lost) for t in tallies] == [30, 30, 24]
-    assert all("the ledger has no line of it" in t.notes[0] for t in tallies)
+    assert all("the ledger has no line for it" in t.notes[0] for t in tallies)
 
 
 def test_a_replaced_sample_that_the_quarantine_does_not_list_is_found(tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def test_the_last_step_of_an_epoch_is_judged_at_its_end(demo_shards: Path, tmp_p
         kept.share_news(at(5).next_epoch())
 
 
-def await_device(world: World, folder: Path, shards: Path) -> tuple[list[str], bool]:
+def find_and_share(world: World, folder: Path, shards: Path) -> tuple[list[str], bool]:
     """Every rank meets samples of its own at two steps; what each knows in the end."""
     kept = quarantine(folder, shards, world, most="10 %")
     for step in (0, 1):
@@ -125,7 +125,7 @@ def await_device(world: World, folder: Path, shards: Path) -> tuple[list[str], b
 
 
 def test_all_ranks_know_the_same_and_stop_together(ranks: Ranks, demo_shards: Path, tmp_path: Path) -> None:
-    for known, stopped in ranks.run(await_device, 3, tmp_path, demo_shards):
+    for known, stopped in ranks.run(find_and_share, 3, tmp_path, demo_shards):
         assert known == ["bad_samples/reason 0", "bad_samples/reason 1"]
         assert stopped
     assert [row["number"] for row in jsonl.read(tmp_path / "quarantine.jsonl")] == [0, 10, 20, 1, 11, 21, 51]

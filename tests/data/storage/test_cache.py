@@ -1,4 +1,4 @@
-"""The cache serves whole, verified shards only, whoever dies; each is fetched once; it stays within its bound."""
+"""The cache serves whole, verified shards only, even if processes die; each is fetched once; it keeps its bound."""
 
 import hashlib
 import os
@@ -174,7 +174,7 @@ def test_content_that_was_spoilt_on_the_way_is_fetched_again(tmp_path: Path) -> 
         assert file.read() == b"right!"
 
 
-def test_a_shard_larger_than_the_cache_and_a_cache_of_somebody_else_are_refused(
+def test_a_shard_larger_than_the_cache_and_a_cache_of_another_user_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(DataError, match="x has 10 bytes, and the cache may hold 9") as caught:
@@ -197,7 +197,7 @@ def test_without_a_cache_only_the_samples_own_bytes_are_asked_for(server: Server
         offset, size = int(reader.split.samples.offsets[3]), int(reader.split.samples.sizes[3])
         assert server.requests[-1] == (f"/{reader.split.shards[0].name}", f"bytes={offset}-{offset + size - 1}")
         server.ranges = False
-        with pytest.raises(DataError, match="only to be had whole") as caught:
+        with pytest.raises(DataError, match="can only be fetched whole") as caught:
             reader.read(5)
     assert "data.cache=auto" in caught.value.remedy
 

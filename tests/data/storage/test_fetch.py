@@ -1,4 +1,4 @@
-"""Whatever a web server does to a transfer, the bytes are right or the error helps; nothing secret is told."""
+"""Whatever a web server does to a transfer, the bytes are right or the error helps; no credentials are shown."""
 
 import base64
 import logging
@@ -122,7 +122,7 @@ def test_a_fault_that_stays_ends_with_an_error_that_names_it(server: Server, fau
     assert len(server.requests) == 4
 
 
-def test_nobody_there_is_an_error_that_names_the_address() -> None:
+def test_a_server_that_does_not_run_is_an_error_that_names_the_address() -> None:
     with pytest.raises(DataError, match=r"http://127\.0\.0\.1:9/x could not be fetched in 1 tries: .*refused"):
         Fetcher(NO_TRIES).read(Address.parse("http://127.0.0.1:9/x"))
 
@@ -142,7 +142,7 @@ def test_pauses_double_up_to_a_bound_and_heed_what_the_server_asks_for() -> None
     assert patience.pause(1, asked=3600.0) == 10.0
 
 
-def test_user_password_and_signature_are_sent_and_never_told(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+def test_user_password_and_signature_are_sent_and_never_shown(server: Server, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     server.login = "Basic " + base64.b64encode(b"g4711:opensesame").decode()
     server.signature = "sig=abc123&exp=9"
@@ -176,7 +176,7 @@ def test_addresses_are_read_as_they_are_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("ftp://host/a", "ftp:// is no kind of address"),
+        ("ftp://host/a", "ftp:// addresses are not supported"),
         ("https:///a", "names no host"),
         ("s3://", "names no bucket"),
         ("file://other/a", "names the host other"),
@@ -193,7 +193,7 @@ def test_addresses_that_cannot_be_are_refused(text: str, problem: str) -> None:
 
 @pytest.mark.parametrize("name", ["pipe:rm -rf x", "http://elsewhere/x.tar"])
 def test_a_manifest_cannot_lead_elsewhere(name: str) -> None:
-    with pytest.raises(DataError, match="an address is no file name"):
+    with pytest.raises(DataError, match="that is an address, not a file name"):
         Address.parse("data") / name
 
 

@@ -66,7 +66,7 @@ def test_a_new_expectation_replaces_the_old_one_and_an_error_ends_nothing() -> N
 
 def test_threads_end_when_all_is_fetched_or_the_reader_is_closed() -> None:
     def alive() -> int:
-        return sum(thread.name == "fetch ahead" for thread in threading.enumerate())
+        return sum(thread.name == "prefetch" for thread in threading.enumerate())
 
     assert eventually(lambda: alive() == 0)
     ahead = Prefetcher(lambda shard: None, [10] * 6, most=10)
@@ -85,7 +85,7 @@ def test_threads_end_when_all_is_fetched_or_the_reader_is_closed() -> None:
     window=st.integers(1, 9),
     data=st.data(),
 )
-def test_the_lanes_tell_which_shards_are_read_and_in_which_order(
+def test_the_lanes_determine_which_shards_are_read_and_in_which_order(
     sizes: list[int], lanes: int, size: int, window: int, data: st.DataObject
 ) -> None:
     if sum(sizes) < lanes or size > lanes:

@@ -18,9 +18,10 @@ from dist_ssl.core.draws import Draws
 from dist_ssl.core.plan import EpochPlan
 from dist_ssl.core.progress import Progress
 from dist_ssl.data.images.views import CROP_DRAWS, Augmentation, Crops, Cutter, Whole, crop_box
-from dist_ssl.data.loader.load import Loader, Request
+from dist_ssl.data.loader.load import Loader
 from dist_ssl.data.loader.loader_process import LoaderProcess
 from dist_ssl.data.order.quarantine import Quarantine
+from dist_ssl.data.order.requests import Request
 from dist_ssl.data.storage import manifest, pyramid
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.cache import Cache
@@ -431,7 +432,7 @@ def test_levels_that_a_server_does_not_have_are_named(server: Server, folder: Pa
     with pytest.raises(DataError, match=r"has no level of 32 px: it has 24, 48"):
         of(server.url, found, (32,))
     where = Address.parse(f"{server.url}/level-24")
-    with pytest.raises(DataError, match=r"levels of data\.pyramid are not to be had: .*pyramid\.json does not exist"):
+    with pytest.raises(DataError, match=r"levels of data\.pyramid are not available: .*pyramid\.json does not exist"):
         pyramid.attach(manifest.read(where, found.fetcher), where, (8,), Fetcher())
 
 

@@ -1,8 +1,8 @@
-"""What a loader process does: loads run as in any process (load.py), into memory that the parent sees.
+"""The work of a loader process: run loads as in any process (load.py), into memory shared with the parent.
 
-Each load has a connection of its own. A finished request is told by a `Told` and, the first time that its slot is told
-of, the slot's descriptor; the parent answers with an empty message once it no longer looks at the oldest. The last
-message is None, or the error that ended the load. A parent that has had enough closes the connection.
+Each load has its own connection. A finished request is announced by a `ResultMessage`, followed by the descriptor of
+its slot if the parent does not have it yet; the parent answers with an empty message when it no longer reads the oldest
+result. The last message is None, or the error that ended the load. To end a load early the parent closes its end.
 """
 
 import contextlib
@@ -14,27 +14,27 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle, send_handle
 
-import numpy as np
-import numpy.typing as npt
-
+from dist_ssl.core.draws import Flags, Ints
+from dist_ssl.data.images.views import ViewCutter
 from dist_ssl.data.loader.buffers import Shapes
-from dist_ssl.data.loader.load import Cut, Ints, Loaded, Loader, Pipeline, Request, Upcoming
+from dist_ssl.data.loader.load import Loaded, Loader, Pipeline, Upcoming
 from dist_ssl.data.loader.shared_buffers import Slots
+from dist_ssl.data.order.requests import Request
 from dist_ssl.errors import UserError
 
 log = logging.getLogger(__name__)
 TAKEN = 2
-"""Requests that are told of and not released: the one that the parent looks at, and the next."""
+"""Largest number of results sent and not released: the one that the parent reads, and the next one."""
 
 
 @dataclass(frozen=True)
 class LoadJob:
-    """A load. `number`: of its loader; `loader`: None where the process has it."""
+    """One load, as sent to the loader process. `number`: number of its loader; `loader`: None if it was sent before."""
 
     number: int
     loader: Loader | None
     requests: Iterable[Request]
-    cutter: Cut
+    cutter: ViewCutter
     views: int
     upcoming: Upcoming | None
     waiting: int = 1
@@ -43,35 +43,35 @@ class LoadJob:
 
 @dataclass(frozen=True)
 class ResultMessage:
-    """A request that was loaded, without its pixels: they lie in a slot. `new`: the slot's descriptor comes next."""
+    """The result of a request without its pixels, which are in a slot. `new`: the slot's descriptor is sent next."""
 
     slot: int
     new: bool
     shapes: Shapes
-    """Of the views in the slot."""
+    """Shapes of the views in the slot."""
     ids: Ints
-    valid: npt.NDArray[np.bool_]
+    valid: Flags
     unreadable: Mapping[int, str]
     slow: Mapping[str, int]
     costs: Mapping[str, float]
 
 
 class Delivery:
-    """One load: its results go out through `connection` ahead of need, its buffers come back by the parent's leave."""
+    """One load in progress: results are sent before they are needed; answers of the parent release their buffers."""
 
-    def __init__(self, connection: Connection, loader: Loader, wanted: LoadJob) -> None:
+    def __init__(self, connection: Connection, loader: Loader, job: LoadJob) -> None:
         self.connection, self.loader = connection, loader
         self.slots = Slots()
-        self.pipeline = Pipeline(loader, wanted.requests, wanted.cutter, wanted.views, self.slots, wanted.waiting)
+        self.pipeline = Pipeline(loader, job.requests, job.cutter, job.views, self.slots, job.waiting)
         self.room = threading.Semaphore(TAKEN)
         self.over = False
-        """The parent has had enough."""
+        """True once the parent has closed the connection."""
         self.failed: Exception | None = None
-        """What went wrong where requests are begun."""
+        """Error raised in the answers thread while starting requests."""
 
     def run(self) -> None:
-        """Deliver to the end, to the first error, or until the parent has had enough."""
-        answers = threading.Thread(target=self._heed, name="answers", daemon=True)
+        """Send results until the last one, the first error, or until the parent closes the connection."""
+        answers = threading.Thread(target=self._release_answered, name="answers", daemon=True)
         try:
             try:
                 self.pipeline.begin()
@@ -82,7 +82,7 @@ class Delivery:
             except Exception as error:
                 if not self.over:
                     self.connection.send(_portable(error))
-        except OSError:  # the parent has closed its end meanwhile
+        except OSError:  # the parent has closed its end in the meantime
             self.over = True
         finally:
             self.pipeline.close()
@@ -92,7 +92,7 @@ class Delivery:
             self.connection.close()
 
     def _send_next(self) -> bool:
-        """Tell of the next request; False after the last one."""
+        """Send the next result; return False after the last one."""
         self.room.acquire()
         if self.failed:
             raise self.failed
@@ -119,8 +119,8 @@ class Delivery:
             if handle is not None:
                 os.close(handle)
 
-    def _heed(self) -> None:
-        """Release what the parent is done with, and begin others at once."""
+    def _release_answered(self) -> None:
+        """Release the results that the parent has finished reading, and start the next requests at once."""
         try:
             while True:
                 self.connection.recv_bytes()
@@ -140,23 +140,23 @@ class Delivery:
 
 
 def _portable(error: Exception) -> Exception:
-    """What a person can mend, as it is; of what is ours the words, its stack trace in the log."""
+    """Return an error to send: a `UserError` unchanged; of any other the text, while its stack trace is logged here."""
     if isinstance(error, UserError):
         return error
-    log.error("The loader process cannot go on", exc_info=error)
+    log.error("The loader process cannot continue", exc_info=error)
     return RuntimeError(f"The loader process failed: {type(error).__name__}: {error}")
 
 
 def serve(control: Connection) -> None:
-    """Run loads until the other end is closed; each as it comes, beside those under way."""
+    """Run loads until the other end of `control` is closed; several loads run concurrently, each in its own thread."""
     loaders: dict[int, Loader] = {}
     with contextlib.suppress(EOFError):
         while True:
             _begin(control.recv(), Connection(recv_handle(control)), loaders)
 
 
-def _begin(wanted: LoadJob, connection: Connection, loaders: dict[int, Loader]) -> None:
-    loader = loaders[wanted.number] = wanted.loader or loaders[wanted.number]
-    if wanted.upcoming is not None:
-        loader.reader.expect(*wanted.upcoming)
-    threading.Thread(target=Delivery(connection, loader, wanted).run, name="delivery", daemon=True).start()
+def _begin(job: LoadJob, connection: Connection, loaders: dict[int, Loader]) -> None:
+    loader = loaders[job.number] = job.loader or loaders[job.number]
+    if job.upcoming is not None:
+        loader.reader.expect(*job.upcoming)
+    threading.Thread(target=Delivery(connection, loader, job).run, name="delivery", daemon=True).start()

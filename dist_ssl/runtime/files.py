@@ -1,0 +1,29 @@
+"""Whole-file writes: a reader sees the old content or the new content of a file, never a part of it.
+
+The bytes go into a temporary file in the same folder, which is then renamed over the target; a rename within one file
+system is atomic. This module imports nothing heavy, so that launchers and agents can use it.
+"""
+
+import os
+from pathlib import Path
+
+
+def write_atomically(path: Path, content: str | bytes, sync: bool = False) -> None:
+    """Write text (as UTF-8) or bytes to `path`, replacing what is there; the permission bits follow the umask.
+
+    `sync`: force the content to disk before the rename, so that not even a power cut leaves a partial file under this
+    name. The temporary name is hidden and belongs to this call alone, on whatever node it runs. Raises OSError; the
+    target is then unchanged and the temporary file removed.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    part = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.part")
+    try:
+        with part.open("xb") as file:
+            file.write(data)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise

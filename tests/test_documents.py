@@ -1,0 +1,105 @@
+"""Documents are true where a test can see it: paths lead somewhere, commands compose, the picture is current."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from dist_ssl.metrics.table import METRICS
+from launch import settings
+from tests.draw_readme import PICTURE, boxes, picture, source
+from tests.golden.agreed import agree
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOMS = ("configs", "dist_ssl", "launch", "monitoring", "shards", "tests/benchmarks")
+DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", *(f"{room}/README.md" for room in ROOMS))]
+MOST_BYTES = 9000
+EXAMPLES = {
+    f"{folder}/x.py" for folder in ("dist_ssl/methods", "dist_ssl/engines", "dist_ssl/schedules", "shards/sources")
+}
+EXAMPLES |= {f"configs/{group}/x.yaml" for group in ("method", "engine", "encoder", "recipe", "schedule", "optim")}
+EXAMPLES |= {"configs/recipe/NAME.yaml", "dist_ssl/methods/uniform.py", "configs/method/uniform.yaml"}
+"""Files that a document tells to write."""
+
+
+def name_of(document: Path) -> str:
+    return str(document.relative_to(ROOT))
+
+
+def places(document: Path) -> tuple[Path, ...]:
+    """The folders from which a document may name a file."""
+    return ROOT, ROOT / "dist_ssl", document.parent
+
+
+def commands(document: Path) -> list[str]:
+    """The lines of a document's code blocks that begin with a program, continued lines joined."""
+    blocks = re.findall(r"```\n(.*?)```", document.read_text(), re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line for line in lines if line.startswith(("python ", "make ", "sh ", "pip "))]
+
+
+def composed(command: str) -> list[str]:
+    """The arguments of a command of launch/slurm.py that make a config; optional ones, in brackets, are included."""
+    words = shlex.split(re.sub(r"\[((?:--)?[\w.]+=[^\]]*\]?)\](?=\s|$)", r"\1", command), comments=True)[2:]
+    return [word for word in words if word not in ("-m", "...") and not word.startswith(("resume=", "follow="))]
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_bytes()) <= MOST_BYTES
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_links_and_paths_lead_somewhere(document: Path) -> None:
+    text = document.read_text()
+    links = re.findall(r"\]\(([^)#]+)\)", text)
+    missing = [link for link in links if "://" not in link and not (document.parent / link).exists()]
+    for path in re.findall(r"`([\w./-]*\w+\.(?:py|yaml|yml|md|sh|svg))`", text):
+        if not any((place / path).exists() for place in places(document)) and path not in EXAMPLES:
+            missing.append(path)
+    assert not missing, f"{name_of(document)} names what does not exist: {', '.join(missing)}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_names_in_files_are_there(document: Path) -> None:
+    for name, path in re.findall(r"`([\w.]+)` in\s`([\w./-]+\.py)`", document.read_text()):
+        found = next(place / path for place in places(document) if (place / path).exists()).read_text()
+        last = name.rpartition(".")[2]
+        assert re.search(rf"^ *(def|class) {last}\b|^{last}\b.*=", found, re.MULTILINE), f"{path} has no {name}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_metrics_are_those_of_the_table(document: Path) -> None:
+    named = set(re.findall(r"`(dist_ssl_\w+)`", document.read_text()))
+    assert named <= {metric.name for metric in METRICS}
+    if document.parent.name == "monitoring":
+        watched = document.read_text().partition("| to watch |")[2]
+        keys = set(re.findall(r"`([a-z_]+)`", "".join(line for line in watched.splitlines() if line.startswith("| "))))
+        assert keys - {"metrics"} <= {metric.key for metric in METRICS}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_commands_name_scripts_and_targets_that_exist(document: Path) -> None:
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for command in commands(document):
+        program, first = command.split()[:2]
+        assert first in targets if program == "make" else program == "pip" or (ROOT / first).is_file(), command
+
+
+@pytest.mark.parametrize(
+    "command",
+    sorted({c for document in DOCUMENTS for c in commands(document) if "launch/slurm.py" in c and "resume=" not in c}),
+)
+def test_commands_of_the_launcher_compose(command: str) -> None:
+    words = [word for word in composed(command) if not word.startswith("seed=")]
+    settings.compose(words, ROOT / "configs")
+
+
+@pytest.mark.golden
+def test_the_picture_is_what_is_drawn() -> None:
+    agree(PICTURE, picture())
+
+
+def test_every_box_of_the_picture_names_a_file() -> None:
+    missing = [box.file for box in boxes() if not source(box).is_file()]
+    assert not missing, f"tests/draw_readme.py names what does not exist: {', '.join(missing)}"
