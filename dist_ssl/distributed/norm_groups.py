@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import ConfigError
-from dist_ssl.models.norm import BatchNorm, Scope
+from dist_ssl.models.norm import BatchNorm, Scope, alone
 
 
 def block_sum(world: World, ranks: int, x: Tensor) -> Tensor:
@@ -25,7 +25,7 @@ def block_sum(world: World, ranks: int, x: Tensor) -> Tensor:
 
 def scope(world: World, samples: int | None) -> Scope:
     """Return the scope of batch-norm statistics: the whole job (None), or groups of `samples` samples of it."""
-    return Scope(world.sum_const, lambda ranks: partial(block_sum, world, ranks), samples)
+    return Scope(alone if world.alone else world.sum_const, lambda ranks: partial(block_sum, world, ranks), samples)
 
 
 def fits(samples: int, at_once: int, batch_size: int, accumulate: int) -> bool:

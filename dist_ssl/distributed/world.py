@@ -194,12 +194,13 @@ def joined(meeting: Path | None, seconds: float = 300.0, *, grouped: bool = Fals
         yield World(device=device)
         return
     wait = timedelta(seconds=seconds)
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    # told its device, NCCL connects at once: a rank that cannot is known now, and groups made later share connections
+    backend, own = ("nccl", device) if device.type == "cuda" else ("gloo", None)
     if meeting is None:
-        dist.init_process_group(backend, timeout=wait)
+        dist.init_process_group(backend, timeout=wait, device_id=own)
     else:
         store = meet(meeting, rank, size, seconds)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=wait)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=wait, device_id=own)
     host = dist.new_group(backend="gloo", timeout=wait)
     assert isinstance(host, dist.ProcessGroup)
     world = World(rank, size, local_rank, local_size, device, host)

@@ -28,7 +28,6 @@ from dist_ssl.engines.spread import held_here, whole
 from dist_ssl.errors import CheckpointError
 from dist_ssl.optim.lars import local_norms
 from dist_ssl.protocols.engine import Piece
-from dist_ssl.runtime.finite_check import check_finite
 
 SHARED_MEMORY = "deepspeed_shm_comm"
 """An extension for inference that DeepSpeed would compile at every first start on a CPU."""
@@ -119,7 +118,7 @@ class DeepSpeed(Parallel):
         gradients = [g for group in self.engine.optimizer.averaged_gradients.values() for g in group]
         square = local_norms(gradients).double().square().sum()
         length = self.world.sum_const(square).sqrt().to(self.dtype)
-        check_finite(float(length), float(loss))
+        self.finite.ask(length, loss)
         if self.clip is not None:
             torch._foreach_mul_(gradients, (self.clip / (length + 1e-6)).clamp_max(1.0))
         return length

@@ -26,7 +26,7 @@ from dist_ssl.models import ema, norm
 from dist_ssl.optim.recipes import OptimizerRecipe, apply_hyperparameters
 from dist_ssl.protocols.engine import Branch, Piece, State, StepOutput
 from dist_ssl.protocols.method import Embeddings, LossOutput, Method
-from dist_ssl.runtime.finite_check import check_finite
+from dist_ssl.runtime.finite_check import FiniteCheck
 
 T = TypeVar("T")
 
@@ -68,8 +68,10 @@ class Parallel(ABC):
             # it loads the compiler, and a sketch computes nothing
             torch.use_deterministic_algorithms(True)
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        torch.backends.cudnn.benchmark = not self.deterministic  # it may find other algorithms each time
         self.method.to(self.world.device, self.dtype).train()
         self._until: Callable[[], None] | None = None
+        self.finite = FiniteCheck(self.world.device)
         self.saved_buffers = self.method.state_dict().keys() - dict(self.method.named_parameters()).keys()
         if self.compile:
             units.compiled(self.method, self.world.device)
@@ -153,6 +155,8 @@ class Parallel(ABC):
 
     def _embeddings(self, views: list[Tensor], draws: SampleDraws, **which: bool) -> Embeddings:
         """As the method's; the loss is taken in full precision."""
+        if self.world.device.type == "cuda":  # whatever the layout of weights that an engine has cut or flattened
+            views = [view.contiguous(memory_format=torch.channels_last) for view in views]
         with self._computing():
             found = self.root(views, draws, **which)
         return {name: x.to(self.dtype) if x.is_floating_point() else x for name, x in found.items()}
@@ -168,7 +172,7 @@ class Parallel(ABC):
     def _check_and_clip(self, loss: Tensor) -> Tensor:
         parameters = [p for p in self.own.values() if p.grad is not None]
         length: Tensor = torch.linalg.vector_norm(self.norms([p.grad for p in parameters if p.grad is not None]))
-        check_finite(float(length), float(loss))
+        self.finite.ask(length, loss)
         if self.clip is not None:
             nn.utils.clip_grads_with_norm_(parameters, self.clip, length)
         return length
@@ -210,7 +214,8 @@ class Parallel(ABC):
         return features.float()
 
     def state(self) -> State:
-        """Parameters and buffers as `model/...`, the optimizer's moments and steps as `optim/<parameter>/...`."""
+        """Parameters and buffers as `model/...`, moments and steps as `optim/<parameter>/...`. Raises TrainingError."""
+        self.finite.answer()
         tensors: dict[str, Tensor | Piece] = {f"model/{name}": value for name, value in self._model().items()}
         for name in self.own:
             tensors |= {f"optim/{name}/{key}": value for key, value in self.moments(name).items()}
@@ -252,6 +257,7 @@ class Parallel(ABC):
     @torch.no_grad()
     def load(self, state: State) -> None:
         """Copy a canonical state into model and optimizer."""
+        self.finite.forget()
         model = {name.removeprefix("model/"): state[name] for name in state if name.startswith("model/")}
         own = self._model()
         if wrong := sorted(own.keys() ^ model.keys()) or [n for n in own if own[n].shape != model[n].shape]:

@@ -45,7 +45,7 @@ class Queue(nn.Module):
 
         Negatives are the keys of other images. The keys are the buffer itself, not a copy.
         """
-        usable = (self.ids != EMPTY) & (self.ids != ids.to(self.ids.device)[:, None])
+        usable = (self.ids != EMPTY) & (self.ids != ids.to(self.ids.device, non_blocking=True)[:, None])
         return self.keys, usable
 
     @torch.no_grad()
@@ -55,16 +55,25 @@ class Queue(nn.Module):
         A collective: every rank gives its part of the global batch. Replacement samples (not valid) are skipped.
         """
         keep = self.world.gather_const(valid.to(self.keys.device).to(torch.uint8)).bool()
-        new = self.world.gather_const(keys.to(self.keys.dtype))[keep]
-        samples = self.world.gather_const(ids.to(self.keys.device))[keep]
-        slots = len(self.keys)
-        numbers = torch.arange(len(new), device=new.device)[-slots:]  # if there are more than slots, the newest stay
-        places = (self.pushed + numbers) % slots
-        self.keys[places] = new[-slots:]
-        self.ids[places] = samples[-slots:]
-        self.births[places] = self.pushes
-        self.pushed += len(new)
+        new = self.world.gather_const(keys.to(self.keys.dtype))
+        samples = self.world.gather_const(ids.to(self.keys.device, non_blocking=True))
+        numbers, places, source = self._order(keep)
+        for buffer, values in ((self.keys, new[source]), (self.ids, samples[source]), (self.births, self.pushes)):
+            mask = (numbers >= 0).view(-1, *[1] * (buffer.dim() - 1))
+            buffer[places] = torch.where(mask, values, buffer[places])
+        self.pushed += keep.sum()
         self.pushes += 1
+
+    def _order(self, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[n] each: the numbers of the newest keys, less than 0 of none, their slots, and where in `keep` they are.
+
+        Only the device knows how many samples are valid, and the host does not wait for that number: n is the largest
+        that it can be, and what is too many writes back the slots that it reads.
+        """
+        count, most = keep.sum(), min(len(keep), len(self.keys))
+        numbers = count - most + torch.arange(most, device=keep.device)
+        source = torch.searchsorted(keep.cumsum(0), numbers + 1).clamp_max(len(keep) - 1)
+        return numbers, (self.pushed + numbers) % len(self.keys), source
 
     @property
     def age(self) -> Tensor:

@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 
 TILE_LOGITS = 1 << 22
-"""Largest number of logits held at a time."""
+"""Largest number of logits held at a time on a host: as many as stay in its caches."""
+TILE_LOGITS_GPU = 1 << 26
+"""The same on a GPU, on which a smaller tile does not pay."""
 
 Index = slice | Tensor
 
@@ -26,11 +28,16 @@ Index = slice | Tensor
 def tiles(rows: Tensor, places: Tensor | None, num_queries: int) -> Iterator[tuple[Index, Tensor]]:
     """Yield tiles of the rows [n, D] (only of those at `places`, if given), each with its index into the rows."""
     count = len(rows) if places is None else len(places)
-    step = max(1, TILE_LOGITS // max(1, num_queries))
+    step = max(1, most_logits(rows.device) // max(1, num_queries))
     for start in range(0, count, step):
         end = min(start + step, count)
         index = slice(start, end) if places is None else places[start:end]
         yield index, rows[index]
+
+
+def most_logits(device: torch.device) -> int:
+    """Return how many logits a tile has at most on this device."""
+    return TILE_LOGITS_GPU if device.type == "cuda" else TILE_LOGITS
 
 
 def products(queries: Tensor, rows: Tensor) -> Tensor:

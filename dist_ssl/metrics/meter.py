@@ -32,7 +32,8 @@ class Meter:
         """
         check_keys(key for key in values if key not in self._values)
         for key, value in values.items():
-            self._values.setdefault(key, []).append(torch.as_tensor(value, dtype=torch.float64).detach())
+            own = value.detach() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+            self._values.setdefault(key, []).append(own)
 
     def flush(self, progress: Progress) -> None:
         """Reduce over steps and ranks, add position and speed, write all of it to the sinks, and start again."""
@@ -61,7 +62,7 @@ class Meter:
         self._clock = time.monotonic()
 
     def _reduce_steps(self, key: str) -> Tensor:
-        steps = torch.stack(self._values[key])
+        steps = torch.stack(self._values[key]).double()
         match series_of(key)[0].reduction:
             case "mean":
                 return steps.mean()

@@ -1,14 +1,15 @@
 """The EMA update of a teacher in one fused pass, and the distance between teacher and student."""
 
 from collections.abc import Mapping
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 Named = Mapping[str, Tensor]
 """Parameters by name, or one rank's piece of each."""
-AT_ONCE = 32
-"""Parameters whose differences are in memory at a time: of all of them they would be a third copy of the model."""
+AT_ONCE = 1 << 25
+"""Elements whose differences are in memory at a time: those of a large model would be a third copy of it."""
 
 
 def pairs(teacher: Named, student: Named) -> tuple[list[Tensor], list[Tensor]]:
@@ -30,9 +31,19 @@ def distance(teacher: Named, student: Named) -> Tensor:
     if not to:
         return torch.zeros(())
     apart: list[Tensor] = []
-    for start in range(0, len(to), AT_ONCE):
-        some = slice(start, start + AT_ONCE)
+    for some in parts([x.numel() for x in to]):
         apart += torch._foreach_norm(torch._foreach_sub(to[some], towards[some]))
     size = torch.stack(torch._foreach_norm(towards)).norm()
     share: Tensor = torch.stack(apart).norm() / size.clamp_min(torch.finfo(size.dtype).tiny)
     return share
+
+
+def parts(sizes: list[int]) -> list[slice]:
+    """Neighbours among tensors of these sizes, of together at most AT_ONCE numbers, or a single tensor of more."""
+    starts, held = [0], 0
+    for place, size in enumerate(sizes):
+        if held and held + size > AT_ONCE:
+            starts.append(place)
+            held = 0
+        held += size
+    return [slice(first, end) for first, end in pairwise([*starts, len(sizes)])]

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dist_ssl.core.collectives import Sum
+from dist_ssl.models import norm_cuda
 from dist_ssl.models.moments import moments, wide
 from dist_ssl.models.norm_cpu import NormaliseCPU
 
@@ -129,7 +130,7 @@ class BatchNorm(nn.Module):
         super().__init__()
         self.eps, self.momentum, self.scope = eps, momentum, scope
         self.views, self.rows = 1, 1
-        self.seen: list[tuple[Tensor, Tensor]] = []
+        self.seen: list[tuple[Tensor, Tensor] | norm_cuda.Statistics] = []
         self.then: nn.Module = nn.Identity()  # timm fuses the activation into the norm
         self.weight = nn.Parameter(torch.ones(num_features)) if affine else None
         self.bias = nn.Parameter(torch.zeros(num_features)) if affine else None
@@ -137,7 +138,7 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(num_features))
 
     def forward(self, x: Tensor) -> Tensor:
-        own = x.to(self.running_mean.dtype)
+        own = x if norm_cuda.serves(x, self.running_mean.dtype) else x.to(self.running_mean.dtype)
         y = self._normalise(own, *self._affine()) if self.training else self._apply_running(own, *self._affine())
         out: Tensor = self.then(y.to(x.dtype))
         return out
@@ -153,6 +154,11 @@ class BatchNorm(nn.Module):
 
     def _normalise(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         groups, total = self.scope.of(len(x) // (self.views * self.rows))
+        if norm_cuda.serves(x, self.running_mean.dtype):
+            several = None if total is alone else total
+            fused, seen = norm_cuda.normalise(x, weight, bias, self.eps, several, self.views * groups)
+            self.seen.append(seen)
+            return fused
         grouped = x.view(self.views * groups, -1, *x.shape[1:])
         normalise = NormaliseCPU if x.device.type == "cpu" else Normalise
         y, mean, var = normalise.apply(grouped, weight, bias, self.eps, total)
@@ -180,10 +186,10 @@ def update_running_statistics(module: nn.Module, mean: Sum = alone) -> None:
 def taken(module: nn.Module) -> Seen:
     """Return the statistics recorded since the last call, and clear the records."""
     norms = [child for child in module.modules() if isinstance(child, BatchNorm) and child.seen]
-    found = {child: _mean_of(child.seen) for child in norms}
+    seen = [list(child.seen) for child in norms]
     for child in norms:
         child.seen.clear()
-    return found
+    return dict(zip(norms, _means_of(seen), strict=True))
 
 
 def packed(seen: Seen) -> Tensor:
@@ -199,14 +205,21 @@ def unpacked(like: Seen, values: Tensor) -> Seen:
 @torch.no_grad()
 def move(seen: Seen) -> None:
     """Update running statistics towards these, by the momentum of each batch norm."""
-    for child, (centre, var) in seen.items():
-        child.running_mean.lerp_(centre, child.momentum)
-        child.running_var.lerp_(var, child.momentum)
+    for momentum in {child.momentum for child in seen}:
+        some = [(child, *found) for child, found in seen.items() if child.momentum == momentum]
+        now = [running for child, *_ in some for running in (child.running_mean, child.running_var)]
+        torch._foreach_lerp_(now, [value for _, *pair in some for value in pair], momentum)
 
 
-def _mean_of(seen: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """Return mean and variance, [2, C], averaged over several forward passes."""
-    return torch.stack([torch.stack(pair) for pair in seen]).mean(0)
+def _means_of(seen: list[list[tuple[Tensor, Tensor] | norm_cuda.Statistics]]) -> list[Tensor]:
+    """Return mean and variance, [2, C], of each batch norm, averaged over groups and forward passes."""
+    fused = [[one for one in own if isinstance(one, norm_cuda.Statistics)] for own in seen]
+    pairs = [[torch.stack(one) for one in own if not isinstance(one, norm_cuda.Statistics)] for own in seen]
+    if all(pairs):
+        return [torch.stack(own).mean(0) for own in pairs]
+    assert all(fused)
+    assert not any(pairs)
+    return norm_cuda.averaged(fused)
 
 
 def convert(module: M, scope: Scope) -> M:

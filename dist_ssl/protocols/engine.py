@@ -93,7 +93,7 @@ class Engine(Protocol):
         ...
 
     def state(self) -> State:
-        """Return the canonical state, as this rank holds it."""
+        """Return the canonical state as this rank holds it. Raises TrainingError after a step that was not finite."""
         ...
 
     def hold_updates(self, until: Callable[[], None]) -> None:

@@ -1,8 +1,14 @@
-"""The check for NaN and infinity before each weight update, on a gradient norm that is equal on all ranks."""
+"""The check of each step for NaN and infinity, on a gradient norm that is equal on all ranks: at once or later."""
 
 import math
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from dist_ssl.errors import TrainingError
+
+REMEDY = "The last checkpoint is whole. Lower optim.base_lr, lengthen schedule.warmup or set engine.clip, in a new run."
 
 
 def check_finite(gradient_norm: float, loss: float) -> None:
@@ -14,5 +20,57 @@ def check_finite(gradient_norm: float, loss: float) -> None:
         return
     raise TrainingError(
         f"The gradient's norm is {gradient_norm} (loss {loss:g}): it must be finite. No weight was changed.",
-        "The last checkpoint is whole. Lower optim.base_lr, lengthen schedule.warmup or set engine.clip, in a new run.",
+        REMEDY,
     )
+
+
+class FiniteCheck:
+    """The question of every step, answered at once on a host, and a step later where the host runs ahead of a device.
+
+    The answer is copied beside what the device computes and read when the next step comes to its update, or when the
+    state is asked for. So weights may have moved by a gradient that was not finite, but they never reach a checkpoint.
+    """
+
+    def __init__(self, device: torch.device, *, later: bool | None = None) -> None:
+        """`later`: put the answer off; None: on a GPU only."""
+        self.later = device.type == "cuda" if later is None else later
+        self._host = torch.zeros(2)
+        self._copied: Any = None
+        self._open = False
+
+    def ask(self, gradient_norm: Tensor, loss: Tensor) -> None:
+        """Ask of one step, after the answer to the step before. Raises TrainingError."""
+        if not self.later:
+            check_finite(float(gradient_norm), float(loss))
+            return
+        self.answer()
+        # shards in host memory have their norm there
+        self._fetch(torch.stack([gradient_norm.detach(), loss.detach().to(gradient_norm)]))
+        self._open = True
+
+    def answer(self) -> None:
+        """Wait for what was asked, if anything was. Raises TrainingError, as often as it is called after a bad step."""
+        if not self._open:
+            return
+        if self._copied is not None:
+            self._copied.synchronize()
+        found = self._host.numpy()
+        if not math.isfinite(found[0]):
+            raise TrainingError(
+                f"The gradient's norm was {found[0]} (loss {found[1]:g}): it must be finite. Nothing of that step was "
+                "saved.",
+                REMEDY,
+            )
+        self._open = False
+
+    def forget(self) -> None:
+        """Let go of what was asked: another state has taken the place of the one it was about."""
+        self._open = False
+
+    def _fetch(self, values: Tensor) -> None:
+        if self._host.dtype != values.dtype or self._host.is_pinned() != values.is_cuda:
+            self._host = torch.zeros(2, dtype=values.dtype, pin_memory=values.is_cuda)
+        self._host.copy_(values, non_blocking=True)
+        if values.is_cuda:
+            self._copied = self._copied or torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied.record()

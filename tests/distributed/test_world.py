@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from dist_ssl.distributed import world
 from dist_ssl.distributed.rendezvous import LOOPBACK, Meeting, interface_of, own_addresses, own_end
 from dist_ssl.distributed.world import World, joined, meet
 from dist_ssl.errors import UserError
@@ -124,3 +125,25 @@ def test_addresses_of_this_machine_can_be_reached() -> None:
         port = server.getsockname()[1]
         assert own_end(LOOPBACK, port) == LOOPBACK
     assert own_end(LOOPBACK, port, seconds=0.2) is None
+
+
+class Started(Exception):  # noqa: N818
+    """The process group was asked for."""
+
+
+@pytest.mark.parametrize("device", ["cuda:1", "cpu"])
+def test_nccl_is_told_its_device(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    asked: dict[str, object] = {}
+
+    def init(backend: str, **options: object) -> None:
+        asked.update(options, backend=backend)
+        raise Started
+
+    monkeypatch.setattr(dist, "init_process_group", init)
+    monkeypatch.setattr(world, "own_device", lambda _: torch.device(device))
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(Started), joined(None):
+        pass
+    expected = ("nccl", torch.device(device)) if device != "cpu" else ("gloo", None)
+    assert (asked["backend"], asked["device_id"]) == expected

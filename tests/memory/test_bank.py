@@ -296,3 +296,9 @@ def test_moving_rows_before_the_backward_pass_is_refused() -> None:
     ema(bank, found.kept)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         found.logsumexp.sum().backward()
+
+
+def test_a_gpu_takes_larger_tiles() -> None:
+    assert (
+        softmax.most_logits(torch.device("cuda")) == softmax.TILE_LOGITS_GPU > softmax.most_logits(torch.device("cpu"))
+    )

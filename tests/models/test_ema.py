@@ -120,8 +120,10 @@ def test_an_empty_piece_of_a_student_is_at_no_distance() -> None:
     assert ema.distance({}, {}).item() == 0
 
 
-def test_the_distance_of_more_parameters_than_are_taken_at_once() -> None:
-    ones = {str(number): torch.ones(number % 3 + 1) for number in range(3 * ema.AT_ONCE - 1)}
+def test_the_distance_of_more_parameters_than_are_taken_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ema, "AT_ONCE", 64)
+    assert ema.parts([30, 34, 1, 100, 64]) == [slice(0, 2), slice(2, 3), slice(3, 4), slice(4, 5)]
+    ones = {str(number): torch.ones(number % 3 + 1) for number in range(95)}
     assert ema.distance({name: 3 * one for name, one in ones.items()}, ones).item() == pytest.approx(2)
     ones["0"] = ones["0"] + 1
     assert ema.distance(dict.fromkeys(ones, torch.zeros(())), ones).item() == pytest.approx(1)

@@ -13,6 +13,7 @@ from dist_ssl.core.draws import Draws, SampleDraws
 from dist_ssl.core.plan import Hyperparameters
 from dist_ssl.distributed.world import World
 from dist_ssl.engines.ddp import DDP
+from dist_ssl.optim import lars
 from dist_ssl.optim.lars import local_norms
 from dist_ssl.optim.recipes import LARS, apply_hyperparameters
 from dist_ssl.protocols.method import LossOutput, Method
@@ -249,3 +250,27 @@ def test_an_engine_saves_its_momentum_and_goes_on_with_the_same_bits(name: str) 
     for number in range(2, 4):
         step(second, number)
     assert all(torch.equal(value, second.state()[key]) for key, value in whole.state().items())
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_scaling_all_layers_at_once_has_the_bits_of_scaling_one_by_one(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trained() -> list[Tensor]:
+        torch.manual_seed(0)
+        shapes = [(7, 3, 3, 3), (5, 300), (1, 1), (2000, 2), (6,)]
+        own = [nn.Parameter(torch.randn(shape)) for shape in shapes]
+        own[0].data = own[0].data.contiguous(memory_format=torch.channels_last)
+        optimizer = PUBLISHED[name].build([(f"student.{n}", p) for n, p in enumerate(own)])
+        for step in range(4):
+            for place, p in enumerate(own):
+                p.grad = torch.randn_like(p) if step != 1 or place else None  # a layer that does not learn yet
+            apply_hyperparameters(optimizer, hyper(0.3, 1e-4))
+            optimizer.step()
+        return own
+
+    wanted = trained()
+    monkeypatch.setattr(lars, "ONE_BY_ONE", ())
+    for found, expected in zip(trained(), wanted, strict=True):
+        assert torch.equal(found, expected)
+        assert found.stride() == expected.stride()

@@ -1,0 +1,165 @@
+"""The arithmetic of `norm` on a GPU: the kernels behind torch's synchronised batch norm, on the input as it comes.
+
+Statistics, output, sums of the gradient and its elements take one launch each per group. A bfloat16 input is read and
+written as bfloat16 and kept so for the backward pass; sums are single precision. Where ranks share a group, their short
+vectors are merged in float64, as in `norm`. Nothing waits for the device, and nothing is copied to it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dist_ssl.core.collectives import Sum
+
+DEVICES = ("cuda",)
+DTYPES = (torch.bfloat16, torch.float32)
+"""Inputs whose statistics these kernels keep in single precision."""
+
+
+def serves(x: Tensor, dtype: torch.dtype) -> bool:
+    """Return whether these kernels normalise x where statistics have this precision."""
+    return x.device.type in DEVICES and x.dtype in DTYPES and dtype == torch.float32
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """One [C] tensor per group, float32 each, in what a batch norm saw: `scales` are 1 / sqrt(var + eps).
+
+    `bessel`: n / (n - 1) for the n values that a group's statistics are of, over all ranks. `counts`: n [G, C] in
+    float64, where ranks share groups.
+    """
+
+    means: Sequence[Tensor]
+    scales: Sequence[Tensor]
+    bessel: Sequence[Tensor]
+    eps: float
+    counts: Tensor | None = None
+
+
+def normalise(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, total: Sum | None, groups: int
+) -> tuple[Tensor, Statistics]:
+    """Return x [G * B, C, ...] with each of the G groups normalised, and its statistics.
+
+    `total`: the sum over the ranks that share the groups; None where no other rank has a part in them. `weight` and
+    `bias`: [C] float32.
+    """
+    x = x if _dense(x) else x.contiguous(memory_format=_layout(x))
+    with torch.no_grad():
+        seen = _statistics(x, eps, total, groups)
+    y: Tensor = _Normalise.apply(x, weight, bias, seen, total)
+    return y, seen
+
+
+class _Normalise(torch.autograd.Function):
+    """x -> weight * (x - mean) * scale + bias, group by group, with mean and scale given."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, seen: Statistics, total: Sum | None
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.seen, ctx.total = seen, total
+        y = torch.empty_like(x)
+        groups = len(seen.means)
+        for part, out, mean, scale in zip(x.chunk(groups), y.chunk(groups), seen.means, seen.scales, strict=True):
+            torch.batch_norm_elemt(part, weight, bias, mean, scale, seen.eps, out=out)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None, None]:
+        """dx = weight * scale * (dy - mean(dy) - xhat * mean(dy * xhat)), the means over the group's ranks.
+
+        The gradients of weight and bias are this rank's share, as those of any other parameter.
+        """
+        x, weight = ctx.saved_tensors
+        seen: Statistics = ctx.seen
+        dy = grads[0].contiguous(memory_format=_layout(x))
+        groups, affine = len(seen.means), weight is not None
+        parts = list(zip(dy.chunk(groups), x.chunk(groups), seen.means, seen.scales, strict=True))
+        sums = [torch.batch_norm_backward_reduce(*part, weight, True, affine, affine) for part in parts]
+        along, count = _shared([own[:2] for own in sums], seen, ctx.total, x)
+        dx = [
+            torch.batch_norm_backward_elemt(*part, weight, *own, count) for part, own in zip(parts, along, strict=True)
+        ]
+        of_weight, of_bias = _added([own[2:] for own in sums]) if affine else (None, None)
+        return torch.cat(dx) if groups > 1 else dx[0], of_weight, of_bias, None, None
+
+
+def _statistics(x: Tensor, eps: float, total: Sum | None, groups: int) -> Statistics:
+    own = [torch.batch_norm_stats(part, eps) for part in x.chunk(groups)]
+    means, scales = [mean for mean, _ in own], [scale for _, scale in own]
+    count = _count(x, groups)
+    if total is None:
+        bessel = _constant(x.shape[1], count / max(count - 1, 1), torch.float32, x.device)
+        return Statistics(means, scales, [bessel] * groups, eps)
+    mean, scale = torch.stack([*means, *scales]).double().view(2, groups, -1)
+    squares = torch.addcmul(scale.pow(-2) - eps, mean, mean)
+    n, first, second = total(torch.stack([torch.ones_like(mean), mean, squares]) * count)
+    mean = first / n
+    var = torch.addcmul(second / n, mean, mean, value=-1).clamp_min_(0)
+    merged = torch.stack([mean, (var + eps).rsqrt(), n / (n - 1).clamp_min_(1)]).float()
+    return Statistics(merged[0].unbind(), merged[1].unbind(), merged[2].unbind(), eps, counts=n)
+
+
+def _shared(
+    own: list[tuple[Tensor, Tensor]], seen: Statistics, total: Sum | None, x: Tensor
+) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+    """Per group what the kernel divides by the count, over all ranks: sums of dy and of dy * (x - mean); the count."""
+    if total is None:
+        return own, _constant(1, _count(x, len(own)), torch.int32, x.device)
+    assert seen.counts is not None
+    packed = torch.stack([row for kind in zip(*own, strict=True) for row in kind]).double().view(2, len(own), -1)
+    means = (total(packed) / seen.counts).float()  # of counts that differ: divided here, where they are exact
+    plain, along = (rows.unbind() for rows in means)
+    return list(zip(plain, along, strict=True)), _constant(1, 1, torch.int32, x.device)
+
+
+def _added(own: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """The sum over groups of each of two tensors."""
+    first, *others = own
+    found = list(first)
+    for other in others:
+        torch._foreach_add_(found, list(other))
+    return found[0], found[1]
+
+
+def averaged(seen: Sequence[Sequence[Statistics]]) -> list[Tensor]:
+    """[2, C] for each batch norm: mean and unbiased variance, averaged over groups and passes, in a dozen launches."""
+    rows = [[row for s in own for row in zip(s.means, s.scales, s.bessel, strict=True)] for own in seen]
+    alike: dict[tuple[int, float], list[int]] = {}
+    for place, own in enumerate(seen):
+        alike.setdefault((len(rows[place]), own[0].eps), []).append(place)
+    found: dict[int, Tensor] = {}
+    for (groups, eps), places in alike.items():
+        kinds = [rows[place][group][kind] for kind in range(3) for group in range(groups) for place in places]
+        mean, scale, bessel = torch.cat(kinds).view(3, groups, -1)
+        var = (scale.pow(-2) - eps).clamp_min_(0) * bessel
+        both = torch.stack([mean, var]).mean(1)
+        found |= zip(places, torch.split(both, [len(rows[place][0][0]) for place in places], dim=1), strict=True)
+    return [found[place] for place in range(len(seen))]
+
+
+def _count(x: Tensor, groups: int) -> int:
+    """How many values of this rank a channel of a group has."""
+    return x.numel() // (groups * x.shape[1])
+
+
+@cache
+def _constant(size: int, value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[size], made once: a number of the host's costs a launch each time that the device is told of it."""
+    return torch.full((size,), value, dtype=dtype, device=device)
+
+
+def _layout(x: Tensor) -> torch.memory_format:
+    """How x lies in memory, as these kernels know it."""
+    dense = x.is_contiguous() and not x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if x.dim() == 4 and not dense else torch.contiguous_format
+
+
+def _dense(x: Tensor) -> bool:
+    return x.is_contiguous(memory_format=_layout(x))
