@@ -12,6 +12,7 @@ import pytest
 
 from tests.gpu import run
 from tests.gpu.run import BARS, PARTS, Bar, Part, Report
+from tests.gpu.throughput import uncovered
 
 SCRIPT = Path(run.__file__).with_name("run.sh")
 ROWS = {
@@ -138,3 +139,9 @@ def test_bars_are_judged_by_what_was_measured() -> None:
     assert found["fed_resnet50"] == "reached"
     assert found["fed_vit_small"] == "not measured"
     assert report.rows == [{"part": "e", "name": "x", "verdict": "right", "seen": "y | z"}]
+
+
+def test_the_idle_share_is_what_no_kernel_covers() -> None:
+    assert uncovered([(0, 4), (1, 2), (3, 5), (7, 10)]) == pytest.approx(0.2)
+    assert uncovered([(0, 5), (5, 10)]) == 0
+    assert uncovered([]) != uncovered([]), "nothing was measured"

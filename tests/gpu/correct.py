@@ -148,7 +148,7 @@ def normed(net: nn.Module, x: Tensor, weight: Tensor) -> list[Tensor]:
 def norms(setting: Setting) -> Iterator[Row]:
     """Our batch norm is no further from the numbers of double precision than torch's own; and what both take."""
     torch.manual_seed(0)
-    shape = (64, 256, 56, 56) if setting.gpu else (4, 8, 6, 6)
+    shape = (32, 256, 56, 56) if setting.gpu else (4, 8, 6, 6)
     x = (2 * torch.randn(shape) + 1).contiguous(memory_format=torch.channels_last)
     weight, plain = torch.randn(shape), nn.Sequential(nn.BatchNorm2d(shape[1]))
     with torch.no_grad():
@@ -185,7 +185,7 @@ def forth_and_back(net: nn.Module, x: Tensor, gradient: Tensor) -> None:
 
 def colours(setting: Setting) -> Iterator[Row]:
     """Photometry on the device: the numbers of the CPU's, and how fast they come."""
-    size = {"side": 224, "batch": 256} if setting.gpu else {"side": 32, "batch": 16}
+    size = {"side": 224, "batch": 128} if setting.gpu else {"side": 32, "batch": 16}
     for name, right, text in photometry(Scale(setting.device, 1.0 if setting.gpu else 0.0, images=0, **size)):
         yield judged(name, right, text)
 

@@ -10,6 +10,7 @@ import os
 import platform
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
@@ -42,9 +43,9 @@ def versions(setting: Setting) -> Iterator[Row]:
     yield seen("Python", f"{platform.python_version()} on {platform.machine()}, {platform.release()}")
     yield seen("packages", ", ".join(map(installed, PACKAGES)))
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    room = shutil.disk_usage("/tmp").free
+    room = shutil.disk_usage(tempfile.gettempdir()).free
     cores = len(os.sched_getaffinity(0))
-    yield seen("host", f"{cores} cores, {pages / 2**30:.0f} GiB of memory, {room / 2**30:.0f} GiB free in /tmp")
+    yield seen("host", f"{cores} cores, {pages / 2**30:.0f} GiB of memory, {room / 2**30:.0f} GiB of scratch")
     if setting.gpu:
         card = torch.cuda.get_device_properties(0)
         count = torch.cuda.device_count()

@@ -1,5 +1,6 @@
 """Our recipes as engines, at the batch sizes that a single GPU is measured with."""
 
+import contextlib
 import gc
 from dataclasses import dataclass
 from typing import Any
@@ -63,8 +64,9 @@ class Form:
         torch.use_deterministic_algorithms(False)
         torch.backends.cudnn.deterministic = self.deterministic
         torch.backends.cudnn.benchmark = not self.deterministic
-        torch.set_float32_matmul_precision("high" if self.precision == "tf32" else "highest")
-        torch.backends.cudnn.allow_tf32 = self.precision != "fp32"
+        with contextlib.suppress(RuntimeError):  # torch refuses, where an engine has used its newer switches
+            torch.set_float32_matmul_precision("high" if self.precision == "tf32" else "highest")
+            torch.backends.cudnn.allow_tf32 = self.precision != "fp32"
 
 
 def batch_size(net: str, setting: Setting) -> int:

@@ -9,6 +9,7 @@ so that whatever has been printed counts, even if the process is killed in the n
 """
 
 import argparse
+import contextlib
 import gc
 import os
 import sys
@@ -165,7 +166,8 @@ def attempted(claims: Iterable[Claim], setting: Setting) -> Iterator[Row]:
             lines = traceback.format_exc().rstrip().splitlines()
             print(*(f"    {line}" for line in lines[-TRACE_LINES:]), sep="\n", flush=True)
             yield Row(name, FAILED, f"after {time.monotonic() - start:.1f} s: {type(error).__name__}: {error}"[:400])
-        setting.forget()
+        with contextlib.suppress(Exception):  # a fault of the device would be raised here once more
+            setting.forget()
 
 
 def leave(code: int) -> NoReturn:

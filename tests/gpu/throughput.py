@@ -149,13 +149,18 @@ def idle_share(work: Callable[[], Any], setting: Setting, times: int = 10) -> fl
     events: Iterable[Any] = profiler.events() or []
     kernels = (e for e in events if e.device_type == wanted and not annotation(e))
     spans = sorted((e.time_range.start, e.time_range.end) for e in kernels if not e.name.startswith("Mem"))
+    return uncovered(spans)
+
+
+def uncovered(spans: list[tuple[float, float]]) -> float:
+    """The share of the time from the first start to the last end in which none of these spans, in order, runs."""
     if not spans:
         return math.nan
     busy, reached = 0.0, spans[0][0]
     for start, end in spans:
         busy += max(0.0, end - max(start, reached))
         reached = max(reached, end)
-    return float(1 - busy / (reached - spans[0][0]))
+    return 1 - busy / (reached - spans[0][0])
 
 
 def ours(net: str, form: Form, setting: Setting, firsts: dict[str, float]) -> Iterator[rows.Row]:
