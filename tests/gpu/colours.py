@@ -225,7 +225,7 @@ def main() -> int:
     wrong = 0
     for name, look in rows(device):
         if time.monotonic() > until:
-            print(name, "skipped", "no time was left", sep=" | ", flush=True)
+            print(name, "SKIPPED", "no time was left", sep=" | ", flush=True)
             continue
         try:
             holds, seen = look()

@@ -161,13 +161,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Proves and times batch norm's kernels on a GPU.")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--repeats", type=int, default=20)
-    asked = parser.parse_args()
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="after which no further row is started")
+    asked, start = parser.parse_args(), time.monotonic()
     if asked.device == "cuda" and not torch.cuda.is_available():
         print("SKIPPED tests/gpu/norms.py: no GPU is here (--device cpu runs it without)")
         return 0
     wrong = 0
     with emulated() if asked.device == "cpu" else nullcontext():
         for name, find_out in claims(asked.device, asked.repeats):
+            if time.monotonic() - start > asked.seconds:
+                print(name, "SKIPPED", "no time was left", sep=" | ", flush=True)
+                continue
             try:
                 right, seen = find_out()
             except Exception as error:  # one row is not to keep the others from being known

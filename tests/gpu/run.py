@@ -35,17 +35,27 @@ REST = 0.0
 
 @dataclass(frozen=True)
 class Part:
-    """A script, its share of the time, and the subjects that get processes of their own, with their weights."""
+    """A script, its share of the time, and the subjects that get processes of their own, with their weights.
+
+    `beside`: further scripts of the part, with their weights where the script's own is 1.
+    """
 
     script: str
     seconds: float
     what: str
     subjects: Mapping[str, float] = field(default_factory=dict)
+    beside: Mapping[str, float] = field(default_factory=dict)
+
+    def processes(self, apart: bool) -> dict[tuple[str, str], float]:
+        """Scripts and subjects with their weights; the subjects have one process together unless they are `apart`."""
+        subjects = self.subjects if apart and self.subjects else {"": 1.0}
+        own = {(self.script, subject): weight for subject, weight in subjects.items()}
+        return own | {(script, ""): weight for script, weight in self.beside.items()}
 
 
 PARTS = {
     "a": Part("machine", 25, "versions, numba, pinned memory"),
-    "b": Part("correct", 60, "the GPU's numbers are the CPU's"),
+    "b": Part("correct", 110, "the GPU's numbers are the CPU's", beside={"norms": 0.4, "colours": 0.5}),
     "c": Part("throughput", 150, "what a step costs", {"resnet50": 3, "vit_small": 2, "vit_base": 1}),
     "d": Part("compiled", 60, "compiled blocks", {"vit_small": 1, "resnet50": 1}),
     "e": Part("feeding", 110, "from JPEG to weight update"),
@@ -170,28 +180,27 @@ class Runner:
         """Run a part: its subjects one after the other, each with its share of what is left of the part's time."""
         part, start = PARTS[letter], time.monotonic()
         seconds = min(part.seconds or self.left, self.left) if self.device == "cuda" else CPU_SECONDS
-        weights = dict(part.subjects) if self.device == "cuda" and part.subjects else {"": 1.0}
+        weights = part.processes(self.device == "cuda")
         print(f"\n== {letter}: {part.what} (at most {seconds:.0f} s)", flush=True)
         while weights:
-            subject, share = next(iter(weights.items()))
+            (script, subject), share = next(iter(weights.items()))
             own = (seconds - (time.monotonic() - start)) * share / sum(weights.values())
-            del weights[subject]
-            self.process(letter, subject, min(own, self.left if self.device == "cuda" else own))
+            del weights[script, subject]
+            self.process(letter, script, subject, min(own, self.left if self.device == "cuda" else own))
         self.report.seconds[letter] = round(time.monotonic() - start, 1)
         print(f"== {letter}: {self.report.seconds[letter]} s", flush=True)
 
-    def process(self, letter: str, subject: str, seconds: float) -> None:
+    def process(self, letter: str, script: str, subject: str, seconds: float) -> None:
         """Run one process of a part, and kill it when its time is over."""
-        part = PARTS[letter]
         if seconds < 5:
-            self.line(letter, f"{part.script} {subject} | SKIPPED | no time was left")
+            self.line(letter, f"{script} {subject} | SKIPPED | no time was left")
             return
         words = ["--device", self.device, *(["--only", subject] if subject else [])]
         words += ["--seconds", f"{seconds:.1f}"]
-        if part.script == "engines":  # it may start a claim just before its time is over
+        if script == "engines":  # it may start a claim just before its time is over
             words[-1] = f"{max(5.0, min(seconds - 25, 20 if self.device == 'cpu' else seconds)):.1f}"
             words += ["--steps", str(self.steps)]
-        command = [sys.executable, str(FOLDER / f"{part.script}.py"), *words]
+        command = [sys.executable, str(FOLDER / f"{script}.py"), *words]
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
             start_new_session=True, env=self.environment,
@@ -208,9 +217,9 @@ class Runner:
             kill(process)
         reader.join(2)  # a process that was missed may hold the pipe open
         if code is None:
-            self.line(letter, f"{part.script} {subject} | FAILED | killed: its {seconds:.0f} s were over")
+            self.line(letter, f"{script} {subject} | FAILED | killed: its {seconds:.0f} s were over")
         elif code and not any(row["verdict"] in BAD for row in self.report.rows[before:]):
-            self.line(letter, f"{part.script} {subject} | FAILED | ended with exit code {code}")
+            self.line(letter, f"{script} {subject} | FAILED | ended with exit code {code}")
 
     def read(self, letter: str, lines: IO[str]) -> None:
         """Pass on what a process prints."""
@@ -255,24 +264,24 @@ def main() -> int:
     parser.add_argument("--spent", type=float, default=0.0, help="seconds of them that are gone")
     parser.add_argument("--steps", type=int, default=20, help="that engines train after each checkpoint")
     asked = parser.parse_args()
-    shared_memory = asked.part.replace(",", "")
-    if unknown := sorted(set(shared_memory) - PARTS.keys()):
+    letters = asked.part.replace(",", "")
+    if unknown := sorted(set(letters) - PARTS.keys()):
         print(f"part={','.join(unknown)} is not known: parts are {', '.join(PARTS)}.", file=sys.stderr)
         return 2
     if asked.out:
         asked.out.mkdir(parents=True, exist_ok=True)
-        for letter in shared_memory:
+        for letter in letters:
             (asked.out / f"{letter}.txt").write_text("")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what runs is killed too
     with tempfile.TemporaryDirectory() as scratch:
         runner = Runner(asked, Path(scratch))
-        for letter in sorted(shared_memory):
+        for letter in sorted(letters):
             try:
                 runner.part(letter)
             except Exception as error:  # the next part runs whatever the last one did
                 runner.line(letter, f"part {letter} | FAILED | {type(error).__name__}: {error}")
-            runner.report.write(asked.out, shared_memory)
-    bad = table(runner.report, shared_memory, asked.device == "cuda")
+            runner.report.write(asked.out, letters)
+    bad = table(runner.report, letters, asked.device == "cuda")
     print(f"\n{time.monotonic() - start + asked.spent:.0f} s in all; {bad} to look at" if bad else "\nall holds")
     return int(bad > 0)
 

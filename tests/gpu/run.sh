@@ -8,7 +8,7 @@
 # whatever the last one did. Every row is printed as soon as it is known, and a table of bars stands at the end:
 #
 #     a  versions, numba, pinned memory, 25 s          e  from JPEG to weight update, 110 s
-#     b  the GPU's numbers are the CPU's, 60 s         f  a run of launch/slurm.py, killed and resumed, 40 s
+#     b  the GPU's numbers are the CPU's, 110 s        f  a run of launch/slurm.py, killed and resumed, 40 s
 #     c  what a step costs, beside a plain loop, 150 s g  engines read what others wrote, in what is left
 #     d  compiled blocks, 60 s
 #
