@@ -239,7 +239,7 @@ def probing(config: Config) -> Probing:
 
 
 def probe(config: Config, p: Parts, world: World, process: LoaderProcess | None) -> Probe:
-    """Return the kNN probe if the data has a held-out split and both splits have labels, else a probe that does nothing."""
+    """Return the kNN probe if there is a held-out split and both splits have labels, else a probe that does nothing."""
     val = p.dataset.split(p.data.val) if p.data.val is not None else None
     if val is None or not (p.train.labelled and val.labelled):
         return NoProbe()

@@ -1,8 +1,7 @@
 """The engine for models that fit on one device: torch's DistributedDataParallel, or plain modules in a world of one.
 
-With `deterministic` the buckets of the gradient exchange stay as they are built, because the order of summation
-inside an exchange depends on them: torch's own rebuilding after the first step would make a resumed run differ from
-one that was never stopped.
+With `deterministic` the buckets of the gradient all-reduce are never rebuilt, because the order of summation depends on
+them: torch's rebuilding after the first step would make a resumed run differ from one that was never stopped.
 """
 
 import inspect
@@ -30,7 +29,7 @@ from dist_ssl.protocols.method import LossOutput
 
 
 def average(world: World, bucket: GradBucket) -> torch.futures.Future[Tensor]:
-    """Average a bucket of gradients through the world's own sum, which adds in rank order."""
+    """Average a bucket of gradients by the world's own sum, which adds in rank order; a communication hook."""
     done: torch.futures.Future[Tensor] = torch.futures.Future()
     done.set_result(world.sum_const(bucket.buffer()) / world.size)
     return done
@@ -38,12 +37,12 @@ def average(world: World, bucket: GradBucket) -> torch.futures.Future[Tensor]:
 
 @dataclass(eq=False, repr=False)
 class DDP(Parallel):
-    """Every rank holds all parameters, and a copy of their gradients and moments. Raises ConfigError."""
+    """Data parallel training in which every rank holds all parameters, gradients and moments. Raises ConfigError."""
 
     bitwise: bool = False
-    """The same bits at every world size that divides `virtual_ranks`; the method is then made with a world of one."""
+    """Equal bits at every world size that divides `virtual_ranks`; the method must be built with a world of one."""
     virtual_ranks: int | None = None
-    """Parts that the global batch is computed in (`virtual`), with `bitwise` alone."""
+    """Number of parts of the global batch in bitwise mode (see `virtual`); None without `bitwise`."""
 
     def __post_init__(self) -> None:
         assert self.bitwise == (self.virtual_ranks is not None)
@@ -52,11 +51,11 @@ class DDP(Parallel):
             check_options(self.compute, self.accumulate, self.deterministic, self.compile)
             check_method(self.method)
             if self.world.device.type != "meta":
-                torch.set_num_threads(1)  # threads share sums out among them
+                torch.set_num_threads(1)  # threads split sums among them
         super().__post_init__()
 
     def wrap(self) -> Mapping[str, nn.Parameter]:
-        """Wrap the method, unless it is alone in its world."""
+        """Wrap the method, unless the world has one rank or virtual ranks are used."""
         self.method.to(memory_format=torch.channels_last)
         self.root = self._root()
         return dict(self.method.named_parameters())
@@ -64,7 +63,7 @@ class DDP(Parallel):
     def _root(self) -> nn.Module:
         if self.world.alone or self.virtual:
             return self.method
-        # torch would overwrite every rank's own piece with rank 0's
+        # torch would overwrite every rank's own piece of a sharded buffer with rank 0's
         leave_alone: Any = DistributedDataParallel._set_params_and_buffers_to_ignore_for_model
         leave_alone(self.method, list(spread_of(self.method)))
         devices = [self.world.device] if self.world.device.type == "cuda" else None
@@ -73,12 +72,12 @@ class DDP(Parallel):
         sync_buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
         options: dict[str, Any] = {sync_buffers: False, "find_unused_parameters": self.deterministic}
         wrapped = DistributedDataParallel(self.method, device_ids=devices, **options)
-        if self.world.device.type == "cpu":  # the same order of summation however the ranks are placed
+        if self.world.device.type == "cpu":  # the same order of summation at any placement of the ranks
             wrapped.register_comm_hook(self.world, average)
         return wrapped
 
     def initialise_memory(self, batch: Batch) -> None:
-        """In bitwise mode every rank shows its method the whole job's batch, one virtual rank after the other."""
+        """Initialise the memory; in bitwise mode each rank uses the whole job's batch, one virtual rank at a time."""
         if self.virtual is None:
             return super().initialise_memory(batch)
         for number, part in enumerate(self.virtual.each(batch)):
@@ -88,33 +87,33 @@ class DDP(Parallel):
         return None
 
     def gradients(self, batch: Batch, hyper: Hyperparameters) -> LossOutput:
-        """The loss; its gradients, averaged over the ranks, are left in the parameters."""
+        """Return the loss; leave its gradients, averaged over the ranks, in the parameters."""
         if self.virtual is None:
             return super().gradients(batch, hyper)
         job = self.seen(batch)
-        self.await_copies()  # running statistics move between its passes
+        self.await_copies()  # it updates running statistics between its passes
         return self.virtual.gradients(self._embeddings, lambda e: self.method.loss(e, job, hyper), batch, self.method)
 
     def seen(self, batch: Batch) -> Batch:
-        """In bitwise mode the batch of the whole job."""
+        """Return the batch of the whole job in bitwise mode, else this rank's."""
         return self.virtual.whole(batch) if self.virtual else batch
 
     def spread(self) -> Mapping[str, Piece]:
-        """In bitwise mode nothing is spread over the ranks."""
+        """Return this rank's pieces of sharded buffers; in bitwise mode there are none."""
         return {} if self.virtual else super().spread()
 
     def hold(self) -> AbstractContextManager[None]:
-        """Keep gradients back."""
+        """Return a context in which gradients are accumulated without an all-reduce."""
         return self.root.no_sync() if isinstance(self.root, DistributedDataParallel) else nullcontext()
 
     def through(self, part: Callable[..., T], *args: Any) -> T:
-        """Every part can be called as it is."""
+        """Call the part directly: weights are whole on every rank."""
         return part(*args)
 
     def norms(self, tensors: Sequence[Tensor]) -> Tensor:
-        """[n] the norms of tensors that are whole on every rank."""
+        """Return the norms, [n], of tensors that are whole on every rank."""
         return local_norms(tensors)
 
     def part(self, name: str, value: Tensor) -> Tensor | Piece:
-        """All of it."""
+        """Return the value unchanged: every rank holds all of it."""
         return value

@@ -1,11 +1,11 @@
-"""The engine over DeepSpeed's ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054): what is spread is said by the stage.
+"""The engine over DeepSpeed's ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054): the stage determines what is sharded.
 
-    0  nothing, as DDP      1  moments      2  and gradients      3  and weights, those of the teacher too
+    0  nothing, as DDP      1  moments      2  and gradients      3  and weights, including the teacher's
 
-DeepSpeed lays the weights of a group of parameters end to end and gives every rank an equal run of that (stages 1, 2),
-or of every parameter (stage 3), without regard to rows and layers. A `Part` says which elements of a parameter these
-are, so that moments, and weights at stage 3, are saved and loaded by the piece. Norms are those of the whole gradient,
-taken before DeepSpeed moves anything; clipping is ours. In a world of one nothing is wrapped.
+DeepSpeed concatenates the weights of a parameter group and gives every rank an equal run of elements, of the group
+(stages 1, 2) or of every parameter (stage 3), without regard to rows and layers. A `Part` describes which elements of a
+parameter these are, so that moments, and weights at stage 3, are saved and loaded as pieces. The gradient norm is that
+of the whole gradient, computed before DeepSpeed's update; clipping is done here. In a world of one nothing is wrapped.
 """
 
 import logging
@@ -30,18 +30,18 @@ from dist_ssl.optim.lars import local_norms
 from dist_ssl.protocols.engine import Piece
 
 SHARED_MEMORY = "deepspeed_shm_comm"
-"""An extension for inference that DeepSpeed would compile at every first start on a CPU."""
+"""An inference extension that DeepSpeed would compile at its first start on a CPU."""
 
 
 @dataclass(eq=False, repr=False)
 class DeepSpeed(Parallel):
-    """Over DeepSpeed, which compiles nothing for us. Raises ConfigError."""
+    """Training with DeepSpeed; `compile` is not available. Raises ConfigError."""
 
     compile: bool = field(default=False, init=False)
     stage: Stage = 2
-    """Of ZeRO."""
+    """ZeRO stage, 0 to 3."""
     config: Mapping[str, Any] | None = None
-    """Keys of DeepSpeed's own over those that are written from ours."""
+    """Keys of DeepSpeed's config that override those derived from our options."""
 
     def __post_init__(self) -> None:
         check(self.stage, self.method, self.recipe, self.dtype)
@@ -56,11 +56,11 @@ class DeepSpeed(Parallel):
             self._initialize()
 
     def wrap(self) -> Mapping[str, nn.Parameter]:
-        """Nothing yet: DeepSpeed wraps method and optimizer together."""
+        """Return the parameters unwrapped: DeepSpeed wraps method and optimizer together later."""
         return dict(self.method.named_parameters())
 
     def _initialize(self) -> None:
-        """Hand method and optimizer to DeepSpeed; find what this rank has got of them."""
+        """Pass method and optimizer to DeepSpeed; find which elements of them this rank holds."""
         deepspeed.ops.__compatible_ops__[SHARED_MEMORY] = False
         self.engine, *_ = deepspeed.initialize(model=self.shell, optimizer=self.optimizer, config=self.config)
         self.root = partial(self.engine, self.method)
@@ -74,12 +74,12 @@ class DeepSpeed(Parallel):
             self.own = {name: nn.Parameter(shard, named[name].requires_grad) for name, shard in shards.items()}
 
     def _computing(self) -> Any:
-        """DeepSpeed says by itself what is computed in which precision."""
+        """Return no autocast context with DeepSpeed, which applies its own."""
         return super()._computing() if self.engine is None else nullcontext()
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Tell DeepSpeed that there is more to come."""
+        """Accumulate gradients: the following backward passes do not complete the step."""
         if self.engine is None:
             yield
             return
@@ -88,31 +88,31 @@ class DeepSpeed(Parallel):
         self.engine.set_gradient_accumulation_boundary(True)
 
     def through(self, part: Callable[..., T], *args: Any) -> T:
-        """Call the part from the root."""
+        """Call the part through the root module."""
         found: T = self.shell(part, *args) if self.engine is None else self.engine(part, *args)
         return found
 
     def backward(self, loss: Tensor) -> None:
-        """Through DeepSpeed, which averages and spreads gradients as they come."""
+        """Run the backward pass through DeepSpeed, which averages and shards gradients during it."""
         if self.engine is None:
             super().backward(loss)
         else:
             self.engine.backward(loss)
 
     def update(self) -> None:
-        """DeepSpeed's step, which gathers what has moved where all ranks need it."""
+        """Run DeepSpeed's step, which gathers the updated weights where all ranks need them."""
         if self.engine is None:
             super().update()
         else:
             self.engine.step()
 
     def norms(self, tensors: Sequence[Tensor]) -> Tensor:
-        """[n] the norms of tensors that are whole on every rank: nothing asks where they are not."""
+        """Return the norms, [n], of tensors that are whole on every rank; not called where they are sharded."""
         assert not self.parts
         return local_norms(tensors)
 
     def _check_and_clip(self, loss: Tensor) -> Tensor:
-        """The norm of the whole gradient, of which DeepSpeed holds this rank's run."""
+        """Return the norm of the whole gradient, of which DeepSpeed holds this rank's elements; clip these."""
         if not self.parts:
             return super()._check_and_clip(loss)
         gradients = [g for group in self.engine.optimizer.averaged_gradients.values() for g in group]
@@ -134,7 +134,7 @@ class DeepSpeed(Parallel):
         return distance
 
     def _free(self, prefix: str = "") -> None:
-        """Free what is gathered of these parameters, so that the next use gathers what shards hold by then."""
+        """Free the gathered parameters with this prefix, so that the next use gathers the updated shards."""
         if self.stage < 3 or self.engine is None:
             return
         named: Iterable[tuple[str, Any]] = self.method.named_parameters()
@@ -143,24 +143,24 @@ class DeepSpeed(Parallel):
                 parameter.partition()
 
     def part(self, name: str, value: Tensor) -> Tensor | Piece:
-        """At stage 3 a run of its elements."""
+        """Return this rank's piece at stage 3, else the whole value."""
         if self.stage < 3 or not self.parts:
             return value
         own = self.parts[name]
         return Piece(value, own.shape, own.start)
 
     def moments(self, name: str) -> Mapping[str, Tensor | Piece]:
-        """Pieces of the moments, where they are spread."""
+        """Return the moments of a parameter, as pieces where they are sharded."""
         own = self.parts.get(name)
         if own is None:
             return super().moments(name)
         kept = self.optimizer.state.get(own.flat, {})
         held = {key: value.detach() for key, value in kept.items() if value is not None}
-        # one count for the whole run, and a tensor of its own for every parameter
+        # DeepSpeed has one step count per group; every parameter gets a copy of it
         return {key: value.clone() if key == "step" else own.of(value) for key, value in held.items()}
 
     def piece(self, name: str) -> Piece | None:
-        """This rank's piece, of parameters and moments too."""
+        """Return this rank's piece of a canonical tensor, parameters and moments included; None if it is whole."""
         kind, _, rest = name.partition("/")
         if kind == "model":
             own = self.parts.get(rest) if self.stage == 3 else None
@@ -170,7 +170,7 @@ class DeepSpeed(Parallel):
         return own.of(own.flat) if own else None
 
     def load(self, state: Any) -> None:
-        """Copy a canonical state, or the pieces of it that this rank wants, into model and optimizer."""
+        """Load a canonical state that contains at least the elements this rank `wants`. Raises CheckpointError."""
         self._free()
         super().load(state)
         if not self.parts:
@@ -182,7 +182,7 @@ class DeepSpeed(Parallel):
             own.of(own.flat).tensor.copy_(self.own[name])
 
     def take(self, moments: Mapping[str, Mapping[str, Tensor | Piece]]) -> None:
-        """Lay the moments end to end, where DeepSpeed has laid the parameters so."""
+        """Fill the optimizer's state; where DeepSpeed has concatenated parameters, their moments too."""
         if not self.parts:
             super().take(moments)
             return
@@ -197,17 +197,17 @@ class DeepSpeed(Parallel):
                 own.of(kept.setdefault(key, torch.zeros_like(own.flat))).tensor.copy_(held)
 
 
-def check_step(name: str, kept: Tensor, wanted: Tensor) -> None:
-    """Raise CheckpointError where parameters whose moments lie end to end have not moved equally often."""
-    if not torch.equal(kept.cpu(), wanted.cpu()):
+def check_step(name: str, kept: Tensor, expected: Tensor) -> None:
+    """Raise CheckpointError where parameters of one group, which share a step count, had different ones."""
+    if not torch.equal(kept.cpu(), expected.cpu()):
         raise CheckpointError(
-            f"'{name}' has moved {int(wanted)} times and others of its group {int(kept)}: ZeRO has one count for all.",
+            f"'{name}' was updated {int(expected)} times, others of its group {int(kept)}: ZeRO has one count for all.",
             "Resume with engine=ddp, engine=fsdp or engine.stage=0.",
         )
 
 
 def quiet() -> None:
-    """DeepSpeed tells of every step of its start: warnings are enough."""
+    """Restrict DeepSpeed's log to warnings: it logs every step of its initialisation."""
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 
 

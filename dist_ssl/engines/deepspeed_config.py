@@ -1,7 +1,7 @@
-"""DeepSpeed's config, written from ours; what a user may add to it, and what would contradict ours.
+"""DeepSpeed's config, derived from our options, and the check of keys that a user adds to it.
 
-Of DeepSpeed's own keys those may be set that change how ZeRO works and not what it computes. All others are refused:
-where ours say the same thing they have the word, and the rest is of parts of DeepSpeed that take no part here.
+A user may set those keys of DeepSpeed that change how ZeRO works, not what it computes. All others are refused: they
+either duplicate an option of ours, or configure parts of DeepSpeed that are not used here.
 """
 
 from collections.abc import Iterator, Mapping
@@ -32,7 +32,7 @@ OURS = {
     "data_types": "precision",
     "zero_optimization.stage": "engine.stage",
 }
-"""Keys of DeepSpeed that are written from keys of ours."""
+"""Keys of DeepSpeed's config and the option of ours from which each is derived."""
 OPEN = (
     "allgather_bucket_size",
     "allgather_partitions",
@@ -48,25 +48,25 @@ OPEN = (
     "sub_group_size",
     "use_multi_rank_bucket_allreduce",
 )
-"""Keys of `zero_optimization` that change how it works and not what it computes."""
+"""Keys of `zero_optimization` that change how it works, not what it computes; a user may set them."""
 BUCKETS = {"reduce_bucket_size": 500_000_000, "allgather_bucket_size": 500_000_000}
-"""DeepSpeed's own sizes, in elements."""
+"""DeepSpeed's default bucket sizes, in elements."""
 
 
 def written(stage: int, own: Mapping[str, Any], *, weights: int, compute: torch.dtype | None) -> dict[str, Any]:
-    """The config for a method of so many weights, `own` keys over ours. Raises ConfigError where they cannot be."""
-    # a bucket is reserved whole: no larger than what there is to exchange, and even for the alignment of NCCL
+    """Return DeepSpeed's config for `weights` parameters; the user's keys `own` override ours. Raises ConfigError."""
+    # a bucket is allocated whole: no larger than the weights, and even, for the alignment of NCCL
     buckets = {key: min(most, max(weights + weights % 2, 2)) for key, most in BUCKETS.items()}
     zero = {"stage": stage, **buckets, **zero_keys(own)}
     check_values(zero)
     return {
-        "train_micro_batch_size_per_gpu": 1,  # only counted
+        "train_micro_batch_size_per_gpu": 1,  # DeepSpeed only counts with it
         "gradient_accumulation_steps": 1,  # parts of a batch are scaled by our loss
-        "gradient_clipping": 0.0,  # ours is done before
+        "gradient_clipping": 0.0,  # clipping is done before its step
         "zero_allow_untested_optimizer": True,
         "steps_per_print": None,
         ZERO: zero,
-        # sums of gradients stay in full precision: no module is safe in less
+        # gradients are summed in full precision: no module counts as safe in a lower one
         "torch_autocast": {
             "enabled": compute is not None,
             "dtype": str(compute or torch.bfloat16).removeprefix("torch."),
@@ -76,39 +76,39 @@ def written(stage: int, own: Mapping[str, Any], *, weights: int, compute: torch.
 
 
 def check(stage: Stage, method: Method, optimizer: OptimizerRecipe, dtype: torch.dtype) -> None:
-    """Raise ConfigError for what DeepSpeed cannot do."""
+    """Raise ConfigError for options and methods that DeepSpeed cannot run."""
     if dtype != torch.float32:
         raise ConfigError(
-            "precision=fp64 cannot be had with engine=deepspeed: it keeps weights and sums gradients in single "
+            "precision=fp64 cannot be combined with engine=deepspeed, which keeps weights and sums gradients in single "
             "precision.",
             "Use engine=ddp or engine=fsdp, or precision=fp32.",
         )
     frozen = [name.removeprefix(FROZEN) for name in method.curves if name.startswith(FROZEN)]
     if stage > 0 and isinstance(optimizer, LARS):
-        what, why, least = "optim=lars", "cuts layers anywhere, and LARS needs the norm of every layer", 0
+        what, why, least = "optim=lars", "splits layers anywhere, and LARS needs the norm of every layer", 0
     elif stage > 0 and frozen:
-        what, why, least = f"A '{frozen[0]}' that stands still for a while", "moves a group of parameters as one", 0
+        what, why, least = f"Freezing '{frozen[0]}' at first", "updates a group of parameters as one", 0
     elif stage == 3 and method.unit_rows:
-        what, why, least = f"'{method.unit_rows[0]}', whose rows keep length 1,", "cuts rows anywhere", 2
+        what, why, least = f"'{method.unit_rows[0]}', whose rows are normalised,", "splits rows anywhere", 2
     else:
         return
     raise ConfigError(
-        f"{what} cannot be had with engine.stage={stage}: ZeRO {why}.",
+        f"{what} cannot be combined with engine.stage={stage}: ZeRO {why}.",
         f"Use engine=fsdp or engine=ddp, or engine.stage={least}.",
     )
 
 
 def zero_keys(own: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Those of `zero_optimization` in a user's keys. Raises ConfigError where there are others."""
+    """Return the user's keys of `zero_optimization`. Raises ConfigError where there are other keys."""
     for key in _dotted(own):
         first = key.partition(".")[0]
         if ours := OURS.get(key) or OURS.get(first):
             raise ConfigError(
-                f"engine.config.{key} is not possible: it is written from {ours}.", f"Leave it out, and set {ours}."
+                f"engine.config.{key} is not possible: it is derived from {ours}.", f"Leave it out, and set {ours}."
             )
         if first != ZERO or key.removeprefix(f"{ZERO}.") not in OPEN:
             raise ConfigError(
-                f"engine.config.{key} is not possible: only keys that change how ZeRO works and not what it computes.",
+                f"engine.config.{key} is not possible: only keys that change how ZeRO works, not what it computes.",
                 nearest(key, [f"{ZERO}.{name}" for name in OPEN]),
             )
     found: Mapping[str, Any] = own.get(ZERO, {})
@@ -116,7 +116,7 @@ def zero_keys(own: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def check_values(zero: Mapping[str, Any]) -> None:
-    """Raise ConfigError where DeepSpeed cannot take a value."""
+    """Raise ConfigError where DeepSpeed rejects a value."""
     try:
         DeepSpeedZeroConfig(**zero)
     except ValidationError as error:
@@ -128,7 +128,7 @@ def check_values(zero: Mapping[str, Any]) -> None:
 
 
 def _dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Dotted keys of plain values."""
+    """Yield the dotted keys of the values that are not mappings."""
     for key, value in values.items():
         if isinstance(value, Mapping) and (value or key == ZERO):
             yield from _dotted(value, f"{prefix}{key}.")

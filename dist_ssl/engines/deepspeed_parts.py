@@ -1,4 +1,4 @@
-"""Which elements of every parameter a rank holds under ZeRO, and where they lie in what the optimizer moves."""
+"""The elements of every parameter that a rank holds under ZeRO, and their places in the optimizer's flat tensors."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,25 +12,25 @@ from dist_ssl.protocols.engine import Piece
 
 @dataclass(frozen=True)
 class Part:
-    """This rank's elements of a parameter, and where they lie in what the optimizer moves."""
+    """This rank's elements of a parameter, and their place in a flat tensor that the optimizer updates."""
 
     flat: Tensor
-    """Parts of several parameters, end to end."""
+    """The flat tensor: parts of several parameters, concatenated."""
     at: int
-    """Number of the first element within `flat`."""
+    """Index of the first element within `flat`."""
     count: int
     start: int
-    """Number of the first element within the parameter."""
+    """Index of the first element within the flattened parameter."""
     shape: tuple[int, ...]
-    """Of the parameter."""
+    """Shape of the parameter."""
 
     def of(self, values: Tensor) -> Piece:
-        """The piece that lies in values laid out as `flat` is."""
+        """Return the piece of the parameter in `values`, a tensor laid out like `flat`."""
         return Piece(values.detach()[self.at : self.at + self.count], self.shape, self.start)
 
 
 def parts_of_groups(named: Mapping[str, nn.Parameter], zero: Any) -> dict[str, Part]:
-    """At stages 1 and 2: a rank has a run of every group's flattened parameters, and of many of these nothing."""
+    """Return the parts at stages 1, 2: a rank holds a run of every group's flattened parameters; parts may be empty."""
     names = {id(parameter): name for name, parameter in named.items()}
     found = {}
     for group, flat in zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True):
@@ -46,7 +46,7 @@ def parts_of_groups(named: Mapping[str, nn.Parameter], zero: Any) -> dict[str, P
 
 
 def parts_of_parameters(named: Mapping[str, Any], zero: Any, world: World) -> dict[str, Part]:
-    """At stage 3: a rank has a run of every parameter; those that are trained lie end to end."""
+    """Return the parts at stage 3: a rank holds a run of every parameter; trained ones are concatenated per group."""
     found = {}
     for name, parameter in named.items():
         rows = parameter.ds_tensor.ds_numel

@@ -1,10 +1,10 @@
-"""The engine for models that do not fit on one device: a rank holds a shard of every parameter, gradient and moment.
+"""The engine for models that do not fit on one device: every rank holds a shard of each parameter, gradient and moment.
 
 It is torch's `fully_shard` (FSDP2; Rajbhandari et al. 2020, arXiv 1910.02054; Zhao et al. 2023, arXiv 2304.11277).
-The blocks of a network are units, gathered one at a time just before they compute; what lies outside of blocks belongs
-to the root. So nothing may be called but through the root, which `Shell` makes possible for any part of the method.
-Optimizer, clipping and the teacher's move see shards as plain tensors. Buffers (batch norm's statistics, queue, bank,
-centre) stay as the method made them. In a world of one nothing is wrapped.
+The blocks of a network are units, gathered one at a time just before they compute; parameters outside of blocks belong
+to the root. So every call must go through the root module; `Shell` allows this for any part of the method. Optimizer,
+clipping and EMA update see shards as plain tensors. Buffers (batch-norm statistics, queue, bank, centre) stay as the
+method made them. In a world of one nothing is wrapped.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,9 +29,9 @@ from dist_ssl.protocols.method import Embeddings, LossOutput
 
 
 def blocks(module: nn.Module, least: int) -> list[nn.Module]:
-    """What is sharded as a unit: members of `ModuleList`s and `Sequential`s with at least `least` parameters.
+    """Return the modules to shard as units: members of `ModuleList`s and `Sequential`s of at least `least` parameters.
 
-    Innermost first; a parameter counts for the innermost unit that it is in.
+    Innermost modules come first; a parameter counts for the innermost unit that contains it.
     """
     found: list[nn.Module] = []
 
@@ -49,7 +49,7 @@ def blocks(module: nn.Module, least: int) -> list[nn.Module]:
 
 
 def mesh(world: World, replicate: Literal["nodes"] | None) -> DeviceMesh:
-    """All ranks in a row, or where nodes hold copies: nodes x ranks of a node. Raises ConfigError."""
+    """Return the mesh of all ranks, [ranks], or [nodes, ranks of a node] if nodes hold copies. Raises ConfigError."""
     kind, per_node = world.device.type, world.local_size
     if replicate is None:
         return init_device_mesh(kind, (world.size,), mesh_dim_names=("shard",))
@@ -63,7 +63,7 @@ def mesh(world: World, replicate: Literal["nodes"] | None) -> DeviceMesh:
 
 
 def place(shape: tuple[int, ...], shard: Tensor, rank: int, size: int) -> Piece:
-    """The piece that rank `rank` of `size` holds of a parameter: torch cuts its rows as evenly as equal runs can be."""
+    """Return the piece of a parameter on rank `rank` of `size`: torch gives each ceil(rows / size) rows or fewer."""
     rows = -(-shape[0] // size)
     first = min(rank * rows, shape[0])
     assert len(shard) == min(rows, shape[0] - first)
@@ -72,14 +72,14 @@ def place(shape: tuple[int, ...], shard: Tensor, rank: int, size: int) -> Piece:
 
 @dataclass(eq=False, repr=False)
 class FSDP(Parallel):
-    """A rank holds a shard of every parameter, and of its gradient and moments. Raises ConfigError."""
+    """Training in which a rank holds a shard of every parameter, gradient and moment. Raises ConfigError."""
 
     block_parameters: int = 100_000
-    """How many a block has at least that is gathered as a unit."""
+    """Smallest number of parameters of a block that is gathered as a unit, at least 1."""
     reshard: bool = True
-    """Free gathered blocks between forward and backward."""
+    """Free gathered blocks between forward and backward pass."""
     cpu_offload: bool = False
-    """Keep shards and moments in host memory, where the optimizer then runs."""
+    """Keep shards and moments in host memory; the optimizer then runs there."""
     replicate: Literal["nodes"] | None = None
     """`nodes` shards within a node and keeps a copy on each; None shards over all ranks."""
 
@@ -91,7 +91,7 @@ class FSDP(Parallel):
         super().__post_init__()
 
     def wrap(self) -> Mapping[str, nn.Parameter]:
-        """Shard the method, unless it is alone in its world."""
+        """Shard the method, unless the world has one rank; return this rank's shards by parameter name."""
         self.root = partial(self.shell, self._apart)
         whole = dict(self.method.named_parameters())
         self._check(whole)
@@ -105,7 +105,7 @@ class FSDP(Parallel):
         return {name: nn.Parameter(shard, self.sharded[name].requires_grad) for name, shard in held.items()}
 
     def _check(self, whole: Mapping[str, nn.Parameter]) -> None:
-        """Raise ConfigError for what FSDP cannot do."""
+        """Raise ConfigError for options and methods that FSDP cannot run."""
         if single := [name for name, p in whole.items() if p.ndim == 0]:
             raise ConfigError(
                 f"engine=fsdp cannot shard '{single[0]}': it is a single number, without rows.", "Use engine=ddp."
@@ -123,11 +123,11 @@ class FSDP(Parallel):
             )
 
     def _shard(self) -> tuple[int, int]:
-        """Wrap blocks and root; over how many ranks a parameter is cut, and which of them this one is."""
+        """Wrap blocks and root; return the number of shards of a parameter, and the index of this rank's shard."""
         over = mesh(self.world, self.replicate)
         options: dict[str, Any] = {"mesh": over}
         if self.compute is not None:
-            # autocast has the last word on what is computed in which precision: inputs are left to it
+            # autocast decides the precision of each operation, so FSDP does not cast inputs
             options["mp_policy"] = MixedPrecisionPolicy(self.compute, self.dtype, cast_forward_inputs=False)
         if self.cpu_offload:
             options["offload_policy"] = CPUOffloadPolicy()
@@ -139,7 +139,7 @@ class FSDP(Parallel):
         return over.size(over.ndim - 1), over.get_local_rank("shard")
 
     def _apart(self, *args: Any, **which: bool) -> Embeddings:
-        """What the method answers, in memory of its own: FSDP hangs its gathering for the backward pass on it."""
+        """Return copies of the method's outputs: FSDP attaches its gathers for the backward pass to them."""
         return {name: x.clone() for name, x in self.method(*args, **which).items()}
 
     @property
@@ -147,13 +147,13 @@ class FSDP(Parallel):
         return (module for module in self.shell.modules() if isinstance(module, FSDPModule))
 
     def _free(self) -> None:
-        """Free what is gathered, so that the next use gathers what shards hold by then."""
+        """Free gathered parameters, so that the next use gathers the updated shards."""
         for unit in self._units:
             unit.reshard()
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Keep gradients back."""
+        """Accumulate gradients without reducing them over the ranks."""
         for unit in self._units:
             unit.set_requires_gradient_sync(False, recurse=False)
         yield
@@ -161,13 +161,13 @@ class FSDP(Parallel):
             unit.set_requires_gradient_sync(True, recurse=False)
 
     def through(self, part: Callable[..., T], *args: Any) -> T:
-        """Call the part from the root."""
+        """Call the part through the root module."""
         found: T = self.shell(part, *args)
         self._free()
         return found
 
     def gradients(self, batch: Batch, hyper: Hyperparameters) -> LossOutput:
-        """The loss; the averaged gradients' shards are left in what is held here."""
+        """Return the loss; leave the shards of its averaged gradients in the local parameters."""
         out = super().gradients(batch, hyper)
         self._free()
         for name, parameter in self.sharded.items():
@@ -177,7 +177,7 @@ class FSDP(Parallel):
         return out
 
     def norms(self, tensors: Sequence[Tensor]) -> Tensor:
-        """[n] the norms of whole tensors, from the squares of all shards in one exchange."""
+        """Return the norms, [n], of whole tensors, from the squares of all shards in one exchange."""
         own = torch.stack(torch._foreach_norm(list(tensors)))
         if not self.sharded:
             return own
@@ -185,16 +185,16 @@ class FSDP(Parallel):
         return (squares / self.copies).sqrt().to(own)
 
     def part(self, name: str, value: Tensor) -> Tensor | Piece:
-        """Rows of it."""
+        """Return this rank's rows as a piece."""
         shard = self.shards.get(name)
         return value if shard is None else Piece(value, shard.shape, shard.start)
 
     def piece(self, name: str) -> Piece | None:
-        """This rank's piece, of parameters and moments too."""
+        """Return this rank's piece of a canonical tensor, parameters and moments included; None if it is whole."""
         return self._shard_of(name) or super().piece(name)
 
     def _shard_of(self, name: str) -> Piece | None:
-        """The shard that a canonical name goes with."""
+        """Return the shard with the layout of a canonical tensor; None if the tensor is not sharded."""
         kind, _, rest = name.partition("/")
         parameter, _, moment = rest.rpartition("/")
         if kind == "model":
@@ -202,7 +202,7 @@ class FSDP(Parallel):
         return self.shards.get(parameter) if moment != "step" else None
 
     def state(self) -> State:
-        """As any engine's; of several copies the first is the one that counts."""
+        """Return the canonical state; of several copies only the first returns elements of sharded parameters."""
         found = super().state()
         if self.copy == 0:
             return found
@@ -214,6 +214,6 @@ class FSDP(Parallel):
         }
 
     def load(self, state: State) -> None:
-        """Copy a canonical state, or the pieces of it that this rank wants, into model and optimizer."""
+        """Load a canonical state that contains at least the elements this rank `wants`. Raises CheckpointError."""
         self._free()
         super().load(state)

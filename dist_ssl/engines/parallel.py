@@ -1,7 +1,7 @@
-"""What the engines that train the method's own modules have in common: one weight update, and the canonical state.
+"""The base class of all engines: one weight update, and the canonical state.
 
-An engine of this kind says how modules are wrapped and what a rank holds of every parameter: all of it, or a piece.
-Optimizer, clipping and the teacher's move work on what is held here, and so exchange nothing but norms.
+An engine defines how modules are wrapped and which elements of every parameter a rank holds: all, or a piece.
+Optimizer, clipping and EMA update work on these local elements, so they exchange nothing but norms.
 """
 
 from abc import ABC, abstractmethod
@@ -33,42 +33,42 @@ T = TypeVar("T")
 
 @dataclass(eq=False, repr=False)
 class Parallel(ABC):
-    """Data parallel training of `method` on the world's devices; an engine adds options of its own to these.
+    """Data parallel training of `method` on the world's devices; an engine adds its own options.
 
     Raises ConfigError where the method cannot be computed in parts, or an option is outside its range.
     """
 
     method: Method
     recipe: OptimizerRecipe
-    """Of the optimizer."""
+    """Recipe of the optimizer."""
     _: KW_ONLY
     world: World
     dtype: torch.dtype = torch.float32
-    """Of parameters, optimizer and loss: float32 or float64."""
+    """Dtype of parameters, optimizer state and loss: float32 or float64."""
     compute: torch.dtype | None = None
-    """What matrix products and convolutions are cast to: bfloat16, or None for `dtype`."""
+    """Dtype of matrix products and convolutions: bfloat16, or None for `dtype`."""
     clip: float | None = None
     """Largest norm of the averaged gradient, more than 0."""
     accumulate: int = 1
-    """Parts that a rank's batch is computed in, at least 1."""
+    """Number of parts in which a rank's batch is computed, at least 1."""
     deterministic: bool = True
-    """Same bits on the same world size."""
+    """Use deterministic algorithms: equal bits at the same world size."""
     compile: bool = False
-    """Run blocks of the encoders as torch's compiler makes them."""
+    """Compile the blocks of the encoders."""
     activation_checkpointing: bool = False
-    """Compute the insides of blocks again in the backward pass instead of keeping them."""
+    """Recompute the activations of blocks in the backward pass instead of keeping them."""
     root: Callable[..., Embeddings] = field(init=False)
-    """Called like the method, in training."""
+    """The wrapped method, called like the method in training."""
 
     def __post_init__(self) -> None:
         check_parts(self.method, self.accumulate)
         if self.clip is not None:
             positive("engine", clip=self.clip)
         if self.deterministic and self.world.device.type != "meta":
-            # it loads the compiler, and a sketch computes nothing
+            # it loads the compiler, and nothing is computed on the meta device
             torch.use_deterministic_algorithms(True)
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        torch.backends.cudnn.benchmark = not self.deterministic  # it may find other algorithms each time
+        torch.backends.cudnn.benchmark = not self.deterministic  # benchmarking may choose other algorithms in each run
         self.method.to(self.world.device, self.dtype).train()
         self._until: Callable[[], None] | None = None
         self.finite = FiniteCheck(self.world.device)
@@ -82,46 +82,46 @@ class Parallel(ABC):
 
     @abstractmethod
     def wrap(self) -> Mapping[str, nn.Parameter]:
-        """Set `root`; what this rank holds of every parameter, by its name in the method."""
+        """Set `root`; return the local elements of every parameter, by its name in the method."""
 
     @abstractmethod
     def hold(self) -> AbstractContextManager[None]:
-        """Inside it gradients are kept back, to be exchanged after it with those of the next backward pass."""
+        """Return a context that accumulates gradients; the next backward pass after it exchanges them too."""
 
     @abstractmethod
     def through(self, part: Callable[..., T], *args: Any) -> T:
-        """Call a part of the method, outside of training."""
+        """Call a part of the method outside of training."""
 
     @abstractmethod
     def norms(self, tensors: Sequence[Tensor]) -> Tensor:
-        """[n] the norms of whole parameters, or what belongs to them, of which these are what is held here."""
+        """Return the norms, [n], of whole tensors (parameters, gradients, ...), given their local elements."""
 
     @abstractmethod
     def part(self, name: str, value: Tensor) -> Tensor | Piece:
-        """What is held here of a parameter, or of a moment of it, as it stands in the canonical state."""
+        """Return the local elements of a parameter or of one of its moments in the form of the canonical state."""
 
     def seen(self, batch: Batch) -> Batch:
-        """What loss and memory are told of this batch: this rank's part of it."""
+        """Return the batch that loss and memory receive: this rank's part of the global batch."""
         return batch
 
     def spread(self) -> Mapping[str, Piece]:
-        """This rank's pieces of what the method spreads over the ranks."""
+        """Return this rank's pieces of the method's sharded buffers."""
         return spread_of(self.method)
 
     @property
     def needs_initial_pass(self) -> bool:
-        """As the method."""
+        """Return whether the method's memory is initialised by a pass over the data before the first step."""
         return self.method.needs_initial_pass
 
     def initialise_memory(self, batch: Batch) -> None:
-        """Show the method one batch of the pass before the first step; no weight moves."""
+        """Process one batch of the pass before the first step; no weight changes."""
         seed(batch, self.world.rank)
         with self._computing():
             self.through(self.method.initialise_memory, batch)
         norm.update_running_statistics(self.method, self._mean)
 
     def step(self, batch: Batch, hyper: Hyperparameters) -> StepOutput:
-        """One weight update; the metrics are this rank's share of the loss and the gradient's norm."""
+        """Make one weight update; return this rank's share of the loss, the gradient norm and the method's metrics."""
         self.optimizer.zero_grad(set_to_none=True)
         out = self.gradients(batch, hyper)
         self.await_copies()
@@ -136,7 +136,7 @@ class Parallel(ABC):
         return StepOutput({"loss": out.loss.detach(), "gradient_norm": length, **distance, **out.metrics})
 
     def gradients(self, batch: Batch, hyper: Hyperparameters) -> LossOutput:
-        """The loss; its gradients, averaged over the ranks, are left in what is held here."""
+        """Return the loss; leave its gradients, averaged over the ranks, in the local parameters."""
 
         def loss(embeddings: Embeddings) -> LossOutput:
             return self.method.loss(embeddings, self.seen(batch), hyper)
@@ -146,16 +146,16 @@ class Parallel(ABC):
         return in_parts(self._embeddings, loss, batch, self.world.rank, self.accumulate, self.hold, self.backward)
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of what `root` answered to those of the parameters."""
+        """Run the backward pass of a loss of `root`'s outputs; gradients are added to those of the parameters."""
         plain(loss)
 
     def update(self) -> None:
-        """Move the weights by their gradients."""
+        """Run the optimizer step."""
         self.optimizer.step()
 
     def _embeddings(self, views: list[Tensor], draws: SampleDraws, **which: bool) -> Embeddings:
-        """As the method's; the loss is taken in full precision."""
-        if self.world.device.type == "cuda":  # whatever the layout of weights that an engine has cut or flattened
+        """Return the method's embeddings in `dtype`, so that the loss is computed in full precision."""
+        if self.world.device.type == "cuda":  # at any layout of the weights, which engines split or flatten
             views = [view.contiguous(memory_format=torch.channels_last) for view in views]
         with self._computing():
             found = self.root(views, draws, **which)
@@ -178,7 +178,7 @@ class Parallel(ABC):
         return length
 
     def _freeze(self, hyper: Hyperparameters) -> None:
-        """Drop the gradients of what does not learn yet: neither it nor its moments move."""
+        """Drop the gradients of frozen parts, so that neither their weights nor their moments change."""
         for name in hyper.values:
             if name.startswith(FROZEN) and hyper.number(name) > 0:
                 for parameter in self._branch(f"{name.removeprefix(FROZEN)}.").values():
@@ -186,12 +186,12 @@ class Parallel(ABC):
 
     @torch.no_grad()
     def _keep_length(self) -> None:
-        """Bring the rows of what has directions only back to length 1; a rank holds whole rows."""
+        """Normalise the rows of `unit_rows` parameters; a rank holds whole rows."""
         for name in self.method.unit_rows:
             self.own[name].copy_(nn.functional.normalize(self.own[name], dim=1))
 
     def _update_teacher(self, hyper: Hyperparameters) -> Mapping[str, Tensor]:
-        """Move the teacher; how far it then is from its student, in what is held here."""
+        """Make the EMA update; return the distance between teacher and student, over the local elements."""
         if self.method.teacher is None:
             return {}
         teacher, student = self._branch("teacher."), self._branch("student.")
@@ -203,7 +203,7 @@ class Parallel(ABC):
 
     @torch.no_grad()
     def embed(self, view: Tensor, branch: Branch) -> Tensor:
-        """[B, 3, S, S] -> pooled features of the student's or the teacher's encoder, [B, D] fp32, in eval mode."""
+        """Return pooled features of the student's or teacher's encoder, [B, 3, S, S] -> [B, D] fp32, in eval mode."""
         network = self.method.student if branch == "student" else self.method.teacher
         assert network is not None
         encoder = self.method.encoder if branch == "student" else network.get_submodule("encoder")
@@ -214,7 +214,7 @@ class Parallel(ABC):
         return features.float()
 
     def state(self) -> State:
-        """Parameters and buffers as `model/...`, moments and steps as `optim/<parameter>/...`. Raises TrainingError."""
+        """Return parameters, buffers (`model/...`), moments (`optim/<parameter>/...`). Raises TrainingError."""
         self.finite.answer()
         tensors: dict[str, Tensor | Piece] = {f"model/{name}": value for name, value in self._model().items()}
         for name in self.own:
@@ -222,41 +222,41 @@ class Parallel(ABC):
         return tensors
 
     def moments(self, name: str) -> Mapping[str, Tensor | Piece]:
-        """What the optimizer keeps of a parameter, as it stands in the canonical state."""
+        """Return the optimizer's state of a parameter in the form of the canonical state."""
         kept = self.optimizer.state.get(self.own[name], {})
         held = {key: value.detach() for key, value in kept.items() if value is not None}
         return {key: value if key == "step" else self.part(name, value) for key, value in held.items()}
 
     def hold_updates(self, until: Callable[[], None]) -> None:
-        """Have the next step call `until` when it has its gradients; up to there it changes nothing."""
+        """Call `until` in the next step once it has its gradients; it changes no part of the state before."""
         self._until = until
 
     def await_copies(self) -> None:
-        """From here on the state changes: call what was given to be called before that."""
+        """Call the function given to `hold_updates`, if any, because the state changes from here on."""
         if self._until:
             self._until()
             self._until = None
 
     def wants(self, name: str, shape: tuple[int, ...]) -> range | None:
-        """This rank's part of what is spread over the ranks, all of the rest; nothing of what does not fit anyway."""
+        """Return the elements that `load` needs: this rank's piece, None for all; none where the shape differs."""
         own = self.piece(name)
         if own is None:
             return None
         return own.span if own.shape == shape else range(0)
 
     def piece(self, name: str) -> Piece | None:
-        """This rank's piece of what goes by a canonical name; None where every rank has all of it."""
+        """Return this rank's piece of a canonical tensor; None if every rank has all of it."""
         return self.spread().get(name.removeprefix("model/")) if name.startswith("model/") else None
 
     def _model(self) -> dict[str, Tensor | Piece]:
-        """Parameters and buffers; of what is spread over the ranks, this rank's piece."""
+        """Return parameters and buffers; of sharded ones this rank's piece."""
         held = {name: self.part(name, parameter.detach()) for name, parameter in self.own.items()}
         buffers = {name: value for name, value in self.method.named_buffers() if name in self.saved_buffers}
         return {**held, **buffers, **self.spread()}
 
     @torch.no_grad()
     def load(self, state: State) -> None:
-        """Copy a canonical state into model and optimizer."""
+        """Load a canonical state into model and optimizer. Raises CheckpointError where names or shapes differ."""
         self.finite.forget()
         model = {name.removeprefix("model/"): state[name] for name in state if name.startswith("model/")}
         own = self._model()
@@ -281,7 +281,7 @@ class Parallel(ABC):
             }
 
     def _moments(self, state: State, own: State) -> dict[str, dict[str, Tensor | Piece]]:
-        """Parameter -> moment -> value, of a state whose moments fit the parameters that `own` holds."""
+        """Return moments by parameter and name. Raises CheckpointError where they do not fit the parameters `own`."""
         found: dict[str, dict[str, Tensor | Piece]] = {}
         for at in (name for name in state if name.startswith("optim/")):
             name, _, moment = at.removeprefix("optim/").rpartition("/")
@@ -294,7 +294,7 @@ class Parallel(ABC):
         return found
 
     def _moment(self, name: str, value: Tensor | Piece) -> Tensor:
-        """A moment that lies in memory as its parameter does."""
+        """Return a moment with the memory layout of its parameter."""
         parameter = self.own[name]
         held = held_here(value, self.part(name, parameter))
         return torch.empty_like(parameter, dtype=held.dtype).copy_(held)

@@ -1,11 +1,11 @@
-"""Loss and gradients of a batch, at once or in parts that are held in memory one at a time.
+"""Loss and gradients of a batch, at once or in micro-batches (parts) that are held in memory one at a time.
 
-In parts it takes two passes: first all embeddings without a graph; then the loss over all of them, and its gradient in
-each; then every part is embedded again and that gradient is pushed through (Gao et al. 2021, arXiv 2101.06983). So a
-contrastive loss sees the whole global batch however small the parts are.
+Micro-batches take two passes: first all embeddings are computed without a graph, then the loss over all of them and its
+gradient with respect to each; then every part is embedded again and this gradient is back-propagated (Gao et al. 2021,
+arXiv 2101.06983). So a contrastive loss sees the whole global batch at any size of the parts.
 
-What is drawn from torch's own generator (drop path) is keyed by step and part, counted over the job: where the parts
-are the same, it does not depend on who computes them.
+Random numbers from torch's own generator (drop path) are keyed by step and part, counted over the job: for equal parts
+they do not depend on the rank that computes them.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,26 +22,26 @@ from dist_ssl.protocols.method import Embeddings, LossOutput, Method
 
 Loss = Callable[[Embeddings], LossOutput]
 Root = Callable[..., Embeddings]
-"""Called like a `Method`."""
+"""A function called like a `Method`."""
 Part = tuple[list[Tensor], SampleDraws]
-"""Views and draws of neighbours in a batch."""
+"""Views and draws of consecutive samples of a batch."""
 Backward = Callable[[Tensor], None]
-"""Adds the gradients of what a root answered to those of the parameters."""
+"""Runs the backward pass of a loss of a root's outputs, adding to the gradients of the parameters."""
 
 
 def check_parts(method: Method, parts: int) -> None:
-    """Raise ConfigError where a batch of this method cannot be computed in so many parts."""
+    """Raise ConfigError where a batch of this method cannot be computed in this number of parts."""
     if parts < 1:
         raise ConfigError(f"engine.accumulate={parts} is not possible: it is at least 1.", "Set engine.accumulate=1.")
     if parts > 1 and method.needs_whole_batch:
         raise ConfigError(
-            f"engine.accumulate={parts} cannot be had with {method.needs_whole_batch}: it needs all samples at once.",
+            f"engine.accumulate={parts} cannot be combined with {method.needs_whole_batch}: it needs the whole batch.",
             "Use one of the two.",
         )
     norms = [child for child in method.modules() if isinstance(child, BatchNorm)]
     if parts > 1 and any(child.scope.samples is None for child in norms):
         raise ConfigError(
-            f"engine.accumulate={parts} cannot be had with batch norm over the whole job: its statistics need all "
+            f"engine.accumulate={parts} cannot be combined with batch norm over the whole job: its statistics need all "
             "samples at once.",
             "Set method.norm_group (and aux.norm_group) to a divisor of the samples in a part, or use an encoder "
             "without batch norm.",
@@ -49,17 +49,17 @@ def check_parts(method: Method, parts: int) -> None:
 
 
 def seed(batch: Batch, part: int) -> None:
-    """Key torch's own generator by position, the same in both passes; `part` is counted over the job."""
+    """Seed torch's generator by position, the same in both passes; `part`: number of the part, counted over the job."""
     torch.manual_seed((batch.draws.torch_seed(batch.step) + part) % (1 << 63))
 
 
 def plain(loss: Tensor) -> None:
-    """As torch does it."""
+    """Run torch's backward pass."""
     loss.backward()  # type: ignore[no-untyped-call]
 
 
 def at_once(root: Root, loss: Loss, batch: Batch, rank: int, backward: Backward = plain) -> LossOutput:
-    """Leave the gradients of the whole batch in the parameters, in one pass."""
+    """Leave the gradients of the whole batch in the parameters, in one pass; return the loss."""
     ((views, draws),) = batch.parts(1)
     seed(batch, rank)
     out = loss(root(views, draws))
@@ -76,7 +76,7 @@ def in_parts(
     hold: Callable[[], AbstractContextManager[None]],
     backward: Backward = plain,
 ) -> LossOutput:
-    """The same in `number` equal parts; `hold` keeps gradients from being exchanged before the last of them."""
+    """Do the same in `number` equal parts; `hold` defers the exchange of gradients until the last of them."""
     parts, first = batch.parts(number), rank * number
     found = []
     for at, part in enumerate(parts):
@@ -93,12 +93,12 @@ def in_parts(
 
 @torch.no_grad()
 def embedded(root: Root, part: Part) -> tuple[Embeddings, Embeddings]:
-    """The student's and the teacher's embeddings of a part."""
+    """Return the student's and the teacher's embeddings of a part."""
     return root(*part, targets=False), root(*part, embed=False)
 
 
 def pulled(loss: Loss, students: Embeddings, teachers: Embeddings) -> tuple[LossOutput, Mapping[str, Tensor]]:
-    """The loss of embeddings without a graph, and its gradient in those of the student that it depends on."""
+    """Return the loss of embeddings without a graph, and its gradients by the student's embeddings that it uses."""
     leaves = {name: value.requires_grad_() for name, value in students.items()}
     out = loss({**leaves, **teachers})
     out.loss.backward()  # type: ignore[no-untyped-call]
@@ -106,11 +106,11 @@ def pulled(loss: Loss, students: Embeddings, teachers: Embeddings) -> tuple[Loss
 
 
 def push(root: Root, part: Part, pulls: Mapping[str, Tensor], backward: Backward = plain) -> None:
-    """Embed a part again and push the gradients of its embeddings through."""
+    """Embed a part again, with a graph, and back-propagate the gradients of its embeddings."""
     again = root(*part, targets=False)
     backward(torch.stack([(again[name] * pull).sum() for name, pull in pulls.items()]).sum())
 
 
 def together(parts: tuple[Embeddings, ...]) -> Embeddings:
-    """The embeddings of all parts, in order."""
+    """Return the embeddings of all parts, concatenated in order."""
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -1,4 +1,4 @@
-"""The root around a method: engines that gather weights as modules compute call any part of a method through it."""
+"""The root module around a method, for engines that gather weights as modules compute."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ from dist_ssl.protocols.method import Method
 
 
 class Shell(nn.Module):
-    """Runs any part of a method, inside of what an engine does before and after a root's forward."""
+    """A root whose forward runs any given part of a method, within the hooks that an engine puts on a root module."""
 
     def __init__(self, method: Method) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a method spreads over the ranks, as engines put it into the canonical state and take it out again."""
+"""Sharded buffers of a method (`Spread`) in the canonical state: saving and loading this rank's pieces."""
 
 from collections.abc import Mapping
 
@@ -8,7 +8,7 @@ from dist_ssl.protocols.engine import Piece, Spread
 
 
 def spread_of(module: nn.Module) -> Mapping[str, Piece]:
-    """This rank's pieces of what is spread over the ranks, by the buffer's full name."""
+    """Return this rank's pieces of all sharded buffers, by the buffer's full name."""
     return {
         f"{at}.{name}".removeprefix("."): piece
         for at, part in module.named_modules()
@@ -18,13 +18,13 @@ def spread_of(module: nn.Module) -> Mapping[str, Piece]:
 
 
 def whole(value: Tensor | Piece) -> Tensor:
-    """A tensor of a state that this engine has on every rank."""
+    """Return a value of a state as a tensor, which it must be: every rank has all of it."""
     assert isinstance(value, Tensor)
     return value
 
 
 def held_here(value: Tensor | Piece, own: Tensor | Piece) -> Tensor:
-    """What a rank that holds `own` keeps of a value of the same shape."""
+    """Return the elements of a loaded value that a rank holding `own` keeps, in the shape of `own`."""
     if isinstance(own, Tensor):
         return whole(value)
     assert isinstance(value, Piece)

@@ -1,8 +1,8 @@
-"""The blocks of an encoder, compiled or computed twice: what is done to one at a time.
+"""Compilation and activation checkpointing of an encoder, block by block.
 
-A unit is a member of a `ModuleList` or `Sequential` that has layers of its own and no smaller unit in it: a residual
-block, a transformer's block. Its `forward` is replaced, so parameters keep their names and wrappers around it (FSDP's
-hooks) stay outside.
+A unit is a member of a `ModuleList` or `Sequential` that has layers of its own and contains no smaller unit: a residual
+block, a transformer block. Its `forward` is replaced, so parameters keep their names, and wrappers (FSDP's hooks) stay
+outside of it.
 """
 
 import shutil
@@ -20,11 +20,11 @@ from dist_ssl.models import norm
 from dist_ssl.models.norm import BatchNorm
 
 VARIANTS = 64
-"""Compiled forms of one kind of block: per width and stride, with gradients and without, for one side and for any."""
+"""Largest number of compiled variants of one block class: per width, stride, gradient mode, fixed and dynamic side."""
 
 
 def units(module: nn.Module) -> list[nn.Module]:
-    """The blocks of all networks in a module."""
+    """Return the blocks of all networks in a module."""
     found: list[nn.Module] = []
 
     def look(part: nn.Module, listed: bool) -> None:
@@ -40,7 +40,7 @@ def units(module: nn.Module) -> list[nn.Module]:
 
 
 def of(method: nn.Module, option: str) -> list[nn.Module]:
-    """The units; raises ConfigError where there are none that the option could be about."""
+    """Return the units. Raises ConfigError, which names the `option` of the config, where there are none."""
     if found := units(method):
         return found
     raise ConfigError(
@@ -50,19 +50,19 @@ def of(method: nn.Module, option: str) -> list[nn.Module]:
 
 
 def checkpointed(method: nn.Module) -> None:
-    """From now on units keep only what goes into them, and compute the rest again in the backward pass."""
+    """Make units keep only their inputs and recompute their activations in the backward pass."""
     for unit in of(method, "engine.activation_checkpointing=true"):
         unit.forward = Twice(unit, unit.forward)
 
 
 class Twice:
-    """A unit's forward pass, computed again when its gradients are wanted; batch norms note what they see once."""
+    """A unit's forward pass with recomputation in the backward pass; batch norms record their statistics only once."""
 
     def __init__(self, unit: nn.Module, forward: Callable[..., Any]) -> None:
         self.unit, self.forward = unit, forward
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What the unit answers."""
+        """Return the unit's output."""
         if not torch.is_grad_enabled():
             return self.forward(*args, **kwargs)
         return checkpoint(self.forward, *args, use_reentrant=False, context_fn=self._contexts, **kwargs)
@@ -72,24 +72,25 @@ class Twice:
 
 
 def compiled(method: nn.Module, device: torch.device) -> None:
-    """From now on units run as torch's compiler makes them, at their first use; batch norms stay as they are.
+    """Make torch compile units at their first use, except for batch norms.
 
-    Hyperparameters are no inputs of a unit. A second size of views compiles a form for any size, further ones nothing.
+    Hyperparameters are no inputs of a unit. A second size of views compiles a variant for any size; further sizes
+    compile nothing. Raises ConfigError.
     """
     found = of(method, "engine.compile=true")
-    if device.type == "meta":  # a sketch computes nothing
+    if device.type == "meta":  # nothing is computed on it
         return
     check_compiler(device)
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
     for unit in found:
         for child in unit.modules():
-            if isinstance(child, BatchNorm):  # exchanges with other ranks, and numpy: nothing for a compiler
+            if isinstance(child, BatchNorm):  # it exchanges with other ranks and uses numpy, which cannot be compiled
                 child.forward = torch.compiler.disable(child.forward)  # type: ignore[method-assign,no-untyped-call]
         unit.forward = torch.compile(unit.forward)
 
 
 def check_compiler(device: torch.device) -> None:
-    """Raise ConfigError where torch finds no compiler for what it writes."""
+    """Raise ConfigError where torch finds no compiler for the code that it generates."""
     if device.type == "cuda" and find_spec("triton") is None:
         raise ConfigError("engine.compile=true needs triton on a GPU.", "pip install triton, or leave it out.")
     from torch._inductor import config

@@ -1,10 +1,10 @@
-"""Bitwise mode: the same bits on 1, 2, 4, ... ranks, because nothing that is computed knows how many there are.
+"""Bitwise mode: equal bits on 1, 2, 4, ... ranks, because no computation depends on the number of ranks.
 
-The global batch is cut into a fixed number of virtual ranks, runs of neighbours in it. Each is computed by itself, in
-the same shapes wherever it is, and has the batch norms of its own samples. The loss is taken in two passes (`passes`):
-every rank gets all embeddings and takes the whole loss of them, as if it were alone. Gradients and running statistics
-are added up over a fixed tree (`tree`). So the method must be made with a world of one: its queue, its bank, its sums
-are then those of the whole job on every rank. Each rank computes with one thread, since threads share sums out.
+The global batch is cut into a fixed number of virtual ranks, runs of consecutive samples. Each is computed separately,
+with the same shapes on every rank, and batch norms use its samples only. The loss takes two passes (`passes`): every
+rank gathers all embeddings and computes the loss of the whole job, as in a world of one. Gradients and running
+statistics are summed over a fixed tree (`tree`). So the method must be built with a world of one: its queue, bank and
+sums are then those of the whole job on every rank. Each rank computes with one thread, since threads split sums.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -23,7 +23,7 @@ from dist_ssl.protocols.method import LossOutput, Method
 
 
 def check_number(bitwise: bool, number: int | None, batch_size: int, ranks: int) -> None:
-    """Raise ConfigError where a batch cannot be cut into so many virtual ranks, for this number of ranks."""
+    """Raise ConfigError where a batch cannot be cut into `number` virtual ranks, shared equally by `ranks` ranks."""
     fitting = [n for n in range(ranks, batch_size // 2 + 1) if batch_size % n == 0 and n % ranks == 0]
     numbers = ", ".join(map(str, fitting))
     use = f"Use engine.virtual_ranks={numbers}." if len(fitting) == 1 else f"Use one of these: {numbers}."
@@ -32,13 +32,13 @@ def check_number(bitwise: bool, number: int | None, batch_size: int, ranks: int)
         raise ConfigError("engine.bitwise=true needs engine.virtual_ranks: the parts that a batch is cut into.", use)
     if number is not None and not bitwise:
         raise ConfigError(
-            f"engine.virtual_ranks={number} means nothing without engine.bitwise=true.", "Set both, or none of them."
+            f"engine.virtual_ranks={number} has no effect without engine.bitwise=true.", "Set both, or none of them."
         )
     if number is None or number in fitting:
         return
     if number < 1 or batch_size % number or batch_size // number < 2:
         raise ConfigError(
-            f"engine.virtual_ranks={number} does not cut batch_size={batch_size} into equal parts of 2 or more.",
+            f"engine.virtual_ranks={number} does not divide batch_size={batch_size} into equal parts of 2 or more.",
             use,
         )
     sizes = ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)
@@ -51,31 +51,32 @@ def check_number(bitwise: bool, number: int | None, batch_size: int, ranks: int)
 def check_options(compute: torch.dtype | None, accumulate: int, deterministic: bool, compiled: bool) -> None:
     """Raise ConfigError for options of an engine that bitwise mode excludes."""
     excluded = {
-        "precision=bf16": (compute is not None, "sums in bf16 lose too much to show that a difference is none"),
+        "precision=bf16": (compute is not None, "sums in bf16 are too inexact to compare bits"),
         f"engine.accumulate={accumulate}": (accumulate != 1, "a batch is computed in virtual ranks already"),
-        "engine.deterministic=false": (not deterministic, "bits then differ even on the same ranks"),
-        "engine.compile=true": (compiled, "what is compiled depends on what was computed before it"),
+        "engine.deterministic=false": (not deterministic, "bits then differ even at the same world size"),
+        "engine.compile=true": (compiled, "the compiled code depends on the shapes seen before"),
     }
     for words, (chosen, reason) in excluded.items():
         if chosen:
             raise ConfigError(
-                f"engine.bitwise=true cannot be had with {words}: {reason}.", "Leave one of the two out, in a new run."
+                f"engine.bitwise=true cannot be combined with {words}: {reason}.",
+                "Leave one of the two out, in a new run.",
             )
 
 
 def check_method(method: Method) -> None:
-    """Raise ConfigError for what reaches over the borders of virtual ranks before the loss."""
+    """Raise ConfigError where a method exchanges samples between virtual ranks before the loss."""
     if method.needs_whole_batch:
         raise ConfigError(
-            f"engine.bitwise=true cannot be had with {method.needs_whole_batch}: it exchanges images between virtual "
-            "ranks, each of which is computed by itself.",
+            f"engine.bitwise=true cannot be combined with {method.needs_whole_batch}, which exchanges images between "
+            "virtual ranks, each of which is computed separately.",
             f"Set {method.needs_whole_batch}=false, in a new run.",
         )
 
 
 @dataclass(frozen=True)
 class VirtualRanks:
-    """A fixed number of them, over the ranks of a world whose size divides it."""
+    """A fixed number of virtual ranks, divided among the ranks of a world whose size divides it."""
 
     number: int
     world: World
@@ -86,16 +87,16 @@ class VirtualRanks:
         return block(self.number, self.world.rank, self.world.size)
 
     def everyone(self, x: Tensor) -> Tensor:
-        """[B, ...] -> [N, ...] of the job, without gradients, in memory of its own."""
+        """Gather [B, ...] -> [N, ...] of the job, without gradients, into its own memory."""
         return self.world.gather_const(x.to(self.world.device)).clone()
 
     def whole(self, batch: Batch) -> Batch:
-        """The batch of the job, as a loss may look at it: samples and validity; the views stay this rank's."""
-        told = self.everyone(torch.stack([batch.ids.to(batch.valid.device), batch.valid.long()], dim=1))
-        return replace(batch, ids=told[:, 0].cpu(), valid=told[:, 1].bool())
+        """Return the batch with the ids and validity of the whole job, as losses use it; the views stay this rank's."""
+        gathered = self.everyone(torch.stack([batch.ids.to(batch.valid.device), batch.valid.long()], dim=1))
+        return replace(batch, ids=gathered[:, 0].cpu(), valid=gathered[:, 1].bool())
 
     def each(self, batch: Batch) -> Iterable[Batch]:
-        """All virtual ranks' batches, one after the other; their views are gathered."""
+        """Yield the batches of all virtual ranks in order, with gathered views."""
         views = [self.everyone(view) for view in batch.views]
         job = self.whole(batch)
         rows = len(job.ids) // self.number
@@ -104,9 +105,9 @@ class VirtualRanks:
             yield replace(job, views=[aligned(v[own]) for v in views], ids=job.ids[own], valid=job.valid[own])
 
     def gradients(self, root: Root, loss: Loss, batch: Batch, method: Method) -> LossOutput:
-        """Leave the gradients of the whole job in the method's parameters, and move its running statistics.
+        """Leave the gradients of the whole job in the method's parameters, update running statistics, return the loss.
 
-        `loss`: of the embeddings of the whole job.
+        `loss`: the loss of the embeddings of the whole job.
         """
         parts = {
             number: ([aligned(view) for view in views], draws)
@@ -128,14 +129,14 @@ class VirtualRanks:
             seed(batch, number)
             pull = {name: chunks[number] for name, chunks in pushed.items()}
             gradient = flat_gradient(method, lambda: push(root, parts[number], pull))
-            norm.taken(method)  # what the first pass saw already
+            norm.taken(method)  # discard: the first pass has recorded the same
             return gradient
 
         put_back(method, tree_sum(self.world, self.number, own_gradient))
         return out
 
     def _update_running_statistics(self, seen: Sequence[norm.Seen]) -> None:
-        """Move running statistics towards the mean over all virtual ranks."""
+        """Update running statistics towards the mean over all virtual ranks."""
         if not seen[0]:
             return
         packed = {number: norm.packed(own) for number, own in zip(self.own, seen, strict=True)}
@@ -144,12 +145,12 @@ class VirtualRanks:
 
 
 def aligned(view: Tensor) -> Tensor:
-    """A copy at the start of memory of its own: libraries may compute otherwise where memory begins elsewhere."""
+    """Return a copy in its own memory: libraries may compute differently at another memory alignment."""
     return view.clone(memory_format=torch.channels_last)
 
 
 def flat_gradient(method: nn.Module, backward: Callable[[], None]) -> Tensor:
-    """[P] the gradients that a backward pass makes, of all parameters that have one."""
+    """Return [P] the gradients of one backward pass, of all parameters that get one."""
     for parameter in method.parameters():
         parameter.grad = None
     backward()
@@ -157,7 +158,7 @@ def flat_gradient(method: nn.Module, backward: Callable[[], None]) -> Tensor:
 
 
 def put_back(method: nn.Module, gradient: Tensor) -> None:
-    """Set the gradients of all parameters that have one from [P]."""
+    """Set the gradients of all parameters that have one from `gradient` [P]."""
     own = [p.grad for p in method.parameters() if p.grad is not None]
     for grad, part in zip(own, torch.split(gradient, [grad.numel() for grad in own]), strict=True):
         grad.copy_(part.view(grad.shape))

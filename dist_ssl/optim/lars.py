@@ -4,7 +4,7 @@
     f = trust |p| / |u|                        `update`: MoCo v3
     f = trust |p| / (|g| + wd |p| + 1e-8)      `parts`: SwAV; with `clip`, f = min(f / lr, 1): EMP-SSL
 
-Parameters without weight decay (biases, scales of norms) are not scaled either. A layer of zeros takes a plain SGD step.
+Parameters without weight decay (biases, scales of norms) are not scaled either. A layer of zeros takes an SGD step.
 """
 
 from collections.abc import Callable, Iterable, Sequence

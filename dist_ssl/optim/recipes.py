@@ -75,7 +75,7 @@ class OptimizerRecipe(ABC):
         return self.weight_decay if self.decay_to is None else self.decay_to
 
     def curves(self, batch_size: int) -> Mapping[str, Curve]:
-        """Return the curves of the learning rates, warmed up and annealed, and of the weight decay, along half a cosine."""
+        """Return the curves of learning rates, warmed up and annealed, and of weight decay, along half a cosine."""
         lr = self.base_lr * batch_size / REFERENCE_BATCH
         return {
             "lr": Curve(lr, lr * self.falls_to, warms_up=True, rises_from=lr * self.rises_from),
@@ -115,7 +115,7 @@ class AdamW(OptimizerRecipe):
     def build(self, named: Iterable[tuple[str, nn.Parameter]], norms: Norms = local_norms) -> torch.optim.Optimizer:
         """Return the optimizer over the trainable parameters; `norms` is not used. Raises ConfigError."""
         betas = (self.betas[0], self.betas[1])
-        # not fused: that kernel rounds hyperparameters of float64 parameters to single precision
+        # not fused: that kernel computes parts of a float64 update in single precision
         return torch.optim.AdamW(self.groups(named), lr=0.0, betas=betas, eps=self.eps, foreach=True)
 
 
@@ -131,7 +131,7 @@ class SGD(OptimizerRecipe):
         require("optim", MOMENTUM, lambda value: 0 <= value < 1, momentum=self.momentum)
         if self.nesterov and self.momentum == 0:
             raise ConfigError(
-                "optim.nesterov=true is not possible with optim.momentum=0: it needs the momentum.",
+                "optim.nesterov=true is not possible with optim.momentum=0: it needs a momentum.",
                 "Set optim.momentum=0.9, say, or optim.nesterov=false.",
             )
 

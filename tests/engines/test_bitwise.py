@@ -150,21 +150,21 @@ def test_a_tree_sums_in_slices_what_is_long(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize(
-    ("bitwise", "number", "batch_size", "ranks", "told"),
+    ("bitwise", "number", "batch_size", "ranks", "message"),
     [
         (True, None, 12, 2, r"needs engine.virtual_ranks.*\n.*2, 4, 6"),
-        (False, 4, 12, 2, r"means nothing without engine.bitwise=true"),
-        (True, 5, 12, 2, r"does not cut batch_size=12.*\n.*2, 4, 6"),
+        (False, 4, 12, 2, r"has no effect without engine.bitwise=true"),
+        (True, 5, 12, 2, r"does not divide batch_size=12.*\n.*2, 4, 6"),
         (True, 12, 12, 2, r"parts of 2 or more.*\n.*2, 4, 6"),
-        (True, 0, 12, 1, r"engine.virtual_ranks=0 does not cut"),
+        (True, 0, 12, 1, r"engine.virtual_ranks=0 does not divide"),
         (True, 4, 24, 3, r"3 ranks cannot share engine.virtual_ranks=4.*\n.*of ranks: 1, 2, 4.*: 3, 6, 12"),
         (True, 2, 8, 8, r"8 ranks cannot share.*\n.*none fit"),
     ],
 )
 def test_numbers_that_do_not_fit_are_refused_with_those_that_do(
-    bitwise: bool, number: int | None, batch_size: int, ranks: int, told: str
+    bitwise: bool, number: int | None, batch_size: int, ranks: int, message: str
 ) -> None:
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         check_number(bitwise, number, batch_size, ranks)
 
 
@@ -183,7 +183,7 @@ def test_numbers_that_fit(number: int, ranks: int) -> None:
     ],
 )
 def test_options_that_it_excludes_are_refused_with_the_reason(options: dict[str, Any], named: str) -> None:
-    with pytest.raises(ConfigError, match=f"engine.bitwise=true cannot be had with {named}: "):
+    with pytest.raises(ConfigError, match=f"engine.bitwise=true cannot be combined with {named}: "):
         small_engine(World(), "ddp", small_method(World(), "simclr"), None, torch.float32, **BITWISE, **options)
 
 
@@ -192,7 +192,7 @@ def test_options_that_it_excludes_are_refused_with_the_reason(options: dict[str,
     [("mocov2", {"shuffle": True, "norm_group": 2}, "method.shuffle"), ("single_branch", {"mix": True}, "method.mix")],
 )
 def test_what_exchanges_images_before_the_loss_is_refused(name: str, own: dict[str, Any], named: str) -> None:
-    with pytest.raises(ConfigError, match=f"cannot be had with {named}"):
+    with pytest.raises(ConfigError, match=f"cannot be combined with {named}"):
         small_engine(World(), "ddp", small_method(World(), name, **own), None, torch.float32, **BITWISE)
 
 

@@ -160,7 +160,7 @@ def test_steps_in_parts_equal_steps_at_once(name: str) -> None:
 
 @engines
 def test_parts_that_would_split_the_statistics_of_a_batch_norm_are_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match=r"accumulate=2 cannot be had with batch norm over the whole job"):
+    with pytest.raises(ConfigError, match=r"accumulate=2 cannot be combined with batch norm over the whole job"):
         build(name, tiny_method(), accumulate=2)
     with pytest.raises(ConfigError, match=r"accumulate=0 is not possible"):
         build(name, tiny_method(), accumulate=0)
@@ -309,15 +309,15 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_any_weight_moves(nam
 
 
 @in_precisions
-@pytest.mark.parametrize("who", ["student", "teacher"])
-def test_features_are_those_of_the_encoder_in_eval_mode(name: str, who: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("branch", ["student", "teacher"])
+def test_features_are_those_of_the_encoder_in_eval_mode(name: str, branch: str, dtype: torch.dtype) -> None:
     engine = build(name, tiny_method(), dtype=dtype)
     engine.step(batch(0, dtype), hyper())
     before = kept(engine.state())
     view = batch(1, dtype).views[0]
-    features = engine.embed(view, who)
+    features = engine.embed(view, branch)
     twin = MeanResNet(4).to(dtype)
-    prefix = f"model/{who}.encoder."
+    prefix = f"model/{branch}.encoder."
     own = {key.removeprefix(prefix): value for key, value in before.items() if key.startswith(prefix)}
     twin.load_state_dict({**twin.state_dict(), **own})
     with torch.no_grad():

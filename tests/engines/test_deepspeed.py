@@ -280,7 +280,7 @@ def unevenly_moved(world: World, folder: Path) -> list[str]:
 def test_parameters_of_a_group_that_have_not_moved_equally_often_are_refused(ranks: Ranks, tmp_path: Path) -> None:
     for said in ranks.run(unevenly_moved, 2, tmp_path):
         assert said[0] == ""
-        assert all("'predictor.3.weight' has moved 2 times" in text for text in said[1:])
+        assert all("'predictor.3.weight' was updated 2 times" in text for text in said[1:])
 
 
 def refused(**own: Any) -> ConfigError:
@@ -290,17 +290,17 @@ def refused(**own: Any) -> ConfigError:
 
 
 def test_what_deepspeed_cannot_do_is_refused_with_the_alternatives() -> None:
-    assert "precision=fp64 cannot be had with engine=deepspeed" in str(refused(dtype=torch.float64))
+    assert "precision=fp64 cannot be combined with engine=deepspeed" in str(refused(dtype=torch.float64))
     error = refused(optimizer=LARS(0.1, 1e-4))
-    assert "optim=lars cannot be had with engine.stage=1" in str(error)
+    assert "optim=lars cannot be combined with engine.stage=1" in str(error)
     assert "engine=fsdp" in error.remedy
     assert "engine.stage=0" in error.remedy
     swav, frozen = small_method(World(), "swav"), small_method(World(), "swav", freeze_prototypes="3 steps")
     for stage, method, named, least in (
-        ("1", frozen, "'prototypes' that stands still", 0),
-        ("3", swav, "keep length 1", 2),
+        ("1", frozen, "Freezing 'prototypes' at first", 0),
+        ("3", swav, "rows are normalised", 2),
     ):
-        with pytest.raises(ConfigError, match=f"{named}.* cannot be had with engine.stage={stage}") as raised:
+        with pytest.raises(ConfigError, match=f"{named}.* cannot be combined with engine.stage={stage}") as raised:
             small_engine(World(), f"deepspeed {stage}", method, dtype=torch.float32)
         assert f"engine.stage={least}" in raised.value.remedy
     small_engine(World(), "deepspeed 0", frozen, dtype=torch.float32)
@@ -313,7 +313,7 @@ def test_what_deepspeed_cannot_do_is_refused_with_the_alternatives() -> None:
 def test_a_key_that_is_written_from_ours_is_refused_by_name(key: str) -> None:
     first, _, second = key.partition(".")
     error = refused(config={first: {second: 3}} if second else {first: 3})
-    assert f"engine.config.{key} is not possible: it is written from {OURS[key]}" in str(error)
+    assert f"engine.config.{key} is not possible: it is derived from {OURS[key]}" in str(error)
 
 
 def test_other_keys_are_answered_with_the_nearest() -> None:

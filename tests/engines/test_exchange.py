@@ -20,7 +20,7 @@ METHODS = {"mocov3": (), "mocov2": ("queue.keys",), "single_branch": ("bank.rows
 """Methods, and what each remembers."""
 WRITERS = [("ddp", 1), ("ddp", 2), ("fsdp", 2)]
 READ_BY = {"ddp": ["fsdp"], "fsdp": ["ddp", "fsdp"]}
-"""An engine's checkpoints, and who reads them here on 1, 2 and 4 ranks."""
+"""For each engine that writes checkpoints, the engines that read them here on 1, 2 and 4 ranks."""
 BEFORE, AFTER = range(4), range(4, 24)
 
 

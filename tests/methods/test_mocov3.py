@@ -24,7 +24,7 @@ HYPER = Hyperparameters({})
 
 @dataclass(frozen=True)
 class ResultMessage(World):
-    """A rank that is told what a gather brings."""
+    """A rank whose gathers return given values."""
 
     everything: Tensor = field(default_factory=lambda: torch.empty(0))
 

@@ -1,4 +1,4 @@
-"""A replacement is nobody's positive and nobody's negative, in any method: its embeddings change nothing."""
+"""A replacement is neither a positive nor a negative of any sample, in any method: its embeddings change nothing."""
 
 import pytest
 import torch
