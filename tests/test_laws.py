@@ -60,7 +60,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "hydra": ("launch.*",),
     "omegaconf": ("launch.*",),
     "prometheus_client": ("dist_ssl.metrics.sinks",),
-    "os.environ": ("dist_ssl.distributed.world", "launch.*"),
+    "os.environ": ("dist_ssl.distributed.*", "launch.*"),
     "os.environb": (),
     "os.getenv": (),
     "os.putenv": (),

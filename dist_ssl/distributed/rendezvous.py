@@ -5,6 +5,7 @@ ranks try the addresses in turn and keep the first one whose store holds this at
 """
 
 import json
+import os
 import socket
 import time
 from collections.abc import Callable
@@ -85,3 +86,18 @@ def machine_id() -> str:
     """Return an id that all processes of one machine share and that differs between any two running machines."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     return boot.read_text().strip() if boot.exists() else socket.gethostname()
+
+
+def choose_interface(here: list[list[str]], rank: int) -> None:
+    """Set the network interface of gloo and NCCL to one that reaches the other ranks: node names may not resolve."""
+    remote = [own_and_peer for machine, *own_and_peer in here if machine != here[0][0]]
+    if not remote:
+        address = LOOPBACK
+    elif here[rank][0] == here[0][0]:
+        address = remote[0][1]
+    else:
+        address = here[rank][1]
+    name = interface_of(address)
+    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        if name and variable not in os.environ:
+            os.environ[variable] = name

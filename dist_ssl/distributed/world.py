@@ -24,15 +24,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from dist_ssl.distributed.devices import own_device
-from dist_ssl.distributed.rendezvous import (
-    LOOPBACK,
-    Meeting,
-    await_value,
-    interface_of,
-    machine_id,
-    own_addresses,
-    own_end,
-)
+from dist_ssl.distributed.rendezvous import Meeting, await_value, choose_interface, machine_id, own_addresses, own_end
 from dist_ssl.distributed.shared_memory import SharedMemory, create
 from dist_ssl.errors import UserError
 
@@ -194,7 +186,7 @@ def joined(meeting: Path | None, seconds: float = 300.0, *, grouped: bool = Fals
         yield World(device=device)
         return
     wait = timedelta(seconds=seconds)
-    # told its device, NCCL connects at once: a rank that cannot is known now, and groups made later share connections
+    # with its device NCCL connects at once: a rank that cannot is known now, and later groups share connections
     backend, own = ("nccl", device) if device.type == "cuda" else ("gloo", None)
     if meeting is None:
         dist.init_process_group(backend, timeout=wait, device_id=own)
@@ -253,7 +245,7 @@ def meet(meeting: Path, rank: int, size: int, seconds: float) -> Store:
         return _not_arrived(f"rank {', '.join(late)} of {size}", seconds, meeting)
 
     await_value(all_arrived, seconds, missing)
-    _choose_interface([json.loads(store.get(f"here/{other}")) for other in range(size)], rank)
+    choose_interface([json.loads(store.get(f"here/{other}")) for other in range(size)], rank)
     return PrefixStore("groups", store)
 
 
@@ -284,18 +276,3 @@ def _find_store(meeting: Path, seconds: float) -> "tuple[Store, tuple[str, str]]
         if store.get("token").decode() == found.token:
             return store, (own, address)
     return None
-
-
-def _choose_interface(here: list[list[str]], rank: int) -> None:
-    """Set the network interface of gloo and NCCL to one that reaches the other ranks: node names may not resolve."""
-    remote = [own_and_peer for machine, *own_and_peer in here if machine != here[0][0]]
-    if not remote:
-        address = LOOPBACK
-    elif here[rank][0] == here[0][0]:
-        address = remote[0][1]
-    else:
-        address = here[rank][1]
-    name = interface_of(address)
-    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-        if name and variable not in os.environ:
-            os.environ[variable] = name
