@@ -2,10 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-# Files in their own order: xdist would keep those of few tests for the end, which here are the longest.
+# Two processes take one file after the other in this order: the longest files come first, or one process ends alone.
 TWO := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
-# Tests that hold others to seconds; nothing but one another runs beside them, and they mostly wait.
-UNDISTURBED := tests/system/test_kill.py tests/system/test_slurm.py
+LONGEST := tests/system/test_kill.py tests/system/test_slurm.py
 
 .PHONY: run test check lint types laws golden chaos packages clean
 
@@ -13,8 +12,7 @@ run: .venv/.run  ## pre-train an encoder on this machine
 	$(BIN)/python launch/slurm.py method=mocov3 nodes=4
 
 test: .venv/.test packages  ## the whole test suite, by two processes at once
-	$(TWO) $(UNDISTURBED:%=--ignore=%)
-	$(TWO) $(UNDISTURBED)
+	$(TWO) $(LONGEST) tests
 
 check: lint types laws  ## under a minute
 

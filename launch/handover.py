@@ -2,11 +2,12 @@
 
 import os
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 from rich.console import Console
 
-from launch.run_dir import PROJECT, SNAPSHOT, RunDir
+from launch.run_dir import LEFT_OUT, PROJECT, SNAPSHOT, RunDir
 
 
 def hand_over(run: RunDir, arguments: list[str], console: Console) -> None:
@@ -28,4 +29,6 @@ def hand_over(run: RunDir, arguments: list[str], console: Console) -> None:
 def files(folder: Path) -> dict[Path, bytes]:
     """Return the contents of all files that a run copies from a project, by their path in `folder`."""
     paths = (path for name in SNAPSHOT for path in (folder / name).rglob("*") if path.is_file())
-    return {path.relative_to(folder): path.read_bytes() for path in paths if "__pycache__" not in path.parts}
+    inside = {path.relative_to(folder): path for path in paths}
+    left_out = {place for place in inside for part in place.parts if any(fnmatch(part, rule) for rule in LEFT_OUT)}
+    return {place: path.read_bytes() for place, path in inside.items() if place not in left_out}

@@ -27,6 +27,8 @@ FORMAT = 1
 REASON_BYTES = 4096
 PROJECT = Path(__file__).resolve().parent.parent
 SNAPSHOT = ("dist_ssl", "launch", "shards", "configs")
+LEFT_OUT = ("__pycache__", "*.pyc", "*.md", "*.svg")
+"""Files of a project that a run does not copy: what documents say does not change what code does."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,7 @@ class RunDir:
     def begin(self, config: dict[str, Any], overrides: list[str]) -> None:
         """Store the code, the overrides and the config; the config last, so that an incomplete folder is not a run."""
         for name in SNAPSHOT:
-            ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
-            shutil.copytree(PROJECT / name, self.code / name, ignore=ignore)
+            shutil.copytree(PROJECT / name, self.code / name, ignore=shutil.ignore_patterns(*LEFT_OUT))
         (self.folder / "overrides.yaml").write_text(yaml.safe_dump(overrides))
         write_yaml(self.folder / "config.yaml", {"format": FORMAT, **config})
 

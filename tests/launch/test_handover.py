@@ -36,3 +36,13 @@ def test_other_code_becomes_this_process(run: RunDir, monkeypatch: pytest.Monkey
     assert program == sys.executable
     assert command == [sys.executable, "-P", str(run.code / "launch" / "slurm.py"), "resume=run", "nodes=2"]
     assert environment["PYTHONPATH"] == f"{run.code}{os.pathsep}elsewhere"
+
+
+def test_a_document_that_was_edited_is_no_other_code(tmp_path: Path) -> None:
+    """Documents are neither copied into a run nor compared."""
+    assert not [place for place in files(PROJECT) if place.suffix in (".md", ".svg")]
+    project = tmp_path / "project"
+    for place, content in {"README.md": "new", "train.py": "code", "__pycache__/train.pyc": "bytes"}.items():
+        (project / "dist_ssl" / place).parent.mkdir(parents=True, exist_ok=True)
+        (project / "dist_ssl" / place).write_text(content)
+    assert files(project) == {Path("dist_ssl/train.py"): b"code"}
