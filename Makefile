@@ -2,9 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-# Two processes take one file after the other in this order: the longest files come first, or one process ends alone.
+# Two processes take one file after the other, in the order of tests/conftest.py.
 TWO := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
-LONGEST := tests/system/test_kill.py tests/system/test_slurm.py
 
 .PHONY: run test check lint types laws golden chaos packages clean
 
@@ -12,7 +11,7 @@ run: .venv/.run  ## pre-train an encoder on this machine
 	$(BIN)/python launch/slurm.py method=mocov3 nodes=4
 
 test: .venv/.test packages  ## the whole test suite, by two processes at once
-	$(TWO) $(LONGEST) tests
+	$(TWO)
 
 check: lint types laws  ## under a minute
 
