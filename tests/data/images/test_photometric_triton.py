@@ -20,7 +20,7 @@ from dist_ssl.data.images.packed import send
 from dist_ssl.data.images.photometric import CONTRAST, SOLARIZE_FROM, Photometry
 from tests.data.images.interpreted import CASES, COUNT, FULL, MEAN, PART, RECIPES, STD, Case
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 needs_triton = pytest.mark.skipif(photometric.find_spec("triton") is None, reason="Triton is not installed")
 NEAR = {torch.float32: 1e-5, torch.bfloat16: 2**-7, torch.float16: 2**-10}
 """Differences from double precision, of values up to 2.6; the interpreter rounds to bfloat16 by cutting off."""
