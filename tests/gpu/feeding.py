@@ -110,7 +110,7 @@ def fed(net: str, data: Data, setting: Setting) -> Iterator[Row]:
         both = data.rates[net] = speed(run.step, setting, 5.0, warm=5) * run.size
         text = f"{both:,.0f} images/s, {both / alone:.0%} of {alone:,.0f} on one batch, {setting.peak}"
         yield seen(f"{net}: fed from JPEG", text, **{f"fed_{net}": both})
-        idle = idle_share(run.step, setting)
+        idle = idle_share(run.step, setting, 10 if setting.gpu else 2)
         yield seen(f"{net}: idle share while fed", f"{idle:.1%}", **{f"idle_{net}": idle})
     finally:
         run.close()

@@ -17,7 +17,7 @@ NOISE = re.compile(r"^void |at::native::|\(anonymous namespace\)::|at::cuda::|c1
 """What C++ names of kernels have in common."""
 KINDS = (
     ("compiled", r"^triton_"),
-    ("optimizer", r"multi_tensor|adam|lamb|lars|foreach"),
+    ("optimizer", r"multi_tensor|fused_?adam|foreach"),
     ("layer norm", r"layer_?norm|gammabeta"),
     ("batch norm", r"batch_?norm|bn_|(^|_)norm(s|ed|_|$)|moments"),
     ("attention", r"sdpa|flash|fmha|attention"),

@@ -119,7 +119,7 @@ def ours(net: str, form: Form, setting: Setting, firsts: dict[str, float]) -> It
     if fast:
         stops, places = host_stops(lambda: engine.step(batch, hyper), setting)
         yield seen(f"{net}: host stops in a step", f"{stops}: {places}", **{f"stops_{net}": float(stops)})
-        told = profile(lambda: engine.step(batch, hyper), setting)
+        told = profile(lambda: engine.step(batch, hyper), setting, 3 if setting.gpu else 1)
         text = f"{told.launches:,.0f} launches, {told.copies:,.0f} copies, {told.milliseconds:,.1f} ms of kernels"
         yield seen(f"{net}: a step, profiled", text, **{f"launches_{net}": told.launches})
         yield seen(f"{net}: kernels by kind", told.by_kind)
