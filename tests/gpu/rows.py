@@ -57,11 +57,12 @@ def seen(name: str, text: str, **measures: float) -> Row:
 
 @dataclass(frozen=True)
 class Setting:
-    """Where a part runs. `only`: the subject it is limited to, where it has several."""
+    """Where a part runs. `only`: the subjects it is limited to, where it has several. `bars`: only what bars need."""
 
     device: torch.device
     until: float
-    only: str = ""
+    only: tuple[str, ...] = ()
+    bars: bool = False
 
     @property
     def gpu(self) -> bool:
@@ -146,7 +147,7 @@ def host_stops(work: Callable[[], Any], setting: Setting) -> tuple[int, str]:
         finally:
             torch.cuda.set_sync_debug_mode("default")
             torch.set_warn_always(False)
-    stops = [w for w in caught if "synchroniz" in str(w.message)]
+    stops = [w for w in caught if "called a synchronizing" in str(w.message)]  # and not the mode's own warning
     places = [f"{w.filename.rpartition('/')[2]}:{w.lineno}" for w in stops]
     return len(stops), ", ".join(f"{places.count(place)} x {place}" for place in sorted(set(places)))
 
@@ -183,13 +184,17 @@ def main(claims: Callable[[Setting], Iterable[Claim]], subjects: Sequence[str] =
     parser = argparse.ArgumentParser()
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--seconds", type=float, default=600.0, help="after which no further claim is started")
-    parser.add_argument("--only", choices=subjects, default="")
+    parser.add_argument("--only", default="", help=f"some of {', '.join(subjects)}, as in A+B")
+    parser.add_argument("--bars", action="store_true", help="only what bars need")
     asked = parser.parse_args()
+    only = tuple(filter(None, asked.only.split("+")))
+    if unknown := set(only) - set(subjects):
+        parser.error(f"--only: {', '.join(sorted(unknown))} is not known")
     if asked.device == "cuda" and not torch.cuda.is_available():
         print("no GPU is here: --device cpu runs small sizes without one")
         return 0
     until = time.monotonic() + asked.seconds - MARGIN_SECONDS
-    setting, bad = Setting(torch.device(asked.device), until, asked.only), 0
+    setting, bad = Setting(torch.device(asked.device), until, only, asked.bars), 0
     for row in attempted(claims(setting), setting):
         row.say()
         bad += row.verdict in (WRONG, FAILED)

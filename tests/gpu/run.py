@@ -1,6 +1,7 @@
 """Runs the parts of the script for GPUs one after the other, each in its own processes and within its own time.
 
-    python tests/gpu/run.py [--part a,c] [--device cuda] [--out FOLDER] [--limit 540] [--steps 20] [--spent 0]
+    python tests/gpu/run.py [--part a,c:resnet50] [--only resnet50] [--bars] [--device cuda] [--out FOLDER]
+                            [--limit 540] [--steps 20] [--spent 0]
 
 Whatever a part prints is passed on line by line. A part that is over its time is killed with all that it has started,
 and the next one runs whatever the last one did. At the end stands a table of the bars; exit code 1 where a claim does
@@ -9,133 +10,100 @@ not hold or a bar is missed. This file needs nothing but Python (and psutil, whe
 
 import argparse
 import contextlib
-import json
-import math
 import os
-import re
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.gpu.report import BAD, Report, table
+
 FOLDER = Path(__file__).resolve().parent
-ROW = re.compile(r"^(.+?) \| (right|proved|seen|WRONG|FAILED|SKIPPED) \| (.*)$")
-MEASURE = re.compile(r"^# (\w+)=(\S+)$")
-BAD = ("WRONG", "FAILED")
 CPU_SECONDS = 240.0
 """Of every part without a GPU: sizes are small, but machines that test may be busy."""
-REST = 0.0
+QUIET = "ignore:Synchronization debug mode,ignore::UserWarning:torch.profiler.profiler"
+"""Warnings of torch that say nothing about what is run."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A script, its share of the time, and the subjects that get processes of their own, with their weights.
+    """A script, its share of the time, and its subjects with their weights; each has a process of its own.
 
-    `beside`: further scripts of the part, with their weights where the script's own is 1.
+    `together`: all subjects share one process. `beside`: further scripts of the part, with their weights where the
+    script's own is 1.
     """
 
     script: str
     seconds: float
     what: str
     subjects: Mapping[str, float] = field(default_factory=dict)
+    together: bool = False
     beside: Mapping[str, float] = field(default_factory=dict)
 
-    def processes(self, apart: bool) -> dict[tuple[str, str], float]:
-        """Scripts and subjects with their weights; the subjects have one process together unless they are `apart`."""
-        subjects = self.subjects if apart and self.subjects else {"": 1.0}
+    @property
+    def scripts(self) -> dict[str, float]:
+        """The scripts, with their weights."""
+        return {self.script: 1.0, **self.beside}
+
+    def processes(self, chosen: set[str], apart: bool) -> dict[tuple[str, str], float]:
+        """Return scripts and subjects with their weights; subjects share one process unless they are `apart`.
+
+        `chosen`: the subjects or scripts to run; empty: all.
+        """
+        if chosen & self.scripts.keys():
+            return {(script, ""): weight for script, weight in self.scripts.items() if script in chosen}
+        subjects = {name: weight for name, weight in self.subjects.items() if not chosen or name in chosen}
+        if chosen and not subjects:
+            return {}
+        if not subjects or self.together or not apart:
+            subjects = {"+".join(subjects) if chosen else "": 1.0}
         own = {(self.script, subject): weight for subject, weight in subjects.items()}
         return own | {(script, ""): weight for script, weight in self.beside.items()}
 
 
 PARTS = {
-    "a": Part("machine", 25, "versions, numba, pinned memory"),
-    "b": Part("correct", 110, "the GPU's numbers are the CPU's", beside={"norms": 0.4, "colours": 0.5}),
-    "c": Part("throughput", 150, "what a step costs", {"resnet50": 3, "vit_small": 2, "vit_base": 1}),
-    "d": Part("compiled", 60, "compiled blocks", {"vit_small": 1, "resnet50": 1}),
-    "e": Part("feeding", 110, "from JPEG to weight update"),
-    "f": Part("resuming", 40, "killed and resumed"),
-    "g": Part("engines", REST, "engines read what others wrote"),
+    "a": Part("machine", 15, "versions, numba, pinned memory"),
+    "b": Part("correct", 90, "the GPU's numbers are the CPU's", beside={"norms": 0.35, "colours": 0.35}),
+    "c": Part("throughput", 130, "what a step costs", {"resnet50": 3, "vit_small": 2, "vit_base": 1}),
+    "d": Part("compiled", 80, "compiled blocks", {"vit_small": 1, "resnet50": 1}),
+    "e": Part(
+        "feeding", 120, "from JPEG to weight update", dict.fromkeys(("resnet50", "vit_small", "vit_base"), 1), True
+    ),
+    "f": Part("resuming", 70, "killed and resumed"),
+    "g": Part("engines", 35, "engines read what others wrote"),
 }
+"""Their seconds are shares of the time that is left: what a part does not need, those after it get."""
 
 
-@dataclass(frozen=True)
-class Bar:
-    """What a measurement must reach: at least, or `most`. `star`: what would be better still."""
+def selected(asked: str, only: str) -> dict[str, set[str]]:
+    """Return the parts that are asked for, in that order, each with its chosen subjects or scripts.
 
-    name: str
-    part: str
-    key: str
-    bar: float
-    star: float | None = None
-    most: bool = False
-
-    def reached(self, value: float, target: float) -> bool:
-        """Whether the value is as good as the target."""
-        return value <= target if self.most else value >= target
-
-    def verdict(self, value: float | None) -> str:
-        """In a word."""
-        if value is None or math.isnan(value):
-            return "not measured"
-        if self.star is not None and self.reached(value, self.star):
-            return "star"
-        return "reached" if self.reached(value, self.bar) else "MISSED"
-
-
-BARS = (
-    Bar("MoCo v3 ResNet-50 from JPEG, images/s", "e", "fed_resnet50", 1200, 1500),
-    Bar("MoCo v3 ViT-S/16 from JPEG, images/s", "e", "fed_vit_small", 2800, 3500),
-    Bar("MoCo v3 ViT-B/16 from JPEG, images/s", "e", "fed_vit_base", 850, 1130),
-    Bar("idle share of the GPU, ResNet-50", "e", "idle_resnet50", 0.03, most=True),
-    Bar("idle share of the GPU, ViT-S/16", "e", "idle_vit_small", 0.03, most=True),
-    Bar("ours against the plain loop with a PIL loader", "e", "against_plain", 3, 5),
-    Bar("launches in a step, ResNet-50", "c", "launches_resnet50", 1500, most=True),
-    Bar("host stops in a step, ResNet-50", "c", "stops_resnet50", 0, most=True),
-    Bar("host stops in a step, ViT-S/16", "c", "stops_vit_small", 0, most=True),
-)
-
-
-@dataclass
-class Report:
-    """All that is known so far."""
-
-    device: str
-    rows: list[dict[str, str]] = field(default_factory=list)
-    measures: dict[str, float] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def take(self, part: str, line: str) -> None:
-        """Remember a line that a part has printed, if it is a row or a measurement."""
-        if row := ROW.match(line):
-            self.rows.append({"part": part, "name": row[1], "verdict": row[2], "seen": row[3]})
-        elif measure := MEASURE.match(line):
-            with contextlib.suppress(ValueError):
-                self.measures[measure[1]] = float(measure[2])
-
-    def bars(self, parts: str) -> Iterator[tuple[Bar, float | None, str]]:
-        """The bars of these parts: what was measured, and the verdict."""
-        found = dict(self.measures)
-        if "fed_resnet50" in found and found.get("plain_fed_resnet50"):
-            found["against_plain"] = found["fed_resnet50"] / found["plain_fed_resnet50"]
-        for bar in BARS:
-            if bar.part in parts:
-                yield bar, found.get(bar.key), bar.verdict(found.get(bar.key))
-
-    def write(self, out: Path | None, parts: str) -> None:
-        """Write results.json."""
-        if out is None:
-            return
-        bars = [
-            {"name": bar.name, "bar": bar.bar, "seen": value, "verdict": word} for bar, value, word in self.bars(parts)
-        ]
-        content = {"device": self.device, "seconds": self.seconds, "bars": bars, "measures": self.measures}
-        (out / "results.json").write_text(json.dumps({**content, "rows": self.rows}, indent=1))
+    `asked`: as in a,c:resnet50+vit_base,b:norms. `only`: what parts run of their subjects where they name none.
+    Raises ValueError.
+    """
+    found: dict[str, set[str]] = {}
+    for item in filter(None, asked.split(",")):
+        letter, _, names = item.partition(":")
+        if letter not in PARTS:
+            raise ValueError(f"part={item} is not known: parts are {', '.join(PARTS)}.")
+        chosen = set(filter(None, names.split("+")))
+        known = PARTS[letter].subjects.keys() | PARTS[letter].scripts.keys()
+        if chosen - known:
+            raise ValueError(f"part={item} is not known: {letter} has {', '.join(sorted(known))}.")
+        found[letter] = found.get(letter, set()) | chosen
+    wanted = set(filter(None, only.replace("+", ",").split(",")))
+    known = {name for part in PARTS.values() for name in part.subjects}
+    if wanted - known:
+        raise ValueError(f"only={only} is not known: there are {', '.join(sorted(known))}.")
+    return {letter: names or (wanted if PARTS[letter].subjects else set()) for letter, names in found.items()}
 
 
 def family(pid: int) -> list[Any]:
@@ -162,11 +130,12 @@ def kill(process: "subprocess.Popen[str]") -> None:
 class Runner:
     """Runs parts within the time there is."""
 
-    def __init__(self, asked: argparse.Namespace, scratch: Path) -> None:
-        self.device, self.steps, self.out = asked.device, asked.steps, asked.out
+    def __init__(self, asked: argparse.Namespace, parts: Mapping[str, set[str]], scratch: Path) -> None:
+        self.device, self.steps, self.out, self.bars = asked.device, asked.steps, asked.out, asked.bars
+        self.parts = parts
         self.until: float = time.monotonic() + asked.limit - asked.spent
         self.report = Report(asked.device)
-        own = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "PYTHONUNBUFFERED": "1"}
+        own = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": QUIET}
         own |= {"TORCHINDUCTOR_CACHE_DIR": str(scratch / "inductor"), "TRITON_CACHE_DIR": str(scratch / "triton")}
         own |= {"CUDA_VISIBLE_DEVICES": ""} if asked.device == "cpu" else {}
         self.environment = {**os.environ, **own}
@@ -179,14 +148,18 @@ class Runner:
     def part(self, letter: str) -> None:
         """Run a part: its subjects one after the other, each with its share of what is left of the part's time."""
         part, start = PARTS[letter], time.monotonic()
-        seconds = min(part.seconds or self.left, self.left) if self.device == "cuda" else CPU_SECONDS
-        weights = part.processes(self.device == "cuda")
+        later = list(self.parts)[list(self.parts).index(letter) :]
+        share = part.seconds / sum(PARTS[other].seconds for other in later)
+        seconds = self.left * share if self.device == "cuda" else CPU_SECONDS
+        weights = part.processes(self.parts[letter], self.device == "cuda")
         print(f"\n== {letter}: {part.what} (at most {seconds:.0f} s)", flush=True)
         while weights:
             (script, subject), share = next(iter(weights.items()))
             own = (seconds - (time.monotonic() - start)) * share / sum(weights.values())
             del weights[script, subject]
+            begun = time.monotonic()
             self.process(letter, script, subject, min(own, self.left if self.device == "cuda" else own))
+            self.report.seconds[f"{letter}: {script} {subject}".rstrip()] = round(time.monotonic() - begun, 1)
         self.report.seconds[letter] = round(time.monotonic() - start, 1)
         print(f"== {letter}: {self.report.seconds[letter]} s", flush=True)
 
@@ -196,9 +169,9 @@ class Runner:
             self.line(letter, f"{script} {subject} | SKIPPED | no time was left")
             return
         words = ["--device", self.device, *(["--only", subject] if subject else [])]
-        words += ["--seconds", f"{seconds:.1f}"]
+        words += [*(["--bars"] if self.bars and script == "throughput" else []), "--seconds", f"{seconds:.1f}"]
         if script == "engines":  # it may start a claim just before its time is over
-            words[-1] = f"{max(5.0, min(seconds - 25, 20 if self.device == 'cpu' else seconds)):.1f}"
+            words[-1] = f"{max(5.0, min(seconds - 12, 20 if self.device == 'cpu' else seconds)):.1f}"
             words += ["--steps", str(self.steps)]
         command = [sys.executable, str(FOLDER / f"{script}.py"), *words]
         process = subprocess.Popen(
@@ -236,52 +209,38 @@ class Runner:
                 file.write(f"{text}\n")
 
 
-def table(report: Report, parts: str, gpu: bool) -> int:
-    """Print what did not hold and the bars; how many of both there are."""
-    bad = [row for row in report.rows if row["verdict"] in BAD]
-    counts = {verdict: sum(row["verdict"] == verdict for row in report.rows) for verdict in (*BAD, "SKIPPED")}
-    print(f"\n{len(report.rows)} rows, {', '.join(f'{n} {verdict}' for verdict, n in counts.items())}")
-    for row in bad:
-        print(f"  {row['part']}: {row['name']} | {row['verdict']} | {row['seen']}")
-    missed = 0
-    print(f"\n{'bar':48} {'at':>9} {'star':>7} {'seen':>10}" + ("" if gpu else "   (bars are a GPU's)"))
-    for bar, value, word in report.bars(parts):
-        at, seen = f"{'<=' if bar.most else '>='} {bar.bar:g}", "-" if value is None else f"{value:,.4g}"
-        star = "" if bar.star is None else f"{bar.star:g}"
-        print(f"{bar.name:48} {at:>9} {star:>7} {seen:>10}  {word if gpu else ''}".rstrip())
-        missed += word in ("MISSED", "not measured")
-    return len(bad) + (missed if gpu else 0)
-
-
 def main() -> int:
     """Run what is asked for; 1 where something does not hold."""
     start = time.monotonic()
     parser = argparse.ArgumentParser(description="Runs the proofs and measurements that need a GPU.")
-    parser.add_argument("--part", default=",".join(PARTS), help="letters, as in a,c")
+    parser.add_argument("--part", default=",".join(PARTS), help="letters, as in a,c:resnet50+vit_base")
+    parser.add_argument("--only", default="", help="the nets that c, d and e run, as in resnet50")
+    parser.add_argument("--bars", action="store_true", help="c: only what the bars need")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--limit", type=float, default=540.0, help="seconds of the whole on a GPU")
     parser.add_argument("--spent", type=float, default=0.0, help="seconds of them that are gone")
     parser.add_argument("--steps", type=int, default=20, help="that engines train after each checkpoint")
     asked = parser.parse_args()
-    letters = asked.part.replace(",", "")
-    if unknown := sorted(set(letters) - PARTS.keys()):
-        print(f"part={','.join(unknown)} is not known: parts are {', '.join(PARTS)}.", file=sys.stderr)
+    try:
+        parts = selected(asked.part, asked.only)
+    except ValueError as error:
+        print(error, file=sys.stderr)
         return 2
     if asked.out:
         asked.out.mkdir(parents=True, exist_ok=True)
-        for letter in letters:
+        for letter in parts:
             (asked.out / f"{letter}.txt").write_text("")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what runs is killed too
     with tempfile.TemporaryDirectory() as scratch:
-        runner = Runner(asked, Path(scratch))
-        for letter in sorted(letters):
+        runner = Runner(asked, parts, Path(scratch))
+        for letter in parts:
             try:
                 runner.part(letter)
             except Exception as error:  # the next part runs whatever the last one did
                 runner.line(letter, f"part {letter} | FAILED | {type(error).__name__}: {error}")
-            runner.report.write(asked.out, letters)
-    bad = table(runner.report, letters, asked.device == "cuda")
+            runner.report.write(asked.out, parts)
+    bad = table(runner.report, parts, asked.device == "cuda")
     print(f"\n{time.monotonic() - start + asked.spent:.0f} s in all; {bad} to look at" if bad else "\nall holds")
     return int(bad > 0)
 

@@ -2,20 +2,23 @@
 # Runs all proofs and measurements that need a GPU, by one command:
 #
 #     sh tests/gpu/run.sh [part=a,b,c,d,e,f,g] [device=cuda] [wheels=FOLDER] [out=FOLDER] [limit=540] [python=python3]
-#                         [steps=20]
+#                         [only=NET] [bars=no] [steps=20]
 #
 # The parts, each in processes of its own and within its own time; one that is over it is killed, and the next one runs
 # whatever the last one did. Every row is printed as soon as it is known, and a table of bars stands at the end:
 #
-#     a  versions, numba, pinned memory, 25 s          e  from JPEG to weight update, 110 s
-#     b  the GPU's numbers are the CPU's, 110 s        f  a run of launch/slurm.py, killed and resumed, 40 s
-#     c  what a step costs, beside a plain loop, 150 s g  engines read what others wrote, in what is left
-#     d  compiled blocks, 60 s
+#     a  versions, numba, pinned memory, 15 s          e  from JPEG to weight update, 120 s
+#     b  the GPU's numbers are the CPU's, 90 s         f  a run of launch/slurm.py, killed and resumed, 70 s
+#     c  what a step costs, beside a plain loop, 130 s g  engines read what others wrote, 35 s
+#     d  compiled blocks, 80 s
 #
-# `part`: some of them alone. `limit`: seconds of the whole, the unpacking of wheels included. `out`: what each part has
-# printed, as a.txt, b.txt, ..., and all rows, measurements and bars in results.json. `steps`: that engines train after
-# each checkpoint. `device=cpu` runs everything in small sizes without a GPU and judges no bar. Exits 1 where a claim does
-# not hold or a bar is missed, 2 for a wrong word or a Python without torch.
+# `part`: some of them alone, in this order. c, d and e may be limited to nets, and b to scripts: c:resnet50,
+# e:resnet50+vit_base, b:norms. `only`: the nets of those that name none. `limit`: seconds of the whole, the unpacking of
+# wheels included; the times above are shares of it, and what a part does not need, those after it get. `bars=yes`: of c
+# only what bars need and the plain loop. `out`: what each part has printed, as a.txt, b.txt, ..., and all rows,
+# measurements and bars in results.json. `steps`: that engines train after each checkpoint. `device=cpu` runs everything
+# in small sizes without a GPU and judges no bar. Exits 1 where a claim does not hold or a bar is missed, 2 for a wrong
+# word or a Python without torch.
 #
 # The machine needs Python 3.11 or newer with torch 2.11 or newer and torchvision. What else is needed comes from
 # `wheels`, a folder of wheels for that Python: those whose package is not installed are unpacked into a temporary folder,
@@ -27,13 +30,13 @@
 set -u
 start=$(date +%s)
 here=$(cd "$(dirname "$0")/../.." && pwd)
-part="" wheels="" python=python3 device=cuda out="" steps=20 limit=540 gather="" version=3.12 deepspeed=no
+part="" wheels="" python=python3 device=cuda out="" steps=20 limit=540 gather="" only="" bars=no version=3.12 deepspeed=no
 packages="timm safetensors xxhash simplejpeg hydra-core omegaconf<2.4 submitit cloudpickle typing-extensions webdataset
 braceexpand prometheus-client psutil pyyaml rich markdown-it-py mdurl pygments urllib3 fsspec packaging pillow"
 built="antlr4-python3-runtime==4.9.*"
 for word in "$@"; do
     case $word in
-    part=* | wheels=* | python=* | device=* | out=* | steps=* | limit=* | gather=* | version=* | deepspeed=*)
+    part=* | wheels=* | python=* | device=* | out=* | steps=* | limit=* | only=* | bars=* | gather=* | version=* | deepspeed=*)
         name=${word%%=*} value=${word#*=}
         eval "$name=\$value"
         ;;
@@ -90,4 +93,5 @@ if [ "$device" = cuda ] && [ "$gpus" = 0 ]; then
     exit 0
 fi
 "$python" "$here/tests/gpu/run.py" --device "$device" --limit "$limit" --steps "$steps" \
-    --spent $(($(date +%s) - start)) ${part:+--part "$part"} ${out:+--out "$out"}
+    --spent $(($(date +%s) - start)) ${part:+--part "$part"} ${only:+--only "$only"} \
+    $(test "$bars" != yes || echo --bars) ${out:+--out "$out"}

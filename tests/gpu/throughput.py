@@ -1,6 +1,6 @@
 """Part c: what a step costs, ours beside the same loop with torch's batch norm and plain AdamW.
 
-    python tests/gpu/throughput.py [--device cpu] [--seconds 150] [--only resnet50]
+    python tests/gpu/throughput.py [--device cpu] [--seconds 130] [--only resnet50] [--bars]
 
 MoCo v3 as its recipes have it, on one batch again and again: images a second, memory, first loss, host stops, kernel
 launches, and the kernels that take longest. The photometry that `correct.py` checks is measured here too.
@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.autograd import DeviceType  # type: ignore[attr-defined]
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -26,6 +25,7 @@ from dist_ssl.data.images.photometric import Photometry
 from dist_ssl.data.images.views import Augmentation
 from tests.gpu import rows
 from tests.gpu.plain import PlainLoop, PlainMoCo
+from tests.gpu.profiles import profile
 from tests.gpu.recipes import NETS, Form, composed, engine_of, knobs_of, random_batch
 from tests.gpu.rows import Claim, Setting, host_stops, judged, leave, main, seen
 
@@ -97,70 +97,9 @@ def photometry(scale: Scale) -> Iterator[Row]:
 
 FORMS = (Form("bf16"), Form("bf16", deterministic=True), Form("tf32"), Form("fp32", deterministic=True))
 """The fast one, and what determinism and precision cost."""
-ROWS = 15
-"""Of a profile."""
+SLOWEST = FORMS[-1]
+"""A minute for ResNet-50, which leaves it out."""
 MEASURED_SECONDS = 2.5
-
-
-def profile(work: Callable[[], Any], setting: Setting, times: int = 3) -> dict[str, float]:
-    """Print the kernels that take longest in the work; per time: launches, copies and milliseconds of the device."""
-    activity = torch.profiler.ProfilerActivity
-    with torch.profiler.profile(activities=[activity.CPU, *([activity.CUDA] if setting.gpu else [])]) as profiler:
-        for _ in range(times):
-            work()
-        setting.wait()
-    found: list[Any] = list(profiler.key_averages())
-    if setting.gpu:
-        taken = [(own_device_time(e), e) for e in found if e.device_type == DeviceType.CUDA and not annotation(e)]
-    else:
-        taken = [(float(e.self_cpu_time_total), e) for e in found]
-    taken.sort(key=lambda pair: -pair[0])
-    for micros, event in taken[:ROWS]:
-        print(f"    {micros / 1e3 / times:9.2f} ms {event.count / times:7.0f} x {event.key[:90]}", flush=True)
-
-    def calls(*names: str) -> float:
-        return float(sum(e.count for e in found if e.key.startswith(names))) / times
-
-    launches = calls("cudaLaunch", "cuLaunch") if setting.gpu else calls("aten::")
-    copies = calls("cudaMemcpy", "cudaMemset")
-    return {"launches": launches, "copies": copies, "ms": sum(micros for micros, _ in taken) / 1e3 / times}
-
-
-def own_device_time(event: Any) -> float:
-    """Microseconds of a kernel, which versions of torch name differently."""
-    taken: float = getattr(event, "self_device_time_total", 0.0) or getattr(event, "self_cuda_time_total", 0.0)
-    return taken
-
-
-def annotation(event: Any) -> bool:
-    """Whether this is no kernel, but the time between the first and the last kernel of a named stretch of code."""
-    name = str(getattr(event, "key", "") or getattr(event, "name", ""))
-    return bool(getattr(event, "is_user_annotation", False)) or name.startswith(("Optimizer.", "ProfilerStep", "## "))
-
-
-def idle_share(work: Callable[[], Any], setting: Setting, times: int = 10) -> float:
-    """The share of the time in which no kernel runs while the work is done so often; copies count as idleness."""
-    activity = torch.profiler.ProfilerActivity
-    with torch.profiler.profile(activities=[activity.CUDA if setting.gpu else activity.CPU]) as profiler:
-        for _ in range(times):
-            work()
-        setting.wait()
-    wanted = DeviceType.CUDA if setting.gpu else DeviceType.CPU
-    events: Iterable[Any] = profiler.events() or []
-    kernels = (e for e in events if e.device_type == wanted and not annotation(e))
-    spans = sorted((e.time_range.start, e.time_range.end) for e in kernels if not e.name.startswith("Mem"))
-    return uncovered(spans)
-
-
-def uncovered(spans: list[tuple[float, float]]) -> float:
-    """The share of the time from the first start to the last end in which none of these spans, in order, runs."""
-    if not spans:
-        return math.nan
-    busy, reached = 0.0, spans[0][0]
-    for start, end in spans:
-        busy += max(0.0, end - max(start, reached))
-        reached = max(reached, end)
-    return 1 - busy / (reached - spans[0][0])
 
 
 def ours(net: str, form: Form, setting: Setting, firsts: dict[str, float]) -> Iterator[rows.Row]:
@@ -180,9 +119,10 @@ def ours(net: str, form: Form, setting: Setting, firsts: dict[str, float]) -> It
     if fast:
         stops, places = host_stops(lambda: engine.step(batch, hyper), setting)
         yield seen(f"{net}: host stops in a step", f"{stops}: {places}", **{f"stops_{net}": float(stops)})
-        told = profile(lambda: engine.step(batch, hyper), setting)
-        text = f"{told['launches']:,.0f} launches, {told['copies']:,.0f} copies, {told['ms']:,.1f} ms of kernels"
-        yield seen(f"{net}: a step, profiled", text, **{f"launches_{net}": told["launches"]})
+        told = profile(lambda: engine.step(batch, hyper), setting, 3 if setting.gpu else 1)
+        text = f"{told.launches:,.0f} launches, {told.copies:,.0f} copies, {told.milliseconds:,.1f} ms of kernels"
+        yield seen(f"{net}: a step, profiled", text, **{f"launches_{net}": told.launches})
+        yield seen(f"{net}: kernels by kind", told.by_kind)
 
 
 def plain_loop(net: str, setting: Setting, compute: torch.dtype | None = torch.bfloat16) -> PlainLoop:
@@ -206,12 +146,20 @@ def plain(net: str, setting: Setting) -> Iterator[rows.Row]:
     yield seen(f"{net}: plain step, bf16", text, **{f"plain_{net}": rate * len(views[0])})
 
 
+def forms(net: str, setting: Setting) -> tuple[Form, ...]:
+    """The forms in which a net is measured."""
+    if net == "vit_base" or setting.bars:
+        return FORMS[:1]
+    if not setting.gpu:
+        return FORMS[:2]
+    return tuple(form for form in FORMS if net != "resnet50" or form != SLOWEST)
+
+
 def claims(setting: Setting) -> Iterable[Claim]:
     """All of this part, what the bars ask for first."""
     firsts: dict[str, float] = {}
-    nets = [setting.only] if setting.only else list(NETS) if setting.gpu else ["resnet50", "vit_small"]
-    for net in nets:
-        for form in FORMS[:1] if net == "vit_base" else FORMS if setting.gpu else FORMS[:2]:
+    for net in setting.only or (list(NETS) if setting.gpu else ["resnet50", "vit_small"]):
+        for form in forms(net, setting):
             yield f"{net}: our step, {form}", partial(ours, net, form, setting, firsts)
             if form == FORMS[0]:
                 yield f"{net}: plain step", partial(plain, net, setting)
