@@ -217,7 +217,7 @@ def _count(x: Tensor, groups: int) -> int:
 
 @cache
 def _constant(size: int, value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """[size], made once: a number of the host's costs a launch each time that the device is told of it."""
+    """Return a cached [size] tensor of a value: filling one anew costs a launch each time."""
     return torch.full((size,), value, dtype=dtype, device=device)
 
 

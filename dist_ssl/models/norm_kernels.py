@@ -11,8 +11,8 @@ from dist_ssl.core.triton_tools import kernel, kernel_of_any
 
 TILE = tl.constexpr(2048)
 """Numbers that a program reads at once, by 128 threads."""
-UNROLLED = tl.constexpr(4)
-"""Tiles that it reads before it waits for the first."""
+STAGES = tl.constexpr(5)
+"""Tiles of a sum on their way at the same time: all but one, at 4 kB each, are copied while one is added up."""
 MERGED = tl.constexpr(16)
 """Channels whose blocks one program merges."""
 
@@ -51,13 +51,11 @@ def block_moments(
     first = tl.load(at, (r < count)[:, None] & known[None, :], 0.0).to(tl.float32)
     shift = tl.sum(first, 0) / tl.minimum(count, height)
     plain, square = tl.zeros((height, width), tl.float32), tl.zeros((height, width), tl.float32)
-    whole = count // (UNROLLED * height) * (UNROLLED * height)
-    for done in range(0, whole, UNROLLED * height):
-        for part in tl.static_range(UNROLLED):
-            there = at + (done + part * height) * channels
-            apart = tl.load(there, known[None, :], 0.0).to(tl.float32) - shift[None, :]
-            plain += apart
-            square += apart * apart
+    whole = count // height * height
+    for done in tl.range(0, whole, height, num_stages=STAGES):
+        apart = tl.load(at + done * channels, known[None, :], 0.0).to(tl.float32) - shift[None, :]
+        plain += apart
+        square += apart * apart
     for done in range(whole, count, height):
         inside = (done + r < count)[:, None] & known[None, :]
         apart = tl.load(at + done * channels, inside, 0.0).to(tl.float32) - shift[None, :]
@@ -150,13 +148,12 @@ def block_sums(
     start = (group * rows + begin) * channels
     middle = tl.load(mean + group * channels + c, known, 0.0)[None, :]
     plain, along = tl.zeros((height, width), tl.float32), tl.zeros((height, width), tl.float32)
-    whole = count // (UNROLLED * height) * (UNROLLED * height)
-    for done in range(0, whole, UNROLLED * height):
-        for part in tl.static_range(UNROLLED):
-            at = tile + (done + part * height) * channels
-            slope = tl.load(dy + start + at, known[None, :], 0.0).to(tl.float32)
-            plain += slope
-            along += slope * (tl.load(x + start + at, known[None, :], 0.0).to(tl.float32) - middle)
+    whole = count // height * height
+    for done in tl.range(0, whole, height, num_stages=STAGES):
+        at = tile + done * channels
+        slope = tl.load(dy + start + at, known[None, :], 0.0).to(tl.float32)
+        plain += slope
+        along += slope * (tl.load(x + start + at, known[None, :], 0.0).to(tl.float32) - middle)
     for done in range(whole, count, height):
         inside, at = (done + r < count)[:, None] & known[None, :], tile + done * channels
         slope = tl.load(dy + start + at, inside, 0.0).to(tl.float32)

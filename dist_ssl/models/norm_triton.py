@@ -22,7 +22,6 @@ from dist_ssl.core.triton_tools import launch, works
 from dist_ssl.models.norm_kernels import (
     MERGED,
     TILE,
-    UNROLLED,
     block_moments,
     block_sums,
     gradient_block,
@@ -98,7 +97,7 @@ def _form(channels: int, tiles: int) -> dict[str, int]:
 def _blocks(rows: int, channels: int) -> tuple[int, int, dict[str, int]]:
     """Rows of a block of those that are added up, how many blocks a group has, and the form of a tile."""
     form = _form(channels, 1)
-    several = form["height"] * UNROLLED.value
+    several = form["height"] * 4
     most = max(PROGRAMS // triton.cdiv(channels, form["width"]), 1)
     span = several * triton.cdiv(triton.cdiv(rows, most), several)
     return span, triton.cdiv(rows, span), form

@@ -126,10 +126,10 @@ def lumas(
     """sums[image, block] = the sum of the luma where the contrast comes; untouched where there is no contrast."""
     block, image = tl.program_id(0), tl.program_id(1).to(tl.int64)
     sample = table + image * WIDTH
-    wanted = 0
+    contrasts = 0
     for part in tl.static_range(4):
-        wanted += (tl.load(sample + part) == CONTRAST).to(tl.int32)
-    if wanted > 0:
+        contrasts += (tl.load(sample + part) == CONTRAST).to(tl.int32)
+    if contrasts > 0:
         place = block * size + tl.arange(0, size)
         inside = place < side * side
         r, g, b = load(pixels + image * side * side * 3, place, inside)
