@@ -1,13 +1,16 @@
-"""The arithmetic of `norm` on a GPU: the kernels behind torch's synchronised batch norm, on the input as it comes.
+"""The arithmetic of `norm` on a GPU, on the input as it comes, in single precision.
 
-Statistics, output, sums of the gradient and its elements take one launch each per group. A bfloat16 input is read and
-written as bfloat16 and kept so for the backward pass; sums are single precision. Where ranks share a group, their short
-vectors are merged in float64, as in `norm`. Nothing waits for the device, and nothing is copied to it.
+Where Triton runs, the kernels of `norm_triton` take six launches for all groups. Otherwise, and for an input that is
+not in channels_last, it is the kernels behind torch's synchronised batch norm: statistics, output, sums of the gradient
+and its elements take one launch each per group. A bfloat16 input is read and written as bfloat16 and kept so for the
+backward pass. Where ranks share a group, their short vectors are merged in float64, as in `norm`. Nothing waits for the
+device, and nothing is copied to it.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -16,6 +19,8 @@ from torch import Tensor
 from dist_ssl.core.collectives import Sum
 
 DEVICES = ("cuda",)
+TRITON_DEVICES = ("cuda",)
+"""Devices on which Triton's kernels are tried."""
 DTYPES = (torch.bfloat16, torch.float32)
 """Inputs whose statistics these kernels keep in single precision."""
 
@@ -23,6 +28,25 @@ DTYPES = (torch.bfloat16, torch.float32)
 def serves(x: Tensor, dtype: torch.dtype) -> bool:
     """Return whether these kernels normalise x where statistics have this precision."""
     return x.device.type in DEVICES and x.dtype in DTYPES and dtype == torch.float32
+
+
+def by_triton(x: Tensor) -> bool:
+    """Return whether Triton's kernels normalise x, which lies dense in memory; otherwise torch's do."""
+    last = _layout(x) is torch.channels_last if x.dim() == 4 else x.dim() == 2
+    return last and x.numel() > 0 and x.device.type in TRITON_DEVICES and _has_triton(x.device)
+
+
+@cache
+def _has_triton(device: torch.device) -> bool:
+    if not find_spec("triton"):
+        return False
+    from dist_ssl.models.norm_triton import usable
+
+    return usable(device)
+
+
+Rows = Sequence[Tensor] | Tensor
+"""One [C] tensor per group, or all in one [G, C]."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +57,18 @@ class Statistics:
     float64, where ranks share groups.
     """
 
-    means: Sequence[Tensor]
-    scales: Sequence[Tensor]
-    bessel: Sequence[Tensor]
+    means: Rows
+    scales: Rows
+    bessel: Rows
     eps: float
     counts: Tensor | None = None
+
+    @property
+    def tables(self) -> tuple[Tensor, Tensor]:
+        """Means and scales where they are [G, C] each, as Triton's kernels return and read them."""
+        assert isinstance(self.means, Tensor)
+        assert isinstance(self.scales, Tensor)
+        return self.means, self.scales
 
 
 def normalise(
@@ -64,6 +95,10 @@ class _Normalise(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.seen, ctx.total = seen, total
+        if by_triton(x):
+            from dist_ssl.models.norm_triton import transform
+
+            return transform(x, weight, bias, *seen.tables)
         y = torch.empty_like(x)
         groups = len(seen.means)
         for part, out, mean, scale in zip(x.chunk(groups), y.chunk(groups), seen.means, seen.scales, strict=True):
@@ -77,22 +112,38 @@ class _Normalise(torch.autograd.Function):
         The gradients of weight and bias are this rank's share, as those of any other parameter.
         """
         x, weight = ctx.saved_tensors
-        seen: Statistics = ctx.seen
         dy = grads[0].contiguous(memory_format=_layout(x))
-        groups, affine = len(seen.means), weight is not None
-        parts = list(zip(dy.chunk(groups), x.chunk(groups), seen.means, seen.scales, strict=True))
-        sums = [torch.batch_norm_backward_reduce(*part, weight, True, affine, affine) for part in parts]
-        along, count = _shared([own[:2] for own in sums], seen, ctx.total, x)
-        dx = [
-            torch.batch_norm_backward_elemt(*part, weight, *own, count) for part, own in zip(parts, along, strict=True)
-        ]
-        of_weight, of_bias = _added([own[2:] for own in sums]) if affine else (None, None)
-        return torch.cat(dx) if groups > 1 else dx[0], of_weight, of_bias, None, None
+        work = _backward_by_triton if by_triton(x) else _backward_by_torch
+        return *work(dy, x, weight, ctx.seen, ctx.total), None, None
+
+
+Gradients = tuple[Tensor, Tensor | None, Tensor | None]
+"""Gradients of the input, the weight and the bias."""
+
+
+def _backward_by_triton(dy: Tensor, x: Tensor, weight: Tensor | None, seen: Statistics, total: Sum | None) -> Gradients:
+    from dist_ssl.models.norm_triton import elements, sums
+
+    own, learnt = sums(dy, x, *seen.tables)
+    count = float(_count(x, len(own[0])))
+    if total is not None:
+        own, count = _over_ranks(own, seen, total), 1.0
+    dx = elements(dy, x, weight, *seen.tables, own, count)
+    return (dx, None, None) if weight is None else (dx, learnt[0], learnt[1])
+
+
+def _backward_by_torch(dy: Tensor, x: Tensor, weight: Tensor | None, seen: Statistics, total: Sum | None) -> Gradients:
+    groups, affine = len(seen.means), weight is not None
+    parts = list(zip(dy.chunk(groups), x.chunk(groups), seen.means, seen.scales, strict=True))
+    sums = [torch.batch_norm_backward_reduce(*part, weight, True, affine, affine) for part in parts]
+    along, count = _shared([own[:2] for own in sums], seen, total, x)
+    dx = [torch.batch_norm_backward_elemt(*part, weight, *own, count) for part, own in zip(parts, along, strict=True)]
+    of_weight, of_bias = _added([own[2:] for own in sums]) if affine else (None, None)
+    return torch.cat(dx) if groups > 1 else dx[0], of_weight, of_bias
 
 
 def _statistics(x: Tensor, eps: float, total: Sum | None, groups: int) -> Statistics:
-    own = [torch.batch_norm_stats(part, eps) for part in x.chunk(groups)]
-    means, scales = [mean for mean, _ in own], [scale for _, scale in own]
+    means, scales = _own_statistics(x, eps, groups)
     count = _count(x, groups)
     if total is None:
         bessel = _constant(x.shape[1], count / max(count - 1, 1), torch.float32, x.device)
@@ -103,7 +154,18 @@ def _statistics(x: Tensor, eps: float, total: Sum | None, groups: int) -> Statis
     mean = first / n
     var = torch.addcmul(second / n, mean, mean, value=-1).clamp_min_(0)
     merged = torch.stack([mean, (var + eps).rsqrt(), n / (n - 1).clamp_min_(1)]).float()
-    return Statistics(merged[0].unbind(), merged[1].unbind(), merged[2].unbind(), eps, counts=n)
+    return Statistics(merged[0], merged[1], merged[2], eps, counts=n)
+
+
+def _own_statistics(x: Tensor, eps: float, groups: int) -> tuple[Rows, Rows]:
+    """Means and scales of this rank's share of each group."""
+    if by_triton(x):
+        from dist_ssl.models.norm_triton import statistics
+
+        found = statistics(x, eps, groups)
+        return found[0], found[1]
+    own = [torch.batch_norm_stats(part, eps) for part in x.chunk(groups)]
+    return [mean for mean, _ in own], [scale for _, scale in own]
 
 
 def _shared(
@@ -112,11 +174,15 @@ def _shared(
     """Per group what the kernel divides by the count, over all ranks: sums of dy and of dy * (x - mean); the count."""
     if total is None:
         return own, _constant(1, _count(x, len(own)), torch.int32, x.device)
-    assert seen.counts is not None
-    packed = torch.stack([row for kind in zip(*own, strict=True) for row in kind]).double().view(2, len(own), -1)
-    means = (total(packed) / seen.counts).float()  # of counts that differ: divided here, where they are exact
-    plain, along = (rows.unbind() for rows in means)
+    packed = torch.stack([row for kind in zip(*own, strict=True) for row in kind]).view(2, len(own), -1)
+    plain, along = (rows.unbind() for rows in _over_ranks(packed, seen, total))
     return list(zip(plain, along, strict=True)), _constant(1, 1, torch.int32, x.device)
+
+
+def _over_ranks(own: Tensor, seen: Statistics, total: Sum) -> Tensor:
+    """The means over all ranks' values of what this rank's sums [2, G, C] are of."""
+    assert seen.counts is not None
+    return (total(own.double()) / seen.counts).float()  # counts may differ: divided here, where they are exact
 
 
 def _added(own: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

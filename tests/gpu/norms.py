@@ -1,9 +1,10 @@
 """Proves batch norm's kernels on a GPU against the reference in double precision, times them, and counts launches.
 
-    python tests/gpu/norms.py [--device cpu] [--repeats 20]
+    python tests/gpu/norms.py [--device cpu] [--repeats 20] [--kernels triton|torch]
 
-A row is printed as soon as it is known: `name | right/WRONG | seen`. Exits 1 where one is wrong. `--device cpu` runs
-the same rows in small sizes with the kernels' formulas.
+A row is printed as soon as it is known: `name | right/WRONG | seen`. Exits 1 where one is wrong. `--kernels`: those
+that have to run, Triton's by default; torch's kernels are also timed beside them. `--device cpu` runs the same rows in
+small sizes with the formulas of torch's kernels.
 """
 
 import argparse
@@ -12,7 +13,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
+from itertools import product
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from dist_ssl.models import norm
+from dist_ssl.models import norm, norm_cuda
 from dist_ssl.models.norm import BatchNorm, Scope
 from tests.emulated_norms import emulated
 
@@ -106,9 +109,38 @@ def beside_torch(shape: tuple[int, ...], device: str, repeats: int) -> Row:
 
     own, theirs = seconds(step, device, repeats), seconds(partial(work, torchs), device, repeats)
     counts = launches(step, device), launches(partial(work, torchs), device)
+    with patch.object(norm_cuda, "TRITON_DEVICES", ()):
+        other = f"with torch's kernels {seconds(step, device, repeats) * 1e6:.0f} us, {launches(step, device)} launches"
     moved = 16 * x.numel() / own / 1e9
-    seen = f"{own * 1e6:.0f} us, torch's {theirs * 1e6:.0f} us; {counts[0]} launches, torch's {counts[1]}"
+    seen = f"{own * 1e6:.0f} us, nn.BatchNorm2d {theirs * 1e6:.0f} us; {counts[0]} launches, {counts[1]}; {other}"
     return own <= 1.5 * theirs or device == "cpu", f"{seen}; {moved:.0f} GB/s of 16 bytes a number"
+
+
+def by_kernel(shape: tuple[int, ...], device: str) -> Row:
+    """The time of each kernel of a step, and the bytes a second that it moves where it reads or writes x or dy."""
+    x, dy = data(shape, device, torch.bfloat16)
+    own = made(shape, device, torch.float32, 2, Scope())
+    passed(own, x, dy)
+    kinds = [ProfilerActivity.CUDA] if device == "cuda" else [ProfilerActivity.CPU]
+    with profile(activities=kinds) as seen:
+        for _ in range(5):
+            own(x.requires_grad_()).backward(dy)
+        if device == "cuda":
+            torch.cuda.synchronize()
+    passes = {"block_moments": 1, "normalise_block": 2, "block_sums": 2, "gradient_block": 3}
+    times = {event.key: event.device_time_total / 5 for event in seen.key_averages() if event.device_time_total}
+    rows = sorted(times.items(), key=lambda row: -row[1])[:8]
+    rates = {name: f" {2 * passes[name] * x.numel() / us / 1e3:.0f} GB/s" for name, us in rows if name in passes}
+    return True, ", ".join(f"{name[:40]} {us:.0f} us{rates.get(name, '')}" for name, us in rows)
+
+
+def which(device: str, asked: str) -> Row:
+    """The kernels that run for channels_last and for rows, and how long it took until they could."""
+    since = time.perf_counter()
+    inputs = [torch.zeros(shape, device=device, dtype=torch.bfloat16) for shape in ((2, 8, 3, 3), (4, 8))]
+    inputs[0] = inputs[0].contiguous(memory_format=torch.channels_last)
+    found = {"triton" if norm_cuda.by_triton(x) else "torch" for x in inputs}
+    return found == {asked} or device == "cpu", f"{', '.join(sorted(found))}; {time.perf_counter() - since:.1f} s"
 
 
 def never_waits(shape: tuple[int, ...], device: str) -> Row:
@@ -134,26 +166,25 @@ def twice(shape: tuple[int, ...], device: str) -> Row:
     return same, "equal bits" if same else "bits differ"
 
 
-def claims(device: str, repeats: int) -> Iterator[tuple[str, Callable[[], Row]]]:
+def claims(device: str, repeats: int, kernels: str) -> Iterator[tuple[str, Callable[[], Row]]]:
     """Every row's name and how to find out."""
 
     def summed(x: Tensor) -> Tensor:
         return 3 * x  # as of three ranks with the same samples
 
-    small = (48, 16, 9, 9)
-    for dtype in CLOSE:
-        for name, shape in (("4-d", small), ("2-d", (48, 16)), ("1 px", (48, 16, 1, 1))):
-            for views, scope in ((1, Scope()), (2, Scope()), (2, Scope(samples=6)), (2, Scope(summed))):
-                groups = ", groups of 6" * bool(scope.samples) + ", ranks" * (scope.total is summed)
-                yield (
-                    f"norm {name} {dtype} {views} views{groups}",
-                    partial(as_reference, shape, device, dtype, views, scope),
-                )
+    yield "norm's kernels", partial(which, device, kernels)
     for shape in SHAPES[device]:
         yield f"norm {list(shape)} bf16", partial(as_reference, (64, *shape[1:]), device, torch.bfloat16, 2, Scope())
         yield f"norm {list(shape)} bits", partial(twice, (64, *shape[1:]), device)
         yield f"norm {list(shape)} host", partial(never_waits, (64, *shape[1:]), device)
         yield f"norm {list(shape)} time", partial(beside_torch, shape, device, repeats)
+        yield f"norm {list(shape)} kernels", partial(by_kernel, shape, device)
+    small = {"4-d": (48, 16, 9, 9), "2-d": (48, 16), "1 px": (48, 16, 1, 1), "odd": (48, 37, 40, 30)}
+    for dtype, (name, size) in product(CLOSE, small.items()):
+        for views, scope in ((1, Scope()), (2, Scope()), (2, Scope(samples=6)), (2, Scope(summed))):
+            groups = ", groups of 6" * bool(scope.samples) + ", ranks" * (scope.total is summed)
+            work = partial(as_reference, size, device, dtype, views, scope)
+            yield f"norm {name} {dtype} {views} views{groups}", work
 
 
 def main() -> int:
@@ -161,14 +192,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Proves and times batch norm's kernels on a GPU.")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--kernels", choices=["triton", "torch"], default="triton")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="after which no further row is started")
     asked, start = parser.parse_args(), time.monotonic()
     if asked.device == "cuda" and not torch.cuda.is_available():
         print("SKIPPED tests/gpu/norms.py: no GPU is here (--device cpu runs it without)")
         return 0
     wrong = 0
-    with emulated() if asked.device == "cpu" else nullcontext():
-        for name, find_out in claims(asked.device, asked.repeats):
+    forced = patch.object(norm_cuda, "TRITON_DEVICES", ()) if asked.kernels == "torch" else nullcontext()
+    with emulated() if asked.device == "cpu" else nullcontext(), forced:
+        for name, find_out in claims(asked.device, asked.repeats, asked.kernels):
             if time.monotonic() - start > asked.seconds:
                 print(name, "SKIPPED", "no time was left", sep=" | ", flush=True)
                 continue

@@ -11,10 +11,9 @@ Pixels lie channels last, [B, S, S, 3], as they came; that is the memory of [B, 
 No sample's values depend on another one's, and no sum on the order in which programs run: the bits are always the same.
 """
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +22,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dist_ssl.core.triton_tools import kernel, launch, works
 from dist_ssl.data.images.packed import send
 
-log = logging.getLogger(__name__)
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 """Types of views that can be written."""
 PIXELS = 1024
@@ -49,15 +48,6 @@ CONTRAST, SATURATION, HUE = tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
 RED, GREEN, BLUE = tl.constexpr(0.2989), tl.constexpr(0.587), tl.constexpr(0.114)
 REACH = tl.constexpr(5.5)
 """Standard deviations at which a Gaussian is cut off: less lies beyond than single precision resolves."""
-
-
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-def kernel(function: Function) -> Function:
-    """Return the function as Triton compiles it, at its first launch for the types that it is given then."""
-    found: Function = triton.jit(function)
-    return found
 
 
 @kernel
@@ -230,11 +220,6 @@ def blurs(
         tl.store(out + image * numbers + place, x, inside)
 
 
-def launch(function: Any, programs: tuple[int, int], *given: Any, **sizes: Any) -> None:
-    """Start the programs of a kernel."""
-    function[programs](*given, **sizes)
-
-
 def colour_views(given: Sequence[View], dtype: torch.dtype) -> list[Tensor]:
     """Colour views, each [B, S, S, 3] uint8 on the device, to [B, 3, S, S] in channels_last; dtype of `TYPES`."""
     known: list[Array] = []
@@ -284,9 +269,7 @@ def usable(device: torch.device) -> bool:
     pixels = torch.zeros(1, 2, 2, 3, dtype=torch.uint8, device=device)
     one = np.ones((1, 6), np.int64)
     known = np.arange(4)[None], np.ones((1, 4), np.float32), np.ones(1, np.float32), one
-    try:
-        colour_views([(pixels, known, (0.5, np.ones(3), np.ones(3)))], torch.float32)
-    except Exception as error:  # a missing C compiler, an unknown GPU: whatever Triton raises
-        log.warning("Views are coloured without Triton's kernels, which is slower: %s: %s", type(error).__name__, error)
-        return False
-    return True
+    return works(
+        lambda: colour_views([(pixels, known, (0.5, np.ones(3), np.ones(3)))], torch.float32),
+        "Views are coloured without Triton's kernels, which is slower",
+    )
