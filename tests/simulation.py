@@ -122,7 +122,7 @@ class Scissors:
 class Bare(Stream):
     """A stream whose batches show nothing."""
 
-    def _batch(self, pixels: load.Loaded, colour: Any, draws: Any, step: int) -> Batch:
+    def _batch(self, pixels: load.Loaded, views: Any, changes: Any, draws: Any, step: int) -> Batch:
         ids, valid = torch.from_numpy(pixels.ids), torch.from_numpy(pixels.valid)
         return Batch([], ids, valid, None, draws, step, pixels.unreadable)
 

@@ -5,7 +5,7 @@ names what the documentation of `torch.use_deterministic_algorithms` lists, of t
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +236,15 @@ def batch(method: Method, step: int) -> Batch:
     sides = [32] * method.num_views + [16] * method.local_views
     views = [torch.randn(SAMPLES, 3, side, side, generator=generator) for side in sides]
     return Batch(views, torch.arange(SAMPLES), torch.arange(SAMPLES) != 1, None, Draws(0), step=step)
+
+
+@pytest.fixture(autouse=True)
+def algorithms_as_torch_has_them() -> Iterator[None]:
+    """Other tests of the process may have asked for deterministic algorithms, under which torch itself refuses."""
+    asked = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(False)
+    yield
+    torch.use_deterministic_algorithms(asked)
 
 
 @pytest.fixture

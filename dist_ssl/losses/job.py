@@ -33,7 +33,8 @@ def job_mean(rows: Tensor, valid: Tensor, total: Sum | None = None, *, job_valid
     already passes it as `job_valid`, [N] bool, instead, and nothing is exchanged.
     """
     rows = full_precision(rows)
-    own = torch.where(valid, rows.reshape(-1, len(valid)).mean(0), 0).sum()
+    per_sample = rows if rows.dim() == 1 else rows.reshape(-1, len(valid)).mean(0)
+    own = torch.where(valid, per_sample, 0).sum()
     if job_valid is not None:
         return own * (len(job_valid) // len(valid) / job_valid.sum(dtype=rows.dtype).clamp_min(1))
     assert total is not None
@@ -44,4 +45,4 @@ def job_mean(rows: Tensor, valid: Tensor, total: Sum | None = None, *, job_valid
 
 def full_precision(x: Tensor) -> Tensor:
     """Return the tensor in float32, or unchanged if its dtype is wider."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()

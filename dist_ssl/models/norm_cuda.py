@@ -1,8 +1,8 @@
 """The arithmetic of `norm` on a GPU, on the input as it comes, in single precision.
 
-Where Triton runs, the kernels of `norm_triton` take six launches for all groups. Otherwise, and for an input that is
-not in channels_last, it is the kernels behind torch's synchronised batch norm: statistics, output, sums of the gradient
-and its elements take one launch each per group. A bfloat16 input is read and written as bfloat16 and kept so for the
+The kernels behind torch's synchronised batch norm take one launch each per group for statistics, output, sums of the
+gradient and its elements. On TRITON_DEVICES the kernels of `norm_triton` take six launches for all groups instead, for
+an input in channels_last. A bfloat16 input is read and written as bfloat16 and kept so for the
 backward pass. Where ranks share a group, their short vectors are merged in float64, as in `norm`. Nothing waits for the
 device, and nothing is copied to it.
 """
@@ -19,8 +19,8 @@ from torch import Tensor
 from dist_ssl.core.collectives import Sum
 
 DEVICES = ("cuda",)
-TRITON_DEVICES = ("cuda",)
-"""Devices on which Triton's kernels are tried."""
+TRITON_DEVICES: tuple[str, ...] = ()
+"""Devices on which Triton's kernels are tried: none before a GPU has shown them right and faster than torch's."""
 DTYPES = (torch.bfloat16, torch.float32)
 """Inputs whose statistics these kernels keep in single precision."""
 

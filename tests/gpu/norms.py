@@ -199,7 +199,7 @@ def main() -> int:
         print("SKIPPED tests/gpu/norms.py: no GPU is here (--device cpu runs it without)")
         return 0
     wrong = 0
-    forced = patch.object(norm_cuda, "TRITON_DEVICES", ()) if asked.kernels == "torch" else nullcontext()
+    forced = patch.object(norm_cuda, "TRITON_DEVICES", ("cuda",) if asked.kernels == "triton" else ())
     with emulated() if asked.device == "cpu" else nullcontext(), forced:
         for name, find_out in claims(asked.device, asked.repeats, asked.kernels):
             if time.monotonic() - start > asked.seconds:
