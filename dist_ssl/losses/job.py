@@ -34,13 +34,14 @@ def job_mean(rows: Tensor, valid: Tensor, total: Sum | None = None, *, job_valid
     """
     rows = full_precision(rows)
     per_sample = rows if rows.dim() == 1 else rows.reshape(-1, len(valid)).mean(0)
-    own = torch.where(valid, per_sample, 0).sum()
-    if job_valid is not None:
-        return own * (len(job_valid) // len(valid) / job_valid.sum(dtype=rows.dtype).clamp_min(1))
+    if job_valid is not None:  # the rows of such losses are finite, also those of samples that do not count
+        return (per_sample * valid).sum() * (
+            len(job_valid) // len(valid) / job_valid.sum(dtype=rows.dtype).clamp_min(1)
+        )
     assert total is not None
     with torch.no_grad():
         counts = total(torch.stack([torch.ones_like(valid[0]), valid.sum()]).to(rows.dtype))
-    return own * counts[0] / counts[1].clamp_min(1)
+    return torch.where(valid, per_sample, 0).sum() * counts[0] / counts[1].clamp_min(1)
 
 
 def full_precision(x: Tensor) -> Tensor:
