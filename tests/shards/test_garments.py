@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 from rich.console import Console
 
 from dist_ssl.data.storage import manifest
 from dist_ssl.data.storage.read import Reader
+from launch.run_dir import PROJECT
 from shards import make
 from shards.clutter import Grid
 from shards.command_line import Bytes, Threads, command
@@ -227,3 +229,11 @@ def test_mean_colour_does_not_reveal_the_class() -> None:
     centres = np.stack([known[known_labels == label].mean(0) for label in range(10)])
     guesses = ((asked[:, None] - centres) ** 2).sum(2).argmin(1)
     assert (guesses == labels).mean() < 0.17
+
+
+@real
+def test_the_config_has_the_mean_and_the_spread_of_the_images() -> None:
+    config = yaml.safe_load((PROJECT / "configs/data/garments.yaml").read_text())
+    pixels = images("train", 300, GarmentOptions())[0] / 255
+    assert np.allclose(pixels.mean((0, 1, 2)), config["mean"], atol=0.03)
+    assert np.allclose(pixels.std((0, 1, 2)), config["std"], atol=0.02)
