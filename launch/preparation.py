@@ -1,4 +1,4 @@
-"""Everything done before a run is started: composing and checking its config, making demo data and the run folder."""
+"""Everything done before a run is started: composing and checking its config, drawing data, making the run folder."""
 
 import os
 import shutil
@@ -66,16 +66,15 @@ def _of_this_machine(nodes: int) -> tuple[int, int]:
 
 
 def make_data(config: dict[str, Any], console: Console) -> None:
-    """Write the shards of the demo data set, which our own code draws, on its first use."""
-    address = Address.parse(config["data"]["path"])
-    if config["data"]["source"] != "demo" or not address.local:
+    """Write the shards of a data set that our own code draws, on its first use. Raises ConfigError, DataError."""
+    address, source = Address.parse(config["data"]["path"]), config["data"]["source"]
+    if source is None or not address.local or (address.path / "manifest.json").exists():
         return
-    folder = address.path
-    if not (folder / "manifest.json").exists():
-        from shards.make import make
+    from shards.make import make, source_of
 
-        console.print(f"Drawing the demo data into {folder} (once).", highlight=False)
-        make("demo", folder, console)
+    if source_of(source).drawn:
+        console.print(f"Drawing the data of source={source} into {address.path} (once).", highlight=False)
+        make(source, address.path, console)
 
 
 def check(config: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@
     python shards/make.py source=cifar10 path=downloads out=data/cifar10 download=true
     python shards/make.py source=tars path=data/tars
     python shards/make.py source=demo out=data/demo
+    python shards/make.py source=garments out=data/garments
     python shards/make.py out=data/mine pyramid=[160,256]      # or with a source: smaller copies beside the originals
 
 Shards are written into `OUT.part`, which is renamed when it is complete, so a folder with a manifest is always a whole
@@ -25,9 +26,15 @@ from dist_ssl.errors import ConfigError, nearest
 from shards import levels
 from shards.command_line import command, fill, pairs, say
 from shards.image_source import ImageSource
-from shards.sources import demo, imagefolder, tars, vision
+from shards.sources import demo, garments, imagefolder, tars, vision
 
-SOURCES: dict[str, ImageSource] = {**demo.SOURCES, **imagefolder.SOURCES, **tars.SOURCES, **vision.SOURCES}
+SOURCES: dict[str, ImageSource] = {
+    **demo.SOURCES,
+    **garments.SOURCES,
+    **imagefolder.SOURCES,
+    **tars.SOURCES,
+    **vision.SOURCES,
+}
 
 
 def source_of(name: str) -> ImageSource:

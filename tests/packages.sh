@@ -7,6 +7,7 @@ if missing promtool; then wanted="$wanted prometheus"; fi
 if missing slurmctld || missing slurmd || missing sbatch || missing munged; then
     wanted="$wanted slurmctld slurmd slurm-client munge"
 fi
+if [ ! -d /usr/share/datasets/fashion-mnist ]; then wanted="$wanted dataset-fashion-mnist"; fi
 if [ -n "$wanted" ] && [ "$(id -u)" = 0 ] && [ -f /etc/debian_version ]; then
     echo "installing$wanted for the tests"
     export DEBIAN_FRONTEND=noninteractive

@@ -8,8 +8,6 @@ plain, so the texture of the object is the only fine structure in an image. Imag
     python shards/make.py source=demo out=data/demo [train=6000] [val=2000] [shard_bytes=1MB]
 """
 
-import hashlib
-import io
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,18 +22,16 @@ from rich.console import Console
 
 from shards.archive import Sample
 from shards.command_line import Bytes
+from shards.drawing import TURN, Colour, Random, colour, jpeg, stream
 from shards.image_source import ImageSource
 from shards.pack import Contents, pack
 
 Field = NDArray[Any]  # float32 [CANVAS, CANVAS]; scalars stay Python floats so that nothing is promoted to float64
-Random = np.random.Generator
-Colour = tuple[int, int, int]
 Shape = Callable[[Field, Field], Field]
 Texture = Callable[[Field, Field, Random], Field]
 
 SIDE = 48
 CANVAS = 2 * SIDE
-TURN = math.tau
 STEPS = ((np.arange(CANVAS) + 0.5) / 2 - SIDE / 2).astype(np.float32)
 GRID_X, GRID_Y = np.meshgrid(STEPS, STEPS)
 
@@ -162,15 +158,6 @@ def posed(rng: Random) -> tuple[Field, Field, float]:
     return (x + shear * y) * squash, y / squash, radius
 
 
-def colour(rng: Random, light: float) -> Colour:
-    """Return an RGB colour of any hue with luma near light (0..1)."""
-    hue, tint = rng.uniform(0, TURN), rng.uniform(0, 0.25)
-    red, green, blue = math.cos(hue), math.cos(hue - TURN / 3), math.cos(hue + TURN / 3)
-    luma = 0.299 * red + 0.587 * green + 0.114 * blue
-    red, green, blue = (min(max(int(255 * (light + tint * (v - luma))), 0), 255) for v in (red, green, blue))
-    return red, green, blue
-
-
 def colour_pair(rng: Random) -> tuple[Colour, Colour]:
     """Return two colours whose luma differs by 0.35 to 0.7, in either order, so that the texture survives in grey."""
     middle, gap = 0.5 + rng.uniform(-0.15, 0.15), rng.uniform(0.35, 0.7)
@@ -245,12 +232,6 @@ def exposed(image: Image.Image, rng: Random) -> Image.Image:
     return Image.fromarray((np.asarray(image) * light[..., None] + noise).clip(0, 255).astype(np.uint8))
 
 
-def stream(seed: int, split: str, index: int) -> Random:
-    """Return the random generator of one image, keyed by the three arguments alone."""
-    digest = hashlib.blake2b(f"{seed}/{split}/{index}".encode(), digest_size=16).digest()
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
-
-
 def draw(seed: int, split: str, index: int) -> tuple[Image.Image, int]:
     """Return an RGB image [SIDE, SIDE] and its label index % 10; the same arguments always give the same pixels."""
     rng, label = stream(seed, split, index), index % len(CLASSES)
@@ -264,9 +245,7 @@ def draw(seed: int, split: str, index: int) -> tuple[Image.Image, int]:
 def sample(seed: int, split: str, index: int) -> Sample:
     """Return the image of `draw` as a sample with a JPEG file."""
     image, label = draw(seed, split, index)
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=90)
-    return Sample(f"demo-{split}-{index:08d}", "jpg", file.getvalue(), label)
+    return Sample(f"demo-{split}-{index:08d}", "jpg", jpeg(image), label)
 
 
 def samples(split: str, count: int, seed: int = 0) -> Iterator[tuple[str, bytes, int]]:
@@ -292,4 +271,4 @@ def write(out: Path, options: DemoOptions, console: Console) -> None:
     pack(out, splits, shard_bytes=options.shard_bytes, threads=1, console=console)  # drawing holds the interpreter
 
 
-SOURCES = {"demo": ImageSource(DemoOptions, write)}
+SOURCES = {"demo": ImageSource(DemoOptions, write, drawn=True)}

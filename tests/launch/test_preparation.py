@@ -2,15 +2,21 @@
 
 import io
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from dist_ssl.errors import ConfigError
+from dist_ssl.data.storage import manifest
+from dist_ssl.errors import ConfigError, DataError
 from launch import preparation, settings
 from launch.run_dir import PROJECT
+from shards import make
+from shards.image_source import ImageSource
+from shards.sources import garments
+from tests.shards.wardrobe import wardrobe
 
 
 def config(*words: str) -> dict[str, Any]:
@@ -109,3 +115,46 @@ def test_a_run_of_a_cluster_may_go_on_as_local_processes() -> None:
 def test_words_of_one_command_are_not_repeated_by_a_resume() -> None:
     words = ["seed=1", "wait=true", "dry_run=false", "cluster=slurm", "waiter=1"]
     assert preparation.of_the_run(words) == ["seed=1", "cluster=slurm", "waiter=1"]
+
+
+def drawing(monkeypatch: pytest.MonkeyPatch, wardrobe_folder: Path) -> list[str]:
+    """Let `source=garments` draw few images from this folder, and note every drawing."""
+    options = partial(garments.GarmentOptions, wardrobe_folder, train=6, val=4, size=32)
+    drawn: list[str] = []
+
+    def write(out: Path, given: garments.GarmentOptions, console: Console) -> None:
+        drawn.append(out.name)
+        garments.write(out, given, console)
+
+    monkeypatch.setitem(make.SOURCES, "garments", ImageSource(options, write, drawn=True))  # type: ignore[arg-type]
+    return drawn
+
+
+def test_what_our_code_draws_is_drawn_on_first_use_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    drawn = drawing(monkeypatch, wardrobe(tmp_path / "in"))
+    found = config("data=garments", f"data.path={tmp_path / 'set'}")
+    console = Console(file=io.StringIO(), width=500)
+    for _ in range(2):
+        preparation.make_data(found, console)
+    assert drawn == ["set"]
+    assert len(manifest.read(tmp_path / "set").split("train").samples) == 6
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue() == f"Drawing the data of source=garments into {tmp_path / 'set'} (once).\n"
+
+
+def test_a_run_on_garments_that_are_missing_names_the_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    drawing(monkeypatch, tmp_path / "none")
+    with pytest.raises(DataError, match=re.escape("Install Debian's package dataset-fashion-mnist")):
+        preparation.make_data(config("data=garments", f"data.path={tmp_path / 'set'}"), Console(quiet=True))
+
+
+@pytest.mark.parametrize(("source", "path"), [("null", "set"), ("cifar10", "set"), ("demo", "https://host/set")])
+def test_nothing_else_is_drawn(source: str, path: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    preparation.make_data(config(f"data.source={source}", f"data.path={path}"), Console(quiet=True))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_source_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="Did you mean 'demo'"):
+        preparation.make_data(config("data.source=dmeo", f"data.path={tmp_path / 'set'}"), Console(quiet=True))

@@ -18,7 +18,7 @@ from tests.shards.pictures import folder_of, forbidden
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "source=... is missing.\n  Set it to one of: demo, imagefolder, tars, cifar10,"),
+        ([], "source=... is missing.\n  Set it to one of: demo, garments, imagefolder, tars, cifar10,"),
         (["source=imagefoldr"], "source=imagefoldr does not exist.\n  Did you mean 'imagefolder'?"),
         (["source=cifar1O"], "source=cifar1O does not exist.\n  Did you mean 'cifar10'?"),
         (["source=imagefolder", "out=o"], "source=imagefolder needs path=...\n"),
