@@ -235,10 +235,16 @@ def centre_view(p: Parts, node: Probing) -> CentreView:
 
 
 def extractor(
-    p: Parts, split: manifest.Split, inputs: Inputs, world: World, process: LoaderProcess | None
+    p: Parts,
+    split: manifest.Split,
+    inputs: Inputs,
+    world: World,
+    process: LoaderProcess | None,
+    *,
+    scattered: bool = True,
 ) -> Extractor:
-    """Return the extractor of features of a split's images."""
-    loader = p.data.loader(split, p.access, p.run.decode_threads, process, scattered=True)
+    """Return the extractor of features of a split's images; `scattered`: of few images of many shards."""
+    loader = p.data.loader(split, p.access, p.run.decode_threads, process, scattered=scattered)
     return Extractor(loader, inputs, world=world)
 
 
