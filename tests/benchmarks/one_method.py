@@ -26,6 +26,7 @@ from dist_ssl.core.plan import EpochPlan
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import EXIT_CODE, UserError
 from dist_ssl.evaluate.knn import KNN, knn_votes
+from dist_ssl.evaluate.linear import Standardiser, logistic_regression
 from dist_ssl.memory.initialise import plan_of_initial_pass, run_initial_pass
 from dist_ssl.runtime.signals import Signals
 from dist_ssl.train import Job, Outcome, train
@@ -97,23 +98,10 @@ def epochs_for(budget: str, amount: float, job: Job) -> int:
 
 
 def linear_accuracy(known: Tensor, known_labels: Tensor, asked: Tensor, asked_labels: Tensor) -> float:
-    """Of a linear classifier on standardised features, [N, D] each, fitted to the end by L-BFGS; 0 to 1."""
-    mean, std = known.mean(0), known.std(0).clamp_min(1e-6)
-    known, asked = (known - mean) / std, (asked - mean) / std
-    classes = int(known_labels.max()) + 1
-    weight = torch.zeros(classes, known.shape[1], requires_grad=True)
-    bias = torch.zeros(classes, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(F.linear(known, weight, bias), known_labels) + STEADY * weight.square().sum()
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    with torch.no_grad():
-        return float((F.linear(asked, weight, bias).argmax(1) == asked_labels).double().mean())
+    """Return the accuracy, 0 to 1, of a linear classifier on standardised features, [N, D] each, fitted to the end."""
+    standardise = Standardiser(known)
+    weight, bias = logistic_regression(standardise(known), known_labels, STEADY)
+    return float((F.linear(standardise(asked).double(), weight, bias).argmax(1) == asked_labels).double().mean())
 
 
 def judged(job: Job) -> dict[str, float]:
