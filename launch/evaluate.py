@@ -3,6 +3,7 @@
     python launch/evaluate.py run=runs/NAME [protocol=knn] [checkpoint=latest] [branch=student] [data.path=...]
 
 protocol=knn             weighted kNN (k=20, temperature=0.07): the training split votes on the held-out one
+         linear          a linear classifier of the training split's features, tested on the held-out one
          retrieval       mean average precision: a held-out image finds the others of its class
          bag_of_patches  kNN on the mean features of patches=128 views of an image, drawn as in training
          unlabelled      effective rank, uniformity, alignment: without labels
@@ -47,7 +48,7 @@ class Options:
     """The keys of the command; None stands for what the run's probe has, or for all images."""
 
     run: str
-    protocol: Literal["knn", "retrieval", "bag_of_patches", "unlabelled"] = "knn"
+    protocol: Literal["knn", "linear", "retrieval", "bag_of_patches", "unlabelled"] = "knn"
     checkpoint: str = "latest"
     branch: Literal["student", "teacher"] | None = None
     bank: int | None = None

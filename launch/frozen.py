@@ -124,6 +124,21 @@ def bag_of_patches(frozen: Frozen) -> Numbers:
     return knn(frozen, frozen.drawn(frozen.patches, 1))
 
 
+def linear(frozen: Frozen) -> Numbers:
+    """Return the accuracy of a linear classifier after its last epoch, and beside it the best of all epochs.
+
+    The accuracies of the sweep are on the part of the training split that chooses the learning rate.
+    """
+    from dist_ssl.evaluate.linear import linear_probe
+
+    bank, labels, queries, right = frozen.both()
+    device = frozen.world.device
+    found = linear_probe(bank.to(device), labels.to(device), queries.to(device), right.to(device))
+    sweep = {f"sweep_accuracy at learning rate {rate:g}": value for rate, value in found.sweep.items()}
+    numbers = {"linear_accuracy": found.last, "best_epoch_accuracy": found.best, "learning_rate": found.learning_rate}
+    return {**numbers, "bank": len(bank), "queries": len(queries), **sweep}
+
+
 def retrieval(frozen: Frozen) -> Numbers:
     """Return the mean average precision with which held-out images find the others of their class."""
     queries, labels = frozen.features(frozen.labelled()[1], frozen.node.queries)
@@ -150,6 +165,7 @@ PROTOCOLS: dict[str, Callable[[Frozen], Numbers]] = {
     "knn": knn,
     "retrieval": retrieval,
     "unlabelled": unlabelled,
+    "linear": linear,
     "bag_of_patches": bag_of_patches,
 }
 """Function of each protocol."""

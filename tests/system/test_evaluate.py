@@ -13,8 +13,11 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from dist_ssl.distributed.world import World
 from dist_ssl.evaluate.knn import KNN
+from dist_ssl.evaluate.linear import linear_probe
 from dist_ssl.protocols.engine import Branch
 from launch import evaluate
+from launch.frozen import Frozen
+from launch.run_dir import RunDir
 from tests.jobs import small_config, small_job
 from tests.system.launching import Launch, words
 
@@ -118,9 +121,23 @@ def test_retrieval_and_bags_of_patches(run: Path, capsys: pytest.CaptureFixture[
     }
 
 
+def test_the_linear_classifier_is_that_of_the_features(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name, content, text = written(run, capsys, "protocol=linear", "checkpoint=5")
+    assert name == "00000005_student_linear.json"
+    config = evaluate.config_of(RunDir.open(run), evaluate.Options(run=str(run), threads=1), {})
+    frozen = Frozen.load(config, run / "checkpoints" / "step_00000005", 1)
+    found, numbers = linear_probe(*frozen.both()), content["numbers"]
+    assert numbers["linear_accuracy"] == found.last
+    assert numbers["best_epoch_accuracy"] == found.best >= found.last
+    assert numbers["learning_rate"] == found.learning_rate
+    sweep = {key.rpartition(" ")[2]: value for key, value in numbers.items() if key.startswith("sweep_accuracy ")}
+    assert sweep == {f"{rate:g}": value for rate, value in found.sweep.items()}
+    assert f"linear accuracy {100 * found.last:.2f} %".split() in [line.split() for line in text.splitlines()]
+
+
 WRONG = {
     "an unknown key": (("bnk=3",), "There is no key 'bnk'.", "'bank'"),
-    "an unknown protocol": (("protocol=know",), "protocol='know' is not possible", "knn, retrieval"),
+    "an unknown protocol": (("protocol=know",), "protocol='know' is not possible", "knn, linear, retrieval"),
     "an unknown branch": (("branch=pupil",), "branch='pupil' is not possible", "student"),
     "a word for a number": (("k=many",), "k='many' is not possible: it takes a value of type int", ""),
     "no neighbours": (("k=0",), "k=0 is not possible: it is more than 0", ""),
