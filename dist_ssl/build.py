@@ -13,10 +13,9 @@ import torch
 from torch import nn
 
 from dist_ssl.checkpoint.saver import Checkpoint
-from dist_ssl.config.durations import Duration
 from dist_ssl.config.instantiate import fit, instantiate, keywords, resolve, shared_keywords
 from dist_ssl.config.meta_device import META, on_meta_device
-from dist_ssl.config.run_keys import Config, Run, check_units, top_level
+from dist_ssl.config.run_keys import Config, Run, top_level
 from dist_ssl.core.plan import EpochPlan
 from dist_ssl.core.progress import Progress
 from dist_ssl.core.timeline import Timeline
@@ -32,9 +31,10 @@ from dist_ssl.distributed.norm_groups import check_groups
 from dist_ssl.distributed.rendezvous import own_addresses
 from dist_ssl.distributed.world import World
 from dist_ssl.engines.virtual import check_number
-from dist_ssl.errors import ConfigError
 from dist_ssl.evaluate.features import Extractor, subset
+from dist_ssl.evaluate.inputs import CentreView, Inputs
 from dist_ssl.evaluate.knn import KNN, NoProbe
+from dist_ssl.evaluate.probe_keys import Probing
 from dist_ssl.metrics.meter import Meter
 from dist_ssl.metrics.sinks import JsonLines, Prometheus, Status
 from dist_ssl.metrics.table import check_keys
@@ -54,18 +54,6 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
 """Dtype of parameters, optimizer state, views and loss, by the config's `precision`."""
 COMPUTE = {"bf16": torch.bfloat16}
 """Dtype of matrix products and convolutions, where it differs from that in `DTYPES`."""
-
-
-@dataclass(frozen=True)
-class Probing:
-    """The keys of the config's `probe` node."""
-
-    every: Duration
-    bank: int
-    queries: int
-    k: int
-    temperature: float
-    image_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -114,7 +102,9 @@ def parts(config: Config, world: World, ranks: int) -> Parts:
     check_keys(schedule.hyperparameters(Progress(epochs=run.epochs)).values)
     named = {f"views.{name}": view for name, view in sorted(config["views"].items())}
     recipes = [checked(Augmentation(**keywords(Augmentation, view, place)), place) for place, view in named.items()]
-    check_side(encoder, probing(config).image_size, "probe.image_size")
+    probed = probing(config)
+    probed.check(method)
+    check_side(encoder, probed.sides(schedule.plan(run.epochs - 1).image_size)[1], "probe.crop")
     for plan in distinct_plans(schedule, run.epochs):
         check_plan(plan.lanes, plan.batch_size, ranks, len(train.samples))
         check_groups(method, plan.batch_size, over, accumulate, possible)
@@ -168,7 +158,6 @@ def check(config: Config, ranks: int) -> str:
     found.access.check(found.train, -(-found.run.lanes // found.run.nodes), found.run.window)
     if found.data.val is not None:
         replace(found.access, cache=None).check(found.dataset.split(found.data.val), 1, 1)
-    probing(config)
     fit(config["metrics"]["port"], int, "metrics.port")
     return found.dataset.identity
 
@@ -229,13 +218,34 @@ def stream(p: Parts, world: World, process: LoaderProcess | None) -> Stream:
 
 
 def probing(config: Config) -> Probing:
-    """Return the checked keys of the probe. Raises ConfigError."""
-    node = Probing(**keywords(Probing, config["probe"], "probe"))
-    check_units("probe.every", node.every, "epochs")
-    for key in ("bank", "queries", "k", "temperature"):
-        if getattr(node, key) <= 0:
-            raise ConfigError(f"probe.{key}={getattr(node, key)} is not possible: it is more than 0.", "Correct it.")
-    return node
+    """Return the keys of the probe. Raises ConfigError where one has a wrong type."""
+    return Probing(**keywords(Probing, config["probe"], "probe"))
+
+
+def last_side(p: Parts) -> int:
+    """Return the side of the global views of the last epoch, px."""
+    return p.schedule.plan(p.run.epochs - 1).image_size
+
+
+def centre_view(p: Parts, node: Probing) -> CentreView:
+    """Return the view of an image that the keys of the probe describe."""
+    resize, crop = node.sides(last_side(p))
+    colours, most = Colours(p.data.mean, p.data.std), p.data.max_pixels
+    return CentreView(colours, DTYPES[p.run.precision], resize=resize, crop=crop, max_pixels=most)
+
+
+def extractor(
+    p: Parts,
+    split: manifest.Split,
+    inputs: Inputs,
+    world: World,
+    process: LoaderProcess | None,
+    *,
+    scattered: bool = True,
+) -> Extractor:
+    """Return the extractor of features of a split's images; `scattered`: of few images of many shards."""
+    loader = p.data.loader(split, p.access, p.run.decode_threads, process, scattered=scattered)
+    return Extractor(loader, inputs, world=world)
 
 
 def probe(config: Config, p: Parts, world: World, process: LoaderProcess | None) -> Probe:
@@ -244,20 +254,14 @@ def probe(config: Config, p: Parts, world: World, process: LoaderProcess | None)
     if val is None or not (p.train.labelled and val.labelled):
         return NoProbe()
     node = probing(config)
-    size = node.image_size or p.schedule.plan(p.run.epochs - 1).image_size
-
-    def extractor(split: manifest.Split) -> Extractor:
-        loader = p.data.loader(split, p.access, p.run.decode_threads, process, scattered=True)
-        colours = Colours(p.data.mean, p.data.std)
-        tensor_type, most = DTYPES[p.run.precision], p.data.max_pixels
-        return Extractor(loader, colours, world=world, size=size, dtype=tensor_type, max_pixels=most)
-
+    seen = centre_view(p, node)
     return KNN(
-        (extractor(p.train), subset(len(p.train.samples), node.bank, p.run.seed)),
-        (extractor(val), subset(len(val.samples), node.queries, p.run.seed)),
+        (extractor(p, p.train, seen, world, process), subset(len(p.train.samples), node.bank, p.run.seed)),
+        (extractor(p, val, seen, world, process), subset(len(val.samples), node.queries, p.run.seed)),
         every=node.every,
         k=node.k,
         temperature=node.temperature,
+        branch=node.branch,
     )
 
 

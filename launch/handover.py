@@ -1,4 +1,4 @@
-"""Resumes a run with the code it started with, launcher included: newer code may have other keys."""
+"""Continues with the code that a run started with: newer code may have other keys, or another network."""
 
 import os
 import sys
@@ -10,18 +10,23 @@ from rich.console import Console
 from launch.run_dir import LEFT_OUT, PROJECT, SNAPSHOT, RunDir
 
 
-def hand_over(run: RunDir, arguments: list[str], console: Console) -> None:
-    """Replace this process by the launcher in the run folder, if that folder's code differs from this code.
+def hand_over(run: RunDir, arguments: list[str], console: Console, script: str = "slurm.py") -> None:
+    """Replace this process by the same script in the run folder, if that folder's code differs from this code.
 
-    `arguments`: the complete command line. Returns only if the code is the same.
+    `arguments`: the complete command line; `script`: name of the script in `launch/`. Returns only if the code is the
+    same, or older than the script.
     """
     if files(run.code) == files(PROJECT):
         return
+    own = run.code.resolve() / "launch" / script
+    if not own.is_file():
+        console.print(f"{run.folder} was started with code that has no {script}: this code is used.", highlight=False)
+        return
+    goes_on = "it resumes with" if script == "slurm.py" else "this uses"
     console.print(
-        f"{run.folder} was started with different code: it resumes with the code in its own folder.", highlight=False
+        f"{run.folder} was started with different code: {goes_on} the code in its own folder.", highlight=False
     )
-    script = run.code.resolve() / "launch" / "slurm.py"
-    command = [sys.executable, "-P", str(script), *arguments]  # -P: its packages are found through PYTHONPATH only
+    command = [sys.executable, "-P", str(own), *arguments]  # -P: its packages are found through PYTHONPATH only
     sys.stdout.flush()
     os.execve(sys.executable, command, {**os.environ, "PYTHONPATH": run.python_path()})
 

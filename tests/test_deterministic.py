@@ -27,6 +27,8 @@ from dist_ssl.data.images.views import Augmentation
 from dist_ssl.distributed.world import World
 from dist_ssl.engines.ddp import DDP
 from dist_ssl.evaluate.knn import knn_votes
+from dist_ssl.evaluate.retrieval import mean_average_precision
+from dist_ssl.evaluate.unlabelled import uniformity
 from dist_ssl.methods.rotation import Rotation
 from dist_ssl.models import norm
 from dist_ssl.models.encoders import TinyResNet
@@ -294,9 +296,11 @@ def test_colours_call_none_of_them(dtype: torch.dtype) -> None:
     assert not watch.seen
 
 
-def test_the_probe_calls_none_of_them() -> None:
+def test_the_probe_and_other_measures_call_none_of_them() -> None:
     features = F.normalize(torch.rand(24, 8), dim=1)
     with Watch() as watch:
         knn_votes(features, torch.arange(24) % 3, features[:6], k=4, temperature=0.1)
+        mean_average_precision(features, torch.arange(24) % 3)
+        uniformity(features)
     assert watch.calls > 3
     assert not watch.seen

@@ -1,4 +1,9 @@
-"""Features of chosen samples, computed by all ranks together: each computes a part, and the results are gathered."""
+"""Features of chosen samples, computed by all ranks together: every sample once, with the same bits at any world size.
+
+The samples are cut into the same batches whatever the number of ranks, and the ranks take turns at whole batches. So
+every sample is computed in the same batch, and its features have the same bits wherever the same device, library and
+number of threads compute them.
+"""
 
 import logging
 from collections.abc import Iterator
@@ -8,18 +13,20 @@ import torch
 from torch import Tensor
 
 from dist_ssl.core.draws import Draws, Ints, Purpose
-from dist_ssl.data.images.decode import MAX_PIXELS
-from dist_ssl.data.images.photometric import normalise
-from dist_ssl.data.images.views import Whole
 from dist_ssl.data.loader.load import SampleLoader
 from dist_ssl.data.order.requests import Chosen
-from dist_ssl.data.stream import Colours
 from dist_ssl.distributed.world import World
+from dist_ssl.evaluate.inputs import Inputs
 from dist_ssl.protocols.engine import Branch, Engine
 
 log = logging.getLogger(__name__)
 KEPT_BYTES = 1 << 28
 """Most bytes of decoded pixels that a rank keeps: the probe reads the same images after every epoch."""
+AT_ONCE = 128
+"""Number of views that the encoder computes at once; a smaller number leaves fewer ranks idle in the last turn."""
+
+Cut = tuple[list[Tensor], Ints]
+"""Pixels of every view, [B, S, S, 3] uint8, and [B] sample numbers, -1 where an image was unreadable."""
 
 
 def subset(size: int, count: int, seed: int) -> Ints:
@@ -29,67 +36,75 @@ def subset(size: int, count: int, seed: int) -> Ints:
 
 
 class Extractor:
-    """Features of whole images of one split. `size`: side to which they are resized, px; `batch`: images at a time."""
+    """Features of the images of one split. `batch`: images at a time, by default as many as make `AT_ONCE` views."""
 
-    def __init__(
-        self,
-        loader: SampleLoader,
-        colours: Colours,
-        *,
-        world: World,
-        size: int,
-        dtype: torch.dtype,
-        batch: int = 256,
-        max_pixels: int = MAX_PIXELS,
-    ) -> None:
-        self.loader, self.colours, self.world = loader, colours, world
-        self.dtype, self.batch = dtype, batch
-        self.size, self.max_pixels = size, max_pixels
-        self.kept: tuple[Ints, list[tuple[Tensor, Tensor]]] | None = None
+    def __init__(self, loader: SampleLoader, inputs: Inputs, *, world: World, batch: int | None = None) -> None:
+        self.loader, self.inputs, self.world = loader, inputs, world
+        self.batch = batch or max(1, AT_ONCE // inputs.views)
+        self.kept: tuple[Ints, list[Cut]] | None = None
 
     def features(self, engine: Engine, numbers: Ints, branch: Branch = "student") -> tuple[Tensor, Tensor]:
-        """Return [N, D] fp32 features and [N] int64 labels of the readable samples, in the same order on every rank."""
-        own = np.array_split(numbers, self.world.size)[self.world.rank]
-        rows = -(-len(numbers) // self.world.size)
-        parts = list(self._parts(engine, numbers, own, branch))
-        # computing may gather weights from all ranks, so each takes as many turns as the rank with the most samples
-        turns = max(1, -(-rows // self.batch))
-        parts += [self._nothing(engine, branch) for _ in range(turns - len(parts))]
-        feats, labels = torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
-        room = rows - len(feats)
-        feats = self.world.gather_const(torch.cat([feats, feats.new_zeros(room, feats.shape[1])]))
-        labels = self.world.gather_const(torch.cat([labels, labels.new_full((room,), -1)]))
-        known = labels >= 0
-        return feats[known], labels[known]
+        """Return the features of the readable samples, and their labels, on the host, alike on every rank.
 
-    def _parts(self, engine: Engine, numbers: Ints, own: Ints, branch: Branch) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield batches of features and labels; an unreadable sample gets the label -1."""
-        device = self.world.device
-        for pixels, labels in self._images(numbers, own):
-            x = pixels.to(device).permute(0, 3, 1, 2).to(self.dtype) / 255
-            yield engine.embed(normalise(x, self.colours.mean, self.colours.std), branch), labels.to(device)
+        `numbers`: ascending. The features are the mean over the views, [N, D] fp32; labels are [N] int64.
+        """
+        found, labels = self._gathered(engine, numbers, branch, mean=True)
+        return found[:, 0], labels
 
-    def _images(self, numbers: Ints, own: Ints) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield batches of [B, S, S, 3] uint8 pixels and labels, on the host; those kept by the last call if any."""
+    def views(self, engine: Engine, numbers: Ints, branch: Branch = "student") -> tuple[Tensor, Tensor]:
+        """Return the same as `features` with the features of every view by itself, [N, views, D]."""
+        return self._gathered(engine, numbers, branch, mean=False)
+
+    def _gathered(self, engine: Engine, numbers: Ints, branch: Branch, mean: bool) -> tuple[Tensor, Tensor]:
+        """Return [N, views or 1, D] features and labels: in each turn the ranks compute consecutive batches."""
+        turns = -(-len(numbers) // (self.batch * self.world.size))
+        cuts = self._images(numbers, self._own(numbers))
+        parts = []
+        for _ in range(max(1, turns)):  # computing may gather weights from all ranks: each takes every turn
+            cut = next(cuts, None)
+            feats, ids = self._computed(engine, *cut, branch) if cut else self._nothing(engine, branch)
+            feats = feats.mean(1, keepdim=True) if mean else feats
+            room = self.batch - len(feats)
+            ids = torch.cat([ids, ids.new_full((room,), -1)])
+            feats = torch.cat([feats, feats.new_zeros(room, *feats.shape[1:])])
+            ids = self.world.gather_const(ids.to(self.world.device)).cpu()
+            parts.append((self.world.gather_const(feats).cpu()[ids >= 0], ids[ids >= 0]))
+        known = torch.cat([ids for _, ids in parts])
+        labels = torch.from_numpy(self.loader.split.samples.labels[known.numpy()])
+        return torch.cat([feats for feats, _ in parts]), labels
+
+    def _own(self, numbers: Ints) -> Ints:
+        """Return this rank's samples: of the batches in order, those from number `rank` on in steps of `size`."""
+        starts = range(self.world.rank * self.batch, len(numbers), self.world.size * self.batch)
+        return np.concatenate([numbers[start : start + self.batch] for start in starts] or [numbers[:0]])
+
+    def _computed(self, engine: Engine, pixels: list[Tensor], ids: Ints, branch: Branch) -> tuple[Tensor, Tensor]:
+        """Return the features, [B, views, D], and [B] sample numbers."""
+        views = self.inputs.finish([view.to(self.world.device) for view in pixels], np.maximum(ids, 0))
+        found = engine.embed(torch.cat(views), branch)
+        return found.view(len(views), len(ids), -1).transpose(0, 1), torch.from_numpy(ids)
+
+    def _nothing(self, engine: Engine, branch: Branch) -> tuple[Tensor, Tensor]:
+        blank = torch.zeros(1, 3, self.inputs.side, self.inputs.side, dtype=self.inputs.dtype, device=self.world.device)
+        empty = engine.embed(blank, branch)[:0]
+        return empty[:, None].expand(0, self.inputs.views, -1), torch.empty(0, dtype=torch.int64)
+
+    def _images(self, numbers: Ints, own: Ints) -> Iterator[Cut]:
+        """Yield batches of pixels and sample numbers, on the host; those kept by the last call if any."""
         if self.kept is None or not np.array_equal(self.kept[0], numbers):
             decoded = self._decode(numbers, own)
-            if len(own) * self.size**2 * 3 > KEPT_BYTES:
+            if len(own) * self.inputs.views * self.inputs.side**2 * 3 > KEPT_BYTES:
                 yield from decoded
                 return
-            self.kept = (numbers, [(pixels.clone(), labels) for pixels, labels in decoded])  # buffers are reused
+            self.kept = (numbers, [([v.clone() for v in views], ids) for views, ids in decoded])  # buffers are reused
         yield from self.kept[1]
 
-    def _decode(self, numbers: Ints, own: Ints) -> Iterator[tuple[Tensor, Tensor]]:
-        requests = Chosen(numbers, own, self.batch)
-        for loaded in self.loader.load(requests, Whole(self.size, self.max_pixels), 1):
+    def _decode(self, numbers: Ints, own: Ints) -> Iterator[Cut]:
+        requests = Chosen(numbers, own, self.batch, self.inputs.draws)
+        for loaded in self.loader.load(requests, self.inputs.cutter, self.inputs.views):
             split = self.loader.split
             for number, reason in loaded.unreadable.items():
                 log.warning(
-                    "The probe leaves sample %s of '%s' out: %s.", split.samples.key(number), split.name, reason
+                    "The evaluation leaves sample %s of '%s' out: %s.", split.samples.key(number), split.name, reason
                 )
-            labels = torch.from_numpy(split.samples.labels[loaded.ids])
-            yield torch.from_numpy(loaded.views[0]), labels.masked_fill(~torch.from_numpy(loaded.valid), -1)
-
-    def _nothing(self, engine: Engine, branch: Branch) -> tuple[Tensor, Tensor]:
-        blank = torch.zeros(1, 3, self.size, self.size, dtype=self.dtype, device=self.world.device)
-        return engine.embed(blank, branch)[:0], torch.empty(0, dtype=torch.int64, device=self.world.device)
+            yield [torch.from_numpy(view) for view in loaded.views], np.where(loaded.valid, loaded.ids, -1)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dist_ssl.config.durations import Duration
 from dist_ssl.core.progress import Progress
@@ -20,8 +23,10 @@ from dist_ssl.data.storage.read import Reader
 from dist_ssl.data.stream import Colours
 from dist_ssl.distributed.world import World
 from dist_ssl.evaluate import features as features_module
+from dist_ssl.evaluate import knn as knn_module
 from dist_ssl.evaluate.features import Extractor, subset
-from dist_ssl.evaluate.knn import KNN, NoProbe, knn_votes
+from dist_ssl.evaluate.inputs import CentreView
+from dist_ssl.evaluate.knn import KNN, NoProbe, class_votes, knn_votes, nearest
 
 COLOURS = Colours((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
@@ -56,8 +61,23 @@ def data(demo_shards: Path) -> manifest.Manifest:
 
 
 def extractor(reader: Reader, batch: int = 256, world: World | None = None) -> Extractor:
-    """Features of images of 12 px."""
-    return Extractor(Loader(reader, 2), COLOURS, world=world or World(), size=12, dtype=torch.float32, batch=batch)
+    """Features of the centres of images, 12 px."""
+    inputs = CentreView(COLOURS, torch.float32, resize=14, crop=12)
+    return Extractor(Loader(reader, 2), inputs, world=world or World(), batch=batch)
+
+
+class Sizes(TorchDispatchMode):
+    """Notes the size of the largest product of matrices, and of the largest tensor that `topk` is asked about."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.mm.default:
+            self.largest = max(self.largest, found.numel())
+        if func is torch.ops.aten.topk.default:
+            self.largest = max(self.largest, args[0].numel())
+        return found
 
 
 def slow_votes(bank: Tensor, labels: Tensor, queries: Tensor, k: int, temperature: float) -> list[list[float]]:
@@ -80,6 +100,36 @@ def test_votes_equal_the_slow_reference(size: int, k: int, temperature: float, s
     own = knn_votes(bank, labels, queries, k, temperature).tolist()
     for chosen, votes in zip(own, slow_votes(bank, labels, queries, k, temperature), strict=True):
         assert votes[chosen] == pytest.approx(max(votes))
+
+
+@pytest.mark.parametrize(("queries", "rows"), [(1, 1), (7, 3), (4, 40), (1000, 1000)])
+@pytest.mark.parametrize(("k", "temperature"), [(1, 0.07), (20, 0.07), (200, 0.1)])
+def test_votes_of_any_parts_are_those_of_scikit_learn(
+    queries: int, rows: int, k: int, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(knn_module, "QUERIES", queries)
+    monkeypatch.setattr(knn_module, "ROWS", rows)
+    generator = torch.Generator().manual_seed(k)
+    bank, asked = (torch.randn(n, 6, generator=generator, dtype=torch.float64) for n in (90, 23))
+    labels = torch.cat([torch.arange(5), torch.randint(0, 5, (85,), generator=generator)])
+    own = class_votes(bank, labels, asked, k, temperature)
+    peer = KNeighborsClassifier(
+        min(k, len(bank)), metric="cosine", weights=lambda distance: np.exp((1 - distance) / temperature)
+    ).fit(bank, labels)
+    np.testing.assert_allclose(own.numpy(), peer.predict_proba(asked), atol=1e-6, rtol=0)
+    assert knn_votes(bank, labels, asked, k, temperature).tolist() == peer.predict(asked).tolist()
+
+
+def test_neither_bank_nor_similarities_are_compared_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(knn_module, "QUERIES", 5)
+    monkeypatch.setattr(knn_module, "ROWS", 8)
+    bank, queries = torch.randn(50, 4), torch.randn(12, 4)
+    with Sizes() as sizes:
+        near, rows = nearest(bank, queries, 3, torch.device("cpu"))
+    assert sizes.largest <= 5 * (8 + 3)
+    best, at = (F.normalize(queries, dim=1) @ F.normalize(bank, dim=1).T).topk(3, dim=1)
+    torch.testing.assert_close(near, best)
+    assert torch.equal(rows, at)
 
 
 def test_lengths_do_not_matter() -> None:
@@ -171,7 +221,7 @@ def test_features_of_unreadable_images_are_left_out(
     with Damaged(data.split("val"), {2, 7}) as reader:
         features, labels = extractor(reader, batch).features(Pixels(), numbers)
     keys = [data.split("val").samples.key(number) for number in (2, 7)]
-    assert caplog.messages == [f"The probe leaves sample {key} of 'val' out: not an image." for key in keys]
+    assert caplog.messages == [f"The evaluation leaves sample {key} of 'val' out: not an image." for key in keys]
     kept = [0, 1, 3, 4, 5, 6]
     assert labels.tolist() == kept
     torch.testing.assert_close(features, whole[kept])

@@ -38,6 +38,22 @@ def test_other_code_becomes_this_process(run: RunDir, monkeypatch: pytest.Monkey
     assert environment["PYTHONPATH"] == f"{run.code}{os.pathsep}elsewhere"
 
 
+def test_another_script_is_that_of_the_other_code(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run.code / "configs" / "config.yaml").write_text("seed: 1\n")
+    became: list[Any] = []
+    monkeypatch.setattr(os, "execve", lambda *given: became.extend(given))
+    hand_over(run, ["run=run"], Console(quiet=True), "evaluate.py")
+    assert became[1] == [sys.executable, "-P", str(run.code / "launch" / "evaluate.py"), "run=run"]
+
+
+def test_a_script_that_the_other_code_does_not_have_goes_on_here(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run.code / "launch" / "evaluate.py").unlink()
+    monkeypatch.setattr(os, "execve", lambda *_: pytest.fail("there is nothing to hand over to"))
+    console = Console(record=True, quiet=False, width=200)
+    hand_over(run, ["run=run"], console, "evaluate.py")
+    assert "code that has no evaluate.py: this code is used" in console.export_text()
+
+
 def test_a_document_that_was_edited_is_no_other_code(tmp_path: Path) -> None:
     """Documents are neither copied into a run nor compared."""
     assert not [place for place in files(PROJECT) if place.suffix in (".md", ".svg")]

@@ -5,10 +5,10 @@ from types import ModuleType
 
 import pytest
 
-from launch import audit, slurm
+from launch import audit, evaluate, slurm
 
 
-@pytest.mark.parametrize("script", [slurm, audit])
+@pytest.mark.parametrize("script", [slurm, audit, evaluate])
 @pytest.mark.parametrize("arguments", [["-h"], ["--help"], ["nodes=2", "--help"]])
 def test_help_is_the_usage(
     script: ModuleType,

@@ -66,7 +66,7 @@ PLANS = {
         "aux.side=10 does not fit the encoder",
     ),
     "tiles that patches do not cover": (
-        ("method=fast_moco", "encoder=vit_tiny_demo", "schedule.image_size=20", "probe.image_size=20"),
+        ("method=fast_moco", "encoder=vit_tiny_demo", "schedule.image_size=20", "probe.crop=20"),
         "The side of a tile, schedule.image_size/method.parts=10 does not fit the encoder",
     ),
     "targets too sharp for any arithmetic": (

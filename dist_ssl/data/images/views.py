@@ -11,8 +11,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
-import numpy as np
-
 from dist_ssl.config.validation import at_least, positive, require, shares
 from dist_ssl.core.draws import Draws, Floats, Ints, Purpose
 from dist_ssl.data.images.decode import MAX_PIXELS, Box, Pixels, decode
@@ -197,7 +195,7 @@ class Crops:
 
 
 class ViewCutter(Protocol):
-    """Draws the crops of images and cuts their views: `Cutter` (random crops) and `Whole` (the whole image)."""
+    """Draws the crops of images and cuts their views: `Cutter` (random crops) and `CentreCrop` (for evaluation)."""
 
     max_pixels: int
     """Number of pixels above which an image is unreadable."""
@@ -255,29 +253,3 @@ class Cutter:
         """See `ViewCutter`."""
         boxes = [crop_box(*sides, recipe, numbers) for recipe, numbers in zip(self.recipes, draws, strict=True)]
         return Crops(*sides, boxes, self.sizes, self.max_pixels)
-
-
-class Whole:
-    """A `ViewCutter` of one view: the whole image squeezed to size x size px, no random numbers. Used by probes."""
-
-    def __init__(self, size: int, max_pixels: int = MAX_PIXELS) -> None:
-        self.size, self.max_pixels = size, max_pixels
-
-    def side(self, slot: int) -> int:
-        """See `ViewCutter`; there is one view."""
-        return self.size
-
-    def draw(self, draws: Draws, ids: Ints) -> list[Floats]:
-        """Return empty arrays of random numbers, [B, 0]: none are needed."""
-        return [np.empty((len(ids), 0), dtype=np.float32)]
-
-    def cut(self, data: bytes, draws: Sequence[Floats], out: Sequence[Pixels]) -> str:
-        """See `ViewCutter`."""
-        image = decode(data, self.size, self.max_pixels)
-        height, width, _ = image.pixels.shape
-        cut_views(image.pixels, [(0, 0, width, height)], out)
-        return image.slow
-
-    def crops(self, sides: tuple[int, int], draws: Sequence[Floats]) -> Crops:
-        """Return one crop that is the whole image."""
-        return Crops(*sides, [(0, 0, *sides)], [self.size], self.max_pixels)

@@ -67,12 +67,13 @@ class Steps:
 class Chosen:
     """The requests for the samples `own`, `batch` at a time.
 
-    `numbers`: the replacement candidates in ascending order, a superset of `own`.
+    `numbers`: the replacement candidates in ascending order, a superset of `own`; `draws`: for the crops.
     """
 
     numbers: Ints
     own: Ints
     batch: int
+    draws: Draws = Draws(0)
 
     def __iter__(self) -> Iterator[Request]:
         for start in range(0, len(self.own), self.batch):
@@ -88,4 +89,4 @@ class Chosen:
             place = int(np.searchsorted(self.numbers, ids[row]))
             return (int(n) for n in np.roll(self.numbers, -place)[1:])
 
-        return Request(ids, Draws(0), replacements)
+        return Request(ids, self.draws, replacements)

@@ -21,7 +21,6 @@ from dist_ssl.data.images.views import (
     CROP_DRAWS,
     Augmentation,
     Cutter,
-    Whole,
     centre_box,
     checked,
     crop_box,
@@ -271,15 +270,6 @@ def test_all_views_are_cut_from_one_decode(monkeypatch: pytest.MonkeyPatch) -> N
     cutter.cut(encoded(picture(60, 50), "JPEG"), draws, out)
     assert len(opened) == 1
     assert len({view.tobytes() for view in out}) == 3
-
-
-def test_the_whole_image_is_squeezed_without_draws() -> None:
-    image, whole = picture(90, 60), Whole(32)
-    out = np.zeros((32, 32, 3), dtype=np.uint8)
-    assert [d.shape for d in whole.draw(Draws(0), np.arange(5))] == [(5, 0)]
-    whole.cut(encoded(image, "PNG"), [np.empty(0, dtype=np.float32)], [out])
-    expected = np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR))
-    assert np.abs(out.astype(int) - expected).max() <= 1
 
 
 def test_each_kind_of_view_takes_turns_at_its_own_recipes() -> None:

@@ -22,7 +22,8 @@ from PIL import Image
 from dist_ssl.core.batch import Batch
 from dist_ssl.core.draws import Draws
 from dist_ssl.core.plan import EpochPlan
-from dist_ssl.data.images.views import Augmentation, Cutter, Whole
+from dist_ssl.data.images.centre_crop import CentreCrop
+from dist_ssl.data.images.views import Augmentation, Cutter
 from dist_ssl.data.loader import loader_process
 from dist_ssl.data.loader.load import MOST_STARTED, Loader, SampleLoader
 from dist_ssl.data.loader.loader_process import LoaderProcess
@@ -155,10 +156,12 @@ def test_its_batches_and_their_reports_are_those_of_threads(
 def test_chosen_samples_come_in_batches_of_unequal_length(split: manifest.Split, process: LoaderProcess) -> None:
     numbers = np.arange(0, 48, 2)
     requests, loader = Chosen(numbers, numbers[3:20], 5), Loader(Reader(split), 2)
-    known = [(x.ids.tolist(), x.views[0].copy(), x.valid.tolist()) for x in loader.load(requests, Whole(20), 1)]
+    known = [
+        (x.ids.tolist(), x.views[0].copy(), x.valid.tolist()) for x in loader.load(requests, CentreCrop(20, 20), 1)
+    ]
     found = [
         (x.ids.tolist(), x.views[0].copy(), x.valid.tolist())
-        for x in process.serve(loader).load(requests, Whole(20), 1)
+        for x in process.serve(loader).load(requests, CentreCrop(20, 20), 1)
     ]
     assert [ids for ids, *_ in found] == [numbers[at : min(at + 5, 20)].tolist() for at in (3, 8, 13, 18)]
     for own, other in zip(found, known, strict=True):
@@ -223,7 +226,7 @@ def test_nothing_is_left_open_here_or_there(split: manifest.Split, process: Load
 def test_small_requests_do_not_use_up_descriptors(split: manifest.Split, process: LoaderProcess) -> None:
     good = np.array([number for number in range(48) if number not in (NOISE, CUT, EMPTY)])
     requests = Chosen(good, np.tile(good, 12), 1)
-    batches = process.serve(Loader(Reader(split), 2)).load(requests, Whole(4), 1)
+    batches = process.serve(Loader(Reader(split), 2)).load(requests, CentreCrop(4, 4), 1)
     there = Path(f"/proc/{process.process.pid}/fd")
     most = max(len(list(there.iterdir())) for _ in islice(batches, 2 * MOST_STARTED + 20))
     assert MOST_STARTED <= most < 2 * MOST_STARTED + 60
@@ -250,7 +253,7 @@ def test_the_errors_are_those_of_threads(
     loader = Loader(Reader(split), 1)
     for supply in (loader, process.serve(loader)):
         with pytest.raises(DataError, match=f"Sample {NOISE} and every candidate to replace it are unreadable"):
-            list(supply.load(nothing, Whole(20), 1))
+            list(supply.load(nothing, CentreCrop(20, 20), 1))
     await_end(lambda: at_work(process))
 
 
@@ -315,13 +318,13 @@ process = LoaderProcess()
 print(process.process.pid, flush=True)
 if sys.argv[1] == "used":
     import numpy as np
-    from dist_ssl.data.images.views import Whole
+    from dist_ssl.data.images.centre_crop import CentreCrop
     from dist_ssl.data.loader.load import Loader
     from dist_ssl.data.order.requests import Chosen
     from dist_ssl.data.storage import manifest
     from dist_ssl.data.storage.read import Reader
     split, numbers = manifest.read(sys.argv[2]).split("train"), np.arange(40)
-    batches = process.serve(Loader(Reader(split), 1)).load(Chosen(numbers, numbers, 4), Whole(20), 1)
+    batches = process.serve(Loader(Reader(split), 1)).load(Chosen(numbers, numbers, 4), CentreCrop(20, 20), 1)
     next(batches)
 print("now", flush=True)
 time.sleep(600)
@@ -390,7 +393,7 @@ def test_memory_that_cuda_does_not_lock_is_used_as_it_is(
     monkeypatch.setattr(torch, "ones", cuda.launch)
     try:
         numbers = np.arange(40)
-        loads = process.serve(Loader(Reader(split), 2)).load(Chosen(numbers, numbers, 5), Whole(20), 1)
+        loads = process.serve(Loader(Reader(split), 2)).load(Chosen(numbers, numbers, 5), CentreCrop(20, 20), 1)
         assert [len(next(loads).ids) for _ in range(4)] == [5] * 4
         assert (len(cuda.locked) > 1) if room > 1 else (len(cuda.locked) == room)
         loads.close()  # type: ignore[attr-defined]

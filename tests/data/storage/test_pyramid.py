@@ -17,7 +17,8 @@ from dist_ssl.core.batch import Batch
 from dist_ssl.core.draws import Draws
 from dist_ssl.core.plan import EpochPlan
 from dist_ssl.core.progress import Progress
-from dist_ssl.data.images.views import CROP_DRAWS, Augmentation, Crops, Cutter, Whole, crop_box
+from dist_ssl.data.images.centre_crop import CentreCrop
+from dist_ssl.data.images.views import CROP_DRAWS, Augmentation, Crops, Cutter, crop_box
 from dist_ssl.data.loader.load import Loader
 from dist_ssl.data.loader.loader_process import LoaderProcess
 from dist_ssl.data.order.quarantine import Quarantine
@@ -155,11 +156,11 @@ def test_boxes_lie_at_the_same_place_of_every_copy(width: int, height: int, w: i
         )
 
 
-def test_the_whole_image_is_one_box() -> None:
-    crops = Whole(16).crops((90, 70), [])
-    assert crops.boxes == [(0, 0, 90, 70)]
+def test_the_level_of_a_centre_crop_follows_from_the_side_that_the_image_is_resized_to() -> None:
     nothing = np.zeros(0, dtype=np.int64)
-    assert [Pyramid(SIDES, nothing, nothing, 1.0).level(Whole(s).crops((90, 70), [])) for s in (16, 24, 25, 49)] == [
+    assert [
+        Pyramid(SIDES, nothing, nothing, 1.0).level(CentreCrop(s, s - 4).crops((90, 70), [])) for s in (16, 24, 25, 49)
+    ] == [
         1,
         1,
         2,
@@ -364,7 +365,9 @@ def test_images_of_too_many_pixels_are_so_at_every_level(split: Split) -> None:
 def test_probes_read_levels_too(split: Split) -> None:
     with Watched(split) as reader:
         ids = np.array([n for n in range(40) if not split.samples.key(n).endswith((*BAD, "tiny"))][:8])
-        (loaded,) = Loader(reader, 1, max_upsample=1.0).load([Request(ids, Draws(0), lambda row: ())], Whole(30), 1)
+        (loaded,) = Loader(reader, 1, max_upsample=1.0).load(
+            [Request(ids, Draws(0), lambda row: ())], CentreCrop(30, 30), 1
+        )
         assert loaded.valid.all()
         assert reader.asked == {(int(n), 2) for n in ids}
 

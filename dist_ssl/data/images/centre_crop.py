@@ -1,0 +1,83 @@
+"""The view of an image for evaluation: the shorter side resized to a fixed length, then the centre cut out.
+
+This is Resize and CenterCrop of torchvision, with its rounding: nothing is drawn, and nothing is squeezed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dist_ssl.core.draws import Draws, Floats, Ints
+from dist_ssl.data.images.decode import MAX_PIXELS, Pixels, decode, resize_whole
+from dist_ssl.data.images.views import Crops, centre_box
+
+LONGEST = (1 / 8, 8)
+"""Aspect ratios up to which an image is resized whole; of a longer one only the middle is, which bounds the memory."""
+
+
+class CentreCrop:
+    """A `ViewCutter` of one view without random numbers.
+
+    `resize`: length of the image's shorter side, px; `crop`: side of the view, at most `resize`, px. Images of more
+    than `max_pixels` are unreadable.
+    """
+
+    def __init__(self, resize: int, crop: int, max_pixels: int = MAX_PIXELS) -> None:
+        assert 0 < crop <= resize, "a larger crop would need pixels from outside of the image"
+        self.resize, self.crop, self.max_pixels = resize, crop, max_pixels
+
+    def side(self, slot: int) -> int:
+        """See `ViewCutter`; there is one view."""
+        return self.crop
+
+    def draw(self, draws: Draws, ids: Ints) -> list[Floats]:
+        """Return empty arrays of random numbers, [B, 0]: none are needed."""
+        return [np.empty((len(ids), 0), dtype=np.float32)]
+
+    def cut(self, data: bytes, draws: Sequence[Floats], out: Sequence[Pixels]) -> str:
+        """See `ViewCutter`."""
+        return cut_centre(data, self.resize, self.max_pixels, out[0])
+
+    def crops(self, sides: tuple[int, int], draws: Sequence[Floats]) -> Crops:
+        """See `ViewCutter`."""
+        box = centred(*sides, round(min(sides) * self.crop / self.resize))
+        return CentreOf(*sides, [box], [self.crop], self.max_pixels, self.resize)
+
+
+@dataclass(frozen=True)
+class CentreOf(Crops):
+    """The centre of one image, to be cut from any copy of it. `resize`: length of the copy's shorter side, px."""
+
+    resize: int = 0
+
+    def enlarged(self, side: int) -> float:
+        """Return the factor by which a copy whose shorter side is `side` px is enlarged."""
+        return self.resize / side
+
+    def cut(self, data: bytes, out: Sequence[Pixels]) -> str:
+        """See `Crops`."""
+        return cut_centre(data, self.resize, self.max_pixels, out[0])
+
+
+def cut_centre(data: bytes, resize: int, max_pixels: int, out: Pixels) -> str:
+    """Decode an image, or any copy of it, and write its view into `out` [crop, crop, 3].
+
+    `resize`: length of the shorter side before the centre is cut, px. Returns the reason if decoding was slow, else an
+    empty string. Raises UnreadableError.
+    """
+    image = decode(data, resize, max_pixels)
+    left, top, right, bottom = centre_box(image.pixels.shape[1], image.pixels.shape[0], LONGEST)
+    pixels = np.ascontiguousarray(image.pixels[top:bottom, left:right])
+    height, width, _ = pixels.shape
+    shorter = min(width, height)
+    across, down = int(resize * width / shorter), int(resize * height / shorter)
+    left, top, right, bottom = centred(across, down, len(out))
+    out[:] = resize_whole(pixels, across, down)[top:bottom, left:right]
+    return image.slow
+
+
+def centred(width: int, height: int, side: int) -> tuple[int, int, int, int]:
+    """Return the square of `side` px in the middle of an image, as left, top, right and bottom."""
+    left, top = round((width - side) / 2), round((height - side) / 2)
+    return left, top, left + side, top + side
