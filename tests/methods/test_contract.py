@@ -47,6 +47,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "dino, shared targets, local views": ("dino", {"local_views": 2, "sinkhorn": 3}),
     "dino of a ViT, local views": ("dino", {"vit": True, "local_views": 2}),
     "swav, local views, in groups": ("swav", {"local_views": 2, "num_views": 3, "norm_group": 4}),
+    "swav, common statistics": ("swav", {"local_views": 3, "share_statistics": True}),
+    "swav, common statistics, in groups": ("swav", {"local_views": 2, "share_statistics": True, "norm_group": 4}),
     "swav, local views, + rotation": ("swav", {"local_views": 2, "aux": True}),
 }
 cases = pytest.mark.parametrize("case", CASES)
