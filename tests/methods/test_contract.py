@@ -31,6 +31,8 @@ UNMIXED_ROWS = "single_branch, rows of unmixed images"
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in NAMES},
     "mocov2 in shuffled groups": ("mocov2", {"norm_group": 4, "shuffle": True}),
+    "mocov2, symmetric": ("mocov2", {"symmetric": True}),
+    "mocov2, symmetric, in shuffled groups": ("mocov2", {"symmetric": True, "norm_group": 4, "shuffle": True}),
     "mocov3 in groups over ranks": ("mocov3", {"norm_group": 8}),
     "mocov3 of a ViT": ("mocov3", {"vit": True, "projector_layers": 3, "predictor_norm": True}),
     "mocov3 of a ViT in groups": ("mocov3", {"vit": True, "norm_group": 4, "projector_layers": 3}),
