@@ -80,8 +80,8 @@ class DINO(Method):
     `hidden`, `narrow`, `outputs`: widths of the head; `head_norm`: use batch norm between its layers.
     `student_temperature`, `teacher_temperature` > 0; the latter rises from `teacher_rises_from` > 0 during
     `teacher_warmup`, if that is set. `freeze_last`: time for which the head's last layer is frozen, or None.
-    `centre_momentum`: EMA momentum of the centre, 0 to 1. `momentum`: EMA momentum of the teacher at the start, 0 to 1;
-    it rises to 1 along half a cosine. `sinkhorn`: number of iterations that balance the targets over the job in place
+    `centre_momentum`: EMA momentum of the centre, 0 to 1. `momentum`, `momentum_end`: EMA momentum of the teacher at
+    the start and at the end, 0 to 1, half a cosine between them. `sinkhorn`: number of iterations that balance the targets over the job in place
     of the centre (the teacher's temperatures are then at least 0.003); 0: the targets are centred.
     `num_views`: number of global views, from 2; `local_views`: number of smaller views, from 0. `norm_group`: samples
     that share batch-norm statistics; None: all of the job's.
@@ -107,6 +107,7 @@ class DINO(Method):
         centre_momentum: float = 0.9,
         sinkhorn: int = 0,
         momentum: float = 0.996,
+        momentum_end: float = 1.0,
         num_views: int = 2,
         local_views: int = 0,
         norm_group: int | None = None,
@@ -118,8 +119,9 @@ class DINO(Method):
         positive("method", student_temperature=student_temperature)
         check_teacher(sinkhorn, teacher_temperature=teacher_temperature, teacher_rises_from=teacher_rises_from)
         counted("method", teacher_warmup=teacher_warmup, freeze_last=freeze_last)
-        shares("method", momentum=momentum, centre_momentum=centre_momentum)
-        self.world, self.momentum, self.centre_momentum = world, momentum, centre_momentum
+        shares("method", momentum=momentum, momentum_end=momentum_end, centre_momentum=centre_momentum)
+        self.world, self.momentum, self.momentum_end = world, momentum, momentum_end
+        self.centre_momentum = centre_momentum
         self.student_temperature, self.freeze_last, self.sinkhorn = student_temperature, freeze_last, sinkhorn
         begin = teacher_rises_from if teacher_warmup else teacher_temperature
         self.teacher_temperature = Curve(teacher_temperature, teacher_temperature, True, False, begin, teacher_warmup)
@@ -138,9 +140,9 @@ class DINO(Method):
 
     @property
     def curves(self) -> Mapping[str, Curve]:
-        """The teacher's EMA momentum, which rises to 1, and temperature, and the freeze of the head's last layer."""
+        """The teacher's EMA momentum and temperature, and the freeze of the head's last layer."""
         return {
-            "momentum": Curve(self.momentum, 1.0, for_next_step=True),
+            "momentum": Curve(self.momentum, self.momentum_end, for_next_step=True),
             "teacher_temperature": self.teacher_temperature,
             **freeze("student.projector.last", self.freeze_last),
         }
