@@ -41,6 +41,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "emp_ssl in groups": ("emp_ssl", {"norm_group": 8, "loss_group": 4}),
     "single_branch, few negatives": ("single_branch", {"negatives": 30, "update": "descend"}),
     "single_branch, unmixed": ("single_branch", {"mix": False, "update": "pull"}),
+    "single_branch, rows of zeros": ("single_branch", {"calibrate": False, "update": "pull"}),
     UNMIXED_ROWS: ("single_branch", {"update_on_mixed": False}),
     "mocov3 + rotation": ("mocov3", {"aux": True}),
     "emp_ssl + rotation": ("emp_ssl", {"aux": True}),
