@@ -49,6 +49,7 @@ class Purpose(IntEnum):
     SHUFFLE = 15
     ROTATION = 16
     MIX = 17
+    DROP_PATH = 18
 
 
 def philox(counter: tuple[Words, Words, Words, Words], key: tuple[int, int]) -> tuple[Words, Words, Words, Words]:

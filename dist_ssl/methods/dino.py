@@ -4,7 +4,7 @@
     loss = mean over pairs of views i != v of CE(softmax((t_i - c) / T_t), softmax(s_v / T_s))
     c <- m_c c + (1 - m_c) mean(t)
 
-Only the student sees local views (small crops). The head's last layer uses normalised rows of its weights, so only
+Only the student sees local views (small crops), and has stochastic depth (`drop_path`). The head's last layer uses normalised rows of its weights, so only
 their directions matter. As published T_t rises at first, and the last layer is frozen for the first epoch.
 
 Nearly equal outputs grow apart only if the views share more than T_t / T_s of the outputs' variation, and collapse
@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dist_ssl.config.durations import Duration
-from dist_ssl.config.validation import at_least, counted, positive, shares
+from dist_ssl.config.validation import at_least, counted, positive, require, shares
 from dist_ssl.core.batch import Batch
 from dist_ssl.core.draws import SampleDraws
 from dist_ssl.core.plan import Curve, Hyperparameters, freeze
@@ -31,6 +31,7 @@ from dist_ssl.losses.health import signs_of_health
 from dist_ssl.losses.job import job_mean
 from dist_ssl.losses.prototype_codes import SMALLEST_EPS
 from dist_ssl.losses.teacher_cross_entropy import balanced_cross_entropy, batch_centre, dino_cross_entropy
+from dist_ssl.models import drop_path as stochastic_depth
 from dist_ssl.models import norm
 from dist_ssl.models.branch import Branch, width_of
 from dist_ssl.models.multi_crop import by_size
@@ -81,7 +82,9 @@ class DINO(Method):
     `student_temperature`, `teacher_temperature` > 0; the latter rises from `teacher_rises_from` > 0 during
     `teacher_warmup`, if that is set. `freeze_last`: time for which the head's last layer is frozen, or None.
     `centre_momentum`: EMA momentum of the centre, 0 to 1. `momentum`, `momentum_end`: EMA momentum of the teacher at
-    the start and at the end, 0 to 1, half a cosine between them. `sinkhorn`: number of iterations that balance the targets over the job in place
+    the start and at the end, 0 to 1, half a cosine between them. `drop_path`: share of samples, 0 to less than 1,
+    for which the student leaves out a residual branch of its last transformer block; in the blocks before it falls to
+    0. `sinkhorn`: number of iterations that balance the targets over the job in place
     of the centre (the teacher's temperatures are then at least 0.003); 0: the targets are centred.
     `num_views`: number of global views, from 2; `local_views`: number of smaller views, from 0. `norm_group`: samples
     that share batch-norm statistics; None: all of the job's.
@@ -108,6 +111,7 @@ class DINO(Method):
         sinkhorn: int = 0,
         momentum: float = 0.996,
         momentum_end: float = 1.0,
+        drop_path: float = 0.0,
         num_views: int = 2,
         local_views: int = 0,
         norm_group: int | None = None,
@@ -119,6 +123,7 @@ class DINO(Method):
         positive("method", student_temperature=student_temperature)
         check_teacher(sinkhorn, teacher_temperature=teacher_temperature, teacher_rises_from=teacher_rises_from)
         counted("method", teacher_warmup=teacher_warmup, freeze_last=freeze_last)
+        require("method", "0 to less than 1", lambda value: 0 <= value < 1, drop_path=drop_path)
         shares("method", momentum=momentum, momentum_end=momentum_end, centre_momentum=centre_momentum)
         self.world, self.momentum, self.momentum_end = world, momentum, momentum_end
         self.centre_momentum = centre_momentum
@@ -129,6 +134,8 @@ class DINO(Method):
         statistics = scope(world, norm_group)
         student = Branch(encoder, Head(width_of(encoder), hidden, narrow, outputs, head_norm))
         teacher = copy.deepcopy(student).requires_grad_(False)
+        if drop_path > 0:
+            stochastic_depth.install(student.encoder, drop_path)
         self.student = norm.convert(student, statistics)
         self.teacher = norm.convert(teacher, statistics)
         self.centre = Centre(outputs)
@@ -149,7 +156,7 @@ class DINO(Method):
 
     def embed(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
         """Return the student's outputs `s0`, `s1`, ..., [B, outputs] each; each view with its own statistics."""
-        return {f"s{number}": s for number, s in enumerate(by_size(self.student, views))}
+        return {f"s{number}": s for number, s in enumerate(by_size(self.student, views, draws))}
 
     @torch.no_grad()
     def targets(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:

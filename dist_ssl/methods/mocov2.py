@@ -110,7 +110,9 @@ class MoCoV2(Method):
         """Return keys `k` of the second view, [B, dim], and `k_back` of the first if symmetric."""
         norm.set_views(self, 1)
         keyed = enumerate(zip((k for _, k in self.directions), reversed(views), strict=False))
-        return {k: self._shuffled(view, draws, slot) if self.shuffle else self.teacher(view) for slot, (k, view) in keyed}
+        return {
+            k: self._shuffled(view, draws, slot) if self.shuffle else self.teacher(view) for slot, (k, view) in keyed
+        }
 
     def _shuffled(self, view: Tensor, draws: SampleDraws, slot: int) -> Tensor:
         """Return the keys of a view in its own order, computed in a random order of the global batch."""

@@ -6,7 +6,8 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
-from dist_ssl.models import norm
+from dist_ssl.core.draws import SampleDraws
+from dist_ssl.models import drop_path, norm
 from dist_ssl.models.branch import Branch
 
 
@@ -15,11 +16,16 @@ def same_size(views: list[Tensor]) -> Iterator[list[Tensor]]:
     return (list(neighbours) for _, neighbours in groupby(views, key=lambda view: view.shape[-1]))
 
 
-def by_size(module: nn.Module, views: list[Tensor]) -> list[Tensor]:
-    """Return the output of every view, [B, D] each, in the order of the views, with separate statistics per view."""
+def by_size(module: nn.Module, views: list[Tensor], draws: SampleDraws | None = None) -> list[Tensor]:
+    """Return the output of every view, [B, D] each, in the order of the views, with separate statistics per view.
+
+    `draws`: those of the samples, for a module with stochastic depth.
+    """
     found: list[Tensor] = []
     for same in same_size(views):
         norm.set_views(module, len(same))
+        if draws is not None:
+            drop_path.draw(module, draws, range(len(found), len(found) + len(same)), same[0].device)
         found += module(torch.cat(same)).chunk(len(same))
     return found
 

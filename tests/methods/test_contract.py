@@ -49,6 +49,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "dino, local views": ("dino", {"local_views": 3, "head_norm": True}),
     "dino, shared targets, local views": ("dino", {"local_views": 2, "sinkhorn": 3}),
     "dino of a ViT, local views": ("dino", {"vit": True, "local_views": 2}),
+    "dino of a ViT, drop path, + rotation": ("dino", {"vit": True, "local_views": 2, "drop_path": 0.5, "aux": True}),
     "swav, local views, in groups": ("swav", {"local_views": 2, "num_views": 3, "norm_group": 4}),
     "swav, common statistics": ("swav", {"local_views": 3, "share_statistics": True}),
     "swav, common statistics, in groups": ("swav", {"local_views": 2, "share_statistics": True, "norm_group": 4}),

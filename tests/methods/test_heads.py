@@ -74,7 +74,13 @@ def test_the_others_have_no_teacher(name: str) -> None:
     assert published(name).teacher is None
 
 
-MOMENTA = {"byol": (0.996, 1.0), "mocov3": (0.99, 1.0), "dino": (0.996, 1.0), "mocov2": (0.999, 0.999), "fast_moco": (0.99, 0.99)}
+MOMENTA = {
+    "byol": (0.996, 1.0),
+    "mocov3": (0.99, 1.0),
+    "dino": (0.996, 1.0),
+    "mocov2": (0.999, 0.999),
+    "fast_moco": (0.99, 0.99),
+}
 
 
 @pytest.mark.parametrize("name", MOMENTA)
