@@ -56,7 +56,7 @@ def checkpointed(method: nn.Module) -> None:
 
 
 class Twice:
-    """A unit's forward pass with recomputation in the backward pass: statistics are recorded once, draws are the same."""
+    """A unit's forward pass with recomputation in the backward pass: statistics are recorded once, with equal draws."""
 
     def __init__(self, unit: nn.Module, forward: Callable[..., Any]) -> None:
         self.unit, self.forward = unit, forward

@@ -31,9 +31,9 @@ from dist_ssl.protocols.method import Embeddings, LossOutput, Method
 class BYOL(Method):
     """BYOL around an encoder that carries `num_features`.
 
-    `hidden`, `dim`: widths of projector and predictor. `momentum`, `momentum_end`: EMA momentum of the teacher at
-    the start and at the end, 0 to 1, half a cosine between them. `projector_norm`: end the projector in a batch norm without scale and shift.
-    `norm_group`: samples that share batch-norm statistics; None: all of the job's.
+    `hidden`, `dim`: widths of projector and predictor. `momentum`, `momentum_end`: EMA momentum of the teacher at the
+    start and at the end, 0 to 1, half a cosine between them. `projector_norm`: end the projector in a batch norm
+    without scale and shift. `norm_group`: samples that share batch-norm statistics; None: all of the job's.
     """
 
     num_views = 2

@@ -4,8 +4,9 @@
     loss = mean over pairs of views i != v of CE(softmax((t_i - c) / T_t), softmax(s_v / T_s))
     c <- m_c c + (1 - m_c) mean(t)
 
-Only the student sees local views (small crops), and has stochastic depth (`drop_path`). The head's last layer uses normalised rows of its weights, so only
-their directions matter. As published T_t rises at first, and the last layer is frozen for the first epoch.
+Only the student sees local views (small crops), and has stochastic depth (`drop_path`). The head's last layer uses
+normalised rows of its weights, so only their directions matter. As published T_t rises at first, and the last layer is
+frozen for the first epoch.
 
 Nearly equal outputs grow apart only if the views share more than T_t / T_s of the outputs' variation, and collapse
 otherwise: strong augmentation needs a small T_t / T_s. Such sharp targets of centred outputs are unevenly distributed
@@ -21,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dist_ssl.config.durations import Duration
-from dist_ssl.config.validation import at_least, counted, positive, require, shares
+from dist_ssl.config.validation import at_least, counted, positive, shares
 from dist_ssl.core.batch import Batch
 from dist_ssl.core.draws import SampleDraws
 from dist_ssl.core.plan import Curve, Hyperparameters, freeze
@@ -75,6 +76,11 @@ def check_teacher(sinkhorn: int, **temperatures: float) -> None:
         at_least("method", SMALLEST_EPS, **temperatures)
 
 
+def rising(temperature: float, rises_from: float, warmup: Duration | None) -> Curve:
+    """Return the curve of the teacher's temperature: it rises during `warmup`, and is constant without one."""
+    return Curve(temperature, temperature, True, False, rises_from if warmup else temperature, warmup)
+
+
 class DINO(Method):
     """DINO around an encoder that carries `num_features`.
 
@@ -82,12 +88,12 @@ class DINO(Method):
     `student_temperature`, `teacher_temperature` > 0; the latter rises from `teacher_rises_from` > 0 during
     `teacher_warmup`, if that is set. `freeze_last`: time for which the head's last layer is frozen, or None.
     `centre_momentum`: EMA momentum of the centre, 0 to 1. `momentum`, `momentum_end`: EMA momentum of the teacher at
-    the start and at the end, 0 to 1, half a cosine between them. `drop_path`: share of samples, 0 to less than 1,
-    for which the student leaves out a residual branch of its last transformer block; in the blocks before it falls to
-    0. `sinkhorn`: number of iterations that balance the targets over the job in place
-    of the centre (the teacher's temperatures are then at least 0.003); 0: the targets are centred.
-    `num_views`: number of global views, from 2; `local_views`: number of smaller views, from 0. `norm_group`: samples
-    that share batch-norm statistics; None: all of the job's.
+    the start and at the end, 0 to 1, half a cosine between them. `drop_path`: share of samples, 0 to less than 1, for
+    which the student leaves out a residual branch of its last transformer block; it falls to 0 towards the first block.
+    `sinkhorn`: number of iterations that balance the targets over the job in place of the centre (the teacher's
+    temperatures are then at least 0.003); 0: the targets are centred. `num_views`: number of global views, from 2;
+    `local_views`: number of smaller views, from 0. `norm_group`: samples that share batch-norm statistics; None: all of
+    the job's.
     """
 
     student: Branch
@@ -123,21 +129,16 @@ class DINO(Method):
         positive("method", student_temperature=student_temperature)
         check_teacher(sinkhorn, teacher_temperature=teacher_temperature, teacher_rises_from=teacher_rises_from)
         counted("method", teacher_warmup=teacher_warmup, freeze_last=freeze_last)
-        require("method", "0 to less than 1", lambda value: 0 <= value < 1, drop_path=drop_path)
         shares("method", momentum=momentum, momentum_end=momentum_end, centre_momentum=centre_momentum)
-        self.world, self.momentum, self.momentum_end = world, momentum, momentum_end
-        self.centre_momentum = centre_momentum
+        self.world, self.centre_momentum = world, centre_momentum
+        self.momentum, self.momentum_end = momentum, momentum_end
         self.student_temperature, self.freeze_last, self.sinkhorn = student_temperature, freeze_last, sinkhorn
-        begin = teacher_rises_from if teacher_warmup else teacher_temperature
-        self.teacher_temperature = Curve(teacher_temperature, teacher_temperature, True, False, begin, teacher_warmup)
+        self.teacher_temperature = rising(teacher_temperature, teacher_rises_from, teacher_warmup)
         self.num_views, self.local_views = num_views, local_views
-        statistics = scope(world, norm_group)
         student = Branch(encoder, Head(width_of(encoder), hidden, narrow, outputs, head_norm))
         teacher = copy.deepcopy(student).requires_grad_(False)
-        if drop_path > 0:
-            stochastic_depth.install(student.encoder, drop_path)
-        self.student = norm.convert(student, statistics)
-        self.teacher = norm.convert(teacher, statistics)
+        stochastic_depth.install(student.encoder, drop_path)
+        self.student, self.teacher = (norm.convert(branch, scope(world, norm_group)) for branch in (student, teacher))
         self.centre = Centre(outputs)
 
     @property

@@ -4,9 +4,11 @@
 
 The loss has one direction, as published. `symmetric` adds the other one, as the authors' CIFAR notebook offers: both
 views are queries and keys, the losses of the two directions are added, and the keys of both views enter the queue. That
-takes nearly twice the time of a step, and the notebook notes that it behaves like twice the epochs. With `norm_group` batch norms take their statistics over groups of samples.
-`shuffle` then groups the keys differently from the queries, so that group statistics do not reveal which key belongs to
-a query: key views are exchanged between ranks in a random order of the global batch, the same at every world size.
+takes nearly twice the time of a step, and behaves like twice the epochs, as the notebook says.
+
+With `norm_group` batch norms take their statistics over groups of samples. `shuffle` then groups the keys differently
+from the queries, so that group statistics do not reveal which key belongs to a query: key views are exchanged between
+ranks in a random order of the global batch, the same at every world size.
 """
 
 import copy
@@ -131,8 +133,8 @@ class MoCoV2(Method):
         """
         queue, usable = self.queue.negatives(batch.ids)
         pairs = [(embeddings[q], embeddings[k]) for q, k in self.directions]
-        rows = sum(queue_cross_entropy(q, k, queue, usable, self.temperature) for q, k in pairs)
-        loss = job_mean(rows, batch.valid, self.world.sum)
+        rows = [queue_cross_entropy(q, k, queue, usable, self.temperature) for q, k in pairs]
+        loss = job_mean(torch.stack(rows).sum(0), batch.valid, self.world.sum)
         metrics = {**signs_of_health(*pairs[0]), "queue_age": self.queue.age}
         keys = torch.stack([k for _, k in pairs], dim=1)
         return LossOutput(loss, metrics, remember={"keys": nn.functional.normalize(keys, dim=2)})

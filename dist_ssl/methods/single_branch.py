@@ -106,15 +106,13 @@ class SingleBranch(Method):
         require("method", "more than 0 and less than 1", lambda value: 0 < value < 1, exponent=exponent)
         shares("method", bank_momentum=bank_momentum)
         check_update(update, update_on_mixed, mix)
-        self.world, self.temperature, self.negatives = world, temperature, negatives
+        self.world, self.temperature, self.negatives, self.divergence = world, temperature, negatives, divergence
         self.kl_weight, self.kl_temperature, self.exponent = kl_weight, kl_temperature, exponent
-        self.divergence, self.through_target = divergence, through_target
-        self.update, self.bank_momentum, self.bank_rate = update, bank_momentum, bank_rate
-        self.mix, self.mix_alpha, self.update_on_mixed = mix, mix_alpha, update_on_mixed
+        self.update, self.bank_momentum, self.bank_rate, self.mix_alpha = update, bank_momentum, bank_rate, mix_alpha
+        self.mix, self.update_on_mixed, self.through_target = mix, update_on_mixed, through_target
         student = Branch(encoder, mlp([width_of(encoder), hidden, hidden, dim], last_norm=False, bias=True))
         self.student = norm.convert(student, scope(world, norm_group))
-        self.bank = Bank(num_samples, dim, world=world, half=half)
-        self.needs_initial_pass = calibrate
+        self.bank, self.needs_initial_pass = Bank(num_samples, dim, world=world, half=half), calibrate
 
     @property
     def encoder(self) -> nn.Module:

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 import torch
 from torch import Tensor, nn
 
+from dist_ssl.config.validation import require
 from dist_ssl.core.draws import Purpose, SampleDraws
 from dist_ssl.errors import ConfigError
 
@@ -36,8 +37,11 @@ class DropPath(nn.Module):
 def install(encoder: nn.Module, rate: float) -> None:
     """End the residual branches of a transformer in `DropPath`s; their rates rise from 0 to `rate` over the blocks.
 
-    Raises ConfigError where the encoder has no such blocks.
+    With a rate of 0 nothing changes. Raises ConfigError, also where the encoder has no such blocks.
     """
+    require("method", "0 to less than 1", lambda value: 0 <= value < 1, drop_path=rate)
+    if rate == 0:
+        return
     blocks = [block for block in encoder.modules() if all(hasattr(block, name) for name in BRANCHES)]
     if not blocks:
         raise ConfigError(

@@ -39,7 +39,8 @@ def with_common_statistics(branch: Branch, views: list[Tensor]) -> list[Tensor]:
     features: list[Tensor] = []
     for same in same_size(views):
         norm.set_views(branch.encoder, 1, rows=len(same))
-        features.append(branch.encoder(torch.stack(same, dim=1).flatten(0, 1)).unflatten(0, (-1, len(same))))
+        features.append(branch.encoder(torch.stack(same, dim=1).flatten(0, 1)))
     norm.set_views(branch.projector, 1, rows=len(views))
-    found: Tensor = branch.projector(torch.cat(features, dim=1).flatten(0, 1))
-    return list(found.unflatten(0, (-1, len(views))).unbind(1))
+    by_sample = torch.cat([rows.view(len(views[0]), -1, rows.shape[1]) for rows in features], dim=1)
+    found: Tensor = branch.projector(by_sample.flatten(0, 1))
+    return list(found.view(len(views[0]), len(views), -1).unbind(1))

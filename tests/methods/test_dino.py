@@ -140,7 +140,5 @@ def test_a_share_that_is_none_is_refused(rate: float) -> None:
 
 
 def test_a_convolutional_encoder_has_no_depth_to_leave_out() -> None:
-    with pytest.raises(
-        ConfigError, match=r"method\.drop_path=0\.1 is not possible: the encoder has no transformer blocks"
-    ):
+    with pytest.raises(ConfigError, match=r"method\.drop_path=0\.1 .* the encoder has no transformer blocks"):
         small.method("dino", drop_path=0.1)
