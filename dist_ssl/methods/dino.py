@@ -130,11 +130,10 @@ class DINO(Method):
         check_teacher(sinkhorn, teacher_temperature=teacher_temperature, teacher_rises_from=teacher_rises_from)
         counted("method", teacher_warmup=teacher_warmup, freeze_last=freeze_last)
         shares("method", momentum=momentum, momentum_end=momentum_end, centre_momentum=centre_momentum)
-        self.world, self.centre_momentum = world, centre_momentum
-        self.momentum, self.momentum_end = momentum, momentum_end
+        self.momentum, self.momentum_end, self.centre_momentum = momentum, momentum_end, centre_momentum
         self.student_temperature, self.freeze_last, self.sinkhorn = student_temperature, freeze_last, sinkhorn
         self.teacher_temperature = rising(teacher_temperature, teacher_rises_from, teacher_warmup)
-        self.num_views, self.local_views = num_views, local_views
+        self.world, self.num_views, self.local_views = world, num_views, local_views
         student = Branch(encoder, Head(width_of(encoder), hidden, narrow, outputs, head_norm))
         teacher = copy.deepcopy(student).requires_grad_(False)
         stochastic_depth.install(student.encoder, drop_path)
