@@ -16,6 +16,7 @@ from dist_ssl.engines.units import checkpointed, compiled, units
 from dist_ssl.errors import ConfigError
 from dist_ssl.methods.dino import DINO
 from dist_ssl.methods.mocov3 import MoCoV3
+from dist_ssl.methods.rotation import Rotation
 from dist_ssl.models.encoders import ResidualBlock, TinyResNet, timm_encoder
 from dist_ssl.models.vit import vit
 from dist_ssl.optim.recipes import SGD
@@ -38,11 +39,12 @@ def transformer(world: World) -> MoCoV3:
     return MoCoV3(encoder, world=world, hidden=10, dim=6, temperature=0.2)
 
 
-def deep(world: World) -> DINO:
-    """DINO with stochastic depth: its student leaves out branches, and passes its views of two sizes one by one."""
+def deep(world: World) -> Rotation:
+    """DINO with stochastic depth and rotation, whose own pass comes between a pass of the views and its backward pass."""
     torch.manual_seed(0)
     encoder = vit(width=8, depth=2, heads=2, patch=4)
-    return DINO(encoder, world=world, hidden=8, narrow=4, outputs=12, drop_path=0.5)
+    dino = DINO(encoder, world=world, hidden=8, narrow=4, outputs=12, drop_path=0.5)
+    return Rotation(dino, world=world, hidden=8)
 
 
 def made(world: World, engine: str, case: str, **options: Any) -> Parallel:
