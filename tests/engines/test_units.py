@@ -40,7 +40,7 @@ def transformer(world: World) -> MoCoV3:
 
 
 def deep(world: World) -> Rotation:
-    """DINO with stochastic depth and rotation, whose own pass comes between a pass of the views and its backward pass."""
+    """DINO with stochastic depth and rotation: one more pass comes between that of the views and its backward pass."""
     torch.manual_seed(0)
     encoder = vit(width=8, depth=2, heads=2, patch=4)
     dino = DINO(encoder, world=world, hidden=8, narrow=4, outputs=12, drop_path=0.5)
