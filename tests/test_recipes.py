@@ -29,6 +29,18 @@ COMMAND = re.compile(
     r"# python launch/slurm\.py \+recipe=(?P<recipe>\w+) nodes=(?P<nodes>\d+)( cluster\.gpus_per_node=(?P<gpus>\d+))?"
 )
 
+PROTOCOL = re.compile(
+    r"^# Protocol: (?P<words>kNN|linear classifier on the mean of h over 128 patches|linear classifier) ", re.M
+)
+MEASURE = re.compile(
+    r"^# python launch/evaluate\.py run=runs/NAME protocol=(?P<protocol>\w+)( who=(?P<who>student|teacher))?$", re.M
+)
+MEASURED_BY = {
+    "kNN": "knn",
+    "linear classifier": "linear",
+    "linear classifier on the mean of h over 128 patches": "bag_of_patches",
+}
+
 
 @pytest.fixture(scope="module")
 def listed(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -84,6 +96,18 @@ def test_the_header_names_the_paper_and_the_number_and_what_nobody_ran(name: str
     assert re.search(r"\(.*arXiv \d{4}\.\d{5}\)", text), "which paper?"
     assert "# Expected: " in text
     assert name == "demo_mocov3" or "Not run here." in text or "Measured here: " in text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_header_names_the_protocol_of_its_number_and_the_command_that_measures_it(name: str) -> None:
+    text = header(name)
+    protocol, measure = PROTOCOL.search(text), MEASURE.search(text)
+    assert protocol, "which protocol is the expected number of?"
+    assert measure, "which command measures it?"
+    assert measure["protocol"] == MEASURED_BY[protocol["words"]]
+    assert (measure["who"] == "teacher") == (
+        "teacher's" in text[protocol.start() : protocol.end() + 60].splitlines()[0]
+    )
 
 
 @pytest.mark.parametrize("name", DEMO)

@@ -49,6 +49,7 @@ class Purpose(IntEnum):
     SHUFFLE = 15
     ROTATION = 16
     MIX = 17
+    DROP_PATH = 18
 
 
 def philox(counter: tuple[Words, Words, Words, Words], key: tuple[int, int]) -> tuple[Words, Words, Words, Words]:
@@ -108,9 +109,9 @@ class Draws:
         words = self._words(counts, ids, slots)
         return {p: (drawn >> np.uint64(8)).astype(np.float32) * np.float32(2.0**-24) for p, drawn in words.items()}
 
-    def order(self, purpose: Purpose, ids: Ints) -> Ints:
+    def order(self, purpose: Purpose, ids: Ints, slot: int = 0) -> Ints:
         """Return a random order of the ids as positions, [len(ids)]: sorted by a 64-bit number drawn for each id."""
-        words = self.words(purpose, ids, 0, 2)
+        words = self.words(purpose, ids, slot, 2)
         return np.argsort(words[:, 0] << HALF | words[:, 1], kind="stable")
 
     def of(self, ids: Ints) -> "SampleDraws":

@@ -6,8 +6,8 @@ outside of it.
 """
 
 import shutil
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.util import find_spec
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from dist_ssl.errors import ConfigError
-from dist_ssl.models import norm
+from dist_ssl.models import drop_path, norm
 from dist_ssl.models.norm import BatchNorm
 
 VARIANTS = 64
@@ -56,7 +56,7 @@ def checkpointed(method: nn.Module) -> None:
 
 
 class Twice:
-    """A unit's forward pass with recomputation in the backward pass; batch norms record their statistics only once."""
+    """A unit's forward pass with recomputation in the backward pass: statistics are recorded once, with equal draws."""
 
     def __init__(self, unit: nn.Module, forward: Callable[..., Any]) -> None:
         self.unit, self.forward = unit, forward
@@ -68,7 +68,13 @@ class Twice:
         return checkpoint(self.forward, *args, use_reentrant=False, context_fn=self._contexts, **kwargs)
 
     def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), norm.again(self.unit)
+        return nullcontext(), _together(norm.again(self.unit), drop_path.again(self.unit))
+
+
+@contextmanager
+def _together(first: AbstractContextManager[None], second: AbstractContextManager[None]) -> Iterator[None]:
+    with first, second:
+        yield
 
 
 def compiled(method: nn.Module, device: torch.device) -> None:

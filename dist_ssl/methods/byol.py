@@ -31,9 +31,9 @@ from dist_ssl.protocols.method import Embeddings, LossOutput, Method
 class BYOL(Method):
     """BYOL around an encoder that carries `num_features`.
 
-    `hidden`, `dim`: widths of projector and predictor. `momentum`: EMA momentum of the teacher at the start, 0 to 1;
-    it rises to 1 along half a cosine. `projector_norm`: end the projector in a batch norm without scale and shift.
-    `norm_group`: samples that share batch-norm statistics; None: all of the job's.
+    `hidden`, `dim`: widths of projector and predictor. `momentum`, `momentum_end`: EMA momentum of the teacher at the
+    start and at the end, 0 to 1, half a cosine between them. `projector_norm`: end the projector in a batch norm
+    without scale and shift. `norm_group`: samples that share batch-norm statistics; None: all of the job's.
     """
 
     num_views = 2
@@ -48,13 +48,14 @@ class BYOL(Method):
         hidden: int = 4096,
         dim: int = 256,
         momentum: float = 0.996,
+        momentum_end: float = 1.0,
         projector_norm: bool = False,
         norm_group: int | None = None,
     ) -> None:
         super().__init__()
         at_least("method", 1, hidden=hidden, dim=dim)
-        shares("method", momentum=momentum)
-        self.world, self.momentum = world, momentum
+        shares("method", momentum=momentum, momentum_end=momentum_end)
+        self.world, self.momentum, self.momentum_end = world, momentum, momentum_end
         statistics = scope(world, norm_group)
         student = Branch(encoder, mlp([width_of(encoder), hidden, dim], last_norm=projector_norm, bias=True))
         teacher = copy.deepcopy(student).requires_grad_(False)
@@ -69,8 +70,8 @@ class BYOL(Method):
 
     @property
     def curves(self) -> Mapping[str, Curve]:
-        """The EMA momentum of the teacher, which rises to 1."""
-        return {"momentum": Curve(self.momentum, 1.0, for_next_step=True)}
+        """The EMA momentum of the teacher."""
+        return {"momentum": Curve(self.momentum, self.momentum_end, for_next_step=True)}
 
     def embed(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
         """Return predictions p1, p2, [B, dim] each; both views in one pass, each with its own statistics."""

@@ -4,8 +4,9 @@
     loss = mean over pairs of views i != v of CE(softmax((t_i - c) / T_t), softmax(s_v / T_s))
     c <- m_c c + (1 - m_c) mean(t)
 
-Only the student sees local views (small crops). The head's last layer uses normalised rows of its weights, so only
-their directions matter. As published T_t rises at first, and the last layer is frozen for the first epoch.
+Only the student sees local views (small crops), and has stochastic depth (`drop_path`). The head's last layer uses
+normalised rows of its weights, so only their directions matter. As published T_t rises at first, and the last layer is
+frozen for the first epoch.
 
 Nearly equal outputs grow apart only if the views share more than T_t / T_s of the outputs' variation, and collapse
 otherwise: strong augmentation needs a small T_t / T_s. Such sharp targets of centred outputs are unevenly distributed
@@ -31,6 +32,7 @@ from dist_ssl.losses.health import signs_of_health
 from dist_ssl.losses.job import job_mean
 from dist_ssl.losses.prototype_codes import SMALLEST_EPS
 from dist_ssl.losses.teacher_cross_entropy import balanced_cross_entropy, batch_centre, dino_cross_entropy
+from dist_ssl.models import drop_path as stochastic_depth
 from dist_ssl.models import norm
 from dist_ssl.models.branch import Branch, width_of
 from dist_ssl.models.multi_crop import by_size
@@ -74,17 +76,24 @@ def check_teacher(sinkhorn: int, **temperatures: float) -> None:
         at_least("method", SMALLEST_EPS, **temperatures)
 
 
+def rising(temperature: float, rises_from: float, warmup: Duration | None) -> Curve:
+    """Return the curve of the teacher's temperature: it rises during `warmup`, and is constant without one."""
+    return Curve(temperature, temperature, True, False, rises_from if warmup else temperature, warmup)
+
+
 class DINO(Method):
     """DINO around an encoder that carries `num_features`.
 
     `hidden`, `narrow`, `outputs`: widths of the head; `head_norm`: use batch norm between its layers.
     `student_temperature`, `teacher_temperature` > 0; the latter rises from `teacher_rises_from` > 0 during
     `teacher_warmup`, if that is set. `freeze_last`: time for which the head's last layer is frozen, or None.
-    `centre_momentum`: EMA momentum of the centre, 0 to 1. `momentum`: EMA momentum of the teacher at the start, 0 to 1;
-    it rises to 1 along half a cosine. `sinkhorn`: number of iterations that balance the targets over the job in place
-    of the centre (the teacher's temperatures are then at least 0.003); 0: the targets are centred.
-    `num_views`: number of global views, from 2; `local_views`: number of smaller views, from 0. `norm_group`: samples
-    that share batch-norm statistics; None: all of the job's.
+    `centre_momentum`: EMA momentum of the centre, 0 to 1. `momentum`, `momentum_end`: EMA momentum of the teacher at
+    the start and at the end, 0 to 1, half a cosine between them. `drop_path`: share of samples, 0 to less than 1, for
+    which the student leaves out a residual branch of its last transformer block; it falls to 0 towards the first block.
+    `sinkhorn`: number of iterations that balance the targets over the job in place of the centre (the teacher's
+    temperatures are then at least 0.003); 0: the targets are centred. `num_views`: number of global views, from 2;
+    `local_views`: number of smaller views, from 0. `norm_group`: samples that share batch-norm statistics; None: all of
+    the job's.
     """
 
     student: Branch
@@ -107,6 +116,8 @@ class DINO(Method):
         centre_momentum: float = 0.9,
         sinkhorn: int = 0,
         momentum: float = 0.996,
+        momentum_end: float = 1.0,
+        drop_path: float = 0.0,
         num_views: int = 2,
         local_views: int = 0,
         norm_group: int | None = None,
@@ -118,17 +129,15 @@ class DINO(Method):
         positive("method", student_temperature=student_temperature)
         check_teacher(sinkhorn, teacher_temperature=teacher_temperature, teacher_rises_from=teacher_rises_from)
         counted("method", teacher_warmup=teacher_warmup, freeze_last=freeze_last)
-        shares("method", momentum=momentum, centre_momentum=centre_momentum)
-        self.world, self.momentum, self.centre_momentum = world, momentum, centre_momentum
+        shares("method", momentum=momentum, momentum_end=momentum_end, centre_momentum=centre_momentum)
+        self.momentum, self.momentum_end, self.centre_momentum = momentum, momentum_end, centre_momentum
         self.student_temperature, self.freeze_last, self.sinkhorn = student_temperature, freeze_last, sinkhorn
-        begin = teacher_rises_from if teacher_warmup else teacher_temperature
-        self.teacher_temperature = Curve(teacher_temperature, teacher_temperature, True, False, begin, teacher_warmup)
-        self.num_views, self.local_views = num_views, local_views
-        statistics = scope(world, norm_group)
+        self.teacher_temperature = rising(teacher_temperature, teacher_rises_from, teacher_warmup)
+        self.world, self.num_views, self.local_views = world, num_views, local_views
         student = Branch(encoder, Head(width_of(encoder), hidden, narrow, outputs, head_norm))
         teacher = copy.deepcopy(student).requires_grad_(False)
-        self.student = norm.convert(student, statistics)
-        self.teacher = norm.convert(teacher, statistics)
+        stochastic_depth.install(student.encoder, drop_path)
+        self.student, self.teacher = (norm.convert(branch, scope(world, norm_group)) for branch in (student, teacher))
         self.centre = Centre(outputs)
 
     @property
@@ -138,16 +147,16 @@ class DINO(Method):
 
     @property
     def curves(self) -> Mapping[str, Curve]:
-        """The teacher's EMA momentum, which rises to 1, and temperature, and the freeze of the head's last layer."""
+        """The teacher's EMA momentum and temperature, and the freeze of the head's last layer."""
         return {
-            "momentum": Curve(self.momentum, 1.0, for_next_step=True),
+            "momentum": Curve(self.momentum, self.momentum_end, for_next_step=True),
             "teacher_temperature": self.teacher_temperature,
             **freeze("student.projector.last", self.freeze_last),
         }
 
     def embed(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
         """Return the student's outputs `s0`, `s1`, ..., [B, outputs] each; each view with its own statistics."""
-        return {f"s{number}": s for number, s in enumerate(by_size(self.student, views))}
+        return {f"s{number}": s for number, s in enumerate(by_size(self.student, views, draws))}
 
     @torch.no_grad()
     def targets(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:

@@ -35,9 +35,9 @@ class MoCoV3(Method):
     """MoCo v3 around an encoder that carries `num_features`.
 
     `hidden`, `dim`: widths of the heads. `projector_layers`: from 1; `predictor_norm`: end the predictor in a batch
-    norm. `temperature` > 0. `momentum`: EMA momentum of the teacher at the start, 0 to 1; it rises to 1 along half a
-    cosine.
-    `norm_group`: samples that share batch-norm statistics; None: all of the job's. Raises ConfigError.
+    norm. `temperature` > 0. `momentum`, `momentum_end`: EMA momentum of the teacher at the start and at the end, 0 to
+    1, half a cosine between them. `norm_group`: samples that share batch-norm statistics; None: all of the job's.
+    Raises ConfigError.
     """
 
     num_views = 2
@@ -55,15 +55,16 @@ class MoCoV3(Method):
         predictor_norm: bool = False,
         temperature: float = 1.0,
         momentum: float = 0.99,
+        momentum_end: float = 1.0,
         norm_group: int | None = None,
     ) -> None:
         super().__init__()
         at_least("method", 1, hidden=hidden, dim=dim, projector_layers=projector_layers)
         positive("method", temperature=temperature)
-        shares("method", momentum=momentum)
+        shares("method", momentum=momentum, momentum_end=momentum_end)
         self.world = world
         self.temperature = temperature
-        self.momentum = momentum
+        self.momentum, self.momentum_end = momentum, momentum_end
         widths = [width_of(encoder), *[hidden] * (projector_layers - 1), dim]
         student = Branch(encoder, mlp(widths, last_norm=True))
         teacher = copy.deepcopy(student).requires_grad_(False)
@@ -79,8 +80,8 @@ class MoCoV3(Method):
 
     @property
     def curves(self) -> Mapping[str, Curve]:
-        """The EMA momentum of the teacher, which rises to 1."""
-        return {"momentum": Curve(self.momentum, 1.0, for_next_step=True)}
+        """The EMA momentum of the teacher."""
+        return {"momentum": Curve(self.momentum, self.momentum_end, for_next_step=True)}
 
     def embed(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
         """Return queries q1, q2, [B, dim] each; both views in one pass, each with its own statistics."""

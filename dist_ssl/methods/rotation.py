@@ -23,7 +23,7 @@ from dist_ssl.distributed.world import World
 from dist_ssl.errors import ConfigError
 from dist_ssl.losses.job import job_mean
 from dist_ssl.losses.rotation_classes import TURNS, rotate, rotation_cross_entropy
-from dist_ssl.models import norm
+from dist_ssl.models import drop_path, norm
 from dist_ssl.models.branch import width_of
 from dist_ssl.models.encoders import check_side
 from dist_ssl.models.heads import mlp
@@ -106,6 +106,7 @@ class Rotation(Method):
         turns = [self._turns(draws, slot, views[0]) for slot in range(self.turned)]
         images = torch.cat([rotate(self._shrunk(view), turn) for view, turn in zip(views, turns, strict=False)])
         norm.set_views(self.encoder, self.turned)
+        drop_path.draw(self.encoder, draws, range(len(views), len(views) + self.turned), images.device)
         norm.set_views(self.rotation, self.turned)
         answers = self.rotation(self.encoder(images)).chunk(self.turned)
         return {**found, **{f"{OWN}{slot}": answer for slot, answer in enumerate(answers)}}

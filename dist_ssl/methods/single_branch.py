@@ -6,7 +6,8 @@
     with CutMix: lam CE(own row) + (1 - lam) CE(the partner's row)
 
 Rows are initialised with the untrained network's embeddings, in one pass over the data in whole batches; rows of the
-images that fill no batch are zeros until they are visited, as in the released code. Rows are updated after every step:
+images that fill no batch are zeros until they are visited, as in the released code. `calibrate` false leaves this pass
+out: all rows begin as zeros. Rows are updated after every step:
 `ema` as in the released code; `pull` and `descend` are reconstructions of the paper's gradient-based update, whose
 exact form is not public. The bank's rows are sharded over the ranks.
 """
@@ -63,14 +64,14 @@ class SingleBranch(Method):
     beside the batch's; None: all rows. `update`: update rule of the rows; `ema` and `pull` use `bank_momentum`, 0 to 1,
     `descend` uses `bank_rate`, from 0. `update_on_mixed`: update rows with the embeddings of mixed images, as in the
     released code; False: with those of unmixed images, which costs one more forward pass and works with `ema` only.
-    `half`: keep the bank in bfloat16. `mix`: CutMix with Beta(`mix_alpha`, `mix_alpha`), 0.001 to 2. `norm_group`:
+    `half`: keep the bank in bfloat16. `calibrate`: initialise the rows before the first step; False: they are zeros
+    until their images are visited. `mix`: CutMix with Beta(`mix_alpha`, `mix_alpha`), 0.001 to 2. `norm_group`:
     samples that share batch-norm statistics; None: all of the job's.
     """
 
     num_views = 1
     student: Branch
     teacher = None
-    needs_initial_pass = True
 
     def __init__(
         self,
@@ -92,6 +93,7 @@ class SingleBranch(Method):
         bank_rate: float = 0.1,
         update_on_mixed: bool = True,
         half: bool = False,
+        calibrate: bool = True,
         mix: bool = True,
         mix_alpha: float = 0.5,
         norm_group: int | None = None,
@@ -104,14 +106,13 @@ class SingleBranch(Method):
         require("method", "more than 0 and less than 1", lambda value: 0 < value < 1, exponent=exponent)
         shares("method", bank_momentum=bank_momentum)
         check_update(update, update_on_mixed, mix)
-        self.world, self.temperature, self.negatives = world, temperature, negatives
+        self.world, self.temperature, self.negatives, self.divergence = world, temperature, negatives, divergence
         self.kl_weight, self.kl_temperature, self.exponent = kl_weight, kl_temperature, exponent
-        self.divergence, self.through_target = divergence, through_target
-        self.update, self.bank_momentum, self.bank_rate = update, bank_momentum, bank_rate
-        self.mix, self.mix_alpha, self.update_on_mixed = mix, mix_alpha, update_on_mixed
+        self.update, self.bank_momentum, self.bank_rate, self.mix_alpha = update, bank_momentum, bank_rate, mix_alpha
+        self.mix, self.update_on_mixed, self.through_target = mix, update_on_mixed, through_target
         student = Branch(encoder, mlp([width_of(encoder), hidden, hidden, dim], last_norm=False, bias=True))
         self.student = norm.convert(student, scope(world, norm_group))
-        self.bank = Bank(num_samples, dim, world=world, half=half)
+        self.bank, self.needs_initial_pass = Bank(num_samples, dim, world=world, half=half), calibrate
 
     @property
     def encoder(self) -> nn.Module:

@@ -30,7 +30,7 @@ from dist_ssl.losses.prototype_codes import SMALLEST_EPS, sinkhorn, swapped_cros
 from dist_ssl.models import norm
 from dist_ssl.models.branch import Branch, width_of
 from dist_ssl.models.heads import mlp
-from dist_ssl.models.multi_crop import by_size
+from dist_ssl.models.multi_crop import by_size, with_common_statistics
 from dist_ssl.protocols.method import Embeddings, LossOutput, Method
 
 
@@ -40,8 +40,9 @@ class SwAV(Method):
     `hidden`, `dim`: widths of the projector. `prototypes`: number of prototypes. `temperature`: temperature of the
     softmax, more than 0. `eps`: temperature of the codes, from 0.003; `iterations`: Sinkhorn-Knopp iterations.
     `freeze_prototypes`: time from the start of a run for which the prototypes are frozen, or None. `num_views`: number
-    of global views, from 2; `local_views`: number of smaller views, from 0. `norm_group`: samples that share batch-norm
-    statistics; None: all of the job's.
+    of global views, from 2; `local_views`: number of smaller views, from 0. `share_statistics`: views of one size have
+    common batch-norm statistics in the encoder, and all views in the projector, as published; False: every view has its
+    own. `norm_group`: samples that share batch-norm statistics; None: all of the job's.
     """
 
     unit_rows = ("prototypes.weight",)
@@ -62,6 +63,7 @@ class SwAV(Method):
         num_views: int = 2,
         local_views: int = 0,
         freeze_prototypes: Duration | None = None,
+        share_statistics: bool = False,
         norm_group: int | None = None,
     ) -> None:
         super().__init__()
@@ -72,7 +74,7 @@ class SwAV(Method):
         positive("method", temperature=temperature)
         at_least("method", SMALLEST_EPS, eps=eps)
         self.world, self.temperature, self.eps, self.iterations = world, temperature, eps, iterations
-        self.num_views, self.local_views = num_views, local_views
+        self.num_views, self.local_views, self.share_statistics = num_views, local_views, share_statistics
         student = Branch(encoder, mlp([width_of(encoder), hidden, dim], last_norm=False, bias=True))
         self.student = norm.convert(student, scope(world, norm_group))
         self.prototypes = nn.Linear(dim, prototypes, bias=False)
@@ -91,10 +93,10 @@ class SwAV(Method):
         return freeze("prototypes", self.freeze_prototypes)
 
     def embed(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
-        """Return cosines with prototypes, `s0`, `s1`, ..., [B, prototypes] each, with separate statistics per view."""
+        """Return cosines with prototypes, `s0`, `s1`, ..., [B, prototypes] each."""
         directions = F.normalize(self.prototypes.weight, dim=1)
-        seen = enumerate(by_size(self.student, views))
-        return {f"s{number}": F.linear(F.normalize(z, dim=1), directions) for number, z in seen}
+        found = (with_common_statistics if self.share_statistics else by_size)(self.student, views)
+        return {f"s{number}": F.linear(F.normalize(z, dim=1), directions) for number, z in enumerate(found)}
 
     def loss(self, embeddings: Embeddings, batch: Batch, hyper: Hyperparameters) -> LossOutput:
         """Return the loss of predicting each global view's codes from all other views, averaged over valid samples."""

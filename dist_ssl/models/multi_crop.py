@@ -1,21 +1,46 @@
 """Forward passes of one module over views of several sizes: views of one size share a pass."""
 
+from collections.abc import Iterator
 from itertools import groupby
 
 import torch
 from torch import Tensor, nn
 
-from dist_ssl.models import norm
+from dist_ssl.core.draws import SampleDraws
+from dist_ssl.models import drop_path, norm
+from dist_ssl.models.branch import Branch
 
 
-def by_size(module: nn.Module, views: list[Tensor]) -> list[Tensor]:
+def same_size(views: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Return the runs of consecutive views, [B, 3, S, S] each, that have the same side S."""
+    return (list(neighbours) for _, neighbours in groupby(views, key=lambda view: view.shape[-1]))
+
+
+def by_size(module: nn.Module, views: list[Tensor], draws: SampleDraws | None = None) -> list[Tensor]:
     """Return the output of every view, [B, D] each, in the order of the views, with separate statistics per view.
 
-    `views`: [B, 3, S, S] each; consecutive views with the same side S share a pass.
+    `draws`: those of the samples, for a module with stochastic depth.
     """
     found: list[Tensor] = []
-    for _, neighbours in groupby(views, key=lambda view: view.shape[-1]):
-        same = list(neighbours)
+    for same in same_size(views):
         norm.set_views(module, len(same))
+        if draws is not None:
+            drop_path.draw(module, draws, range(len(found), len(found) + len(same)), same[0].device)
         found += module(torch.cat(same)).chunk(len(same))
     return found
+
+
+def with_common_statistics(branch: Branch, views: list[Tensor]) -> list[Tensor]:
+    """Return the output of every view, [B, D] each, in the order of the views, with batch statistics of several views.
+
+    In the encoder views of one size have common statistics; the projector sees all views at once, with one set of
+    statistics. Rows lie sample by sample, so that a group of samples takes all their views along.
+    """
+    features: list[Tensor] = []
+    for same in same_size(views):
+        norm.set_views(branch.encoder, 1, rows=len(same))
+        features.append(branch.encoder(torch.stack(same, dim=1).flatten(0, 1)))
+    norm.set_views(branch.projector, 1, rows=len(views))
+    by_sample = torch.cat([rows.view(len(views[0]), -1, rows.shape[1]) for rows in features], dim=1)
+    found: Tensor = branch.projector(by_sample.flatten(0, 1))
+    return list(found.view(len(views[0]), len(views), -1).unbind(1))

@@ -23,6 +23,7 @@ from dist_ssl.optim.lars import LayerwiseSGD, Norms, Ratio, local_norms
 REFERENCE_BATCH = 256
 RATE_OF = "lr/"
 """Prefix of the learning rate of one part."""
+PREDICTOR = "predictor"
 MOMENTUM = "0 to less than 1"
 
 
@@ -54,7 +55,8 @@ class OptimizerRecipe(ABC):
 
     `weight_decay`: weight decay at the start of the run; `decay_to`: at its end; None: the same. `rises_from`,
     `falls_to`: learning rate at the start of the warm-up and at the end of the run, as fractions of the peak, 0 to 1.
-    `constant`: parts that have the peak learning rate in every step.
+    `constant`: parts that have the peak learning rate in every step. `predictor_rate`: factor of the predictor's
+    learning rate, from 0.
     """
 
     base_lr: float
@@ -64,9 +66,11 @@ class OptimizerRecipe(ABC):
     falls_to: float = 0.0
     constant: list[str] = field(default_factory=list)
     decay_to: float | None = None
+    predictor_rate: float = 1.0
 
     def __post_init__(self) -> None:
         at_least("optim", 0, base_lr=self.base_lr, weight_decay=self.weight_decay, decay_to=self.decay_at_the_end)
+        at_least("optim", 0, predictor_rate=self.predictor_rate)
         shares("optim", rises_from=self.rises_from, falls_to=self.falls_to)
 
     @property
@@ -77,14 +81,21 @@ class OptimizerRecipe(ABC):
     def curves(self, batch_size: int) -> Mapping[str, Curve]:
         """Return the curves of learning rates, warmed up and annealed, and of weight decay, along half a cosine."""
         lr = self.base_lr * batch_size / REFERENCE_BATCH
+        own = {PREDICTOR: self._annealed(lr * self.predictor_rate)} if self.predictor_rate != 1 else {}
+        for part in self.constant:
+            peak = lr * (self.predictor_rate if part == PREDICTOR else 1)
+            own[part] = Curve(peak, peak)
         return {
-            "lr": Curve(lr, lr * self.falls_to, warms_up=True, rises_from=lr * self.rises_from),
+            "lr": self._annealed(lr),
             "weight_decay": Curve(self.weight_decay, self.decay_at_the_end),
-            **{RATE_OF + part: Curve(lr, lr) for part in self.constant},
+            **{RATE_OF + part: curve for part, curve in own.items()},
         }
 
+    def _annealed(self, peak: float) -> Curve:
+        return Curve(peak, peak * self.falls_to, warms_up=True, rises_from=peak * self.rises_from)
+
     def groups(self, named: Iterable[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
-        """Return the groups of the trainable parameters. Raises ConfigError where a constant part has none."""
+        """Return the groups of the trainable parameters. Raises ConfigError where a part with its own rate has none."""
         groups = parameter_groups(named, self.decay_1d)
         parts = {group["part"] for group in groups}
         for part in self.constant:
@@ -92,6 +103,11 @@ class OptimizerRecipe(ABC):
                 raise ConfigError(
                     f"optim.constant names '{part}', which has no trainable parameters.", nearest(part, parts)
                 )
+        if self.predictor_rate != 1 and PREDICTOR not in parts:
+            raise ConfigError(
+                f"optim.predictor_rate={self.predictor_rate:g} changes nothing: this method has no predictor.",
+                "Set optim.predictor_rate=1, or use byol, simsiam, mocov3 or fast_moco.",
+            )
         return groups
 
     @abstractmethod

@@ -14,10 +14,13 @@ from dist_ssl.engines import units as module
 from dist_ssl.engines.parallel import Parallel
 from dist_ssl.engines.units import checkpointed, compiled, units
 from dist_ssl.errors import ConfigError
+from dist_ssl.methods.dino import DINO
 from dist_ssl.methods.mocov3 import MoCoV3
+from dist_ssl.methods.rotation import Rotation
 from dist_ssl.models.encoders import ResidualBlock, TinyResNet, timm_encoder
 from dist_ssl.models.vit import vit
 from dist_ssl.optim.recipes import SGD
+from dist_ssl.protocols.method import Method
 from tests.engines.jobs import batch, hyper, small_engine, small_method, trained, whole_state
 from tests.ranks import Ranks
 
@@ -36,10 +39,21 @@ def transformer(world: World) -> MoCoV3:
     return MoCoV3(encoder, world=world, hidden=10, dim=6, temperature=0.2)
 
 
+def deep(world: World) -> Rotation:
+    """DINO with stochastic depth and rotation: one more pass comes between that of the views and its backward pass."""
+    torch.manual_seed(0)
+    encoder = vit(width=8, depth=2, heads=2, patch=4)
+    dino = DINO(encoder, world=world, hidden=8, narrow=4, outputs=12, drop_path=0.5)
+    return Rotation(dino, world=world, hidden=8)
+
+
 def made(world: World, engine: str, case: str, **options: Any) -> Parallel:
     own = dict(CASES.get(case, {}))
     accumulate = own.pop("accumulate", 1)
-    method = transformer(world) if case == "vit" else small_method(world, own.pop("name", "mocov3"), **own)
+    if case == "vit, drop path":
+        method: Method = deep(world)
+    else:
+        method = transformer(world) if case == "vit" else small_method(world, own.pop("name", "mocov3"), **own)
     return small_engine(world, engine, method, SGD(1e-2, 5e-4), accumulate=accumulate, **options)
 
 
@@ -62,7 +76,7 @@ def again(world: World, engine: str, cases: list[str]) -> dict[str, float]:
 
 @pytest.mark.parametrize("engine", ["ddp", "fsdp"])
 def test_what_is_computed_again_has_the_same_gradients_and_statistics(engine: str, ranks: Ranks) -> None:
-    cases = [*CASES, "vit"]
+    cases = [*CASES, "vit", "vit, drop path"]
     assert max(again(World(), engine, cases).values()) <= 1e-12
     for found in ranks.run(again, 2, engine, ["mocov3", "vit"]):
         assert max(found.values()) <= 1e-12

@@ -31,6 +31,8 @@ UNMIXED_ROWS = "single_branch, rows of unmixed images"
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in NAMES},
     "mocov2 in shuffled groups": ("mocov2", {"norm_group": 4, "shuffle": True}),
+    "mocov2, symmetric": ("mocov2", {"symmetric": True}),
+    "mocov2, symmetric, in shuffled groups": ("mocov2", {"symmetric": True, "norm_group": 4, "shuffle": True}),
     "mocov3 in groups over ranks": ("mocov3", {"norm_group": 8}),
     "mocov3 of a ViT": ("mocov3", {"vit": True, "projector_layers": 3, "predictor_norm": True}),
     "mocov3 of a ViT in groups": ("mocov3", {"vit": True, "norm_group": 4, "projector_layers": 3}),
@@ -39,6 +41,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "emp_ssl in groups": ("emp_ssl", {"norm_group": 8, "loss_group": 4}),
     "single_branch, few negatives": ("single_branch", {"negatives": 30, "update": "descend"}),
     "single_branch, unmixed": ("single_branch", {"mix": False, "update": "pull"}),
+    "single_branch, rows of zeros": ("single_branch", {"calibrate": False, "update": "pull"}),
     UNMIXED_ROWS: ("single_branch", {"update_on_mixed": False}),
     "mocov3 + rotation": ("mocov3", {"aux": True}),
     "emp_ssl + rotation": ("emp_ssl", {"aux": True}),
@@ -46,7 +49,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "dino, local views": ("dino", {"local_views": 3, "head_norm": True}),
     "dino, shared targets, local views": ("dino", {"local_views": 2, "sinkhorn": 3}),
     "dino of a ViT, local views": ("dino", {"vit": True, "local_views": 2}),
+    "dino of a ViT, drop path, + rotation": ("dino", {"vit": True, "local_views": 2, "drop_path": 0.5, "aux": True}),
     "swav, local views, in groups": ("swav", {"local_views": 2, "num_views": 3, "norm_group": 4}),
+    "swav, common statistics": ("swav", {"local_views": 3, "share_statistics": True}),
+    "swav, common statistics, in groups": ("swav", {"local_views": 2, "share_statistics": True, "norm_group": 4}),
     "swav, local views, + rotation": ("swav", {"local_views": 2, "aux": True}),
 }
 cases = pytest.mark.parametrize("case", CASES)

@@ -5,9 +5,14 @@ import math
 import pytest
 import torch
 
+from dist_ssl.core.draws import Draws, SampleDraws
 from dist_ssl.core.plan import Hyperparameters
 from dist_ssl.distributed.world import World
+from dist_ssl.errors import ConfigError
 from dist_ssl.losses.prototype_codes import sinkhorn
+from dist_ssl.methods.dino import DINO
+from dist_ssl.models.drop_path import DropPath
+from dist_ssl.models.vit import vit
 from dist_ssl.schedules.warmup_cosine import value
 from tests.methods import small
 
@@ -93,3 +98,47 @@ def test_the_temperature_rises_during_its_own_warm_up_and_without_one_not() -> N
 def test_the_head_may_have_batch_norm_between_its_layers() -> None:
     head = small.method("dino", hidden=8, narrow=4, head_norm=True).student.projector
     assert small.layout(head.mlp) == "32-8+ BN GELU 8-8+ BN GELU 8-4+"
+
+
+def with_depth(drop_path: float) -> DINO:
+    """DINO around a transformer of three blocks."""
+    torch.manual_seed(0)
+    encoder = vit(width=8, depth=3, heads=2, patch=4)
+    return DINO(encoder, world=World(), hidden=8, narrow=4, outputs=12, local_views=1, drop_path=drop_path).double()
+
+
+def test_stochastic_depth_is_the_students_only_and_rises_over_the_blocks() -> None:
+    m = with_depth(0.2)
+    rates = [(name, child.rate) for name, child in m.named_modules() if isinstance(child, DropPath)]
+    expected = [(1, 0.1), (2, 0.2)]
+    names = [(f"student.encoder.blocks.{n}.drop_path{branch}", rate) for n, rate in expected for branch in (1, 2)]
+    assert rates == [(name, pytest.approx(rate)) for name, rate in names]
+    assert m.student.state_dict().keys() == m.teacher.state_dict().keys()
+    assert not any(isinstance(child, DropPath) for child in with_depth(0.0).modules())
+
+
+def test_what_is_left_out_depends_on_the_sample_its_view_and_the_epoch_alone() -> None:
+    m = with_depth(0.5)
+    b = small.batch()
+    b.views += [b.views[0][..., :8, :8]]
+    whole = small.forward(m, b)
+    part = m([view[2:5] for view in b.views], SampleDraws(Draws(0), b.ids.numpy()[2:5]))
+    assert all(torch.allclose(part[key], whole[key][2:5], atol=1e-12) for key in whole)
+    other = m(b.views, SampleDraws(Draws(0, epoch=1), b.ids.numpy()))
+    assert torch.equal(other["t0"], whole["t0"])
+    assert not torch.allclose(other["s0"], whole["s0"])
+    b.views[1] = b.views[0]
+    assert not torch.allclose(small.forward(m, b)["s1"], whole["s0"])
+    m.eval()
+    assert torch.allclose(m.encoder(b.views[0]), with_depth(0.0).encoder(b.views[0]))
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.0])
+def test_a_share_that_is_none_is_refused(rate: float) -> None:
+    with pytest.raises(ConfigError, match=rf"method\.drop_path={rate:g} is not possible: it is 0 to less than 1"):
+        with_depth(rate)
+
+
+def test_a_convolutional_encoder_has_no_depth_to_leave_out() -> None:
+    with pytest.raises(ConfigError, match=r"method\.drop_path=0\.1 .* the encoder has no transformer blocks"):
+        small.method("dino", drop_path=0.1)

@@ -3,6 +3,7 @@
 import pytest
 from torch import nn
 
+from dist_ssl.errors import ConfigError
 from dist_ssl.models.norm import BatchNorm
 from tests.methods.small import layout, method, published
 
@@ -73,7 +74,13 @@ def test_the_others_have_no_teacher(name: str) -> None:
     assert published(name).teacher is None
 
 
-MOMENTA = {"byol": (0.996, 1.0), "dino": (0.996, 1.0), "mocov2": (0.999, 0.999), "fast_moco": (0.99, 0.99)}
+MOMENTA = {
+    "byol": (0.996, 1.0),
+    "mocov3": (0.99, 1.0),
+    "dino": (0.996, 1.0),
+    "mocov2": (0.999, 0.999),
+    "fast_moco": (0.99, 0.99),
+}
 
 
 @pytest.mark.parametrize("name", MOMENTA)
@@ -81,3 +88,12 @@ def test_teachers_keep_or_raise_their_momentum_as_published(name: str) -> None:
     curve = published(name).curves["momentum"]
     assert (curve.start, curve.end) == MOMENTA[name]
     assert curve.for_next_step == (curve.start != curve.end)
+
+
+@pytest.mark.parametrize("name", ["byol", "dino", "mocov3"])
+def test_a_teachers_momentum_may_end_where_it_began_or_anywhere(name: str) -> None:
+    for end in (0.9, 0.95):
+        curve = published(name, momentum=0.9, momentum_end=end).curves["momentum"]
+        assert (curve.start, curve.end) == (0.9, end)
+    with pytest.raises(ConfigError, match=r"method.momentum_end=1.5 .*"):
+        published(name, momentum_end=1.5)

@@ -1,11 +1,13 @@
 """MoCo v2: the queue before and after a step, the loss against it, and keys in groups of another order."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from dist_ssl.core.batch import Batch
 from dist_ssl.errors import ConfigError
 from dist_ssl.models.norm import BatchNorm
 from tests.methods import small
@@ -67,6 +69,43 @@ def test_shuffled_keys_are_those_of_other_groups_in_the_old_order() -> None:
         if isinstance(child, BatchNorm):
             child.eval()  # without groups an order makes no difference
     assert torch.allclose(small.forward(m, b)["k"], small.forward(plain, b)["k"])
+
+
+def swapped(b: Batch) -> Batch:
+    """The same batch with the second view first."""
+    return replace(b, views=b.views[::-1])
+
+
+def test_the_symmetric_loss_is_the_sum_of_both_directions_of_one() -> None:
+    both, one = (small.method("mocov2", slots=16, symmetric=symmetric) for symmetric in (True, False))
+    for m in (both, one):
+        m.queue.keys[:9] = F.normalize(torch.randn(9, 64, generator=torch.Generator().manual_seed(1)).double(), dim=1)
+        m.queue.ids[:9] = torch.arange(3, 12)
+    b = small.batch(seed=2)
+    out = both.loss(small.forward(both, b), b, small.HYPER)
+    ours = small.gradients(both, b, out)
+    parts = [one.loss(small.forward(one, there), there, small.HYPER).loss for there in (b, swapped(b))]
+    assert out.loss.item() == pytest.approx(sum(part.item() for part in parts))
+    one.zero_grad()
+    sum(parts).backward()  # type: ignore[union-attr,no-untyped-call]
+    assert all(torch.allclose(ours[n], p.grad, atol=1e-9) for n, p in one.named_parameters() if p.grad is not None)
+
+
+def test_a_symmetric_step_pushes_the_keys_of_both_views() -> None:
+    m, b = small.method("mocov2", symmetric=True), small.batch(invalid=(1,), first=30)
+    small.step(m, b)
+    assert m.queue.ids[:11].tolist() == [30, 30, 32, 32, 33, 33, 34, 34, 35, 35, -1]
+    for place, view in enumerate(reversed(b.views)):
+        assert torch.allclose(m.queue.keys[place:10:2], F.normalize(m.teacher(view), dim=1)[[0, 2, 3, 4, 5]])
+
+
+def test_the_keys_of_both_directions_are_shuffled_differently() -> None:
+    m = small.method("mocov2", norm_group=2, shuffle=True, symmetric=True)
+    b = small.batch(size=8)
+    b.views[1] = b.views[0]
+    e = small.forward(m, b)
+    assert torch.equal(e["q"], e["q_back"])
+    assert not torch.allclose(e["k"], e["k_back"])
 
 
 def test_shuffling_without_groups_is_refused() -> None:

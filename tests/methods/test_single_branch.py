@@ -41,6 +41,17 @@ def test_every_row_begins_as_the_unit_embedding_of_its_image() -> None:
     assert torch.allclose(rows[16 : 16 + SIZE], again)
 
 
+def test_without_calibration_rows_are_zeros_until_their_images_are_visited() -> None:
+    m = small.method("single_branch", hidden=12, dim=DIM, calibrate=False, mix=False)
+    assert not m.needs_initial_pass
+    assert filled().needs_initial_pass
+    b = small.batch(1, SIZE, first=40)
+    z = F.normalize(m.student(b.views[0]), dim=1).detach()
+    small.step(m, b)
+    assert torch.allclose(m.bank.rows[40 : 40 + SIZE], z)
+    assert m.bank.rows.any(dim=1).sum() == SIZE
+
+
 def test_a_replacement_fills_no_row() -> None:
     m = small.method("single_branch", hidden=12, dim=DIM)
     m.initialise_memory(small.batch(1, SIZE, invalid=(2,)))
@@ -96,6 +107,17 @@ def test_with_sampled_negatives_it_is_over_the_batch_and_as_many_others() -> Non
     z = F.normalize(m.student(b.views[0]), dim=1)
     expected = plain_loss(z, m.bank.rows, torch.searchsorted(among, b.ids), among)
     assert m.loss(small.forward(m, b), b, small.HYPER).loss.item() == pytest.approx(expected.item())
+
+
+def test_so_many_others_are_compared_whatever_the_batch_holds() -> None:
+    """An image that replaces an unreadable one may occur twice; as many others as asked come beside the batch's."""
+    m = filled(negatives=7)
+    b = small.batch(1, SIZE, first=40, invalid=(5,))
+    b.ids[5] = b.ids[2]
+    among = m._among(b).tolist()
+    assert among == sorted(set(among))
+    assert len(set(among) - set(b.ids.tolist())) == 7
+    assert set(b.ids.tolist()) <= set(among)
 
 
 def test_ema_moves_the_batchs_rows_only_and_none_of_a_replacement() -> None:

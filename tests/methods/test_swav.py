@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from dist_ssl.distributed.world import World
 from dist_ssl.losses.prototype_codes import sinkhorn
 from dist_ssl.methods.swav import SwAV
+from dist_ssl.models.norm import BatchNorm
 from tests.methods import small
 
 
@@ -66,6 +67,23 @@ def test_views_of_one_side_pass_the_encoder_together() -> None:
     m.encoder.register_forward_hook(lambda _module, images, _out: seen.append(tuple(images[0].shape)))
     assert sorted(small.forward(m, b)) == ["s0", "s1", "s2", "s3", "s4"]
     assert seen == [(12, 3, 12, 12), (18, 3, 8, 8)]
+
+
+def test_common_statistics_are_those_of_a_plain_pass_over_crops_of_one_size_and_a_head_over_all_crops() -> None:
+    """The authors concatenate crop by crop; here rows lie sample by sample."""
+    m, b = small.method("swav", prototypes=5, local_views=3, share_statistics=True), small.batch(2)
+    b.views += [torch.randn(6, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(5))] * 3
+    b.views[3:] = [b.views[3] + 1, b.views[4].flip(3)]
+    for child in m.student.modules():
+        if isinstance(child, BatchNorm):
+            child.views, child.rows = 1, 1
+    features = torch.cat([m.encoder(torch.cat(b.views[:2])), m.encoder(torch.cat(b.views[2:]))])
+    plain = F.normalize(m.student.projector(features), dim=1) @ m.prototypes.weight.T
+    own = small.forward(small.method("swav", prototypes=5, local_views=3), b)
+    for number, (key, found) in enumerate(small.forward(m, b).items()):
+        assert key == f"s{number}"
+        assert torch.allclose(found, plain[6 * number : 6 * number + 6], atol=1e-9)
+        assert not torch.allclose(found, own[key], atol=1e-3), "the option changes nothing"
 
 
 def test_prototypes_begin_with_length_1() -> None:

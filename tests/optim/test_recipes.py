@@ -102,6 +102,22 @@ def test_a_constant_part_declares_the_peak_as_its_hyperparameter() -> None:
     assert value(found["lr"], 0, 10, 100) == pytest.approx(0.025)
 
 
+def test_the_predictor_may_learn_at_a_multiple_of_the_rate() -> None:
+    found = SGD(0.05, 1e-4, rises_from=0.25, falls_to=0.1, predictor_rate=10.0).curves(512)
+    assert set(found) == {"lr", "weight_decay", "lr/predictor"}
+    for position in (0, 5, 10, 50, 100):
+        own, other = (value(found[name], position, 10, 100) for name in ("lr/predictor", "lr"))
+        assert own == pytest.approx(10 * other)
+    constant = SGD(0.05, 1e-4, constant=["predictor"], predictor_rate=10.0).curves(512)["lr/predictor"]
+    assert [value(constant, position, 10, 100) for position in (0, 50, 100)] == pytest.approx([1.0] * 3)
+
+
+def test_a_rate_for_a_predictor_that_is_not_there_is_refused() -> None:
+    SGD(1.0, 0.1, predictor_rate=10.0).build(network().named_parameters())
+    with pytest.raises(ConfigError, match=r"optim\.predictor_rate=10 changes nothing: this method has no predictor"):
+        SGD(1.0, 0.1, predictor_rate=10.0).build(network().student.named_parameters())
+
+
 def test_a_constant_part_that_is_not_there_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"optim\.constant names 'predictr'") as caught:
         SGD(1.0, 0.1, constant=["predictr"]).build(network().named_parameters())
@@ -112,7 +128,7 @@ def test_a_constant_part_that_is_not_there_is_refused() -> None:
     ("recipe", "key", "value"),
     [
         *[(SGD, key, value) for key in ("rises_from", "falls_to") for value in (-0.1, 1.5)],
-        *[(AdamW, key, -1.0) for key in ("base_lr", "weight_decay")],
+        *[(AdamW, key, -1.0) for key in ("base_lr", "weight_decay", "predictor_rate")],
         *[(recipe, "momentum", value) for recipe in (SGD, LARS) for value in (-0.1, 1.0)],
         *[(LARS, "trust", value) for value in (-1.0, 0.0)],
         (AdamW, "eps", 0.0),
