@@ -33,7 +33,7 @@ PROTOCOL = re.compile(
     r"^# Protocol: (?P<words>kNN|linear classifier on the mean of h over 128 patches|linear classifier) ", re.M
 )
 MEASURE = re.compile(
-    r"^# python launch/evaluate\.py run=runs/NAME protocol=(?P<protocol>\w+)( who=(?P<who>student|teacher))?$", re.M
+    r"^# python launch/evaluate\.py run=runs/NAME protocol=(?P<protocol>\w+)( branch=(?P<who>student|teacher))?$", re.M
 )
 MEASURED_BY = {
     "kNN": "knn",
