@@ -46,8 +46,13 @@ class Frozen:
         world = World(device=own_device(0))
         found = parts(config, world, 1)
         engine = build_engine(config, found, world)
+
+        def wants(name: str, shape: tuple[int, ...]) -> range | None:
+            """Request no moments of the optimizer."""
+            return engine.wants(name, shape) if name.startswith("model/") else range(0)
+
         try:
-            _, state = read(checkpoint, lambda name, _: None if name.startswith("model/") else range(0))
+            _, state = read(checkpoint, wants)
         except DamagedError as error:
             raise CheckpointError(f"{checkpoint} is damaged ({error}).", "Name another one: checkpoint=...") from error
         engine.load({name: value for name, value in state.items() if name.startswith("model/")})

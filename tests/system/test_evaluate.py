@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from dist_ssl.evaluate.linear import linear_probe
 from dist_ssl.protocols.engine import Branch
 from launch import evaluate
 from launch.frozen import Frozen
-from launch.run_dir import RunDir
+from launch.run_dir import PROJECT, RunDir
 from tests.jobs import small_config, small_job
 from tests.system.launching import Launch, words
 
@@ -150,6 +152,23 @@ WRONG = {
     "data elsewhere": (("data.path=nowhere",), "nowhere", "data.path=..."),
     "no such split": (("data.val=vall",), "vall", "val"),
 }
+
+
+def test_a_run_of_two_ranks_with_shards_and_a_bank_by_its_own_code(demo_shards: Path, tmp_path: Path) -> None:
+    """One process reads what ranks hold in pieces; code that has changed since is not used."""
+    own = ("name=spread", "method=single_branch", "engine=fsdp", "nodes=2", "probe.every=9 epochs", "epochs=2")
+    code, text = Launch(*words(demo_shards, tmp_path, *own)).finish()
+    assert code == 0, text
+    run = tmp_path / "spread"
+    script = run / "code" / "launch" / "evaluate.py"
+    script.write_text(script.read_text().replace('"Written to ', '"By its own code: '))
+    command = [sys.executable, str(PROJECT / "launch" / "evaluate.py"), f"run={run}", "threads=1", "protocol=retrieval"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "was started with different code: this uses the code in its own folder" in done.stdout
+    assert "By its own code: " in done.stdout
+    (file,) = (run / "evaluations").iterdir()
+    assert json.loads(file.read_text())["numbers"]["queries"] == 20
 
 
 @pytest.mark.parametrize("name", WRONG)
