@@ -78,7 +78,7 @@ class Parts:
     optimizer: OptimizerRecipe
     method: Method
     schedule: Schedule
-    total_samples: int
+    timeline: Timeline
     virtual_ranks: int | None
     """Number of virtual ranks in bitwise mode; None outside of it."""
 
@@ -112,7 +112,7 @@ def parts(config: Config, world: World, ranks: int) -> Parts:
         check_side(encoder, plan.image_size, "schedule.image_size")
         check_side(encoder, plan.local_size if plan.local_views else None, "schedule.local_size")
         of_views(recipes, plan.views, plan.local_views)
-    return Parts(run, data, access, dataset, train, recipes, optimizer, method, schedule, timeline.total, virtual)
+    return Parts(run, data, access, dataset, train, recipes, optimizer, method, schedule, timeline, virtual)
 
 
 def make_schedule(
@@ -191,7 +191,7 @@ def build(config: Config, world: World, signals: Signals, place: Place) -> Job:
         ),
         agreement=Agreement(world, signals, p.run.save_every, p.run.keep_every),
         probe=probe(config, p, world, process),
-        meter=Meter(world, sinks(config, p, world, place), p.total_samples),
+        meter=Meter(world, sinks(config, p, world, place), p.timeline.total),
         ledger=Ledger(place.folder / "ledger", place.attempt, world),
         quarantine=Quarantine(
             place.folder / "quarantine.jsonl", p.train, world=world, attempt=place.attempt, max_bad=p.data.max_bad
@@ -273,6 +273,6 @@ def sinks(config: Config, p: Parts, world: World, place: Place) -> list[Sink]:
     target = place.folder.parent / "targets" / f"{name}.json"
     return [
         JsonLines(place.folder / "metrics.jsonl"),
-        Status(place.folder / "status.json", p.total_samples),
+        Status(place.folder / "status.json", p.timeline.total, p.timeline.steps),
         Prometheus(name, own_addresses()[0], config["metrics"]["port"], target, place.folder / "checkpoints"),
     ]

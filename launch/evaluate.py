@@ -5,7 +5,8 @@
 protocol=knn             weighted kNN (k=20, temperature=0.07): the training split votes on the held-out one
          linear          a linear classifier of the training split's features, tested on the held-out one
          retrieval       mean average precision: a held-out image finds the others of its class
-         bag_of_patches  kNN on the mean features of patches=128 views of an image, drawn as in training
+         bag_of_patches  kNN on the mean features of patches=128 views of an image, drawn as in training: 128 times the
+                         cost of knn
          unlabelled      effective rank, uniformity, alignment: without labels
 
 checkpoint=step_00012000 is another checkpoint than the newest. bank=N and queries=N are the most images of the
@@ -13,14 +14,17 @@ training and of the held-out split, which by default are used whole. resize=256 
 shorter side in px, and the side of the centre that is cut out. What is not given is as the run's probe has it.
 threads=N are those of torch; data.val=NAME is another held-out split. One process computes, on a GPU if there is one.
 
-The numbers are printed, and written to runs/NAME/evaluations/STEP_BRANCH_PROTOCOL.json. Exit code 0; 2 where something
-in the command, in the checkpoint or in the data must be corrected.
+The numbers are printed, and written to runs/NAME/evaluations/STEP_BRANCH_PROTOCOL.json, whose name also has the
+settings that were given. Of the linear protocol report `linear accuracy`, that of the last epoch: the best epoch is
+chosen on the held-out split, and the sweep is on a tenth of the training split. Exit code 0; 2 where something in the
+command, in the checkpoint or in the data must be corrected.
 """
 
 import json
 import os
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
@@ -36,11 +40,20 @@ from launch import credentials
 from launch.handover import hand_over
 from launch.run_dir import AttemptDir, RunDir
 
+INTERRUPTED_CODE = 130
 ALL = 1 << 62
 """More images than any split has."""
 MOST = {"patches": 4096, "threads": 4096}
 """Largest value of a key; draws are keyed by at most so many views of an image."""
 DATA = ("data.path", "data.val")
+VOTING = ("knn", "bag_of_patches")
+USED_BY = {
+    "bank": (*VOTING, "linear"),
+    "k": VOTING,
+    "temperature": VOTING,
+    "patches": ("bag_of_patches",),
+}
+"""Protocols that use a key; every protocol uses the others."""
 
 
 @dataclass(frozen=True)
@@ -77,13 +90,31 @@ class Options:
             else:
                 values[key] = text if types[key] is str else fit(_plain(key, text), types[key], key)
         if "run" not in values:
-            raise ConfigError("No run is given.", "python launch/evaluate.py run=runs/NAME")
+            raise ConfigError("No run is given.", "Usage: python launch/evaluate.py run=runs/NAME")
         found = cls(**values)
         given = {key: values[key] for key in ("bank", "queries", "patches", "threads") if values.get(key) is not None}
         for key, value in given.items():
             if not 1 <= value <= MOST.get(key, ALL):
-                raise ConfigError(f"{key}={value} is not possible: it is 1 to {MOST.get(key, 'all')}.", "Correct it.")
+                rule = f"from 1 to {MOST[key]}" if key in MOST else "at least 1"
+                raise ConfigError(f"{key}={value} is not possible: it must be {rule}.", f"Set {key}=128, for example.")
+        found.refuse_unused(values)
         return found, data
+
+    def refuse_unused(self, values: Mapping[str, Any]) -> None:
+        """Raise ConfigError for a given key that the protocol does not use."""
+        for key, protocols in USED_BY.items():
+            if key in values and self.protocol not in protocols:
+                raise ConfigError(
+                    f"{key}={values[key]} is not used by protocol={self.protocol}.",
+                    f"Leave it out, or choose protocol={' or '.join(protocols)}.",
+                )
+
+    @property
+    def suffix(self) -> str:
+        """The given settings that change the numbers, for the name of the file that holds them."""
+        given = {key: getattr(self, key) for key in ("bank", "queries", "k", "temperature", "resize", "crop")}
+        given |= {"patches": self.patches if self.patches != Options.patches else None}
+        return "".join(f"_{key}{value}" for key, value in given.items() if value is not None)
 
 
 def _plain(key: str, text: str) -> Any:
@@ -120,9 +151,13 @@ def config_of(run: RunDir, options: Options, data: dict[str, str]) -> dict[str, 
     for key in ("branch", "k", "temperature", "resize", "crop"):
         if (value := getattr(options, key)) is not None:
             probe[key] = value
+    if "planner" not in began["schedule"]:
+        raise ConfigError(
+            f"{run.folder} was started by code that is too old for this command.", "Evaluate a newer run."
+        )
     return {
         **began,
-        "probe": {**began["probe"], **probe},
+        "probe": {**now["probe"], **probe},
         "data": {**began["data"], "path": now["data"]["path"], "loader_process": False, **data},
         "threads": threads,
         "decode_threads": threads,
@@ -130,7 +165,7 @@ def config_of(run: RunDir, options: Options, data: dict[str, str]) -> dict[str, 
 
 
 def evaluate(run: RunDir, options: Options, data: dict[str, str]) -> tuple[Path, dict[str, Any]]:
-    """Evaluate a checkpoint; return the file that was written, and its content. Raises UserError."""
+    """Evaluate a checkpoint; return the file for its numbers, and its content. Raises UserError, OSError."""
     import torch
 
     from dist_ssl.build import last_side
@@ -149,20 +184,22 @@ def evaluate(run: RunDir, options: Options, data: dict[str, str]) -> tuple[Path,
     node = frozen.node
     resize, crop = node.sides(last_side(frozen.parts))
     settings = {"branch": node.branch, "k": node.k, "temperature": node.temperature, "resize": resize, "crop": crop}
+    split = {key: config["data"][key] for key in ("train", "val")}
     content = {
         "protocol": options.protocol,
         "checkpoint": checkpoint.name,
-        "settings": {**settings, "patches": options.patches},
+        "settings": settings | {"patches": options.patches, **split},
         "numbers": numbers,
         "data": frozen.parts.dataset.identity,
         "device": frozen.world.device.type,
         "threads": config["threads"],
         "seconds": round(time.monotonic() - started, 3),
     }
-    folder = run.folder / "evaluations"
-    folder.mkdir(exist_ok=True)
-    file = folder / f"{checkpoint.name.removeprefix('step_')}_{node.branch}_{options.protocol}.json"
-    write_atomically(file, json.dumps(content, indent=1) + "\n")
+    file = (
+        run.folder
+        / "evaluations"
+        / f"{checkpoint.name.removeprefix('step_')}_{node.branch}_{options.protocol}{options.suffix}.json"
+    )
     return file, content
 
 
@@ -186,12 +223,24 @@ def main(arguments: list[str]) -> int:
         options, data = Options.parse(arguments)
         run = RunDir.open(Path(options.run))
         hand_over(run, arguments, console, "evaluate.py")
+        if options.protocol == "bag_of_patches":
+            console.print(f"Computing {options.patches} views of every image; bank=N and queries=N make it shorter.")
         file, content = evaluate(run, options, data)
+        console.print(f"{content['checkpoint']}, {content['settings']['branch']}, {content['protocol']}:")
+        console.print(table(content))
+        file.parent.mkdir(exist_ok=True)
+        write_atomically(file, json.dumps(content, indent=1, allow_nan=False) + "\n")
     except UserError as error:
         console.print(str(error).replace("probe.", ""))  # the keys of the probe are keys of this command
         return EXIT_CODE
-    console.print(f"{content['checkpoint']}, {content['settings']['branch']}, {content['protocol']}:")
-    console.print(table(content))
+    except OSError as error:
+        console.print(
+            f"{error.filename} cannot be written: {error.strerror}.\n  Free some space or fix the permissions."
+        )
+        return EXIT_CODE
+    except KeyboardInterrupt:
+        console.print("Interrupted: nothing was written.")
+        return INTERRUPTED_CODE
     console.print(f"Written to {file}.")
     return 0
 

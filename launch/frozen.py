@@ -1,5 +1,6 @@
 """A run's frozen encoder, on one process, and the measures of its features: the protocols of `evaluate.py`."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,10 @@ class Frozen:
         try:
             _, state = read(checkpoint, wants)
         except DamagedError as error:
+            if not checkpoint.exists():
+                raise CheckpointError(
+                    f"The run has removed {checkpoint} meanwhile.", "Evaluate a newer one, or raise keep_last."
+                ) from error
             raise CheckpointError(f"{checkpoint} is damaged ({error}).", "Name another one: checkpoint=...") from error
         engine.load({name: value for name, value in state.items() if name.startswith("model/")})
         return cls(found, engine, world, probing(config), patches)
@@ -85,9 +90,15 @@ class Frozen:
         whole = len(numbers) == len(split.samples)
         own = extractor(self.parts, split, seen, self.world, None, scattered=not whole)
         try:
-            return (own.views if views else own.features)(self.engine, numbers, self.node.branch)
+            found, labels = (own.views if views else own.features)(self.engine, numbers, self.node.branch)
         finally:
             own.loader.close()
+        if broken := int((~found.isfinite()).flatten(1).any(1).sum()):
+            raise CheckpointError(
+                f"The features of {broken} of {len(found)} images of '{split.name}' are not finite.",
+                "The encoder has diverged: name an earlier checkpoint.",
+            )
+        return found, labels
 
     def drawn(self, count: int, slots: int) -> DrawnViews:
         """Return `count` views of an image, drawn as in the last epoch: by its first `slots` recipes in turn.
@@ -148,6 +159,8 @@ def retrieval(frozen: Frozen) -> Numbers:
     """Return the mean average precision with which held-out images find the others of their class."""
     queries, labels = frozen.features(frozen.labelled()[1], frozen.node.queries)
     precision = mean_average_precision(queries, labels, frozen.world.device)
+    if math.isnan(precision):
+        raise ConfigError(f"None of the {len(queries)} images has another one of its class.", "Use more: queries=...")
     return {"mean_average_precision": precision, "queries": len(queries)}
 
 

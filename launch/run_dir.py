@@ -58,8 +58,8 @@ class RunDir:
     def open(cls, folder: Path) -> "RunDir":
         """Open the folder of a started run. Raises ConfigError if it is none, or has another format."""
         run = cls(folder)
-        if not (folder / "config.yaml").is_file():
-            others = [p.parent.name for p in folder.parent.glob("*/config.yaml")]
+        if not (folder / "config.yaml").is_file() or "format" not in run.config:
+            others = [p.parent.name for p in folder.parent.glob("*/config.yaml") if "format" in read_yaml(p)]
             remedy = nearest(folder.name, others) if others else "Start one: python launch/slurm.py method=mocov3."
             raise ConfigError(f"{folder} is not a run folder.", remedy)
         if (version := run.config.get("format")) != FORMAT:

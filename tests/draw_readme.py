@@ -66,7 +66,7 @@ IMAGE = (
             "ranks",
             "12  finite check",
             "NaN or infinity stops the",
-            "run: no weight has changed",
+            "run; it is never saved",
             "runtime/finite_check.py",
         ),
         Box("device", "13  optimizer", "clip, then update with this", "step's hyperparameters", "optim/recipes.py"),

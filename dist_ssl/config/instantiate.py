@@ -67,13 +67,18 @@ def resolve(target: Any, key: str) -> Any:
 
     Raises ConfigError where it is outside ALLOWED or does not exist.
     """
+    if target is None:
+        raise ConfigError(f"{key} is missing: it names the class.", "Choose an option of the group.")
     if not str(target).startswith(ALLOWED):
         raise ConfigError(f"{key}={target} is outside {' '.join(ALLOWED)}", "Name a class inside them.")
     module, _, name = str(target).rpartition(".")
     try:
-        return getattr(importlib.import_module(module), name)
+        found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"{key}={target} does not exist: {error}.", "Correct the name.") from error
+    if not callable(found):
+        raise ConfigError(f"{key}={target} is neither a class nor a function.", "Name a class.")
+    return found
 
 
 def shared_keywords(
@@ -85,10 +90,10 @@ def shared_keywords(
     maker takes a key.
     """
     taken = [inspect.signature(make).parameters for make in makers]
-    possible = [key for parameters in taken for key in parameters if key not in given]
+    possible = list(dict.fromkeys(key for parameters in taken for key in parameters if key not in given))
     for key in own:
         if key not in possible:
-            names = " or ".join(make.__name__ for make in makers)
+            names = " or ".join(dict.fromkeys(make.__name__ for make in makers))
             raise ConfigError(f"{place}.{key} is not known to {names}.", nearest(key, possible))
     return [
         keywords(make, {key: value for key, value in own.items() if key in parameters}, place, given)
@@ -107,6 +112,10 @@ def keywords(make: Any, own: Mapping[str, Any], place: str, given: Container[str
         if key not in parameters and not open_ended:
             raise ConfigError(f"{place}.{key} is not known to {make.__name__}.", nearest(key, parameters))
     prefix = f"{place}." if place else ""
+    for key, parameter in parameters.items():
+        named = parameter.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        if named and parameter.default is inspect.Parameter.empty and key not in own:
+            raise ConfigError(f"{prefix}{key} is missing: {make.__name__} needs it.", f"Set {prefix}{key}=...")
     return {
         key: fit(value, parameters[key].annotation, prefix + key) if key in parameters else value
         for key, value in own.items()

@@ -28,6 +28,12 @@ class Timeline:
         """Samples in the whole run."""
         return self.starts[-1]
 
+    @property
+    def steps(self) -> int:
+        """Weight updates in the whole run."""
+        lengths = zip(self.batch_sizes, self.starts, self.starts[1:], strict=False)
+        return sum((end - start) // size for size, start, end in lengths)
+
     def samples(self, duration: Duration | None) -> int:
         """Return the samples seen once a counted duration has passed since the start; 0 for None.
 

@@ -46,11 +46,11 @@ class JsonLines:
 
 
 class Status:
-    """The newest values in one small file, which progress bars show. `total_samples`: of the whole run."""
+    """The newest values in one small file, which progress bars show. `total_samples`, `total_steps`: of the run."""
 
-    def __init__(self, path: Path, total_samples: int) -> None:
+    def __init__(self, path: Path, total_samples: int, total_steps: int) -> None:
         self.path = path
-        self.values: dict[str, float] = {"total_samples": total_samples}
+        self.values: dict[str, float] = {"total_samples": total_samples, "total_steps": total_steps}
 
     def open(self, progress: Progress) -> None:
         """Write the position at once."""
@@ -58,10 +58,7 @@ class Status:
 
     def write(self, progress: Progress, values: Mapping[str, float]) -> None:
         """Replace the file; a metric without a new value keeps its last one."""
-        plan = progress.plans[-1] if progress.plans else None
         self.values |= {**finite(values), "epochs": progress.epochs, "attempt": progress.attempt}
-        if plan:
-            self.values["total_steps"] = self.values["total_samples"] // plan.batch_size
         write_atomically(self.path, json.dumps(self.values))
 
     def close(self) -> None:

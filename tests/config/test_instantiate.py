@@ -7,7 +7,7 @@ import pytest
 from torch import nn
 
 from dist_ssl.config.durations import Duration
-from dist_ssl.config.instantiate import fit, instantiate, keywords
+from dist_ssl.config.instantiate import fit, instantiate, keywords, resolve, shared_keywords
 from dist_ssl.data.images.views import Augmentation
 from dist_ssl.errors import ConfigError
 from dist_ssl.optim.recipes import AdamW
@@ -23,6 +23,11 @@ class Part:
     flag: bool = False
     every: Duration | None = None
     pair: tuple[int, float] = (1, 2.0)
+
+
+def open_width(width: int) -> int:
+    """Takes one key."""
+    return width
 
 
 def open_ended(width: int, **rest: Any) -> dict[str, Any]:
@@ -160,3 +165,24 @@ def test_a_target_that_does_not_exist_is_refused(target: str) -> None:
 def test_an_encoder_of_timm_is_built_from_its_config() -> None:
     node = {"_target_": "dist_ssl.models.encoders.timm_encoder", "name": "resnet18", "stem": "small"}
     assert instantiate(node, "encoder").num_features == 512
+
+
+def test_what_is_no_class_and_what_names_none_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"schedule\.planner=torch\.nn is neither a class nor a function"):
+        resolve("torch.nn", "schedule.planner")
+    with pytest.raises(ConfigError, match=r"schedule\.planner is missing"):
+        resolve(None, "schedule.planner")
+
+
+def test_a_key_that_the_class_needs_is_asked_for_by_name() -> None:
+    with pytest.raises(ConfigError, match=r"part\.size is missing: Part needs it") as raised:
+        keywords(Part, {"rate": 1.0}, "part")
+    assert raised.value.remedy == "Set part.size=..."
+
+
+def test_makers_that_share_keys_take_their_own_and_refuse_what_none_knows() -> None:
+    first, second = shared_keywords([Part, open_width], {"size": 3, "width": 4}, "part", ())
+    assert (first, second) == ({"size": 3}, {"width": 4})
+    with pytest.raises(ConfigError, match=r"part\.witdh is not known to Part or open_width") as raised:
+        shared_keywords([Part, open_width], {"size": 3, "witdh": 4}, "part", ())
+    assert "'width'" in raised.value.remedy

@@ -42,3 +42,8 @@ def test_epochs_of_different_lengths_add_up_and_the_last_one_repeats(epochs: int
 
 def test_no_duration_is_no_sample() -> None:
     assert timeline([4], 20).samples(None) == 0
+
+
+@given(SIZES, st.integers(9, 60))
+def test_the_steps_of_the_run_are_counted(sizes: list[int], num_samples: int) -> None:
+    assert timeline(sizes, num_samples).steps == len(steps_of(sizes, num_samples))

@@ -78,21 +78,21 @@ def test_a_line_cut_short_by_a_kill_is_dropped(tmp_path: Path, cut: int) -> None
 
 
 def test_the_status_shows_the_position_at_once(tmp_path: Path) -> None:
-    sink = Status(tmp_path / "status.json", total_samples=4800)
+    sink = Status(tmp_path / "status.json", total_samples=4800, total_steps=100)
     sink.open(at(20, attempt=3))
     found = json.loads(sink.path.read_text())
     position = {"step": 20, "epoch": 1, "samples": 960, "attempt": 3}
     assert found == {**position, "epochs": 4, "total_samples": 4800, "total_steps": 100}
 
 
-def test_the_status_of_a_fresh_run_has_no_total_of_steps_yet(tmp_path: Path) -> None:
-    sink = Status(tmp_path / "status.json", total_samples=4800)
+def test_the_status_of_a_fresh_run_has_the_total_of_steps(tmp_path: Path) -> None:
+    sink = Status(tmp_path / "status.json", total_samples=4800, total_steps=100)
     sink.open(Progress(epochs=4))
-    assert "total_steps" not in json.loads(sink.path.read_text())
+    assert json.loads(sink.path.read_text())["total_steps"] == 100
 
 
 def test_a_number_that_is_not_new_keeps_its_last_value(tmp_path: Path) -> None:
-    sink = Status(tmp_path / "status.json", total_samples=4800)
+    sink = Status(tmp_path / "status.json", total_samples=4800, total_steps=100)
     sink.open(at(0))
     sink.write(at(20), {"step": 20, "knn_accuracy": 0.4, "loss": 3.0})
     sink.write(at(25), {"step": 25, "loss": 2.0})

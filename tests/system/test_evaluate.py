@@ -81,11 +81,12 @@ def test_knn_is_that_of_scikit_learn_on_the_checkpoint(
     branch: Branch, run: Path, demo_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name, content, text = written(run, capsys, f"branch={branch}", "k=5")
-    assert name == f"00000010_{branch}_knn.json"
+    assert name == f"00000010_{branch}_knn_k5.json"
     found = content["numbers"]
     assert (found["bank"], found["queries"]) == (60, 20)
     assert found["knn_accuracy"] == pytest.approx(published(run, demo_shards, tmp_path / "again", branch, 5))
     settings = {"branch": branch, "k": 5, "temperature": 0.07, "resize": 32, "crop": 32, "patches": 128}
+    settings |= {"train": "train", "val": "val"}
     assert content["settings"] == settings
     assert content["checkpoint"] == "step_00000010"
     assert content["data"] == yaml.safe_load((run / "config.yaml").read_text())["data"]["identity"]
@@ -114,7 +115,7 @@ def test_retrieval_and_bags_of_patches(run: Path, capsys: pytest.CaptureFixture[
     assert content["numbers"]["queries"] == 12
     assert 0 < content["numbers"]["mean_average_precision"] <= 1
     name, content, _ = written(run, capsys, "protocol=bag_of_patches", "patches=6", "k=3")
-    assert name == "00000010_student_bag_of_patches.json"
+    assert name == "00000010_student_bag_of_patches_k3_patches6.json"
     assert 0 <= content["numbers"]["knn_accuracy"] <= 1
     assert content["settings"]["patches"] == 6
     assert content == {
@@ -144,8 +145,14 @@ WRONG = {
     "a word for a number": (("k=many",), "k='many' is not possible: it takes a value of type int", ""),
     "no neighbours": (("k=0",), "k=0 is not possible: it is more than 0", ""),
     "no images": (("bank=0",), "bank=0 is not possible", ""),
-    "more views than there are draws": (("protocol=bag_of_patches", "patches=5000"), "it is 1 to 4096", ""),
+    "more views than there are draws": (("protocol=bag_of_patches", "patches=5000"), "it must be from 1 to 4096", ""),
     "pixels from outside": (("resize=20",), "resize=20 is not possible: it is at least the side of the crop, 32", ""),
+    "patches of kNN": (("patches=3",), "patches=3 is not used by protocol=knn", "bag_of_patches"),
+    "pairs that there are not": (
+        ("protocol=retrieval", "queries=1"),
+        "None of the 1 images has another one",
+        "queries=",
+    ),
     "no value": (("k",), "k has no value", "Write k="),
     "another checkpoint": (("checkpoint=7",), "has no checkpoint 7", "step_00000005, step_00000010"),
     "one image": (("protocol=unlabelled", "queries=1"), "queries=1 is not possible", "more"),
@@ -212,3 +219,15 @@ def test_a_method_without_a_teacher_and_data_without_a_held_out_split(
     alone = changed(run, tmp_path / "alone", small_config(demo_shards, "data.val=null"))
     assert "There is no held-out split" in refused(alone, capsys)
     assert written(alone, capsys, BEGINNING)[1]["numbers"]["queries"] == 60
+
+
+def test_a_file_that_cannot_be_written_costs_no_numbers(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(run / "evaluations", ignore_errors=True)
+    (run / "evaluations").touch()
+    try:
+        assert evaluate.main([f"run={run}", "threads=1", *BEGINNING.split()]) == 2
+    finally:
+        (run / "evaluations").unlink()
+    text = capsys.readouterr().out
+    assert "effective rank" in text
+    assert "cannot be written" in text
