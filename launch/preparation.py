@@ -77,6 +77,15 @@ def make_data(config: dict[str, Any], console: Console) -> None:
         make(source, address.path, console)
 
 
+def check_shape(config: dict[str, Any]) -> None:
+    """Check the top-level keys, and that the ranks can share the lanes: all that needs no data. Raises UserError."""
+    from dist_ssl.config.run_keys import top_level
+    from dist_ssl.runtime.epoch_planner import check_plan
+
+    run = top_level(config)
+    check_plan(run.lanes, run.batch_size, config["nodes"] * config["ranks_per_node"], num_samples=run.batch_size)
+
+
 def check(config: dict[str, Any]) -> str:
     """Check everything that can be checked before a start; return the data's identity. Raises UserError."""
     from dist_ssl.build import check as check_parts
@@ -90,6 +99,7 @@ def new_config(overrides: list[str], console: Console) -> dict[str, Any]:
     config = settings.compose(overrides, PROJECT / "configs")
     choose_cluster(config, console)
     fill_in(config)
+    check_shape(config)
     if not config["dry_run"]:
         make_data(config, console)
         config["data"]["identity"] = check(config)

@@ -165,3 +165,10 @@ def test_a_full_disk_loses_nothing(disk: Path, demo_shards: Path) -> None:
     code, text = Launch(f"resume={run}", f"data.path={demo_shards}").finish()
     assert code == 0, text
     assert sorted(losses(run)) == list(range(1, 31))
+
+
+@pytest.mark.parametrize("word", ["nodes=5", "batch_size=20", "epochs=0", "save_every=30"])
+def test_what_a_run_refuses_a_dry_run_refuses_too(
+    word: str, demo_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert word.partition("=")[2] in refusal(capsys, *words(demo_shards, tmp_path, "nodes=1", "dry_run=true"), word)
