@@ -262,7 +262,7 @@ def jitter(x: Tensor, order: Ints, there: Tensor, factors: Tensor) -> Tensor:
 
 
 def _rows(flags: Tensor, count: int) -> Tensor:
-    """Return where so many flags [B] are set, in ascending order: a search would make the host wait for the device."""
+    """Return the indices of the `count` set flags [B], ascending; a search would make the host wait for the device."""
     return torch.argsort(flags.to(torch.uint8), descending=True, stable=True)[:count]
 
 
