@@ -50,7 +50,7 @@ from dist_ssl.runtime.epoch_planner import Coordinator, check_plan
 from dist_ssl.runtime.signals import Signals
 from dist_ssl.train import Job
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
 """Dtype of parameters, optimizer state, views and loss, by the config's `precision`."""
 COMPUTE = {"bf16": torch.bfloat16}
 """Dtype of matrix products and convolutions, where it differs from that in `DTYPES`."""
@@ -164,7 +164,8 @@ def check(config: Config, ranks: int) -> str:
 
 def build_engine(config: Config, p: Parts, world: World) -> Engine:
     """Return the engine that wraps the method on this rank."""
-    dtypes: dict[str, Any] = {"dtype": DTYPES[p.run.precision], "compute": COMPUTE.get(p.run.precision)}
+    name = p.run.precision
+    dtypes: dict[str, Any] = {"dtype": DTYPES[name], "compute": COMPUTE.get(name), "tf32": name == "tf32"}
     engine: Engine = instantiate(config["engine"], "engine", method=p.method, recipe=p.optimizer, world=world, **dtypes)
     return engine
 

@@ -88,7 +88,7 @@ def train(job: Job) -> Outcome:
             job.meter.record(job.quarantine.metrics)
             if job.log_every.due(progress):
                 job.report(progress)
-            decision = job.agreement.step(progress, job.quarantine.news)
+            decision = job.agreement.step(progress, job.quarantine.news, job.checkpoint.writing)
             if decision.news:
                 job.quarantine.share_news(progress)
             if decision.save:

@@ -19,14 +19,18 @@ from pathlib import Path
 from dist_ssl.runtime.signals import STOPPING, Signals
 from launch.ending import CODE_OF_OUTCOME, OUTCOME_OF_CODE, REFUSED, STOPPED_CODE, of_ranks
 from launch.parent import alone
-from launch.run_dir import AttemptDir, RunDir
+from launch.run_dir import AttemptDir, RunDir, write_for_owner_alone
 from launch.variables import ATTEMPT, PARENT
 
 POLL_SECONDS = 0.1
 LOOK_SECONDS = 1.0
 """Seconds between checks for the failure of another node."""
+REPORTED = 30
+"""Number of checks without an answer after which the agent's log says so."""
 PATIENCE_SECONDS = 3.0
 """Time for the other workers to end by themselves after a failure, before they are killed."""
+KILL_SECONDS = 20.0
+"""Time that a killed worker has to end; one that waits in the kernel, for a driver or a file system, may never."""
 ENDED_BY_STOP_SIGNAL = tuple(-number for number in STOPPING)
 """Exit codes of workers that were asked to stop before they had installed their signal handlers."""
 MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=4294967296"
@@ -48,6 +52,7 @@ class Agent:
         self.failed_at = 0.0
         self.asked_to_stop = False
         self.look_at = 0.0
+        self.unanswered = 0
 
     def run(self, signals: Signals) -> int:
         """Start the workers, wait for all of them, write the node's report and return the agent's exit code."""
@@ -63,6 +68,8 @@ class Agent:
                 deadline = min(deadline, time.monotonic() + PATIENCE_SECONDS)
             if time.monotonic() > deadline:
                 self._send(signal.SIGKILL)
+            if time.monotonic() > deadline + KILL_SECONDS:
+                self._give_up()
         ending = of_ranks(self.attempt, self.codes, self.first_failed, self.failed_at)
         ending = replace(ending, signal=signals.received.name if signals.received else "")
         with contextlib.suppress(OSError):  # on a full disk the exit code is the only report
@@ -93,7 +100,20 @@ class Agent:
         if time.monotonic() < self.look_at:
             return False
         self.look_at = time.monotonic() + LOOK_SECONDS
-        return self.attempt.failure.exists()
+        try:
+            return self.attempt.failure.exists()
+        except OSError as error:  # a file system that does not answer says nothing about the other nodes
+            self.unanswered += 1
+            if self.unanswered % REPORTED == 0:
+                print(f"{self.attempt.failure} could not be looked at {self.unanswered} times: {error}", flush=True)
+            return False
+
+    def _give_up(self) -> None:
+        """Count the workers that do not end although they were killed as ended, so that the attempt does."""
+        for rank, worker in self.workers.items():
+            if rank not in self.codes:
+                print(f"Rank {rank} (process {worker.pid}) cannot be killed: it waits in the kernel.", flush=True)
+                self.codes[rank] = -signal.SIGKILL
 
     def _send(self, number: signal.Signals) -> None:
         """Send a signal to every worker that still runs."""
@@ -124,6 +144,7 @@ def on_slurm(folder: str) -> None:
     An exit code other than 0 ends the process.
     """
     signals = Signals().listen()  # first of all: submitit's own handlers would requeue the job
+    write_for_owner_alone()
     attempt = AttemptDir(RunDir.open(Path(folder)), int(os.environ[ATTEMPT]))
     node, nodes = int(os.environ["SLURM_NODEID"]), int(os.environ["SLURM_JOB_NUM_NODES"])
     code = Agent(attempt, node, nodes, attempt.config["ranks_per_node"]).run(signals)
@@ -134,6 +155,7 @@ def on_slurm(folder: str) -> None:
 def main(arguments: list[str]) -> int:
     """Run the agent that the command line describes; return its exit code."""
     signals = Signals().listen()
+    write_for_owner_alone()
     folder, attempt, node, nodes, ranks = Path(arguments[0]), *map(int, arguments[1:5])
     return Agent(AttemptDir(RunDir.open(folder), attempt), node, nodes, ranks).run(signals)
 

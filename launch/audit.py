@@ -25,8 +25,9 @@ from dist_ssl.data.storage.manifest import Split
 from dist_ssl.data.storage.reader_options import Access
 from dist_ssl.errors import EXIT_CODE, ConfigError, DataError, UserError, nearest
 from dist_ssl.runtime import jsonl
+from launch import trust
 from launch.ending import FINISHED
-from launch.run_dir import AttemptDir, RunDir
+from launch.run_dir import RunDir
 
 KEYS = ("run", "data.path")
 NOTES_SHOWN = 20
@@ -40,11 +41,12 @@ def open_split(run: RunDir, path: str | None) -> Split:
     `path`: where the data lies now, by default where the newest attempt read it. Raises DataError.
     """
     began = run.config
-    newest = AttemptDir(run, run.newest_attempt())
-    now = newest.config if newest.config_file.is_file() else began
+    now = run.last_config()
     node = {**began["data"], "path": path or now["data"]["path"]}
     try:
-        access = Access(Fetcher(allow_pipe=node["allow_pipe"]))
+        # a command in somebody else's config is not run: it is not the user's own
+        own = path is not None or not any(trust.dangers(run))
+        access = Access(Fetcher(allow_pipe=node["allow_pipe"] and own))
         data = Data(**keywords(Data, node, "data")).open(access)
     except DataError as error:
         raise DataError(error.problem, f"{error.remedy} Say where the run's data is now: data.path=...") from error

@@ -1,23 +1,25 @@
-"""Credentials in data.path: passed from the command line to the ranks through the environment, never in a file."""
+"""Credentials in addresses of data: passed from the command line to the ranks by the environment, never in a file."""
 
 import os
+import re
 from typing import Any
 
-from dist_ssl.data.storage.address import Address
+from dist_ssl.data.storage.address import WEB, Address
 from launch.variables import ADDRESS
 
-KEY = "data.path="
+WEB_ADDRESS = re.compile(
+    rf"(?:{'|'.join(WEB)})://(?:[^\s,'\"\]}}]|[\]}}](?![\s,\]}}]|$)|,(?!\s|[a-z][a-z0-9+.-]*://|$))+", re.IGNORECASE
+)
+"""An address on a web server, wherever it stands in an argument, up to the quote, bracket or comma that ends it."""
 
 
 def set_aside(arguments: list[str]) -> list[str]:
     """Return the arguments without credentials, and keep the complete addresses in the environment.
 
-    The processes that this one starts inherit them.
+    The processes that this one starts inherit them. Every web address is found, however its key is spelt
+    (`++data.path=`, `data={path: ...}`, lists of a sweep). Raises ConfigError for a malformed one.
     """
-    return [
-        KEY + ",".join(map(_without, _addresses(argument))) if argument.startswith(KEY) else argument
-        for argument in arguments
-    ]
+    return [WEB_ADDRESS.sub(lambda found: _without(found[0]), argument) for argument in arguments]
 
 
 def restored(config: dict[str, Any]) -> dict[str, Any]:
@@ -28,21 +30,11 @@ def restored(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def _addresses(argument: str) -> list[str]:
-    """Return the addresses in a data.path argument: one, or several in a sweep."""
-    text = argument.removeprefix(KEY)
-    parts = text.split(",")
-    return parts if all("://" in part for part in parts) else [text]
-
-
 def _without(text: str) -> str:
     """Return the address without credentials; the complete one is added to the environment."""
-    bare = text.strip("\"'")
-    if "://" not in bare:
-        return text
-    address = Address.parse(bare)
+    address = Address.parse(text)
     if not address.secret:
         return text
     known = os.environ.get(ADDRESS, "").splitlines()
-    os.environ[ADDRESS] = "\n".join([bare, *(line for line in known if line != bare)])  # the newest comes first
+    os.environ[ADDRESS] = "\n".join([text, *(line for line in known if line != text)])  # the newest comes first
     return address.shown

@@ -3,12 +3,12 @@
 import json
 import signal
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from dist_ssl.errors import EXIT_CODE
 from dist_ssl.runtime.files import write_atomically
-from launch.run_dir import AttemptDir
+from launch.run_dir import AttemptDir, read_report
 
 FINISHED, STOPPED, REFUSED, FAILED = "finished", "stopped", "refused", "failed"
 STOPPED_CODE = 75
@@ -36,8 +36,10 @@ class Ending:
 
     @classmethod
     def read(cls, path: Path) -> "Ending | None":
-        """Return the ending in a file, or None without the file."""
-        return cls(**json.loads(path.read_text())) if path.is_file() else None
+        """Return the ending in a file, or None without a whole one."""
+        report = read_report(path)
+        known = {field.name for field in fields(cls)}
+        return cls(**report) if report and "outcome" in report and report.keys() <= known else None
 
 
 def worst(endings: list[Ending]) -> Ending:

@@ -19,7 +19,7 @@ from typing import TypeVar
 from dist_ssl.errors import EXIT_CODE
 from launch import scheduler
 from launch.ending import FAILED, STOPPED, Ending, of_attempt
-from launch.run_dir import AttemptDir, RunDir
+from launch.run_dir import AttemptDir, RunDir, write_for_owner_alone
 
 TIME_LIMIT = signal.SIGUSR2.name
 TRIES, PAUSE_SECONDS = 5, 2.0
@@ -65,8 +65,17 @@ def has_progressed(attempt: AttemptDir) -> bool:
     return latest.is_file() and latest.stat().st_mtime > attempt.config_file.stat().st_mtime
 
 
+def note(ending: Ending, path: Path) -> None:
+    """Write how the attempt ended; a full disk must not keep the job from being requeued."""
+    try:
+        ending.write(path)
+    except OSError as error:
+        print(f"{path} cannot be written: {error}", flush=True)
+
+
 def main(arguments: list[str]) -> int:
     """Run the command line; return the exit code."""
+    write_for_owner_alone()
     run, number, code = RunDir.open(Path(arguments[0])), int(arguments[1]), int(arguments[2])
     attempt, job = AttemptDir(run, number), own_job()
     config, outcome = attempt.config, attempt.folder / "outcome.json"
@@ -76,11 +85,11 @@ def main(arguments: list[str]) -> int:
     ending = of_attempt(attempt, config["nodes"], config["ranks_per_node"], codes, lambda node: run.job_log(job, node))
     record = persist(lambda: scheduler.record(job), lambda found: "JobState" in found)
     why = why_again(ending, record, has_progressed(attempt))
-    replace(ending, again=why).write(outcome)  # first: a requeue kills this process
+    note(replace(ending, again=why), outcome)  # first: a requeue kills this process
     print(f"attempt {number}: {ending.outcome}{f', requeued ({why})' if why else ''}", flush=True)
     if why and (refusal := persist(lambda: scheduler.requeue(job), lambda refusal: not refusal)):
         print(f"Slurm refused to requeue job {job}: {refusal}", flush=True)
-        replace(ending, reason=f"Slurm refused to requeue the job ({why}): {refusal}").write(outcome)
+        note(replace(ending, reason=f"Slurm refused to requeue the job ({why}): {refusal}"), outcome)
     return 0
 
 

@@ -9,8 +9,8 @@ from rich.console import Console
 
 from dist_ssl.data.storage.address import Address
 from dist_ssl.errors import ConfigError
-from launch import credentials, scheduler, settings, submission
-from launch.run_dir import PROJECT, AttemptDir, RunDir
+from launch import batch_shape, cluster_options, credentials, scheduler, settings, submission
+from launch.run_dir import PROJECT, RunDir
 
 OF_THIS_COMMAND = ("wait=", "dry_run=", "follow=", "resume=")
 """Keys that control one command and are not part of a run."""
@@ -54,7 +54,7 @@ def fill_in(config: dict[str, Any]) -> None:
 
 def _requested(config: dict[str, Any]) -> tuple[int, int]:
     """Return the GPUs and cores that a Slurm job requests per node."""
-    return submission.gpus(config["cluster"]), config["cluster"]["cpus_per_task"] or 1
+    return cluster_options.gpus(config["cluster"]), config["cluster"]["cpus_per_task"] or 1
 
 
 def _of_this_machine(nodes: int) -> tuple[int, int]:
@@ -99,6 +99,7 @@ def new_config(overrides: list[str], console: Console) -> dict[str, Any]:
     config = settings.compose(overrides, PROJECT / "configs")
     choose_cluster(config, console)
     fill_in(config)
+    fit_batch(config, overrides, console)
     check_shape(config)
     if not config["dry_run"]:
         make_data(config, console)
@@ -106,10 +107,25 @@ def new_config(overrides: list[str], console: Console) -> dict[str, Any]:
     return config
 
 
+def fit_batch(config: dict[str, Any], overrides: list[str], console: Console) -> None:
+    """Choose lanes and batch size for the ranks where the overrides say neither; print what differs from the defaults.
+
+    Raises ConfigError.
+    """
+    before, given = (config["lanes"], config["batch_size"]), batch_shape.said(overrides)
+    if given == set(batch_shape.KEYS) or not all(type(value) is int and value > 0 for value in before):
+        return  # the check of the config says what is wrong with other values
+    ranks = config["nodes"] * config["ranks_per_node"]
+    config["lanes"], config["batch_size"] = chosen = batch_shape.fitted(*before, ranks, given)
+    if chosen != before:
+        console.print(f"For {ranks} ranks: lanes={chosen[0]} batch_size={chosen[1]}.", highlight=False)
+
+
 def begin(overrides: list[str], config: dict[str, Any]) -> RunDir:
     """Create and return the run folder of a checked config. Raises ConfigError if its name is taken."""
     run = RunDir.create(Path(config["runs"]), config["name"], method_of(config))
-    run.begin(config, of_the_run(overrides))
+    chosen = [f"{key}={config[key]}" for key in batch_shape.KEYS if key not in batch_shape.said(overrides)]
+    run.begin(config, [*of_the_run(overrides), *chosen])
     return run
 
 
@@ -144,8 +160,7 @@ def resume(overrides: list[str], folder: Path, console: Console) -> tuple[RunDir
 
 def _keep_threads(run: RunDir, config: dict[str, Any]) -> None:
     """Keep the number of threads if the number of ranks is unchanged: how threads split a sum changes its rounding."""
-    newest = AttemptDir(run, run.newest_attempt())
-    if newest.config_file.is_file() and config["threads"] is None:
-        last = newest.config
+    if run.newest_attempt() and config["threads"] is None:
+        last = run.last_config()
         if all(config[key] in (None, last[key]) for key in ("nodes", "ranks_per_node")):
             config["threads"] = last["threads"]

@@ -8,11 +8,12 @@ A requeued job runs the prologue again, so every start is a new attempt.
 import sys
 from pathlib import Path
 
-from launch.run_dir import RunDir
+from launch.run_dir import RunDir, write_for_owner_alone
 
 
 def main(arguments: list[str]) -> int:
     """Run the command line; return the exit code."""
+    write_for_owner_alone()
     run = RunDir.open(Path(arguments[0]))
     print(run.new_attempt(run.submitted).number)
     return 0

@@ -12,6 +12,7 @@ runs/NAME/config.yaml    the resolved config that the run started with
 
 import json
 import os
+import re
 import shutil
 import time
 from dataclasses import dataclass
@@ -24,11 +25,20 @@ from dist_ssl.errors import ConfigError, nearest
 from dist_ssl.runtime.files import write_atomically
 
 FORMAT = 1
+ATTEMPT_NAME = re.compile(r"\d{4,}")
 REASON_BYTES = 4096
 PROJECT = Path(__file__).resolve().parent.parent
 SNAPSHOT = ("dist_ssl", "launch", "shards", "configs")
 LEFT_OUT = ("__pycache__", "*.pyc", "*.md", "*.svg")
 """Files of a project that a run does not copy: what documents say does not change what code does."""
+
+
+def write_for_owner_alone() -> None:
+    """Set the umask of this process so that no file of a run can be changed by others; they may read as it allows.
+
+    A run's code and configs are executed later: with the umask 002 of many clusters the whole group could change them.
+    """
+    os.umask(os.umask(0o022) | 0o022)
 
 
 @dataclass(frozen=True)
@@ -59,7 +69,7 @@ class RunDir:
         """Open the folder of a started run. Raises ConfigError if it is none, or has another format."""
         run = cls(folder)
         if not (folder / "config.yaml").is_file() or "format" not in run.config:
-            others = [p.parent.name for p in folder.parent.glob("*/config.yaml") if "format" in read_yaml(p)]
+            others = [path.parent.name for path in folder.parent.glob("*/config.yaml") if _of_a_run(path)]
             remedy = nearest(folder.name, others) if others else "Start one: python launch/slurm.py method=mocov3."
             raise ConfigError(f"{folder} is not a run folder.", remedy)
         if (version := run.config.get("format")) != FORMAT:
@@ -140,14 +150,22 @@ class RunDir:
             write_yaml(attempt.folder / "config.yaml", config)
             return attempt
 
+    def last_config(self) -> dict[str, Any]:
+        """Return the config of the newest attempt that has one: a kill may leave one without; else that of the run."""
+        for number in range(self.newest_attempt(), 0, -1):
+            if (file := AttemptDir(self, number).config_file).is_file():
+                return read_yaml(file)
+        return self.config
+
     def newest_attempt(self) -> int:
         """Return the number of the newest attempt, 0 without one."""
-        return max((int(p.name) for p in (self.folder / "attempts").glob("[0-9]*")), default=0)
+        names = [path.name for path in (self.folder / "attempts").glob("[0-9]*")]
+        return max((int(name) for name in names if ATTEMPT_NAME.fullmatch(name)), default=0)  # `0001_old` is none
 
     def outcome(self) -> str | None:
         """Return the outcome of the newest attempt; None if it has not ended."""
-        path = AttemptDir(self, self.newest_attempt()).folder / "outcome.json"
-        return str(json.loads(path.read_text())["outcome"]) if path.is_file() else None
+        report = read_report(AttemptDir(self, self.newest_attempt()).folder / "outcome.json")
+        return str(report["outcome"]) if report and "outcome" in report else None
 
 
 @dataclass(frozen=True)
@@ -209,12 +227,39 @@ class AttemptDir:
         return self.folder / f"node_{number:04d}.json"
 
 
+def _of_a_run(config: Path) -> bool:
+    try:
+        return "format" in read_yaml(config)
+    except (ConfigError, OSError):
+        return False
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Return the mapping in a YAML file."""
-    values: dict[str, Any] = yaml.safe_load(path.read_text())
+    """Return the mapping in a YAML file. Raises ConfigError where its content is none; OSError."""
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise _damaged(path) from error
+    if not isinstance(values, dict):
+        raise _damaged(path)
     return values
 
 
+def _damaged(path: Path) -> ConfigError:
+    return ConfigError(
+        f"{path} is damaged: it does not hold the keys of a config.", "Put back a copy of it, or start a new run."
+    )
+
+
 def write_yaml(path: Path, values: dict[str, Any]) -> None:
-    """Write a mapping to a YAML file, atomically."""
-    write_atomically(path, yaml.safe_dump(values, sort_keys=False))
+    """Write a mapping to a YAML file, atomically; it is on disk then."""
+    write_atomically(path, yaml.safe_dump(values, sort_keys=False), sync=True)
+
+
+def read_report(path: Path) -> dict[str, Any] | None:
+    """Return the mapping in a JSON file; None where there is none, or a kill or a full disk has cut it short."""
+    try:
+        values = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    return values if isinstance(values, dict) else None

@@ -53,6 +53,8 @@ MACHINE = (
 )
 """Machine keys, which a resume may change. All other keys are science: the result of the run depends on them."""
 
+OmegaConf.clear_resolver("oc.env")  # a value of the environment may be a secret, and configs are kept in files
+
 PLACES = ("data.path", "data.cache", "runs", "resume")
 """Keys of folders and addresses: their value is taken literally, even where it has meaning in Hydra's grammar."""
 

@@ -1,7 +1,8 @@
 """The launcher: starts, resumes or follows a run.
 
     python launch/slurm.py method=mocov3 nodes=4                      start a run
-    python launch/slurm.py resume=runs/mocov3-1121-0907 nodes=2       resume it, on other nodes
+    python launch/slurm.py resume=runs/mocov3-1121-0907 nodes=2       resume it, on other nodes (trust=true: even where
+                                                                      others can change its folder, whose code runs)
     python launch/slurm.py follow=runs/mocov3-1121-0907               show the progress of a submitted run
     python launch/slurm.py -m method=mocov3 seed=0,1,2                start a sweep: a run per combination
     python launch/slurm.py method=mocov3 dry_run=true                 print the batch file and the config only
@@ -22,12 +23,12 @@ from rich.console import Console
 
 from dist_ssl.errors import EXIT_CODE, ConfigError, UserError
 from dist_ssl.runtime import jsonl
-from launch import credentials, following, preparation, scheduler, submission, sweep
+from launch import credentials, following, preparation, scheduler, submission, sweep, trust
 from launch.ending import CODE_OF_OUTCOME, FINISHED, STOPPED, Ending
 from launch.handover import hand_over
 from launch.local import LocalAttempt, visible_gpus
 from launch.progress_bar import RunView
-from launch.run_dir import RunDir
+from launch.run_dir import RunDir, write_for_owner_alone
 
 INTERRUPTED_CODE = 130
 Prepared = tuple[RunDir, dict[str, Any]]
@@ -143,7 +144,8 @@ def go(prepared: list[Prepared], overrides: list[str], console: Console) -> int:
 
 def command(arguments: list[str], console: Console) -> int:
     """Execute the arguments: start, resume or follow; return the exit code. Raises UserError."""
-    complete, arguments = arguments, credentials.set_aside(arguments)
+    trusted, complete = trust.parse(arguments)
+    arguments = credentials.set_aside(complete)
     special = ("resume=", "follow=")
     parted = (argument.partition("=") for argument in arguments if argument.startswith(special))
     given = {key: value for key, _, value in parted}
@@ -156,7 +158,9 @@ def command(arguments: list[str], console: Console) -> int:
             )
         return follow(run, [], console)
     if "resume" in given:
-        hand_over(RunDir.open(Path(given["resume"])), complete, console)
+        run = RunDir.open(Path(given["resume"]))
+        trust.check(run, trusted)
+        hand_over(run, complete, console)
         run, config = preparation.resume(others, Path(given["resume"]), console)
         return show(config, run.folder, console) if config["dry_run"] else go([(run, config)], others, console)
     overrides = [argument for argument in arguments if argument not in sweep.FLAGS]
@@ -178,6 +182,7 @@ def command(arguments: list[str], console: Console) -> int:
 
 def main(arguments: list[str]) -> int:
     """Run the command line; return the exit code."""
+    write_for_owner_alone()
     console = Console(soft_wrap=True)
     if {"-h", "--help"} & set(arguments):
         console.print(__doc__, highlight=False, markup=False)

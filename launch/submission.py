@@ -7,20 +7,32 @@ from a pickle: submitit passes on nothing but the folder's name.
 
 import contextlib
 import io
+import os
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import submitit
-from submitit.slurm.slurm import SlurmExecutor
+from submitit.slurm.slurm import SlurmExecutor, SlurmJobEnvironment
 
-from dist_ssl.config.durations import Duration
 from dist_ssl.errors import ConfigError
 from launch.agent import on_slurm
+from launch.cluster_options import gpus, seconds
+from launch.epilogue import TIME_LIMIT
 from launch.variables import ATTEMPT, RUN
 
 FROM_CLUSTER = ("partition", "account", "qos", "gpus_per_node", "cpus_per_task", "mem", "constraint", "exclude")
+
+
+STOP_SIGNAL = TIME_LIMIT.removeprefix("SIG")
+HIDDEN = ("SLURM_", "SBATCH_", "SUBMITIT_")
+KEPT = {
+    *("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT"),
+    *("SBATCH_ACCOUNT", "SBATCH_PARTITION", "SBATCH_QOS", "SBATCH_RESERVATION", "SBATCH_CONSTRAINT", "SBATCH_CLUSTERS"),
+}
+"""Variables that say which cluster is meant and what the user may use there, not how a job is made."""
 
 
 class Sbatch(SlurmExecutor):  # type: ignore[misc]  # submitit has no types
@@ -38,6 +50,7 @@ def executor(config: dict[str, Any], folder: Path, name: str, run_line: str) -> 
     `folder`: where batch files and logs go; `run_line`: the line of shell that sets the run folder's variable.
     """
     cluster = config["cluster"]
+    SlurmJobEnvironment.USR_SIG = STOP_SIGNAL  # a variable of the user's may have set another, which no rank listens to
     found = Sbatch(folder)
     python = f"{shlex.quote(sys.executable)} -m"
     own = {key: cluster[key] for key in FROM_CLUSTER if cluster[key] is not None}
@@ -48,7 +61,7 @@ def executor(config: dict[str, Any], folder: Path, name: str, run_line: str) -> 
         "ntasks_per_node": 1,
         "time": max(1, round(seconds(cluster, "time") / 60)) if cluster["time"] is not None else None,
         "signal_delay_s": round(seconds(cluster, "stop_ahead")),
-        "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={cluster['cpus_per_task'] or 1}"],
+        "srun_args": ["--kill-on-bad-exit=1", *_cores(cluster["cpus_per_task"])],
         "setup": [*cluster["setup"], *_before(python, run_line)],
         "teardown": _after(python),
         "stderr_to_stdout": True,
@@ -57,6 +70,14 @@ def executor(config: dict[str, Any], folder: Path, name: str, run_line: str) -> 
     }
     found.update_parameters(**options)
     return found
+
+
+def _cores(cpus: int | None) -> list[str]:
+    """Return srun's option for the cores of a task, which it does not take over from the job; none: all of the job's.
+
+    srun would confine a task to one core where it is given a number, so it is given none where the user gave none.
+    """
+    return [] if cpus is None else [f"--cpus-per-task={cpus}"]
 
 
 def check(cluster: dict[str, Any]) -> None:
@@ -82,28 +103,6 @@ def check(cluster: dict[str, Any]) -> None:
         )
 
 
-def gpus(cluster: dict[str, Any]) -> int:
-    """Return the number of GPUs per node from `8`, `a100:4` or null. Raises ConfigError."""
-    asked = str(cluster["gpus_per_node"] or 0)
-    number = asked.rpartition(":")[2]
-    if not number.isdigit():
-        raise ConfigError(
-            f"cluster.gpus_per_node={asked} has no number of GPUs.",
-            "Write cluster.gpus_per_node=8 or cluster.gpus_per_node=a100:8.",
-        )
-    return int(number)
-
-
-def seconds(cluster: dict[str, Any], key: str) -> float:
-    """Return a duration option of the cluster in seconds. Raises ConfigError if its unit is not one of time."""
-    duration = Duration.parse(cluster[key])
-    if not duration.timed:
-        raise ConfigError(
-            f"cluster.{key}={cluster[key]} is not a time.", f"Write cluster.{key}='2 hours', for example."
-        )
-    return duration.amount
-
-
 def _before(python: str, run_line: str) -> list[str]:
     """Return the shell lines before srun: they select the run's code and make a new attempt at every start."""
     return [
@@ -124,16 +123,35 @@ def one(config: dict[str, Any], run: Path) -> Sbatch:
     return executor(config, run / "slurm", run.name, f"export {RUN}={shlex.quote(str(run))}")
 
 
+@contextlib.contextmanager
+def own_environment() -> Iterator[None]:
+    """Hide what an allocation or a user's own jobs have put into the environment, while a job is submitted.
+
+    sbatch takes options from SBATCH_* before those of the batch file, and hands SLURM_* of an allocation around it to
+    the job.
+    """
+    before = dict(os.environ)
+    for name in before:
+        if name.startswith(HIDDEN) and name not in KEPT:
+            del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
 def text(found: Sbatch) -> str:
     """Return the text of the batch file."""
-    return str(found._make_submission_file_text(found._submitit_command_str, "dry-run"))
+    with own_environment():
+        return str(found._make_submission_file_text(found._submitit_command_str, "dry-run"))
 
 
 def submit(found: Sbatch, runs: list[Path]) -> list[str]:
     """Submit a job per run; return the job ids. Raises ConfigError with the message of sbatch if it refuses."""
     said = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with own_environment(), contextlib.redirect_stderr(said):
             if len(runs) == 1:
                 return [str(found.submit(on_slurm, str(runs[0])).job_id)]
             with found.batch():

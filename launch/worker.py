@@ -19,10 +19,11 @@ from pathlib import Path
 from dist_ssl.errors import EXIT_CODE, UserError
 from dist_ssl.runtime.log_setup import open_journal
 from dist_ssl.runtime.signals import Signals
-from launch import credentials
+from launch import cluster_options, credentials
 from launch.ending import STOPPED_CODE
 from launch.parent import alone
-from launch.run_dir import AttemptDir, RunDir
+from launch.private_cache import use_private_cache
+from launch.run_dir import AttemptDir, RunDir, write_for_owner_alone
 
 WATCH_SECONDS = 0.5
 
@@ -50,7 +51,10 @@ def train_attempt(attempt: AttemptDir, signals: Signals) -> int:
     config = credentials.restored(attempt.config)
     torch.set_num_threads(config["threads"])
     torchrun = "TORCHELASTIC_RUN_ID" in os.environ
-    with joined(None if torchrun else attempt.meeting, Duration.parse(config["timeout"]).amount) as world:
+    gpus = cluster_options.gpus(config["cluster"]) if config["cluster"]["kind"] == "slurm" else 0
+    one_machine = config["nodes"] == 1 or config["cluster"]["kind"] == "local"
+    meeting, seconds = None if torchrun else attempt.meeting, Duration.parse(config["timeout"]).amount
+    with joined(meeting, seconds, one_machine=one_machine, gpus=gpus) as world:
         run = attempt.run
         place = Place(run.folder, attempt.number, lambda: run.newest_attempt() == attempt.number)
         job = build(config, world, signals, place)
@@ -77,6 +81,8 @@ def explain(error: BaseException) -> UserError | None:
 def main(arguments: list[str]) -> int:
     """Run the worker that the command line describes; return its exit code."""
     signals = Signals().listen()
+    write_for_owner_alone()
+    use_private_cache()
     die_with_parent()
     open_journal()
     attempt = AttemptDir(RunDir.open(Path(arguments[0])), int(arguments[1]))

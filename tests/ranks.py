@@ -8,7 +8,12 @@ import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dist_ssl.distributed.world import World
 
 WAIT_SECONDS = 120
 
@@ -82,3 +87,11 @@ class Ranks:
             process.kill()
             process.join()
         self.folder.cleanup()
+
+
+def collect_tensors(world: "World", own: "Tensor") -> "list[Tensor]":
+    """This tensor of every rank, in rank order; they may differ in shape."""
+    import torch
+
+    values = world.collect([str(own.dtype).removeprefix("torch."), list(own.shape), own.flatten().tolist()])
+    return [torch.tensor(numbers, dtype=getattr(torch, dtype)).view(shape) for dtype, shape, numbers in values]

@@ -55,7 +55,10 @@ Whole numbers are the floors of the house; decimals say which rooms of one floor
 """
 
 DOORS: dict[str, tuple[str, ...]] = {
-    "torch.distributed": ("dist_ssl.distributed.world", "dist_ssl.engines.*", "dist_ssl.checkpoint.saver"),
+    "torch.distributed": (
+        *("dist_ssl.distributed.world", "dist_ssl.distributed.store"),
+        *("dist_ssl.engines.*", "dist_ssl.checkpoint.saver"),
+    ),
     "torch.nn.parallel": ("dist_ssl.engines.*",),
     "hydra": ("launch.*",),
     "omegaconf": ("launch.*",),
@@ -65,6 +68,11 @@ DOORS: dict[str, tuple[str, ...]] = {
     "os.getenv": (),
     "os.putenv": (),
     "pickle": (),
+    "torch.distributed.all_gather_object": (),  # these unpickle what another process sends
+    "torch.distributed.broadcast_object_list": (),
+    "torch.distributed.gather_object": (),
+    "torch.distributed.recv_object_list": (),
+    "torch.distributed.scatter_object_list": (),
     "torch.load": (),
     "torch.save": (),
 }

@@ -48,9 +48,9 @@ def listed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, found = tmp_path_factory.mktemp("listed"), {}
     for name in ("train", "val"):
         (folder / f"{name}.tar").touch()
-        count = np.arange(12000)
-        samples = manifest.Samples(count, count, count % 10, np.zeros(12000, np.uint8), count + 1)
-        found[name] = ([manifest.Shard(f"{name}.tar", 12000, 0, "")], samples)
+        count, none = np.arange(12000), np.zeros(12000, np.int64)
+        samples = manifest.Samples(none, none, count % 10, np.zeros(12000, np.uint8), count + 1)
+        found[name] = ([manifest.Shard(f"{name}.tar", 12000, 0, "0" * 64)], samples)
     manifest.write(folder, found)
     return folder
 

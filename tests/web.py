@@ -1,5 +1,6 @@
 """A real web server over a folder, with range requests, that breaks what it is told to break."""
 
+import contextlib
 import re
 import socket
 import struct
@@ -11,9 +12,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-FAULTS = ("stall", "reset", "500", "503", "429", "short", "cut")
+FAULTS = ("stall", "reset", "500", "503", "429", "short", "cut", "superscript")
 """A body that stops coming; a connection reset in its middle; statuses; a body shorter than announced; one that is
-announced shorter than the file is."""
+announced shorter than the file is; a pause asked for in a digit that is no number."""
 
 
 class Server(ThreadingHTTPServer):
@@ -73,6 +74,10 @@ class Handler(BaseHTTPRequestHandler):
             self._say(401)
         elif self.server.signature and parts.query != self.server.signature:
             self._say(403)
+        elif fault == "superscript":
+            self._say(503, {"Retry-After": "\u00b2"})
+        elif fault == "endless":
+            self._send_without_end()
         elif fault.isdigit():
             self._say(int(fault), {"Retry-After": "0"} if fault == "503" else {})
         elif not path.is_file():
@@ -100,6 +105,14 @@ class Handler(BaseHTTPRequestHandler):
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.connection.close()
         self.close_connection = self.close_connection or fault in ("stall", "reset", "short")
+
+    def _send_without_end(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.close_connection = True
+        with contextlib.suppress(OSError):
+            while True:
+                self.wfile.write(bytes(1 << 16))
 
     def _say(self, status: int, headers: dict[str, str] | None = None, length: int = 0) -> None:
         self.send_response(status)

@@ -22,6 +22,7 @@ import xxhash
 from torch import Tensor
 
 from dist_ssl.checkpoint.rank_file import CODES, DamagedError, RankFile, Written, as_bytes, not_opened, sync
+from dist_ssl.checkpoint.retries import with_retries
 from dist_ssl.errors import CheckpointError
 from dist_ssl.protocols.engine import Piece, State
 
@@ -102,7 +103,7 @@ def read_table(folder: Path) -> tuple[dict[str, Any], Table, dict[str, tuple[int
     Raises DamagedError, CheckpointError.
     """
     try:
-        text = (folder / "state.json").read_text()
+        text = with_retries(folder / "state.json", (folder / "state.json").read_text)
         content = json.loads(text)
         version, sealed = content["format"], content.pop("xxh3")
     except OSError as error:

@@ -20,6 +20,7 @@ import torch
 import xxhash
 from torch import Tensor
 
+from dist_ssl.checkpoint.retries import TRANSIENT, with_retries
 from dist_ssl.errors import CheckpointError
 from dist_ssl.protocols.engine import Piece
 
@@ -86,6 +87,12 @@ class Written:
     length: int
     header: str
     pieces: dict[str, Entry]
+
+    @classmethod
+    def from_plain(cls, values: Mapping[str, Any]) -> "Written":
+        """Return the entry whose plain values, as `dataclasses.asdict` gives them, another rank has sent."""
+        pieces = {name: Entry(**{**entry, "shape": tuple(entry["shape"])}) for name, entry in values["pieces"].items()}
+        return cls(values["file"], values["length"], values["header"], pieces)
 
 
 def dtype_name(tensor: Tensor) -> str:
@@ -169,15 +176,15 @@ class RankFile:
     """
 
     def __init__(self, path: Path, written: tuple[int, str] | None) -> None:
-        self.name = path.name
+        self.path, self.name = path, path.name
         try:
-            self._handle = os.open(path, os.O_RDONLY)
+            self._handle = with_retries(path, lambda: os.open(path, os.O_RDONLY))
         except OSError as error:
             raise not_opened(path, error) from error
         try:
             self.length = os.fstat(self._handle).st_size
             self._places = self._read_header(written)
-        except DamagedError:
+        except (DamagedError, CheckpointError):
             self.close()
             raise
 
@@ -229,13 +236,30 @@ class RankFile:
             raise DamagedError(f"{self.name}: tensor '{name}' is not what was written")
 
     def _fill(self, buffer: memoryview, offset: int) -> None:
-        """Fill a buffer from the file at `offset`. Raises DamagedError."""
+        """Fill a buffer from the file at `offset`. Raises DamagedError, CheckpointError."""
         done = 0
         while done < len(buffer):
             try:
-                count = os.preadv(self._handle, [buffer[done:]], offset + done)
+                count = self._read(buffer[done:], offset + done)
             except (OSError, OverflowError) as error:
                 raise DamagedError(f"{self.name}: {error}") from error
             if not count:
                 raise DamagedError(f"{self.name}: it ends after {offset + done:,} bytes")
             done += count
+
+    def _read(self, buffer: memoryview, offset: int) -> int:
+        """Return how many bytes were read; after a transient error the file is opened anew, as a stale handle needs."""
+        try:
+            return os.preadv(self._handle, [buffer], offset)
+        except OSError as error:
+            if error.errno not in TRANSIENT:
+                raise
+        return with_retries(self.path, lambda: _read_anew(self.path, buffer, offset))
+
+
+def _read_anew(path: Path, buffer: memoryview, offset: int) -> int:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        return os.preadv(handle, [buffer], offset)
+    finally:
+        os.close(handle)

@@ -14,7 +14,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import torch.distributed as dist
 
 from dist_ssl.checkpoint.background import Background
 from dist_ssl.checkpoint.index import own_pieces, read, write_table
-from dist_ssl.checkpoint.rank_file import DamagedError, sync, write
+from dist_ssl.checkpoint.rank_file import DamagedError, Written, sync, write
 from dist_ssl.checkpoint.staging import Staged, Staging
 from dist_ssl.config.durations import Duration
 from dist_ssl.core.progress import Progress
@@ -214,7 +214,7 @@ class Checkpoint:
         try:
             self._on_all_ranks(lambda: self._make(part))
             own = part / f"rank_{self.world.rank:05d}.safetensors"
-            written = self._on_all_ranks(lambda: write(own, staged.pieces()))
+            written = self._on_all_ranks(lambda: asdict(write(own, staged.pieces())))
             self._on_all_ranks(lambda: self._publish(part, progress, written, permanent))
         except CheckpointError:
             if self.world.rank == 0:
@@ -223,7 +223,7 @@ class Checkpoint:
         self._saved_step, self._seconds = progress.step, time.monotonic() - started
 
     def _on_all_ranks(self, work: Callable[[], Any]) -> list[Any]:
-        """Run `work` on every rank and return the results in rank order. Raises the same error on all if one failed."""
+        """Run `work` on every rank; return the results, plain values, in rank order. Raises one error on all ranks."""
         assert self._writers is not None
         result: Any = None
         problem, superseded = "", False
@@ -260,7 +260,7 @@ class Checkpoint:
         """Take steps 3 to 7, on rank 0. Raises SupersededError, OSError."""
         if self.world.rank != 0:
             return
-        write_table(part / "state.json", progress.to_json(), written)
+        write_table(part / "state.json", progress.to_json(), [Written.from_plain(values) for values in written])
         if permanent:
             (part / KEPT).touch()
         sync(part)

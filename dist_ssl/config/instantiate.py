@@ -2,6 +2,9 @@
 
 There is no registry: the config names the class by its import path. Values are checked against the constructor's
 annotations, so a wrong one is refused by the name of its key before anything is built.
+
+A config may come from somebody else, so each group names classes and functions of its own package, and only those that
+are defined there: whatever a config calls, it builds a part of this system.
 """
 
 import importlib
@@ -16,7 +19,15 @@ from dist_ssl.config.durations import Duration
 from dist_ssl.config.percentage import Share
 from dist_ssl.errors import ConfigError, nearest
 
-ALLOWED = ("dist_ssl.", "torch.", "timm.")
+ALLOWED = {
+    "method": "dist_ssl.methods",
+    "aux": "dist_ssl.methods",
+    "encoder": "dist_ssl.models",
+    "optim": "dist_ssl.optim",
+    "schedule": "dist_ssl.schedules",
+    "engine": "dist_ssl.engines",
+}
+"""The package whose classes and functions a group of the config may name."""
 
 
 def fit(value: Any, annotation: Any, key: str) -> Any:
@@ -65,19 +76,24 @@ def instantiate(node: Mapping[str, Any], place: str, *, offered: Mapping[str, An
 def resolve(target: Any, key: str) -> Any:
     """Return the class or function that `target` names, the value of `key`.
 
-    Raises ConfigError where it is outside ALLOWED or does not exist.
+    Raises ConfigError where it is outside the group's package (see ALLOWED) or does not exist.
     """
+    package = ALLOWED[key.partition(".")[0]]
     if target is None:
         raise ConfigError(f"{key} is missing: it names the class.", "Choose an option of the group.")
-    if not str(target).startswith(ALLOWED):
-        raise ConfigError(f"{key}={target} is outside {' '.join(ALLOWED)}", "Name a class inside them.")
     module, _, name = str(target).rpartition(".")
+    if not f"{module}.".startswith(f"{package}."):
+        raise ConfigError(f"{key}={target} is outside {package}.", "Name a class or a function that is defined there.")
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"{key}={target} does not exist: {error}.", "Correct the name.") from error
-    if not callable(found):
+    if not (inspect.isclass(found) or inspect.isfunction(found)):
         raise ConfigError(f"{key}={target} is neither a class nor a function.", "Name a class.")
+    if found.__module__ != module:
+        raise ConfigError(
+            f"{key}={target} is defined elsewhere, in {found.__module__}.", f"Name one that {module} defines."
+        )
     return found
 
 

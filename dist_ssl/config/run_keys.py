@@ -9,7 +9,7 @@ from dist_ssl.config.instantiate import keywords
 from dist_ssl.errors import ConfigError, nearest
 
 Config = Mapping[str, Any]
-PRECISIONS = ("fp32", "bf16", "fp64")
+PRECISIONS = ("fp32", "tf32", "bf16", "fp64")
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,24 @@
-"""The device of a rank: the GPU with its local rank's number, or the CPU where the node shows no GPU."""
+"""The device of a rank: the GPU with its local rank's number, or the CPU; and how it computes in single precision."""
+
+import socket
 
 import torch
 
 from dist_ssl.errors import ConfigError
 
 
-def own_device(local_rank: int) -> torch.device:
+def own_device(local_rank: int, least: int = 0) -> torch.device:
     """Select the device of a rank and make it the current one, before anything is placed on it.
 
-    Raises ConfigError where the node shows fewer GPUs than it has ranks.
+    `least`: number of GPUs that were requested for the node. Raises ConfigError where it shows fewer GPUs than that, or
+    than it has ranks.
     """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if gpus < least:
+        raise ConfigError(
+            f"{least} GPUs were requested for each node, and {socket.gethostname()} shows {gpus}.",
+            "Its driver may be at fault: see nvidia-smi there, leave the node out (cluster.exclude=NODE), and resume.",
+        )
     if gpus and local_rank >= gpus:
         raise ConfigError(
             f"There is no GPU for rank {local_rank} of this node (counted from 0): it shows {gpus}.",
@@ -20,3 +28,22 @@ def own_device(local_rank: int) -> torch.device:
     if gpus:
         torch.cuda.set_device(device)
     return device
+
+
+def choose_algorithms(device: torch.device, *, deterministic: bool) -> None:
+    """Let torch use only algorithms that give the same bits in each run, or the fastest ones it finds."""
+    if deterministic and device.type != "meta":  # it loads the compiler, and nothing is computed on the meta device
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.benchmark = not deterministic  # benchmarking may choose other algorithms in each run
+
+
+def set_single_precision(device: torch.device, *, tf32: bool) -> None:
+    """Let matrix products and convolutions of float32 tensors on a GPU round their inputs to TF32, or not.
+
+    TF32 has float32's range and 10 bits of mantissa; an NVIDIA A100 or H100 computes with it several times faster.
+    torch's own default is TF32 for convolutions alone. A CPU computes as before.
+    """
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = tf32

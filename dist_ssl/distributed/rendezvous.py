@@ -1,7 +1,7 @@
 """Rendezvous of the ranks of one attempt through a small file in the run folder, without host names.
 
-Node names need not resolve, so rank 0 publishes every address of its machine and the port of its store; the other
-ranks try the addresses in turn and keep the first one whose store holds this attempt's token.
+Node names need not resolve, so rank 0 publishes every address of its machine and the port of its store (`store.py`);
+the other ranks try the addresses in turn and keep the first one whose store is signed with this attempt's secret.
 """
 
 import json
@@ -26,16 +26,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Meeting:
-    """The address of rank 0's store: its machine's addresses, its port, and a token that only this store holds."""
+    """The address of rank 0's store: its machine's addresses, its port, and the secret of its signatures, in hex."""
 
     addresses: tuple[str, ...]
     port: int
-    token: str
+    secret: str
 
     def write(self, path: Path) -> None:
-        """Publish it atomically; the folder is made where it is missing."""
+        """Publish it atomically, readable by its owner alone; the folder is made where it is missing."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(asdict(self)))
+        write_atomically(path, json.dumps(asdict(self)), private=True)
 
     @classmethod
     def read(cls, path: Path) -> "Meeting | None":
@@ -44,7 +44,7 @@ class Meeting:
             values = json.loads(path.read_text())
         except FileNotFoundError:
             return None
-        return cls(tuple(values["addresses"]), values["port"], values["token"])
+        return cls(tuple(values["addresses"]), values["port"], values["secret"])
 
 
 def await_value(look: Callable[[], T | None], seconds: float, missing: Callable[[], UserError]) -> T:

@@ -40,15 +40,17 @@ def file_bytes(size: int, capacity: int) -> int:
 def create(folder: Path, name: str, size: int, capacity: int) -> Path:
     """Create the file for the shared memory of `size` ranks and reserve its space; remove it once all have opened it.
 
-    Raises OSError where there is no space or no permission.
+    No other user may read or write it. Raises OSError where there is no space or no permission.
     """
     path = folder / name
-    with path.open("xb") as file:
-        try:
-            os.posix_fallocate(file.fileno(), 0, file_bytes(size, capacity))
-        except OSError:
-            path.unlink()
-            raise
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        os.posix_fallocate(file, 0, file_bytes(size, capacity))
+    except OSError:
+        path.unlink()
+        raise
+    finally:
+        os.close(file)
     return path
 
 

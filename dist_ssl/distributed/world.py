@@ -15,20 +15,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
-from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.distributed_c10d import PrefixStore
 
 from dist_ssl.distributed.devices import own_device
-from dist_ssl.distributed.rendezvous import Meeting, await_value, choose_interface, machine_id, own_addresses, own_end
+from dist_ssl.distributed.rendezvous import machine_id
 from dist_ssl.distributed.shared_memory import SharedMemory, create
-from dist_ssl.errors import UserError
+from dist_ssl.distributed.store import meet
 
-T = TypeVar("T")
 SHARED_MEMORY = Path("/dev/shm")
 MESSAGES_BYTES = 1 << 25
 """Size of the shared memory for the messages of all ranks."""
@@ -151,35 +150,58 @@ class World:
         """Return the largest value of all ranks; runs on the host and does not wait for the device."""
         return self.agree_later(value).result()[0]
 
-    def share(self, obj: T | None) -> T:
-        """Return rank 0's object on every rank (broadcast)."""
-        holder: list[Any] = [obj]
-        if not self.alone:
-            dist.broadcast_object_list(holder, src=0, group=self.host)
-        shared: T = holder[0]
-        return shared
+    def share(self, value: Any) -> Any:
+        """Return rank 0's value on every rank (broadcast).
 
-    def collect(self, obj: T) -> list[T]:
-        """Return the objects of all ranks, on every rank, in rank order (all-gather)."""
+        Values are JSON's, here and in `collect`: None, bool, int, float, str, and lists and dicts of these; a tuple
+        arrives as a list. Nothing that a rank receives from another one is ever unpickled.
+        """
         if self.alone:
-            return [obj]
-        objects: list[Any] = [None] * self.size
-        dist.all_gather_object(objects, obj, group=self.host)
-        return objects
+            return value
+        text = json.dumps(value).encode() if self.rank == 0 else b""
+        length = torch.tensor([len(text)])
+        dist.broadcast(length, src=0, group=self.host)
+        data = _as_bytes(text, int(length))
+        dist.broadcast(data, src=0, group=self.host)
+        return json.loads(data.numpy().tobytes())
+
+    def collect(self, value: Any) -> list[Any]:
+        """Return the values of all ranks, on every rank, in rank order (all-gather); see `share`."""
+        if self.alone:
+            return [value]
+        text = json.dumps(value).encode()
+        lengths = torch.empty(self.size, dtype=torch.int64)
+        dist.all_gather_into_tensor(lengths, torch.tensor([len(text)]), group=self.host)
+        own = _as_bytes(text, int(lengths.max()))
+        data = torch.empty(self.size * len(own), dtype=torch.uint8)
+        dist.all_gather_into_tensor(data, own, group=self.host)
+        rows = data.view(self.size, -1).numpy()
+        return [json.loads(row[:length].tobytes()) for row, length in zip(rows, lengths.tolist(), strict=True)]
+
+
+def _as_bytes(text: bytes, length: int) -> Tensor:
+    """Return [length] uint8 that begins with `text`."""
+    data = torch.zeros(length, dtype=torch.uint8)
+    data.numpy()[: len(text)] = np.frombuffer(text, dtype=np.uint8)
+    return data
 
 
 @contextmanager
-def joined(meeting: Path | None, seconds: float = 300.0, *, grouped: bool = False) -> Iterator[World]:
+def joined(
+    meeting: Path | None, seconds: float = 300.0, *, grouped: bool = False, one_machine: bool = False, gpus: int = 0
+) -> Iterator[World]:
     """Yield the world that RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE describe, with its process groups.
 
     `meeting`: a file that all ranks see and only this attempt uses; None takes torch's own rendezvous (MASTER_ADDR,
     MASTER_PORT), as under torchrun. `seconds` bounds every wait. `grouped`: create groups for a world of one too, so
-    that engines can be tested with groups on one device. A process that fails inside the block must end, as the groups
-    are not destroyed then. Raises UserError that names the ranks that did not arrive.
+    that engines can be tested with groups on one device. `one_machine`: all ranks are on this machine, so that the
+    rendezvous listens on loopback only. `gpus`: number that every node must show. A process that fails inside the block
+    must end, as the groups are not destroyed then. Raises UserError that names the ranks that did not arrive, or the
+    node that lacks GPUs.
     """
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     local_rank, local_size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    device = own_device(local_rank)
+    device = own_device(local_rank, gpus)
     os.environ["DS_ACCELERATOR"] = device.type  # DeepSpeed would detect another device
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is not deterministic without it
     if size == 1 and not grouped:
@@ -191,7 +213,8 @@ def joined(meeting: Path | None, seconds: float = 300.0, *, grouped: bool = Fals
     if meeting is None:
         dist.init_process_group(backend, timeout=wait, device_id=own)
     else:
-        store = meet(meeting, rank, size, seconds)
+        signed = meet(meeting, rank, size, seconds, one_machine=one_machine)
+        store = PrefixStore("groups", signed if own is None else signed.inner)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=wait, device_id=own)
     host = dist.new_group(backend="gloo", timeout=wait)
     assert isinstance(host, dist.ProcessGroup)
@@ -207,8 +230,8 @@ def message_capacity(size: int) -> int:
 
 def open_shared_memory(world: World, seconds: float) -> SharedMemory | None:
     """Return shared memory for all ranks, None on every rank unless all of them compute on the CPU of one machine."""
-    machines = set(world.collect((machine_id(), world.device.type)))
-    if len(machines) > 1 or world.device.type != "cpu":
+    machines = world.collect(machine_id() + world.device.type)
+    if len(set(machines)) > 1 or world.device.type != "cpu":
         return None
     path: Path | None = None
     found: SharedMemory | None = None
@@ -216,63 +239,12 @@ def open_shared_memory(world: World, seconds: float) -> SharedMemory | None:
     folder = SHARED_MEMORY if SHARED_MEMORY.is_dir() else Path(tempfile.gettempdir())
     with contextlib.suppress(OSError):  # no space or permission: sockets work too, only slower
         path = create(folder, f"dist_ssl-{uuid.uuid4().hex}", world.size, capacity) if world.rank == 0 else None
-    path = world.share(path)
+    name = world.share(str(path) if path else None)
     with contextlib.suppress(OSError):
-        found = SharedMemory(path, world.rank, world.size, capacity, seconds) if path else None
+        found = SharedMemory(Path(name), world.rank, world.size, capacity, seconds) if name else None
     lacking, unlocked = world.agree_later(int(not found), int(not (found and found.liveness.locked))).result()
     if world.rank == 0 and path:
         path.unlink()
     if found:
         found.all_locked = not unlocked
     return None if lacking else found
-
-
-def meet(meeting: Path, rank: int, size: int, seconds: float) -> Store:
-    """Return a store that all ranks of this attempt share, once every rank has connected to it. Raises UserError."""
-    if rank == 0:
-        store, route = _open_store(meeting, seconds), ("", "")
-    else:
-        store, route = await_value(
-            lambda: _find_store(meeting, seconds), seconds, lambda: _not_arrived("rank 0", seconds, meeting)
-        )
-    store.set(f"here/{rank}", json.dumps([machine_id(), *route]))
-
-    def all_arrived() -> bool | None:
-        return True if store.check([f"here/{other}" for other in range(size)]) else None
-
-    def missing() -> UserError:
-        late = [str(other) for other in range(size) if not store.check([f"here/{other}"])]
-        return _not_arrived(f"rank {', '.join(late)} of {size}", seconds, meeting)
-
-    await_value(all_arrived, seconds, missing)
-    choose_interface([json.loads(store.get(f"here/{other}")) for other in range(size)], rank)
-    return PrefixStore("groups", store)
-
-
-def _not_arrived(ranks: str, seconds: float, meeting: Path) -> UserError:
-    return UserError(
-        f"After {seconds:.0f} s {ranks} had not come to the rendezvous.",
-        f"Logs are in {meeting.parent / 'logs'}; a firewall between the nodes looks the same.",
-    )
-
-
-def _open_store(meeting: Path, seconds: float) -> Store:
-    token = uuid.uuid4().hex
-    store = TCPStore("0.0.0.0", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=seconds))
-    store.set("token", token)
-    Meeting(own_addresses(), store.port, token).write(meeting)
-    kept: Store = store
-    return kept
-
-
-def _find_store(meeting: Path, seconds: float) -> "tuple[Store, tuple[str, str]] | None":
-    """Return rank 0's store and the route to it as (own address, rank 0's address); None if it is not found yet."""
-    found = Meeting.read(meeting)
-    for address in found.addresses if found else ():
-        own = own_end(address, found.port) if found else None
-        if found is None or own is None:
-            continue
-        store = TCPStore(address, found.port, is_master=False, timeout=timedelta(seconds=seconds))
-        if store.get("token").decode() == found.token:
-            return store, (own, address)
-    return None

@@ -53,8 +53,8 @@ def mesh(world: World, replicate: Literal["nodes"] | None) -> DeviceMesh:
     kind, per_node = world.device.type, world.local_size
     if replicate is None:
         return init_device_mesh(kind, (world.size,), mesh_dim_names=("shard",))
-    placed = world.collect((world.local_rank, per_node))
-    if world.size % per_node or placed != [(rank % per_node, per_node) for rank in range(world.size)]:
+    placed = world.collect([world.local_rank, per_node])
+    if world.size % per_node or placed != [[rank % per_node, per_node] for rank in range(world.size)]:
         raise ConfigError(
             f"engine.replicate=nodes is not possible: {world.size} ranks are spread unevenly over the nodes.",
             "Use as many ranks on every node (another ranks_per_node or number of nodes), or engine.replicate=null.",

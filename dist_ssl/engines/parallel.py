@@ -17,6 +17,7 @@ from dist_ssl.config.validation import positive
 from dist_ssl.core.batch import Batch
 from dist_ssl.core.draws import SampleDraws
 from dist_ssl.core.plan import FROZEN, Hyperparameters
+from dist_ssl.distributed.devices import choose_algorithms, set_single_precision
 from dist_ssl.distributed.world import World
 from dist_ssl.engines import units
 from dist_ssl.engines.passes import at_once, check_parts, in_parts, plain, seed
@@ -47,6 +48,8 @@ class Parallel(ABC):
     """Dtype of parameters, optimizer state and loss: float32 or float64."""
     compute: torch.dtype | None = None
     """Dtype of matrix products and convolutions: bfloat16, or None for `dtype`."""
+    tf32: bool = False
+    """Let those in float32 round their inputs to TF32, on GPUs that have it."""
     clip: float | None = None
     """Largest norm of the averaged gradient, more than 0."""
     accumulate: int = 1
@@ -64,11 +67,8 @@ class Parallel(ABC):
         check_parts(self.method, self.accumulate)
         if self.clip is not None:
             positive("engine", clip=self.clip)
-        if self.deterministic and self.world.device.type != "meta":
-            # it loads the compiler, and nothing is computed on the meta device
-            torch.use_deterministic_algorithms(True)
-            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        torch.backends.cudnn.benchmark = not self.deterministic  # benchmarking may choose other algorithms in each run
+        choose_algorithms(self.world.device, deterministic=self.deterministic)
+        set_single_precision(self.world.device, tf32=self.tf32)
         self.method.to(self.world.device, self.dtype).train()
         self._until: Callable[[], None] | None = None
         self.finite = FiniteCheck(self.world.device)

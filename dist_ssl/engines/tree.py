@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from dist_ssl.core.partition import partition
 from dist_ssl.distributed.world import World
 
 Node = tuple[int, int]
@@ -47,7 +48,7 @@ def add_up(node: Node, known: Callable[[Node], Tensor | None]) -> Tensor:
 def block(leaves: int, rank: int, size: int) -> range:
     """Return the leaves of rank `rank` of `size`; `size` divides the number of leaves."""
     assert leaves % size == 0
-    return range(rank * leaves // size, (rank + 1) * leaves // size)
+    return partition(leaves, rank, size)
 
 
 def tree_sum(world: World, leaves: int, leaf: Callable[[int], Tensor]) -> Tensor:

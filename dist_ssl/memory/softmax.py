@@ -21,6 +21,10 @@ TILE_LOGITS = 1 << 22
 """Largest number of logits held at a time on a host: as many as stay in its caches."""
 TILE_LOGITS_GPU = 1 << 26
 """The same on a GPU, on which a smaller tile does not pay."""
+MOST_POWER = 16
+"""Highest power of an exponential that is computed by products; its relative rounding error grows with it."""
+EXACT = 1e-9
+"""Largest difference to a whole number that is due to rounding of the temperatures."""
 
 Index = slice | Tensor
 
@@ -48,19 +52,40 @@ def products(queries: Tensor, rows: Tensor) -> Tensor:
 def partial_sums(queries: Tensor, rows: Tensor, places: Tensor | None, temperatures: Sequence[float]) -> Tensor:
     """Return [3, T, Q]: top, total and weighted of these rows; -inf, 0 and 0 if there are none."""
     sums = queries.new_zeros((3, len(temperatures), len(queries)))
-    top, total, weighted = sums
-    top.fill_(float("-inf"))
+    _, total, weighted = sums
+    top = queries.new_full((len(queries),), float("-inf"))
     for _, tile in tiles(rows, places, len(queries)):
         sims = products(queries, tile)
-        for t, temperature in enumerate(temperatures):
-            logits = sims / temperature
-            new = torch.maximum(top[t], logits.amax(1))
-            scale = (top[t] - new).exp()
-            weights = (logits - new[:, None]).exp()
+        new = torch.maximum(top, sims.amax(1))
+        for t, weights in enumerate(exponentials(sims - new[:, None], temperatures)):
+            scale = ((top - new) / temperatures[t]).exp()
             total[t] = total[t] * scale + weights.sum(1)
-            weighted[t] = weighted[t] * scale + (weights * logits).sum(1)
-            top[t] = new
+            weighted[t] = weighted[t] * scale + (weights * sims).sum(1) / temperatures[t]
+        top = new
+    sums[0] = torch.stack([top / temperature for temperature in temperatures])
     return sums
+
+
+def exponentials(gaps: Tensor, temperatures: Sequence[float]) -> list[Tensor]:
+    """Return exp(gaps / T) for each temperature T.
+
+    Where the highest temperature is a small multiple of each, all are powers of one exponential; a few products cost
+    less than an exponential.
+    """
+    highest = max(temperatures)
+    ratios = [highest / temperature for temperature in temperatures]
+    if any(abs(ratio - round(ratio)) > EXACT or ratio > MOST_POWER for ratio in ratios):
+        return [(gaps / temperature).exp() for temperature in temperatures]
+    known = {1: (gaps / highest).exp()}
+    return [_power(known, round(ratio)) for ratio in ratios]
+
+
+def _power(known: dict[int, Tensor], exponent: int) -> Tensor:
+    """Return a whole power of `known[1]` by squaring; every power on the way is added to `known`."""
+    if exponent not in known:
+        root = _power(known, exponent // 2)
+        known[exponent] = root * root * known[1] if exponent % 2 else root * root
+    return known[exponent]
 
 
 def merge(parts: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,13 +110,15 @@ def query_gradient(
     `found`: logsumexp and mean over all rows; `grads`: the loss's gradients with respect to them; [T, Q] each.
     """
     out = torch.zeros_like(queries)
+    coldest = min(range(len(temperatures)), key=temperatures.__getitem__)
+    bound = temperatures[coldest] * found[0][coldest][:, None]  # at least the largest product, and near it
     for _, tile in tiles(rows, places, len(queries)):
         sims = products(queries, tile)
         pushed = torch.zeros_like(sims)
-        for t, temperature in enumerate(temperatures):
-            lse, mean, by_lse, by_mean = (x[t][:, None] for x in (*found, *grads))
-            logits = sims / temperature
-            pushed += (logits - lse).exp() * (by_lse + by_mean * (1 + logits - mean)) / temperature
+        for t, weights in enumerate(exponentials(sims - bound, temperatures)):
+            temperature, (lse, mean, by_lse, by_mean) = temperatures[t], (x[t][:, None] for x in (*found, *grads))
+            share = (bound / temperature - lse).exp() / temperature
+            pushed += weights * (sims * (share * by_mean / temperature) + share * (by_lse + by_mean * (1 - mean)))
         out += pushed @ tile.to(queries.dtype)
     return out
 

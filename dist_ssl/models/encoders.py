@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 from dist_ssl.errors import ConfigError, nearest
 
+UNUSABLE = ("pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
+"""Options of `timm.create_model` that fetch or unpickle weights."""
+
 
 def at_least_one(**values: float) -> None:
     """Raise ConfigError where one of these keys of the encoder is less than 1."""
@@ -84,6 +87,13 @@ def timm_encoder(name: str, stem: Literal["standard", "small"] = "standard", **o
 
     if not timm.is_model(name):
         raise ConfigError(f"encoder.name={name} is not a model of timm.", nearest(name, timm.list_models()))
+    for key in UNUSABLE:
+        if key in options:
+            raise ConfigError(
+                f"encoder.{key}={options[key]} is not possible: an encoder starts untrained, and files of weights are "
+                "not read here.",
+                f"Leave encoder.{key} out.",
+            )
     encoder: nn.Module = timm.create_model(name, num_classes=0, **options)
     encoder.num_features = getattr(encoder, "head_hidden_size", None) or encoder.num_features
     patches = getattr(encoder, "patch_embed", None)

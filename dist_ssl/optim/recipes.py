@@ -131,8 +131,10 @@ class AdamW(OptimizerRecipe):
     def build(self, named: Iterable[tuple[str, nn.Parameter]], norms: Norms = local_norms) -> torch.optim.Optimizer:
         """Return the optimizer over the trainable parameters; `norms` is not used. Raises ConfigError."""
         betas = (self.betas[0], self.betas[1])
-        # not fused: that kernel computes parts of a float64 update in single precision
-        return torch.optim.AdamW(self.groups(named), lr=0.0, betas=betas, eps=self.eps, foreach=True)
+        groups = self.groups(named)
+        # the fused kernel computes parts of a float64 update in single precision
+        fused = all(parameter.dtype == torch.float32 for group in groups for parameter in group["params"])
+        return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=self.eps, fused=fused, foreach=not fused)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The agreement of all ranks, at every step, on three flags: save now, stop now, and news to be shared.
+"""The agreement of all ranks, at every step, on four flags: save now, stop now, news to share, and a save under way.
 
 Each rank gives its own flags. A host-side all-reduce (maximum) is started after every step and read after the next, so
 no rank waits for it and all ranks act at the same step. Events that a single rank knows of (a signal, rank 0's clock, a
@@ -27,6 +27,8 @@ class Decision:
 class Agreement:
     """The agreement, called once per step. `save_every`: counted in steps or epochs, or timed by rank 0's clock.
 
+    A timed interval begins at the end of the save before it, on the rank that writes longest: however slow the disk is,
+    the ranks train that long between two saves, and none waits for a timed save to make room for the next one.
     `keep_every`: counted; permanent checkpoints are saved at these positions too.
     """
 
@@ -39,14 +41,17 @@ class Agreement:
         self._pending: Pending | None = None
         self._saved_at = time.monotonic()
 
-    def step(self, progress: Progress, news: bool = False) -> Decision:
-        """Return the decision on the requests of the previous step; those of this step are decided at the next one."""
-        save, stop, reported = self._pending.result() if self._pending else (0, 0, 0)
+    def step(self, progress: Progress, news: bool = False, saving: bool = False) -> Decision:
+        """Return the decision on the requests of the previous step; those of this step are decided at the next one.
+
+        `news`: this rank has found something that all ranks must exchange. `saving`: it is writing a checkpoint.
+        """
+        save, stop, reported, busy = self._pending.result() if self._pending else (0, 0, 0, 0)
         due = bool(save) or self.save_every.due(progress)
         due = due or (self.keep_every is not None and self.keep_every.due(progress))
-        if due:
+        if due or busy or saving:
             self._saved_at = time.monotonic()
-        self._pending = self.world.agree_later(*self._requests(), int(news))
+        self._pending = self.world.agree_later(*self._requests(), int(news), int(saving))
         return Decision(save=due, stop=bool(stop), news=bool(reported))
 
     def stopping(self) -> bool:

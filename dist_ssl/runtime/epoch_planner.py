@@ -43,8 +43,8 @@ class Coordinator:
         """Return the plan of the epoch at this position; a started epoch keeps its plan. Raises ConfigError."""
         if len(progress.plans) > progress.epoch:
             return progress.plans[progress.epoch]
-        plan = self.planner.plan(progress.epoch) if self.world.rank == 0 else None
-        shared = self.world.share(plan)
+        plan = asdict(self.planner.plan(progress.epoch)) if self.world.rank == 0 else None
+        shared = EpochPlan(**self.world.share(plan))
         check_plan(shared.lanes, shared.batch_size, self.world.size, self.num_samples)
         if self.world.rank == 0:
             jsonl.append(self.record, [{"step": progress.step, "attempt": progress.attempt, **asdict(shared)}])

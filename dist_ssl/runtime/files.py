@@ -8,17 +8,17 @@ import os
 from pathlib import Path
 
 
-def write_atomically(path: Path, content: str | bytes, sync: bool = False) -> None:
+def write_atomically(path: Path, content: str | bytes, sync: bool = False, *, private: bool = False) -> None:
     """Write text (as UTF-8) or bytes to `path`, replacing what is there; the permission bits follow the umask.
 
     `sync`: force the content to disk before the rename, so that not even a power cut leaves a partial file under this
-    name. The temporary name is hidden and belongs to this call alone, on whatever node it runs. Raises OSError; the
-    target is then unchanged and the temporary file removed.
+    name. `private`: no other user may read it, whatever the umask. The temporary name is hidden and belongs to this
+    call alone, on whatever node it runs. Raises OSError; the target is then unchanged and the temporary file removed.
     """
     data = content.encode() if isinstance(content, str) else content
     part = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.part")
     try:
-        with part.open("xb") as file:
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666), "wb") as file:
             file.write(data)
             if sync:
                 file.flush()

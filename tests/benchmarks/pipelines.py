@@ -119,7 +119,7 @@ def pack(folder: Path, shards: Path) -> Images:
             archive.add(path, f"{number:08d}.jpg", recursive=False)
     with tarfile.open(tar) as archive:
         rows = [(member.name[:-4], member.offset_data, member.size, 0) for member in archive]
-    shard = manifest.Shard(tar.name, len(rows), tar.stat().st_size, "")
+    shard = manifest.Shard(tar.name, len(rows), tar.stat().st_size, "0" * 64)
     manifest.write(shards, {"train": ([shard], manifest.columns(rows))})
     return Images(folder.parent if any(path.parent == folder for path in files) else folder, shards, files)
 

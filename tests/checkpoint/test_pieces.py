@@ -29,7 +29,7 @@ from dist_ssl.memory.queue import Queue
 from dist_ssl.optim.recipes import AdamW
 from dist_ssl.protocols.engine import Piece, State
 from dist_ssl.protocols.method import Embeddings, LossOutput, Method
-from tests.ranks import Ranks
+from tests.ranks import Ranks, collect_tensors
 
 SHAPES = st.lists(st.integers(0, 6), max_size=3).map(tuple)
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float64, torch.int64])
@@ -193,7 +193,7 @@ def trained(world: World, folder: Path, until: int) -> dict[str, Tensor]:
         progress = Progress(epochs=5, step=step, lane_offset=step, samples=BATCH * step, plans=(PLAN,))
     checkpoint.save(engine, progress)
     checkpoint.wait()
-    rows = torch.cat(world.collect(engine.method.bank.rows))  # type: ignore[union-attr,arg-type]
+    rows = torch.cat(collect_tensors(world, engine.method.bank.rows))  # type: ignore[union-attr,arg-type]
     whole = {name: value.clone() for name, value in engine.state().items() if isinstance(value, Tensor)}
     return {**whole, "model/bank.rows": rows}
 

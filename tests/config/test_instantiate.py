@@ -1,16 +1,16 @@
 """A node of plain values becomes an object, or is refused by the name of the key that is wrong."""
 
+import sys
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import pytest
-from torch import nn
 
 from dist_ssl.config.durations import Duration
-from dist_ssl.config.instantiate import fit, instantiate, keywords, resolve, shared_keywords
-from dist_ssl.data.images.views import Augmentation
+from dist_ssl.config.instantiate import ALLOWED, fit, instantiate, keywords, resolve, shared_keywords
 from dist_ssl.errors import ConfigError
-from dist_ssl.optim.recipes import AdamW
+from dist_ssl.models.encoders import TinyResNet
+from dist_ssl.optim.recipes import SGD, AdamW
 
 
 @dataclass
@@ -135,9 +135,9 @@ def test_further_keys_pass_to_what_takes_any() -> None:
 
 
 def test_the_target_is_built_from_its_keys_and_what_is_given() -> None:
-    linear = instantiate({"_target_": "torch.nn.Linear", "in_features": 3}, "head", out_features=2)
-    assert isinstance(linear, nn.Linear)
-    assert linear.weight.shape == (2, 3)
+    net = instantiate({"_target_": "dist_ssl.models.encoders.TinyResNet", "width": 3}, "encoder", blocks=2)
+    assert isinstance(net, TinyResNet)
+    assert net.num_features == 24
     made = instantiate(
         {"_target_": "dist_ssl.optim.recipes.AdamW", "base_lr": 1, "weight_decay": 0.1, "betas": [0, 0.5]}, "optim"
     )
@@ -145,18 +145,49 @@ def test_the_target_is_built_from_its_keys_and_what_is_given() -> None:
 
 
 def test_the_node_is_left_as_it_is() -> None:
-    node = {"_target_": "dist_ssl.data.images.views.Augmentation", "crop_min": 0.2}
-    assert instantiate(node, "views.view1") == Augmentation(0.2)
-    assert node == {"_target_": "dist_ssl.data.images.views.Augmentation", "crop_min": 0.2}
+    node = {"_target_": "dist_ssl.optim.recipes.SGD", "base_lr": 0.2, "weight_decay": 0.1}
+    assert instantiate(node, "optim") == SGD(0.2, 0.1)
+    assert node == {"_target_": "dist_ssl.optim.recipes.SGD", "base_lr": 0.2, "weight_decay": 0.1}
 
 
-@pytest.mark.parametrize("target", ["os.system", "builtins.eval", "torchvision.models.resnet18", "dist_ssl_evil.X", ""])
-def test_a_target_outside_the_allowed_packages_is_refused(target: str) -> None:
-    with pytest.raises(ConfigError, match=r"encoder\._target_=.* is outside"):
+OUTSIDE = (
+    *("os.system", "builtins.eval", "torchvision.models.resnet18", "dist_ssl_evil.X", "", "timm.create_model"),
+    *("torch.utils.collect_env.run", "torch.hub.load", "torch.load", "dist_ssl.runtime.files.write_atomically"),
+    *("dist_ssl.methods.byol.BYOL", "dist_ssl.models", "dist_ssl.modelsx.A"),
+)
+
+
+@pytest.mark.parametrize("target", OUTSIDE)
+def test_a_target_outside_of_the_groups_package_is_refused(target: str) -> None:
+    with pytest.raises(ConfigError, match=r"encoder\._target_=.* is outside dist_ssl.models"):
         instantiate({"_target_": target, "command": "true"}, "encoder")
 
 
-@pytest.mark.parametrize("target", ["dist_ssl.optim.recipes.AdamX", "dist_ssl.nothing.AdamW", "torch.nn.Linearr"])
+@pytest.mark.parametrize("name", ["width_of", "Literal", "at_least", "ConfigError"])
+def test_what_a_module_only_imports_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"elsewhere|neither a class|does not exist"):
+        instantiate({"_target_": f"dist_ssl.models.encoders.{name}"}, "encoder")
+
+
+def callables(root: str) -> set[str]:
+    """Every callable that can be reached by an import path of a package's modules that are imported now."""
+    modules = [name for name in sys.modules if name == root or name.startswith(f"{root}.")]
+    return {f"{m}.{name}" for m in modules for name, value in list(vars(sys.modules[m]).items()) if callable(value)}
+
+
+@pytest.mark.parametrize("group", sorted(ALLOWED))
+def test_of_all_that_torch_and_this_package_have_a_group_gets_its_own_definitions_alone(group: str) -> None:
+    reached = {target for root in ("torch", "dist_ssl") for target in callables(root)}
+    assert len(reached) > 3000
+    for target in reached:
+        try:
+            found = resolve(target, group)
+        except ConfigError:
+            continue
+        assert found.__module__.startswith(f"{ALLOWED[group]}.")
+
+
+@pytest.mark.parametrize("target", ["dist_ssl.optim.recipes.AdamX", "dist_ssl.optim.nothing.AdamW"])
 def test_a_target_that_does_not_exist_is_refused(target: str) -> None:
     with pytest.raises(ConfigError, match=r"optim\._target_=.* does not exist"):
         instantiate({"_target_": target}, "optim")
@@ -167,9 +198,16 @@ def test_an_encoder_of_timm_is_built_from_its_config() -> None:
     assert instantiate(node, "encoder").num_features == 512
 
 
+@pytest.mark.parametrize("option", ["pretrained", "checkpoint_path", "pretrained_cfg"])
+def test_an_encoder_of_timm_reads_no_weights(option: str) -> None:
+    node = {"_target_": "dist_ssl.models.encoders.timm_encoder", "name": "resnet18", option: "x"}
+    with pytest.raises(ConfigError, match=rf"encoder\.{option}=x is not possible: an encoder starts untrained"):
+        instantiate(node, "encoder")
+
+
 def test_what_is_no_class_and_what_names_none_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"schedule\.planner=torch\.nn is neither a class nor a function"):
-        resolve("torch.nn", "schedule.planner")
+    with pytest.raises(ConfigError, match=r"schedule\.planner=dist_ssl.* is neither a class nor a function"):
+        resolve("dist_ssl.schedules.warmup_cosine.math", "schedule.planner")
     with pytest.raises(ConfigError, match=r"schedule\.planner is missing"):
         resolve(None, "schedule.planner")
 

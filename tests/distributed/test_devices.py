@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dist_ssl.distributed.devices import own_device
+from dist_ssl.distributed.devices import own_device, set_single_precision
 from dist_ssl.errors import ConfigError
 
 
@@ -33,3 +33,30 @@ def test_a_rank_without_a_gpu_says_how_many_there_are(monkeypatch: pytest.Monkey
     with pytest.raises(ConfigError, match="no GPU for rank 2 of this node") as caught:
         own_device(2)
     assert "ranks_per_node=2" in str(caught.value)
+
+
+@pytest.mark.parametrize("shown", [0, 7])
+def test_a_node_that_lacks_gpus_is_named_and_does_not_train_on_its_cpu(
+    monkeypatch: pytest.MonkeyPatch, shown: int
+) -> None:
+    show(monkeypatch, shown)
+    monkeypatch.setattr("socket.gethostname", lambda: "n17")
+    with pytest.raises(ConfigError, match=f"8 GPUs were requested for each node, and n17 shows {shown}"):
+        own_device(0, 8)
+    assert own_device(0, shown).type == ("cuda" if shown else "cpu")
+
+
+def test_single_precision_is_exact_on_a_gpu_unless_tf32_is_asked_for() -> None:
+    def products_and_convolutions() -> tuple[bool, bool]:
+        return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        for tf32 in (True, False):
+            set_single_precision(torch.device("cuda", 0), tf32=tf32)
+            assert products_and_convolutions() == (tf32, tf32)
+        set_single_precision(torch.device("cpu"), tf32=True)
+        assert products_and_convolutions() == (False, False)
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]

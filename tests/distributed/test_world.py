@@ -9,9 +9,8 @@ import torch
 import torch.distributed as dist
 
 from dist_ssl.distributed import world
-from dist_ssl.distributed.rendezvous import LOOPBACK, Meeting, interface_of, own_addresses, own_end
-from dist_ssl.distributed.world import World, joined, meet
-from dist_ssl.errors import UserError
+from dist_ssl.distributed.rendezvous import LOOPBACK, interface_of, own_addresses, own_end
+from dist_ssl.distributed.world import World, joined
 from tests.ranks import Ranks
 
 
@@ -67,6 +66,31 @@ def test_agreements_are_equal_on_all_ranks(ranks: Ranks) -> None:
         assert answer == (10, [3, 0], 1.5, [0, 1, 2, 3], "from 0")
 
 
+def exchanged(world: World) -> tuple[object, list[object]]:
+    plain = {"float": 0.1 + 0.2, "text": "ä" * (world.rank * 1000), "list": [None, True, [-7, 1 << 60]]}
+    return world.share(plain if world.rank == 0 else None), world.collect([plain, world.rank])
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_plain_values_of_any_length_arrive_as_they_are(ranks: Ranks, size: int) -> None:
+    expected = [exchanged(World(rank=rank))[1][0] for rank in range(size)]
+    for shared, collected in ranks.run(exchanged, size):
+        assert shared == expected[0][0]  # type: ignore[index]
+        assert collected == expected
+
+
+def unpicklable(world: World) -> str:
+    try:
+        world.collect(Path("x"))
+    except TypeError as error:
+        return str(error)
+    return ""
+
+
+def test_objects_are_not_sent(ranks: Ranks) -> None:
+    assert all("not JSON serializable" in text for text in ranks.run(unpicklable, 2))
+
+
 def test_a_world_of_one_needs_no_group() -> None:
     assert agreements(World()) == (10, [0, 0], 0.0, [0], "from 0")
 
@@ -100,24 +124,6 @@ def test_a_world_of_one_may_have_groups_and_its_exchanges_mean_the_same() -> Non
     assert workspace == ":4096:8"  # under torchrun too: without it a GPU refuses to multiply deterministically
 
 
-def test_who_does_not_come_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"After 0 s rank 1, 2 of 3 had not come"):
-        meet(tmp_path / "rendezvous.json", rank=0, size=3, seconds=0.2)
-
-
-def test_a_rank_without_rank_0_says_so(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="rank 0 had not come"):
-        meet(tmp_path / "rendezvous.json", rank=1, size=2, seconds=0.2)
-
-
-def test_a_stale_meeting_of_somebody_else_is_not_taken(tmp_path: Path) -> None:
-    with socket.create_server((LOOPBACK, 0)) as stranger:
-        port = stranger.getsockname()[1]
-    Meeting((LOOPBACK,), port, "token").write(tmp_path / "rendezvous.json")
-    with pytest.raises(UserError, match="rank 0 had not come"):
-        meet(tmp_path / "rendezvous.json", rank=1, size=2, seconds=0.2)
-
-
 def test_addresses_of_this_machine_can_be_reached() -> None:
     assert own_addresses()[-1] == LOOPBACK
     assert interface_of(LOOPBACK) is not None
@@ -140,7 +146,7 @@ def test_nccl_is_told_its_device(monkeypatch: pytest.MonkeyPatch, device: str) -
         raise Started
 
     monkeypatch.setattr(dist, "init_process_group", init)
-    monkeypatch.setattr(world, "own_device", lambda _: torch.device(device))
+    monkeypatch.setattr(world, "own_device", lambda *_: torch.device(device))
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(Started), joined(None):

@@ -19,6 +19,7 @@ from dist_ssl.models.encoders import ResidualBlock
 from dist_ssl.optim.recipes import AdamW, OptimizerRecipe
 from dist_ssl.protocols.engine import Piece
 from dist_ssl.protocols.method import Method
+from tests.ranks import collect_tensors
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SAMPLES, IMAGES = 8, 40
@@ -139,7 +140,8 @@ def whole_state(engine: Parallel) -> dict[str, Tensor]:
     found = {}
     for name, value in engine.state().items():
         if isinstance(value, Piece):
-            parts = engine.world.collect((value.start, value.tensor.flatten().cpu().clone()))
+            starts = engine.world.collect(value.start)
+            parts = zip(starts, collect_tensors(engine.world, value.tensor.flatten().cpu()), strict=True)
             joined = torch.cat([part for _, part in sorted(parts, key=lambda part: (part[0], len(part[1])))])
             found[name] = joined.view(value.shape)
         else:

@@ -109,7 +109,7 @@ def on_two_nodes(world: World) -> tuple[float, list[tuple[int, int]]]:
             small_method(world, "mocov3"),
             replicate="nodes",
         )
-    return max(gaps), world.collect(counts)
+    return max(gaps), [tuple(own) for own in world.collect(counts)]
 
 
 def test_nodes_may_hold_copies_of_which_one_is_written(ranks: Ranks) -> None:

@@ -1,9 +1,11 @@
 """The batch file of the user's literal command, as a person agreed to it."""
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
+from submitit.core.job_environment import JobEnvironment
 
 from launch import preparation, settings, submission
 from launch.run_dir import PROJECT
@@ -23,8 +25,8 @@ WORDS = [
 ]
 
 
-def batch_file() -> str:
-    config = settings.compose(WORDS, PROJECT / "configs")
+def batch_file(*more: str) -> str:
+    config = settings.compose([*WORDS, *more], PROJECT / "configs")
     preparation.fill_in(config)
     found = submission.text(submission.one(config, Path("/shared/runs/mocov3-1121-0907")))
     return found.replace(sys.executable, "/env/bin/python")
@@ -33,3 +35,21 @@ def batch_file() -> str:
 @pytest.mark.golden
 def test_the_batch_file_is_the_golden_one() -> None:
     agree(Path(__file__).with_name("sbatch.sh"), batch_file())
+
+
+def test_tasks_are_not_confined_where_no_number_of_cores_was_given() -> None:
+    assert "cpus-per-task" not in batch_file("cluster.cpus_per_task=null")
+
+
+def test_an_allocation_around_the_command_does_not_change_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = batch_file()
+    monkeypatch.setattr(JobEnvironment, "USR_SIG", "USR1")  # as SUBMITIT_PREEMPT_SIGNAL sets it
+    for name in ("SLURM_NTASKS", "SLURM_CPUS_PER_TASK", "SBATCH_TIMELIMIT"):
+        monkeypatch.setenv(name, "7")
+    monkeypatch.setenv("SLURM_CONF", "/etc/slurm.conf")
+    monkeypatch.setenv("SBATCH_ACCOUNT", "vision")
+    assert batch_file() == plain
+    with submission.own_environment():
+        inside = {name for name in os.environ if name.startswith(submission.HIDDEN)}
+    assert inside == {"SLURM_CONF", "SBATCH_ACCOUNT"}
+    assert os.environ["SLURM_NTASKS"] == "7"

@@ -50,6 +50,6 @@ def write_shards(folder: Path, pictures: Sequence[bytes], shards: int) -> int:
     with tarfile.open(first) as archive:
         places = [(member.offset_data, member.size) for member in archive]
     rows = [(f"{shard}/{at}", *place, 0) for shard in range(shards) for at, place in enumerate(places)]
-    found = [manifest.Shard(f"train-{n:06d}.tar", len(places), first.stat().st_size, "") for n in range(shards)]
+    found = [manifest.Shard(f"train-{n:06d}.tar", len(places), first.stat().st_size, "0" * 64) for n in range(shards)]
     manifest.write(folder, {"train": (found, manifest.columns(rows))})
     return len(rows)

@@ -55,7 +55,7 @@ class Form:
 
     @property
     def words(self) -> list[str]:
-        """As keys of a config; fp32 with TF32 has none."""
+        """As keys of a config, all but the precision."""
         flags = {"deterministic": self.deterministic, "compile": self.compile}
         return [f"engine.{key}={str(value).lower()}" for key, value in flags.items()]
 
@@ -94,7 +94,7 @@ def engine_of(net: str, form: Form, setting: Setting) -> Parallel:
     torch.manual_seed(0)
     method = make_method(config, instantiate(config["encoder"], "encoder"), IMAGES, world)
     given: dict[str, Any] = {"method": method, "recipe": instantiate(config["optim"], "optim"), "world": world}
-    given |= {"compute": torch.bfloat16} if form.precision == "bf16" else {}
+    given |= {"compute": torch.bfloat16} if form.precision == "bf16" else {"tf32": form.precision == "tf32"}
     engine: Parallel = instantiate(config["engine"], "engine", **given)
     return engine
 

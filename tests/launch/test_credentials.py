@@ -2,6 +2,8 @@
 
 import pytest
 
+from dist_ssl.data.storage.address import Address
+from dist_ssl.errors import ConfigError
 from launch import credentials
 from launch.variables import ADDRESS
 
@@ -23,10 +25,42 @@ def restored(path: str) -> str:
     return str(found["data"]["path"])
 
 
-@pytest.mark.parametrize("quoted", [WHOLE, f"'{WHOLE}'", f'"{WHOLE}"'])
-def test_they_leave_the_words_and_come_back_in_the_rank(quoted: str) -> None:
-    words = credentials.set_aside(["nodes=2", f"data.path={quoted}"])
-    assert words == ["nodes=2", f"data.path={BARE}"]
+SPELLINGS = ("data.path={}", "data.path='{}'", 'data.path="{}"', "++data.path={}", "+data.path={}", "data={{path: {}}}")
+SPELLINGS += ("data={{path: '{}', train: a}}", "data.path=[{}, x]", "name={}")
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_they_leave_the_words_and_come_back_in_the_rank(spelling: str) -> None:
+    words = credentials.set_aside(["nodes=2", spelling.format(WHOLE)])
+    assert words == ["nodes=2", spelling.format(BARE)]
+    assert restored(BARE) == WHOLE
+
+
+@pytest.mark.parametrize("password", ["open/sesame", "open?sesame"])
+def test_a_password_that_would_be_cut_is_refused_and_not_shown(password: str) -> None:
+    with pytest.raises(ConfigError, match="percent-encoded") as caught:
+        credentials.set_aside([f"data.path=https://g4711:{password}@host/set"])
+    assert "sesame" not in str(caught.value)
+    assert "4711" not in str(caught.value)
+
+
+def test_an_encoded_password_is_decoded_where_it_is_sent_and_never_shown() -> None:
+    credentials.set_aside(["data.path=https://g4711:open%2Fsesame@host:8443/a@b/set"])
+    address = Address.parse(restored("https://host:8443/a@b/set"))
+    assert address.login == "g4711:open%2Fsesame"
+    assert address.scrub("g4711 open/sesame open%2Fsesame") == "*** *** ***"
+
+
+@pytest.mark.parametrize("whole", ["https://a:b@[::1]:80/x", "https://a:b@host/x,y", "https://host/x?sig=a,b"])
+def test_an_address_with_brackets_or_commas_is_one(whole: str) -> None:
+    shown = Address.parse(whole).shown
+    assert credentials.set_aside([f"data.path={whole}"]) == [f"data.path={shown}"]
+    assert restored(shown) == whole
+
+
+def test_they_may_stand_in_the_environment_instead_of_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(ADDRESS, WHOLE)
+    assert credentials.set_aside([f"data.path={BARE}"]) == [f"data.path={BARE}"]
     assert restored(BARE) == WHOLE
 
 

@@ -1,9 +1,14 @@
 """Which jobs are requeued: those that Slurm interrupted, and none that the user cancelled or that failed."""
 
+import errno
+from pathlib import Path
+
 import pytest
 
+from launch import scheduler
 from launch.ending import FAILED, FINISHED, REFUSED, STOPPED, Ending
-from launch.epilogue import own_job, persist, why_again
+from launch.epilogue import main, own_job, persist, why_again
+from launch.run_dir import RunDir
 from launch.scheduler import read_record
 
 RECORD = """JobId=3 JobName=a b
@@ -67,3 +72,25 @@ def test_slurm_is_asked_until_it_answers(monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(pauses) == 2
     assert persist(lambda: "", bool) == ""
     assert len(pauses) == 2 + 4
+
+
+def test_a_full_disk_does_not_keep_a_preempted_job_from_coming_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunDir(tmp_path / "run")
+    run.begin({"nodes": 1, "ranks_per_node": 1}, [])
+    attempt = run.new_attempt(run.config)
+    Ending(STOPPED, signal="SIGTERM").write(attempt.node(0))
+    requeued: list[str] = []
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
+    monkeypatch.setattr(scheduler, "record", lambda job: PREEMPTED)
+    monkeypatch.setattr(scheduler, "requeue", lambda job: requeued.append(job) or "")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("launch.ending.write_atomically", full)
+    assert main([str(run.folder), "1", "75"]) == 0
+    assert requeued == ["7"]
+    assert "outcome.json cannot be written: [Errno 28] No space left" in capsys.readouterr().out

@@ -9,6 +9,7 @@ import pytest
 
 from dist_ssl.errors import ConfigError
 from launch import run_dir
+from launch.ending import Ending
 from launch.run_dir import PROJECT, SNAPSHOT, AttemptDir, RunDir, read_yaml, write_yaml
 
 CONFIG = {"epochs": 3, "method": {"_target_": "dist_ssl.methods.mocov3.MoCoV3"}, "name": None}
@@ -149,3 +150,40 @@ def test_yaml_is_written_whole_and_in_order(tmp_path: Path) -> None:
     assert read_yaml(tmp_path / "x.yaml") == values
     assert list(read_yaml(tmp_path / "x.yaml")) == ["b", "a"]
     assert [path.name for path in tmp_path.iterdir()] == ["x.yaml"]
+
+
+def test_a_copy_of_an_attempt_is_no_attempt(run: RunDir) -> None:
+    run.new_attempt(CONFIG)
+    (run.folder / "attempts" / "0001_old").mkdir()
+    (run.folder / "attempts" / "7").mkdir()
+    assert run.newest_attempt() == 1
+
+
+def test_the_last_config_is_that_of_the_newest_attempt_that_has_one(run: RunDir) -> None:
+    assert run.last_config() == run.config
+    run.new_attempt({**CONFIG, "threads": 3})
+    (run.folder / "attempts" / "0002").mkdir()  # killed before its config was written
+    assert run.last_config()["threads"] == 3
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'{"outc', b'"finished"', b"\xff", b"{}"])
+def test_a_report_that_a_kill_cut_short_is_none(run: RunDir, content: bytes) -> None:
+    attempt = run.new_attempt(CONFIG)
+    (attempt.folder / "outcome.json").write_bytes(content)
+    assert run.outcome() is None
+    assert Ending.read(attempt.folder / "outcome.json") is None
+
+
+@pytest.mark.parametrize("content", [b"", b"a: [", b"words", b"- 1", b"\xff\xfe", b"\t"])
+def test_a_config_that_is_damaged_is_named_with_a_remedy(run: RunDir, content: bytes) -> None:
+    (run.folder / "config.yaml").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"config\.yaml is damaged") as caught:
+        RunDir.open(run.folder)
+    assert "Put back a copy" in caught.value.remedy
+
+
+def test_a_damaged_neighbour_does_not_matter(run: RunDir) -> None:
+    (run.folder.parent / "other").mkdir()
+    (run.folder.parent / "other" / "config.yaml").write_text("a: [")
+    with pytest.raises(ConfigError, match="is not a run folder"):
+        RunDir.open(run.folder.parent / "nothing")

@@ -218,3 +218,10 @@ def test_of_another_value_that_hydra_cannot_read_its_quotes_are_named() -> None:
         settings.compose(["encoder=a=b"], CONFIGS)
     advice = """Write method=mocov3, for example; put text with special characters in quotes: "encoder='...'"."""
     assert advice in str(error.value)
+
+
+def test_a_value_of_the_environment_does_not_get_into_a_config(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
+    with pytest.raises(ConfigError, match="cannot be composed") as caught:
+        settings.compose(["name=${oc.env:AWS_SECRET_ACCESS_KEY}"], CONFIGS)
+    assert "hush" not in str(caught.value)

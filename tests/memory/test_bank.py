@@ -16,7 +16,7 @@ from dist_ssl.distributed.world import World
 from dist_ssl.memory import softmax
 from dist_ssl.memory.bank import Bank
 from dist_ssl.memory.negatives import negatives
-from tests.ranks import Ranks
+from tests.ranks import Ranks, collect_tensors
 
 WIDTH = 5
 BATCH = 8
@@ -120,7 +120,7 @@ def stepped(world: World, case: Case, rule: Rule) -> tuple[Tensor, Tensor, Tenso
     finally:
         softmax.TILE_LOGITS = whole
     assert queries.grad is not None
-    rows = torch.cat(world.collect(bank.rows))
+    rows = torch.cat(collect_tensors(world, bank.rows))
     return world.sum_const(loss.detach()), queries.grad, rows
 
 
@@ -210,7 +210,7 @@ def written_and_read(world: World) -> tuple[Tensor, Tensor]:
     ids = torch.tensor([4, 10, 0, 4, 7, 8, 9, 2])
     keep = torch.tensor([True, True, True, True, True, False, True, True])
     bank.write(own(ids, world), own(values, world), own(keep, world))
-    return torch.cat(world.collect(bank.rows)), bank.read(torch.tensor([4, world.rank, 10]))
+    return torch.cat(collect_tensors(world, bank.rows)), bank.read(torch.tensor([4, world.rank, 10]))
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])

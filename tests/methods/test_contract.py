@@ -19,7 +19,7 @@ from dist_ssl.methods.rotation import Rotation
 from dist_ssl.models.encoders import TinyResNet
 from dist_ssl.models.vit import vit
 from dist_ssl.protocols.method import Embeddings, LossOutput, Method
-from tests.ranks import Ranks
+from tests.ranks import Ranks, collect_tensors
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "method").glob("*.yaml"))
 NAMES = [path.stem for path in CONFIGS]
@@ -202,7 +202,7 @@ def remembered(world: World, case: str) -> dict[str, Tensor]:
     out = method.loss(forward(method, batch), batch, hyper(method))
     method.remember(out, batch, hyper(method))
     found = {name: value for name, value in buffers(method).items() if "running_" not in name}
-    return {name: torch.cat(world.collect(v)) if name == "bank.rows" else v for name, v in found.items()}
+    return {name: torch.cat(collect_tensors(world, v)) if name == "bank.rows" else v for name, v in found.items()}
 
 
 @pytest.mark.parametrize("size", [2, 4])

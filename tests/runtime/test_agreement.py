@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Callable
+from unittest.mock import patch
 
 import pytest
 
@@ -75,6 +76,44 @@ def test_a_timed_interval_saves_once_each_time_it_runs_out(clock: Callable[[floa
             saved.append(step)
     # requested at 10 s, decided at the next step; the next interval starts there
     assert saved == [11, 22]
+
+
+def test_a_save_that_takes_longer_than_the_interval_leaves_the_interval_to_training(
+    clock: Callable[[float], None],
+) -> None:
+    """Saves of 70 s, every 60 s, while steps take 0.5 s; a save that is requested waits until the last one is over."""
+    agreed = Agreement(World(), Signals(), Duration.parse("60 seconds"))
+    now, ends, waited, saves, steps = 0.0, 0.0, 0.0, 0, 0
+    while now < 3600:
+        now, steps = now + 0.5, steps + 1
+        clock(now)
+        if agreed.step(at(steps), saving=now < ends).save:
+            waited += max(0.0, ends - now)
+            now = max(now, ends)
+            ends, saves = now + 70, saves + 1
+    assert waited == 0
+    assert steps == 7200
+    assert saves == 1 + (3600 - 61) // 131  # each takes 70 s, 60 s pass after it, and two steps until the ranks agree
+
+
+def slowest_writer(world: World) -> list[int]:
+    """The steps at which a save is decided, where only rank 1 is still writing at steps 5 to 9."""
+    with patch.object(agreement.time, "monotonic", lambda: 1e9):
+        agreed = Agreement(world, Signals(), Duration.parse("3 seconds"))
+    found = []
+    for step in range(1, 20):
+        with patch.object(agreement.time, "monotonic", lambda step=step: 1e9 + step):
+            decision = agreed.step(at(step), saving=world.rank == 1 and 5 <= step < 10)
+        if decision.save:
+            found.append(step)
+    agreed.drain()
+    return found
+
+
+def test_a_rank_that_still_writes_holds_the_clock_of_rank_0(ranks: Ranks) -> None:
+    for found in ranks.run(slowest_writer, 2):
+        assert not [step for step in found if 6 <= step < 12]
+        assert len([step for step in found if step >= 12]) >= 1
 
 
 def test_a_timed_interval_that_has_not_run_out_saves_nothing(clock: Callable[[float], None]) -> None:

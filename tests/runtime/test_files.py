@@ -78,7 +78,7 @@ def _fail(*_: Any, **__: Any) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize(("owner", "name"), [(Path, "open"), (Path, "replace"), (files.os, "fsync")])
+@pytest.mark.parametrize(("owner", "name"), [(files.os, "open"), (Path, "replace"), (files.os, "fsync")])
 def test_an_error_propagates_and_leaves_the_old_file_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str
 ) -> None:
@@ -90,6 +90,16 @@ def test_an_error_propagates_and_leaves_the_old_file_alone(
             write_atomically(path, "new", sync=True)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("umask", [0, 0o022])
+def test_a_private_file_is_for_its_owner_alone(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        write_atomically(tmp_path / "x", "text", private=True)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x").stat().st_mode & 0o777 == 0o600
 
 
 def test_a_folder_that_is_missing_is_an_error(tmp_path: Path) -> None:

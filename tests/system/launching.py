@@ -36,6 +36,7 @@ class Launch:
             text=True,
             start_new_session=True,
             env=environment,
+            umask=0,  # as careless as a user can be: no file of a run may then be changed by others
         )
 
     def finish(self, seconds: float = WAIT_SECONDS) -> tuple[int, str]:
@@ -133,7 +134,14 @@ def stop_by_ctrl_c(launch: Launch, run: Path, after: int = 5) -> str:
     assert f"Resume with: python launch/slurm.py resume={run}" in text
     assert max(saved(run)) == status(run)["step"], "the last step made is the step saved"
     await_that(lambda: nothing_left(run), "no process left behind")
+    assert not changeable_by_others(run)
     return text
+
+
+def changeable_by_others(run: Path) -> list[str]:
+    """The files and folders of a run that another user could change."""
+    found = [path for path in [run, *run.rglob("*")] if not path.is_symlink()]
+    return [str(path.relative_to(run)) for path in found if path.stat().st_mode & 0o022]
 
 
 def train_undisturbed(data: Path, run: Path, until: int, *more: str) -> None:

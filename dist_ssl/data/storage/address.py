@@ -9,7 +9,6 @@
 """
 
 import re
-import shlex
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
@@ -21,6 +20,9 @@ STORES = ("s3", "gs")
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 PIPE = "pipe:"
 PLACE = "%s"
+PORTLESS = re.compile(r"[^\[]*:(?!\d*$)")
+"""A host that is followed by something else than a port: the beginning of a password."""
+SHELL_SAFE = re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_./-]*")
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Address:
     scheme: str = ""
     """One of http, https, s3, gs, pipe; empty for a local path."""
     login: str = field(default="", repr=False)
-    """Credentials as user:password, or empty."""
+    """Credentials as user:password, percent-encoded as they were written, or empty."""
     query: str = field(default="", repr=False)
     """Part after the `?`, which may hold a signature, or empty."""
 
@@ -54,6 +56,11 @@ class Address:
         place, _, query = rest.partition("?")
         host, slash, way = place.partition("/")
         login, _, host = host.rpartition("@")
+        if PORTLESS.match(host):
+            raise ConfigError(
+                f"The user or the password in a {scheme}:// address has a character that ends them there: / or ?.",
+                "Write it percent-encoded: %2F for /, %3F for ?, %40 for @, %23 for #.",
+            )
         shown = f"{scheme}://{host}{slash}{way}".rstrip("/")
         if not host:
             raise ConfigError(f"{shown}// names no {'bucket' if scheme in STORES else 'host'}.", "Correct the address.")
@@ -86,19 +93,29 @@ class Address:
         return bool(self.login or self.query)
 
     def __truediv__(self, name: str) -> "Address":
-        """Return the address of a file in this folder. Raises DataError where the name is itself an address."""
+        """Return the address of a file in this folder.
+
+        Raises DataError where the name is itself an address, or would be more than a name to the shell of a pipe.
+        """
         if name.startswith(PIPE) or SCHEME.match(name):
             raise DataError(
                 f"The manifest in {self} lists '{name}': that is an address, not a file name.",
                 "Do not use this data: its author may want to run a command on your machine.",
             )
         if self.scheme == "pipe":
-            return replace(self, shown=self.shown.replace(PLACE, shlex.quote(name)))
+            if not SHELL_SAFE.fullmatch(name):  # quotes around %s would undo any quoting here
+                raise DataError(
+                    f"'{name}' cannot be read through {self}: it has characters that a shell may act on.",
+                    "Names behind a pipe have a to z, A to Z, 0 to 9, and . _ / - (not first): rename the file, or use "
+                    "another kind of address.",
+                )
+            return replace(self, shown=self.shown.replace(PLACE, name))
         return replace(self, shown=str(self.path / name) if self.local else f"{self.shown}/{quote(name)}")
 
     def scrub(self, text: str) -> str:
         """Return a library's message, which may quote the address, with credentials and query replaced by ***."""
-        for secret in filter(None, (self.query, self.login, *self.login.split(":", 1))):
+        login = (self.login, unquote(self.login))
+        for secret in filter(None, (self.query, *login, *(part for own in login for part in own.split(":", 1)))):
             text = text.replace(secret, "***")
         return text
 

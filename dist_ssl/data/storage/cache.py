@@ -15,6 +15,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from dist_ssl.errors import DataError
 
 log = logging.getLogger(__name__)
 WHOLE, PART = ".tar", ".part"
+HASH = re.compile(r"[0-9a-f]{64}")
 POLL_SECONDS = 0.05
 USED_SECONDS = 5.0
 """Longest time between two updates of the last-use time of a shard that is being read."""
@@ -40,7 +42,7 @@ class Cache:
 
     def find(self, sha256: str, size: int) -> FileIO | None:
         """Return the shard as an open file, None if it is not cached. Raises DataError if another user owns it."""
-        path = self.folder / (sha256 + WHOLE)
+        path = self._named(sha256, WHOLE)
         try:
             file = FileIO(path)
         except FileNotFoundError:
@@ -65,14 +67,20 @@ class Cache:
                 "Raise data.cache_bytes, or use no cache.",
             )
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._check_owner(self.folder.lstat())  # another user may have put a link to a folder of this one's here
         self._check_owner(self.folder.stat())
         while True:
             found = self.find(sha256, size)
             if found:
                 return found
             with self._claimed(sha256) as part:
-                if part and not (self.folder / (sha256 + WHOLE)).exists():
+                if part and not self._named(sha256, WHOLE).exists():
                     return self._fetch(part, name, sha256, size, fetch)
+
+    def _named(self, sha256: str, ending: str) -> Path:
+        """Return the path of a file of this folder; a manifest's text that is no hash could lead elsewhere."""
+        assert HASH.fullmatch(sha256), f"{sha256!r} is no sha256"
+        return self.folder / (sha256 + ending)
 
     def _check_owner(self, state: os.stat_result) -> None:
         """Raise DataError for a file or folder that another user owns: its content cannot be trusted."""
@@ -83,7 +91,7 @@ class Cache:
 
     def _fetch(self, part: FileIO, name: str, sha256: str, size: int, fetch: Callable[[], Iterator[bytes]]) -> FileIO:
         """Fetch a shard into the part that this process has locked, verify and rename it; return it, open."""
-        path = self.folder / (sha256 + PART)
+        path = self._named(sha256, PART)
         while not self._reserve(part, size, sha256):
             time.sleep(POLL_SECONDS)  # parts of other processes fill the cache; once complete, they can be evicted
         for _ in range(FETCHES):
@@ -110,7 +118,7 @@ class Cache:
     @contextmanager
     def _claimed(self, sha256: str) -> Iterator[FileIO | None]:
         """Yield the shard's part, locked; None where the part was renamed or removed while this process waited."""
-        path = self.folder / (sha256 + PART)
+        path = self._named(sha256, PART)
         with _open(path) as part:
             fcntl.flock(part, fcntl.LOCK_EX)
             if not _is(part, path):
@@ -142,15 +150,19 @@ class Cache:
 
     def _shards(self) -> Iterator[tuple[int, int, Path]]:
         """Yield the time of last use (ns), the size in bytes and the path of each shard."""
-        for path in self.folder.glob(f"*{WHOLE}"):
+        for path in self._files(WHOLE):
             with contextlib.suppress(FileNotFoundError):
                 state = path.stat()
                 yield state.st_mtime_ns, state.st_size, path
 
+    def _files(self, ending: str) -> list[Path]:
+        """Return the cache's own files; others that lie in its folder are never removed."""
+        return [path for path in self.folder.glob(f"*{ending}") if HASH.fullmatch(path.stem)]
+
     def _parts(self, own: str) -> int:
         """Return the total bytes of other processes' parts; remove those of dead processes."""
         total = 0
-        for path in self.folder.glob(f"*{PART}"):
+        for path in self._files(PART):
             if path.stem == own:
                 continue
             with contextlib.suppress(FileNotFoundError), path.open("rb") as file:

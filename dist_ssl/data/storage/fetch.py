@@ -106,8 +106,8 @@ class Fetcher:
                 failures += 1
                 self._wait(address, error, failures)
 
-    def read(self, address: Address) -> bytes:
-        """Return the content of a local or remote file.
+    def read(self, address: Address, most: int) -> bytes:
+        """Return the content of a local or remote file; a remote one may have at most `most` bytes.
 
         Raises FileNotFoundError where a local file does not exist, otherwise DataError.
         """
@@ -119,7 +119,15 @@ class Fetcher:
             except OSError as error:
                 raise unreadable(address, error) from error
         size = self.size(address)  # requested first: without it a body that is cut off would look complete
-        return b"".join(self.stream(address, 0, size))
+        content = bytearray()
+        for chunk in self.stream(address, 0, size):
+            content += chunk
+            if max(len(content), size or 0) > most:
+                raise DataError(
+                    f"{address} is larger than the {most} bytes that such a file has at most.",
+                    "Check that data.path leads to a folder of shards that you trust.",
+                )
+        return bytes(content)
 
     def size(self, address: Address) -> int | None:
         """Return the size of a remote file in bytes, None if the server does not report it. Raises DataError."""

@@ -21,6 +21,7 @@ import safetensors
 import safetensors.numpy
 import xxhash
 
+from dist_ssl.data.storage import fields
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.fetch import Fetcher, unreadable
 from dist_ssl.errors import DataError, nearest
@@ -28,6 +29,10 @@ from dist_ssl.runtime.files import write_atomically
 
 FORMAT = 1
 NAME = "manifest.json"
+MOST_BYTES = 1 << 28
+"""Largest manifest of a server that is read: a line takes some 200 bytes, so that is more than a million shards."""
+MOST_BYTES_PER_SAMPLE = 1 << 10
+"""The same for the columns, which take some 50 bytes per sample and its key."""
 Row = tuple[str, *tuple[int, ...]]
 """A sample as a row: its key, then its numbers in the order of `columns`."""
 
@@ -71,7 +76,7 @@ class Samples:
     def key(self, number: int) -> str:
         """Return the key of one sample."""
         start = int(self.key_ends[number - 1]) if number else 0
-        return bytes(self.keys[start : int(self.key_ends[number])]).decode()
+        return bytes(self.keys[start : int(self.key_ends[number])]).decode(errors="backslashreplace")
 
 
 def columns(rows: Sequence[Row]) -> Samples:
@@ -224,7 +229,7 @@ def read(folder: Path | Address, fetcher: Fetcher | None = None, inside: str = "
     where = folder if isinstance(folder, Address) else Address(str(folder))
     path, get = where / f"{inside}{NAME}", fetcher or Fetcher()
     try:
-        text = get.read(path)
+        text = get.read(path, MOST_BYTES)
     except FileNotFoundError as error:
         what = f"has no {inside}{NAME}" if where.path.is_dir() else "does not exist"
         raise DataError(
@@ -246,13 +251,25 @@ def read(folder: Path | Address, fetcher: Fetcher | None = None, inside: str = "
 
 
 def _split(folder: Address, name: str, entry: dict[str, Any], get: Fetcher, inside: str) -> Split:
-    shards = tuple(Shard(**{**shard, "name": inside + shard["name"]}) for shard in entry["shards"])
-    file = folder / (inside + entry["samples"])
+    shards = tuple(_shard(shard, inside) for shard in entry["shards"])
+    file = folder / (inside + fields.place(entry, "samples"))
     try:
-        data = get.read(file)
+        data = get.read(file, MOST_BYTES + MOST_BYTES_PER_SAMPLE * sum(shard.samples for shard in shards))
         samples = Samples(**safetensors.numpy.load(data))
-    except (OSError, safetensors.SafetensorError) as error:
+    except (OSError, safetensors.SafetensorError, TypeError) as error:
         raise DataError(f"{file} cannot be read: {error}.", "Make the shards again.") from error
-    if xxhash.xxh3_128_hexdigest(data) != entry["samples_xxh3"] or len(samples) != sum(s.samples for s in shards):
+    hashed = fields.digest(entry, "samples_xxh3", "xxh3")
+    if xxhash.xxh3_128_hexdigest(data) != hashed or len(samples) != sum(s.samples for s in shards):
         raise DataError(f"{file} does not fit {NAME} beside it.", "Make the shards again.")
+    try:
+        fields.check_columns(samples.columns, [s.samples for s in shards], [s.bytes for s in shards])
+    except ValueError as error:
+        raise DataError(f"{file} is damaged: {error}.", "Make the shards again.") from error
     return Split(folder, name, shards, samples)
+
+
+def _shard(entry: Mapping[str, Any], inside: str) -> Shard:
+    name = inside + fields.place(entry, "name", outside=not inside)
+    return Shard(
+        name, fields.whole(entry, "samples"), fields.whole(entry, "bytes"), fields.digest(entry, "sha256", "sha256")
+    )

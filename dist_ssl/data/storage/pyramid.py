@@ -18,7 +18,7 @@ import numpy as np
 
 from dist_ssl.core.draws import Draws, Floats, Ints
 from dist_ssl.data.images.views import Crops, ViewCutter
-from dist_ssl.data.storage import manifest
+from dist_ssl.data.storage import fields, manifest
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.fetch import Fetcher
 from dist_ssl.data.storage.manifest import Manifest, Split
@@ -76,15 +76,15 @@ def read(where: Address, originals: Manifest, get: Fetcher) -> dict[int, dict[st
     """
     path = where / NAME
     try:
-        text = get.read(path)
+        text = get.read(path, manifest.MOST_BYTES)
     except FileNotFoundError:
         return {}
     try:
         content = json.loads(text)
         if content["format"] != FORMAT:
             raise DataError(f"{path} has format {content['format']}: this version reads {FORMAT}.", _remade(where))
-        levels = {int(level["side"]): dict(level) for level in content["levels"]}
-        identities = [str(level["identity"]) for level in levels.values()]
+        levels = {fields.whole(level, "side", 1, fields.MOST_SIDE): dict(level) for level in content["levels"]}
+        identities = [fields.digest(level, "identity", "xxh3") for level in levels.values()]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is damaged: {error!r}.", _remade(where)) from error
     if identities and content["of"] != originals.identity:

@@ -102,13 +102,13 @@ class Web:
         total = response.headers.get("Content-Range", "").rpartition("/")[2]
         if response.status == 200:
             total = response.headers.get("Content-Length", "")
-        return int(total) if total.isdigit() else None
+        return int(total) if _is_count(total) else None
 
     def _ask(self, address: Address, headers: dict[str, str]) -> urllib3.BaseHTTPResponse:
         """Return the server's response with its body not yet read. Raises OSError, DataError."""
         headers = {**headers, "Accept-Encoding": "identity", "User-Agent": "dist_ssl"}
         if address.login:
-            headers["Authorization"] = "Basic " + base64.b64encode(address.login.encode()).decode()
+            headers["Authorization"] = "Basic " + base64.b64encode(unquote(address.login).encode()).decode()
         tries = urllib3.Retry(total=None, connect=0, read=0, status=0, other=0, redirect=5)
         pool = self._pool(address)
         try:
@@ -136,6 +136,11 @@ class Web:
             return self._pools[proxy]
 
 
+def _is_count(text: str) -> bool:
+    """Return whether a server's text is a number of bytes or seconds; `isdigit` alone takes a superscript for one."""
+    return text.isascii() and text.isdigit() and len(text) < 19
+
+
 def _check_range(address: Address, response: urllib3.BaseHTTPResponse, start: int) -> None:
     got = response.headers.get("Content-Range", "")
     if not got.startswith(f"bytes {start}-"):
@@ -147,7 +152,7 @@ def _refusal(address: Address, response: urllib3.BaseHTTPResponse) -> OSError | 
     status = response.status
     if status >= 500 or status in BUSY:
         after = response.headers.get("Retry-After", "")
-        return BusyError(f"{address} answered with status {status}", float(after) if after.isdigit() else 0.0)
+        return BusyError(f"{address} answered with status {status}", float(after) if _is_count(after) else 0.0)
     what, remedy = REFUSED.get(status, ("cannot be fetched", "Check data.path."))
     return DataError(f"{address} {what} (status {status}).", remedy)
 

@@ -78,7 +78,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 archive.addfile(member, io.BytesIO(encoded(number)))
         with tarfile.open(tar) as archive:
             rows += [(member.name[:-4], member.offset_data, member.size, 1) for member in archive]
-        shards.append(manifest.Shard(tar.name, 16, tar.stat().st_size, ""))
+        shards.append(manifest.Shard(tar.name, 16, tar.stat().st_size, "0" * 64))
     manifest.write(folder, {"train": (shards, manifest.columns(rows))})
     return folder
 

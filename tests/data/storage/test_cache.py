@@ -177,15 +177,37 @@ def test_content_that_was_spoilt_on_the_way_is_fetched_again(tmp_path: Path) -> 
 def test_a_shard_larger_than_the_cache_and_a_cache_of_another_user_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    none = "0" * 64
     with pytest.raises(DataError, match="x has 10 bytes, and the cache may hold 9") as caught:
-        Cache(tmp_path, 9).obtain("x", "0", 10, lambda: iter([]))
+        Cache(tmp_path, 9).obtain("x", none, 10, lambda: iter([]))
     assert "data.cache_bytes" in caught.value.remedy
-    (tmp_path / "0.tar").write_bytes(b"0123456789")
+    (tmp_path / f"{none}.tar").write_bytes(b"0123456789")
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
     with pytest.raises(DataError, match="belongs to another user"):
-        Cache(tmp_path, 10).find("0", 10)
+        Cache(tmp_path, 10).find(none, 10)
     with pytest.raises(DataError, match="belongs to another user"):
-        Cache(tmp_path, 10).obtain("x", "0", 10, lambda: iter([]))
+        Cache(tmp_path, 10).obtain("x", none, 10, lambda: iter([]))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a link of another user")
+def test_a_link_that_another_user_made_to_a_folder_of_ones_own_is_no_cache(tmp_path: Path) -> None:
+    (tmp_path / "papers").mkdir()
+    link = tmp_path / "cache"
+    link.symlink_to(tmp_path / "papers")
+    Cache(link, 10).obtain("x", hashlib.sha256(b"abc").hexdigest(), 3, lambda: iter([b"abc"])).close()
+    os.chown(link, 12345, 12345, follow_symlinks=False)
+    with pytest.raises(DataError, match="belongs to another user"):
+        Cache(link, 10).obtain("y", hashlib.sha256(b"def").hexdigest(), 3, lambda: iter([b"def"]))
+
+
+def test_files_that_are_not_the_caches_own_are_never_removed(tmp_path: Path) -> None:
+    others = [tmp_path / "thesis.tar", tmp_path / "thesis.part"]
+    for path in others:
+        path.write_bytes(b"0123456789")
+    for content in (b"abcdefgh", b"ijklmnop"):
+        Cache(tmp_path, 10).obtain("x", hashlib.sha256(content).hexdigest(), 8, lambda c=content: iter([c])).close()
+    assert [path.read_bytes() for path in others] == [b"0123456789"] * 2
+    assert names(tmp_path, ".tar") == {"thesis", hashlib.sha256(b"ijklmnop").hexdigest()}
 
 
 def test_without_a_cache_only_the_samples_own_bytes_are_asked_for(server: Server, local: Reader) -> None:

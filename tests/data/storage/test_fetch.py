@@ -17,6 +17,7 @@ from dist_ssl.errors import ConfigError, DataError
 from tests.web import FAULTS, Server, serving
 
 DATA = random.Random(7).randbytes(100_000)
+MOST = 1 << 30
 QUICK = Patience(tries=4, first_seconds=0.001, stall_seconds=0.15)
 NO_TRIES = Patience(tries=1, stall_seconds=0.15)
 
@@ -86,7 +87,7 @@ def test_any_faults_and_any_part_of_a_file(
 
 def test_a_file_of_unknown_size_is_read_to_its_end(server: Server) -> None:
     server.faults.extend(["short", "503"])
-    assert Fetcher(QUICK).read(file(server)) == DATA
+    assert Fetcher(QUICK).read(file(server), MOST) == DATA
     assert Fetcher(QUICK).size(file(server)) == len(DATA)
     server.ranges = False
     assert Fetcher(QUICK).size(file(server)) == len(DATA)
@@ -124,7 +125,7 @@ def test_a_fault_that_stays_ends_with_an_error_that_names_it(server: Server, fau
 
 def test_a_server_that_does_not_run_is_an_error_that_names_the_address() -> None:
     with pytest.raises(DataError, match=r"http://127\.0\.0\.1:9/x could not be fetched in 1 tries: .*refused"):
-        Fetcher(NO_TRIES).read(Address.parse("http://127.0.0.1:9/x"))
+        Fetcher(NO_TRIES).read(Address.parse("http://127.0.0.1:9/x"), MOST)
 
 
 def test_a_file_of_another_size_is_refused(server: Server) -> None:
@@ -159,9 +160,16 @@ def test_user_password_and_signature_are_sent_and_never_shown(server: Server, ca
             fetched(Fetcher(QUICK), Address.parse(spoiled) / "a b.tar")
         told.append(str(caught.value))
     with pytest.raises(DataError) as caught:
-        Fetcher(NO_TRIES).read(Address.parse("http://g4711:opensesame@127.0.0.1:9/x?sig=abc123"))
+        Fetcher(NO_TRIES).read(Address.parse("http://g4711:opensesame@127.0.0.1:9/x?sig=abc123"), MOST)
     told += [str(caught.value), caplog.text]
     assert not [text for text in told for word in ("opensesame", "wrong", "abc123", "old99", "g4711") if word in text]
+
+
+@pytest.mark.parametrize("fault", ["", "endless"])
+def test_a_file_that_is_too_large_is_refused_before_it_fills_the_memory(server: Server, fault: str) -> None:
+    server.fault = lambda path: fault
+    with pytest.raises(DataError, match="is larger than the 99999 bytes that such a file has at most"):
+        Fetcher(QUICK).read(file(server), 99_999)
 
 
 def test_addresses_are_read_as_they_are_written(tmp_path: Path) -> None:
@@ -170,7 +178,7 @@ def test_addresses_are_read_as_they_are_written(tmp_path: Path) -> None:
     assert str(Address.parse("https://host:8443/a/b/") / "ä.tar") == "https://host:8443/a/b/%C3%A4.tar"
     assert (Address.parse("https://host/a?sv=1") / "x.tar").url == "https://host/a/x.tar?sv=1"
     assert str(Address.parse("s3://bucket/a") / "x.tar") == "s3://bucket/a/x.tar"
-    assert str(Address.parse("pipe:cat 'a b'/%s") / "x; rm y.tar") == "pipe:cat 'a b'/'x; rm y.tar'"
+    assert str(Address.parse("pipe:cat 'a b'/%s") / "level-160/x-1.tar") == "pipe:cat 'a b'/level-160/x-1.tar"
 
 
 @pytest.mark.parametrize(
@@ -197,14 +205,22 @@ def test_a_manifest_cannot_lead_elsewhere(name: str) -> None:
         Address.parse("data") / name
 
 
+@pytest.mark.parametrize("name", ["x; rm y.tar", "$(touch {}).tar", "`touch {}`.tar", "a b.tar", "-rf", "'", "", "ä"])
+def test_a_name_is_no_part_of_a_pipes_command(tmp_path: Path, name: str) -> None:
+    canary = tmp_path / "canary"
+    with pytest.raises(DataError, match="cannot be read through pipe:"):
+        Fetcher(QUICK, allow_pipe=True).read(Address.parse('pipe:cat "folder/%s"') / name.format(canary), MOST)
+    assert not canary.exists()
+
+
 def test_a_command_is_run_only_if_that_was_allowed(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(DATA)
     address = Address.parse(f"pipe:cat {tmp_path}/%s") / "a.tar"
     with pytest.raises(ConfigError, match="runs a shell command on every node") as caught:
-        Fetcher(QUICK).read(address)
+        Fetcher(QUICK).read(address, MOST)
     assert "data.allow_pipe=true" in caught.value.remedy
     fetcher = Fetcher(QUICK, allow_pipe=True)
-    assert fetcher.read(address) == fetched(fetcher, address) == DATA
+    assert fetcher.read(address, MOST) == fetched(fetcher, address) == DATA
     assert fetched(fetcher, address, 70_000) == DATA[70_000:]
     with pytest.raises(DataError, match="could not be fetched in 4 tries"):
-        fetcher.read(Address.parse(f"pipe:cat {tmp_path}/%s 2>&-") / "b.tar")
+        fetcher.read(Address.parse(f"pipe:cat {tmp_path}/%s 2>&-") / "b.tar", MOST)

@@ -5,6 +5,7 @@ import json
 import shutil
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from rich.console import Console
 
 from dist_ssl.data.storage import manifest, pyramid
 from dist_ssl.data.storage.address import Address
+from dist_ssl.data.storage.cache import Cache
 from dist_ssl.data.storage.fetch import Fetcher
 from dist_ssl.data.storage.manifest import Shard
 from dist_ssl.data.storage.read import Reader
@@ -23,6 +25,8 @@ from dist_ssl.errors import DataError
 from shards import make, pack
 from shards.sources import demo
 from tests.shards.pictures import forbidden
+
+NO_HASH = "0" * 64
 
 
 @pytest.fixture
@@ -99,7 +103,7 @@ def test_other_data_has_another_identity(tmp_path: Path) -> None:
 
 def test_columns_hold_keys_of_any_length_and_alphabet(tmp_path: Path) -> None:
     rows = [("ä/b", 0, 5, 3), ("", 5, 6, -1), ("很长的钥匙", 11, 7, 0)]
-    manifest.write(tmp_path, {"train": ([Shard("a.tar", 3, 0, "")], manifest.columns(rows))})
+    manifest.write(tmp_path, {"train": ([Shard("a.tar", 3, 18, NO_HASH)], manifest.columns(rows))})
     (tmp_path / "a.tar").touch()
     split = manifest.read(tmp_path).split("train")
     own = [(split.samples.key(n), *(int(c[n]) for c in list(vars(split.samples).values())[:3])) for n in range(3)]
@@ -117,7 +121,7 @@ def test_joined_columns_are_those_of_the_joined_rows() -> None:
 
 
 def test_names_of_classes_are_kept_and_change_the_identity_but_need_not_be_there(tmp_path: Path) -> None:
-    rows = {"train": ([Shard("a.tar", 1, 0, "")], manifest.columns([("k", 0, 1, 0)]))}
+    rows = {"train": ([Shard("a.tar", 1, 1, NO_HASH)], manifest.columns([("k", 0, 1, 0)]))}
     manifest.write(tmp_path, rows)
     without = manifest.read(tmp_path)
     assert "classes" not in json.loads((tmp_path / "manifest.json").read_text())
@@ -269,9 +273,77 @@ def test_reading_again_after_closing_opens_the_files_anew(demo_shards: Path) -> 
 def test_samples_behind_an_empty_shard_are_found(tmp_path: Path) -> None:
     for name, data in (("a.tar", b"AB"), ("b.tar", b""), ("c.tar", b"CD")):
         (tmp_path / name).write_bytes(data)
-    shards = [Shard("a.tar", 2, 2, ""), Shard("b.tar", 0, 0, ""), Shard("c.tar", 2, 2, "")]
+    shards = [Shard(f"{name}.tar", count, count, NO_HASH) for name, count in (("a", 2), ("b", 0), ("c", 2))]
     rows = [(str(n), n % 2, 1, n) for n in range(4)]
     manifest.write(tmp_path, {"train": (shards, manifest.columns(rows))})
     with Reader(manifest.read(tmp_path).split("train")) as reader:
         assert [reader.read(n) for n in range(4)] == [b"A", b"B", b"C", b"D"]
     assert np.array_equal(manifest.read(tmp_path).split("train").shard_sizes, [2, 0, 2])
+
+
+HOSTILE: dict[str, Callable[[dict[str, Any]], object]] = {
+    "an absolute path as a hash": lambda shard: shard.update(sha256="/srv/thesis"),
+    "a hash with a path": lambda shard: shard.update(sha256="../" + "0" * 61),
+    "a hash in capitals": lambda shard: shard.update(sha256="A" * 64),
+    "no hash": lambda shard: shard.update(sha256=None),
+    "an absolute name": lambda shard: shard.update(name="/etc/passwd"),
+    "a name that leaves the folder later": lambda shard: shard.update(name="a/../../b.tar"),
+    "a name with an escape": lambda shard: shard.update(name="a\x1b[2J.tar"),
+    "no name": lambda shard: shard.update(name=""),
+    "a number as a name": lambda shard: shard.update(name=7),
+    "a negative size": lambda shard: shard.update(bytes=-1),
+    "a size beyond 64 bits": lambda shard: shard.update(bytes=1 << 70),
+    "a size as a fraction": lambda shard: shard.update(bytes=1.5),
+    "a size as a truth": lambda shard: shard.update(bytes=True),
+    "a negative number of samples": lambda shard: shard.update(samples=-20),
+    "a smaller shard than its samples need": lambda shard: shard.update(bytes=600),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_a_hostile_shard_is_refused(copy: Path, what: str) -> None:
+    change(copy, lambda content: HOSTILE[what](content["splits"]["val"]["shards"][0]))
+    with pytest.raises(DataError, match="is damaged"):
+        manifest.read(copy)
+
+
+def test_tars_beside_the_manifest_may_be_listed_but_not_columns(copy: Path, tmp_path: Path) -> None:
+    change(copy, lambda content: content["splits"]["val"]["shards"][0].update(name="../other/val.tar"))
+    assert manifest.read(copy).split("val").path(0) == copy / "../other/val.tar"
+    change(copy, lambda content: content["splits"]["val"].update(samples="../val.samples.safetensors"))
+    with pytest.raises(DataError, match="is damaged"):
+        manifest.read(copy)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "what"),
+    [
+        ("offsets", [0, -1], "outside"),
+        ("offsets", [0, 1 << 61], "outside"),
+        ("sizes", [1 << 40, 1], "behind the end"),
+        ("sizes", [1, 8], "behind the end"),
+        ("labels", [0, -2], "outside"),
+        ("labels", [0.0, 1.0], "float64"),
+        ("key_ends", [2, 1], "key_ends"),
+        ("key_ends", [1, 9], "key_ends"),
+        ("key_ends", [-1, 2], "key_ends"),
+        ("labels", [0, 1, 2], r"int64\[3\]"),
+    ],
+)
+def test_hostile_columns_are_refused(tmp_path: Path, name: str, values: list[Any], what: str) -> None:
+    samples = manifest.columns([("a", 0, 1, 0), ("b", 1, 1, 1)])
+    changed = replace(samples, **{name: np.array(values)})
+    manifest.write(tmp_path, {"train": ([Shard("a.tar", 2, 8, NO_HASH)], changed)})
+    with pytest.raises(DataError, match=f"is damaged: .*{what}"):
+        manifest.read(tmp_path)
+
+
+def test_a_manifest_cannot_touch_a_file_outside_of_the_cache(copy: Path, tmp_path: Path) -> None:
+    thesis = tmp_path / "thesis.tar"
+    thesis.write_text("years of work")
+    change(copy, lambda content: content["splits"]["val"]["shards"][0].update(sha256=str(tmp_path / "thesis")))
+    with pytest.raises(DataError, match="sha256"):
+        manifest.read(copy)
+    with pytest.raises(AssertionError):
+        Cache(tmp_path / "cache", 1 << 20).find(str(tmp_path / "thesis"), 1)
+    assert thesis.read_text() == "years of work"

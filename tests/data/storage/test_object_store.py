@@ -13,6 +13,8 @@ from dist_ssl.data.storage.read import Reader
 from dist_ssl.errors import ConfigError, DataError
 from tests.readers import access, remote
 
+MOST = 1 << 30
+
 
 @pytest.fixture(scope="module")
 def bucket(demo_shards: Path) -> Iterator[str]:
@@ -68,7 +70,7 @@ def test_a_piece_that_was_cut_short_is_asked_for_again(
 
     monkeypatch.setattr(store.files, "cat_file", cut)
     name = manifest.read(demo_shards).split("train").shards[0].name
-    assert found.fetcher.read(Address.parse(bucket) / name) == (demo_shards / name).read_bytes()
+    assert found.fetcher.read(Address.parse(bucket) / name, MOST) == (demo_shards / name).read_bytes()
     assert found.fetcher.counts.take()["fetch_retries"] == 2
 
 
@@ -79,13 +81,13 @@ def test_a_store_that_gives_nothing_is_given_up(bucket: str, monkeypatch: pytest
     assert isinstance(store, transports.Store)
     monkeypatch.setattr(store.files, "cat_file", lambda path, start, end: b"")
     with pytest.raises(DataError, match=r"could not be fetched in 2 tries: .* was cut short after 0 bytes"):
-        found.fetcher.read(address)
+        found.fetcher.read(address, MOST)
 
 
 def test_what_is_not_there_is_named_at_once(bucket: str) -> None:
     for address in ("s3://pictures/other/x.tar", "s3://nobody/x.tar"):
         with pytest.raises(DataError, match=f"{address} does not exist") as caught:
-            Fetcher().read(Address.parse(address))
+            Fetcher().read(Address.parse(address), MOST)
         assert "data.path" in caught.value.remedy
 
 
@@ -93,7 +95,7 @@ def test_a_store_that_does_not_answer_is_tried_again_and_named(bucket: str, monk
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     fetcher = Fetcher(Patience(2, 0.001, stall_seconds=0.3))
     with pytest.raises(DataError, match="s3://pictures/x could not be fetched in 2 tries") as caught:
-        fetcher.read(Address.parse(bucket.rpartition("/")[0]) / "x")
+        fetcher.read(Address.parse(bucket.rpartition("/")[0]) / "x", MOST)
     assert "resume the run" in caught.value.remedy
     assert fetcher.counts.take()["fetch_retries"] == 1
 
@@ -102,5 +104,5 @@ def test_a_store_that_does_not_answer_is_tried_again_and_named(bucket: str, monk
 def test_a_missing_package_is_named(scheme: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ConfigError, match=f"{scheme}:// needs the package {package}") as caught:
-        Fetcher().read(Address.parse(f"{scheme}://bucket/x"))
+        Fetcher().read(Address.parse(f"{scheme}://bucket/x"), MOST)
     assert f"dist_ssl[{scheme}]" in caught.value.remedy

@@ -1,0 +1,81 @@
+"""Whether a run folder's code may be executed: only where it is the user's own and no other user can change it.
+
+A resume executes the code in the run folder, and its configs say what that code does. So a folder that belongs to
+somebody else, or that others may write to, is refused unless the command says trust=true. Looking at such a folder
+(follow, audit) executes nothing of it.
+"""
+
+import grp
+import os
+import pwd
+import stat
+from collections.abc import Iterator
+
+from dist_ssl.errors import ConfigError
+from launch.handover import files
+from launch.run_dir import PROJECT, RunDir
+
+KEY = "trust"
+SHOWN = 5
+"""Number of files that a message names."""
+CONFIGS = ("config.yaml", "overrides.yaml", "submitted.yaml", "attempts/*/config.yaml")
+
+
+def check(run: RunDir, trusted: bool) -> None:
+    """Raise ConfigError unless the folder is the user's alone, or `trusted`."""
+    problems = [] if trusted else list(dangers(run))
+    if problems:
+        more = f" ({len(problems)} such files)" if len(problems) > 1 else ""
+        raise ConfigError(
+            f"{run.folder} is not yours alone, and its code would run as you: {problems[0]}{more}.",
+            f"{_differences(run)} If you trust everybody who can write to it, add {KEY}=true.",
+        )
+
+
+def dangers(run: RunDir) -> Iterator[str]:
+    """Yield what another user owns or may change among the folder, its configs and its code."""
+    configs = [path for pattern in CONFIGS for path in run.folder.glob(pattern)]
+    for path in [run.folder, run.code, *configs, *run.code.rglob("*")]:
+        state = path.stat() if path.exists() else None
+        if state is None:
+            continue
+        if state.st_uid != os.geteuid():
+            yield f"{path} belongs to {_name(state.st_uid)}"
+        elif state.st_mode & stat.S_IWOTH or (state.st_mode & stat.S_IWGRP and not _private(state.st_gid)):
+            yield f"{path} can be changed by others (mode {stat.S_IMODE(state.st_mode):o})"
+
+
+def _name(user: int) -> str:
+    try:
+        return pwd.getpwuid(user).pw_name
+    except KeyError:
+        return f"user {user}"
+
+
+def _private(group: int) -> bool:
+    """Return whether a group is the user's own, named like the user, as many systems make one for each user."""
+    try:
+        return group == os.getegid() and grp.getgrgid(group).gr_name == _name(os.geteuid())
+    except KeyError:
+        return False
+
+
+def _differences(run: RunDir) -> str:
+    """Return a sentence that names the files in which the run's code is not this code, extra ones included."""
+    own, theirs = files(PROJECT), files(run.code)
+    extra = {path.relative_to(run.code) for path in run.code.rglob("*") if path.is_file()} - theirs.keys()
+    places = sorted({place for place in own.keys() | theirs.keys() if own.get(place) != theirs.get(place)} | extra)
+    if not places:
+        return "Its code is the same as this code."
+    names = ", ".join(str(place) for place in places[:SHOWN])
+    rest = f" and {len(places) - SHOWN} more" if len(places) > SHOWN else ""
+    return f"Its code differs from this code in {names}{rest}."
+
+
+def parse(arguments: list[str]) -> tuple[bool, list[str]]:
+    """Return whether the arguments say trust=true, and the other arguments. Raises ConfigError for another value."""
+    found = [argument for argument in arguments if argument.startswith(f"{KEY}=")]
+    for argument in found:
+        if argument not in (f"{KEY}=true", f"{KEY}=false"):
+            raise ConfigError(f"{argument} is not possible.", f"Write {KEY}=true, or leave it out.")
+    return f"{KEY}=true" in found, [argument for argument in arguments if argument not in found]

@@ -1,0 +1,86 @@
+"""Code of a run folder that others own or can change is not executed without a word."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dist_ssl.errors import ConfigError
+from launch import trust
+from launch.run_dir import PROJECT, RunDir
+
+STRANGER = 12345
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    """A run with the code of this project."""
+    found = RunDir(tmp_path / "run")
+    found.begin({"seed": 0}, [])
+    return found
+
+
+def test_ones_own_run_needs_no_word(run: RunDir) -> None:
+    assert not list(trust.dangers(run))
+    trust.check(run, trusted=False)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize("place", [".", "config.yaml", "code", "code/launch/slurm.py", "code/sitecustomize.py"])
+def test_what_another_user_owns_is_refused_by_name(run: RunDir, place: str) -> None:
+    path = run.folder / place
+    path.touch()
+    os.chown(path, STRANGER, STRANGER)
+    with pytest.raises(ConfigError, match=f"is not yours alone, .*: {path} belongs to user {STRANGER}"):
+        trust.check(run, trusted=False)
+    trust.check(run, trusted=True)
+
+
+@pytest.mark.parametrize(("mode", "refused"), [(0o644, False), (0o646, True), (0o600, False)])
+def test_what_others_can_change_is_refused(run: RunDir, mode: int, refused: bool) -> None:
+    (run.code / "launch" / "slurm.py").chmod(mode)
+    assert bool(list(trust.dangers(run))) == refused
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_a_group_of_ones_own_is_nobody_else(run: RunDir, monkeypatch: pytest.MonkeyPatch, private: bool) -> None:
+    (run.code / "launch" / "slurm.py").chmod(0o664)
+    monkeypatch.setattr(trust, "_private", lambda group: private)
+    assert bool(list(trust.dangers(run))) != private
+
+
+def test_the_refusal_names_what_differs(run: RunDir) -> None:
+    (run.code / "configs" / "config.yaml").write_text("seed: 1\n")
+    (run.code / "sitecustomize.py").touch()
+    (run.code / "launch" / "__pycache__").mkdir()
+    (run.code / "launch" / "__pycache__" / "slurm.cpython-311.pyc").touch()
+    run.code.chmod(0o777)
+    with pytest.raises(ConfigError) as caught:
+        trust.check(run, trusted=False)
+    files = "configs/config.yaml, launch/__pycache__/slurm.cpython-311.pyc, sitecustomize.py"
+    assert f"differs from this code in {files}." in caught.value.remedy
+    assert "trust=true" in caught.value.remedy
+
+
+def test_the_word_is_taken_out_of_the_arguments() -> None:
+    assert trust.parse(["resume=a", "trust=true", "nodes=2"]) == (True, ["resume=a", "nodes=2"])
+    assert trust.parse(["resume=a", "trust=false"]) == (False, ["resume=a"])
+    with pytest.raises(ConfigError, match="trust=yes is not possible"):
+        trust.parse(["trust=yes"])
+
+
+def test_a_dry_run_of_a_poisoned_folder_executes_nothing(run: RunDir, tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+    for place in ("launch/slurm.py", "sitecustomize.py"):
+        (run.code / place).write_text(f"open({str(canary)!r}, 'w')\n")
+    run.code.chmod(0o777)
+    command = [sys.executable, str(PROJECT / "launch" / "slurm.py"), f"resume={run.folder}", "dry_run=true"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "is not yours alone" in done.stdout
+    assert not canary.exists()
+    again = subprocess.run([*command, "trust=true"], capture_output=True, text=True, check=False)
+    assert again.returncode == 0
+    assert canary.exists(), "otherwise this test would show nothing"
