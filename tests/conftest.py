@@ -4,11 +4,13 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
 from rich.console import Console
 
+from dist_ssl.data.storage import manifest
 from shards import make
 from shards.sources import demo
 from tests.ranks import Ranks
@@ -27,6 +29,19 @@ def demo_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of demo shards: 60 training and 20 held-out images of 48 px; treat it as read-only."""
     folder = tmp_path_factory.mktemp("shards") / "demo"
     make.make("demo", folder, Console(quiet=True), demo.DemoOptions(train=60, val=20, shard_bytes=20000))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def listed_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of 12,000 samples that a manifest lists and nobody reads: recipes have large batches."""
+    folder, found = tmp_path_factory.mktemp("listed"), {}
+    for name in ("train", "val"):
+        (folder / f"{name}.tar").touch()
+        count, none = np.arange(12000), np.zeros(12000, np.int64)
+        samples = manifest.Samples(none, none, count % 10, np.zeros(12000, np.uint8), count + 1)
+        found[name] = ([manifest.Shard(f"{name}.tar", 12000, 0, "0" * 64)], samples)
+    manifest.write(folder, found)
     return folder
 
 

@@ -6,12 +6,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from dist_ssl.build import build_engine, parts
-from dist_ssl.data.storage import manifest
 from dist_ssl.distributed.world import World
 from launch import settings
 from launch.run_dir import PROJECT
@@ -42,19 +40,6 @@ MEASURED_BY = {
 }
 
 
-@pytest.fixture(scope="module")
-def listed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set of 12,000 samples that a manifest lists and nobody reads: recipes have large batches."""
-    folder, found = tmp_path_factory.mktemp("listed"), {}
-    for name in ("train", "val"):
-        (folder / f"{name}.tar").touch()
-        count, none = np.arange(12000), np.zeros(12000, np.int64)
-        samples = manifest.Samples(none, none, count % 10, np.zeros(12000, np.uint8), count + 1)
-        found[name] = ([manifest.Shard(f"{name}.tar", 12000, 0, "0" * 64)], samples)
-    manifest.write(folder, found)
-    return folder
-
-
 def header(name: str) -> str:
     """The comment that a recipe begins with."""
     lines = (FOLDER / f"{name}.yaml").read_text().splitlines()
@@ -67,8 +52,8 @@ def config(name: str, data: Path, *words: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_recipe_can_be_built_as_its_command_says_and_its_header_is_true(listed: Path, name: str) -> None:
-    text, found = header(name), config(name, listed)
+def test_a_recipe_can_be_built_as_its_command_says_and_its_header_is_true(listed_shards: Path, name: str) -> None:
+    text, found = header(name), config(name, listed_shards)
     command = COMMAND.search(text)
     assert command, "the header has no command"
     assert command["recipe"] == name

@@ -52,13 +52,15 @@ class ResidualBlock(nn.Module):
 class TinyResNet(nn.Module):
     """A residual net for images of 24 to 64 px: [B, 3, S, S] -> [B, 8 * width].
 
-    A 3x3 stem at full resolution, then three stages that halve the side and double the channels, then global max
-    pooling. `width`: channels of the stem, from 1; `blocks`: blocks per stage, from 1. Raises ConfigError.
+    A 3x3 stem at full resolution, then three stages that halve the side and double the channels, then global pooling.
+    `width`: channels of the stem, from 1; `blocks`: blocks per stage, from 1; `pool`: over the places of the last
+    stage. Raises ConfigError.
     """
 
-    def __init__(self, width: int = 16, blocks: int = 1) -> None:
+    def __init__(self, width: int = 16, blocks: int = 1, pool: Literal["max", "mean"] = "max") -> None:
         super().__init__()
         at_least_one(width=width, blocks=blocks)
+        self.pool = pool
         self.stem = nn.Sequential(nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
         stages: list[nn.Module] = []
         for channels in (2 * width, 4 * width, 8 * width):
@@ -72,7 +74,7 @@ class TinyResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         features: Tensor = self.stages(self.stem(x))
-        return features.amax((2, 3))
+        return features.amax((2, 3)) if self.pool == "max" else features.mean((2, 3))
 
 
 def timm_encoder(name: str, stem: Literal["standard", "small"] = "standard", **options: Any) -> nn.Module:

@@ -16,6 +16,16 @@ def test_the_tiny_encoder_pools_to_eight_times_its_width(width: int, blocks: int
     assert encoder(torch.randn(2, 3, side, side)).shape == (2, 8 * width)
 
 
+def test_the_mean_over_tiles_is_that_of_the_whole_with_mean_pooling_only() -> None:
+    features = torch.rand(2, 8, 4, 4)
+    tiles = [features[:, :, row : row + 2, column : column + 2] for row in (0, 2) for column in (0, 2)]
+    for pool, equal in (("mean", True), ("max", False)):
+        encoder = TinyResNet(1, pool=pool)
+        encoder.stem = encoder.stages = nn.Identity()
+        apart = torch.stack([encoder(tile) for tile in tiles]).mean(0)
+        assert torch.allclose(apart, encoder(features)) is equal
+
+
 def test_more_blocks_are_more_parameters() -> None:
     counts = [sum(p.numel() for p in TinyResNet(8, blocks).parameters()) for blocks in (1, 2, 3)]
     assert counts[0] < counts[1] < counts[2]

@@ -1,0 +1,289 @@
+"""The table of `claims.py` and the rows that it asks for: functions of a YAML file, of configs and of what is done."""
+
+import hashlib
+import json
+import statistics
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from dist_ssl.errors import ConfigError, nearest
+from dist_ssl.runtime import jsonl
+from launch import settings
+from launch.run_dir import PROJECT
+
+CONFIGS = PROJECT / "configs"
+Words = tuple[str, ...]
+Found = Mapping[str, Any]
+"""The numbers of a row, or `broken`: why it has none."""
+MEASURES = ("knn", "linear")
+BESIDE = 12.0
+"""Processor seconds of a row beside its training, where none has been measured."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method with its options: `words` before those of a setting, `own` after them; `bag`: patches of an evaluation.
+
+    `budgets`: those of the table by default; `named`: it runs only where the command names it.
+    """
+
+    name: str
+    label: str
+    family: str
+    words: Words
+    own: Words
+    settings: tuple[Words, ...]
+    bag: int = 0
+    budgets: tuple[float, ...] = ()
+    named: bool = False
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set: the words that choose it, how it is drawn if it is, and the variants that it goes without."""
+
+    name: str
+    words: Words
+    source: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    without: Words = ()
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A paper's claim: `better` is above `than`, or below it where `number` is a time."""
+
+    paper: str
+    text: str
+    better: str
+    than: str
+    number: Literal["accuracy", "image"] = "accuracy"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Everything that a file of `tables/` says."""
+
+    budgets: tuple[float, ...]
+    seeds: int
+    tuning: Mapping[str, Any]
+    seconds: float
+    data: Mapping[str, DataSet]
+    variants: Mapping[str, Variant]
+    claims: tuple[Claim, ...]
+
+    @classmethod
+    def read(cls, path: Path) -> "Table":
+        """Return the table of a file. Raises ConfigError where a claim or a data set names no variant."""
+        node = yaml.safe_load(path.read_text())
+        common = tuple(node.pop("common", ()))
+        data = {name: DataSet(name, **_tuples(value)) for name, value in node.pop("data").items()}
+        families = node.pop("families").items()
+        variants = {v.name: v for name, family in families for v in _variants(name, family, common)}
+        claims = tuple(Claim(paper, **claim) for paper, own in node.pop("claims", {}).items() for claim in own)
+        named = [name for claim in claims for name in (claim.better, claim.than)]
+        for name in [*named, *(name for one in data.values() for name in one.without)]:
+            if name not in variants:
+                raise ConfigError(f"{path.name} names the variant {name}, which it lacks.", nearest(name, variants))
+        return cls(tuple(node.pop("budgets")), data=data, variants=variants, claims=claims, **node)
+
+
+def flat(words: Iterable[Any]) -> Words:
+    """Return words in one row: YAML's anchors nest lists."""
+    found: list[str] = []
+    for word in words:
+        found.extend([word] if isinstance(word, str) else flat(word))
+    return tuple(found)
+
+
+def _tuples(node: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in node.items()}
+
+
+def _variants(family: str, node: Mapping[str, Any], common: Words) -> Iterator[Variant]:
+    tuned = tuple(flat(setting) for setting in node.get("settings", [[]]))
+    shared: dict[str, Any] = {"family": family, "words": (*common, *flat(node["words"])), "settings": tuned}
+    shared |= {key: node[key] for key in ("bag", "named") if key in node}
+    shared |= {"budgets": tuple(node.get("budgets", ()))}
+    for name, own in node["variants"].items():
+        yield Variant(name, own["label"], own=flat(own.get("words", ())), **shared)
+
+
+def key_of(word: str) -> str:
+    """Return the key of a word such as `+recipe=demo_byol`."""
+    return word.lstrip("+").partition("=")[0]
+
+
+@cache
+def _config(groups: Words) -> str:
+    """Return what the result depends on of the config that choices of groups make, and how it is probed."""
+    config = settings.compose(list(groups), CONFIGS)
+    probed = {f"probe.{key}": value for key, value in config["probe"].items()}
+    found = {**settings.science(config), **probed}
+    return json.dumps({key: value for key, value in found.items() if key not in ("epochs", "seed")}, sort_keys=True)
+
+
+def digest(words: Words) -> str:
+    """Return the hash of a config: where a recipe has changed, an old row is another one. Paths do not count."""
+    groups = tuple(word for word in words if (CONFIGS / key_of(word)).is_dir() or key_of(word) == "data.path")
+    others = [word for word in words if word not in groups and key_of(word) not in settings.MACHINE]
+    return hashlib.sha256(json.dumps([_config(groups), others]).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training. `budget`: in two-view epochs; `split`: whose images are the queries, `train` where it is tuned."""
+
+    data: str
+    variant: str
+    setting: Words
+    budget: float
+    seed: int
+    split: Literal["train", "val"]
+    bag: int
+    words: Words
+    """All that compose its config."""
+    config: str
+    """The hash of that config."""
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What it is known by in the file of results."""
+        names = ("data", "variant", "budget", "seed", "split", "bag", "config")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def name(self) -> str:
+        """What it is called on the screen."""
+        return f"{self.data}, {self.variant}, budget {self.budget:g}, seed {self.seed}, {' '.join(self.setting) or '-'}"
+
+
+class Results:
+    """The rows that are done, in a file of one JSON object a line; a line that a kill cut short is not read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.found: dict[str, Found] = {}
+        self.done: list[tuple[str, str, Found]] = []
+        """Data set, variant and numbers of the rows that did not break, of older configs too."""
+        for line in jsonl.read(path):
+            self._keep(line["key"], line["found"])
+
+    def _keep(self, key: Mapping[str, Any], found: Found) -> None:
+        self.found[json.dumps(key, sort_keys=True)] = found
+        if "broken" not in found:
+            self.done.append((key["data"], key["variant"], found))
+
+    def add(self, row: Row, found: Found) -> None:
+        """Keep a row's numbers, on disk."""
+        self._keep(row.key, found)
+        jsonl.append(self.path, [{"key": row.key, "setting": row.setting, "found": found}])
+
+    def get(self, row: Row) -> Found | None:
+        """Return a row's numbers, or why it broke, if it is done."""
+        return self.found.get(json.dumps(row.key, sort_keys=True))
+
+    def of(self, data: str | None, variant: str | None) -> list[Found]:
+        """Return the numbers of all rows of a data set and of a variant, or of any."""
+        return [found for d, v, found in self.done if data in (d, None) and variant in (v, None)]
+
+    def whole(self, row: Row) -> Found | None:
+        """Return a row's numbers if it is done and did not break."""
+        found = self.get(row)
+        return None if found is None or "broken" in found else found
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The part of a table that a command asks for; `extra`: KEY=VALUE words of the command, the last of every row."""
+
+    table: Table
+    data: tuple[DataSet, ...]
+    variants: tuple[Variant, ...]
+    budgets: tuple[float, ...]
+    seeds: int
+    extra: Words = ()
+
+    def pairs(self) -> Iterator[tuple[DataSet, Variant]]:
+        """Yield every data set with every variant that it is for."""
+        for data in self.data:
+            yield from ((data, variant) for variant in self.variants if variant.name not in data.without)
+
+    def budgets_of(self, variant: Variant) -> tuple[float, ...]:
+        """Return the budgets that a variant is trained for: its own ones that are asked for, or else all of them."""
+        return tuple(b for b in variant.budgets if b in self.budgets) or variant.budgets or self.budgets
+
+    def row(
+        self, data: DataSet, variant: Variant, setting: Words, budget: float, seed: int, split: Literal["train", "val"]
+    ) -> Row:
+        """Return one row. `{views}` in a word is the number of views that an image has in all."""
+        words = (*variant.words, *data.words, *setting, *variant.own, *self.extra, f"seed={seed}")
+        views = str(max(2, round(2 * budget)))
+        made = tuple(word.replace("{views}", views) for word in words)
+        return Row(data.name, variant.name, setting, float(budget), seed, split, variant.bag, made, digest(made))
+
+    def tried(self, data: DataSet, variant: Variant) -> list[Row]:
+        """Return the rows that tune a variant; none if it has one setting only."""
+        if len(variant.settings) == 1:
+            return []
+        budget, seed = self.table.tuning["budget"], self.table.tuning["seed"]
+        return [self.row(data, variant, setting, budget, seed, "train") for setting in variant.settings]
+
+    def tuning(self) -> list[Row]:
+        """Return all rows of the tuning: the first setting of every variant, then the second, ..."""
+        rows = [self.tried(*pair) for pair in self.pairs()]
+        most = max((len(own) for own in rows), default=0)
+        return [own[turn] for turn in range(most) for own in rows if turn < len(own)]
+
+    def chosen(self, data: DataSet, variant: Variant, results: Results) -> Words | None:
+        """Return the setting with the highest score, the earlier one of equals; None until all are tried."""
+        rows = self.tried(data, variant)
+        if not rows:
+            return variant.settings[0]
+        found = [results.get(row) for row in rows]
+        if any(numbers is None for numbers in found):
+            return None
+        scores = [score(numbers) for numbers in found if numbers is not None]
+        return rows[scores.index(max(scores))].setting
+
+    def runs(self, results: Results, *, tuned: bool = True) -> list[Row]:
+        """Return the rows whose numbers are reported: seed by seed, the largest budget first, so all is seen early."""
+        made: list[Row] = []
+        budgets = {budget for _, variant in self.pairs() for budget in self.budgets_of(variant)}
+        for seed in range(self.seeds):
+            for budget in sorted(budgets, reverse=True):
+                for data, variant in self.pairs():
+                    setting = self.chosen(data, variant, results) if tuned else variant.settings[0]
+                    if setting is not None and budget in self.budgets_of(variant):
+                        made.append(self.row(data, variant, setting, budget, seed, "val"))
+        return made
+
+
+def number(found: Found, name: str) -> float:
+    """Return a number of a row: the accuracy of its bag of patches if it has one; `image`: milliseconds of an image."""
+    if name == "image":
+        return 1000 * float(found["seconds"]) / float(found["images"])
+    return float(found.get(f"bag_{name}", found[name]))
+
+
+def score(found: Found) -> float:
+    """Return what settings are compared by: the mean of both accuracies; -1 where the training broke."""
+    return -1.0 if "broken" in found else statistics.mean(number(found, name) for name in MEASURES)
+
+
+def cost(row: Row, results: Results, seconds: float) -> float:
+    """Return the processor seconds that a row is expected to take, from the rows of its variant that are done.
+
+    Where there are none on its data, from those on other data, else of all; `seconds`: for a budget of one, if there
+    are none at all.
+    """
+    known = results.of(row.data, row.variant) or results.of(None, row.variant) or results.of(None, None)
+    if not known:
+        return seconds * row.budget + BESIDE
+    train = statistics.mean(float(found["seconds"] / found["budget"]) for found in known)
+    return train * row.budget + statistics.mean(float(found["process_seconds"] - found["seconds"]) for found in known)
