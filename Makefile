@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Two processes take one file after the other, in the order of tests/conftest.py.
 TWO := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: run test check lint types laws golden chaos packages clean
+.PHONY: run test check lint types laws golden chaos packages monitor clean
 
 run: .venv/.run  ## pre-train an encoder on this machine
 	$(BIN)/python launch/slurm.py method=mocov3 nodes=4
@@ -30,6 +30,9 @@ golden: .venv/.test  ## accept what has changed on purpose in the golden files
 
 chaos: .venv/.test  ## the longer proofs
 	$(BIN)/python -m pytest -q -s -m chaos
+
+monitor:  ## watch the runs of ./runs at http://127.0.0.1:9090, by the Prometheus of this machine
+	sh monitoring/monitor.sh
 
 packages:
 	sh tests/packages.sh

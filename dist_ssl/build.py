@@ -35,8 +35,9 @@ from dist_ssl.evaluate.features import Extractor, subset
 from dist_ssl.evaluate.inputs import CentreView, Inputs
 from dist_ssl.evaluate.knn import KNN, NoProbe
 from dist_ssl.evaluate.probe_keys import Probing
+from dist_ssl.metrics.goodput import Goodput
 from dist_ssl.metrics.meter import Meter
-from dist_ssl.metrics.sinks import JsonLines, Prometheus, Status
+from dist_ssl.metrics.sinks import EVERYWHERE, JsonLines, Prometheus, Status, TextFile
 from dist_ssl.metrics.table import check_keys
 from dist_ssl.models.encoders import check_side
 from dist_ssl.optim.recipes import OptimizerRecipe
@@ -159,6 +160,8 @@ def check(config: Config, ranks: int) -> str:
     if found.data.val is not None:
         replace(found.access, cache=None).check(found.dataset.split(found.data.val), 1, 1)
     fit(config["metrics"]["port"], int, "metrics.port")
+    for key in ("bind", "textfile"):
+        fit(config["metrics"][key], str | None, f"metrics.{key}")
     return found.dataset.identity
 
 
@@ -192,7 +195,7 @@ def build(config: Config, world: World, signals: Signals, place: Place) -> Job:
         ),
         agreement=Agreement(world, signals, p.run.save_every, p.run.keep_every),
         probe=probe(config, p, world, process),
-        meter=Meter(world, sinks(config, p, world, place), p.timeline.total),
+        meter=Meter(world, sinks(config, p, world, place), p.timeline.total, Goodput.of_run(place.folder)),
         ledger=Ledger(place.folder / "ledger", place.attempt, world),
         quarantine=Quarantine(
             place.folder / "quarantine.jsonl", p.train, world=world, attempt=place.attempt, max_bad=p.data.max_bad
@@ -272,8 +275,13 @@ def sinks(config: Config, p: Parts, world: World, place: Place) -> list[Sink]:
         return []
     name = place.folder.name
     target = place.folder.parent / "targets" / f"{name}.json"
+    node, checkpoints = config["metrics"], place.folder / "checkpoints"
+    bind = node["bind"] or EVERYWHERE
+    address = own_addresses()[0] if bind == EVERYWHERE else bind
+    labels = {"run": name, "method": config["method"]["_target_"].split(".")[-2]}
     return [
         JsonLines(place.folder / "metrics.jsonl"),
         Status(place.folder / "status.json", p.timeline.total, p.timeline.steps),
-        Prometheus(name, own_addresses()[0], config["metrics"]["port"], target, place.folder / "checkpoints"),
+        Prometheus(labels, address, node["port"], target, checkpoints, bind=bind),
+        *([TextFile(Path(node["textfile"]) / f"{name}.prom", labels, checkpoints)] if node["textfile"] else []),
     ]

@@ -40,13 +40,16 @@ def _what_is_missing() -> str:
 
 
 def fill_in(config: dict[str, Any]) -> None:
-    """Fill in what depends on the machines: ranks per node, threads and decode threads. Raises ConfigError."""
+    """Fill in what depends on the machines: ranks per node, threads, the endpoint's address. Raises ConfigError."""
     for key in ("nodes", "ranks_per_node", "threads", "decode_threads"):
         value = config[key]
         if (value is None and key != "nodes") or (isinstance(value, int) and value >= 1):
             continue
         raise ConfigError(f"{key}={value} is not possible: it must be a whole number of at least 1.", f"Set {key}=1.")
-    gpus, cores = _requested(config) if config["cluster"]["kind"] != "local" else _of_this_machine(config["nodes"])
+    local = config["cluster"]["kind"] == "local"
+    gpus, cores = _of_this_machine(config["nodes"]) if local else _requested(config)
+    if local and config["metrics"]["bind"] is None:
+        config["metrics"]["bind"] = "127.0.0.1"
     config["ranks_per_node"] = config["ranks_per_node"] or gpus or 1
     config["threads"] = config["threads"] or max(1, cores // config["ranks_per_node"])
     config["decode_threads"] = config["decode_threads"] or config["threads"]

@@ -1,17 +1,38 @@
-"""The command that prints the reference of all metrics as a Markdown table, from the table that the code uses.
+"""The command that writes the reference of all metrics as a Markdown table, from the table that the code uses.
 
 python monitoring/metric_reference.py
 """
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from dist_ssl.metrics.table import METRICS, Metric
 
+FILE = Path(__file__).parent / "METRICS.md"
+HEADER = """\
+# The metrics
+
+Written by `python monitoring/metric_reference.py` from `dist_ssl/metrics/table.py`. *Key* is the name in
+`metrics.jsonl`, where a counter stands as its increase since the last report, unless it is reduced by *last*. Every
+series also has the labels `run` and `method`.
+
+"""
+
 
 def reference(metrics: Iterable[Metric]) -> str:
-    """Return a table with one row per metric: exported name, keys in metrics.jsonl, reduction, help."""
-    rows = [f"| `{m.name}` | {_keys(m)} | {m.reduction} | {m.help} |" for m in metrics]
-    return "\n".join(["| metric | key | reduction | meaning |", "|---|---|---|---|", *rows])
+    """Return a table with one row per metric: exported name, type, unit, keys in reports, reduction, panel, help."""
+    rows = [
+        f"| `{m.name}` | {'counter' if m.counter else 'gauge'} | {m.unit or '-'} | {_keys(m)} | {m.reduction} "
+        f"| {m.panel} | {m.help} |"
+        for m in metrics
+    ]
+    columns = ("metric", "type", "unit", "key", "reduction", "panel", "meaning")
+    return "\n".join([f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *rows]) + "\n"
+
+
+def text() -> str:
+    """Return the text of the file."""
+    return HEADER + reference(METRICS)
 
 
 def _keys(metric: Metric) -> str:
@@ -22,4 +43,4 @@ def _keys(metric: Metric) -> str:
 
 
 if __name__ == "__main__":
-    print(reference(METRICS))
+    FILE.write_text(text())

@@ -4,6 +4,7 @@ set -u
 missing() { ! command -v "$1" >/dev/null 2>&1; }
 wanted=""
 if missing promtool; then wanted="$wanted prometheus"; fi
+if missing prometheus-alertmanager; then wanted="$wanted prometheus-alertmanager"; fi
 if missing slurmctld || missing slurmd || missing sbatch || missing munged; then
     wanted="$wanted slurmctld slurmd slurm-client munge"
 fi

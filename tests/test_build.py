@@ -219,6 +219,8 @@ REFUSED = {
     "a level for levels": (("data.pyramid=160",), 1, "data.pyramid=160", "list"),
     "a crop enlarged by less than nothing": (("data.max_upsample=0.9",), 1, "data.max_upsample=0.9", "at least 1"),
     "a port that is no number": (("metrics.port=any",), 1, "metrics.port='any'", "int"),
+    "a folder that is a number": (("metrics.textfile=1",), 1, "metrics.textfile=1", "str"),
+    "an address that is a number": (("metrics.bind=9400",), 1, "metrics.bind=9400", "str"),
 }
 
 

@@ -13,10 +13,8 @@ from tests.golden.agreed import agree
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("configs", "dist_ssl", "launch", "monitoring", "shards", "tests/benchmarks")
-DOCUMENTS = [
-    ROOT / name
-    for name in ("README.md", "CONTRIBUTING.md", "launch/SECURITY.md", *(f"{room}/README.md" for room in ROOMS))
-]
+DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", *(f"{room}/README.md" for room in ROOMS))]
+DOCUMENTS += [ROOT / name for name in ("launch/SECURITY.md", "monitoring/RUNBOOK.md", "monitoring/METRICS.md")]
 MOST_BYTES = 9000
 EXAMPLES = {
     f"{folder}/x.py" for folder in ("dist_ssl/methods", "dist_ssl/engines", "dist_ssl/schedules", "shards/sources")

@@ -21,6 +21,7 @@ from typing import Any
 import torch.distributed as dist
 
 from dist_ssl.checkpoint.background import Background
+from dist_ssl.checkpoint.costs import SaveCosts
 from dist_ssl.checkpoint.index import own_pieces, read, write_table
 from dist_ssl.checkpoint.rank_file import DamagedError, Written, sync, write
 from dist_ssl.checkpoint.staging import Staged, Staging
@@ -91,7 +92,7 @@ class Checkpoint:
         self._writers: World | None = None
         self._running: Background | None = None
         self._staged_step = self._saved_step = -1
-        self._stall, self._seconds, self._failed = 0.0, float("nan"), 0
+        self._costs = SaveCosts()
 
     def save(self, engine: Engine, progress: Progress) -> None:
         """Stage the engine's state and the progress and start to write them, unless this step is staged already.
@@ -102,25 +103,23 @@ class Checkpoint:
         permanent = self.keep_every is not None and self.keep_every.due(progress)
         if progress.step == self._staged_step and not permanent:
             return
-        started = time.monotonic()
-        problem = self._finish()
-        if isinstance(problem, SupersededError):
-            raise problem
-        if progress.step == self._staged_step:
-            self._begin(lambda: self._mark(progress.step))
-        else:
-            self._staged_step = progress.step
-            staged = self._staging.take(own_pieces(engine.state(), self.world.rank, self.world.size))
-            if staged.await_device:
-                engine.hold_updates(staged.await_device)
-            self._begin(lambda: self._write(staged, progress, permanent))
-        self._stall += time.monotonic() - started
+        with self._costs.waiting():
+            problem = self._finish()
+            if isinstance(problem, SupersededError):
+                raise problem
+            if progress.step == self._staged_step:
+                self._begin(lambda: self._mark(progress.step))
+            else:
+                self._staged_step = progress.step
+                staged = self._staging.take(own_pieces(engine.state(), self.world.rank, self.world.size))
+                if staged.await_device:
+                    engine.hold_updates(staged.await_device)
+                self._begin(lambda: self._write(staged, progress, permanent))
 
     def wait(self) -> None:
         """Wait until what was staged is published. Raises CheckpointError on every rank if the save failed."""
-        started = time.monotonic()
-        problem = self._finish()
-        self._stall += time.monotonic() - started
+        with self._costs.waiting():
+            problem = self._finish()
         if problem:
             raise problem
 
@@ -135,20 +134,18 @@ class Checkpoint:
             self._running.wait()
 
     def metrics(self) -> Mapping[str, float]:
-        """Return the time lost to saves since the last call, and how they ended, by the keys of the metric table."""
-        stall, self._stall = self._stall, 0.0
-        return {
-            "save_stall_seconds": stall,
-            "save_seconds": self._seconds,
-            "saved_step": float(max(self._saved_step, 0)),
-            "failed_saves": float(self._failed),
-        }
+        """Return the costs since the last call, and how saves ended, by the keys of the metric table."""
+        return {**self._costs.report(), "saved_step": float(max(self._saved_step, 0))}
 
     def restore(self, engine: Engine, fresh: Progress) -> Progress:
         """Load the newest whole checkpoint into the engine and return its progress; `fresh` if there is none yet.
 
         Raises CheckpointError if there are checkpoints but none is whole.
         """
+        with self._costs.restoring():
+            return self._restore(engine, fresh)
+
+    def _restore(self, engine: Engine, fresh: Progress) -> Progress:
         if self.world.rank == 0:
             for debris in self.folder.glob(".*.part"):
                 shutil.rmtree(debris, ignore_errors=True)  # its writer may still be running
@@ -165,6 +162,7 @@ class Checkpoint:
                 engine.load(state)
                 self._staged_step = self._saved_step = found.step
                 return replace(found, epochs=fresh.epochs, attempt=self.attempt)
+            self._costs.damaged += 1
             log.warning("Checkpoint %s is damaged (%s): passed over for the one before it.", name, problems[0])
         if candidates:
             raise CheckpointError(
@@ -220,7 +218,7 @@ class Checkpoint:
             if self.world.rank == 0:
                 shutil.rmtree(part, ignore_errors=True)  # a full disk gets its space back
             raise
-        self._saved_step, self._seconds = progress.step, time.monotonic() - started
+        self._saved_step, self._costs.written = progress.step, time.monotonic() - started
 
     def _on_all_ranks(self, work: Callable[[], Any]) -> list[Any]:
         """Run `work` on every rank; return the results, plain values, in rank order. Raises one error on all ranks."""
@@ -244,7 +242,7 @@ class Checkpoint:
                     "The checkpoint before it is whole. Free some space; if the run has ended, resume it then.",
                 )
         if failure:
-            self._failed += 1
+            self._costs.failed += 1
             if self.world.rank == 0:
                 log.warning("%s", failure)
             raise failure
@@ -264,6 +262,7 @@ class Checkpoint:
         if permanent:
             (part / KEPT).touch()
         sync(part)
+        self._costs.size = float(sum(file.stat().st_size for file in part.iterdir()))
         if not self.newest():
             raise SupersededError(f"Nothing was saved: attempt {self.attempt} is not the newest of this run.", "")
         whole = self.folder / name_of(progress.step)

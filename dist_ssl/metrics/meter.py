@@ -3,27 +3,38 @@
 import time
 from collections.abc import Mapping, Sequence
 
+import psutil
 import torch
 from torch import Tensor
 
 from dist_ssl.core.progress import Progress
 from dist_ssl.distributed.world import World
+from dist_ssl.metrics.goodput import COSTS, Goodput
 from dist_ssl.metrics.table import check_keys, series_of
 from dist_ssl.protocols.sink import Sink
 
 
 class Meter:
-    """The metrics recorded since the last flush. `total_samples`: of the whole run; `sinks`: used by rank 0 only."""
+    """The metrics recorded since the last flush. `total_samples`: of the whole run.
 
-    def __init__(self, world: World, sinks: Sequence[Sink], total_samples: int) -> None:
+    `sinks` and `goodput`, the account of the wall clock, are used by rank 0 only.
+    """
+
+    def __init__(self, world: World, sinks: Sequence[Sink], total_samples: int, goodput: Goodput | None = None) -> None:
         self.world, self.sinks, self.total_samples = world, sinks, total_samples
+        self.goodput = goodput if world.rank == 0 else None
+        self._process = psutil.Process()
         self._clear()
 
     def open(self, progress: Progress) -> None:
         """Open the sinks at the position from which training continues, and drop what was recorded before."""
+        if self.goodput:
+            self.goodput.open(progress)
         for sink in self._own_sinks():
             sink.open(progress)
         self._clear()
+        if self.goodput:
+            self._send(progress, {})
 
     def record(self, values: Mapping[str, Tensor | float]) -> None:
         """Add the metrics of one step or one probe, by the keys of the metric table; the same keys on every rank.
@@ -37,22 +48,28 @@ class Meter:
 
     def flush(self, progress: Progress) -> None:
         """Reduce over steps and ranks, add position and speed, write all of it to the sinks, and start again."""
+        self.record(self._memory())
         keys = sorted(self._values)
         stacked = [self._reduce_steps(key) for key in keys]
-        values: dict[str, float] = {}
-        if keys:
-            rows = self.world.gather_const(torch.stack([s.to(self.world.device) for s in stacked])[None])
-            for key, column in zip(keys, rows.T.tolist(), strict=True):
-                values[key] = self._reduce_ranks(key, column)
-        values |= self._position(progress) | self._speed(progress)
-        for sink in self._own_sinks():
-            sink.write(progress, values)
+        rows = self.world.gather_const(torch.stack([s.to(self.world.device) for s in stacked])[None])
+        columns = zip(keys, rows.T.tolist(), strict=True)
+        self._send(progress, {key: self._reduce_ranks(key, column) for key, column in columns} | self._speed(progress))
         self._clear()
 
     def close(self) -> None:
         """Close the sinks at the orderly end of an attempt."""
         for sink in self._own_sinks():
             sink.close()
+
+    def _send(self, progress: Progress, values: Mapping[str, float]) -> None:
+        """Write a report to the sinks, with the position and the account of the wall clock."""
+        spent = self.goodput.spend(self._own_costs()) if self.goodput else {}
+        for sink in self._own_sinks():
+            sink.write(progress, {**values, **self._position(progress), **spent})
+
+    def _own_costs(self) -> dict[str, float]:
+        """Return this rank's sums of the metrics that say for what training waited."""
+        return {key: float(sum(self._values[key])) for key in COSTS if key in self._values}
 
     def _own_sinks(self) -> Sequence[Sink]:
         return self.sinks if self.world.rank == 0 else ()
@@ -86,14 +103,25 @@ class Meter:
 
     def _position(self, progress: Progress) -> dict[str, float]:
         p = progress
-        return {"epoch": p.epoch, "step": p.step, "samples": p.samples, "attempt": p.attempt}
+        share = p.samples / self.total_samples
+        place = {"epoch": p.epoch, "step": p.step, "samples": p.samples, "progress": share}
+        return {**place, "attempt": p.attempt, "ranks": self.world.size}
+
+    def _memory(self) -> dict[str, float]:
+        """Return the memory of this rank's process and, on a GPU, the largest share of the GPU's so far."""
+        values = {"host_memory": float(self._process.memory_info().rss)}
+        if self.world.device.type == "cuda":
+            whole = torch.cuda.get_device_properties(self.world.device).total_memory
+            values["device_memory"] = torch.cuda.max_memory_allocated(self.world.device) / whole
+        return values
 
     def _speed(self, progress: Progress) -> dict[str, float]:
         """Return the speed since the last flush; nothing if no step was made."""
         steps = len(self._values.get("loss", ()))
         if not steps:
             return {}
-        seconds = time.monotonic() - self._clock
-        rate = steps * progress.plans[-1].batch_size / seconds
+        seconds, plan = time.monotonic() - self._clock, progress.plans[-1]
+        rate = steps * plan.batch_size / seconds
+        speed = {"images_per_second": rate, "views_per_second": rate * (plan.views + plan.local_views)}
         left = (self.total_samples - progress.samples) / rate
-        return {"images_per_second": rate, "step_seconds": seconds / steps, "seconds_left": left}
+        return {**speed, "step_seconds": seconds / steps, "seconds_left": left}

@@ -1,7 +1,12 @@
-"""The table of all metrics: key in the code, exported name, help text, reduction over steps and ranks, label.
+"""The table of all metrics: key in the code, exported name, help text, reduction over steps and ranks, label, panel.
 
-Names follow Prometheus: `dist_ssl_<noun>_<unit>`, base units, counters end in `_total`. A key that has no row here is
+Names follow Prometheus: `dist_ssl_<noun>_<unit>`, base units; those of counters end in `_total`. So the name says type
+and unit. The dashboards of `monitoring/` show every metric on the panel that its row names. A key without a row is
 refused where it is first known: the hyperparameters' names at submission, all others when they are first recorded.
+
+A report holds a counter's increase since the last report, or, where its reduction is `last`, what it has come to. The
+endpoint exports the sum. Counters of increases start from 0 with every attempt, which Prometheus' `rate` and `increase`
+allow for: a run is one target with the same labels over all its attempts.
 """
 
 from collections.abc import Iterable
@@ -11,105 +16,168 @@ from typing import Literal
 from dist_ssl.errors import UserError, nearest
 
 Reduction = Literal["mean", "max", "sum", "last"]
+Unit = Literal["", "seconds", "bytes", "ratio", "pixels", "timestamp"]
+UNITS: tuple[Unit, ...] = ("seconds", "bytes", "ratio", "pixels")
+"""Units in which an exported name may end."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric. `reduction`: over the steps since the last flush and over ranks (`last`: rank 0's newest value).
+    """One metric. `key`: its name in the code and in `metrics.jsonl`; `stem`: its exported name without the prefix.
 
-    `label`: name of the label of a metric that has one series for each of the label's values, under the keys
-    `KEY/VALUE`; empty for a metric with one series, under `KEY`. `plain`: the label's value that the key `KEY` alone
-    stands for; empty where a value must be given.
+    `panel`: title of the panel that shows it. `reduction`: over the steps since the last flush and over ranks (`last`:
+    rank 0's newest value). `label`: name of the label of a metric that has one series for each of the label's values,
+    under the keys `KEY/VALUE`; empty for a metric with one series, under `KEY`. `plain`: the label's value that the key
+    `KEY` alone stands for; empty where a value must be given.
     """
 
     key: str
-    name: str
+    stem: str
     help: str
+    panel: str
     reduction: Reduction = "mean"
     label: str = ""
     plain: str = ""
 
+    @property
+    def name(self) -> str:
+        """Return the exported name."""
+        return f"dist_ssl_{self.stem}"
+
+    @property
+    def counter(self) -> bool:
+        """Return whether the metric counts, and is exported as a counter: it only rises while an attempt lasts."""
+        return self.stem.endswith("_total")
+
+    @property
+    def increments(self) -> bool:
+        """Return whether a report holds a counter's increase since the last one, and not what it has come to."""
+        return self.counter and self.reduction != "last"
+
+    @property
+    def unit(self) -> Unit:
+        """Return the unit that the exported name ends in; `timestamp`: seconds since 1970."""
+        words = self.stem.removesuffix("_total")
+        if words.endswith("_timestamp_seconds"):
+            return "timestamp"
+        return next((unit for unit in UNITS if words.endswith(f"_{unit}")), "")
+
 
 METRICS: tuple[Metric, ...] = (
-    Metric("loss", "dist_ssl_loss", "Training loss, mean over the job."),
-    Metric("gradient_norm", "dist_ssl_gradient_norm", "Norm of the averaged gradient before clipping."),
-    Metric(
-        "feature_std",
-        "dist_ssl_feature_std",
-        "Standard deviation of normalised embeddings per dimension; 0 is collapse.",
-    ),
-    Metric("positive_similarity", "dist_ssl_positive_similarity", "Cosine of embeddings with their own keys."),
-    Metric("queue_age", "dist_ssl_queue_age_steps", "Mean age of the queue's keys in steps.", "last"),
-    Metric("negative_similarity", "dist_ssl_negative_similarity", "Mean cosine of two samples; 1 is collapse."),
-    Metric("effective_rank", "dist_ssl_effective_rank", "Dimensions that embeddings use (participation ratio)."),
+    Metric("loss", "loss", "Training loss, mean over the job.", "Loss"),
+    Metric("rotation_loss", "rotation_loss", "Loss of the rotation task, before its weight.", "Loss"),
+    Metric("knn_accuracy", "knn_accuracy_ratio", "Accuracy of the kNN probe, 0 to 1.", "kNN accuracy", "last"),
+    Metric("gradient_norm", "gradient_norm", "Norm of the averaged gradient before clipping.", "Gradient norm"),
+    Metric("positive_similarity", "positive_similarity", "Cosine of embeddings with their own keys.", "Cosines"),
+    Metric("negative_similarity", "negative_similarity", "Mean cosine of two samples; 1 is collapse.", "Cosines"),
+    Metric("feature_std", "feature_std", "Standard deviation of unit embeddings; 0 is collapse.", "Spread"),
+    Metric("effective_rank", "effective_rank", "Dimensions in use (participation ratio).", "Effective rank"),
     Metric(
         "teacher_distance",
-        "dist_ssl_teacher_distance_ratio",
-        "How far the teacher's weights are from its student's, as a share of their norm.",
+        "teacher_distance_ratio",
+        "Distance of the teacher's weights, as a share of their norm.",
+        "Teacher distance",
     ),
-    Metric("rotation_loss", "dist_ssl_rotation_loss", "Loss of the rotation task, before its weight."),
-    Metric("coding_rate", "dist_ssl_coding_rate_nats", "Mean coding rate of the groups' embeddings."),
+    Metric("queue_age", "queue_age_steps", "Mean age of the queue's keys in steps.", "Queue age", "last"),
+    Metric("coding_rate", "coding_rate_nats", "Mean coding rate of the groups' embeddings.", "Coding rate"),
     Metric(
         "lr",
-        "dist_ssl_learning_rate",
-        "Learning rate of the newest step; 'all' stands for parts without a rate of their own.",
+        "learning_rate",
+        "Learning rate; 'all': parts without a rate of their own.",
+        "Learning rate",
         "last",
         label="part",
         plain="all",
     ),
-    Metric("weight_decay", "dist_ssl_weight_decay", "Weight decay of the newest step.", "last"),
-    Metric("momentum", "dist_ssl_teacher_momentum", "Momentum of the teacher's newest EMA update.", "last"),
-    Metric("teacher_temperature", "dist_ssl_teacher_temperature", "Temperature of the teacher's outputs.", "last"),
+    Metric("weight_decay", "weight_decay", "Weight decay of the newest step.", "Weight decay", "last"),
+    Metric("momentum", "teacher_momentum", "Momentum of the teacher's newest EMA update.", "Teacher momentum", "last"),
     Metric(
-        "frozen", "dist_ssl_frozen_ratio", "Share of a part's frozen period that is left, 1 to 0.", "last", label="part"
-    ),
-    Metric("image_size", "dist_ssl_image_size_pixels", "Side of a view in this epoch.", "last"),
-    Metric("images_per_second", "dist_ssl_images_per_second", "Images trained per second, whole job.", "last"),
-    Metric("step_seconds", "dist_ssl_step_seconds", "Wall time of a step, mean since the last report.", "last"),
-    Metric("data_wait_seconds", "dist_ssl_data_wait_seconds", "Wait of a step for its batch, slowest rank.", "max"),
-    Metric("replaced_samples", "dist_ssl_replaced_samples", "Unreadable samples since the last report.", "sum"),
-    Metric("fetched_bytes", "dist_ssl_fetched_bytes", "Bytes of shards fetched since the last report.", "sum"),
-    Metric("fetch_retries", "dist_ssl_fetch_retries", "Fetches that were tried again since the last report.", "sum"),
-    Metric("cache_hits", "dist_ssl_cache_hits", "Shards opened from the node's cache since the last report.", "sum"),
-    Metric(
-        "cache_misses",
-        "dist_ssl_cache_misses",
-        "Shards opened that the node's cache did not hold, since the last report.",
-        "sum",
-    ),
-    Metric(
-        "bad_samples",
-        "dist_ssl_bad_samples",
-        "Samples of the run that cannot be read, by reason.",
+        "teacher_temperature",
+        "teacher_temperature",
+        "Temperature of the teacher's outputs.",
+        "Teacher temperature",
         "last",
-        label="reason",
     ),
     Metric(
-        "slow_images",
-        "dist_ssl_slow_images",
-        "Images that needed a slow decoder since the last report.",
+        "frozen", "frozen_ratio", "Share of a part's frozen period left, 1 to 0.", "Frozen parts", "last", label="part"
+    ),
+    Metric("image_size", "image_size_pixels", "Side of a view in this epoch.", "Image size", "last"),
+    Metric("magnitude", "magnitude_ratio", "Strength of the augmentations; 1 is as published.", "Augmentation", "last"),
+    Metric("batch_size", "batch_samples", "Samples of a step in this epoch, whole job.", "Batch size", "last"),
+    Metric("images_per_second", "images_per_second", "Images trained per second, whole job.", "Throughput", "last"),
+    Metric("views_per_second", "views_per_second", "Views trained per second, whole job.", "Throughput", "last"),
+    Metric("step_seconds", "step_seconds", "Wall time of a step, mean since the last report.", "Step time", "last"),
+    Metric("data_wait_seconds", "data_wait_seconds", "Wait of a step for its batch, slowest rank.", "Step time", "max"),
+    Metric("host_memory", "host_memory_bytes", "Resident memory of a rank's process, largest.", "Memory", "max"),
+    Metric(
+        "device_memory", "device_memory_ratio", "Largest share of a GPU's memory taken by tensors.", "GPU memory", "max"
+    ),
+    Metric("probe_seconds", "probe_seconds", "Wall time of the last kNN probe.", "Probe time", "last"),
+    Metric("ranks", "ranks", "Ranks of this attempt.", "Ranks", "last"),
+    Metric("progress", "progress_ratio", "Share of the run's samples that are trained.", "Progress", "last"),
+    Metric("seconds_left", "left_seconds", "Time to the end of the run at the present speed.", "Time left", "last"),
+    Metric("epoch", "epoch", "Epochs finished.", "Epoch", "last"),
+    Metric("samples", "samples", "Samples trained in the whole run.", "Samples", "last"),
+    Metric("step", "step", "Weight updates made.", "Steps", "last"),
+    Metric("saved_step", "saved_step", "Step of the newest checkpoint.", "Steps", "last"),
+    Metric("fetched_bytes", "fetched_bytes_total", "Bytes of shards fetched.", "Bytes fetched", "sum"),
+    Metric("fetch_retries", "fetch_retries_total", "Fetches that were tried again.", "Fetch retries", "sum"),
+    Metric("cache_hits", "cache_hits_total", "Shards opened from the node's cache.", "Shard cache", "sum"),
+    Metric("cache_misses", "cache_misses_total", "Shards opened that the cache did not hold.", "Shard cache", "sum"),
+    Metric(
+        "bad_samples", "bad_samples_total", "Samples that cannot be read.", "Unreadable samples", "last", label="reason"
+    ),
+    Metric(
+        "replaced_samples",
+        "replaced_samples_total",
+        "Samples trained in place of others.",
+        "Replacement samples",
         "sum",
-        label="reason",
+    ),
+    Metric(
+        "slow_images", "slow_images_total", "Images that needed a slow decoder.", "Slow images", "sum", label="reason"
     ),
     Metric(
         "read_images",
-        "dist_ssl_read_images",
-        "Images read from each level of a pyramid since the last report.",
+        "read_images_total",
+        "Images read, by level of the pyramid.",
+        "Pyramid levels",
         "sum",
         label="level",
     ),
-    Metric("knn_accuracy", "dist_ssl_knn_accuracy_ratio", "Accuracy of the kNN probe, 0 to 1.", "last"),
-    Metric("probe_seconds", "dist_ssl_probe_seconds", "Wall time of the last kNN probe.", "last"),
-    Metric("epoch", "dist_ssl_epoch", "Epochs finished.", "last"),
-    Metric("step", "dist_ssl_step", "Weight updates made.", "last"),
-    Metric("samples", "dist_ssl_samples", "Samples trained in the whole run.", "last"),
-    Metric("attempt", "dist_ssl_attempts", "Attempts of this run, this one included.", "last"),
-    Metric("seconds_left", "dist_ssl_left_seconds", "Time to the end of the run at the present speed.", "last"),
-    Metric("save_stall_seconds", "dist_ssl_save_stall_seconds", "Wait for saves since the last report.", "max"),
-    Metric("save_seconds", "dist_ssl_save_seconds", "Time that the last save took beside training.", "last"),
-    Metric("saved_step", "dist_ssl_saved_step", "Step of the newest checkpoint.", "last"),
-    Metric("failed_saves", "dist_ssl_failed_saves", "Saves of this attempt that failed.", "last"),
-    Metric("checkpoint_age_seconds", "dist_ssl_checkpoint_age_seconds", "Time since the last checkpoint.", "last"),
+    Metric(
+        "spent_seconds",
+        "spent_seconds",
+        "Wall time by cause; adds up to the run's age.",
+        "Wall clock by cause",
+        "last",
+        label="cause",
+    ),
+    Metric("lost_steps", "lost_steps_total", "Steps that had to be made again, whole run.", "Lost steps", "last"),
+    Metric("attempt", "attempts_total", "Attempts of this run, this one included.", "Attempts", "last"),
+    Metric(
+        "checkpoint_timestamp",
+        "checkpoint_timestamp_seconds",
+        "When the newest checkpoint was published.",
+        "Checkpoint age",
+        "last",
+    ),
+    Metric("report_timestamp", "report_timestamp_seconds", "When the run reported last.", "Report age", "last"),
+    Metric("save_seconds", "save_seconds", "Time that the last save took beside training.", "Save time", "last"),
+    Metric("restore_seconds", "restore_seconds", "Time that this attempt's restore took.", "Save time", "last"),
+    Metric(
+        "save_stall_seconds", "save_stall_seconds_total", "Time that training waited for saves.", "Save stall", "max"
+    ),
+    Metric("failed_saves", "failed_saves_total", "Saves of this attempt that failed.", "Checkpoint failures", "last"),
+    Metric(
+        "damaged_checkpoints",
+        "damaged_checkpoints_total",
+        "Checkpoints found damaged by this attempt.",
+        "Checkpoint failures",
+        "last",
+    ),
+    Metric("checkpoint_bytes", "checkpoint_bytes", "Size of the newest checkpoint.", "Disk", "last"),
+    Metric("free_disk", "free_disk_bytes", "Free space where the run folder is.", "Disk", "last"),
 )
 
 BY_KEY = {metric.key: metric for metric in METRICS}

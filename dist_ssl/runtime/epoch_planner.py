@@ -53,4 +53,8 @@ class Coordinator:
     @staticmethod
     def metrics(plan: EpochPlan) -> Mapping[str, float]:
         """Return the plan's metrics, by the keys of the metric table."""
-        return {"image_size": float(plan.image_size)}
+        return {
+            "image_size": float(plan.image_size),
+            "magnitude": plan.magnitude,
+            "batch_size": float(plan.batch_size),
+        }

@@ -102,6 +102,17 @@ def test_options_that_cannot_be_are_named(word: str, problem: str) -> None:
         preparation.choose_cluster(config("cluster=slurm", "dry_run=true", word), Console(quiet=True))
 
 
+def test_an_endpoint_of_local_nodes_is_for_this_machine_unless_it_is_bound_elsewhere() -> None:
+    for words, bind in (
+        (("cluster=local",), "127.0.0.1"),
+        (("cluster=local", "metrics.bind=0.0.0.0"), "0.0.0.0"),
+        (("cluster=slurm",), None),
+    ):
+        found = config(*words)
+        preparation.fill_in(found)
+        assert found["metrics"]["bind"] == bind
+
+
 def test_gpus_may_be_named_by_their_kind() -> None:
     found = config("cluster=slurm", "cluster.gpus_per_node=a100:4", "cluster.cpus_per_task=8")
     preparation.fill_in(found)

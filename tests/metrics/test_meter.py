@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from torch import Tensor
@@ -103,14 +105,29 @@ def test_a_tensor_with_a_graph_is_let_go() -> None:
 
 def test_the_position_is_always_reported() -> None:
     values = metered(World())
-    assert values == {"epoch": 0, "step": 10, "samples": 480, "attempt": 3}
+    position = {"epoch": 0, "step": 10, "samples": 480, "progress": 0.5, "attempt": 3, "ranks": 1}
+    assert values == {**position, "host_memory": values["host_memory"]}
 
 
 def test_the_speed_is_reported_where_steps_were_made() -> None:
     values = metered(World(), {"loss": 1.0}, {"loss": 1.0})
     assert values["images_per_second"] == pytest.approx(48 / values["step_seconds"])
     assert values["seconds_left"] == pytest.approx(480 / values["images_per_second"])
+    assert values["views_per_second"] == pytest.approx(2 * values["images_per_second"])
     assert "images_per_second" not in metered(World(), {"knn_accuracy": 0.5})
+
+
+def test_memory_is_that_of_the_largest_rank() -> None:
+    own = psutil.Process().memory_info().rss
+    assert metered(World())["host_memory"] == pytest.approx(own, rel=0.5)
+    assert "device_memory" not in metered(World())
+
+
+def test_the_memory_of_a_gpu_is_the_share_that_tensors_have_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=80))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 60)
+    meter = Meter(World(device=torch.device("cuda")), [], total_samples=960)
+    assert meter._memory()["device_memory"] == 0.75
 
 
 def test_a_flush_begins_anew() -> None:

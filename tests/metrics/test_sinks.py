@@ -11,13 +11,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from dist_ssl.core.plan import EpochPlan
 from dist_ssl.core.progress import Progress
-from dist_ssl.errors import UserError
-from dist_ssl.metrics.sinks import JsonLines, Prometheus, Status
+from dist_ssl.errors import ConfigError, UserError
+from dist_ssl.metrics.sinks import PORTS, JsonLines, Prometheus, Status, TextFile
 from dist_ssl.metrics.table import METRICS
 
 PLAN = EpochPlan(0, 32, 1.0, 2, 48, 48)
@@ -101,8 +102,11 @@ def test_a_number_that_is_not_new_keeps_its_last_value(tmp_path: Path) -> None:
     assert (found["step"], found["knn_accuracy"], found["loss"]) == (25, 0.4, 2.0)
 
 
+LABELS = {"run": "mocov3-1121", "method": "mocov3"}
+
+
 def prometheus(folder: Path) -> Prometheus:
-    return Prometheus("mocov3-1121", "127.0.0.1", 0, folder / "targets" / "run.json", folder / "checkpoints")
+    return Prometheus(LABELS, "127.0.0.1", 0, folder / "targets" / "run.json", folder / "checkpoints")
 
 
 @pytest.fixture
@@ -117,7 +121,7 @@ def sink(tmp_path: Path) -> Iterator[Prometheus]:
 def place(sink: Prometheus) -> str:
     """The address that the target file announces."""
     [group] = json.loads(sink.target.read_text())
-    assert group["labels"] == {"run": "mocov3-1121"}
+    assert group["labels"] == {**LABELS, "instance": "mocov3-1121"}, "every attempt is the same target"
     [address] = group["targets"]
     return str(address)
 
@@ -139,21 +143,52 @@ def test_the_endpoint_is_found_by_its_target_and_read(sink: Prometheus) -> None:
     found = values(scrape(place(sink)))
     assert (found["dist_ssl_loss"], found['dist_ssl_learning_rate{part="all"}']) == (2.5, 1e-3)
     assert (found["dist_ssl_step"], found["dist_ssl_samples"]) == (5.0, 240.0)
-    assert found["dist_ssl_attempts"] == 2.0
+    assert found["dist_ssl_attempts_total"] == 2.0
 
 
 def test_a_scrape_holds_the_table_and_nothing_else(sink: Prometheus) -> None:
+    sink.write(at(5), {metric.key: 1.0 for metric in METRICS if not metric.label})
     text = scrape(place(sink))
     assert values(text).keys() == {metric.name for metric in METRICS if not metric.label}
     for metric in METRICS:
         assert f"# HELP {metric.name} {metric.help}" in text
+        assert f"# TYPE {metric.name} {'counter' if metric.counter else 'gauge'}" in text
+
+
+def test_a_gauge_appears_with_its_first_value_and_a_counter_from_zero(sink: Prometheus) -> None:
+    found = values(scrape(place(sink)))
+    assert "dist_ssl_knn_accuracy_ratio" not in found
+    assert found["dist_ssl_fetch_retries_total"] == 0.0
+    sink.write(at(5), {"knn_accuracy": 0.25, "save_seconds": math.nan})
+    found = values(scrape(place(sink)))
+    assert found["dist_ssl_knn_accuracy_ratio"] == 0.25
+    assert "dist_ssl_save_seconds" not in found, "no save yet"
+
+
+def test_increases_are_added_up_and_totals_are_taken_over(sink: Prometheus) -> None:
+    for step in (5, 10):
+        sink.write(at(step), {"fetch_retries": 3.0, "slow_images/CMYK": 2.0, "bad_samples/empty": 4.0, "loss": 1.5})
+    sink.write(at(15), {"fetch_retries": 0.0})
+    found = values(scrape(place(sink)))
+    assert found["dist_ssl_fetch_retries_total"] == 6.0
+    assert found['dist_ssl_slow_images_total{reason="CMYK"}'] == 4.0
+    assert found['dist_ssl_bad_samples_total{reason="empty"}'] == 4.0
+    assert found["dist_ssl_loss"] == 1.5
+
+
+def test_a_new_attempt_counts_from_zero_and_goes_on_with_what_the_run_has_come_to(tmp_path: Path) -> None:
+    first, second = prometheus(tmp_path), prometheus(tmp_path)
+    first.write(at(5), {"fetch_retries": 3.0, "lost_steps": 0.0})
+    second.write(at(7, attempt=2), {"fetch_retries": 1.0, "lost_steps": 2.0, "attempt": 2.0})
+    found = second.series.values
+    assert [found[key, ""] for key in ("fetch_retries", "lost_steps", "attempt")] == [1.0, 2.0, 2.0]
 
 
 def test_a_metric_with_a_label_has_a_series_for_each_value(sink: Prometheus) -> None:
     sink.write(at(5), {"bad_samples/empty": 2.0, "bad_samples/not an image": 3.0})
     lines = scrape(place(sink)).splitlines()
-    assert 'dist_ssl_bad_samples{reason="empty"} 2.0' in lines
-    assert 'dist_ssl_bad_samples{reason="not an image"} 3.0' in lines
+    assert 'dist_ssl_bad_samples_total{reason="empty"} 2.0' in lines
+    assert 'dist_ssl_bad_samples_total{reason="not an image"} 3.0' in lines
 
 
 def test_the_rate_of_any_part_is_a_series_of_one_metric(sink: Prometheus) -> None:
@@ -169,14 +204,27 @@ def test_a_key_without_a_row_is_refused_by_name(sink: Prometheus) -> None:
         sink.write(at(5), {"unheard_of": 1.0})
 
 
-def test_the_checkpoints_age_is_unknown_until_there_is_one(sink: Prometheus) -> None:
-    name = "dist_ssl_checkpoint_age_seconds"
-    assert math.isnan(values(scrape(place(sink)))[name])
-    sink.latest.parent.mkdir()
-    sink.latest.write_text("step_00000005\n")
+def test_the_checkpoints_time_is_unknown_until_there_is_one(sink: Prometheus) -> None:
+    name = "dist_ssl_checkpoint_timestamp_seconds"
+    assert name not in values(scrape(place(sink)))
+    sink.series.latest.parent.mkdir()
+    sink.series.latest.write_text("step_00000005\n")
     an_hour_ago = time.time() - 3600
-    os.utime(sink.latest, (an_hour_ago, an_hour_ago))
-    assert values(scrape(place(sink)))[name] == pytest.approx(3600, abs=60)
+    os.utime(sink.series.latest, (an_hour_ago, an_hour_ago))
+    assert values(scrape(place(sink)))[name] == pytest.approx(an_hour_ago)
+
+
+def test_every_report_is_dated(sink: Prometheus) -> None:
+    sink.write(at(5), {"loss": 1.0})
+    assert values(scrape(place(sink)))["dist_ssl_report_timestamp_seconds"] == pytest.approx(time.time(), abs=60)
+
+
+def test_the_free_space_of_the_disk_is_read_at_the_scrape(sink: Prometheus, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = 5e9
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    assert values(scrape(place(sink)))["dist_ssl_free_disk_bytes"] == 5e9
+    free = 4e9
+    assert values(scrape(place(sink)))["dist_ssl_free_disk_bytes"] == 4e9
 
 
 def test_an_orderly_end_withdraws_the_target_and_closes_the_port(tmp_path: Path) -> None:
@@ -195,7 +243,7 @@ def test_a_new_attempt_replaces_the_target_that_a_lost_node_left(tmp_path: Path,
     again.open(at(3, attempt=3))
     try:
         assert place(again) != lost
-        assert values(scrape(place(again)))["dist_ssl_attempts"] == 3.0
+        assert values(scrape(place(again)))["dist_ssl_attempts_total"] == 3.0
         assert len(list(sink.target.parent.iterdir())) == 1
     finally:
         again.close()
@@ -217,18 +265,101 @@ def test_an_endpoint_that_never_opened_can_be_closed(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_port_that_is_taken_is_passed_over_for_the_next(tmp_path: Path, sink: Prometheus) -> None:
+    taken = sink.server.server_port
+    other = Prometheus(LABELS, "127.0.0.1", taken, tmp_path / "targets" / "other.json", tmp_path)
+    other.open(at(0))
+    try:
+        assert taken < int(place(other).rpartition(":")[2]) < taken + PORTS
+        assert values(scrape(place(other)))["dist_ssl_step"] == 0
+    finally:
+        other.close()
+
+
+@pytest.mark.parametrize(("bind", "port"), [("127.0.0.1", 70000), ("192.0.2.1", 0)])
+def test_where_nothing_can_listen_the_remedy_is_named(tmp_path: Path, bind: str, port: int) -> None:
+    nowhere = Prometheus(LABELS, "127.0.0.1", port, tmp_path / "targets" / "run.json", tmp_path, bind=bind)
+    with pytest.raises(ConfigError, match=f"metrics.port={port} on metrics.bind={bind} cannot .*\n.*metrics.port=0"):
+        nowhere.open(at(0))
+    assert not nowhere.target.exists()
+
+
+def test_an_endpoint_listens_where_it_is_bound(tmp_path: Path) -> None:
+    near = Prometheus(LABELS, "127.0.0.1", 0, tmp_path / "targets" / "run.json", tmp_path, bind="127.0.0.1")
+    near.open(at(0))
+    try:
+        assert near.server.server_address[0] == "127.0.0.1"
+    finally:
+        near.close()
+
+
 def test_two_runs_of_one_process_do_not_share_numbers(tmp_path: Path, sink: Prometheus) -> None:
-    other = Prometheus("other", "127.0.0.1", 0, tmp_path / "targets" / "other.json", tmp_path / "checkpoints")
+    labels = {"run": "other", "method": "mocov3"}
+    other = Prometheus(labels, "127.0.0.1", 0, tmp_path / "targets" / "other.json", tmp_path / "checkpoints")
     sink.write(at(1), {"loss": 1.0})
     other.write(at(1), {"loss": 2.0})
     assert values(scrape(place(sink)))["dist_ssl_loss"] == 1.0
 
 
-def test_promtool_has_nothing_against_a_scrape(sink: Prometheus) -> None:
+def complaints(text: str) -> str:
+    """What promtool says of the text of a scrape."""
     promtool = shutil.which("promtool")
     if promtool is None:
         pytest.skip("no promtool")
+    checked = subprocess.run([promtool, "check", "metrics"], input=text, capture_output=True, text=True)
+    return checked.stdout + checked.stderr
+
+
+def text_file(folder: Path) -> TextFile:
+    return TextFile(folder / "collected" / "run.prom", LABELS, folder / "checkpoints")
+
+
+def test_a_text_file_holds_what_a_scrape_would_with_the_labels_of_its_target(tmp_path: Path, sink: Prometheus) -> None:
+    written = text_file(tmp_path)
+    written.open(at(0, attempt=2))
+    for each in (written, sink):
+        each.write(at(5), {"step": 5, "loss": 2.5, "bad_samples/empty": 2.0})
+    found = values(written.path.read_text())
+    assert found['dist_ssl_loss{method="mocov3",run="mocov3-1121"}'] == 2.5
+    assert found['dist_ssl_bad_samples_total{method="mocov3",reason="empty",run="mocov3-1121"}'] == 2.0
+    assert {name.partition("{")[0] for name in found} == {
+        name.partition("{")[0] for name in values(scrape(place(sink)))
+    }
+
+
+def test_an_orderly_end_removes_the_text_file_and_leaves_those_of_others(tmp_path: Path) -> None:
+    written = text_file(tmp_path)
+    written.open(at(0))
+    other = written.path.with_name("other.prom")
+    other.write_text("")
+    assert sorted(written.path.parent.iterdir()) == [other, written.path]
+    written.close()
+    assert list(written.path.parent.iterdir()) == [other]
+
+
+def test_a_text_file_that_cannot_be_written_is_refused_with_the_key(tmp_path: Path) -> None:
+    (tmp_path / "collected").write_text("a file where a folder is needed")
+    with pytest.raises(ConfigError, match=r"metrics\.textfile=.*collected cannot be written to"):
+        text_file(tmp_path).open(at(0))
+
+
+def test_a_text_file_that_cannot_be_replaced_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    written = text_file(tmp_path)
+    written.open(at(0))
+    shutil.rmtree(written.path.parent)
+    written.write(at(5), {"loss": 2.5})
+    assert "The metrics of step 5 cannot be written to" in caplog.text
+    written.path.parent.mkdir()
+    written.write(at(6), {"loss": 2.0})
+    assert "dist_ssl_loss" in written.path.read_text()
+
+
+def test_promtool_has_nothing_against_a_text_file(tmp_path: Path) -> None:
+    written = text_file(tmp_path)
+    written.open(at(0))
+    assert complaints(written.path.read_text()) == ""
+
+
+def test_promtool_has_nothing_against_a_scrape(sink: Prometheus) -> None:
     sink.write(at(5), {"step": 5, "loss": 2.5})
-    checked = subprocess.run([promtool, "check", "metrics"], input=scrape(place(sink)), capture_output=True, text=True)
-    assert checked.returncode == 0, checked.stdout + checked.stderr
-    assert checked.stdout + checked.stderr == ""
+    assert complaints(scrape(place(sink))) == ""

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from dist_ssl.errors import UserError
-from dist_ssl.metrics.table import BY_KEY, METRICS, Metric, check_keys, series_of
+from dist_ssl.metrics.table import BY_KEY, METRICS, UNITS, Metric, check_keys, series_of
 
 every = pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.key)
 OTHER_UNITS = ("milliseconds", "ms", "minutes", "hours", "kilobytes", "megabytes", "mb", "gb", "percent", "px")
@@ -21,12 +21,38 @@ def test_units_are_base_units_at_the_end_of_the_name(metric: Metric) -> None:
     words = metric.name.split("_")
     assert not set(words) & set(OTHER_UNITS), metric.name
     for unit in ("bytes", "ratio", "pixels", "total"):
-        assert unit not in words[:-1], f"{metric.name}: '{unit}' comes last"
+        assert unit not in words[: -2 if metric.counter else -1], f"{metric.name}: '{unit}' comes last"
 
 
 @every
-def test_a_gauge_does_not_end_like_a_counter(metric: Metric) -> None:
-    assert not metric.name.endswith(("_total", "_count", "_sum", "_bucket")), metric.name
+def test_the_unit_is_the_one_that_the_name_ends_in(metric: Metric) -> None:
+    end = metric.name.removesuffix("_total").rpartition("_")[2]
+    assert metric.unit == ("timestamp" if "timestamp" in metric.name else end if end in UNITS else "")
+    assert ("timestamp" in metric.name) == metric.name.endswith("_timestamp_seconds")
+
+
+@every
+def test_a_counter_is_what_counts(metric: Metric) -> None:
+    assert metric.counter == metric.name.endswith("_total")
+    assert metric.counter or metric.reduction != "sum", "what is added up since the last report is a counter"
+    assert not metric.counter or metric.reduction != "mean", "a mean does not count anything"
+    assert not metric.name.endswith(("_count", "_sum", "_bucket", "_info")), metric.name
+
+
+@every
+def test_labels_are_few_and_none_is_of_the_target(metric: Metric) -> None:
+    assert metric.label in ("", "part", "reason", "level", "cause"), "a label for each run, id or node has no bound"
+
+
+@every
+def test_a_panel_has_a_title(metric: Metric) -> None:
+    assert re.fullmatch(r"[A-Za-z][A-Za-z ]{2,30}", metric.panel)
+
+
+def test_what_is_counted_since_the_last_report_is_no_gauge() -> None:
+    assert not [
+        metric.key for metric in METRICS if "since the last report" in metric.help and metric.key != "step_seconds"
+    ]
 
 
 @every

@@ -1,0 +1,202 @@
+"""The report: one HTML page with what runs have come to, for people without Grafana.
+
+    python launch/report.py run=runs/NAME [run=runs/OTHER ...] [out=report.html]
+
+The page holds everything that it shows and loads nothing. Runs are drawn over one another, by samples seen and by
+hours since each was created. By default it is written to the folder of the first run.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from dist_ssl.errors import EXIT_CODE, ConfigError, UserError, nearest
+from dist_ssl.metrics.goodput import CAUSES
+from dist_ssl.runtime import jsonl
+from launch.charts import COLOURS, Span, Trace, curves, duration, number, percent, stacked, timeline
+from launch.ending import FAILED, FINISHED, REFUSED, STOPPED, Ending
+from launch.run_dir import AttemptDir, RunDir
+
+KEYS = ("run", "out")
+CHARTS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("Loss", "loss", number),
+    ("kNN accuracy", "knn_accuracy", percent),
+    ("Images per second", "images_per_second", number),
+    ("Learning rate", "lr", number),
+    ("Gradient norm", "gradient_norm", number),
+    ("Effective rank", "effective_rank", number),
+    ("Image size, px", "image_size", number),
+    ("Wait for data per step, s", "data_wait_seconds", number),
+)
+"""Title, key and format of the curves; one that no run has is left out."""
+OUTCOMES = {FINISHED: 2, STOPPED: 0, REFUSED: 3, FAILED: 1, "": 4}
+"""Colours of the attempts by their outcomes; without one: still at work, or lost."""
+STYLE = """
+:root { --paper: #fff; --ink: #1f2328; --faint: #57606a; --line: #d8dee4; --card: #f6f8fa; color-scheme: light dark; }
+@media (prefers-color-scheme: dark) {
+  :root { --paper: #0d1117; --ink: #e6edf3; --faint: #9198a1; --line: #30363d; --card: #151b23; }
+}
+body { margin: 0 auto; max-width: 1240px; padding: 24px 16px; background: var(--paper); color: var(--ink);
+  font: 15px/1.5 system-ui, sans-serif; }
+h1 { font-size: 22px; margin: 0 0 16px; } h2 { font-size: 17px; margin: 28px 0 8px; }
+table { border-collapse: collapse; width: 100%; display: block; overflow-x: auto; }
+th, td { text-align: left; padding: 4px 14px 4px 0; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th { color: var(--faint); font-weight: 500; }
+.cards { display: grid; gap: 12px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); }
+.card { background: var(--card); border-radius: 8px; padding: 10px; }
+svg { width: 100%; display: block; }
+svg text { fill: var(--ink); font: 12px system-ui, sans-serif; }
+svg .title { font-size: 14px; font-weight: 600; } svg .axis { fill: var(--faint); font-size: 11px; }
+svg .end { text-anchor: end; } svg .middle { text-anchor: middle; }
+.grid { stroke: var(--line); } polyline { fill: none; stroke-width: 1.6; stroke-linejoin: round; }
+.key { display: inline-block; width: 10px; height: 10px; border-radius: 2px; margin: 0 6px 0 14px; }
+input { margin-left: 14px; } #hours:checked ~ .by-samples, #samples:checked ~ .by-hours { display: none; }
+"""
+PALETTE = ("#3f7fd0", "#d9634a", "#3d9a5b", "#b07aa1", "#d9a23b", "#4fa8a8", "#8c6d4f", "#7d8590")
+
+
+class RunRecord:
+    """A run as its folder describes it."""
+
+    def __init__(self, run: RunDir) -> None:
+        self.run, self.name = run, run.folder.resolve().name
+        self.reports = jsonl.read(run.folder / "metrics.jsonl")
+        self.created = (run.folder / "config.yaml").stat().st_mtime
+
+    def trace(self, key: str, by: str) -> Trace:
+        """Return the curve of a metric, by `samples` or by `hours`."""
+        found = [report for report in self.reports if key in report]
+        return Trace(self.name, [(self._across(report, by), report[key]) for report in found])
+
+    def _across(self, report: dict[str, Any], by: str) -> float:
+        return float(report["samples"]) if by == "samples" else self._hours(report["time"])
+
+    def _hours(self, time: float) -> float:
+        return max(0.0, time - self.created) / 3600
+
+    def spent(self) -> dict[str, float]:
+        """Return the seconds by cause."""
+        last = self.reports[-1] if self.reports else {}
+        return {cause: float(last.get(f"spent_seconds/{cause}", 0.0)) for cause in CAUSES}
+
+    def attempts(self) -> list[Span]:
+        """Return the attempts on the time line. One without an outcome ends with its last report."""
+        spans = []
+        for count in range(1, self.run.newest_attempt() + 1):
+            attempt = AttemptDir(self.run, count)
+            if not attempt.config_file.is_file():
+                continue
+            started, ended = attempt.config_file.stat().st_mtime, attempt.folder / "outcome.json"
+            known = Ending.read(ended)
+            times = [report["time"] for report in self.reports if report.get("attempt") == count]
+            end = ended.stat().st_mtime if known else max(times, default=started)
+            outcome = known.outcome if known else ""
+            note = f"attempt {count}: {outcome or 'no outcome'}{f', {known.reason}' if known and known.reason else ''}"
+            spans.append(Span(self.name, self._hours(started), self._hours(end), note, OUTCOMES[outcome]))
+        return spans
+
+    def cells(self) -> list[str]:
+        """Return the run's line of the first table."""
+        last = self.reports[-1] if self.reports else {}
+        probes = [report["knn_accuracy"] for report in self.reports if "knn_accuracy" in report]
+        spent, attempts = self.spent(), self.run.newest_attempt()
+        age = sum(spent.values())
+        return [
+            self.run.outcome() or ("at work, or lost" if attempts else "not started"),
+            number(last.get("step", 0)),
+            number(last.get("samples", 0)),
+            percent(last.get("progress", 0)),
+            percent(max(probes)) if probes else "-",
+            duration(age),
+            percent(spent["train"] / age) if age else "-",
+            str(attempts),
+            number(last.get("lost_steps", 0)),
+        ]
+
+
+HEADINGS = ("run", "state", "steps", "samples", "done", "best kNN", "age", "goodput", "attempts", "lost steps")
+
+
+def page(runs: Sequence[RunRecord]) -> str:
+    """Return the whole page."""
+    title = escape(", ".join(run.name for run in runs))
+    colours = "".join(
+        f".c{n} {{ stroke: {c}; }} circle.c{n} {{ fill: {c}; }} .f{n} {{ fill: {c}; background: {c}; }}"
+        for n, c in enumerate(PALETTE)
+    )
+    spans = [span for run in runs for span in run.attempts()]
+    parts = {cause: colour for colour, cause in enumerate(CAUSES)}
+    bars = stacked("Wall clock by cause", {run.name: run.spent() for run in runs}, parts)
+    body = [
+        f"<h1>{title}</h1>{overview(runs)}",
+        "<h2>Curves</h2>",
+        '<input type="radio" name="by" id="samples" checked><label for="samples"> by samples seen</label>',
+        '<input type="radio" name="by" id="hours"><label for="hours"> by hours since the run was created</label>',
+        *(f'<div class="cards by-{by}">{"".join(drawn(runs, by))}</div>' for by in ("samples", "hours")),
+        f'<h2>Goodput</h2><div class="card">{bars}{legend(parts)}</div>',
+    ]
+    if spans:
+        outcomes = {outcome or "no outcome": colour for outcome, colour in OUTCOMES.items()}
+        body.append(f'<h2>Attempts</h2><div class="card">{timeline("Attempts", spans)}{legend(outcomes)}</div>')
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
+    head = f"<head>{head}<style>{STYLE}{colours}</style></head>"
+    return f'<!doctype html><html lang="en">{head}<body>{"".join(body)}</body></html>\n'
+
+
+def overview(runs: Sequence[RunRecord]) -> str:
+    """Return the table with one line per run, in the colours of their curves."""
+    head = "".join(f"<th>{heading}</th>" for heading in HEADINGS)
+    lines = []
+    for colour, run in enumerate(runs):
+        key = f'<span class="key f{colour % COLOURS}" style="margin-left: 0"></span>{escape(run.name)}'
+        lines.append("".join(f"<td>{cell}</td>" for cell in (key, *map(escape, run.cells()))))
+    return f"<table><tr>{head}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+
+
+def drawn(runs: Sequence[RunRecord], by: str) -> list[str]:
+    """Return the charts that have a curve."""
+    found = []
+    for title, key, label in CHARTS:
+        traces = [run.trace(key, by) for run in runs]
+        if any(trace.points for trace in traces):
+            found.append(f'<div class="card">{curves(title, traces, by, label)}</div>')
+    return found
+
+
+def legend(colours: dict[str, int]) -> str:
+    """Return what the colours of a chart stand for."""
+    return "".join(f'<span class="key f{colour}"></span>{escape(name)}' for name, colour in colours.items())
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command line; return the exit code."""
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    if {"-h", "--help"} & set(arguments):
+        console.print(__doc__)
+        return 0
+    try:
+        given = [argument.partition("=")[::2] for argument in arguments]
+        for key, _ in given:
+            if key not in KEYS:
+                raise ConfigError(f"There is no key '{key}'.", nearest(key, KEYS))
+        runs = [RunRecord(RunDir.open(Path(value))) for key, value in given if key == "run"]
+        if not runs:
+            raise ConfigError("No run is given.", "python launch/report.py run=runs/NAME")
+        out = Path(dict(given).get("out") or runs[0].run.folder / "report.html")
+        try:
+            out.write_text(page(runs))
+        except OSError as error:
+            raise ConfigError(f"{out} cannot be written: {error}.", "Name another file: out=report.html") from error
+        console.print(f"Written: {out}")
+        return 0
+    except UserError as error:
+        console.print(str(error))
+        return EXIT_CODE
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

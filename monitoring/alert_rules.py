@@ -1,0 +1,243 @@
+"""The command that writes the alert rules for Prometheus.
+
+    python monitoring/alert_rules.py
+
+A rule fires on what a person has to do something about; what to do stands in `monitoring/RUNBOOK.md` under the rule's
+name. Rules compare a run with its own past where no bound fits all runs.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+Severity = Literal["critical", "warning", "info"]
+SPENT = "dist_ssl_spent_seconds"
+HEADER = """\
+# Alert rules, written by `python monitoring/alert_rules.py`; what to do about each: monitoring/RUNBOOK.md.
+"""
+FILE = Path(__file__).parent / "alerts.yml"
+
+
+@dataclass(frozen=True)
+class Alert:
+    """A rule that fires once `expression` has held for `lasting`. `summary`: follows the name of the run.
+
+    `critical`: the run makes no progress or its work is wasted; `warning`: look at it today; `info`: know it.
+    """
+
+    name: str
+    severity: Severity
+    lasting: str
+    summary: str
+    expression: str
+
+
+def share(cause: str, window: str) -> str:
+    """Return the share of a cause in the wall clock of the last time."""
+    total = f"sum without (cause) (delta({SPENT}[{window}]))"
+    return f'delta({SPENT}{{cause="{cause}"}}[{window}]) / ignoring (cause) {total}'
+
+
+def median(metric: str, window: str) -> str:
+    """Return a gauge's median over the last time."""
+    return f"quantile_over_time(0.5, {metric}[{window}])"
+
+
+ALERTS = (
+    Alert("RunLost", "critical", "2m", "does not answer: its node or rank 0 is gone.", 'up{job="dist_ssl"} == 0'),
+    Alert(
+        "NoProgress",
+        "critical",
+        "1m",
+        "has not reported for 15 minutes.",
+        "time() - dist_ssl_report_timestamp_seconds > 900",
+    ),
+    Alert(
+        "RestartLoop",
+        "critical",
+        "0m",
+        "has started 3 times within an hour.",
+        "increase(dist_ssl_attempts_total[1h]) > 2.5",
+    ),
+    Alert(
+        "CollapseToPoint",
+        "critical",
+        "30m",
+        "collapses: embeddings of different images are the same.",
+        "dist_ssl_negative_similarity > 0.99",
+    ),
+    Alert(
+        "CollapseOfDimensions",
+        "critical",
+        "30m",
+        "collapses: its embeddings use one dimension.",
+        "dist_ssl_effective_rank < 1.5",
+    ),
+    Alert(
+        "AccuracyFalling",
+        "warning",
+        "30m",
+        "has lost a fifth of the best kNN accuracy of the last day.",
+        "dist_ssl_knn_accuracy_ratio < 0.8 * max_over_time(dist_ssl_knn_accuracy_ratio[1d])",
+    ),
+    Alert(
+        "GradientSpike",
+        "warning",
+        "5m",
+        "has gradients ten times as large as in the last hour.",
+        f"dist_ssl_gradient_norm > 10 * {median('dist_ssl_gradient_norm', '1h')}",
+    ),
+    Alert(
+        "LossRising",
+        "warning",
+        "30m",
+        "has a loss far above that of the last six hours.",
+        f"dist_ssl_loss - {median('dist_ssl_loss', '6h')} > 0.5 * abs({median('dist_ssl_loss', '6h')})"
+        " unless changes(dist_ssl_image_size_pixels[6h]) > 0",
+    ),
+    Alert(
+        "TeacherStandsStill",
+        "warning",
+        "30m",
+        "has a teacher that equals its student.",
+        "dist_ssl_teacher_distance_ratio == 0 and dist_ssl_step > 100",
+    ),
+    Alert(
+        "ThroughputDrop",
+        "warning",
+        "15m",
+        "is a third slower than it was over six hours.",
+        f"dist_ssl_images_per_second < 0.67 * {median('dist_ssl_images_per_second', '6h')}"
+        " unless changes(dist_ssl_image_size_pixels[6h]) > 0",
+    ),
+    Alert("DataStarvation", "warning", "15m", "waits for data a fifth of the time.", f"{share('data', '30m')} > 0.2"),
+    Alert(
+        "SlowStorage",
+        "warning",
+        "15m",
+        "repeats more than one of five fetches.",
+        "increase(dist_ssl_fetch_retries_total[30m]) > 0.2 * (increase(dist_ssl_cache_misses_total[30m]) + 1)",
+    ),
+    Alert(
+        "CacheTooSmall",
+        "info",
+        "30m",
+        "fetches most shards again after the first epoch.",
+        "increase(dist_ssl_cache_misses_total[1h]) > increase(dist_ssl_cache_hits_total[1h])"
+        " and increase(dist_ssl_cache_misses_total[1h]) > 10 and dist_ssl_epoch >= 2",
+    ),
+    Alert(
+        "UnreadableSamples",
+        "warning",
+        "5m",
+        "trains replacements in place of more than 1 % of its samples.",
+        "rate(dist_ssl_replaced_samples_total[30m]) > 0.01 * dist_ssl_images_per_second",
+    ),
+    Alert(
+        "SlowDecoding",
+        "info",
+        "30m",
+        "decodes most of its images by a slow decoder.",
+        "sum without (reason) (rate(dist_ssl_slow_images_total[30m])) > 0.5 * dist_ssl_images_per_second",
+    ),
+    Alert(
+        "CheckpointOld",
+        "critical",
+        "5m",
+        "has not saved for two hours.",
+        "time() - dist_ssl_checkpoint_timestamp_seconds > 7200",
+    ),
+    Alert(
+        "NeverSaved",
+        "warning",
+        "2h",
+        "has trained for two hours without a checkpoint.",
+        "dist_ssl_step > 0 unless dist_ssl_checkpoint_timestamp_seconds",
+    ),
+    Alert("SavesFail", "critical", "0m", "could not save.", "increase(dist_ssl_failed_saves_total[30m]) > 0"),
+    Alert(
+        "CheckpointDamaged", "warning", "0m", "found a damaged checkpoint.", "dist_ssl_damaged_checkpoints_total > 0"
+    ),
+    Alert(
+        "SaveSlow",
+        "warning",
+        "0m",
+        "needs longer for a save than the 3 minutes before a time limit.",
+        "dist_ssl_save_seconds > 150",
+    ),
+    Alert("SaveStall", "warning", "15m", "waits for saves a tenth of the time.", f"{share('save', '1h')} > 0.1"),
+    Alert(
+        "DiskNearlyFull",
+        "critical",
+        "5m",
+        "has no room for two more checkpoints.",
+        "dist_ssl_free_disk_bytes < 2 * dist_ssl_checkpoint_bytes",
+    ),
+    Alert(
+        "DiskFilling",
+        "warning",
+        "30m",
+        "fills its disk within a day.",
+        "predict_linear(dist_ssl_free_disk_bytes[6h], 86400) < 0",
+    ),
+    Alert(
+        "GPUMemoryNearlyFull",
+        "warning",
+        "5m",
+        "uses 97 % of a GPU's memory.",
+        "dist_ssl_device_memory_ratio > 0.97",
+    ),
+    Alert(
+        "MemoryGrowing",
+        "warning",
+        "1h",
+        "has a process half as large again as three hours ago.",
+        "dist_ssl_host_memory_bytes > 1.5 * (dist_ssl_host_memory_bytes offset 3h)"
+        " unless changes(dist_ssl_attempts_total[4h]) > 0",
+    ),
+    Alert("GoodputLow", "warning", "30m", "trains less than half of the time.", f"{share('train', '2h')} < 0.5"),
+    Alert(
+        "LostWork",
+        "warning",
+        "0m",
+        "has thrown away a tenth of a day's work.",
+        f"{share('lost', '1d')} > 0.1",
+    ),
+    Alert(
+        "FewerRanks",
+        "info",
+        "15m",
+        "runs on fewer ranks than within the last day.",
+        "dist_ssl_ranks < max_over_time(dist_ssl_ranks[1d])",
+    ),
+)
+
+
+def rules() -> dict[str, Any]:
+    """Return the rules in Prometheus' format."""
+    return {"groups": [{"name": "dist_ssl", "rules": [rule(alert) for alert in ALERTS]}]}
+
+
+def rule(alert: Alert) -> dict[str, Any]:
+    """Return one rule in Prometheus' format."""
+    return {
+        "alert": alert.name,
+        "expr": alert.expression,
+        "for": alert.lasting,
+        "labels": {"severity": alert.severity},
+        "annotations": {
+            "summary": f"{{{{ $labels.run }}}} {alert.summary}",
+            "runbook": f"monitoring/RUNBOOK.md#{alert.name.lower()}",
+        },
+    }
+
+
+def text() -> str:
+    """Return the text of the file of rules."""
+    return HEADER + yaml.safe_dump(rules(), sort_keys=False, width=110)
+
+
+if __name__ == "__main__":
+    FILE.write_text(text())

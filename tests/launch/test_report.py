@@ -1,0 +1,165 @@
+"""The report draws what the run folders hold, on one page that needs nothing else."""
+
+import json
+import math
+import os
+import re
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from launch import report
+from launch.charts import MOST_POINTS, Trace, bounds, curves, ticks
+from launch.report import CHARTS, RunRecord, page
+from launch.run_dir import FORMAT, RunDir
+
+CREATED = 1_700_000_000.0
+CAUSES = {"spent_seconds/train": 60.0, "spent_seconds/queue": 30.0, "spent_seconds/lost": 10.0}
+
+
+def run_folder(runs: Path, name: str, reports: list[dict[str, Any]], outcomes: tuple[str, ...] = ()) -> Path:
+    """The folder of a run with these reports, and an attempt per outcome; an empty one: none yet."""
+    folder = runs / name
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump({"format": FORMAT}))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(report) + "\n" for report in reports))
+    os.utime(folder / "config.yaml", (CREATED, CREATED))
+    for number, outcome in enumerate(outcomes, 1):
+        attempt = folder / "attempts" / f"{number:04d}"
+        attempt.mkdir(parents=True)
+        (attempt / "config.yaml").write_text("{}")
+        started = CREATED + 3600 * number
+        os.utime(attempt / "config.yaml", (started, started))
+        if outcome:
+            (attempt / "outcome.json").write_text(json.dumps({"outcome": outcome, "reason": "a <bad> disk"}))
+            os.utime(attempt / "outcome.json", (started + 1800, started + 1800))
+    return folder
+
+
+def reported(step: int, **values: float) -> dict[str, Any]:
+    place = {"time": CREATED + 36 * step, "step": step, "samples": 48 * step, "progress": step / 100, "attempt": 1}
+    return {**place, "lost_steps": 5.0, **CAUSES, **values}
+
+
+REPORTS = [reported(10, loss=4.0), reported(50, loss=3.0, knn_accuracy=0.25), reported(100, loss=2.5)]
+
+
+def written(*arguments: str) -> int:
+    return report.main(list(arguments))
+
+
+def drawings(text: str) -> list[ET.Element]:
+    """The drawings of a page; each must be well-formed."""
+    return [ET.fromstring(found) for found in re.findall(r"<svg.*?</svg>", text)]
+
+
+def titled(text: str, title: str) -> list[ET.Element]:
+    """The drawings under a title."""
+    return [found for found in drawings(text) if any(part.text == title for part in found.iter("text"))]
+
+
+def test_a_page_shows_the_curves_of_its_runs_over_one_another(tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        run_folder(tmp_path, name, REPORTS)
+    assert written(f"run={tmp_path / 'one'}", f"run={tmp_path / 'other'}") == 0
+    text = (tmp_path / "one" / "report.html").read_text()
+    by_samples, by_hours = titled(text, "Loss")
+    for drawing in (by_samples, by_hours):
+        names = [line.findtext("title") for line in drawing.iter("polyline")]
+        assert names == ["one", "other"]
+    assert len(titled(text, "kNN accuracy")) == 2
+    assert not titled(text, "Learning rate"), "no run has one"
+
+
+def test_a_page_loads_nothing(tmp_path: Path) -> None:
+    text = page([RunRecord(RunDir.open(run_folder(tmp_path, "one", REPORTS, ("failed", ""))))])
+    assert not re.findall(r"https?://|src=|href=|url\(|<script|@import", text)
+
+
+def test_the_first_table_holds_what_a_run_has_come_to(tmp_path: Path) -> None:
+    run = RunRecord(RunDir.open(run_folder(tmp_path, "one", REPORTS, ("failed", "finished"))))
+    assert run.cells() == ["finished", "100", "4.8k", "100 %", "25 %", "100 s", "60 %", "2", "5"]
+
+
+def test_a_run_that_has_not_started_is_shown_too(tmp_path: Path) -> None:
+    run = RunRecord(RunDir.open(run_folder(tmp_path, "none", [])))
+    assert run.cells()[0] == "not started"
+    assert not titled(page([run]), "Loss")
+
+
+def test_attempts_lie_where_they_were_and_say_how_they_ended(tmp_path: Path) -> None:
+    run = RunRecord(RunDir.open(run_folder(tmp_path, "one", REPORTS, ("failed", ""))))
+    first, second = run.attempts()
+    assert (first.start, first.end) == (1.0, 1.5)
+    assert first.note == "attempt 1: failed, a <bad> disk"
+    assert (second.start, second.note) == (2.0, "attempt 2: no outcome")
+    [drawing] = titled(page([run]), "Attempts")
+    assert [bar.findtext("title") for bar in drawing.iter("rect")] == [first.note, second.note]
+
+
+def test_the_parts_of_the_wall_clock_fill_the_bar_by_their_shares(tmp_path: Path) -> None:
+    text = page([RunRecord(RunDir.open(run_folder(tmp_path, "one", REPORTS)))])
+    [drawing] = titled(text, "Wall clock by cause")
+    widths = {str(bar.findtext("title")).partition(":")[0]: float(bar.attrib["width"]) for bar in drawing.iter("rect")}
+    whole = sum(widths.values())
+    assert widths["train"] / whole == pytest.approx(0.6, abs=0.01)
+    assert widths["queue"] / whole == pytest.approx(0.3, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ((), "No run is given."),
+        (("runs=x",), "There is no key 'runs'."),
+        (("run=nowhere",), "nowhere is not a run folder."),
+    ],
+)
+def test_what_cannot_be_reported_is_named(
+    words: tuple[str, ...], problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert written(*words) == 2
+    assert problem in capsys.readouterr().out
+
+
+def test_a_page_that_cannot_be_written_names_another_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run_folder(tmp_path, "one", REPORTS)
+    assert written(f"run={folder}", f"out={tmp_path / 'nowhere' / 'page.html'}") == 2
+    assert "out=report.html" in capsys.readouterr().out
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e9))
+def test_ticks_are_few_round_numbers_at_equal_distances(low: float, span: float) -> None:
+    lowest, highest = bounds([low, low + span])
+    found = ticks(lowest, highest)
+    assert 1 <= len(found) <= 7
+    assert all(lowest - 1e-6 * (highest - lowest) <= tick <= highest + 1e-6 * (highest - lowest) for tick in found)
+
+
+def test_ticks_of_simple_bounds() -> None:
+    assert ticks(0, 100) == [0, 50, 100]
+    assert ticks(0.1, 0.9) == pytest.approx([0.2, 0.4, 0.6, 0.8])
+
+
+def test_a_long_curve_is_thinned_to_means() -> None:
+    trace = Trace("one", [(float(x), float(x)) for x in range(10 * MOST_POINTS)])
+    points = trace.thinned()
+    assert len(points) == MOST_POINTS
+    assert points[0] == (4.5, 4.5)
+    assert all(x == y for x, y in points)
+
+
+def test_a_constant_curve_and_one_point_can_be_drawn() -> None:
+    for points in ([(0.0, 3.0), (1.0, 3.0)], [(5.0, 0.0)]):
+        [line] = ET.fromstring(curves("Loss", [Trace("a", points)], "samples")).iter("polyline")
+        assert all(math.isfinite(float(number)) for number in re.split(r"[ ,]", line.attrib["points"]))
+
+
+def test_the_curves_are_metrics_of_the_table() -> None:
+    from dist_ssl.metrics.table import check_keys
+
+    check_keys(key for _, key, _ in CHARTS)

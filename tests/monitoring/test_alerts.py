@@ -1,0 +1,232 @@
+"""Every alert fires for a sick run and is quiet for a healthy one, by the real promtool, and needs all its clauses."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from monitoring.alert_rules import ALERTS, FILE, Alert, rule, text
+from tests.golden.agreed import agree
+from tests.monitoring.promql import metrics_of, misused
+
+MONITORING = FILE.parent
+PROMTOOL = shutil.which("promtool")
+with_promtool = pytest.mark.skipif(PROMTOOL is None, reason="no promtool")
+SELECTED = {"run": "a", "method": "mocov3", "instance": "a", "job": "dist_ssl"}
+STEPS = 120
+"""Length of every series; a step is 5 minutes, so that the last 10 hours are known when the rules are judged."""
+WELL = 90
+"""Steps that a sick run was well before."""
+CAUSES = {"train": 270, "data": 9, "save": 6, "probe": 15, "restore": 0, "start": 0, "queue": 0, "lost": 0}
+"""Seconds of a step that a healthy run spends on each cause."""
+Series = dict[str, str]
+
+
+def steady(value: float, slope: float = 0.0) -> str:
+    """A series that rises by `slope` a step."""
+    return f"{value}{slope:+}x{STEPS}"
+
+
+def turned(well: float, sick: float) -> str:
+    """A gauge that changes from one value to another."""
+    return f"{well}+0x{WELL - 1} {sick}+0x{STEPS - WELL}"
+
+
+def counted(well: float, sick: float) -> str:
+    """A counter whose rise a step changes."""
+    return f"0{well:+}x{WELL - 1} {well * WELL}{sick:+}x{STEPS - WELL}"
+
+
+def spent(**seconds: float) -> Series:
+    """The account of a run that since it fell ill spends its time otherwise."""
+    sick = {**dict.fromkeys(CAUSES, 0.0), **seconds}
+    return {f"spent_seconds {cause}": counted(CAUSES[cause], sick[cause]) for cause in CAUSES}
+
+
+HEALTHY: Series = {
+    "up": steady(1),
+    "report_timestamp_seconds": steady(0, 300),
+    "checkpoint_timestamp_seconds": steady(0, 300),
+    "attempts_total": steady(1),
+    "negative_similarity": steady(0.1),
+    "effective_rank": steady(20),
+    "knn_accuracy_ratio": steady(0.3, 0.001),
+    "gradient_norm": steady(2),
+    "loss": steady(5, -0.01),
+    "image_size_pixels": steady(160),
+    "teacher_distance_ratio": steady(0.05),
+    "step": steady(0, 300),
+    "epoch": steady(2),
+    "images_per_second": steady(1000),
+    "ranks": steady(8),
+    "fetch_retries_total": steady(0, 0.5),
+    "cache_misses_total": steady(0, 5),
+    "cache_hits_total": steady(0, 100),
+    "replaced_samples_total": steady(0, 100),
+    "slow_images_total CMYK": steady(0, 1000),
+    "slow_images_total format": steady(0, 1000),
+    "failed_saves_total": steady(0),
+    "damaged_checkpoints_total": steady(0),
+    "save_seconds": steady(20),
+    "free_disk_bytes": steady(1e12, -1e8),
+    "checkpoint_bytes": steady(1e9),
+    "device_memory_ratio": steady(0.8),
+    "host_memory_bytes": steady(4e9, 1e6),
+    **{f"spent_seconds {cause}": steady(0, seconds) for cause, seconds in CAUSES.items()},
+}
+"""A run with nothing wrong, by the stems of its metrics and the values of their labels."""
+
+SMALLER = {"image_size_pixels": turned(160, 224)}
+SICK: dict[str, Series] = {
+    "RunLost": {"up": turned(1, 0)},
+    "NoProgress": {"report_timestamp_seconds": f"0+300x{WELL} {300 * WELL}+0x{STEPS - WELL}"},
+    "RestartLoop": {"attempts_total": f"1+0x{STEPS - 8} 2+1x8"},
+    "CollapseToPoint": {"negative_similarity": turned(0.1, 0.995)},
+    "CollapseOfDimensions": {"effective_rank": turned(20, 1.1)},
+    "AccuracyFalling": {"knn_accuracy_ratio": turned(0.6, 0.4)},
+    "GradientSpike": {"gradient_norm": f"2+0x{STEPS - 4} 30+0x4"},
+    "LossRising": {"loss": turned(5, 8)},
+    "TeacherStandsStill": {"teacher_distance_ratio": steady(0)},
+    "ThroughputDrop": {"images_per_second": turned(1000, 600)},
+    "DataStarvation": spent(train=225, data=75),
+    "SlowStorage": {"fetch_retries_total": counted(0.5, 3)},
+    "CacheTooSmall": {"cache_misses_total": counted(5, 200)},
+    "UnreadableSamples": {"replaced_samples_total": counted(100, 6000)},
+    "SlowDecoding": {"slow_images_total CMYK": counted(0, 90000), "slow_images_total format": counted(0, 90000)},
+    "CheckpointOld": {"checkpoint_timestamp_seconds": f"0+300x{WELL} {300 * WELL}+0x{STEPS - WELL}"},
+    "NeverSaved": {"checkpoint_timestamp_seconds": ""},
+    "SavesFail": {"failed_saves_total": f"0+0x{STEPS - 3} 1+0x3"},
+    "CheckpointDamaged": {"damaged_checkpoints_total": turned(0, 1)},
+    "SaveSlow": {"save_seconds": turned(20, 200)},
+    "SaveStall": spent(train=240, save=60),
+    "DiskNearlyFull": {"free_disk_bytes": turned(1e12, 1.5e9)},
+    "DiskFilling": {"free_disk_bytes": steady(1e12, -4e9)},
+    "GPUMemoryNearlyFull": {"device_memory_ratio": turned(0.8, 0.99)},
+    "MemoryGrowing": {"host_memory_bytes": turned(4e9, 8e9)},
+    "GoodputLow": spent(train=120, queue=180),
+    "LostWork": spent(train=100, lost=200),
+    "FewerRanks": {"ranks": turned(8, 4)},
+}
+"""What is wrong with a run for which each alert must fire."""
+QUIET: dict[str, list[Series]] = {
+    "LossRising": [{"loss": turned(5, 8), **SMALLER}],
+    "ThroughputDrop": [{"images_per_second": turned(1000, 600), **SMALLER}],
+    "TeacherStandsStill": [{"teacher_distance_ratio": steady(0), "step": steady(50)}],
+    "CacheTooSmall": [
+        {"cache_misses_total": counted(5, 200), "epoch": steady(1)},
+        {"cache_misses_total": counted(0, 0.5), "cache_hits_total": steady(0)},
+    ],
+    "MemoryGrowing": [{"host_memory_bytes": turned(4e9, 8e9), "attempts_total": turned(1, 2)}],
+    "NeverSaved": [{"checkpoint_timestamp_seconds": "", "step": steady(0)}],
+    "FewerRanks": [{"ranks": turned(4, 8)}],
+    "AccuracyFalling": [{"knn_accuracy_ratio": turned(0.5, 0.45)}],
+    "RestartLoop": [{"attempts_total": turned(1, 2)}],
+}
+"""Runs that look like the sick ones and need nobody."""
+
+
+def case(alert: Alert, changes: Series, fires: bool, names: list[str]) -> dict[str, Any]:
+    """One test of promtool: whether the alert fires at the end of a healthy run with changes, under each name."""
+    series = [{"series": labelled(stem), "values": values} for stem, values in {**HEALTHY, **changes}.items() if values]
+    known = rule(alert)
+    notes = {key: value.replace("{{ $labels.run }}", "a") for key, value in known["annotations"].items()}
+    expected = [{"exp_labels": {**SELECTED, **known["labels"]}, "exp_annotations": notes}] if fires else []
+    judged = [{"eval_time": f"{5 * STEPS}m", "alertname": name, "exp_alerts": expected} for name in names]
+    return {"interval": "5m", "input_series": series, "alert_rule_test": judged}
+
+
+def labelled(stem: str) -> str:
+    """A series' name with its labels, from its stem and the value of its own label."""
+    name, _, value = stem.partition(" ")
+    labels = dict(SELECTED)
+    if value:
+        [metric] = metrics_of(f"dist_ssl_{name}")
+        labels[metric.label] = value
+    exported = name if name == "up" else f"dist_ssl_{name}"
+    return f"{exported}{{{','.join(f'{key}={value!r}' for key, value in labels.items())}}}".replace("'", '"')
+
+
+def cases(alert: Alert, names: list[str]) -> list[dict[str, Any]]:
+    """All tests of an alert, for rules under these names."""
+    quiet = [case(alert, changes, False, names) for changes in ({}, *QUIET.get(alert.name, []))]
+    return [case(alert, SICK[alert.name], True, names), *quiet]
+
+
+def failures(folder: Path, rules: list[dict[str, Any]], tests: list[dict[str, Any]]) -> str:
+    """What promtool says of rules that do not pass tests."""
+    (folder / "rules.yml").write_text(yaml.safe_dump({"groups": [{"name": "g", "rules": rules}]}))
+    whole = {"rule_files": ["rules.yml"], "evaluation_interval": "5m", "tests": tests}
+    (folder / "tests.yml").write_text(yaml.safe_dump(whole))
+    ran = subprocess.run([str(PROMTOOL), "test", "rules", str(folder / "tests.yml")], capture_output=True, text=True)
+    return ran.stdout + ran.stderr
+
+
+def mutants(alert: Alert) -> list[str]:
+    """The expressions that are left where a clause is taken out, or a comparison turned round."""
+    parts = re.split(r" (and|unless) ", alert.expression)
+    clauses, words = parts[::2], parts[1::2]
+    found = []
+    for number, word in enumerate(words, 1):
+        kept = [*clauses[:number], *clauses[number + 1 :]]
+        others = [*words[: number - 1], *words[number:]]
+        found.append(joined(kept, others))
+        if word == "and":
+            found.append(joined(clauses[1:], words[1:]) if number == 1 else joined(kept, others))
+    turns = {" > ": " < ", " < ": " > ", " == ": " != ", " >= ": " < "}
+    for sign in re.finditer(r" (>=|==|>|<) ", alert.expression):
+        found.append(alert.expression[: sign.start()] + turns[sign[0]] + alert.expression[sign.end() :])
+    return sorted(set(found))
+
+
+def joined(clauses: list[str], words: list[str]) -> str:
+    """Clauses with the words between them."""
+    return clauses[0] + "".join(f" {word} {clause}" for word, clause in zip(words, clauses[1:], strict=True))
+
+
+@pytest.mark.golden
+def test_the_file_is_what_is_generated() -> None:
+    agree(FILE, text())
+
+
+def test_alerts_use_metrics_of_the_table_by_their_type() -> None:
+    for alert in ALERTS:
+        assert metrics_of(alert.expression) or alert.name == "RunLost"
+        assert not misused(alert.expression)
+
+
+def test_every_alert_has_an_entry_in_the_runbook_and_no_other_has() -> None:
+    entries = re.findall(r"^## (\w+)$", (MONITORING / "RUNBOOK.md").read_text(), re.MULTILINE)
+    assert entries == [alert.name for alert in ALERTS]
+    for alert in ALERTS:
+        assert rule(alert)["annotations"]["runbook"].endswith(f"#{alert.name.lower()}")
+
+
+def test_every_alert_has_a_sick_run() -> None:
+    assert [alert.name for alert in ALERTS] == list(SICK)
+    assert QUIET.keys() <= SICK.keys()
+
+
+@with_promtool
+@pytest.mark.parametrize("words", [("rules", "alerts.yml"), ("config", "prometheus.yml")], ids=["rules", "config"])
+def test_promtool_accepts_what_is_shipped(words: tuple[str, str]) -> None:
+    command = [str(PROMTOOL), "check", words[0], str(MONITORING / words[1])]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+@with_promtool
+@pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert.name)
+def test_an_alert_fires_for_the_sick_alone_and_would_not_without_one_of_its_clauses(
+    alert: Alert, tmp_path: Path
+) -> None:
+    changed = {f"changed_{number}": expression for number, expression in enumerate(mutants(alert))}
+    rules = [{**rule(alert), "alert": name, "expr": expression} for name, expression in changed.items()]
+    output = failures(tmp_path, [rule(alert), *rules], cases(alert, [alert.name, *changed]))
+    caught = set(re.findall(r"alertname: ?(\w+)", output))
+    assert alert.name not in caught, output
+    assert changed
+    assert not {name: expression for name, expression in changed.items() if name not in caught}, output

@@ -1,0 +1,94 @@
+"""A lost run's alert goes from Prometheus through a real Alertmanager to a receiver."""
+
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from monitoring.alert_rules import FILE
+from tests.monitoring.prometheus import PROGRAM, Server, await_that, free_port, serving, started
+
+ALERTMANAGER = shutil.which("prometheus-alertmanager")
+if PROGRAM is None or ALERTMANAGER is None:
+    pytest.skip("no prometheus or no alertmanager", allow_module_level=True)
+
+
+class Receiver(ThreadingHTTPServer):
+    """A webhook that keeps what it is sent."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Hook)
+        self.sent: list[dict[str, Any]] = []
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+
+
+class Hook(BaseHTTPRequestHandler):
+    """One request to the webhook."""
+
+    server: Receiver
+
+    def do_POST(self) -> None:
+        self.server.sent.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+        """Say nothing."""
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    made = Receiver()
+    yield made
+    made.shutdown()
+    made.server_close()
+
+
+def at_once(folder: Path) -> Path:
+    """The shipped rules, without waiting until an alert has lasted."""
+    rules = yaml.safe_load(FILE.read_text())
+    for rule in rules["groups"][0]["rules"]:
+        rule["for"] = "0s"
+    path = folder / "rules.yml"
+    path.write_text(yaml.safe_dump(rules))
+    return path
+
+
+def sends_to(receiver: Receiver, folder: Path) -> Path:
+    """The shipped configuration of Alertmanager with a receiver, which is told at once."""
+    config = yaml.safe_load((FILE.parent / "alertmanager.yml").read_text())
+    url = f"http://127.0.0.1:{receiver.server_port}/"
+    config["receivers"].append({"name": "hook", "webhook_configs": [{"url": url}]})
+    config["route"] |= {"receiver": "hook", "group_wait": "0s", "group_interval": "1s"}
+    path = folder / "alertmanager.yml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def test_a_lost_run_is_reported_to_the_receiver_with_what_to_do(tmp_path: Path, receiver: Receiver) -> None:
+    targets, port = tmp_path / "targets", free_port()
+    targets.mkdir()
+    lost = [{"targets": [f"127.0.0.1:{free_port()}"], "labels": {"run": "a", "method": "byol", "instance": "a"}}]
+    (targets / "a.json").write_text(json.dumps(lost))
+    options = [f"--config.file={sends_to(receiver, tmp_path)}", f"--storage.path={tmp_path / 'silences'}"]
+    command = [str(ALERTMANAGER), *options, "--cluster.listen-address=", f"--web.listen-address=127.0.0.1:{port}"]
+    with (
+        started(command, tmp_path / "alertmanager.log", Server(port, "/api/v2", "status").ready),
+        serving(tmp_path, targets, at_once(tmp_path), port),
+    ):
+        await_that(lambda: receiver.sent, "an alert arrives")
+    [alert] = receiver.sent[0]["alerts"]
+    assert alert["status"] == "firing"
+    assert {key: alert["labels"][key] for key in ("alertname", "run", "severity")} == {
+        "alertname": "RunLost",
+        "run": "a",
+        "severity": "critical",
+    }
+    assert alert["annotations"]["runbook"] == "monitoring/RUNBOOK.md#runlost"
+    assert alert["annotations"]["summary"].startswith("a does not answer")
