@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dist_ssl.config.instantiate import keywords
+from dist_ssl.config.run_keys import all_epochs
 from dist_ssl.core.plan import EpochPlan
 from dist_ssl.data.data_keys import Data
 from dist_ssl.data.order import ledger
@@ -26,7 +27,7 @@ from dist_ssl.data.storage.reader_options import Access
 from dist_ssl.errors import EXIT_CODE, ConfigError, DataError, UserError, nearest
 from dist_ssl.runtime import jsonl
 from launch.ending import FINISHED
-from launch.run_dir import AttemptDir, RunDir
+from launch.run_dir import AttemptDir, RunDir, read_yaml
 
 KEYS = ("run", "data.path")
 NOTES_SHOWN = 20
@@ -88,7 +89,9 @@ def audit(run: RunDir, split: Split) -> tuple[list[EpochAudit], list[str]]:
         for epoch, step in zip(found, began, strict=True)
         if step != epoch.first_step
     ]
-    if run.outcome() == FINISHED and (final, len(found)) != (covered, config["epochs"]):
+    newest = AttemptDir(run, run.newest_attempt()).config_file
+    planned = all_epochs(read_yaml(newest) if newest.is_file() else config)
+    if run.outcome() == FINISHED and (final, len(found)) != (covered, planned):
         problems.append(f"The run has finished at step {final} of epoch {len(found)}, before its end.")
     return compared.tallies(), problems
 

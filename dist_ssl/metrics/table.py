@@ -64,6 +64,8 @@ METRICS: tuple[Metric, ...] = (
         "frozen", "dist_ssl_frozen_ratio", "Share of a part's frozen period that is left, 1 to 0.", "last", label="part"
     ),
     Metric("image_size", "dist_ssl_image_size_pixels", "Side of a view in this epoch.", "last"),
+    Metric("magnitude", "dist_ssl_magnitude_ratio", "Strength of this epoch's augmentations; 1: as published.", "last"),
+    Metric("batch_size", "dist_ssl_batch_size_samples", "Samples per step in this epoch, whole job.", "last"),
     Metric("images_per_second", "dist_ssl_images_per_second", "Images trained per second, whole job.", "last"),
     Metric("step_seconds", "dist_ssl_step_seconds", "Wall time of a step, mean since the last report.", "last"),
     Metric("data_wait_seconds", "dist_ssl_data_wait_seconds", "Wait of a step for its batch, slowest rank.", "max"),
