@@ -13,14 +13,14 @@ import torch
 from torch import nn
 
 from dist_ssl.checkpoint.saver import Checkpoint
-from dist_ssl.config.instantiate import fit, instantiate, keywords, resolve, shared_keywords
+from dist_ssl.config.instantiate import accepted_by, fit, instantiate, keywords, resolve, shared_keywords
 from dist_ssl.config.meta_device import META, on_meta_device
 from dist_ssl.config.run_keys import Config, Run, top_level
 from dist_ssl.core.plan import EpochPlan
 from dist_ssl.core.progress import Progress
 from dist_ssl.core.timeline import Timeline
 from dist_ssl.data.data_keys import Data
-from dist_ssl.data.images.views import Augmentation, checked, of_views
+from dist_ssl.data.images.views import Augmentation, check_fixed, checked, of_views
 from dist_ssl.data.loader.loader_process import LoaderProcess
 from dist_ssl.data.order.ledger import Ledger
 from dist_ssl.data.order.quarantine import Quarantine
@@ -80,6 +80,8 @@ class Parts:
     method: Method
     schedule: Schedule
     timeline: Timeline
+    check: Callable[[EpochPlan], None]
+    """Raises ConfigError where an epoch of a plan does not fit the other parts."""
     virtual_ranks: int | None
     """Number of virtual ranks in bitwise mode; None outside of it."""
 
@@ -96,24 +98,38 @@ def parts(config: Config, world: World, ranks: int) -> Parts:
     torch.manual_seed(run.seed)
     encoder = instantiate(config["encoder"], "encoder")
     method = make_method(config, encoder, len(train.samples), seen)
-    over, accumulate = (ranks, config["engine"].get("accumulate", 1)) if virtual is None else (1, virtual)
-    possible = [n for n in range(1, run.lanes + 1) if run.lanes % n == 0] if virtual is None else []
     optimizer = instantiate(config["optim"], "optim")
     schedule, timeline = make_schedule(config, run, optimizer, method, len(train.samples))
-    check_keys(schedule.hyperparameters(Progress(epochs=run.epochs)).values)
+    check_keys(schedule.hyperparameters(Progress(epochs=run.all_epochs)).values)
     named = {f"views.{name}": view for name, view in sorted(config["views"].items())}
     recipes = [checked(Augmentation(**keywords(Augmentation, view, place)), place) for place, view in named.items()]
     probed = probing(config)
     probed.check(method)
-    check_side(encoder, probed.sides(schedule.plan(run.epochs - 1).image_size)[1], "probe.crop")
-    for plan in distinct_plans(schedule, run.epochs):
-        check_plan(plan.lanes, plan.batch_size, ranks, len(train.samples))
+    check_side(encoder, probed.sides(schedule.plan(run.all_epochs - 1).image_size)[1], "probe.crop")
+    check = epoch_check(config, len(train.samples), method, recipes, ranks)
+    for plan in distinct_plans(schedule, run.all_epochs):
+        check(plan)
+    return Parts(run, data, access, dataset, train, recipes, optimizer, method, schedule, timeline, check, virtual)
+
+
+def epoch_check(
+    config: Config, num_samples: int, method: Method, recipes: list[Augmentation], ranks: int
+) -> Callable[[EpochPlan], None]:
+    """Return the function that raises ConfigError where an epoch of a plan does not fit the other parts of the run."""
+
+    def check_epoch(plan: EpochPlan) -> None:
+        check_plan(plan.lanes, plan.batch_size, ranks, num_samples)
+        virtual = virtual_ranks(config, plan.batch_size, ranks)
+        over, accumulate = (ranks, config["engine"].get("accumulate", 1)) if virtual is None else (1, virtual)
+        possible = [n for n in range(1, plan.lanes + 1) if plan.lanes % n == 0] if virtual is None else []
         check_groups(method, plan.batch_size, over, accumulate, possible)
         method.check(plan)
-        check_side(encoder, plan.image_size, "schedule.image_size")
-        check_side(encoder, plan.local_size if plan.local_views else None, "schedule.local_size")
+        check_side(method.encoder, plan.image_size, "schedule.image_size")
+        check_side(method.encoder, plan.local_size if plan.local_views else None, "schedule.local_size")
         of_views(recipes, plan.views, plan.local_views)
-    return Parts(run, data, access, dataset, train, recipes, optimizer, method, schedule, timeline, virtual)
+        check_fixed(plan.fixed)
+
+    return check_epoch
 
 
 def make_schedule(
@@ -122,11 +138,11 @@ def make_schedule(
     """Compose the two halves of the schedule, which share the keys of one node. Raises ConfigError."""
     node = dict(config["schedule"])
     halves = [resolve(node.pop(half, None), f"schedule.{half}") for half in ("planner", "curves")]
-    shape = {"views": method.num_views, "local_views": method.local_views}
-    shape |= {"batch_size": run.batch_size, "lanes": run.lanes}
+    shape = {"views": method.num_views, "local_views": method.local_views, "cycles": run.cycles}
+    shape |= {"batch_size": run.batch_size, "lanes": run.lanes, "multiple": getattr(method.encoder, "multiple_of", 1)}
     own = shared_keywords(halves, node, "schedule", {*shape, "curves", "timeline"})
-    planner: EpochPlanner = halves[0](**own[0], **shape)
-    timeline = Timeline.of(map(planner.plan, range(run.epochs)), num_samples)
+    planner: EpochPlanner = halves[0](**own[0], **accepted_by(halves[0], shape))
+    timeline = Timeline.of(map(planner.plan, range(run.all_epochs)), num_samples, run.cycles)
     curves = {**optimizer.curves(run.batch_size), **method.curves}
     return Schedule(planner, halves[1](**own[1], curves=curves, timeline=timeline)), timeline
 
@@ -178,13 +194,11 @@ def build(config: Config, world: World, signals: Signals, place: Place) -> Job:
     p = parts(config, world, world.size)
     process = p.data.process(world.device)
     return Job(
-        fresh=Progress(epochs=p.run.epochs, attempt=place.attempt),
+        fresh=Progress(epochs=p.run.all_epochs, attempt=place.attempt),
         engine=build_engine(config, p, world),
         stream=stream(p, world, process),
         schedule=p.schedule,
-        coordinator=Coordinator(
-            p.schedule.planner, world=world, num_samples=len(p.train.samples), record=place.folder / "plan.jsonl"
-        ),
+        coordinator=Coordinator(p.schedule, world=world, record=place.folder / "plan.jsonl", check=p.check),
         checkpoint=Checkpoint(
             place.folder / "checkpoints",
             world,
@@ -228,7 +242,7 @@ def probing(config: Config) -> Probing:
 
 def last_side(p: Parts) -> int:
     """Return the side of the global views of the last epoch, px."""
-    return p.schedule.plan(p.run.epochs - 1).image_size
+    return p.schedule.plan(p.run.all_epochs - 1).image_size
 
 
 def centre_view(p: Parts, node: Probing) -> CentreView:

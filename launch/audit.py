@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dist_ssl.config.instantiate import keywords
+from dist_ssl.config.run_keys import all_epochs
 from dist_ssl.core.plan import EpochPlan
 from dist_ssl.data.data_keys import Data
 from dist_ssl.data.order import ledger
@@ -90,7 +91,8 @@ def audit(run: RunDir, split: Split) -> tuple[list[EpochAudit], list[str]]:
         for epoch, step in zip(found, began, strict=True)
         if step != epoch.first_step
     ]
-    if run.outcome() == FINISHED and (final, len(found)) != (covered, config["epochs"]):
+    planned = all_epochs(run.last_config())
+    if run.outcome() == FINISHED and (final, len(found)) != (covered, planned):
         problems.append(f"The run has finished at step {final} of epoch {len(found)}, before its end.")
     return compared.tallies(), problems
 

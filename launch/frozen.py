@@ -106,9 +106,10 @@ class Frozen:
         The draws are those of the epoch after the last one: the images have not been seen like this.
         """
         p = self.parts
-        plan = p.schedule.plan(p.run.epochs - 1)
-        recipes = [recipe.at(plan.magnitude) for recipe in of_views(p.recipes, max(plan.views, slots), 0)[:slots]]
-        centre, draws = centre_view(p, self.node), Draws(p.run.seed, p.run.epochs)
+        plan = p.schedule.plan(p.run.all_epochs - 1)
+        strength = plan.magnitude, plan.scale, plan.fixed
+        recipes = [recipe.at(*strength) for recipe in of_views(p.recipes, max(plan.views, slots), 0)[:slots]]
+        centre, draws = centre_view(p, self.node), Draws(p.run.seed, p.run.all_epochs)
         turns = [recipes[slot % slots] for slot in range(count)]
         return DrawnViews(
             centre.colours,

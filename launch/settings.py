@@ -101,6 +101,8 @@ def compose(overrides: list[str], folder: Path) -> dict[str, Any]:
             f"{' '.join(overrides)} cannot be composed to a config: {error}.", "Correct the command line."
         ) from error
     assert isinstance(values, dict)
+    if isinstance(values.get("extend"), str):
+        values["extend"] = [values["extend"]]  # one length may be written without brackets
     return {str(key): value for key, value in values.items()}
 
 
@@ -180,7 +182,9 @@ def check_resume(began: dict[str, Any], now: dict[str, Any]) -> None:
     old, new = science(began), science(now)
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key):
+            longer = "To train longer, append a cycle: extend='24 epochs'. " if key == "epochs" else ""
+            remedy = f"Leave it out to resume, or start a new run. A resume may change: {', '.join(MACHINE[:8])}, ..."
             raise ConfigError(
                 f"{key}={new.get(key)} is not what the run began with ({old.get(key)}): its result depends on it.",
-                f"Leave it out to resume, or start a new run. A resume may change: {', '.join(MACHINE[:8])}, ...",
+                longer + remedy,
             )

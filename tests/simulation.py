@@ -36,7 +36,7 @@ from dist_ssl.protocols.engine import StepOutput
 from dist_ssl.protocols.schedule import Schedule
 from dist_ssl.runtime import jsonl
 from dist_ssl.runtime.agreement import Agreement
-from dist_ssl.runtime.epoch_planner import Coordinator
+from dist_ssl.runtime.epoch_planner import Coordinator, check_plan
 from dist_ssl.runtime.signals import STOPPING, Signals
 from dist_ssl.train import Job, train
 
@@ -207,15 +207,20 @@ class Run:
             window=self.window,
             dtype=torch.float32,
         )
-        planner = PlansMadeBefore(self.plans)
+        schedule = Schedule(PlansMadeBefore(self.plans), NoCurves())
         record = self.folder / "plan.jsonl"
-        number = len(self.split.samples)
+        ranks, number = attempt.ranks, len(self.split.samples)
         return Job(
             fresh=Progress(epochs=len(self.batches), attempt=self.attempts),
             engine=Engine(attempt, world.rank, signals, fed),  # type: ignore[arg-type]
             stream=Spoilt(stream, self.spoil, world.rank) if self.spoil else stream,  # type: ignore[arg-type]
-            schedule=Schedule(planner, NoCurves()),
-            coordinator=Coordinator(planner, world=world, num_samples=number, record=record),
+            schedule=schedule,
+            coordinator=Coordinator(
+                schedule,
+                world=world,
+                record=record,
+                check=lambda plan: check_plan(plan.lanes, plan.batch_size, ranks, number),
+            ),
             checkpoint=Memory(self, world, fed),  # type: ignore[arg-type]
             agreement=Agreement(world, signals, Duration.parse(f"{attempt.save_every} steps")),
             probe=NoProbe(),

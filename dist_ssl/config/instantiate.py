@@ -68,9 +68,13 @@ def instantiate(node: Mapping[str, Any], place: str, *, offered: Mapping[str, An
         raise ConfigError(f"{place}._target_ is missing: it names the class.", "Choose an option of the group.")
     make = resolve(node["_target_"], f"{place}._target_")
     own = {key: value for key, value in node.items() if key != "_target_"}
-    parameters = inspect.signature(make).parameters
-    given.update({name: value for name, value in (offered or {}).items() if name in parameters})
+    given |= accepted_by(make, offered or {})
     return make(**keywords(make, own, place, given), **given)
+
+
+def accepted_by(make: Any, offered: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of the offered keyword arguments that `make` has a parameter for."""
+    return {name: value for name, value in offered.items() if name in inspect.signature(make).parameters}
 
 
 def resolve(target: Any, key: str) -> Any:

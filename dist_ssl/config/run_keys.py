@@ -1,7 +1,7 @@
 """The keys at the top level of the config, with their types and ranges."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from dist_ssl.config.durations import Duration
@@ -31,6 +31,18 @@ class Run:
     decode_threads: int
     timeout: Duration
     ranks_per_node: int | None = None
+    extend: list[Duration] = field(default_factory=list)
+    """Lengths of the cycles after the first one, which has `epochs`."""
+
+    @property
+    def cycles(self) -> tuple[int, ...]:
+        """Number of epochs of every cycle of the run."""
+        return (self.epochs, *(int(length.amount) for length in self.extend))
+
+    @property
+    def all_epochs(self) -> int:
+        """Number of epochs in the whole run."""
+        return sum(self.cycles)
 
 
 GROUPS = ("method", "encoder", "aux", "optim", "schedule", "views", "data", "engine", "probe", "metrics")
@@ -45,7 +57,7 @@ def top_level(config: Config) -> Run:
     for key in config:
         if key not in TOP:
             raise ConfigError(f"There is no key '{key}'.", nearest(key, TOP))
-    run = Run(**keywords(Run, {key: config[key] for key in Run.__dataclass_fields__}, ""))
+    run = Run(**keywords(Run, {key: config[key] for key in Run.__dataclass_fields__ if key in config}, ""))
     for key, least in LEAST.items():
         if getattr(run, key) < least:
             raise ConfigError(
@@ -54,11 +66,18 @@ def top_level(config: Config) -> Run:
     check_units("timeout", run.timeout, "seconds")
     check_units("log_every", run.log_every, "steps")
     check_units("save_every", run.save_every, "seconds", "steps")
+    for length in run.extend:
+        check_units("extend", length, "epochs")
     if run.keep_every:
         check_units("keep_every", run.keep_every, "steps", "epochs")
     if run.precision not in PRECISIONS:
         raise ConfigError(f"precision={run.precision} is not possible.", nearest(run.precision, PRECISIONS))
     return run
+
+
+def all_epochs(config: Config) -> int:
+    """Return the number of epochs of all cycles of a checked config."""
+    return sum([config["epochs"], *(int(Duration.parse(length).amount) for length in config.get("extend", ()))])
 
 
 def check_units(key: str, duration: Duration, *units: str) -> None:

@@ -1,7 +1,7 @@
 """Values decided in advance: the plan of an epoch, made by rank 0, and the hyperparameters of a step."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -35,6 +35,17 @@ class EpochPlan:
     """Number of smaller views drawn in addition to the global ones."""
     local_size: int = 0
     """Side of a local view, px; 0 if there are no local views."""
+    scale: float = 1.0
+    """Side of a global view as a share of that which the augmentations are published for; the blur shrinks with it."""
+    fixed: tuple[str, ...] = ()
+    """Augmentations that keep their full strength whatever the magnitude (see `views.SCALED`)."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "fixed", tuple(self.fixed))  # JSON has no tuples
+
+    def numbered(self, epoch: int) -> "EpochPlan":
+        """Return the same plan for another epoch."""
+        return replace(self, epoch=epoch)
 
     @property
     def samples_per_lane(self) -> int:
@@ -73,7 +84,10 @@ class Curve:
     rises_from: float = 0.0
     """Value at the beginning of the warm-up."""
     warmup: Duration | None = None
-    """Length of the warm-up, counted (steps or epochs), independent of the length of the run; None: the schedule's."""
+    """Length of the warm-up from the start of the run, counted (steps or epochs); constant after it. None: the
+    schedule's, in every cycle."""
+    batch_size: int = 0
+    """Samples per step that a learning rate is for: with others it is proportionally larger; 0: no learning rate."""
 
 
 def freeze(part: str, time: Duration | None) -> dict[str, Curve]:

@@ -57,11 +57,23 @@ class Progress:
         return replace(self, epoch=self.epoch + 1, lane_offset=0)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the position as plain values, for `state.json`."""
-        return asdict(self)
+        """Return the position as plain values, for `state.json`: of consecutive equal plans the first, and `count`."""
+        rows: list[dict[str, Any]] = []
+        last: dict[str, Any] = {}
+        for plan in self.plans:
+            values = vars(plan)
+            if rows and values == {**last, "epoch": last["epoch"] + rows[-1]["count"]}:
+                rows[-1]["count"] += 1
+            else:
+                last = values
+                rows.append({**asdict(plan), "count": 1})
+        return {**vars(self), "plans": rows}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Progress":
-        """Build a position from the values that `to_json` returned."""
-        plans = tuple(EpochPlan(**plan) for plan in values["plans"])
-        return cls(**{**values, "plans": plans})
+        """Build a position from the values that `to_json` returned, in this version or one with a row per plan."""
+        plans: list[EpochPlan] = []
+        for row in values["plans"]:
+            first = EpochPlan(**{key: value for key, value in row.items() if key != "count"})
+            plans += [first.numbered(first.epoch + further) for further in range(row.get("count", 1))]
+        return cls(**{**values, "plans": tuple(plans)})

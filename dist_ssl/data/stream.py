@@ -69,7 +69,8 @@ class Stream:
         """Yield the batches of an epoch from offset `start` in every lane on; an incomplete last one is left out."""
         draws = Draws(self.seed, plan.epoch)
         order = EpochOrder(self.split.shard_sizes, draws, plan.lanes, self.window)
-        recipes = [r.at(plan.magnitude) for r in of_views(self.recipes, plan.views, plan.local_views)]
+        strength = plan.magnitude, plan.scale, plan.fixed
+        recipes = [r.at(*strength) for r in of_views(self.recipes, plan.views, plan.local_views)]
         sizes = [plan.local_size if recipe.local else plan.image_size for recipe in recipes]
         changes = [Photometry(r, slot, self.colours.mean, self.colours.std) for slot, r in enumerate(recipes)]
         steps = Steps(order, self.world.rank, self.world.size, start, plan.samples_per_lane)

@@ -78,7 +78,9 @@ def check_teacher(sinkhorn: int, **temperatures: float) -> None:
 
 def rising(temperature: float, rises_from: float, warmup: Duration | None) -> Curve:
     """Return the curve of the teacher's temperature: it rises during `warmup`, and is constant without one."""
-    return Curve(temperature, temperature, True, False, rises_from if warmup else temperature, warmup)
+    if warmup is None:
+        return Curve(temperature, temperature)
+    return Curve(temperature, temperature, warms_up=True, rises_from=rises_from, warmup=warmup)
 
 
 class DINO(Method):
@@ -165,7 +167,7 @@ class DINO(Method):
 
     def loss(self, embeddings: Embeddings, batch: Batch, hyper: Hyperparameters) -> LossOutput:
         """Return the cross-entropy between different views, averaged over the job's valid samples."""
-        students = [embeddings[f"s{number}"] for number in range(self.num_views + self.local_views)]
+        students = [embeddings[f"s{number}"] for number in range(sum(name[0] == "s" for name in embeddings))]
         teachers = [embeddings[f"t{number}"] for number in range(self.num_views)]
         temperatures = {
             "student_temperature": self.student_temperature,

@@ -9,7 +9,7 @@ learning rate `lr/<part>` if a method or an optimizer declares that hyperparamet
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -79,16 +79,19 @@ class OptimizerRecipe(ABC):
         return self.weight_decay if self.decay_to is None else self.decay_to
 
     def curves(self, batch_size: int) -> Mapping[str, Curve]:
-        """Return the curves of learning rates, warmed up and annealed, and of weight decay, along half a cosine."""
+        """Return the curves of learning rates, warmed up and annealed, and of weight decay, along half a cosine.
+
+        `batch_size`: samples per step that the rates are for; the schedule scales them in epochs with another one.
+        """
         lr = self.base_lr * batch_size / REFERENCE_BATCH
         own = {PREDICTOR: self._annealed(lr * self.predictor_rate)} if self.predictor_rate != 1 else {}
         for part in self.constant:
             peak = lr * (self.predictor_rate if part == PREDICTOR else 1)
             own[part] = Curve(peak, peak)
+        rates = {"lr": self._annealed(lr), **{RATE_OF + part: curve for part, curve in own.items()}}
         return {
-            "lr": self._annealed(lr),
+            **{name: replace(curve, batch_size=batch_size) for name, curve in rates.items()},
             "weight_decay": Curve(self.weight_decay, self.decay_at_the_end),
-            **{RATE_OF + part: curve for part, curve in own.items()},
         }
 
     def _annealed(self, peak: float) -> Curve:

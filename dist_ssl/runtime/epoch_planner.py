@@ -1,15 +1,21 @@
-"""The plan of each epoch: made by rank 0, broadcast to all ranks, and recorded."""
+"""The plan of each epoch: made by rank 0, checked, broadcast to all ranks, agreed by all, logged and recorded."""
 
-from collections.abc import Mapping
+import json
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from dist_ssl.core.plan import EpochPlan
+import xxhash
+
+from dist_ssl.core.plan import EpochPlan, Hyperparameters
 from dist_ssl.core.progress import Progress
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import ConfigError
-from dist_ssl.protocols.schedule import EpochPlanner
+from dist_ssl.protocols.schedule import Schedule
 from dist_ssl.runtime import jsonl
+
+log = logging.getLogger(__name__)
 
 
 def check_plan(lanes: int, batch_size: int, ranks: int, num_samples: int) -> None:
@@ -33,28 +39,62 @@ def check_plan(lanes: int, batch_size: int, ranks: int, num_samples: int) -> Non
         )
 
 
-class Coordinator:
-    """The source of epoch plans: rank 0 asks the planner and broadcasts the plan. `record`: file of all plans."""
+def fingerprint(plan: EpochPlan, progress: Progress, hyper: Hyperparameters) -> str:
+    """Return a hash of what the next step does: the epoch's plan, the position, the hyperparameters to nine digits."""
+    values = {name: f"{float(value):.9g}" for name, value in hyper.values.items()}
+    place = (progress.step, progress.epoch, progress.lane_offset, progress.samples)
+    return xxhash.xxh3_64_hexdigest(json.dumps([asdict(plan), place, values], sort_keys=True).encode())
 
-    def __init__(self, planner: EpochPlanner, *, world: World, num_samples: int, record: Path) -> None:
-        self.planner, self.world, self.num_samples, self.record = planner, world, num_samples, record
+
+def described(plan: EpochPlan, epochs: int, hyper: Hyperparameters) -> str:
+    """Return an epoch's plan as one line."""
+    local = f" and {plan.local_views} of {plan.local_size} px" if plan.local_views else ""
+    rate = f", lr {hyper.number('lr'):.4g}" if "lr" in hyper.values else ""
+    return (
+        f"Epoch {plan.epoch + 1} of {epochs}: {plan.views} views of {plan.image_size} px{local}, "
+        f"magnitude {plan.magnitude:.4g}, batch {plan.batch_size}{rate}."
+    )
+
+
+class Coordinator:
+    """The source of epoch plans: rank 0 asks the schedule and broadcasts the plan. `record`: file of all plans.
+
+    `check` raises ConfigError where an epoch of a plan cannot be trained.
+    """
+
+    def __init__(self, schedule: Schedule, *, world: World, record: Path, check: Callable[[EpochPlan], None]) -> None:
+        self.schedule, self.world, self.record, self.check = schedule, world, record, check
 
     def plan(self, progress: Progress) -> EpochPlan:
-        """Return the plan of the epoch at this position; a started epoch keeps its plan. Raises ConfigError."""
-        if len(progress.plans) > progress.epoch:
-            return progress.plans[progress.epoch]
-        plan = asdict(self.planner.plan(progress.epoch)) if self.world.rank == 0 else None
-        shared = EpochPlan(**self.world.share(plan))
-        check_plan(shared.lanes, shared.batch_size, self.world.size, self.num_samples)
+        """Return the plan of the epoch at this position; a started epoch keeps its plan.
+
+        Raises ConfigError on all ranks where the epoch cannot be trained, or where a rank would train it differently:
+        its plan, its position or its hyperparameters differ.
+        """
+        started = len(progress.plans) > progress.epoch
+        plan = progress.plans[progress.epoch] if started else self._planned(progress.epoch)
+        hyper = self.schedule.hyperparameters(progress)
+        self._agree(fingerprint(plan, progress, hyper), plan)
+        self.check(plan)
         if self.world.rank == 0:
-            jsonl.append(self.record, [{"step": progress.step, "attempt": progress.attempt, **asdict(shared)}])
-        return shared
+            log.info("%s", described(plan, progress.epochs, hyper))
+            if not started:
+                jsonl.append(self.record, [{"step": progress.step, "attempt": progress.attempt, **asdict(plan)}])
+        return plan
+
+    def _planned(self, epoch: int) -> EpochPlan:
+        return EpochPlan(**self.world.share(asdict(self.schedule.plan(epoch)) if self.world.rank == 0 else None))
+
+    def _agree(self, own: str, plan: EpochPlan) -> None:
+        found = self.world.collect(own)
+        if others := [str(rank) for rank, other in enumerate(found) if other != found[0]]:
+            raise ConfigError(
+                f"Rank {', '.join(others)} would train epoch {plan.epoch + 1} differently from rank 0: "
+                "its plan, its position or its hyperparameters differ.",
+                "All nodes must see the same run folder, with the same code, config and checkpoints.",
+            )
 
     @staticmethod
     def metrics(plan: EpochPlan) -> Mapping[str, float]:
         """Return the plan's metrics, by the keys of the metric table."""
-        return {
-            "image_size": float(plan.image_size),
-            "magnitude": plan.magnitude,
-            "batch_size": float(plan.batch_size),
-        }
+        return {key: float(getattr(plan, key)) for key in ("image_size", "magnitude", "batch_size")}

@@ -1,59 +1,58 @@
-"""Curves of MoCo v3's form: a linear warm-up, then half a cosine over the rest of the run.
+"""Curves of MoCo v3's form: a linear warm-up, then half a cosine over the rest of the cycle.
 
 The learning rate warms up, may be held at its peak, and falls; every other hyperparameter follows half a cosine from
-its start to its end over the whole run, or is constant.
+its start to its end over the whole cycle, or is constant. A run is one cycle unless others are appended to it.
 """
 
-import math
 from collections.abc import Mapping
-
-import torch
 
 from dist_ssl.config.durations import Duration
 from dist_ssl.config.validation import counted
-from dist_ssl.core.plan import Curve, Hyperparameters
-from dist_ssl.core.progress import Progress
-from dist_ssl.core.timeline import Timeline
+from dist_ssl.core.plan import Curve
+from dist_ssl.core.timeline import Cycle, Timeline
 from dist_ssl.errors import ConfigError
+from dist_ssl.schedules.cycle_curves import CycleCurves, half_cosine, rising
 
 
-class WarmupCosine:
+class WarmupCosine(CycleCurves):
     """The values of all curves at any position of a run.
 
-    `warmup`: in epochs or steps, shorter than the run, or None. `hold`: share of the run, 0 to less than 1, for which
-    the learning rate stays at its peak before it falls; 0 is MoCo v3's form, more suits short runs. Raises ConfigError.
+    `warmup`: in epochs or steps, shorter than each cycle, or None. `hold`: share of the cycle, 0 to less than 1, for
+    which the learning rate stays at its peak before it falls; 0 is MoCo v3's form, more suits short runs. `peak_decay`:
+    factor of each cycle's peak to that of the cycle before. Raises ConfigError.
     """
 
     def __init__(
-        self, warmup: Duration | None, *, curves: Mapping[str, Curve], timeline: Timeline, hold: float = 0.0
+        self,
+        warmup: Duration | None,
+        *,
+        curves: Mapping[str, Curve],
+        timeline: Timeline,
+        hold: float = 0.0,
+        peak_decay: float = 1.0,
     ) -> None:
         if not 0 <= hold < 1:
             raise ConfigError(f"schedule.hold={hold} is not possible: it is a share of the run.", "0 to less than 1.")
-        self.curves, self.timeline = curves, timeline
-        shared = self._warmup_samples(warmup)
-        self.warmups = {
-            name: timeline.samples(curve.warmup) if curve.warmup else shared for name, curve in curves.items()
-        }
-        self.hold = int(hold * timeline.total)
+        super().__init__(curves, timeline, peak_decay)
+        self.warmups, self.hold = warmup_samples(warmup, timeline), hold
 
-    def hyperparameters(self, progress: Progress) -> Hyperparameters:
-        """Return the values at `progress.samples` of the run's samples, 0-d float64 each."""
-        total, step = self.timeline.total, self.timeline.batch_sizes[progress.epoch]
-        values = {
-            name: value(curve, progress.samples + step * curve.for_next_step, self.warmups[name], total, self.hold)
-            for name, curve in self.curves.items()
-        }
-        return Hyperparameters({name: torch.tensor(number, dtype=torch.float64) for name, number in values.items()})
+    def rate(self, curve: Curve, position: int, cycle: Cycle) -> float:
+        """Return the value of a curve that warms up, `position` samples after the beginning of the cycle."""
+        return value(curve, position, self.warmups[cycle.number], cycle.total, int(self.hold * cycle.total))
 
-    def _warmup_samples(self, warmup: Duration | None) -> int:
-        counted("schedule", warmup=warmup)
-        samples = self.timeline.samples(warmup)
-        if warmup and samples >= self.timeline.total:
+
+def warmup_samples(warmup: Duration | None, timeline: Timeline) -> list[int]:
+    """Return the samples in which each cycle warms up. Raises ConfigError where that is as long as a cycle."""
+    counted("schedule", warmup=warmup)
+    found = [timeline.samples(warmup, cycle.number) for cycle in timeline.cycles]
+    for cycle, samples in zip(timeline.cycles, found, strict=True):
+        if warmup and samples >= cycle.total:
+            long = f"cycle {cycle.number + 1}" if len(found) > 1 else "the run"
             raise ConfigError(
-                f"schedule.warmup={warmup.amount:g} {warmup.unit} is as long as the run.",
+                f"schedule.warmup={warmup.amount:g} {warmup.unit} is as long as {long}.",
                 "It must end before the run does: shorten it or raise epochs.",
             )
-        return samples
+    return found
 
 
 def value(curve: Curve, position: int, warmup: int, total: int, hold: int = 0) -> float:
@@ -61,10 +60,7 @@ def value(curve: Curve, position: int, warmup: int, total: int, hold: int = 0) -
 
     A curve that warms up stays at `start` until `hold` samples are over; only then its cosine begins.
     """
-    begin = max(warmup, hold) if curve.warms_up else 0
     if curve.warms_up and position < warmup:
-        return curve.rises_from + (curve.start - curve.rises_from) * position / warmup
-    if curve.start == curve.end or position <= begin:
-        return curve.start
-    turn = math.pi * (position - begin) / (total - begin)
-    return curve.end + (curve.start - curve.end) * 0.5 * (1 + math.cos(turn))
+        return rising(curve, position, warmup)
+    begin = max(warmup, hold) if curve.warms_up else 0
+    return half_cosine(curve.start, curve.end, position - begin, total - begin)

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import FrozenInstanceError, replace
+from itertools import groupby
 
 import pytest
 from hypothesis import given
@@ -35,6 +36,29 @@ POSITIONS = st.builds(
 
 @given(POSITIONS)
 def test_a_position_survives_json(progress: Progress) -> None:
+    assert Progress.from_json(json.loads(json.dumps(progress.to_json()))) == progress
+
+
+@given(st.lists(st.sampled_from([16, 32]), max_size=30))
+def test_equal_plans_in_a_row_are_one_row_of_json(sizes: list[int]) -> None:
+    plans = tuple(replace(PLAN, epoch=epoch, image_size=size) for epoch, size in enumerate(sizes))
+    progress = Progress(epochs=40, plans=plans)
+    rows = progress.to_json()["plans"]
+    assert len(rows) == len(list(groupby(sizes)))
+    assert sum(row["count"] for row in rows) == len(sizes)
+    assert Progress.from_json(json.loads(json.dumps(progress.to_json()))) == progress
+
+
+def test_a_position_that_an_earlier_version_wrote_has_a_row_per_plan() -> None:
+    plans = tuple(replace(PLAN, epoch=epoch) for epoch in range(3))
+    keys = ("epoch", "image_size", "magnitude", "views", "batch_size", "lanes", "local_views", "local_size")
+    rows = [{key: getattr(plan, key) for key in keys} for plan in plans]
+    values = {**Progress(epochs=9).to_json(), "plans": rows}
+    assert Progress.from_json(values) == Progress(epochs=9, plans=plans)
+
+
+def test_a_plan_survives_json_with_its_fixed_augmentations() -> None:
+    progress = Progress(epochs=2, plans=(replace(PLAN, fixed=("crop", "hue")),))
     assert Progress.from_json(json.loads(json.dumps(progress.to_json()))) == progress
 
 

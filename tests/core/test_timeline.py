@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from dist_ssl.config.durations import Duration
 from dist_ssl.core.plan import EpochPlan
-from dist_ssl.core.timeline import Timeline
+from dist_ssl.core.timeline import Cycle, Timeline
 
 SIZES = st.lists(st.integers(1, 9), min_size=1, max_size=6)
 
@@ -47,3 +47,34 @@ def test_no_duration_is_no_sample() -> None:
 @given(SIZES, st.integers(9, 60))
 def test_the_steps_of_the_run_are_counted(sizes: list[int], num_samples: int) -> None:
     assert timeline(sizes, num_samples).steps == len(steps_of(sizes, num_samples))
+
+
+def test_cycles_are_counted_from_their_own_start() -> None:
+    plans = [EpochPlan(n, 32, 1.0, 2, size, 1) for n, size in enumerate([5, 6, 9, 5])]
+    found = Timeline.of(plans, 20, [1, 3])
+    assert found.cycles == [Cycle(0, 0, 20, 5), Cycle(1, 20, 76, 5)]
+    assert [cycle.total for cycle in found.cycles] == [20, 56]
+    assert [found.samples(Duration(amount, "epochs"), 1) for amount in (1, 2, 3, 4)] == [18, 36, 56, 76]
+    assert [found.samples(Duration(amount, "steps"), 1) for amount in (3, 4, 5)] == [18, 27, 36]
+
+
+def test_a_duration_of_the_first_cycle_does_not_depend_on_later_ones() -> None:
+    plans = [EpochPlan(n, 32, 1.0, 2, size, 1) for n, size in enumerate([5, 9])]
+    alone, longer = Timeline.of(plans[:1], 20), Timeline.of(plans, 20, [1, 1])
+    for amount in (1, 2, 7):
+        for unit in ("epochs", "steps"):
+            assert longer.samples(Duration(amount, unit)) == alone.samples(Duration(amount, unit))
+
+
+def test_a_duration_before_the_end_of_a_cycle_is_counted_backwards() -> None:
+    plans = [EpochPlan(n, 32, 1.0, 2, size, 1) for n, size in enumerate([5, 6, 9, 5])]
+    found = Timeline.of(plans, 20, [1, 3])
+    assert [found.last_samples(Duration(amount, "epochs"), 1) for amount in (1, 2, 3, 4)] == [20, 38, 56, 74]
+    assert [found.last_samples(Duration(amount, "steps"), 1) for amount in (1, 4, 5, 7, 9, 10)] == [
+        5,
+        20,
+        29,
+        44,
+        56,
+        62,
+    ]

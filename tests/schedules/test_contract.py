@@ -28,22 +28,22 @@ EPOCHS, SAMPLES = 12, 1000
 class TwoViews:
     """As much of a method as a schedule is told of: its numbers of views, and a momentum that anneals."""
 
-    num_views, local_views = 2, 4
+    num_views, local_views, encoder = 2, 4, None
     curves = {"momentum": Curve(0.99, 1.0, for_next_step=True)}  # noqa: RUF012
 
 
 @cache
-def composed(name: str) -> tuple[Schedule, Timeline]:
-    """The schedule and its timeline over 12 epochs of 1,000 samples in batches of 96."""
-    config = settings.compose([f"schedule={name}", f"epochs={EPOCHS}"], PROJECT / "configs")
+def composed(name: str, *words: str) -> tuple[Schedule, Timeline]:
+    """The schedule and its timeline over 12 epochs of 1,000 samples in batches of 96; `words` may add to it."""
+    config = settings.compose([f"schedule={name}", f"epochs={EPOCHS}", *words], PROJECT / "configs")
     config |= {key: config[key] or 1 for key in ("threads", "decode_threads")}
     method: Any = TwoViews()
     return make_schedule(config, top_level(config), AdamW(0.01, 0.1), method, SAMPLES)
 
 
-def positions(name: str) -> list[Progress]:
+def positions(name: str, *words: str) -> list[Progress]:
     """The position before every step of the run."""
-    schedule, timeline = composed(name)
+    schedule, timeline = composed(name, *words)
     found, progress = [], Progress(epochs=EPOCHS)
     for epoch, size in enumerate(timeline.batch_sizes):
         progress = progress.begin(schedule.plan(epoch))
@@ -83,6 +83,25 @@ def test_hyperparameters_depend_on_the_position_alone_and_are_finite(name: str) 
         assert values.keys() == {"lr", "weight_decay", "momentum"}
         assert all((v.ndim, v.dtype, v.device.type) == (0, torch.float64, "cpu") for v in values.values())
         assert all(math.isfinite(float(value)) for value in values.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_cycles_that_are_appended_move_nothing_of_the_past_and_begin_anew(name: str) -> None:
+    (schedule, timeline), before = composed(name), positions(name)
+    longer, whole = composed(name, f"extend=[{EPOCHS} epochs, 5 epochs]", "schedule.peak_decay=0.5")
+    after = positions(name, f"extend=[{EPOCHS} epochs, 5 epochs]", "schedule.peak_decay=0.5")
+    assert whole.starts[: EPOCHS + 1] == timeline.starts
+    assert [longer.plan(epoch) for epoch in range(EPOCHS)] == [schedule.plan(epoch) for epoch in range(EPOCHS)]
+    first, second = after[: len(before)], after[len(before) : 2 * len(before)]
+    for position, then, again in zip(before, first, second, strict=True):
+        alone = schedule.hyperparameters(position).values
+        assert longer.hyperparameters(then).values == alone
+        repeated = longer.hyperparameters(again)
+        assert longer.plan(again.epoch).numbered(again.epoch - EPOCHS) == schedule.plan(position.epoch)
+        assert repeated.number("lr") == 0.5 * alone["lr"]
+        assert repeated.number("momentum") == alone["momentum"]
+    assert longer.hyperparameters(after[-1]).number("momentum") == 1.0
+    assert longer.plan(2 * EPOCHS + 4).image_size == 20
 
 
 @pytest.mark.golden

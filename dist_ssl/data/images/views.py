@@ -6,7 +6,7 @@ ten times until the box fits, otherwise the centre is taken; resizing is bilinea
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
@@ -15,7 +15,7 @@ from dist_ssl.config.validation import at_least, positive, require, shares
 from dist_ssl.core.draws import Draws, Floats, Ints, Purpose
 from dist_ssl.data.images.decode import MAX_PIXELS, Box, Pixels, decode
 from dist_ssl.data.images.resize import cut_views
-from dist_ssl.errors import ConfigError
+from dist_ssl.errors import ConfigError, nearest
 
 TRIES = 10
 CROP_DRAWS = 2 * TRIES + 2
@@ -49,28 +49,45 @@ class Augmentation:
     local: bool = False
     """True: used for the local (smaller) views; False: for the global ones."""
 
-    def at(self, magnitude: float) -> "Augmentation":
-        """Return the augmentation at a strength of 0 to 1, where 1 is as published.
+    def at(self, magnitude: float, scale: float = 1.0, fixed: Collection[str] = ()) -> "Augmentation":
+        """Return the augmentation at a strength of 0 to 1, where 1 is as published, for views `scale` times as large.
 
-        A lower strength means weaker jitter, larger crops and rarer effects.
+        A lower strength means weaker jitter, larger crops and rarer effects, but for those named in `fixed` (keys of
+        SCALED). The blur is scaled with the views, so that it is the same share of the image.
         """
-        if magnitude == 1:
+        if magnitude == 1 and scale == 1:
             return self
         s = magnitude
-        return replace(
-            self,
-            crop_min=1 - s * (1 - self.crop_min),
-            crop_max=1 - s * (1 - self.crop_max),
-            brightness=s * self.brightness,
-            contrast=s * self.contrast,
-            saturation=s * self.saturation,
-            hue=s * self.hue,
-            gray_p=s * self.gray_p,
-            blur_max=self.blur_min + s * (self.blur_max - self.blur_min),
-            solarize_p=s * self.solarize_p,
-            invert_p=s * self.invert_p,
-            turn_p=s * self.turn_p,
-        )
+        weaker = {
+            "crop_min": 1 - s * (1 - self.crop_min),
+            "crop_max": 1 - s * (1 - self.crop_max),
+            "blur_max": self.blur_min + s * (self.blur_max - self.blur_min),
+        }
+        named = [key for name, keys in SCALED.items() if name not in fixed for key in keys]
+        found = self if s == 1 else replace(self, **{key: weaker.get(key, s * getattr(self, key)) for key in named})
+        return replace(found, blur_min=scale * found.blur_min, blur_max=scale * found.blur_max)
+
+
+SCALED: dict[str, tuple[str, ...]] = {
+    "crop": ("crop_min", "crop_max"),
+    "brightness": ("brightness",),
+    "contrast": ("contrast",),
+    "saturation": ("saturation",),
+    "hue": ("hue",),
+    "gray": ("gray_p",),
+    "blur": ("blur_max",),
+    "solarize": ("solarize_p",),
+    "invert": ("invert_p",),
+    "turn": ("turn_p",),
+}
+"""The augmentations whose strength follows the magnitude of an epoch, and their fields."""
+
+
+def check_fixed(names: Collection[str]) -> None:
+    """Raise ConfigError where one of these is no augmentation that follows the magnitude."""
+    for name in names:
+        if name not in SCALED:
+            raise ConfigError(f"schedule.fixed names '{name}', whose strength never changes.", nearest(name, SCALED))
 
 
 def checked(recipe: Augmentation, place: str) -> Augmentation:

@@ -2,7 +2,7 @@
 
 import io
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,11 @@ from dist_ssl.data.images import views
 from dist_ssl.data.images.decode import decode
 from dist_ssl.data.images.views import (
     CROP_DRAWS,
+    SCALED,
     Augmentation,
     Cutter,
     centre_box,
+    check_fixed,
     checked,
     crop_box,
     of_views,
@@ -212,6 +214,35 @@ def test_a_recipe_at_half_strength_lies_half_way() -> None:
     assert (half.gray_p, half.solarize_p, half.invert_p) == pytest.approx((0.1, 0.1, 0.2))
     assert half.turn_p == pytest.approx(0.2)
     assert half.blur_max == pytest.approx(1.05)
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_an_augmentation_that_is_fixed_keeps_its_strength_and_no_other_does(name: str) -> None:
+    weaker, held = RECIPE.at(0.5), RECIPE.at(0.5, fixed=[name])
+    for other, keys in SCALED.items():
+        same = RECIPE if other == name else weaker
+        assert [getattr(held, key) for key in keys] == [getattr(same, key) for key in keys]
+    assert held != weaker
+
+
+def test_every_strength_follows_the_magnitude_but_probabilities_that_are_no_strength() -> None:
+    constant = {"aspect", "jitter_p", "blur_p", "blur_min", "flip_p", "local"}
+    assert {key for keys in SCALED.values() for key in keys} == {f.name for f in fields(Augmentation)} - constant
+    check_fixed(SCALED)
+    with pytest.raises(ConfigError, match=r"schedule\.fixed names 'colour'"):
+        check_fixed(["colour"])
+
+
+def test_the_blur_shrinks_with_the_views_and_nothing_else_does() -> None:
+    small = RECIPE.at(1.0, scale=0.5)
+    assert (small.blur_min, small.blur_max) == (RECIPE.blur_min / 2, RECIPE.blur_max / 2)
+    assert replace(small, blur_min=RECIPE.blur_min, blur_max=RECIPE.blur_max) == RECIPE
+
+
+def test_small_and_weak_views_are_decoded_smaller() -> None:
+    whole, small, weak = Cutter([RECIPE], 32), Cutter([RECIPE], 16), Cutter([RECIPE.at(0.5)], 16)
+    assert small.needed == math.ceil(whole.needed / 2)
+    assert weak.needed < small.needed
 
 
 @pytest.mark.parametrize("turn", [0.0, 0.5, 1 - 2**-24], ids=["tall", "square", "wide"])

@@ -1,0 +1,117 @@
+"""The plan of an epoch is rank 0's on every rank, is checked, logged and recorded once, and disagreement is loud."""
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dist_ssl.core.plan import EpochPlan, Hyperparameters
+from dist_ssl.core.progress import Progress
+from dist_ssl.errors import ConfigError
+from dist_ssl.protocols.schedule import Schedule
+from dist_ssl.runtime import jsonl
+from dist_ssl.runtime.epoch_planner import Coordinator
+from tests.simulation import Side, Table
+
+PLAN = EpochPlan(0, 24, 0.75, 2, 96, 48, local_views=4, local_size=12)
+
+
+@dataclass
+class Planner:
+    """Plans views of this size."""
+
+    size: int = 24
+
+    def plan(self, epoch: int) -> EpochPlan:
+        return replace(PLAN, epoch=epoch, image_size=self.size)
+
+
+@dataclass
+class Rate:
+    """A constant learning rate."""
+
+    lr: float = 0.01
+
+    def hyperparameters(self, progress: Progress) -> Hyperparameters:
+        return Hyperparameters({"lr": torch.tensor(self.lr, dtype=torch.float64)})
+
+
+def on_ranks(
+    record: Path,
+    schedules: list[Schedule],
+    progress: list[Progress],
+    check: Callable[[EpochPlan], None] = lambda plan: None,
+) -> list[Any]:
+    """What the coordinator of each rank returns or raises."""
+    table, found = Table(len(schedules)), [None] * len(schedules)
+
+    def work(rank: int) -> None:
+        world = Side(rank, len(schedules), table=table)
+        try:
+            made = Coordinator(schedules[rank], world=world, record=record, check=check)
+            found[rank] = made.plan(progress[rank])  # type: ignore[call-overload]
+        except ConfigError as error:
+            found[rank] = error  # type: ignore[call-overload]
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(len(schedules))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
+def test_all_ranks_follow_the_plan_of_rank_0(tmp_path: Path) -> None:
+    schedules = [Schedule(Planner(24), Rate()), Schedule(Planner(99), Rate())]
+    assert on_ranks(tmp_path / "plan.jsonl", schedules, [Progress(epochs=5)] * 2) == [PLAN, PLAN]
+    (row,) = jsonl.read(tmp_path / "plan.jsonl")
+    assert (row["step"], row["attempt"], row["image_size"]) == (0, 1, 24)
+
+
+def test_a_started_epoch_keeps_its_plan_and_is_not_recorded_again(tmp_path: Path) -> None:
+    started = Progress(epochs=5).begin(replace(PLAN, image_size=16)).advance()
+    found = on_ranks(tmp_path / "plan.jsonl", [Schedule(Planner(), Rate())] * 2, [started] * 2)
+    assert found == [replace(PLAN, image_size=16)] * 2
+    assert jsonl.read(tmp_path / "plan.jsonl") == []
+
+
+def test_the_plan_is_one_line_of_the_log_of_rank_0(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    on_ranks(tmp_path / "plan.jsonl", [Schedule(Planner(), Rate())] * 3, [Progress(epochs=5)] * 3)
+    line = "Epoch 1 of 5: 2 views of 24 px and 4 of 12 px, magnitude 0.75, batch 96, lr 0.01."
+    assert [record.getMessage() for record in caplog.records] == [line]
+
+
+@pytest.mark.parametrize("case", ["another rate", "another position", "another recorded plan"])
+def test_ranks_that_would_train_differently_stop_all_and_are_named(tmp_path: Path, case: str) -> None:
+    schedules, begun = [Schedule(Planner(), Rate())] * 4, [Progress(epochs=5).begin(PLAN).advance()] * 4
+    if case == "another rate":
+        schedules[2] = Schedule(Planner(), Rate(0.011))
+    elif case == "another position":
+        begun[2] = begun[2].advance()
+    else:
+        begun[2] = Progress(epochs=5).begin(replace(PLAN, magnitude=1.0)).advance()
+    found = on_ranks(tmp_path / "plan.jsonl", schedules, begun)
+    assert all(isinstance(error, ConfigError) for error in found)
+    assert {error.problem for error in found} == {
+        "Rank 2 would train epoch 1 differently from rank 0: its plan, its position or its hyperparameters differ."
+    }
+
+
+def test_rounding_is_no_disagreement(tmp_path: Path) -> None:
+    schedules = [Schedule(Planner(), Rate(0.01)), Schedule(Planner(), Rate(0.01 * (1 + 2**-52)))]
+    assert on_ranks(tmp_path / "plan.jsonl", schedules, [Progress(epochs=5)] * 2) == [PLAN, PLAN]
+
+
+def test_a_plan_that_cannot_be_trained_is_refused_on_all_ranks(tmp_path: Path) -> None:
+    def refuse(plan: EpochPlan) -> None:
+        raise ConfigError(f"{plan.image_size} px", "")
+
+    found = on_ranks(tmp_path / "plan.jsonl", [Schedule(Planner(), Rate())] * 2, [Progress(epochs=5)] * 2, refuse)
+    assert [error.problem for error in found] == ["24 px", "24 px"]
+    assert jsonl.read(tmp_path / "plan.jsonl") == []
