@@ -15,6 +15,7 @@ from torch import nn
 from dist_ssl.checkpoint.saver import Checkpoint
 from dist_ssl.config.instantiate import accepted_by, fit, instantiate, keywords, resolve, shared_keywords
 from dist_ssl.config.meta_device import META, on_meta_device
+from dist_ssl.config.precision import PRECISIONS
 from dist_ssl.config.run_keys import Config, Run, top_level
 from dist_ssl.core.plan import EpochPlan
 from dist_ssl.core.progress import Progress
@@ -50,11 +51,6 @@ from dist_ssl.runtime.agreement import Agreement
 from dist_ssl.runtime.epoch_planner import Coordinator, check_plan
 from dist_ssl.runtime.signals import Signals
 from dist_ssl.train import Job
-
-DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
-"""Dtype of parameters, optimizer state, views and loss, by the config's `precision`."""
-COMPUTE = {"bf16": torch.bfloat16}
-"""Dtype of matrix products and convolutions, where it differs from that in `DTYPES`."""
 
 
 @dataclass(frozen=True)
@@ -183,8 +179,8 @@ def check(config: Config, ranks: int) -> str:
 
 def build_engine(config: Config, p: Parts, world: World) -> Engine:
     """Return the engine that wraps the method on this rank."""
-    name = p.run.precision
-    dtypes: dict[str, Any] = {"dtype": DTYPES[name], "compute": COMPUTE.get(name), "tf32": name == "tf32"}
+    own = PRECISIONS[p.run.precision]
+    dtypes: dict[str, Any] = {"dtype": own.dtype, "compute": own.compute, "tf32": own.tf32}
     engine: Engine = instantiate(config["engine"], "engine", method=p.method, recipe=p.optimizer, world=world, **dtypes)
     return engine
 
@@ -220,8 +216,7 @@ def build(config: Config, world: World, signals: Signals, place: Place) -> Job:
 
 def stream(p: Parts, world: World, process: LoaderProcess | None) -> Stream:
     """Return the stream of this rank's training batches."""
-    # a GPU's kernels write at once what autocast would make of the views, in half the memory
-    short = COMPUTE.get(p.run.precision) if world.device.type == "cuda" else None
+    own = PRECISIONS[p.run.precision]
     return Stream(
         p.data.loader(p.train, p.access, p.run.decode_threads, process),
         p.recipes,
@@ -229,7 +224,7 @@ def stream(p: Parts, world: World, process: LoaderProcess | None) -> Stream:
         world=world,
         seed=p.run.seed,
         window=p.run.window,
-        dtype=short or DTYPES[p.run.precision],
+        dtype=own.views if world.device.type == "cuda" else own.dtype,
         max_pixels=p.data.max_pixels,
         parts=(p.virtual_ranks or world.size) // world.size,
     )
@@ -249,7 +244,7 @@ def centre_view(p: Parts, node: Probing) -> CentreView:
     """Return the view of an image that the keys of the probe describe."""
     resize, crop = node.sides(last_side(p))
     colours, most = Colours(p.data.mean, p.data.std), p.data.max_pixels
-    return CentreView(colours, DTYPES[p.run.precision], resize=resize, crop=crop, max_pixels=most)
+    return CentreView(colours, PRECISIONS[p.run.precision].dtype, resize=resize, crop=crop, max_pixels=most)
 
 
 def extractor(

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from dist_ssl.build import check
+from dist_ssl.config.precision import PRECISIONS
+from dist_ssl.config.run_keys import PRECISION_NAMES
 from dist_ssl.core.plan import Curve
 from dist_ssl.data.storage import manifest
 from dist_ssl.distributed.world import World
@@ -280,3 +282,7 @@ def test_a_folder_without_shards_is_refused_with_the_way_to_make_them(tmp_path: 
     with pytest.raises(UserError, match=r"no manifest\.json") as raised:
         check(config(tmp_path), ranks=1)
     assert "shards/make.py" in raised.value.remedy
+
+
+def test_every_precision_that_the_config_may_name_has_its_dtypes() -> None:
+    assert tuple(PRECISIONS) == PRECISION_NAMES

@@ -9,7 +9,7 @@ from dist_ssl.config.instantiate import keywords
 from dist_ssl.errors import ConfigError, nearest
 
 Config = Mapping[str, Any]
-PRECISIONS = ("fp32", "tf32", "bf16", "fp64")
+PRECISION_NAMES = ("fp32", "tf32", "bf16", "fp64")
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ def top_level(config: Config) -> Run:
         check_units("extend", length, "epochs")
     if run.keep_every:
         check_units("keep_every", run.keep_every, "steps", "epochs")
-    if run.precision not in PRECISIONS:
-        raise ConfigError(f"precision={run.precision} is not possible.", nearest(run.precision, PRECISIONS))
+    if run.precision not in PRECISION_NAMES:
+        raise ConfigError(f"precision={run.precision} is not possible.", nearest(run.precision, PRECISION_NAMES))
     return run
 
 
