@@ -5,14 +5,19 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 
+from dist_ssl.config.durations import Duration
+from dist_ssl.config.run_keys import all_epochs, check_units
 from dist_ssl.data.storage.address import Address
 from dist_ssl.errors import ConfigError
 from launch import batch_shape, cluster_options, credentials, scheduler, settings, submission
+from launch.ending import FINISHED
 from launch.run_dir import PROJECT, RunDir
 
-OF_THIS_COMMAND = ("wait=", "dry_run=", "follow=", "resume=")
+EXTEND = "extend="
+OF_THIS_COMMAND = ("wait=", "dry_run=", "follow=", "resume=", "fork=")
 """Keys that control one command and are not part of a run."""
 
 
@@ -145,20 +150,46 @@ def of_the_run(overrides: list[str]) -> list[str]:
 def resume(overrides: list[str], folder: Path, console: Console) -> tuple[RunDir, dict[str, Any]]:
     """Return an existing run and its checked config, with new overrides after those it started with.
 
-    Raises UserError.
+    `extend='100 epochs'` among them appends a cycle of that length to a finished run. Raises UserError.
     """
     run = RunDir.open(folder)
     configs = run.code / "configs"
+    further = [override.removeprefix(EXTEND) for override in overrides if override.startswith(EXTEND)]
+    overrides = [override for override in overrides if not override.startswith(EXTEND)]
     config = settings.compose(
         [*settings.of_another_choice(run.overrides, overrides, "engine", configs), *overrides], configs
     )
     config["data"]["identity"] = run.config["data"]["identity"]
+    config["extend"] = run.config.get("extend", [])
     settings.check_resume(run.config, config)
+    if further:
+        config["extend"] = [*config["extend"], *_further_cycles(run, further)]
     choose_cluster(config, console)
     _keep_threads(run, config)
     fill_in(config)
     check(config)
+    if further and not config["dry_run"]:
+        run.extend(config["extend"])
     return run, config
+
+
+def trained(run: RunDir, config: dict[str, Any]) -> bool:
+    """Return whether the newest attempt has finished all cycles of this config."""
+    return run.outcome() == FINISHED and run.last_config().get("extend", []) == config.get("extend", [])
+
+
+def _further_cycles(run: RunDir, values: list[str]) -> list[str]:
+    """Return the lengths of cycles to append. Raises ConfigError where the run has not finished those that it has."""
+    if not trained(run, run.config):
+        raise ConfigError(
+            f"{run.folder} has not finished its {all_epochs(run.config)} epochs: no cycle can be appended yet.",
+            f"Train them first: python launch/slurm.py resume={run.folder}",
+        )
+    read = [yaml.safe_load(value) for value in values]
+    lengths = [str(length) for value in read for length in (value if isinstance(value, list) else [value])]
+    for length in lengths:
+        check_units("extend", Duration.parse(length), "epochs")
+    return lengths
 
 
 def _keep_threads(run: RunDir, config: dict[str, Any]) -> None:

@@ -1,9 +1,10 @@
 """The run folder: the files of a run, and its numbered attempts.
 
-runs/NAME/config.yaml    the resolved config that the run started with
+runs/NAME/config.yaml    the resolved config that the run started with, and the cycles appended since
           overrides.yaml the command-line overrides that made it
           code/          the code at submission; every attempt runs from there
           submitted.yaml the resolved config of the newest submission to Slurm
+          forked.yaml    the run and step that a fork began with
           job            its id, and the number of attempts before it
           slurm/         batch files and logs of its jobs
           attempts/0001/ config.yaml, rendezvous.json, logs/, reasons/, node_0000.json, outcome.json
@@ -86,7 +87,7 @@ class RunDir:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The resolved config that the run started with."""
+        """The resolved config that the run started with, with the cycles appended since."""
         return read_yaml(self.folder / "config.yaml")
 
     @property
@@ -105,6 +106,10 @@ class RunDir:
             shutil.copytree(PROJECT / name, self.code / name, ignore=shutil.ignore_patterns(*LEFT_OUT))
         (self.folder / "overrides.yaml").write_text(yaml.safe_dump(overrides))
         write_yaml(self.folder / "config.yaml", {"format": FORMAT, **config})
+
+    def extend(self, lengths: list[str]) -> None:
+        """Store the lengths of the run's cycles after the first: these alone may change after the start."""
+        write_yaml(self.folder / "config.yaml", {**self.config, "extend": lengths})
 
     def discard(self) -> None:
         """Remove the folder, unless the run has a job or an attempt."""

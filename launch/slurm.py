@@ -3,6 +3,8 @@
     python launch/slurm.py method=mocov3 nodes=4                      start a run
     python launch/slurm.py resume=runs/mocov3-1121-0907 nodes=2       resume it, on other nodes (trust=true: even where
                                                                       others can change its folder, whose code runs)
+    python launch/slurm.py resume=runs/mocov3-1121-0907 extend='24 epochs'     append a cycle to a finished run
+    python launch/slurm.py fork=runs/mocov3-1121-0907@12000 epochs=20          start a run from a checkpoint of another
     python launch/slurm.py follow=runs/mocov3-1121-0907               show the progress of a submitted run
     python launch/slurm.py -m method=mocov3 seed=0,1,2                start a sweep: a run per combination
     python launch/slurm.py method=mocov3 dry_run=true                 print the batch file and the config only
@@ -44,7 +46,9 @@ def say_how_it_ended(run: RunDir, overrides: list[str], ending: Ending, console:
         console.print(f"  Metrics: {run.folder}/metrics.jsonl", highlight=False)
         if bad := len(jsonl.read(run.folder / "quarantine.jsonl")):
             console.print(f"  Samples that could not be read: {bad}, in {run.folder}/quarantine.jsonl", highlight=False)
-        console.print("  Next: train longer (epochs=60), train a larger encoder", end=" ", highlight=False)
+        longer = f"python launch/slurm.py resume={run.folder} extend='24 epochs'"
+        console.print(f"  Train longer: {longer}", highlight=False, markup=False)
+        console.print("  Next: train a larger encoder", end=" ", highlight=False)
         console.print("(encoder=resnet18 encoder.stem=small),", end=" ", highlight=False)
         console.print("or use your own images (data=shards data.path=...).", highlight=False)
     elif ending.outcome == STOPPED:
@@ -130,7 +134,7 @@ def show(config: dict[str, Any], folder: Path, console: Console) -> int:
 
 def go(prepared: list[Prepared], overrides: list[str], console: Console) -> int:
     """Run or submit all runs; return the worst exit code. `overrides`: those of the resume command."""
-    unfinished = [(run, config) for run, config in prepared if run.outcome() != FINISHED]
+    unfinished = [(run, config) for run, config in prepared if not preparation.trained(run, config)]
     for run in {run for run, _ in prepared} - {run for run, _ in unfinished}:
         console.print(f"{run.folder} has finished: nothing is left to train.", highlight=False)
     here = [(run, config) for run, config in unfinished if config["cluster"]["kind"] == "local"]
@@ -143,10 +147,10 @@ def go(prepared: list[Prepared], overrides: list[str], console: Console) -> int:
 
 
 def command(arguments: list[str], console: Console) -> int:
-    """Execute the arguments: start, resume or follow; return the exit code. Raises UserError."""
+    """Execute the arguments: start, fork, resume or follow; return the exit code. Raises UserError."""
     trusted, complete = trust.parse(arguments)
     arguments = credentials.set_aside(complete)
-    special = ("resume=", "follow=")
+    special = ("resume=", "follow=", "fork=")
     parted = (argument.partition("=") for argument in arguments if argument.startswith(special))
     given = {key: value for key, _, value in parted}
     others = [argument for argument in arguments if not argument.startswith(special)]
@@ -162,7 +166,28 @@ def command(arguments: list[str], console: Console) -> int:
         trust.check(run, trusted)
         hand_over(run, complete, console)
         run, config = preparation.resume(others, Path(given["resume"]), console)
+        others = [argument for argument in others if not argument.startswith(preparation.EXTEND)]  # done once
         return show(config, run.folder, console) if config["dry_run"] else go([(run, config)], others, console)
+    if "fork" in given:
+        return start_fork(given["fork"], others, complete, trusted, console)
+    return start(arguments, console)
+
+
+def start_fork(name: str, overrides: list[str], complete: list[str], trusted: bool, console: Console) -> int:
+    """Start the fork of a run; return the exit code. `complete`: the whole command line. Raises UserError."""
+    from launch import forking  # needs torch, which no other way of use needs in this process so early
+
+    source, checkpoint = forking.source_of(name)
+    trust.check(source, trusted)
+    hand_over(source, complete, console)
+    config, words, progress = forking.forked_config(source, checkpoint, overrides, console)
+    if config["dry_run"]:
+        return show(config, Path(config["runs"]) / (config["name"] or preparation.method_of(config)), console)
+    return go([(forking.begin(config, words, source, checkpoint, progress), config)], [], console)
+
+
+def start(arguments: list[str], console: Console) -> int:
+    """Start a new run, or several of a sweep; return the exit code. Raises UserError."""
     overrides = [argument for argument in arguments if argument not in sweep.FLAGS]
     combinations = sweep.expand(overrides) if overrides != arguments else [overrides]
     configs = [preparation.new_config(combination, console) for combination in combinations]

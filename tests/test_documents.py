@@ -43,7 +43,9 @@ def commands(document: Path) -> list[str]:
 def composed(command: str) -> list[str]:
     """The arguments of a command of launch/slurm.py that make a config; optional ones, in brackets, are included."""
     words = shlex.split(re.sub(r"\[((?:--)?[\w.]+=[^\]]*\]?)\](?=\s|$)", r"\1", command), comments=True)[2:]
-    return [word for word in words if word not in ("-m", "...") and not word.startswith(("resume=", "follow="))]
+    return [
+        word for word in words if word not in ("-m", "...") and not word.startswith(("resume=", "follow=", "fork="))
+    ]
 
 
 def test_the_readme_is_short() -> None:

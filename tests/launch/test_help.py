@@ -5,10 +5,10 @@ from types import ModuleType
 
 import pytest
 
-from launch import audit, evaluate, slurm
+from launch import audit, evaluate, plan, slurm
 
 
-@pytest.mark.parametrize("script", [slurm, audit, evaluate])
+@pytest.mark.parametrize("script", [slurm, audit, evaluate, plan])
 @pytest.mark.parametrize("arguments", [["-h"], ["--help"], ["nodes=2", "--help"]])
 def test_help_is_the_usage(
     script: ModuleType,
@@ -26,5 +26,5 @@ def test_help_is_the_usage(
 
 
 def test_the_usage_of_the_launcher_names_every_way_to_use_it() -> None:
-    for argument in ("resume=", "follow=", "-m ", "dry_run=true"):
+    for argument in ("resume=", "fork=", "follow=", "-m ", "dry_run=true"):
         assert f"python launch/slurm.py {argument}" in slurm.__doc__ or f" {argument}" in slurm.__doc__

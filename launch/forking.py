@@ -1,0 +1,114 @@
+"""Forks: a new run that begins with a checkpoint of another one, and continues under another schedule or length.
+
+    python launch/slurm.py fork=runs/NAME@12000 epochs=20
+
+The fork takes over what the other run has recorded up to that step (plans, ledger, metrics, quarantine), so that it can
+be resumed and audited by itself; the other run is not changed. An epoch that the step lies in keeps its plan.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from dist_ssl.checkpoint.index import read_table
+from dist_ssl.checkpoint.rank_file import DamagedError
+from dist_ssl.checkpoint.saver import KEPT, LATEST
+from dist_ssl.core.progress import Progress
+from dist_ssl.errors import CheckpointError, ConfigError
+from dist_ssl.runtime import jsonl
+from dist_ssl.runtime.files import write_atomically
+from launch import preparation, settings
+from launch.evaluate import checkpoint_of
+from launch.run_dir import PROJECT, RunDir, write_yaml
+
+MAY_CHANGE = ("epochs", "extend", "schedule")
+"""Keys of the science that a fork may change."""
+TAKEN_OVER = ("metrics.jsonl", "quarantine.jsonl")
+
+
+def source_of(text: str) -> tuple[RunDir, Path]:
+    """Return the run and the folder of its checkpoint that `runs/NAME@STEP` names. Raises ConfigError."""
+    folder, at, step = text.rpartition("@")
+    if not at:
+        raise ConfigError(f"fork={text} names no step.", f"Write fork={text}@latest, or the step of a checkpoint.")
+    run = RunDir.open(Path(folder))
+    return run, checkpoint_of(run, step)
+
+
+def forked_config(
+    source: RunDir, checkpoint: Path, overrides: list[str], console: Console
+) -> tuple[dict[str, Any], list[str], Progress]:
+    """Return the checked config of a fork, the overrides that make it, and the position it begins at. Raises UserError.
+
+    The config is the other run's, with `overrides`.
+    """
+    try:
+        progress = Progress.from_json(read_table(checkpoint)[0])
+    except DamagedError as damage:
+        raise CheckpointError(f"{checkpoint} is damaged: {damage}.", "Fork the run at another checkpoint.") from damage
+    kept = settings.of_another_choice(source.overrides, overrides, "schedule", PROJECT / "configs")
+    kept = [override for override in kept if not override.startswith("name=")]
+    if appended := source.config["extend"]:
+        kept.append(f"extend={json.dumps(appended)}")
+    words = [*kept, *overrides]
+    config = preparation.new_config(words, console)
+    refuse_other_science(source.config, config)
+    if not config["dry_run"]:
+        refuse_other_position(config, progress)
+    return config, words, progress
+
+
+def refuse_other_science(source: dict[str, Any], config: dict[str, Any]) -> None:
+    """Raise ConfigError where a fork changes more than its length and schedule."""
+    old, new = settings.science(source), settings.science(config)
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key) and key.partition(".")[0] not in MAY_CHANGE and key != "data.identity":
+            raise ConfigError(
+                f"{key}={new.get(key)} is not what the run has ({old.get(key)}): its checkpoint depends on it.",
+                f"A fork may change {', '.join(MAY_CHANGE)}, and the keys that a resume may change.",
+            )
+    if config["data"]["identity"] not in (None, source["data"]["identity"]):
+        raise ConfigError("The data is not that of the run.", "Say where the run's data is now: data.path=...")
+
+
+def refuse_other_position(config: dict[str, Any], progress: Progress) -> None:
+    """Raise ConfigError where the position lies after the end of the fork, or in other batches than it plans."""
+    from dist_ssl.build import parts
+    from dist_ssl.config.meta_device import on_meta_device
+    from dist_ssl.distributed.world import World
+
+    with on_meta_device():
+        timeline = parts(config, World(), config["nodes"] * config["ranks_per_node"]).timeline
+    epochs = len(timeline.batch_sizes)
+    if progress.epoch >= epochs:
+        raise ConfigError(
+            f"Step {progress.step} is after {progress.epoch} epochs: nothing is left of the fork's {epochs}.",
+            "Raise epochs: they are counted from the start of the run.",
+        )
+    if timeline.starts[progress.epoch] + progress.lane_offset * config["lanes"] != progress.samples:
+        raise ConfigError(
+            f"This schedule has other batches than the run had before step {progress.step}.",
+            "Let the fork begin with the same batch sizes, epoch by epoch.",
+        )
+
+
+def begin(config: dict[str, Any], words: list[str], source: RunDir, checkpoint: Path, progress: Progress) -> RunDir:
+    """Create and return the run folder of a fork. Raises ConfigError if its name is taken."""
+    run = RunDir.create(Path(config["runs"]), config["name"], preparation.method_of(config))
+    folder = run.folder / "checkpoints"
+    shutil.copytree(checkpoint, folder / checkpoint.name, ignore=shutil.ignore_patterns(KEPT))
+    write_atomically(folder / LATEST, checkpoint.name + "\n")
+    for name in TAKEN_OVER:
+        if (source.folder / name).is_file():
+            shutil.copy(source.folder / name, run.folder / name)
+    rows = jsonl.read(source.folder / "plan.jsonl")
+    jsonl.append(run.folder / "plan.jsonl", [row for row in rows if row["epoch"] < len(progress.plans)])
+    shutil.copytree(source.folder / "ledger", run.folder / "ledger")
+    # the numbers of attempts go on: ledger and checkpoints tell attempts apart by them
+    (run.folder / "attempts" / f"{source.newest_attempt():04d}").mkdir(parents=True)
+    write_yaml(run.folder / "forked.yaml", {"run": str(source.folder), "step": progress.step})
+    run.begin(config, preparation.of_the_run(words))
+    return run
