@@ -143,10 +143,14 @@ WRONG = {
     "an unknown protocol": (("protocol=know",), "protocol='know' is not possible", "knn, linear, retrieval"),
     "an unknown branch": (("branch=pupil",), "branch='pupil' is not possible", "student"),
     "a word for a number": (("k=many",), "k='many' is not possible: it takes a value of type int", ""),
-    "no neighbours": (("k=0",), "k=0 is not possible: it is more than 0", ""),
+    "no neighbours": (("k=0",), "k=0 is not possible: it must be more than 0", ""),
     "no images": (("bank=0",), "bank=0 is not possible", ""),
     "more views than there are draws": (("protocol=bag_of_patches", "patches=5000"), "it must be from 1 to 4096", ""),
-    "pixels from outside": (("resize=20",), "resize=20 is not possible: it is at least the side of the crop, 32", ""),
+    "pixels from outside": (
+        ("resize=20",),
+        "resize=20 is not possible: it must be at least the side of the crop, 32",
+        "",
+    ),
     "patches of kNN": (("patches=3",), "patches=3 is not used by protocol=knn", "bag_of_patches"),
     "pairs that there are not": (
         ("protocol=retrieval", "queries=1"),
