@@ -21,7 +21,7 @@ from dist_ssl.errors import CheckpointError, ConfigError
 from dist_ssl.runtime import jsonl
 from dist_ssl.runtime.files import write_atomically
 from launch import preparation, settings
-from launch.evaluate import checkpoint_of
+from launch.evaluation import checkpoint_of
 from launch.run_dir import PROJECT, RunDir, write_yaml
 
 MAY_CHANGE = ("epochs", "extend", "schedule")

@@ -11,6 +11,7 @@ import torch
 
 from dist_ssl.build import build_engine, parts
 from dist_ssl.distributed.world import World
+from dist_ssl.evaluate.linear_recipes import LINEAR
 from launch import settings
 from launch.run_dir import PROJECT
 from tests.jobs import finished, small_job
@@ -31,12 +32,14 @@ PROTOCOL = re.compile(
     r"^# Protocol: (?P<words>kNN|linear classifier on the mean of h over 128 patches|linear classifier) ", re.M
 )
 MEASURE = re.compile(
-    r"^# python launch/evaluate\.py run=runs/NAME protocol=(?P<protocol>\w+)( branch=(?P<who>student|teacher))?$", re.M
+    r"^# python launch/evaluate\.py run=runs/NAME protocol=(?P<protocol>\w+)( recipe=(?P<recipe>\w+))?"
+    r"( branch=(?P<who>student|teacher))?$",
+    re.M,
 )
 MEASURED_BY = {
     "kNN": "knn",
     "linear classifier": "linear",
-    "linear classifier on the mean of h over 128 patches": "bag_of_patches",
+    "linear classifier on the mean of h over 128 patches": "linear",
 }
 
 
@@ -90,6 +93,9 @@ def test_the_header_names_the_protocol_of_its_number_and_the_command_that_measur
     assert protocol, "which protocol is the expected number of?"
     assert measure, "which command measures it?"
     assert measure["protocol"] == MEASURED_BY[protocol["words"]]
+    assert (measure["recipe"] == "emp_ssl") == protocol["words"].endswith("patches")
+    if epochs := re.search(r"features, (\d+) epochs", text):
+        assert LINEAR[measure["recipe"]].epochs == int(epochs[1])
     assert (measure["who"] == "teacher") == (
         "teacher's" in text[protocol.start() : protocol.end() + 60].splitlines()[0]
     )

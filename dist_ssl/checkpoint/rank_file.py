@@ -48,6 +48,8 @@ CODES = {
 """Element types by torch's name, as the format names them."""
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Errors that say that there is not enough disk space."""
+GONE = (errno.ENOENT, errno.ESTALE)
+"""Errors of opening a file that has been removed."""
 NOT_THE_FILE = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 """Errors of opening a file that say nothing about its content."""
 LIBC: Any = ctypes.CDLL(None, use_errno=True)
@@ -57,10 +59,14 @@ class DamagedError(Exception):
     """A checkpoint on disk differs from what was written."""
 
 
+class MissingError(DamagedError):
+    """A file of a checkpoint is not there, as while the checkpoint is being removed."""
+
+
 def not_opened(path: Path, error: OSError) -> Exception:
     """Return the error for a file that cannot be opened: DamagedError, or CheckpointError if it may be intact."""
     if error.errno not in NOT_THE_FILE:
-        return DamagedError(f"{path.name}: {error.strerror}")
+        return (MissingError if error.errno in GONE else DamagedError)(f"{path.name}: {error.strerror}")
     return CheckpointError(
         f"{path} cannot be opened: {error.strerror}.",
         "The checkpoint may be whole: fix the permissions or the limit on open files (ulimit -n), then resume.",

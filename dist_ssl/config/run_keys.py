@@ -61,7 +61,7 @@ def top_level(config: Config) -> Run:
     for key, least in LEAST.items():
         if getattr(run, key) < least:
             raise ConfigError(
-                f"{key}={getattr(run, key)} is not possible: it is at least {least}.", f"Set {key}=1, say."
+                f"{key}={getattr(run, key)} is not possible: it must be at least {least}.", f"Set {key}=1, say."
             )
     check_units("timeout", run.timeout, "seconds")
     check_units("log_every", run.log_every, "steps")

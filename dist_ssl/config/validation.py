@@ -13,7 +13,7 @@ def require(place: str, rule: str, kept: Callable[[float], bool], **values: floa
     """
     for key, value in values.items():
         if not kept(value):
-            raise ConfigError(f"{place}.{key}={value:g} is not possible: it is {rule}.", "Correct it.")
+            raise ConfigError(f"{place}.{key}={value:g} is not possible: it must be {rule}.", "Correct it.")
 
 
 def at_least(place: str, least: float, **values: float) -> None:

@@ -44,10 +44,12 @@ class Data:
     def access(self, sharers: int) -> Access:
         """Return how `sharers` ranks of a node access the shards, after checking all keys. Raises ConfigError."""
         if self.max_pixels < 1:
-            raise ConfigError(f"data.max_pixels={self.max_pixels} is not possible: it is at least 1.", "Leave it out.")
+            raise ConfigError(
+                f"data.max_pixels={self.max_pixels} is not possible: it must be at least 1.", "Leave it out."
+            )
         if not self.max_upsample >= 1:
             raise ConfigError(
-                f"data.max_upsample={self.max_upsample:g} is not possible: it is at least 1.",
+                f"data.max_upsample={self.max_upsample:g} is not possible: it must be at least 1.",
                 "Set data.max_upsample=1 (crops are never enlarged), or leave it out.",
             )
         if self.pyramid is not None:

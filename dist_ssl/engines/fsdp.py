@@ -112,7 +112,7 @@ class FSDP(Parallel):
             )
         if self.block_parameters < 1:
             raise ConfigError(
-                f"engine.block_parameters={self.block_parameters} is not possible: it is at least 1.",
+                f"engine.block_parameters={self.block_parameters} is not possible: it must be at least 1.",
                 "Set engine.block_parameters=100000, say.",
             )
         kind = self.world.device.type

@@ -32,7 +32,9 @@ Backward = Callable[[Tensor], None]
 def check_parts(method: Method, parts: int) -> None:
     """Raise ConfigError where a batch of this method cannot be computed in this number of parts."""
     if parts < 1:
-        raise ConfigError(f"engine.accumulate={parts} is not possible: it is at least 1.", "Set engine.accumulate=1.")
+        raise ConfigError(
+            f"engine.accumulate={parts} is not possible: it must be at least 1.", "Set engine.accumulate=1."
+        )
     if parts > 1 and method.needs_whole_batch:
         raise ConfigError(
             f"engine.accumulate={parts} cannot be combined with {method.needs_whole_batch}: it needs the whole batch.",

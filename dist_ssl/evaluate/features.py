@@ -48,18 +48,52 @@ class Extractor:
 
         `numbers`: ascending. The features are the mean over the views, [N, D] fp32; labels are [N] int64.
         """
-        found, labels = self._gathered(engine, numbers, branch, mean=True)
-        return found[:, 0], labels
+        found, known = self.known(engine, numbers, branch)
+        return found, self.labels(known)
+
+    def known(self, engine: Engine, numbers: Ints, branch: Branch = "student") -> tuple[Tensor, Tensor]:
+        """Return the same as `features` with the readable samples' numbers, [N] int64, in place of their labels."""
+        found, known = self._gathered(engine, numbers, branch, mean=True)
+        return found[:, 0], known
 
     def views(self, engine: Engine, numbers: Ints, branch: Branch = "student") -> tuple[Tensor, Tensor]:
         """Return the same as `features` with the features of every view by itself, [N, views, D]."""
-        return self._gathered(engine, numbers, branch, mean=False)
+        found, known = self._gathered(engine, numbers, branch, mean=False)
+        return found, self.labels(known)
+
+    def stream(self, engine: Engine, order: Ints, branch: Branch = "student") -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the features of the readable samples in this order, [n, D] on the device, and their numbers, [n].
+
+        Nothing is kept. The parts depend on the world size, the features and their order do not.
+        """
+        cuts = self._decode(np.sort(order), self._own(order))
+        for found, ids in self._turns(engine, cuts, len(order), branch, mean=True):
+            yield found[:, 0], ids
+
+    def images(self, numbers: Ints) -> Tensor:
+        """Return the first view of readable samples before it is finished, [N, S, S, 3] uint8, in ascending order."""
+        cuts = [(views[0].clone(), ids) for views, ids in self._decode(numbers, numbers)]  # buffers are reused
+        assert all((ids >= 0).all() for _, ids in cuts), "an image has become unreadable"
+        return torch.cat([pixels for pixels, _ in cuts])
+
+    def labels(self, ids: Tensor) -> Tensor:
+        """Return the labels of samples, [N] int64, given by their numbers."""
+        return torch.from_numpy(self.loader.split.samples.labels[ids.numpy()])
 
     def _gathered(self, engine: Engine, numbers: Ints, branch: Branch, mean: bool) -> tuple[Tensor, Tensor]:
-        """Return [N, views or 1, D] features and labels: in each turn the ranks compute consecutive batches."""
-        turns = -(-len(numbers) // (self.batch * self.world.size))
+        """Return [N, views or 1, D] features and [N] sample numbers, on the host."""
         cuts = self._images(numbers, self._own(numbers))
-        parts = []
+        parts = [(found.cpu(), ids) for found, ids in self._turns(engine, cuts, len(numbers), branch, mean)]
+        return torch.cat([found for found, _ in parts]), torch.cat([ids for _, ids in parts])
+
+    def _turns(
+        self, engine: Engine, cuts: Iterator[Cut], count: int, branch: Branch, mean: bool
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield features, [n, views or 1, D] on the device, and [n] numbers on the host, of the readable samples.
+
+        In each turn the ranks compute consecutive batches of the `count` samples; `cuts`: those of this rank.
+        """
+        turns = -(-count // (self.batch * self.world.size))
         for _ in range(max(1, turns)):  # computing may gather weights from all ranks: each takes every turn
             cut = next(cuts, None)
             feats, ids = self._computed(engine, *cut, branch) if cut else self._nothing(engine, branch)
@@ -68,10 +102,8 @@ class Extractor:
             ids = torch.cat([ids, ids.new_full((room,), -1)])
             feats = torch.cat([feats, feats.new_zeros(room, *feats.shape[1:])])
             ids = self.world.gather_const(ids.to(self.world.device)).cpu()
-            parts.append((self.world.gather_const(feats).cpu()[ids >= 0], ids[ids >= 0]))
-        known = torch.cat([ids for _, ids in parts])
-        labels = torch.from_numpy(self.loader.split.samples.labels[known.numpy()])
-        return torch.cat([feats for feats, _ in parts]), labels
+            readable = (ids >= 0).nonzero()[:, 0]
+            yield self.world.gather_const(feats)[readable.to(self.world.device)], ids[readable]
 
     def _own(self, numbers: Ints) -> Ints:
         """Return this rank's samples: of the batches in order, those from number `rank` on in steps of `size`."""

@@ -61,7 +61,7 @@ class FastMoCo(Method):
     ) -> None:
         super().__init__()
         at_least("method", 1, parts=parts, hidden=hidden, dim=dim)
-        require("method", f"1 to {parts**2}, the tiles of a view", lambda n: 1 <= n <= parts**2, combined=combined)
+        require("method", f"from 1 to {parts**2}, the tiles of a view", lambda n: 1 <= n <= parts**2, combined=combined)
         positive("method", temperature=temperature)
         shares("method", momentum=momentum)
         self.world, self.temperature, self.momentum = world, temperature, momentum

@@ -39,7 +39,7 @@ def install(encoder: nn.Module, rate: float) -> None:
 
     With a rate of 0 nothing changes. Raises ConfigError, also where the encoder has no such blocks.
     """
-    require("method", "0 to less than 1", lambda value: 0 <= value < 1, drop_path=rate)
+    require("method", "from 0 to less than 1", lambda value: 0 <= value < 1, drop_path=rate)
     if rate == 0:
         return
     blocks = [block for block in encoder.modules() if all(hasattr(block, name) for name in BRANCHES)]

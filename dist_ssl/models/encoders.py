@@ -21,7 +21,7 @@ def at_least_one(**values: float) -> None:
     """Raise ConfigError where one of these keys of the encoder is less than 1."""
     for key, value in values.items():
         if value < 1:
-            raise ConfigError(f"encoder.{key}={value} is not possible: it is at least 1.", "Correct it.")
+            raise ConfigError(f"encoder.{key}={value} is not possible: it must be at least 1.", "Correct it.")
 
 
 class ResidualBlock(nn.Module):

@@ -24,7 +24,7 @@ REFERENCE_BATCH = 256
 RATE_OF = "lr/"
 """Prefix of the learning rate of one part."""
 PREDICTOR = "predictor"
-MOMENTUM = "0 to less than 1"
+MOMENTUM = "from 0 to less than 1"
 
 
 def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], decay_1d: bool) -> list[dict[str, Any]]:

@@ -135,7 +135,9 @@ def test_what_is_left_out_depends_on_the_sample_its_view_and_the_epoch_alone() -
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0])
 def test_a_share_that_is_none_is_refused(rate: float) -> None:
-    with pytest.raises(ConfigError, match=rf"method\.drop_path={rate:g} is not possible: it is 0 to less than 1"):
+    with pytest.raises(
+        ConfigError, match=rf"method\.drop_path={rate:g} is not possible: it must be from 0 to less than 1"
+    ):
         with_depth(rate)
 
 

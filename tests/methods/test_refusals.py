@@ -18,30 +18,42 @@ from launch import settings
 from launch.run_dir import PROJECT
 
 HELD = ("batch_size=12", "lanes=12", "threads=1", "decode_threads=1", "data.source=null", "schedule.image_size=16")
-LEAST_1, LEAST_2 = "is not possible: it is at least 1.", "is not possible: it is at least 2."
+LEAST_1, LEAST_2 = "is not possible: it must be at least 1.", "is not possible: it must be at least 2."
 REFUSED: dict[str, tuple[str, Any, str]] = {
-    "a temperature of 0": ("simclr.temperature", 0.0, "is not possible: it is more than 0."),
+    "a temperature of 0": ("simclr.temperature", 0.0, "is not possible: it must be more than 0."),
     "no width": ("byol.dim", 0, LEAST_1),
     "no bottleneck": ("simsiam.hidden", 0, LEAST_1),
-    "a negative weight": ("vicreg.covariance", -1.0, "is not possible: it is at least 0."),
+    "a negative weight": ("vicreg.covariance", -1.0, "is not possible: it must be at least 0."),
     "no slots": ("mocov2.slots", 0, LEAST_1),
-    "a teacher that runs away": ("mocov3.momentum", 1.5, "is not possible: it is a number from 0 to 1."),
+    "a teacher that runs away": ("mocov3.momentum", 1.5, "is not possible: it must be a number from 0 to 1."),
     "one view of SwAV": ("swav.num_views", 1, LEAST_2),
     "no iterations": ("swav.iterations", 0, LEAST_1),
     "one view of DINO": ("dino.num_views", 1, LEAST_2),
-    "fewer local views than none of SwAV": ("swav.local_views", -1, "is not possible: it is at least 0."),
-    "fewer local views than none of DINO": ("dino.local_views", -1, "is not possible: it is at least 0."),
-    "fewer iterations than none": ("dino.sinkhorn", -1, "is not possible: it is at least 0."),
-    "a cold teacher": ("dino.teacher_temperature", 0.0, "is not possible: it is more than 0."),
-    "a teacher that begins cold": ("dino.teacher_rises_from", 0.0, "is not possible: it is more than 0."),
+    "fewer local views than none of SwAV": ("swav.local_views", -1, "is not possible: it must be at least 0."),
+    "fewer local views than none of DINO": ("dino.local_views", -1, "is not possible: it must be at least 0."),
+    "fewer iterations than none": ("dino.sinkhorn", -1, "is not possible: it must be at least 0."),
+    "a cold teacher": ("dino.teacher_temperature", 0.0, "is not possible: it must be more than 0."),
+    "a teacher that begins cold": ("dino.teacher_rises_from", 0.0, "is not possible: it must be more than 0."),
     "no tiles": ("fast_moco.parts", 0, LEAST_1),
-    "more tiles than there are": ("fast_moco.combined", 5, "is not possible: it is 1 to 4, the tiles of a view."),
+    "more tiles than there are": (
+        "fast_moco.combined",
+        5,
+        "is not possible: it must be from 1 to 4, the tiles of a view.",
+    ),
     "one patch": ("emp_ssl.patches", 1, LEAST_2),
     "an empty group": ("emp_ssl.loss_group", 0, LEAST_1),
-    "an exponent that changes nothing": ("single_branch.exponent", 1.0, "is not possible: it is more than 0 and less"),
-    "no distribution": ("single_branch.mix_alpha", 0.0, "is not possible: it is 0.001 to 2."),
-    "a distribution that is not drawn truly": ("single_branch.mix_alpha", 4.0, "is not possible: it is 0.001 to 2."),
-    "codes too sharp for any arithmetic": ("swav.eps", 0.001, "is not possible: it is at least 0.003."),
+    "an exponent that changes nothing": (
+        "single_branch.exponent",
+        1.0,
+        "is not possible: it must be more than 0 and less",
+    ),
+    "no distribution": ("single_branch.mix_alpha", 0.0, "is not possible: it must be from 0.001 to 2."),
+    "a distribution that is not drawn truly": (
+        "single_branch.mix_alpha",
+        4.0,
+        "is not possible: it must be from 0.001 to 2.",
+    ),
+    "codes too sharp for any arithmetic": ("swav.eps", 0.001, "is not possible: it must be at least 0.003."),
 }
 PLANS = {
     "rows of unmixed images by the gradient of mixed ones": (
@@ -71,13 +83,19 @@ PLANS = {
     ),
     "targets too sharp for any arithmetic": (
         ("method=dino", "method.sinkhorn=3", "method.teacher_temperature=0.001"),
-        "method.teacher_temperature=0.001 is not possible: it is at least 0.003.",
+        "method.teacher_temperature=0.001 is not possible: it must be at least 0.003.",
     ),
-    "a crop of nothing": (("views.view1.crop_min=0",), "views.view1.crop_min=0 is not possible: it is more than 0 and"),
-    "more than always": (("views.view2.jitter_p=2",), "views.view2.jitter_p=2 is not possible: it is a number from 0"),
-    "a norm of less than nothing": (("engine.clip=-1",), "engine.clip=-1 is not possible: it is more than 0."),
-    "an encoder without channels": (("encoder.width=0",), "encoder.width=0 is not possible: it is at least 1."),
-    "an optimizer that torch refuses": (("optim.betas=[1.5,0.9]",), "optim.betas=1.5 is not possible: it is two"),
+    "a crop of nothing": (
+        ("views.view1.crop_min=0",),
+        "views.view1.crop_min=0 is not possible: it must be more than 0 and",
+    ),
+    "more than always": (
+        ("views.view2.jitter_p=2",),
+        "views.view2.jitter_p=2 is not possible: it must be a number from 0",
+    ),
+    "a norm of less than nothing": (("engine.clip=-1",), "engine.clip=-1 is not possible: it must be more than 0."),
+    "an encoder without channels": (("encoder.width=0",), "encoder.width=0 is not possible: it must be at least 1."),
+    "an optimizer that torch refuses": (("optim.betas=[1.5,0.9]",), "optim.betas=1.5 is not possible: it must be two"),
     "turned copies that patches below a layer do not cover": (
         ("method=emp_ssl", "encoder=vit_tiny_demo", "aux=rotation", "aux.side=10"),
         "aux.side=10 does not fit the encoder",

@@ -63,9 +63,13 @@ def test_decay_1d_makes_all_parameters_decay() -> None:
 @pytest.mark.parametrize(
     ("recipe", "own", "message"),
     [
-        (AdamW, {"betas": (0.9, 1.0)}, "optim.betas=1 is not possible: it is two numbers, each 0 to less than 1."),
-        (AdamW, {"eps": 0.0}, "optim.eps=0 is not possible: it is more than 0."),
-        (SGD, {"momentum": 1.0}, "optim.momentum=1 is not possible: it is 0 to less than 1."),
+        (
+            AdamW,
+            {"betas": (0.9, 1.0)},
+            "optim.betas=1 is not possible: it must be two numbers, each from 0 to less than 1.",
+        ),
+        (AdamW, {"eps": 0.0}, "optim.eps=0 is not possible: it must be more than 0."),
+        (SGD, {"momentum": 1.0}, "optim.momentum=1 is not possible: it must be from 0 to less than 1."),
         (SGD, {"momentum": 0.0, "nesterov": True}, "optim.nesterov=true is not possible with optim.momentum=0"),
     ],
 )
@@ -135,7 +139,7 @@ def test_a_constant_part_that_is_not_there_is_refused() -> None:
     ],
 )
 def test_what_is_out_of_range_is_refused_by_name(recipe, key: str, value: float) -> None:
-    with pytest.raises(ConfigError, match=rf"optim\.{key}={value:g} is not possible: it is .+\."):
+    with pytest.raises(ConfigError, match=rf"optim\.{key}={value:g} is not possible: it must be .+\."):
         recipe(**{"base_lr": 1.0, "weight_decay": 0.1, key: value})
 
 

@@ -5,35 +5,42 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 
 from dist_ssl.distributed.world import World
 from dist_ssl.evaluate.knn import KNN
 from dist_ssl.evaluate.linear import linear_probe
+from dist_ssl.evaluate.linear_recipes import LINEAR, LinearRecipe
 from dist_ssl.protocols.engine import Branch
+from dist_ssl.runtime import jsonl
 from launch import evaluate
+from launch.evaluation import config_of
+from launch.evaluation_options import Options
 from launch.frozen import Frozen
+from launch.measures import PROTOCOLS
 from launch.run_dir import PROJECT, RunDir
 from tests.jobs import small_config, small_job
+from tests.ranks import Ranks
 from tests.system.launching import Launch, words
 
-LENGTH = ("epochs=2", "probe.every=9 epochs", "keep_last=5", "nodes=1")
 BEGINNING = "protocol=unlabelled"
 
 
 @pytest.fixture(scope="module")
-def run(demo_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(followed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two epochs of a method with a teacher."""
-    runs = tmp_path_factory.mktemp("runs")
-    code, text = Launch(*words(demo_shards, runs, "name=done", *LENGTH)).finish()
-    assert code == 0, text
-    return runs / "done"
+    run = Path(shutil.copytree(followed, tmp_path_factory.mktemp("runs") / "done"))
+    shutil.rmtree(run / "evaluations")
+    return run
 
 
 def written(run: Path, capsys: pytest.CaptureFixture[str], *more: str) -> tuple[str, Mapping[str, Any], str]:
@@ -127,7 +134,7 @@ def test_retrieval_and_bags_of_patches(run: Path, capsys: pytest.CaptureFixture[
 def test_the_linear_classifier_is_that_of_the_features(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name, content, text = written(run, capsys, "protocol=linear", "checkpoint=5")
     assert name == "00000005_student_linear.json"
-    config = evaluate.config_of(RunDir.open(run), evaluate.Options(run=str(run), threads=1), {})
+    config = config_of(RunDir.open(run), Options(run=str(run), threads=1), {})
     frozen = Frozen.load(config, run / "checkpoints" / "step_00000005", 1)
     found, numbers = linear_probe(*frozen.both()), content["numbers"]
     assert numbers["linear_accuracy"] == found.last
@@ -138,20 +145,147 @@ def test_the_linear_classifier_is_that_of_the_features(run: Path, capsys: pytest
     assert f"linear accuracy {100 * found.last:.2f} %".split() in [line.split() for line in text.splitlines()]
 
 
+def test_recipes_of_the_command_are_those_of_the_table() -> None:
+    choices = get_type_hints(Options)["recipe"]
+    assert {name for part in get_args(choices) for name in get_args(part)} == set(LINEAR)
+
+
+def test_a_published_protocol_trains_on_crops_and_names_its_recipe(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(LINEAR, "moco", replace(LINEAR["moco"], epochs=2, batch=20, rates=(1.0,)))
+    name, content, text = written(run, capsys, "protocol=linear", "recipe=moco")
+    assert name == "00000010_student_linear_moco.json"
+    numbers = content["numbers"]
+    assert content["settings"]["recipe"] == "moco"
+    assert (numbers["bank"], numbers["queries"], numbers["learning_rate"]) == (60, 20, 1.0)
+    assert not [key for key in numbers if key.startswith("sweep")]
+    shown = [float(line.split()[-2]) for line in text.splitlines() if line.startswith("Epoch ")]
+    assert len(shown) == 2
+    assert shown[-1] == round(100 * numbers["linear_accuracy"], 2)
+    assert max(shown) == round(100 * numbers["best_epoch_accuracy"], 2)
+    name, content, text = written(run, capsys, "protocol=linear", "recipe=moco", "sweep=true")
+    assert name == "00000010_student_linear_moco_sweep.json"
+    swept = {float(key.split()[-1]) for key in content["numbers"] if key.startswith("sweep_accuracy ")}
+    assert swept == set(LINEAR["moco"].swept.rates)
+    assert "Choosing one of 7 learning rates" in text
+
+
+def test_the_protocol_of_patches_is_on_their_means(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name, content, _ = written(run, capsys, "protocol=linear", "recipe=emp_ssl", "patches=3", "checkpoint=5")
+    assert name == "00000005_student_linear_emp_ssl_patches3.json"
+    frozen = loaded(World(), run, 5, LINEAR["emp_ssl"])
+    found = linear_probe(*frozen.both(frozen.drawn(3, 1)), recipe=LINEAR["emp_ssl"])
+    assert content["numbers"]["linear_accuracy"] == found.last
+    assert content["settings"]["patches"] == 3
+
+
+def test_neighbours_are_the_nearest_and_are_shown(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(run / "evaluations", ignore_errors=True)
+    assert evaluate.main([f"run={run}", "threads=1", "protocol=neighbours", "k=3", "queries=4"]) == 0
+    assert "same class" in capsys.readouterr().out
+    sheet, file = sorted((run / "evaluations").iterdir(), key=lambda path: path.suffix, reverse=True)
+    assert (sheet.name, file.name) == tuple(f"00000010_student_neighbours_queries4_k3.{end}" for end in ("png", "json"))
+    numbers = json.loads(file.read_text())["numbers"]
+    frozen = loaded(World(), run, 10)
+    train, held = frozen.labelled()
+    (bank, labels), (asked, right) = frozen.features(train, 99), frozen.features(held, 4)
+    near, rows = (bank @ asked.T / bank.norm(dim=1)[:, None] / asked.norm(dim=1)).topk(3, dim=0)
+    assert numbers["mean_similarity"] == pytest.approx(float(near.mean()), abs=1e-6)
+    assert numbers["same_class"] == pytest.approx(float((labels[rows] == right).double().mean()))
+    with Image.open(sheet) as image:
+        assert image.width > 4 * 96
+        assert image.height > 4 * 96
+
+
+def test_without_a_held_out_split_no_image_is_its_own_neighbour(
+    run: Path, demo_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone = changed(run, tmp_path / "alone", small_config(demo_shards, "data.val=null"))
+    assert evaluate.main([f"run={alone}", "threads=1", "protocol=neighbours", "k=2", "queries=50"]) == 0
+    numbers = json.loads(next((alone / "evaluations").glob("*.json")).read_text())["numbers"]
+    assert numbers["bank"] == 60
+    assert numbers["mean_similarity"] < 1 - 1e-4
+    assert evaluate.main([f"run={alone}", "threads=1", "protocol=neighbours", "bank=1", "queries=1"]) == 2
+    assert "no other one to be compared with" in capsys.readouterr().out
+
+
+def test_every_evaluation_is_a_line_beside_the_others(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "evaluations.jsonl").unlink(missing_ok=True)
+    _, first, _ = written(run, capsys, BEGINNING, "checkpoint=5")
+    name, last, _ = written(run, capsys, BEGINNING, "branch=teacher")
+    rows = jsonl.read(run / "evaluations.jsonl")
+    assert [row["step"] for row in rows] == [5, 10]
+    assert rows[1].items() >= {"branch": "teacher", "protocol": "unlabelled", "file": name, **last["numbers"]}.items()
+    assert rows[0].items() >= first["numbers"].items()
+
+
+def loaded(world: World, run: Path, step: int, recipe: LinearRecipe = LINEAR["fast"]) -> Frozen:
+    """The encoder of a checkpoint, on the ranks of a world."""
+    config = config_of(RunDir.open(run), Options(run=str(run), threads=1), {})
+    del config["format"]
+    return Frozen.load(config, run / "checkpoints" / f"step_{step:08d}", 3, world=world, recipe=recipe)
+
+
+def measured(world: World, run: Path, step: int) -> list[Mapping[str, float]]:
+    """The numbers of some protocols."""
+    torch.set_num_threads(1)
+    frozen = loaded(world, run, step, replace(LINEAR["swav"], epochs=2, batch=16))
+    return [PROTOCOLS[name](frozen).numbers for name in ("knn", "linear", "neighbours")]
+
+
+def test_several_ranks_have_the_numbers_of_one(run: Path, ranks: Ranks) -> None:
+    (expected,) = ranks.run(measured, 1, run, 10)
+    assert ranks.run(measured, 2, run, 10) == [expected] * 2
+
+
+@pytest.mark.chaos
+def test_ranks_that_torchrun_starts_write_one_evaluation(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, alone, _ = written(run, capsys, "k=5")
+    shutil.rmtree(run / "evaluations")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*torchrun, str(PROJECT / "launch" / "evaluate.py"), f"run={run}", "threads=1", "k=5"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Written to ") == 1
+    (file,) = (run / "evaluations").iterdir()
+    content = json.loads(file.read_text())
+    assert (content["ranks"], alone["ranks"]) == (2, 1)
+    assert content["numbers"] == alone["numbers"]
+
+
 WRONG = {
     "an unknown key": (("bnk=3",), "There is no key 'bnk'.", "'bank'"),
-    "an unknown protocol": (("protocol=know",), "protocol='know' is not possible", "knn, linear, retrieval"),
+    "an unknown protocol": (("protocol=know",), "protocol='know' is not possible", "knn, linear, neighbours"),
     "an unknown branch": (("branch=pupil",), "branch='pupil' is not possible", "student"),
     "a word for a number": (("k=many",), "k='many' is not possible: it takes a value of type int", ""),
-    "no neighbours": (("k=0",), "k=0 is not possible: it is more than 0", ""),
+    "no neighbours": (("k=0",), "k=0 is not possible: it must be at least 1", ""),
     "no images": (("bank=0",), "bank=0 is not possible", ""),
     "more views than there are draws": (("protocol=bag_of_patches", "patches=5000"), "it must be from 1 to 4096", ""),
-    "pixels from outside": (("resize=20",), "resize=20 is not possible: it is at least the side of the crop, 32", ""),
+    "pixels from outside": (
+        ("resize=20",),
+        "resize=20 is not possible: it must be at least the side of the crop, 32",
+        "",
+    ),
     "patches of kNN": (("patches=3",), "patches=3 is not used by protocol=knn", "bag_of_patches"),
     "pairs that there are not": (
         ("protocol=retrieval", "queries=1"),
         "None of the 1 images has another one",
         "queries=",
+    ),
+    "crops of kNN": (("recipe=swav",), "recipe=swav is not used by protocol=knn", "protocol=linear"),
+    "an unknown recipe": (("protocol=linear", "recipe=mocov9"), "recipe='mocov9' is not possible", "'mocov3'"),
+    "patches of crops": (
+        ("protocol=linear", "recipe=moco", "patches=3"),
+        "Only recipe=emp_ssl uses patches",
+        "emp_ssl",
+    ),
+    "a sweep of a sweep": (("protocol=linear", "sweep=true"), "recipe=fast always chooses", "choose a recipe"),
+    "a sheet of a mile": (("protocol=neighbours", "queries=5000"), "it must be from 1 to 200", ""),
+    "one checkpoint of all": (
+        ("watch=all", "checkpoint=5"),
+        "watch=all chooses the checkpoints",
+        "Leave checkpoint out",
     ),
     "no value": (("k",), "k has no value", "Write k="),
     "another checkpoint": (("checkpoint=7",), "has no checkpoint 7", "step_00000005, step_00000010"),

@@ -38,7 +38,7 @@ class Mix:
 def check_alpha(alpha: float) -> None:
     """Raise ConfigError if `alpha` is outside `ALPHAS`, where drawing from Beta(alpha, alpha) is not reliable."""
     least, most = ALPHAS
-    require("method", f"{least:g} to {most:g}", lambda value: least <= value <= most, mix_alpha=alpha)
+    require("method", f"from {least:g} to {most:g}", lambda value: least <= value <= most, mix_alpha=alpha)
 
 
 def draw(draws: Draws, ids: Ints, alpha: float, side: int) -> Mix:

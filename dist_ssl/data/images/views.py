@@ -98,7 +98,7 @@ def checked(recipe: Augmentation, place: str) -> Augmentation:
     positive(place, aspect=r.aspect[0])
     require(place, f"at least the first, {r.aspect[0]:g}", lambda value: value >= r.aspect[0], aspect=r.aspect[1])
     at_least(place, 0, brightness=r.brightness, contrast=r.contrast, saturation=r.saturation)
-    require(place, "0 to 0.5", lambda value: 0 <= value <= 0.5, hue=r.hue)
+    require(place, "from 0 to 0.5", lambda value: 0 <= value <= 0.5, hue=r.hue)
     positive(place, blur_min=r.blur_min)
     require(place, f"at least blur_min={r.blur_min:g}", lambda value: value >= r.blur_min, blur_max=r.blur_max)
     shares(place, **{key: value for key, value in vars(r).items() if key.endswith("_p")})

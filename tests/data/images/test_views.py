@@ -45,16 +45,25 @@ RECIPE = Augmentation(
     turn_p=0.4,
 )
 OUTSIDE: dict[str, tuple[dict[str, Any], str]] = {
-    "a crop of nothing": ({"crop_min": 0.0}, "crop_min=0 is not possible: it is more than 0 and at most 1."),
-    "a crop of more than all": ({"crop_max": 1.5}, "crop_max=1.5 is not possible: it is more than 0 and at most 1."),
-    "crops the wrong way round": ({"crop_max": 0.1}, "crop_max=0.1 is not possible: it is at least crop_min=0.2."),
-    "crops without a width": ({"aspect": (0.0, 1.0)}, "aspect=0 is not possible: it is more than 0."),
-    "shapes the wrong way round": ({"aspect": (2.0, 1.0)}, "aspect=1 is not possible: it is at least the first, 2."),
-    "less than no change": ({"contrast": -0.4}, "contrast=-0.4 is not possible: it is at least 0."),
-    "more than half a turn": ({"hue": 0.6}, "hue=0.6 is not possible: it is 0 to 0.5."),
-    "a blur of nothing": ({"blur_min": 0.0}, "blur_min=0 is not possible: it is more than 0."),
-    "blurs the wrong way round": ({"blur_max": 0.05}, "blur_max=0.05 is not possible: it is at least blur_min=0.1."),
-    "more often than always": ({"turn_p": 1.5}, "turn_p=1.5 is not possible: it is a number from 0 to 1."),
+    "a crop of nothing": ({"crop_min": 0.0}, "crop_min=0 is not possible: it must be more than 0 and at most 1."),
+    "a crop of more than all": (
+        {"crop_max": 1.5},
+        "crop_max=1.5 is not possible: it must be more than 0 and at most 1.",
+    ),
+    "crops the wrong way round": ({"crop_max": 0.1}, "crop_max=0.1 is not possible: it must be at least crop_min=0.2."),
+    "crops without a width": ({"aspect": (0.0, 1.0)}, "aspect=0 is not possible: it must be more than 0."),
+    "shapes the wrong way round": (
+        {"aspect": (2.0, 1.0)},
+        "aspect=1 is not possible: it must be at least the first, 2.",
+    ),
+    "less than no change": ({"contrast": -0.4}, "contrast=-0.4 is not possible: it must be at least 0."),
+    "more than half a turn": ({"hue": 0.6}, "hue=0.6 is not possible: it must be from 0 to 0.5."),
+    "a blur of nothing": ({"blur_min": 0.0}, "blur_min=0 is not possible: it must be more than 0."),
+    "blurs the wrong way round": (
+        {"blur_max": 0.05},
+        "blur_max=0.05 is not possible: it must be at least blur_min=0.1.",
+    ),
+    "more often than always": ({"turn_p": 1.5}, "turn_p=1.5 is not possible: it must be a number from 0 to 1."),
 }
 """Keys of a recipe outside their range, and the expected message."""
 SIDES = st.integers(1, 700)

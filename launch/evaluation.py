@@ -1,0 +1,155 @@
+"""The evaluation of one checkpoint of a run: its config, its numbers, and the files that hold them.
+
+runs/NAME/evaluations/STEP_BRANCH_PROTOCOL.json   an evaluation: numbers, settings, identity of the data
+                      STEP_BRANCH_neighbours.png  the sheet of nearest neighbours
+          evaluations.jsonl                       one line for each evaluation, in the order in which they were made
+"""
+
+import io
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from rich.table import Table
+
+from dist_ssl.checkpoint.saver import PUBLISHED
+from dist_ssl.distributed.world import World
+from dist_ssl.errors import ConfigError, DataError
+from dist_ssl.evaluate.linear import Say
+from dist_ssl.runtime import jsonl
+from dist_ssl.runtime.files import write_atomically
+from launch import credentials
+from launch.evaluation_options import Options
+from launch.run_dir import RunDir
+
+ALL = 1 << 62
+"""More images than any split has."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The numbers of a checkpoint with all that they depend on, the sheet of neighbours, and the file for both."""
+
+    file: Path
+    content: dict[str, Any]
+    sheet: Image.Image | None
+
+    def write(self) -> None:
+        """Write the files; that of the numbers comes last, so that it stands for all of them. Raises OSError."""
+        self.file.parent.mkdir(exist_ok=True)
+        if self.sheet:
+            buffer = io.BytesIO()
+            self.sheet.save(buffer, "PNG")
+            write_atomically(self.file.with_suffix(".png"), buffer.getvalue())
+        text = json.dumps(self.content, indent=1, allow_nan=False) + "\n"
+        row = {
+            "time": round(time.time(), 3),
+            "step": int(self.content["checkpoint"].removeprefix("step_")),
+            "branch": self.content["settings"]["branch"],
+            "protocol": self.content["protocol"],
+            "file": self.file.name,
+        }
+        jsonl.append(self.file.parent.with_suffix(".jsonl"), [{**row, **self.content["numbers"]}])
+        write_atomically(self.file, text)
+
+    def table(self) -> Table:
+        """Return the numbers as a table."""
+        shown = Table(box=None, header_style="", pad_edge=False, show_header=False)
+        for key, value in self.content["numbers"].items():
+            accuracy = key.partition(" ")[0].endswith(("accuracy", "same_class"))
+            text = f"{100 * value:.2f} %" if accuracy else f"{value:.4g}" if isinstance(value, float) else str(value)
+            shown.add_row(key.replace("_", " "), text)
+        return shown
+
+
+def published(run: RunDir) -> dict[int, Path]:
+    """Return the folders of the run's checkpoints by their steps, ascending."""
+    folders = (run.folder / "checkpoints").glob("step_*")
+    found = {int(name[1]): path for path in folders if (name := PUBLISHED.fullmatch(path.name))}
+    return dict(sorted(found.items()))
+
+
+def checkpoint_of(run: RunDir, name: str) -> Path:
+    """Return the folder of a checkpoint: `latest`, `step_00012000`, or 12000. Raises ConfigError."""
+    found = published(run)
+    if not found:
+        raise ConfigError(f"{run.folder} has no checkpoint yet.", "Wait for the first one.")
+    step = name.removeprefix("step_")
+    if name == "latest":
+        return found[max(found)]
+    if not step.isdigit() or int(step) not in found:
+        shown = ", ".join(path.name for path in list(found.values())[-8:])
+        raise ConfigError(
+            f"{run.folder} has no checkpoint {name}.", f"It has {shown}; checkpoint=latest is the newest."
+        )
+    return found[int(step)]
+
+
+def config_of(run: RunDir, options: Options, data: dict[str, str], sharers: int = 1) -> dict[str, Any]:
+    """Return the run's config with the options and with the place where its data was read last.
+
+    `sharers`: ranks that share the cores of this machine. Raises ConfigError.
+    """
+    began, now = run.config, credentials.restored(run.last_config())
+    threads = options.threads or max(1, len(os.sched_getaffinity(0)) // sharers)
+    probe = {"bank": options.bank or ALL, "queries": options.shown("queries") or ALL, "k": options.shown("k")}
+    probe |= {key: getattr(options, key) for key in ("branch", "temperature", "resize", "crop")}
+    if "planner" not in began["schedule"]:
+        raise ConfigError(
+            f"{run.folder} was started by code that is too old for this command.", "Evaluate a newer run."
+        )
+    return {
+        **began,
+        "probe": {**now["probe"], **{key: value for key, value in probe.items() if value is not None}},
+        "data": {**began["data"], "path": now["data"]["path"], "loader_process": False, **data},
+        "threads": threads,
+        "decode_threads": threads,
+    }
+
+
+def file_of(run: RunDir, options: Options, checkpoint: str, branch: str) -> Path:
+    """Return the file for the numbers of a checkpoint (`step_00012000`)."""
+    name = f"{checkpoint.removeprefix('step_')}_{branch}_{options.protocol}{options.suffix}.json"
+    return run.folder / "evaluations" / name
+
+
+def evaluated(
+    run: RunDir, options: Options, data: dict[str, str], checkpoint: Path, world: World, say: Say
+) -> Evaluation:
+    """Evaluate a checkpoint on all ranks. Raises UserError; RetiredError where the run has removed it meanwhile."""
+    import torch
+
+    from dist_ssl.build import last_side
+    from launch.frozen import Frozen
+    from launch.measures import PROTOCOLS
+
+    config = config_of(run, options, data, world.local_size)
+    torch.set_num_threads(config["threads"])
+    started = time.monotonic()
+    plain = {key: value for key, value in config.items() if key != "format"}
+    try:
+        frozen = Frozen.load(plain, checkpoint, options.patches, world=world, recipe=options.linear, say=say)
+        measured = PROTOCOLS[options.protocol](frozen)
+    except DataError as error:
+        raise DataError(error.problem, f"{error.remedy} Say where the run's data is now: data.path=...") from error
+    node = frozen.node
+    resize, crop = node.sides(last_side(frozen.parts))
+    settings = {"branch": node.branch, "k": node.k, "temperature": node.temperature, "resize": resize, "crop": crop}
+    recipe = {"recipe": options.recipe or "fast"} if options.protocol == "linear" else {}
+    split = {key: config["data"][key] for key in ("train", "val")}
+    content = {
+        "protocol": options.protocol,
+        "checkpoint": checkpoint.name,
+        "settings": {**settings, **recipe, "patches": options.patches, **split},
+        "numbers": dict(measured.numbers),
+        "data": frozen.parts.dataset.identity,
+        "device": world.device.type,
+        "threads": config["threads"],
+        "ranks": world.size,
+        "seconds": round(time.monotonic() - started, 3),
+    }
+    return Evaluation(file_of(run, options, checkpoint.name, node.branch), content, measured.sheet)
