@@ -21,8 +21,8 @@ that it finds, watch=kept only those that the run keeps for ever (keep_every) an
 finished, and Ctrl-C ends it before. bank=N and queries=N are the most images of the training and of the held-out split,
 which by default are used whole. resize=256 crop=224 is the view of an image: its shorter side in px, and the side of
 the centre that is cut out. What is not given is as the run's probe has it. threads=N are those of torch;
-data.val=NAME is another held-out split. trust=true evaluates a run in a folder that others can change too. One process computes, on a GPU if there is one; several share the work where
-torchrun starts them.
+data.val=NAME is another held-out split. trust=true evaluates a run whose folder others can change too. One process
+computes, on a GPU if there is one; several share the work where torchrun starts them.
 
 The numbers are printed, and written to runs/NAME/evaluations/STEP_BRANCH_PROTOCOL.json, whose name also has the
 settings that were given, and to runs/NAME/evaluations.jsonl. Of the linear protocol report `linear accuracy`, that of
