@@ -6,7 +6,8 @@
     python launch/plan.py ... watts=350 out=plan.png     # energy, with so many watts per node; the file of the curves
 
 Arguments are those of launch/slurm.py. A few steps of every kind of epoch (steps=4) are trained on this machine, and
-nothing is kept of them. Time is that of steps and probes: starting and the exchange between nodes are not in it.
+nothing is kept of them; it should be idle. Time is that of steps and probes: starting, saving and the exchange between
+ranks are not in it.
 """
 
 import itertools

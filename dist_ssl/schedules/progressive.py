@@ -119,13 +119,13 @@ class Progressive:
         def between(first: float, last: float) -> float:
             return last if grown == 1 else first + (last - first) * grown
 
-        size = on_grid(between(self.start_scale, 1), self.image_size, step_of(self.image_size, self.multiple))
+        size = on_grid(between(self.start_scale, 1.0), self.image_size, step_of(self.image_size, self.multiple))
         scale, local = size / self.image_size, self.local_size or 0
         number = round(between(self.first_local_views, self.local_views))
         return EpochPlan(
             0,
             size,
-            between(self.start_magnitude, 1),
+            between(self.start_magnitude, 1.0),
             self.views,
             max(1, round(between(self.first_batch, self.batch_size) / self.lanes)) * self.lanes,
             self.lanes,

@@ -113,5 +113,5 @@ def test_the_table_of_epochs_is_the_golden_one(name: str) -> None:
     for epoch, position in sorted(firsts.items()):
         numbers = {key: float(f"{float(v):.6g}") for key, v in schedule.hyperparameters(position).values.items()}
         rows.append({**asdict(schedule.plan(epoch)), "starts_at": timeline.starts[epoch], **numbers})
-    text = "".join(yaml.safe_dump(row, default_flow_style=True, sort_keys=False, width=200) for row in rows)
+    text = "".join(yaml.safe_dump(row, default_flow_style=True, sort_keys=False, width=400) for row in rows)
     agree(Path(__file__).parent / "golden" / f"{name}.yaml", text)
