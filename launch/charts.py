@@ -10,7 +10,7 @@ from html import escape
 
 WIDTH, HEIGHT = 560, 240
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 34, 30
-ROW, BAR, NAMES = 30, 18, 150
+ROW, BAR, NAMES, UNIT = 30, 18, 150, 60
 MOST_POINTS = 400
 """Points of a curve that are drawn; more are averaged in groups."""
 MAGNITUDES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -53,10 +53,10 @@ def duration(seconds: float) -> str:
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Return three to seven round numbers within the bounds, at equal distances."""
+    """Return at most seven round numbers within the bounds, at equal distances."""
     if high <= low:
         return [low]
-    raw = (high - low) / 4
+    raw = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw)
     first = math.ceil(low / step - 1e-9)
@@ -87,7 +87,7 @@ def curves(title: str, traces: Sequence[Trace], across: str, label: Callable[[fl
         _, height = at(xs[0], y)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height:.1f}" y2="{height:.1f}"/>')
         parts.append(text(LEFT - 6, height + 4, label(y), "axis end"))
-    for x in ticks(*xs)[:-1]:
+    for x in ticks(*xs):
         parts.append(text(at(x, ys[0])[0], HEIGHT - 14, number(x), "axis middle"))
     for colour, name, points in drawn:
         places = " ".join("{:.1f},{:.1f}".format(*at(*point)) for point in points)
@@ -136,7 +136,8 @@ def timeline(title: str, spans: Sequence[Span]) -> str:
         place = f'x="{left:.1f}" y="{TOP + ROW * rows.index(span.row)}" width="{width:.1f}" height="{BAR}"'
         parts.append(f'<rect class="f{span.colour}" {place}><title>{escape(span.note)}</title></rect>')
     height = TOP + ROW * len(rows)
-    parts += [text(NAMES + scale * (x - low), height + 10, number(x), "axis middle") for x in ticks(low, high)[:-1]]
+    marks = [(NAMES + scale * (x - low), number(x)) for x in ticks(low, high)]
+    parts += [text(x, height + 10, word, "axis middle") for x, word in marks if x < WIDTH - RIGHT - UNIT]
     return svg(WIDTH, height + 16, [*parts, text(WIDTH - RIGHT, height + 10, "hours", "axis end")])
 
 

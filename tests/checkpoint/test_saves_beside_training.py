@@ -90,9 +90,26 @@ def test_metrics_tell_the_newest_checkpoint_and_what_it_took(tmp_path: Path) -> 
     found = own.metrics()
     assert (found["saved_step"], found["failed_saves"]) == (7, 0)
     assert found["save_seconds"] > 0
+    assert found["checkpoint_bytes"] == sum(file.stat().st_size for file in (tmp_path / "step_00000007").iterdir())
+    assert "restore_seconds" not in found, "it has restored nothing"
     again = keeper(tmp_path)
     again.restore(Store(), FRESH)  # type: ignore[arg-type]
-    assert again.metrics()["saved_step"] == 7
+    found = again.metrics()
+    assert (found["saved_step"], found["damaged_checkpoints"]) == (7, 0)
+    assert found["restore_seconds"] > 0
+    assert "restore_seconds" not in again.metrics(), "it is reported once"
+
+
+def test_metrics_tell_how_many_checkpoints_a_restore_passed_over(tmp_path: Path) -> None:
+    own = keeper(tmp_path, keep_last=3)
+    for step in (1, 2, 3):
+        saved(own, Store(step), step)
+    for step in (2, 3):
+        (tmp_path / f"step_{step:08d}" / "state.json").write_text("{")
+    again = keeper(tmp_path)
+    again.restore(Store(), FRESH)  # type: ignore[arg-type]
+    found = again.metrics()
+    assert (found["saved_step"], found["damaged_checkpoints"]) == (1, 2)
 
 
 def test_a_save_without_room_is_told_counted_and_made_up_for_by_the_next(

@@ -141,7 +141,7 @@ def test_ticks_are_few_round_numbers_at_equal_distances(low: float, span: float)
 
 
 def test_ticks_of_simple_bounds() -> None:
-    assert ticks(0, 100) == [0, 50, 100]
+    assert ticks(0, 100) == [0, 20, 40, 60, 80, 100]
     assert ticks(0.1, 0.9) == pytest.approx([0.2, 0.4, 0.6, 0.8])
 
 
