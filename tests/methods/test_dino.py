@@ -80,6 +80,12 @@ def test_the_teacher_sees_global_views_only_and_the_student_all() -> None:
     assert m.loss(e, b, small.HYPER).loss.item() == pytest.approx(torch.stack(rows).mean().item())
 
 
+def test_an_epoch_may_have_fewer_local_views_than_the_recipe() -> None:
+    most, none, b = small.method("dino", outputs=12, local_views=2), small.method("dino", outputs=12), small.batch(2)
+    e = small.forward(none, b)
+    assert most.loss(e, b, small.HYPER).loss.item() == none.loss(e, b, small.HYPER).loss.item()
+
+
 def test_the_hyperparameter_is_the_teachers_temperature() -> None:
     m, b = small.method("dino", outputs=12), small.batch()
     e = small.forward(m, b)

@@ -108,3 +108,12 @@ def test_a_finished_run_that_is_extended_equals_the_uninterrupted_one(
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
     assert same_bits(found, expected)
     assert not same_bits(finished, found)
+
+
+def test_the_number_of_local_views_may_grow(demo_shards: Path, tmp_path: Path) -> None:
+    words = ["method=swav", "views=demo_crops", "method.local_views=2", "schedule=progressive", "epochs=3"]
+    config = small_config(demo_shards, *words, "schedule.start_local_views=0", "probe.every=9 epochs")
+    attempt(World(), config, tmp_path, 1)
+    rows = jsonl.read(tmp_path / "plan.jsonl")
+    assert [row["local_views"] for row in rows] == [0, 1, 2]
+    assert len(losses(tmp_path)) == 15
