@@ -38,7 +38,7 @@ from dist_ssl.evaluate.probe_keys import Probing
 from dist_ssl.metrics.meter import Meter
 from dist_ssl.metrics.sinks import JsonLines, Prometheus, Status
 from dist_ssl.metrics.table import check_keys
-from dist_ssl.models.encoders import check_side
+from dist_ssl.models.patches import check_side, check_support
 from dist_ssl.optim.recipes import OptimizerRecipe
 from dist_ssl.protocols.engine import Engine
 from dist_ssl.protocols.method import Method
@@ -108,9 +108,10 @@ def parts(config: Config, world: World, ranks: int) -> Parts:
     for plan in distinct_plans(schedule, run.epochs):
         check_plan(plan.lanes, plan.batch_size, ranks, len(train.samples))
         check_groups(method, plan.batch_size, over, accumulate, possible)
+        check_support(encoder, plan.tokens)
         method.check(plan)
-        check_side(encoder, plan.image_size, "schedule.image_size")
-        check_side(encoder, plan.local_size if plan.local_views else None, "schedule.local_size")
+        check_side(encoder, plan.image_size, "schedule.image_size", plan.tokens)
+        check_side(encoder, plan.local_size if plan.local_views else None, "schedule.local_size", plan.tokens)
         of_views(recipes, plan.views, plan.local_views)
     return Parts(run, data, access, dataset, train, recipes, optimizer, method, schedule, timeline, virtual)
 
