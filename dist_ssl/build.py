@@ -40,7 +40,7 @@ from dist_ssl.metrics.goodput import Goodput
 from dist_ssl.metrics.meter import Meter
 from dist_ssl.metrics.sinks import EVERYWHERE, JsonLines, Prometheus, Status, TextFile
 from dist_ssl.metrics.table import check_keys
-from dist_ssl.models.encoders import check_side
+from dist_ssl.models.patches import check_side, check_support
 from dist_ssl.optim.recipes import OptimizerRecipe
 from dist_ssl.protocols.engine import Engine
 from dist_ssl.protocols.method import Method
@@ -119,9 +119,11 @@ def epoch_check(
         over, accumulate = (ranks, config["engine"].get("accumulate", 1)) if virtual is None else (1, virtual)
         possible = [n for n in range(1, plan.lanes + 1) if plan.lanes % n == 0] if virtual is None else []
         check_groups(method, plan.batch_size, over, accumulate, possible)
+        check_support(method.encoder, plan.tokens)
         method.check(plan)
-        check_side(method.encoder, plan.image_size, "schedule.image_size")
-        check_side(method.encoder, plan.local_size if plan.local_views else None, "schedule.local_size")
+        check_side(method.encoder, plan.image_size, "schedule.image_size", plan.tokens)
+        local = plan.local_size if plan.local_views else None
+        check_side(method.encoder, local, "schedule.local_size", plan.tokens)
         of_views(recipes, plan.views, plan.local_views)
         check_fixed(plan.fixed)
 

@@ -88,3 +88,35 @@ def together(per_rank: list[list[list[int]]]) -> list[list[int]]:
 def same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     """Equal names and equal bits."""
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+class Cut(Exception):  # noqa: N818
+    """The end of an attempt that was not asked for."""
+
+
+class CutStream:
+    """A stream that breaks off after so many batches."""
+
+    def __init__(self, stream: Stream, batches: int) -> None:
+        self.stream, self.left = stream, batches
+
+    def epoch(self, plan: EpochPlan, start: int = 0) -> Iterator[Batch]:
+        for batch in self.stream.epoch(plan, start):
+            if self.left == 0:
+                raise Cut
+            self.left -= 1
+            yield batch
+
+
+def attempt(world: World, config: dict[str, Any], folder: Path, number: int, batches: int) -> dict[str, Tensor] | None:
+    """Train on from what is saved; the state at the end, None where it was broken off before."""
+    job = small_job(world, config, folder, number)
+    job.stream = CutStream(job.stream, batches)  # type: ignore[assignment]
+    try:
+        train(job)
+    except Cut:
+        return None
+    finally:
+        job.agreement.drain()
+        job.checkpoint.wait()
+    return {name: value.clone() for name, value in job.engine.state().items()}

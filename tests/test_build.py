@@ -188,6 +188,38 @@ REFUSED = {
         "No part of views is for the 2 global views",
         "without local",
     ),
+    "tokens of an encoder that has none": (
+        ("schedule.keep_tokens=0.5",),
+        1,
+        "with this encoder, TinyResNet",
+        "vit_small",
+    ),
+    "patches of an encoder that has none": (("schedule.patch_size=4",), 1, "schedule.patch_size=4", "patch_size=0"),
+    "no tokens at all": (("encoder=vit_tiny_demo", "schedule.keep_tokens=0"), 1, "schedule.keep_tokens=0", "0.5, say"),
+    "a share that leaves no token": (
+        ("encoder=vit_tiny_demo", "schedule.keep_tokens=0.01"),
+        1,
+        "schedule.keep_tokens=0.01 keeps none of the 25 tokens of schedule.image_size=20",
+        "schedule.keep_tokens=0.04",
+    ),
+    "patches that views are no multiple of": (
+        ("encoder=vit_tiny_demo", "schedule.patch_size=8"),
+        1,
+        "schedule.image_size=20 does not fit schedule.patch_size=8",
+        "multiple of 8",
+    ),
+    "patches that local views are no multiple of": (
+        ("encoder=vit_tiny_demo", "method=dino", "method.local_views=2", "views=demo_crops", "schedule.patch_size=10"),
+        1,
+        "schedule.local_size=12 does not fit schedule.patch_size=10",
+        "multiple of 10",
+    ),
+    "patches that tiles are no multiple of": (
+        ("encoder=vit_tiny_demo", "method=fast_moco", "schedule.patch_size=4"),
+        1,
+        "schedule.image_size/method.parts=10 does not fit schedule.patch_size=4",
+        "multiple of 4",
+    ),
     "a probe that patches do not cover": (
         ("encoder=vit_tiny_demo", "probe.crop=30"),
         1,

@@ -6,6 +6,7 @@ names what the documentation of `torch.use_deterministic_algorithms` lists, of t
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from dist_ssl.config.instantiate import instantiate
 from dist_ssl.core.batch import Batch
 from dist_ssl.core.draws import Draws
 from dist_ssl.core.plan import Hyperparameters
+from dist_ssl.core.tokens import ALL_TOKENS, Tokens
 from dist_ssl.data.images.photometric import Photometry
 from dist_ssl.data.images.resize import SMALLEST_LOOPED
 from dist_ssl.data.images.views import Augmentation
@@ -210,7 +212,9 @@ def small_encoder(name: str) -> nn.Module:
     return encoder
 
 
-def trained(method: str, encoder: nn.Module, optim: str = "adamw", aux: bool = False) -> Watch:
+def trained(
+    method: str, encoder: nn.Module, optim: str = "adamw", aux: bool = False, tokens: Tokens = ALL_TOKENS
+) -> Watch:
     """Take two steps, the first of which shows a method that wants it all images; what was called meanwhile."""
     world, made = (
         World(),
@@ -226,7 +230,7 @@ def trained(method: str, encoder: nn.Module, optim: str = "adamw", aux: bool = F
         if engine.needs_initial_pass:
             engine.initialise_memory(batch(whole, 0))
         for step in range(2):
-            engine.step(batch(whole, step), hyper)
+            engine.step(replace(batch(whole, step), tokens=tokens), hyper)
         engine.embed(batch(whole, 0).views[0], "student")
     assert watch.calls > 100
     return watch
@@ -266,6 +270,12 @@ def test_a_step_of_a_method_calls_none_of_them(method: str, aux: bool) -> None:
 @pytest.mark.usefixtures("any_device")
 def test_a_step_with_an_encoder_and_views_of_two_sizes_calls_none_of_them(encoder: str) -> None:
     assert not trained("dino", small_encoder(encoder)).seen
+
+
+@pytest.mark.parametrize("encoder", [name for name in ENCODERS if name.startswith("vit")])
+@pytest.mark.usefixtures("any_device")
+def test_a_step_with_few_tokens_of_large_patches_calls_none_of_them(encoder: str) -> None:
+    assert not trained("dino", small_encoder(encoder), tokens=Tokens(0.5, 8)).seen
 
 
 @pytest.mark.parametrize("optim", OPTIMIZERS)

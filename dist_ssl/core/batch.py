@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from dist_ssl.core.draws import Draws, SampleDraws
+from dist_ssl.core.tokens import ALL_TOKENS, Tokens
 
 
 @dataclass
@@ -25,6 +26,8 @@ class Batch:
     """Randomness for the method, keyed by this epoch; `step` completes the key."""
     step: int
     """Number of this step within its epoch, from 0."""
+    tokens: Tokens = ALL_TOKENS
+    """How a transformer cuts the views."""
     unreadable: Mapping[int, str] = field(default_factory=dict)
     """Reason why a replacement sample was used, by the number of the unreadable sample."""
     levels: Mapping[int, int] = field(default_factory=dict)
@@ -41,7 +44,8 @@ class Batch:
         """
         size, rest = divmod(len(self.ids), number)
         assert not rest
+        ids = self.ids.numpy()
         return [
-            ([view[at : at + size] for view in self.views], self.draws.of(self.ids[at : at + size].numpy()))
-            for at in range(0, len(self.ids), size)
+            ([view[at : at + size] for view in self.views], self.draws.of(ids[at : at + size], self.tokens))
+            for at in range(0, len(ids), size)
         ]

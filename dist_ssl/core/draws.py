@@ -15,6 +15,8 @@ from enum import IntEnum
 import numpy as np
 import numpy.typing as npt
 
+from dist_ssl.core.tokens import ALL_TOKENS, Tokens
+
 Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 Words = npt.NDArray[np.uint64]
@@ -50,6 +52,7 @@ class Purpose(IntEnum):
     ROTATION = 16
     MIX = 17
     DROP_PATH = 18
+    TOKENS = 19
 
 
 def philox(counter: tuple[Words, Words, Words, Words], key: tuple[int, int]) -> tuple[Words, Words, Words, Words]:
@@ -114,9 +117,19 @@ class Draws:
         words = self.words(purpose, ids, slot, 2)
         return np.argsort(words[:, 0] << HALF | words[:, 1], kind="stable")
 
-    def of(self, ids: Ints) -> "SampleDraws":
-        """Return the draws of these samples."""
-        return SampleDraws(self, ids)
+    def chosen(self, purpose: Purpose, ids: Ints, slots: range, among: int, count: int) -> Ints:
+        """Return `count` different numbers of 0 to `among` - 1, [len(slots), len(ids), count], ascending.
+
+        Every choice is equally likely. `among`: 1 to 16384; `count`: 1 to `among`.
+        """
+        words = self._words({purpose: among}, ids, slots)[purpose]
+        numbered = words << HALF | np.arange(among, dtype=np.uint64)  # no two are equal
+        lowest = np.partition(numbered, count - 1, axis=-1)[..., :count]
+        return np.sort((lowest & LOW).astype(np.int64), axis=-1)
+
+    def of(self, ids: Ints, tokens: Tokens = ALL_TOKENS) -> "SampleDraws":
+        """Return the draws of these samples, whose views a transformer cuts into `tokens`."""
+        return SampleDraws(self, ids, tokens)
 
     def torch_seed(self, step: int) -> int:
         """Return a 63-bit seed for a torch generator at one step."""
@@ -130,6 +143,8 @@ class SampleDraws:
 
     draws: Draws
     ids: Ints
+    tokens: Tokens = ALL_TOKENS
+    """How a transformer cuts the views of these samples."""
 
     def uniform(self, purpose: Purpose, slot: int, count: int) -> Floats:
         """Return [B, count] float32 numbers, uniform in [0, 1); row i depends on ids[i] alone."""

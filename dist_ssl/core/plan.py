@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from dist_ssl.config.durations import Duration
+from dist_ssl.core.tokens import Tokens
 
 FROZEN = "frozen/"
 """Prefix of a hyperparameter that freezes a part of a method: the part is not updated while the value is above 0."""
@@ -39,6 +40,10 @@ class EpochPlan:
     """Side of a global view as a share of that which the augmentations are published for; the blur shrinks with it."""
     fixed: tuple[str, ...] = ()
     """Augmentations that keep their full strength whatever the magnitude (see `views.SCALED`)."""
+    keep_tokens: float = 1.0
+    """Share of a transformer's tokens that the student keeps of every view, more than 0, at most 1."""
+    patch_size: int = 0
+    """Side of a transformer's patches, px, for student and teacher; 0: as the encoder has it."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "fixed", tuple(self.fixed))  # JSON has no tuples
@@ -51,6 +56,11 @@ class EpochPlan:
     def samples_per_lane(self) -> int:
         """Return the number of samples that one step takes from every lane."""
         return self.batch_size // self.lanes
+
+    @property
+    def tokens(self) -> Tokens:
+        """Return how a transformer cuts the views."""
+        return Tokens(self.keep_tokens, self.patch_size)
 
 
 @dataclass(frozen=True)

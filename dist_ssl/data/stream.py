@@ -79,6 +79,7 @@ class Stream:
         def make(item: tuple[int, Loaded], views: list[Tensor]) -> Batch:
             at, pixels = item
             batch = self._batch(pixels, views, changes, draws, at // steps.count)
+            batch.tokens = plan.tokens
             if pyramid := self.loader.pyramid:
                 batch.levels = pyramid.levels(cutter, draws, np.array(list(pixels.unreadable), dtype=np.int64))
             return batch

@@ -25,6 +25,7 @@ from dist_ssl.losses.job import job_mean
 from dist_ssl.models import norm
 from dist_ssl.models.branch import Branch, width_of
 from dist_ssl.models.heads import mlp
+from dist_ssl.models.patches import drop_tokens
 from dist_ssl.protocols.method import Embeddings, LossOutput, Method
 
 
@@ -76,6 +77,7 @@ class BYOL(Method):
     def embed(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
         """Return predictions p1, p2, [B, dim] each; both views in one pass, each with its own statistics."""
         norm.set_views(self, len(views))
+        drop_tokens(self.student, draws, len(views))
         p1, p2 = self.predictor(self.student(torch.cat(views))).chunk(2)
         return {"p1": p1, "p2": p2}
 

@@ -24,6 +24,7 @@ from dist_ssl.losses.job import gather_embeddings
 from dist_ssl.models import norm
 from dist_ssl.models.branch import Branch, width_of
 from dist_ssl.models.heads import mlp
+from dist_ssl.models.patches import drop_tokens
 from dist_ssl.protocols.method import Embeddings, LossOutput, Method
 
 
@@ -94,6 +95,7 @@ class EMPSSL(Method):
     def embed(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
         """Return unit embeddings z of all patches, [B, patches, dim], from one pass with common batch statistics."""
         norm.set_views(self, 1, rows=len(views))
+        drop_tokens(self.student, draws, 1, rows=len(views))
         z = F.normalize(self.student(torch.stack(views, dim=1).flatten(0, 1)), dim=1)
         return {"z": z.view(-1, len(views), z.shape[1])}
 

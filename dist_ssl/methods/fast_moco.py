@@ -27,8 +27,8 @@ from dist_ssl.losses.health import signs_of_health
 from dist_ssl.losses.job import gather_embeddings, job_mean
 from dist_ssl.models import norm
 from dist_ssl.models.branch import Branch, width_of
-from dist_ssl.models.encoders import check_side
 from dist_ssl.models.heads import mlp
+from dist_ssl.models.patches import check_side, drop_tokens
 from dist_ssl.protocols.method import Embeddings, LossOutput, Method
 
 
@@ -94,13 +94,15 @@ class FastMoCo(Method):
                 f"Views of {plan.image_size} px cannot be split into method.parts={self.parts} tiles along a side.",
                 f"Use schedule.image_size={near}, or parts that divide {plan.image_size}.",
             )
-        check_side(self.encoder, plan.image_size // self.parts, "The side of a tile, schedule.image_size/method.parts")
+        key = "The side of a tile, schedule.image_size/method.parts"
+        check_side(self.encoder, plan.image_size // self.parts, key, plan.tokens)
 
     def embed(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
         """Return predictions `p1`, `p2` of the two views, [B, C, dim] each, C the number of combinations."""
         tiles = self.parts**2
         split_views = torch.cat([by_sample(split(view, self.parts), tiles) for view in views])
         norm.set_views(self.student.encoder, len(views), rows=tiles)
+        drop_tokens(self.student, draws, len(views), rows=tiles)
         features = self.student.encoder(split_views).chunk(len(views))
         mixed = [combine(by_tile(f, tiles), tiles, self.combined) for f in features]
         combinations = len(mixed[0]) // len(views[0])

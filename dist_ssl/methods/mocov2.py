@@ -31,6 +31,7 @@ from dist_ssl.memory.queue import Queue
 from dist_ssl.models import norm
 from dist_ssl.models.branch import Branch, width_of
 from dist_ssl.models.heads import mlp
+from dist_ssl.models.patches import drop_tokens
 from dist_ssl.protocols.method import Embeddings, LossOutput, Method
 
 DIRECTIONS = ("q", "k"), ("q_back", "k_back")
@@ -104,6 +105,7 @@ class MoCoV2(Method):
     def embed(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
         """Return queries `q` of the first view, [B, dim], and `q_back` of the second if symmetric."""
         norm.set_views(self, len(self.directions))
+        drop_tokens(self.student, draws, len(self.directions))
         found = self.student(torch.cat(views) if len(self.directions) == 2 else views[0])
         return dict(zip((q for q, _ in self.directions), found.chunk(len(self.directions)), strict=True))
 

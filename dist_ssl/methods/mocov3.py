@@ -28,6 +28,7 @@ from dist_ssl.losses.job import gather_embeddings, job_mean
 from dist_ssl.models import norm
 from dist_ssl.models.branch import Branch, width_of
 from dist_ssl.models.heads import mlp
+from dist_ssl.models.patches import drop_tokens
 from dist_ssl.protocols.method import Embeddings, LossOutput, Method
 
 
@@ -86,6 +87,7 @@ class MoCoV3(Method):
     def embed(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
         """Return queries q1, q2, [B, dim] each; both views in one pass, each with its own statistics."""
         norm.set_views(self, len(views))
+        drop_tokens(self.student, draws, len(views))
         q1, q2 = self.predictor(self.student(torch.cat(views))).chunk(2)
         return {"q1": q1, "q2": q2}
 

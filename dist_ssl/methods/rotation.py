@@ -25,8 +25,8 @@ from dist_ssl.losses.job import job_mean
 from dist_ssl.losses.rotation_classes import TURNS, rotate, rotation_cross_entropy
 from dist_ssl.models import drop_path, norm
 from dist_ssl.models.branch import width_of
-from dist_ssl.models.encoders import check_side
 from dist_ssl.models.heads import mlp
+from dist_ssl.models.patches import check_side, drop_tokens
 from dist_ssl.protocols.method import Embeddings, LossOutput, Method
 
 OWN = "turned"
@@ -93,7 +93,7 @@ class Rotation(Method):
     def check(self, plan: EpochPlan) -> None:
         """Raise ConfigError like the method, and where rotated copies would be enlarged or do not fit the encoder."""
         self.method.check(plan)
-        check_side(self.method.encoder, self.side, "aux.side")
+        check_side(self.method.encoder, self.side, "aux.side", plan.tokens)
         if self.side is not None and self.side > plan.image_size:
             raise ConfigError(
                 f"aux.side={self.side} is not possible: turned views of {plan.image_size} px are shrunk to it.",
@@ -107,6 +107,7 @@ class Rotation(Method):
         images = torch.cat([rotate(self._shrunk(view), turn) for view, turn in zip(views, turns, strict=False)])
         norm.set_views(self.encoder, self.turned)
         drop_path.draw(self.encoder, draws, range(len(views), len(views) + self.turned), images.device)
+        drop_tokens(self.encoder, draws, self.turned, first=len(views))
         norm.set_views(self.rotation, self.turned)
         answers = self.rotation(self.encoder(images)).chunk(self.turned)
         return {**found, **{f"{OWN}{slot}": answer for slot, answer in enumerate(answers)}}

@@ -35,6 +35,7 @@ from dist_ssl.memory.negatives import negatives
 from dist_ssl.models import norm
 from dist_ssl.models.branch import Branch, width_of
 from dist_ssl.models.heads import mlp
+from dist_ssl.models.patches import drop_tokens, set_patch
 from dist_ssl.protocols.method import Embeddings, LossOutput, Method
 
 Update = Literal["ema", "pull", "descend"]
@@ -130,6 +131,7 @@ class SingleBranch(Method):
         view = views[0]
         if self.mix:
             view = cutmix.mixed(view, self._mix(draws.draws, torch.from_numpy(draws.ids), view.shape[-1]), self.world)
+        drop_tokens(self.student, draws, 1)
         return {"z": F.normalize(self.student(view), dim=1)}
 
     @torch.no_grad()
@@ -193,6 +195,7 @@ class SingleBranch(Method):
     def initialise_memory(self, batch: Batch) -> None:
         """Initialise the rows of these samples with the embeddings of their unmixed views; a collective."""
         norm.set_views(self, 1)
+        set_patch(self, batch.tokens.patch)
         self.bank.write(batch.ids, self.student(batch.views[0]), batch.valid)
 
     def remember(self, out: LossOutput, batch: Batch, hyper: Hyperparameters) -> None:

@@ -95,7 +95,7 @@ class SwAV(Method):
     def embed(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
         """Return cosines with prototypes, `s0`, `s1`, ..., [B, prototypes] each."""
         directions = F.normalize(self.prototypes.weight, dim=1)
-        found = (with_common_statistics if self.share_statistics else by_size)(self.student, views)
+        found = (with_common_statistics if self.share_statistics else by_size)(self.student, views, draws)
         return {f"s{number}": F.linear(F.normalize(z, dim=1), directions) for number, z in enumerate(found)}
 
     def loss(self, embeddings: Embeddings, batch: Batch, hyper: Hyperparameters) -> LossOutput:

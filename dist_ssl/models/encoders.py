@@ -114,13 +114,3 @@ def _shrink_stem(encoder: nn.Module, name: str) -> None:
     encoder.conv1 = nn.Conv2d(3, conv.out_channels, 3, 1, 1, bias=False)
     nn.init.kaiming_normal_(encoder.conv1.weight, mode="fan_out", nonlinearity="relu")
     encoder.maxpool = nn.Identity()
-
-
-def check_side(encoder: nn.Module, side: int | None, key: str) -> None:
-    """Raise ConfigError where the encoder cannot take images of this side, px, set by `key` of the config."""
-    step = getattr(encoder, "multiple_of", 1)
-    if side is not None and (side < step or side % step):
-        raise ConfigError(
-            f"{key}={side} does not fit the encoder, which cuts images into patches of {step} px.",
-            f"Set it to a multiple of {step}: {max(1, round(side / step)) * step}, say.",
-        )

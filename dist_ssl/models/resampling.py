@@ -1,4 +1,4 @@
-"""Learnt positions of a transformer for views of any side, by a matrix product that has a deterministic gradient.
+"""Timm's transformers for views and patches of any side: learnt positions are resized by a matrix product.
 
 timm resizes the grid of positions by antialiased bicubic interpolation, whose backward pass on GPUs torch refuses
 while only deterministic algorithms are allowed. Interpolation is linear in what it resizes, so it is a matrix
@@ -6,17 +6,20 @@ while only deterministic algorithms are allowed. Interpolation is linear in what
 
     matrix = interpolate(identity)          # once per size
     resized = matrix @ positions            # the same numbers, and the gradient is matrix.T @ gradient
+
+Patches have any side, and may be dropped, as `patches` does it.
 """
 
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.layers import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-Grid = tuple[int, int]
-"""Rows and columns of patches."""
+from dist_ssl.models.patches import Grid, Projection
 
 
 @lru_cache(maxsize=32)
@@ -40,24 +43,35 @@ def resized(positions: Tensor, old: Grid, new: Grid) -> Tensor:
         return resampling(old, new, positions.dtype, positions.device) @ positions
 
 
+class ChosenPatches(PatchEmbed):  # type: ignore[misc]
+    """timm's patches, of any side and all or some of them: [B, 3, S, S] -> [B, K, D]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.proj(x))  # type: ignore[no-any-return]
+
+
 class ResizedPositions(VisionTransformer):  # type: ignore[misc]
     """timm's transformer, which resizes its positions by a matrix product."""
 
     def _pos_embed(self, x: Tensor) -> Tensor:
-        """[B, rows, columns, D] patches -> [B, tokens, D] with positions, class and register tokens in front."""
+        """[B, K, D] patches -> [B, tokens, D] with positions, class and register tokens in front."""
         count = 0 if self.no_embed_class else self.num_prefix_tokens
         prefix, learnt = self.pos_embed[:, :count], self.pos_embed[:, count:]
-        learnt = resized(learnt, self.patch_embed.grid_size, (x.shape[1], x.shape[2]))
+        layout = self.patch_embed.proj.latest
+        learnt = resized(learnt, self.patch_embed.grid_size, layout.grid)
+        if layout.kept is not None:
+            learnt, prefix = layout.of(learnt[0]), prefix.expand(len(x), -1, -1)
         positions = torch.cat([prefix, learnt], dim=1)
         tokens = [token.expand(len(x), -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
-        x = x.flatten(1, 2)
         if self.no_embed_class:
             return self.pos_drop(torch.cat([*tokens, x + positions], dim=1))  # type: ignore[no-any-return]
         return self.pos_drop(torch.cat([*tokens, x], dim=1) + positions)  # type: ignore[no-any-return]
 
 
 def resize_by_products(encoder: nn.Module) -> None:
-    """Let one of timm's transformers resize its learnt positions by matrix products; others stay as they are."""
-    plain = type(encoder) is VisionTransformer
+    """Let one of timm's transformers resize positions and patches by matrix products; others stay as they are."""
+    plain = type(encoder) is VisionTransformer and type(encoder.patch_embed) is PatchEmbed
     if plain and encoder.dynamic_img_size and encoder.pos_embed is not None:
-        encoder.__class__ = ResizedPositions  # timm's factories name the class themselves
+        encoder.__class__ = ResizedPositions  # timm's factories name the classes themselves
+        patches: Any = encoder.patch_embed
+        patches.__class__, patches.proj.__class__ = ChosenPatches, Projection

@@ -2,8 +2,8 @@
 
 timm's VisionTransformer with fixed instead of learnt position embeddings, the weight initialisation of MoCo v3, and an
 untrained random projection of the patches (`frozen_patches`), which keeps long runs with large batches stable. Position
-embeddings are computed for the grid of each view, so the side of views may change between steps. Parameters have timm's
-names.
+embeddings are computed for the grid of each view, so the side of views may change between steps, and so may the side of
+patches and the number of tokens (`patches`). Parameters have timm's names.
 """
 
 import math
@@ -14,23 +14,29 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from dist_ssl.errors import ConfigError
-from dist_ssl.models.encoders import at_least_one, check_side
+from dist_ssl.models.encoders import at_least_one
+from dist_ssl.models.patches import Projection
 
 TEMPERATURE = 1e4
 """Limit of the ratio of the longest to the shortest wavelength of the position embeddings."""
 
 
 @lru_cache(maxsize=32)
-def positions(rows: int, columns: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def positions(
+    rows: int, columns: int, width: int, dtype: torch.dtype, device: torch.device, scale: float = 1.0
+) -> Tensor:
     """Return fixed position embeddings, [rows * columns, width], row by row; `width` is a multiple of 4.
 
     A patch in column w and row h has sin(f w), cos(f w), sin(f h), cos(f h) for width / 4 frequencies f from 1 down
-    towards 1 / TEMPERATURE. The result is cached for every grid.
+    towards 1 / TEMPERATURE. `scale`: side of a patch in sides of the encoder's own, in whose grid w and h are those of
+    the patch's centre. The result is cached for every grid.
     """
     with torch.inference_mode(False):  # the cached tensor is used in training too
         f = TEMPERATURE ** -(torch.arange(width // 4, dtype=torch.float64, device=device) / (width // 4))
-        h = torch.arange(rows, dtype=torch.float64, device=device).repeat_interleave(columns)[:, None] * f
-        w = torch.arange(columns, dtype=torch.float64, device=device).repeat(rows)[:, None] * f
+        down, along = (
+            (torch.arange(count, dtype=torch.float64, device=device) + 0.5) * scale - 0.5 for count in (rows, columns)
+        )
+        h, w = down.repeat_interleave(columns)[:, None] * f, along.repeat(rows)[:, None] * f
         found: Tensor = torch.cat([w.sin(), w.cos(), h.sin(), h.cos()], dim=1).to(dtype)
         return found
 
@@ -38,20 +44,20 @@ def positions(rows: int, columns: int, width: int, dtype: torch.dtype, device: t
 class Patches(nn.Module):
     """Projections of square patches plus position embeddings: [B, 3, S, S] -> [B, (S / patch)^2, width].
 
-    Raises ConfigError where the side S is no multiple of `patch`.
+    With token dropout there are fewer. Raises ConfigError where the side S is no multiple of the patch's.
     """
 
     def __init__(self, patch: int, width: int) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(3, width, patch, patch)
-        self.multiple_of, self.width = patch, width
+        self.proj = Projection(3, width, patch, patch)
+        self.width = width
         self.num_patches = 0  # timm would size learnt position embeddings by it
 
     def forward(self, x: Tensor) -> Tensor:
-        check_side(self, x.shape[-1], "The side of an image or a tile of it")
         tokens: Tensor = self.proj(x)
-        rows, columns = tokens.shape[2:]
-        return tokens.flatten(2).transpose(1, 2) + positions(rows, columns, self.width, tokens.dtype, tokens.device)
+        layout = self.proj.latest
+        scale = layout.side / self.proj.multiple_of
+        return tokens + layout.of(positions(*layout.grid, self.width, tokens.dtype, tokens.device, scale))
 
 
 def vit(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dist_ssl.core.batch import Batch
 from dist_ssl.core.draws import SampleDraws
 from dist_ssl.core.plan import Curve, EpochPlan, Hyperparameters
+from dist_ssl.models.patches import set_patch
 
 Embeddings = dict[str, Tensor]
 """Named embeddings of one rank's samples, [B, D] each."""
@@ -66,13 +67,20 @@ class Method(nn.Module, ABC):
     def forward(
         self, views: list[Tensor], draws: SampleDraws, *, embed: bool = True, targets: bool = True
     ) -> Embeddings:
-        """Return all embeddings that `loss` needs, or only those of one half's functions; engines wrap this call."""
+        """Return all embeddings that `loss` needs, or only those of one half's functions; engines wrap this call.
+
+        `draws.tokens` says how transformers cut the views: into patches of this side in student and teacher.
+        """
+        set_patch(self, draws.tokens.patch)
         embeddings = self.embed(views, draws) if embed else {}
         return {**embeddings, **self.targets(views, draws)} if targets else embeddings
 
     @abstractmethod
     def embed(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
-        """Return the student's embeddings, with gradients, of the views, [B, 3, S, S] each."""
+        """Return the student's embeddings, with gradients, of the views, [B, 3, S, S] each.
+
+        Before every pass of the student's encoder `drop_tokens` draws the tokens that it keeps.
+        """
 
     def targets(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
         """Return the teacher's embeddings, without gradients, under other names, of the views, [B, 3, S, S] each."""

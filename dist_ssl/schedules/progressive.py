@@ -61,6 +61,8 @@ class Progressive:
     """Samples per step in the first stage, rounded to a multiple of `lanes`; None: as in the last."""
     start_local_views: int | None = None
     """Number of local views in the first stage, at most that in the last; None: the same."""
+    start_tokens: float = 1.0
+    """Share of a transformer's tokens that the student keeps in the first stage, more than 0 to 1; 1 in the last."""
     stages: int = 4
     """Number of stages, from 2."""
     ramp: tuple[float, float] = (0.0, 0.8)
@@ -70,7 +72,7 @@ class Progressive:
         at_least("schedule", 1, image_size=self.image_size)
         at_least("schedule", 2, stages=self.stages)
         check_local_size(self.local_views, self.local_size)
-        starts = {"start_scale": self.start_scale, "start_magnitude": self.start_magnitude}
+        starts = {name: getattr(self, name) for name in ("start_scale", "start_magnitude", "start_tokens")}
         require("schedule", "more than 0 and at most 1", lambda value: 0 < value <= 1, **starts)
         positive("schedule", start_batch=self.first_batch)
         most = f"from 0 to {self.local_views}, the number of the method"
@@ -133,6 +135,7 @@ class Progressive:
             on_grid(scale, local, step_of(local, self.multiple)) if number else 0,
             scale,
             tuple(self.fixed),
+            keep_tokens=between(self.start_tokens, 1.0),
         )
 
 

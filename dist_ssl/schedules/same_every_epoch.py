@@ -8,7 +8,7 @@ class SameEveryEpoch:
     """Plans the same epoch again and again.
 
     `image_size`, `local_size`: sides of global and of local views, px. Raises ConfigError where the method takes local
-    views and they have no size.
+    views and they have no size. `keep_tokens`, `patch_size`: for transformers, see `EpochPlan`.
     """
 
     def __init__(
@@ -20,10 +20,14 @@ class SameEveryEpoch:
         lanes: int,
         local_views: int = 0,
         local_size: int | None = None,
+        keep_tokens: float = 1.0,
+        patch_size: int = 0,
     ) -> None:
         check_local_size(local_views, local_size)
         local = (local_views, local_size) if local_views and local_size else (0, 0)
-        self.template = EpochPlan(0, image_size, 1.0, views, batch_size, lanes, *local)
+        self.template = EpochPlan(
+            0, image_size, 1.0, views, batch_size, lanes, *local, keep_tokens=keep_tokens, patch_size=patch_size
+        )
 
     def plan(self, epoch: int) -> EpochPlan:
         """Return the plan of an epoch, counted from 0."""

@@ -166,3 +166,26 @@ def test_large_ids_and_seeds_work() -> None:
     assert numbers.shape == (2, 16384)
     assert len(np.unique(numbers[0])) > 16000
     assert not (numbers[0] == numbers[1]).all()
+
+
+def test_choices_have_golden_values() -> None:
+    found = Draws(7, 3).chosen(Purpose.TOKENS, np.array([0, 2**40]), range(1, 3), 9, 4)
+    assert found.tolist() == [[[1, 2, 3, 5], [0, 3, 7, 8]], [[4, 6, 7, 8], [3, 5, 7, 8]]]
+
+
+@given(IDS, SEEDS, st.integers(1, 60), st.data())
+def test_a_choice_has_different_numbers_in_order_and_depends_on_its_id_alone(ids, seed, among, data) -> None:
+    count = data.draw(st.integers(1, among))
+    found = Draws(seed).chosen(Purpose.TOKENS, np.array(ids), range(2, 4), among, count)
+    assert found.shape == (2, len(ids), count)
+    assert ((found >= 0) & (found < among)).all()
+    assert (np.diff(found, axis=-1) > 0).all()
+    alone = Draws(seed).chosen(Purpose.TOKENS, np.array(ids[-1:]), range(3, 4), among, count)
+    np.testing.assert_array_equal(alone[0, 0], found[1, -1])
+
+
+def test_every_choice_is_equally_likely() -> None:
+    found = Draws(1).chosen(Purpose.TOKENS, np.arange(30000), range(1), 5, 2)[0]
+    _, counts = np.unique(found, axis=0, return_counts=True)
+    assert len(counts) == 10  # 5 over 2
+    assert abs(counts - 3000).max() < 5 * np.sqrt(2700)  # five standard deviations of a binomial count

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from dist_ssl.core.plan import EpochPlan
 from dist_ssl.core.progress import Progress
+from dist_ssl.core.tokens import ALL_TOKENS
 
 PLAN = EpochPlan(epoch=0, image_size=32, magnitude=1.0, views=2, batch_size=24, lanes=6)
 COUNTS = st.integers(0, 2**53)
@@ -21,6 +22,8 @@ PLANS = st.builds(
     views=COUNTS,
     batch_size=COUNTS,
     lanes=COUNTS,
+    keep_tokens=st.floats(0, 1),
+    patch_size=COUNTS,
 )
 POSITIONS = st.builds(
     Progress,
@@ -60,6 +63,12 @@ def test_a_position_that_an_earlier_version_wrote_has_a_row_per_plan() -> None:
 def test_a_plan_survives_json_with_its_fixed_augmentations() -> None:
     progress = Progress(epochs=2, plans=(replace(PLAN, fixed=("crop", "hue")),))
     assert Progress.from_json(json.loads(json.dumps(progress.to_json()))) == progress
+
+
+def test_plans_of_before_there_were_tokens_keep_all() -> None:
+    written = json.loads(json.dumps(Progress(epochs=1).begin(PLAN).to_json()))
+    del written["plans"][0]["keep_tokens"], written["plans"][0]["patch_size"]
+    assert Progress.from_json(written).plans[0].tokens == ALL_TOKENS
 
 
 def test_a_position_is_frozen() -> None:

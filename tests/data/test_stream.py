@@ -12,6 +12,7 @@ from torch import Tensor
 from dist_ssl.core.batch import Batch
 from dist_ssl.core.draws import Draws, Purpose
 from dist_ssl.core.plan import EpochPlan
+from dist_ssl.core.tokens import Tokens
 from dist_ssl.data.images.photometric import Photometry
 from dist_ssl.data.images.views import Augmentation, Cutter
 from dist_ssl.data.loader.load import Loader
@@ -172,9 +173,11 @@ def test_another_epoch_or_seed_shows_other_samples_and_other_views(split: manife
         assert not any(torch.equal(views[number], known[number]) for number in views.keys() & known.keys())
 
 
-def test_the_plan_sets_image_size_and_number_of_views(split: manifest.Split) -> None:
+def test_the_plan_sets_image_size_number_of_views_and_tokens(split: manifest.Split) -> None:
     with Reader(split) as reader:
-        (batch, *_) = batches(reader, replace(PLAN, image_size=24, views=3))
+        (batch, *_) = batches(reader, replace(PLAN, image_size=24, views=3, keep_tokens=0.5, patch_size=8))
+    assert batch.tokens == Tokens(0.5, 8)
+    assert {draws.tokens for _, draws in batch.parts(2)} == {batch.tokens}
     assert [tuple(view.shape) for view in batch.views] == [(16, 3, 24, 24)] * 3
     assert not torch.equal(batch.views[0], batch.views[2])
 

@@ -1,5 +1,6 @@
 """Small trainings of an engine on any number of ranks, without data and schedule."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ from dist_ssl.config.instantiate import instantiate
 from dist_ssl.core.batch import Batch
 from dist_ssl.core.draws import Draws
 from dist_ssl.core.plan import Hyperparameters
+from dist_ssl.core.tokens import ALL_TOKENS, Tokens
 from dist_ssl.distributed.world import World
 from dist_ssl.engines.parallel import Parallel
 from dist_ssl.methods.rotation import Rotation
 from dist_ssl.models.encoders import ResidualBlock
+from dist_ssl.models.vit import vit
 from dist_ssl.optim.recipes import AdamW, OptimizerRecipe
 from dist_ssl.protocols.engine import Piece
 from dist_ssl.protocols.method import Method
@@ -55,12 +58,13 @@ class SmallNet(nn.Module):
 
 
 def small_method(world: World, name: str, seed: int = 0, **own: Any) -> Method:
-    """A method around a net of a few thousand weights, its teacher drifted from its student."""
+    """A method around a small net, with `vit` a transformer, its teacher drifted from its student."""
     node = yaml.safe_load((CONFIGS / "method" / f"{name}.yaml").read_text())
     keys = {key: value for key, value in {**SMALL, **own}.items() if key in node}
     torch.manual_seed(seed)
+    encoder = vit(width=8, depth=2, heads=2, patch=4, frozen_patches=False) if own.get("vit") else SmallNet()
     method: Method = instantiate(
-        {**node, **keys}, "method", offered={"num_samples": IMAGES}, encoder=SmallNet(), world=world
+        {**node, **keys}, "method", offered={"num_samples": IMAGES}, encoder=encoder, world=world
     )
     if own.get("rotation"):
         method = Rotation(method, world=world, hidden=8)
@@ -126,12 +130,13 @@ def hyper(method: Method, lr: float = 0.01) -> Hyperparameters:
     return Hyperparameters({name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()})
 
 
-def trained(engine: Parallel, steps: range) -> list[float]:
+def trained(engine: Parallel, steps: range, tokens: Tokens = ALL_TOKENS) -> list[float]:
     """Take these steps: the job's losses."""
     world, method = engine.world, engine.method
     dtype = engine.dtype
     views, local = method.num_views, method.local_views
-    outs = [engine.step(batch(world, views, step, dtype, local_views=local), hyper(method)) for step in steps]
+    batches = [replace(batch(world, views, step, dtype, local_views=local), tokens=tokens) for step in steps]
+    outs = [engine.step(each, hyper(method)) for each in batches]
     return [float(world.sum_const(out.metrics["loss"]) / world.size) for out in outs]
 
 

@@ -1,6 +1,5 @@
 """Bitwise mode: equal bits on 1, 2 and 4 ranks, over many steps and across kills; refusals that help."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dist_ssl.build import check
-from dist_ssl.core.batch import Batch
-from dist_ssl.core.plan import EpochPlan
-from dist_ssl.data.stream import Stream
 from dist_ssl.distributed.world import World
 from dist_ssl.engines import tree
 from dist_ssl.engines.parallel import Parallel
@@ -21,9 +17,8 @@ from dist_ssl.engines.tree import Node, add_up, block, tops, tree_sum
 from dist_ssl.engines.virtual import check_number
 from dist_ssl.errors import ConfigError
 from dist_ssl.optim.recipes import LARS, SGD, OptimizerRecipe
-from dist_ssl.train import train
 from tests.engines.jobs import CONFIGS, filled, small_engine, small_method, trained
-from tests.jobs import same_bits, small_config, small_job
+from tests.jobs import attempt, same_bits, small_config
 from tests.ranks import Ranks
 
 METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml"))
@@ -67,38 +62,6 @@ def assert_equal_bits(ranks: Ranks, cases: dict[int, list[str]], steps: int) -> 
 
 def test_weights_moments_statistics_and_memory_have_equal_bits_on_1_2_and_4_ranks(ranks: Ranks) -> None:
     assert_equal_bits(ranks, {2: list(CASES), 4: ["mocov3", "mocov2", "single_branch"]}, 2)
-
-
-class Cut(Exception):  # noqa: N818
-    """The end of an attempt that was not asked for."""
-
-
-class CutStream:
-    """A stream that breaks off after so many batches."""
-
-    def __init__(self, stream: Stream, batches: int) -> None:
-        self.stream, self.left = stream, batches
-
-    def epoch(self, plan: EpochPlan, start: int = 0) -> Iterator[Batch]:
-        for batch in self.stream.epoch(plan, start):
-            if self.left == 0:
-                raise Cut
-            self.left -= 1
-            yield batch
-
-
-def attempt(world: World, config: dict[str, Any], folder: Path, number: int, batches: int) -> dict[str, Tensor] | None:
-    """Train on from what is saved; the state at the end, None where it was broken off before."""
-    job = small_job(world, config, folder, number)
-    job.stream = CutStream(job.stream, batches)  # type: ignore[assignment]
-    try:
-        train(job)
-    except Cut:
-        return None
-    finally:
-        job.agreement.drain()
-        job.checkpoint.wait()
-    return {name: value.clone() for name, value in job.engine.state().items()}
 
 
 def test_broken_off_and_resumed_on_other_ranks_it_ends_in_equal_bits(

@@ -10,6 +10,7 @@ from torch import nn
 from dist_ssl.checkpoint.index import read
 from dist_ssl.checkpoint.saver import Checkpoint
 from dist_ssl.core.progress import Progress
+from dist_ssl.core.tokens import ALL_TOKENS, Tokens
 from dist_ssl.distributed.world import World
 from dist_ssl.engines.deepspeed_config import OPEN, OURS, ZERO
 from dist_ssl.errors import CheckpointError, ConfigError, TrainingError
@@ -37,7 +38,7 @@ STEP = f"step_{len(BEFORE):08d}"
 
 def single(world: World, name: str, method: str = "mocov3", seed: int = 0, **own: Any) -> Any:
     """An engine that computes in single precision."""
-    of_method = {key: own.pop(key) for key in ("norm_group",) if key in own}
+    of_method = {key: own.pop(key) for key in ("norm_group", "vit") if key in own}
     return small_engine(world, name, small_method(world, method, seed, **of_method), dtype=torch.float32, **own)
 
 
@@ -103,10 +104,10 @@ def test_every_stage_writes_the_same_checkpoint_and_every_engine_reads_it(
 
 def both(world: World, name: str, **own: Any) -> tuple[float, float]:
     """By how much losses and the state of two steps differ from those of whole parameters, relative to their size."""
-    found = []
+    found, tokens = [], own.pop("tokens", ALL_TOKENS)
     for engine in ("ddp", name):
         made = filled(single(world, engine, optimizer=SGD(1e-3, 5e-4), **own))
-        losses = trained(made, range(2))
+        losses = trained(made, range(2), tokens)
         state = whole_state(made)
         found.append((losses, torch.cat([state[key].flatten().double() for key in sorted(state)])))
     (losses, state), (own_losses, own_state) = found
@@ -119,6 +120,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "clipped": {"clip": 0.01, "norm_group": 4},
     "in parts": {"accumulate": 2, "norm_group": 4},
     "in bf16": {"compute": torch.bfloat16},
+    "tokens": {"vit": True, "tokens": Tokens(0.5, 6)},
 }
 
 

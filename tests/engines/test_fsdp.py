@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dist_ssl.core.tokens import ALL_TOKENS, Tokens
 from dist_ssl.distributed.world import World
 from dist_ssl.engines.fsdp import FSDP, blocks
 from dist_ssl.errors import ConfigError, TrainingError
@@ -61,12 +62,14 @@ def test_every_parameter_counts_for_one_unit() -> None:
 def both(world: World, name: str, **own: Any) -> tuple[Any, Any]:
     """Losses and states of a few steps with whole and with sharded parameters."""
     optimizer = own.pop("optimizer", OPTIMIZERS["sgd"])  # Adam would make steps of rounding errors
-    method = {key: own.pop(key) for key in ("rotation", "norm_group", "shuffle", "mix", "local_views") if key in own}
+    tokens = own.pop("tokens", ALL_TOKENS)
+    of_method = ("rotation", "norm_group", "shuffle", "mix", "local_views", "vit")
+    method = {key: own.pop(key) for key in of_method if key in own}
     found = []
     for engine in ("ddp", "fsdp"):
         keys = own if engine == "fsdp" else {key: own[key] for key in ("clip", "accumulate") if key in own}
         made = filled(small_engine(world, engine, small_method(world, name, **method), optimizer, **keys))
-        found.append((trained(made, range(2)), whole_state(made)))
+        found.append((trained(made, range(2), tokens), whole_state(made)))
     return found[0], found[1]
 
 
@@ -75,6 +78,7 @@ def furthest(world: World) -> dict[str, float]:
     cases: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in METHODS}
     cases["rotation"] = ("mocov3", {"rotation": True})
     cases["local views"] = ("dino", {"local_views": 2})
+    cases["tokens"] = ("mocov3", {"vit": True, "tokens": Tokens(0.5, 6)})
     cases |= {name: ("mocov3", {"optimizer": optimizer}) for name, optimizer in OPTIMIZERS.items() if name != "sgd"}
     cases |= {name: ("mocov3", {"norm_group": 2, **own}) for name, own in VARIANTS.items()}
     found = {}
@@ -89,7 +93,7 @@ def furthest(world: World) -> dict[str, float]:
 
 def test_every_method_optimizer_and_option_trains_as_with_whole_parameters(ranks: Ranks) -> None:
     for answer in ranks.run(furthest, 2):
-        assert len(answer) == 1 + len(METHODS) + len(OPTIMIZERS) + len(VARIANTS)
+        assert len(answer) == 2 + len(METHODS) + len(OPTIMIZERS) + len(VARIANTS)
         assert {case: gap for case, gap in answer.items() if not gap < 1e-9} == {}
 
 

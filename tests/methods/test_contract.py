@@ -1,8 +1,10 @@
 """What every method must keep, at every world size; parametrised over configs/method, so a new file is tested too."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from dist_ssl.config.instantiate import instantiate
 from dist_ssl.core.batch import Batch
 from dist_ssl.core.draws import Draws
 from dist_ssl.core.plan import Hyperparameters
+from dist_ssl.core.tokens import ALL_TOKENS, Tokens
 from dist_ssl.distributed.world import World
 from dist_ssl.engines.passes import at_once, in_parts
 from dist_ssl.methods.rotation import Rotation
@@ -54,7 +57,19 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "swav, common statistics": ("swav", {"local_views": 3, "share_statistics": True}),
     "swav, common statistics, in groups": ("swav", {"local_views": 2, "share_statistics": True, "norm_group": 4}),
     "swav, local views, + rotation": ("swav", {"local_views": 2, "aux": True}),
+    "mocov3 of a ViT, few large tokens": ("mocov3", {"vit": True, "projector_layers": 3, "tokens": Tokens(0.6, 6)}),
+    "dino of a ViT, few small tokens, + rotation": (
+        "dino",
+        {"vit": True, "local_views": 2, "drop_path": 0.5, "aux": True, "tokens": Tokens(0.3, 2)},
+    ),
+    "swav of a ViT, few tokens": (
+        "swav",
+        {"vit": True, "local_views": 2, "share_statistics": True, "tokens": Tokens(0.5)},
+    ),
+    "fast_moco of a ViT, few small tokens": ("fast_moco", {"vit": True, "tokens": Tokens(0.5, 3)}),
 }
+CUTS: WeakKeyDictionary[Method, Tokens] = WeakKeyDictionary()
+"""How the views of a method's batches are cut into tokens."""
 cases = pytest.mark.parametrize("case", CASES)
 
 
@@ -72,6 +87,7 @@ def small_method(case: str, world: World, **more: Any) -> Method:
     if "aux" in own:
         method = Rotation(method, world=world, hidden=8, norm_group=keys.get("norm_group"))
     method.double().train()
+    CUTS[method] = own.get("tokens", ALL_TOKENS)
     if method.teacher is not None:  # it has drifted from its student
         with torch.no_grad():
             for parameter in method.teacher.parameters():
@@ -99,7 +115,7 @@ def small_batch(world: World, method: Method, invalid: tuple[int, ...] = (), fir
     sides = [12] * method.num_views + [8] * method.local_views
     views = [torch.randn(SAMPLES, 3, side, side, dtype=torch.float64, generator=generator) for side in sides]
     ids = torch.arange(first, first + SAMPLES)
-    return Batch([v[own] for v in views], ids[own], valid[own], None, Draws(0), step=0)
+    return Batch([v[own] for v in views], ids[own], valid[own], None, Draws(0), step=0, tokens=CUTS[method])
 
 
 def forward(method: Method, batch: Batch) -> Embeddings:
@@ -234,3 +250,33 @@ def test_every_metric_stands_in_the_table(case: str) -> None:
     out = method.loss(forward(method, batch), batch, hyper(method))
     assert out.metrics.keys() <= BY_KEY.keys()
     assert all(not value.requires_grad and value.dim() == 0 for value in out.metrics.values())
+
+
+def lengths(module: nn.Module, passes: Callable[[], object]) -> list[int]:
+    """Return the number of tokens, the class token too, in every pass of a transformer."""
+    found: list[int] = []
+    transformer: Any = next(child for child in module.modules() if hasattr(child, "blocks"))
+    hook = transformer.blocks[0].register_forward_pre_hook(lambda _, args: found.append(args[0].shape[1]))
+    passes()
+    hook.remove()
+    return found
+
+
+@pytest.mark.parametrize("aux", [False, True], ids=["", "rotation"])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_student_of_every_method_sees_few_tokens_and_the_teacher_all(name: str, aux: bool) -> None:
+    world = World()
+    node = yaml.safe_load(next(p for p in CONFIGS if p.stem == name).read_text())
+    keys = {key: value for key, value in {**SMALL, "parts": 1, "combined": 1}.items() if key in node}
+    encoder = vit(width=8, depth=1, heads=2, patch=4)
+    method: Method = instantiate({**node, **keys}, "method", offered={"num_samples": 120}, encoder=encoder, world=world)
+    whole = Rotation(method, world=world, hidden=8) if aux else method
+    CUTS[whole] = Tokens(0.5, 6)
+    batch = small_batch(world, whole)
+    whole.double()
+    student = lengths(method.encoder, lambda: whole(*batch.parts(1)[0], targets=False))
+    assert student
+    assert set(student) == {1 + 2}, "2 of the 4 tokens: embed() calls drop_tokens before every pass"
+    if method.teacher is not None:
+        teacher = method.teacher.encoder
+        assert set(lengths(teacher, lambda: whole(*batch.parts(1)[0], embed=False))) == {1 + 4}

@@ -78,6 +78,13 @@ def test_local_views_shrink_with_the_global_ones_and_may_grow_in_number() -> Non
     assert [planner(224, local_views=6, local_size=96).plan(epoch).local_views for epoch in (0, 9)] == [6, 6]
 
 
+def test_the_share_of_tokens_grows_to_all_of_them() -> None:
+    made = planner(224, start_tokens=0.4)
+    shares = [made.templates[stage].keep_tokens for stage in range(4)]
+    assert shares == pytest.approx([0.4, 0.6, 0.8, 1.0])
+    assert shares[-1] == 1
+
+
 def test_the_batch_may_grow_or_shrink_in_multiples_of_the_lanes() -> None:
     grown, shrunk = planner(start_batch=20), planner(start_batch=384)
     assert [grown.plan(epoch).batch_size for epoch in (0, 3, 6, 9)] == [48, 48, 48, 96]

@@ -3,6 +3,7 @@
 import pytest
 
 from dist_ssl.core.plan import EpochPlan
+from dist_ssl.core.tokens import ALL_TOKENS, Tokens
 from dist_ssl.errors import ConfigError
 from dist_ssl.schedules.same_every_epoch import SameEveryEpoch
 
@@ -22,6 +23,12 @@ def test_local_views_have_a_side_of_their_own_and_none_without_them() -> None:
     plan = planner(local_views=6, local_size=96).plan(0)
     assert (plan.views, plan.image_size, plan.local_views, plan.local_size) == (2, 224, 6, 96)
     assert planner(local_size=96).plan(0).local_size == 0
+
+
+def test_tokens_are_those_of_the_keys_and_by_default_all_of_the_encoders_own() -> None:
+    assert planner().plan(0).tokens == ALL_TOKENS
+    few = SameEveryEpoch(224, views=2, batch_size=4096, lanes=64, keep_tokens=0.5, patch_size=32).plan(3)
+    assert (few.keep_tokens, few.patch_size, few.tokens) == (0.5, 32, Tokens(0.5, 32))
 
 
 @pytest.mark.parametrize("side", [None, 0])
