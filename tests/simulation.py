@@ -294,6 +294,7 @@ class Memory:
     run: Run
     world: Side
     fed: list[dict[int, list[int]]]
+    writing = False
 
     def restore(self, engine: Engine, fresh: Progress) -> Progress:
         if self.run.saved is None:

@@ -135,8 +135,9 @@ class AdamW(OptimizerRecipe):
         """Return the optimizer over the trainable parameters; `norms` is not used. Raises ConfigError."""
         betas = (self.betas[0], self.betas[1])
         groups = self.groups(named)
-        # the fused kernel computes parts of a float64 update in single precision
-        fused = all(parameter.dtype == torch.float32 for group in groups for parameter in group["params"])
+        # the fused kernel computes parts of a float64 update in single precision, and does not exist on the meta device
+        parameters = [parameter for group in groups for parameter in group["params"]]
+        fused = all(p.dtype == torch.float32 and p.device.type != "meta" for p in parameters)
         return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=self.eps, fused=fused, foreach=not fused)
 
 

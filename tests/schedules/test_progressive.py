@@ -100,12 +100,12 @@ def test_the_scale_of_the_blur_is_that_of_the_views() -> None:
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"start_scale": 0.0}, r"schedule\.start_scale=0 is not possible: it is more than 0 and at most 1"),
+        ({"start_scale": 0.0}, r"schedule\.start_scale=0 is not possible: it must be more than 0 and at most 1"),
         ({"start_magnitude": 1.5}, r"schedule\.start_magnitude=1\.5"),
-        ({"stages": 1}, r"schedule\.stages=1 is not possible: it is at least 2"),
+        ({"stages": 1}, r"schedule\.stages=1 is not possible: it must be at least 2"),
         ({"ramp": (0.8, 0.2)}, r"schedule\.ramp=\[0\.8, 0\.2\]"),
         ({"start_batch": 0}, r"schedule\.start_batch=0"),
-        ({"start_local_views": 1}, r"schedule\.start_local_views=1 is not possible: it is from 0 to 0"),
+        ({"start_local_views": 1}, r"schedule\.start_local_views=1 is not possible: it must be from 0 to 0"),
         ({"local_views": 2}, r"schedule\.local_size=null .* the method takes 2 local views"),
     ],
 )
