@@ -119,4 +119,5 @@ def attempt(world: World, config: dict[str, Any], folder: Path, number: int, bat
     finally:
         job.agreement.drain()
         job.checkpoint.wait()
-    return {name: value.clone() for name, value in job.engine.state().items()}
+    state = job.engine.state()
+    return {name: value.clone() for name, value in state.items() if isinstance(value, Tensor)}
