@@ -26,8 +26,6 @@ class Batch:
     """Randomness for the method, keyed by this epoch; `step` completes the key."""
     step: int
     """Number of this step within its epoch, from 0."""
-    tokens: Tokens = ALL_TOKENS
-    """How a transformer cuts the views."""
     unreadable: Mapping[int, str] = field(default_factory=dict)
     """Reason why a replacement sample was used, by the number of the unreadable sample."""
     levels: Mapping[int, int] = field(default_factory=dict)
@@ -36,6 +34,8 @@ class Batch:
     Empty if the data set has no levels."""
     costs: Mapping[str, float] = field(default_factory=dict)
     """Measured costs of loading the batch (seconds, counts), by the keys of the metric table."""
+    tokens: Tokens = ALL_TOKENS
+    """How a transformer cuts the views."""
 
     def parts(self, number: int) -> list[tuple[list[Tensor], SampleDraws]]:
         """Split the batch into `number` equal parts of consecutive samples; return views and draws of each.

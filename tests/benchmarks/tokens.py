@@ -52,7 +52,7 @@ def step(config: dict[str, Any], side: int, tokens: Tokens) -> Callable[[], floa
     method, engine = made(config)
     size = config["batch_size"]
     views = [torch.randn(size, 3, side, side) for _ in range(method.num_views)]
-    batch = Batch(views, torch.arange(size), torch.ones(size, dtype=torch.bool), None, Draws(0), 0, tokens)
+    batch = Batch(views, torch.arange(size), torch.ones(size, dtype=torch.bool), None, Draws(0), 0, tokens=tokens)
     values = {name: curve.start for name, curve in method.curves.items()} | {"lr": 1e-3, "weight_decay": 0.1}
     hyper = Hyperparameters({name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()})
 
