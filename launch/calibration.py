@@ -52,7 +52,7 @@ class Cost:
     source: str
 
     def epoch(self, plan: EpochPlan, steps: int) -> float:
-        """Return the seconds of an epoch of so many steps; a kind that is unknown costs in proportion to its pixels."""
+        """Return the seconds of an epoch with `steps` steps; a kind that was not measured costs as its pixels do."""
         kind = kind_of(plan)
         nearest = min(self.seconds, key=lambda known: abs(pixels(known) - pixels(kind)))
         first, step = self.seconds[nearest]

@@ -1,9 +1,9 @@
-"""The plan of a run before it is started: its epochs, what they cost, and how long it will take.
+"""The plan of a run before it is started: the table of its epochs, their relative cost, and the predicted time.
 
     python launch/plan.py method=mocov3 schedule=accelerated epochs=60 nodes=4
     python launch/plan.py ... steps=0                    # measure nothing: costs in proportion to pixels
     python launch/plan.py ... measured=runs/NAME         # with the speed of a past run
-    python launch/plan.py ... watts=350 out=plan.png     # energy, with so many watts per node; the file of the curves
+    python launch/plan.py ... watts=350 out=plan.png     # energy from the watts of a node; the file of the curves
 
 Arguments are those of launch/slurm.py. A few steps of every kind of epoch (steps=4) are trained on this machine, and
 nothing is kept of them; it should be idle. Time is that of steps and probes: starting, saving and the exchange between

@@ -36,7 +36,7 @@ def test_they_leave_the_words_and_come_back_in_the_rank(spelling: str) -> None:
     assert restored(BARE) == WHOLE
 
 
-@pytest.mark.parametrize("password", ["open/sesame", "open?sesame"])
+@pytest.mark.parametrize("password", ["open/sesame", "open?sesame", "1/2", "1?2"])
 def test_a_password_that_would_be_cut_is_refused_and_not_shown(password: str) -> None:
     with pytest.raises(ConfigError, match="percent-encoded") as caught:
         credentials.set_aside([f"data.path=https://g4711:{password}@host/set"])

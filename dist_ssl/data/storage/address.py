@@ -56,9 +56,11 @@ class Address:
         place, _, query = rest.partition("?")
         host, slash, way = place.partition("/")
         login, _, host = host.rpartition("@")
-        if PORTLESS.match(host):
+        # after a port an @ may end a password of digits: https://user:1/2@host; it would stand in every file of the run
+        if PORTLESS.match(host) or (not login and ":" in host and not host.endswith("]") and "@" in way + query):
             raise ConfigError(
-                f"The user or the password in a {scheme}:// address has a character that ends them there: / or ?.",
+                f"The user or the password in a {scheme}:// address has a character that ends them there, / or ?, or "
+                "its path has an @ after a port.",
                 "Write it percent-encoded: %2F for /, %3F for ?, %40 for @, %23 for #.",
             )
         shown = f"{scheme}://{host}{slash}{way}".rstrip("/")
