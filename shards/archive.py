@@ -22,6 +22,9 @@ NAME = re.compile(r"((?:.*/|)[^./]+)\.([^/]*)", re.DOTALL)
 META = re.compile(r"__[^/]*__($|/)")
 STEP = 1 << 16
 """Bytes read at a time."""
+MOST_HEADER = 1 << 20
+"""Bytes of a header that holds a long name or other fields: it is read into memory before anything of it is known."""
+LONG = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +120,12 @@ class _Header(tarfile.TarInfo):
             raise
         except _HEADER as error:
             raise _DamagedError(f"at byte {tarfile.offset}: {error}") from error
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo | None:
+        if self.type in LONG and self.size > MOST_HEADER:
+            raise _DamagedError(f"at byte {self.offset}: a header of {self.size} bytes")
+        found: tarfile.TarInfo | None = super()._proc_member(archive)  # type: ignore[misc]
+        return found
 
 
 _END = tarfile.EOFHeaderError  # type: ignore[attr-defined]

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from dist_ssl.config.byte_sizes import parse_bytes
 from dist_ssl.data.storage.pyramid import check_sides
-from dist_ssl.errors import EXIT_CODE, ConfigError, UserError, nearest
+from dist_ssl.errors import EXIT_CODE, ConfigError, UserError, nearest, printable
 
 Bytes = NewType("Bytes", int)
 """Number of bytes, written like 256MB."""
@@ -173,11 +173,6 @@ def command(run: Callable[[list[str], Console], int], arguments: list[str]) -> i
 def say(console: Console, text: str) -> None:
     """Print a line literally: without markup or highlighting of the names in it."""
     console.print(printable(text), highlight=False, markup=False)
-
-
-def printable(text: str) -> str:
-    """Return a text with backslash escapes for the bytes of file names that are not valid UTF-8."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def shortened(names: Sequence[str], most: int = 10, between: str = ", ") -> str:

@@ -23,9 +23,9 @@ from dist_ssl.data.images.decode import UnreadableError, decode
 from dist_ssl.data.storage import manifest, pyramid
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.fetch import Fetcher
-from dist_ssl.errors import DataError
+from dist_ssl.errors import DataError, printable
 from shards.archive import Index, index
-from shards.command_line import ONE_PER_CORE, Threads, command, fill, folder_and_pairs, printable, say
+from shards.command_line import ONE_PER_CORE, Threads, command, fill, folder_and_pairs, say
 from shards.pack import bar
 from shards.sources.tars import Counted
 

@@ -18,9 +18,10 @@ from pathlib import Path, PurePosixPath
 import xxhash
 from rich.console import Console
 
-from dist_ssl.errors import ConfigError, DataError
+from dist_ssl.data.images.decode import looks_like_image
+from dist_ssl.errors import ConfigError, DataError, printable
 from shards.archive import KINDS, META, Sample, spelt
-from shards.command_line import Bytes, HeldOut, Threads, printable, say, shortened
+from shards.command_line import Bytes, HeldOut, Threads, say, shortened
 from shards.image_source import ImageSource
 from shards.pack import THREADS, Contents, pack
 
@@ -264,6 +265,11 @@ def read(root: Path, file: File) -> bytes:
         raise DataError(
             f"{path} has changed while the folder was packed.",
             "Leave the folder unchanged and run the same command again.",
+        )
+    if not looks_like_image(data) and not path.resolve().is_relative_to(root.resolve()):
+        raise DataError(
+            f"{path} is a link to {path.resolve()}, which lies elsewhere and is not an image.",
+            "Remove the link: everything in the folder is copied into the shards.",
         )
     return data
 

@@ -179,6 +179,15 @@ def test_joined_and_compressed_tars_are_refused() -> None:
     assert "must be decompressed" in caught.value.remedy
 
 
+def test_a_long_header_is_refused_before_it_fills_the_memory() -> None:
+    info = tarfile.TarInfo("a.jpg")
+    info.type, info.size = tarfile.XHDTYPE, 1 << 30
+    with pytest.raises(DataError, match=r"a\.tar is damaged: at byte 0: a header of 1073741824 bytes"):
+        index(io.BytesIO(info.tobuf(tarfile.USTAR_FORMAT)), "a.tar")
+    long_but_ordinary = "x" * 60_000 + ".jpg"
+    assert len(rows(tar_of((long_but_ordinary, b"pixels")))) == 1
+
+
 class Huge:
     """A tar of 9 GiB that is never in memory: a member of 9 GiB of zeros, then a small one."""
 

@@ -6,6 +6,10 @@ files with several pictures, the first. The Exif orientation is applied, alpha i
 reason, and a replacement sample takes its place in the batch. A JPEG is readable if libjpeg has nothing to guess: a
 truncated one is damaged, even where a decoder would fill the rest with gray. Extra bytes alone do not make it
 unreadable.
+
+What one image may cost is bounded by numbers that stand in its bytes, not by time, so that the same images are readable
+on every machine: its pixels, and for a progressive JPEG its pixels times its scans, since each scan goes over all of
+them.
 """
 
 import io
@@ -24,13 +28,18 @@ from torch.nn.functional import interpolate
 Pixels = npt.NDArray[np.uint8]
 Box = tuple[int, int, int, int]
 MAX_PIXELS = 100_000_000
+SCANS = 20
+"""Scans that a JPEG of `max_pixels` may have; a smaller one may have more. Encoders write about 10."""
+START_OF_SCAN = b"\xff\xda"
+BAND_PIXELS = 1 << 22
+"""Pixels that are converted to RGB at a time, so that a large picture is not held three times."""
 Image.init()
 FORMATS = tuple({"JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "JPEG2000", "AVIF"} & Image.OPEN.keys())
 """Formats that PIL may try; its other formats are rare, and some run external programs."""
 SCALES = (8, 4, 2, 1)
 ORIENTATION = 0x0112
 EMPTY, NO_IMAGE, DAMAGED = "empty", "not an image", "damaged image"
-TOO_LARGE, NO_RANGE = "too many pixels", "pixels without a range"
+TOO_LARGE, NO_RANGE, TOO_MANY_SCANS = "too many pixels", "pixels without a range", "too many scans"
 FORMAT, CMYK, TURNED, SAMPLING = "format", "cmyk", "orientation", "sampling"
 SLOW = (FORMAT, CMYK, TURNED, SAMPLING)
 """Reasons why decoding an image took longer than for a plain JPEG."""
@@ -91,6 +100,7 @@ def _jpeg(data: bytes, least: int, max_pixels: int) -> Decoded:
     except ValueError:  # rare sampling factors or a truncated header: PIL finds out which
         return _other(data, max_pixels, SAMPLING)
     _check_size(width, height, max_pixels)
+    _check_scans(data, width * height, max_pixels)
     scale = next((s for s in SCALES if min(width, height) >= s * least), 1)
     sides = {"min_height": -(-height // scale), "min_width": -(-width // scale)}
     if space in ("CMYK", "YCCK"):
@@ -118,20 +128,36 @@ def _other(data: bytes, max_pixels: int, slow: str) -> Decoded:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(*image.size, max_pixels)
+            if image.format == "JPEG":
+                _check_scans(data, image.width * image.height, max_pixels)
             image.load()
             pixels = _upright(_rgb(image), _orientation(image.getexif))
             return Decoded(pixels, slow, (pixels.shape[1], pixels.shape[0]))
     except (UnreadableError, MemoryError):
         raise
     except Exception as error:
-        begins_like_one = any(accept and accept(data[:16]) for _, accept in map(Image.OPEN.__getitem__, FORMATS))
-        reason = DAMAGED if begins_like_one else NO_IMAGE
+        reason = DAMAGED if looks_like_image(data) else NO_IMAGE
         raise UnreadableError(reason, f"{type(error).__name__}: {error}") from error
+
+
+def looks_like_image(data: bytes) -> bool:
+    """Return whether the first bytes are those of an image in one of the formats that are read."""
+    return any(accept and accept(data[:16]) for _, accept in map(Image.OPEN.__getitem__, FORMATS))
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise UnreadableError(TOO_LARGE, f"{width} x {height}")
+
+
+def _check_scans(jpeg: bytes, pixels: int, max_pixels: int) -> None:
+    """Raise UnreadableError where a JPEG's scans take more work than those of a whole image of `max_pixels`.
+
+    The marker cannot occur within a scan, where a 0xFF is followed by 0; thumbnails may add one or two.
+    """
+    scans = jpeg.count(START_OF_SCAN)
+    if scans > SCANS and scans * pixels > SCANS * max_pixels:
+        raise UnreadableError(TOO_MANY_SCANS, f"{scans} of {pixels} pixels")
 
 
 def _rgb(image: Image.Image) -> Pixels:
@@ -141,7 +167,14 @@ def _rgb(image: Image.Image) -> Pixels:
     if image.mode.startswith("I;16"):
         deep = np.asarray(image).astype(np.uint32)
         return np.repeat(((deep * 255 + 32767) // 65535).astype(np.uint8)[..., None], 3, axis=2)
-    return np.array(image.convert("RGB"))
+    width, height = image.size
+    pixels, band = np.empty((height, width, 3), dtype=np.uint8), max(1, BAND_PIXELS // width)
+    if height <= band or "transparency" in image.info:  # PIL converts such a palette by all of its pixels
+        return np.array(image.convert("RGB"))
+    for top in range(0, height, band):
+        below = min(top + band, height)
+        pixels[top:below] = image.crop((0, top, width, below)).convert("RGB")
+    return pixels
 
 
 def _exif(jpeg: bytes) -> Image.Exif:

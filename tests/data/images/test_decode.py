@@ -212,3 +212,24 @@ def test_a_crop_of_a_slow_image_is_near_pils(kind: str) -> None:
     whole = Image.open(io.BytesIO(data)).convert("RGB")
     pil = whole.resize((96, 96), Image.Resampling.BILINEAR, box=(20, 10, 170, 140))
     assert np.sqrt(((own - np.asarray(pil)) ** 2).mean()) <= 2
+
+
+def test_a_jpeg_of_endless_scans_is_refused_by_their_work_not_by_their_number() -> None:
+    plain = encoded(picture(160, 120), "JPEG", progressive=True)
+    scans = plain.count(decoding.START_OF_SCAN)
+    assert 1 < scans <= decoding.SCANS
+    last = plain.rindex(decoding.START_OF_SCAN)
+    many = plain[:-2] + plain[last:-2] * 100 + plain[-2:]
+    small = 160 * 120 * 100 // decoding.SCANS
+    assert reason(many, max_pixels=small) == "too many scans"
+    assert decode(plain, 1, 160 * 120).pixels.shape == (15, 20, 3)
+    with suppress(UnreadableError):  # libjpeg may find the repeated scan damaged; its work is what is bounded
+        decode(many, 1, small * 10)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "1", "RGBA", "CMYK"])
+def test_a_large_picture_is_converted_in_bands_to_the_same_pixels(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded(picture(61, 50, mode), "TIFF" if mode == "CMYK" else "PNG")
+    whole = decode(data, 1000).pixels
+    monkeypatch.setattr(decoding, "BAND_PIXELS", 61 * 7)
+    np.testing.assert_array_equal(decode(data, 1000).pixels, whole)
