@@ -6,6 +6,7 @@ A script's options are exactly the fields of its dataclass: any other key is ref
 import os
 import sys
 import typing
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -173,6 +174,15 @@ def command(run: Callable[[list[str], Console], int], arguments: list[str]) -> i
 def say(console: Console, text: str) -> None:
     """Print a line literally: without markup or highlighting of the names in it."""
     console.print(printable(text), highlight=False, markup=False)
+
+
+def counted_kinds(kinds: Counter[str], most: int = 20) -> str:
+    """Return how many files there are of each extension, the most frequent first."""
+    listed = [
+        f"{count} {f'.{kind}' if kind else 'without extension'}"
+        for kind, count in sorted(kinds.items(), key=lambda pair: (-pair[1], pair[0]))
+    ]
+    return shortened(listed, most)
 
 
 def shortened(names: Sequence[str], most: int = 10, between: str = ", ") -> str:

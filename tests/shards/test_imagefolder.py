@@ -235,7 +235,7 @@ def test_what_is_left_out_is_said(tmp_path: Path) -> None:
     (tmp_path / "in" / "notes.txt").touch()
     (tmp_path / "in" / "a" / "0.png").touch()
     text = said(tmp_path, val=HeldOut())
-    assert "Left out, because the extension is not that of an image: 1 .txt." in text
+    assert "Left out, because they are no images: 1 .txt." in text
     assert "1 files are empty; a run uses replacement samples for them: a/0.png." in text
     assert "1 folders hold no images and are not classes: empty." in text
 
