@@ -14,7 +14,12 @@ EXIT_CODE = 2
 
 
 class UserError(Exception):
-    """An error that a user can fix: `problem` names the value and the rule, `remedy` says what to do."""
+    """An error that a user can fix: `problem` names the value and the rule, `remedy` says what to do.
+
+    `transient`: it is a fault of a machine or a network rather than of the run, and the same attempt may succeed later.
+    """
+
+    transient = False
 
     def __init__(self, problem: str, remedy: str) -> None:
         super().__init__(problem, remedy)
@@ -31,6 +36,18 @@ class ConfigError(UserError):
 
 class DataError(UserError):
     """The shards do not provide what the run needs."""
+
+
+class ServerAwayError(DataError):
+    """A server of data does not answer."""
+
+    transient = True
+
+
+class LostPeerError(UserError):
+    """Another rank, or the node that it was on, is gone or does not answer."""
+
+    transient = True
 
 
 class CheckpointError(UserError):

@@ -103,7 +103,7 @@ def check_numbers(values: Mapping[str, Any], kind: type) -> None:
     """
     types = {field.name: field.type for field in fields(kind)}
     for name, value in values.items():
-        wanted = types.get(name, int)
-        number = type(value) is int or (wanted is float and type(value) is float)
-        if wanted in (int, float) and not (number and 0 <= value <= LARGEST):
+        expected = types.get(name, int)
+        number = type(value) is int or (expected is float and type(value) is float)
+        if expected in (int, float) and not (number and 0 <= value <= LARGEST):
             raise ValueError(f"{name} is {value!r:.60}, which is no number from 0 to {LARGEST}")

@@ -26,6 +26,7 @@ class ScrapeServer(ThreadingMixIn, WSGIServer):
     """The server; `server_port` is its port. `close` ends it."""
 
     daemon_threads = True
+    request_queue_size = 128
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)

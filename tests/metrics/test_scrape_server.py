@@ -13,6 +13,9 @@ from dist_ssl.metrics import scrape_server
 from dist_ssl.metrics.scrape_server import MOST_CONNECTIONS, ScrapeServer, serve
 
 
+MOST = 100
+
+
 @pytest.fixture
 def server() -> Iterator[ScrapeServer]:
     registry = CollectorRegistry()
@@ -40,11 +43,11 @@ def test_it_serves_metrics_and_health_and_nothing_else(server: ScrapeServer) -> 
 
 def test_silent_connections_are_bounded_and_give_way(server: ScrapeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     before = threading.active_count()
-    opened = [silent(server) for _ in range(300)]
+    opened = [silent(server) for _ in range(MOST)]
     closed = 0
     for connection in opened[MOST_CONNECTIONS:]:  # the server has looked at all of them when the last is closed
         closed += connection.recv(1) == b""
-    assert closed == 300 - MOST_CONNECTIONS
+    assert closed == MOST - MOST_CONNECTIONS
     assert threading.active_count() <= before + MOST_CONNECTIONS
     monkeypatch.setattr(scrape_server, "CONNECTION_SECONDS", 0.0)  # now the oldest has had its time
     assert "dist_ssl_step 7.0" in page(server)

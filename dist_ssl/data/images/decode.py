@@ -217,7 +217,7 @@ def _rgb(image: Image.Image) -> Pixels:
         return np.array(image.convert("RGB"))
     for top in range(0, height, band):
         below = min(top + band, height)
-        pixels[top:below] = image.crop((0, top, width, below)).convert("RGB")
+        pixels[top:below] = np.asarray(image.crop((0, top, width, below)).convert("RGB"))
     return pixels
 
 

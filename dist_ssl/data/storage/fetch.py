@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.transports import STALL_SECONDS, BusyError, Transport, source
-from dist_ssl.errors import DataError
+from dist_ssl.errors import DataError, ServerAwayError
 
 log = logging.getLogger(__name__)
 SLOWEST_BYTES = 1 << 14
@@ -146,7 +146,7 @@ class Fetcher:
     def _wait(self, address: Address, error: OSError, failures: int) -> None:
         """Sleep before the next attempt. Raises DataError after the last one."""
         if failures >= self.patience.tries:
-            raise DataError(
+            raise ServerAwayError(
                 f"{address} could not be fetched in {failures} tries: {error}.",
                 "This is the server's or the network's fault: resume the run once it answers again.",
             ) from error
