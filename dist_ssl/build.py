@@ -172,7 +172,8 @@ def check(config: Config, ranks: int) -> str:
         build_engine(config, found, World(device=META))
     found.access.check(found.train, -(-found.run.lanes // found.run.nodes), found.run.window)
     if found.data.val is not None:
-        replace(found.access, cache=None).check(found.dataset.split(found.data.val), 1, 1)
+        replace(found.access, cache=None).check(val := found.dataset.split(found.data.val), 1, 1)
+        manifest.check_probed(found.train, val)
     fit(config["metrics"]["port"], int, "metrics.port")
     for key in ("bind", "textfile"):
         fit(config["metrics"][key], str | None, f"metrics.{key}")

@@ -3,7 +3,7 @@
 import json
 import signal
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from dist_ssl.errors import EXIT_CODE
@@ -11,7 +11,8 @@ from dist_ssl.runtime.files import write_atomically
 from launch.run_dir import AttemptDir, read_report
 
 FINISHED, STOPPED, REFUSED, FAILED = "finished", "stopped", "refused", "failed"
-STOPPED_CODE = 75
+STOPPED_CODE, LOST_CODE = 75, 76
+"""Exit codes of ranks: stopped as it was asked to; ended because of another rank, a node or a server that is gone."""
 OUTCOME_OF_CODE = {0: FINISHED, STOPPED_CODE: STOPPED, EXIT_CODE: REFUSED}
 CODE_OF_OUTCOME = {FINISHED: 0, STOPPED: 0, REFUSED: EXIT_CODE, FAILED: 1}
 
@@ -29,6 +30,10 @@ class Ending:
     """Name of the signal that asked the ranks to stop; empty without one."""
     again: str = ""
     """Why the epilogue requeued the job; empty if it did not."""
+    lost: bool = False
+    """True if it failed only because something else is gone: another rank or node, or a server."""
+    saved: bool = False
+    """True if the attempt has saved a checkpoint; filled in by the epilogue."""
 
     def write(self, path: Path) -> None:
         """Write this ending to a file, atomically."""
@@ -45,12 +50,13 @@ class Ending:
 def worst(endings: list[Ending]) -> Ending:
     """Return the ending that stands for several: a refusal before a failure, a failure before a stop.
 
-    Among several with the same outcome: one with a reason, then the earliest, then one with a signal.
+    Among several with the same outcome: one that failed by itself, then one with a reason, then the earliest, then one
+    with a signal.
     """
     for outcome in (REFUSED, FAILED, STOPPED):
         found = [e for e in endings if e.outcome == outcome]
         if found:
-            return min(found, key=lambda e: (not e.reason, e.time, not e.signal))
+            return min(found, key=lambda e: (e.lost, not e.reason, e.time, not e.signal))
     return Ending(FINISHED)
 
 
@@ -61,14 +67,12 @@ def of_ranks(attempt: AttemptDir, codes: dict[int, int], first: int | None, noti
     """
     endings = []
     for rank, code in codes.items():
-        outcome = OUTCOME_OF_CODE.get(code, FAILED)
-        reason = ""
-        if outcome == REFUSED:
-            reason = attempt.reason(rank)
-        elif outcome == FAILED and rank == first:
+        outcome, lost = OUTCOME_OF_CODE.get(code, FAILED), code == LOST_CODE
+        reason = attempt.reason(rank) if outcome == REFUSED or (lost and rank == first) else ""
+        if outcome == FAILED and rank == first and not reason:
             log = attempt.log(f"rank_{rank:05d}")
             reason = f"Rank {rank} {describe(code)}{last_words(log, code)}\n  Its log: {log}"
-        endings.append(Ending(outcome, reason, noticed))
+        endings.append(Ending(outcome, reason, noticed, lost=lost))
     return worst(endings)
 
 
@@ -110,6 +114,8 @@ def of_attempt(
             how = describe(code) if code else "left no report"
             reason = f"The agent of node {node} {how}; its log: {log_of(node)}"
             killed = code is None or code == -signal.SIGKILL  # because another node failed, whose report says more
-            found = Ending(FAILED, reason, float("inf") if killed else 0.0)
+            found = Ending(FAILED, reason, float("inf") if killed else 0.0, lost=killed)
         endings.append(found)
-    return worst(endings)
+    asked = next((ending.signal for ending in endings if ending.signal), "")
+    ending = worst(endings)
+    return replace(ending, signal=ending.signal or asked)

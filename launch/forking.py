@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from dist_ssl.checkpoint.index import read_table
+from dist_ssl.checkpoint.index import progress_of, read_table
 from dist_ssl.checkpoint.rank_file import DamagedError
 from dist_ssl.checkpoint.saver import KEPT, LATEST
 from dist_ssl.core.progress import Progress
@@ -46,7 +46,7 @@ def forked_config(
     The config is the other run's, with `overrides`.
     """
     try:
-        progress = Progress.from_json(read_table(checkpoint)[0])
+        progress = progress_of(read_table(checkpoint)[0])
     except DamagedError as damage:
         raise CheckpointError(f"{checkpoint} is damaged: {damage}.", "Fork the run at another checkpoint.") from damage
     kept = settings.of_another_choice(source.overrides, overrides, "schedule", PROJECT / "configs")

@@ -27,6 +27,8 @@ from dist_ssl.runtime.files import write_atomically
 
 FORMAT = 1
 ATTEMPT_NAME = re.compile(r"\d{4,}")
+NAME = re.compile(r"\w[\w .@=+,:?%~-]*")
+"""Name of a run: of one folder, of a job in a batch script, and of a label in metrics."""
 REASON_BYTES = 4096
 PROJECT = Path(__file__).resolve().parent.parent
 SNAPSHOT = ("dist_ssl", "launch", "shards", "configs")
@@ -50,8 +52,16 @@ class RunDir:
 
     @classmethod
     def create(cls, runs: Path, name: str | None, method: str) -> "RunDir":
-        """Create a folder in `runs`, by default METHOD-MMDD-HHMM. Raises ConfigError if the name is taken."""
-        requested = name or f"{method}-{time.strftime('%m%d-%H%M')}"
+        """Create a folder in `runs`, by default METHOD-MMDD-HHMM.
+
+        Raises ConfigError if the name is taken, or is not that of one folder.
+        """
+        requested = str(name or f"{method}-{time.strftime('%m%d-%H%M')}")
+        if not NAME.fullmatch(requested):
+            raise ConfigError(
+                f"name={requested!r} cannot be the name of a run.",
+                "It names a folder and a job: use A to Z, a to z, 0 to 9, then also spaces and . _ - + = @ , : ? % ~.",
+            )
         for number in range(1, 1000):
             folder = runs / (requested if number == 1 else f"{requested}-{number}")
             try:

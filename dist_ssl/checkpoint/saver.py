@@ -22,7 +22,7 @@ import torch.distributed as dist
 
 from dist_ssl.checkpoint.background import Background
 from dist_ssl.checkpoint.costs import SaveCosts
-from dist_ssl.checkpoint.index import own_pieces, read, write_table
+from dist_ssl.checkpoint.index import own_pieces, progress_of, read, write_table
 from dist_ssl.checkpoint.rank_file import DamagedError, Written, sync, write
 from dist_ssl.checkpoint.staging import Staged, Staging
 from dist_ssl.config.durations import Duration
@@ -173,10 +173,7 @@ class Checkpoint:
 
     def _read(self, name: str, engine: Engine) -> tuple[Progress, State]:
         values, state = read(self.folder / name, engine.wants)
-        try:
-            found = Progress.from_json(values)
-        except (KeyError, TypeError) as error:
-            raise DamagedError(f"state.json: its progress cannot be read ({error!r})") from error
+        found = progress_of(values)
         if name != name_of(found.step):
             raise DamagedError(f"state.json: it describes step {found.step}")
         return found, state

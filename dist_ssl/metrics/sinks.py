@@ -8,14 +8,14 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
-from prometheus_client import CollectorRegistry, generate_latest, start_http_server
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from dist_ssl.core.progress import Progress
 from dist_ssl.errors import ConfigError
+from dist_ssl.metrics.scrape_server import ScrapeServer, serve
 from dist_ssl.metrics.table import METRICS, series_of
 from dist_ssl.runtime.files import write_atomically
 
@@ -142,24 +142,23 @@ class Prometheus:
         self.address, self.bind, self.port, self.target = address, bind, port, target
         self.series, self.registry = Series(checkpoints), CollectorRegistry()
         self.registry.register(self.series)
-        self.server: Any = None
+        self.server: ScrapeServer | None = None
         self.announcement = ""
 
     def open(self, progress: Progress) -> None:
         """Start to listen and write the target file. Raises ConfigError where the port cannot be used."""
         self.series.write({"step": progress.step, "attempt": progress.attempt})
-        self._listen()
+        self.server = self._listen()
         self.target.parent.mkdir(parents=True, exist_ok=True)
         place = f"{self.address}:{self.server.server_port}"
         self.announcement = json.dumps([{"targets": [place], "labels": self.labels}])
         write_atomically(self.target, self.announcement)
 
-    def _listen(self) -> None:
+    def _listen(self) -> ScrapeServer:
         problem = ""
         for port in range(self.port, self.port + PORTS) if self.port else (0,):
             try:
-                self.server, _ = start_http_server(port, self.bind, registry=self.registry)
-                return
+                return serve(self.registry, self.bind, port)
             except (OSError, OverflowError) as error:  # taken, not allowed, no address of this machine, no port
                 problem = problem or str(error)
         raise ConfigError(
@@ -176,8 +175,7 @@ class Prometheus:
         if self.server:
             if self.target.is_file() and self.target.read_text() == self.announcement:  # not a newer attempt's
                 self.target.unlink()
-            self.server.shutdown()
-            self.server.server_close()
+            self.server.close()
 
 
 class TextFile:

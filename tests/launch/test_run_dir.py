@@ -59,6 +59,20 @@ def test_a_name_that_is_taken_is_refused_with_the_way_to_resume(run: RunDir) -> 
     assert f"resume={run.folder}" in raised.value.remedy
 
 
+@pytest.mark.parametrize(
+    "name", ["a\n#SBATCH --wrap=x", "../a", "a/b", ".hidden", "-x", "a\x1b[2J", " ", "a;b", "a$(b)"]
+)
+def test_a_name_that_is_not_one_folders_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="cannot be the name of a run"):
+        RunDir.create(tmp_path, name, "simclr")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["try 2", "größer", "T=0.1,lr=3e-2", "7", 7])
+def test_ordinary_names_are_kept(tmp_path: Path, name: str) -> None:
+    assert RunDir.create(tmp_path, name, "simclr").folder == tmp_path / str(name)
+
+
 def test_runs_without_a_name_get_distinct_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_dir.time, "strftime", lambda form: "1121-0907")
     made = [RunDir.create(tmp_path, None, "mocov3").folder.name for _ in range(3)]
