@@ -102,6 +102,7 @@ class Slurm:
         self.nodes[name].wait()
         yield
         self.start_node(name)
+        self.ask("scontrol", "update", f"NodeName={name}", "State=RESUME")
         _await_nodes(self)
 
 

@@ -12,7 +12,6 @@ from prometheus_client import CollectorRegistry, Gauge
 from dist_ssl.metrics import scrape_server
 from dist_ssl.metrics.scrape_server import MOST_CONNECTIONS, ScrapeServer, serve
 
-
 MOST = 100
 
 
