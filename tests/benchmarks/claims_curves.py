@@ -39,7 +39,7 @@ def seconds_to(points: Sequence[tuple[float, float]], value: float) -> float | N
         return points[0][0]
     for (begin, low), (end, high) in pairwise(points):
         if high >= value:
-            return begin * (end / begin) ** ((value - low) / (high - low))
+            return float(begin * (end / begin) ** ((value - low) / (high - low)))
     return None
 
 
