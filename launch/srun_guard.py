@@ -3,7 +3,7 @@
     python -m launch.srun_guard RUN_FOLDER ATTEMPT PID
 
 The batch script starts it beside srun (`PID`). An agent whose ranks fail leaves a marker in the attempt's folder, and
-all agents that are alive end soon after it. If srun still runs a minute later, it is told to give up, so that the
+all agents that are alive end soon after it. If srun still runs a minute later, it gets SIGTERM, so that the
 epilogue can requeue the job.
 """
 
@@ -38,7 +38,7 @@ def guard(failure: Path, process: int) -> bool:
             if deadline == float("inf") and failure.exists():
                 deadline = time.monotonic() + PATIENCE_SECONDS
         if time.monotonic() > deadline:
-            print("srun still waits for a node a minute after the failure: it is told to give up.", flush=True)
+            print("srun still waits for a node a minute after the failure: it is ended.", flush=True)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGTERM)
             return True
