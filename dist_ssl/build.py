@@ -17,17 +17,19 @@ from dist_ssl.config.instantiate import accepted_by, fit, instantiate, keywords,
 from dist_ssl.config.meta_device import META, on_meta_device
 from dist_ssl.config.precision import PRECISIONS
 from dist_ssl.config.run_keys import Config, Run, top_level
+from dist_ssl.core.candidates import check_candidates
 from dist_ssl.core.plan import EpochPlan
 from dist_ssl.core.progress import Progress
 from dist_ssl.core.timeline import Timeline
 from dist_ssl.data.data_keys import Data
+from dist_ssl.data.epoch_views import Colours, Difficulty
 from dist_ssl.data.images.views import Augmentation, check_fixed, checked, of_views
 from dist_ssl.data.loader.loader_process import LoaderProcess
 from dist_ssl.data.order.ledger import Ledger
 from dist_ssl.data.order.quarantine import Quarantine
 from dist_ssl.data.storage import manifest
 from dist_ssl.data.storage.reader_options import Access
-from dist_ssl.data.stream import Colours, Stream
+from dist_ssl.data.stream import Stream
 from dist_ssl.distributed.norm_groups import check_groups
 from dist_ssl.distributed.rendezvous import own_addresses
 from dist_ssl.distributed.world import World
@@ -72,6 +74,7 @@ class Parts:
     dataset: manifest.Manifest
     train: manifest.Split
     recipes: list[Augmentation]
+    difficulty: Difficulty
     optimizer: OptimizerRecipe
     method: Method
     schedule: Schedule
@@ -90,22 +93,25 @@ def parts(config: Config, world: World, ranks: int) -> Parts:
     train = dataset.split(data.train)
     check_plan(run.lanes, run.batch_size, ranks, len(train.samples))
     virtual = virtual_ranks(config, run.batch_size, ranks)
-    seen = world if virtual is None else World(device=world.device)
     torch.manual_seed(run.seed)
     encoder = instantiate(config["encoder"], "encoder")
-    method = make_method(config, encoder, len(train.samples), seen)
+    method = make_method(config, encoder, len(train.samples), world if virtual is None else World(device=world.device))
     optimizer = instantiate(config["optim"], "optim")
     schedule, timeline = make_schedule(config, run, optimizer, method, len(train.samples))
     check_keys(schedule.hyperparameters(Progress(epochs=run.all_epochs)).values)
     named = {f"views.{name}": view for name, view in sorted(config["views"].items())}
     recipes = [checked(Augmentation(**keywords(Augmentation, view, place)), place) for place, view in named.items()]
+    difficulty = instantiate(
+        config["difficulty"], "difficulty", offered={"multiple": getattr(encoder, "multiple_of", 1)}
+    )
     probed = probing(config)
     probed.check(method)
     check_side(encoder, probed.sides(schedule.plan(run.all_epochs - 1).image_size)[1], "probe.crop")
     check = epoch_check(config, len(train.samples), method, recipes, ranks)
-    for plan in distinct_plans(schedule, run.all_epochs):
+    for plan in schedule.distinct_plans(run.all_epochs):
         check(plan)
-    return Parts(run, data, access, dataset, train, recipes, optimizer, method, schedule, timeline, check, virtual)
+    own = (recipes, difficulty, optimizer, method, schedule, timeline, check, virtual)
+    return Parts(run, data, access, dataset, train, *own)
 
 
 def epoch_check(
@@ -121,9 +127,9 @@ def epoch_check(
         check_groups(method, plan.batch_size, over, accumulate, possible)
         check_support(method.encoder, plan.tokens)
         method.check(plan)
+        check_candidates(plan)
         check_side(method.encoder, plan.image_size, "schedule.image_size", plan.tokens)
-        local = plan.local_size if plan.local_views else None
-        check_side(method.encoder, local, "schedule.local_size", plan.tokens)
+        check_side(method.encoder, plan.local_size or None, "schedule.local_size", plan.tokens)
         of_views(recipes, plan.views, plan.local_views)
         check_fixed(plan.fixed)
 
@@ -143,11 +149,6 @@ def make_schedule(
     timeline = Timeline.of(map(planner.plan, range(run.all_epochs)), num_samples, run.cycles)
     curves = {**optimizer.curves(run.batch_size), **method.curves}
     return Schedule(planner, halves[1](**own[1], curves=curves, timeline=timeline)), timeline
-
-
-def distinct_plans(schedule: Schedule, epochs: int) -> list[EpochPlan]:
-    """Return the plans of all epochs, those that differ by their number alone once."""
-    return list({replace(plan, epoch=0): plan for plan in map(schedule.plan, range(epochs))}.values())
 
 
 def make_method(config: Config, encoder: nn.Module, num_samples: int, world: World) -> Method:
@@ -230,6 +231,7 @@ def stream(p: Parts, world: World, process: LoaderProcess | None) -> Stream:
         dtype=own.views if world.device.type == "cuda" else own.dtype,
         max_pixels=p.data.max_pixels,
         parts=(p.virtual_ranks or world.size) // world.size,
+        difficulty=p.difficulty,
     )
 
 

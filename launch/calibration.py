@@ -1,8 +1,8 @@
 """Seconds per step of a planned run: from a few real steps of each kind on this machine, or from a past run's metrics.
 
-A kind of step is what its cost depends on: the sides and the numbers of views, and the batch. One process trains with a
-rank's share of the batch. Where all ranks are on this machine, they share its cores, so a step takes at least the
-processor time of all ranks divided by the cores. What ranks exchange is not measured.
+A kind of step is what its cost depends on: the sides and the numbers of views, their candidates, and the batch. One
+process trains with a rank's share of the batch. Where all ranks are on this machine, they share its cores, so a step
+takes at least the processor time of all ranks divided by the cores. What ranks exchange is not measured.
 """
 
 import itertools
@@ -30,8 +30,8 @@ from dist_ssl.train import Job
 from launch.audit import plans_of
 from launch.run_dir import AttemptDir, RunDir
 
-Kind = tuple[int, int, int, int, int]
-"""Side and number of global views, side and number of local views, samples per step."""
+Kind = tuple[int, int, int, int, int, int]
+"""Side and number of global views, side and number of local views, samples per step, candidates of a view."""
 FIRST_STEPS = 2
 """Steps that are not measured: buffers are allocated and code is compiled in them."""
 PROBED = {"bank": 600, "queries": 100}
@@ -54,7 +54,7 @@ class Cost:
     def epoch(self, plan: EpochPlan, steps: int) -> float:
         """Return the seconds of an epoch with `steps` steps; a kind that was not measured costs as its pixels do."""
         kind = kind_of(plan)
-        nearest = min(self.seconds, key=lambda known: abs(pixels(known) - pixels(kind)))
+        nearest = min(self.seconds, key=lambda known: (abs(pixels(known) - pixels(kind)), known != kind))
         first, step = self.seconds[nearest]
         return (first + steps * step) * pixels(kind) / pixels(nearest)
 
@@ -62,12 +62,12 @@ class Cost:
 def kind_of(plan: EpochPlan) -> Kind:
     """Return what the cost of a plan's steps depends on."""
     local = (plan.local_size, plan.local_views) if plan.local_views else (0, 0)
-    return plan.image_size, plan.views, *local, plan.batch_size
+    return plan.image_size, plan.views, *local, plan.batch_size, plan.candidates
 
 
 def pixels(kind: Kind) -> int:
-    """Return the pixels of all views of a step."""
-    side, views, local_side, local_views, batch = kind
+    """Return the pixels of all views that a step trains on."""
+    side, views, local_side, local_views, batch, _ = kind
     return batch * (views * side**2 + local_views * local_side**2)
 
 

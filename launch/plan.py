@@ -21,7 +21,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from dist_ssl.build import distinct_plans, parts
+from dist_ssl.build import parts
 from dist_ssl.config.durations import Duration
 from dist_ssl.config.meta_device import on_meta_device
 from dist_ssl.core.plan import EpochPlan
@@ -123,11 +123,12 @@ def table(rows: list[Stretch], cost: Cost) -> Table:
         column.justify = "right"
     for row in rows:
         plan, first = row.plan, row.plan.epoch + 1
+        views = f"{plan.views} of {plan.views * plan.candidates}" if plan.candidates > 1 else str(plan.views)
         numbers = f"{first}-{first + row.epochs - 1}" if row.epochs > 1 else str(first)
         local = f"{plan.local_views} x {plan.local_size} px" if plan.local_views else "-"
         rates = " to ".join(f"{rate:.3g}" for rate in dict.fromkeys(row.rates))
         share = cost.epoch(plan, row.steps) / last
-        cells = (row.steps, f"{plan.image_size} px", f"{plan.magnitude:.3g}", plan.views, local, plan.batch_size)
+        cells = (row.steps, f"{plan.image_size} px", f"{plan.magnitude:.3g}", views, local, plan.batch_size)
         shown.add_row(numbers, *map(str, cells), rates, f"{share:.2f}")
     return shown
 
@@ -182,7 +183,7 @@ def show(options: PlanOptions, overrides: list[str], console: Console) -> None:
     ranks = config["nodes"] * config["ranks_per_node"]
     with on_meta_device():
         found = parts(config, World(), ranks)
-    rows, plans = stretches(found.schedule, found.timeline), distinct_plans(found.schedule, found.run.all_epochs)
+    rows, plans = stretches(found.schedule, found.timeline), found.schedule.distinct_plans(found.run.all_epochs)
     if not options.steps:
         cost = calibration.by_pixels(plans)
     elif options.measured:

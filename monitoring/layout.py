@@ -95,7 +95,7 @@ RUN = Board(
             (
                 *line(12, "Loss", "kNN accuracy"),
                 *line(6, "Gradient norm", "Spread", "Cosines", "Effective rank"),
-                *line(8, "Teacher distance", "Queue age", "Coding rate"),
+                *line(6, "Teacher distance", "Queue age", "Coding rate", "Difficulty of views"),
             ),
         ),
         Row(

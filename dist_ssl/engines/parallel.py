@@ -20,6 +20,7 @@ from dist_ssl.core.plan import FROZEN, Hyperparameters
 from dist_ssl.distributed.devices import choose_algorithms, set_single_precision
 from dist_ssl.distributed.world import World
 from dist_ssl.engines import units
+from dist_ssl.engines.hard_views import with_chosen_views
 from dist_ssl.engines.passes import at_once, check_parts, in_parts, plain, seed
 from dist_ssl.engines.spread import held_here, spread_of, whole
 from dist_ssl.errors import CheckpointError
@@ -122,6 +123,7 @@ class Parallel(ABC):
 
     def step(self, batch: Batch, hyper: Hyperparameters) -> StepOutput:
         """Make one weight update; return this rank's share of the loss, the gradient norm and the method's metrics."""
+        batch, difficulty = with_chosen_views(lambda views: self.embed(views, "student"), batch)
         self.optimizer.zero_grad(set_to_none=True)
         out = self.gradients(batch, hyper)
         self.await_copies()
@@ -133,7 +135,7 @@ class Parallel(ABC):
         self._keep_length()
         distance = self._update_teacher(hyper)
         self.method.remember(out, self.seen(batch), hyper)
-        return StepOutput({"loss": out.loss.detach(), "gradient_norm": length, **distance, **out.metrics})
+        return StepOutput({"loss": out.loss.detach(), "gradient_norm": length, **distance, **difficulty, **out.metrics})
 
     def gradients(self, batch: Batch, hyper: Hyperparameters) -> LossOutput:
         """Return the loss; leave its gradients, averaged over the ranks, in the local parameters."""
@@ -240,9 +242,7 @@ class Parallel(ABC):
     def wants(self, name: str, shape: tuple[int, ...]) -> range | None:
         """Return the elements that `load` needs: this rank's piece, None for all; none where the shape differs."""
         own = self.piece(name)
-        if own is None:
-            return None
-        return own.span if own.shape == shape else range(0)
+        return None if own is None else own.span if own.shape == shape else range(0)
 
     def piece(self, name: str) -> Piece | None:
         """Return this rank's piece of a canonical tensor; None if every rank has all of it."""

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from dist_ssl.config.durations import Duration
+from dist_ssl.data.epoch_views import Colours
 from dist_ssl.data.loader.load import Loader
 from dist_ssl.data.storage import manifest
 from dist_ssl.data.storage.read import Reader
-from dist_ssl.data.stream import Colours
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import ConfigError
 from dist_ssl.evaluate.features import Extractor

@@ -22,6 +22,7 @@ from PIL import Image
 from dist_ssl.core.batch import Batch
 from dist_ssl.core.draws import Draws
 from dist_ssl.core.plan import EpochPlan
+from dist_ssl.data.epoch_views import Colours
 from dist_ssl.data.images.centre_crop import CentreCrop
 from dist_ssl.data.images.views import Augmentation, Cutter
 from dist_ssl.data.loader import loader_process
@@ -33,7 +34,7 @@ from dist_ssl.data.order.requests import Chosen, Steps
 from dist_ssl.data.storage import manifest
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.read import Reader
-from dist_ssl.data.stream import Colours, Stream
+from dist_ssl.data.stream import Stream
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import DataError
 from dist_ssl.runtime.signals import STOPPING

@@ -17,6 +17,7 @@ from dist_ssl.core.batch import Batch
 from dist_ssl.core.draws import Draws
 from dist_ssl.core.plan import EpochPlan
 from dist_ssl.core.progress import Progress
+from dist_ssl.data.epoch_views import Colours
 from dist_ssl.data.images.centre_crop import CentreCrop
 from dist_ssl.data.images.views import CROP_DRAWS, Augmentation, Crops, Cutter, crop_box
 from dist_ssl.data.loader.load import Loader
@@ -31,7 +32,7 @@ from dist_ssl.data.storage.manifest import Split
 from dist_ssl.data.storage.pyramid import Pyramid
 from dist_ssl.data.storage.read import Reader
 from dist_ssl.data.storage.reader_options import Access
-from dist_ssl.data.stream import Colours, Stream
+from dist_ssl.data.stream import Stream
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import ConfigError, DataError
 from dist_ssl.runtime import jsonl
