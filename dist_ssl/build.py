@@ -38,7 +38,7 @@ from dist_ssl.evaluate.knn import KNN, NoProbe
 from dist_ssl.evaluate.probe_keys import Probing
 from dist_ssl.metrics.goodput import Goodput
 from dist_ssl.metrics.meter import Meter
-from dist_ssl.metrics.sinks import EVERYWHERE, JsonLines, Prometheus, Status, TextFile
+from dist_ssl.metrics.sinks import JsonLines, Prometheus, Status, TextFile
 from dist_ssl.metrics.table import check_keys
 from dist_ssl.models.patches import check_side, check_support
 from dist_ssl.optim.recipes import OptimizerRecipe
@@ -287,12 +287,10 @@ def sinks(config: Config, p: Parts, world: World, place: Place) -> list[Sink]:
     name = place.folder.name
     target = place.folder.parent / "targets" / f"{name}.json"
     node, checkpoints = config["metrics"], place.folder / "checkpoints"
-    bind = node["bind"] or EVERYWHERE
-    address = own_addresses()[0] if bind == EVERYWHERE else bind
     labels = {"run": name, "method": config["method"]["_target_"].split(".")[-2]}
     return [
         JsonLines(place.folder / "metrics.jsonl"),
         Status(place.folder / "status.json", p.timeline.total, p.timeline.steps),
-        Prometheus(labels, address, node["port"], target, checkpoints, bind=bind),
+        Prometheus(labels, own_addresses()[0], node["port"], target, checkpoints, bind=node["bind"]),
         *([TextFile(Path(node["textfile"]) / f"{name}.prom", labels, checkpoints)] if node["textfile"] else []),
     ]

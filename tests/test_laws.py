@@ -62,7 +62,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "torch.nn.parallel": ("dist_ssl.engines.*",),
     "hydra": ("launch.*",),
     "omegaconf": ("launch.*",),
-    "prometheus_client": ("dist_ssl.metrics.sinks",),
+    "prometheus_client": ("dist_ssl.metrics.sinks", "dist_ssl.metrics.endpoint"),
     "os.environ": ("dist_ssl.distributed.*", "launch.*"),
     "os.environb": (),
     "os.getenv": (),

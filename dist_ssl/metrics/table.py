@@ -16,8 +16,8 @@ from typing import Literal
 from dist_ssl.errors import UserError, nearest
 
 Reduction = Literal["mean", "max", "sum", "last"]
-Unit = Literal["", "seconds", "bytes", "ratio", "pixels", "timestamp"]
-UNITS: tuple[Unit, ...] = ("seconds", "bytes", "ratio", "pixels")
+Unit = Literal["", "seconds", "bytes", "ratio", "pixels", "joules", "timestamp"]
+UNITS: tuple[Unit, ...] = ("seconds", "bytes", "ratio", "pixels", "joules")
 """Units in which an exported name may end."""
 
 
