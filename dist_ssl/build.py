@@ -193,8 +193,8 @@ def build(config: Config, world: World, signals: Signals, place: Place) -> Job:
     process = p.data.process(world.device)
     return Job(
         fresh=Progress(epochs=p.run.all_epochs, attempt=place.attempt),
-        engine=build_engine(config, p, world),
-        stream=stream(p, world, process),
+        engine=(engine := build_engine(config, p, world)),
+        stream=stream(p, world, process, engine),
         schedule=p.schedule,
         coordinator=Coordinator(p.schedule, world=world, record=place.folder / "plan.jsonl", check=p.check),
         checkpoint=Checkpoint(
@@ -216,8 +216,8 @@ def build(config: Config, world: World, signals: Signals, place: Place) -> Job:
     )
 
 
-def stream(p: Parts, world: World, process: LoaderProcess | None) -> Stream:
-    """Return the stream of this rank's training batches."""
+def stream(p: Parts, world: World, process: LoaderProcess | None, engine: Engine) -> Stream:
+    """Return the stream of this rank's training batches, for an engine."""
     own = PRECISIONS[p.run.precision]
     return Stream(
         p.data.loader(p.train, p.access, p.run.decode_threads, process),
@@ -229,6 +229,7 @@ def stream(p: Parts, world: World, process: LoaderProcess | None) -> Stream:
         dtype=own.views if world.device.type == "cuda" else own.dtype,
         max_pixels=p.data.max_pixels,
         parts=(p.virtual_ranks or world.size) // world.size,
+        clock=engine.clock,
     )
 
 

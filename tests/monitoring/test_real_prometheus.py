@@ -24,6 +24,7 @@ if PROGRAM is None:
 MOST_SERIES = 80
 ABSENT = {
     "device_memory": "there is no GPU",
+    "flops_utilisation": "there is no GPU",
     "coding_rate": "of EMP-SSL",
     "teacher_temperature": "of DINO",
     "frozen": "no part of the method is frozen for a while",
