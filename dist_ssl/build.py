@@ -4,8 +4,8 @@
 against its annotations. Derived values (learning rate, dtype, ...) are computed here and nowhere else.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +55,13 @@ from dist_ssl.train import Job
 
 @dataclass(frozen=True)
 class Place:
-    """The run folder and number of an attempt, and `newest`: returns whether no newer attempt has started."""
+    """The run folder and number of an attempt. `newest`: returns whether no newer attempt has started; `restarts`:
+    the number of earlier attempts, by the cause for which there was another one."""
 
     folder: Path
     attempt: int
     newest: Callable[[], bool]
+    restarts: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -207,7 +209,7 @@ def build(config: Config, world: World, signals: Signals, place: Place) -> Job:
         ),
         agreement=Agreement(world, signals, p.run.save_every, p.run.keep_every),
         probe=probe(config, p, world, process),
-        meter=Meter(world, sinks(config, p, world, place), p.timeline.total, Goodput.of_run(place.folder)),
+        meter=Meter(world, sinks(config, p, world, place), p.timeline.total, Goodput.of(place.folder, place.restarts)),
         ledger=Ledger(place.folder / "ledger", place.attempt, world),
         quarantine=Quarantine(
             place.folder / "quarantine.jsonl", p.train, world=world, attempt=place.attempt, max_bad=p.data.max_bad

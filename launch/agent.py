@@ -19,6 +19,7 @@ from pathlib import Path
 
 from dist_ssl.runtime.signals import STOPPING, Signals
 from launch.ending import CODE_OF_OUTCOME, OUTCOME_OF_CODE, REFUSED, STOPPED_CODE, of_ranks
+from launch.memory_kills import memory_kills
 from launch.node_monitor import monitored
 from launch.parent import alone
 from launch.run_dir import AttemptDir, RunDir, write_for_owner_alone
@@ -58,6 +59,7 @@ class Agent:
 
     def run(self, signals: Signals) -> int:
         """Start the workers, wait for all of them, write the node's report and return the agent's exit code."""
+        before = memory_kills()
         for local_rank in range(self.ranks):
             self._start(local_rank)
         deadline = float("inf")
@@ -72,7 +74,8 @@ class Agent:
                 self._send(signal.SIGKILL)
             if time.monotonic() > deadline + KILL_SECONDS:
                 self._give_up()
-        ending = of_ranks(self.attempt, self.codes, self.first_failed, self.failed_at)
+        killed = memory_kills() - before
+        ending = of_ranks(self.attempt, self.codes, self.first_failed, self.failed_at, memory_kills=killed)
         ending = replace(ending, signal=signals.received.name if signals.received else "")
         with contextlib.suppress(OSError):  # on a full disk the exit code is the only report
             ending.write(self.attempt.node(self.node))

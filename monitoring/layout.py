@@ -122,7 +122,11 @@ RUN = Board(
             ),
         ),
         Row(
-            "Reliability", line(8, "Checkpoint age", "Steps", "Save time", "Save stall", "Checkpoint failures", "Disk")
+            "Reliability",
+            (
+                *line(6, "Checkpoint age", "Steps", "Save time", "Save stall"),
+                *line(8, "Restarts", "Checkpoint failures", "Disk"),
+            ),
         ),
         Row(
             "Goodput",

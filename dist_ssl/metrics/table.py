@@ -183,6 +183,14 @@ METRICS: tuple[Metric, ...] = (
         label="cause",
     ),
     Metric("lost_steps", "lost_steps_total", "Steps that had to be made again, whole run.", "Lost steps", "last"),
+    Metric(
+        "restarts",
+        "restarts_total",
+        "Attempts before this one, by the cause for which there is another one.",
+        "Restarts",
+        "last",
+        label="cause",
+    ),
     Metric("attempt", "attempts_total", "Attempts of this run, this one included.", "Attempts", "last"),
     Metric(
         "checkpoint_timestamp",
