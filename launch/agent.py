@@ -6,7 +6,7 @@ A worker that fails ends the attempt: its agent creates a marker file in the att
 other workers get a few seconds to notice the failure by themselves before they are killed. An agent whose parent
 process is gone sends SIGTERM to its workers, so that they save and stop. Workers that have not stopped shortly before
 the job's time limit are killed, so that the batch script still has time to requeue the job. The agent does not import
-torch.
+torch. The numbers of its node are served beside it (`node_monitor`).
 """
 
 import contextlib
@@ -22,6 +22,8 @@ from pathlib import Path
 from dist_ssl.runtime.signals import STOPPING, Signals
 from launch.cluster_options import seconds
 from launch.ending import CODE_OF_OUTCOME, LOST_CODE, OUTCOME_OF_CODE, REFUSED, STOPPED_CODE, of_ranks
+from launch.memory_kills import memory_kills
+from launch.node_monitor import monitored
 from launch.parent import alone
 from launch.run_dir import AttemptDir, RunDir, write_for_owner_alone
 from launch.variables import ATTEMPT, PARENT
@@ -37,7 +39,7 @@ CAUSE_SECONDS = 3 * PATIENCE_SECONDS
 """Time that an agent whose ranks only lost their peers waits for the other nodes' reports."""
 KILL_SECONDS = 20.0
 """Time that a killed worker has to end; one that waits in the kernel, for a driver or a file system, may never."""
-OUT_OF_TIME = (
+OVERRUN = (
     "The ranks had not saved and stopped shortly before the time limit: they were ended, and the steps since the last "
     "checkpoint are made again. Raise cluster.stop_ahead."
 )
@@ -76,6 +78,7 @@ class Agent:
     def run(self, signals: Signals) -> int:
         """Start the workers, wait for all of them, write the node's report and return the agent's exit code."""
         allow_open_files()
+        before = memory_kills()
         for local_rank in range(self.ranks):
             self._start(local_rank)
         deadline, limit = float("inf"), float("inf")
@@ -93,10 +96,11 @@ class Agent:
                 self._kill()
             if time.monotonic() > deadline + KILL_SECONDS:
                 self._give_up()
-        ending = of_ranks(self.attempt, self.codes, self.first_failed, self.failed_at)
+        killed = memory_kills() - before
+        ending = of_ranks(self.attempt, self.codes, self.first_failed, self.failed_at, memory_kills=killed)
         ending = replace(ending, signal=signals.received.name if signals.received else "")
         if self.out_of_time and not ending.reason:
-            ending = replace(ending, reason=OUT_OF_TIME)
+            ending = replace(ending, reason=OVERRUN)
         with contextlib.suppress(OSError):  # on a full disk the exit code is the only report
             ending.write(self.attempt.node(self.node))
         if ending.lost and not self.asked_to_stop:
@@ -219,7 +223,8 @@ def on_slurm(folder: str) -> None:
     write_for_owner_alone()
     attempt = AttemptDir(RunDir.open(Path(folder)), int(os.environ[ATTEMPT]))
     node, nodes = int(os.environ["SLURM_NODEID"]), int(os.environ["SLURM_JOB_NUM_NODES"])
-    code = Agent(attempt, node, nodes, attempt.config["ranks_per_node"]).run(signals)
+    with monitored(attempt, node, nodes):
+        code = Agent(attempt, node, nodes, attempt.config["ranks_per_node"]).run(signals)
     if code:
         sys.exit(code)
 
@@ -229,7 +234,9 @@ def main(arguments: list[str]) -> int:
     signals = Signals().listen()
     write_for_owner_alone()
     folder, attempt, node, nodes, ranks = Path(arguments[0]), *map(int, arguments[1:5])
-    return Agent(AttemptDir(RunDir.open(folder), attempt), node, nodes, ranks).run(signals)
+    found = AttemptDir(RunDir.open(folder), attempt)
+    with monitored(found, node, nodes):
+        return Agent(found, node, nodes, ranks).run(signals)
 
 
 if __name__ == "__main__":

@@ -20,11 +20,10 @@ from typing import TypeVar
 
 from dist_ssl.errors import EXIT_CODE
 from launch import scheduler
-from launch.ending import FAILED, STOPPED, Ending, of_attempt
+from launch.ending import FAILED, LOST, OUT_OF_TIME, PREEMPTED, STOPPED, Ending, of_attempt
 from launch.run_dir import AttemptDir, RunDir, write_for_owner_alone
 
 TIME_LIMIT = signal.SIGUSR2.name
-LOST = "something was lost"
 MOST_LOST = 5
 """Number of attempts in a row that may be lost before they have saved anything; a checkpoint starts the count again."""
 TRIES, PAUSE_SECONDS = 5, 2.0
@@ -52,9 +51,9 @@ def why_again(ending: Ending, record: dict[str, str], progressed: bool, lost_bef
     if record.get("JobState") == "CANCELLED" or ending.outcome not in (STOPPED, FAILED):
         return ""
     if record.get("PreemptTime", "None") not in ("None", "N/A"):
-        return "preempted"
+        return PREEMPTED
     if ending.signal == TIME_LIMIT and progressed:  # also where a rank died while it stopped
-        return "time limit"
+        return OUT_OF_TIME
     lost = ending.outcome == FAILED and ending.lost and not ending.signal
     return LOST if lost and (progressed or lost_before < MOST_LOST) else ""
 

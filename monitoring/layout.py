@@ -105,7 +105,15 @@ RUN = Board(
                 *line(6, "Frozen parts", "Image size", "Augmentation", "Batch size"),
             ),
         ),
-        Row("Speed", line(8, "Throughput", "Step time", "Probe time", "Samples", "Memory", "GPU memory")),
+        Row(
+            "Speed",
+            (
+                *line(8, "Throughput", "Step time"),
+                Panel("Step time by part", 8, stacked=True),
+                *line(8, "Work of the ranks", "Slowest node", "FLOPs utilisation"),
+                *line(6, "Probe time", "Samples", "Memory", "GPU memory"),
+            ),
+        ),
         Row(
             "Data",
             (
@@ -114,7 +122,11 @@ RUN = Board(
             ),
         ),
         Row(
-            "Reliability", line(8, "Checkpoint age", "Steps", "Save time", "Save stall", "Checkpoint failures", "Disk")
+            "Reliability",
+            (
+                *line(6, "Checkpoint age", "Steps", "Save time", "Save stall"),
+                *line(8, "Restarts", "Checkpoint failures", "Disk"),
+            ),
         ),
         Row(
             "Goodput",

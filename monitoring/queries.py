@@ -11,7 +11,8 @@ from dist_ssl.metrics.table import METRICS, Metric
 CHOSEN = '{run=~"$run"}'
 """The selector of the chosen runs."""
 GRAFANA_UNITS = {"": "short", "seconds": "s", "bytes": "bytes", "ratio": "percentunit", "pixels": "pixel"}
-RATE_UNITS = {"": "cps", "seconds": "percentunit", "bytes": "Bps"}
+GRAFANA_UNITS |= {"joules": "joule"}
+RATE_UNITS = {"": "cps", "seconds": "percentunit", "bytes": "Bps", "joules": "watt"}
 """Grafana's names of units, by those of the table: of values, and of rates per second."""
 
 

@@ -25,6 +25,7 @@ FLOORS: dict[str, float] = {
     "dist_ssl.runtime.jsonl": 1.1,
     "dist_ssl.runtime.log_setup": 1.1,
     "dist_ssl.runtime.signals": 1.1,
+    "dist_ssl.runtime.step_clock": 1.1,
     "dist_ssl.checkpoint.background": 1.1,
     "dist_ssl.core.*": 1.2,
     "dist_ssl.models.*": 1.3,

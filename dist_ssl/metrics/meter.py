@@ -1,5 +1,6 @@
 """The meter: collects metrics without waiting for the device, reduces them over the ranks, and feeds the sinks."""
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 
@@ -52,8 +53,9 @@ class Meter:
         keys = sorted(self._values)
         stacked = [self._reduce_steps(key) for key in keys]
         rows = self.world.gather_const(torch.stack([s.to(self.world.device) for s in stacked])[None])
-        columns = zip(keys, rows.T.tolist(), strict=True)
-        self._send(progress, {key: self._reduce_ranks(key, column) for key, column in columns} | self._speed(progress))
+        columns = dict(zip(keys, rows.T.tolist(), strict=True))
+        values = {key: self._reduce_ranks(key, column) for key, column in columns.items()}
+        self._send(progress, values | self._slowest(columns) | self._speed(progress))
         self._clear()
 
     def close(self) -> None:
@@ -100,6 +102,13 @@ class Meter:
                 return sum(column)
             case "last":
                 return column[0]
+
+    def _slowest(self, columns: Mapping[str, Sequence[float]]) -> dict[str, float]:
+        """Return the number of the node of the rank that works longest at a step; nothing where that is not known."""
+        work = columns.get("slowest_rank_work_seconds", ())
+        if not work or any(math.isnan(seconds) for seconds in work):
+            return {}
+        return {"slowest_node": work.index(max(work)) // self.world.local_size}
 
     def _position(self, progress: Progress) -> dict[str, float]:
         p = progress

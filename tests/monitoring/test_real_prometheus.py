@@ -1,6 +1,5 @@
 """A real Prometheus finds a run, follows it over a lost node and a resume, and answers the dashboards' queries."""
 
-import socketserver
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ if PROGRAM is None:
 MOST_SERIES = 80
 ABSENT = {
     "device_memory": "there is no GPU",
+    "flops_utilisation": "there is no GPU",
     "coding_rate": "of EMP-SSL",
     "teacher_temperature": "of DINO",
     "frozen": "no part of the method is frozen for a while",
@@ -63,15 +63,6 @@ class Watched:
 def endpoint(job: Job) -> Prometheus:
     """The endpoint of a job."""
     return next(sink for sink in job.meter.sinks if isinstance(sink, Prometheus))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_shutdown() -> Iterator[None]:
-    """A server looks twice a second whether it is to end; here it looks more often."""
-    patch = pytest.MonkeyPatch()
-    patch.setattr(socketserver.BaseServer.serve_forever, "__defaults__", (0.01,))
-    yield
-    patch.undo()
 
 
 @pytest.fixture(scope="module")
