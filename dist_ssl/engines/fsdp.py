@@ -24,6 +24,7 @@ from dist_ssl.distributed.world import World
 from dist_ssl.engines.parallel import Parallel, T
 from dist_ssl.engines.shell import Shell
 from dist_ssl.errors import ConfigError
+from dist_ssl.optim.recipes import Muon
 from dist_ssl.protocols.engine import Piece, State
 from dist_ssl.protocols.method import Embeddings, LossOutput
 
@@ -109,6 +110,11 @@ class FSDP(Parallel):
         if single := [name for name, p in whole.items() if p.ndim == 0]:
             raise ConfigError(
                 f"engine=fsdp cannot shard '{single[0]}': it is a single number, without rows.", "Use engine=ddp."
+            )
+        if isinstance(self.recipe, Muon):
+            raise ConfigError(
+                "optim=muon cannot be combined with engine=fsdp, which shards rows of matrices: Muon needs whole ones.",
+                "Use engine=ddp, or another optimizer.",
             )
         if self.block_parameters < 1:
             raise ConfigError(
