@@ -32,9 +32,11 @@ from dist_ssl.errors import EXIT_CODE, ConfigError, UserError
 from dist_ssl.protocols.schedule import Schedule
 from launch import calibration, credentials, curve_sheet, preparation
 from launch.calibration import Cost
+from launch.private_cache import use_private_cache
 from launch.progress_bar import clock
 from launch.run_dir import RunDir
 
+INTERRUPTED_CODE = 130
 POINTS = 600
 """Points of a curve in the picture, about."""
 ROWS = 40
@@ -178,11 +180,12 @@ def positions(timeline: Timeline) -> Iterator[tuple[float, Progress]]:
 
 
 def show(options: PlanOptions, overrides: list[str], console: Console) -> None:
-    """Print the plan of the run that the overrides describe, and write its curves. Raises UserError."""
+    """Write the curves of the run that the overrides describe, then print its plan. Raises UserError."""
     config = credentials.restored(preparation.new_config(overrides, console))
     ranks = config["nodes"] * config["ranks_per_node"]
     with on_meta_device():
         found = parts(config, World(), ranks)
+    draw(found.schedule, found.timeline, options.out)
     rows, plans = stretches(found.schedule, found.timeline), found.schedule.distinct_plans(found.run.all_epochs)
     if not options.steps:
         cost = calibration.by_pixels(plans)
@@ -191,16 +194,19 @@ def show(options: PlanOptions, overrides: list[str], console: Console) -> None:
     else:
         splits = [found.data.train, *([found.data.val] if found.data.val else [])]
         images = [len(found.dataset.split(name).samples) for name in splits]
-        cost = calibration.measured(config, plans, options.steps, images)
+        cost = calibration.measured(config, plans, options.steps, images, console.print)
     console.print(table(rows, cost))
     for line in summary(rows, cost, config, options.watts) if options.steps else [cost.source, relative(rows, cost)]:
         console.print(line)
-    try:
-        page = curve_sheet.sheet(panels(found.schedule, found.timeline), [float(n) for n in found.timeline.bounds[1:]])
-        page.save(options.out, "PNG")
-    except OSError as error:
-        raise ConfigError(f"{options.out} cannot be written: {error}.", "Name another file: out=...") from error
     console.print(f"Curves: {options.out}")
+
+
+def draw(schedule: Schedule, timeline: Timeline, out: Path) -> None:
+    """Write the picture of the curves. Raises ConfigError."""
+    try:
+        curve_sheet.sheet(panels(schedule, timeline), [float(n) for n in timeline.bounds[1:]]).save(out, "PNG")
+    except OSError as error:
+        raise ConfigError(f"{out} cannot be written: {error}.", "Name another file: out=...") from error
 
 
 def main(arguments: list[str]) -> int:
@@ -212,10 +218,14 @@ def main(arguments: list[str]) -> int:
         return 0
     try:
         options, overrides = PlanOptions.parse(credentials.set_aside(arguments))
+        use_private_cache()  # compiled code is executed here too
         show(options, overrides, console)
     except UserError as error:
         console.print(str(error))
         return EXIT_CODE
+    except KeyboardInterrupt:
+        console.print("Interrupted: nothing was kept.")
+        return INTERRUPTED_CODE
     return 0
 
 

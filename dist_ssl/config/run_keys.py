@@ -47,6 +47,8 @@ class Run:
 
 GROUPS = ("method", "encoder", "aux", "optim", "schedule", "difficulty", "views", "data", "engine", "probe", "metrics")
 LEAST = {"epochs": 1, "keep_last": 1, "window": 1, "seed": 0}
+MOST = {"all_epochs": 1_000_000, "seed": (1 << 63) - 1}
+"""Every epoch is planned before a run starts, and random numbers are keyed by 64 bits."""
 LAUNCH_KEYS = ("cluster", "runs", "name", "resume", "wait", "dry_run", "format")
 """Keys that only the launcher reads; the training process ignores them."""
 TOP = (*Run.__dataclass_fields__, *GROUPS, *LAUNCH_KEYS)
@@ -63,6 +65,10 @@ def top_level(config: Config) -> Run:
             raise ConfigError(
                 f"{key}={getattr(run, key)} is not possible: it must be at least {least}.", f"Set {key}=1, say."
             )
+    for key, most in MOST.items():
+        if (value := getattr(run, key)) > most:
+            name = "epochs, with those of extend," if key == "all_epochs" else key
+            raise ConfigError(f"{name} is {value}: that is not possible, it must be at most {most}.", "Lower it.")
     check_units("timeout", run.timeout, "seconds")
     check_units("log_every", run.log_every, "steps")
     check_units("save_every", run.save_every, "seconds", "steps")
