@@ -100,8 +100,10 @@ def standardised(difficulty: Doubles) -> Doubles:
 class CandidateViews:
     """The candidates of a batch, to be scored by the model before its step."""
 
+    number: int
+    """Candidates of either slot, K."""
     small: list[Tensor]
-    """Candidates at the side of the score, normalised, [B, 3, s, s] each: candidate c of slot s is number 2 c + s."""
+    """Candidates of both slots at the side of the score, normalised, [B K, 3, s, s]: those of a sample are in a row."""
     temperature: float
     """Temperature of the choice, see above."""
     parts: int

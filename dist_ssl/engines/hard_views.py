@@ -21,21 +21,15 @@ def with_chosen_views(embed: Callable[[Tensor], Tensor], batch: Batch) -> tuple[
     given = batch.candidates
     if given is None:
         return batch, {}
-    found = features(embed, given).double()
-    first, second = F.normalize(found, dim=-1).view(-1, PAIRED, *found.shape[1:]).unbind(1)
-    cosines = torch.einsum("kbd,lbd->bkl", first, second)
+    first, second = F.normalize(features(embed, given).double(), dim=-1)
+    cosines = first @ second.mT
     choice = choose((1 - cosines).cpu().numpy(), given.temperature, batch.draws, batch.ids.numpy())
     metrics = {key: torch.tensor(value) for key, value in choice.metrics.items()}
     return replace(batch, views=given.finish(choice.pairs), candidates=None), metrics
 
 
 def features(embed: Callable[[Tensor], Tensor], given: CandidateViews) -> Tensor:
-    """Return the features of all candidates, [2 K, B, D]."""
-    number, batch = len(given.small), len(given.small[0])
-    rows = batch // given.parts
-    starts = range(0, batch, rows)
-    return torch.cat([embed(_rows(given.small, at, rows)).view(number, rows, -1) for at in starts], dim=1)
-
-
-def _rows(views: list[Tensor], at: int, rows: int) -> Tensor:
-    return torch.cat([view[at : at + rows] for view in views])
+    """Return the features of all candidates of both slots, [2, B, K, D]."""
+    parts = zip(*(views.chunk(given.parts) for views in given.small), strict=True)
+    found = [embed(torch.cat(part)).unflatten(0, (PAIRED, -1, given.number)) for part in parts]
+    return torch.cat(found, dim=1)

@@ -33,8 +33,8 @@ def given(parts: int = 1, temperature: float = 0.0) -> tuple[Batch, list[Ints]]:
         asked.append(pairs)
         return [torch.tensor(row) for row in pairs]
 
-    small = [angle.expand(4, 3, 2, 2).clone() for angle in ANGLES.flatten()]
-    candidates = CandidateViews(small, temperature, parts, finish, [])
+    small = [angles.repeat(4)[:, None, None, None].repeat(1, 3, 2, 2) for angles in ANGLES.T]
+    candidates = CandidateViews(3, small, temperature, parts, finish, [])
     ids = torch.arange(7, 11)
     return Batch([], ids, torch.ones(4, dtype=torch.bool), None, Draws(0), 0, candidates=candidates), asked
 

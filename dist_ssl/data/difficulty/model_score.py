@@ -94,30 +94,32 @@ class ScoredPairs(EpochViews):
         self.cut_in = ViewsCut(score.every, len(recipes), own)
         self.side = score.side(plan.image_size)
         small = [recipe.at(1, self.side / plan.image_size) for recipe in self.recipes[:PAIRED]]
-        self.small = look.photometries(small * plan.candidates)
+        self.small = look.photometries(small)
 
     def finish(self, pixels: list[Tensor], ids: Ints, draws: Draws, step: int) -> Finished:
         """See `EpochViews`; where the model scores this step, there are no views yet."""
         own = len(self.recipes)
         if step % self.score.every:
             return super().finish(pixels, ids, draws, step)
-        pairs = torch.stack([*pixels[:PAIRED], *pixels[own:]])  # a copy: the pixels' memory is filled again
-        rest = [view.clone() for view in pixels[PAIRED:own]]
-        slots = candidate_slots(self.number).reshape(-1, 1)
-        shrunk = [resized(view, self.side) for view in pairs]
-        small = colour(self.small, shrunk, ids, draws, self.look.dtype, self.look.parts, slots)
-        finish = partial(self.chosen, pairs, rest, ids, draws)
-        score = self.score
-        return Finished([], CandidateViews(small, score.temperature, self.look.parts, finish, [pairs, *rest]))
+        drawn = [*pixels[:PAIRED], *pixels[own:]]
+        sets = [torch.stack(drawn[slot::PAIRED], dim=1) for slot in range(PAIRED)]  # [B, K, S, S, 3]
+        rest = [view.clone() for view in pixels[PAIRED:own]]  # copies all: the pixels' memory is filled again
+        shrunk = [resized(candidates.flatten(0, 1), self.side) for candidates in sets]
+        slots, each = np.tile(candidate_slots(self.number).T, len(ids)), np.repeat(ids, self.number)
+        small = colour(self.small, shrunk, each, draws, self.look.dtype, self.look.parts, slots)
+        finish = partial(self.chosen, sets, rest, ids, draws)
+        options = self.score.temperature, self.look.parts
+        return Finished([], CandidateViews(self.number, small, *options, finish, [*sets, *rest]))
 
-    def chosen(self, pixels: Tensor, rest: list[Tensor], ids: Ints, draws: Draws, pairs: Ints) -> list[Tensor]:
+    def chosen(self, sets: list[Tensor], rest: list[Tensor], ids: Ints, draws: Draws, pairs: Ints) -> list[Tensor]:
         """Return the finished views with the chosen candidates.
 
-        `pixels`: of all candidates, [2 K, B, S, S, 3], candidate c of slot s in row 2 c + s; `rest`: of the views that
-        have one candidate; `pairs`: [2, B].
+        `sets`: pixels of all candidates of either slot, [B, K, S, S, 3]; `rest`: of the views that have one candidate;
+        `pairs`: [2, B].
         """
-        rows = torch.from_numpy(PAIRED * pairs + np.arange(PAIRED)[:, None]).to(pixels.device)
-        hard = pixels[rows, torch.arange(len(ids), device=pixels.device)]
+        device = sets[0].device
+        picked, each = torch.from_numpy(pairs).to(device), torch.arange(len(ids), device=device)
+        hard = [candidates[each, own] for candidates, own in zip(sets, picked, strict=True)]
         return self.coloured([*hard, *rest], ids, draws, slots_of(pairs, len(self.recipes)))
 
 
@@ -127,4 +129,4 @@ def resized(pixels: Tensor, side: int) -> Tensor:
         return pixels
     planes = pixels.permute(0, 3, 1, 2).float()
     small = F.interpolate(planes, size=(side, side), mode="bilinear", antialias=True)
-    return small.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+    return small.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()

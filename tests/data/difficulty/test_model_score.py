@@ -58,16 +58,19 @@ def views(batch: Batch, pair: tuple[int, int]) -> list[Tensor]:
     return batch.candidates.finish(np.repeat(np.array(pair)[:, None], len(batch.ids), axis=1))
 
 
-def test_scored_at_full_size_they_are_the_views_to_the_bit(split: manifest.Split) -> None:
+def small(batch: Batch) -> Tensor:
+    """The candidates that the model sees, [2, B, K, 3, s, s]."""
+    assert batch.candidates is not None
+    return torch.stack(batch.candidates.small).unflatten(1, (-1, batch.candidates.number))
+
+
+def test_scored_at_full_size_they_are_the_views_themselves(split: manifest.Split) -> None:
     with Reader(split) as reader:
         batch = epoch(reader, WHOLE)[1]
     assert batch.views == []
-    assert batch.candidates is not None
-    assert len(batch.candidates.small) == 6
     for number in range(3):
-        found = views(batch, (number, number))
-        assert torch.equal(batch.candidates.small[2 * number], found[0])
-        assert torch.equal(batch.candidates.small[2 * number + 1], found[1])
+        for slot, view in enumerate(views(batch, (number, number))):
+            torch.testing.assert_close(small(batch)[slot, :, number], view, rtol=0, atol=1e-12)
 
 
 def test_the_first_candidates_are_the_views_without_a_choice_local_ones_too(split: manifest.Split) -> None:
@@ -90,26 +93,25 @@ def test_every_sample_has_its_own_pair(split: manifest.Split) -> None:
         batch = epoch(reader, WHOLE)[0]
     assert batch.candidates is not None
     pairs = np.random.default_rng(0).integers(0, 3, (2, 16))
-    found, small = batch.candidates.finish(pairs), batch.candidates.small
+    found = batch.candidates.finish(pairs)
     for slot in (0, 1):
-        expected = torch.stack([small[2 * c + slot][row] for row, c in enumerate(pairs[slot].tolist())])
+        expected = torch.stack([small(batch)[slot, row, c] for row, c in enumerate(pairs[slot].tolist())])
         torch.testing.assert_close(found[slot], expected, rtol=0, atol=1e-11)
 
 
 def test_smaller_ones_show_the_same_with_a_blur_of_the_same_share(split: manifest.Split) -> None:
     with Reader(split) as reader:
         batch = epoch(reader, ModelScore(0.5, size=0.5))[0]
-    assert batch.candidates is not None
     for number in range(3):
         for slot, view in enumerate(views(batch, (number, number))):
-            small = batch.candidates.small[2 * number + slot]
-            assert small.shape == (16, 3, 8, 8)
+            own = small(batch)[slot, :, number]
+            assert own.shape == (16, 3, 8, 8)
             shrunk = torch.nn.functional.interpolate(view, size=(8, 8), mode="bilinear", antialias=True)
             others = [
                 torch.nn.functional.interpolate(other, size=(8, 8), mode="bilinear", antialias=True)
                 for other in (views(batch, ((number + 1) % 3,) * 2)[slot],)
             ]
-            near, far = (float((small - x).abs().mean()) for x in (shrunk, others[0]))
+            near, far = (float((own - x).abs().mean()) for x in (shrunk, others[0]))
             assert near < 0.25 * far
 
 
@@ -139,12 +141,9 @@ def test_a_loaders_process_cuts_candidates_where_they_are_scored_and_no_others_e
 def test_ranks_have_the_candidates_of_one(split: manifest.Split, size: int) -> None:
     score = ModelScore(0.5)
     with Reader(split) as reader:
-        alone = epoch(reader, score)[0].candidates
-        ranks = [epoch(reader, score, world=World(rank=rank, size=size))[0].candidates for rank in range(size)]
-    assert alone is not None
-    for number, view in enumerate(alone.small):
-        joined = torch.cat([part.small[number] for part in ranks if part is not None])
-        torch.testing.assert_close(joined, view, rtol=0, atol=1e-11)
+        alone = small(epoch(reader, score)[0])
+        ranks = [small(epoch(reader, score, world=World(rank=rank, size=size))[0]) for rank in range(size)]
+    torch.testing.assert_close(torch.cat(ranks, dim=1), alone, rtol=0, atol=1e-11)
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,7 @@ def test_candidates_are_kept_for_training_too() -> None:
     small, pixels = torch.ones(2), torch.ones(3)
 
     def scored(number: int, views: list[Tensor]) -> Batch:
-        return replace(made(number, views), views=[], candidates=CandidateViews([small], 0.5, 1, list, [pixels]))
+        return replace(made(number, views), views=[], candidates=CandidateViews(1, [small], 0.5, 1, list, [pixels]))
 
     source, device = Source(1), Device()
     (batch,) = feeding(source, device, scored)
