@@ -17,7 +17,7 @@ CONNECTION_SECONDS = 10.0
 
 
 class BoundedConnections(ThreadingMixIn):
-    """What bounds the connections of a server of `socketserver`, to which it is added."""
+    """A mixin that bounds the connections of a server of `socketserver`."""
 
     daemon_threads = True
     request_queue_size = 128

@@ -15,7 +15,7 @@ CONFIGS = PROJECT / "configs"
 
 SCIENCE_TOP = {
     *("epochs", "extend", "batch_size", "lanes", "window", "seed", "precision"),
-    *("method", "encoder", "aux", "optim", "schedule", "views", "data", "engine"),
+    *("method", "encoder", "aux", "optim", "schedule", "difficulty", "views", "data", "engine"),
 }
 MACHINE_TOP = {
     *("nodes", "ranks_per_node", "threads", "decode_threads", "log_every", "timeout"),
