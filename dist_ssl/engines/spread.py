@@ -1,10 +1,12 @@
-"""Sharded buffers of a method (`Spread`) in the canonical state: saving and loading this rank's pieces."""
+"""Pieces in the canonical state: sharded buffers of a method (`Spread`), and what a rank takes of a loaded state."""
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
-from dist_ssl.protocols.engine import Piece, Spread
+from dist_ssl.errors import CheckpointError
+from dist_ssl.protocols.engine import Piece, Spread, State
 
 
 def spread_of(module: nn.Module) -> Mapping[str, Piece]:
@@ -30,3 +32,26 @@ def held_here(value: Tensor | Piece, own: Tensor | Piece) -> Tensor:
     assert isinstance(value, Piece)
     assert value.span == own.span
     return value.tensor.reshape(own.tensor.shape)
+
+
+def laid_out(value: Tensor | Piece, own: Tensor | Piece, parameter: Tensor) -> Tensor:
+    """Return a copy of what a rank holding `own` keeps of a moment, in the memory layout of its parameter."""
+    held = held_here(value, own)
+    return torch.empty_like(parameter, dtype=held.dtype).copy_(held)
+
+
+def loaded_moments(state: State, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, dict[str, Tensor | Piece]]:
+    """Return the moments of a state by parameter and name. Raises CheckpointError where they do not fit.
+
+    `shapes`: those of all parameters, by name.
+    """
+    found: dict[str, dict[str, Tensor | Piece]] = {}
+    for at in (name for name in state if name.startswith("optim/")):
+        name, _, moment = at.removeprefix("optim/").rpartition("/")
+        if name not in shapes or (moment != "step" and state[at].shape != shapes[name]):
+            raise CheckpointError(
+                f"The checkpoint does not fit the optimizer: '{at}' is unknown or of another shape.",
+                "Resume with the method and the encoder that wrote it.",
+            )
+        found.setdefault(name, {})[moment] = state[at]
+    return found
