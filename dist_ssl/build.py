@@ -103,7 +103,7 @@ def parts(config: Config, world: World, ranks: int) -> Parts:
     probed.check(method)
     check_side(encoder, probed.sides(schedule.plan(run.all_epochs - 1).image_size)[1], "probe.crop")
     check = epoch_check(config, len(train.samples), method, recipes, ranks)
-    for plan in distinct_plans(schedule, run.all_epochs):
+    for plan in reversed(distinct_plans(schedule, run.all_epochs)):  # the last has the values of the config itself
         check(plan)
     return Parts(run, data, access, dataset, train, recipes, optimizer, method, schedule, timeline, check, virtual)
 
