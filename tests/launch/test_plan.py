@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,7 @@ def test_a_few_measured_steps_predict_time_and_energy(
 ) -> None:
     code, text = shown(capsys, demo_shards, tmp_path, *GROWING, "steps=1", "watts=100")
     assert code == 0
+    assert "Measuring kind 2 of 3: 1 steps with 2 views of 12 px, batch 12 ..." in text, "it takes long"
     assert "Measured here: 1 steps of each of 3 kinds on one cpu process; 2 ranks share" in text
     found = re.search(r"Predicted: (\d+):(\d+), of which probes \d+:\d+; (\S+) node-hours; energy: (\S+) Wh\.", text)
     assert found
@@ -83,6 +85,12 @@ def test_an_epoch_costs_its_first_batch_and_its_steps_and_one_that_is_unknown_it
     assert cost.epoch(SMALL_PLAN, 10) == 6.0
     assert cost.epoch(LARGE_PLAN, 10) == 24.0
     assert by_pixels([SMALL_PLAN, LARGE_PLAN]).epoch(SMALL_PLAN, 8) == 2.0
+
+
+def test_steps_with_fewer_tokens_are_a_kind_of_their_own() -> None:
+    fewer = replace(SMALL_PLAN, keep_tokens=0.5)
+    cost = Cost({kind_of(SMALL_PLAN): (0.0, 1.0), kind_of(fewer): (0.0, 0.6)}, 0.0, "")
+    assert (cost.epoch(SMALL_PLAN, 10), cost.epoch(fewer, 10)) == (10, 6)
 
 
 def test_the_probe_is_scaled_to_the_images_that_it_has() -> None:
