@@ -110,7 +110,7 @@ def parts(config: Config, world: World, ranks: int) -> Parts:
     probed.check(method, averaged=run.ema is not None)
     check_side(encoder, probed.sides(schedule.plan(run.all_epochs - 1).image_size)[1], "probe.crop")
     check = epoch_check(config, len(train.samples), method, recipes, ranks)
-    for plan in schedule.distinct_plans(run.all_epochs):
+    for plan in reversed(schedule.distinct_plans(run.all_epochs)):  # the last has the values of the config itself
         check(plan)
     own = (recipes, difficulty, optimizer, method, schedule, timeline, check, virtual)
     return Parts(run, data, access, dataset, train, *own)

@@ -54,6 +54,20 @@ def config(name: str, data: Path, *words: str) -> dict[str, Any]:
     return settings.compose([f"+recipe={name}", *held, *words], PROJECT / "configs")
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in DEMO][::5])
+def test_a_recipe_takes_another_schedule(listed_shards: Path, name: str) -> None:
+    """What it sets for its own schedule alone is left out; its sides, and what is given beside, stay."""
+    own = config(name, listed_shards)["schedule"]
+    found = config(name, listed_shards, "schedule=accelerated", "schedule.warm=0.2")
+    assert {"warmup", "hold"} & own.keys(), "otherwise this test would show nothing"
+    assert not {"warmup", "hold"} & found["schedule"].keys()
+    assert (found["schedule"]["image_size"], found["schedule"]["warm"]) == (own["image_size"], 0.2)
+    with torch.device("meta"):
+        parts(found, World(), 1)
+    kept = config(name, listed_shards, "schedule=accelerated", "schedule.warmup=1 epoch")
+    assert kept["schedule"]["warmup"] == "1 epoch", "a key that is given is refused by its name, not dropped"
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_can_be_built_as_its_command_says_and_its_header_is_true(listed_shards: Path, name: str) -> None:
     text, found = header(name), config(name, listed_shards)
