@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from dist_ssl.build import build_engine, parts
+from dist_ssl.build import build_engine
 from dist_ssl.distributed.world import World
 from dist_ssl.evaluate.linear_recipes import LINEAR
+from dist_ssl.parts import parts
 from launch import settings
 from launch.run_dir import PROJECT
 from tests.jobs import finished, small_job

@@ -60,7 +60,7 @@ class Clock:
     """Seconds of processor time by part; what a part calls that is a part itself counts there alone."""
 
     def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self.parts = [BESIDE]
         self.last = time.thread_time()
         self.before: list[tuple[Any, str, Any]] = []
