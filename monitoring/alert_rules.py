@@ -45,8 +45,17 @@ def median(metric: str, window: str) -> str:
     return f"quantile_over_time(0.5, {metric}[{window}])"
 
 
+STARTING = f"{share('start', '2h')} + {share('restore', '2h')}"
 ALERTS = (
     Alert("RunLost", "critical", "2m", "does not answer: its node or rank 0 is gone.", 'up{job="dist_ssl"} == 0'),
+    Alert(
+        "StoppedEarly",
+        "warning",
+        "10m",
+        "has ended before it was finished, and is not resumed.",
+        "last_over_time(dist_ssl_progress_ratio[2h]) < 1 unless dist_ssl_progress_ratio"
+        ' unless on (run) up{job="dist_ssl"}',
+    ),
     Alert(
         "NoProgress",
         "critical",
@@ -197,6 +206,8 @@ ALERTS = (
         "dist_ssl_host_memory_bytes > 1.5 * (dist_ssl_host_memory_bytes offset 3h)"
         " unless changes(dist_ssl_attempts_total[4h]) > 0",
     ),
+    Alert("SlowProbe", "info", "30m", "spends a quarter of its time on the probe.", f"{share('probe', '2h')} > 0.25"),
+    Alert("SlowStart", "warning", "5m", "spends a quarter of its time on starting.", f"{STARTING} > 0.25"),
     Alert("GoodputLow", "warning", "30m", "trains less than half of the time.", f"{share('train', '2h')} < 0.5"),
     Alert(
         "LostWork",

@@ -59,6 +59,7 @@ HEALTHY: Series = {
     "loss": steady(5, -0.01),
     "image_size_pixels": steady(160),
     "teacher_distance_ratio": steady(0.05),
+    "progress_ratio": steady(0.1, 0.001),
     "step": steady(0, 300),
     "epoch": steady(2),
     "images_per_second": steady(1000),
@@ -83,6 +84,7 @@ HEALTHY: Series = {
 SMALLER = {"image_size_pixels": turned(160, 224)}
 SICK: dict[str, Series] = {
     "RunLost": {"up": turned(1, 0)},
+    "StoppedEarly": {"up": "", "progress_ratio": f"0.5+0x{STEPS - 6} stale"},
     "NoProgress": {"report_timestamp_seconds": f"0+300x{WELL} {300 * WELL}+0x{STEPS - WELL}"},
     "RestartLoop": {"attempts_total": f"1+0x{STEPS - 8} 2+1x8"},
     "CollapseToPoint": {"negative_similarity": turned(0.1, 0.995)},
@@ -107,12 +109,19 @@ SICK: dict[str, Series] = {
     "DiskFilling": {"free_disk_bytes": steady(1e12, -4e9)},
     "GPUMemoryNearlyFull": {"device_memory_ratio": turned(0.8, 0.99)},
     "MemoryGrowing": {"host_memory_bytes": turned(4e9, 8e9)},
+    "SlowProbe": spent(train=200, probe=100),
+    "SlowStart": spent(train=200, start=60, restore=40),
     "GoodputLow": spent(train=120, queue=180),
     "LostWork": spent(train=100, lost=200),
     "FewerRanks": {"ranks": turned(8, 4)},
 }
 """What is wrong with a run for which each alert must fire."""
 QUIET: dict[str, list[Series]] = {
+    "StoppedEarly": [
+        {"up": "", "progress_ratio": f"1+0x{STEPS - 6} stale"},
+        {"up": turned(1, 0), "progress_ratio": f"0.5+0x{STEPS - 6} stale"},
+        {"up": "", "progress_ratio": steady(0.5)},
+    ],
     "LossRising": [{"loss": turned(5, 8), **SMALLER}],
     "ThroughputDrop": [{"images_per_second": turned(1000, 600), **SMALLER}],
     "TeacherStandsStill": [{"teacher_distance_ratio": steady(0), "step": steady(50)}],
@@ -166,11 +175,13 @@ def failures(folder: Path, rules: list[dict[str, Any]], tests: list[dict[str, An
 
 
 def mutants(alert: Alert) -> list[str]:
-    """The expressions that are left where a clause is taken out, or a comparison turned round."""
+    """The expressions in which a clause is taken out or inverted, a comparison turned round, or a label another one."""
     parts = re.split(r" (and|unless) ", alert.expression)
     clauses, words = parts[::2], parts[1::2]
     found = []
     for number, word in enumerate(words, 1):
+        inverted = {"and": "unless", "unless": "and"}[word]
+        found.append(joined(clauses, [*words[: number - 1], inverted, *words[number:]]))
         kept = [*clauses[:number], *clauses[number + 1 :]]
         others = [*words[: number - 1], *words[number:]]
         found.append(joined(kept, others))
@@ -179,6 +190,8 @@ def mutants(alert: Alert) -> list[str]:
     turns = {" > ": " < ", " < ": " > ", " == ": " != ", " >= ": " < "}
     for sign in re.finditer(r" (>=|==|>|<) ", alert.expression):
         found.append(alert.expression[: sign.start()] + turns[sign[0]] + alert.expression[sign.end() :])
+    for sign in re.finditer(r"(\w+)=\"(\w+)\"", alert.expression):
+        found.append(alert.expression[: sign.start()] + f'{sign[1]}="none"' + alert.expression[sign.end() :])
     return sorted(set(found))
 
 
