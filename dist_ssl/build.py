@@ -40,6 +40,7 @@ from dist_ssl.metrics.goodput import Goodput
 from dist_ssl.metrics.meter import Meter
 from dist_ssl.metrics.sinks import EVERYWHERE, JsonLines, Prometheus, Status, TextFile
 from dist_ssl.metrics.table import check_keys
+from dist_ssl.metrics.trackers.detached import trackers
 from dist_ssl.models.patches import check_side, check_support
 from dist_ssl.optim.recipes import OptimizerRecipe
 from dist_ssl.protocols.engine import Engine
@@ -173,9 +174,9 @@ def check(config: Config, ranks: int) -> str:
     found.access.check(found.train, -(-found.run.lanes // found.run.nodes), found.run.window)
     if found.data.val is not None:
         replace(found.access, cache=None).check(found.dataset.split(found.data.val), 1, 1)
-    fit(config["metrics"]["port"], int, "metrics.port")
-    for key in ("bind", "textfile"):
-        fit(config["metrics"][key], str | None, f"metrics.{key}")
+    for key, kind in (("port", int), ("bind", str | None), ("textfile", str | None)):
+        fit(config["metrics"][key], kind, f"metrics.{key}")
+    trackers(config["tracker"], Path())
     return found.dataset.identity
 
 
@@ -284,8 +285,7 @@ def sinks(config: Config, p: Parts, world: World, place: Place) -> list[Sink]:
     """Return the sinks of rank 0, which receive the run's metrics; no other rank has any."""
     if world.rank != 0:
         return []
-    name = place.folder.name
-    target = place.folder.parent / "targets" / f"{name}.json"
+    name, targets = place.folder.name, place.folder.parent / "targets"
     node, checkpoints = config["metrics"], place.folder / "checkpoints"
     bind = node["bind"] or EVERYWHERE
     address = own_addresses()[0] if bind == EVERYWHERE else bind
@@ -293,6 +293,7 @@ def sinks(config: Config, p: Parts, world: World, place: Place) -> list[Sink]:
     return [
         JsonLines(place.folder / "metrics.jsonl"),
         Status(place.folder / "status.json", p.timeline.total, p.timeline.steps),
-        Prometheus(labels, address, node["port"], target, checkpoints, bind=bind),
+        Prometheus(labels, address, node["port"], targets / f"{name}.json", checkpoints, bind=bind),
         *([TextFile(Path(node["textfile"]) / f"{name}.prom", labels, checkpoints)] if node["textfile"] else []),
+        *trackers(config["tracker"], place.folder),
     ]

@@ -26,6 +26,7 @@ ALLOWED = {
     "optim": "dist_ssl.optim",
     "schedule": "dist_ssl.schedules",
     "engine": "dist_ssl.engines",
+    "tracker": "dist_ssl.metrics.trackers",
 }
 """The package whose classes and functions a group of the config may name."""
 

@@ -45,7 +45,7 @@ class Run:
         return sum(self.cycles)
 
 
-GROUPS = ("method", "encoder", "aux", "optim", "schedule", "views", "data", "engine", "probe", "metrics")
+GROUPS = ("method", "encoder", "aux", "optim", "schedule", "views", "data", "engine", "probe", "metrics", "tracker")
 LEAST = {"epochs": 1, "keep_last": 1, "window": 1, "seed": 0}
 LAUNCH_KEYS = ("cluster", "runs", "name", "resume", "wait", "dry_run", "format")
 """Keys that only the launcher reads; the training process ignores them."""
