@@ -43,8 +43,7 @@ class Meter:
         """
         check_keys(key for key in values if key not in self._values)
         for key, value in values.items():
-            own = value.detach() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
-            self._values.setdefault(key, []).append(own)
+            self._values.setdefault(key, []).append(value.detach() if isinstance(value, Tensor) else float(value))
 
     def flush(self, progress: Progress) -> None:
         """Reduce over steps and ranks, add position and speed, write all of it to the sinks, and start again."""
@@ -75,12 +74,13 @@ class Meter:
         return self.sinks if self.world.rank == 0 else ()
 
     def _clear(self) -> None:
-        self._values: dict[str, list[Tensor]] = {}
+        self._values: dict[str, list[Tensor | float]] = {}
         self._clock = time.monotonic()
 
     def _reduce_steps(self, key: str) -> Tensor:
-        steps = torch.stack(self._values[key]).double()
-        match series_of(key)[0].reduction:
+        reduction, values = series_of(key)[0].reduction, self._values[key]
+        steps = as_column(values[-1:] if reduction == "last" else values)
+        match reduction:
             case "mean":
                 return steps.mean()
             case "max":
@@ -125,3 +125,11 @@ class Meter:
         speed = {"images_per_second": rate, "views_per_second": rate * (plan.views + plan.local_views)}
         left = (self.total_samples - progress.samples) / rate
         return {**speed, "step_seconds": seconds / steps, "seconds_left": left}
+
+
+def as_column(values: Sequence[Tensor | float]) -> Tensor:
+    """Return scalars as one tensor, float64; those of a device are stacked there, without waiting for it."""
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    if len(tensors) == len(values):
+        return torch.stack(tensors).double()
+    return torch.tensor([float(value) for value in values], dtype=torch.float64)
