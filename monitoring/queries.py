@@ -40,3 +40,9 @@ def query_of(metric: Metric, *, alone: bool = True) -> Query:
         expression = f"time() - {selected}"
     label = f" {{{{{metric.label}}}}}" if metric.label else ""
     return Query(expression, "{{run}}" + label + ("" if alone else f" {metric.key.replace('_', ' ')}"), unit)
+
+
+def summed(query: Query) -> Query:
+    """Return the sum of a query over the runs, by the label that its legend names beside the run."""
+    label = query.legend.removeprefix("{{run}} ").removeprefix("{{").partition("}}")[0]
+    return Query(f"sum by ({label}) ({query.expression})", f"{{{{{label}}}}}", query.unit)

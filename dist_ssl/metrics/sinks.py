@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 
 from dist_ssl.core.progress import Progress
 from dist_ssl.errors import ConfigError
+from dist_ssl.metrics.evaluations import Evaluations
 from dist_ssl.metrics.table import METRICS, series_of
 from dist_ssl.runtime.files import write_atomically
 
@@ -87,6 +88,7 @@ class Series(Collector):
 
     def __init__(self, checkpoints: Path, labels: Mapping[str, str] | None = None) -> None:
         self.labels, self.latest = dict(labels or {}), checkpoints / "LATEST"
+        self.evaluations = Evaluations(checkpoints.parent / "evaluations.jsonl")
         self.values = {(m.key, ""): 0.0 for m in METRICS if m.counter and not m.label}
 
     def write(self, values: Mapping[str, float]) -> None:
@@ -116,6 +118,8 @@ class Series(Collector):
         with contextlib.suppress(OSError):
             found["free_disk", ""] = float(shutil.disk_usage(self.latest.parent.parent).free)
             found["checkpoint_timestamp", ""] = self.latest.stat().st_mtime
+        with contextlib.suppress(OSError):
+            found |= self.evaluations.values()
         return found
 
 

@@ -41,7 +41,9 @@ def test_a_counter_is_what_counts(metric: Metric) -> None:
 
 @every
 def test_labels_are_few_and_none_is_of_the_target(metric: Metric) -> None:
-    assert metric.label in ("", "part", "reason", "level", "cause"), "a label for each run, id or node has no bound"
+    assert metric.label in ("", "part", "reason", "level", "cause", "protocol"), (
+        "a label for each run, id or node has no bound"
+    )
 
 
 @every
