@@ -4,8 +4,8 @@
 against its annotations. Derived values (learning rate, dtype, ...) are computed here and nowhere else.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ from dist_ssl.evaluate.knn import KNN, NoProbe
 from dist_ssl.evaluate.probe_keys import Probing
 from dist_ssl.metrics.goodput import Goodput
 from dist_ssl.metrics.meter import Meter
-from dist_ssl.metrics.sinks import EVERYWHERE, JsonLines, Prometheus, Status, TextFile
+from dist_ssl.metrics.sinks import JsonLines, Prometheus, Status, TextFile
 from dist_ssl.metrics.table import check_keys
 from dist_ssl.metrics.trackers.detached import trackers
 from dist_ssl.models.patches import check_side, check_support
@@ -56,11 +56,13 @@ from dist_ssl.train import Job
 
 @dataclass(frozen=True)
 class Place:
-    """The run folder and number of an attempt, and `newest`: returns whether no newer attempt has started."""
+    """The run folder and number of an attempt. `newest`: returns whether no newer attempt has started; `restarts`:
+    the number of earlier attempts, by the cause for which there was another one."""
 
     folder: Path
     attempt: int
     newest: Callable[[], bool]
+    restarts: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -194,8 +196,8 @@ def build(config: Config, world: World, signals: Signals, place: Place) -> Job:
     process = p.data.process(world.device)
     return Job(
         fresh=Progress(epochs=p.run.all_epochs, attempt=place.attempt),
-        engine=build_engine(config, p, world),
-        stream=stream(p, world, process),
+        engine=(engine := build_engine(config, p, world)),
+        stream=stream(p, world, process, engine),
         schedule=p.schedule,
         coordinator=Coordinator(p.schedule, world=world, record=place.folder / "plan.jsonl", check=p.check),
         checkpoint=Checkpoint(
@@ -208,7 +210,7 @@ def build(config: Config, world: World, signals: Signals, place: Place) -> Job:
         ),
         agreement=Agreement(world, signals, p.run.save_every, p.run.keep_every),
         probe=probe(config, p, world, process),
-        meter=Meter(world, sinks(config, p, world, place), p.timeline.total, Goodput.of_run(place.folder)),
+        meter=Meter(world, sinks(config, p, world, place), p.timeline.total, Goodput.of(place.folder, place.restarts)),
         ledger=Ledger(place.folder / "ledger", place.attempt, world),
         quarantine=Quarantine(
             place.folder / "quarantine.jsonl", p.train, world=world, attempt=place.attempt, max_bad=p.data.max_bad
@@ -217,8 +219,8 @@ def build(config: Config, world: World, signals: Signals, place: Place) -> Job:
     )
 
 
-def stream(p: Parts, world: World, process: LoaderProcess | None) -> Stream:
-    """Return the stream of this rank's training batches."""
+def stream(p: Parts, world: World, process: LoaderProcess | None, engine: Engine) -> Stream:
+    """Return the stream of this rank's training batches, for an engine."""
     own = PRECISIONS[p.run.precision]
     return Stream(
         p.data.loader(p.train, p.access, p.run.decode_threads, process),
@@ -230,6 +232,7 @@ def stream(p: Parts, world: World, process: LoaderProcess | None) -> Stream:
         dtype=own.views if world.device.type == "cuda" else own.dtype,
         max_pixels=p.data.max_pixels,
         parts=(p.virtual_ranks or world.size) // world.size,
+        clock=engine.clock,
     )
 
 
@@ -287,13 +290,11 @@ def sinks(config: Config, p: Parts, world: World, place: Place) -> list[Sink]:
         return []
     name, targets = place.folder.name, place.folder.parent / "targets"
     node, checkpoints = config["metrics"], place.folder / "checkpoints"
-    bind = node["bind"] or EVERYWHERE
-    address = own_addresses()[0] if bind == EVERYWHERE else bind
     labels = {"run": name, "method": config["method"]["_target_"].split(".")[-2]}
     return [
         JsonLines(place.folder / "metrics.jsonl"),
         Status(place.folder / "status.json", p.timeline.total, p.timeline.steps),
-        Prometheus(labels, address, node["port"], targets / f"{name}.json", checkpoints, bind=bind),
+        Prometheus(labels, own_addresses()[0], node["port"], targets / f"{name}.json", checkpoints, bind=node["bind"]),
         *([TextFile(Path(node["textfile"]) / f"{name}.prom", labels, checkpoints)] if node["textfile"] else []),
         *trackers(config["tracker"], place.folder),
     ]

@@ -55,8 +55,8 @@ class Job:
         return outcome
 
     def report(self, progress: Progress) -> None:
-        """Send the metrics recorded so far to the sinks, with the costs of saving."""
-        self.meter.record(self.checkpoint.metrics())
+        """Send the metrics recorded so far to the sinks, with the costs of saving and of the parts of steps."""
+        self.meter.record({**self.checkpoint.metrics(), **self.engine.clock.metrics()})
         self.meter.flush(progress)
 
 

@@ -4,7 +4,8 @@
 
 A worker that fails ends the attempt: its agent creates a marker file in the attempt's folder, and on every node the
 other workers get a few seconds to notice the failure by themselves before they are killed. An agent whose parent
-process is gone sends SIGTERM to its workers, so that they save and stop. The agent does not import torch.
+process is gone sends SIGTERM to its workers, so that they save and stop. The agent does not import torch. The numbers
+of its node are served beside it (`node_monitor`).
 """
 
 import contextlib
@@ -18,6 +19,8 @@ from pathlib import Path
 
 from dist_ssl.runtime.signals import STOPPING, Signals
 from launch.ending import CODE_OF_OUTCOME, OUTCOME_OF_CODE, REFUSED, STOPPED_CODE, of_ranks
+from launch.memory_kills import memory_kills
+from launch.node_monitor import monitored
 from launch.parent import alone
 from launch.run_dir import AttemptDir, RunDir, write_for_owner_alone
 from launch.variables import ATTEMPT, PARENT
@@ -56,6 +59,7 @@ class Agent:
 
     def run(self, signals: Signals) -> int:
         """Start the workers, wait for all of them, write the node's report and return the agent's exit code."""
+        before = memory_kills()
         for local_rank in range(self.ranks):
             self._start(local_rank)
         deadline = float("inf")
@@ -70,7 +74,8 @@ class Agent:
                 self._send(signal.SIGKILL)
             if time.monotonic() > deadline + KILL_SECONDS:
                 self._give_up()
-        ending = of_ranks(self.attempt, self.codes, self.first_failed, self.failed_at)
+        killed = memory_kills() - before
+        ending = of_ranks(self.attempt, self.codes, self.first_failed, self.failed_at, memory_kills=killed)
         ending = replace(ending, signal=signals.received.name if signals.received else "")
         with contextlib.suppress(OSError):  # on a full disk the exit code is the only report
             ending.write(self.attempt.node(self.node))
@@ -147,7 +152,8 @@ def on_slurm(folder: str) -> None:
     write_for_owner_alone()
     attempt = AttemptDir(RunDir.open(Path(folder)), int(os.environ[ATTEMPT]))
     node, nodes = int(os.environ["SLURM_NODEID"]), int(os.environ["SLURM_JOB_NUM_NODES"])
-    code = Agent(attempt, node, nodes, attempt.config["ranks_per_node"]).run(signals)
+    with monitored(attempt, node, nodes):
+        code = Agent(attempt, node, nodes, attempt.config["ranks_per_node"]).run(signals)
     if code:
         sys.exit(code)
 
@@ -157,7 +163,9 @@ def main(arguments: list[str]) -> int:
     signals = Signals().listen()
     write_for_owner_alone()
     folder, attempt, node, nodes, ranks = Path(arguments[0]), *map(int, arguments[1:5])
-    return Agent(AttemptDir(RunDir.open(folder), attempt), node, nodes, ranks).run(signals)
+    found = AttemptDir(RunDir.open(folder), attempt)
+    with monitored(found, node, nodes):
+        return Agent(found, node, nodes, ranks).run(signals)
 
 
 if __name__ == "__main__":

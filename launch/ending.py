@@ -11,6 +11,9 @@ from dist_ssl.runtime.files import write_atomically
 from launch.run_dir import AttemptDir, read_report
 
 FINISHED, STOPPED, REFUSED, FAILED = "finished", "stopped", "refused", "failed"
+PREEMPTED, OUT_OF_TIME = "preempted", "time limit"
+"""Why the epilogue requeues a job."""
+WORKER_DIED, OUT_OF_MEMORY, NODE_LOST = "worker died", "out of memory", "node lost"
 STOPPED_CODE = 75
 OUTCOME_OF_CODE = {0: FINISHED, STOPPED_CODE: STOPPED, EXIT_CODE: REFUSED}
 CODE_OF_OUTCOME = {FINISHED: 0, STOPPED: 0, REFUSED: EXIT_CODE, FAILED: 1}
@@ -28,7 +31,9 @@ class Ending:
     signal: str = ""
     """Name of the signal that asked the ranks to stop; empty without one."""
     again: str = ""
-    """Why the epilogue requeued the job; empty if it did not."""
+    """Why the epilogue requeued the job, PREEMPTED or OUT_OF_TIME; empty if it did not."""
+    cause: str = ""
+    """Cause of a failure: WORKER_DIED, OUT_OF_MEMORY or NODE_LOST; empty where it is not known."""
 
     def write(self, path: Path) -> None:
         """Write this ending to a file, atomically."""
@@ -54,21 +59,27 @@ def worst(endings: list[Ending]) -> Ending:
     return Ending(FINISHED)
 
 
-def of_ranks(attempt: AttemptDir, codes: dict[int, int], first: int | None, noticed: float = 0.0) -> Ending:
+def of_ranks(
+    attempt: AttemptDir, codes: dict[int, int], first: int | None, noticed: float = 0.0, *, memory_kills: int = 0
+) -> Ending:
     """Return how a node ended, from the exit codes of its ranks.
 
-    `first`: the rank that failed before the others, if any, and `noticed` when, in seconds since 1970.
+    `first`: the rank that failed before the others, if any, and `noticed` when, in seconds since 1970. `memory_kills`:
+    number of processes of the node that the kernel has killed in this attempt because memory was short.
     """
     endings = []
     for rank, code in codes.items():
         outcome = OUTCOME_OF_CODE.get(code, FAILED)
-        reason = ""
+        reason = cause = ""
         if outcome == REFUSED:
             reason = attempt.reason(rank)
         elif outcome == FAILED and rank == first:
             log = attempt.log(f"rank_{rank:05d}")
-            reason = f"Rank {rank} {describe(code)}{last_words(log, code)}\n  Its log: {log}"
-        endings.append(Ending(outcome, reason, noticed))
+            said = last_words(log, code)
+            short = ("OutOfMemoryError" in said or "MemoryError" in said) if code > 0 else memory_kills > 0
+            reason = f"Rank {rank} {describe(code)}{said}\n  Its log: {log}"
+            cause = OUT_OF_MEMORY if short else WORKER_DIED
+        endings.append(Ending(outcome, reason, noticed, cause=cause))
     return worst(endings)
 
 
@@ -110,6 +121,6 @@ def of_attempt(
             how = describe(code) if code else "left no report"
             reason = f"The agent of node {node} {how}; its log: {log_of(node)}"
             killed = code is None or code == -signal.SIGKILL  # because another node failed, whose report says more
-            found = Ending(FAILED, reason, float("inf") if killed else 0.0)
+            found = Ending(FAILED, reason, float("inf") if killed else 0.0, cause=NODE_LOST)
         endings.append(found)
     return worst(endings)

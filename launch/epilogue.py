@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from dist_ssl.errors import EXIT_CODE
 from launch import scheduler
-from launch.ending import FAILED, STOPPED, Ending, of_attempt
+from launch.ending import FAILED, OUT_OF_TIME, PREEMPTED, STOPPED, Ending, of_attempt
 from launch.run_dir import AttemptDir, RunDir, write_for_owner_alone
 
 TIME_LIMIT = signal.SIGUSR2.name
@@ -44,9 +44,9 @@ def why_again(ending: Ending, record: dict[str, str], progressed: bool) -> str:
     if record.get("JobState") == "CANCELLED" or ending.outcome not in (STOPPED, FAILED):
         return ""
     if record.get("PreemptTime", "None") not in ("None", "N/A"):
-        return "preempted"
+        return PREEMPTED
     out_of_time = ending.outcome == STOPPED and ending.signal == TIME_LIMIT
-    return "time limit" if out_of_time and progressed else ""
+    return OUT_OF_TIME if out_of_time and progressed else ""
 
 
 def persist(ask: Callable[[], T], good: Callable[[T], bool]) -> T:

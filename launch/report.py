@@ -19,9 +19,10 @@ from dist_ssl.metrics.goodput import CAUSES
 from dist_ssl.runtime import jsonl
 from launch.charts import COLOURS, Span, Trace, curves, duration, number, percent, stacked, timeline
 from launch.ending import FAILED, FINISHED, REFUSED, STOPPED, Ending
-from launch.run_dir import AttemptDir, RunDir
+from launch.run_dir import AttemptDir, RunDir, read_report
 
 KEYS = ("run", "out")
+JOULES_PER_KWH = 3.6e6
 CHARTS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("Loss", "loss", number),
     ("kNN accuracy", "knn_accuracy", percent),
@@ -99,6 +100,20 @@ class RunRecord:
             spans.append(Span(self.name, self._hours(started), self._hours(end), note, OUTCOMES[outcome]))
         return spans
 
+    def energy(self) -> str:
+        """Return the energy that the run's nodes have counted, and of what; `unknown` where none of them counts it.
+
+        It is at least this much where attempts are missing.
+        """
+        attempts = [AttemptDir(self.run, count) for count in range(1, self.run.newest_attempt() + 1)]
+        found = [[read_report(file) or {} for file in each.folder.glob("energy_*.json")] for each in attempts]
+        sources = sorted({source for records in found for record in records for source in record})
+        if not sources:
+            return "unknown"
+        joules = sum(sum(record.values()) for records in found for record in records)
+        least = "" if all(found) else "at least "
+        return f"{least}{number(joules / JOULES_PER_KWH)} kWh ({', '.join(sources)})"
+
     def cells(self) -> list[str]:
         """Return the run's line of the first table."""
         last = self.reports[-1] if self.reports else {}
@@ -115,10 +130,23 @@ class RunRecord:
             percent(spent["train"] / age) if age else "-",
             str(attempts),
             number(last.get("lost_steps", 0)),
+            self.energy(),
         ]
 
 
-HEADINGS = ("run", "state", "steps", "samples", "done", "best kNN", "age", "goodput", "attempts", "lost steps")
+HEADINGS = (
+    "run",
+    "state",
+    "steps",
+    "samples",
+    "done",
+    "best kNN",
+    "age",
+    "goodput",
+    "attempts",
+    "lost steps",
+    "energy",
+)
 
 
 def page(runs: Sequence[RunRecord]) -> str:

@@ -7,7 +7,7 @@ runs/NAME/config.yaml    the resolved config that the run started with, and the 
           forked.yaml    the run and step that a fork began with
           job            its id, and the number of attempts before it
           slurm/         batch files and logs of its jobs
-          attempts/0001/ config.yaml, rendezvous.json, logs/, reasons/, node_0000.json, outcome.json
+          attempts/0001/ config.yaml, rendezvous.json, logs/, reasons/, node_0000.json, energy_0000.json, outcome.json
           checkpoints/ ledger/ metrics.jsonl plan.jsonl quarantine.jsonl status.json
 """
 
@@ -230,6 +230,10 @@ class AttemptDir:
     def node(self, number: int) -> Path:
         """Return the file in which the agent of a node reports how its ranks ended."""
         return self.folder / f"node_{number:04d}.json"
+
+    def energy(self, node: int) -> Path:
+        """Return the file in which the agent of a node records the joules that the node has taken, by source."""
+        return self.folder / f"energy_{node:04d}.json"
 
 
 def _of_a_run(config: Path) -> bool:

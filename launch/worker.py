@@ -23,6 +23,7 @@ from launch import cluster_options, credentials
 from launch.ending import STOPPED_CODE
 from launch.parent import alone
 from launch.private_cache import use_private_cache
+from launch.restarts import restarts_before
 from launch.run_dir import AttemptDir, RunDir, write_for_owner_alone
 
 WATCH_SECONDS = 0.5
@@ -56,7 +57,9 @@ def train_attempt(attempt: AttemptDir, signals: Signals) -> int:
     meeting, seconds = None if torchrun else attempt.meeting, Duration.parse(config["timeout"]).amount
     with joined(meeting, seconds, one_machine=one_machine, gpus=gpus) as world:
         run = attempt.run
-        place = Place(run.folder, attempt.number, lambda: run.newest_attempt() == attempt.number)
+        place = Place(
+            run.folder, attempt.number, lambda: run.newest_attempt() == attempt.number, restarts_before(attempt)
+        )
         job = build(config, world, signals, place)
         try:
             outcome = train(job)

@@ -1,11 +1,12 @@
-"""The dashboards: all runs, one run, its reliability, and runs over one another.
+"""The dashboards: all runs, one run, its reliability, its nodes, and runs over one another.
 
-Every metric of the table is on a panel of `run` or of `reliability`; the others show a choice of them in another way.
+Every metric of a run is on a panel of `run` or of `reliability`, every metric of a node on one of `nodes`; the other
+panels show a choice of them in another way.
 """
 
 from dist_ssl.metrics.table import BY_KEY
 from monitoring.layout import Board, Panel, Row, line, stat
-from monitoring.queries import CHOSEN, Query, query_of
+from monitoring.queries import CHOSEN, Query, of_panel, query_of
 
 
 def share_of(cause: str, seconds: str) -> str:
@@ -60,8 +61,11 @@ RUN = Board(
         Row(
             "Speed",
             (
-                *line(8, "Throughput", "Step time", "Probe time", "Samples", "Memory"),
-                Panel("GPU memory", 8, limits=(0.9, 0.97)),
+                *line(8, "Throughput", "Step time"),
+                Panel("Step time by part", 8, stacked=True),
+                *line(8, "Work of the ranks", "Slowest node", "FLOPs utilisation"),
+                *line(6, "Probe time", "Samples", "Memory"),
+                Panel("GPU memory", 6, limits=(0.9, 0.97)),
             ),
         ),
         Row(
@@ -104,9 +108,10 @@ RELIABILITY = Board(
         Row(
             "Attempts",
             (
-                Panel("Attempts over time", 8, own=(query_of(BY_KEY["attempt"]),), help=BY_KEY["attempt"].help),
-                Panel("Lost steps over time", 8, own=(query_of(BY_KEY["lost_steps"]),), help=BY_KEY["lost_steps"].help),
-                Panel("Ranks over time", 8, own=(query_of(BY_KEY["ranks"]),), help=BY_KEY["ranks"].help),
+                Panel("Attempts over time", 6, own=(query_of(BY_KEY["attempt"]),), help=BY_KEY["attempt"].help),
+                Panel("Lost steps over time", 6, own=(query_of(BY_KEY["lost_steps"]),), help=BY_KEY["lost_steps"].help),
+                Panel("Restarts", 6),
+                Panel("Ranks over time", 6, own=(query_of(BY_KEY["ranks"]),), help=BY_KEY["ranks"].help),
             ),
         ),
         Row(
@@ -168,6 +173,36 @@ FLEET = Board(
     ),
 )
 
+ANSWERING = Query('min by (run, node) (up{job="dist_ssl_node",run=~"$run",node=~"$node"})', "{{run}} node {{node}}")
+WORK_HELP = "Time of a step in which a rank waits for no other: the mean, and that of the slowest rank."
+NODES = Board(
+    "dist-ssl-nodes",
+    "dist_ssl: nodes",
+    "now-6h",
+    (
+        Row(
+            "Stragglers",
+            (
+                Panel(
+                    "Nodes that answer", 8, own=(ANSWERING,), help="1 for a node that answers, 0 for one that is lost."
+                ),
+                Panel("Work of all ranks", 8, own=of_panel("Work of the ranks"), help=WORK_HELP),
+                Panel(
+                    "Node of the slowest rank",
+                    8,
+                    own=(query_of(BY_KEY["slowest_node"]),),
+                    help=BY_KEY["slowest_node"].help,
+                ),
+            ),
+        ),
+        Row("GPUs", (*line(8, "GPUs", "GPU use"), Panel("GPU memory of the node", 8, limits=(0.9, 0.97)))),
+        Row(
+            "Host",
+            line(8, "Processor use", "Host memory", "Processes", "Bytes read from disks", "Space left", "Energy"),
+        ),
+    ),
+)
+
 REPEATS = "A resume repeats the steps since its checkpoint, so its curve starts anew there."
 SAMPLES = Query(newest("dist_ssl_samples"), "Samples seen")
 HOURS = Query(f"sum by (run) (dist_ssl_spent_seconds{CHOSEN}) / 3600", "Hours", "h")
@@ -192,7 +227,7 @@ COMPARE = Board(
     ),
 )
 
-BOARDS = {"fleet": FLEET, "run": RUN, "reliability": RELIABILITY, "compare": COMPARE}
+BOARDS = {"fleet": FLEET, "run": RUN, "reliability": RELIABILITY, "nodes": NODES, "compare": COMPARE}
 """The dashboards by the name of their file."""
 PLAN = ("image_size_pixels", "batch_samples", "magnitude_ratio")
 EVENTS = {

@@ -14,7 +14,7 @@ from grafana_foundation_sdk.builders import dashboard as build
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models import dashboard as model
 
-from monitoring.boards import BOARDS, EVENTS
+from monitoring.boards import BOARDS, EVENTS, NODES
 from monitoring.layout import Board, Row
 from monitoring.looks import SOURCE, drawn
 
@@ -35,7 +35,7 @@ def dashboard(board: Board) -> model.Dashboard:
         .time(board.since, "now")
         .timezone("browser")
         .link(link.keep_time(True).include_vars(True))
-        .variables([*variables()])
+        .variables([*variables(nodes=board is NODES)])
         .annotations([event(number, name) for number, name in enumerate(EVENTS)])
         .build()
     )
@@ -43,16 +43,23 @@ def dashboard(board: Board) -> model.Dashboard:
     return made
 
 
-def variables() -> Iterator[Any]:
-    """Yield the variables of every dashboard: data source, runs, and the window over which rates are taken."""
+def variables(*, nodes: bool) -> Iterator[Any]:
+    """Yield the variables of a dashboard: data source, runs, their nodes, and the window over which rates are taken."""
     yield build.DatasourceVariable("datasource").label("Data source").type("prometheus")
-    query: dict[str, object] = {"query": "label_values(dist_ssl_step, run)", "refId": "run"}
-    runs = build.QueryVariable("run").label("Run").datasource(SOURCE).query(query)
-    runs = runs.refresh(model.VariableRefresh.ON_TIME_RANGE_CHANGED).sort(model.VariableSort.ALPHABETICAL_ASC)
-    yield runs.multi(True).include_all(True).current(model.VariableOption(text=["All"], value=["$__all"]))
+    yield several("run", "Run", "label_values(dist_ssl_step, run)")
+    if nodes:
+        yield several("node", "Node", 'label_values(dist_ssl_node_workers{run=~"$run"}, node)')
     options = [model.VariableOption(window == WINDOWS[0], window, window) for window in WINDOWS]
     windows = build.CustomVariable("window").label("Rates over").values(",".join(WINDOWS)).options(options)
     yield windows.current(model.VariableOption(text=WINDOWS[0], value=WINDOWS[0]))
+
+
+def several(name: str, label: str, query: str) -> build.QueryVariable:
+    """Return a variable with the values of a query, of which all are chosen at first."""
+    asked: dict[str, object] = {"query": query, "refId": name}
+    made = build.QueryVariable(name).label(label).datasource(SOURCE).query(asked)
+    made = made.refresh(model.VariableRefresh.ON_TIME_RANGE_CHANGED).sort(model.VariableSort.NATURAL_ASC)
+    return made.multi(True).include_all(True).current(model.VariableOption(text=["All"], value=["$__all"]))
 
 
 def event(number: int, name: str) -> build.AnnotationQuery:

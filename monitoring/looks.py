@@ -11,9 +11,8 @@ from grafana_foundation_sdk.models import dashboard as model
 from grafana_foundation_sdk.models import prometheus as asked
 from grafana_foundation_sdk.models import xychart as xy
 
-from dist_ssl.metrics.table import METRICS
 from monitoring.layout import Panel
-from monitoring.queries import Query
+from monitoring.queries import TABLES, Query
 
 SOURCE = model.DataSourceRef(type_val="prometheus", uid="${datasource}")
 ANSWERS = {"0": {"text": "lost", "color": "red", "index": 0}, "1": {"text": "yes", "color": "green", "index": 1}}
@@ -22,7 +21,7 @@ LINK = {"title": "Show this run", "url": "/d/dist-ssl-run?var-run=${__value.text
 
 def drawn(panel: Panel, number: int, place: model.GridPos) -> model.Panel:
     """Return a panel in Grafana's model, with its number and its place on the grid."""
-    helps = [f"{m.help} (`{m.name}`)" for m in METRICS if m.panel == panel.title and not panel.own]
+    helps = [f"{m.help} (`{m.name}`)" for m in TABLES if m.panel == panel.title and not panel.own]
     made = LOOKS[panel.kind](panel).build()
     made.id_val, made.grid_pos, made.title, made.datasource = number, place, panel.title, SOURCE
     made.description = panel.help or "\n\n".join(helps)

@@ -6,6 +6,7 @@ python monitoring/metric_reference.py
 from collections.abc import Iterable
 from pathlib import Path
 
+from dist_ssl.metrics.node_table import NODE_METRICS
 from dist_ssl.metrics.table import METRICS, Metric
 
 FILE = Path(__file__).parent / "METRICS.md"
@@ -15,6 +16,16 @@ HEADER = """\
 Written by `python monitoring/metric_reference.py` from `dist_ssl/metrics/table.py`. *Key* is the name in
 `metrics.jsonl`, where a counter stands as its increase since the last report, unless it is reduced by *last*. Every
 series also has the labels `run` and `method`.
+
+"""
+
+
+OF_NODES = """\
+
+## Of a node
+
+Rows of `dist_ssl/metrics/node_table.py`, which every node's agent serves; they stand in no report. Every series also
+has the labels `run`, `node` and `instance`.
 
 """
 
@@ -32,7 +43,18 @@ def reference(metrics: Iterable[Metric]) -> str:
 
 def text() -> str:
     """Return the text of the file."""
-    return HEADER + reference(METRICS)
+    return HEADER + reference(METRICS) + OF_NODES + of_nodes(NODE_METRICS)
+
+
+def of_nodes(metrics: Iterable[Metric]) -> str:
+    """Return the table of the metrics of a node: exported name, type, unit, own label, panel, help."""
+    rows = [
+        f"| `{m.name}` | {'counter' if m.counter else 'gauge'} | {m.unit or '-'} | {m.label or '-'} "
+        f"| {m.panel} | {m.help} |"
+        for m in metrics
+    ]
+    columns = ("metric", "type", "unit", "label", "panel", "meaning")
+    return "\n".join([f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *rows]) + "\n"
 
 
 def _keys(metric: Metric) -> str:

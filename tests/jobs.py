@@ -55,7 +55,7 @@ class Recorder:
 def small_job(world: World, config: dict[str, Any], folder: Path, attempt: int = 1) -> Job:
     """The job of one rank in a run folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    return build(config, world, Signals(), Place(folder, attempt, lambda: True))
+    return build(config, world, Signals(), Place(folder, attempt, lambda: True, {"worker died": attempt - 1}))
 
 
 def finished(job: Job) -> bool:

@@ -38,6 +38,7 @@ from dist_ssl.runtime import jsonl
 from dist_ssl.runtime.agreement import Agreement
 from dist_ssl.runtime.epoch_planner import Coordinator, check_plan
 from dist_ssl.runtime.signals import STOPPING, Signals
+from dist_ssl.runtime.step_clock import StepClock
 from dist_ssl.train import Job, train
 
 
@@ -274,6 +275,7 @@ class Engine:
     signals: Signals
     fed: list[dict[int, list[int]]]
     steps: int = 0
+    clock: StepClock = field(default_factory=StepClock)
 
     needs_initial_pass = False
 

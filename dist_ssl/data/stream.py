@@ -5,7 +5,7 @@ device (photometric.py), on a GPU beside the training step (feed.py). All random
 the same in whichever process it is computed.
 """
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,7 @@ from dist_ssl.data.loader.load import Loaded, SampleLoader
 from dist_ssl.data.order.lanes import EpochOrder
 from dist_ssl.data.order.requests import Steps
 from dist_ssl.distributed.world import World
+from dist_ssl.runtime.step_clock import StepClock
 
 WAITING = 2
 """Requests that may wait whatever their size: one that is decoded, and one that the threads decode meanwhile."""
@@ -42,7 +43,8 @@ class Stream:
 
     `window`: number of samples shuffled together within a lane; `dtype`: the views' dtype. Images of more than
     `max_pixels` pixels count as unreadable. `parts`: number of equal parts in which a batch is augmented on the device.
-    `side`: where batches are made beside training; by default a stream of the world's GPU, None on a CPU.
+    `side`: where batches are made beside training; by default a stream of the world's GPU, None on a CPU. `clock`: the
+    account of the time of a step.
     """
 
     def __init__(
@@ -58,11 +60,13 @@ class Stream:
         max_pixels: int = MAX_PIXELS,
         parts: int = 1,
         side: Side | None = None,
+        clock: StepClock | None = None,
     ) -> None:
         self.loader, self.recipes, self.colours = loader, recipes, colours
         self.world, self.seed, self.window, self.dtype = world, seed, window, dtype
         self.max_pixels, self.parts = max_pixels, parts
         self.split = loader.split
+        self.clock = clock or StepClock()
         self.side = side or (GpuSide(world.device) if world.device.type == "cuda" else None)
 
     def epoch(self, plan: EpochPlan, start: int = 0) -> Iterator[Batch]:
@@ -85,13 +89,23 @@ class Stream:
             return batch
 
         items = self._items(steps, cutter, len(sizes))
-        yield from (
-            Feed(items, self._copied, make, self.side) if self.side else (make(i, self._copied(i)) for i in items)
-        )
+        self.clock.start()
+        for batch in Feed(items, self._copied, make, self.side) if self.side else self._in_turn(items, make):
+            self.clock.lap("data" if self.side else "copy")
+            yield batch
+            self.clock.lap("other")
 
     def close(self) -> None:
         """Stop the loader; no batches can be read afterwards."""
         self.loader.close()
+
+    def _in_turn(
+        self, items: Iterator[tuple[int, Loaded]], make: Callable[[tuple[int, Loaded], list[Tensor]], Batch]
+    ) -> Iterator[Batch]:
+        """Yield the batches of items, each made when it is asked for."""
+        for item in items:
+            self.clock.lap("data")
+            yield make(item, self._copied(item))
 
     def _items(self, steps: Steps, cutter: Cutter, views: int) -> Generator[tuple[int, Loaded], None, None]:
         """Where in the lanes each step begins, and its pixels."""

@@ -92,7 +92,9 @@ class DDP(Parallel):
             return super().gradients(batch, hyper)
         job = self.seen(batch)
         self.await_copies()  # it updates running statistics between its passes
-        return self.virtual.gradients(self._embeddings, lambda e: self.method.loss(e, job, hyper), batch, self.method)
+        return self.virtual.gradients(
+            self._embeddings, lambda e: self.method.loss(e, job, hyper), batch, self.method, self.clock.lap
+        )
 
     def seen(self, batch: Batch) -> Batch:
         """Return the batch of the whole job in bitwise mode, else this rank's."""

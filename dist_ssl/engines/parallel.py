@@ -21,13 +21,15 @@ from dist_ssl.distributed.devices import choose_algorithms, set_single_precision
 from dist_ssl.distributed.world import World
 from dist_ssl.engines import units
 from dist_ssl.engines.passes import at_once, check_parts, in_parts, plain, seed
-from dist_ssl.engines.spread import held_here, spread_of, whole
+from dist_ssl.engines.spread import held_here, moments_of, spread_of, whole
+from dist_ssl.engines.utilisation import UsefulWork, peak
 from dist_ssl.errors import CheckpointError
 from dist_ssl.models import ema, norm
 from dist_ssl.optim.recipes import OptimizerRecipe, apply_hyperparameters
 from dist_ssl.protocols.engine import Branch, Piece, State, StepOutput
 from dist_ssl.protocols.method import Embeddings, LossOutput, Method
 from dist_ssl.runtime.finite_check import FiniteCheck
+from dist_ssl.runtime.step_clock import StepClock
 
 T = TypeVar("T")
 
@@ -60,17 +62,21 @@ class Parallel(ABC):
     """Compile the blocks of the encoders."""
     activation_checkpointing: bool = False
     """Recompute the activations of blocks in the backward pass instead of keeping them."""
+    clock: StepClock = field(init=False)
     root: Callable[..., Embeddings] = field(init=False)
     """The wrapped method, called like the method in training."""
 
     def __post_init__(self) -> None:
         check_parts(self.method, self.accumulate)
+        self.clock = StepClock.of(self.world.device, self.world.size)
         if self.clip is not None:
             positive("engine", clip=self.clip)
         choose_algorithms(self.world.device, deterministic=self.deterministic)
         set_single_precision(self.world.device, tf32=self.tf32)
         self.method.to(self.world.device, self.dtype).train()
         self._until: Callable[[], None] | None = None
+        most = None if self.compile else peak(self.world.device, self.dtype, self.compute, self.tf32)
+        self.clock.work = UsefulWork.of(self.method, most)
         self.finite = FiniteCheck(self.world.device)
         self.saved_buffers = self.method.state_dict().keys() - dict(self.method.named_parameters()).keys()
         if self.compile:
@@ -122,8 +128,11 @@ class Parallel(ABC):
 
     def step(self, batch: Batch, hyper: Hyperparameters) -> StepOutput:
         """Make one weight update; return this rank's share of the loss, the gradient norm and the method's metrics."""
+        lap = self.clock.lap
+        lap("other")
         self.optimizer.zero_grad(set_to_none=True)
         out = self.gradients(batch, hyper)
+        lap("backward")
         self.await_copies()
         norm.update_running_statistics(self.method, self._mean)
         length = self._check_and_clip(out.loss.detach())
@@ -132,7 +141,9 @@ class Parallel(ABC):
         self.update()
         self._keep_length()
         distance = self._update_teacher(hyper)
+        lap("optimizer")
         self.method.remember(out, self.seen(batch), hyper)
+        lap("memory")
         return StepOutput({"loss": out.loss.detach(), "gradient_norm": length, **distance, **out.metrics})
 
     def gradients(self, batch: Batch, hyper: Hyperparameters) -> LossOutput:
@@ -142,8 +153,9 @@ class Parallel(ABC):
             return self.method.loss(embeddings, self.seen(batch), hyper)
 
         if self.accumulate == 1:
-            return at_once(self._embeddings, loss, batch, self.world.rank, self.backward)
-        return in_parts(self._embeddings, loss, batch, self.world.rank, self.accumulate, self.hold, self.backward)
+            return at_once(self._embeddings, loss, batch, self.world.rank, self.backward, self.clock.lap)
+        parts, hold, lap = self.accumulate, self.hold, self.clock.lap
+        return in_parts(self._embeddings, loss, batch, self.world.rank, parts, hold, self.backward, lap)
 
     def backward(self, loss: Tensor) -> None:
         """Run the backward pass of a loss of `root`'s outputs; gradients are added to those of the parameters."""
@@ -265,7 +277,7 @@ class Parallel(ABC):
                 f"The checkpoint does not fit the model: '{wrong[0]}' is missing, unknown or of another shape.",
                 "Resume with the method, the encoder and the data that wrote it.",
             )
-        moments = self._moments(state, own)
+        moments = moments_of(state, {name: own[name] for name in self.own})
         for name, held in own.items():
             to = held.tensor if isinstance(held, Piece) else held
             to.copy_(held_here(model[name], held))
@@ -279,19 +291,6 @@ class Parallel(ABC):
                 key: whole(value).clone() if key == "step" else self._moment(name, value)
                 for key, value in values.items()
             }
-
-    def _moments(self, state: State, own: State) -> dict[str, dict[str, Tensor | Piece]]:
-        """Return moments by parameter and name. Raises CheckpointError where they do not fit the parameters `own`."""
-        found: dict[str, dict[str, Tensor | Piece]] = {}
-        for at in (name for name in state if name.startswith("optim/")):
-            name, _, moment = at.removeprefix("optim/").rpartition("/")
-            if name not in self.own or (moment != "step" and state[at].shape != own[name].shape):
-                raise CheckpointError(
-                    f"The checkpoint does not fit the optimizer: '{at}' is unknown or of another shape.",
-                    "Resume with the method and the encoder that wrote it.",
-                )
-            found.setdefault(name, {})[moment] = state[at]
-        return found
 
     def _moment(self, name: str, value: Tensor | Piece) -> Tensor:
         """Return a moment with the memory layout of its parameter."""

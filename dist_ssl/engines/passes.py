@@ -19,6 +19,7 @@ from dist_ssl.core.draws import SampleDraws
 from dist_ssl.errors import ConfigError
 from dist_ssl.models.norm import BatchNorm
 from dist_ssl.protocols.method import Embeddings, LossOutput, Method
+from dist_ssl.runtime.step_clock import Lap, no_lap
 
 Loss = Callable[[Embeddings], LossOutput]
 Root = Callable[..., Embeddings]
@@ -60,12 +61,21 @@ def plain(loss: Tensor) -> None:
     loss.backward()  # type: ignore[no-untyped-call]
 
 
-def at_once(root: Root, loss: Loss, batch: Batch, rank: int, backward: Backward = plain) -> LossOutput:
-    """Leave the gradients of the whole batch in the parameters, in one pass; return the loss."""
+def at_once(
+    root: Root, loss: Loss, batch: Batch, rank: int, backward: Backward = plain, lap: Lap = no_lap
+) -> LossOutput:
+    """Leave the gradients of the whole batch in the parameters, in one pass; return the loss.
+
+    `lap`: is called at the end of each part of the pass.
+    """
     ((views, draws),) = batch.parts(1)
     seed(batch, rank)
-    out = loss(root(views, draws))
+    embeddings = root(views, draws)
+    lap("forward")
+    out = loss(embeddings)
+    lap("loss")
     backward(out.loss)
+    lap("backward")
     return out
 
 
@@ -77,6 +87,7 @@ def in_parts(
     number: int,
     hold: Callable[[], AbstractContextManager[None]],
     backward: Backward = plain,
+    lap: Lap = no_lap,
 ) -> LossOutput:
     """Do the same in `number` equal parts; `hold` defers the exchange of gradients until the last of them."""
     parts, first = batch.parts(number), rank * number
@@ -84,12 +95,14 @@ def in_parts(
     for at, part in enumerate(parts):
         seed(batch, first + at)
         found.append(embedded(root, part))
+    lap("forward")
     out, pulls = pulled(loss, *(together(pass_) for pass_ in zip(*found, strict=True)))
+    lap("loss")
     pushed = {name: pull.chunk(number) for name, pull in pulls.items()}
     for at, part in enumerate(parts):
         with hold() if at < number - 1 else nullcontext():
             seed(batch, first + at)
-            push(root, part, {name: pull[at] for name, pull in pushed.items()}, backward)
+            push(root, part, {name: pull[at] for name, pull in pushed.items()}, backward, lap)
     return out
 
 
@@ -107,10 +120,12 @@ def pulled(loss: Loss, students: Embeddings, teachers: Embeddings) -> tuple[Loss
     return out, {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
 
 
-def push(root: Root, part: Part, pulls: Mapping[str, Tensor], backward: Backward = plain) -> None:
+def push(root: Root, part: Part, pulls: Mapping[str, Tensor], backward: Backward = plain, lap: Lap = no_lap) -> None:
     """Embed a part again, with a graph, and back-propagate the gradients of its embeddings."""
     again = root(*part, targets=False)
+    lap("forward")
     backward(torch.stack([(again[name] * pull).sum() for name, pull in pulls.items()]).sum())
+    lap("backward")
 
 
 def together(parts: tuple[Embeddings, ...]) -> Embeddings:

@@ -1,10 +1,11 @@
-"""Sharded buffers of a method (`Spread`) in the canonical state: saving and loading this rank's pieces."""
+"""Pieces in the canonical state: those of a method's sharded buffers (`Spread`), and the loading of any."""
 
 from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from dist_ssl.protocols.engine import Piece, Spread
+from dist_ssl.errors import CheckpointError
+from dist_ssl.protocols.engine import Piece, Spread, State
 
 
 def spread_of(module: nn.Module) -> Mapping[str, Piece]:
@@ -30,3 +31,20 @@ def held_here(value: Tensor | Piece, own: Tensor | Piece) -> Tensor:
     assert isinstance(value, Piece)
     assert value.span == own.span
     return value.tensor.reshape(own.tensor.shape)
+
+
+def moments_of(state: State, parameters: State) -> dict[str, dict[str, Tensor | Piece]]:
+    """Return the moments of a canonical state by parameter and name.
+
+    Raises CheckpointError where they do not fit the parameters.
+    """
+    found: dict[str, dict[str, Tensor | Piece]] = {}
+    for at in (name for name in state if name.startswith("optim/")):
+        name, _, moment = at.removeprefix("optim/").rpartition("/")
+        if name not in parameters or (moment != "step" and state[at].shape != parameters[name].shape):
+            raise CheckpointError(
+                f"The checkpoint does not fit the optimizer: '{at}' is unknown or of another shape.",
+                "Resume with the method and the encoder that wrote it.",
+            )
+        found.setdefault(name, {})[moment] = state[at]
+    return found

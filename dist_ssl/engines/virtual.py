@@ -20,6 +20,7 @@ from dist_ssl.engines.tree import block, tree_sum
 from dist_ssl.errors import ConfigError
 from dist_ssl.models import norm
 from dist_ssl.protocols.method import LossOutput, Method
+from dist_ssl.runtime.step_clock import Lap, no_lap
 
 
 def check_number(bitwise: bool, number: int | None, batch_size: int, ranks: int) -> None:
@@ -104,7 +105,7 @@ class VirtualRanks:
             own = slice(start, start + rows)
             yield replace(job, views=[aligned(v[own]) for v in views], ids=job.ids[own], valid=job.valid[own])
 
-    def gradients(self, root: Root, loss: Loss, batch: Batch, method: Method) -> LossOutput:
+    def gradients(self, root: Root, loss: Loss, batch: Batch, method: Method, lap: Lap = no_lap) -> LossOutput:
         """Leave the gradients of the whole job in the method's parameters, update running statistics, return the loss.
 
         `loss`: the loss of the embeddings of the whole job.
@@ -118,17 +119,19 @@ class VirtualRanks:
             seed(batch, number)
             found.append(embedded(root, part))
             seen.append(norm.taken(method))
+        lap("forward")
         self._update_running_statistics(seen)
         students, teachers = (
             {name: self.everyone(x) for name, x in together(pass_).items()} for pass_ in zip(*found, strict=True)
         )
         out, pulls = pulled(loss, students, teachers)
+        lap("loss")
         pushed = {name: pull.chunk(self.number) for name, pull in pulls.items()}
 
         def own_gradient(number: int) -> Tensor:
             seed(batch, number)
             pull = {name: chunks[number] for name, chunks in pushed.items()}
-            gradient = flat_gradient(method, lambda: push(root, parts[number], pull))
+            gradient = flat_gradient(method, lambda: push(root, parts[number], pull, lap=lap))
             norm.taken(method)  # discard: the first pass has recorded the same
             return gradient
 

@@ -33,19 +33,29 @@ class Goodput:
     """The account that rank 0 keeps. `reports`: the run's metrics.jsonl; `clock`: returns the time.
 
     `created`, `started`: when the run was created and when this process started. Times are seconds since 1970.
+    `restarts`: number of restarts by cause, which every report holds too.
     """
 
-    def __init__(self, reports: Path, created: float, started: float, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        reports: Path,
+        created: float,
+        started: float,
+        clock: Callable[[], float] = time.time,
+        restarts: Mapping[str, int] | None = None,
+    ) -> None:
         self.reports, self.created, self.started, self.clock = reports, created, started, clock
+        self.restarts = {f"restarts/{cause}": float(count) for cause, count in (restarts or {}).items()}
         self.spent = dict.fromkeys(CAUSES, 0.0)
         self.lost_steps = 0
         self._until = started
 
     @classmethod
-    def of_run(cls, folder: Path) -> "Goodput":
+    def of(cls, folder: Path, restarts: Mapping[str, int]) -> "Goodput":
         """Return the account of the run in `folder`, which is as old as its config, kept by this process."""
         started, config = psutil.Process().create_time(), folder / "config.yaml"
-        return cls(folder / "metrics.jsonl", config.stat().st_mtime if config.is_file() else started, started)
+        created = config.stat().st_mtime if config.is_file() else started
+        return cls(folder / "metrics.jsonl", created, started, restarts=restarts)
 
     def open(self, progress: Progress) -> None:
         """Take over the account of the earlier attempts, before the reports beyond this position are dropped."""
@@ -80,7 +90,8 @@ class Goodput:
             elapsed -= waited
         self.spent["train"] += elapsed
         return {f"spent_seconds/{cause}": seconds for cause, seconds in self.spent.items()} | {
-            "lost_steps": float(self.lost_steps)
+            "lost_steps": float(self.lost_steps),
+            **self.restarts,
         }
 
 

@@ -1,5 +1,6 @@
 """The meter: collects metrics without waiting for the device, reduces them over the ranks, and feeds the sinks."""
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from dist_ssl.core.progress import Progress
 from dist_ssl.distributed.world import World
 from dist_ssl.metrics.goodput import COSTS, Goodput
-from dist_ssl.metrics.table import check_keys, series_of
+from dist_ssl.metrics.table import Reduction, check_keys, series_of
 from dist_ssl.protocols.sink import Sink
 
 
@@ -49,10 +50,10 @@ class Meter:
         """Reduce over steps and ranks, add position and speed, write all of it to the sinks, and start again."""
         self.record(self._memory())
         keys = sorted(self._values)
-        stacked = [self._reduce_steps(key) for key in keys]
-        rows = self.world.gather_const(torch.stack([s.to(self.world.device) for s in stacked])[None])
-        columns = zip(keys, rows.T.tolist(), strict=True)
-        self._send(progress, {key: self._reduce_ranks(key, column) for key, column in columns} | self._speed(progress))
+        rows = self.world.gather_const(self._row([self._reduce_steps(key) for key in keys])[None])
+        columns = dict(zip(keys, rows.T.tolist(), strict=True))
+        values = {key: self._reduce_ranks(key, column) for key, column in columns.items()}
+        self._send(progress, values | self._slowest(columns) | self._speed(progress))
         self._clear()
 
     def close(self) -> None:
@@ -77,18 +78,28 @@ class Meter:
         self._values: dict[str, list[Tensor | float]] = {}
         self._clock = time.monotonic()
 
-    def _reduce_steps(self, key: str) -> Tensor:
+    def _row(self, found: Sequence[Tensor | float]) -> Tensor:
+        """Return numbers of the host and scalars of the device as one row on the device, float64."""
+        numbers = [0.0 if isinstance(value, Tensor) else value for value in found]
+        row = torch.tensor(numbers, dtype=torch.float64, device=self.world.device)
+        scalars = {place: value for place, value in enumerate(found) if isinstance(value, Tensor)}
+        if scalars:
+            row[list(scalars)] = torch.stack([value.to(self.world.device) for value in scalars.values()])
+        return row
+
+    def _reduce_steps(self, key: str) -> Tensor | float:
         reduction, values = series_of(key)[0].reduction, self._values[key]
-        steps = as_column(values[-1:] if reduction == "last" else values)
-        match reduction:
-            case "mean":
-                return steps.mean()
-            case "max":
-                return steps.max()
-            case "sum":
-                return steps.sum()
-            case "last":
-                return steps[-1]
+        if reduction == "last":
+            return values[-1].double() if isinstance(values[-1], Tensor) else values[-1]
+        if any(isinstance(value, Tensor) for value in values):
+            scalars = (
+                value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64) for value in values
+            )
+            return reduced(torch.stack([*scalars]).double(), reduction)
+        total = float(sum(values))
+        if reduction == "max":
+            return total if math.isnan(total) else float(max(values))
+        return total / len(values) if reduction == "mean" else total
 
     def _reduce_ranks(self, key: str, column: list[float]) -> float:
         match series_of(key)[0].reduction:
@@ -100,6 +111,13 @@ class Meter:
                 return sum(column)
             case "last":
                 return column[0]
+
+    def _slowest(self, columns: Mapping[str, Sequence[float]]) -> dict[str, float]:
+        """Return the number of the node of the rank that works longest at a step; nothing where that is not known."""
+        work = columns.get("slowest_rank_work_seconds", ())
+        if not work or any(math.isnan(seconds) for seconds in work):
+            return {}
+        return {"slowest_node": work.index(max(work)) // self.world.local_size}
 
     def _position(self, progress: Progress) -> dict[str, float]:
         p = progress
@@ -127,9 +145,14 @@ class Meter:
         return {**speed, "step_seconds": seconds / steps, "seconds_left": left}
 
 
-def as_column(values: Sequence[Tensor | float]) -> Tensor:
-    """Return scalars as one tensor, float64; those of a device are stacked there, without waiting for it."""
-    tensors = [value for value in values if isinstance(value, Tensor)]
-    if len(tensors) == len(values):
-        return torch.stack(tensors).double()
-    return torch.tensor([float(value) for value in values], dtype=torch.float64)
+def reduced(steps: Tensor, reduction: Reduction) -> Tensor:
+    """Return one scalar of those of several steps."""
+    match reduction:
+        case "mean":
+            return steps.mean()
+        case "max":
+            return steps.max()
+        case "sum":
+            return steps.sum()
+        case "last":
+            return steps[-1]

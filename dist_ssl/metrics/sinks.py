@@ -6,26 +6,19 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from prometheus_client import CollectorRegistry, generate_latest, start_http_server
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-from prometheus_client.registry import Collector
+from prometheus_client import CollectorRegistry, generate_latest
 
 from dist_ssl.core.progress import Progress
 from dist_ssl.errors import ConfigError
+from dist_ssl.metrics.endpoint import Endpoint, Exported
 from dist_ssl.metrics.evaluations import Evaluations
 from dist_ssl.metrics.table import METRICS, series_of
 from dist_ssl.runtime.files import write_atomically
 
-Family = CounterMetricFamily | GaugeMetricFamily
-EVERYWHERE = "0.0.0.0"
-"""The address that stands for all addresses of a machine."""
 log = logging.getLogger(__name__)
-PORTS = 10
-"""Number of ports that are tried, from the configured one on."""
 
 
 def finite(values: Mapping[str, float]) -> dict[str, float]:
@@ -79,17 +72,13 @@ class Status:
         """Do nothing: the last status stays."""
 
 
-class Series(Collector):
-    """The metrics of the table with their values, as prometheus_client collects them.
-
-    `labels`: of every series. `checkpoints`: the folder with LATEST, whose time is a metric. A gauge without a value
-    has no series; a counter without a label starts from 0.
-    """
+class Series(Exported):
+    """The metrics of a run with their values. `checkpoints`: the folder with LATEST, whose time is a metric."""
 
     def __init__(self, checkpoints: Path, labels: Mapping[str, str] | None = None) -> None:
-        self.labels, self.latest = dict(labels or {}), checkpoints / "LATEST"
+        super().__init__(METRICS, labels)
+        self.latest = checkpoints / "LATEST"
         self.evaluations = Evaluations(checkpoints.parent / "evaluations.jsonl")
-        self.values = {(m.key, ""): 0.0 for m in METRICS if m.counter and not m.label}
 
     def write(self, values: Mapping[str, float]) -> None:
         """Set the gauges and advance the counters; NaN stands for a value that is not known yet."""
@@ -100,17 +89,9 @@ class Series(Collector):
             before = self.values.get((metric.key, label), 0.0) if metric.increments else 0.0
             self.values[metric.key, label] = before + value
 
-    def collect(self) -> Iterator[Family]:
-        """Yield every metric of the table with its series, as they are now."""
-        series: dict[str, list[tuple[str, float]]] = {}
-        for (key, label), value in {**self.values, **self._on_disk()}.items():
-            series.setdefault(key, []).append((label, value))
-        for metric in METRICS:
-            kind: type[Family] = CounterMetricFamily if metric.counter else GaugeMetricFamily
-            family = kind(metric.name, metric.help, labels=[*self.labels, *([metric.label] if metric.label else [])])
-            for label, value in series.get(metric.key, ()):
-                family.add_metric([*self.labels.values(), *([label] if label else [])], value)
-            yield family
+    def current(self) -> Mapping[tuple[str, str], float]:
+        """Return the values of the last reports, and of the disk now."""
+        return {**self.values, **self._on_disk()}
 
     def _on_disk(self) -> dict[tuple[str, str], float]:
         """Return what the disk says at this moment; less where it cannot be read."""
@@ -123,13 +104,10 @@ class Series(Collector):
         return found
 
 
-class Prometheus:
-    """A scrape endpoint of this run, and the target file with which a Prometheus discovers it (file_sd).
+class Prometheus(Endpoint):
+    """A scrape endpoint of this run; see `Endpoint`, and `Series` for `checkpoints`.
 
-    `address`: of this machine, for the Prometheus; `bind`: the address to listen on. `port`: 0 takes a free one; one
-    that is taken is passed over for one of the next. `target`: the file that names the endpoint; an orderly end removes
-    it, a lost node leaves it, so that an alert fires. All attempts of a run are one target by its labels, so that its
-    series continue wherever it is resumed. `checkpoints`: see `Series`.
+    All attempts of a run are one target by its labels, so that its series continue wherever it is resumed.
     """
 
     def __init__(
@@ -140,36 +118,15 @@ class Prometheus:
         target: Path,
         checkpoints: Path,
         *,
-        bind: str = EVERYWHERE,
+        bind: str | None = None,
     ) -> None:
-        self.labels = {**labels, "instance": labels["run"]}
-        self.address, self.bind, self.port, self.target = address, bind, port, target
-        self.series, self.registry = Series(checkpoints), CollectorRegistry()
-        self.registry.register(self.series)
-        self.server: Any = None
-        self.announcement = ""
+        self.series = Series(checkpoints)
+        super().__init__(self.series, {**labels, "instance": labels["run"]}, address, port, target, bind)
 
     def open(self, progress: Progress) -> None:
         """Start to listen and write the target file. Raises ConfigError where the port cannot be used."""
         self.series.write({"step": progress.step, "attempt": progress.attempt})
-        self._listen()
-        self.target.parent.mkdir(parents=True, exist_ok=True)
-        place = f"{self.address}:{self.server.server_port}"
-        self.announcement = json.dumps([{"targets": [place], "labels": self.labels}])
-        write_atomically(self.target, self.announcement)
-
-    def _listen(self) -> None:
-        problem = ""
-        for port in range(self.port, self.port + PORTS) if self.port else (0,):
-            try:
-                self.server, _ = start_http_server(port, self.bind, registry=self.registry)
-                return
-            except (OSError, OverflowError) as error:  # taken, not allowed, no address of this machine, no port
-                problem = problem or str(error)
-        raise ConfigError(
-            f"metrics.port={self.port} on metrics.bind={self.bind} cannot be listened on: {problem}.",
-            "metrics.port=0 takes a free one; metrics.bind=0.0.0.0 takes all addresses of the machine.",
-        )
+        self.start()
 
     def write(self, progress: Progress, values: Mapping[str, float]) -> None:
         """Update the series."""
@@ -177,11 +134,7 @@ class Prometheus:
 
     def close(self) -> None:
         """Remove the target file and stop listening."""
-        if self.server:
-            if self.target.is_file() and self.target.read_text() == self.announcement:  # not a newer attempt's
-                self.target.unlink()
-            self.server.shutdown()
-            self.server.server_close()
+        self.stop()
 
 
 class TextFile:

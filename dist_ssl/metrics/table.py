@@ -16,8 +16,8 @@ from typing import Literal
 from dist_ssl.errors import UserError, nearest
 
 Reduction = Literal["mean", "max", "sum", "last"]
-Unit = Literal["", "seconds", "bytes", "ratio", "pixels", "timestamp"]
-UNITS: tuple[Unit, ...] = ("seconds", "bytes", "ratio", "pixels")
+Unit = Literal["", "seconds", "bytes", "ratio", "pixels", "joules", "timestamp"]
+UNITS: tuple[Unit, ...] = ("seconds", "bytes", "ratio", "pixels", "joules")
 """Units in which an exported name may end."""
 
 
@@ -115,6 +115,35 @@ METRICS: tuple[Metric, ...] = (
     Metric("images_per_second", "images_per_second", "Images trained per second, whole job.", "Throughput", "last"),
     Metric("views_per_second", "views_per_second", "Views trained per second, whole job.", "Throughput", "last"),
     Metric("step_seconds", "step_seconds", "Wall time of a step, mean since the last report.", "Step time", "last"),
+    Metric(
+        "step_parts",
+        "step_part_seconds_total",
+        "Time of steps by part, mean over the ranks; all parts together are all steps.",
+        "Step time by part",
+        "sum",
+        label="part",
+    ),
+    Metric(
+        "rank_work_seconds",
+        "rank_work_seconds",
+        "Time of a step in which a rank waits for no other: batch and embeddings, mean.",
+        "Work of the ranks",
+        "mean",
+    ),
+    Metric(
+        "slowest_rank_work_seconds",
+        "slowest_rank_work_seconds",
+        "The same of the slowest rank.",
+        "Work of the ranks",
+        "max",
+    ),
+    Metric(
+        "flops_utilisation",
+        "flops_utilisation_ratio",
+        "Encoders' FLOPs per second as a share of the GPU's peak (MFU), where it is known.",
+        "FLOPs utilisation",
+    ),
+    Metric("slowest_node", "slowest_node", "Number of the node with the slowest rank.", "Slowest node", "last"),
     Metric("data_wait_seconds", "data_wait_seconds", "Wait of a step for its batch, slowest rank.", "Step time", "max"),
     Metric("host_memory", "host_memory_bytes", "Resident memory of a rank's process, largest.", "Memory", "max"),
     Metric(
@@ -165,6 +194,14 @@ METRICS: tuple[Metric, ...] = (
         label="cause",
     ),
     Metric("lost_steps", "lost_steps_total", "Steps that had to be made again, whole run.", "Lost steps", "last"),
+    Metric(
+        "restarts",
+        "restarts_total",
+        "Attempts before this one, by the cause for which there is another one.",
+        "Restarts",
+        "last",
+        label="cause",
+    ),
     Metric("attempt", "attempts_total", "Attempts of this run, this one included.", "Attempts", "last"),
     Metric(
         "checkpoint_timestamp",

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dist_ssl.core.batch import Batch
 from dist_ssl.core.plan import Hyperparameters
+from dist_ssl.runtime.step_clock import StepClock
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,9 @@ class StepOutput:
 
 class Engine(Protocol):
     """The owner of wrapping, precision, optimizer and teacher."""
+
+    clock: StepClock
+    """The account of where the time of a step goes."""
 
     @property
     def needs_initial_pass(self) -> bool:

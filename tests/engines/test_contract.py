@@ -1,6 +1,7 @@
 """What every engine must keep; parametrised over configs/engine, so a new file is tested too."""
 
 import copy
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from dist_ssl.models.encoders import TinyResNet
 from dist_ssl.models.norm import update_running_statistics
 from dist_ssl.optim.recipes import SGD, AdamW
 from dist_ssl.protocols.method import Embeddings, LossOutput, Method
+from dist_ssl.runtime.step_clock import HostMarker, StepClock
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 OPTIMIZERS = {"adamw": AdamW(1e-3, 0.05), "sgd": SGD(1e-2, 5e-4, decay_1d=True)}
@@ -143,6 +145,25 @@ def test_steps_equal_plain_autograd_and_torchs_optimizer(name: str, optimizer: s
     state = engine.state()
     for key, value in plain.state_dict().items():
         close(name, state[f"model/{key}"], value, 1e-10, key)
+
+
+@engines
+@pytest.mark.parametrize(
+    "own", [{}, {"accumulate": 2}, {"bitwise": True, "virtual_ranks": 2}], ids=lambda own: str([*own])
+)
+def test_the_parts_of_the_time_are_all_there_and_add_up_to_the_steps(name: str, own: dict[str, Any]) -> None:
+    if "bitwise" in own and name != "ddp":
+        pytest.skip("no bitwise mode")
+    method = tiny_method(norm_group=2) if own else tiny_method()
+    engine, looks = build(name, method, **own), itertools.count()
+    engine.clock = StepClock(HostMarker(lambda: float(next(looks))))
+    engine.clock.start()
+    for step in range(2):
+        engine.step(batch(step, most(name)), hyper())
+    found = {key: value for key, value in engine.clock.metrics().items() if "/" in key}
+    assert sum(found.values()) == next(looks) - 1, "every look was the end of a part"
+    missing = {key for key, value in found.items() if not value}
+    assert missing == {"step_parts/data", "step_parts/copy"}, "those of the stream"
 
 
 @engines

@@ -83,7 +83,18 @@ def test_a_page_loads_nothing(tmp_path: Path) -> None:
 
 def test_the_first_table_holds_what_a_run_has_come_to(tmp_path: Path) -> None:
     run = RunRecord(RunDir.open(run_folder(tmp_path, "one", REPORTS, ("failed", "finished"))))
-    assert run.cells() == ["finished", "100", "4.8k", "100 %", "25 %", "100 s", "60 %", "2", "5"]
+    assert run.cells() == ["finished", "100", "4.8k", "100 %", "25 %", "100 s", "60 %", "2", "5", "unknown"]
+
+
+def test_energy_is_summed_over_nodes_and_attempts_as_far_as_they_count_it(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path, "one", REPORTS, ("failed", "finished"))
+    records = {"0001/energy_0000": {"gpus": 3.6e6}, "0001/energy_0001": {"gpus": 1.8e6, "processors": 1.8e6}}
+    for name, joules in records.items():
+        (folder / "attempts" / f"{name}.json").write_text(json.dumps(joules))
+    run = RunRecord(RunDir.open(folder))
+    assert run.energy() == "at least 2 kWh (gpus, processors)"
+    (folder / "attempts" / "0002" / "energy_0000.json").write_text(json.dumps({"gpus": 0.36e6}))
+    assert run.energy() == "2.1 kWh (gpus, processors)"
 
 
 def test_a_run_that_has_not_started_is_shown_too(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The meter reduces over steps and ranks as the table says, and adds position and speed."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -80,6 +81,18 @@ def test_ranks_are_reduced_as_the_table_says(key: str) -> None:
 
 def test_sums_add_up_over_ranks() -> None:
     assert metered(Two(), {"replaced_samples": 1.0}, {"replaced_samples": 5.0})["replaced_samples"] == 6.0 + 16.0
+
+
+@pytest.mark.parametrize(("ranks_per_node", "node"), [(1, 1), (2, 0)])
+def test_the_slowest_node_is_that_of_the_rank_that_works_longest(ranks_per_node: int, node: int) -> None:
+    work = {"slowest_rank_work_seconds": 2.0, "rank_work_seconds": 2.0}
+    found = metered(Two(local_size=ranks_per_node), work)
+    assert (found["slowest_rank_work_seconds"], found["rank_work_seconds"]) == (12.0, 7.0)
+    assert found["slowest_node"] == node
+
+
+def test_no_node_is_slowest_before_the_first_step() -> None:
+    assert "slowest_node" not in metered(Two(), {"slowest_rank_work_seconds": math.nan})
 
 
 def test_several_metrics_do_not_mix() -> None:

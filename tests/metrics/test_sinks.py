@@ -4,7 +4,7 @@ import json
 import math
 import os
 import shutil
-import socketserver
+import socket
 import subprocess
 import time
 import urllib.error
@@ -18,17 +18,12 @@ import pytest
 from dist_ssl.core.plan import EpochPlan
 from dist_ssl.core.progress import Progress
 from dist_ssl.errors import ConfigError, UserError
-from dist_ssl.metrics.sinks import PORTS, JsonLines, Prometheus, Status, TextFile
+from dist_ssl.metrics.endpoint import PORTS
+from dist_ssl.metrics.sinks import JsonLines, Prometheus, Status, TextFile
 from dist_ssl.metrics.table import METRICS
 from dist_ssl.runtime import jsonl
 
 PLAN = EpochPlan(0, 32, 1.0, 2, 48, 48)
-
-
-@pytest.fixture(autouse=True)
-def quick_shutdown(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server looks twice a second whether it is to end; here it looks more often."""
-    monkeypatch.setattr(socketserver.BaseServer.serve_forever, "__defaults__", (0.01,))
 
 
 def at(step: int, attempt: int = 1) -> Progress:
@@ -127,10 +122,14 @@ def place(sink: Prometheus) -> str:
     return str(address)
 
 
-def scrape(address: str) -> str:
+def fetch(address: str, page: str) -> str:
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with direct.open(f"http://{address}/metrics", timeout=10) as answer:
+    with direct.open(f"http://{address}{page}", timeout=60) as answer:
         return str(answer.read().decode())
+
+
+def scrape(address: str) -> str:
+    return fetch(address, "/metrics")
 
 
 def values(text: str) -> dict[str, float]:
@@ -299,6 +298,28 @@ def test_where_nothing_can_listen_the_remedy_is_named(tmp_path: Path, bind: str,
     with pytest.raises(ConfigError, match=f"metrics.port={port} on metrics.bind={bind} cannot .*\n.*metrics.port=0"):
         nowhere.open(at(0))
     assert not nowhere.target.exists()
+
+
+def test_an_endpoint_with_an_address_of_version_6_is_found_too(tmp_path: Path) -> None:
+    try:
+        with socket.socket(socket.AF_INET6) as free:
+            free.bind(("::1", 0))
+    except OSError:
+        pytest.skip("no loopback of version 6")
+    sink = Prometheus(LABELS, "127.0.0.1", 0, tmp_path / "targets" / "run.json", tmp_path, bind="::1")
+    sink.open(at(0))
+    try:
+        assert place(sink).startswith("[::1]:")
+        assert values(scrape(place(sink)))["dist_ssl_step"] == 0
+    finally:
+        sink.close()
+
+
+def test_only_metrics_and_health_are_served(sink: Prometheus) -> None:
+    assert fetch(place(sink), "/health") == "ok\n"
+    for page in ("/", "/metrics/", "/anything"):
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            fetch(place(sink), page)
 
 
 def test_an_endpoint_listens_where_it_is_bound(tmp_path: Path) -> None:

@@ -5,18 +5,20 @@ import re
 import pytest
 
 from dist_ssl.errors import UserError
+from dist_ssl.metrics.node_table import NODE_METRICS
 from dist_ssl.metrics.table import BY_KEY, METRICS, UNITS, Metric, check_keys, series_of
 
 every = pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.key)
+everywhere = pytest.mark.parametrize("metric", [*METRICS, *NODE_METRICS], ids=lambda metric: metric.key)
 OTHER_UNITS = ("milliseconds", "ms", "minutes", "hours", "kilobytes", "megabytes", "mb", "gb", "percent", "px")
 
 
-@every
+@everywhere
 def test_a_name_is_the_systems_in_small_letters(metric: Metric) -> None:
     assert re.fullmatch(r"dist_ssl(_[a-z][a-z0-9]*)+", metric.name), metric.name
 
 
-@every
+@everywhere
 def test_units_are_base_units_at_the_end_of_the_name(metric: Metric) -> None:
     words = metric.name.split("_")
     assert not set(words) & set(OTHER_UNITS), metric.name
@@ -24,14 +26,14 @@ def test_units_are_base_units_at_the_end_of_the_name(metric: Metric) -> None:
         assert unit not in words[: -2 if metric.counter else -1], f"{metric.name}: '{unit}' comes last"
 
 
-@every
+@everywhere
 def test_the_unit_is_the_one_that_the_name_ends_in(metric: Metric) -> None:
     end = metric.name.removesuffix("_total").rpartition("_")[2]
     assert metric.unit == ("timestamp" if "timestamp" in metric.name else end if end in UNITS else "")
     assert ("timestamp" in metric.name) == metric.name.endswith("_timestamp_seconds")
 
 
-@every
+@everywhere
 def test_a_counter_is_what_counts(metric: Metric) -> None:
     assert metric.counter == metric.name.endswith("_total")
     assert metric.counter or metric.reduction != "sum", "what is added up since the last report is a counter"
@@ -39,14 +41,14 @@ def test_a_counter_is_what_counts(metric: Metric) -> None:
     assert not metric.name.endswith(("_count", "_sum", "_bucket", "_info")), metric.name
 
 
-@every
+@everywhere
 def test_labels_are_few_and_none_is_of_the_target(metric: Metric) -> None:
-    assert metric.label in ("", "part", "reason", "level", "cause", "protocol"), (
+    assert metric.label in ("", "part", "reason", "level", "cause", "protocol", "place", "source"), (
         "a label for each run, id or node has no bound"
     )
 
 
-@every
+@everywhere
 def test_a_panel_has_a_title(metric: Metric) -> None:
     assert re.fullmatch(r"[A-Za-z][A-Za-z ]{2,30}", metric.panel)
 
@@ -57,7 +59,7 @@ def test_what_is_counted_since_the_last_report_is_no_gauge() -> None:
     ]
 
 
-@every
+@everywhere
 def test_a_help_text_is_a_sentence(metric: Metric) -> None:
     assert metric.help.endswith(".")
     assert metric.help[0].isupper()
@@ -71,12 +73,15 @@ def test_a_reduction_is_one_of_four(metric: Metric) -> None:
 
 
 def test_keys_and_names_are_unique() -> None:
-    assert len({metric.key for metric in METRICS}) == len(METRICS)
-    assert len({metric.name for metric in METRICS}) == len(METRICS)
+    both = (*METRICS, *NODE_METRICS)
+    assert len({metric.key for metric in both}) == len(both)
+    assert len({metric.name for metric in both}) == len(both)
+    assert not [metric.name for metric in METRICS if metric.name.startswith("dist_ssl_node_")]
+    assert all(metric.name.startswith("dist_ssl_node_") for metric in NODE_METRICS), "panels tell them apart"
     assert {metric.key: metric for metric in METRICS} == BY_KEY
 
 
-@every
+@everywhere
 def test_a_label_is_there_for_its_values(metric: Metric) -> None:
     assert re.fullmatch(r"([a-z]+)?", metric.label)
     assert metric.label or not metric.plain, "a plain key of a metric without a label stands for no value"

@@ -34,6 +34,8 @@ UNITS: dict[str, Callable[[float], str]] = {
     "cps": lambda value: f"{value:.3g} c/s",
     "percentunit": percent,
     "pixel": lambda value: f"{value:.4g} px",
+    "joule": lambda value: f"{number(value)} J",
+    "watt": lambda value: f"{number(value)} W",
 }
 """How Grafana writes values of its units."""
 
@@ -245,7 +247,7 @@ def drawn(server: Server, board: Mapping[str, Any], run: str, span: Span, window
         if panel["type"] == "row":
             found.append(Drawn(panel, f"<h2>{escape(panel['title'])}</h2>", {}))
             continue
-        variables = {"run": run, "window": window}
+        variables = {"run": run, "node": ".*", "window": window}
         answers = [series(server, target, variables, span) for target in panel["targets"]]
         found.append(KINDS[panel["type"]](panel, answers, span))
     return found

@@ -25,7 +25,7 @@ from tests.monitoring import drawing
 from tests.monitoring.prometheus import PROGRAM, Server, free_port, started
 
 MONITORING = Path(__file__).resolve().parents[2] / "monitoring"
-POINTS = 60
+POINTS = 40
 """Points of a curve, so that a picture has a few kB."""
 SHOWN = ("Loss", "kNN accuracy", "Effective rank", "Learning rate", "Throughput", "Step time")
 """Panels of the dashboard that are drawn below its first row."""

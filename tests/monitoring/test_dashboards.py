@@ -12,15 +12,19 @@ from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 from grafana_foundation_sdk.models.prometheus import Dataquery
 
-from dist_ssl.metrics.table import METRICS
 from monitoring.boards import BOARDS
 from monitoring.dashboards import FOLDER, text
 from monitoring.layout import Board
+from monitoring.queries import TABLES
 from tests.golden.agreed import agree
 from tests.monitoring.promql import metrics_of, misused
 
-UNITS = {"short", "s", "h", "bytes", "Bps", "cps", "percentunit", "pixel"}
+UNITS = {"short", "s", "h", "bytes", "Bps", "cps", "percentunit", "pixel", "joule", "watt"}
 """Units of Grafana (packages/grafana-data/src/valueFormats/categories.ts) that we use."""
+OWN = ("run", "reliability", "nodes")
+"""The dashboards that show the metrics where the table puts them."""
+STACKED = {"Wall clock by cause": "cause", "Step time by part": "part"}
+"""Panels whose series add up, and the label of these."""
 every = pytest.mark.parametrize("name", BOARDS)
 
 
@@ -96,12 +100,14 @@ def test_units_are_grafanas_and_one_for_a_panel(name: str) -> None:
 @every
 def test_queries_use_metrics_of_the_table_by_their_type_and_variables_that_exist(name: str) -> None:
     known = {variable["name"] for variable in dashboard(BOARDS[name])["templating"]["list"]}
-    assert known == {"datasource", "run", "window"}
+    assert known - {"node"} == {"datasource", "run", "window"}
+    assert ("node" in known) == (name == "nodes")
     for expression in expressions(BOARDS[name]):
         metrics_of(expression)
         assert not misused(expression)
         assert set(re.findall(r"\$\{?(\w+)", expression)) <= known
-        assert '{run=~"$run"}' in expression or 'run=~"$run"' in expression
+        assert 'run=~"$run"' in expression
+        assert ('node=~"$node"' in expression) == ("dist_ssl_node" in expression)
 
 
 @every
@@ -121,11 +127,11 @@ def test_the_model_is_the_one_that_grafana_loads(name: str) -> None:
 
 
 def test_every_metric_of_the_table_is_on_the_panel_that_it_names_once() -> None:
-    own = [panel for name in ("run", "reliability") for panel in panels(BOARDS[name])]
-    for title in {metric.panel for metric in METRICS}:
+    own = [panel for name in OWN for panel in panels(BOARDS[name])]
+    for title in {metric.panel for metric in TABLES}:
         [panel] = [panel for panel in own if panel["title"] == title]
         shown = {metric.key for target in panel["targets"] for metric in metrics_of(target["expr"])}
-        assert shown == {metric.key for metric in METRICS if metric.panel == title}
+        assert shown == {metric.key for metric in TABLES if metric.panel == title}
 
 
 @every
@@ -157,12 +163,12 @@ def test_limits_are_in_the_order_that_grafana_needs(name: str) -> None:
 
 
 def test_legends_tell_runs_and_metrics_apart() -> None:
-    for panel in [panel for name in ("run", "reliability") for panel in panels(BOARDS[name])]:
+    for panel in [panel for name in OWN for panel in panels(BOARDS[name])]:
         legends = [target["legendFormat"] for target in panel["targets"]]
         assert len(set(legends)) == len(legends)
-        if panel["title"] == "Wall clock by cause":
-            assert legends == ["{{cause}}"], "a stack is a sum over the runs"
-            assert panel["targets"][0]["expr"].startswith("sum by (cause) (")
+        if panel["title"] in STACKED:
+            assert legends == [f"{{{{{STACKED[panel['title']]}}}}}"], "a stack is a sum over the runs"
+            assert panel["targets"][0]["expr"].startswith(f"sum by ({STACKED[panel['title']]}) (")
         else:
             assert all(legend.startswith("{{run}}") for legend in legends)
 

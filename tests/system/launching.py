@@ -1,11 +1,13 @@
 """Runs of the real command line, in processes that a test may kill."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -90,6 +92,31 @@ def status(run: Path) -> dict[str, float]:
     path = run / "status.json"
     values: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {"step": -1}
     return values
+
+
+def targets(run: Path) -> dict[int | None, str]:
+    """The addresses of the metrics of a run's nodes by their numbers, and of the run itself under None."""
+    files = {
+        None: run.parent / "targets" / f"{run.name}.json",
+        **{node: run.parent / "targets" / f"{run.name}.node_{node:04d}.json" for node in range(9)},
+    }
+    found = {}
+    for node, file in files.items():
+        with contextlib.suppress(FileNotFoundError):
+            found[node] = json.loads(file.read_text())[0]["targets"][0]
+    return found
+
+
+def serving(run: Path, names: dict[int | None, str]) -> bool:
+    """Whether each target of a run answers and has a metric of this name, and there are no others."""
+    found, direct = targets(run), urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with contextlib.suppress(OSError):
+        for node, address in found.items():
+            with direct.open(f"http://{address}/metrics", timeout=WAIT_SECONDS) as answer:
+                if f"\n{names.get(node)} " not in answer.read().decode():
+                    return False
+        return found.keys() == names.keys()
+    return False
 
 
 def losses(run: Path) -> dict[int, float]:

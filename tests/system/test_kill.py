@@ -18,8 +18,10 @@ from tests.system.launching import (
     delivered,
     losses,
     nothing_left,
+    serving,
     status,
     stop_by_ctrl_c,
+    targets,
     train_undisturbed,
     until,
     words,
@@ -83,14 +85,19 @@ def test_killed_and_resumed_on_other_world_sizes_it_sees_the_same_samples_and_lo
 ) -> None:
     more = (*ENDLESS, "precision=fp64", "save_every=3 steps")
     alone, run = tmp_path / "alone", tmp_path / "moved"
-    launch = Launch(*words(demo_shards, tmp_path, "nodes=2", "name=moved", *more))
-    for nodes in (4, 1):
+    launch, nodes = Launch(*words(demo_shards, tmp_path, "nodes=2", "name=moved", *more)), 2
+    for fewer_or_more in (4, 1):
         before = status(run)["step"]
         await_that(lambda: status(run)["step"] > before + 10, "some steps")  # noqa: B023
+        own = {None: "dist_ssl_step", **dict.fromkeys(range(nodes), "dist_ssl_node_workers")}
+        await_that(lambda: serving(run, own), "the metrics of the run and of its nodes")  # noqa: B023
         launch.kill_all()
-        launch = Launch(f"resume={run}", f"nodes={nodes}")
+        assert targets(run).keys() == {*range(nodes), None}, "what was lost stays to be missed"
+        launch, nodes = Launch(f"resume={run}", f"nodes={fewer_or_more}"), fewer_or_more
     last = int(status(run)["step"])
+    await_that(lambda: targets(run).keys() == {0, None}, "the other nodes are forgotten")
     stop_by_ctrl_c(launch, run, last + 5)
+    assert not targets(run)
     train_undisturbed(demo_shards, alone, last + 5, "nodes=1", *more)
     step = compared_at(run, alone, last)
     assert until(step - 1, delivered(run)) == until(step - 1, delivered(alone))

@@ -1,0 +1,176 @@
+"""A scrape endpoint over HTTP, and the target file with which a Prometheus discovers it (file_sd).
+
+It serves `/metrics` and `/health`, and nothing else. This module does not import torch, so that an agent can use it.
+"""
+
+import contextlib
+import json
+import socket
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+from dist_ssl.errors import ConfigError
+from dist_ssl.metrics.table import Metric
+from dist_ssl.runtime.files import write_atomically
+
+Family = CounterMetricFamily | GaugeMetricFamily
+EVERYWHERE = "0.0.0.0"
+"""The address that stands for all addresses of a machine."""
+PORTS = 10
+"""Number of ports that are tried, from the configured one on."""
+WAKE_SECONDS = 5.0
+"""Longest wait for a server to end."""
+REQUEST_SECONDS = 10
+"""Longest wait for a client that has connected to send its request."""
+
+
+class Exported(Collector):
+    """The metrics of a table with their values, as prometheus_client collects them.
+
+    `labels`: of every series. `values`: by key and value of the metric's own label, "" without one. A gauge without a
+    value has no series; a counter without a label starts from 0.
+    """
+
+    def __init__(self, table: Sequence[Metric], labels: Mapping[str, str] | None = None) -> None:
+        self.table, self.labels = table, dict(labels or {})
+        self.values = {(m.key, ""): 0.0 for m in table if m.counter and not m.label}
+
+    def current(self) -> Mapping[tuple[str, str], float]:
+        """Return the values as they are at a scrape."""
+        return self.values
+
+    def collect(self) -> Iterator[Family]:
+        """Yield every metric of the table with its series, as they are now."""
+        series: dict[str, list[tuple[str, float]]] = {}
+        for (key, label), value in self.current().items():
+            series.setdefault(key, []).append((label, value))
+        for metric in self.table:
+            kind: type[Family] = CounterMetricFamily if metric.counter else GaugeMetricFamily
+            family = kind(metric.name, metric.help, labels=[*self.labels, *([metric.label] if metric.label else [])])
+            for label, value in series.get(metric.key, ()):
+                family.add_metric([*self.labels.values(), *([label] if label else [])], value)
+            yield family
+
+
+class MetricsServer(ThreadingHTTPServer):
+    """An HTTP server that answers with the metrics of a registry, in threads of its own.
+
+    It sleeps until somebody connects, and ends at once: `serve_forever` would look twice a second whether it is to end.
+    """
+
+    def __init__(self, bind: str, port: int, registry: CollectorRegistry) -> None:
+        self.address_family, *_ = socket.getaddrinfo(bind, None, type=socket.SOCK_STREAM)[0]
+        self.registry = registry
+        self.ended = False
+        super().__init__((bind, port), Answer)
+        self.thread = threading.Thread(target=self._serve, name="metrics", daemon=True)
+        self.thread.start()
+
+    def _serve(self) -> None:
+        while not self.ended:
+            self.handle_request()
+
+    def shutdown(self) -> None:
+        """End the thread that waits for connections."""
+        self.ended = True
+        with contextlib.suppress(OSError):  # a connection wakes it
+            socket.create_connection((self.server_name, self.server_port), timeout=WAKE_SECONDS).close()
+        self.thread.join(WAKE_SECONDS)
+
+    def server_bind(self) -> None:
+        """Listen, without the look-up of the machine's name that the base class makes: it may take seconds."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind(self.server_address)
+        self.server_address = self.socket.getsockname()
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+
+
+class Answer(BaseHTTPRequestHandler):
+    """The answer to one request."""
+
+    server: MetricsServer
+    timeout = REQUEST_SECONDS
+
+    def do_GET(self) -> None:
+        """Send the metrics, or that the server is alive; there are no other pages."""
+        match self.path.partition("?")[0]:
+            case "/metrics":
+                encode, kind = choose_encoder(self.headers.get("Accept", ""))
+                self._send(kind, encode(self.server.registry))
+            case "/health":
+                self._send("text/plain; charset=utf-8", b"ok\n")
+            case _:
+                self.send_error(404, "Only /metrics and /health are served.")
+
+    def _send(self, kind: str, body: bytes) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def version_string(self) -> str:
+        """Return the name of this server, without the versions of what it is made of."""
+        return "dist_ssl"
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+        """Write no line per scrape."""
+
+
+class Endpoint:
+    """A server of the metrics of a collector, and the file that names it.
+
+    `labels`: of the target. `bind`: the address to listen on, by which a Prometheus finds it; None for all of the
+    machine, of which `address` is then the one for Prometheus. `port`: 0 takes a free one; one that is taken is passed
+    over for one of the next. `target`: the file that names the endpoint; `stop` removes it, a lost node leaves it, so
+    that an alert fires.
+    """
+
+    def __init__(
+        self, collector: Collector, labels: Mapping[str, str], address: str, port: int, target: Path, bind: str | None
+    ) -> None:
+        self.labels, self.port, self.target = dict(labels), port, target
+        self.bind = bind or EVERYWHERE
+        self.address = address if self.bind == EVERYWHERE else self.bind
+        self.registry = CollectorRegistry()
+        self.registry.register(collector)
+        self.server: MetricsServer | None = None
+        self.announcement = ""
+
+    def start(self) -> None:
+        """Start to listen and write the target file. Raises ConfigError where the port cannot be used; OSError."""
+        self.server = self._listening()
+        self.target.parent.mkdir(parents=True, exist_ok=True)
+        host = f"[{self.address}]" if ":" in self.address else self.address
+        place = f"{host}:{self.server.server_port}"
+        self.announcement = json.dumps([{"targets": [place], "labels": self.labels}])
+        write_atomically(self.target, self.announcement)
+
+    def _listening(self) -> MetricsServer:
+        problem = ""
+        for port in range(self.port, self.port + PORTS) if self.port else (0,):
+            try:
+                return MetricsServer(self.bind, port, self.registry)
+            except (OSError, OverflowError) as error:  # taken, not allowed, no address of this machine, no port
+                problem = problem or str(error)
+        raise ConfigError(
+            f"metrics.port={self.port} on metrics.bind={self.bind} cannot be listened on: {problem}.",
+            "metrics.port=0 takes a free one; metrics.bind=0.0.0.0 takes all addresses of the machine.",
+        )
+
+    def stop(self) -> None:
+        """Remove the target file, unless it is a newer attempt's, and stop listening."""
+        if self.server:
+            with contextlib.suppress(FileNotFoundError):
+                if self.target.read_text() == self.announcement:
+                    self.target.unlink()
+            self.server.shutdown()
+            self.server.server_close()
