@@ -26,6 +26,7 @@ from dist_ssl.evaluate.probe_keys import Probing
 from dist_ssl.metrics.goodput import Goodput
 from dist_ssl.metrics.meter import Meter
 from dist_ssl.metrics.sinks import JsonLines, Prometheus, Status, TextFile
+from dist_ssl.metrics.trackers.detached import trackers
 from dist_ssl.parts import Parts, parts, probing
 from dist_ssl.protocols.engine import Engine
 from dist_ssl.protocols.probe import Probe
@@ -56,9 +57,9 @@ def check(config: Config, ranks: int) -> str:
     if found.data.val is not None:
         replace(found.access, cache=None).check(val := found.dataset.split(found.data.val), 1, 1)
         manifest.check_probed(found.train, val)
-    fit(config["metrics"]["port"], int, "metrics.port")
-    for key in ("bind", "textfile"):
-        fit(config["metrics"][key], str | None, f"metrics.{key}")
+    for key, kind in (("port", int), ("bind", str | None), ("textfile", str | None)):
+        fit(config["metrics"][key], kind, f"metrics.{key}")
+    trackers(config["tracker"], Path())
     return found.dataset.identity
 
 
@@ -164,13 +165,13 @@ def sinks(config: Config, p: Parts, world: World, place: Place) -> list[Sink]:
     """Return the sinks of rank 0, which receive the run's metrics; no other rank has any."""
     if world.rank != 0:
         return []
-    name = place.folder.name
-    target = place.folder.parent / "targets" / f"{name}.json"
+    name, targets = place.folder.name, place.folder.parent / "targets"
     node, checkpoints = config["metrics"], place.folder / "checkpoints"
     labels = {"run": name, "method": config["method"]["_target_"].split(".")[-2]}
     return [
         JsonLines(place.folder / "metrics.jsonl"),
         Status(place.folder / "status.json", p.timeline.total, p.timeline.steps),
-        Prometheus(labels, own_addresses()[0], node["port"], target, checkpoints, bind=node["bind"]),
+        Prometheus(labels, own_addresses()[0], node["port"], targets / f"{name}.json", checkpoints, bind=node["bind"]),
         *([TextFile(Path(node["textfile"]) / f"{name}.prom", labels, checkpoints)] if node["textfile"] else []),
+        *trackers(config["tracker"], place.folder),
     ]

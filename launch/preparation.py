@@ -157,9 +157,10 @@ def resume(overrides: list[str], folder: Path, console: Console) -> tuple[RunDir
     configs = run.code / "configs"
     further = [override.removeprefix(EXTEND) for override in overrides if override.startswith(EXTEND)]
     overrides = [override for override in overrides if not override.startswith(EXTEND)]
-    config = settings.compose(
-        [*settings.of_another_choice(run.overrides, overrides, "engine", configs), *overrides], configs
-    )
+    kept = run.overrides
+    for group in ("engine", "tracker"):
+        kept = settings.of_another_choice(kept, overrides, group, configs)
+    config = settings.compose([*kept, *overrides], configs)
     config["data"]["identity"] = run.config["data"]["identity"]
     config["extend"] = run.config.get("extend", [])
     settings.check_resume(run.config, config)

@@ -46,6 +46,7 @@ MACHINE = (
     "engine.stage",
     "engine.config",
     "metrics",
+    "tracker",
     "probe",
     "cluster",
     "wait",

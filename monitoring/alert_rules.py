@@ -45,8 +45,17 @@ def median(metric: str, window: str) -> str:
     return f"quantile_over_time(0.5, {metric}[{window}])"
 
 
+STARTING = f"{share('start', '2h')} + {share('restore', '2h')}"
 ALERTS = (
     Alert("RunLost", "critical", "2m", "does not answer: its node or rank 0 is gone.", 'up{job="dist_ssl"} == 0'),
+    Alert(
+        "StoppedEarly",
+        "warning",
+        "10m",
+        "has ended before it was finished, and is not resumed.",
+        "last_over_time(dist_ssl_progress_ratio[2h]) < 1 unless dist_ssl_progress_ratio"
+        ' unless on (run) up{job="dist_ssl"}',
+    ),
     Alert(
         "NoProgress",
         "critical",
@@ -113,6 +122,41 @@ ALERTS = (
         " unless changes(dist_ssl_image_size_pixels[6h]) > 0",
     ),
     Alert("DataStarvation", "warning", "15m", "waits for data a fifth of the time.", f"{share('data', '30m')} > 0.2"),
+    Alert(
+        "Straggler",
+        "warning",
+        "30m",
+        "waits for a rank that works half as long again as the mean of all.",
+        "dist_ssl_slowest_rank_work_seconds > 1.5 * dist_ssl_rank_work_seconds",
+    ),
+    Alert(
+        "NodeLost",
+        "warning",
+        "2m",
+        "has lost the agent of node {{ $labels.node }}.",
+        'up{job="dist_ssl_node"} == 0',
+    ),
+    Alert(
+        "GPUsIdle",
+        "warning",
+        "30m",
+        "leaves the GPUs of node {{ $labels.node }} idle four fifths of the time.",
+        "dist_ssl_node_gpu_use_ratio < 0.2",
+    ),
+    Alert(
+        "NodeMemoryNearlyFull",
+        "warning",
+        "10m",
+        "runs on node {{ $labels.node }}, whose memory is 95 % taken.",
+        "dist_ssl_node_used_memory_bytes > 0.95 * dist_ssl_node_memory_bytes",
+    ),
+    Alert(
+        "NodeDiskNearlyFull",
+        "critical",
+        "5m",
+        "has less than 2 GB left on node {{ $labels.node }} for the {{ $labels.place }}.",
+        'dist_ssl_node_free_bytes{place=~"run|cache"} < 2e9',
+    ),
     Alert(
         "SlowStorage",
         "warning",
@@ -197,6 +241,8 @@ ALERTS = (
         "dist_ssl_host_memory_bytes > 1.5 * (dist_ssl_host_memory_bytes offset 3h)"
         " unless changes(dist_ssl_attempts_total[4h]) > 0",
     ),
+    Alert("SlowProbe", "info", "30m", "spends a quarter of its time on the probe.", f"{share('probe', '2h')} > 0.25"),
+    Alert("SlowStart", "warning", "5m", "spends a quarter of its time on starting.", f"{STARTING} > 0.25"),
     Alert("GoodputLow", "warning", "30m", "trains less than half of the time.", f"{share('train', '2h')} < 0.5"),
     Alert(
         "LostWork",

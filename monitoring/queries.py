@@ -6,10 +6,16 @@ run has come to, like its attempts, as it is. `$run` and `$window` are variables
 
 from dataclasses import dataclass
 
+from dist_ssl.metrics.node_table import NODE_METRICS
 from dist_ssl.metrics.table import METRICS, Metric
+
+TABLES = (*METRICS, *NODE_METRICS)
+"""All metrics: those of a run and those of its nodes."""
 
 CHOSEN = '{run=~"$run"}'
 """The selector of the chosen runs."""
+CHOSEN_NODES = '{run=~"$run",node=~"$node"}'
+"""The selector of the chosen nodes of the chosen runs."""
 GRAFANA_UNITS = {"": "short", "seconds": "s", "bytes": "bytes", "ratio": "percentunit", "pixels": "pixel"}
 GRAFANA_UNITS |= {"joules": "joule"}
 RATE_UNITS = {"": "cps", "seconds": "percentunit", "bytes": "Bps", "joules": "watt"}
@@ -27,17 +33,25 @@ class Query:
 
 def of_panel(title: str) -> tuple[Query, ...]:
     """Return the queries of all metrics that the table puts on a panel."""
-    metrics = [metric for metric in METRICS if metric.panel == title]
+    metrics = [metric for metric in TABLES if metric.panel == title]
     return tuple(query_of(metric, alone=len(metrics) == 1) for metric in metrics)
 
 
 def query_of(metric: Metric, *, alone: bool = True) -> Query:
     """Return the query of a metric; its legend says which one it is where it is not `alone` on its panel."""
-    selected = metric.name + CHOSEN
+    of_node = metric in NODE_METRICS
+    selected = metric.name + (CHOSEN_NODES if of_node else CHOSEN)
     expression, unit = selected, GRAFANA_UNITS.get(metric.unit, "s")
-    if metric.increments:
+    if metric.increments or (of_node and metric.counter):
         expression, unit = f"rate({selected}[$window])", RATE_UNITS[metric.unit]
     elif metric.unit == "timestamp":
         expression = f"time() - {selected}"
     label = f" {{{{{metric.label}}}}}" if metric.label else ""
-    return Query(expression, "{{run}}" + label + ("" if alone else f" {metric.key.replace('_', ' ')}"), unit)
+    owner = "{{run}} node {{node}}" if of_node else "{{run}}"
+    return Query(expression, owner + label + ("" if alone else f" {metric.key.replace('_', ' ')}"), unit)
+
+
+def summed(query: Query) -> Query:
+    """Return the sum of a query over the runs, by the label that its legend names beside the run."""
+    label = query.legend.removeprefix("{{run}} ").removeprefix("{{").partition("}}")[0]
+    return Query(f"sum by ({label}) ({query.expression})", f"{{{{{label}}}}}", query.unit)

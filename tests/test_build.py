@@ -44,7 +44,11 @@ def test_every_divisor_of_the_lanes_is_a_number_of_ranks(demo_shards: Path, rank
 
 
 @pytest.mark.parametrize(
-    "group", ["method", "aux", "encoder", "optim", "views", "schedule", "difficulty", "engine", "probe", "metrics"]
+    "group",
+    [
+        *("method", "aux", "encoder", "optim", "views", "schedule", "difficulty", "engine", "probe", "metrics"),
+        "tracker",
+    ],
 )
 def test_every_option_of_the_config_tree_can_be_built(demo_shards: Path, group: str) -> None:
     for path in sorted((PROJECT / "configs" / group).glob("*.yaml")):

@@ -18,9 +18,18 @@ DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", *(f"{room}
 DOCUMENTS += [ROOT / name for name in ("launch/SECURITY.md", "monitoring/RUNBOOK.md", "monitoring/METRICS.md")]
 MOST_BYTES = 9000
 EXAMPLES = {
-    f"{folder}/x.py" for folder in ("dist_ssl/methods", "dist_ssl/engines", "dist_ssl/schedules", "shards/sources")
+    f"{folder}/x.py"
+    for folder in (
+        "dist_ssl/methods",
+        "dist_ssl/engines",
+        "dist_ssl/schedules",
+        "dist_ssl/metrics/trackers",
+        "shards/sources",
+    )
 }
-EXAMPLES |= {f"configs/{group}/x.yaml" for group in ("method", "engine", "encoder", "recipe", "schedule", "optim")}
+EXAMPLES |= {
+    f"configs/{group}/x.yaml" for group in ("method", "engine", "encoder", "recipe", "schedule", "optim", "tracker")
+}
 EXAMPLES |= {"configs/recipe/NAME.yaml", "dist_ssl/methods/uniform.py", "configs/method/uniform.yaml"}
 """Files that a document tells to write."""
 

@@ -27,6 +27,7 @@ ALLOWED = {
     "schedule": "dist_ssl.schedules",
     "difficulty": "dist_ssl.data.difficulty",
     "engine": "dist_ssl.engines",
+    "tracker": "dist_ssl.metrics.trackers",
 }
 """The package whose classes and functions a group of the config may name."""
 

@@ -47,7 +47,10 @@ class Run:
         return sum(self.cycles)
 
 
-GROUPS = ("method", "encoder", "aux", "optim", "schedule", "difficulty", "views", "data", "engine", "probe", "metrics")
+GROUPS = (
+    *("method", "encoder", "aux", "optim", "schedule", "difficulty", "views", "data", "engine"),
+    *("probe", "metrics", "tracker"),
+)
 LEAST = {"epochs": 1, "keep_last": 1, "window": 1, "seed": 0}
 MOST = {"all_epochs": 1_000_000, "seed": (1 << 63) - 1}
 """Every epoch is planned before a run starts, and random numbers are keyed by 64 bits."""

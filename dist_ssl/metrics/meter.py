@@ -11,7 +11,7 @@ from torch import Tensor
 from dist_ssl.core.progress import Progress
 from dist_ssl.distributed.world import World
 from dist_ssl.metrics.goodput import COSTS, Goodput
-from dist_ssl.metrics.table import check_keys, series_of
+from dist_ssl.metrics.table import Reduction, check_keys, series_of
 from dist_ssl.protocols.sink import Sink
 
 
@@ -44,15 +44,13 @@ class Meter:
         """
         check_keys(key for key in values if key not in self._values)
         for key, value in values.items():
-            own = value.detach() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
-            self._values.setdefault(key, []).append(own)
+            self._values.setdefault(key, []).append(value.detach() if isinstance(value, Tensor) else float(value))
 
     def flush(self, progress: Progress) -> None:
         """Reduce over steps and ranks, add position and speed, write all of it to the sinks, and start again."""
         self.record(self._memory())
         keys = sorted(self._values)
-        stacked = [self._reduce_steps(key) for key in keys]
-        rows = self.world.gather_const(torch.stack([s.to(self.world.device) for s in stacked])[None])
+        rows = self.world.gather_const(self._row([self._reduce_steps(key) for key in keys])[None])
         columns = dict(zip(keys, rows.T.tolist(), strict=True))
         values = {key: self._reduce_ranks(key, column) for key, column in columns.items()}
         self._send(progress, values | self._slowest(columns) | self._speed(progress))
@@ -77,20 +75,31 @@ class Meter:
         return self.sinks if self.world.rank == 0 else ()
 
     def _clear(self) -> None:
-        self._values: dict[str, list[Tensor]] = {}
+        self._values: dict[str, list[Tensor | float]] = {}
         self._clock = time.monotonic()
 
-    def _reduce_steps(self, key: str) -> Tensor:
-        steps = torch.stack(self._values[key]).double()
-        match series_of(key)[0].reduction:
-            case "mean":
-                return steps.mean()
-            case "max":
-                return steps.max()
-            case "sum":
-                return steps.sum()
-            case "last":
-                return steps[-1]
+    def _row(self, found: Sequence[Tensor | float]) -> Tensor:
+        """Return numbers of the host and scalars of the device as one row on the device, float64."""
+        numbers = [0.0 if isinstance(value, Tensor) else value for value in found]
+        row = torch.tensor(numbers, dtype=torch.float64, device=self.world.device)
+        scalars = {place: value for place, value in enumerate(found) if isinstance(value, Tensor)}
+        if scalars:
+            row[list(scalars)] = torch.stack([value.to(self.world.device) for value in scalars.values()])
+        return row
+
+    def _reduce_steps(self, key: str) -> Tensor | float:
+        reduction, values = series_of(key)[0].reduction, self._values[key]
+        if reduction == "last":
+            return values[-1].double() if isinstance(values[-1], Tensor) else values[-1]
+        if any(isinstance(value, Tensor) for value in values):
+            scalars = (
+                value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64) for value in values
+            )
+            return reduced(torch.stack([*scalars]).double(), reduction)
+        total = float(sum(values))
+        if reduction == "max":
+            return total if math.isnan(total) else float(max(values))
+        return total / len(values) if reduction == "mean" else total
 
     def _reduce_ranks(self, key: str, column: list[float]) -> float:
         match series_of(key)[0].reduction:
@@ -134,3 +143,16 @@ class Meter:
         speed = {"images_per_second": rate, "views_per_second": rate * (plan.views + plan.local_views)}
         left = (self.total_samples - progress.samples) / rate
         return {**speed, "step_seconds": seconds / steps, "seconds_left": left}
+
+
+def reduced(steps: Tensor, reduction: Reduction) -> Tensor:
+    """Return one scalar of those of several steps."""
+    match reduction:
+        case "mean":
+            return steps.mean()
+        case "max":
+            return steps.max()
+        case "sum":
+            return steps.sum()
+        case "last":
+            return steps[-1]

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from dist_ssl.core.progress import Progress
 from dist_ssl.errors import ConfigError
 from dist_ssl.metrics.endpoint import Endpoint, Exported
+from dist_ssl.metrics.evaluations import Evaluations
 from dist_ssl.metrics.table import METRICS, series_of
 from dist_ssl.runtime.files import write_atomically
 
@@ -77,6 +78,7 @@ class Series(Exported):
     def __init__(self, checkpoints: Path, labels: Mapping[str, str] | None = None) -> None:
         super().__init__(METRICS, labels)
         self.latest = checkpoints / "LATEST"
+        self.evaluations = Evaluations(checkpoints.parent / "evaluations.jsonl")
 
     def write(self, values: Mapping[str, float]) -> None:
         """Set the gauges and advance the counters; NaN stands for a value that is not known yet."""
@@ -97,6 +99,8 @@ class Series(Exported):
         with contextlib.suppress(OSError):
             found["free_disk", ""] = float(shutil.disk_usage(self.latest.parent.parent).free)
             found["checkpoint_timestamp", ""] = self.latest.stat().st_mtime
+        with contextlib.suppress(OSError):
+            found |= self.evaluations.values()
         return found
 
 

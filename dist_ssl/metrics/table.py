@@ -67,6 +67,14 @@ METRICS: tuple[Metric, ...] = (
     Metric("loss", "loss", "Training loss, mean over the job.", "Loss"),
     Metric("rotation_loss", "rotation_loss", "Loss of the rotation task, before its weight.", "Loss"),
     Metric("knn_accuracy", "knn_accuracy_ratio", "Accuracy of the kNN probe, 0 to 1.", "kNN accuracy", "last"),
+    Metric(
+        "evaluation",
+        "evaluation_accuracy_ratio",
+        "Accuracy of the last evaluated checkpoint, by protocol and branch.",
+        "Evaluations",
+        "last",
+        label="protocol",
+    ),
     Metric("gradient_norm", "gradient_norm", "Norm of the averaged gradient before clipping.", "Gradient norm"),
     Metric("positive_similarity", "positive_similarity", "Cosine of embeddings with their own keys.", "Cosines"),
     Metric("negative_similarity", "negative_similarity", "Mean cosine of two samples; 1 is collapse.", "Cosines"),
@@ -156,6 +164,9 @@ METRICS: tuple[Metric, ...] = (
     Metric("samples", "samples", "Samples trained in the whole run.", "Samples", "last"),
     Metric("step", "step", "Weight updates made.", "Steps", "last"),
     Metric("saved_step", "saved_step", "Step of the newest checkpoint.", "Steps", "last"),
+    Metric(
+        "evaluated_step", "evaluated_step", "Step of the last evaluated checkpoint.", "Steps", "last", label="protocol"
+    ),
     Metric("fetched_bytes", "fetched_bytes_total", "Bytes of shards fetched.", "Bytes fetched", "sum"),
     Metric("fetch_retries", "fetch_retries_total", "Fetches that were tried again.", "Fetch retries", "sum"),
     Metric("cache_hits", "cache_hits_total", "Shards opened from the node's cache.", "Shard cache", "sum"),

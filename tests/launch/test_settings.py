@@ -20,7 +20,7 @@ SCIENCE_TOP = {
 MACHINE_TOP = {
     *("nodes", "ranks_per_node", "threads", "decode_threads", "log_every", "timeout"),
     *("save_every", "keep_last", "keep_every"),
-    *("runs", "name", "resume", "probe", "metrics", "cluster", "wait", "dry_run"),
+    *("runs", "name", "resume", "probe", "metrics", "tracker", "cluster", "wait", "dry_run"),
 }
 MACHINE_IN_SCIENCE = {
     *("data.path", "data.source", "data.cache", "data.cache_bytes", "data.allow_pipe", "data.ahead_bytes"),
@@ -32,8 +32,8 @@ MACHINE_IN_SCIENCE = {
 }
 
 
-EVERYTHING = ["aux=rotation", "engine=fsdp", "+engine.stage=3", "+engine.config.key=1"]
-"""A config with the keys of all engines."""
+EVERYTHING = ["aux=rotation", "engine=fsdp", "+engine.stage=3", "+engine.config.key=1", "tracker=[wandb,mlflow]"]
+"""A config with the keys of all engines and trackers."""
 DEFAULTS = settings.compose(EVERYTHING, CONFIGS)
 LEAVES = dict(settings.leaves(DEFAULTS))
 SCIENCE = sorted(settings.science(DEFAULTS))
@@ -165,6 +165,13 @@ def test_another_engine_takes_over_the_keys_that_it_has_too() -> None:
     settings.check_resume(settings.compose(began, CONFIGS), config)
     for newer in (["nodes=4"], ["engine.clip=2.0"], ["engine=fsdp"]):
         assert settings.of_another_choice(began, newer, "engine", CONFIGS) == began
+
+
+def test_another_tracker_leaves_the_keys_of_the_former_out() -> None:
+    began = ["tracker=[wandb,mlflow]", "tracker.wandb.mode=online", "tracker.mlflow.experiment=a", "nodes=2"]
+    for words, kept in ((["tracker=none"], [began[0], began[3]]), (["tracker=mlflow"], [began[0], *began[2:]])):
+        assert settings.of_another_choice(began, words, "tracker", CONFIGS) == kept
+    assert settings.compose([*kept, *words], CONFIGS)["tracker"]["mlflow"]["experiment"] == "a"
 
 
 def test_keys_of_deepspeeds_own_stay_with_it_alone() -> None:

@@ -21,6 +21,7 @@ from dist_ssl.errors import ConfigError, UserError
 from dist_ssl.metrics.endpoint import PORTS
 from dist_ssl.metrics.sinks import JsonLines, Prometheus, Status, TextFile
 from dist_ssl.metrics.table import METRICS
+from dist_ssl.runtime import jsonl
 
 PLAN = EpochPlan(0, 32, 1.0, 2, 48, 48)
 
@@ -211,6 +212,22 @@ def test_the_checkpoints_time_is_unknown_until_there_is_one(sink: Prometheus) ->
     an_hour_ago = time.time() - 3600
     os.utime(sink.series.latest, (an_hour_ago, an_hour_ago))
     assert values(scrape(place(sink)))[name] == pytest.approx(an_hour_ago)
+
+
+def test_the_newest_evaluation_of_each_protocol_and_branch_is_exported(sink: Prometheus) -> None:
+    linear = {"branch": "student", "protocol": "linear", "linear_accuracy": 0.7, "learning_rate": 0.1}
+    path = sink.series.latest.parent.parent / "evaluations.jsonl"
+    assert not any(name.startswith("dist_ssl_evaluat") for name in values(scrape(place(sink))))
+    jsonl.append(path, [{"step": 40, **linear}, {"step": 20, **linear, "linear_accuracy": 0.6}])
+    jsonl.append(path, [{"step": 40, "branch": "teacher", "protocol": "unlabelled", "effective_rank": 9.0}])
+    found = values(scrape(place(sink)).replace("linear student", "linear_student"))
+    shown = {name: value for name, value in found.items() if "evaluat" in name}
+    assert shown == {
+        'dist_ssl_evaluation_accuracy_ratio{protocol="linear_student"}': 0.7,
+        'dist_ssl_evaluated_step{protocol="linear_student"}': 40.0,
+    }
+    jsonl.append(path, [{"step": 60, "branch": "teacher", "protocol": "knn", "knn_accuracy": 0.5}])
+    assert 'dist_ssl_evaluation_accuracy_ratio{protocol="knn teacher"} 0.5' in scrape(place(sink)).splitlines()
 
 
 def test_every_report_is_dated(sink: Prometheus) -> None:

@@ -2,16 +2,17 @@
 
 import re
 
-from dist_ssl.metrics.table import METRICS, Metric
+from dist_ssl.metrics.table import Metric
+from monitoring.queries import TABLES
 
-BY_NAME = {metric.name: metric for metric in METRICS}
+BY_NAME = {metric.name: metric for metric in TABLES}
 OF_COUNTERS = ("rate", "increase")
-OF_GAUGES = ("delta", "predict_linear", "quantile_over_time", "max_over_time")
+OF_GAUGES = ("delta", "predict_linear", "quantile_over_time", "max_over_time", "last_over_time")
 
 
 def metrics_of(expression: str) -> list[Metric]:
     """The metrics of the table in an expression; another name of ours fails."""
-    return [BY_NAME[name] for name in re.findall(r"\bdist_ssl_\w+", expression)]
+    return [BY_NAME[name] for name in re.findall(r"\bdist_ssl_\w+", re.sub(r'"[^"]*"', "", expression))]
 
 
 def misused(expression: str) -> list[str]:

@@ -17,6 +17,8 @@ MONITORING = FILE.parent
 PROMTOOL = shutil.which("promtool")
 with_promtool = pytest.mark.skipif(PROMTOOL is None, reason="no promtool")
 SELECTED = {"run": "a", "method": "mocov3", "instance": "a", "job": "dist_ssl"}
+OF_NODE = {"run": "a", "node": "1", "instance": "b", "job": "dist_ssl_node"}
+"""Labels of the series of a run and of one of its nodes."""
 STEPS = 120
 """Length of every series; a step is 5 minutes, so that the last 10 hours are known when the rules are judged."""
 WELL = 90
@@ -49,6 +51,15 @@ def spent(**seconds: float) -> Series:
 
 HEALTHY: Series = {
     "up": steady(1),
+    "node_up": steady(1),
+    "node_gpu_use_ratio": steady(0.9),
+    "node_used_memory_bytes": steady(1e11),
+    "node_memory_bytes": steady(5e11),
+    "node_free_bytes run": steady(1e12),
+    "node_free_bytes cache": steady(1e11),
+    "node_free_bytes shared memory": steady(1e8),
+    "rank_work_seconds": steady(0.1),
+    "slowest_rank_work_seconds": steady(0.12),
     "report_timestamp_seconds": steady(0, 300),
     "checkpoint_timestamp_seconds": steady(0, 300),
     "attempts_total": steady(1),
@@ -59,6 +70,7 @@ HEALTHY: Series = {
     "loss": steady(5, -0.01),
     "image_size_pixels": steady(160),
     "teacher_distance_ratio": steady(0.05),
+    "progress_ratio": steady(0.1, 0.001),
     "step": steady(0, 300),
     "epoch": steady(2),
     "images_per_second": steady(1000),
@@ -83,6 +95,7 @@ HEALTHY: Series = {
 SMALLER = {"image_size_pixels": turned(160, 224)}
 SICK: dict[str, Series] = {
     "RunLost": {"up": turned(1, 0)},
+    "StoppedEarly": {"up": "", "progress_ratio": f"0.5+0x{STEPS - 6} stale"},
     "NoProgress": {"report_timestamp_seconds": f"0+300x{WELL} {300 * WELL}+0x{STEPS - WELL}"},
     "RestartLoop": {"attempts_total": f"1+0x{STEPS - 8} 2+1x8"},
     "CollapseToPoint": {"negative_similarity": turned(0.1, 0.995)},
@@ -93,6 +106,11 @@ SICK: dict[str, Series] = {
     "TeacherStandsStill": {"teacher_distance_ratio": steady(0)},
     "ThroughputDrop": {"images_per_second": turned(1000, 600)},
     "DataStarvation": spent(train=225, data=75),
+    "Straggler": {"slowest_rank_work_seconds": turned(0.12, 0.2)},
+    "NodeLost": {"node_up": turned(1, 0)},
+    "GPUsIdle": {"node_gpu_use_ratio": turned(0.9, 0.1)},
+    "NodeMemoryNearlyFull": {"node_used_memory_bytes": turned(1e11, 4.9e11)},
+    "NodeDiskNearlyFull": {"node_free_bytes cache": turned(1e11, 1e9)},
     "SlowStorage": {"fetch_retries_total": counted(0.5, 3)},
     "CacheTooSmall": {"cache_misses_total": counted(5, 200)},
     "UnreadableSamples": {"replaced_samples_total": counted(100, 6000)},
@@ -107,12 +125,21 @@ SICK: dict[str, Series] = {
     "DiskFilling": {"free_disk_bytes": steady(1e12, -4e9)},
     "GPUMemoryNearlyFull": {"device_memory_ratio": turned(0.8, 0.99)},
     "MemoryGrowing": {"host_memory_bytes": turned(4e9, 8e9)},
+    "SlowProbe": spent(train=200, probe=100),
+    "SlowStart": spent(train=200, start=60, restore=40),
     "GoodputLow": spent(train=120, queue=180),
     "LostWork": spent(train=100, lost=200),
     "FewerRanks": {"ranks": turned(8, 4)},
 }
 """What is wrong with a run for which each alert must fire."""
 QUIET: dict[str, list[Series]] = {
+    "RunLost": [{"node_up": turned(1, 0)}],
+    "NodeLost": [{"up": turned(1, 0)}],
+    "StoppedEarly": [
+        {"up": "", "progress_ratio": f"1+0x{STEPS - 6} stale"},
+        {"up": turned(1, 0), "progress_ratio": f"0.5+0x{STEPS - 6} stale"},
+        {"up": "", "progress_ratio": steady(0.5)},
+    ],
     "LossRising": [{"loss": turned(5, 8), **SMALLER}],
     "ThroughputDrop": [{"images_per_second": turned(1000, 600), **SMALLER}],
     "TeacherStandsStill": [{"teacher_distance_ratio": steady(0), "step": steady(50)}],
@@ -133,20 +160,37 @@ def case(alert: Alert, changes: Series, fires: bool, names: list[str]) -> dict[s
     """One test of promtool: whether the alert fires at the end of a healthy run with changes, under each name."""
     series = [{"series": labelled(stem), "values": values} for stem, values in {**HEALTHY, **changes}.items() if values]
     known = rule(alert)
-    notes = {key: value.replace("{{ $labels.run }}", "a") for key, value in known["annotations"].items()}
-    expected = [{"exp_labels": {**SELECTED, **known["labels"]}, "exp_annotations": notes}] if fires else []
+    own = owner(alert)
+    notes = {key: filled(value, own) for key, value in known["annotations"].items()}
+    expected = [{"exp_labels": {**own, **known["labels"]}, "exp_annotations": notes}] if fires else []
     judged = [{"eval_time": f"{5 * STEPS}m", "alertname": name, "exp_alerts": expected} for name in names]
     return {"interval": "5m", "input_series": series, "alert_rule_test": judged}
+
+
+def owner(alert: Alert) -> dict[str, str]:
+    """The labels with which an alert fires: those of the run, or of a node."""
+    if "_node" not in alert.expression:
+        return SELECTED
+    return {**OF_NODE, "place": "cache"} if "place=" in alert.expression else OF_NODE
+
+
+def filled(note: str, labels: dict[str, str]) -> str:
+    """A text of an alert with the values of its labels."""
+    for name, value in labels.items():
+        note = note.replace(f"{{{{ $labels.{name} }}}}", value)
+    return note
 
 
 def labelled(stem: str) -> str:
     """A series' name with its labels, from its stem and the value of its own label."""
     name, _, value = stem.partition(" ")
-    labels = dict(SELECTED)
+    labels = dict(OF_NODE if name.startswith("node_") else SELECTED)
     if value:
         [metric] = metrics_of(f"dist_ssl_{name}")
         labels[metric.label] = value
-    exported = name if name == "up" else f"dist_ssl_{name}"
+    else:
+        assert name in ("up", "node_up") or metrics_of(f"dist_ssl_{name}"), "every series is one of the tables"
+    exported = "up" if name in ("up", "node_up") else f"dist_ssl_{name}"
     return f"{exported}{{{','.join(f'{key}={value!r}' for key, value in labels.items())}}}".replace("'", '"')
 
 
@@ -166,11 +210,13 @@ def failures(folder: Path, rules: list[dict[str, Any]], tests: list[dict[str, An
 
 
 def mutants(alert: Alert) -> list[str]:
-    """The expressions that are left where a clause is taken out, or a comparison turned round."""
+    """The expressions in which a clause is taken out or inverted, a comparison turned round, or a label another one."""
     parts = re.split(r" (and|unless) ", alert.expression)
     clauses, words = parts[::2], parts[1::2]
     found = []
     for number, word in enumerate(words, 1):
+        inverted = {"and": "unless", "unless": "and"}[word]
+        found.append(joined(clauses, [*words[: number - 1], inverted, *words[number:]]))
         kept = [*clauses[:number], *clauses[number + 1 :]]
         others = [*words[: number - 1], *words[number:]]
         found.append(joined(kept, others))
@@ -179,6 +225,10 @@ def mutants(alert: Alert) -> list[str]:
     turns = {" > ": " < ", " < ": " > ", " == ": " != ", " >= ": " < "}
     for sign in re.finditer(r" (>=|==|>|<) ", alert.expression):
         found.append(alert.expression[: sign.start()] + turns[sign[0]] + alert.expression[sign.end() :])
+    for sign in re.finditer(r"(\w+)=(~?)\"([\w|]+)\"", alert.expression):
+        found.append(alert.expression[: sign.start()] + f'{sign[1]}={sign[2]}"none"' + alert.expression[sign.end() :])
+    if "place=" in alert.expression:
+        found.append(alert.expression.replace('{place=~"run|cache"}', ""))
     return sorted(set(found))
 
 
@@ -194,7 +244,7 @@ def test_the_file_is_what_is_generated() -> None:
 
 def test_alerts_use_metrics_of_the_table_by_their_type() -> None:
     for alert in ALERTS:
-        assert metrics_of(alert.expression) or alert.name == "RunLost"
+        assert metrics_of(alert.expression) or alert.name in ("RunLost", "NodeLost")
         assert not misused(alert.expression)
 
 

@@ -7,16 +7,30 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.cog.plugins import register_default_plugins
+from grafana_foundation_sdk.models.dashboard import Dashboard
+from grafana_foundation_sdk.models.prometheus import Dataquery
 
-from dist_ssl.metrics.table import METRICS
-from monitoring.dashboards import FOLDER, dashboard, text
-from monitoring.layout import BOARDS, Board
+from monitoring.boards import BOARDS
+from monitoring.dashboards import FOLDER, text
+from monitoring.layout import Board
+from monitoring.queries import TABLES
 from tests.golden.agreed import agree
 from tests.monitoring.promql import metrics_of, misused
 
-UNITS = {"short", "s", "bytes", "Bps", "cps", "percentunit", "pixel"}
+UNITS = {"short", "s", "h", "bytes", "Bps", "cps", "percentunit", "pixel", "joule", "watt"}
 """Units of Grafana (packages/grafana-data/src/valueFormats/categories.ts) that we use."""
+OWN = ("run", "reliability", "nodes")
+"""The dashboards that show the metrics where the table puts them."""
+STACKED = {"Wall clock by cause": "cause", "Step time by part": "part"}
+"""Panels whose series add up, and the label of these."""
 every = pytest.mark.parametrize("name", BOARDS)
+
+
+def dashboard(board: Board) -> dict[str, Any]:
+    """What Grafana reads."""
+    return dict(json.loads(text(board)))
 
 
 def panels(board: Board) -> list[dict[str, Any]]:
@@ -80,44 +94,90 @@ def test_units_are_grafanas_and_one_for_a_panel(name: str) -> None:
         for shown in panel.panels:
             units = {query.unit for query in shown.queries}
             assert units <= UNITS
-            assert len(units) == 1 or shown.kind == "table", f"{shown.title} has {units}"
+            assert len(units) == 1 or shown.kind in ("table", "xychart"), f"{shown.title} has {units}"
 
 
 @every
 def test_queries_use_metrics_of_the_table_by_their_type_and_variables_that_exist(name: str) -> None:
     known = {variable["name"] for variable in dashboard(BOARDS[name])["templating"]["list"]}
+    assert known - {"node"} == {"datasource", "run", "window"}
+    assert ("node" in known) == (name == "nodes")
     for expression in expressions(BOARDS[name]):
         metrics_of(expression)
         assert not misused(expression)
         assert set(re.findall(r"\$\{?(\w+)", expression)) <= known
-        assert '{run=~"$run"}' in expression or 'run=~"$run"' in expression
+        assert 'run=~"$run"' in expression
+        assert ('node=~"$node"' in expression) == ("dist_ssl_node" in expression)
 
 
 @every
 def test_the_model_is_the_one_that_grafana_loads(name: str) -> None:
-    loaded = json.loads(text(BOARDS[name]))
-    assert loaded == dashboard(BOARDS[name])
-    assert loaded["schemaVersion"] == 41
-    assert re.fullmatch(r"[a-z-]{8,40}", loaded["uid"])
-    assert "id" not in loaded, "Grafana gives the number"
+    """All that stands in the file has a place in the SDK's types, for a load and a dump lose nothing of it."""
+    register_default_plugins()
+    raw = dashboard(BOARDS[name])
+    for event in raw["annotations"]["list"]:
+        assert event.pop("titleFormat"), "Grafana's, and not among the types"
+    loaded = Dashboard.from_json(raw)
+    assert json.loads(json.dumps(loaded, cls=JSONEncoder)) == raw
+    queries = [target for panel in loaded.panels for target in getattr(panel, "targets", [])]
+    assert {type(target) for target in queries} == {Dataquery}
+    assert raw["schemaVersion"] == 41
+    assert re.fullmatch(r"[a-z-]{8,40}", raw["uid"])
+    assert "id" not in raw, "Grafana gives the number"
 
 
-def test_every_metric_of_the_table_is_on_a_panel_of_the_run() -> None:
-    shown = {metric.key for expression in expressions(BOARDS["run"]) for metric in metrics_of(expression)}
-    assert shown == {metric.key for metric in METRICS}
+def test_every_metric_of_the_table_is_on_the_panel_that_it_names_once() -> None:
+    own = [panel for name in OWN for panel in panels(BOARDS[name])]
+    for title in {metric.panel for metric in TABLES}:
+        [panel] = [panel for panel in own if panel["title"] == title]
+        shown = {metric.key for target in panel["targets"] for metric in metrics_of(target["expr"])}
+        assert shown == {metric.key for metric in TABLES if metric.panel == title}
 
 
-def test_every_panel_that_the_table_names_is_there_once() -> None:
-    titles = [panel["title"] for panel in panels(BOARDS["run"])]
+@every
+def test_titles_are_told_apart(name: str) -> None:
+    titles = [panel["title"] for panel in panels(BOARDS[name])]
     assert len(set(titles)) == len(titles)
-    assert {metric.panel for metric in METRICS} <= set(titles)
+
+
+def test_runs_are_compared_by_a_frame_for_each_run_with_the_value_over_the_samples() -> None:
+    shown = [panel for panel in panels(BOARDS["compare"]) if panel["type"] == "xychart"]
+    assert len(shown) == 12
+    for panel in shown:
+        merge, organize, part = panel["transformations"]
+        assert (merge["id"], organize["id"], part["id"]) == ("merge", "organize", "partitionByValues")
+        across, value = organize["options"]["renameByName"].values()
+        assert panel["options"]["series"] == [{"x": {"matcher": {"id": "byName", "options": across}}}]
+        assert across in ("Samples seen", "Hours")
+        assert [override["matcher"]["options"] for override in panel["fieldConfig"]["overrides"]] == [across, value]
+        assert all(re.match(r"(max|sum) by \(run\) ", target["expr"]) for target in panel["targets"])
+        assert part["options"]["fields"] == ["run"], "the only label that the queries leave"
+
+
+@every
+def test_limits_are_in_the_order_that_grafana_needs(name: str) -> None:
+    for panel in panels(BOARDS[name]):
+        first, *bounds = panel["fieldConfig"]["defaults"].get("thresholds", {"steps": [{"value": None}]})["steps"]
+        assert first["value"] is None
+        assert [step["value"] for step in bounds] == sorted(step["value"] for step in bounds)
 
 
 def test_legends_tell_runs_and_metrics_apart() -> None:
-    for panel in panels(BOARDS["run"]):
+    for panel in [panel for name in OWN for panel in panels(BOARDS[name])]:
         legends = [target["legendFormat"] for target in panel["targets"]]
         assert len(set(legends)) == len(legends)
-        assert all(legend.startswith("{{run}}") for legend in legends)
+        if panel["title"] in STACKED:
+            assert legends == [f"{{{{{STACKED[panel['title']]}}}}}"], "a stack is a sum over the runs"
+            assert panel["targets"][0]["expr"].startswith(f"sum by ({STACKED[panel['title']]}) (")
+        else:
+            assert all(legend.startswith("{{run}}") for legend in legends)
+
+
+def test_links_lead_to_dashboards_that_exist() -> None:
+    uids = {board.uid for board in BOARDS.values()}
+    assert len(uids) == len(BOARDS)
+    linked = re.findall(r"/d/([\w-]+)\?", "".join(text(board) for board in BOARDS.values()))
+    assert set(linked) == {"dist-ssl-run"} <= uids
 
 
 def test_provisioning_points_to_the_dashboards() -> None:
