@@ -107,7 +107,7 @@ def parts(config: Config, world: World, ranks: int) -> Parts:
         config["difficulty"], "difficulty", offered={"multiple": getattr(encoder, "multiple_of", 1)}
     )
     probed = probing(config)
-    probed.check(method)
+    probed.check(method, averaged=run.ema is not None)
     check_side(encoder, probed.sides(schedule.plan(run.all_epochs - 1).image_size)[1], "probe.crop")
     check = epoch_check(config, len(train.samples), method, recipes, ranks)
     for plan in schedule.distinct_plans(run.all_epochs):
@@ -186,8 +186,8 @@ def check(config: Config, ranks: int) -> str:
 def build_engine(config: Config, p: Parts, world: World) -> Engine:
     """Return the engine that wraps the method on this rank."""
     own = PRECISIONS[p.run.precision]
-    dtypes: dict[str, Any] = {"dtype": own.dtype, "compute": own.compute, "tf32": own.tf32}
-    engine: Engine = instantiate(config["engine"], "engine", method=p.method, recipe=p.optimizer, world=world, **dtypes)
+    given: dict[str, Any] = {"dtype": own.dtype, "compute": own.compute, "tf32": own.tf32, "ema": p.run.ema}
+    engine: Engine = instantiate(config["engine"], "engine", method=p.method, recipe=p.optimizer, world=world, **given)
     return engine
 
 

@@ -16,6 +16,7 @@ protocol=knn             weighted kNN (k=20, temperature=0.07): the training spl
          unlabelled      effective rank, uniformity, alignment: without labels
          neighbours      a sheet (PNG) of queries=10 held-out images and their k=8 nearest training images
 
+branch=teacher is the teacher's encoder, branch=ema the average of weights that a run with ema=0.999 keeps.
 checkpoint=step_00012000 is another checkpoint than the newest. watch=all follows the run and evaluates every checkpoint
 that it finds, watch=kept only those that the run keeps for ever (keep_every) and its last one; it ends when the run has
 finished, and Ctrl-C ends it before. bank=N and queries=N are the most images of the training and of the held-out split,

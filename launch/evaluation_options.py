@@ -40,7 +40,7 @@ class Options:
     protocol: Literal["knn", "linear", "retrieval", "bag_of_patches", "unlabelled", "neighbours"] = "knn"
     checkpoint: str = "latest"
     watch: Literal["all", "kept"] | None = None
-    branch: Literal["student", "teacher"] | None = None
+    branch: Literal["student", "teacher", "ema"] | None = None
     recipe: Literal["fast", "moco", "mocov3", "mocov3_vit", "swav", "effssl", "emp_ssl"] | None = None
     sweep: bool | None = None
     bank: int | None = None

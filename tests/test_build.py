@@ -123,6 +123,8 @@ REFUSED = {
         "optim.nesterov=false",
     ),
     "a precision that does not exist": (("precision=fp8",), 1, "precision=fp8", "bf16, fp32, fp64, tf32"),
+    "an average that never moves": (("ema=1",), 1, "ema=1 is not possible", "ema=0.999"),
+    "an average that is not kept": (("probe.branch=ema",), 1, "probe.branch=ema is not possible", "ema=0.999"),
     "a word for a number": (("batch_size=many",), 1, "batch_size='many'", "int"),
     "a fraction for a count": (("seed=1.5",), 1, "seed=1.5", "int"),
     "yes for a count": (("lanes=true",), 1, "lanes=True", "int"),

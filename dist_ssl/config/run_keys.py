@@ -33,6 +33,8 @@ class Run:
     ranks_per_node: int | None = None
     extend: list[Duration] = field(default_factory=list)
     """Lengths of the cycles after the first one, which has `epochs`."""
+    ema: float | None = None
+    """Momentum of the average of the encoder's weights, more than 0 and less than 1; None: none is kept."""
 
     @property
     def cycles(self) -> tuple[int, ...]:
@@ -69,6 +71,11 @@ def top_level(config: Config) -> Run:
         if (value := getattr(run, key)) > most:
             name = "epochs, with those of extend," if key == "all_epochs" else key
             raise ConfigError(f"{name} is {value}: that is not possible, it must be at most {most}.", "Lower it.")
+    if run.ema is not None and not 0 < run.ema < 1:
+        raise ConfigError(
+            f"ema={run.ema:g} is not possible: it must be more than 0 and less than 1.",
+            "Set ema=0.999, say, or ema=null.",
+        )
     check_units("timeout", run.timeout, "seconds")
     check_units("log_every", run.log_every, "steps")
     check_units("save_every", run.save_every, "seconds", "steps")

@@ -21,6 +21,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from dist_ssl.core.batch import Batch
 from dist_ssl.core.plan import Hyperparameters
 from dist_ssl.distributed.world import World
+from dist_ssl.engines.average import EMA
 from dist_ssl.engines.parallel import Parallel, T
 from dist_ssl.engines.shell import Shell
 from dist_ssl.errors import ConfigError
@@ -157,6 +158,10 @@ class FSDP(Parallel):
         for unit in self._units:
             unit.reshard()
 
+    def refresh(self) -> None:
+        """Free gathered parameters."""
+        self._free()
+
     @contextmanager
     def hold(self) -> Iterator[None]:
         """Accumulate gradients without reducing them over the ranks."""
@@ -204,7 +209,7 @@ class FSDP(Parallel):
         kind, _, rest = name.partition("/")
         parameter, _, moment = rest.rpartition("/")
         if kind == "model":
-            return self.shards.get(rest)
+            return self.shards.get(rest.removeprefix(EMA))
         return self.shards.get(parameter) if moment != "step" else None
 
     def state(self) -> State:

@@ -14,7 +14,7 @@ from launch.sweep import expand
 CONFIGS = PROJECT / "configs"
 
 SCIENCE_TOP = {
-    *("epochs", "extend", "batch_size", "lanes", "window", "seed", "precision"),
+    *("epochs", "extend", "batch_size", "lanes", "window", "seed", "precision", "ema"),
     *("method", "encoder", "aux", "optim", "schedule", "difficulty", "views", "data", "engine"),
 }
 MACHINE_TOP = {
