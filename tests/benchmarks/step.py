@@ -21,7 +21,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -60,7 +60,7 @@ class Clock:
     """Seconds of processor time by part; what a part calls that is a part itself counts there alone."""
 
     def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
+        self.seconds: dict[str, float] = defaultdict(float)
         self.parts = [BESIDE]
         self.last = time.thread_time()
         self.before: list[tuple[Any, str, Any]] = []
@@ -106,7 +106,7 @@ class Clock:
 class Measured:
     """What the steps cost after the first ones: by part, [steps] each, and on the wall."""
 
-    parts: list[Counter[str]] = field(default_factory=list)
+    parts: list[dict[str, float]] = field(default_factory=list)
     wall: list[tuple[float, float]] = field(default_factory=list)
     """Wall seconds of our step, from ready views, and of the plain one."""
     beside: float = 0.0
@@ -124,8 +124,9 @@ class Measured:
 
     def shares(self) -> dict[str, float]:
         """Return the mean seconds of a step by part, the largest first."""
-        total = sum(self.parts, Counter()) + Counter({LOADER: self.beside})
-        return {name: seconds / len(self.parts) for name, seconds in total.most_common() if name != PLAIN_TURN}
+        names = {name for one in self.parts for name in one} - {PLAIN_TURN}
+        total = {name: sum(one.get(name, 0.0) for one in self.parts) for name in names} | {LOADER: self.beside}
+        return {name: total[name] / len(self.parts) for name in sorted(total, key=total.__getitem__, reverse=True)}
 
 
 def time_parts(clock: Clock, job: Job) -> None:
@@ -195,7 +196,7 @@ def measure(config: dict[str, Any], name: str, steps: int, layout: torch.memory_
             found.parts.append(clock.seconds)
             found.wall.append((middle - started, time.perf_counter() - ready))
             found.beside += others - threads[0]
-        clock.seconds, threads[0] = Counter(), others
+        clock.seconds, threads[0] = defaultdict(float), others
         if len(found.parts) == steps:
             raise EnoughError
         return out
