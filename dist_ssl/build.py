@@ -17,17 +17,19 @@ from dist_ssl.config.instantiate import accepted_by, fit, instantiate, keywords,
 from dist_ssl.config.meta_device import META, on_meta_device
 from dist_ssl.config.precision import PRECISIONS
 from dist_ssl.config.run_keys import Config, Run, top_level
+from dist_ssl.core.candidates import check_candidates
 from dist_ssl.core.plan import EpochPlan
 from dist_ssl.core.progress import Progress
 from dist_ssl.core.timeline import Timeline
 from dist_ssl.data.data_keys import Data
+from dist_ssl.data.epoch_views import Colours, Difficulty
 from dist_ssl.data.images.views import Augmentation, check_fixed, checked, of_views
 from dist_ssl.data.loader.loader_process import LoaderProcess
 from dist_ssl.data.order.ledger import Ledger
 from dist_ssl.data.order.quarantine import Quarantine
 from dist_ssl.data.storage import manifest
 from dist_ssl.data.storage.reader_options import Access
-from dist_ssl.data.stream import Colours, Stream
+from dist_ssl.data.stream import Stream
 from dist_ssl.distributed.norm_groups import check_groups
 from dist_ssl.distributed.rendezvous import own_addresses
 from dist_ssl.distributed.world import World
@@ -75,6 +77,7 @@ class Parts:
     dataset: manifest.Manifest
     train: manifest.Split
     recipes: list[Augmentation]
+    difficulty: Difficulty
     optimizer: OptimizerRecipe
     method: Method
     schedule: Schedule
@@ -93,22 +96,24 @@ def parts(config: Config, world: World, ranks: int) -> Parts:
     train = dataset.split(data.train)
     check_plan(run.lanes, run.batch_size, ranks, len(train.samples))
     virtual = virtual_ranks(config, run.batch_size, ranks)
-    seen = world if virtual is None else World(device=world.device)
     torch.manual_seed(run.seed)
     encoder = instantiate(config["encoder"], "encoder")
-    method = make_method(config, encoder, len(train.samples), seen)
+    method = make_method(config, encoder, len(train.samples), world if virtual is None else World(device=world.device))
     optimizer = instantiate(config["optim"], "optim")
     schedule, timeline = make_schedule(config, run, optimizer, method, len(train.samples))
     check_keys(schedule.hyperparameters(Progress(epochs=run.all_epochs)).values)
     named = {f"views.{name}": view for name, view in sorted(config["views"].items())}
     recipes = [checked(Augmentation(**keywords(Augmentation, view, place)), place) for place, view in named.items()]
+    sides = {"multiple": getattr(encoder, "multiple_of", 1)}
+    difficulty = instantiate(config["difficulty"], "difficulty", offered=sides)
     probed = probing(config)
-    probed.check(method)
+    probed.check(method, averaged=run.ema is not None)
     check_side(encoder, probed.sides(schedule.plan(run.all_epochs - 1).image_size)[1], "probe.crop")
     check = epoch_check(config, len(train.samples), method, recipes, ranks)
-    for plan in distinct_plans(schedule, run.all_epochs):
+    for plan in schedule.distinct_plans(run.all_epochs):
         check(plan)
-    return Parts(run, data, access, dataset, train, recipes, optimizer, method, schedule, timeline, check, virtual)
+    own = (recipes, difficulty, optimizer, method, schedule, timeline, check, virtual)
+    return Parts(run, data, access, dataset, train, *own)
 
 
 def epoch_check(
@@ -124,9 +129,9 @@ def epoch_check(
         check_groups(method, plan.batch_size, over, accumulate, possible)
         check_support(method.encoder, plan.tokens)
         method.check(plan)
+        check_candidates(plan)
         check_side(method.encoder, plan.image_size, "schedule.image_size", plan.tokens)
-        local = plan.local_size if plan.local_views else None
-        check_side(method.encoder, local, "schedule.local_size", plan.tokens)
+        check_side(method.encoder, plan.local_size or None, "schedule.local_size", plan.tokens)
         of_views(recipes, plan.views, plan.local_views)
         check_fixed(plan.fixed)
 
@@ -148,11 +153,6 @@ def make_schedule(
     return Schedule(planner, halves[1](**own[1], curves=curves, timeline=timeline)), timeline
 
 
-def distinct_plans(schedule: Schedule, epochs: int) -> list[EpochPlan]:
-    """Return the plans of all epochs, those that differ by their number alone once."""
-    return list({replace(plan, epoch=0): plan for plan in map(schedule.plan, range(epochs))}.values())
-
-
 def make_method(config: Config, encoder: nn.Module, num_samples: int, world: World) -> Method:
     """Return the method around the encoder, wrapped in the auxiliary task if there is one."""
     offered = {"num_samples": num_samples}
@@ -162,9 +162,8 @@ def make_method(config: Config, encoder: nn.Module, num_samples: int, world: Wor
 
 def virtual_ranks(config: Config, batch_size: int, ranks: int) -> int | None:
     """Return the number of virtual ranks in bitwise mode, None outside of it. Raises ConfigError."""
-    node = config["engine"]
-    number: int | None = fit(node.get("virtual_ranks"), int | None, "engine.virtual_ranks")
-    check_number(fit(node.get("bitwise", False), bool, "engine.bitwise"), number, batch_size, ranks)
+    number: int | None = fit(config["engine"].get("virtual_ranks"), int | None, "engine.virtual_ranks")
+    check_number(fit(config["engine"].get("bitwise", False), bool, "engine.bitwise"), number, batch_size, ranks)
     return number
 
 
@@ -175,7 +174,8 @@ def check(config: Config, ranks: int) -> str:
         build_engine(config, found, World(device=META))
     found.access.check(found.train, -(-found.run.lanes // found.run.nodes), found.run.window)
     if found.data.val is not None:
-        replace(found.access, cache=None).check(found.dataset.split(found.data.val), 1, 1)
+        replace(found.access, cache=None).check(val := found.dataset.split(found.data.val), 1, 1)
+        manifest.check_probed(found.train, val)
     for key, kind in (("port", int), ("bind", str | None), ("textfile", str | None)):
         fit(config["metrics"][key], kind, f"metrics.{key}")
     trackers(config["tracker"], Path())
@@ -185,15 +185,15 @@ def check(config: Config, ranks: int) -> str:
 def build_engine(config: Config, p: Parts, world: World) -> Engine:
     """Return the engine that wraps the method on this rank."""
     own = PRECISIONS[p.run.precision]
-    dtypes: dict[str, Any] = {"dtype": own.dtype, "compute": own.compute, "tf32": own.tf32}
-    engine: Engine = instantiate(config["engine"], "engine", method=p.method, recipe=p.optimizer, world=world, **dtypes)
+    given: dict[str, Any] = {"dtype": own.dtype, "compute": own.compute, "tf32": own.tf32, "ema": p.run.ema}
+    engine: Engine = instantiate(config["engine"], "engine", method=p.method, recipe=p.optimizer, world=world, **given)
     return engine
 
 
 def build(config: Config, world: World, signals: Signals, place: Place) -> Job:
     """Return the job of one rank."""
     p = parts(config, world, world.size)
-    process = p.data.process(world.device)
+    process, kept = p.data.process(world.device), sinks(config, p, place) if world.rank == 0 else []
     return Job(
         fresh=Progress(epochs=p.run.all_epochs, attempt=place.attempt),
         engine=(engine := build_engine(config, p, world)),
@@ -210,7 +210,7 @@ def build(config: Config, world: World, signals: Signals, place: Place) -> Job:
         ),
         agreement=Agreement(world, signals, p.run.save_every, p.run.keep_every),
         probe=probe(config, p, world, process),
-        meter=Meter(world, sinks(config, p, world, place), p.timeline.total, Goodput.of(place.folder, place.restarts)),
+        meter=Meter(world, kept, p.timeline.total, Goodput.of(place.folder, place.restarts)),
         ledger=Ledger(place.folder / "ledger", place.attempt, world),
         quarantine=Quarantine(
             place.folder / "quarantine.jsonl", p.train, world=world, attempt=place.attempt, max_bad=p.data.max_bad
@@ -232,6 +232,7 @@ def stream(p: Parts, world: World, process: LoaderProcess | None, engine: Engine
         dtype=own.views if world.device.type == "cuda" else own.dtype,
         max_pixels=p.data.max_pixels,
         parts=(p.virtual_ranks or world.size) // world.size,
+        difficulty=p.difficulty,
         clock=engine.clock,
     )
 
@@ -284,10 +285,8 @@ def probe(config: Config, p: Parts, world: World, process: LoaderProcess | None)
     )
 
 
-def sinks(config: Config, p: Parts, world: World, place: Place) -> list[Sink]:
+def sinks(config: Config, p: Parts, place: Place) -> list[Sink]:
     """Return the sinks of rank 0, which receive the run's metrics; no other rank has any."""
-    if world.rank != 0:
-        return []
     name, targets = place.folder.name, place.folder.parent / "targets"
     node, checkpoints = config["metrics"], place.folder / "checkpoints"
     labels = {"run": name, "method": config["method"]["_target_"].split(".")[-2]}

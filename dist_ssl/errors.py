@@ -4,14 +4,22 @@ Every other error is a bug in this code and propagates with its stack trace.
 """
 
 import difflib
+import re
 from collections.abc import Iterable
 
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+"""Characters that act on a terminal or change the order of the text: all control characters but tab and line feed."""
 EXIT_CODE = 2
 """Exit code of every process that ends with a `UserError`."""
 
 
 class UserError(Exception):
-    """An error that a user can fix: `problem` names the value and the rule, `remedy` says what to do."""
+    """An error that a user can fix: `problem` names the value and the rule, `remedy` says what to do.
+
+    `transient`: it is a fault of a machine or a network rather than of the run, and the same attempt may succeed later.
+    """
+
+    transient = False
 
     def __init__(self, problem: str, remedy: str) -> None:
         super().__init__(problem, remedy)
@@ -19,7 +27,7 @@ class UserError(Exception):
         self.remedy = remedy
 
     def __str__(self) -> str:
-        return f"{self.problem}\n  {self.remedy}"
+        return printable(f"{self.problem}\n  {self.remedy}")
 
 
 class ConfigError(UserError):
@@ -30,12 +38,33 @@ class DataError(UserError):
     """The shards do not provide what the run needs."""
 
 
+class ServerAwayError(DataError):
+    """A server of data does not answer."""
+
+    transient = True
+
+
+class LostPeerError(UserError):
+    """Another rank, or the node that it was on, is gone or does not answer."""
+
+    transient = True
+
+
 class CheckpointError(UserError):
     """A checkpoint cannot be written or read."""
 
 
 class TrainingError(UserError):
     """The training itself has failed, and continuing would corrupt the weights."""
+
+
+def printable(text: str) -> str:
+    """Return a text in which nothing acts on a terminal: file names and servers' answers may hold anything.
+
+    Control characters, and bytes of file names that are not valid UTF-8, become backslash escapes.
+    """
+    plain = CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return plain.encode("utf-8", "backslashreplace").decode()
 
 
 def nearest(name: str, options: Iterable[str]) -> str:

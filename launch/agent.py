@@ -4,12 +4,14 @@
 
 A worker that fails ends the attempt: its agent creates a marker file in the attempt's folder, and on every node the
 other workers get a few seconds to notice the failure by themselves before they are killed. An agent whose parent
-process is gone sends SIGTERM to its workers, so that they save and stop. The agent does not import torch. The numbers
-of its node are served beside it (`node_monitor`).
+process is gone sends SIGTERM to its workers, so that they save and stop. Workers that have not stopped shortly before
+the job's time limit are killed, so that the batch script still has time to requeue the job. The agent does not import
+torch. The numbers of its node are served beside it (`node_monitor`).
 """
 
 import contextlib
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -18,7 +20,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from dist_ssl.runtime.signals import STOPPING, Signals
-from launch.ending import CODE_OF_OUTCOME, OUTCOME_OF_CODE, REFUSED, STOPPED_CODE, of_ranks
+from launch.cluster_options import seconds
+from launch.ending import CODE_OF_OUTCOME, LOST_CODE, OUTCOME_OF_CODE, REFUSED, STOPPED_CODE, of_ranks
 from launch.memory_kills import memory_kills
 from launch.node_monitor import monitored
 from launch.parent import alone
@@ -32,10 +35,22 @@ REPORTED = 30
 """Number of checks without an answer after which the agent's log says so."""
 PATIENCE_SECONDS = 3.0
 """Time for the other workers to end by themselves after a failure, before they are killed."""
+CAUSE_SECONDS = 3 * PATIENCE_SECONDS
+"""Time that an agent whose ranks only lost their peers waits for the other nodes' reports."""
 KILL_SECONDS = 20.0
 """Time that a killed worker has to end; one that waits in the kernel, for a driver or a file system, may never."""
+OVERRUN = (
+    "The ranks had not saved and stopped shortly before the time limit: they were ended, and the steps since the last "
+    "checkpoint are made again. Raise cluster.stop_ahead."
+)
 ENDED_BY_STOP_SIGNAL = tuple(-number for number in STOPPING)
 """Exit codes of workers that were asked to stop before they had installed their signal handlers."""
+LAST_SECONDS = 30.0
+"""Time before the job's limit that the batch script needs to requeue it: by then the workers must have ended."""
+MOST_FILES = 1 << 16
+"""Open files that a rank may have, if the machine allows: each other rank takes a few, and the usual limit is 1,024."""
+TIME_LIMIT = signal.SIGUSR2
+"""The signal that Slurm sends `cluster.stop_ahead` before the limit."""
 MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=4294967296"
 """glibc settings that keep freed memory in the process.
 
@@ -56,30 +71,58 @@ class Agent:
         self.asked_to_stop = False
         self.look_at = 0.0
         self.unanswered = 0
+        self.killed: set[int] = set()
+        """Ranks that this agent killed: because of another rank, or because the time was over."""
+        self.out_of_time = False
 
     def run(self, signals: Signals) -> int:
         """Start the workers, wait for all of them, write the node's report and return the agent's exit code."""
+        allow_open_files()
         before = memory_kills()
         for local_rank in range(self.ranks):
             self._start(local_rank)
-        deadline = float("inf")
+        deadline, limit = float("inf"), float("inf")
         while len(self.codes) < self.ranks:
             time.sleep(POLL_SECONDS)
             if not self.asked_to_stop and (signals.received or alone()):
                 self._send(signals.received or signal.SIGTERM)
                 self.asked_to_stop = True
+                limit = time.monotonic() + self._seconds_left(signals)
             if self._collect() or self._others_failed():
                 deadline = min(deadline, time.monotonic() + PATIENCE_SECONDS)
+            self.out_of_time = self.out_of_time or time.monotonic() > limit
+            deadline = min(deadline, limit)
             if time.monotonic() > deadline:
-                self._send(signal.SIGKILL)
+                self._kill()
             if time.monotonic() > deadline + KILL_SECONDS:
                 self._give_up()
         killed = memory_kills() - before
         ending = of_ranks(self.attempt, self.codes, self.first_failed, self.failed_at, memory_kills=killed)
         ending = replace(ending, signal=signals.received.name if signals.received else "")
+        if self.out_of_time and not ending.reason:
+            ending = replace(ending, reason=OVERRUN)
         with contextlib.suppress(OSError):  # on a full disk the exit code is the only report
             ending.write(self.attempt.node(self.node))
+        if ending.lost and not self.asked_to_stop:
+            self._await_cause()
         return CODE_OF_OUTCOME[ending.outcome]
+
+    def _await_cause(self) -> None:
+        """Give the node whose rank failed by itself time to say so: the end of this agent ends all others."""
+        deadline = time.monotonic() + CAUSE_SECONDS
+        others = [self.attempt.node(node) for node in range(self.nodes) if node != self.node]
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError):
+                if all(path.exists() for path in others):
+                    return
+            time.sleep(POLL_SECONDS)
+
+    def _seconds_left(self, signals: Signals) -> float:
+        """Return the time that workers have to stop; without end where no time limit of the job is near."""
+        if signals.received != TIME_LIMIT:
+            return float("inf")
+        ahead = seconds(self.attempt.config["cluster"], "stop_ahead")
+        return max(ahead - LAST_SECONDS, ahead / 2)
 
     def _start(self, local_rank: int) -> None:
         rank = self.first_rank + local_rank
@@ -118,7 +161,16 @@ class Agent:
         for rank, worker in self.workers.items():
             if rank not in self.codes:
                 print(f"Rank {rank} (process {worker.pid}) cannot be killed: it waits in the kernel.", flush=True)
-                self.codes[rank] = -signal.SIGKILL
+                self.codes[rank] = self._code_of_killed()
+
+    def _kill(self) -> None:
+        """Kill the workers that still run."""
+        self.killed |= self.workers.keys() - self.codes.keys()
+        self._send(signal.SIGKILL)
+
+    def _code_of_killed(self) -> int:
+        """Return the exit code of a worker that this agent killed: because of another one, or as time was over."""
+        return STOPPED_CODE if self.out_of_time and self.first_failed is None else LOST_CODE
 
     def _send(self, number: signal.Signals) -> None:
         """Send a signal to every worker that still runs."""
@@ -133,14 +185,33 @@ class Agent:
             code = worker.poll()
             if code is None or rank in self.codes:
                 continue
+            if rank in self.killed and code == -signal.SIGKILL:
+                self.codes[rank] = self._code_of_killed()
+                continue
             self.codes[rank] = STOPPED_CODE if self.asked_to_stop and code in ENDED_BY_STOP_SIGNAL else code
             if OUTCOME_OF_CODE.get(self.codes[rank], REFUSED) == REFUSED:
                 failed = True
-                if self.first_failed is None:
-                    self.first_failed, self.failed_at = rank, time.time()
-                    with contextlib.suppress(OSError):  # on a full disk the other nodes notice by themselves
-                        self.attempt.failure.touch()
+                self._blame(rank)
         return failed
+
+    def _blame(self, rank: int) -> None:
+        """Record which rank failed first; one that only noticed that something is gone gives way to a later one."""
+        if self.first_failed is not None and self.codes[self.first_failed] != LOST_CODE:
+            return
+        if self.first_failed is None:
+            self.failed_at = time.time()
+            with contextlib.suppress(OSError):  # on a full disk the other nodes notice by themselves
+                self.attempt.failure.touch()
+        if self.first_failed is None or self.codes[rank] != LOST_CODE:
+            self.first_failed = rank
+
+
+def allow_open_files() -> None:
+    """Raise this process's bound on open files, which the workers inherit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MOST_FILES if hard == resource.RLIM_INFINITY else min(MOST_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def on_slurm(folder: str) -> None:

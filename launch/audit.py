@@ -15,6 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from dist_ssl.checkpoint.saver import PUBLISHED
 from dist_ssl.config.instantiate import keywords
 from dist_ssl.config.run_keys import all_epochs
 from dist_ssl.core.plan import EpochPlan
@@ -67,8 +68,8 @@ def plans_of(run: RunDir) -> tuple[list[EpochPlan], list[int]]:
 
 def final_steps(run: RunDir) -> int:
     """Return the step of the newest checkpoint, 0 without one; a resume repeats all later steps."""
-    names = [path.name.removeprefix("step_") for path in (run.folder / "checkpoints").glob("step_*")]
-    return max((int(name) for name in names if name.isdigit()), default=0)
+    names = [PUBLISHED.fullmatch(path.name) for path in (run.folder / "checkpoints").glob("step_*")]
+    return max((int(name[1]) for name in names if name), default=0)
 
 
 def audit(run: RunDir, split: Split) -> tuple[list[EpochAudit], list[str]]:

@@ -1,8 +1,8 @@
 """Seconds per step of a planned run: from a few real steps of each kind on this machine, or from a past run's metrics.
 
-A kind of step is what its cost depends on: the sides and the numbers of views, and the batch. One process trains with a
-rank's share of the batch. Where all ranks are on this machine, they share its cores, so a step takes at least the
-processor time of all ranks divided by the cores. What ranks exchange is not measured.
+A kind of step is what its cost depends on: the sides and the numbers of views, their candidates, the batch, and the
+tokens. One process trains with a rank's share of the batch. Where all ranks are on this machine, they share its cores,
+so a step takes at least the processor time of all ranks divided by the cores. What ranks exchange is not measured.
 """
 
 import itertools
@@ -10,7 +10,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,9 @@ from dist_ssl.train import Job
 from launch.audit import plans_of
 from launch.run_dir import AttemptDir, RunDir
 
-Kind = tuple[int, int, int, int, int]
-"""Side and number of global views, side and number of local views, samples per step."""
+Kind = tuple[int, int, int, int, int, float, int, int]
+"""Side and number of global views, side and number of local views, samples per step, how a transformer cuts views,
+candidates of a view."""
 FIRST_STEPS = 2
 """Steps that are not measured: buffers are allocated and code is compiled in them."""
 PROBED = {"bank": 600, "queries": 100}
@@ -54,7 +55,7 @@ class Cost:
     def epoch(self, plan: EpochPlan, steps: int) -> float:
         """Return the seconds of an epoch with `steps` steps; a kind that was not measured costs as its pixels do."""
         kind = kind_of(plan)
-        nearest = min(self.seconds, key=lambda known: abs(pixels(known) - pixels(kind)))
+        nearest = min(self.seconds, key=lambda known: (abs(pixels(known) - pixels(kind)), known != kind))
         first, step = self.seconds[nearest]
         return (first + steps * step) * pixels(kind) / pixels(nearest)
 
@@ -62,12 +63,22 @@ class Cost:
 def kind_of(plan: EpochPlan) -> Kind:
     """Return what the cost of a plan's steps depends on."""
     local = (plan.local_size, plan.local_views) if plan.local_views else (0, 0)
-    return plan.image_size, plan.views, *local, plan.batch_size
+    cuts = plan.keep_tokens, plan.patch_size, plan.candidates
+    return plan.image_size, plan.views, *local, plan.batch_size, *cuts
+
+
+def described(plan: EpochPlan) -> str:
+    """Return what the cost of a plan's steps depends on, in words."""
+    local = f" and {plan.local_views} of {plan.local_size} px" if plan.local_views else ""
+    tokens = f", {100 * plan.keep_tokens:.3g} % of the tokens" if plan.keep_tokens < 1 else ""
+    tokens += f", patches of {plan.patch_size} px" if plan.patch_size else ""
+    candidates = f", {plan.candidates} candidates" if plan.candidates > 1 else ""
+    return f"{plan.views} views of {plan.image_size} px{local}{tokens}{candidates}, batch {plan.batch_size}"
 
 
 def pixels(kind: Kind) -> int:
-    """Return the pixels of all views of a step."""
-    side, views, local_side, local_views, batch = kind
+    """Return the pixels of all views that a step trains on."""
+    side, views, local_side, local_views, batch, *_ = kind
     return batch * (views * side**2 + local_views * local_side**2)
 
 
@@ -77,10 +88,13 @@ def by_pixels(plans: Iterable[EpochPlan]) -> Cost:
     return Cost({kind_of(last): (0.0, 1.0)}, 0.0, "Costs are in proportion to the pixels: nothing was measured.")
 
 
-def measured(config: Mapping[str, Any], plans: Iterable[EpochPlan], steps: int, images: Sequence[int]) -> Cost:
+def measured(
+    config: Mapping[str, Any], plans: Iterable[EpochPlan], steps: int, images: Sequence[int], say: Callable[[str], None]
+) -> Cost:
     """Return the costs of `steps` steps of every kind of plan on one process of this machine.
 
-    `images`: number of images for training, and of held-out ones if there are any. Raises UserError.
+    `images`: number of images for training, and of held-out ones if there are any; `say` shows what is measured next.
+    Raises UserError.
     """
     torch.set_num_threads(config["threads"])
     ranks = config["nodes"] * config["ranks_per_node"]
@@ -95,9 +109,11 @@ def measured(config: Mapping[str, Any], plans: Iterable[EpochPlan], steps: int, 
             return max(clocks.wall, clocks.work * here / cores) if device == "cpu" else clocks.wall
 
         seconds = {}
-        for kind, plan in by_kind.items():
+        for number, (kind, plan) in enumerate(by_kind.items(), start=1):
+            say(f"Measuring kind {number} of {len(by_kind)}: {steps} steps with {described(plan)} ...")
             first, step = timed_steps(job, plan, ranks, steps)
             seconds[kind] = (of_all(first), of_all(step))
+        say("Measuring the probe ...")
         probe = timed_probe(job)
         job.ledger.close()
         job.stream.close()

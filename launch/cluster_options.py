@@ -10,7 +10,7 @@ def gpus(cluster: dict[str, Any]) -> int:
     """Return the number of GPUs per node from `8`, `a100:4` or null. Raises ConfigError."""
     asked = str(cluster["gpus_per_node"] or 0)
     number = asked.rpartition(":")[2]
-    if not number.isdigit():
+    if not number.isascii() or not number.isdigit():  # isdigit alone takes a superscript for a digit
         raise ConfigError(
             f"cluster.gpus_per_node={asked} has no number of GPUs.",
             "Write cluster.gpus_per_node=8 or cluster.gpus_per_node=a100:8.",

@@ -4,7 +4,8 @@ import os
 import re
 from typing import Any
 
-from dist_ssl.data.storage.address import WEB, Address
+from dist_ssl.data.storage.address import PIPE, WEB, Address
+from dist_ssl.errors import ConfigError
 from launch.variables import ADDRESS
 
 WEB_ADDRESS = re.compile(
@@ -17,8 +18,17 @@ def set_aside(arguments: list[str]) -> list[str]:
     """Return the arguments without credentials, and keep the complete addresses in the environment.
 
     The processes that this one starts inherit them. Every web address is found, however its key is spelt
-    (`++data.path=`, `data={path: ...}`, lists of a sweep). Raises ConfigError for a malformed one.
+    (`++data.path=`, `data={path: ...}`, lists of a sweep). Raises ConfigError for a malformed one, and for one in a
+    command, which would not get them back.
     """
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        command = PIPE in value or key.lstrip("+").startswith("cluster")
+        if command and any(Address.parse(found).secret for found in WEB_ADDRESS.findall(argument)):
+            raise ConfigError(
+                f"The command in {key} has an address with credentials or a query, which no file of a run may contain.",
+                "Let the command read it where it runs: from a file of yours, or from a variable of the environment.",
+            )
     return [WEB_ADDRESS.sub(lambda found: _without(found[0]), argument) for argument in arguments]
 
 

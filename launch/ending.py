@@ -3,7 +3,7 @@
 import json
 import signal
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from dist_ssl.errors import EXIT_CODE
@@ -11,10 +11,11 @@ from dist_ssl.runtime.files import write_atomically
 from launch.run_dir import AttemptDir, read_report
 
 FINISHED, STOPPED, REFUSED, FAILED = "finished", "stopped", "refused", "failed"
-PREEMPTED, OUT_OF_TIME = "preempted", "time limit"
+PREEMPTED, OUT_OF_TIME, LOST = "preempted", "time limit", "something was lost"
 """Why the epilogue requeues a job."""
 WORKER_DIED, OUT_OF_MEMORY, NODE_LOST = "worker died", "out of memory", "node lost"
-STOPPED_CODE = 75
+STOPPED_CODE, LOST_CODE = 75, 76
+"""Exit codes of ranks: stopped as it was asked to; ended because of another rank, a node or a server that is gone."""
 OUTCOME_OF_CODE = {0: FINISHED, STOPPED_CODE: STOPPED, EXIT_CODE: REFUSED}
 CODE_OF_OUTCOME = {FINISHED: 0, STOPPED: 0, REFUSED: EXIT_CODE, FAILED: 1}
 
@@ -31,7 +32,11 @@ class Ending:
     signal: str = ""
     """Name of the signal that asked the ranks to stop; empty without one."""
     again: str = ""
-    """Why the epilogue requeued the job, PREEMPTED or OUT_OF_TIME; empty if it did not."""
+    """Why the epilogue requeued the job, PREEMPTED, OUT_OF_TIME or LOST; empty if it did not."""
+    lost: bool = False
+    """True if it failed only because something else is gone: another rank or node, or a server."""
+    saved: bool = False
+    """True if the attempt has saved a checkpoint; filled in by the epilogue."""
     cause: str = ""
     """Cause of a failure: WORKER_DIED, OUT_OF_MEMORY or NODE_LOST; empty where it is not known."""
 
@@ -50,12 +55,13 @@ class Ending:
 def worst(endings: list[Ending]) -> Ending:
     """Return the ending that stands for several: a refusal before a failure, a failure before a stop.
 
-    Among several with the same outcome: one with a reason, then the earliest, then one with a signal.
+    Among several with the same outcome: one that failed by itself, then one with a reason, then the earliest, then one
+    with a signal.
     """
     for outcome in (REFUSED, FAILED, STOPPED):
         found = [e for e in endings if e.outcome == outcome]
         if found:
-            return min(found, key=lambda e: (not e.reason, e.time, not e.signal))
+            return min(found, key=lambda e: (e.lost, not e.reason, e.time, not e.signal))
     return Ending(FINISHED)
 
 
@@ -69,17 +75,16 @@ def of_ranks(
     """
     endings = []
     for rank, code in codes.items():
-        outcome = OUTCOME_OF_CODE.get(code, FAILED)
-        reason = cause = ""
-        if outcome == REFUSED:
-            reason = attempt.reason(rank)
-        elif outcome == FAILED and rank == first:
+        outcome, lost = OUTCOME_OF_CODE.get(code, FAILED), code == LOST_CODE
+        reason = attempt.reason(rank) if outcome == REFUSED or (lost and rank == first) else ""
+        cause = ""
+        if outcome == FAILED and rank == first:
             log = attempt.log(f"rank_{rank:05d}")
             said = last_words(log, code)
             short = ("OutOfMemoryError" in said or "MemoryError" in said) if code > 0 else memory_kills > 0
-            reason = f"Rank {rank} {describe(code)}{said}\n  Its log: {log}"
-            cause = OUT_OF_MEMORY if short else WORKER_DIED
-        endings.append(Ending(outcome, reason, noticed, cause=cause))
+            reason = reason or f"Rank {rank} {describe(code)}{said}\n  Its log: {log}"
+            cause = NODE_LOST if lost else OUT_OF_MEMORY if short else WORKER_DIED
+        endings.append(Ending(outcome, reason, noticed, lost=lost, cause=cause))
     return worst(endings)
 
 
@@ -121,6 +126,8 @@ def of_attempt(
             how = describe(code) if code else "left no report"
             reason = f"The agent of node {node} {how}; its log: {log_of(node)}"
             killed = code is None or code == -signal.SIGKILL  # because another node failed, whose report says more
-            found = Ending(FAILED, reason, float("inf") if killed else 0.0, cause=NODE_LOST)
+            found = Ending(FAILED, reason, float("inf") if killed else 0.0, lost=killed, cause=NODE_LOST)
         endings.append(found)
-    return worst(endings)
+    asked = next((ending.signal for ending in endings if ending.signal), "")
+    ending = worst(endings)
+    return replace(ending, signal=ending.signal or asked)

@@ -5,6 +5,8 @@
 A job that saves and exits cleanly during its preemption grace time counts as completed, so Slurm would not requeue it.
 A rank must not requeue it either, because it cannot distinguish a preempted job from one that the user cancelled.
 The epilogue can: Slurm does not run it for a cancelled job, and Slurm's record of the job has the time of a preemption.
+A job is requeued too if no rank failed by itself, but a node, a rank's connection or a data server was lost: Slurm
+notices a dead node only minutes later, when the other ranks have long ended because of it.
 """
 
 import os
@@ -18,10 +20,12 @@ from typing import TypeVar
 
 from dist_ssl.errors import EXIT_CODE
 from launch import scheduler
-from launch.ending import FAILED, OUT_OF_TIME, PREEMPTED, STOPPED, Ending, of_attempt
+from launch.ending import FAILED, LOST, OUT_OF_TIME, PREEMPTED, STOPPED, Ending, of_attempt
 from launch.run_dir import AttemptDir, RunDir, write_for_owner_alone
 
 TIME_LIMIT = signal.SIGUSR2.name
+MOST_LOST = 5
+"""Number of attempts in a row that may be lost before they have saved anything; a checkpoint starts the count again."""
 TRIES, PAUSE_SECONDS = 5, 2.0
 """Number of requests to Slurm, and seconds between them.
 
@@ -39,14 +43,30 @@ def own_job() -> str:
     return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
 
 
-def why_again(ending: Ending, record: dict[str, str], progressed: bool) -> str:
-    """Return why the job must be requeued; empty if it must not. `progressed`: the attempt has saved a checkpoint."""
+def why_again(ending: Ending, record: dict[str, str], progressed: bool, lost_before: int = 0) -> str:
+    """Return why the job must be requeued; empty if it must not.
+
+    `progressed`: the attempt has saved a checkpoint; `lost_before`: see `lost_in_a_row`.
+    """
     if record.get("JobState") == "CANCELLED" or ending.outcome not in (STOPPED, FAILED):
         return ""
     if record.get("PreemptTime", "None") not in ("None", "N/A"):
         return PREEMPTED
-    out_of_time = ending.outcome == STOPPED and ending.signal == TIME_LIMIT
-    return OUT_OF_TIME if out_of_time and progressed else ""
+    if ending.signal == TIME_LIMIT and progressed:  # also where a rank died while it stopped
+        return OUT_OF_TIME
+    lost = ending.outcome == FAILED and ending.lost and not ending.signal
+    return LOST if lost and (progressed or lost_before < MOST_LOST) else ""
+
+
+def lost_in_a_row(run: RunDir, number: int) -> int:
+    """Return how many attempts just before this one were lost without having saved anything."""
+    count = 0
+    for before in range(number - 1, 0, -1):
+        ending = Ending.read(AttemptDir(run, before).folder / "outcome.json")
+        if ending is None or ending.again != LOST or ending.saved:
+            break
+        count += 1
+    return count
 
 
 def persist(ask: Callable[[], T], good: Callable[[T], bool]) -> T:
@@ -84,7 +104,8 @@ def main(arguments: list[str]) -> int:
     codes: list[int | None] = [EXIT_CODE if refused else None] * config["nodes"]
     ending = of_attempt(attempt, config["nodes"], config["ranks_per_node"], codes, lambda node: run.job_log(job, node))
     record = persist(lambda: scheduler.record(job), lambda found: "JobState" in found)
-    why = why_again(ending, record, has_progressed(attempt))
+    ending = replace(ending, saved=has_progressed(attempt))
+    why = why_again(ending, record, ending.saved, lost_in_a_row(run, number))
     note(replace(ending, again=why), outcome)  # first: a requeue kills this process
     print(f"attempt {number}: {ending.outcome}{f', requeued ({why})' if why else ''}", flush=True)
     if why and (refusal := persist(lambda: scheduler.requeue(job), lambda refusal: not refusal)):

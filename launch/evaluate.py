@@ -16,6 +16,7 @@ protocol=knn             weighted kNN (k=20, temperature=0.07): the training spl
          unlabelled      effective rank, uniformity, alignment: without labels
          neighbours      a sheet (PNG) of queries=10 held-out images and their k=8 nearest training images
 
+branch=teacher is the teacher's encoder, branch=ema the average of weights that a run with ema=0.999 keeps.
 checkpoint=step_00012000 is another checkpoint than the newest. watch=all follows the run and evaluates every checkpoint
 that it finds, watch=kept only those that the run keeps for ever (keep_every) and its last one; it ends when the run has
 finished, and Ctrl-C ends it before. bank=N and queries=N are the most images of the training and of the held-out split,
@@ -31,24 +32,32 @@ checkpoint or in the data must be corrected; 130 where it was interrupted.
 """
 
 import os
+import re
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from dist_ssl.errors import EXIT_CODE, UserError
 from launch import trust
-from launch.evaluation_options import Options
+from launch.evaluation_options import Options, Place
 from launch.handover import hand_over
-from launch.run_dir import RunDir
+from launch.run_dir import RunDir, write_for_owner_alone
+
+if TYPE_CHECKING:
+    from launch.evaluation import Evaluation
 
 INTERRUPTED_CODE = 130
+PROBED = re.compile(r"\bprobe\.(?=(?:bank|queries|k|temperature|branch|crop|resize)=)")
+"""The keys of the probe are keys of this command."""
 WAIT_SECONDS = 600.0
 """How long a rank waits for the others, of which one may still read its last images."""
 
 
 def main(arguments: list[str]) -> int:
     """Run the command line; return the exit code."""
+    write_for_owner_alone()  # what Python compiles of the run's code is in its folder
     first = os.environ.get("RANK", "0") == "0"
     console = Console(soft_wrap=True, highlight=False, markup=False, quiet=not first)
     if {"-h", "--help"} & set(arguments):
@@ -63,12 +72,7 @@ def main(arguments: list[str]) -> int:
         evaluate(run, options, data, console)
     except UserError as error:
         shown = console if first else Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
-        shown.print(str(error).replace("probe.", ""))  # the keys of the probe are keys of this command
-        return EXIT_CODE
-    except OSError as error:
-        console.print(
-            f"{error.filename} cannot be written: {error.strerror}.\n  Free some space or fix the permissions."
-        )
+        shown.print(PROBED.sub("", str(error)))
         return EXIT_CODE
     except KeyboardInterrupt:
         console.print("Interrupted: nothing was written of what was computed last.")
@@ -76,8 +80,8 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def evaluate(run: RunDir, options: Options, data: dict[str, str], console: Console) -> None:
-    """Evaluate one checkpoint, or those of a run that is followed, on all ranks. Raises UserError, OSError."""
+def evaluate(run: RunDir, options: Options, data: Place, console: Console) -> None:
+    """Evaluate one checkpoint, or those of a run that is followed, on all ranks. Raises UserError."""
     from dist_ssl.distributed.world import joined
     from launch.evaluation import evaluated
     from launch.watching import Watch, evaluate_named, follow
@@ -93,13 +97,24 @@ def evaluate(run: RunDir, options: Options, data: dict[str, str], console: Conso
                 settings = found.content["settings"]
                 console.print(f"{name}, {settings['branch']}, {options.protocol}:")
                 console.print(found.table())
-                found.write()
+                write(found)
                 console.print(f"Written to {found.file}.")
 
         if options.watch:
             follow(Watch(run, options, data, console.print), world, one)
         else:
             evaluate_named(run, options.checkpoint, world, one)
+
+
+def write(found: "Evaluation") -> None:
+    """Write the files of an evaluation. Raises UserError where that is not possible."""
+    try:
+        found.write()
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or found.file} cannot be written: {error.strerror or error}.",
+            "Free some space or fix the permissions.",
+        ) from error
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ runs/NAME/evaluations/STEP_BRANCH_PROTOCOL.json   an evaluation: numbers, settin
 import io
 import json
 import os
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +24,10 @@ from dist_ssl.evaluate.linear import Say
 from dist_ssl.runtime import jsonl
 from dist_ssl.runtime.files import write_atomically
 from launch import credentials
-from launch.evaluation_options import Options
+from launch.evaluation_options import Options, Place
 from launch.run_dir import RunDir
 
+NUMBER = re.compile(r"[0-9]{1,18}")
 ALL = 1 << 62
 """More images than any split has."""
 
@@ -81,7 +83,7 @@ def checkpoint_of(run: RunDir, name: str) -> Path:
     step = name.removeprefix("step_")
     if name == "latest":
         return found[max(found)]
-    if not step.isdigit() or int(step) not in found:
+    if not NUMBER.fullmatch(step) or int(step) not in found:
         shown = ", ".join(path.name for path in list(found.values())[-8:])
         raise ConfigError(
             f"{run.folder} has no checkpoint {name}.", f"It has {shown}; checkpoint=latest is the newest."
@@ -89,7 +91,7 @@ def checkpoint_of(run: RunDir, name: str) -> Path:
     return found[int(step)]
 
 
-def config_of(run: RunDir, options: Options, data: dict[str, str], sharers: int = 1) -> dict[str, Any]:
+def config_of(run: RunDir, options: Options, data: Place, sharers: int = 1) -> dict[str, Any]:
     """Return the run's config with the options and with the place where its data was read last.
 
     `sharers`: ranks that share the cores of this machine. Raises ConfigError.
@@ -117,9 +119,7 @@ def file_of(run: RunDir, options: Options, checkpoint: str, branch: str) -> Path
     return run.folder / "evaluations" / name
 
 
-def evaluated(
-    run: RunDir, options: Options, data: dict[str, str], checkpoint: Path, world: World, say: Say
-) -> Evaluation:
+def evaluated(run: RunDir, options: Options, data: Place, checkpoint: Path, world: World, say: Say) -> Evaluation:
     """Evaluate a checkpoint on all ranks. Raises UserError; RetiredError where the run has removed it meanwhile."""
     import torch
 

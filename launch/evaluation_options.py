@@ -17,6 +17,9 @@ SHOWN = {"queries": 10, "k": 8}
 MOST_SHOWN = {"queries": 200, "k": 50}
 """The most that a sheet shows."""
 DATA = ("data.path", "data.val")
+Place = dict[str, str | None]
+"""Values of these keys, by their names without `data.`."""
+OPTIONAL = ("data.val",)
 VOTING = ("knn", "bag_of_patches")
 USED_BY = {
     "bank": (*VOTING, "linear", "neighbours"),
@@ -37,7 +40,7 @@ class Options:
     protocol: Literal["knn", "linear", "retrieval", "bag_of_patches", "unlabelled", "neighbours"] = "knn"
     checkpoint: str = "latest"
     watch: Literal["all", "kept"] | None = None
-    branch: Literal["student", "teacher"] | None = None
+    branch: Literal["student", "teacher", "ema"] | None = None
     recipe: Literal["fast", "moco", "mocov3", "mocov3_vit", "swav", "effssl", "emp_ssl"] | None = None
     sweep: bool | None = None
     bank: int | None = None
@@ -50,11 +53,11 @@ class Options:
     threads: int | None = None
 
     @classmethod
-    def parse(cls, arguments: list[str]) -> tuple["Options", dict[str, str]]:
+    def parse(cls, arguments: list[str]) -> tuple["Options", Place]:
         """Return the options, and the keys of the data. Raises ConfigError."""
         names, types = [field.name for field in fields(cls)], get_type_hints(cls)
         values: dict[str, Any] = {}
-        data: dict[str, str] = {}
+        data: Place = {}
         for argument in arguments:
             key, equals, text = argument.partition("=")
             if key not in (*names, *DATA):
@@ -62,7 +65,7 @@ class Options:
             if not equals or not text:
                 raise ConfigError(f"{key} has no value.", f"Write {key}=...")
             if key in DATA:
-                data[key.removeprefix("data.")] = text
+                data[key.removeprefix("data.")] = None if text == "null" and key in OPTIONAL else text
             else:
                 values[key] = text if types[key] is str else fit(_plain(key, text), types[key], key)
         if "run" not in values:

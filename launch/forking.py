@@ -13,11 +13,12 @@ from typing import Any
 
 from rich.console import Console
 
-from dist_ssl.checkpoint.index import read_table
+from dist_ssl.checkpoint.index import progress_of, read_table
 from dist_ssl.checkpoint.rank_file import DamagedError
 from dist_ssl.checkpoint.saver import KEPT, LATEST
 from dist_ssl.core.progress import Progress
 from dist_ssl.errors import CheckpointError, ConfigError
+from dist_ssl.metrics.sinks import stands
 from dist_ssl.runtime import jsonl
 from dist_ssl.runtime.files import write_atomically
 from launch import preparation, settings
@@ -26,14 +27,16 @@ from launch.run_dir import PROJECT, RunDir, write_yaml
 
 MAY_CHANGE = ("epochs", "extend", "schedule")
 """Keys of the science that a fork may change."""
-TAKEN_OVER = ("metrics.jsonl", "quarantine.jsonl")
+QUARANTINE = "quarantine.jsonl"
 
 
 def source_of(text: str) -> tuple[RunDir, Path]:
     """Return the run and the folder of its checkpoint that `runs/NAME@STEP` names. Raises ConfigError."""
-    folder, at, step = text.rpartition("@")
-    if not at:
-        raise ConfigError(f"fork={text} names no step.", f"Write fork={text}@latest, or the step of a checkpoint.")
+    folder, _, step = text.rpartition("@")
+    if not folder or not step:
+        raise ConfigError(
+            f"fork={text} does not name a run and a step.", "Write fork=runs/NAME@latest, or the step of a checkpoint."
+        )
     run = RunDir.open(Path(folder))
     return run, checkpoint_of(run, step)
 
@@ -46,12 +49,21 @@ def forked_config(
     The config is the other run's, with `overrides`.
     """
     try:
-        progress = Progress.from_json(read_table(checkpoint)[0])
+        progress = progress_of(read_table(checkpoint)[0])
     except DamagedError as damage:
         raise CheckpointError(f"{checkpoint} is damaged: {damage}.", "Fork the run at another checkpoint.") from damage
-    kept = settings.of_another_choice(source.overrides, overrides, "schedule", PROJECT / "configs")
+    kept = source.overrides
+    for group in ("schedule", "engine"):
+        kept = settings.of_another_choice(kept, overrides, group, PROJECT / "configs")
     kept = [override for override in kept if not override.startswith("name=")]
-    if appended := source.config["extend"]:
+    if appended := source.config.get("extend"):
+        keys = {override.partition("=")[0] for override in overrides}
+        if "epochs" in keys and "extend" not in keys:
+            raise ConfigError(
+                f"{source.folder} has appended cycles, {', '.join(appended)}: epochs alone does not say whether the "
+                "fork has them.",
+                "Add extend=[] for a fork without any, or name those that it has: extend=[...].",
+            )
         kept.append(f"extend={json.dumps(appended)}")
     words = [*kept, *overrides]
     config = preparation.new_config(words, console)
@@ -88,7 +100,8 @@ def refuse_other_position(config: dict[str, Any], progress: Progress) -> None:
             f"Step {progress.step} is after {progress.epoch} epochs: nothing is left of the fork's {epochs}.",
             "Raise epochs: they are counted from the start of the run.",
         )
-    if timeline.starts[progress.epoch] + progress.lane_offset * config["lanes"] != progress.samples:
+    before = tuple(plan.batch_size for plan in progress.plans)
+    if timeline.batch_sizes[: len(before)] != before:
         raise ConfigError(
             f"This schedule has other batches than the run had before step {progress.step}.",
             "Let the fork begin with the same batch sizes, epoch by epoch.",
@@ -96,19 +109,39 @@ def refuse_other_position(config: dict[str, Any], progress: Progress) -> None:
 
 
 def begin(config: dict[str, Any], words: list[str], source: RunDir, checkpoint: Path, progress: Progress) -> RunDir:
-    """Create and return the run folder of a fork. Raises ConfigError if its name is taken."""
+    """Create and return the run folder of a fork. Raises ConfigError if its name is taken, CheckpointError.
+
+    What cannot be started leaves no folder.
+    """
     run = RunDir.create(Path(config["runs"]), config["name"], preparation.method_of(config))
+    try:
+        _take_over(run, source, checkpoint, progress)
+        run.begin(config, preparation.of_the_run(words))
+    except OSError as error:  # of several files: shutil.Error, which is one too
+        shutil.rmtree(run.folder, ignore_errors=True)
+        reasons = error.args[0] if isinstance(error, shutil.Error) else [error]
+        raise CheckpointError(
+            f"{checkpoint} cannot be taken over to {run.folder}: {reasons[0]}.",
+            "Where the other run has removed it meanwhile, fork a newer one, or raise that run's keep_last.",
+        ) from error
+    except KeyboardInterrupt:
+        shutil.rmtree(run.folder, ignore_errors=True)
+        raise
+    return run
+
+
+def _take_over(run: RunDir, source: RunDir, checkpoint: Path, progress: Progress) -> None:
+    """Copy the checkpoint and what the other run has recorded up to it. Raises OSError."""
     folder = run.folder / "checkpoints"
     shutil.copytree(checkpoint, folder / checkpoint.name, ignore=shutil.ignore_patterns(KEPT))
     write_atomically(folder / LATEST, checkpoint.name + "\n")
-    for name in TAKEN_OVER:
-        if (source.folder / name).is_file():
-            shutil.copy(source.folder / name, run.folder / name)
+    if (source.folder / QUARANTINE).is_file():
+        shutil.copy(source.folder / QUARANTINE, run.folder / QUARANTINE)
+    reports = jsonl.read(source.folder / "metrics.jsonl")  # later ones would count as work that the fork has lost
+    jsonl.append(run.folder / "metrics.jsonl", [report for report in reports if stands(report, progress)])
     rows = jsonl.read(source.folder / "plan.jsonl")
     jsonl.append(run.folder / "plan.jsonl", [row for row in rows if row["epoch"] < len(progress.plans)])
     shutil.copytree(source.folder / "ledger", run.folder / "ledger")
     # the numbers of attempts go on: ledger and checkpoints tell attempts apart by them
     (run.folder / "attempts" / f"{source.newest_attempt():04d}").mkdir(parents=True)
     write_yaml(run.folder / "forked.yaml", {"run": str(source.folder), "step": progress.step})
-    run.begin(config, preparation.of_the_run(words))
-    return run

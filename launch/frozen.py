@@ -11,6 +11,7 @@ from torch import Tensor
 from dist_ssl.build import Parts, build_engine, centre_view, extractor, parts, probing
 from dist_ssl.checkpoint.index import read
 from dist_ssl.checkpoint.rank_file import DamagedError, MissingError
+from dist_ssl.checkpoint.read_on_all import read_on_all
 from dist_ssl.core.draws import Draws, Ints
 from dist_ssl.data.images.views import Augmentation, of_views
 from dist_ssl.data.storage.manifest import Split
@@ -68,14 +69,17 @@ class Frozen:
             """Request no moments of the optimizer."""
             return engine.wants(name, shape) if name.startswith("model/") else range(0)
 
-        state: State = {}
-        problem, removed = "", False
+        def weights() -> State:
+            """Return the weights that this rank needs. Raises MissingError where the run has removed the checkpoint."""
+            try:
+                return read(checkpoint, wants)[1]
+            except DamagedError as error:
+                raise error if checkpoint.exists() else MissingError(str(error)) from error
+
         try:
-            _, state = read(checkpoint, wants)
+            state = read_on_all(world, weights)
         except DamagedError as error:
-            problem, removed = str(error), isinstance(error, MissingError) or not checkpoint.exists()
-        if problems := [other for other in world.collect((problem, removed)) if other[0]]:
-            raise _unread(checkpoint, problems[0][0], any(removed for _, removed in problems))
+            raise _unread(checkpoint, error) from error
         engine.load({name: value for name, value in state.items() if name.startswith("model/")})
         return cls(found, engine, world, probing(config), patches, recipe, say)
 
@@ -159,10 +163,10 @@ class Frozen:
         return *bank, *queries
 
 
-def _unread(checkpoint: Path, problem: str, removed: bool) -> CheckpointError:
+def _unread(checkpoint: Path, error: DamagedError) -> CheckpointError:
     """Return the error for a checkpoint that could not be read."""
-    if removed:
+    if isinstance(error, MissingError):
         return RetiredError(
-            f"{checkpoint} has been removed, or a part of it ({problem}).", "Evaluate a newer one, or raise keep_last."
+            f"{checkpoint} has been removed, or a part of it ({error}).", "Evaluate a newer one, or raise keep_last."
         )
-    return CheckpointError(f"{checkpoint} is damaged ({problem}).", "Name another one: checkpoint=...")
+    return CheckpointError(f"{checkpoint} is damaged ({error}).", "Name another one: checkpoint=...")

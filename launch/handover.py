@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from launch.private_cache import private_caches
 from launch.run_dir import LEFT_OUT, PROJECT, SNAPSHOT, RunDir
 
 
@@ -28,7 +29,8 @@ def hand_over(run: RunDir, arguments: list[str], console: Console, script: str =
     )
     command = [sys.executable, "-P", str(own), *arguments]  # -P: its packages are found through PYTHONPATH only
     sys.stdout.flush()
-    os.execve(sys.executable, command, {**os.environ, "PYTHONPATH": run.python_path()})
+    own = {**private_caches(run.code), "PYTHONPATH": run.python_path()}
+    os.execve(sys.executable, command, {**os.environ, **own})
 
 
 def files(folder: Path) -> dict[Path, bytes]:

@@ -21,7 +21,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from dist_ssl.build import distinct_plans, parts
+from dist_ssl.build import parts
 from dist_ssl.config.durations import Duration
 from dist_ssl.config.meta_device import on_meta_device
 from dist_ssl.core.plan import EpochPlan
@@ -32,9 +32,11 @@ from dist_ssl.errors import EXIT_CODE, ConfigError, UserError
 from dist_ssl.protocols.schedule import Schedule
 from launch import calibration, credentials, curve_sheet, preparation
 from launch.calibration import Cost
+from launch.private_cache import use_private_cache
 from launch.progress_bar import clock
 from launch.run_dir import RunDir
 
+INTERRUPTED_CODE = 130
 POINTS = 600
 """Points of a curve in the picture, about."""
 ROWS = 40
@@ -123,11 +125,12 @@ def table(rows: list[Stretch], cost: Cost) -> Table:
         column.justify = "right"
     for row in rows:
         plan, first = row.plan, row.plan.epoch + 1
+        views = f"{plan.views} of {plan.views * plan.candidates}" if plan.candidates > 1 else str(plan.views)
         numbers = f"{first}-{first + row.epochs - 1}" if row.epochs > 1 else str(first)
         local = f"{plan.local_views} x {plan.local_size} px" if plan.local_views else "-"
         rates = " to ".join(f"{rate:.3g}" for rate in dict.fromkeys(row.rates))
         share = cost.epoch(plan, row.steps) / last
-        cells = (row.steps, f"{plan.image_size} px", f"{plan.magnitude:.3g}", plan.views, local, plan.batch_size)
+        cells = (row.steps, f"{plan.image_size} px", f"{plan.magnitude:.3g}", views, local, plan.batch_size)
         shown.add_row(numbers, *map(str, cells), rates, f"{share:.2f}")
     return shown
 
@@ -177,12 +180,13 @@ def positions(timeline: Timeline) -> Iterator[tuple[float, Progress]]:
 
 
 def show(options: PlanOptions, overrides: list[str], console: Console) -> None:
-    """Print the plan of the run that the overrides describe, and write its curves. Raises UserError."""
+    """Write the curves of the run that the overrides describe, then print its plan. Raises UserError."""
     config = credentials.restored(preparation.new_config(overrides, console))
     ranks = config["nodes"] * config["ranks_per_node"]
     with on_meta_device():
         found = parts(config, World(), ranks)
-    rows, plans = stretches(found.schedule, found.timeline), distinct_plans(found.schedule, found.run.all_epochs)
+    draw(found.schedule, found.timeline, options.out)
+    rows, plans = stretches(found.schedule, found.timeline), found.schedule.distinct_plans(found.run.all_epochs)
     if not options.steps:
         cost = calibration.by_pixels(plans)
     elif options.measured:
@@ -190,16 +194,19 @@ def show(options: PlanOptions, overrides: list[str], console: Console) -> None:
     else:
         splits = [found.data.train, *([found.data.val] if found.data.val else [])]
         images = [len(found.dataset.split(name).samples) for name in splits]
-        cost = calibration.measured(config, plans, options.steps, images)
+        cost = calibration.measured(config, plans, options.steps, images, console.print)
     console.print(table(rows, cost))
     for line in summary(rows, cost, config, options.watts) if options.steps else [cost.source, relative(rows, cost)]:
         console.print(line)
-    try:
-        page = curve_sheet.sheet(panels(found.schedule, found.timeline), [float(n) for n in found.timeline.bounds[1:]])
-        page.save(options.out, "PNG")
-    except OSError as error:
-        raise ConfigError(f"{options.out} cannot be written: {error}.", "Name another file: out=...") from error
     console.print(f"Curves: {options.out}")
+
+
+def draw(schedule: Schedule, timeline: Timeline, out: Path) -> None:
+    """Write the picture of the curves. Raises ConfigError."""
+    try:
+        curve_sheet.sheet(panels(schedule, timeline), [float(n) for n in timeline.bounds[1:]]).save(out, "PNG")
+    except OSError as error:
+        raise ConfigError(f"{out} cannot be written: {error}.", "Name another file: out=...") from error
 
 
 def main(arguments: list[str]) -> int:
@@ -211,10 +218,14 @@ def main(arguments: list[str]) -> int:
         return 0
     try:
         options, overrides = PlanOptions.parse(credentials.set_aside(arguments))
+        use_private_cache()  # compiled code is executed here too
         show(options, overrides, console)
     except UserError as error:
         console.print(str(error))
         return EXIT_CODE
+    except KeyboardInterrupt:
+        console.print("Interrupted: nothing was kept.")
+        return INTERRUPTED_CODE
     return 0
 
 

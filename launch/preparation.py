@@ -12,7 +12,7 @@ from dist_ssl.config.durations import Duration
 from dist_ssl.config.run_keys import all_epochs, check_units
 from dist_ssl.data.storage.address import Address
 from dist_ssl.errors import ConfigError
-from launch import batch_shape, cluster_options, credentials, scheduler, settings, submission
+from launch import batch_shape, cluster_options, credentials, launch_keys, scheduler, settings, submission
 from launch.ending import FINISHED
 from launch.run_dir import PROJECT, RunDir
 
@@ -105,6 +105,7 @@ def check(config: dict[str, Any]) -> str:
 def new_config(overrides: list[str], console: Console) -> dict[str, Any]:
     """Return the checked config of a new run. Raises UserError."""
     config = settings.compose(overrides, PROJECT / "configs")
+    launch_keys.check_types(config)
     choose_cluster(config, console)
     fill_in(config)
     fit_batch(config, overrides, console)
@@ -163,6 +164,7 @@ def resume(overrides: list[str], folder: Path, console: Console) -> tuple[RunDir
     config["data"]["identity"] = run.config["data"]["identity"]
     config["extend"] = run.config.get("extend", [])
     settings.check_resume(run.config, config)
+    launch_keys.check_types(config)
     if further:
         config["extend"] = [*config["extend"], *_further_cycles(run, further)]
     choose_cluster(config, console)

@@ -6,6 +6,7 @@ The page holds everything that it shows and loads nothing. Runs are drawn over o
 hours since each was created. By default it is written to the folder of the first run.
 """
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from html import escape
@@ -64,13 +65,14 @@ class RunRecord:
     """A run as its folder describes it."""
 
     def __init__(self, run: RunDir) -> None:
-        self.run, self.name = run, run.folder.resolve().name
+        self.run, self.name = run, run.folder.resolve().name.encode(errors="replace").decode()
         self.reports = jsonl.read(run.folder / "metrics.jsonl")
-        self.created = (run.folder / "config.yaml").stat().st_mtime
+        files = [path for name in ("config.yaml", "overrides.yaml") if (path := run.folder / name).is_file()]
+        self.created = min(path.stat().st_mtime for path in files)  # an extension rewrites the config
 
     def trace(self, key: str, by: str) -> Trace:
         """Return the curve of a metric, by `samples` or by `hours`."""
-        found = [report for report in self.reports if key in report]
+        found = [report for report in self.reports if math.isfinite(report.get(key, math.nan))]
         return Trace(self.name, [(self._across(report, by), report[key]) for report in found])
 
     def _across(self, report: dict[str, Any], by: str) -> float:
@@ -97,7 +99,9 @@ class RunRecord:
             end = ended.stat().st_mtime if known else max(times, default=started)
             outcome = known.outcome if known else ""
             note = f"attempt {count}: {outcome or 'no outcome'}{f', {known.reason}' if known and known.reason else ''}"
-            spans.append(Span(self.name, self._hours(started), self._hours(end), note, OUTCOMES[outcome]))
+            spans.append(
+                Span(self.name, self._hours(started), self._hours(end), note, OUTCOMES.get(outcome, OUTCOMES[""]))
+            )
         return spans
 
     def energy(self) -> str:
@@ -200,6 +204,14 @@ def legend(colours: dict[str, int]) -> str:
     return "".join(f'<span class="key f{colour}"></span>{escape(name)}' for name, colour in colours.items())
 
 
+def name_apart(runs: Sequence[RunRecord]) -> None:
+    """Name runs by their whole paths where several have the same name."""
+    names = [run.name for run in runs]
+    for run in runs:
+        if names.count(run.name) > 1:
+            run.name = str(run.run.folder)
+
+
 def main(arguments: list[str]) -> int:
     """Run the command line; return the exit code."""
     console = Console(soft_wrap=True, highlight=False, markup=False)
@@ -211,12 +223,14 @@ def main(arguments: list[str]) -> int:
         for key, _ in given:
             if key not in KEYS:
                 raise ConfigError(f"There is no key '{key}'.", nearest(key, KEYS))
-        runs = [RunRecord(RunDir.open(Path(value))) for key, value in given if key == "run"]
+        folders = {Path(value).resolve(): Path(value) for key, value in given if key == "run" and value}
+        runs = [RunRecord(RunDir.open(folder)) for folder in folders.values()]
+        name_apart(runs)
         if not runs:
             raise ConfigError("No run is given.", "python launch/report.py run=runs/NAME")
         out = Path(dict(given).get("out") or runs[0].run.folder / "report.html")
         try:
-            out.write_text(page(runs))
+            out.write_text(page(runs), encoding="utf-8")
         except OSError as error:
             raise ConfigError(f"{out} cannot be written: {error}.", "Name another file: out=report.html") from error
         console.print(f"Written: {out}")

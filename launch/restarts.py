@@ -5,6 +5,7 @@ from collections import Counter
 from launch.ending import (
     FAILED,
     FINISHED,
+    LOST,
     NODE_LOST,
     OUT_OF_MEMORY,
     OUT_OF_TIME,
@@ -36,7 +37,7 @@ def cause_of(ending: Ending | None) -> str:
         return NODE_LOST
     if ending.outcome == FINISHED:
         return ""
-    if ending.again:
+    if ending.again and ending.again != LOST:
         return ending.again
     if ending.outcome == REFUSED:
         return USER_ERROR

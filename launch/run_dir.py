@@ -27,9 +27,16 @@ from dist_ssl.runtime.files import write_atomically
 
 FORMAT = 1
 ATTEMPT_NAME = re.compile(r"\d{4,}")
+NAME = re.compile(r"\w[\w .@=+,?%~-]*")
+"""Name of a run: of one folder, of a job in a batch script, and of a label in metrics."""
 REASON_BYTES = 4096
 PROJECT = Path(__file__).resolve().parent.parent
 SNAPSHOT = ("dist_ssl", "launch", "shards", "configs")
+IMPOSSIBLE = re.compile(r"[:\x00-\x1f\x7f]")
+"""Characters that a run folder's path cannot have.
+
+A colon would end its place in PYTHONPATH, so that other code would run; a control character, a line of a batch script.
+"""
 LEFT_OUT = ("__pycache__", "*.pyc", "*.md", "*.svg")
 """Files of a project that a run does not copy: what documents say does not change what code does."""
 
@@ -50,8 +57,21 @@ class RunDir:
 
     @classmethod
     def create(cls, runs: Path, name: str | None, method: str) -> "RunDir":
-        """Create a folder in `runs`, by default METHOD-MMDD-HHMM. Raises ConfigError if the name is taken."""
-        requested = name or f"{method}-{time.strftime('%m%d-%H%M')}"
+        """Create a folder in `runs`, by default METHOD-MMDD-HHMM.
+
+        Raises ConfigError if the name is taken or is not that of one folder, or no folder can be made there.
+        """
+        requested = str(name or f"{method}-{time.strftime('%m%d-%H%M')}")
+        if not NAME.fullmatch(requested):
+            raise ConfigError(
+                f"name={requested!r} cannot be the name of a run.",
+                "It names a folder and a job: use A to Z, a to z, 0 to 9, then also spaces and . _ - + = @ , ? % ~.",
+            )
+        if IMPOSSIBLE.search(whole := str((runs / requested).absolute())):
+            raise ConfigError(
+                f"{whole!r} cannot be a run folder: its path has a colon or a control character.",
+                "Choose another name=... or runs=...",
+            )
         for number in range(1, 1000):
             folder = runs / (requested if number == 1 else f"{requested}-{number}")
             try:
@@ -60,6 +80,8 @@ class RunDir:
             except FileExistsError:
                 if name:
                     break
+            except OSError as error:
+                raise ConfigError(f"{folder} cannot be made: {error.strerror}.", "Choose another runs=...") from error
         raise ConfigError(
             f"The run folder {runs / requested} exists already.",
             f"Resume it with resume={runs / requested}, or choose another name=...",
@@ -67,8 +89,14 @@ class RunDir:
 
     @classmethod
     def open(cls, folder: Path) -> "RunDir":
-        """Open the folder of a started run. Raises ConfigError if it is none, or has another format."""
+        """Open the folder of a started run. Raises ConfigError if it is none, cannot be read, or has another format."""
         run = cls(folder)
+        try:
+            (folder / "config.yaml").open().close()
+        except PermissionError as error:
+            raise ConfigError(f"{folder} may not be read.", "Ask its owner: chmod -R go+rX FOLDER.") from error
+        except OSError:
+            pass  # there is none, as the next lines say
         if not (folder / "config.yaml").is_file() or "format" not in run.config:
             others = [path.parent.name for path in folder.parent.glob("*/config.yaml") if _of_a_run(path)]
             remedy = nearest(folder.name, others) if others else "Start one: python launch/slurm.py method=mocov3."
@@ -112,8 +140,8 @@ class RunDir:
         write_yaml(self.folder / "config.yaml", {**self.config, "extend": lengths})
 
     def discard(self) -> None:
-        """Remove the folder, unless the run has a job or an attempt."""
-        if not self.job[0] and not self.newest_attempt():
+        """Remove the folder, unless the run has a job or an attempt of its own (a fork has a number of another run)."""
+        if not self.job[0] and not AttemptDir(self, self.newest_attempt()).config_file.is_file():
             shutil.rmtree(self.folder)
 
     @property

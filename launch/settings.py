@@ -58,25 +58,31 @@ OmegaConf.clear_resolver("oc.env")  # a value of the environment may be a secret
 
 PLACES = ("data.path", "data.cache", "runs", "resume")
 """Keys of folders and addresses: their value is taken literally, even where it has meaning in Hydra's grammar."""
+OF_A_RECIPE = ("schedule", "engine")
+"""Groups of which another option may be chosen than a recipe has, without the recipe's keys for its own one."""
+TEXTS = (*PLACES, "name")
+"""Keys of text: what Hydra would take for a number or a truth value is text there (`name=007`, `data.path=2012`)."""
 
 
 def legible(override: str, *, commas: bool = False) -> str:
-    """Return an override in Hydra's grammar: a PLACES value that Hydra cannot read, such as `it's`, is quoted.
+    """Return an override in Hydra's grammar: text (TEXTS) that it cannot read (`it's`) or takes for a number is quoted.
 
-    So is one with commas, `a,b`, unless `commas` separate the choices of a sweep. Raises ConfigError if the override
-    is not of the form key=value.
+    So is a PLACES value with commas, `a,b`, unless `commas` separate the choices of a sweep. Raises ConfigError if the
+    override is not of the form key=value.
     """
     key, _, value = override.partition("=")
     try:
-        choices = OverridesParser.create().parse_overrides([override])[0].is_sweep_override()
+        parsed = OverridesParser.create().parse_overrides([override])[0]
     except OverrideParseException as error:
-        if key in PLACES:
+        if key in TEXTS:
             return _quoted(key, value)
         quotes = f"""; put text with special characters in quotes: "{key}='...'\"""" if value else ""
         raise ConfigError(
             f"'{override}' is not of the form key=value.", f"Write method=mocov3, for example{quotes}."
         ) from error
-    return _quoted(key, value) if choices and key in PLACES and not commas else override
+    if parsed.is_sweep_override():
+        return _quoted(key, value) if key in PLACES and not commas else override
+    return _quoted(key, value) if key in TEXTS and isinstance(parsed.value(), int | float) else override
 
 
 def _quoted(key: str, value: str) -> str:
@@ -94,17 +100,42 @@ def compose(overrides: list[str], folder: Path) -> dict[str, Any]:
     except MissingConfigException as error:
         raise _no_option(str(error.missing_cfg_file), folder) from error
     except ConfigCompositionException as error:
-        raise _no_key(str(error), overrides, folder) from error
+        raise _wrong_option(overrides, folder) or _no_key(str(error), overrides, folder) from error
     except MissingMandatoryValue as error:
         raise ConfigError(f"{error.full_key} has no value.", f"Set it: {error.full_key}=...") from error
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(
+        raise _wrong_option(overrides, folder) or ConfigError(
             f"{' '.join(overrides)} cannot be composed to a config: {error}.", "Correct the command line."
         ) from error
     assert isinstance(values, dict)
+    _drop_strays(values, overrides, folder)
     if isinstance(values.get("extend"), str):
         values["extend"] = [values["extend"]]  # one length may be written without brackets
     return {str(key): value for key, value in values.items()}
+
+
+def _drop_strays(values: dict[Any, Any], overrides: list[str], folder: Path) -> None:
+    """Remove what a recipe sets for a schedule or an engine, if another one is chosen that has no such key.
+
+    `+recipe=mocov3_r50_in1k_100ep schedule=accelerated` would else have the recipe's `schedule.warmup`.
+    """
+    given = [override.lstrip("+").partition("=")[0] for override in overrides]
+    for override in overrides if "recipe" in given else ():
+        group = override.partition("=")[0]
+        if group in OF_A_RECIPE and isinstance(values.get(group), dict):
+            known = {f"{group}.{key}" for key in compose([override], folder)[group]}
+            strays = [key for key in values[group] if f"{group}.{key}" not in known.union(given)]
+            for key in strays:
+                del values[group][key]
+
+
+def _wrong_option(overrides: list[str], folder: Path) -> ConfigError | None:
+    """Return the error for `method=null` or `views={a: 5}`, which name no option of their group; None without any."""
+    for override in overrides:
+        group, _, value = override.lstrip("+").partition("=")
+        if group and (folder / group).is_dir() and not (folder / group / f"{value}.yaml").is_file():
+            return _no_option(f"{group}/{value}", folder)
+    return None
 
 
 def _no_option(missing: str, folder: Path) -> ConfigError:

@@ -33,6 +33,8 @@ from launch.progress_bar import RunView
 from launch.run_dir import RunDir, write_for_owner_alone
 
 INTERRUPTED_CODE = 130
+OF_A_RUN = ("resume=", "follow=", "fork=")
+"""Arguments that name an existing run."""
 Prepared = tuple[RunDir, dict[str, Any]]
 
 
@@ -150,10 +152,7 @@ def command(arguments: list[str], console: Console) -> int:
     """Execute the arguments: start, fork, resume or follow; return the exit code. Raises UserError."""
     trusted, complete = trust.parse(arguments)
     arguments = credentials.set_aside(complete)
-    special = ("resume=", "follow=", "fork=")
-    parted = (argument.partition("=") for argument in arguments if argument.startswith(special))
-    given = {key: value for key, _, value in parted}
-    others = [argument for argument in arguments if not argument.startswith(special)]
+    given, others = of_a_run(arguments)
     if "follow" in given:
         run = RunDir.open(Path(given["follow"]))
         if not run.job[0]:
@@ -173,6 +172,24 @@ def command(arguments: list[str], console: Console) -> int:
     return start(arguments, console)
 
 
+def of_a_run(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
+    """Return the run that the arguments name, by `resume`, `follow` or `fork`, and the other arguments.
+
+    Raises ConfigError for several, and for others beside `follow`, which would have no effect.
+    """
+    found = [argument for argument in arguments if argument.startswith(OF_A_RUN)]
+    others = [argument for argument in arguments if not argument.startswith(OF_A_RUN)]
+    if len(found) > 1:
+        raise ConfigError(f"{' '.join(found)} cannot be done at once.", "Give one of them.")
+    given = dict(argument.partition("=")[::2] for argument in found)
+    for key, value in given.items():
+        if not value:
+            raise ConfigError(f"{key} names no run.", f"Write {key}=runs/NAME{'@STEP' if key == 'fork' else ''}.")
+    if "follow" in given and others:
+        raise ConfigError(f"{others[0]} has no effect beside {found[0]}.", "Leave it out.")
+    return given, others
+
+
 def start_fork(name: str, overrides: list[str], complete: list[str], trusted: bool, console: Console) -> int:
     """Start the fork of a run; return the exit code. `complete`: the whole command line. Raises UserError."""
     from launch import forking  # needs torch, which no other way of use needs in this process so early
@@ -183,7 +200,21 @@ def start_fork(name: str, overrides: list[str], complete: list[str], trusted: bo
     config, words, progress = forking.forked_config(source, checkpoint, overrides, console)
     if config["dry_run"]:
         return show(config, Path(config["runs"]) / (config["name"] or preparation.method_of(config)), console)
-    return go([(forking.begin(config, words, source, checkpoint, progress), config)], [], console)
+    run = forking.begin(config, words, source, checkpoint, progress)
+    return go_or_discard([(run, config)], console)
+
+
+def go_or_discard(prepared: list[Prepared], console: Console) -> int:
+    """Run or submit new runs; return the worst exit code. Raises ConfigError; what was not submitted is removed then.
+
+    So a corrected command may use the same name.
+    """
+    try:
+        return go(prepared, [], console)
+    except (ConfigError, KeyboardInterrupt):
+        for run, _ in prepared:
+            run.discard()
+        raise
 
 
 def start(arguments: list[str], console: Console) -> int:
@@ -198,11 +229,11 @@ def start(arguments: list[str], console: Console) -> int:
     try:
         for combination, config in zip(combinations, configs, strict=True):
             runs.append(preparation.begin(combination, config))
-        return go(list(zip(runs, configs, strict=True)), [], console)
     except (ConfigError, KeyboardInterrupt):
         for run in runs:
-            run.discard()  # nothing was submitted, so a corrected command may use the name
+            run.discard()
         raise
+    return go_or_discard(list(zip(runs, configs, strict=True)), console)
 
 
 def main(arguments: list[str]) -> int:

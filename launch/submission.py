@@ -1,7 +1,8 @@
 """Submission of a resolved config as a Slurm job, through submitit: one task per node, which is the node's agent.
 
-The batch script has three parts: the prologue makes the attempt's folder, srun starts the agents, and the epilogue,
-which a cancelled job does not reach, decides whether to requeue the job. All state comes from the run folder, none
+The batch script has three parts: the prologue makes the attempt's folder, srun starts the agents (and is ended if it
+waits for a node that is dead), and the epilogue, which a cancelled job does not reach, decides whether to requeue the
+job. All state comes from the run folder, none
 from a pickle: submitit passes on nothing but the folder's name.
 """
 
@@ -110,6 +111,9 @@ def _before(python: str, run_line: str) -> list[str]:
         f"export PYTHONSAFEPATH=1 PYTHONPATH=${RUN}/code${{PYTHONPATH:+:$PYTHONPATH}}",
         f'{ATTEMPT}=$({python} launch.prologue "${RUN}") || exit $?',
         f"export {ATTEMPT}",
+        # the line that submitit writes calls this function: a dead node would keep srun itself for minutes
+        f'srun() {{ command srun "$@" & local srun=$!; {python} launch.srun_guard "${RUN}" "${ATTEMPT}" "$srun" & '
+        'wait "$srun"; }',
     ]
 
 

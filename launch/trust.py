@@ -2,12 +2,13 @@
 
 A resume executes the code in the run folder, and its configs say what that code does. So a folder that belongs to
 somebody else, or that others may write to, is refused unless the command says trust=true. Looking at such a folder
-(follow, audit) executes nothing of it.
+(follow, audit) executes nothing of it. What root owns is as safe as the machine.
 """
 
 import grp
 import os
 import pwd
+import shlex
 import stat
 from collections.abc import Iterator
 
@@ -16,19 +17,23 @@ from launch.handover import files
 from launch.run_dir import PROJECT, RunDir
 
 KEY = "trust"
+ROOT = 0
 SHOWN = 5
 """Number of files that a message names."""
 CONFIGS = ("config.yaml", "overrides.yaml", "submitted.yaml", "attempts/*/config.yaml")
 
 
 def check(run: RunDir, trusted: bool) -> None:
-    """Raise ConfigError unless the folder is the user's alone, or `trusted`."""
-    problems = [] if trusted else list(dangers(run))
-    if problems:
+    """Raise ConfigError unless the folder is the user's alone, or `trusted`, or its code is the one that runs here."""
+    if trusted or run.code.resolve() == PROJECT:
+        return
+    if problems := list(dangers(run)):
         more = f" ({len(problems)} such files)" if len(problems) > 1 else ""
+        own = run.folder.stat().st_uid == os.geteuid()
+        close = f" To take the right from them: chmod -R go-w {shlex.quote(str(run.folder))}" if own else ""
         raise ConfigError(
             f"{run.folder} is not yours alone, and its code would run as you: {problems[0]}{more}.",
-            f"{_differences(run)} If you trust everybody who can write to it, add {KEY}=true.",
+            f"{_differences(run)} If you trust everybody who can write to it, add {KEY}=true.{close}",
         )
 
 
@@ -39,7 +44,7 @@ def dangers(run: RunDir) -> Iterator[str]:
         state = path.stat() if path.exists() else None
         if state is None:
             continue
-        if state.st_uid != os.geteuid():
+        if state.st_uid not in (os.geteuid(), ROOT):
             yield f"{path} belongs to {_name(state.st_uid)}"
         elif state.st_mode & stat.S_IWOTH or (state.st_mode & stat.S_IWGRP and not _private(state.st_gid)):
             yield f"{path} can be changed by others (mode {stat.S_IMODE(state.st_mode):o})"

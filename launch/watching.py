@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 
 from dist_ssl.checkpoint.saver import KEPT
 from dist_ssl.distributed.world import World
-from dist_ssl.errors import CheckpointError
+from dist_ssl.errors import CheckpointError, ConfigError, UserError
 from dist_ssl.evaluate.linear import Say
 from launch.ending import FINISHED, Ending
 from launch.evaluation import checkpoint_of, config_of, file_of, published
-from launch.evaluation_options import Options
+from launch.evaluation_options import Options, Place
 from launch.frozen import RetiredError
 from launch.run_dir import AttemptDir, RunDir
 
@@ -31,7 +31,7 @@ class Watch:
 
     run: RunDir
     options: Options
-    data: dict[str, str]
+    data: Place
     say: Say
     passed: set[str] = field(default_factory=set)
     ended: int = 0
@@ -74,15 +74,33 @@ def evaluate_named(run: RunDir, name: str, world: World, one: Callable[[str], No
 
     Where the run removes the latest one before it is read, the one that is the latest by then takes its place.
     """
-    removed = ""
+    removed: str | None = ""
     while True:
-        found = world.share(checkpoint_of(run, name).name)
+        found = of_rank_0(world, lambda: checkpoint_of(run, name).name)
         try:
-            return one(found)
+            return one(str(found))
         except RetiredError:
             if name != "latest" or found == removed:
                 raise
             removed = found
+
+
+def of_rank_0(world: World, find: Callable[[], str | None]) -> str | None:
+    """Return on every rank what `find` returns on rank 0. Raises ConfigError on every rank where it raises UserError.
+
+    Ranks on several machines may see the run's folder at different times.
+    """
+    found: str | None = None
+    problem: list[str] = []
+    if world.rank == 0:
+        try:
+            found = find()
+        except UserError as error:
+            problem = [error.problem, error.remedy]
+    found, problem = world.share([found, problem])
+    if problem:
+        raise ConfigError(*problem)
+    return found
 
 
 def follow(watch: Watch, world: World, one: Callable[[str], None]) -> None:
@@ -91,7 +109,7 @@ def follow(watch: Watch, world: World, one: Callable[[str], None]) -> None:
     One that is damaged, diverged or removed is passed over. Raises UserError.
     """
     watch.say(f"Following {watch.run.folder}; Ctrl-C ends this.")
-    while (name := world.share(watch.next() if world.rank == 0 else None)) is not None:
+    while (name := of_rank_0(world, watch.next)) is not None:
         try:
             one(name) if name else time.sleep(LOOK_SECONDS)
         except CheckpointError as error:

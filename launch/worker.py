@@ -9,6 +9,7 @@ handlers before it imports torch, and dies with its parent process, so that no r
 import contextlib
 import errno
 import os
+import re
 import signal
 import sys
 import threading
@@ -20,7 +21,7 @@ from dist_ssl.errors import EXIT_CODE, UserError
 from dist_ssl.runtime.log_setup import open_journal
 from dist_ssl.runtime.signals import Signals
 from launch import cluster_options, credentials
-from launch.ending import STOPPED_CODE
+from launch.ending import LOST_CODE, STOPPED_CODE
 from launch.parent import alone
 from launch.private_cache import use_private_cache
 from launch.restarts import restarts_before
@@ -81,6 +82,21 @@ def explain(error: BaseException) -> UserError | None:
     return None
 
 
+LOST = re.compile(
+    r"Connection (closed|reset|refused)|Broken pipe|Timed out waiting|timeout caused pair closure|Socket Timeout"
+    r"|ncclRemoteError|NCCL communicator was aborted|remote process exited"
+    r"|uncorrectable ECC|fallen off the bus|GPU is lost"
+)
+"""Messages of gloo, NCCL and CUDA that say that another process, its network or the GPU is gone."""
+
+
+def something_is_gone(error: BaseException) -> bool:
+    """Return whether an error is not this rank's own: a peer, its node, a server or the GPU is gone."""
+    if isinstance(error, UserError):
+        return error.transient
+    return isinstance(error, ConnectionError) or (isinstance(error, RuntimeError) and bool(LOST.search(str(error))))
+
+
 def main(arguments: list[str]) -> int:
     """Run the worker that the command line describes; return its exit code."""
     signals = Signals().listen()
@@ -97,7 +113,7 @@ def main(arguments: list[str]) -> int:
             attempt.give_reason(int(os.environ.get("RANK", "0")), str(known))
         with contextlib.suppress(OSError):  # the log may lie on a full disk
             print(known, file=sys.stderr) if known else traceback.print_exc()
-        return EXIT_CODE if known else 1
+        return LOST_CODE if something_is_gone(error) else EXIT_CODE if known else 1
 
 
 def end(code: int) -> None:

@@ -48,7 +48,7 @@ RUN = Board(
                 *line(8, "Loss", "kNN accuracy", "Evaluations"),
                 *line(6, "Gradient norm", "Spread", "Cosines"),
                 Panel("Effective rank", 6, limits=(3, 1.5)),
-                *line(8, "Teacher distance", "Queue age", "Coding rate"),
+                *line(6, "Teacher distance", "Queue age", "Coding rate", "Difficulty of views"),
             ),
         ),
         Row(

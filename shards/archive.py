@@ -1,27 +1,37 @@
 """Writer and index of WebDataset tars: the same samples give the same bytes, and a tar is indexed in one pass.
 
 Members are grouped by WebDataset's rule: a sample's key is the member's name up to the first dot of its base name, and
-the rest is the kind of the member. Names that begin with a dot and `__name__` members belong to no sample.
+the rest is the kind of the member; or, where names have dots of their own (`cam1.000001.jpg`), up to the last dot.
+Names that begin with a dot and `__name__` members belong to no sample. A label is whatever text its `.cls` member has.
 """
 
 import hashlib
 import os
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Protocol
 
 from dist_ssl.data.storage.manifest import Row, Shard
 from dist_ssl.errors import DataError
 
-KINDS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif")
+KINDS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif", "jfif", "jpe", "ppm", "pgm", "pnm", "jp2", "avif")
 """File name extensions of images, in order of preference for samples with several images."""
 NAME = re.compile(r"((?:.*/|)[^./]+)\.([^/]*)", re.DOTALL)
+NAME_TO_LAST_DOT = re.compile(r"((?:.*/|)[^./][^/]*)\.([^./]*)", re.DOTALL)
+UNLABELLED = "-1"
+"""Text of a `.cls` member that stands for no label."""
+MOST_LABEL = 200
+"""Longest label, bytes."""
 META = re.compile(r"__[^/]*__($|/)")
 STEP = 1 << 16
 """Bytes read at a time."""
+MOST_HEADER = 1 << 20
+"""Bytes of a header that holds a long name or other fields: it is read into memory before anything of it is known."""
+LONG = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +125,23 @@ class _Header(tarfile.TarInfo):
             return super().fromtarfile(tarfile)
         except _END:
             raise
+        except _EMPTY:
+            if tarfile.offset:  # whole members, and no blocks of zeros behind them: every reader of tars takes it
+                setattr(tarfile, WITHOUT_END, True)
+            raise
         except _HEADER as error:
             raise _DamagedError(f"at byte {tarfile.offset}: {error}") from error
 
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo | None:
+        if self.type in LONG and self.size > MOST_HEADER:
+            raise _DamagedError(f"at byte {self.offset}: a header of {self.size} bytes")
+        found: tarfile.TarInfo | None = super()._proc_member(archive)  # type: ignore[misc]
+        return found
+
 
 _END = tarfile.EOFHeaderError  # type: ignore[attr-defined]
+_EMPTY = tarfile.EmptyHeaderError  # type: ignore[attr-defined]
+WITHOUT_END = "without_end"
 _HEADER = tarfile.HeaderError
 
 
@@ -132,28 +154,40 @@ class Index:
     """Contents of a tar. `several`: number of samples with more than one image; `bare`: number of samples with none."""
 
     rows: list[Row]
+    """Label of a row: its position in `names`, -1 for none."""
     members: dict[int, tuple[str, int]]
     """Key and size in bytes of every member of a sample, by the offset of its bytes in the tar."""
-    labels: dict[str, int]
+    labels: dict[str, str]
+    """Text of every label, by key."""
+    names: tuple[str, ...]
+    """The distinct labels, sorted."""
     bytes: int
     sha256: str
     several: int
     bare: int
+    dotted: int = 0
+    """Number of images that would be lost because names have dots of their own: kinds are then parts of names."""
+    others: Counter[str] = field(default_factory=Counter)
+    """Number of members that are neither images nor labels, by kind."""
+    ended: bool = True
+    """False if the two blocks of zeros that end a tar are missing; all members are whole."""
 
 
-def index(file: Readable, name: str, image: str | None = None) -> Index:
+def index(file: Readable, name: str, image: str | None = None, *, labels: bool = True, last_dot: bool = False) -> Index:
     """Return the index of a tar, read in one pass.
 
     `name`: the tar's name, for messages; `image`: the kind of the members that are images. Without `image`, a sample's
     image is the member `KEY.EXT` whose EXT comes first in KINDS; if there is none, the member `KEY.ANYTHING.EXT` whose
-    name sorts first. Raises DataError if the tar is damaged, a label is not a number, or two samples have the same key.
+    name sorts first. `labels`: take labels from .cls members. `last_dot`: keys end before the last dot. Raises
+    DataError if the tar is damaged, a label is no text, or two samples have the same key.
     """
-    hashed, found = _Hashed(file), _Found(name, image)
+    hashed, found = _Hashed(file), _Found(name, image, NAME_TO_LAST_DOT if last_dot else NAME, labels)
     try:
         with tarfile.open(fileobj=hashed, mode="r|", tarinfo=_Header, bufsize=STEP) as archive:  # type: ignore[call-overload]
             for member in _members(archive):
                 found.take(archive, member)
             _finish(archive)
+            found.ended = not getattr(archive, WITHOUT_END, False)
     except (_DamagedError, tarfile.TarError, EOFError) as error:
         raise DataError(
             f"{name} is damaged: {error}.",
@@ -180,16 +214,18 @@ def _finish(archive: tarfile.TarFile) -> None:
 class _Found:
     """Collector of a tar's samples from its members."""
 
-    def __init__(self, name: str, image: str | None) -> None:
-        self.name, self.image = name, image.lower() if image else None
+    def __init__(self, name: str, image: str | None, rule: re.Pattern[str], labels: bool) -> None:
+        self.name, self.image, self.rule = name, image.lower() if image else None, rule
         self.images: dict[str, list[tuple[tuple[int, str], int, int]]] = {}
-        self.labels: dict[str, int] = {}
+        self.labels: dict[str, str] = {}
+        self.others: Counter[str] = Counter()
+        self.ended, self.labelled = True, labels
         self.keys: dict[str, set[str]] = {}
         self.members: dict[int, tuple[str, int]] = {}
 
     def take(self, archive: tarfile.TarFile, member: tarfile.TarInfo) -> None:
         """Record one member. Raises DataError."""
-        named = NAME.fullmatch(member.name)
+        named = self.rule.fullmatch(member.name)
         if named is None or member.isdir() or META.match(member.name):
             return
         key, kind = spelt(named[1]), named[2].lower()
@@ -208,8 +244,10 @@ class _Found:
                     "Write that tar again with regular files.",
                 )
             self.images.setdefault(key, []).append((rank, member.offset_data, member.size))
-        elif kind == "cls":
+        elif kind == "cls" and self.labelled:
             self.labels[key] = self._label(archive, member)
+        else:
+            self.others[kind.rpartition(".")[2]] += 1
 
     def _rank(self, kind: str) -> tuple[int, str] | None:
         """Return the priority as the sample's image; the lowest wins, None if the member is not an image."""
@@ -220,21 +258,41 @@ class _Found:
             return None
         return (KINDS.index(kind), "") if kind == last else (len(KINDS), kind)
 
-    def _label(self, archive: tarfile.TarFile, member: tarfile.TarInfo) -> int:
-        """Return the class number in a .cls member; -1 for none. Raises DataError."""
+    def _label(self, archive: tarfile.TarFile, member: tarfile.TarInfo) -> str:
+        """Return the text of a .cls member: the number or the name of a class. Raises DataError."""
         content = archive.extractfile(member)
-        text = content.read(100).strip() if content else b""
-        if not re.fullmatch(rb"-1|\d{1,18}", text):
+        data = content.read(MOST_LABEL + 1).strip() if content else b""
+        text = data.decode(errors="replace")
+        if not 0 < len(data) <= MOST_LABEL or not text.isprintable() or "\ufffd" in text:
             raise DataError(
-                f"{self.name} has {member.name} with {text.decode(errors='replace')!r}: a label is a whole number.",
-                "Write class numbers (0, 1, ...) into the .cls members, or leave those out.",
+                f"{self.name} has {member.name} with {text[:60]!r}: a label is a number or a name of one line.",
+                "Write the class's number or name into it, or take no labels: labels=false.",
             )
-        return int(text)
+        return str(int(text)) if text.isascii() and text.isdigit() else text
+
+    def _dotted(self) -> int:
+        """Return how many images are hidden behind the first of their sample by kinds that are no kinds but names."""
+        kinds = Counter(kind for images in self.images.values() for (_, kind), *_ in images if kind)
+        hidden = sum(len(images) - 1 for images in self.images.values())
+        return hidden if len(kinds) > max(10, len(self.images)) and max(kinds.values()) <= len(self.images) else 0
 
     def index(self, read: _Hashed) -> Index:
         """Return the index of all samples, ordered by the offset of their images."""
-        chosen = ((key, *min(images)[1:], self.labels.get(key, -1)) for key, images in self.images.items())
+        names = tuple(sorted({text for text in self.labels.values() if text != UNLABELLED}))
+        numbers = {name: number for number, name in enumerate(names)}
+        label = {key: numbers.get(text, -1) for key, text in self.labels.items()}
+        chosen = ((key, *min(images)[1:], label.get(key, -1)) for key, images in self.images.items())
         rows: list[Row] = [*sorted(chosen, key=lambda row: row[1])]
-        several = sum(len(images) > 1 for images in self.images.values())
-        digest, bare = read.hash.hexdigest(), len(self.keys) - len(rows)
-        return Index(rows, self.members, self.labels, read.bytes, digest, several, bare)
+        return Index(
+            rows,
+            self.members,
+            self.labels,
+            names,
+            read.bytes,
+            read.hash.hexdigest(),
+            several=sum(len(images) > 1 for images in self.images.values()),
+            bare=len(self.keys) - len(rows),
+            dotted=self._dotted(),
+            others=self.others,
+            ended=self.ended,
+        )

@@ -6,6 +6,7 @@ A script's options are exactly the fields of its dataclass: any other key is ref
 import os
 import sys
 import typing
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -15,7 +16,7 @@ from rich.console import Console
 
 from dist_ssl.config.byte_sizes import parse_bytes
 from dist_ssl.data.storage.pyramid import check_sides
-from dist_ssl.errors import EXIT_CODE, ConfigError, UserError, nearest
+from dist_ssl.errors import EXIT_CODE, ConfigError, UserError, nearest, printable
 
 Bytes = NewType("Bytes", int)
 """Number of bytes, written like 256MB."""
@@ -175,9 +176,13 @@ def say(console: Console, text: str) -> None:
     console.print(printable(text), highlight=False, markup=False)
 
 
-def printable(text: str) -> str:
-    """Return a text with backslash escapes for the bytes of file names that are not valid UTF-8."""
-    return text.encode("utf-8", "backslashreplace").decode()
+def counted_kinds(kinds: Counter[str], most: int = 20) -> str:
+    """Return how many files there are of each extension, the most frequent first."""
+    listed = [
+        f"{count} {f'.{kind}' if kind else 'without extension'}"
+        for kind, count in sorted(kinds.items(), key=lambda pair: (-pair[1], pair[0]))
+    ]
+    return shortened(listed, most)
 
 
 def shortened(names: Sequence[str], most: int = 10, between: str = ", ") -> str:

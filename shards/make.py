@@ -24,7 +24,7 @@ from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.fetch import Fetcher
 from dist_ssl.errors import ConfigError, nearest
 from shards import levels
-from shards.command_line import command, fill, pairs, say
+from shards.command_line import command, fill, pairs, say, shortened
 from shards.image_source import ImageSource
 from shards.sources import demo, garments, imagefolder, tars, vision
 
@@ -58,6 +58,8 @@ def report(folder: Path, console: Console) -> None:
     for name, split in found.splits.items():
         labels = "labelled" if split.labelled else "no labels"
         say(console, f"{name}: {len(split.samples)} images in {len(split.shards)} shards, {labels}")
+    if found.classes:
+        say(console, f"{len(found.classes)} classes: {shortened(found.classes)}")
     probed = "val" in found.splits and all(found.splits[name].labelled for name in ("train", "val"))
     sides = sorted(pyramid.read(Address(str(folder)), found, Fetcher()))
     if sides:

@@ -23,9 +23,9 @@ from dist_ssl.data.images.decode import UnreadableError, decode
 from dist_ssl.data.storage import manifest, pyramid
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.fetch import Fetcher
-from dist_ssl.errors import DataError
-from shards.archive import Index, index
-from shards.command_line import ONE_PER_CORE, Threads, command, fill, folder_and_pairs, printable, say
+from dist_ssl.errors import DataError, printable
+from shards.archive import UNLABELLED, Index, index
+from shards.command_line import ONE_PER_CORE, Threads, command, fill, folder_and_pairs, say
 from shards.pack import bar
 from shards.sources.tars import Counted
 
@@ -85,7 +85,11 @@ def verify(folder: Path, options: VerifyOptions, console: Console) -> list[Damag
     tars = [tar for split in splits for tar in tars_of(folder, split)]
     with bar(console) as progress, ThreadPoolExecutor(options.threads) as pool:
         task = progress.add_task("bytes ", total=sum(tar.shard.bytes for tar in tars))
-        wrong += [damage for own in pool.map(lambda tar: checked(tar, progress, task), tars) for damage in own]
+        wrong += [
+            damage
+            for own in pool.map(lambda tar: checked(tar, originals.classes, progress, task), tars)
+            for damage in own
+        ]
         if options.decode:
             known = {(damage.shard, damage.key) for damage in wrong}
             chunks = [(tar, part) for tar in tars if tar.path.is_file() for part in parts(tar.read)]
@@ -118,36 +122,42 @@ def parts(numbers: Sequence[int]) -> Iterator[Sequence[int]]:
     yield from (numbers[start : start + CHUNK] for start in range(0, len(numbers), CHUNK))
 
 
-def checked(tar: Tar, progress: Progress, task: TaskID) -> list[Damage]:
+def checked(tar: Tar, classes: Sequence[str], progress: Progress, task: TaskID) -> list[Damage]:
     """Return the damage of a tar's bytes and headers."""
     name = tar.shard.name
     if not tar.path.is_file():
         return [Damage(name, "", "the tar is missing")]
+    dots = any("." in tar.samples.key(number).rpartition("/")[2] for number in tar.numbers)
+    labelled = bool((tar.samples.labels[tar.numbers.start : tar.numbers.stop] >= 0).any())
     try:
         counted = Counted(tar.path, progress, task)
         with counted.file:
-            own = index(counted, "the tar")
+            own = index(counted, "the tar", labels=labelled, last_dot=dots)
     except (DataError, OSError) as error:
         return [Damage(name, "", error.problem if isinstance(error, DataError) else f"cannot be read: {error}")]
     changed = own.sha256 != tar.shard.sha256
     whole = [Damage(name, "", "its sha256 differs from the manifest's: the tar has changed")] if changed else []
-    return whole + list(differences(tar, own, changed))
+    return whole + list(differences(tar, own, classes, changed))
 
 
-def differences(tar: Tar, own: Index, changed: bool) -> Iterator[Damage]:
-    """Yield the differences between a tar's headers and the manifest. `changed`: the tar is not the indexed one."""
+def differences(tar: Tar, own: Index, classes: Sequence[str], changed: bool) -> Iterator[Damage]:
+    """Yield the differences between a tar's headers and the manifest. `changed`: the tar is not the indexed one.
+
+    `classes`: names of the labels. Our own tars hold numbers, those of others may hold the names.
+    """
     samples, known = tar.samples, set()
     for number in tar.numbers:
         key, offset, size = samples.key(number), int(samples.offsets[number]), int(samples.sizes[number])
         known.add(key)
-        label, found = own.labels.get(key, -1), own.members.get(offset)
-        expected = -1 if tar.copies else samples.labels[number]
+        label, found = own.labels.get(key, UNLABELLED), own.members.get(offset)
+        expected = -1 if tar.copies else int(samples.labels[number])
+        named = classes[expected] if 0 <= expected < len(classes) else ""
         if found != (key, size):
             there = f"'{found[0]}' with {found[1]} bytes" if found else "no member"
             yield Damage(
                 tar.shard.name, key, f"at byte {offset} is {there}, the manifest says {size} bytes of this key"
             )
-        elif label != expected:
+        elif label not in (str(expected), named):
             yield Damage(tar.shard.name, key, f"label is {label}, the manifest says {expected}")
     for key, *_ in own.rows if changed else []:
         if key not in known:

@@ -19,7 +19,8 @@ from dist_ssl.core.batch import Batch
 from dist_ssl.core.draws import Draws, Purpose
 from dist_ssl.core.plan import EpochPlan, Hyperparameters
 from dist_ssl.core.progress import Progress
-from dist_ssl.data import stream as stream_module
+from dist_ssl.data import epoch_views
+from dist_ssl.data.epoch_views import Colours
 from dist_ssl.data.images.decode import UnreadableError
 from dist_ssl.data.images.views import Augmentation
 from dist_ssl.data.loader import load
@@ -28,7 +29,7 @@ from dist_ssl.data.order.ledger import Ledger
 from dist_ssl.data.order.ledger_audit import Audit, epochs
 from dist_ssl.data.order.quarantine import Quarantine
 from dist_ssl.data.storage.manifest import Shard, Split, columns
-from dist_ssl.data.stream import Colours, Stream
+from dist_ssl.data.stream import Stream
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import UserError
 from dist_ssl.evaluate.knn import NoProbe
@@ -353,7 +354,7 @@ def bare(monkeypatch: Any) -> None:
         return drawn[key]
 
     monkeypatch.setattr(Draws, "order", order)
-    monkeypatch.setattr(stream_module, "Cutter", Scissors)
+    monkeypatch.setattr(epoch_views, "Cutter", Scissors)
     monkeypatch.setattr("os.fsync", lambda handle: None)
 
 

@@ -10,9 +10,11 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import psutil
 
 NODES, PROGRAMS = 4, ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel")
 GRACE_SECONDS = 20
@@ -58,6 +60,9 @@ class Slurm:
     """A running Slurm; commands find it through `environment`."""
 
     folder: Path
+    daemons: "list[subprocess.Popen[bytes]]" = field(default_factory=list)
+    nodes: "dict[str, subprocess.Popen[bytes]]" = field(default_factory=dict)
+    """slurmd of every node."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -80,22 +85,49 @@ class Slurm:
         done = subprocess.run(words, env=self.environment, capture_output=True, text=True, check=False, timeout=60)
         return done.stdout.strip()
 
+    def start_node(self, name: str) -> None:
+        """Start a node's slurmd."""
+        self.nodes[name] = _daemon(self, "slurmd", "-D", "-N", name)
+        self.daemons.append(self.nodes[name])
+
+    @contextmanager
+    def dead(self, name: str) -> Iterator[None]:
+        """A node has lost its power while the block runs: nothing of it is left, and nothing of it says goodbye."""
+        mine = [process for process in psutil.process_iter() if _on_node(process, name)]
+        steps = {parent for process in mine for parent in process.parents() if "slurmstepd" in parent.name()}
+        self.nodes[name].kill()
+        for process in (*steps, *mine):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.nodes[name].wait()
+        yield
+        self.start_node(name)
+        self.ask("scontrol", "update", f"NodeName={name}", "State=RESUME")
+        _await_nodes(self)
+
+
+def _on_node(process: psutil.Process, name: str) -> bool:
+    with suppress(psutil.Error):
+        return bool(process.environ().get("SLURMD_NODENAME") == name)
+    return False
+
 
 @contextmanager
 def running(folder: Path) -> Iterator[Slurm]:
     """A Slurm in `folder` while the block runs; no process of it is left behind."""
-    daemons: list[subprocess.Popen[bytes]] = []
+    slurm = Slurm(folder)
+    daemons = slurm.daemons
     try:
-        slurm = Slurm(folder)
         _write_conf(folder)
         daemons.append(_munge(folder))
         _await(lambda: (folder / "munge" / "socket").exists(), "munged listens", folder)
         daemons.append(_daemon(slurm, "slurmctld", "-D"))
-        daemons.extend(_daemon(slurm, "slurmd", "-D", "-N", f"n{node}") for node in range(1, NODES + 1))
+        for node in range(1, NODES + 1):
+            slurm.start_node(f"n{node}")
         _await_nodes(slurm)
         yield slurm
     finally:
-        _stop(Slurm(folder), daemons)
+        _stop(slurm)
 
 
 def _free_ports(count: int) -> list[int]:
@@ -159,8 +191,9 @@ def _await(holds: Callable[[], bool], what: str, folder: Path) -> None:
         time.sleep(0.1)
 
 
-def _stop(slurm: Slurm, daemons: "list[subprocess.Popen[bytes]]") -> None:
+def _stop(slurm: Slurm) -> None:
     """Cancel all jobs, wait until their steps are gone, end the daemons."""
+    daemons = slurm.daemons
     try:
         if len(daemons) > 1:
             slurm.ask("scancel", "--full", "--user=root")

@@ -44,7 +44,8 @@ def test_every_divisor_of_the_lanes_is_a_number_of_ranks(demo_shards: Path, rank
 
 
 @pytest.mark.parametrize(
-    "group", ["method", "aux", "encoder", "optim", "views", "schedule", "engine", "probe", "metrics", "tracker"]
+    "group",
+    ["method", "aux", "encoder", "optim", "views", "schedule", "difficulty", "engine", "probe", "metrics", "tracker"],
 )
 def test_every_option_of_the_config_tree_can_be_built(demo_shards: Path, group: str) -> None:
     for path in sorted((PROJECT / "configs" / group).glob("*.yaml")):
@@ -69,6 +70,14 @@ REFUSED = {
     "a batch that is no multiple": (("batch_size=40",), 1, "batch_size=40 is no multiple of lanes=12", "batch_size=36"),
     "images without pixels": (("data.max_pixels=0",), 1, "data.max_pixels=0", "Leave it out"),
     "bytes without a unit": (("data.ahead_bytes=64000000",), 1, "data.ahead_bytes=64000000 is not a size", "256MB"),
+    "candidates of one view": (
+        ("method=single_branch", "schedule.candidates=4"),
+        1,
+        "schedule.candidates=4 is not possible with this method",
+        "mocov3, simclr or byol",
+    ),
+    "no candidates": (("schedule.candidates=0",), 1, "schedule.candidates=0", "schedule.candidates=4"),
+    "candidates from the end on": (("schedule.candidates_from=1",), 1, "schedule.candidates_from=1", "Correct it"),
     "no batch": (("batch_size=0",), 1, "batch_size=0", "batch_size=12"),
     "a batch larger than the data": (("batch_size=72",), 1, "batch_size=72 is more than the 60 samples", "smaller"),
     "parts that the samples cannot be cut into": (
@@ -115,6 +124,8 @@ REFUSED = {
         "optim.nesterov=false",
     ),
     "a precision that does not exist": (("precision=fp8",), 1, "precision=fp8", "bf16, fp32, fp64, tf32"),
+    "an average that never moves": (("ema=1",), 1, "ema=1 is not possible", "ema=0.999"),
+    "an average that is not kept": (("probe.branch=ema",), 1, "probe.branch=ema is not possible", "ema=0.999"),
     "a word for a number": (("batch_size=many",), 1, "batch_size='many'", "int"),
     "a fraction for a count": (("seed=1.5",), 1, "seed=1.5", "int"),
     "yes for a count": (("lanes=true",), 1, "lanes=True", "int"),

@@ -13,7 +13,8 @@ from rich.console import Console
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import ConfigError
 from tests.benchmarks.claims import OPTIONS, TABLES, Runner, estimate, main, of_command, tables
-from tests.benchmarks.claims_report import Paired, at_seconds, markdown, paired_at_equal_seconds
+from tests.benchmarks.claims_curves import at_seconds, seconds_to, speed
+from tests.benchmarks.claims_report import Paired, markdown, paired_at_equal_seconds
 from tests.benchmarks.claims_table import Plan, Results, Row, Table, Variant, digest, flat, score
 from tests.benchmarks.one_row import config_of, measure
 
@@ -39,12 +40,21 @@ def trials(variants: Sequence[Variant]) -> list[tuple[Variant, tuple[str, ...]]]
     return [*((first, setting) for setting in first.settings), *((v, v.settings[-1]) for v in others)]
 
 
+def already_tried(name: str) -> set[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Return words and settings of the tables after this one by name: their runs need not be made twice."""
+    before = [Table.read(TABLES / f"{other}.yaml") for other in tables() if other > name]
+    return {(v.words, setting) for table in before for v in table.variants.values() for setting in v.settings}
+
+
 @pytest.mark.parametrize(("name", "family"), families())
 def test_every_setting_of_a_table_makes_a_run(listed_shards: Path, name: str, family: str) -> None:
     plan = plan_of(table=name)
     data = next(iter(plan.table.data.values()))
     variants = [variant for variant in plan.table.variants.values() if variant.family == family]
+    known = already_tried(name)
     for variant, setting in trials(variants):
+        if (variant.words, setting) in known and not variant.own:
+            continue
         row = plan.row(data, variant, setting, 3, 0, "val")
         with torch.device("meta"):
             _, length = config_of([*row.words, f"data.path={listed_shards}", "data.source=null"], row.budget, World())
@@ -57,6 +67,8 @@ def test_all_variants_of_a_table_have_the_same_tuning_budget(name: str) -> None:
     of_claims = {name for claim in plan.table.claims for name in (claim.better, claim.than)}
     counts = {len(plan.table.variants[name].settings) for name in of_claims}
     assert len(counts) == 1
+    for variant in plan.table.variants.values():
+        assert variant.like is None or plan.table.variants[variant.like].like is None
     assert max(counts) <= 8
     assert plan.table.tuning["seed"] >= plan.table.seeds
     for variant in plan.table.variants.values():
@@ -248,6 +260,46 @@ def test_a_slower_method_is_compared_at_the_seconds_of_the_faster_one() -> None:
     slow = {0: {1: numbers(0.2, 10, 1), 10: numbers(0.6, 100)}}
     fast = {0: {1: numbers(0.1, 1, 1), 10: numbers(0.3, 10)}}
     assert paired_at_equal_seconds(slow, fast, "knn").differences == pytest.approx((-0.1,))
+
+
+def test_the_seconds_to_an_accuracy_lie_between_points_or_are_none() -> None:
+    points = [(10.0, 0.4), (1.0, 0.2), (100.0, 0.3), (1000.0, 0.8)]
+    assert seconds_to(points, 0.1) == 1.0
+    assert seconds_to(points, 0.3) == pytest.approx(math.sqrt(10))
+    assert seconds_to(points, 0.4) == pytest.approx(10)
+    assert seconds_to(points, 0.8) == pytest.approx(1000)
+    assert seconds_to(points, 0.81) is None
+    assert all(seconds_to(points, at_seconds(points, s) or 0) == pytest.approx(s) for s in (1, 2, 5, 10))
+
+
+def test_a_variant_is_as_many_times_sooner_as_its_curve_is_shifted() -> None:
+    budgets = (1, 2, 4, 8)
+    plain = {seed: {b: numbers(0.1 * b + 0.01 * seed, 10.0 * b) for b in budgets} for seed in range(3)}
+    sooner = {seed: {b: numbers(0.1 * b + 0.01 * seed, 10.0 * b / 4) for b in budgets} for seed in range(3)}
+    found = speed(sooner, plain, "knn")
+    assert found.ratio is not None
+    assert 4 <= found.ratio < 4.02  # within the tolerance of the bar
+    assert found.low == pytest.approx(found.high)
+    assert speed(plain, plain, "knn").ratio == pytest.approx(1, abs=0.01)
+    assert speed({0: {1: numbers(0.2, 1)}}, {0: {1: numbers(0.5, 1)}}, "knn").shown == "never reached"
+    assert speed({}, plain, "knn").ratio is None
+
+
+def test_a_bar_that_some_seeds_miss_widens_the_interval_to_zero() -> None:
+    plain = {seed: {8: numbers(0.6, 80.0)} for seed in range(3)}
+    mixed = {seed: {8: numbers(level, 20.0)} for seed, level in enumerate((0.9, 0.5, 0.5))}
+    found = speed(mixed, plain, "knn")
+    assert found.ratio == pytest.approx(4)
+    assert (found.low, found.high) == (0.0, pytest.approx(4))
+
+
+def test_an_accelerated_variant_takes_the_setting_of_the_plain_one(tmp_path: Path) -> None:
+    plan, results = plan_of(table="acceleration", data="demo", variants="simclr,simclr_s12"), Results(tmp_path / "r")
+    plain, faster = plan.variants
+    assert plan.tried(plan.data[0], faster) == []
+    for number, row in enumerate(plan.tuning()):
+        results.add(row, numbers(0.6 if number == 3 else 0.5))
+    assert plan.chosen(plan.data[0], faster, results) == plain.settings[3]
 
 
 def test_the_report_has_curves_settings_and_verdicts_of_what_is_done(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "torch.nn.parallel": ("dist_ssl.engines.*",),
     "hydra": ("launch.*",),
     "omegaconf": ("launch.*",),
-    "prometheus_client": ("dist_ssl.metrics.sinks", "dist_ssl.metrics.endpoint"),
+    "prometheus_client": ("dist_ssl.metrics.*",),
     "os.environ": ("dist_ssl.distributed.*", "launch.*"),
     "os.environb": (),
     "os.getenv": (),

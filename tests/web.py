@@ -30,6 +30,8 @@ class Server(ThreadingHTTPServer):
         self.ranges = True
         self.login = ""
         self.signature = ""
+        self.moved: dict[str, str] = {}
+        """Address that a path redirects to."""
         self.requests: list[tuple[str, str]] = []
         """Path and range of every request."""
         self.released = threading.Event()
@@ -76,6 +78,10 @@ class Handler(BaseHTTPRequestHandler):
             self._say(403)
         elif fault == "superscript":
             self._say(503, {"Retry-After": "\u00b2"})
+        elif parts.path in self.server.moved:
+            self._say(302, {"Location": self.server.moved[parts.path]})
+        elif fault == "drip":
+            self._drip(path.read_bytes())
         elif fault == "endless":
             self._send_without_end()
         elif fault.isdigit():
@@ -113,6 +119,14 @@ class Handler(BaseHTTPRequestHandler):
         with contextlib.suppress(OSError):
             while True:
                 self.wfile.write(bytes(1 << 16))
+
+    def _drip(self, data: bytes) -> None:
+        """Send a byte every now and then, for ever."""
+        self._say(200, {}, len(data))
+        self.close_connection = True
+        with contextlib.suppress(OSError):
+            while not self.server.released.wait(0.02):
+                self.wfile.write(data[:1])
 
     def _say(self, status: int, headers: dict[str, str] | None = None, length: int = 0) -> None:
         self.send_response(status)

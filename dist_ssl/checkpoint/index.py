@@ -23,6 +23,7 @@ from torch import Tensor
 
 from dist_ssl.checkpoint.rank_file import CODES, DamagedError, RankFile, Written, as_bytes, not_opened, sync
 from dist_ssl.checkpoint.retries import with_retries
+from dist_ssl.core.progress import Progress
 from dist_ssl.errors import CheckpointError
 from dist_ssl.protocols.engine import Piece, State
 
@@ -125,6 +126,14 @@ def read_table(folder: Path) -> tuple[dict[str, Any], Table, dict[str, tuple[int
         return content["progress"], table, files
     except (KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"state.json: a key is missing or has another type ({error!r})") from error
+
+
+def progress_of(values: dict[str, Any]) -> Progress:
+    """Return the position that `state.json` describes. Raises DamagedError where it cannot be that of a run."""
+    try:
+        return Progress.from_json(values)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DamagedError(f"state.json: its progress cannot be read ({error!r})") from error
 
 
 def _check(name: str, row: Mapping[str, Any]) -> None:

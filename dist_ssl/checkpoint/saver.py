@@ -15,6 +15,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ import torch.distributed as dist
 
 from dist_ssl.checkpoint.background import Background
 from dist_ssl.checkpoint.costs import SaveCosts
-from dist_ssl.checkpoint.index import own_pieces, read, write_table
+from dist_ssl.checkpoint.index import own_pieces, progress_of, read, write_table
 from dist_ssl.checkpoint.rank_file import DamagedError, Written, sync, write
+from dist_ssl.checkpoint.read_on_all import read_on_all
 from dist_ssl.checkpoint.staging import Staged, Staging
 from dist_ssl.config.durations import Duration
 from dist_ssl.core.progress import Progress
@@ -151,19 +153,16 @@ class Checkpoint:
                 shutil.rmtree(debris, ignore_errors=True)  # its writer may still be running
         candidates = self.world.share([p.name for p in self._whole()] if self.world.rank == 0 else None)
         for name in candidates:
-            problem = ""
             try:
-                found, state = self._read(name, engine)
+                found, state = read_on_all(self.world, partial(self._read, name, engine))
             except DamagedError as damage:
-                problem = str(damage)
-            problems = [other for other in self.world.collect(problem) if other]
-            if not problems:
-                self._set_aside(candidates[: candidates.index(name)])
-                engine.load(state)
-                self._staged_step = self._saved_step = found.step
-                return replace(found, epochs=fresh.epochs, attempt=self.attempt)
-            self._costs.damaged += 1
-            log.warning("Checkpoint %s is damaged (%s): passed over for the one before it.", name, problems[0])
+                self._costs.damaged += 1
+                log.warning("Checkpoint %s is damaged (%s): passed over for the one before it.", name, damage)
+                continue
+            self._set_aside(candidates[: candidates.index(name)])
+            engine.load(state)
+            self._staged_step = self._saved_step = found.step
+            return replace(found, epochs=fresh.epochs, attempt=self.attempt)
         if candidates:
             raise CheckpointError(
                 f"None of the {len(candidates)} checkpoints in {self.folder} is whole.",
@@ -173,10 +172,7 @@ class Checkpoint:
 
     def _read(self, name: str, engine: Engine) -> tuple[Progress, State]:
         values, state = read(self.folder / name, engine.wants)
-        try:
-            found = Progress.from_json(values)
-        except (KeyError, TypeError) as error:
-            raise DamagedError(f"state.json: its progress cannot be read ({error!r})") from error
+        found = progress_of(values)
         if name != name_of(found.step):
             raise DamagedError(f"state.json: it describes step {found.step}")
         return found, state

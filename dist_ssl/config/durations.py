@@ -54,7 +54,10 @@ class Duration:
         unit, factor = UNITS[found[2]]
         amount = float(found[1]) * factor
         if amount <= 0 or (unit != "seconds" and amount != int(amount)):
-            raise ConfigError(f"'{text}' is not possible: {unit} are whole and more than 0.", "Write '1 epoch', say.")
+            whole = "" if unit == "seconds" else "whole and "
+            raise ConfigError(
+                f"'{text}' is not possible: {unit} are {whole}more than 0.", f"Write '1 {found[2]}', say."
+            )
         return cls(amount, unit)
 
     @property

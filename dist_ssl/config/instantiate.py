@@ -25,6 +25,7 @@ ALLOWED = {
     "encoder": "dist_ssl.models",
     "optim": "dist_ssl.optim",
     "schedule": "dist_ssl.schedules",
+    "difficulty": "dist_ssl.data.difficulty",
     "engine": "dist_ssl.engines",
     "tracker": "dist_ssl.metrics.trackers",
 }

@@ -33,6 +33,8 @@ class Run:
     ranks_per_node: int | None = None
     extend: list[Duration] = field(default_factory=list)
     """Lengths of the cycles after the first one, which has `epochs`."""
+    ema: float | None = None
+    """Momentum of the average of the encoder's weights, more than 0 and less than 1; None: none is kept."""
 
     @property
     def cycles(self) -> tuple[int, ...]:
@@ -45,8 +47,23 @@ class Run:
         return sum(self.cycles)
 
 
-GROUPS = ("method", "encoder", "aux", "optim", "schedule", "views", "data", "engine", "probe", "metrics", "tracker")
+GROUPS = (
+    "method",
+    "encoder",
+    "aux",
+    "optim",
+    "schedule",
+    "difficulty",
+    "views",
+    "data",
+    "engine",
+    "probe",
+    "metrics",
+    "tracker",
+)
 LEAST = {"epochs": 1, "keep_last": 1, "window": 1, "seed": 0}
+MOST = {"all_epochs": 1_000_000, "seed": (1 << 63) - 1}
+"""Every epoch is planned before a run starts, and random numbers are keyed by 64 bits."""
 LAUNCH_KEYS = ("cluster", "runs", "name", "resume", "wait", "dry_run", "format")
 """Keys that only the launcher reads; the training process ignores them."""
 TOP = (*Run.__dataclass_fields__, *GROUPS, *LAUNCH_KEYS)
@@ -63,6 +80,15 @@ def top_level(config: Config) -> Run:
             raise ConfigError(
                 f"{key}={getattr(run, key)} is not possible: it must be at least {least}.", f"Set {key}=1, say."
             )
+    for key, most in MOST.items():
+        if (value := getattr(run, key)) > most:
+            name = "epochs, with those of extend," if key == "all_epochs" else key
+            raise ConfigError(f"{name} is {value}: that is not possible, it must be at most {most}.", "Lower it.")
+    if run.ema is not None and not 0 < run.ema < 1:
+        raise ConfigError(
+            f"ema={run.ema:g} is not possible: it must be more than 0 and less than 1.",
+            "Set ema=0.999, say, or ema=null.",
+        )
     check_units("timeout", run.timeout, "seconds")
     check_units("log_every", run.log_every, "steps")
     check_units("save_every", run.save_every, "seconds", "steps")

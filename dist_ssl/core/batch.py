@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from dist_ssl.core.candidates import CandidateViews
 from dist_ssl.core.draws import Draws, SampleDraws
 from dist_ssl.core.tokens import ALL_TOKENS, Tokens
 
@@ -36,6 +37,14 @@ class Batch:
     """Measured costs of loading the batch (seconds, counts), by the keys of the metric table."""
     tokens: Tokens = ALL_TOKENS
     """How a transformer cuts the views."""
+    candidates: CandidateViews | None = None
+    """Views from which the model chooses; until then `views` is empty. None where there is no choice to make."""
+
+    @property
+    def on_device(self) -> list[Tensor]:
+        """All tensors on the device."""
+        given = self.candidates
+        return [*self.views, self.valid, *([*given.small, *given.pixels] if given else [])]
 
     def parts(self, number: int) -> list[tuple[list[Tensor], SampleDraws]]:
         """Split the batch into `number` equal parts of consecutive samples; return views and draws of each.

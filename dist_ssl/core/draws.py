@@ -21,6 +21,7 @@ Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 Words = npt.NDArray[np.uint64]
 Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
 
 LOW = np.uint64(0xFFFFFFFF)
 HALF = np.uint64(32)
@@ -53,6 +54,7 @@ class Purpose(IntEnum):
     MIX = 17
     DROP_PATH = 18
     TOKENS = 19
+    CANDIDATE = 20
 
 
 def philox(counter: tuple[Words, Words, Words, Words], key: tuple[int, int]) -> tuple[Words, Words, Words, Words]:
@@ -78,14 +80,15 @@ class Draws:
         found: Words = self._words({purpose: count}, ids, range(slot, slot + 1))[purpose][0]
         return found
 
-    def _words(self, counts: Mapping[Purpose, int], ids: Ints, slots: range) -> dict[Purpose, Words]:
-        """Return the words of each purpose, [len(slots), len(ids), count] each."""
-        assert 0 <= slots.start < slots.stop <= 1 << SLOT_BITS
+    def _words(self, counts: Mapping[Purpose, int], ids: Ints, slots: range | Ints) -> dict[Purpose, Words]:
+        """Return the words of each purpose, [S, B, count] each; see `of_slots`."""
+        rows = np.array(slots)[:, None] if isinstance(slots, range) else slots
+        assert 0 <= rows.min() <= rows.max() < 1 << SLOT_BITS
         blocks = {purpose: (count + 3) // 4 for purpose, count in counts.items()}
         assert all(0 < number <= 1 << BLOCK_BITS for number in blocks.values())
         firsts = [(int(purpose) << 24, number) for purpose, number in blocks.items()]
         block = np.concatenate([np.arange(first, first + number, dtype=np.uint64) for first, number in firsts])
-        slot = np.arange(slots.start, slots.stop, slots.step, dtype=np.uint64)[:, None, None] << np.uint64(BLOCK_BITS)
+        slot = rows.astype(np.uint64)[:, :, None] << np.uint64(BLOCK_BITS)
         wide = ids.astype(np.uint64)[None, :, None]
         epoch = np.full_like(wide, self.epoch)
         counter, key = (wide & LOW, wide >> HALF, epoch, slot | block), (self.seed & 0xFFFFFFFF, self.seed >> 32)
@@ -104,9 +107,10 @@ class Draws:
         """Return `uniform` for several purposes (purpose -> count), computed in one pass."""
         return {p: drawn[0] for p, drawn in self.of_slots(counts, ids, range(slot, slot + 1)).items()}
 
-    def of_slots(self, counts: Mapping[Purpose, int], ids: Ints, slots: range) -> dict[Purpose, Floats]:
-        """Return `uniform` for several purposes and slots, [len(slots), len(ids), count] each, computed in one pass.
+    def of_slots(self, counts: Mapping[Purpose, int], ids: Ints, slots: range | Ints) -> dict[Purpose, Floats]:
+        """Return `uniform` for several purposes and slots, [S, B, count] each, computed in one pass.
 
+        `slots`: the same for all samples, or those of every sample, [S, B] (or [S, 1]).
         One pass saves time: for few numbers nearly all of the cost is the overhead of the NumPy calls.
         """
         words = self._words(counts, ids, slots)

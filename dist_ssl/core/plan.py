@@ -44,6 +44,8 @@ class EpochPlan:
     """Share of a transformer's tokens that the student keeps of every view, more than 0, at most 1."""
     patch_size: int = 0
     """Side of a transformer's patches, px, for student and teacher; 0: as the encoder has it."""
+    candidates: int = 1
+    """Candidates drawn of each of two global views, of which a hard pair is kept (`candidates.py`); 1: no choice."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "fixed", tuple(self.fixed))  # JSON has no tuples

@@ -1,9 +1,15 @@
 """The position of a run as a frozen value; it holds the only counters in the system."""
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from dist_ssl.core.plan import EpochPlan
+
+LARGEST = 1 << 60
+"""No run has as many samples."""
+MOST_EPOCHS = 1_000_000
+"""Largest number of epochs whose plans are read."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +77,33 @@ class Progress:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Progress":
-        """Build a position from the values that `to_json` returned, in this version or one with a row per plan."""
+        """Build a position from the values that `to_json` returned, in this version or one with a row per plan.
+
+        Raises KeyError, TypeError, ValueError where they cannot be those of a run.
+        """
         plans: list[EpochPlan] = []
         for row in values["plans"]:
+            count = row.get("count", 1)
             first = EpochPlan(**{key: value for key, value in row.items() if key != "count"})
-            plans += [first.numbered(first.epoch + further) for further in range(row.get("count", 1))]
-        return cls(**{**values, "plans": tuple(plans)})
+            check_numbers({**vars(first), "count": count}, EpochPlan)
+            if len(plans) + count > MOST_EPOCHS:
+                raise ValueError(f"a plan for {count} epochs is more than the {MOST_EPOCHS} that a run may have")
+            plans += [first.numbered(first.epoch + further) for further in range(count)]
+        check_numbers({key: value for key, value in values.items() if key != "plans"}, cls)
+        found = cls(**{**values, "plans": tuple(plans)})
+        if found.epoch > len(plans) or any(plan.epoch != number for number, plan in enumerate(plans)):
+            raise ValueError(f"the plans are not those of the epochs up to {found.epoch + 1}")
+        return found
+
+
+def check_numbers(values: Mapping[str, Any], kind: type) -> None:
+    """Raise ValueError where the value of a number's field of this dataclass is none, or is negative or too large.
+
+    What is no field is a whole number. The file that the values come from may have been written by anybody.
+    """
+    types = {field.name: field.type for field in fields(kind)}
+    for name, value in values.items():
+        expected = types.get(name, int)
+        number = type(value) is int or (expected is float and type(value) is float)
+        if expected in (int, float) and not (number and 0 <= value <= LARGEST):
+            raise ValueError(f"{name} is {value!r:.60}, which is no number from 0 to {LARGEST}")

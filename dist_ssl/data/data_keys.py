@@ -52,6 +52,11 @@ class Data:
                 f"data.max_upsample={self.max_upsample:g} is not possible: it must be at least 1.",
                 "Set data.max_upsample=1 (crops are never enlarged), or leave it out.",
             )
+        if min(self.std) <= 0:
+            raise ConfigError(
+                f"data.std={list(self.std)} is not possible: pixels are divided by it, so it must be more than 0.",
+                "Set data.std=[0.229,0.224,0.225], say.",
+            )
         if self.pyramid is not None:
             pyramid.check_sides(self.pyramid, "data.pyramid")
         parse_bytes(self.ahead_bytes, "data.ahead_bytes")

@@ -6,7 +6,6 @@ the same in whichever process it is computed.
 """
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,10 +14,10 @@ from torch import Tensor
 from dist_ssl.core.batch import Batch
 from dist_ssl.core.draws import Draws
 from dist_ssl.core.plan import EpochPlan
+from dist_ssl.data.epoch_views import Colours, Difficulty, EpochViews, Look
 from dist_ssl.data.images.decode import MAX_PIXELS, SLOW
 from dist_ssl.data.images.packed import send
-from dist_ssl.data.images.photometric import Photometry, colour
-from dist_ssl.data.images.views import Augmentation, Cutter, of_views
+from dist_ssl.data.images.views import Augmentation, Cutter
 from dist_ssl.data.loader.feed import Feed, GpuSide, Side
 from dist_ssl.data.loader.load import Loaded, SampleLoader
 from dist_ssl.data.order.lanes import EpochOrder
@@ -30,21 +29,14 @@ WAITING = 2
 """Requests that may wait whatever their size: one that is decoded, and one that the threads decode meanwhile."""
 
 
-@dataclass(frozen=True)
-class Colours:
-    """The normalisation of pixels: mean and standard deviation per channel, for values in [0, 1]."""
-
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-
 class Stream:
     """One rank's batches.
 
     `window`: number of samples shuffled together within a lane; `dtype`: the views' dtype. Images of more than
     `max_pixels` pixels count as unreadable. `parts`: number of equal parts in which a batch is augmented on the device.
-    `side`: where batches are made beside training; by default a stream of the world's GPU, None on a CPU. `clock`: the
-    account of the time of a step.
+    `side`: where batches are made beside training; by default a stream of the world's GPU, None on a CPU.
+    `difficulty`: how views are chosen in epochs with several candidates; needed for those only. `clock`: the account of
+    the time of a step.
     """
 
     def __init__(
@@ -60,11 +52,11 @@ class Stream:
         max_pixels: int = MAX_PIXELS,
         parts: int = 1,
         side: Side | None = None,
+        difficulty: Difficulty | None = None,
         clock: StepClock | None = None,
     ) -> None:
-        self.loader, self.recipes, self.colours = loader, recipes, colours
-        self.world, self.seed, self.window, self.dtype = world, seed, window, dtype
-        self.max_pixels, self.parts = max_pixels, parts
+        self.loader, self.look, self.difficulty = loader, Look(recipes, colours, dtype, max_pixels, parts), difficulty
+        self.world, self.seed, self.window = world, seed, window
         self.split = loader.split
         self.clock = clock or StepClock()
         self.side = side or (GpuSide(world.device) if world.device.type == "cuda" else None)
@@ -73,22 +65,21 @@ class Stream:
         """Yield the batches of an epoch from offset `start` in every lane on; an incomplete last one is left out."""
         draws = Draws(self.seed, plan.epoch)
         order = EpochOrder(self.split.shard_sizes, draws, plan.lanes, self.window)
-        strength = plan.magnitude, plan.scale, plan.fixed
-        recipes = [r.at(*strength) for r in of_views(self.recipes, plan.views, plan.local_views)]
-        sizes = [plan.local_size if recipe.local else plan.image_size for recipe in recipes]
-        changes = [Photometry(r, slot, self.colours.mean, self.colours.std) for slot, r in enumerate(recipes)]
-        steps = Steps(order, self.world.rank, self.world.size, start, plan.samples_per_lane)
-        cutter = Cutter(recipes, sizes, self.max_pixels)
+        epoch_views = self._views(plan)
+        cutter = epoch_views.cutter
+        place = self.world.rank, self.world.size, start, plan.samples_per_lane
+        steps = Steps(order, *place, epoch_views.cut_in)
 
         def make(item: tuple[int, Loaded], views: list[Tensor]) -> Batch:
             at, pixels = item
-            batch = self._batch(pixels, views, changes, draws, at // steps.count)
+            batch = self._batch(pixels, views, epoch_views, draws, at // steps.count)
             batch.tokens = plan.tokens
             if pyramid := self.loader.pyramid:
-                batch.levels = pyramid.levels(cutter, draws, np.array(list(pixels.unreadable), dtype=np.int64))
+                unreadable = np.array(list(pixels.unreadable), dtype=np.int64)
+                batch.levels = pyramid.levels(cutter, draws, unreadable, len(pixels.views))
             return batch
 
-        items = self._items(steps, cutter, len(sizes))
+        items = self._items(steps, cutter, epoch_views.number_cut)
         self.clock.start()
         for batch in Feed(items, self._copied, make, self.side) if self.side else self._in_turn(items, make):
             self.clock.lap("data" if self.side else "copy")
@@ -98,6 +89,12 @@ class Stream:
     def close(self) -> None:
         """Stop the loader; no batches can be read afterwards."""
         self.loader.close()
+
+    def _views(self, plan: EpochPlan) -> EpochViews:
+        if plan.candidates == 1:
+            return EpochViews(plan, self.look)
+        assert self.difficulty is not None
+        return self.difficulty.views(plan, self.look)
 
     def _in_turn(
         self, items: Iterator[tuple[int, Loaded]], make: Callable[[tuple[int, Loaded], list[Tensor]], Batch]
@@ -116,14 +113,13 @@ class Stream:
     def _copied(self, item: tuple[int, Loaded]) -> list[Tensor]:
         return [torch.from_numpy(view).to(self.world.device, non_blocking=True) for view in item[1].views]
 
-    def _batch(
-        self, pixels: Loaded, views: list[Tensor], changes: Sequence[Photometry], draws: Draws, step: int
-    ) -> Batch:
+    def _batch(self, pixels: Loaded, views: list[Tensor], epoch_views: EpochViews, draws: Draws, step: int) -> Batch:
         ids = pixels.ids
-        views = colour(changes, views, ids, draws, self.dtype, self.parts)
+        found = epoch_views.finish(views, ids, draws, step)
         labels = torch.from_numpy(self.split.samples.labels[ids]) if self.split.labelled else None
         return Batch(
-            views=views,
+            views=found.views,
+            candidates=found.candidates,
             ids=torch.from_numpy(ids),
             valid=send([pixels.valid], self.world.device)[0],
             labels=labels,
@@ -135,5 +131,6 @@ class Stream:
                 "replaced_samples": float((~pixels.valid).sum()),
                 **{f"slow_images/{why}": float(pixels.slow.get(why, 0)) for why in SLOW},
                 **self.loader.costs(),
+                **found.metrics,
             },
         )

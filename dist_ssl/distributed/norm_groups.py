@@ -40,6 +40,10 @@ def check_groups(method: nn.Module, batch_size: int, ranks: int, accumulate: int
 
     `possible`: other world sizes, to be named as a remedy for a started run, whose groups are fixed.
     """
+    if type(accumulate) is not int or accumulate < 1:
+        raise ConfigError(
+            f"engine.accumulate={accumulate} is not possible: it must be a whole number of at least 1.", "Leave it out."
+        )
     rows = batch_size // ranks
     if rows % accumulate:
         raise ConfigError(

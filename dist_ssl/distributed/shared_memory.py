@@ -18,7 +18,7 @@ import xxhash
 
 from dist_ssl.distributed.futex import LINE_BYTES, Futexes
 from dist_ssl.distributed.liveness import Liveness
-from dist_ssl.errors import UserError
+from dist_ssl.errors import LostPeerError
 
 HASH_BYTES = 8
 LOOK_SECONDS = 0.2
@@ -74,7 +74,7 @@ class SharedMemory:
     def exchange(self, data: Bytes) -> Bytes:
         """Gather [n] bytes of this rank -> [size, n] bytes of all, in rank order; n is the same on every rank.
 
-        Raises ConnectionError where a rank has ended, UserError where one does not answer in time.
+        Raises ConnectionError where a rank has ended, LostPeerError where one does not answer in time.
         """
         self.round += 1
         slot = self.round % 2
@@ -90,7 +90,7 @@ class SharedMemory:
         return out
 
     def _read(self, slot: int, rank: int, out: Bytes) -> None:
-        """Copy a message once it is whole. Raises ConnectionError, or UserError where its writer still runs."""
+        """Copy a message once it is whole. Raises ConnectionError, or LostPeerError where its writer still runs."""
         started = 0.0
         while True:
             late = time.monotonic() - started if started else 0.0
@@ -104,7 +104,7 @@ class SharedMemory:
             if gone:
                 raise ConnectionError(f"Rank {rank} has ended: its log says why.")
             if late > self.seconds:
-                raise UserError(
+                raise LostPeerError(
                     f"Rank {rank} did not answer for {self.seconds:.0f} s.",
                     "Its log says why; timeout=10 minutes waits longer.",
                 )

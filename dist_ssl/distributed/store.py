@@ -27,7 +27,7 @@ from dist_ssl.distributed.rendezvous import (
     own_addresses,
     own_end,
 )
-from dist_ssl.errors import UserError
+from dist_ssl.errors import LostPeerError, UserError
 
 CODE_BYTES = 32
 SECRET_BYTES = 32
@@ -115,7 +115,7 @@ def meet(meeting: Path, rank: int, size: int, seconds: float, *, one_machine: bo
 
 
 def _not_arrived(ranks: str, seconds: float, meeting: Path) -> UserError:
-    return UserError(
+    return LostPeerError(
         f"After {seconds:.0f} s {ranks} had not come to the rendezvous.",
         f"Logs are in {meeting.parent / 'logs'}; a firewall between the nodes looks the same.",
     )

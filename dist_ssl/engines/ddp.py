@@ -108,6 +108,9 @@ class DDP(Parallel):
         """Return a context in which gradients are accumulated without an all-reduce."""
         return self.root.no_sync() if isinstance(self.root, DistributedDataParallel) else nullcontext()
 
+    def refresh(self) -> None:
+        """Do nothing: weights are used where they are."""
+
     def through(self, part: Callable[..., T], *args: Any) -> T:
         """Call the part directly: weights are whole on every rank."""
         return part(*args)

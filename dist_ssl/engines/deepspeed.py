@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_ssl.core.plan import Hyperparameters
+from dist_ssl.engines.average import EMA, average_of
 from dist_ssl.engines.deepspeed_config import Stage, check, written
 from dist_ssl.engines.deepspeed_parts import Part, parts_of_groups, parts_of_parameters
 from dist_ssl.engines.parallel import Parallel, T
@@ -54,6 +55,7 @@ class DeepSpeed(Parallel):
         super().__post_init__()
         if not self.world.alone:
             self._initialize()
+            self.average = average_of(self.method, self.own, self.saved_buffers, self.ema)
 
     def wrap(self) -> Mapping[str, nn.Parameter]:
         """Return the parameters unwrapped: DeepSpeed wraps method and optimizer together later."""
@@ -133,6 +135,10 @@ class DeepSpeed(Parallel):
         self._free("teacher.")
         return distance
 
+    def refresh(self) -> None:
+        """Free gathered parameters."""
+        self._free()
+
     def _free(self, prefix: str = "") -> None:
         """Free the gathered parameters with this prefix, so that the next use gathers the updated shards."""
         if self.stage < 3 or self.engine is None:
@@ -163,7 +169,7 @@ class DeepSpeed(Parallel):
         """Return this rank's piece of a canonical tensor, parameters and moments included; None if it is whole."""
         kind, _, rest = name.partition("/")
         if kind == "model":
-            own = self.parts.get(rest) if self.stage == 3 else None
+            own = self.parts.get(rest.removeprefix(EMA)) if self.stage == 3 else None
             return own.of(own.flat) if own else super().piece(name)
         parameter, _, moment = rest.rpartition("/")
         own = self.parts.get(parameter) if moment != "step" else None

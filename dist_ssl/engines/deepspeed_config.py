@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from dist_ssl.core.plan import FROZEN
 from dist_ssl.errors import ConfigError, nearest
-from dist_ssl.optim.recipes import LARS, OptimizerRecipe
+from dist_ssl.optim.recipes import LARS, Muon, OptimizerRecipe
 from dist_ssl.protocols.method import Method
 
 Stage = Literal[0, 1, 2, 3]
@@ -86,15 +86,18 @@ def check(stage: Stage, method: Method, optimizer: OptimizerRecipe, dtype: torch
     frozen = [name.removeprefix(FROZEN) for name in method.curves if name.startswith(FROZEN)]
     if stage > 0 and isinstance(optimizer, LARS):
         what, why, least = "optim=lars", "splits layers anywhere, and LARS needs the norm of every layer", 0
+    elif stage > 0 and isinstance(optimizer, Muon):
+        what, why, least = "optim=muon", "splits matrices anywhere, and Muon needs whole ones", 0
     elif stage > 0 and frozen:
         what, why, least = f"Freezing '{frozen[0]}' at first", "updates a group of parameters as one", 0
     elif stage == 3 and method.unit_rows:
         what, why, least = f"'{method.unit_rows[0]}', whose rows are normalised,", "splits rows anywhere", 2
     else:
         return
+    others = "engine=ddp" if isinstance(optimizer, Muon) else "engine=fsdp or engine=ddp"
     raise ConfigError(
         f"{what} cannot be combined with engine.stage={stage}: ZeRO {why}.",
-        f"Use engine=fsdp or engine=ddp, or engine.stage={least}.",
+        f"Use {others}, or engine.stage={least}.",
     )
 
 

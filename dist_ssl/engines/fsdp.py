@@ -21,9 +21,11 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from dist_ssl.core.batch import Batch
 from dist_ssl.core.plan import Hyperparameters
 from dist_ssl.distributed.world import World
+from dist_ssl.engines.average import EMA
 from dist_ssl.engines.parallel import Parallel, T
 from dist_ssl.engines.shell import Shell
 from dist_ssl.errors import ConfigError
+from dist_ssl.optim.recipes import Muon
 from dist_ssl.protocols.engine import Piece, State
 from dist_ssl.protocols.method import Embeddings, LossOutput
 
@@ -110,6 +112,11 @@ class FSDP(Parallel):
             raise ConfigError(
                 f"engine=fsdp cannot shard '{single[0]}': it is a single number, without rows.", "Use engine=ddp."
             )
+        if isinstance(self.recipe, Muon):
+            raise ConfigError(
+                "optim=muon cannot be combined with engine=fsdp, which shards rows of matrices: Muon needs whole ones.",
+                "Use engine=ddp, or another optimizer.",
+            )
         if self.block_parameters < 1:
             raise ConfigError(
                 f"engine.block_parameters={self.block_parameters} is not possible: it must be at least 1.",
@@ -150,6 +157,10 @@ class FSDP(Parallel):
         """Free gathered parameters, so that the next use gathers the updated shards."""
         for unit in self._units:
             unit.reshard()
+
+    def refresh(self) -> None:
+        """Free gathered parameters."""
+        self._free()
 
     @contextmanager
     def hold(self) -> Iterator[None]:
@@ -198,7 +209,7 @@ class FSDP(Parallel):
         kind, _, rest = name.partition("/")
         parameter, _, moment = rest.rpartition("/")
         if kind == "model":
-            return self.shards.get(rest)
+            return self.shards.get(rest.removeprefix(EMA))
         return self.shards.get(parameter) if moment != "step" else None
 
     def state(self) -> State:

@@ -20,8 +20,10 @@ from dist_ssl.core.plan import FROZEN, Hyperparameters
 from dist_ssl.distributed.devices import choose_algorithms, set_single_precision
 from dist_ssl.distributed.world import World
 from dist_ssl.engines import units
+from dist_ssl.engines.average import EMA, average_of, fitting
+from dist_ssl.engines.hard_views import with_chosen_views
 from dist_ssl.engines.passes import at_once, check_parts, in_parts, plain, seed
-from dist_ssl.engines.spread import held_here, moments_of, spread_of, whole
+from dist_ssl.engines.spread import held_here, laid_out, loaded_moments, spread_of, whole
 from dist_ssl.engines.utilisation import UsefulWork, peak
 from dist_ssl.errors import CheckpointError
 from dist_ssl.models import ema, norm
@@ -62,6 +64,8 @@ class Parallel(ABC):
     """Compile the blocks of the encoders."""
     activation_checkpointing: bool = False
     """Recompute the activations of blocks in the backward pass instead of keeping them."""
+    ema: float | None = None
+    """Momentum of the average of the encoder's weights that is kept for evaluation; None: none is kept."""
     clock: StepClock = field(init=False)
     root: Callable[..., Embeddings] = field(init=False)
     """The wrapped method, called like the method in training."""
@@ -85,6 +89,7 @@ class Parallel(ABC):
             units.checkpointed(self.method)
         self.own = self.wrap()
         self.optimizer = self.recipe.build(self.own.items(), self.norms)
+        self.average = average_of(self.method, self.own, self.saved_buffers, self.ema)
 
     @abstractmethod
     def wrap(self) -> Mapping[str, nn.Parameter]:
@@ -105,6 +110,10 @@ class Parallel(ABC):
     @abstractmethod
     def part(self, name: str, value: Tensor) -> Tensor | Piece:
         """Return the local elements of a parameter or of one of its moments in the form of the canonical state."""
+
+    @abstractmethod
+    def refresh(self) -> None:
+        """Make the next use of the weights see local elements that have changed."""
 
     def seen(self, batch: Batch) -> Batch:
         """Return the batch that loss and memory receive: this rank's part of the global batch."""
@@ -130,6 +139,7 @@ class Parallel(ABC):
         """Make one weight update; return this rank's share of the loss, the gradient norm and the method's metrics."""
         lap = self.clock.lap
         lap("other")
+        batch, difficulty = with_chosen_views(lambda views: self.embed(views, "student"), batch)
         self.optimizer.zero_grad(set_to_none=True)
         out = self.gradients(batch, hyper)
         lap("backward")
@@ -140,11 +150,13 @@ class Parallel(ABC):
         apply_hyperparameters(self.optimizer, hyper)
         self.update()
         self._keep_length()
+        if self.average:
+            self.average.update()
         distance = self._update_teacher(hyper)
         lap("optimizer")
         self.method.remember(out, self.seen(batch), hyper)
         lap("memory")
-        return StepOutput({"loss": out.loss.detach(), "gradient_norm": length, **distance, **out.metrics})
+        return StepOutput({"loss": out.loss.detach(), "gradient_norm": length, **distance, **difficulty, **out.metrics})
 
     def gradients(self, batch: Batch, hyper: Hyperparameters) -> LossOutput:
         """Return the loss; leave its gradients, averaged over the ranks, in the local parameters."""
@@ -215,12 +227,15 @@ class Parallel(ABC):
 
     @torch.no_grad()
     def embed(self, view: Tensor, branch: Branch) -> Tensor:
-        """Return pooled features of the student's or teacher's encoder, [B, 3, S, S] -> [B, D] fp32, in eval mode."""
-        network = self.method.student if branch == "student" else self.method.teacher
-        assert network is not None
-        encoder = self.method.encoder if branch == "student" else network.get_submodule("encoder")
+        """Return pooled features of a branch's encoder, [B, 3, S, S] -> [B, D] fp32, in eval mode."""
+        encoder = self.method.encoder_of(branch)
+        weights: AbstractContextManager[None] = nullcontext()
+        if branch == "ema":
+            assert self.average is not None
+            self.await_copies()
+            weights = self.average.in_use(self.refresh)
         encoder.eval()
-        with self._computing():
+        with weights, self._computing():
             features: Tensor = self.through(encoder, view)
         encoder.train()
         return features.float()
@@ -252,9 +267,7 @@ class Parallel(ABC):
     def wants(self, name: str, shape: tuple[int, ...]) -> range | None:
         """Return the elements that `load` needs: this rank's piece, None for all; none where the shape differs."""
         own = self.piece(name)
-        if own is None:
-            return None
-        return own.span if own.shape == shape else range(0)
+        return None if own is None else own.span if own.shape == shape else range(0)
 
     def piece(self, name: str) -> Piece | None:
         """Return this rank's piece of a canonical tensor; None if every rank has all of it."""
@@ -264,20 +277,23 @@ class Parallel(ABC):
         """Return parameters and buffers; of sharded ones this rank's piece."""
         held = {name: self.part(name, parameter.detach()) for name, parameter in self.own.items()}
         buffers = {name: value for name, value in self.method.named_buffers() if name in self.saved_buffers}
-        return {**held, **buffers, **self.spread()}
+        kept = self.average.held.items() if self.average else ()
+        averaged = {EMA + name: self.part(name, value) if name in self.own else value for name, value in kept}
+        return {**held, **buffers, **self.spread(), **averaged}
 
     @torch.no_grad()
     def load(self, state: State) -> None:
         """Load a canonical state into model and optimizer. Raises CheckpointError where names or shapes differ."""
         self.finite.forget()
-        model = {name.removeprefix("model/"): state[name] for name in state if name.startswith("model/")}
+        found = {name.removeprefix("model/"): state[name] for name in state if name.startswith("model/")}
+        model = fitting(found, self.average)
         own = self._model()
         if wrong := sorted(own.keys() ^ model.keys()) or [n for n in own if own[n].shape != model[n].shape]:
             raise CheckpointError(
                 f"The checkpoint does not fit the model: '{wrong[0]}' is missing, unknown or of another shape.",
                 "Resume with the method, the encoder and the data that wrote it.",
             )
-        moments = moments_of(state, {name: own[name] for name in self.own})
+        moments = loaded_moments(state, {name: own[name].shape for name in self.own})
         for name, held in own.items():
             to = held.tensor if isinstance(held, Piece) else held
             to.copy_(held_here(model[name], held))
@@ -287,13 +303,8 @@ class Parallel(ABC):
     def take(self, moments: Mapping[str, Mapping[str, Tensor | Piece]]) -> None:
         """Fill the optimizer's empty state with moments by the names of parameters."""
         for name, values in moments.items():
+            own = self.part(name, self.own[name])
             self.optimizer.state[self.own[name]] = {
-                key: whole(value).clone() if key == "step" else self._moment(name, value)
+                key: whole(value).clone() if key == "step" else laid_out(value, own, self.own[name])
                 for key, value in values.items()
             }
-
-    def _moment(self, name: str, value: Tensor | Piece) -> Tensor:
-        """Return a moment with the memory layout of its parameter."""
-        parameter = self.own[name]
-        held = held_here(value, self.part(name, parameter))
-        return torch.empty_like(parameter, dtype=held.dtype).copy_(held)

@@ -1,7 +1,8 @@
-"""Pieces in the canonical state: those of a method's sharded buffers (`Spread`), and the loading of any."""
+"""Pieces in the canonical state: sharded buffers of a method (`Spread`), and what a rank takes of a loaded state."""
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from dist_ssl.errors import CheckpointError
@@ -33,15 +34,21 @@ def held_here(value: Tensor | Piece, own: Tensor | Piece) -> Tensor:
     return value.tensor.reshape(own.tensor.shape)
 
 
-def moments_of(state: State, parameters: State) -> dict[str, dict[str, Tensor | Piece]]:
-    """Return the moments of a canonical state by parameter and name.
+def laid_out(value: Tensor | Piece, own: Tensor | Piece, parameter: Tensor) -> Tensor:
+    """Return a copy of what a rank holding `own` keeps of a moment, in the memory layout of its parameter."""
+    held = held_here(value, own)
+    return torch.empty_like(parameter, dtype=held.dtype).copy_(held)
 
-    Raises CheckpointError where they do not fit the parameters.
+
+def loaded_moments(state: State, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, dict[str, Tensor | Piece]]:
+    """Return the moments of a state by parameter and name. Raises CheckpointError where they do not fit.
+
+    `shapes`: those of all parameters, by name.
     """
     found: dict[str, dict[str, Tensor | Piece]] = {}
     for at in (name for name in state if name.startswith("optim/")):
         name, _, moment = at.removeprefix("optim/").rpartition("/")
-        if name not in parameters or (moment != "step" and state[at].shape != parameters[name].shape):
+        if name not in shapes or (moment != "step" and state[at].shape != shapes[name]):
             raise CheckpointError(
                 f"The checkpoint does not fit the optimizer: '{at}' is unknown or of another shape.",
                 "Resume with the method and the encoder that wrote it.",

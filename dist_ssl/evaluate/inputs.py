@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from dist_ssl.core.draws import Draws, Ints
+from dist_ssl.data.epoch_views import Colours
 from dist_ssl.data.images.centre_crop import CentreCrop
 from dist_ssl.data.images.decode import MAX_PIXELS
 from dist_ssl.data.images.photometric import Photometry, colour, normalise
 from dist_ssl.data.images.views import Augmentation, Cutter, ViewCutter
-from dist_ssl.data.stream import Colours
 
 
 class Inputs(Protocol):

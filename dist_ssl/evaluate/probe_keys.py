@@ -26,13 +26,21 @@ class Probing:
     crop: int | None = None
     resize: int | None = None
 
-    def check(self, method: Method) -> None:
-        """Raise ConfigError if a key is out of range, or asks for a teacher that the method does not have."""
+    def check(self, method: Method, *, averaged: bool = False) -> None:
+        """Raise ConfigError if a key is out of range, or asks for a branch that there is not.
+
+        `averaged`: whether the run keeps an average of its weights.
+        """
         check_units("probe.every", self.every, "epochs")
         positive("probe", bank=self.bank, queries=self.queries, k=self.k, temperature=self.temperature)
         if self.branch == "teacher" and method.teacher is None:
             raise ConfigError(
                 "probe.branch=teacher is not possible: the method has no teacher.", "Use probe.branch=student."
+            )
+        if self.branch == "ema" and not averaged:
+            raise ConfigError(
+                "probe.branch=ema is not possible: the run keeps no average of its weights.",
+                "Use probe.branch=student, or start a run with ema=0.999.",
             )
 
     def sides(self, trained: int) -> tuple[int, int]:

@@ -12,8 +12,8 @@ EPOCH = (1 << 32) - 1
 
 
 def plan_of_initial_pass(first: EpochPlan) -> EpochPlan:
-    """Return the plan of the pass: that of the first epoch, in another order."""
-    return replace(first, epoch=EPOCH)
+    """Return the plan of the pass: that of the first epoch, in another order and without candidate views."""
+    return replace(first, epoch=EPOCH, candidates=1)
 
 
 def run_initial_pass(engine: Engine, batches: Iterable[Batch], stopping: Callable[[], bool]) -> bool:

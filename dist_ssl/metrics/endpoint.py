@@ -8,7 +8,7 @@ import json
 import socket
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from dist_ssl.errors import ConfigError
+from dist_ssl.metrics.bounded_connections import CONNECTION_SECONDS, BoundedConnections
 from dist_ssl.metrics.table import Metric
 from dist_ssl.runtime.files import write_atomically
 
@@ -28,8 +29,6 @@ PORTS = 10
 """Number of ports that are tried, from the configured one on."""
 WAKE_SECONDS = 5.0
 """Longest wait for a server to end."""
-REQUEST_SECONDS = 10
-"""Longest wait for a client that has connected to send its request."""
 
 
 class Exported(Collector):
@@ -60,7 +59,7 @@ class Exported(Collector):
             yield family
 
 
-class MetricsServer(ThreadingHTTPServer):
+class MetricsServer(BoundedConnections, HTTPServer):
     """An HTTP server that answers with the metrics of a registry, in threads of its own.
 
     It sleeps until somebody connects, and ends at once: `serve_forever` would look twice a second whether it is to end.
@@ -97,7 +96,7 @@ class Answer(BaseHTTPRequestHandler):
     """The answer to one request."""
 
     server: MetricsServer
-    timeout = REQUEST_SECONDS
+    timeout = CONNECTION_SECONDS  # without a byte
 
     def do_GET(self) -> None:
         """Send the metrics, or that the server is alive; there are no other pages."""

@@ -4,7 +4,7 @@
 * `data`: training waits for a batch; `save`: it waits for a checkpoint; `probe`: it waits for the evaluation;
 * `train`: all other time after the start;
 * `lost`: work of these four kinds that an attempt threw away, because it resumes from before it;
-* `queue`: between the last report of an attempt and the start of the next one.
+* `queue`: between the last report of an attempt and the start of the next one; not before a fork or an extension.
 
 Every report holds the seconds so far (`spent_seconds/CAUSE`), and an attempt makes its first one as soon as it has
 restored. So the next attempt finds in `metrics.jsonl` what was known last, and what was known at the step from which it
@@ -68,7 +68,7 @@ class Goodput:
             self.spent["lost"] += _seconds(last, cause) - _seconds(valid, cause)
             self.spent[cause] = _seconds(valid, cause)
         self.lost_steps = int(last.get("lost_steps", 0) + max(0, last.get("step", 0) - progress.step))
-        ended = last.get("time", self.created)
+        ended = max(last.get("time", self.created), self.created)  # a fork or an extension did not wait before it
         started = max(ended, self.started)
         self._until = max(started, self.clock())
         self.spent["queue"] += started - ended

@@ -87,6 +87,13 @@ METRICS: tuple[Metric, ...] = (
         "Teacher distance",
     ),
     Metric("queue_age", "queue_age_steps", "Mean age of the queue's keys in steps.", "Queue age", "last"),
+    Metric(
+        "difficulty",
+        "difficulty",
+        "Mean difficulty of the pairs of views that were chosen, and of the first candidates.",
+        "Difficulty of views",
+        label="pair",
+    ),
     Metric("coding_rate", "coding_rate_nats", "Mean coding rate of the groups' embeddings.", "Coding rate"),
     Metric(
         "lr",

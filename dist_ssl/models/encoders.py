@@ -15,6 +15,8 @@ from dist_ssl.errors import ConfigError, nearest
 
 UNUSABLE = ("pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
 """Options of `timm.create_model` that fetch or unpickle weights."""
+TAKEN = ("num_classes", "features_only")
+"""Its options that say what an encoder returns: always its pooled features."""
 
 
 def at_least_one(**values: float) -> None:
@@ -96,8 +98,19 @@ def timm_encoder(name: str, stem: Literal["standard", "small"] = "standard", **o
                 "not read here.",
                 f"Leave encoder.{key} out.",
             )
-    encoder: nn.Module = timm.create_model(name, num_classes=0, **options)
-    encoder.num_features = getattr(encoder, "head_hidden_size", None) or encoder.num_features
+    for key in TAKEN:
+        if key in options:
+            raise ConfigError(f"encoder.{key} is not possible: an encoder has no classifier.", "Leave it out.")
+    try:
+        encoder: nn.Module = timm.create_model(name, num_classes=0, **options)
+        encoder.num_features = getattr(encoder, "head_hidden_size", None) or encoder.num_features
+    except (TypeError, ValueError, AttributeError, AssertionError, KeyError, RuntimeError) as error:
+        if not options:
+            raise
+        given = " ".join(f"encoder.{key}={value}" for key, value in options.items())
+        raise ConfigError(
+            f"timm cannot make {name} with {given}: {error}.", "Correct these keys, or leave them out."
+        ) from error
     patches = getattr(encoder, "patch_embed", None)
     if patches is not None:
         encoder.multiple_of = patches.patch_size[0]

@@ -7,17 +7,15 @@ operations that `norm` uses on a GPU take two to four times as long here for the
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from dist_ssl.core.collectives import Sum
+from dist_ssl.core.draws import Doubles
 from dist_ssl.models.moments import moments, wide
 
 FAR = 8.0
 """Largest |mean| / standard deviation for which torch's single-precision sums are accurate enough."""
-
-Doubles = npt.NDArray[np.float64]
 
 
 class NormaliseCPU(torch.autograd.Function):

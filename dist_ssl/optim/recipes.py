@@ -8,7 +8,7 @@ learning rate `lr/<part>` if a method or an optimizer declares that hyperparamet
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,12 +18,15 @@ from torch import nn
 from dist_ssl.config.validation import at_least, positive, require, shares
 from dist_ssl.core.plan import Curve, Hyperparameters
 from dist_ssl.errors import ConfigError, nearest
+from dist_ssl.optim.joined import Joined
 from dist_ssl.optim.lars import LayerwiseSGD, Norms, Ratio, local_norms
 
 REFERENCE_BATCH = 256
 RATE_OF = "lr/"
 """Prefix of the learning rate of one part."""
 PREDICTOR = "predictor"
+MATRIX = 2
+"""Number of dimensions of a parameter that Muon updates."""
 MOMENTUM = "from 0 to less than 1"
 
 
@@ -133,12 +136,52 @@ class AdamW(OptimizerRecipe):
 
     def build(self, named: Iterable[tuple[str, nn.Parameter]], norms: Norms = local_norms) -> torch.optim.Optimizer:
         """Return the optimizer over the trainable parameters; `norms` is not used. Raises ConfigError."""
+        return self._adamw(self.groups(named))
+
+    def _adamw(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         betas = (self.betas[0], self.betas[1])
-        groups = self.groups(named)
         # the fused kernel computes parts of a float64 update in single precision, and does not exist on the meta device
         parameters = [parameter for group in groups for parameter in group["params"]]
         fused = all(p.dtype == torch.float32 and p.device.type != "meta" for p in parameters)
         return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=self.eps, fused=fused, foreach=not fused)
+
+
+@dataclass(frozen=True)
+class Muon(AdamW):
+    """Muon (Jordan et al. 2024) for matrices, AdamW for all other parameters: convolutions, positions, biases, norms.
+
+        B <- momentum B + (1 - momentum) g;   p <- p - lr (wd p + 0.2 sqrt(max(rows, columns)) NS(momentum B + ...))
+
+    It is torch's own: NS is its Newton-Schulz iteration in bfloat16, `newton_schulz` times (1 to 99), which makes all
+    singular values of an update nearly 1, with Nesterov's momentum (`momentum`: 0 to less than 1). The factor gives
+    updates the size of AdamW's (Liu et al. 2025, arXiv 2502.16982, section 2.2), so both learn at the same rate.
+    """
+
+    momentum: float = 0.95
+    newton_schulz: int = 5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require("optim", MOMENTUM, lambda value: 0 <= value < 1, momentum=self.momentum)
+        require("optim", "from 1 to 99", lambda value: 1 <= value <= 99, newton_schulz=self.newton_schulz)
+
+    def build(self, named: Iterable[tuple[str, nn.Parameter]], norms: Norms = local_norms) -> torch.optim.Optimizer:
+        """Return the optimizer over the trainable parameters; `norms` is not used. Raises ConfigError."""
+        groups = self.groups(named)
+        matrices = _those(groups, lambda p: p.ndim == MATRIX)
+        if not matrices:
+            raise ConfigError("optim=muon has nothing to work on: no parameter is a matrix.", "Use optim=adamw.")
+        muon = torch.optim.Muon(
+            matrices, lr=0.0, momentum=self.momentum, ns_steps=self.newton_schulz, adjust_lr_fn="match_rms_adamw"
+        )
+        rest = _those(groups, lambda p: p.ndim != MATRIX)
+        return Joined(muon, *([self._adamw(rest)] if rest else []))
+
+
+def _those(groups: list[dict[str, Any]], belongs: Callable[[nn.Parameter], bool]) -> list[dict[str, Any]]:
+    """Return the groups with those of their parameters that belong; no empty ones."""
+    found = [{**group, "params": [p for p in group["params"] if belongs(p)]} for group in groups]
+    return [group for group in found if group["params"]]
 
 
 @dataclass(frozen=True)

@@ -59,8 +59,8 @@ class Spread(ABC):
         """Return this rank's pieces by the buffers' names; a piece's tensor is the buffer itself."""
 
 
-Branch = Literal["student", "teacher"]
-"""The branch of a method that computes features."""
+Branch = Literal["student", "teacher", "ema"]
+"""The encoder that computes features; `ema` is the average of the student's weights that an engine keeps."""
 
 
 @dataclass(frozen=True)

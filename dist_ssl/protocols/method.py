@@ -51,6 +51,13 @@ class Method(nn.Module, ABC):
     def encoder(self) -> nn.Module:
         """The network that is evaluated and exported: [B, 3, S, S] -> [B, D]."""
 
+    def encoder_of(self, branch: str) -> nn.Module:
+        """Return the teacher's encoder for the branch `teacher`, else the one that is evaluated and exported."""
+        if branch != "teacher":
+            return self.encoder
+        assert self.teacher is not None
+        return self.teacher.get_submodule("encoder")
+
     @property
     def curves(self) -> Mapping[str, Curve]:
         """The hyperparameters that the schedule sets, by name; each name needs a row in the metric table."""

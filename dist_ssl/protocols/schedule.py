@@ -38,6 +38,10 @@ class Schedule:
         """Return the plan of an epoch, counted from 0."""
         return self.planner.plan(epoch)
 
+    def distinct_plans(self, epochs: int) -> list[EpochPlan]:
+        """Return the plans of all epochs, those that differ by their number alone once."""
+        return list({plan.numbered(0): plan for plan in map(self.plan, range(epochs))}.values())
+
     def hyperparameters(self, progress: Progress) -> Hyperparameters:
         """Return the hyperparameters of the step at this position."""
         return self.curves.hyperparameters(progress)

@@ -2,9 +2,21 @@
 
 import logging
 
+from dist_ssl.errors import printable
+
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+class PrintableFormatter(logging.Formatter):
+    """A formatter whose lines do not act on a terminal: messages quote file names and what servers answer."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record as text."""
+        return printable(super().format(record))
 
 
 def open_journal() -> None:
     """Write log records of level INFO and above to stderr."""
-    logging.basicConfig(level=logging.INFO, format=FORMAT)
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter(FORMAT))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])

@@ -14,14 +14,13 @@ sizes weigh under 1 % after 44 steps.
 """
 
 import math
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cached_property
-from itertools import accumulate
 
 from dist_ssl.config.validation import at_least, positive, require
 from dist_ssl.core.plan import EpochPlan
 from dist_ssl.errors import ConfigError
-from dist_ssl.schedules.same_every_epoch import check_local_size
+from dist_ssl.schedules.same_every_epoch import candidates_at, check_local_size, check_share, within_cycle
 
 LARGE = 128
 """Side, px, from which convolutional nets, which halve it five times, get sizes that are multiples of 32 px apart."""
@@ -63,6 +62,10 @@ class Progressive:
     """Number of local views in the first stage, at most that in the last; None: the same."""
     start_tokens: float = 1.0
     """Share of a transformer's tokens that the student keeps in the first stage, more than 0 to 1; 1 in the last."""
+    candidates: int = 1
+    """Candidates of each of two global views, of which a hard pair is kept; 1: no choice."""
+    candidates_from: float = 0.0
+    """Share of the cycle before the first epoch with candidates, 0 to less than 1."""
     stages: int = 4
     """Number of stages, from 2."""
     ramp: tuple[float, float] = (0.0, 0.8)
@@ -72,6 +75,7 @@ class Progressive:
         at_least("schedule", 1, image_size=self.image_size)
         at_least("schedule", 2, stages=self.stages)
         check_local_size(self.local_views, self.local_size)
+        check_share(self.candidates_from)
         starts = {name: getattr(self, name) for name in ("start_scale", "start_magnitude", "start_tokens")}
         require("schedule", "more than 0 and at most 1", lambda value: 0 < value <= 1, **starts)
         positive("schedule", start_batch=self.first_batch)
@@ -102,13 +106,12 @@ class Progressive:
 
     def plan(self, epoch: int) -> EpochPlan:
         """Return the plan of an epoch, counted from 0."""
-        return self.templates[self.stage(epoch)].numbered(epoch)
+        number = candidates_at(epoch, self.cycles, self.candidates, self.candidates_from)
+        return replace(self.templates[self.stage(epoch)], epoch=epoch, candidates=number)
 
     def stage(self, epoch: int) -> int:
         """Return the stage of an epoch, 0 to `stages` - 1."""
-        ends = accumulate(self.cycles)
-        length, end = next(pair for pair in zip(self.cycles, ends, strict=True) if epoch < pair[1])
-        within = epoch - (end - length)
+        within, length = within_cycle(epoch, self.cycles)
         if within == length - 1:
             return self.stages - 1
         begin, full = self.ramp

@@ -13,7 +13,7 @@ from dist_ssl.core.plan import Curve
 from dist_ssl.core.timeline import Cycle, Timeline
 from dist_ssl.errors import ConfigError
 from dist_ssl.schedules.cycle_curves import CycleCurves, half_cosine, rising
-from dist_ssl.schedules.warmup_cosine import warmup_samples
+from dist_ssl.schedules.warmup_cosine import named, warmup_samples
 
 
 class Trapezoid(CycleCurves):
@@ -39,9 +39,10 @@ class Trapezoid(CycleCurves):
         self.anneals = [timeline.last_samples(anneal, cycle.number) for cycle in timeline.cycles]
         for cycle, rise, fall in zip(timeline.cycles, self.warmups, self.anneals, strict=True):
             if rise + fall > cycle.total:
+                whole, more = named(cycle, timeline)
                 raise ConfigError(
-                    f"schedule.anneal={anneal.amount:g} {anneal.unit} and the warm-up are longer than the run.",
-                    "Shorten one of them, or raise epochs.",
+                    f"schedule.anneal={anneal.amount:g} {anneal.unit} and the warm-up are longer than {whole}.",
+                    f"Shorten one of them, or raise {more}.",
                 )
 
     def rate(self, curve: Curve, position: int, cycle: Cycle) -> float:

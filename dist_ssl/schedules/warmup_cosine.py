@@ -47,12 +47,17 @@ def warmup_samples(warmup: Duration | None, timeline: Timeline) -> list[int]:
     found = [timeline.samples(warmup, cycle.number) for cycle in timeline.cycles]
     for cycle, samples in zip(timeline.cycles, found, strict=True):
         if warmup and samples >= cycle.total:
-            whole, more = ("the run", "epochs") if len(found) == 1 else (f"cycle {cycle.number + 1}", "its length")
+            whole, more = named(cycle, timeline)
             raise ConfigError(
                 f"schedule.warmup={warmup.amount:g} {warmup.unit} is as long as {whole}.",
                 f"It must end before {whole} does: shorten it or raise {more}.",
             )
     return found
+
+
+def named(cycle: Cycle, timeline: Timeline) -> tuple[str, str]:
+    """Return how a message names a cycle, and what makes it longer."""
+    return ("the run", "epochs") if len(timeline.cycles) == 1 else (f"cycle {cycle.number + 1}", "its length")
 
 
 def value(curve: Curve, position: int, warmup: int, total: int, hold: int = 0) -> float:

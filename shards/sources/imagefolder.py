@@ -2,32 +2,34 @@
 
     python shards/make.py source=imagefolder path=pictures out=data/mine [shard_bytes=256MB] [val=2%] [labels=true]
 
-If the folder has `train/` and `val/`, these are the splits; otherwise `val` images are held out by the hash of their
-paths. If all images are in sub-folders, and there are several of these, their sorted names are the classes. Images are
-packed in the order of the hash of their paths, so that every tar mixes the classes. Hidden files and folders are left
-out; links are followed.
+If the folder, or its only sub-folder, has `train/` and `val/` (or training, validation, test, eval, dev, in any case),
+these are the splits; otherwise `val` images are held out by the hash of their paths. If all images are in sub-folders,
+and there are several of these, their sorted names are the classes. Images are packed in the order of the hash of their
+paths, so that every tar mixes the classes. A file is an image by its extension, or, if that is unknown, because it can
+be decoded. Hidden files and folders are left out; links are followed.
 """
 
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import xxhash
 from rich.console import Console
 
-from dist_ssl.errors import ConfigError, DataError
+from dist_ssl.data.images.decode import looks_like_image
+from dist_ssl.errors import ConfigError, DataError, printable
 from shards.archive import KINDS, META, Sample, spelt
-from shards.command_line import Bytes, HeldOut, Threads, printable, say, shortened
+from shards.command_line import Bytes, HeldOut, Threads, counted_kinds, say, shortened
+from shards.folder_scan import File, Found, extension, scan
 from shards.image_source import ImageSource
 from shards.pack import THREADS, Contents, pack
 
-VAL_NAMES = ("val", "valid", "validation")
+TRAIN_NAMES = ("train", "training")
+VAL_NAMES = ("val", "valid", "validation", "dev", "eval", "evaluation", "test", "testing")
+"""Names of the folders of splits, in any case; of several held-out ones, the first in this order is used."""
 HELD_OUT = HeldOut(share=0.02)
-Ancestors = tuple[tuple[int, int], ...]
-"""Device and inode of a folder and of all its ancestors, so that a link to an ancestor is not followed for ever."""
 
 
 @dataclass(frozen=True)
@@ -45,38 +47,17 @@ class FolderOptions:
     threads: Threads = THREADS
 
 
-@dataclass(frozen=True, slots=True)
-class File:
-    """An image file: its path within the split, its size in bytes, and its modification time in ns."""
-
-    name: str
-    size: int
-    changed: int
-
-
-@dataclass
-class Found:
-    """Contents of a folder tree.
-
-    `files`: images; `folders`: all folders that were listed; `left_out`: number of other files by extension;
-    `unreadable`: files and folders that cannot be read, with the reason.
-    """
-
-    files: list[File] = field(default_factory=list)
-    folders: list[str] = field(default_factory=list)
-    left_out: Counter[str] = field(default_factory=Counter)
-    unreadable: list[str] = field(default_factory=list)
-
-
 def write(out: Path, options: FolderOptions, console: Console) -> None:
     """Pack the folder. Raises ConfigError, DataError."""
     if not options.path.is_dir():
         raise DataError(f"path={options.path} is not a folder.", "Set path to the folder of your pictures.")
     found = scan(options.path, options.threads)
     check(found, options.path, console)
-    train, val, roots = split_of(found, options.path)
+    train, val, roots = split_of(found, options.path, console)
     if val and options.val is not None:
-        raise ConfigError(f"{options.path} has its own val/, so val=... cannot be used.", "Leave val=... out.")
+        raise ConfigError(
+            f"{options.path} has its own {roots[1].name}/, so val=... cannot be used.", "Leave val=... out."
+        )
     classes = classes_of(train, options)
     if not val:
         held_out = options.val or (HELD_OUT if classes else HeldOut())
@@ -86,55 +67,6 @@ def write(out: Path, options: FolderOptions, console: Console) -> None:
     splits = {"train": contents(roots[0], train, classes), "val": contents(roots[1], val, classes)}
     names = [printable(name) for name in classes]
     pack(out, splits, names, shard_bytes=options.shard_bytes, threads=options.threads, console=console)
-
-
-def scan(root: Path, threads: int) -> Found:
-    """Return all files below a folder; links are followed, and folders are listed in parallel."""
-    found = Found()
-    top = root.stat()
-    level: list[tuple[str, Ancestors]] = [("", ((top.st_dev, top.st_ino),))]
-    with ThreadPoolExecutor(threads) as pool:
-        while level:
-            listed = list(pool.map(lambda entry: listing(root, *entry), level))
-            for part, _ in listed:
-                found.files += part.files
-                found.folders += part.folders
-                found.left_out += part.left_out
-                found.unreadable += part.unreadable
-            level = [below for _, inner in listed for below in inner]
-    return found
-
-
-def listing(root: Path, folder: str, above: Ancestors) -> tuple[Found, list[tuple[str, Ancestors]]]:
-    """Return the contents of one folder, and its sub-folders with their ancestors."""
-    found, inner = Found(folders=[folder]), []
-    try:
-        entries = list(os.scandir(root / folder))
-    except OSError as error:
-        return Found(unreadable=[f"{folder}/: {error.strerror}"]), []
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        name = f"{folder}/{entry.name}" if folder else entry.name
-        try:
-            stat = entry.stat()
-            if entry.is_dir():
-                own = (stat.st_dev, stat.st_ino)
-                inner += [(name, (*above, own))] if own not in above else []
-            elif extension(name).lower() not in KINDS or not entry.is_file():
-                found.left_out[extension(name).lower()] += 1
-            elif not os.access(entry.path, os.R_OK):
-                found.unreadable.append(f"{name}: Permission denied")
-            else:
-                found.files.append(File(name, stat.st_size, stat.st_mtime_ns))
-        except OSError as error:
-            found.unreadable.append(f"{name}: {'broken link' if entry.is_symlink() else error.strerror}")
-    return found, inner
-
-
-def extension(name: str) -> str:
-    """Return the extension of a path: `JPG` for `a/b.c.JPG`; empty without one."""
-    return PurePosixPath(name).suffix[1:]
 
 
 def check(found: Found, root: Path, console: Console) -> None:
@@ -149,30 +81,57 @@ def check(found: Found, root: Path, console: Console) -> None:
         kinds = ", ".join(KINDS)
         raise DataError(f"{root} holds no images.", f"Images are recognised by their extension, in any case: {kinds}.")
     if found.left_out:
-        most = found.left_out.most_common(10)
-        kinds = ", ".join(f"{n} {f'.{kind}' if kind else 'without extension'}" for kind, n in most)
-        say(console, f"Left out, because the extension is not that of an image: {kinds}.")
+        say(console, f"Left out, because they are no images: {counted_kinds(found.left_out)}.")
     empty = sorted(file.name for file in found.files if not file.size)
     if empty:
         say(console, f"{len(empty)} files are empty; a run uses replacement samples for them: {shortened(empty)}.")
 
 
-def split_of(found: Found, root: Path) -> tuple[list[File], list[File], tuple[Path, Path]]:
+def split_of(found: Found, root: Path, console: Console) -> tuple[list[File], list[File], tuple[Path, Path]]:
     """Return the files of train and of val, in the order of packing and named from their folders, and these folders.
 
     Raises DataError if some images belong to neither.
     """
-    tops = {file.name.partition("/")[0] for file in found.files}
-    val = next((name for name in VAL_NAMES if name in tops), None)
-    flat = any("/" not in file.name for file in found.files)
-    if flat or "train" not in tops or (val is None and tops != {"train"}):
+    inside = folder_of_splits(found.files)
+    tops = {name.removeprefix(inside).partition("/")[0] for name in (file.name for file in found.files)}
+    train = named_like(TRAIN_NAMES, tops)
+    held = named_like(VAL_NAMES, tops)
+    rest = sorted(tops - {*train[:1], *held})
+    if not train or (rest and not held):  # trains may be a class beside cars
         return ordered(found.files), [], (root, root)
-    if tops - {"train", val}:
+    if rest or len(train) > 1:
+        besides = f" and {held[0]}/" if held else ""
         raise DataError(
-            f"{root} has train/ and {val}/ and, beside them, images in {', '.join(sorted(tops - {'train', val}))}.",
+            f"{root / inside} has {train[0]}/{besides} and, beside them, images in {', '.join(rest or train[1:])}.",
             "Move those away: they belong to neither split.",
         )
-    return below(found.files, "train"), below(found.files, val), (root / "train", root / (val or "train"))
+    if held[1:]:
+        say(console, f"{train[0]}/ is trained on, {held[0]}/ is held out; not used: {', '.join(held[1:])}.")
+    val = held[0] if held else train[0]
+    return (
+        below(found.files, inside + train[0]),
+        below(found.files, inside + val) if held else [],
+        (root / inside / train[0], root / inside / val),
+    )
+
+
+def folder_of_splits(files: Sequence[File]) -> str:
+    """Return `NAME/` if all images lie in one folder NAME that has the folders of splits; else an empty text."""
+    tops = {file.name.partition("/")[0] for file in files}
+    if len(tops) != 1:
+        return ""
+    inside = f"{tops.pop()}/"
+    below_it = {file.name.removeprefix(inside) for file in files}
+    second = {name.partition("/")[0] for name in below_it if "/" in name}
+    if any("/" not in name for name in below_it) or not named_like(TRAIN_NAMES, second):
+        return ""
+    return inside if named_like(VAL_NAMES, second) else ""
+
+
+def named_like(names: Sequence[str], folders: Iterable[str]) -> list[str]:
+    """Return the folders with one of these names in any case, in the order of the names."""
+    found = [folder for folder in folders if folder.lower() in names]
+    return sorted(found, key=lambda folder: (names.index(folder.lower()), folder))
 
 
 def below(files: Iterable[File], folder: str | None) -> list[File]:
@@ -264,6 +223,11 @@ def read(root: Path, file: File) -> bytes:
         raise DataError(
             f"{path} has changed while the folder was packed.",
             "Leave the folder unchanged and run the same command again.",
+        )
+    if not looks_like_image(data) and not path.resolve().is_relative_to(root.resolve()):
+        raise DataError(
+            f"{path} is a link to {path.resolve()}, which lies elsewhere and is not an image.",
+            "Remove the link: everything in the folder is copied into the shards.",
         )
     return data
 

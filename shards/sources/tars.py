@@ -1,17 +1,22 @@
 """Existing WebDataset tars as a source: they are neither changed nor moved, only indexed by a manifest.
 
-    python shards/make.py source=tars path=data/mine [train='train-*.tar'] [val='val-*.tar'] [image=jpg]
+    python shards/make.py source=tars path=data/mine [train='train-*.tar'] [val='val-*.tar'] [image=jpg] [labels=false]
 
 `train` and `val` are patterns below `path`, with `*`, `?` and `{000..146}`. Without them, `train*.tar` and `val*.tar`
-are the splits; without such files, all tars are `train`. A sample's image is its member `KEY.EXT` with the first EXT of
-jpg, jpeg, png, webp, bmp, tif, tiff, gif that it has; otherwise `KEY.ANYTHING.EXT`. With `image`, it is `KEY.image`.
+are the splits, or `test*.tar` where there are no `val*.tar`; without such files, all tars are `train`. A sample's image
+is its member `KEY.EXT` with the first EXT of jpg, jpeg, png, webp, bmp, tif, tiff, gif, ... that it has; otherwise
+`KEY.ANYTHING.EXT`. With `image`, it is `KEY.image`. KEY ends before the first dot of a name, as webdataset reads it; if
+most images would be lost that way, because names have dots of their own (`cam1.000001.jpg`), before the last one.
+
+The text of `KEY.cls` is the sample's label. If the labels are 0, 1, ..., n - 1, these are the numbers of the classes;
+else the sorted labels are numbered, and the manifest lists them. `labels=false` leaves them out.
 """
 
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import braceexpand
@@ -23,7 +28,7 @@ from rich.progress import Progress, TaskID
 from dist_ssl.data.storage import manifest
 from dist_ssl.errors import DataError
 from shards.archive import KINDS, index
-from shards.command_line import ONE_PER_CORE, Threads, say
+from shards.command_line import ONE_PER_CORE, Threads, counted_kinds, say, shortened
 from shards.image_source import ImageSource
 from shards.pack import bar
 
@@ -32,13 +37,15 @@ from shards.pack import bar
 class TarOptions:
     """Options of the source.
 
-    `train`, `val`: patterns of the tars below `path`; `image`: extension of the members that are images.
+    `train`, `val`: patterns of the tars below `path`; `image`: extension of the members that are images; `labels`:
+    take the labels of `.cls` members.
     """
 
     path: Path
     train: str | None = None
     val: str | None = None
     image: str | None = None
+    labels: bool = True
     threads: Threads = ONE_PER_CORE
 
 
@@ -51,24 +58,52 @@ def write(out: Path | None, options: TarOptions, console: Console) -> None:
         raise DataError(f"{folder} has a manifest.json already.", "Remove it to index the tars again.")
     paths = found(options)
     files = [path for own in paths.values() for path in own]
-    with bar(console) as progress, ThreadPoolExecutor(options.threads) as pool:
-        task = progress.add_task("bytes", total=sum(path.stat().st_size for path in files))
-        indexed = pool.map(lambda path: read(path, folder, options.image, progress, task), files)
-        tars = {split: [next(indexed) for _ in own] for split, own in paths.items()}
+    indexed = read_all(files, folder, options, console, last_dot=False)
+    if (lost := sum(tar.dotted for tar in indexed)) and options.image is None:
+        images = lost + sum(tar.shard.samples for tar in indexed)
+        say(
+            console,
+            f"Names have dots of their own: by keys that end before the first dot, {lost} of {images} images would be "
+            "lost. Keys end before the last dot.",
+        )
+        indexed = read_all(files, folder, options, console, last_dot=True)
+    left = iter(indexed)
+    tars = {split: [next(left) for _ in own] for split, own in paths.items()}
     check(tars, options, console)
+    classes, numbered = with_numbers(tars)
     folder.mkdir(parents=True, exist_ok=True)
     rows = {
         split: ([tar.shard for tar in own], manifest.joined([tar.samples for tar in own]))
-        for split, own in tars.items()
+        for split, own in numbered.items()
     }
-    manifest.write(folder, rows)
+    manifest.write(folder, rows, classes)
+
+
+def read_all(
+    files: Sequence[Path], folder: Path, options: TarOptions, console: Console, *, last_dot: bool
+) -> "list[Indexed]":
+    """Return the indexes of all tars; `last_dot`: keys end before the last dot of a name. Raises DataError."""
+    with bar(console) as progress, ThreadPoolExecutor(options.threads) as pool:
+        task = progress.add_task("bytes", total=sum(path.stat().st_size for path in files))
+        return list(pool.map(lambda path: read(path, folder, options, last_dot, progress, task), files))
+
+
+def with_numbers(tars: "Tars") -> "tuple[list[str], dict[str, list[Indexed]]]":
+    """Return the names of the classes, none if the labels are their numbers already, and the tars with numbers."""
+    names = {name for own in tars.values() for tar in own for name in tar.names}
+    numeric = all(name.isascii() and name.isdigit() for name in names)
+    classes = sorted(names, key=int) if numeric else sorted(names)
+    numbers = {name: number for number, name in enumerate(classes)}
+    made = {split: [tar.numbered(numbers) for tar in own] for split, own in tars.items()}
+    return ([] if classes == [str(number) for number in range(len(classes))] else classes), made
 
 
 def found(options: TarOptions) -> dict[str, list[Path]]:
     """Return the tars of every split, sorted by name. Raises DataError."""
     patterns = {"train": options.train, "val": options.val}
     if options.train is None:
-        patterns["val"] = options.val or ("val*.tar" if any(options.path.glob("val*.tar")) else None)
+        there = (pattern for pattern in ("val*.tar", "test*.tar") if any(options.path.glob(pattern)))
+        patterns["val"] = options.val or next(there, None)
         val = set(matches(options.path, patterns["val"])) if patterns["val"] else set()
         named = any(options.path.glob("train*.tar"))
         tars = [path for path in matches(options.path, "train*.tar" if named else "*.tar") if path not in val]
@@ -113,24 +148,34 @@ class Counted:
 
 @dataclass(frozen=True)
 class Indexed:
-    """One tar as the manifest lists it; `several`, `bare`: number of its samples with several images, with none."""
+    """One tar as the manifest lists it. `names`: those that its labels number; for the others see `archive.Index`."""
 
     shard: manifest.Shard
     samples: manifest.Samples
+    names: tuple[str, ...]
     several: int
     bare: int
+    dotted: int
+    others: Counter[str]
+    ended: bool
+
+    def numbered(self, numbers: Mapping[str, int]) -> "Indexed":
+        """Return the same with labels that are the numbers of their names."""
+        table = np.array([*(numbers[name] for name in self.names), -1], dtype=np.int64)  # the last one is that of -1
+        return replace(self, samples=replace(self.samples, labels=table[self.samples.labels]))
 
 
-def read(path: Path, folder: Path, image: str | None, progress: Progress, task: TaskID) -> Indexed:
+def read(path: Path, folder: Path, options: TarOptions, last_dot: bool, progress: Progress, task: TaskID) -> Indexed:
     """Return the index of one tar, named relative to the folder of the manifest. Raises DataError."""
     counted = Counted(path, progress, task)
     try:
         with counted.file:
-            own = index(counted, str(path), image)
+            own = index(counted, str(path), options.image, labels=options.labels, last_dot=last_dot)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}.", "Fix that and run the same command again.") from error
     shard = manifest.Shard(os.path.relpath(path, folder), len(own.rows), own.bytes, own.sha256)
-    return Indexed(shard, manifest.columns(own.rows), own.several, own.bare)
+    columns = manifest.columns(own.rows)
+    return Indexed(shard, columns, own.names, own.several, own.bare, own.dotted, own.others, own.ended)
 
 
 Tars = Mapping[str, Sequence[Indexed]]
@@ -146,8 +191,35 @@ def check(tars: Tars, options: TarOptions, console: Console) -> None:
                 f"No tar of {split} in {options.path} holds {kinds} members.",
                 "Set image=EXT to the extension of its images.",
             )
-    for line in notes(tars):
+    for line in (*notes(tars), *left_out(tars, options)):
         say(console, line)
+
+
+def left_out(tars: "Tars", options: TarOptions) -> Iterator[str]:
+    """Yield what of the folder and of its tars is not used: other tars, members of other kinds, missing labels."""
+    used = {tar.shard.name.rpartition("/")[2] for own in tars.values() for tar in own}
+    others = sorted(path.name for path in options.path.glob("*.tar") if path.name not in used)
+    if others:
+        yield f"{len(others)} tars are in no split (val=... or train=... takes them): {shortened(others)}."
+    kinds = sum((tar.others for own in tars.values() for tar in own), Counter[str]())
+    if kinds:
+        yield f"Left out, as neither images nor labels (.cls): {counted_kinds(kinds)}."
+    open_ended = [tar.shard.name for own in tars.values() for tar in own if not tar.ended]
+    if open_ended:
+        yield f"{len(open_ended)} tars lack the empty blocks at their end, members are whole: {shortened(open_ended)}."
+    for split, own in tars.items():
+        yield from unlabelled(split, own)
+
+
+def unlabelled(split: str, tars: "Sequence[Indexed]") -> Iterator[str]:
+    """Yield which samples lack a label, where others have one."""
+    total = sum(len(tar.samples) for tar in tars)
+    keys = [tar.samples.key(int(n)) for tar in tars for n in np.flatnonzero(tar.samples.labels < 0)]
+    if 0 < len(keys) < total:
+        yield (
+            f"{split}: {len(keys)} of {total} samples have no label, so there can be no probe: {shortened(keys)}. "
+            "Add their .cls members, or leave all labels out: labels=false."
+        )
 
 
 def notes(tars: Tars) -> Iterator[str]:

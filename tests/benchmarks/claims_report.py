@@ -4,13 +4,12 @@ import math
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
+from tests.benchmarks.claims_curves import Curve, Speed, at_seconds, speed
 from tests.benchmarks.claims_table import (
     MEASURES,
     Claim,
     DataSet,
-    Found,
     Plan,
     Results,
     Variant,
@@ -26,8 +25,6 @@ COLLAPSED = "COLLAPSED"
 MARGIN = 0.15
 """A recipe whose kNN is not this far above an untrained encoder's has collapsed."""
 NAMES = {"knn": "kNN", "linear": "linear", "image": "ms an image"}
-Curve = dict[int, dict[float, Found]]
-"""The numbers of a variant by seed and budget."""
 
 
 @dataclass(frozen=True)
@@ -90,20 +87,6 @@ def paired(first: Curve, second: Curve, budget: float, name: str) -> Paired:
     seeds = [seed for seed in first if budget in first[seed] and budget in second.get(seed, {})]
     pairs = [(number(first[seed][budget], name), number(second[seed][budget], name)) for seed in seeds]
     return Paired(tuple(b - a if name == "image" else a - b for a, b in pairs))
-
-
-def at_seconds(points: Sequence[tuple[float, float]], seconds: float) -> float | None:
-    """Return a curve's value, (seconds, value) each, between its points by the logarithm of the seconds.
-
-    After its last point it has that one's value; None before its first.
-    """
-    points = sorted(points)
-    if not points or seconds < points[0][0]:
-        return None
-    for (begin, low), (end, high) in pairwise(points):
-        if seconds <= end:
-            return low + (high - low) * math.log(seconds / begin) / math.log(end / begin)
-    return points[-1][1]
 
 
 def longest(found: Curve) -> float:
@@ -171,9 +154,8 @@ def verdicts(plan: Plan, found: dict[str, dict[str, Curve]]) -> Iterator[str]:
     yield from head("claim", "data", "number", *differences, "at equal seconds", f"verdict at {last:g}")
     for claim in plan.table.claims:
         for data, own in found.items():
-            first, second = own.get(claim.better, {}), own.get(claim.than, {})
-            if first and second:
-                yield from lines_of(claim, plan, data, first, second)
+            if claim.number != "time" and runs_of(claim, own):
+                yield from lines_of(claim, plan, data, own[claim.better], own[claim.than])
 
 
 def lines_of(claim: Claim, plan: Plan, data: str, first: Curve, second: Curve) -> Iterator[str]:
@@ -185,6 +167,30 @@ def lines_of(claim: Claim, plan: Plan, data: str, first: Curve, second: Curve) -
         cells = [each.shown(1 if timed else 100, 2 if timed else 1) for each in by_budget]
         largest = by_budget[plan.budgets.index(max(plan.budgets))]
         yield line(f"{claim.paper}: {claim.text}", data, NAMES[name], *cells, seconds, largest.verdict)
+
+
+def speeds(plan: Plan, found: dict[str, dict[str, Curve]]) -> Iterator[str]:
+    """Yield the table of the times to equal accuracy, if the table claims any; last the geometric means."""
+    claims = [claim for claim in plan.table.claims if claim.number == "time"]
+    pairs = [(c, d, own[c.better], own[c.than]) for c in claims for d, own in found.items() if runs_of(c, own)]
+    if not pairs:
+        return
+    yield from ("", "### Times less to the accuracy of the plain recipe's longest run", "")
+    yield from head("claim", "data", *(NAMES[name] for name in MEASURES))
+    groups: dict[tuple[str, str], list[Speed]] = {}
+    for claim, data, first, second in pairs:
+        own = [speed(first, second, name) for name in MEASURES]
+        groups.setdefault((claim.paper, data), []).append(own[0])
+        yield line(f"{claim.paper}: {claim.text}", data, *(each.shown for each in own))
+    for (group, data), all_of in groups.items():
+        ratios = [each.ratio for each in all_of if each.ratio is not None]
+        if len(ratios) == len(all_of) > 1:
+            yield line(f"{group}: geometric mean", data, f"{statistics.geometric_mean(ratios):.2f}", "")
+
+
+def runs_of(claim: Claim, found: dict[str, Curve]) -> bool:
+    """Return whether both variants of a claim have runs."""
+    return bool(found.get(claim.better) and found.get(claim.than))
 
 
 def tuned_settings(plan: Plan, results: Results) -> Iterator[str]:
@@ -220,7 +226,7 @@ def markdown(plan: Plan, results: Results, *, tuned: bool) -> str:
     found: dict[str, dict[str, Curve]] = {}
     for data, variant in plan.pairs():
         found.setdefault(data.name, {})[variant.name] = curve(plan, results, data, variant, tuned=tuned)
-    lines = ["### Claims", "", *verdicts(plan, found)]
+    lines = ["### Claims", "", *verdicts(plan, found), *speeds(plan, found)]
     for data in plan.data:
         own = found.get(data.name, {})
         lines += ["", f"### {data.name}", "", *curves(plan, data, own), *("", *collapsed(plan, own))]

@@ -29,7 +29,8 @@ BESIDE = 12.0
 class Variant:
     """A method with its options: `words` before those of a setting, `own` after them; `bag`: patches of an evaluation.
 
-    `budgets`: those of the table by default; `named`: it runs only where the command names it.
+    `budgets`: those of the table by default; `named`: it runs only where the command names it; `like`: the variant
+    whose best setting this one takes, where it is not tuned by itself.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Variant:
     bag: int = 0
     budgets: tuple[float, ...] = ()
     named: bool = False
+    like: str | None = None
 
 
 @dataclass(frozen=True)
@@ -56,13 +58,17 @@ class DataSet:
 
 @dataclass(frozen=True)
 class Claim:
-    """A paper's claim: `better` is above `than`, or below it where `number` is a time."""
+    """A paper's claim: `better` is above `than`, or below it where `number` is a time.
+
+    `number`: `accuracy` (kNN and linear), `image` (seconds of an image), or `time` (seconds to the accuracy of `than`
+    after its largest budget).
+    """
 
     paper: str
     text: str
     better: str
     than: str
-    number: Literal["accuracy", "image"] = "accuracy"
+    number: Literal["accuracy", "image", "time"] = "accuracy"
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,7 @@ class Table:
         variants = {v.name: v for name, family in families for v in _variants(name, family, common)}
         claims = tuple(Claim(paper, **claim) for paper, own in node.pop("claims", {}).items() for claim in own)
         named = [name for claim in claims for name in (claim.better, claim.than)]
+        named += [variant.like for variant in variants.values() if variant.like is not None]
         for name in [*named, *(name for one in data.values() for name in one.without)]:
             if name not in variants:
                 raise ConfigError(f"{path.name} names the variant {name}, which it lacks.", nearest(name, variants))
@@ -111,7 +118,8 @@ def _variants(family: str, node: Mapping[str, Any], common: Words) -> Iterator[V
     shared |= {key: node[key] for key in ("bag", "named") if key in node}
     shared |= {"budgets": tuple(node.get("budgets", ()))}
     for name, own in node["variants"].items():
-        yield Variant(name, own["label"], own=flat(own.get("words", ())), **shared)
+        given = {key: tuple(own[key]) if key == "budgets" else own[key] for key in ("budgets", "like") if key in own}
+        yield Variant(name, own["label"], own=flat(own.get("words", ())), **{**shared, **given})
 
 
 def key_of(word: str) -> str:
@@ -228,8 +236,8 @@ class Plan:
         return Row(data.name, variant.name, setting, float(budget), seed, split, variant.bag, made, digest(made))
 
     def tried(self, data: DataSet, variant: Variant) -> list[Row]:
-        """Return the rows that tune a variant; none if it has one setting only."""
-        if len(variant.settings) == 1:
+        """Return the rows that tune a variant; none if it has one setting only, or that of another variant."""
+        if len(variant.settings) == 1 or variant.like is not None:
             return []
         budget, seed = self.table.tuning["budget"], self.table.tuning["seed"]
         return [self.row(data, variant, setting, budget, seed, "train") for setting in variant.settings]
@@ -242,6 +250,8 @@ class Plan:
 
     def chosen(self, data: DataSet, variant: Variant, results: Results) -> Words | None:
         """Return the setting with the highest score, the earlier one of equals; None until all are tried."""
+        if variant.like is not None:
+            return self.chosen(data, self.table.variants[variant.like], results)
         rows = self.tried(data, variant)
         if not rows:
             return variant.settings[0]

@@ -58,7 +58,7 @@ def config_of(words: list[str], budget: float, world: World) -> tuple[dict[str, 
     plan = found.schedule.plan(0)
     views, steps = plan.views + plan.local_views, len(found.train.samples) // plan.batch_size
     epochs = max(1, round(2 * budget / views))
-    if config["schedule"]["warmup"] is not None:
+    if config["schedule"].get("warmup") is not None:
         config["schedule"]["warmup"] = f"{max(1, round(WARM * epochs * steps))} steps"
     config["epochs"] = epochs
     images = epochs * steps * plan.batch_size

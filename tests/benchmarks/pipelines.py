@@ -20,6 +20,7 @@ from torchvision.datasets import ImageFolder
 
 from dist_ssl.core.draws import Draws
 from dist_ssl.core.plan import EpochPlan
+from dist_ssl.data.epoch_views import Colours
 from dist_ssl.data.images.views import CROP_DRAWS, Augmentation, Cutter, crop_box
 from dist_ssl.data.loader.load import Loader
 from dist_ssl.data.loader.loader_process import LoaderProcess
@@ -30,7 +31,7 @@ from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.fetch import Fetcher
 from dist_ssl.data.storage.pyramid import attach
 from dist_ssl.data.storage.read import Reader
-from dist_ssl.data.stream import Colours, Stream
+from dist_ssl.data.stream import Stream
 from dist_ssl.distributed.world import World
 from shards import levels
 from shards.command_line import Sides

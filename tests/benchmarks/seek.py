@@ -20,11 +20,12 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from dist_ssl.core.plan import EpochPlan
+from dist_ssl.data.epoch_views import Colours
 from dist_ssl.data.images.views import Augmentation
 from dist_ssl.data.loader.load import Loader
 from dist_ssl.data.storage import manifest
 from dist_ssl.data.storage.read import Reader
-from dist_ssl.data.stream import Colours, Stream
+from dist_ssl.data.stream import Stream
 from dist_ssl.distributed.world import World
 from shards import make
 from shards.command_line import Bytes

@@ -272,6 +272,26 @@ def test_what_three_ranks_wrote_one_rank_and_two_ranks_read(tmp_path: Path) -> N
         assert_same_bits(state, tensors(7))
 
 
+def test_what_one_rank_cannot_open_is_an_error_on_all(tmp_path: Path) -> None:
+    """A checkpoint that one machine cannot read for now may be whole: nothing is passed over, and no rank waits."""
+    saved_by_ranks(tmp_path, 2, 7)
+
+    def load(world: World) -> str:
+        found = Checkpoint(tmp_path, world, keep_last=2, attempt=2, newest=lambda: True)
+        if world.rank == 1:
+
+            def refuse(*_: Any) -> Any:
+                raise CheckpointError("Too many open files.", "Raise the limit.")
+
+            found._read = refuse  # type: ignore[method-assign]
+        with pytest.raises(CheckpointError) as caught:
+            found.restore(Store(-1), FRESH)  # type: ignore[arg-type]
+        return str(caught.value)
+
+    assert on_ranks(2, load) == ["Too many open files.\n  Raise the limit."] * 2
+    assert (tmp_path / "step_00000007").is_dir()
+
+
 def test_two_files_swapped_within_a_checkpoint_are_noticed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for step in (1, 2):
         saved_by_ranks(tmp_path, 2, step)

@@ -43,8 +43,10 @@ def test_what_is_no_number_with_a_unit_is_refused_with_examples(text: object) ->
 
 @pytest.mark.parametrize("text", ["0 steps", "0 epochs", "0 seconds", "1.5 steps", "0.5 epochs"])
 def test_amounts_that_are_not_possible_are_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="is not possible"):
+    with pytest.raises(ConfigError, match="is not possible") as caught:
         Duration.parse(text)
+    assert ("whole" in caught.value.problem) == ("seconds" not in text)
+    assert f"'1 {text.split()[1].rstrip('s')}'" in caught.value.remedy
 
 
 @given(st.integers(1, 10**6), st.sampled_from(["steps", "epochs", "seconds"]))

@@ -14,6 +14,14 @@ from dist_ssl.core.tokens import ALL_TOKENS
 
 PLAN = EpochPlan(epoch=0, image_size=32, magnitude=1.0, views=2, batch_size=24, lanes=6)
 COUNTS = st.integers(0, 2**53)
+
+
+def of_its_epochs(progress: Progress, within: bool) -> Progress:
+    """The position with plans that are those of its epochs, in the newest of which it is or behind which."""
+    plans = tuple(plan.numbered(number) for number, plan in enumerate(progress.plans))
+    return replace(progress, plans=plans, epoch=max(0, len(plans) - within))
+
+
 PLANS = st.builds(
     EpochPlan,
     epoch=COUNTS,
@@ -35,6 +43,7 @@ POSITIONS = st.builds(
     attempt=COUNTS,
     plans=st.lists(PLANS, max_size=4).map(tuple),
 )
+POSITIONS = st.builds(of_its_epochs, POSITIONS, st.booleans())
 
 
 @given(POSITIONS)
@@ -69,6 +78,29 @@ def test_plans_of_before_there_were_tokens_keep_all() -> None:
     written = json.loads(json.dumps(Progress(epochs=1).begin(PLAN).to_json()))
     del written["plans"][0]["keep_tokens"], written["plans"][0]["patch_size"]
     assert Progress.from_json(written).plans[0].tokens == ALL_TOKENS
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("step", value) for value in (-1, 1.5, "7", None, True, 2**64)),
+        *(("plans", value) for value in ([1], {"a": 1}, [{}], [{"epoch": 0}], None)),
+        ("epoch", 2),
+        ("more", 1),
+    ],
+)
+def test_a_position_that_no_run_has_is_refused(key: str, value: object) -> None:
+    written = json.loads(json.dumps(Progress(epochs=3).begin(PLAN).to_json()))
+    with pytest.raises((KeyError, TypeError, ValueError, AttributeError)):
+        Progress.from_json({**written, key: value})
+
+
+@pytest.mark.parametrize(("key", "value"), [("count", 2**40), ("count", -1), ("epoch", 1), ("magnitude", float("nan"))])
+def test_a_plan_that_no_epoch_has_is_refused(key: str, value: float) -> None:
+    written = json.loads(json.dumps(Progress(epochs=3).begin(PLAN).to_json()))
+    written["plans"][0][key] = value
+    with pytest.raises(ValueError, match=r"which is no number|that a run may have|are not those of the epochs"):
+        Progress.from_json(written)
 
 
 def test_a_position_is_frozen() -> None:

@@ -13,13 +13,14 @@ from dist_ssl.core.batch import Batch
 from dist_ssl.core.draws import Draws, Purpose
 from dist_ssl.core.plan import EpochPlan
 from dist_ssl.core.tokens import Tokens
+from dist_ssl.data.epoch_views import Colours
 from dist_ssl.data.images.photometric import Photometry
 from dist_ssl.data.images.views import Augmentation, Cutter
 from dist_ssl.data.loader.load import Loader
 from dist_ssl.data.order.lanes import EpochOrder
 from dist_ssl.data.storage import manifest
 from dist_ssl.data.storage.read import Reader
-from dist_ssl.data.stream import Colours, Stream
+from dist_ssl.data.stream import Stream
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import DataError
 

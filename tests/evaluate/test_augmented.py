@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dist_ssl.core.draws import Draws, Ints, Purpose
+from dist_ssl.data.epoch_views import Colours
 from dist_ssl.data.loader.load import Loader
 from dist_ssl.data.storage import manifest
 from dist_ssl.data.storage.read import Reader
-from dist_ssl.data.stream import Colours
 from dist_ssl.distributed.world import World
 from dist_ssl.engines.parallel import Parallel
 from dist_ssl.evaluate.augmented import CROPS, AugmentedSet, regrouped

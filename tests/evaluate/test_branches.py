@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from dist_ssl.config.durations import Duration
+from dist_ssl.data.epoch_views import Colours
 from dist_ssl.data.loader.load import Loader
 from dist_ssl.data.storage import manifest
 from dist_ssl.data.storage.read import Reader
-from dist_ssl.data.stream import Colours
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import ConfigError
 from dist_ssl.evaluate.features import Extractor
@@ -62,3 +62,10 @@ def test_a_teacher_that_there_is_not_is_refused(name: str) -> None:
     if method.teacher is None:
         with pytest.raises(ConfigError, match="the method has no teacher"):
             probing("teacher").check(method)
+
+
+def test_an_average_that_the_run_does_not_keep_is_refused() -> None:
+    method = small_method(World(), "simclr")
+    probing("ema").check(method, averaged=True)
+    with pytest.raises(ConfigError, match="the run keeps no average of its weights"):
+        probing("ema").check(method)

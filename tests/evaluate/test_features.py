@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from dist_ssl.core.draws import Draws, Ints
+from dist_ssl.data.epoch_views import Colours
 from dist_ssl.data.images.views import Augmentation
 from dist_ssl.data.loader.load import Loader
 from dist_ssl.data.storage import manifest
 from dist_ssl.data.storage.read import Reader
-from dist_ssl.data.stream import Colours
 from dist_ssl.distributed.world import World
 from dist_ssl.evaluate.features import Cut, Extractor
 from dist_ssl.evaluate.inputs import CentreView, DrawnViews, Inputs

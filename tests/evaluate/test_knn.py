@@ -17,10 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dist_ssl.config.durations import Duration
 from dist_ssl.core.progress import Progress
+from dist_ssl.data.epoch_views import Colours
 from dist_ssl.data.loader.load import Loader
 from dist_ssl.data.storage import manifest
 from dist_ssl.data.storage.read import Reader
-from dist_ssl.data.stream import Colours
 from dist_ssl.distributed.world import World
 from dist_ssl.evaluate import features as features_module
 from dist_ssl.evaluate import knn as knn_module

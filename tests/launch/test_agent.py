@@ -1,6 +1,7 @@
 """An agent ends with its attempt, whatever its workers and the file system do."""
 
 import errno
+import resource
 import signal
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from dist_ssl.runtime.signals import Signals
 from launch import agent
 from launch.agent import Agent
-from launch.ending import CODE_OF_OUTCOME, FAILED, FINISHED, Ending
+from launch.ending import CODE_OF_OUTCOME, FAILED, FINISHED, LOST_CODE, STOPPED, Ending
 from launch.run_dir import RunDir
 
 
@@ -75,3 +76,61 @@ def test_a_file_system_that_does_not_answer_fails_nothing(
     assert run(found, monkeypatch, Worker(0), worker) == CODE_OF_OUTCOME[FINISHED] == 0
     assert "could not be looked at 60 times: [Errno 116] Stale file handle" in capsys.readouterr().out
     assert not worker.sent
+
+
+class Deaf(Worker):
+    """A worker that does not stop when it is asked to, and can be killed."""
+
+    def send_signal(self, number: signal.Signals) -> None:
+        super().send_signal(number)
+        if number == signal.SIGKILL:
+            self.code = -signal.SIGKILL
+
+
+def test_workers_that_overrun_the_time_limit_are_ended_before_it(found: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(found.attempt), "config", {"threads": 1, "cluster": {"stop_ahead": "3 minutes"}})
+    workers = [Deaf(None), Deaf(None)]
+    left = list(workers)
+    monkeypatch.setattr(agent.subprocess, "Popen", lambda *_, **__: left.pop(0))
+    signals = Signals(signal.SIGUSR2, 1)
+    assert found.run(signals) == 0
+    assert agent.time.monotonic() == pytest.approx(150, abs=1)
+    assert all(worker.sent[0] == signal.SIGUSR2 and signal.SIGKILL in worker.sent for worker in workers)
+    ending = Ending.read(found.attempt.node(0))
+    assert ending
+    assert (ending.outcome, ending.signal) == (STOPPED, "SIGUSR2")
+    assert "Raise cluster.stop_ahead" in ending.reason
+
+
+def test_a_preempted_worker_has_all_the_time_that_it_is_given(found: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert found._seconds_left(Signals(signal.SIGTERM, 1)) == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("codes", "lost", "reason"),
+    [
+        ((LOST_CODE, LOST_CODE), True, "Rank 0 ended with exit code 76"),
+        ((LOST_CODE, 1), False, "Rank 1 ended with exit code 1"),
+        ((1, LOST_CODE), False, "Rank 0 ended with exit code 1"),
+        ((LOST_CODE, -9), False, "Rank 1 was ended by SIGKILL"),
+        ((LOST_CODE, None), True, "Rank 0 ended with exit code 76"),  # the agent kills what hangs
+    ],
+)
+def test_a_rank_that_failed_by_itself_is_named_before_those_that_lost_it(
+    found: Agent, monkeypatch: pytest.MonkeyPatch, codes: tuple[int | None, int | None], lost: bool, reason: str
+) -> None:
+    assert run(found, monkeypatch, *map(Deaf, codes)) == CODE_OF_OUTCOME[FAILED]
+    ending = Ending.read(found.attempt.node(0))
+    assert ending
+    assert ending.lost is lost
+    assert ending.reason.startswith(reason)
+
+
+def test_workers_may_open_as_many_files_as_the_machine_allows() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
+        agent.allow_open_files()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == min(agent.MOST_FILES, before[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

@@ -44,6 +44,20 @@ def test_a_password_that_would_be_cut_is_refused_and_not_shown(password: str) ->
     assert "4711" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "word",
+    [
+        "data.path='pipe:curl https://g4711:opensesame@host/%s'",
+        "data={path: 'pipe:curl https://host/%s?sig=opensesame'}",
+        "+cluster.setup=[wget https://host/env.sh?token=opensesame]",
+    ],
+)
+def test_a_command_would_not_get_them_back_and_is_refused(word: str) -> None:
+    with pytest.raises(ConfigError, match=r"The command in .* has an address with credentials or a query") as caught:
+        credentials.set_aside([word])
+    assert "sesame" not in str(caught.value)
+
+
 def test_an_encoded_password_is_decoded_where_it_is_sent_and_never_shown() -> None:
     credentials.set_aside(["data.path=https://g4711:open%2Fsesame@host:8443/a@b/set"])
     address = Address.parse(restored("https://host:8443/a@b/set"))
@@ -79,7 +93,13 @@ def test_newer_ones_win_and_a_sweep_keeps_all() -> None:
     assert restored("https://other/d") == "https://b:c@other/d"
 
 
-@pytest.mark.parametrize("word", ["data.path=data/demo", "data.path=a,b", "data.path=s3://bucket/x", "name=u:p@x?y"])
+@pytest.mark.parametrize(
+    "word",
+    [
+        *("data.path=data/demo", "data.path=a,b", "data.path=s3://bucket/x", "name=u:p@x?y"),
+        *("data.path='pipe:curl https://host/%s'", "cluster.setup=[wget https://host/env.sh]"),
+    ],
+)
 def test_words_without_credentials_stay_as_they_are(word: str) -> None:
     assert credentials.set_aside([word]) == [word]
     assert restored("data/demo") == "data/demo"

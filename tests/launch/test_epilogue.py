@@ -7,7 +7,7 @@ import pytest
 
 from launch import scheduler
 from launch.ending import FAILED, FINISHED, REFUSED, STOPPED, Ending
-from launch.epilogue import main, own_job, persist, why_again
+from launch.epilogue import LOST, MOST_LOST, lost_in_a_row, main, own_job, persist, why_again
 from launch.run_dir import RunDir
 from launch.scheduler import read_record
 
@@ -39,7 +39,11 @@ PLAIN = {"JobState": "RUNNING", "PreemptTime": "None"}
         (Ending(STOPPED, signal="SIGTERM"), PLAIN, ""),
         (Ending(STOPPED, signal="SIGTERM"), {}, ""),
         (Ending(FAILED), PLAIN, ""),
-        (Ending(FAILED, signal="SIGUSR2"), PLAIN, ""),
+        (Ending(FAILED, signal="SIGUSR2"), PLAIN, "time limit"),
+        (Ending(FAILED, lost=True), PLAIN, "something was lost"),
+        (Ending(FAILED, lost=True, signal="SIGTERM"), PLAIN, ""),
+        (Ending(FAILED, lost=True), {**PLAIN, "JobState": "CANCELLED"}, ""),
+        (Ending(REFUSED, lost=True), PLAIN, ""),
         (Ending(FINISHED), PREEMPTED, ""),
         (Ending(FINISHED, signal="SIGUSR2"), PLAIN, ""),
         (Ending(REFUSED), PREEMPTED, ""),
@@ -53,6 +57,19 @@ def test_which_jobs_are_requeued(ending: Ending, record: dict[str, str], why: st
 def test_a_job_that_is_out_of_time_before_it_saves_does_not_come_back() -> None:
     assert why_again(Ending(STOPPED, signal="SIGUSR2"), PLAIN, progressed=False) == ""
     assert why_again(Ending(STOPPED, signal="SIGTERM"), PREEMPTED, progressed=False) == "preempted"
+
+
+def test_a_job_is_not_lost_for_ever(tmp_path: Path) -> None:
+    lost = Ending(FAILED, lost=True)
+    assert why_again(lost, PLAIN, progressed=False, lost_before=MOST_LOST - 1) == LOST
+    assert why_again(lost, PLAIN, progressed=False, lost_before=MOST_LOST) == ""
+    assert why_again(lost, PLAIN, progressed=True, lost_before=MOST_LOST) == LOST
+    run = RunDir(tmp_path / "run")
+    run.begin({"threads": 1}, [])
+    for again, saved in ((LOST, False), ("preempted", True), (LOST, True), (LOST, False), (LOST, False), ("", False)):
+        attempt = run.new_attempt(run.config)
+        Ending(FAILED, again=again, saved=saved).write(attempt.folder / "outcome.json")
+    assert [lost_in_a_row(run, number) for number in range(1, 7)] == [0, 1, 0, 0, 1, 2]
 
 
 def test_the_task_of_an_array_speaks_for_itself_alone(monkeypatch: pytest.MonkeyPatch) -> None:

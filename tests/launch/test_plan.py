@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,18 @@ def test_an_epoch_costs_its_first_batch_and_its_steps_and_one_that_is_unknown_it
     assert cost.epoch(SMALL_PLAN, 10) == 6.0
     assert cost.epoch(LARGE_PLAN, 10) == 24.0
     assert by_pixels([SMALL_PLAN, LARGE_PLAN]).epoch(SMALL_PLAN, 8) == 2.0
+
+
+def test_epochs_with_candidates_cost_what_they_were_measured_to_and_show_of_how_many_views_are_chosen(
+    demo_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hard = replace(SMALL_PLAN, candidates=4)
+    for plans in ((SMALL_PLAN, hard), (hard, SMALL_PLAN)):
+        seconds = {kind_of(one): (0.0, float(one.candidates)) for one in plans}
+        assert [Cost(seconds, 0.0, "").epoch(one, 10) for one in plans] == [10.0 * one.candidates for one in plans]
+    words = ("schedule.candidates=4", "schedule.candidates_from=0.5", "epochs=4", "steps=0", "cluster=local", "nodes=1")
+    _, text = shown(capsys, demo_shards, tmp_path, *words)
+    assert [cells[4] for cells in rows(text)] == ["2", "2", "2 of 8", "2 of 8"]
 
 
 def test_the_probe_is_scaled_to_the_images_that_it_has() -> None:

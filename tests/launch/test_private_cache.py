@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.private_cache import VARIABLES, private_folder, use_private_cache
+from launch.private_cache import OF_NUMBA, VARIABLES, private_caches, private_folder, use_private_cache
 
 
 def test_the_folder_is_made_for_its_owner_alone_and_used_again(tmp_path: Path) -> None:
@@ -39,9 +39,25 @@ def test_a_folder_that_others_may_have_filled_is_not_used(
 def test_the_compilers_are_pointed_to_it_unless_the_user_chose(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     for variable in VARIABLES:
-        monkeypatch.delenv(variable, raising=False)
+        monkeypatch.setenv(variable, "")
+        monkeypatch.delenv(variable)
     monkeypatch.setenv("TRITON_CACHE_DIR", "/chosen")
-    folder = use_private_cache()
+    use_private_cache()
+    folder = tmp_path / f"dist_ssl-compiled-{os.geteuid()}"
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(folder / "inductor")
     assert os.environ["TRITON_CACHE_DIR"] == "/chosen"
-    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    assert Path(os.environ["NUMBA_CACHE_DIR"]).parent == folder
+
+
+def test_other_code_does_not_get_what_numba_compiled_of_this_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A run folder is removed, and one of the same name is made with other code."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    (tmp_path / OF_NUMBA).mkdir(parents=True)
+    places = []
+    for text in ("a = 1", "a = 2", "a = 1"):
+        (tmp_path / OF_NUMBA / "numba_tools.py").write_text(text)
+        places.append(private_caches(tmp_path)["NUMBA_CACHE_DIR"])
+    assert places[0] == places[2] != places[1]

@@ -143,6 +143,34 @@ def test_a_page_that_cannot_be_written_names_another_file(tmp_path: Path, capsys
     assert "out=report.html" in capsys.readouterr().out
 
 
+def test_an_extension_does_not_make_a_run_younger(tmp_path: Path) -> None:
+    """It rewrites the config; the overrides are as old as the run."""
+    folder = run_folder(tmp_path, "one", REPORTS)
+    (folder / "overrides.yaml").write_text("[]")
+    os.utime(folder / "overrides.yaml", (CREATED, CREATED))
+    os.utime(folder / "config.yaml", (CREATED + 7200, CREATED + 7200))
+    assert RunRecord(RunDir.open(folder)).trace("loss", "hours").points[0] == (0.1, 4.0)
+
+
+def test_runs_of_the_same_name_are_drawn_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = [run_folder(tmp_path / place, "one", REPORTS) for place in ("a", "b")]
+    assert written(*(f"run={folder}" for folder in (*folders, folders[0])), f"out={tmp_path / 'page.html'}") == 0
+    [drawing] = titled((tmp_path / "page.html").read_text(), "Wall clock by cause")
+    shown = [str(words.text) for words in drawing.iter("text") if "one" in str(words.text)]
+    assert shown == [str(folder) for folder in folders]
+
+
+def test_what_a_disk_or_a_later_version_left_does_not_break_the_page(tmp_path: Path) -> None:
+    reports = [*REPORTS, {**reported(120), "loss": math.nan}, {**reported(130), "loss": math.inf}]
+    folder = run_folder(tmp_path, "caf\udce9 <b>", reports, ("paused",))
+    assert written(f"run={folder}", f"out={tmp_path / 'page.html'}") == 0
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "<b>" not in text
+    for drawing in drawings(text):
+        for line in drawing.iter("polyline"):
+            assert all(math.isfinite(float(number)) for number in re.split(r"[ ,]", line.attrib["points"]))
+
+
 @given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e9))
 def test_ticks_are_few_round_numbers_at_equal_distances(low: float, span: float) -> None:
     lowest, highest = bounds([low, low + span])

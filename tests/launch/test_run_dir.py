@@ -1,6 +1,7 @@
 """A run folder is made once, its attempts have numbers of their own, and what is no run is refused with a remedy."""
 
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
@@ -53,10 +54,50 @@ def test_the_snapshot_of_this_project_can_run_alone() -> None:
     assert {"dist_ssl", "launch", "configs"} <= set(SNAPSHOT)
 
 
+@pytest.mark.parametrize("name", ["a:b", "a\nb", "a\tb"])
+def test_a_name_that_would_break_a_path_or_a_script_is_refused(tmp_path: Path, name: str) -> None:
+    for runs, own in ((tmp_path, name), (tmp_path / name, "run"), (tmp_path / name, None)):
+        with pytest.raises(ConfigError, match="its path has a colon or a control character") as raised:
+            RunDir.create(runs, own, "mocov3")
+        assert "\n" not in raised.value.problem
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_run_that_may_not_be_read_is_named(run: RunDir) -> None:
+    run.folder.chmod(0o700)
+    os.seteuid(12345)
+    try:
+        with pytest.raises(ConfigError, match="may not be read"):
+            RunDir.open(run.folder)
+    finally:
+        os.seteuid(0)
+
+
+def test_a_place_where_no_folder_can_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="cannot be made: Not a directory"):
+        RunDir.create(tmp_path / "file" / "runs", "run", "mocov3")
+
+
 def test_a_name_that_is_taken_is_refused_with_the_way_to_resume(run: RunDir) -> None:
     with pytest.raises(ConfigError, match="exists already") as raised:
         RunDir.create(run.folder.parent, "first", "mocov3")
     assert f"resume={run.folder}" in raised.value.remedy
+
+
+@pytest.mark.parametrize(
+    "name", ["a\n#SBATCH --wrap=x", "../a", "a/b", ".hidden", "-x", "a\x1b[2J", " ", "a;b", "a$(b)"]
+)
+def test_a_name_that_is_not_one_folders_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="cannot be the name of a run"):
+        RunDir.create(tmp_path, name, "simclr")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["try 2", "größer", "T=0.1,lr=3e-2", "7", 7])
+def test_ordinary_names_are_kept(tmp_path: Path, name: str) -> None:
+    assert RunDir.create(tmp_path, name, "simclr").folder == tmp_path / str(name)
 
 
 def test_runs_without_a_name_get_distinct_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,8 @@ from launch.sweep import expand
 CONFIGS = PROJECT / "configs"
 
 SCIENCE_TOP = {
-    *("epochs", "extend", "batch_size", "lanes", "window", "seed", "precision"),
-    *("method", "encoder", "aux", "optim", "schedule", "views", "data", "engine"),
+    *("epochs", "extend", "batch_size", "lanes", "window", "seed", "precision", "ema"),
+    *("method", "encoder", "aux", "optim", "schedule", "difficulty", "views", "data", "engine"),
 }
 MACHINE_TOP = {
     *("nodes", "ranks_per_node", "threads", "decode_threads", "log_every", "timeout"),
@@ -87,8 +87,10 @@ def test_every_option_of_every_group_composes(group: str) -> None:
         ("nodes=[1", "'nodes=[1'", "method=mocov3"),
         ("data=shards", "data.path", "data.path=..."),
         ("epochs=${nope}", "nope", "Correct the command line"),
-        ("method=null", "method", ""),
-        ("method=3", "method", ""),
+        ("method=null", "method=null does not exist", "Valid names: byol"),
+        ("method=3", "method=3 does not exist", "Valid names: byol"),
+        ("views={a: 5}", "views={a: 5} does not exist", "Valid names: "),
+        ("cluster=null", "cluster=null does not exist", "Valid names: auto, local, slurm"),
         ("data.mean.7=1", "data.mean.7", ""),
         ("epochs.more=1", "epochs.more", ""),
     ],
@@ -214,6 +216,17 @@ def test_words_after_a_recipe_win() -> None:
 def test_a_folder_is_meant_as_it_is_whatever_hydra_would_read_into_it(key: str, folder: str) -> None:
     found = settings.compose([f"{key}=/data/{folder}"], CONFIGS)
     assert dict(settings.leaves(found))[key] == f"/data/{folder}"
+
+
+@pytest.mark.parametrize("key", settings.TEXTS)
+@pytest.mark.parametrize("text", ["007", "2012", "1.5", "1e3", "true", "nan", "it's"])
+def test_text_that_looks_like_a_number_stays_text(key: str, text: str) -> None:
+    assert dict(settings.leaves(settings.compose([f"{key}={text}"], CONFIGS)))[key] == text
+
+
+def test_text_may_still_be_left_out() -> None:
+    found = settings.compose(["name=null", "data.cache=null"], CONFIGS)
+    assert (found["name"], found["data"]["cache"]) == (None, None)
 
 
 def test_in_a_sweep_commas_part_folders_and_the_rest_is_meant_as_it_is() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dist_ssl.errors import ConfigError
-from launch import trust
+from launch import settings, trust
 from launch.run_dir import PROJECT, RunDir
 
 STRANGER = 12345
@@ -44,6 +44,11 @@ def test_what_others_can_change_is_refused(run: RunDir, mode: int, refused: bool
     assert bool(list(trust.dangers(run))) == refused
 
 
+def test_what_root_owns_is_as_safe_as_the_machine(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: STRANGER)
+    assert bool(list(trust.dangers(run))) == (run.folder.stat().st_uid != 0)
+
+
 @pytest.mark.parametrize("private", [True, False])
 def test_a_group_of_ones_own_is_nobody_else(run: RunDir, monkeypatch: pytest.MonkeyPatch, private: bool) -> None:
     (run.code / "launch" / "slurm.py").chmod(0o664)
@@ -62,6 +67,7 @@ def test_the_refusal_names_what_differs(run: RunDir) -> None:
     files = "configs/config.yaml, launch/__pycache__/slurm.cpython-311.pyc, sitecustomize.py"
     assert f"differs from this code in {files}." in caught.value.remedy
     assert "trust=true" in caught.value.remedy
+    assert caught.value.remedy.endswith(f"chmod -R go-w {run.folder}"), "the owner can close it"
 
 
 def test_the_word_is_taken_out_of_the_arguments() -> None:
@@ -69,6 +75,18 @@ def test_the_word_is_taken_out_of_the_arguments() -> None:
     assert trust.parse(["resume=a", "trust=false"]) == (False, ["resume=a"])
     with pytest.raises(ConfigError, match="trust=yes is not possible"):
         trust.parse(["trust=yes"])
+
+
+def test_the_word_holds_for_the_folders_own_code_too(tmp_path: Path) -> None:
+    """Other code than this one takes over: it is trusted already, and does not ask again."""
+    run = RunDir(tmp_path / "run")
+    run.begin(settings.compose(["cluster=local"], PROJECT / "configs"), ["cluster=local"])
+    (run.code / "launch" / "calibration.py").unlink()
+    run.code.chmod(0o777)
+    command = [sys.executable, str(PROJECT / "launch" / "slurm.py"), f"resume={run.folder}", "nodes=0", "trust=true"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "it resumes with the code in its own folder" in done.stdout
+    assert "nodes=0 is not possible" in done.stdout, done.stdout + done.stderr
 
 
 def test_a_dry_run_of_a_poisoned_folder_executes_nothing(run: RunDir, tmp_path: Path) -> None:

@@ -165,3 +165,14 @@ def test_a_meter_reports_the_account_as_soon_as_it_opens(tmp_path: Path) -> None
     line = json.loads(sink.path.read_text().splitlines()[-1])
     assert (line["spent_seconds/data"], line["spent_seconds/train"]) == (4.0, 9.0)
     assert line["data_wait_seconds"] == 2.5
+
+
+def test_a_fork_did_not_wait_before_it_was_made(tmp_path: Path) -> None:
+    """Its first reports are those of another run, which may have ended long before."""
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"time": 100.0, "step": 1, "spent_seconds/train": 7.0}) + "\n")
+    clock = Clock()
+    clock.now = CREATED + 30
+    goodput = Goodput(tmp_path / "metrics.jsonl", CREATED, CREATED + 10, clock)
+    goodput.open(at(1))
+    spent = {key.removeprefix("spent_seconds/"): value for key, value in goodput.spend({}).items()}
+    assert (spent["train"], spent["queue"], spent["start"], spent["lost_steps"]) == (7, 10, 20, 0)

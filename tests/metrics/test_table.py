@@ -43,7 +43,7 @@ def test_a_counter_is_what_counts(metric: Metric) -> None:
 
 @everywhere
 def test_labels_are_few_and_none_is_of_the_target(metric: Metric) -> None:
-    assert metric.label in ("", "part", "reason", "level", "cause", "protocol", "place", "source"), (
+    assert metric.label in ("", "part", "pair", "reason", "level", "cause", "protocol", "place", "source"), (
         "a label for each run, id or node has no bound"
     )
 

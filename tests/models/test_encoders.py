@@ -1,5 +1,7 @@
 """Encoders give one pooled vector per image, carry its width, and are refused by name where they do not exist."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -119,6 +121,20 @@ def test_an_unknown_name_is_refused_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"encoder\.name=resnet81 is not a model of timm") as caught:
         timm_encoder("resnet81")
     assert "Did you mean 'resnet" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"depth": 3}, r"timm cannot make resnet18 with encoder\.depth=3: .*depth"),
+        ({"global_pool": "nosuch"}, r"timm cannot make resnet18 with encoder\.global_pool=nosuch: .*nosuch"),
+        ({"num_classes": 3}, r"encoder\.num_classes is not possible"),
+        ({"features_only": True}, r"encoder\.features_only is not possible"),
+    ],
+)
+def test_options_that_timm_does_not_take_are_named(options: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        timm_encoder("resnet18", **options)
 
 
 def test_a_model_can_be_built_without_its_memory() -> None:

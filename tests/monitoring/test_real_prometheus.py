@@ -41,6 +41,7 @@ ABSENT = {
     "frozen": "no part of the method is frozen for a while",
     "bad_samples": "every sample can be read",
     "read_images": "the data has no pyramid",
+    "difficulty": "every view is drawn once",
 }
 """Metrics that this run does not have, and why."""
 TITLES = [(name, panel) for name, board in BOARDS.items() for row in board.rows for panel in row.panels]

@@ -15,7 +15,7 @@ from dist_ssl.core.progress import Progress
 from dist_ssl.errors import ConfigError
 from dist_ssl.protocols.schedule import Schedule
 from dist_ssl.runtime import jsonl
-from dist_ssl.runtime.epoch_planner import Coordinator
+from dist_ssl.runtime.epoch_planner import Coordinator, described
 from tests.simulation import Side, Table
 
 PLAN = EpochPlan(0, 24, 0.75, 2, 96, 48, local_views=4, local_size=12)
@@ -85,6 +85,8 @@ def test_the_plan_is_one_line_of_the_log_of_rank_0(tmp_path: Path, caplog: pytes
     on_ranks(tmp_path / "plan.jsonl", [Schedule(Planner(), Rate())] * 3, [Progress(epochs=5)] * 3)
     line = "Epoch 1 of 5: 2 views of 24 px and 4 of 12 px, magnitude 0.75, batch 96, lr 0.01."
     assert [record.getMessage() for record in caplog.records] == [line]
+    hard = described(replace(PLAN, candidates=4, local_views=0), 5, Rate().hyperparameters(Progress(epochs=5)))
+    assert hard.startswith("Epoch 1 of 5: 2 views of 24 px, chosen from 4 candidates each, magnitude 0.75")
 
 
 @pytest.mark.parametrize("case", ["another rate", "another position", "another recorded plan"])

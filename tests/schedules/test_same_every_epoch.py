@@ -31,6 +31,12 @@ def test_tokens_are_those_of_the_keys_and_by_default_all_of_the_encoders_own() -
     assert (few.keep_tokens, few.patch_size, few.tokens) == (0.5, 32, Tokens(0.5, 32))
 
 
+def test_candidates_are_drawn_from_a_share_of_every_cycle_on() -> None:
+    hard = SameEveryEpoch(224, views=2, batch_size=4096, lanes=64, candidates=4, candidates_from=0.25, cycles=(8, 3))
+    assert [hard.plan(epoch).candidates for epoch in range(11)] == [1, 1, 4, 4, 4, 4, 4, 4, 1, 4, 4]
+    assert [planner().plan(epoch).candidates for epoch in (0, 9)] == [1, 1]
+
+
 @pytest.mark.parametrize("side", [None, 0])
 def test_local_views_without_a_side_are_refused(side: int | None) -> None:
     with pytest.raises(ConfigError, match=r"schedule\.local_size=.* the method takes 6 local views"):

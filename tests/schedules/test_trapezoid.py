@@ -67,6 +67,11 @@ def test_an_anneal_that_is_longer_than_the_cycle_leaves_room_for_is_refused(
         assert series(trapezoid(10, warmup=warmup, anneal=anneal))[50] == pytest.approx(0.5)
 
 
+def test_a_cycle_that_is_too_short_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"the warm-up are longer than cycle 2\.\n  .* raise its length"):
+        trapezoid(10, 3, anneal="4 epochs")
+
+
 def test_an_anneal_is_counted_and_not_timed() -> None:
     with pytest.raises(ConfigError, match=r"schedule\.anneal is timed"):
         trapezoid(10, anneal="4 minutes")

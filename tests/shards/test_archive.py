@@ -30,7 +30,9 @@ def tar_of(*members: tuple[str, bytes], form: int = tarfile.PAX_FORMAT) -> bytes
 
 def rows(data: bytes, image: str | None = None) -> list[tuple[str, bytes, int]]:
     """Key, image and label of every sample, read by offset."""
-    return [(k, data[at : at + n], label) for k, at, n, label in index(io.BytesIO(data), "a.tar", image).rows]
+    found = index(io.BytesIO(data), "a.tar", image)
+    texts = [*found.names, "-1"]
+    return [(key, data[at : at + size], int(texts[label])) for key, at, size, label in found.rows]
 
 
 def by_webdataset(path: Path) -> list[dict[str, Any]]:
@@ -72,7 +74,7 @@ def test_the_index_of_a_written_tar_is_what_its_writer_said(tmp_path: Path) -> N
     writer = written(tmp_path / "a.tar", SAMPLES)
     shard, data = writer.close("a.tar"), (tmp_path / "a.tar").read_bytes()
     found = index(io.BytesIO(data), "a.tar")
-    assert found.rows == writer.rows
+    assert [row[:3] for row in found.rows] == [row[:3] for row in writer.rows]
     assert (found.bytes, found.sha256) == (shard.bytes, shard.sha256) == (len(data), hashlib.sha256(data).hexdigest())
     assert rows(data) == [(s.key, s.image, s.label) for s in SAMPLES]
 
@@ -109,7 +111,7 @@ def test_members_may_come_in_any_order() -> None:
 def test_of_several_images_one_is_chosen_by_rule(names: list[str], image: str | None, chosen: str) -> None:
     data = tar_of(*((name, name.encode()) for name in names))
     assert rows(data, image) == [("k", chosen.encode(), -1)]
-    assert index(io.BytesIO(data), "a.tar").several == (len([n for n in names if not n.endswith("ppm")]) > 1)
+    assert index(io.BytesIO(data), "a.tar").several == 1
 
 
 def test_hidden_files_folders_and_meta_members_are_no_samples() -> None:
@@ -140,9 +142,9 @@ def test_a_key_that_comes_twice_is_named_with_its_tar() -> None:
         rows(tar_of(("f/k.jpg", b"1"), ("z.jpg", b"2"), ("f/k.jpg", b"3")))
 
 
-def test_a_label_that_is_no_number_is_named() -> None:
-    with pytest.raises(DataError, match=r"a\.tar has k\.cls with 'cat': a label is a whole number"):
-        rows(tar_of(("k.jpg", b"1"), ("k.cls", b"cat")))
+def test_a_label_that_is_no_name_is_shown() -> None:
+    with pytest.raises(DataError, match=r"a\.tar has k\.cls with 'a\\nb': a label is a number or a name of one line"):
+        rows(tar_of(("k.jpg", b"1"), ("k.cls", b"a\nb")))
 
 
 def test_a_link_in_place_of_an_image_is_refused() -> None:
@@ -156,13 +158,18 @@ def test_a_link_in_place_of_an_image_is_refused() -> None:
 
 
 GOOD = tar_of(("a.jpg", b"x" * 1000), ("ä.cls", b"1"), ("b.jpg", b"y" * 600))
+BEHIND_A, BEHIND_LABEL = 1536, 3584
 USED = GOOD[: len(GOOD.rstrip(b"\0")) // 512 * 512 + 512]
 
 
 @pytest.mark.parametrize("size", [0, 1, *range(512, len(USED) + 1, 256)])
-def test_a_tar_that_was_cut_anywhere_is_damaged(size: int) -> None:
-    with pytest.raises(DataError, match=r"a\.tar is damaged"):
-        index(io.BytesIO(GOOD[:size]), "a.tar")
+def test_a_tar_that_was_cut_anywhere_is_damaged_or_lacks_its_end(size: int) -> None:
+    if size in (BEHIND_A, BEHIND_LABEL, len(USED)):  # whole members, as some tools write them
+        assert not index(io.BytesIO(GOOD[:size]), "a.tar").ended
+    else:
+        with pytest.raises(DataError, match=r"a\.tar is damaged"):
+            index(io.BytesIO(GOOD[:size]), "a.tar")
+    assert index(io.BytesIO(GOOD), "a.tar").ended
 
 
 def test_a_damaged_header_is_not_taken_for_the_end() -> None:
@@ -177,6 +184,15 @@ def test_joined_and_compressed_tars_are_refused() -> None:
     with pytest.raises(DataError, match="is damaged") as caught:
         index(io.BytesIO(gzip.compress(GOOD)), "a.tar")
     assert "must be decompressed" in caught.value.remedy
+
+
+def test_a_long_header_is_refused_before_it_fills_the_memory() -> None:
+    info = tarfile.TarInfo("a.jpg")
+    info.type, info.size = tarfile.XHDTYPE, 1 << 30
+    with pytest.raises(DataError, match=r"a\.tar is damaged: at byte 0: a header of 1073741824 bytes"):
+        index(io.BytesIO(info.tobuf(tarfile.USTAR_FORMAT)), "a.tar")
+    long_but_ordinary = "x" * 60_000 + ".jpg"
+    assert len(rows(tar_of((long_but_ordinary, b"pixels")))) == 1
 
 
 class Huge:

@@ -189,6 +189,14 @@ def test_a_class_whose_name_is_no_utf8_is_kept_and_can_be_named(
     assert manifest.read(made(tmp_path, val=HeldOut())).classes == ("b", "caf\\udce9")
 
 
+def test_a_link_to_something_else_than_an_image_elsewhere_is_refused(tmp_path: Path) -> None:
+    folder_of(tmp_path / "in", "a/1.jpg", "b/2.jpg")
+    (tmp_path / "id_rsa").write_text("a secret of the person who packs")
+    (tmp_path / "in" / "a" / "3.jpg").symlink_to(tmp_path / "id_rsa")
+    with pytest.raises(DataError, match=r"3\.jpg is a link to .*id_rsa, which lies elsewhere and is not an image"):
+        made(tmp_path)
+
+
 def test_links_are_followed_but_not_for_ever(tmp_path: Path) -> None:
     files = folder_of(tmp_path / "in", "a/1.jpg", "b/2.jpg")
     (tmp_path / "in" / "a" / "up").symlink_to(tmp_path / "in")
@@ -227,7 +235,7 @@ def test_what_is_left_out_is_said(tmp_path: Path) -> None:
     (tmp_path / "in" / "notes.txt").touch()
     (tmp_path / "in" / "a" / "0.png").touch()
     text = said(tmp_path, val=HeldOut())
-    assert "Left out, because the extension is not that of an image: 1 .txt." in text
+    assert "Left out, because they are no images: 1 .txt." in text
     assert "1 files are empty; a run uses replacement samples for them: a/0.png." in text
     assert "1 folders hold no images and are not classes: empty." in text
 

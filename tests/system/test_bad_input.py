@@ -22,6 +22,7 @@ def finished(demo_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     assert code == 0, text
     assert "Finished. kNN accuracy" in text
     assert "epoch   2   step     10   kNN" in text
+    assert not list(runs.rglob("*.nbi")), "what Numba compiled, which is unpickled, is not in the run folder"
     return runs / "finished"
 
 
@@ -51,6 +52,23 @@ def refusal(capsys: pytest.CaptureFixture[str], *given: str) -> str:
         ("data.max_bad=0.01", "'0.01' is not a share: it takes a number from 0 to 100 and %.\n  Write '1 %', say."),
         ("data.path=nowhere", "The shard folder nowhere does not exist."),
         ("encoder._target_=os.system", "encoder._target_=os.system is outside"),
+        ("data.path=2012", "The shard folder 2012 does not exist."),
+        ("data.path=null", "data.path=None is not possible: it takes a value of type str."),
+        ("data.std=[0.2,0.2,0]", "data.std=[0.2, 0.2, 0.0] is not possible: pixels are divided by it"),
+        ("name=[a]", "name=['a'] is not possible: it takes a value of type str."),
+        ("runs=null", "runs=None is not possible: it takes a value of type str."),
+        ("wait=maybe", "wait='maybe' is not possible: it takes a value of type bool."),
+        ("dry_run=maybe", "dry_run='maybe' is not possible: it takes a value of type bool."),
+        ("cluster.kind=slrum", "cluster.kind='slrum' is not possible.\n  Did you mean 'slurm'?"),
+        ("cluster.extra=5", "cluster.extra=5 is not possible: it takes a value of type dict."),
+        ("~cluster", "The config has no cluster.kind."),
+        ("metrics.port=-1", "metrics.port=-1 is not possible: it must be from 0 to 65535."),
+        ("seed=99999999999999999999", "seed is 99999999999999999999: that is not possible, it must be at most"),
+        ("epochs=99999999999", "epochs, with those of extend, is 99999999999: that is not possible"),
+        ("extend=99999999999 epochs", "epochs, with those of extend, is "),
+        ("engine.accumulate=0", "engine.accumulate=0 is not possible: it must be a whole number of at least 1."),
+        ("engine.accumulate=x", "engine.accumulate=x is not possible: it must be a whole number of at least 1."),
+        ("++resume=runs/x", "resume=runs/x is not possible here: a new run is described."),
     ],
 )
 def test_a_wrong_word_is_refused_before_a_run_folder_is_made(
@@ -58,6 +76,20 @@ def test_a_wrong_word_is_refused_before_a_run_folder_is_made(
 ) -> None:
     assert message in refusal(capsys, *words(demo_shards, tmp_path / "runs", "nodes=1"), word)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["resume=runs/a", "fork=runs/b@5"], "resume=runs/a fork=runs/b@5 cannot be done at once."),
+        (["resume=runs/a", "resume=runs/b"], "cannot be done at once."),
+        (["follow=runs/a", "nodes=2"], "nodes=2 has no effect beside follow=runs/a."),
+        (["fork="], "fork names no run.\n  Write fork=runs/NAME@STEP."),
+        (["resume="], "resume names no run.\n  Write resume=runs/NAME."),
+    ],
+)
+def test_a_command_is_about_one_run(given: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert message in refusal(capsys, *given)
 
 
 def test_the_exit_code_of_the_command_is_2(demo_shards: Path, tmp_path: Path) -> None:

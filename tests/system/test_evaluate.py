@@ -17,20 +17,22 @@ from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 
 from dist_ssl.distributed.world import World
+from dist_ssl.errors import CheckpointError, ConfigError
 from dist_ssl.evaluate.knn import KNN
 from dist_ssl.evaluate.linear import linear_probe
 from dist_ssl.evaluate.linear_recipes import LINEAR, LinearRecipe
 from dist_ssl.protocols.engine import Branch
 from dist_ssl.runtime import jsonl
-from launch import evaluate
-from launch.evaluation import config_of
-from launch.evaluation_options import Options
+from launch import evaluate, frozen
+from launch.evaluation import config_of, evaluated
+from launch.evaluation_options import Options, Place
 from launch.frozen import Frozen
 from launch.measures import PROTOCOLS
 from launch.run_dir import PROJECT, RunDir
+from launch.watching import Watch, evaluate_named, follow
 from tests.jobs import small_config, small_job
 from tests.ranks import Ranks
-from tests.system.launching import Launch, words
+from tests.system.launching import Launch, changeable_by_others, words
 
 BEGINNING = "protocol=unlabelled"
 
@@ -239,6 +241,43 @@ def test_several_ranks_have_the_numbers_of_one(run: Path, ranks: Ranks) -> None:
     assert ranks.run(measured, 2, run, 10) == [expected] * 2
 
 
+def hindered(world: World, run: Path) -> list[str]:
+    """The lines of a watch on whose second rank a file cannot be opened."""
+    torch.set_num_threads(1)
+    original = frozen.read
+    lines: list[str] = []
+
+    def read(folder: Path, wants: Any) -> Any:
+        if world.rank == 1 and folder.name == "step_00000005":
+            raise CheckpointError("Too many open files.", "Raise the limit.")
+        return original(folder, wants)
+
+    frozen.read = read  # type: ignore[attr-defined]
+    try:
+        options = Options(run=str(run), threads=1, watch="all")
+        data: Place = {}
+        watch = Watch(RunDir.open(run), options, data, lines.append)
+
+        def one(name: str) -> None:
+            evaluated(watch.run, options, data, run / "checkpoints" / name, world, lines.append)
+            watch.passed.add(name)
+
+        follow(watch, world, one)
+        with pytest.raises(ConfigError, match="has no checkpoint 7"):
+            evaluate_named(watch.run, "7", world, one)
+    finally:
+        frozen.read = original  # type: ignore[attr-defined]
+    return lines
+
+
+def test_what_one_rank_cannot_read_leaves_no_other_waiting(run: Path, ranks: Ranks) -> None:
+    for lines in ranks.run(hindered, 2, run):
+        assert lines[1:] == [
+            "step_00000005 is passed over: Too many open files.",
+            "The run has finished, and its checkpoints have been evaluated.",
+        ]
+
+
 @pytest.mark.chaos
 def test_ranks_that_torchrun_starts_write_one_evaluation(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, alone, _ = written(run, capsys, "k=5")
@@ -304,8 +343,10 @@ def test_a_run_of_two_ranks_with_shards_and_a_bank_by_its_own_code(demo_shards: 
     script = run / "code" / "launch" / "evaluate.py"
     script.write_text(script.read_text().replace('"Written to ', '"By its own code: '))
     command = [sys.executable, str(PROJECT / "launch" / "evaluate.py"), f"run={run}", "threads=1", "protocol=retrieval"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, umask=0)
     assert done.returncode == 0, done.stderr
+    assert not changeable_by_others(run), "otherwise a resume would refuse it"
+    assert not list(run.rglob("*.nbi")), "what Numba compiled lies elsewhere"
     assert "was started with different code: this uses the code in its own folder" in done.stdout
     assert "By its own code: " in done.stdout
     (file,) = (run / "evaluations").iterdir()
@@ -353,6 +394,8 @@ def test_a_method_without_a_teacher_and_data_without_a_held_out_split(
     alone = changed(run, tmp_path / "alone", small_config(demo_shards, "data.val=null"))
     assert "There is no held-out split" in refused(alone, capsys)
     assert written(alone, capsys, BEGINNING)[1]["numbers"]["queries"] == 60
+    plain = changed(run, tmp_path / "plain", small_config(demo_shards))
+    assert written(plain, capsys, BEGINNING, "data.val=null")[1]["numbers"]["queries"] == 60
 
 
 def test_a_file_that_cannot_be_written_costs_no_numbers(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -195,6 +195,29 @@ def test_a_killed_rank_ends_the_job(slurm: Slurm, demo_shards: Path, tmp_path: P
     await_that(lambda: nothing_left(folder), "its processes are gone")
 
 
+@pytest.mark.chaos
+def test_a_job_whose_node_dies_comes_back_by_itself(slurm: Slurm, demo_shards: Path, tmp_path: Path) -> None:
+    given = submitted(demo_shards, tmp_path, "name=struck", *LONG, "timeout=20 seconds")
+    code, text = run(slurm, *given)
+    assert code == 0, text
+    folder = tmp_path / "struck"
+    await_that(lambda: saved(folder), "a checkpoint")
+    job = job_of(folder)
+    host, node = sorted(slurm.ask("scontrol", "show", "hostnames", slurm.record(job)["NodeList"]).split())
+    assert slurm.record(job)["BatchHost"] == host
+    with slurm.dead(node):
+        await_that(lambda: endings(folder), "the attempt has ended")
+        (ending,) = endings(folder)
+        assert (ending.outcome, ending.again, ending.lost) == (FAILED, "something was lost", True)
+        before = max(saved(folder))
+        # Slurm notices the dead node after SlurmdTimeout, minutes; until then the job waits for what it had there
+        slurm.ask("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=dead")
+        await_that(lambda: max(saved(folder)) > before, "it has gone on")
+        assert node not in slurm.record(job)["NodeList"]
+        slurm.ask("scancel", job)
+        await_that(lambda: nothing_left(folder), "its processes are gone")
+
+
 def test_a_sweep_is_one_array(slurm: Slurm, demo_shards: Path, tmp_path: Path) -> None:
     given = submitted(demo_shards, tmp_path, "nodes=1", "name=seeds", "epochs=2", "wait=true")
     code, text = run(slurm, "-m", *given, "seed=0,1")

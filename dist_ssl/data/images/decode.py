@@ -3,9 +3,14 @@
 JPEGs are decoded by libjpeg-turbo (simplejpeg), everything else by PIL: PNG, WebP, GIF, TIFF, BMP and a few more; of
 files with several pictures, the first. The Exif orientation is applied, alpha is dropped, 16-bit gray is scaled to
 8 bits. Whether a sample can be decoded completely depends on its bytes alone: if not, it is unreadable for a named
-reason, and a replacement sample takes its place in the batch. A JPEG is readable if libjpeg has nothing to guess: a
-truncated one is damaged, even where a decoder would fill the rest with gray. Extra bytes alone do not make it
-unreadable.
+reason, and a replacement sample takes its place in the batch. The rule: what a decoder must guess at is damage, and
+what it may ignore is not. A truncated JPEG is damaged, even where a decoder would fill the rest with gray. Extra bytes,
+metadata of any size, and parameters that a sequential JPEG does not use make nothing unreadable. A file that is whole
+and whose kind of pixels is not read (floating point, say) is unsupported, which is counted apart from damage.
+
+What one image may cost is bounded by numbers that stand in its bytes, not by time, so that the same images are readable
+on every machine: its pixels, and for a progressive JPEG its pixels times its scans, since each scan goes over all of
+them.
 """
 
 import io
@@ -18,19 +23,32 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch.nn.functional import interpolate
 
 Pixels = npt.NDArray[np.uint8]
 Box = tuple[int, int, int, int]
 MAX_PIXELS = 100_000_000
+SCANS = 20
+"""Scans that a JPEG of `max_pixels` may have; a smaller one may have more. Encoders write about 10."""
+START_OF_SCAN = b"\xff\xda"
+SMALL_TEXT = 1 << 10
+"""Bytes of a text chunk of a PNG that is read, for its orientation; compressed text may be a thousand times as long."""
+BAND_PIXELS = 1 << 22
+"""Pixels that are converted to RGB at a time, so that a large picture is not held three times."""
 Image.init()
 FORMATS = tuple({"JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "JPEG2000", "AVIF"} & Image.OPEN.keys())
 """Formats that PIL may try; its other formats are rare, and some run external programs."""
 SCALES = (8, 4, 2, 1)
 ORIENTATION = 0x0112
 EMPTY, NO_IMAGE, DAMAGED = "empty", "not an image", "damaged image"
-TOO_LARGE, NO_RANGE = "too many pixels", "pixels without a range"
+TOO_LARGE, NO_RANGE, TOO_MANY_SCANS = "too many pixels", "pixels without a range", "too many scans"
+UNSUPPORTED = "unsupported pixels"
+SEQUENTIAL = (0xC0, 0xC1)
+"""Markers of JPEGs whose scans hold all of the coefficients, so that their range need not be said."""
+PNG = b"\x89PNG\r\n\x1a\n"
+TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
+"""Chunks of a PNG that have no say in the pixels that are read, and whose size PIL bounds."""
 FORMAT, CMYK, TURNED, SAMPLING = "format", "cmyk", "orientation", "sampling"
 SLOW = (FORMAT, CMYK, TURNED, SAMPLING)
 """Reasons why decoding an image took longer than for a plain JPEG."""
@@ -91,6 +109,8 @@ def _jpeg(data: bytes, least: int, max_pixels: int) -> Decoded:
     except ValueError:  # rare sampling factors or a truncated header: PIL finds out which
         return _other(data, max_pixels, SAMPLING)
     _check_size(width, height, max_pixels)
+    _check_scans(data, width * height, max_pixels)
+    data = _with_range_of_scans(data)
     scale = next((s for s in SCALES if min(width, height) >= s * least), 1)
     sides = {"min_height": -(-height // scale), "min_width": -(-width // scale)}
     if space in ("CMYK", "YCCK"):
@@ -115,23 +135,73 @@ def _decode_jpeg(data: bytes, space: str, sides: dict[str, int]) -> Pixels:
 
 def _other(data: bytes, max_pixels: int, slow: str) -> Decoded:
     """Decode by PIL. Its decoders raise many kinds of errors for damaged bytes; all mean an unreadable sample."""
+    if data.startswith(PNG):
+        data = _without_text(data)
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(*image.size, max_pixels)
+            if image.format == "JPEG":
+                _check_scans(data, image.width * image.height, max_pixels)
             image.load()
             pixels = _upright(_rgb(image), _orientation(image.getexif))
             return Decoded(pixels, slow, (pixels.shape[1], pixels.shape[0]))
     except (UnreadableError, MemoryError):
         raise
+    except UnidentifiedImageError as error:  # a whole TIFF of a kind that PIL does not know is the common case
+        known = data[:4] in (b"II*\0", b"MM\0*")
+        raise UnreadableError(UNSUPPORTED if known else DAMAGED if looks_like_image(data) else NO_IMAGE) from error
     except Exception as error:
-        begins_like_one = any(accept and accept(data[:16]) for _, accept in map(Image.OPEN.__getitem__, FORMATS))
-        reason = DAMAGED if begins_like_one else NO_IMAGE
+        reason = DAMAGED if looks_like_image(data) else NO_IMAGE
         raise UnreadableError(reason, f"{type(error).__name__}: {error}") from error
+
+
+def _with_range_of_scans(jpeg: bytes) -> bytes:
+    """Return a sequential JPEG whose scans say that they hold all coefficients, as they do.
+
+    Some phones write zeros there; decoders of sequential JPEGs ignore it, and libjpeg warns, as it does of damage.
+    """
+    at, start = jpeg.find(START_OF_SCAN), 2
+    while 0 <= start < at and jpeg[start + 1] not in (*SEQUENTIAL, 0xC2):
+        start += 2 + int.from_bytes(jpeg[start + 2 : start + 4])
+    if not 0 <= start < at or jpeg[start + 1] not in SEQUENTIAL:
+        return jpeg
+    end = at + 2 + int.from_bytes(jpeg[at + 2 : at + 4])
+    return jpeg if jpeg[end - 3 : end] == b"\0\x3f\0" else jpeg[: end - 3] + b"\0\x3f\0" + jpeg[end:]
+
+
+def _without_text(png: bytes) -> bytes:
+    """Return a PNG without large chunks of text or of a colour profile; unchanged if there are none."""
+    kept, at = [PNG], len(PNG)
+    while at + 12 <= len(png):
+        size, kind = int.from_bytes(png[at : at + 4]), png[at + 4 : at + 8]
+        if kind == b"IDAT":
+            kept.append(png[at:])
+            break
+        if kind not in TEXT_CHUNKS or size <= SMALL_TEXT:
+            kept.append(png[at : at + 12 + size])
+        at += 12 + size
+    made = b"".join(kept)
+    return made if len(made) < len(png) and at + 12 <= len(png) else png
+
+
+def looks_like_image(data: bytes) -> bool:
+    """Return whether the first bytes are those of an image in one of the formats that are read."""
+    return any(accept and accept(data[:16]) for _, accept in map(Image.OPEN.__getitem__, FORMATS))
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise UnreadableError(TOO_LARGE, f"{width} x {height}")
+
+
+def _check_scans(jpeg: bytes, pixels: int, max_pixels: int) -> None:
+    """Raise UnreadableError where a JPEG's scans take more work than those of a whole image of `max_pixels`.
+
+    The marker cannot occur within a scan, where a 0xFF is followed by 0; thumbnails may add one or two.
+    """
+    scans = jpeg.count(START_OF_SCAN)
+    if scans > SCANS and scans * pixels > SCANS * max_pixels:
+        raise UnreadableError(TOO_MANY_SCANS, f"{scans} of {pixels} pixels")
 
 
 def _rgb(image: Image.Image) -> Pixels:
@@ -141,7 +211,14 @@ def _rgb(image: Image.Image) -> Pixels:
     if image.mode.startswith("I;16"):
         deep = np.asarray(image).astype(np.uint32)
         return np.repeat(((deep * 255 + 32767) // 65535).astype(np.uint8)[..., None], 3, axis=2)
-    return np.array(image.convert("RGB"))
+    width, height = image.size
+    pixels, band = np.empty((height, width, 3), dtype=np.uint8), max(1, BAND_PIXELS // width)
+    if height <= band or "transparency" in image.info:  # PIL converts such a palette by all of its pixels
+        return np.array(image.convert("RGB"))
+    for top in range(0, height, band):
+        below = min(top + band, height)
+        pixels[top:below] = np.asarray(image.crop((0, top, width, below)).convert("RGB"))
+    return pixels
 
 
 def _exif(jpeg: bytes) -> Image.Exif:

@@ -147,7 +147,7 @@ class Photometry:
         A flip followed by quarter turns becomes a transposition and two mirrorings.
         """
         r = self.recipe
-        order, factors = self._jitter(drawn[Purpose.JITTER])
+        order, factors = self.jitter(drawn[Purpose.JITTER])
         blurred = drawn[Purpose.BLUR]
         sigma = r.blur_min + blurred[:, 1] * (r.blur_max - r.blur_min)
         flip, turns = _hit(drawn[Purpose.FLIP], r.flip_p), drawn[Purpose.TURN]
@@ -165,7 +165,8 @@ class Photometry:
             mirror_columns=(quarters >= 2) ^ (flip & ~odd),
         )
 
-    def _jitter(self, numbers: Floats) -> tuple[Ints, Floats]:
+    def jitter(self, numbers: Floats) -> tuple[Ints, Floats]:
+        """Return `Looks.order` and `Looks.factors` for the numbers drawn for the jitter of some samples, [B, 9]."""
         r = self.recipe
         spread = np.array([r.brightness, r.contrast, r.saturation, r.hue], dtype=np.float32)
         low = np.maximum(CENTRE - spread, LOWEST)
@@ -181,14 +182,14 @@ def colour(
     draws: Draws,
     dtype: torch.dtype,
     parts: int = 1,
+    slots: Ints | None = None,
 ) -> list[Tensor]:
     """Augment each view [B, S, S, 3] of the samples `ids` by its own photometry; same result as one call per view.
 
-    `parts`: number of equal parts of the batch that torch operations process one after the other.
+    `parts`: number of equal parts of the batch that torch operations process one after the other. `slots`: those of
+    every sample's views, [V, B]; None: as the photometries have them.
     """
-    slots = range(changes[0].slot, changes[-1].slot + 1)
-    assert [change.slot for change in changes] == list(slots)
-    drawn = draws.of_slots(NUMBERS, ids, slots)
+    drawn = draws.of_slots(NUMBERS, ids, np.array([[one.slot] for one in changes]) if slots is None else slots)
     looks = [change.looks({p: n[place] for p, n in drawn.items()}) for place, change in enumerate(changes)]
     return _finish(changes, views, looks, dtype, parts)
 

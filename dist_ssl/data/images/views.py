@@ -226,28 +226,44 @@ class ViewCutter(Protocol):
         ...
 
     def cut(self, data: bytes, draws: Sequence[Floats], out: Sequence[Pixels]) -> str:
-        """Decode an image and write every view into its [side, side, 3] buffer. `draws`: one row of each of `draw`.
+        """Decode an image and write its views into their [side, side, 3] buffers.
 
+        `draws`: one row of each of `draw`, or of the first ones, where only those views are cut.
         Returns the reason if decoding was slow (one of `decode.SLOW`), else an empty string. Raises UnreadableError.
         """
         ...
 
     def crops(self, sides: tuple[int, int], draws: Sequence[Floats]) -> Crops:
-        """Return the crops of an image of this width and height, to be cut from it or from a smaller copy."""
+        """Return the crops of an image of this width and height, to be cut from it or from a smaller copy.
+
+        `draws`: as for `cut`.
+        """
+        ...
+
+
+class ViewSlots(Protocol):
+    """Names the slots whose draws the views of every sample have; it can be pickled."""
+
+    def __call__(self, draws: Draws, ids: Ints) -> Ints:
+        """Return the slots of the views of the samples `ids` [B]: [V, B], or [V, 1] where all have the same."""
         ...
 
 
 class Cutter:
     """A `ViewCutter` of random crops. `recipes`: one per view; `size`: side of all views, px, or of each of them.
 
-    Images of more than `max_pixels` are unreadable.
+    Images of more than `max_pixels` are unreadable. `slots`: those of the views; None: 0, 1, ...
     """
 
     def __init__(
-        self, recipes: Sequence[Augmentation], size: int | Sequence[int], max_pixels: int = MAX_PIXELS
+        self,
+        recipes: Sequence[Augmentation],
+        size: int | Sequence[int],
+        max_pixels: int = MAX_PIXELS,
+        slots: ViewSlots | None = None,
     ) -> None:
         self.sizes = [size] * len(recipes) if isinstance(size, int) else list(size)
-        self.recipes, self.max_pixels = recipes, max_pixels
+        self.recipes, self.max_pixels, self.slots = recipes, max_pixels, slots
         self.needed = max(smallest_crop_scale([r], side) for r, side in zip(recipes, self.sizes, strict=True))
 
     def side(self, slot: int) -> int:
@@ -256,17 +272,18 @@ class Cutter:
 
     def draw(self, draws: Draws, ids: Ints) -> list[Floats]:
         """Return the random numbers of every view's crop, [B, CROP_DRAWS] each."""
-        return list(draws.of_slots({Purpose.CROP: CROP_DRAWS}, ids, range(len(self.recipes)))[Purpose.CROP])
+        slots = range(len(self.recipes)) if self.slots is None else self.slots(draws, ids)
+        return list(draws.of_slots({Purpose.CROP: CROP_DRAWS}, ids, slots)[Purpose.CROP])
 
     def cut(self, data: bytes, draws: Sequence[Floats], out: Sequence[Pixels]) -> str:
         """See `ViewCutter`; the image is decoded once, and boxes are drawn in px of the decoded image."""
         image = decode(data, self.needed, self.max_pixels)
         height, width, _ = image.pixels.shape
-        boxes = [crop_box(width, height, recipe, numbers) for recipe, numbers in zip(self.recipes, draws, strict=True)]
+        boxes = [crop_box(width, height, recipe, numbers) for recipe, numbers in zip(self.recipes, draws, strict=False)]
         cut_views(image.pixels, boxes, out)
         return image.slow
 
     def crops(self, sides: tuple[int, int], draws: Sequence[Floats]) -> Crops:
         """See `ViewCutter`."""
-        boxes = [crop_box(*sides, recipe, numbers) for recipe, numbers in zip(self.recipes, draws, strict=True)]
-        return Crops(*sides, boxes, self.sizes, self.max_pixels)
+        boxes = [crop_box(*sides, recipe, numbers) for recipe, numbers in zip(self.recipes, draws, strict=False)]
+        return Crops(*sides, boxes, self.sizes[: len(boxes)], self.max_pixels)

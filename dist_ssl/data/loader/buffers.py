@@ -29,16 +29,16 @@ class Buffers(Protocol):
 
 
 class Spare:
-    """Buffers in memory of this process, reused as long as the shapes stay the same."""
+    """Buffers in memory of this process, reused for the same shapes, of which a load has few."""
 
     def __init__(self) -> None:
         self._spare: deque[list[Pixels]] = deque()
 
     def take(self, shapes: Shapes) -> list[Pixels]:
         """See `Buffers`."""
-        while self._spare:
-            found = self._spare.popleft()
+        for place, found in enumerate(self._spare):
             if [view.shape for view in found] == shapes:
+                del self._spare[place]
                 return found
         return [np.empty(shape, dtype=np.uint8) for shape in shapes]
 

@@ -111,7 +111,7 @@ class Feed(Generic[Item]):
                 self._permits.put(self.side.event())
                 batch, finished = made
                 batch.costs = {**batch.costs, "data_wait_seconds": time.monotonic() - since}
-                self.side.hand_over([*batch.views, batch.valid], finished)
+                self.side.hand_over(batch.on_device, finished)
                 yield batch
         finally:
             self._end()

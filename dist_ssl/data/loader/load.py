@@ -238,9 +238,10 @@ class Pipeline:
 
     def _start(self, request: Request) -> Started:
         """Start a request: one task per thread, each for a contiguous part of the batch."""
-        sides = map(self.cutter.side, range(self.views))
+        count = self.views if request.views is None else request.views
+        sides = map(self.cutter.side, range(count))
         views = self.buffers.take([(len(request.ids), side, side, 3) for side in sides])
-        numbers = self.cutter.draw(request.draws, request.ids)
+        numbers = self.cutter.draw(request.draws, request.ids)[:count]
         parts = np.array_split(np.arange(len(request.ids)), self.loader.threads)
         tasks = [self._pool.submit(self._fill, request, part, numbers, views) for part in parts if len(part)]
         return Started(request, views, tasks)

@@ -31,7 +31,7 @@ def mapped(handle: int, shapes: Shapes) -> list[Pixels]:
 
 
 class Slots:
-    """`Buffers` of a `Pipeline` in numbered slots of shared memory, reused as long as the shapes stay the same."""
+    """`Buffers` of a `Pipeline` in numbered slots of shared memory, reused for the same shapes, of which it has few."""
 
     def __init__(self) -> None:
         self._numbers: dict[int, int] = {}
@@ -42,11 +42,9 @@ class Slots:
 
     def take(self, shapes: Shapes) -> list[Pixels]:
         """See `Buffers`."""
-        while self._spare:
-            found = self._spare.pop()
+        for place, found in enumerate(self._spare):
             if [view.shape for view in found] == shapes:
-                return found
-            del self._numbers[found[0].ctypes.data]
+                return self._spare.pop(place)
         handle = new_memory(sum(map(math.prod, shapes)))
         arrays = mapped(handle, shapes)
         self._numbers[arrays[0].ctypes.data] = self._made

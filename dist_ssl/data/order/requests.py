@@ -15,19 +15,22 @@ class Request:
     """Samples that are loaded together as one batch.
 
     `ids`: [B] sample numbers in the manifest; `draws`: random numbers for the crops; `replacements`: the replacement
-    candidates for a row of the batch, as sample numbers in the order in which they are tried.
+    candidates for a row of the batch, as sample numbers in the order in which they are tried; `views`: number of views
+    to cut, the first ones; None: all.
     """
 
     ids: Ints
     draws: Draws
     replacements: Callable[[int], Iterable[int]]
+    views: int | None = None
 
 
 @dataclass(frozen=True)
 class Steps:
     """The requests for an epoch's steps of rank `rank` of `size`, from offset `start` in every lane on.
 
-    `count`: samples that a step takes from every lane; an incomplete last step is left out.
+    `count`: samples that a step takes from every lane; an incomplete last step is left out. `views`: returns the number
+    of views to cut for a step, by its number within the epoch; None: all for every step.
     """
 
     order: EpochOrder
@@ -35,6 +38,7 @@ class Steps:
     size: int
     start: int
     count: int
+    views: Callable[[int], int] | None = None
 
     @property
     def starts(self) -> range:
@@ -60,7 +64,8 @@ class Steps:
             for window in order.windows_from(first_lane + row // count, start + row % count):
                 yield from (int(n) for n in np.roll(window, -int(turn[0, 0] * len(window))) if n != ids[row])
 
-        return Request(ids, order.draws, replacements)
+        views = None if self.views is None else self.views(start // count)
+        return Request(ids, order.draws, replacements, views)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Fetching with retries: a transfer that breaks off is continued at the byte that it had reached.
 
-Attempts are counted since a byte last arrived, with pauses that double. Retries change when bytes arrive, never which
-bytes: they have no influence on the order of the samples.
+Attempts are counted since a byte last arrived, with pauses that double; a server that sends bytes too slowly to be of
+use is given up like one that sends none. Retries change when bytes arrive, never which bytes: they have no influence on
+the order of the samples.
 """
 
 import logging
@@ -13,9 +14,11 @@ from dataclasses import dataclass, field
 
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.transports import STALL_SECONDS, BusyError, Transport, source
-from dist_ssl.errors import DataError
+from dist_ssl.errors import DataError, ServerAwayError
 
 log = logging.getLogger(__name__)
+SLOWEST_BYTES = 1 << 14
+"""Bytes that must arrive within `stall_seconds`: less is as good as silence."""
 COSTS = ("fetched_bytes", "fetch_retries", "cache_hits", "cache_misses")
 """Keys of the metric table that are always reported, also at 0."""
 
@@ -25,13 +28,13 @@ class Patience:
     """Retry policy: number of attempts and pauses between them."""
 
     tries: int = 8
-    """Number of attempts in a row that bring no byte, after which a fetch fails."""
+    """Number of attempts in a row that bring no byte, or bytes too slowly, after which a fetch fails."""
     first_seconds: float = 0.25
     """Longest pause after the first failure; it doubles with each further one."""
     most_seconds: float = 30.0
     """Upper bound of a pause."""
     stall_seconds: float = STALL_SECONDS
-    """Time without a byte after which an attempt has failed."""
+    """Time without SLOWEST_BYTES bytes after which an attempt has failed."""
 
     def pause(self, failures: int, asked: float = 0.0) -> float:
         """Return the seconds to wait before the next attempt, at least the `asked` ones of the server.
@@ -91,9 +94,10 @@ class Fetcher:
         only the whole file is available.
         """
         asked, at, failures = self.source(address), start, 0
+        rate = _Rate(self.patience.stall_seconds)
         while stop is None or at < stop:
             try:
-                for chunk in asked.stream(address, at, stop, ranged):
+                for chunk in rate.checked(asked.stream(address, at, stop, ranged), address):
                     failures, at = 0, at + len(chunk)
                     if stop is not None and at > stop:
                         raise _too_long(address, stop)
@@ -103,7 +107,7 @@ class Fetcher:
                     return
                 raise OSError(f"{address} ended after {at} of {stop} bytes")
             except OSError as error:
-                failures += 1
+                failures = max(failures + 1, rate.failures)
                 self._wait(address, error, failures)
 
     def read(self, address: Address, most: int) -> bytes:
@@ -142,7 +146,7 @@ class Fetcher:
     def _wait(self, address: Address, error: OSError, failures: int) -> None:
         """Sleep before the next attempt. Raises DataError after the last one."""
         if failures >= self.patience.tries:
-            raise DataError(
+            raise ServerAwayError(
                 f"{address} could not be fetched in {failures} tries: {error}.",
                 "This is the server's or the network's fault: resume the run once it answers again.",
             ) from error
@@ -150,6 +154,26 @@ class Fetcher:
         self.counts.add("fetch_retries")
         log.warning("%s; retrying in %.1f s", error, seconds)
         time.sleep(seconds)
+
+
+class _Rate:
+    """Gives up attempts that bring fewer than SLOWEST_BYTES bytes in `seconds`. `failures`: their number in a row."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.failures = seconds, 0
+
+    def checked(self, chunks: Iterator[bytes], address: Address) -> Iterator[bytes]:
+        """Yield the chunks of an attempt. Raises OSError once it is too slow; time of the consumer does not count."""
+        count, waited, since = 0, 0.0, time.monotonic()
+        for chunk in chunks:
+            count, waited = count + len(chunk), waited + time.monotonic() - since
+            if count >= SLOWEST_BYTES:
+                self.failures, count, waited = 0, 0, 0.0
+            elif waited > self.seconds:
+                self.failures += 1
+                raise OSError(f"{address} sent only {count} bytes in {waited:.0f} s")
+            yield chunk
+            since = time.monotonic()
 
 
 def unreadable(where: object, error: OSError) -> DataError:

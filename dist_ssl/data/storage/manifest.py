@@ -177,6 +177,19 @@ class Manifest:
         return split
 
 
+def check_probed(*splits: Split) -> None:
+    """Raise DataError where some samples of a split have a label and others have none: a probe needs all."""
+    for split in splits:
+        samples = split.samples
+        lacking = np.flatnonzero(samples.labels < 0)
+        if 0 < len(lacking) < len(samples):
+            raise DataError(
+                f"{len(lacking)} of the {len(samples)} samples of split {split.name} in {split.folder} have no label "
+                f"(the first: {samples.key(int(lacking[0]))}), so there is nothing to probe with.",
+                "Add the labels, make the shards with labels=false, or train without a probe: data.val=null.",
+            )
+
+
 def check_shard(path: Path, shard: Shard) -> None:
     """Raise DataError where a tar is missing or not accessible, or its size differs from the manifest's."""
     try:

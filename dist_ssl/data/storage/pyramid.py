@@ -200,7 +200,10 @@ class Pyramid:
         some = known[np.unique(np.linspace(0, max(0, len(known) - 1), LOOKED_AT).astype(np.int64))[: len(known)]]
         return set(self.levels(cutter, draws, some).values())
 
-    def levels(self, cutter: ViewCutter, draws: Draws, ids: Ints) -> dict[int, int]:
-        """Return the level at which each of these samples, [B], is read, by its number."""
-        drawn, rows = cutter.draw(draws, ids), enumerate(ids.tolist())
+    def levels(self, cutter: ViewCutter, draws: Draws, ids: Ints, views: int | None = None) -> dict[int, int]:
+        """Return the level at which each of these samples, [B], is read, by its number.
+
+        `views`: number of views that are cut, the first ones; None: all.
+        """
+        drawn, rows = cutter.draw(draws, ids)[:views], enumerate(ids.tolist())
         return {number: self.level(self.crops(number, cutter, [n[row] for n in drawn])) for row, number in rows}

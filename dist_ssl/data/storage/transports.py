@@ -12,11 +12,12 @@ import threading
 import urllib.request
 from collections.abc import Iterator
 from typing import Any, Protocol
-from urllib.parse import unquote
+from urllib.parse import unquote, urljoin, urlsplit
 
 import urllib3
 
 from dist_ssl.data.storage.address import WEB, Address
+from dist_ssl.data.storage.redirects import check_redirect
 from dist_ssl.errors import ConfigError, DataError
 
 CONNECT_SECONDS = 10.0
@@ -27,6 +28,8 @@ PIECE_BYTES = 1 << 23
 """Bytes per request to an object store."""
 CONNECTIONS = 32
 """Number of connections kept open per host."""
+REDIRECTS = 5
+"""Redirects that are followed for one request."""
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs"}
 BUSY = (408, 425, 429)
 REFUSED = {
@@ -109,20 +112,41 @@ class Web:
         headers = {**headers, "Accept-Encoding": "identity", "User-Agent": "dist_ssl"}
         if address.login:
             headers["Authorization"] = "Basic " + base64.b64encode(unquote(address.login).encode()).decode()
-        tries = urllib3.Retry(total=None, connect=0, read=0, status=0, other=0, redirect=5)
-        pool = self._pool(address)
-        try:
-            response = pool.request(
-                "GET", address.url, headers=headers, retries=tries, timeout=self.timeout, preload_content=False
-            )
-        except urllib3.exceptions.HTTPError as error:
-            if isinstance(getattr(error, "reason", None), urllib3.exceptions.SSLError):
-                raise DataError(_describe(address, error), "The server's certificate is not trusted here.") from None
-            raise OSError(_describe(address, error)) from None
+        response = self._follow(address, headers)
         if response.status not in (200, 206):
             response.close()
             raise _refusal(address, response)
         return response
+
+    def _follow(self, address: Address, headers: dict[str, str]) -> urllib3.BaseHTTPResponse:
+        """Return the response after its redirects; another host is not sent the credentials."""
+        url, pool = address.url, self._pool(address)
+        for _ in range(REDIRECTS + 1):
+            try:
+                response = pool.request(
+                    "GET",
+                    url,
+                    headers=headers,
+                    redirect=False,
+                    retries=False,
+                    timeout=self.timeout,
+                    preload_content=False,
+                )
+            except urllib3.exceptions.HTTPError as error:
+                if isinstance(error, urllib3.exceptions.SSLError):
+                    raise DataError(
+                        _describe(address, error), "The server's certificate is not trusted here."
+                    ) from None
+                raise OSError(_describe(address, error)) from None
+            place = response.get_redirect_location()
+            if not place:
+                return response
+            response.close()
+            before, url = url, urljoin(url, place)
+            check_redirect(address, before, url)
+            if urlsplit(before).netloc != urlsplit(url).netloc:
+                headers = {key: value for key, value in headers.items() if key != "Authorization"}
+        raise DataError(f"{address} leads from one address to the next without end.", "Check data.path.")
 
     def _pool(self, address: Address) -> urllib3.PoolManager:
         """Return the connection pool for an address, through the proxy that the environment sets for its host."""

@@ -2,6 +2,7 @@
 
 import io
 import math
+import struct
 import zlib
 from contextlib import suppress
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 from dist_ssl.data.images import decode as decoding
 from dist_ssl.data.images.decode import UnreadableError, decode, resize
@@ -212,3 +213,79 @@ def test_a_crop_of_a_slow_image_is_near_pils(kind: str) -> None:
     whole = Image.open(io.BytesIO(data)).convert("RGB")
     pil = whole.resize((96, 96), Image.Resampling.BILINEAR, box=(20, 10, 170, 140))
     assert np.sqrt(((own - np.asarray(pil)) ** 2).mean()) <= 2
+
+
+def test_a_jpeg_of_endless_scans_is_refused_by_their_work_not_by_their_number() -> None:
+    plain = encoded(picture(160, 120), "JPEG", progressive=True)
+    scans = plain.count(decoding.START_OF_SCAN)
+    assert 1 < scans <= decoding.SCANS
+    last = plain.rindex(decoding.START_OF_SCAN)
+    many = plain[:-2] + plain[last:-2] * 100 + plain[-2:]
+    small = 160 * 120 * 100 // decoding.SCANS
+    assert reason(many, max_pixels=small) == "too many scans"
+    assert decode(plain, 1, 160 * 120).pixels.shape == (15, 20, 3)
+    with suppress(UnreadableError):  # libjpeg may find the repeated scan damaged; its work is what is bounded
+        decode(many, 1, small * 10)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "1", "RGBA", "CMYK"])
+def test_a_large_picture_is_converted_in_bands_to_the_same_pixels(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded(picture(61, 50, mode), "TIFF" if mode == "CMYK" else "PNG")
+    whole = decode(data, 1000).pixels
+    monkeypatch.setattr(decoding, "BAND_PIXELS", 61 * 7)
+    np.testing.assert_array_equal(decode(data, 1000).pixels, whole)
+
+
+def with_range(jpeg: bytes, value: bytes) -> bytes:
+    at = jpeg.index(decoding.START_OF_SCAN)
+    end = at + 2 + int.from_bytes(jpeg[at + 2 : at + 4])
+    return jpeg[: end - 3] + value + jpeg[end:]
+
+
+@pytest.mark.parametrize("value", [b"\0\0\0", b"\0\x01\x11", b"\xff\xff\xff", b"\0\x3f\0"])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_the_range_of_a_sequential_scan_is_ignored_as_viewers_do(value: bytes, mode: str) -> None:
+    plain = encoded(picture(61, 50, mode), "JPEG")
+    np.testing.assert_array_equal(decode(with_range(plain, value), 1000).pixels, decode(plain, 1000).pixels)
+    assert reason(with_range(plain, value)[:-200]) == "damaged image"
+
+
+def test_the_range_of_a_progressive_scan_is_not() -> None:
+    data = encoded(picture(61, 50), "JPEG", progressive=True)
+    assert decoding._with_range_of_scans(data) == data
+
+
+@pytest.mark.parametrize("kind", ["zip", "plain", "international", "profile"])
+def test_metadata_of_a_png_has_no_say_in_its_pixels(kind: str) -> None:
+    info, text, options = PngImagePlugin.PngInfo(), "a photograph " * 200_000, {}
+    if kind == "international":
+        info.add_itxt("prompt", text, zip=True)
+    elif kind == "profile":
+        options["icc_profile"] = text.encode()
+    else:
+        info.add_text("prompt", text, zip=kind == "zip")
+    plain = encoded(picture(61, 50), "PNG")
+    data = encoded(picture(61, 50), "PNG", pnginfo=info, **options)
+    np.testing.assert_array_equal(decode(data, 1000).pixels, decode(plain, 1000).pixels)
+    assert reason(data[:-500]) == "damaged image"
+
+
+def test_the_exif_of_a_png_is_kept_beside_large_text() -> None:
+    info, exif = PngImagePlugin.PngInfo(), Image.Exif()
+    info.add_text("prompt", "a photograph " * 200_000, zip=True)
+    exif[decoding.ORIENTATION] = 6
+    assert decode(encoded(picture(61, 50), "PNG", pnginfo=info, exif=exif), 1000).sides == (50, 61)
+
+
+def tiff_of(bits: int, form: int) -> bytes:
+    """A whole TIFF of one row of four pixels of one channel."""
+    pixels = bytes(4 * bits // 8)
+    tags = {256: 4, 257: 1, 258: bits, 259: 1, 262: 1, 273: 8, 277: 1, 278: 1, 279: len(pixels), 339: form}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    header = b"II*\0" + struct.pack("<I", 8 + len(pixels))
+    return header + pixels + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+@pytest.mark.parametrize(("bits", "form"), [(64, 3), (16, 3), (64, 1)])
+def test_pixels_that_are_not_read_are_unsupported_and_not_damaged(bits: int, form: int) -> None:
+    assert reason(tiff_of(bits, form)) == "unsupported pixels"

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dist_ssl.core.batch import Batch
+from dist_ssl.core.candidates import CandidateViews
 from dist_ssl.core.draws import Draws
 from dist_ssl.data.loader import feed
 from dist_ssl.data.loader.feed import Feed
@@ -139,6 +140,18 @@ def test_training_waits_for_the_end_of_each_batch_on_its_stream_and_keeps_the_te
     assert [after for _, after in device.handed] == device.own[1::2]  # the other ones end the copies
     for batch, (tensors, _) in zip(found, device.handed, strict=True):
         assert [id(x) for x in tensors] == [id(x) for x in (*batch.views, batch.valid)]
+
+
+def test_candidates_are_kept_for_training_too() -> None:
+    small, pixels = torch.ones(2), torch.ones(3)
+
+    def scored(number: int, views: list[Tensor]) -> Batch:
+        return replace(made(number, views), views=[], candidates=CandidateViews(1, [small], 0.5, 1, list, [pixels]))
+
+    source, device = Source(1), Device()
+    (batch,) = feeding(source, device, scored)
+    ((tensors, _),) = device.handed
+    assert [id(x) for x in tensors] == [id(x) for x in (batch.valid, small, pixels)]
 
 
 def test_an_item_is_held_until_its_copies_are_over() -> None:

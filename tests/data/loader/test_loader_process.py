@@ -22,9 +22,11 @@ from PIL import Image
 from dist_ssl.core.batch import Batch
 from dist_ssl.core.draws import Draws
 from dist_ssl.core.plan import EpochPlan
+from dist_ssl.data.epoch_views import Colours
 from dist_ssl.data.images.centre_crop import CentreCrop
 from dist_ssl.data.images.views import Augmentation, Cutter
 from dist_ssl.data.loader import loader_process
+from dist_ssl.data.loader.buffers import Spare
 from dist_ssl.data.loader.load import MOST_STARTED, Loader, SampleLoader
 from dist_ssl.data.loader.loader_process import LoaderProcess
 from dist_ssl.data.loader.shared_buffers import Slots
@@ -33,7 +35,7 @@ from dist_ssl.data.order.requests import Chosen, Steps
 from dist_ssl.data.storage import manifest
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.read import Reader
-from dist_ssl.data.stream import Colours, Stream
+from dist_ssl.data.stream import Stream
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import DataError
 from dist_ssl.runtime.signals import STOPPING
@@ -262,8 +264,8 @@ def test_what_is_our_own_fault_says_so_and_where_its_stack_trace_is(
 ) -> None:
     order = EpochOrder(split.shard_sizes, Draws(0), 4, 6)
     served = process.serve(Loader(Reader(split), 1))
-    with pytest.raises(RuntimeError, match="The loader process failed: ValueError: zip"):
-        list(served.load(Steps(order, 0, 1, 0, 2), Cutter(RECIPES[:2], 16), views=1))
+    with pytest.raises(RuntimeError, match="The loader process failed: IndexError: list"):
+        list(served.load(Steps(order, 0, 1, 0, 2), Cutter(RECIPES[:2], 16), views=3))
     assert len(list(stream(served).epoch(PLAN))) == 6
 
 
@@ -403,6 +405,17 @@ def test_memory_that_cuda_does_not_lock_is_used_as_it_is(
     assert not cuda.pending, "the kernel that comes next would fail"
     assert ("cannot be locked in memory for the GPU (CUDA's error 2)" in caplog.text) == (room < 2)
     assert ("stay locked" in caplog.text) == (room > 0 and not lasting)
+
+
+@pytest.mark.parametrize("buffers", [Slots(), Spare()])
+def test_buffers_of_two_shapes_are_both_used_again(buffers: Slots | Spare) -> None:
+    kinds = [[(2, 4, 4, 3)] * 2, [(2, 4, 4, 3)] * 6]
+    first = [buffers.take(kind) for kind in kinds]
+    for taken in first:
+        buffers.give(taken)
+    again = [buffers.take(kind) for kind in kinds]
+    assert all(a is b for a, b in zip(again, first, strict=True))
+    assert [len(views) for views in again] == [2, 6]
 
 
 def test_slots_are_used_again_while_the_shapes_stay() -> None:

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dist_ssl.data.storage import fetch, transports
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.fetch import Fetcher, Patience
+from dist_ssl.data.storage.redirects import check_redirect
 from dist_ssl.data.storage.transports import NoRangesError
 from dist_ssl.errors import ConfigError, DataError
 from tests.web import FAULTS, Server, serving
@@ -170,6 +172,68 @@ def test_a_file_that_is_too_large_is_refused_before_it_fills_the_memory(server: 
     server.fault = lambda path: fault
     with pytest.raises(DataError, match="is larger than the 99999 bytes that such a file has at most"):
         Fetcher(QUICK).read(file(server), 99_999)
+
+
+def test_a_server_that_sends_a_byte_now_and_then_is_given_up_like_a_silent_one(server: Server) -> None:
+    server.fault = lambda path: "drip"
+    with pytest.raises(DataError, match=r"could not be fetched in 4 tries: .* sent only \d+ bytes in \d+ s"):
+        Fetcher(QUICK).read(file(server), MOST)
+
+
+def test_a_slow_consumer_is_not_taken_for_a_slow_server(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transports, "CHUNK_BYTES", 4096)  # several chunks before a useful number of bytes
+    monkeypatch.setattr(fetch, "SLOWEST_BYTES", len(DATA))
+    fetcher = Fetcher(Patience(tries=1, stall_seconds=30))
+    clock = iter(range(0, 10**9, 10**6))
+    paused = False
+
+    def now() -> float:
+        return float(next(clock)) if paused else 0.0
+
+    monkeypatch.setattr(fetch.time, "monotonic", now)
+    got = b""
+    for chunk in fetcher.stream(file(server), 0, len(DATA)):
+        got += chunk
+        paused = True
+        fetch.time.monotonic()  # a long time passes in which nothing is asked for
+        paused = False
+    assert got == DATA
+
+
+@pytest.mark.parametrize(
+    ("place", "problem"),
+    [
+        ("http://10.0.0.7/a", "a host of your own network"),
+        ("http://169.254.169.254/latest", "a host of your own network"),
+        ("ftp://example.org/a", "which is not https"),
+    ],
+)
+def test_a_redirect_does_not_lead_into_the_network(place: str, problem: str) -> None:
+    address = Address.parse("http://data.example.org/a")
+    with pytest.raises(DataError, match=problem):
+        check_redirect(address, "http://data.example.org/a", place)
+
+
+def test_a_redirect_does_not_leave_https() -> None:
+    address = Address.parse("https://data.example.org/a")
+    with pytest.raises(DataError, match=r"leads to http://cdn\.example\.org, which is not https"):
+        check_redirect(address, "https://data.example.org/a", "http://cdn.example.org/a")
+    check_redirect(address, "https://data.example.org/a", "https://cdn.example.org/a")
+
+
+def test_a_redirect_is_followed_and_another_host_gets_no_credentials(server: Server, tmp_path: Path) -> None:
+    server.moved = {"/x": "/a%20b.tar"}
+    server.login = "Basic " + base64.b64encode(b"g4711:opensesame").decode()
+    host = server.url.removeprefix("http://")
+    assert Fetcher(QUICK).read(Address.parse(f"http://g4711:opensesame@{host}/x"), MOST) == DATA
+    with serving(tmp_path) as other:
+        other.login = server.login
+        server.moved = {"/x": f"{other.url}/a%20b.tar"}
+        with pytest.raises(DataError, match="asks for credentials"):
+            Fetcher(QUICK).read(Address.parse(f"http://g4711:opensesame@{host}/x"), MOST)
+    server.moved = {"/x": "/y", "/y": "/x"}
+    with pytest.raises(DataError, match="without end"):
+        Fetcher(QUICK).read(Address.parse(f"http://g4711:opensesame@{host}/x"), MOST)
 
 
 def test_addresses_are_read_as_they_are_written(tmp_path: Path) -> None:

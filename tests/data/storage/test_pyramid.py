@@ -17,6 +17,9 @@ from dist_ssl.core.batch import Batch
 from dist_ssl.core.draws import Draws
 from dist_ssl.core.plan import EpochPlan
 from dist_ssl.core.progress import Progress
+from dist_ssl.data.difficulty.model_score import ModelScore
+from dist_ssl.data.difficulty.parameter_score import ParameterScore
+from dist_ssl.data.epoch_views import Colours, Difficulty, Look
 from dist_ssl.data.images.centre_crop import CentreCrop
 from dist_ssl.data.images.views import CROP_DRAWS, Augmentation, Crops, Cutter, crop_box
 from dist_ssl.data.loader.load import Loader
@@ -31,7 +34,7 @@ from dist_ssl.data.storage.manifest import Split
 from dist_ssl.data.storage.pyramid import Pyramid
 from dist_ssl.data.storage.read import Reader
 from dist_ssl.data.storage.reader_options import Access
-from dist_ssl.data.stream import Colours, Stream
+from dist_ssl.data.stream import Stream
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import ConfigError, DataError
 from dist_ssl.runtime import jsonl
@@ -231,6 +234,30 @@ def test_every_epoch_reads_the_levels_that_its_image_size_needs(split: Split, si
         used = {level for n, level in wanted.items() if n not in tiny}
         assert used == {8: {1}, 16: {1, 2}, 32: {0, 2}, 64: {0}}[size]
         assert all(view.shape[-1] == size for batch in found for view in batch.views)
+        first = choice.levels(Cutter(RECIPES, size), Draws(5, size), ids, 1)
+        assert first == choice.levels(Cutter(RECIPES[:1], size), Draws(5, size), ids)
+
+
+@pytest.mark.parametrize(
+    "difficulty", [ParameterScore(0.5), ModelScore(0.5, size=1.0, every=2)], ids=["parameters", "model"]
+)
+def test_with_candidates_a_sample_is_read_at_the_level_that_those_which_are_cut_need(
+    split: Split, difficulty: Difficulty
+) -> None:
+    plan, choice = replace(PLAN, candidates=3), Pyramid.of(split, 1.0)
+    made = difficulty.views(plan, Look(RECIPES, COLOURS, torch.float64))
+    assert choice
+    with Watched(split) as reader:
+        found = batches(reader, plan, difficulty=difficulty)
+        for batch in found:
+            cut = made.cut_in(batch.step) if made.cut_in else None
+            wanted = choice.levels(made.cutter, Draws(5, 0), batch.ids[batch.valid].numpy(), cut)
+            read = reader.levels_of(list(wanted))
+            assert all(level in read[number] for number, level in wanted.items())
+            known = batch.levels.items()
+            assert known == choice.levels(made.cutter, Draws(5, 0), batch.ids[~batch.valid].numpy(), cut).items()
+        plain = [choice.levels(Cutter(RECIPES, 16), Draws(5, 0), b.ids[b.valid].numpy()) for b in found]
+        assert any(level not in reader.levels_of([n])[n] for own in plain for n, level in own.items())
 
 
 @pytest.mark.parametrize("size", [2, 4])

@@ -1,0 +1,33 @@
+"""Redirects that are not followed: away from https, or from a public host to an address inside the reader's network."""
+
+import ipaddress
+from urllib.parse import urlsplit
+
+from dist_ssl.data.storage.address import WEB, Address
+from dist_ssl.errors import DataError
+
+
+def check_redirect(address: Address, before: str, url: str) -> None:
+    """Raise DataError where a redirect leads away from https, or from a public host into this network."""
+    old, new = urlsplit(before), urlsplit(url)
+    place = f"{new.scheme}://{new.hostname}"
+    if new.scheme not in WEB or (old.scheme == "https" and new.scheme != "https"):
+        raise DataError(
+            f"{address} leads to {place}, which is not https.", "Set data.path to the address where the data lies now."
+        )
+    if _inside(new.hostname) and not _inside(old.hostname):
+        raise DataError(
+            f"{address} leads to {place}, a host of your own network.",
+            "Do not use this data, or, if you trust it, set data.path to that address.",
+        )
+
+
+def _inside(host: str | None) -> bool:
+    """Return whether a host is written as an address of this machine or of its network."""
+    if not host or host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        found = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return not found.is_global

@@ -1,0 +1,35 @@
+"""The choice of views by the model, before the step that trains on them."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dist_ssl.core.batch import Batch
+from dist_ssl.core.candidates import PAIRED, CandidateViews, choose
+
+
+@torch.no_grad()
+def with_chosen_views(embed: Callable[[Tensor], Tensor], batch: Batch) -> tuple[Batch, dict[str, Tensor]]:
+    """Return the batch with the views that the model chooses from its candidates, and the metrics of the choice.
+
+    A batch without candidates is returned unchanged. `embed`: [B, 3, S, S] -> [B, D], features in evaluation mode. A
+    choice makes the host wait for the device: random numbers of colours are drawn on the host.
+    """
+    given = batch.candidates
+    if given is None:
+        return batch, {}
+    first, second = F.normalize(features(embed, given).double(), dim=-1)
+    cosines = first @ second.mT
+    choice = choose((1 - cosines).cpu().numpy(), given.temperature, batch.draws, batch.ids.numpy())
+    metrics = {key: torch.tensor(value) for key, value in choice.metrics.items()}
+    return replace(batch, views=given.finish(choice.pairs), candidates=None), metrics
+
+
+def features(embed: Callable[[Tensor], Tensor], given: CandidateViews) -> Tensor:
+    """Return the features of all candidates of both slots, [2, B, K, D]."""
+    parts = zip(*(views.chunk(given.parts) for views in given.small), strict=True)
+    found = [embed(torch.cat(part)).unflatten(0, (PAIRED, -1, given.number)) for part in parts]
+    return torch.cat(found, dim=1)

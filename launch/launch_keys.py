@@ -1,0 +1,38 @@
+"""The keys that the launcher reads before the config is checked as a whole: their types are checked first of all."""
+
+from typing import Any, Literal
+
+from dist_ssl.config.instantiate import fit
+from dist_ssl.config.validation import require
+from dist_ssl.errors import ConfigError
+
+TYPES: dict[str, Any] = {
+    "runs": str,
+    "name": str | None,
+    "wait": bool,
+    "dry_run": bool,
+    "data.path": str,
+    "data.source": str | None,
+    "cluster.kind": Literal["auto", "slurm", "local"],
+    "cluster.extra": dict,
+    "cluster.array": bool,
+    "metrics.bind": str | None,
+    "metrics.port": int,
+}
+"""The type of each key."""
+
+
+def check_types(config: dict[str, Any]) -> None:
+    """Raise ConfigError where one of these keys is missing or cannot have its value, or where `resume` has one."""
+    for key, annotation in TYPES.items():
+        group, _, own = key.rpartition(".")
+        node = config.get(group) if group else config
+        if not isinstance(node, dict) or own not in node:
+            raise ConfigError(f"The config has no {key}.", "Leave out what removes it from the command line.")
+        fit(node[own], annotation, key)
+    require("metrics", "from 0 to 65535", lambda port: 0 <= port < 1 << 16, port=config["metrics"]["port"])
+    if config.get("resume") is not None:
+        raise ConfigError(
+            f"resume={config['resume']} is not possible here: a new run is described.",
+            "A run is resumed by: python launch/slurm.py resume=runs/NAME",
+        )

@@ -1,0 +1,210 @@
+"""Whatever a stranger writes into a file that is read here: an answer or one clear error, bounded memory.
+
+A few hundred inputs in the suite, 20,000 of each kind under `make chaos`. Every input comes from its number alone, so
+the number that a failure names repeats it.
+"""
+
+import faulthandler
+import io
+import json
+import os
+import random
+import resource
+import shutil
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import xxhash
+from PIL import Image
+
+from dist_ssl.checkpoint import index as checkpoints
+from dist_ssl.checkpoint.rank_file import write
+from dist_ssl.checkpoint.saver import Checkpoint
+from dist_ssl.data.images.decode import UnreadableError, decode
+from dist_ssl.data.storage import manifest, pyramid
+from dist_ssl.data.storage.address import Address
+from dist_ssl.data.storage.fetch import Fetcher
+from dist_ssl.data.storage.read import Reader
+from dist_ssl.distributed.world import World
+from dist_ssl.errors import DataError, UserError
+from shards.archive import index
+from tests.checkpoint.test_saver import FRESH, Store, at, tensors
+from tests.fuzzing import edited, mutated
+
+MORE_BYTES = 1 << 30
+"""How much the memory of the process may grow over all inputs of a kind."""
+HANG_SECONDS = 300
+COUNTS = [100, pytest.param(20_000, marks=pytest.mark.chaos)]
+MOST_PIXELS = 1 << 22
+
+
+@pytest.fixture
+def guarded(tmp_path: Path) -> Iterator[Path]:
+    """A folder beside a file that nothing may change, in a process that may neither hang nor grow without bound."""
+    canary, folder = tmp_path / "thesis.tar", tmp_path / "data"
+    canary.write_text("years of work")
+    folder.mkdir()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    faulthandler.dump_traceback_later(HANG_SECONDS, exit=True)
+    yield folder
+    faulthandler.cancel_dump_traceback_later()
+    assert canary.read_text() == "years of work"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "thesis.tar"]
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < MORE_BYTES
+
+
+def tried(count: int, work: Callable[[random.Random], bool]) -> int:
+    """Run the work for the numbers below `count`; return how many inputs were accepted. A failure names its number."""
+    accepted = 0
+    for number in range(count):
+        try:
+            accepted += work(random.Random(number))
+        except Exception as error:
+            raise AssertionError(f"input {number}: {error!r}") from error
+    return accepted
+
+
+def picture(kind: str, **options: Any) -> bytes:
+    y, x = np.mgrid[0:40, 0:56]
+    pixels = np.stack([128 + 100 * np.sin(x / 5), 2 * x + y, 3 * y], -1).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).convert(options.pop("mode", "RGB")).save(file, kind, **options)
+    return file.getvalue()
+
+
+PICTURES = [
+    *(picture("JPEG"), picture("JPEG", progressive=True), picture("JPEG", mode="CMYK"), picture("JPEG", mode="L")),
+    *(picture("PNG"), picture("PNG", mode="P"), picture("PNG", mode="RGBA"), picture("GIF"), picture("BMP")),
+    *(picture("TIFF"), picture("TIFF", compression="tiff_lzw"), picture("WEBP"), picture("WEBP", lossless=True)),
+    *(picture("PPM"), picture("JPEG2000")),
+]
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.filterwarnings("ignore")
+def test_damaged_images_are_read_or_unreadable(count: int, guarded: Path) -> None:
+    def work(chance: random.Random) -> bool:
+        data = mutated(chance.choice(PICTURES), chance)
+        try:
+            found = decode(data, chance.choice([1, 8, 40, 10**6]), MOST_PIXELS)
+        except UnreadableError:
+            return False
+        height, width, _ = found.pixels.shape
+        assert 0 < height * width <= MOST_PIXELS
+        return True
+
+    assert 0 < tried(count, work) < count
+
+
+def small_tar() -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for number, name in enumerate(["a.jpg", "a.cls", "b.png", "b.cls", "ü" * 120 + ".jpg"]):
+            data = str(number).encode() if name.endswith("cls") else bytes([number]) * 700
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_damaged_tars_are_indexed_or_refused(count: int, guarded: Path) -> None:
+    whole = small_tar()
+
+    def work(chance: random.Random) -> bool:
+        data = mutated(whole, chance)
+        try:
+            found = index(io.BytesIO(data), "a.tar")
+        except DataError:
+            return False
+        assert all(0 <= offset <= offset + size <= len(data) for _, offset, size, *_ in found.rows)
+        return True
+
+    assert 0 < tried(count, work) < count
+
+
+def doctored(folder: Path, whole: dict[str, bytes], chance: random.Random) -> None:
+    """Write a data set, one of whose files is changed: its JSON, its columns with a fitting hash, or any bytes."""
+    files, kind = dict(whole), chance.randrange(4)
+    if kind == 0:
+        files["manifest.json"] = json.dumps(edited(json.loads(files["manifest.json"]), chance)).encode()
+    elif kind == 1:
+        columns = {name: column.copy() for name, column in safetensors.numpy.load(files[SAMPLES]).items()}
+        column = columns[name := chance.choice(sorted(columns))]
+        small = column.dtype == np.uint8
+        column[chance.randrange(len(column))] = chance.choice([0, 1, 255] if small else [-(2**63), -1, 2**40, 2**62])
+        columns[name] = chance.choice([column, column[:-1], column.astype(np.float64), column[None]])
+        files[SAMPLES] = safetensors.numpy.save(columns)
+        content = json.loads(files["manifest.json"])
+        content["splits"]["train"]["samples_xxh3"] = xxhash.xxh3_128_hexdigest(files[SAMPLES])
+        files["manifest.json"] = json.dumps(content).encode()
+    else:
+        name = chance.choice([name for name in files if not name.endswith(".tar")])
+        files[name] = mutated(files[name], chance)
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+
+
+SAMPLES = "train.samples.safetensors"
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_manifests_of_strangers_are_read_or_refused(count: int, guarded: Path, demo_shards: Path) -> None:
+    whole = {path.name: path.read_bytes() for path in demo_shards.iterdir()}
+    whole["pyramid.json"] = json.dumps({"format": 1, "of": "f" * 32, "levels": []}).encode()
+
+    def work(chance: random.Random) -> bool:
+        doctored(guarded, whole, chance)
+        try:
+            found = manifest.read(guarded)
+            pyramid.read(Address(str(guarded)), found, Fetcher())
+            split = found.split("train")
+            split.check()
+            reader = Reader(split)
+            for number in range(0, len(split.samples), 17):
+                reader.read(number)
+                split.samples.key(number)
+            reader.close()
+        except UserError:
+            return False
+        return True
+
+    assert 0 < tried(count, work) < count
+
+
+def state_of(table: dict[str, Any], chance: random.Random) -> str:
+    """Return state.json with something edited, sealed again: what somebody writes who knows the format."""
+    content = {key: value for key, value in table.items() if key != "xxh3"}
+    for _ in range(chance.randint(1, 2)):
+        content = edited(content, chance)
+    return checkpoints.sealed_text(content) if isinstance(content, dict) else json.dumps(content)
+
+
+@pytest.mark.parametrize("count", [100, pytest.param(2000, marks=pytest.mark.chaos)])
+def test_a_checkpoint_that_was_edited_and_sealed_is_loaded_whole_or_passed_over(
+    count: int, guarded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+    folder = guarded / "step_00000002"
+    folder.mkdir()
+    written = checkpoints.own_pieces(tensors(2), 0, 1)
+    row = write(folder / "rank_00000.safetensors", written)
+    checkpoints.write_table(folder / "state.json", at(2).to_json(), [row])
+    table = json.loads((folder / "state.json").read_text())
+
+    def work(chance: random.Random) -> bool:
+        shutil.rmtree(guarded / "damaged_step_00000002", ignore_errors=True)
+        (folder / "state.json").write_text(state_of(table, chance))
+        engine = Store(-1)
+        try:
+            Checkpoint(guarded, World(), keep_last=2, attempt=2, newest=lambda: True).restore(engine, FRESH)  # type: ignore[arg-type]
+        except UserError:
+            return False
+        return True
+
+    assert tried(count, work) < count
