@@ -55,7 +55,7 @@ class Cost:
     def epoch(self, plan: EpochPlan, steps: int) -> float:
         """Return the seconds of an epoch with `steps` steps; a kind that was not measured costs as its pixels do."""
         kind = kind_of(plan)
-        nearest = min(self.seconds, key=lambda known: (abs(pixels(known) - pixels(kind)), known != kind))
+        nearest = min(self.seconds, key=lambda known: (known != kind, abs(pixels(known) - pixels(kind))))
         first, step = self.seconds[nearest]
         return (first + steps * step) * pixels(kind) / pixels(nearest)
 

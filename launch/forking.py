@@ -88,9 +88,9 @@ def refuse_other_science(source: dict[str, Any], config: dict[str, Any]) -> None
 
 def refuse_other_position(config: dict[str, Any], progress: Progress) -> None:
     """Raise ConfigError where the position lies after the end of the fork, or in other batches than it plans."""
-    from dist_ssl.build import parts
     from dist_ssl.config.meta_device import on_meta_device
     from dist_ssl.distributed.world import World
+    from dist_ssl.parts import parts
 
     with on_meta_device():
         timeline = parts(config, World(), config["nodes"] * config["ranks_per_node"]).timeline

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dist_ssl.build import Parts, build_engine, centre_view, extractor, parts, probing
+from dist_ssl.build import build_engine, centre_view, extractor
 from dist_ssl.checkpoint.index import read
 from dist_ssl.checkpoint.rank_file import DamagedError, MissingError
 from dist_ssl.checkpoint.read_on_all import read_on_all
@@ -23,6 +23,7 @@ from dist_ssl.evaluate.inputs import DrawnViews, Inputs
 from dist_ssl.evaluate.linear import Say, quiet
 from dist_ssl.evaluate.linear_recipes import FAST, LinearRecipe
 from dist_ssl.evaluate.probe_keys import Probing
+from dist_ssl.parts import Parts, parts, probing
 from dist_ssl.protocols.engine import Engine, State
 
 DDP = {"_target_": "dist_ssl.engines.ddp.DDP"}

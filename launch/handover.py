@@ -29,8 +29,8 @@ def hand_over(run: RunDir, arguments: list[str], console: Console, script: str =
     )
     command = [sys.executable, "-P", str(own), *arguments]  # -P: its packages are found through PYTHONPATH only
     sys.stdout.flush()
-    own = {**private_caches(run.code), "PYTHONPATH": run.python_path()}
-    os.execve(sys.executable, command, {**os.environ, **own})
+    variables = {**private_caches(run.code), "PYTHONPATH": run.python_path()}
+    os.execve(sys.executable, command, {**os.environ, **variables})
 
 
 def files(folder: Path) -> dict[Path, bytes]:

@@ -21,7 +21,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from dist_ssl.build import parts
 from dist_ssl.config.durations import Duration
 from dist_ssl.config.meta_device import on_meta_device
 from dist_ssl.core.plan import EpochPlan
@@ -29,6 +28,7 @@ from dist_ssl.core.progress import Progress
 from dist_ssl.core.timeline import Timeline
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import EXIT_CODE, ConfigError, UserError
+from dist_ssl.parts import parts
 from dist_ssl.protocols.schedule import Schedule
 from launch import calibration, credentials, curve_sheet, preparation
 from launch.calibration import Cost

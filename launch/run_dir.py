@@ -24,19 +24,13 @@ import yaml
 
 from dist_ssl.errors import ConfigError, nearest
 from dist_ssl.runtime.files import write_atomically
+from launch.run_names import check_name
 
 FORMAT = 1
 ATTEMPT_NAME = re.compile(r"\d{4,}")
-NAME = re.compile(r"\w[\w .@=+,?%~-]*")
-"""Name of a run: of one folder, of a job in a batch script, and of a label in metrics."""
 REASON_BYTES = 4096
 PROJECT = Path(__file__).resolve().parent.parent
 SNAPSHOT = ("dist_ssl", "launch", "shards", "configs")
-IMPOSSIBLE = re.compile(r"[:\x00-\x1f\x7f]")
-"""Characters that a run folder's path cannot have.
-
-A colon would end its place in PYTHONPATH, so that other code would run; a control character, a line of a batch script.
-"""
 LEFT_OUT = ("__pycache__", "*.pyc", "*.md", "*.svg")
 """Files of a project that a run does not copy: what documents say does not change what code does."""
 
@@ -62,16 +56,7 @@ class RunDir:
         Raises ConfigError if the name is taken or is not that of one folder, or no folder can be made there.
         """
         requested = str(name or f"{method}-{time.strftime('%m%d-%H%M')}")
-        if not NAME.fullmatch(requested):
-            raise ConfigError(
-                f"name={requested!r} cannot be the name of a run.",
-                "It names a folder and a job: use A to Z, a to z, 0 to 9, then also spaces and . _ - + = @ , ? % ~.",
-            )
-        if IMPOSSIBLE.search(whole := str((runs / requested).absolute())):
-            raise ConfigError(
-                f"{whole!r} cannot be a run folder: its path has a colon or a control character.",
-                "Choose another name=... or runs=...",
-            )
+        check_name(runs, requested)
         for number in range(1, 1000):
             folder = runs / (requested if number == 1 else f"{requested}-{number}")
             try:

@@ -48,7 +48,7 @@ def say_how_it_ended(run: RunDir, overrides: list[str], ending: Ending, console:
         console.print(f"  Metrics: {run.folder}/metrics.jsonl", highlight=False)
         if bad := len(jsonl.read(run.folder / "quarantine.jsonl")):
             console.print(f"  Samples that could not be read: {bad}, in {run.folder}/quarantine.jsonl", highlight=False)
-        longer = f"python launch/slurm.py resume={run.folder} extend='24 epochs'"
+        longer = f"python launch/slurm.py {shlex.quote(f'resume={run.folder}')} extend='24 epochs'"
         console.print(f"  Train longer: {longer}", highlight=False, markup=False)
         console.print("  Next: train a larger encoder", end=" ", highlight=False)
         console.print("(encoder=resnet18 encoder.stem=small),", end=" ", highlight=False)

@@ -46,10 +46,15 @@ class Sbatch(SlurmExecutor):  # type: ignore[misc]  # submitit has no types
 
 
 def executor(config: dict[str, Any], folder: Path, name: str, run_line: str) -> Sbatch:
-    """Return the executor that submits jobs of a config.
+    """Return the executor that submits jobs of a config. Raises ConfigError where sbatch would not find the folder.
 
     `folder`: where batch files and logs go; `run_line`: the line of shell that sets the run folder's variable.
     """
+    if "%" in str(folder):
+        raise ConfigError(
+            f"A job cannot log to {folder}: sbatch replaces a % and what follows it in a path.",
+            "Choose another name=... or runs=...",
+        )
     cluster = config["cluster"]
     SlurmJobEnvironment.USR_SIG = STOP_SIGNAL  # a variable of the user's may have set another, which no rank listens to
     found = Sbatch(folder)

@@ -45,7 +45,10 @@ def test_every_divisor_of_the_lanes_is_a_number_of_ranks(demo_shards: Path, rank
 
 @pytest.mark.parametrize(
     "group",
-    ["method", "aux", "encoder", "optim", "views", "schedule", "difficulty", "engine", "probe", "metrics", "tracker"],
+    [
+        *("method", "aux", "encoder", "optim", "views", "schedule", "difficulty", "engine", "probe", "metrics"),
+        "tracker",
+    ],
 )
 def test_every_option_of_the_config_tree_can_be_built(demo_shards: Path, group: str) -> None:
     for path in sorted((PROJECT / "configs" / group).glob("*.yaml")):
@@ -175,6 +178,12 @@ REFUSED = {
     "an engine outside": (("engine._target_=os.system",), 1, "engine._target_=os.system", "defined there"),
     "a key that the engine does not have": (("+engine.clipp=1",), 1, "engine.clipp", "clip"),
     "views that patches do not cover": (("encoder=vit_small",), 1, "schedule.image_size=20", "16, say"),
+    "a full size that patches do not cover": (
+        ("encoder=vit_tiny_demo", "schedule=progressive", "schedule.image_size=21"),
+        1,
+        "schedule.image_size=21 does not fit the encoder",
+        "20, say",
+    ),
     "local views that patches do not cover": (
         ("encoder=vit_tiny_demo", "method=dino", "method.local_views=2", "schedule.local_size=10", "views=demo_crops"),
         1,
@@ -205,7 +214,7 @@ REFUSED = {
         "with this encoder, TinyResNet",
         "vit_small",
     ),
-    "patches of an encoder that has none": (("schedule.patch_size=4",), 1, "schedule.patch_size=4", "patch_size=0"),
+    "patches of an encoder that has none": (("schedule.patch_size=4",), 1, "schedule.patch_size=4", "patch_size."),
     "no tokens at all": (("encoder=vit_tiny_demo", "schedule.keep_tokens=0"), 1, "schedule.keep_tokens=0", "0.5, say"),
     "a share that leaves no token": (
         ("encoder=vit_tiny_demo", "schedule.keep_tokens=0.01"),

@@ -47,6 +47,7 @@ FLOORS: dict[str, float] = {
     "dist_ssl.evaluate.*": 4.0,
     "shards.*": 4.0,
     "monitoring.*": 4.0,
+    "dist_ssl.parts": 4.9,
     "dist_ssl.build": 5.0,
     "launch.*": 6.0,
 }

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from dist_ssl.build import build_engine, parts
+from dist_ssl.build import build_engine
 from dist_ssl.distributed.world import World
 from dist_ssl.evaluate.linear_recipes import LINEAR
+from dist_ssl.parts import parts
 from launch import settings
 from launch.run_dir import PROJECT
 from tests.jobs import finished, small_job
@@ -52,6 +53,20 @@ def header(name: str) -> str:
 def config(name: str, data: Path, *words: str) -> dict[str, Any]:
     held = (f"data.path={data}", "data.source=null", "threads=1", "decode_threads=1")
     return settings.compose([f"+recipe={name}", *held, *words], PROJECT / "configs")
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in DEMO][::5])
+def test_a_recipe_takes_another_schedule(listed_shards: Path, name: str) -> None:
+    """What it sets for its own schedule alone is left out; its sides, and what is given beside, stay."""
+    own = config(name, listed_shards)["schedule"]
+    found = config(name, listed_shards, "schedule=accelerated", "schedule.warm=0.2")
+    assert {"warmup", "hold"} & own.keys(), "otherwise this test would show nothing"
+    assert not {"warmup", "hold"} & found["schedule"].keys()
+    assert (found["schedule"]["image_size"], found["schedule"]["warm"]) == (own["image_size"], 0.2)
+    with torch.device("meta"):
+        parts(found, World(), 1)
+    kept = config(name, listed_shards, "schedule=accelerated", "schedule.warmup=1 epoch")
+    assert kept["schedule"]["warmup"] == "1 epoch", "a key that is given is refused by its name, not dropped"
 
 
 @pytest.mark.parametrize("name", NAMES)

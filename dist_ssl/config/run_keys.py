@@ -48,18 +48,8 @@ class Run:
 
 
 GROUPS = (
-    "method",
-    "encoder",
-    "aux",
-    "optim",
-    "schedule",
-    "difficulty",
-    "views",
-    "data",
-    "engine",
-    "probe",
-    "metrics",
-    "tracker",
+    *("method", "encoder", "aux", "optim", "schedule", "difficulty", "views", "data", "engine"),
+    *("probe", "metrics", "tracker"),
 )
 LEAST = {"epochs": 1, "keep_last": 1, "window": 1, "seed": 0}
 MOST = {"all_epochs": 1_000_000, "seed": (1 << 63) - 1}

@@ -31,5 +31,5 @@ def with_chosen_views(embed: Callable[[Tensor], Tensor], batch: Batch) -> tuple[
 def features(embed: Callable[[Tensor], Tensor], given: CandidateViews) -> Tensor:
     """Return the features of all candidates of both slots, [2, B, K, D]."""
     parts = zip(*(views.chunk(given.parts) for views in given.small), strict=True)
-    found = [embed(torch.cat(part)).unflatten(0, (PAIRED, -1, given.number)) for part in parts]
-    return torch.cat(found, dim=1)
+    found = [embed(torch.cat(part)) for part in parts]
+    return torch.cat([x.view(PAIRED, -1, given.number, x.shape[1]) for x in found], dim=1)

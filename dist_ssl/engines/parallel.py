@@ -4,7 +4,7 @@ An engine defines how modules are wrapped and which elements of every parameter 
 Optimizer, clipping and EMA update work on these local elements, so they exchange nothing but norms.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import KW_ONLY, dataclass, field
@@ -20,15 +20,14 @@ from dist_ssl.core.plan import FROZEN, Hyperparameters
 from dist_ssl.distributed.devices import choose_algorithms, set_single_precision
 from dist_ssl.distributed.world import World
 from dist_ssl.engines import units
-from dist_ssl.engines.average import EMA, average_of, fitting
+from dist_ssl.engines.average import average_of
+from dist_ssl.engines.canonical import Canonical
 from dist_ssl.engines.hard_views import with_chosen_views
 from dist_ssl.engines.passes import at_once, check_parts, in_parts, plain, seed
-from dist_ssl.engines.spread import held_here, laid_out, loaded_moments, spread_of, whole
 from dist_ssl.engines.utilisation import UsefulWork, peak
-from dist_ssl.errors import CheckpointError
 from dist_ssl.models import ema, norm
 from dist_ssl.optim.recipes import OptimizerRecipe, apply_hyperparameters
-from dist_ssl.protocols.engine import Branch, Piece, State, StepOutput
+from dist_ssl.protocols.engine import Branch, StepOutput
 from dist_ssl.protocols.method import Embeddings, LossOutput, Method
 from dist_ssl.runtime.finite_check import FiniteCheck
 from dist_ssl.runtime.step_clock import StepClock
@@ -37,7 +36,7 @@ T = TypeVar("T")
 
 
 @dataclass(eq=False, repr=False)
-class Parallel(ABC):
+class Parallel(Canonical):
     """Data parallel training of `method` on the world's devices; an engine adds its own options.
 
     Raises ConfigError where the method cannot be computed in parts, or an option is outside its range.
@@ -108,20 +107,12 @@ class Parallel(ABC):
         """Return the norms, [n], of whole tensors (parameters, gradients, ...), given their local elements."""
 
     @abstractmethod
-    def part(self, name: str, value: Tensor) -> Tensor | Piece:
-        """Return the local elements of a parameter or of one of its moments in the form of the canonical state."""
-
-    @abstractmethod
     def refresh(self) -> None:
         """Make the next use of the weights see local elements that have changed."""
 
     def seen(self, batch: Batch) -> Batch:
         """Return the batch that loss and memory receive: this rank's part of the global batch."""
         return batch
-
-    def spread(self) -> Mapping[str, Piece]:
-        """Return this rank's pieces of the method's sharded buffers."""
-        return spread_of(self.method)
 
     @property
     def needs_initial_pass(self) -> bool:
@@ -240,20 +231,6 @@ class Parallel(ABC):
         encoder.train()
         return features.float()
 
-    def state(self) -> State:
-        """Return parameters, buffers (`model/...`), moments (`optim/<parameter>/...`). Raises TrainingError."""
-        self.finite.answer()
-        tensors: dict[str, Tensor | Piece] = {f"model/{name}": value for name, value in self._model().items()}
-        for name in self.own:
-            tensors |= {f"optim/{name}/{key}": value for key, value in self.moments(name).items()}
-        return tensors
-
-    def moments(self, name: str) -> Mapping[str, Tensor | Piece]:
-        """Return the optimizer's state of a parameter in the form of the canonical state."""
-        kept = self.optimizer.state.get(self.own[name], {})
-        held = {key: value.detach() for key, value in kept.items() if value is not None}
-        return {key: value if key == "step" else self.part(name, value) for key, value in held.items()}
-
     def hold_updates(self, until: Callable[[], None]) -> None:
         """Call `until` in the next step once it has its gradients; it changes no part of the state before."""
         self._until = until
@@ -263,48 +240,3 @@ class Parallel(ABC):
         if self._until:
             self._until()
             self._until = None
-
-    def wants(self, name: str, shape: tuple[int, ...]) -> range | None:
-        """Return the elements that `load` needs: this rank's piece, None for all; none where the shape differs."""
-        own = self.piece(name)
-        return None if own is None else own.span if own.shape == shape else range(0)
-
-    def piece(self, name: str) -> Piece | None:
-        """Return this rank's piece of a canonical tensor; None if every rank has all of it."""
-        return self.spread().get(name.removeprefix("model/")) if name.startswith("model/") else None
-
-    def _model(self) -> dict[str, Tensor | Piece]:
-        """Return parameters and buffers; of sharded ones this rank's piece."""
-        held = {name: self.part(name, parameter.detach()) for name, parameter in self.own.items()}
-        buffers = {name: value for name, value in self.method.named_buffers() if name in self.saved_buffers}
-        kept = self.average.held.items() if self.average else ()
-        averaged = {EMA + name: self.part(name, value) if name in self.own else value for name, value in kept}
-        return {**held, **buffers, **self.spread(), **averaged}
-
-    @torch.no_grad()
-    def load(self, state: State) -> None:
-        """Load a canonical state into model and optimizer. Raises CheckpointError where names or shapes differ."""
-        self.finite.forget()
-        found = {name.removeprefix("model/"): state[name] for name in state if name.startswith("model/")}
-        model = fitting(found, self.average)
-        own = self._model()
-        if wrong := sorted(own.keys() ^ model.keys()) or [n for n in own if own[n].shape != model[n].shape]:
-            raise CheckpointError(
-                f"The checkpoint does not fit the model: '{wrong[0]}' is missing, unknown or of another shape.",
-                "Resume with the method, the encoder and the data that wrote it.",
-            )
-        moments = loaded_moments(state, {name: own[name].shape for name in self.own})
-        for name, held in own.items():
-            to = held.tensor if isinstance(held, Piece) else held
-            to.copy_(held_here(model[name], held))
-        self.optimizer.state.clear()
-        self.take(moments)
-
-    def take(self, moments: Mapping[str, Mapping[str, Tensor | Piece]]) -> None:
-        """Fill the optimizer's empty state with moments by the names of parameters."""
-        for name, values in moments.items():
-            own = self.part(name, self.own[name])
-            self.optimizer.state[self.own[name]] = {
-                key: whole(value).clone() if key == "step" else laid_out(value, own, self.own[name])
-                for key, value in values.items()
-            }

@@ -167,8 +167,8 @@ def check_support(encoder: nn.Module, tokens: Tokens) -> None:
     key = f"schedule.keep_tokens={tokens.keep:g}" if tokens.keep < 1 else f"schedule.patch_size={tokens.patch}"
     raise ConfigError(
         f"{key} is not possible with this encoder, {type(encoder).__name__}: its tokens cannot be chosen.",
-        "Use encoder=vit_small, vit_base, vit_tiny_demo or vit_small_dino, or set schedule.keep_tokens=1 "
-        "schedule.patch_size=0.",
+        "Use encoder=vit_small, vit_base, vit_tiny_demo or vit_small_dino, or leave out schedule.keep_tokens, "
+        "schedule.start_tokens and schedule.patch_size.",
     )
 
 

@@ -16,13 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dist_ssl.build import Parts, Place, build, parts, probing
+from dist_ssl.build import Place, build
 from dist_ssl.distributed.devices import own_device
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import CheckpointError, TrainingError, UserError
 from dist_ssl.evaluate.inputs import Inputs
 from dist_ssl.evaluate.knn import knn_votes
 from dist_ssl.evaluate.linear import linear_probe
+from dist_ssl.parts import Parts, parts, probing
 from dist_ssl.runtime.signals import Signals
 from dist_ssl.train import Job, Outcome, train
 from launch import settings

@@ -42,7 +42,7 @@ class PlainSimCLR(nn.Module):
     def __init__(self, encoder: nn.Module, options: Mapping[str, Any]) -> None:
         super().__init__()
         widths = [encoder.num_features, options["hidden"], options["dim"]]
-        self.student = Network(encoder, head(widths, bias=False, last_norm=True))  # type: ignore[arg-type]
+        self.student = Network(encoder, head(widths, bias=False, last_norm=True))
         self.temperature = options["temperature"]
 
     def forward(self, x1: Tensor, x2: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ class WithTeacher(nn.Module):
         super().__init__()
         hidden, dim = options["hidden"], options["dim"]
         widths = [encoder.num_features, *[hidden] * (layers - 1), dim]
-        self.student = Network(encoder, head(widths, bias=bias, last_norm=norms[0]))  # type: ignore[arg-type]
+        self.student = Network(encoder, head(widths, bias=bias, last_norm=norms[0]))
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.predictor = head([dim, hidden, dim], bias=bias, last_norm=norms[1])
         self.momentum = options["momentum"]
@@ -95,7 +95,8 @@ class PlainMoCoV3(WithTeacher):
     def contrast(self, q: Tensor, k: Tensor) -> Tensor:
         """Return the cross-entropy of queries against all keys, their own being the right one."""
         logits = F.normalize(q, dim=1) @ F.normalize(k, dim=1).T / self.temperature
-        return F.cross_entropy(logits, torch.arange(len(q))) * (2 * self.temperature)
+        scale = float(2 * self.temperature)
+        return F.cross_entropy(logits, torch.arange(len(q))) * scale
 
 
 class PlainBYOL(WithTeacher):

@@ -21,7 +21,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -60,7 +60,7 @@ class Clock:
     """Seconds of processor time by part; what a part calls that is a part itself counts there alone."""
 
     def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self.parts = [BESIDE]
         self.last = time.thread_time()
         self.before: list[tuple[Any, str, Any]] = []
@@ -106,7 +106,7 @@ class Clock:
 class Measured:
     """What the steps cost after the first ones: by part, [steps] each, and on the wall."""
 
-    parts: list[Counter[str]] = field(default_factory=list)
+    parts: list[dict[str, float]] = field(default_factory=list)
     wall: list[tuple[float, float]] = field(default_factory=list)
     """Wall seconds of our step, from ready views, and of the plain one."""
     beside: float = 0.0
@@ -124,7 +124,7 @@ class Measured:
 
     def shares(self) -> dict[str, float]:
         """Return the mean seconds of a step by part, the largest first."""
-        total = sum(self.parts, Counter()) + Counter({LOADER: self.beside})
+        total = sum(map(Counter, self.parts), Counter[str]()) + Counter({LOADER: self.beside})
         return {name: seconds / len(self.parts) for name, seconds in total.most_common() if name != PLAIN_TURN}
 
 
@@ -195,7 +195,7 @@ def measure(config: dict[str, Any], name: str, steps: int, layout: torch.memory_
             found.parts.append(clock.seconds)
             found.wall.append((middle - started, time.perf_counter() - ready))
             found.beside += others - threads[0]
-        clock.seconds, threads[0] = Counter(), others
+        clock.seconds, threads[0] = defaultdict(float), others
         if len(found.parts) == steps:
             raise EnoughError
         return out

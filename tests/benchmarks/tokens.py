@@ -19,7 +19,6 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from dist_ssl.build import make_method
 from dist_ssl.config.instantiate import instantiate
 from dist_ssl.core.batch import Batch
 from dist_ssl.core.draws import Draws
@@ -27,6 +26,7 @@ from dist_ssl.core.plan import Hyperparameters
 from dist_ssl.core.tokens import Tokens
 from dist_ssl.distributed.world import World
 from dist_ssl.models.patches import projections
+from dist_ssl.parts import make_method
 from dist_ssl.protocols.engine import Engine
 from dist_ssl.protocols.method import Method
 from launch import settings

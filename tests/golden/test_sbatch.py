@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from submitit.core.job_environment import JobEnvironment
 
+from dist_ssl.errors import ConfigError
 from launch import preparation, settings, submission
 from launch.run_dir import PROJECT
 from tests.golden.agreed import agree
@@ -53,3 +54,10 @@ def test_an_allocation_around_the_command_does_not_change_the_job(monkeypatch: p
         inside = {name for name in os.environ if name.startswith(submission.HIDDEN)}
     assert inside == {"SLURM_CONF", "SBATCH_ACCOUNT"}
     assert os.environ["SLURM_NTASKS"] == "7"
+
+
+def test_a_folder_whose_name_sbatch_would_change_is_refused() -> None:
+    config = settings.compose(WORDS, PROJECT / "configs")
+    preparation.fill_in(config)
+    with pytest.raises(ConfigError, match="cannot log to /shared/runs/lr%j/slurm: sbatch replaces a %"):
+        submission.one(config, Path("/shared/runs/lr%j"))

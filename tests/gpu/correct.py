@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from dist_ssl.build import make_method
 from dist_ssl.config.instantiate import instantiate
 from dist_ssl.core.batch import Batch
 from dist_ssl.core.draws import Draws
@@ -31,6 +30,7 @@ from dist_ssl.models import norm
 from dist_ssl.models.encoders import TinyResNet, timm_encoder
 from dist_ssl.models.vit import vit
 from dist_ssl.optim.recipes import LARS, SGD, AdamW, OptimizerRecipe
+from dist_ssl.parts import make_method
 from dist_ssl.protocols.method import Method
 from launch import settings
 from launch.run_dir import PROJECT

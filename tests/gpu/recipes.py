@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from dist_ssl.build import make_method
 from dist_ssl.config.instantiate import instantiate
 from dist_ssl.core.batch import Batch
 from dist_ssl.core.draws import Draws
 from dist_ssl.core.plan import Hyperparameters
 from dist_ssl.distributed.world import World
 from dist_ssl.engines.parallel import Parallel
+from dist_ssl.parts import make_method
 from launch import settings
 from launch.run_dir import PROJECT
 from tests.gpu.rows import Setting

@@ -56,6 +56,7 @@ def test_a_few_measured_steps_predict_time_and_energy(
 ) -> None:
     code, text = shown(capsys, demo_shards, tmp_path, *GROWING, "steps=1", "watts=100")
     assert code == 0
+    assert "Measuring kind 2 of 3: 1 steps with 2 views of 12 px, batch 12 ..." in text, "it takes long"
     assert "Measured here: 1 steps of each of 3 kinds on one cpu process; 2 ranks share" in text
     found = re.search(r"Predicted: (\d+):(\d+), of which probes \d+:\d+; (\S+) node-hours; energy: (\S+) Wh\.", text)
     assert found
@@ -96,6 +97,12 @@ def test_epochs_with_candidates_cost_what_they_were_measured_to_and_show_of_how_
     words = ("schedule.candidates=4", "schedule.candidates_from=0.5", "epochs=4", "steps=0", "cluster=local", "nodes=1")
     _, text = shown(capsys, demo_shards, tmp_path, *words)
     assert [cells[4] for cells in rows(text)] == ["2", "2", "2 of 8", "2 of 8"]
+
+
+def test_steps_with_fewer_tokens_are_a_kind_of_their_own() -> None:
+    fewer = replace(SMALL_PLAN, keep_tokens=0.5)
+    cost = Cost({kind_of(SMALL_PLAN): (0.0, 1.0), kind_of(fewer): (0.0, 0.6)}, 0.0, "")
+    assert (cost.epoch(SMALL_PLAN, 10), cost.epoch(fewer, 10)) == (10, 6)
 
 
 def test_the_probe_is_scaled_to_the_images_that_it_has() -> None:

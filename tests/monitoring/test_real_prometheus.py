@@ -20,6 +20,7 @@ from dist_ssl.metrics.node_table import NODE_JOB, NODE_METRICS
 from dist_ssl.metrics.sinks import Prometheus
 from dist_ssl.metrics.table import METRICS
 from dist_ssl.runtime import jsonl
+from dist_ssl.runtime.step_clock import PARTS
 from dist_ssl.train import Job, Outcome, train
 from monitoring.boards import BOARDS, EVENTS
 from monitoring.dashboards import FOLDER
@@ -102,6 +103,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory, demo_shards: Path) -> Iter
         second = found.start(demo_shards, 3)
         short.close()
         whole, node = whole_table(folder), whole_node(folder)
+        await_that(lambda: server.values('up{job="dist_ssl_node"}') == [1.0], "the node is scraped")
         for run, attempts in (("real", 3), ("table", 1)):
             expression = f'count_over_time(dist_ssl_attempts_total{{run="{run}"}}[1m]) > 3'
             await_that(
@@ -186,6 +188,22 @@ def test_only_what_the_list_names_is_absent_and_nothing_else_is_there(watched: W
     own = {"__name__", "job", "instance", "run", "method"}
     assert {label for labels in found for label in labels} - own <= {metric.label for metric in METRICS}
     assert {labels["method"] for labels in found} == {"mocov2"}
+
+
+def test_a_node_is_a_target_of_its_own_beside_that_of_its_run(watched: Watched) -> None:
+    [labels] = watched.server.labels("dist_ssl_node_memory_bytes")
+    del labels["__name__"]
+    assert labels == {"job": "dist_ssl_node", "run": "table", "node": "0", "instance": "host"}
+    assert watched.server.values('up{job="dist_ssl",run="table"}') == [1.0]
+
+
+def test_the_parts_of_a_step_add_up_to_no_more_than_the_training(watched: Watched) -> None:
+    """Those of the newest attempt; the rest of its time went to its start, probes and saves."""
+    parts = watched.server.labels('dist_ssl_step_part_seconds_total{run="real"}')
+    assert {labels["part"] for labels in parts} == set(PARTS)
+    whole = watched.one('sum(dist_ssl_step_part_seconds_total{run="real"})')
+    own = watched.one('sum(dist_ssl_spent_seconds{run="real"})')
+    assert 0 < whole < own
 
 
 def test_a_resume_continues_the_series_and_no_total_goes_back(watched: Watched) -> None:

@@ -10,12 +10,12 @@ import pytest
 import torch
 import yaml
 
-from dist_ssl.build import make_schedule
 from dist_ssl.config.run_keys import top_level
 from dist_ssl.core.plan import Curve
 from dist_ssl.core.progress import Progress
 from dist_ssl.core.timeline import Timeline
 from dist_ssl.optim.recipes import AdamW
+from dist_ssl.parts import make_schedule
 from dist_ssl.protocols.schedule import Schedule
 from launch import settings
 from launch.run_dir import PROJECT

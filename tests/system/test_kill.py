@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dist_ssl.data.loader.loader_process import MAIN
+from dist_ssl.runtime import jsonl
 from launch.run_dir import RunDir
 from tests.system.launching import (
     ENDLESS,
@@ -98,6 +99,11 @@ def test_killed_and_resumed_on_other_world_sizes_it_sees_the_same_samples_and_lo
     await_that(lambda: targets(run).keys() == {0, None}, "the other nodes are forgotten")
     stop_by_ctrl_c(launch, run, last + 5)
     assert not targets(run)
+    last_report = jsonl.read(run / "metrics.jsonl")[-1]
+    assert last_report["restarts/node lost"] == 2, "nobody was left to say how these attempts ended"
+    assert not [
+        key for key, count in last_report.items() if key.startswith("restarts/") and count and "lost" not in key
+    ]
     train_undisturbed(demo_shards, alone, last + 5, "nodes=1", *more)
     step = compared_at(run, alone, last)
     assert until(step - 1, delivered(run)) == until(step - 1, delivered(alone))

@@ -17,7 +17,7 @@ LARGEST = 1 << 60
 MOST_SIDE = 1 << 30
 """Largest side of an image, px."""
 HASHES = {"sha256": re.compile(r"[0-9a-f]{64}"), "xxh3": re.compile(r"[0-9a-f]{32}")}
-CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 Column = npt.NDArray[Any]
 
 

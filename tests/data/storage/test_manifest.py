@@ -289,6 +289,7 @@ HOSTILE: dict[str, Callable[[dict[str, Any]], object]] = {
     "an absolute name": lambda shard: shard.update(name="/etc/passwd"),
     "a name that leaves the folder later": lambda shard: shard.update(name="a/../../b.tar"),
     "a name with an escape": lambda shard: shard.update(name="a\x1b[2J.tar"),
+    "a name with an escape of eight bits": lambda shard: shard.update(name="a\x9b2J.tar"),
     "no name": lambda shard: shard.update(name=""),
     "a number as a name": lambda shard: shard.update(name=7),
     "a negative size": lambda shard: shard.update(bytes=-1),

@@ -1,0 +1,27 @@
+"""Names and paths that a run folder can have: they stand in batch scripts, in PYTHONPATH and in labels of metrics."""
+
+import re
+from pathlib import Path
+
+from dist_ssl.errors import ConfigError
+
+NAME = re.compile(r"\w[\w .@=+,?%~-]*")
+IMPOSSIBLE = re.compile(r"[:\x00-\x1f\x7f]")
+"""Characters that a run folder's path cannot have.
+
+A colon would end its place in PYTHONPATH, so that other code would run; a control character, a line of a batch script.
+"""
+
+
+def check_name(runs: Path, name: str) -> None:
+    """Raise ConfigError where no run of this name can be in this folder."""
+    if not NAME.fullmatch(name):
+        raise ConfigError(
+            f"name={name!r} cannot be the name of a run.",
+            "It names a folder and a job: use A to Z, a to z, 0 to 9, then also spaces and . _ - + = @ , ? % ~.",
+        )
+    if IMPOSSIBLE.search(whole := str((runs / name).absolute())):
+        raise ConfigError(
+            f"{whole!r} cannot be a run folder: its path has a colon or a control character.",
+            "Choose another name=... or runs=...",
+        )
