@@ -20,7 +20,7 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         purged = step + 1 if step else None
-        self.writer = SummaryWriter(str(self.folder), purge_step=purged)  # type: ignore[no-untyped-call]
+        self.writer = SummaryWriter(str(self.folder), purge_step=purged)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Write the values at this step to the disk."""
