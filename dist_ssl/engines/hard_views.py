@@ -31,5 +31,6 @@ def with_chosen_views(embed: Callable[[Tensor], Tensor], batch: Batch) -> tuple[
 def features(embed: Callable[[Tensor], Tensor], given: CandidateViews) -> Tensor:
     """Return the features of all candidates of both slots, [2, B, K, D]."""
     parts = zip(*(views.chunk(given.parts) for views in given.small), strict=True)
-    found = [embed(torch.cat(part)) for part in parts]
-    return torch.cat([x.view(PAIRED, -1, given.number, x.shape[1]) for x in found], dim=1)
+    rows = len(given.small[0]) // given.parts // given.number
+    found = [embed(torch.cat(part)).view(PAIRED, rows, given.number, -1) for part in parts]
+    return torch.cat(found, dim=1)

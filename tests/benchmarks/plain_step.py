@@ -95,8 +95,8 @@ class PlainMoCoV3(WithTeacher):
     def contrast(self, q: Tensor, k: Tensor) -> Tensor:
         """Return the cross-entropy of queries against all keys, their own being the right one."""
         logits = F.normalize(q, dim=1) @ F.normalize(k, dim=1).T / self.temperature
-        scale = float(2 * self.temperature)
-        return F.cross_entropy(logits, torch.arange(len(q))) * scale
+        loss: Tensor = F.cross_entropy(logits, torch.arange(len(q))) * (2 * self.temperature)
+        return loss
 
 
 class PlainBYOL(WithTeacher):

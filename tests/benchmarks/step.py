@@ -21,7 +21,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -60,7 +60,7 @@ class Clock:
     """Seconds of processor time by part; what a part calls that is a part itself counts there alone."""
 
     def __init__(self) -> None:
-        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.seconds: dict[str, float] = defaultdict(float)
         self.parts = [BESIDE]
         self.last = time.thread_time()
         self.before: list[tuple[Any, str, Any]] = []
@@ -124,8 +124,9 @@ class Measured:
 
     def shares(self) -> dict[str, float]:
         """Return the mean seconds of a step by part, the largest first."""
-        total = sum(map(Counter, self.parts), Counter[str]()) + Counter({LOADER: self.beside})
-        return {name: seconds / len(self.parts) for name, seconds in total.most_common() if name != PLAIN_TURN}
+        names = {name for one in self.parts for name in one} - {PLAIN_TURN}
+        total = {name: sum(one.get(name, 0.0) for one in self.parts) for name in names} | {LOADER: self.beside}
+        return {name: total[name] / len(self.parts) for name in sorted(total, key=total.__getitem__, reverse=True)}
 
 
 def time_parts(clock: Clock, job: Job) -> None:

@@ -80,7 +80,9 @@ class HardSlots:
     candidates: int
 
     def __call__(self, draws: Draws, ids: Ints) -> Ints:
-        """Return the slots of every sample's views, [V, B]."""
+        """Return the slots of every sample's views, [V, B]; [V, 1] where there is no sample."""
+        if not len(ids):
+            return np.arange(len(self.recipes))[:, None]
         return slots_of(self.choice(draws, ids).pairs, len(self.recipes))
 
     def choice(self, draws: Draws, ids: Ints) -> Choice:

@@ -204,3 +204,4 @@ def test_in_a_loaders_process_the_choice_is_the_same() -> None:
     sent = pickle.loads(pickle.dumps(cutter)).draw(Draws(3), ids)
     np.testing.assert_array_equal(sent, cutter.draw(Draws(3), ids))
     assert not np.array_equal(sent, Cutter(RECIPES, 16).draw(Draws(3), ids))
+    assert [drawn.shape for drawn in cutter.draw(Draws(3), ids[:0])] == [(0, CROP_DRAWS)] * 2
