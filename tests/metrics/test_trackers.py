@@ -19,6 +19,7 @@ from dist_ssl.metrics.trackers.tensorboard import TensorBoard
 from dist_ssl.metrics.trackers.wandb import WeightsAndBiases
 from launch import settings
 from launch.run_dir import PROJECT
+from tests.monitoring.prometheus import await_that
 
 NAMES = ("tensorboard", "wandb", "mlflow")
 ATTEMPTS = ((0, (5, 10, 15)), (10, (15, 20)))
@@ -184,6 +185,8 @@ def records(path: Path) -> Iterator[bytes]:
             at += room
             continue
         length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        if at + 7 + length > len(data):  # still being written
+            return
         whole += data[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):  # the whole record, or its last part
@@ -195,27 +198,28 @@ def test_weights_and_biases_gets_every_step_once(tmp_path: Path, caplog: pytest.
     from wandb.proto.wandb_internal_pb2 import Record
 
     resumed(tmp_path / "a", WeightsAndBiases, project="p")
+    files = sorted((tmp_path / "a" / "wandb").glob("offline-run-*/*.wandb"))
+
+    def known(path: Path) -> list[Any]:
+        return [Record.FromString(data) for data in records(path)]
+
+    def written(path: Path) -> bool:
+        return any(record.HasField("exit") for record in known(path))
+
+    await_that(lambda: all(map(written, files)), "W&B's own process has written what it was given")
+    found = [record for path in files for record in known(path)]
     kept: list[tuple[int, str, Any]] = []
-    ids = set()
-    for path in sorted((tmp_path / "a" / "wandb").glob("offline-run-*/*.wandb")):
-        for data in records(path):
-            record = Record.FromString(data)
-            ids |= {record.run.run_id} - {""}
-            step = record.history.step.num
-            for item in record.history.item:
-                name = item.key or "/".join(item.nested_key)
-                if not name.startswith("_"):
-                    kept.append((step, name, json.loads(item.value_json)))
+    for record in found:
+        for item in record.history.item:
+            name = item.key or "/".join(item.nested_key)
+            kept.append((record.history.step.num, name, json.loads(item.value_json)))
     losses = [(step, value) for step, name, value in kept if name == "loss"]
-    assert losses == [
-        (5, 105),
-        (10, 110),
-        (15, 115),
-        (20, 220),
-    ]
+    assert losses == [(5, 105), (10, 110), (15, 115), (20, 220)]
     assert [step for step, name, _ in kept if name == "knn_accuracy_ratio"] == [15, 20]
-    assert {name for _, name, _ in kept} == {"loss", "learning_rate/student", "knn_accuracy_ratio"}
-    assert len(ids) == 1, "both attempts are one run"
+    own = {name for _, name, _ in kept if not name.startswith("_")}
+    assert own == {"loss", "learning_rate/student", "knn_accuracy_ratio"}
+    assert len({record.run.run_id for record in found} - {""}) == 1, "both attempts are one run"
+    assert len(files) == 2
     assert not warnings(caplog)
 
 
