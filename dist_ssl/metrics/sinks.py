@@ -19,6 +19,8 @@ from dist_ssl.metrics.table import METRICS, series_of
 from dist_ssl.runtime.files import write_atomically
 
 log = logging.getLogger(__name__)
+COUNTERS = "counters.json"
+"""File of the run folder with what the counters have come to."""
 
 
 def finite(values: Mapping[str, float]) -> dict[str, float]:
@@ -29,6 +31,16 @@ def finite(values: Mapping[str, float]) -> dict[str, float]:
 def stands(report: Mapping[str, float], progress: Progress) -> bool:
     """Return whether a report stays valid: a run that resumes at the end of an epoch repeats the probe."""
     return report["step"] < progress.step or (report["step"] == progress.step and "knn_accuracy" not in report)
+
+
+def read_totals(path: Path) -> dict[str, float]:
+    """Return what the counters of earlier attempts have come to, by key; empty if there is no whole file of numbers."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    numbers = found.items() if isinstance(found, dict) else ()
+    return {key: float(value) for key, value in numbers if type(value) in (int, float) and 0 <= value < math.inf}
 
 
 class JsonLines:
@@ -73,21 +85,46 @@ class Status:
 
 
 class Series(Exported):
-    """The metrics of a run with their values. `checkpoints`: the folder with LATEST, whose time is a metric."""
+    """The metrics of a run with their values. `checkpoints`: the folder with LATEST, whose time is a metric.
+
+    Counters continue over all attempts of a run: what they have come to is on disk before it is exported, so that none
+    ever goes back, which Prometheus would take for a restart from 0.
+    """
 
     def __init__(self, checkpoints: Path, labels: Mapping[str, str] | None = None) -> None:
         super().__init__(METRICS, labels)
-        self.latest = checkpoints / "LATEST"
+        self.latest, self.totals = checkpoints / "LATEST", checkpoints.parent / COUNTERS
         self.evaluations = Evaluations(checkpoints.parent / "evaluations.jsonl")
+
+    def open(self, progress: Progress) -> None:
+        """Continue the counters of the attempt before, and set the position."""
+        known = {metric.key: metric for metric in METRICS if metric.increments}
+        for key, value in read_totals(self.totals).items():
+            name, _, label = key.partition("/")
+            if name in known and bool(label) == bool(known[name].label):
+                self.values[name, label] = value
+        self.write({"step": progress.step, "attempt": progress.attempt})
 
     def write(self, values: Mapping[str, float]) -> None:
         """Set the gauges and advance the counters; NaN stands for a value that is not known yet."""
+        now = dict(self.values)
         for key, value in {**values, "report_timestamp": time.time()}.items():
             metric, label = series_of(key)
             if math.isnan(value):
                 continue
-            before = self.values.get((metric.key, label), 0.0) if metric.increments else 0.0
-            self.values[metric.key, label] = before + value
+            before = now.get((metric.key, label), 0.0) if metric.increments else 0.0
+            now[metric.key, label] = before + value
+        self._keep(now)
+        self.values = now
+
+    def _keep(self, values: Mapping[tuple[str, str], float]) -> None:
+        """Write what the counters have come to."""
+        increments = {metric.key for metric in METRICS if metric.increments}
+        totals = {"/".join(filter(None, pair)): value for pair, value in values.items() if pair[0] in increments}
+        try:
+            write_atomically(self.totals, json.dumps(totals))
+        except OSError as error:
+            log.warning("The counters cannot be written to %s: %s", self.totals, error)
 
     def current(self) -> Mapping[tuple[str, str], float]:
         """Return the values of the last reports, and of the disk now."""
@@ -125,7 +162,7 @@ class Prometheus(Endpoint):
 
     def open(self, progress: Progress) -> None:
         """Start to listen and write the target file. Raises ConfigError where the port cannot be used."""
-        self.series.write({"step": progress.step, "attempt": progress.attempt})
+        self.series.open(progress)
         self.start()
 
     def write(self, progress: Progress, values: Mapping[str, float]) -> None:
@@ -152,7 +189,7 @@ class TextFile:
         """Write the file with the position. Raises ConfigError where that is not possible."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.series.write({"step": progress.step, "attempt": progress.attempt})
+            self.series.open(progress)
             self._replace()
         except OSError as error:
             raise ConfigError(

@@ -5,8 +5,7 @@ and unit. The dashboards of `monitoring/` show every metric on the panel that it
 refused where it is first known: the hyperparameters' names at submission, all others when they are first recorded.
 
 A report holds a counter's increase since the last report, or, where its reduction is `last`, what it has come to. The
-endpoint exports the sum. Counters of increases start from 0 with every attempt, which Prometheus' `rate` and `increase`
-allow for: a run is one target with the same labels over all its attempts.
+endpoint exports the sum over all attempts of a run: a run is one target with the same labels, and no counter goes back.
 """
 
 from collections.abc import Iterable

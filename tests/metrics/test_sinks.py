@@ -18,8 +18,9 @@ import pytest
 from dist_ssl.core.plan import EpochPlan
 from dist_ssl.core.progress import Progress
 from dist_ssl.errors import ConfigError, UserError
+from dist_ssl.metrics import sinks
 from dist_ssl.metrics.endpoint import PORTS
-from dist_ssl.metrics.sinks import JsonLines, Prometheus, Status, TextFile
+from dist_ssl.metrics.sinks import JsonLines, Prometheus, Series, Status, TextFile
 from dist_ssl.metrics.table import METRICS
 from dist_ssl.runtime import jsonl
 
@@ -176,12 +177,40 @@ def test_increases_are_added_up_and_totals_are_taken_over(sink: Prometheus) -> N
     assert found["dist_ssl_loss"] == 1.5
 
 
-def test_a_new_attempt_counts_from_zero_and_goes_on_with_what_the_run_has_come_to(tmp_path: Path) -> None:
-    first, second = prometheus(tmp_path), prometheus(tmp_path)
-    first.write(at(5), {"fetch_retries": 3.0, "lost_steps": 0.0})
-    second.write(at(7, attempt=2), {"fetch_retries": 1.0, "lost_steps": 2.0, "attempt": 2.0})
-    found = second.series.values
-    assert [found[key, ""] for key in ("fetch_retries", "lost_steps", "attempt")] == [1.0, 2.0, 2.0]
+def test_counters_continue_over_attempts_and_never_go_back(tmp_path: Path) -> None:
+    first, second = Series(tmp_path / "checkpoints"), Series(tmp_path / "checkpoints")
+    first.open(at(0))
+    first.write({"fetch_retries": 3.0, "slow_images/cmyk": 2.0})
+    second.open(at(7, attempt=2))  # the first was killed, after it had been scraped
+    second.write({"fetch_retries": 1.0, "lost_steps": 2.0, "attempt": 2.0})
+    found = second.current()
+    assert [found[key, ""] for key in ("fetch_retries", "lost_steps", "attempt")] == [4.0, 2.0, 2.0]
+    assert found["slow_images", "cmyk"] == 2.0
+    assert found["fetched_bytes", ""] == 0.0
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"fetch_retries": "7"}', '{"fetch_retries": -1, "nothing": 3, "loss": 2}', "{"]
+)
+def test_counters_of_a_damaged_file_start_from_zero(tmp_path: Path, text: str) -> None:
+    (tmp_path / "counters.json").write_text(text)
+    series = Series(tmp_path / "checkpoints")
+    series.open(at(0))
+    assert series.current()["fetch_retries", ""] == 0.0
+    assert ("loss", "") not in series.current()
+
+
+def test_a_full_disk_keeps_no_counter_from_being_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sinks, "write_atomically", full)
+    series = Series(tmp_path / "checkpoints")
+    series.write({"fetch_retries": 1.0})
+    assert series.current()["fetch_retries", ""] == 1.0
+    assert "No space left on device" in caplog.text
 
 
 def test_a_metric_with_a_label_has_a_series_for_each_value(sink: Prometheus) -> None:

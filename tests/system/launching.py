@@ -96,7 +96,7 @@ def status(run: Path) -> dict[str, float]:
 
 def targets(run: Path) -> dict[int | None, str]:
     """The addresses of the metrics of a run's nodes by their numbers, and of the run itself under None."""
-    files = {
+    files: dict[int | None, Path] = {
         None: run.parent / "targets" / f"{run.name}.json",
         **{node: run.parent / "targets" / f"{run.name}.node_{node:04d}.json" for node in range(9)},
     }
