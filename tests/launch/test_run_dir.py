@@ -56,8 +56,9 @@ def test_the_snapshot_of_this_project_can_run_alone() -> None:
 
 @pytest.mark.parametrize("name", ["a:b", "a\nb", "a\tb"])
 def test_a_name_that_would_break_a_path_or_a_script_is_refused(tmp_path: Path, name: str) -> None:
-    for runs, own in ((tmp_path, name), (tmp_path / name, "run"), (tmp_path / name, None)):
-        with pytest.raises(ConfigError, match="its path has a colon or a control character") as raised:
+    rule = "its path has a colon or a control character"
+    for runs, own, what in ((tmp_path, name, "name="), (tmp_path / name, "run", rule), (tmp_path / name, None, rule)):
+        with pytest.raises(ConfigError, match=what) as raised:
             RunDir.create(runs, own, "mocov3")
         assert "\n" not in raised.value.problem
     assert not list(tmp_path.iterdir())
