@@ -118,7 +118,8 @@ def _before(python: str, run_line: str) -> list[str]:
         f"export {ATTEMPT}",
         # the line that submitit writes calls this function: a dead node would keep srun itself for minutes
         f'srun() {{ command srun "$@" & local srun=$!; {python} launch.srun_guard "${RUN}" "${ATTEMPT}" "$srun" & '
-        'wait "$srun"; }',
+        'local guard=$! code; wait "$srun"; code=$?; kill "$guard" 2>/dev/null; wait "$guard" 2>/dev/null; '
+        "return $code; }",
     ]
 
 

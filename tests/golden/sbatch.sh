@@ -21,7 +21,7 @@ export DIST_SSL_RUN=/shared/runs/mocov3-1121-0907
 export PYTHONSAFEPATH=1 PYTHONPATH=$DIST_SSL_RUN/code${PYTHONPATH:+:$PYTHONPATH}
 DIST_SSL_ATTEMPT=$(/env/bin/python -m launch.prologue "$DIST_SSL_RUN") || exit $?
 export DIST_SSL_ATTEMPT
-srun() { command srun "$@" & local srun=$!; /env/bin/python -m launch.srun_guard "$DIST_SSL_RUN" "$DIST_SSL_ATTEMPT" "$srun" & wait "$srun"; }
+srun() { command srun "$@" & local srun=$!; /env/bin/python -m launch.srun_guard "$DIST_SSL_RUN" "$DIST_SSL_ATTEMPT" "$srun" & local guard=$! code; wait "$srun"; code=$?; kill "$guard" 2>/dev/null; wait "$guard" 2>/dev/null; return $code; }
 
 # command
 export SUBMITIT_EXECUTOR=slurm
