@@ -59,9 +59,15 @@ def test_chosen_by_the_model_they_are_the_same_on_other_ranks_and_to_the_bit_aft
     agreed(tmp_path / "moved", tmp_path / "alone", scored=6)
 
 
-def test_sharded_weights_choose_the_same(ranks: Ranks, demo_shards: Path, tmp_path: Path) -> None:
-    words = ("schedule.candidates=3", "schedule.candidates_from=0", "difficulty=model")
-    attempt(World(), small_config(demo_shards, *words), tmp_path / "ddp", 1, 2)
-    ranks.run(attempt, 2, small_config(demo_shards, *words, "engine=fsdp"), tmp_path / "fsdp", 1, 2)
+@pytest.mark.parametrize("engine", ["fsdp", "deepspeed"])
+def test_other_engines_choose_the_same(engine: str, demo_shards: Path, tmp_path: Path) -> None:
+    words = ("schedule.candidates=3", "schedule.candidates_from=0", "difficulty=model", f"engine={engine}")
+    own = (*words, *(["engine.stage=3"] if engine == "deepspeed" else []))
+    attempt(World(), small_config(demo_shards, *words[:-1]), tmp_path / "ddp", 1, 2)
+    pool = Ranks(2)  # DeepSpeed keeps the groups of the first world that a process was in
+    try:
+        pool.run(attempt, 2, small_config(demo_shards, *own), tmp_path / engine, 1, 2)
+    finally:
+        pool.close()
     for key in ("difficulty/chosen", "difficulty/first", "loss"):
-        assert rows(tmp_path / "fsdp", key)[0] == pytest.approx(rows(tmp_path / "ddp", key)[0], rel=0, abs=1e-5)
+        assert rows(tmp_path / engine, key)[0] == pytest.approx(rows(tmp_path / "ddp", key)[0], rel=0, abs=1e-5)

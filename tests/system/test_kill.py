@@ -67,14 +67,14 @@ def kill_again_and_again(launch: Launch, run: Path, kills: int, chance: random.R
     return launch
 
 
-def test_stopped_by_ctrl_c_and_killed_at_six_random_moments_it_has_the_same_bits(
+def test_stopped_by_ctrl_c_and_killed_at_ten_random_moments_it_has_the_same_bits(
     demo_shards: Path, tmp_path: Path
 ) -> None:
     undisturbed, run = tmp_path / "undisturbed", tmp_path / "killed"
     stop_by_ctrl_c(Launch(*words(demo_shards, tmp_path, "name=killed", *LONG)), run)
     launch = Launch(f"resume={run}")
     await_that(lambda: RunDir(run).newest_attempt() == 2, "a second attempt")
-    launch = kill_again_and_again(launch, run, 6, random.Random(7))
+    launch = kill_again_and_again(launch, run, 10, random.Random(7))
     last = int(status(run)["step"])
     stop_by_ctrl_c(launch, run, last + 5)
     train_undisturbed(demo_shards, undisturbed, last + 5, *LONG)

@@ -1,4 +1,4 @@
-"""Random schedules end in a clean audit, and an audit is never clean where a stream was not."""
+"""A thousand random schedules end in a clean audit, and an audit is never clean where a stream was not."""
 
 import random
 from collections import Counter
@@ -16,6 +16,7 @@ from dist_ssl.data.order.ledger_audit import EpochAudit
 from dist_ssl.train import Outcome
 from tests.simulation import Attempt, Run, bare, expected
 
+SCHEDULES = 1000
 LANES = 6
 RANKS = (1, 2, 3)
 
@@ -67,10 +68,9 @@ def check(run: Run) -> None:
     assert sum(tally.replaced for tally in tallies) == sum(n in run.bad for batch in wanted for n in batch)
 
 
-@pytest.mark.parametrize("schedules", [300, pytest.param(1000, marks=pytest.mark.chaos)])
-def test_random_schedules_end_in_a_clean_audit(schedules: int, tmp_path: Path) -> None:
+def test_a_thousand_random_schedules_end_in_a_clean_audit(tmp_path: Path) -> None:
     endings: Counter[str] = Counter()
-    for seed in range(schedules):
+    for seed in range(SCHEDULES):
         chance = random.Random(seed)
         run = random_run(tmp_path / str(seed), chance)
         for _ in range(chance.randint(0, 4)):
@@ -81,7 +81,7 @@ def test_random_schedules_end_in_a_clean_audit(schedules: int, tmp_path: Path) -
         if Outcome.FINISHED not in (result := run.go(Attempt(chance.choice(RANKS), 2, 1000))):
             raise AssertionError(f"seed {seed}: {result}")
         check(run)
-    assert min(endings["KilledError"], endings["stopped"], endings["finished"]) > schedules // 10, endings
+    assert min(endings["KilledError"], endings["stopped"], endings["finished"]) > 100, endings
 
 
 def long_run(folder: Path, bad: frozenset[int] = frozenset()) -> Run:
