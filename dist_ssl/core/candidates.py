@@ -27,6 +27,9 @@ MOST = 16
 PAIRED = 2
 """Number of global views of an image, of which a pair is chosen."""
 
+LEAST_SPREAD = 1e-6
+"""Smallest standard deviation of difficulties that is more than rounding, which differs with the number of ranks."""
+
 
 def check_candidates(plan: EpochPlan) -> None:
     """Raise ConfigError where the candidates of a plan are too few or too many, or its views are no pairs."""
@@ -89,10 +92,10 @@ def choose(difficulty: Doubles, temperature: float, draws: Draws, ids: Ints) -> 
 
 
 def standardised(difficulty: Doubles) -> Doubles:
-    """Return the rows, [B, N], with mean 0 and standard deviation 1; zeros where all of a row are equal."""
+    """Return the rows, [B, N], with mean 0 and standard deviation 1; zeros where all of a row are nearly equal."""
     centred = difficulty - difficulty.mean(1, keepdims=True)
     spread = np.sqrt(np.square(centred).mean(1, keepdims=True))
-    found: Doubles = centred / np.where(spread > 0, spread, 1.0)
+    found: Doubles = np.where(spread > LEAST_SPREAD, centred / np.maximum(spread, LEAST_SPREAD), 0.0)
     return found
 
 

@@ -8,6 +8,9 @@ from dist_ssl.config.validation import require
 from dist_ssl.core.plan import EpochPlan
 from dist_ssl.errors import ConfigError
 
+ROUNDING = 1e-9
+"""Error of a share multiplied by a number of epochs: 0.07 * 100 is a little more than 7."""
+
 
 class SameEveryEpoch:
     """Plans the same epoch again and again, but for the candidates of views.
@@ -53,11 +56,15 @@ def within_cycle(epoch: int, cycles: Sequence[int]) -> tuple[int, int]:
 
 
 def candidates_at(epoch: int, cycles: Sequence[int], candidates: int, since: float) -> int:
-    """Return the number of candidates of a view in an epoch: 1 until the share `since` of its cycle is over."""
+    """Return the number of candidates of a view in an epoch: 1 until the share `since` of its cycle is over.
+
+    The last epoch of a cycle always has candidates, however short the cycle is.
+    """
     if candidates == 1 or since == 0:
         return candidates
     place, length = within_cycle(epoch, cycles)
-    return candidates if place >= since * length else 1
+    first = min(since * length - ROUNDING, length - 1)
+    return candidates if place >= first else 1
 
 
 def check_share(since: float) -> None:

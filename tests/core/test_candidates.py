@@ -65,6 +65,16 @@ def test_equal_pairs_are_equally_likely_and_scale_and_shift_do_not_matter() -> N
     np.testing.assert_allclose([rows.mean(1), rows.std(1)], [np.zeros(300), np.ones(300)], atol=1e-12)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.5])
+def test_pairs_that_differ_by_rounding_alone_are_equal(temperature: float) -> None:
+    """Features of one image computed in other batches differ in the last bits: the choice must not."""
+    equal, ids = np.full((300, 3, 3), 0.1), np.arange(300)
+    rounding = [1e-7 * np.random.default_rng(seed).standard_normal(equal.shape) for seed in (0, 1)]
+    first, second = (choose(equal + noise, temperature, Draws(0), ids).pairs for noise in rounding)
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_array_equal(first, choose(equal, temperature, Draws(0), ids).pairs)
+
+
 def test_a_choice_depends_on_the_sample_the_epoch_and_the_seed_alone() -> None:
     own, ids = difficulties(0, 64, 4), np.arange(64)
     whole = choose(own, 1.0, Draws(2, 3), ids).pairs

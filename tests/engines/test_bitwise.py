@@ -64,13 +64,25 @@ def test_weights_moments_statistics_and_memory_have_equal_bits_on_1_2_and_4_rank
     assert_equal_bits(ranks, {2: list(CASES), 4: ["mocov3", "mocov2", "single_branch"]}, 2)
 
 
+HARD = ("schedule.candidates=3", "schedule.candidates_from=0.5")
+
+
+@pytest.mark.parametrize(
+    ("views", "attempts"),
+    [
+        ((), [(1, 2), (4, 2), (2, 3), (4, 99)]),
+        ((*HARD, "difficulty=parameters"), [(2, 7), (4, 99)]),
+        ((*HARD, "difficulty=model", "difficulty.every=2", "method=simclr"), [(2, 7), (4, 99)]),
+    ],
+    ids=["drawn once", "chosen by parameters", "chosen by the model"],
+)
 def test_broken_off_and_resumed_on_other_ranks_it_ends_in_equal_bits(
-    ranks: Ranks, demo_shards: Path, tmp_path: Path
+    views: tuple[str, ...], attempts: list[tuple[int, int]], ranks: Ranks, demo_shards: Path, tmp_path: Path
 ) -> None:
     own = ("engine.bitwise=true", "engine.virtual_ranks=4", "epochs=2", "save_every=1 steps", "probe.every=9 epochs")
-    config = small_config(demo_shards, *own)
+    config = small_config(demo_shards, *own, *views)
     alone = attempt(World(), config, tmp_path / "alone", 1, 99)
-    for number, (size, batches) in enumerate([(1, 2), (4, 2), (2, 3), (4, 99)], 1):
+    for number, (size, batches) in enumerate(attempts, 1):
         answers = ranks.run(attempt, size, config, tmp_path / "moved", number, batches)
         assert all((answer is None) == (batches < 99) for answer in answers)
     assert alone

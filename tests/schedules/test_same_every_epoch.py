@@ -5,7 +5,7 @@ import pytest
 from dist_ssl.core.plan import EpochPlan
 from dist_ssl.core.tokens import ALL_TOKENS, Tokens
 from dist_ssl.errors import ConfigError
-from dist_ssl.schedules.same_every_epoch import SameEveryEpoch
+from dist_ssl.schedules.same_every_epoch import SameEveryEpoch, candidates_at
 
 
 def planner(local_views: int = 0, local_size: int | None = None) -> SameEveryEpoch:
@@ -35,6 +35,13 @@ def test_candidates_are_drawn_from_a_share_of_every_cycle_on() -> None:
     hard = SameEveryEpoch(224, views=2, batch_size=4096, lanes=64, candidates=4, candidates_from=0.25, cycles=(8, 3))
     assert [hard.plan(epoch).candidates for epoch in range(11)] == [1, 1, 4, 4, 4, 4, 4, 4, 1, 4, 4]
     assert [planner().plan(epoch).candidates for epoch in (0, 9)] == [1, 1]
+
+
+@pytest.mark.parametrize(("length", "percent"), [(100, 7), (100, 55), (25, 28), (10, 30), (10, 95), (1, 50), (3, 99)])
+def test_the_first_epoch_with_candidates_is_that_after_the_share_or_else_the_last(length: int, percent: int) -> None:
+    found = [candidates_at(epoch, (4, length), 8, percent / 100) for epoch in range(4, 4 + length)]
+    first = min(-(-percent * length // 100), length - 1)
+    assert found == [1] * first + [8] * (length - first)
 
 
 @pytest.mark.parametrize("side", [None, 0])
