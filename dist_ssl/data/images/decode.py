@@ -15,7 +15,7 @@ them.
 
 import io
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -32,6 +32,8 @@ MAX_PIXELS = 100_000_000
 SCANS = 20
 """Scans that a JPEG of `max_pixels` may have; a smaller one may have more. Encoders write about 10."""
 START_OF_SCAN = b"\xff\xda"
+SCAN, APP1, FILL = 0xDA, 0xE1, 0xFF
+"""Markers of a JPEG: of a scan, of a segment that may hold Exif, and of bytes without a meaning before a marker."""
 SMALL_TEXT = 1 << 10
 """Bytes of a text chunk of a PNG that is read, for its orientation; compressed text may be a thousand times as long."""
 BAND_PIXELS = 1 << 22
@@ -160,13 +162,28 @@ def _with_range_of_scans(jpeg: bytes) -> bytes:
 
     Some phones write zeros there; decoders of sequential JPEGs ignore it, and libjpeg warns, as it does of damage.
     """
-    at, start = jpeg.find(START_OF_SCAN), 2
-    while 0 <= start < at and jpeg[start + 1] not in (*SEQUENTIAL, 0xC2):
-        start += 2 + int.from_bytes(jpeg[start + 2 : start + 4])
-    if not 0 <= start < at or jpeg[start + 1] not in SEQUENTIAL:
+    segments = list(_segments(jpeg))
+    if not segments or segments[-1][0] != SCAN or not any(marker in SEQUENTIAL for marker, *_ in segments):
         return jpeg
-    end = at + 2 + int.from_bytes(jpeg[at + 2 : at + 4])
+    end = segments[-1][2]
     return jpeg if jpeg[end - 3 : end] == b"\0\x3f\0" else jpeg[: end - 3] + b"\0\x3f\0" + jpeg[end:]
+
+
+def _segments(jpeg: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield marker, start and end of each segment of a JPEG up to the head of its first scan, that one included.
+
+    A thumbnail within a segment is a JPEG of its own, whose segments are not among them.
+    """
+    at = 2
+    while jpeg[at : at + 1] == b"\xff" and at + 4 <= len(jpeg):
+        marker, end = jpeg[at + 1], at + 2 + int.from_bytes(jpeg[at + 2 : at + 4])
+        if marker == FILL:
+            end = at + 1
+        else:
+            yield marker, at + 4, end
+        if marker == SCAN:
+            return
+        at = end
 
 
 def _without_text(png: bytes) -> bytes:
@@ -186,7 +203,13 @@ def _without_text(png: bytes) -> bytes:
 
 def looks_like_image(data: bytes) -> bool:
     """Return whether the first bytes are those of an image in one of the formats that are read."""
-    return any(accept and accept(data[:16]) for _, accept in map(Image.OPEN.__getitem__, FORMATS))
+    return format_of(data) is not None
+
+
+def format_of(data: bytes) -> str | None:
+    """Return PIL's name of the format whose first bytes these are, one of FORMATS; None if there is none."""
+    accepts = ((name, Image.OPEN[name][1]) for name in FORMATS)
+    return next((name for name, accept in accepts if accept and accept(data[:16])), None)
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
@@ -223,13 +246,11 @@ def _rgb(image: Image.Image) -> Pixels:
 
 def _exif(jpeg: bytes) -> Image.Exif:
     """Return the Exif segment of a JPEG; empty if there is none before the picture data."""
-    found, at = Image.Exif(), 2
-    while jpeg[at : at + 1] == b"\xff" and jpeg[at + 1] not in (0xC0, 0xC1, 0xC2, 0xDA):
-        end = at + 2 + int.from_bytes(jpeg[at + 2 : at + 4])
-        if jpeg[at + 1] == 0xE1 and jpeg[at + 4 : at + 10] == b"Exif\0\0":
-            found.load(jpeg[at + 4 : end])
+    found = Image.Exif()
+    for marker, start, end in _segments(jpeg):
+        if marker == APP1 and jpeg[start : start + 6] == b"Exif\0\0":
+            found.load(jpeg[start:end])
             break
-        at = end
     return found
 
 

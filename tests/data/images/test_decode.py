@@ -250,6 +250,17 @@ def test_the_range_of_a_sequential_scan_is_ignored_as_viewers_do(value: bytes, m
     assert reason(with_range(plain, value)[:-200]) == "damaged image"
 
 
+@pytest.mark.parametrize("before", [b"\xff\xe1", b"\xff\xff\xff\xe2"], ids=["Exif", "after fill bytes"])
+def test_the_range_is_ignored_behind_a_thumbnail_too(before: bytes) -> None:
+    """Phones put a small JPEG into a segment before the picture: its scan is not that of the picture."""
+    whole, small = (encoded(picture(*sides), "JPEG") for sides in ((40, 32), (8, 8)))
+    content = b"Exif\0\0" + bytes(20) + small
+    inside = before + (len(content) + 2).to_bytes(2) + content
+    wrong = with_range(whole, b"\0\0\0")
+    found = decode(wrong[:2] + inside + wrong[2:], 1).pixels
+    np.testing.assert_array_equal(found, decode(whole, 1).pixels)
+
+
 def test_the_range_of_a_progressive_scan_is_not() -> None:
     data = encoded(picture(61, 50), "JPEG", progressive=True)
     assert decoding._with_range_of_scans(data) == data
