@@ -1,6 +1,7 @@
 """Tars and folders as people have them: everything is read right, or one line says what is not read and why."""
 
 import io
+import os
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from rich.console import Console
 from dist_ssl.data.storage import manifest
 from dist_ssl.errors import DataError
 from shards import verify
+from shards.command_line import HeldOut
 from shards.make import make, report
 from shards.sources.imagefolder import FolderOptions
 from shards.sources.tars import TarOptions
@@ -196,3 +198,20 @@ def test_images_are_packed_by_their_content_where_the_extension_is_unknown(tmp_p
     found, said = packed(folder, tmp_path / "out")
     assert len(found.split("train").samples) == 2 + len(kinds)
     assert "Left out, because they are no images: 1 .bin, 1 .cr2, 1 .txt." in said
+
+
+def test_unknown_extensions_become_those_of_the_content_so_that_every_reader_finds_the_image(tmp_path: Path) -> None:
+    """An extension may be that of a label, or no text: in the tar it would be that, and the image no image."""
+    folder = tmp_path / "in"
+    names = {"owl/1.cls": "JPEG", "owl/2": "PNG", "bee/3.json": "WEBP", os.fsdecode(b"bee/4.\xe9"): "BMP"}
+    for number, (name, kind) in enumerate(names.items()):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(jpeg(number, kind))
+    found, _ = packed(folder, tmp_path / "out", val=HeldOut())
+    assert sorted(found.split("train").samples.labels.tolist()) == [0, 0, 1, 1]
+    with tarfile.open(tmp_path / "out/train-000000.tar") as members:
+        kinds = sorted(name.rpartition(".")[2] for name in members.getnames())
+    assert kinds == ["bmp", *["cls"] * 4, "jpg", "png", "webp"]
+    (tmp_path / "out/manifest.json").unlink()
+    again, _ = indexed(tmp_path / "out")
+    assert len(again.split("train").samples) == 4
