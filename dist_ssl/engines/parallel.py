@@ -130,7 +130,7 @@ class Parallel(Canonical):
         """Make one weight update; return this rank's share of the loss, the gradient norm and the method's metrics."""
         lap = self.clock.lap
         lap("other")
-        batch, difficulty = with_chosen_views(lambda views: self.embed(views, "student"), batch)
+        batch, difficulty = with_chosen_views(lambda views: self.embed(views, "student"), batch, self.accumulate)
         self.optimizer.zero_grad(set_to_none=True)
         out = self.gradients(batch, hyper)
         lap("backward")

@@ -50,6 +50,21 @@ def test_the_pair_of_least_similarity_is_chosen(parts: int) -> None:
     assert float(metrics["difficulty/first"]) == pytest.approx(1 - np.cos(0.1))
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_batch_that_is_trained_on_in_parts_is_scored_in_parts(parts: int) -> None:
+    """Where the memory of a device is too small for a batch, it is too small for its candidates."""
+    sizes: list[int] = []
+
+    def watched(views: Tensor) -> Tensor:
+        sizes.append(len(views))
+        return embed(views)
+
+    batch, asked = given(parts)
+    with_chosen_views(watched, batch, 4 // parts)
+    assert sizes == [6] * 4
+    assert [pairs.tolist() for pairs in asked] == [[[0] * 4, [1] * 4]]
+
+
 def test_with_temperature_samples_have_pairs_of_their_own_whatever_the_parts() -> None:
     asked = []
     for parts in (1, 2):
