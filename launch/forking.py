@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from dist_ssl.checkpoint.index import progress_of, read_table
+from dist_ssl.checkpoint.index import progress_of, read_table, verify
 from dist_ssl.checkpoint.rank_file import DamagedError
 from dist_ssl.checkpoint.saver import KEPT, LATEST
 from dist_ssl.core.progress import Progress
@@ -25,7 +25,7 @@ from launch import preparation, settings
 from launch.evaluation import checkpoint_of
 from launch.run_dir import PROJECT, RunDir, write_yaml
 
-MAY_CHANGE = ("epochs", "extend", "schedule")
+MAY_CHANGE = ("epochs", "extend", "schedule", "difficulty", "ema")
 """Keys of the science that a fork may change."""
 QUARANTINE = "quarantine.jsonl"
 
@@ -51,9 +51,9 @@ def forked_config(
     try:
         progress = progress_of(read_table(checkpoint)[0])
     except DamagedError as damage:
-        raise CheckpointError(f"{checkpoint} is damaged: {damage}.", "Fork the run at another checkpoint.") from damage
+        raise _damaged(checkpoint, damage) from damage
     kept = source.overrides
-    for group in ("schedule", "engine"):
+    for group in ("schedule", "difficulty", "engine", "tracker"):
         kept = settings.of_another_choice(kept, overrides, group, PROJECT / "configs")
     kept = [override for override in kept if not override.startswith("name=")]
     if appended := source.config.get("extend"):
@@ -114,26 +114,29 @@ def begin(config: dict[str, Any], words: list[str], source: RunDir, checkpoint: 
     What cannot be started leaves no folder.
     """
     run = RunDir.create(Path(config["runs"]), config["name"], preparation.method_of(config))
-    try:
-        _take_over(run, source, checkpoint, progress)
-        run.begin(config, preparation.of_the_run(words))
-    except OSError as error:  # of several files: shutil.Error, which is one too
-        shutil.rmtree(run.folder, ignore_errors=True)
-        reasons = error.args[0] if isinstance(error, shutil.Error) else [error]
-        raise CheckpointError(
-            f"{checkpoint} cannot be taken over to {run.folder}: {reasons[0]}.",
-            "Where the other run has removed it meanwhile, fork a newer one, or raise that run's keep_last.",
-        ) from error
-    except KeyboardInterrupt:
-        shutil.rmtree(run.folder, ignore_errors=True)
-        raise
+    with run.or_nothing():
+        try:
+            _take_over(run, source, checkpoint, progress)
+            run.begin(config, preparation.of_the_run(words))
+        except DamagedError as damage:
+            raise _damaged(checkpoint, damage) from damage
+        except OSError as error:
+            raise CheckpointError(
+                f"{checkpoint} cannot be taken over to {run.folder}: {preparation.first_reason(error)}.",
+                "Where the other run has removed it meanwhile, fork a newer one, or raise that run's keep_last.",
+            ) from error
     return run
 
 
+def _damaged(checkpoint: Path, damage: DamagedError) -> CheckpointError:
+    return CheckpointError(f"{checkpoint} is damaged: {damage}.", "Fork the run at another checkpoint.")
+
+
 def _take_over(run: RunDir, source: RunDir, checkpoint: Path, progress: Progress) -> None:
-    """Copy the checkpoint and what the other run has recorded up to it. Raises OSError."""
+    """Copy the checkpoint and what the other run has recorded up to it. Raises OSError, DamagedError."""
     folder = run.folder / "checkpoints"
     shutil.copytree(checkpoint, folder / checkpoint.name, ignore=shutil.ignore_patterns(KEPT))
+    verify(folder / checkpoint.name)
     write_atomically(folder / LATEST, checkpoint.name + "\n")
     if (source.folder / QUARANTINE).is_file():
         shutil.copy(source.folder / QUARANTINE, run.folder / QUARANTINE)

@@ -131,11 +131,25 @@ def fit_batch(config: dict[str, Any], overrides: list[str], console: Console) ->
 
 
 def begin(overrides: list[str], config: dict[str, Any]) -> RunDir:
-    """Create and return the run folder of a checked config. Raises ConfigError if its name is taken."""
+    """Create and return the run folder of a checked config.
+
+    Raises ConfigError if its name is taken or it cannot be written: then it is not left behind.
+    """
     run = RunDir.create(Path(config["runs"]), config["name"], method_of(config))
     chosen = [f"{key}={config[key]}" for key in batch_shape.KEYS if key not in batch_shape.said(overrides)]
-    run.begin(config, [*of_the_run(overrides), *chosen])
+    with run.or_nothing():
+        try:
+            run.begin(config, [*of_the_run(overrides), *chosen])
+        except OSError as error:
+            raise ConfigError(
+                f"{run.folder} cannot be written: {first_reason(error)}.", "Free some space, or choose another runs=..."
+            ) from error
     return run
+
+
+def first_reason(error: OSError) -> Any:
+    """Return why a copy has failed: of the errors of several files (shutil.Error), the first."""
+    return error.args[0][0] if isinstance(error, shutil.Error) else error
 
 
 def method_of(config: dict[str, Any]) -> str:
@@ -188,11 +202,19 @@ def _further_cycles(run: RunDir, values: list[str]) -> list[str]:
             f"{run.folder} has not finished its {all_epochs(run.config)} epochs: no cycle can be appended yet.",
             f"Train them first: python launch/slurm.py resume={run.folder}",
         )
-    read = [yaml.safe_load(value) for value in values]
+    read = [_list_or_text(value) for value in values]
     lengths = [str(length) for value in read for length in (value if isinstance(value, list) else [value])]
     for length in lengths:
         check_units("extend", Duration.parse(length), "epochs")
     return lengths
+
+
+def _list_or_text(value: str) -> Any:
+    """Return the list that a value of the command line writes in brackets, or another value of YAML."""
+    try:
+        return yaml.safe_load(value) if value else value
+    except yaml.YAMLError:
+        return value  # the check of lengths says what is wrong with it
 
 
 def _keep_threads(run: RunDir, config: dict[str, Any]) -> None:

@@ -11,11 +11,13 @@ runs/NAME/config.yaml    the resolved config that the run started with, and the 
           checkpoints/ ledger/ metrics.jsonl plan.jsonl quarantine.jsonl status.json
 """
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,6 +121,15 @@ class RunDir:
             shutil.copytree(PROJECT / name, self.code / name, ignore=shutil.ignore_patterns(*LEFT_OUT))
         (self.folder / "overrides.yaml").write_text(yaml.safe_dump(overrides))
         write_yaml(self.folder / "config.yaml", {"format": FORMAT, **config})
+
+    @contextlib.contextmanager
+    def or_nothing(self) -> Iterator[None]:
+        """Remove the folder where what is done within raises an error, so that its name can be used again."""
+        try:
+            yield
+        except BaseException:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            raise
 
     def extend(self, lengths: list[str]) -> None:
         """Store the lengths of the run's cycles after the first: these alone may change after the start."""

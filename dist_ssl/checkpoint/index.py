@@ -11,8 +11,9 @@ import heapq
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -177,10 +178,9 @@ def read(folder: Path, wants: Wants = everything) -> tuple[dict[str, Any], dict[
     Raises DamagedError, CheckpointError.
     """
     progress, table, known = read_table(folder)
-    files: dict[str, RankFile] = {}
     state: dict[str, Tensor | Piece] = {}
     copies: list[Copy] = []
-    try:
+    with _rank_files(folder, known) as file:
         for name, row in table.items():
             shape = tuple(row["shape"])
             span = wants(name, shape)
@@ -188,18 +188,49 @@ def read(folder: Path, wants: Wants = everything) -> tuple[dict[str, Any], dict[
             out = torch.empty(len(taken), dtype=getattr(torch, row["dtype"]))
             for piece in row["pieces"]:
                 if max(taken.start, piece["start"]) < min(taken.stop, piece["start"] + piece["count"]):
-                    file = piece["file"]
-                    if file not in files:
-                        files[file] = RankFile(folder / file, known.get(file))
-                    copies.append(_copying(files[file], name, piece, taken, out))
+                    copies.append(_copying(file(piece["file"]), name, piece, taken, out))
             state[name] = out.view(shape) if span is None else Piece(out, shape, taken.start)
-        with ThreadPoolExecutor(READERS, "reader") as readers:
-            for done in [readers.submit(copy) for copy in copies]:
-                done.result()
+        _do_all(copies)
+    return progress, state
+
+
+def verify(folder: Path) -> None:
+    """Compare every byte of a checkpoint with its hash, without keeping any. Raises DamagedError, CheckpointError."""
+    _, table, known = read_table(folder)
+    with _rank_files(folder, known) as file:
+        _do_all(
+            [
+                partial(
+                    file(piece["file"]).copy, name, piece, memoryview(b""), 0, getattr(torch, row["dtype"]).itemsize
+                )
+                for name, row in table.items()
+                for piece in row["pieces"]
+            ]
+        )
+
+
+@contextmanager
+def _rank_files(folder: Path, known: Mapping[str, tuple[int, str]]) -> Iterator[Callable[[str], RankFile]]:
+    """Yield a function that opens a file of a checkpoint by its name, once; all of them are closed at the end."""
+    files: dict[str, RankFile] = {}
+
+    def file(name: str) -> RankFile:
+        if name not in files:
+            files[name] = RankFile(folder / name, known.get(name))
+        return files[name]
+
+    try:
+        yield file
     finally:
         for opened in files.values():
             opened.close()
-    return progress, state
+
+
+def _do_all(copies: Iterable[Copy]) -> None:
+    """Run the functions in several threads; raise the error of the first that has one."""
+    with ThreadPoolExecutor(READERS, "reader") as readers:
+        for done in [readers.submit(copy) for copy in copies]:
+            done.result()
 
 
 def _copying(file: RankFile, name: str, piece: Mapping[str, Any], taken: range, out: Tensor) -> Copy:

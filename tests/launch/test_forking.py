@@ -138,6 +138,42 @@ def test_what_cannot_be_taken_over_leaves_no_folder(source: RunDir, tmp_path: Pa
     assert not list((tmp_path / "runs").iterdir())
 
 
+def test_a_damaged_checkpoint_is_refused_and_leaves_no_folder(source: RunDir, tmp_path: Path) -> None:
+    """Bits of tensors, which `state.json` does not show: an attempt would fail, and the name would be taken."""
+    other = RunDir(tmp_path / "other")
+    shutil.copytree(source.folder, other.folder)
+    place = other.folder / "checkpoints/step_00000012/rank_00000.safetensors"
+    data = bytearray(place.read_bytes())
+    data[-100] ^= 1
+    place.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"step_00000012 is damaged: .* is not what was written") as caught:
+        forked(other, "12", f"runs={tmp_path / 'runs'}", "name=fork")
+    assert caught.value.remedy == "Fork the run at another checkpoint."
+    assert not list((tmp_path / "runs").iterdir())
+    assert forked(other, "9", f"runs={tmp_path / 'runs'}", "name=fork").config["epochs"] == 4
+
+
+def test_a_fork_may_choose_hard_views_and_keep_an_average(source: RunDir, tmp_path: Path) -> None:
+    words = ("schedule.candidates=2", "difficulty=model", "difficulty.temperature=0", "ema=0.9")
+    run = forked(source, "12", *words, f"runs={tmp_path}", "name=hard")
+    found = trained(run)
+    assert "model/ema.student.encoder.stem.0.weight" in found
+    rows = list(jsonl.read(run.folder / "metrics.jsonl"))
+    assert [row["step"] for row in rows if "difficulty/chosen" in row][-1] == 20
+    again = forked(run, "latest", "extend=[2 epochs]", "difficulty=parameters", "ema=null", "name=plain")
+    assert (again.config["ema"], again.config["difficulty"]["overlap"]) == (None, 1.0)
+    assert "model/ema.student.encoder.stem.0.weight" not in trained(again)
+
+
+def test_keys_of_a_tracker_that_is_left_are_left_out(source: RunDir, tmp_path: Path) -> None:
+    tracked = RunDir(tmp_path / "tracked")
+    shutil.copytree(source.folder, tracked.folder)
+    words = [*source.overrides, "tracker=mlflow", "tracker.mlflow.experiment=theirs"]
+    (tracked.folder / "overrides.yaml").write_text(yaml.safe_dump(words))
+    run = forked(tracked, "12", "tracker=none", f"runs={tmp_path}", "name=fork")
+    assert run.config["tracker"] == {}
+
+
 def test_a_fork_that_is_not_submitted_leaves_its_name(
     source: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import re
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -169,3 +170,16 @@ def test_nothing_else_is_drawn(source: str, path: str, monkeypatch: pytest.Monke
 def test_a_source_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="Did you mean 'demo'"):
         preparation.make_data(config("data.source=dmeo", f"data.path={tmp_path / 'set'}"), Console(quiet=True))
+
+
+def test_a_run_that_cannot_be_written_leaves_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise shutil.Error([("configs", "there", "[Errno 28] No space left on device")])
+
+    words = [f"runs={tmp_path}", "name=mine"]
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "copytree", full)
+        with pytest.raises(ConfigError, match=r"mine cannot be written: .*No space left on device"):
+            preparation.begin(words, config(*words))
+    assert not list(tmp_path.iterdir())
+    assert preparation.begin(words, config(*words)).config["name"] == "mine"
