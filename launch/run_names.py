@@ -13,12 +13,21 @@ A colon would end its place in PYTHONPATH, so that other code would run; a contr
 """
 
 
+BESIDE_RUNS = ("targets", "mlflow")
+"""Folders that runs share, beside their own: of the addresses of metrics, and of MLflow's files."""
+
+
 def check_name(runs: Path, name: str) -> None:
     """Raise ConfigError where no run of this name can be in this folder."""
     if not NAME.fullmatch(name):
         raise ConfigError(
             f"name={name!r} cannot be the name of a run.",
             "It names a folder and a job: use A to Z, a to z, 0 to 9, then also spaces and . _ - + = @ , ? % ~.",
+        )
+    if name in BESIDE_RUNS:
+        raise ConfigError(
+            f"name={name} cannot be the name of a run: its folder would be one that all runs in {runs} share.",
+            f"Choose another one: name={name}-1, say.",
         )
     if IMPOSSIBLE.search(whole := str((runs / name).absolute())):
         raise ConfigError(

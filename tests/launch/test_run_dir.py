@@ -88,7 +88,8 @@ def test_a_name_that_is_taken_is_refused_with_the_way_to_resume(run: RunDir) -> 
 
 
 @pytest.mark.parametrize(
-    "name", ["a\n#SBATCH --wrap=x", "../a", "a/b", ".hidden", "-x", "a\x1b[2J", " ", "a;b", "a$(b)"]
+    "name",
+    ["a\n#SBATCH --wrap=x", "../a", "a/b", ".hidden", "-x", "a\x1b[2J", " ", "a;b", "a$(b)", "targets", "mlflow"],
 )
 def test_a_name_that_is_not_one_folders_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError, match="cannot be the name of a run"):
