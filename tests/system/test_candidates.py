@@ -2,12 +2,15 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from dist_ssl.distributed.world import World
 from dist_ssl.runtime import jsonl
+from tests.engines.jobs import forget_worlds
 from tests.jobs import attempt, same_bits, small_config
 from tests.ranks import Ranks
 
@@ -59,15 +62,17 @@ def test_chosen_by_the_model_they_are_the_same_on_other_ranks_and_to_the_bit_aft
     agreed(tmp_path / "moved", tmp_path / "alone", scored=6)
 
 
+def attempt_anew(world: World, *given: Any) -> dict[str, Tensor] | None:
+    """An attempt in a process that may have been in another world with DeepSpeed."""
+    forget_worlds()
+    return attempt(world, *given)
+
+
 @pytest.mark.parametrize("engine", ["fsdp", "deepspeed"])
-def test_other_engines_choose_the_same(engine: str, demo_shards: Path, tmp_path: Path) -> None:
+def test_other_engines_choose_the_same(ranks: Ranks, engine: str, demo_shards: Path, tmp_path: Path) -> None:
     words = ("schedule.candidates=3", "schedule.candidates_from=0", "difficulty=model", f"engine={engine}")
     own = (*words, *(["engine.stage=3"] if engine == "deepspeed" else []))
     attempt(World(), small_config(demo_shards, *words[:-1]), tmp_path / "ddp", 1, 2)
-    pool = Ranks(2)  # DeepSpeed keeps the groups of the first world that a process was in
-    try:
-        pool.run(attempt, 2, small_config(demo_shards, *own), tmp_path / engine, 1, 2)
-    finally:
-        pool.close()
+    ranks.run(attempt_anew, 2, small_config(demo_shards, *own), tmp_path / engine, 1, 2)
     for key in ("difficulty/chosen", "difficulty/first", "loss"):
         assert rows(tmp_path / engine, key)[0] == pytest.approx(rows(tmp_path / "ddp", key)[0], rel=0, abs=1e-5)
