@@ -25,6 +25,9 @@ WAIT_SECONDS = 240
 ENDLESS = ("epochs=20000", "probe.every=20000 epochs", "keep_last=100000")
 """A run that cannot end before it is disturbed: a test ends it by command, and compares it at a step that it saved."""
 
+PRINTED = "printed.txt"
+"""File beside the run that tests share (`followed`): what its command printed."""
+
 
 class Launch:
     """`python launch/slurm.py WORDS` as a process group of its own."""
@@ -80,11 +83,14 @@ def words(data: Path, runs: Path, *more: str) -> list[str]:
 
 
 def await_that(holds: Callable[[], Any], what: str, seconds: float = WAIT_SECONDS) -> None:
-    """Wait until something holds."""
+    """Wait until something holds; to look takes at most a tenth of a core, which what is waited for needs."""
     end = time.monotonic() + seconds
-    while not holds():
+    while True:
+        before = time.monotonic()
+        if holds():
+            return
         assert time.monotonic() < end, f"after {seconds} s still not: {what}"
-        time.sleep(0.02)
+        time.sleep(max(0.02, 9 * (time.monotonic() - before)))
 
 
 def status(run: Path) -> dict[str, float]:

@@ -10,20 +10,8 @@ import pytest
 from launch import slurm
 from launch.run_dir import RunDir, read_yaml, write_yaml
 from tests.disks import small_disk
-from tests.system.launching import Launch, await_that, losses, words
+from tests.system.launching import PRINTED, Launch, await_that, losses, words
 from tests.web import serving
-
-
-@pytest.fixture(scope="module")
-def finished(demo_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A short run on one node, made by the literal command."""
-    runs = tmp_path_factory.mktemp("runs")
-    code, text = Launch(*words(demo_shards, runs, "nodes=1", "name=finished", "epochs=2")).finish()
-    assert code == 0, text
-    assert "Finished. kNN accuracy" in text
-    assert "epoch   2   step     10   kNN" in text
-    assert not list(runs.rglob("*.nbi")), "what Numba compiled, which is unpickled, is not in the run folder"
-    return runs / "finished"
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *given: str) -> str:
@@ -113,54 +101,61 @@ def test_an_empty_shard_folder_and_a_changed_tar_are_refused(
     assert "make the shards again" in text
 
 
-def test_a_taken_name_is_refused(finished: Path, demo_shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    text = refusal(capsys, *words(demo_shards, finished.parent, "nodes=1", "name=finished"))
-    assert f"Resume it with resume={finished}" in text
+def test_the_literal_command_finishes_and_says_so(followed: Path) -> None:
+    text = (followed.parent / PRINTED).read_text()
+    assert "Finished. kNN accuracy" in text
+    assert "epoch   2   step     10   kNN" in text
+    assert not list(followed.rglob("*.nbi")), "what Numba compiled, which is unpickled, is not in the run folder"
+
+
+def test_a_taken_name_is_refused(followed: Path, demo_shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = refusal(capsys, *words(demo_shards, followed.parent, "nodes=1", "name=followed"))
+    assert f"Resume it with resume={followed}" in text
 
 
 def test_a_resume_with_a_changed_science_key_is_refused_by_name(
-    finished: Path, capsys: pytest.CaptureFixture[str]
+    followed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = losses(finished)
-    text = refusal(capsys, f"resume={finished}", "optim.base_lr=0.5")
+    before = losses(followed)
+    text = refusal(capsys, f"resume={followed}", "optim.base_lr=0.5")
     assert "optim.base_lr=0.5 is not what the run began with (0.015): its result depends on it." in text
-    assert losses(finished) == before
-    assert RunDir(finished).newest_attempt() == 1
+    assert losses(followed) == before
+    assert RunDir(followed).newest_attempt() == 1
 
 
-def test_a_resume_of_what_is_no_run_names_the_nearest_one(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    text = refusal(capsys, f"resume={finished.parent / 'finish'}")
-    assert "is not a run folder.\n  Did you mean 'finished'?" in text
+def test_a_resume_of_what_is_no_run_names_the_nearest_one(followed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = refusal(capsys, f"resume={followed.parent / 'folowed'}")
+    assert "is not a run folder.\n  Did you mean 'followed'?" in text
 
 
 def test_a_resume_with_other_data_is_refused(
-    finished: Path, tmp_path: Path, demo_shards: Path, capsys: pytest.CaptureFixture[str]
+    followed: Path, tmp_path: Path, demo_shards: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(demo_shards, copy)
     manifest = copy / "manifest.json"
     manifest.write_text(manifest.read_text() + "\n")
-    assert f"The data in {copy} is not the run's" in refusal(capsys, f"resume={finished}", f"data.path={copy}")
+    assert f"The data in {copy} is not the run's" in refusal(capsys, f"resume={followed}", f"data.path={copy}")
 
 
 def test_a_run_folder_of_another_version_is_refused(
-    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    followed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = tmp_path / "other"
-    shutil.copytree(finished, other)
+    shutil.copytree(followed, other)
     write_yaml(other / "config.yaml", {**read_yaml(other / "config.yaml"), "format": 99})
     text = refusal(capsys, f"resume={other}")
     assert "has format 99: this version reads 1.\n  Resume it with the version" in text
 
 
-def test_a_finished_run_is_not_run_again(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert slurm.main([f"resume={finished}"]) == 0
+def test_a_finished_run_is_not_run_again(followed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert slurm.main([f"resume={followed}"]) == 0
     assert "has finished: nothing is left to train" in capsys.readouterr().out
 
 
-def test_a_run_of_other_code_goes_on_with_its_own(finished: Path, tmp_path: Path) -> None:
+def test_a_run_of_other_code_goes_on_with_its_own(followed: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
-    shutil.copytree(finished, other)
+    shutil.copytree(followed, other)
     script = other / "code" / "launch" / "slurm.py"
     script.write_text(script.read_text().replace("has finished:", "has finished long ago:"))
     code, text = Launch(f"resume={other}").finish()
