@@ -123,11 +123,16 @@ def of_attempt(
             ranks = range(node * ranks_per_node, (node + 1) * ranks_per_node)
             found = Ending(REFUSED, next((r for r in map(attempt.reason, ranks) if r), ""))
         if found is None:
-            how = describe(code) if code else "left no report"
-            reason = f"The agent of node {node} {how}; its log: {log_of(node)}"
-            killed = code is None or code == -signal.SIGKILL  # because another node failed, whose report says more
-            found = Ending(FAILED, reason, float("inf") if killed else 0.0, lost=killed, cause=NODE_LOST)
+            found = without_report(node, code, log_of(node))
         endings.append(found)
     asked = next((ending.signal for ending in endings if ending.signal), "")
     ending = worst(endings)
     return replace(ending, signal=ending.signal or asked)
+
+
+def without_report(node: int, code: int | None, log: Path) -> Ending:
+    """Return how a node ended whose agent has left no report; `code`: the agent's exit code, None if not known."""
+    how = describe(code) if code else "left no report"
+    killed = code is None or code == -signal.SIGKILL  # because another node failed, whose report says more
+    reason = f"The agent of node {node} {how}; its log: {log}"
+    return Ending(FAILED, reason, float("inf") if killed else 0.0, lost=killed, cause=NODE_LOST)

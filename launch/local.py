@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from dist_ssl.runtime.signals import Signals
-from launch.ending import FAILED, STOPPED, Ending, of_attempt
+from launch.ending import FAILED, STOPPED, Ending, of_attempt, without_report
 from launch.progress_bar import RunView
 from launch.run_dir import AttemptDir
 from launch.variables import PARENT
@@ -72,10 +72,20 @@ class LocalAttempt:
             if signals.count > asked:
                 asked = signals.count
                 self._ask_to_stop(asked, view)
+            for node, agent in enumerate(self.agents):
+                if (agent.poll() or 0) < 0:
+                    self._report_for(node, agent.returncode)
             if any(agent.poll() not in (None, 0) for agent in self.agents):
                 deadline = min(deadline, time.monotonic() + PATIENCE_SECONDS)
             if time.monotonic() > deadline:
                 self._kill()
+
+    def _report_for(self, node: int, code: int) -> None:
+        """Write the report of a node whose agent was killed before it could: the other agents wait for it."""
+        path = self.attempt.node(node)
+        with contextlib.suppress(OSError):
+            if not path.exists():
+                without_report(node, code, self._log(node)).write(path)
 
     def _ask_to_stop(self, asked: int, view: RunView) -> None:
         if asked > 1:

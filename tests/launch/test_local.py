@@ -1,0 +1,40 @@
+"""An attempt on this machine ends soon after one of its agents is killed: the others need not wait for its report."""
+
+import io
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from launch import local
+from launch.ending import FAILED, LOST_CODE, NODE_LOST, Ending, of_ranks
+from launch.local import LocalAttempt
+from launch.run_dir import AttemptDir, RunDir
+
+KILLED = "kill -KILL $$"
+WAITS = "until [ -e {report} ]; do sleep 0.05; done; exit 1"
+"""What an agent does whose ranks have lost their peers: it waits for the report of the other node."""
+
+
+def test_an_agent_that_was_killed_is_reported_to_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempt = AttemptDir(RunDir(tmp_path), 1)
+    (attempt.folder / "logs").mkdir(parents=True)
+    lines = [KILLED, WAITS.format(report=attempt.node(0))]
+    of_ranks(attempt, {1: LOST_CODE}, 1, 5.0).write(attempt.node(1))
+
+    def start(self: LocalAttempt, node: int) -> "subprocess.Popen[bytes]":
+        return subprocess.Popen(["sh", "-c", lines[node]], start_new_session=True)
+
+    monkeypatch.setattr(LocalAttempt, "_start", start)
+    monkeypatch.setattr(local, "Signals", lambda: SimpleNamespace(listen=lambda: SimpleNamespace(count=0)))
+    monkeypatch.setattr(local, "PATIENCE_SECONDS", 30.0)  # after which the waiting agent would be killed
+    started = LocalAttempt(attempt, 2, 1)
+    ending = started.run(Console(file=io.StringIO()))
+    assert [agent.returncode for agent in started.agents] == [-9, 1]
+    assert (ending.outcome, ending.cause, ending.lost) == (FAILED, NODE_LOST, True)
+    assert Ending.read(attempt.folder / "outcome.json") == ending
+    found = Ending.read(attempt.node(0))
+    assert found is not None
+    assert found.reason == f"The agent of node 0 was ended by SIGKILL; its log: {attempt.log('node_0000')}"
