@@ -4,6 +4,7 @@ Every other error is a bug in this code and propagates with its stack trace.
 """
 
 import difflib
+import errno
 import re
 from collections.abc import Iterable
 
@@ -56,6 +57,15 @@ class CheckpointError(UserError):
 
 class TrainingError(UserError):
     """The training itself has failed, and continuing would corrupt the weights."""
+
+
+def explained(error: BaseException) -> UserError | None:
+    """Return the error as a UserError if the user can fix it, as a full disk is, otherwise None."""
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UserError(f"The disk is full: {error}.", "Free some space, then try again.")
+    return None
 
 
 def printable(text: str) -> str:

@@ -39,7 +39,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from dist_ssl.errors import EXIT_CODE, UserError
+from dist_ssl.errors import EXIT_CODE, UserError, explained
 from launch import trust
 from launch.evaluation_options import Options, Place
 from launch.handover import hand_over
@@ -70,9 +70,11 @@ def main(arguments: list[str]) -> int:
         trust.check(run, trusted)
         hand_over(run, arguments, console, "evaluate.py")
         evaluate(run, options, data, console)
-    except UserError as error:
+    except (UserError, OSError) as error:
+        if (known := explained(error)) is None:
+            raise
         shown = console if first else Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
-        shown.print(PROBED.sub("", str(error)))
+        shown.print(PROBED.sub("", str(known)))
         return EXIT_CODE
     except KeyboardInterrupt:
         console.print("Interrupted: nothing was written of what was computed last.")

@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from dist_ssl.errors import EXIT_CODE, ConfigError, UserError
+from dist_ssl.errors import EXIT_CODE, ConfigError, UserError, explained
 from dist_ssl.runtime import jsonl
 from launch import credentials, following, preparation, scheduler, submission, sweep, trust
 from launch.ending import CODE_OF_OUTCOME, FINISHED, STOPPED, Ending
@@ -205,13 +205,15 @@ def start_fork(name: str, overrides: list[str], complete: list[str], trusted: bo
 
 
 def go_or_discard(prepared: list[Prepared], console: Console) -> int:
-    """Run or submit new runs; return the worst exit code. Raises ConfigError; what was not submitted is removed then.
+    """Run or submit new runs; return the worst exit code.
+
+    Raises ConfigError, OSError; what was not started is removed then.
 
     So a corrected command may use the same name.
     """
     try:
         return go(prepared, [], console)
-    except (ConfigError, KeyboardInterrupt):
+    except (ConfigError, OSError, KeyboardInterrupt):
         for run, _ in prepared:
             run.discard()
         raise
@@ -248,8 +250,10 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         console.print("Interrupted. Jobs submitted and run folders made before are listed above.", highlight=False)
         return INTERRUPTED_CODE
-    except UserError as error:
-        console.print(str(error), highlight=False, markup=False)
+    except (UserError, OSError) as error:
+        if (known := explained(error)) is None:
+            raise
+        console.print(str(known), highlight=False, markup=False)
         return EXIT_CODE
 
 

@@ -7,7 +7,6 @@ handlers before it imports torch, and dies with its parent process, so that no r
 """
 
 import contextlib
-import errno
 import os
 import re
 import signal
@@ -17,7 +16,7 @@ import time
 import traceback
 from pathlib import Path
 
-from dist_ssl.errors import EXIT_CODE, UserError
+from dist_ssl.errors import EXIT_CODE, UserError, explained
 from dist_ssl.runtime.log_setup import open_journal
 from dist_ssl.runtime.signals import Signals
 from launch import cluster_options, credentials
@@ -73,15 +72,6 @@ def train_attempt(attempt: AttemptDir, signals: Signals) -> int:
     return 0 if outcome is Outcome.FINISHED else STOPPED_CODE
 
 
-def explain(error: BaseException) -> UserError | None:
-    """Return the error as a UserError if the user can fix it, otherwise None."""
-    if isinstance(error, UserError):
-        return error
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return UserError(f"The disk is full: {error}.", "Free some space, then resume the run.")
-    return None
-
-
 LOST = re.compile(
     r"Connection (closed|reset|refused)|Broken pipe|Timed out waiting|timeout caused pair closure|Socket Timeout"
     r"|ncclRemoteError|NCCL communicator was aborted|remote process exited"
@@ -108,7 +98,7 @@ def main(arguments: list[str]) -> int:
     try:
         return train_attempt(attempt, signals)
     except Exception as error:
-        known = explain(error)
+        known = explained(error)
         if known:
             attempt.give_reason(int(os.environ.get("RANK", "0")), str(known))
         with contextlib.suppress(OSError):  # the log may lie on a full disk
