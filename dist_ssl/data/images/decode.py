@@ -14,10 +14,12 @@ them.
 """
 
 import io
+import re
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import takewhile
 
 import numpy as np
 import numpy.typing as npt
@@ -32,8 +34,12 @@ MAX_PIXELS = 100_000_000
 SCANS = 20
 """Scans that a JPEG of `max_pixels` may have; a smaller one may have more. Encoders write about 10."""
 START_OF_SCAN = b"\xff\xda"
-SCAN, APP1, FILL = 0xDA, 0xE1, 0xFF
-"""Markers of a JPEG: of a scan, of a segment that may hold Exif, and of bytes without a meaning before a marker."""
+SCAN, END, APP1 = 0xDA, 0xD9, 0xE1
+"""Markers of a JPEG: of a scan, of the end, and of a segment that may hold Exif."""
+ALONE = (0x01, 0xD8)
+"""Markers that no segment follows."""
+MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+"""A marker of a JPEG. Within scans a byte of 0xFF is followed by 0, or is that of a restart."""
 SMALL_TEXT = 1 << 10
 """Bytes of a text chunk of a PNG that is read, for its orientation; compressed text may be a thousand times as long."""
 BAND_PIXELS = 1 << 22
@@ -162,28 +168,25 @@ def _with_range_of_scans(jpeg: bytes) -> bytes:
 
     Some phones write zeros there; decoders of sequential JPEGs ignore it, and libjpeg warns, as it does of damage.
     """
-    segments = list(_segments(jpeg))
-    if not segments or segments[-1][0] != SCAN or not any(marker in SEQUENTIAL for marker, *_ in segments):
-        return jpeg
-    end = segments[-1][2]
-    return jpeg if jpeg[end - 3 : end] == b"\0\x3f\0" else jpeg[: end - 3] + b"\0\x3f\0" + jpeg[end:]
+    sequential = False
+    for kind, _, end in _segments(jpeg):
+        if kind == SCAN:
+            right = not sequential or jpeg[end - 3 : end] == b"\0\x3f\0"
+            return jpeg if right else jpeg[: end - 3] + b"\0\x3f\0" + jpeg[end:]
+        sequential = sequential or kind in SEQUENTIAL
+    return jpeg
 
 
 def _segments(jpeg: bytes) -> Iterator[tuple[int, int, int]]:
-    """Yield marker, start and end of each segment of a JPEG up to the head of its first scan, that one included.
+    """Yield the marker of each segment of a JPEG up to its end, where its content starts and where it ends.
 
-    A thumbnail within a segment is a JPEG of its own, whose segments are not among them.
+    Thumbnails within a segment and films behind the end have markers of their own, which are not among them.
     """
     at = 2
-    while jpeg[at : at + 1] == b"\xff" and at + 4 <= len(jpeg):
-        marker, end = jpeg[at + 1], at + 2 + int.from_bytes(jpeg[at + 2 : at + 4])
-        if marker == FILL:
-            end = at + 1
-        else:
-            yield marker, at + 4, end
-        if marker == SCAN:
-            return
-        at = end
+    while (marker := MARKER.search(jpeg, at)) and (kind := jpeg[marker.end() - 1]) != END:
+        start = marker.end()
+        at = start if kind in ALONE else start + int.from_bytes(jpeg[start : start + 2])
+        yield kind, start + 2, at
 
 
 def _without_text(png: bytes) -> bytes:
@@ -218,12 +221,12 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 
 
 def _check_scans(jpeg: bytes, pixels: int, max_pixels: int) -> None:
-    """Raise UnreadableError where a JPEG's scans take more work than those of a whole image of `max_pixels`.
+    """Raise UnreadableError where a JPEG's scans take more work than those of a whole image of `max_pixels`."""
 
-    The marker cannot occur within a scan, where a 0xFF is followed by 0; thumbnails may add one or two.
-    """
-    scans = jpeg.count(START_OF_SCAN)
-    if scans > SCANS and scans * pixels > SCANS * max_pixels:
+    def too_many(scans: int) -> bool:
+        return scans > SCANS and scans * pixels > SCANS * max_pixels
+
+    if too_many(jpeg.count(START_OF_SCAN)) and too_many(scans := sum(kind == SCAN for kind, *_ in _segments(jpeg))):
         raise UnreadableError(TOO_MANY_SCANS, f"{scans} of {pixels} pixels")
 
 
@@ -247,8 +250,8 @@ def _rgb(image: Image.Image) -> Pixels:
 def _exif(jpeg: bytes) -> Image.Exif:
     """Return the Exif segment of a JPEG; empty if there is none before the picture data."""
     found = Image.Exif()
-    for marker, start, end in _segments(jpeg):
-        if marker == APP1 and jpeg[start : start + 6] == b"Exif\0\0":
+    for kind, start, end in takewhile(lambda segment: segment[0] != SCAN, _segments(jpeg)):
+        if kind == APP1 and jpeg[start : start + 6] == b"Exif\0\0":
             found.load(jpeg[start:end])
             break
     return found

@@ -228,6 +228,23 @@ def test_a_jpeg_of_endless_scans_is_refused_by_their_work_not_by_their_number() 
         decode(many, 1, small * 10)
 
 
+@pytest.mark.parametrize("place", ["behind", "in a segment"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_scans_of_other_pictures_in_the_file_do_not_count(progressive: bool, place: str) -> None:
+    """Phones append a film of some seconds to a picture: among its bytes are those of markers, by chance."""
+    plain, film = encoded(picture(40, 32), "JPEG", progressive=progressive), decoding.START_OF_SCAN * 500
+    segment = b"\xff\xe2" + (len(film) + 2).to_bytes(2) + film
+    data = plain + film if place == "behind" else plain[:2] + segment + plain[2:]
+    np.testing.assert_array_equal(decode(data, 1, 40 * 32).pixels, decode(plain, 1).pixels)
+
+
+def test_scans_do_not_hide_behind_a_marker_without_a_segment() -> None:
+    plain = encoded(picture(160, 120), "JPEG", progressive=True)
+    last = plain.rindex(decoding.START_OF_SCAN)
+    hidden = plain[:-2] + (b"\xff\x01" + plain[last:-2]) * 100 + plain[-2:]
+    assert reason(hidden, max_pixels=160 * 120) == "too many scans"
+
+
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "1", "RGBA", "CMYK"])
 def test_a_large_picture_is_converted_in_bands_to_the_same_pixels(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data = encoded(picture(61, 50, mode), "TIFF" if mode == "CMYK" else "PNG")
