@@ -2,8 +2,7 @@
 
 The batch script has three parts: the prologue makes the attempt's folder, srun starts the agents (and is ended if it
 waits for a node that is dead), and the epilogue, which a cancelled job does not reach, decides whether to requeue the
-job. All state comes from the run folder, none
-from a pickle: submitit passes on nothing but the folder's name.
+job. All state comes from the run folder, none from a pickle: submitit passes on nothing but the folder's name.
 """
 
 import contextlib
