@@ -221,12 +221,15 @@ def main() -> int:
     parser.add_argument("--limit", type=float, default=540.0, help="seconds of the whole on a GPU")
     parser.add_argument("--spent", type=float, default=0.0, help="seconds of them that are gone")
     parser.add_argument("--steps", type=int, default=20, help="that engines train after each checkpoint")
+    parser.add_argument("--check", action="store_true", help="only whether parts and nets are known")
     asked = parser.parse_args()
     try:
         parts = selected(asked.part, asked.only)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
+    if asked.check:
+        return 0
     if asked.out:
         asked.out.mkdir(parents=True, exist_ok=True)
         for letter in parts:

@@ -84,6 +84,7 @@ for wheel in sys.argv[1:]:
         done <"$place/needed"
     fi
 fi
+"$python" "$here/tests/gpu/run.py" --check ${part:+--part "$part"} ${only:+--only "$only"} || exit 2
 gpus=$("$python" -c 'import torch, torchvision; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)') || {
     echo "$python has no torch and torchvision that load: see the top of tests/gpu/run.sh." >&2
     exit 2
