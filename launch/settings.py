@@ -133,8 +133,10 @@ def _wrong_option(overrides: list[str], folder: Path) -> ConfigError | None:
     """Return the error for `method=null` or `views={a: 5}`, which name no option of their group; None without any."""
     for override in overrides:
         group, _, value = override.lstrip("+").partition("=")
-        if group and (folder / group).is_dir() and not (folder / group / f"{value}.yaml").is_file():
-            return _no_option(f"{group}/{value}", folder)
+        several = value.startswith("[") and value.endswith("]")  # tracker=[wandb,mlflow]
+        for name in filter(None, map(str.strip, value[1:-1].split(","))) if several else (value,):
+            if group and (folder / group).is_dir() and not (folder / group / f"{name}.yaml").is_file():
+                return _no_option(f"{group}/{name}", folder)
     return None
 
 

@@ -1,6 +1,7 @@
 """The words of a command line become a config or an error that helps, and a resume may change machine keys alone."""
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -245,3 +246,18 @@ def test_a_value_of_the_environment_does_not_get_into_a_config(monkeypatch: pyte
     with pytest.raises(ConfigError, match="cannot be composed") as caught:
         settings.compose(["name=${oc.env:AWS_SECRET_ACCESS_KEY}"], CONFIGS)
     assert "hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("method.hiden=3", "There is no key 'method.hiden'"),
+        ("engine.stage=2", "engine.stage=2 is an option of engine=deepspeed only"),
+        ("method=mocov7", "method=mocov7 does not exist"),
+        ("tracker=[wandb,mlfow]", "tracker=mlfow does not exist"),
+    ],
+)
+def test_beside_several_options_of_a_group_the_error_names_what_is_wrong(override: str, problem: str) -> None:
+    words = ["tracker=[wandb,mlflow]", override] if "tracker" not in override else [override]
+    with pytest.raises(ConfigError, match=re.escape(problem)):
+        settings.compose(words, CONFIGS)
