@@ -240,6 +240,7 @@ def test_of_an_array_only_the_preempted_task_comes_back(slurm: Slurm, demo_shard
     want_nodes_of(slurm, job_of(preempted))
     await_that(lambda: RunDir(preempted).newest_attempt() == 2, "the preempted one is back")
     assert [ending.again for ending in endings(preempted)] == ["preempted"]
+    assert slurm.record(job_of(preempted))["PreemptTime"] == "None", "a later failure would count as a preemption"
     assert slurm.state(job_of(cancelled)) == "CANCELLED"
     assert RunDir(cancelled).newest_attempt() == 1
     slurm.ask("scancel", job_of(preempted))
