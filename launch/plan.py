@@ -200,6 +200,7 @@ def positions(timeline: Timeline) -> Iterator[tuple[float, Progress]]:
 
 def show(options: PlanOptions, overrides: list[str], console: Console) -> None:
     """Write the curves of the run that the overrides describe, then print its plan. Raises UserError."""
+    (overrides,) = preparation.pack_folders([overrides], console)
     config = credentials.restored(preparation.new_config(overrides, console))
     ranks = config["nodes"] * config["ranks_per_node"]
     with on_meta_device():
