@@ -21,10 +21,21 @@ GREY = 0.95
 """Share of grey pictures from which changes of colour are left out."""
 TELLING = 0.5
 """Share of the variance of colour between pictures from which colour alone tells pictures apart."""
+NOTICED = 0.58
+"""How often a change of the pictures may be noticed, with two standard errors, of one that does not matter."""
 TINY_CROPS = 300_000
 """Pictures, counted with repetition, that the tiny encoder trains on; a larger encoder on small folders: FEW_CROPS."""
 FEW_CROPS = 2_000_000
 BATCH = 96
+ANY_COLOUR = {
+    "brightness": "0.6",
+    "contrast": "0.6",
+    "saturation": "0.6",
+    "hue": "0.5",
+    "jitter_p": "1.0",
+    "gray_p": "0.5",
+}
+"""Colours of views of pictures that have any colours: what is left the same is shape and texture."""
 ALLOWED, MOST_DAMAGED = 0.005, 0.2
 """Share of unreadable pictures from which the default limit, 1 %, may not do, and the highest limit that is chosen."""
 
@@ -118,17 +129,26 @@ def of_the_length(facts: Facts) -> list[KeyChoice]:
     return found
 
 
+def unnoticed(share: float, facts: Facts) -> bool:
+    """Return whether a change that was noticed in this share of the pictures changes nothing, surely enough."""
+    return share + 1 / math.sqrt(max(1, facts.measured - facts.unreadable)) < NOTICED
+
+
 def of_the_crops(facts: Facts) -> list[KeyChoice]:
     """Choose augmentations of which only the crops and the blur depend on the size of the pictures."""
     share = share_of_crops(facts)
-    found = [
-        KeyChoice(
-            "views", "pictures", "whether orientation matters cannot be known: no quarter turns, the gentle choice"
-        )
-    ]
+    found = [KeyChoice("views", "pictures", "the pair of BYOL, without quarter turns")]
     why = f"crops of at least {100 * share:.0f} % of the area: enlarged at most twice"
     found += both("crop_min", f"{share:g}", why)
     return found + (both("blur_p", "0.0", "a blur would erase small pictures") if small(facts) else [])
+
+
+def of_the_turns(facts: Facts) -> list[KeyChoice]:
+    """Choose quarter turns where turned pictures cannot be told from the others."""
+    told = f"{100 * facts.turned:.0f} % of quarter turns are noticed"
+    if unnoticed(facts.turned, facts):
+        return both("turn_p", "0.75", f"things lie at any angle: {told}")
+    return both("turn_p", "0.0", f"whether orientation matters is not known, so the gentle choice: {told}")
 
 
 def of_the_colours(facts: Facts) -> list[KeyChoice]:
@@ -136,6 +156,9 @@ def of_the_colours(facts: Facts) -> list[KeyChoice]:
     if facts.grey >= GREY:
         why = f"{100 * facts.grey:.0f} % of the pictures are grey"
         return [choice for key in ("saturation", "hue", "gray_p") for choice in both(key, "0.0", why)]
+    if unnoticed(facts.recoloured, facts):
+        why = f"any colour is as likely: {100 * facts.recoloured:.0f} % of other hues are noticed"
+        return [choice for key, value in ANY_COLOUR.items() for choice in both(key, value, why)]
     if facts.colour < TELLING:
         return []
     why = f"colour tells pictures apart ({100 * facts.colour:.0f} % of its variance): strong changes of it"
@@ -177,6 +200,7 @@ RULES: tuple[Rule, ...] = (
     of_the_encoder,
     of_the_length,
     of_the_crops,
+    of_the_turns,
     of_the_colours,
     of_the_statistics,
     of_the_damage,

@@ -13,16 +13,19 @@ import xxhash
 from dist_ssl.data.images.decode import UnreadableError, decode, resize_whole
 from dist_ssl.errors import DataError
 from shards.folder_scan import File
+from shards.invariance import SIDE, recoloured, turned
 from shards.sources.imagefolder import Pictures, read
 
-SAMPLE = 400
+SAMPLE = 1000
 """Pictures that are decoded, at most: the first in the order of packing, which is that of a hash of their names."""
 LEAST = 128
 """Shorter side, px, at which they are decoded at least, if they have it."""
-SMALL = 32
-"""Side of the copies, px, of which colours are compared."""
+SMALL = SIDE
+"""Side of the copies, px, that are compared with each other."""
 GREY_BELOW = 8 / 255
 """Largest difference between channels that a grey picture has: JPEGs round."""
+PAIRS = 4
+"""Pictures that a comparison with changed copies needs at least; of fewer, the change counts as noticed."""
 PERCENTILES = (10, 50, 90)
 Triple = tuple[float, float, float]
 Values = npt.NDArray[np.float64]
@@ -48,6 +51,10 @@ class Facts:
     """Share of grey pictures, 0 to 1."""
     colour: float
     """Share of the variance of colour (hue and saturation, not light) that is between pictures, 0 to 1."""
+    turned: float
+    """How often a picture is told from its copy with a quarter turn, 0.5 (never) to 1."""
+    recoloured: float
+    """How often a picture is told from its copy with other hues, 0.5 (never) to 1."""
     mean: Triple
     """Mean of the channels, for values in [0, 1]."""
     std: Triple
@@ -55,14 +62,18 @@ class Facts:
 
 
 class Glance(NamedTuple):
-    """A picture in numbers: shorter side, px; mean and mean square of each channel; mean colour and its variance."""
+    """A picture in numbers: shorter side, px; mean and mean square of each channel; mean colour and its variance.
+
+    `centre`: its middle square, [32, 32, 3] in [0, 1].
+    """
 
     side: int
     mean: Values
-    square: Values
+    mean_square: Values
     grey: bool
     colour: Values
     spread: float
+    centre: Values
 
 
 def measure(pictures: Pictures, threads: int, sample: int = SAMPLE) -> Facts:
@@ -77,7 +88,8 @@ def measure(pictures: Pictures, threads: int, sample: int = SAMPLE) -> Facts:
             "See whether they are images: python shards/make.py source=imagefolder path=... out=...",
         )
     mean = np.mean([one.mean for one in found], 0)
-    std = np.sqrt(np.maximum(np.mean([one.square for one in found], 0) - mean**2, 0))
+    std = np.sqrt(np.maximum(np.mean([one.mean_square for one in found], 0) - mean**2, 0))
+    centres = np.stack([one.centre for one in found])
     low, middle, high = np.percentile([one.side for one in found], PERCENTILES, method="lower")
     return Facts(
         train=len(pictures.train),
@@ -88,6 +100,8 @@ def measure(pictures: Pictures, threads: int, sample: int = SAMPLE) -> Facts:
         short_sides=(int(low), int(middle), int(high)),
         grey=float(np.mean([one.grey for one in found])),
         colour=between(found),
+        turned=turned(centres) if len(found) >= PAIRS else 1.0,
+        recoloured=recoloured(centres) if len(found) >= PAIRS else 1.0,
         mean=triple(mean),
         std=triple(std),
     )
@@ -100,12 +114,26 @@ def look(data: bytes) -> Glance | None:
     except UnreadableError:
         return None
     values = image.pixels.reshape(-1, 3).astype(np.float64) / 255
-    small = resize_whole(np.ascontiguousarray(image.pixels), SMALL, SMALL).reshape(-1, 3).astype(np.float64) / 255
+    small = reduced(image.pixels).reshape(-1, 3)
     red, green, blue = small.T
     opposed = np.stack([red - green, (red + green) / 2 - blue])  # what is left of a colour without its light
     grey = bool((small.max(1) - small.min(1)).max() <= GREY_BELOW)
-    square = (values**2).mean(0)
-    return Glance(min(image.sides), values.mean(0), square, grey, opposed.mean(1), float(opposed.var(1).sum()))
+    colour, spread = opposed.mean(1), float(opposed.var(1).sum())
+    middle = reduced(centre_of(image.pixels))
+    return Glance(min(image.sides), values.mean(0), (values**2).mean(0), grey, colour, spread, middle)
+
+
+def reduced(pixels: npt.NDArray[np.uint8]) -> Values:
+    """Return a copy of 32 x 32 px, [32, 32, 3] in [0, 1]."""
+    return resize_whole(np.ascontiguousarray(pixels), SMALL, SMALL).astype(np.float64) / 255
+
+
+def centre_of(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Return the largest square in the middle of [H, W, 3]: one that a turn does not distort."""
+    height, width, _ = pixels.shape
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return pixels[top : top + side, left : left + side]
 
 
 def between(looks: Sequence[Glance]) -> float:

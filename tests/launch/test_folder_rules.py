@@ -22,13 +22,16 @@ PHOTOGRAPHS = Facts(
     short_sides=(300, 500, 900),
     grey=0.0,
     colour=0.2,
+    turned=0.9,
+    recoloured=0.9,
     mean=(0.47, 0.45, 0.42),
     std=(0.24, 0.23, 0.24),
 )
 ICONS = replace(PHOTOGRAPHS, train=60_000, short_sides=(32, 32, 48), colour=0.7, mean=(0.5, 0.5, 0.5))
 SCANS = replace(PHOTOGRAPHS, train=90, val=0, classes=0, grey=1.0, short_sides=(70, 80, 90), std=(0.1, 0.1, 0.1))
 BROKEN = replace(PHOTOGRAPHS, unreadable=10)
-FOLDERS = {"photographs": PHOTOGRAPHS, "icons": ICONS, "scans": SCANS, "broken": BROKEN}
+CELLS = replace(ICONS, turned=0.52, recoloured=0.49)
+FOLDERS = {"photographs": PHOTOGRAPHS, "icons": ICONS, "scans": SCANS, "broken": BROKEN, "cells": CELLS}
 
 
 def chosen(facts: Facts) -> dict[str, str]:
@@ -94,17 +97,22 @@ def test_small_pictures_get_the_tiny_encoder_no_blur_and_are_probed_whole() -> N
 
 
 def test_colour_that_tells_pictures_apart_is_changed_strongly_and_grey_pictures_are_not_coloured() -> None:
-    gentle, strong, grey = (config(facts)["views"]["view2"] for facts in (PHOTOGRAPHS, ICONS, SCANS))
+    gentle, strong, grey, any_colour = (config(facts)["views"]["view2"] for facts in (PHOTOGRAPHS, ICONS, SCANS, CELLS))
     keys = ("brightness", "contrast", "saturation", "hue", "gray_p")
     assert [gentle[key] for key in keys] == [0.4, 0.4, 0.2, 0.1, 0.2]
     assert [strong[key] for key in keys] == [0.8, 0.8, 0.8, 0.2, 0.2]
     assert [grey[key] for key in keys] == [0.4, 0.4, 0.0, 0.0, 0.0]
+    assert [any_colour[key] for key in (*keys, "jitter_p")] == [0.6, 0.6, 0.6, 0.5, 0.5, 1.0]
 
 
-def test_nothing_is_turned_because_orientation_may_matter_and_that_is_said() -> None:
-    for facts in FOLDERS.values():
-        assert [view["turn_p"] for view in config(facts)["views"].values()] == [0.0, 0.0]
-        assert "orientation" in next(choice.reason for choice in choices(facts) if choice.key == "views")
+@pytest.mark.parametrize(
+    ("measured", "share", "turns"),
+    [(1000, 0.54, 0.75), (1000, 0.55, 0.0), (1000, 0.7, 0.0), (150, 0.5, 0.0), (160, 0.5, 0.75)],
+)
+def test_pictures_are_turned_where_that_is_surely_not_noticed(measured: int, share: float, turns: float) -> None:
+    facts = replace(PHOTOGRAPHS, measured=measured, turned=share)
+    assert [view["turn_p"] for view in config(facts)["views"].values()] == [turns, turns]
+    assert ("gentle" in next(choice.reason for choice in choices(facts) if "turn_p" in choice.key)) == (turns == 0)
 
 
 def test_statistics_are_imagenets_where_they_are_close() -> None:

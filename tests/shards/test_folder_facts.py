@@ -64,6 +64,18 @@ def test_colour_is_between_pictures_of_one_colour_each_and_within_those_of_all_c
     assert facts(written(tmp_path / "light", *light)).colour == 0, "light is not colour"
 
 
+def test_turns_are_of_the_middle_square_and_few_pictures_count_as_noticed(tmp_path: Path) -> None:
+    random = np.random.default_rng(2)
+    pictures = [np.full((40, 60, 3), 255) for _ in range(60)]
+    for number, picture in enumerate(pictures):
+        picture[:: random.integers(3, 7)] = random.integers(0, 200, 3)  # level stripes
+        picture[:, : 10 + number % 2] = 0  # outside of the square
+    found = facts(written(tmp_path / "many", *pictures))
+    assert found.turned > 0.9
+    few = facts(written(tmp_path / "few", *pictures[:3]))
+    assert (few.turned, few.recoloured) == (1.0, 1.0)
+
+
 def test_what_cannot_be_read_is_counted_and_a_folder_of_nothing_else_is_refused(tmp_path: Path) -> None:
     folder_of(tmp_path / "in", "1.jpg", "2.jpg")
     (tmp_path / "in" / "3.jpg").write_bytes(b"no image")
