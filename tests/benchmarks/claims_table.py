@@ -17,6 +17,8 @@ from launch import settings
 from launch.run_dir import PROJECT
 
 CONFIGS = PROJECT / "configs"
+ADDED = {"ema": None, "schedule.candidates": 1}
+"""Keys that the product got after rows had been measured, with the value that changes no result: such rows stay valid."""
 Words = tuple[str, ...]
 Found = Mapping[str, Any]
 """The numbers of a row, or `broken`: why it has none."""
@@ -133,7 +135,10 @@ def _config(groups: Words) -> str:
     config = settings.compose(list(groups), CONFIGS)
     probed = {f"probe.{key}": value for key, value in config["probe"].items()}
     found = {**settings.science(config), **probed}
-    return json.dumps({key: value for key, value in found.items() if key not in ("epochs", "seed")}, sort_keys=True)
+    unused = {key for key, off in ADDED.items() if found.get(key) == off} | {"epochs", "seed"}
+    if "schedule.candidates" in unused:
+        unused |= {key for key in found if key.startswith(("difficulty.", "schedule.candidates_from"))}
+    return json.dumps({key: value for key, value in found.items() if key not in unused}, sort_keys=True)
 
 
 def digest(words: Words) -> str:
