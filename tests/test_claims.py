@@ -167,7 +167,7 @@ def test_a_key_that_was_added_later_makes_another_row_only_where_it_is_used(monk
     plain = digest(base)
     assert digest((*base, "difficulty=model")) == plain  # nothing is chosen among one candidate
     assert len({plain, digest((*base, "ema=0.9")), digest((*base, "schedule.candidates=4"))}) == 3
-    monkeypatch.setattr(claims_table, "ADDED", {})
+    monkeypatch.setattr(claims_digest, "ADDED", {})
     claims_digest._config.cache_clear()
     assert digest(base) != plain
     claims_digest._config.cache_clear()
