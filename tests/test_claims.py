@@ -12,10 +12,12 @@ from rich.console import Console
 
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import ConfigError
+from tests.benchmarks import claims_digest
 from tests.benchmarks.claims import OPTIONS, TABLES, Runner, estimate, main, of_command, tables
 from tests.benchmarks.claims_curves import at_seconds, seconds_to, speed
+from tests.benchmarks.claims_digest import digest
 from tests.benchmarks.claims_report import Paired, markdown, paired_at_equal_seconds
-from tests.benchmarks.claims_table import Plan, Results, Row, Table, Variant, digest, flat, score
+from tests.benchmarks.claims_table import Plan, Results, Row, Table, Variant, flat, score
 from tests.benchmarks.one_row import config_of, measure
 
 SMALL = ("data=demo", "encoder.width=4", "method.hidden=16", "method.dim=8", "schedule.image_size=16", "batch_size=12")
@@ -158,6 +160,17 @@ def test_a_row_is_known_by_its_config_and_not_by_the_place_of_its_data() -> None
     assert digest(base) == digest((*base[:2], "data.path=elsewhere"))
     others = {digest((*base, word)) for word in ("method.temperature=0.1", "optim=sgd", "probe.k=10", "seed=1")}
     assert len(others | {digest(base)}) == 5
+
+
+def test_a_key_that_was_added_later_makes_another_row_only_where_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = ("+recipe=demo_simclr", "data=demo")
+    plain = digest(base)
+    assert digest((*base, "difficulty=model")) == plain  # nothing is chosen among one candidate
+    assert len({plain, digest((*base, "ema=0.9")), digest((*base, "schedule.candidates=4"))}) == 3
+    monkeypatch.setattr(claims_digest, "ADDED", {})
+    claims_digest._config.cache_clear()
+    assert digest(base) != plain
+    claims_digest._config.cache_clear()
 
 
 class Canned(Runner):

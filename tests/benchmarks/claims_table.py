@@ -1,11 +1,9 @@
 """The table of `claims.py` and the rows that it asks for: functions of a YAML file, of configs and of what is done."""
 
-import hashlib
 import json
 import statistics
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,10 +11,8 @@ import yaml
 
 from dist_ssl.errors import ConfigError, nearest
 from dist_ssl.runtime import jsonl
-from launch import settings
-from launch.run_dir import PROJECT
+from tests.benchmarks.claims_digest import digest
 
-CONFIGS = PROJECT / "configs"
 Words = tuple[str, ...]
 Found = Mapping[str, Any]
 """The numbers of a row, or `broken`: why it has none."""
@@ -120,27 +116,6 @@ def _variants(family: str, node: Mapping[str, Any], common: Words) -> Iterator[V
     for name, own in node["variants"].items():
         given = {key: tuple(own[key]) if key == "budgets" else own[key] for key in ("budgets", "like") if key in own}
         yield Variant(name, own["label"], own=flat(own.get("words", ())), **{**shared, **given})
-
-
-def key_of(word: str) -> str:
-    """Return the key of a word such as `+recipe=demo_byol`."""
-    return word.lstrip("+").partition("=")[0]
-
-
-@cache
-def _config(groups: Words) -> str:
-    """Return what the result depends on of the config that choices of groups make, and how it is probed."""
-    config = settings.compose(list(groups), CONFIGS)
-    probed = {f"probe.{key}": value for key, value in config["probe"].items()}
-    found = {**settings.science(config), **probed}
-    return json.dumps({key: value for key, value in found.items() if key not in ("epochs", "seed")}, sort_keys=True)
-
-
-def digest(words: Words) -> str:
-    """Return the hash of a config: where a recipe has changed, an old row is another one. Paths do not count."""
-    groups = tuple(word for word in words if (CONFIGS / key_of(word)).is_dir() or key_of(word) == "data.path")
-    others = [word for word in words if word not in groups and key_of(word) not in settings.MACHINE]
-    return hashlib.sha256(json.dumps([_config(groups), others]).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
