@@ -25,6 +25,7 @@ BAND_PIXELS = 1 << 22
 """Pixels that are converted to RGB at a time, so that a large picture is not held three times."""
 REVERSED = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}
 """PIL's names of the orders of two bytes (big, little, the machine's), and the other order of each."""
+ORDER = re.compile("(16[BLN])")
 BACKGROUNDS = {"white": 255, "black": 0}
 
 
@@ -81,19 +82,19 @@ def deep_pixels(image: Image.Image, data: bytes, ranged: bool) -> Deep | None:
         if not ranged:
             raise UnreadableError(NO_RANGE, image.mode)
         return np.asarray(image)[..., None]
-    low = _low_bytes(data) if ranged else None
+    low = _low_bytes(data, str(image.format)) if ranged else None
     return None if low is None else np.asarray(image).astype(np.uint16) * 256 + low
 
 
-def _low_bytes(data: bytes) -> Pixels | None:
+def _low_bytes(data: bytes, kind: str) -> Pixels | None:
     """Return the lower bytes of colours of 16 bits, of which PIL reads the upper ones; None for any other image.
 
     PIL has no colours of 16 bits: it keeps the upper byte of each, or the lower one where bytes are said to have the
     other order.
     """
-    with Image.open(io.BytesIO(data)) as image:
+    with Image.open(io.BytesIO(data), formats=[kind]) as image:
         tiles = list(getattr(image, "tile", []))
-        if not any("16" in str(tile.args) for tile in tiles):
+        if not any(ORDER.search(str(tile.args)) for tile in tiles):
             return None
         image.tile = [tile._replace(args=_reversed(tile.args)) for tile in tiles]
         try:
@@ -107,7 +108,7 @@ def _reversed(arguments: Any) -> Any:
     """Return the arguments of a decoder of PIL, of which the first names the order of bytes, with the other order."""
     if isinstance(arguments, tuple):
         return (_reversed(arguments[0]), *arguments[1:])
-    return "".join(REVERSED.get(part, part) for part in re.split(r"(16[BLN])", arguments))
+    return "".join(REVERSED.get(part, part) for part in ORDER.split(arguments))
 
 
 def _scaled(deep: Deep, white: float) -> Pixels:

@@ -105,6 +105,21 @@ def test_deep_colours_of_a_tiff_reach_white(order: str, deflated: bool) -> None:
     assert largest_value(data) == values.max()
 
 
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "GIF", "WEBP", "TIFF", "JPEG"])
+def test_a_range_changes_nothing_of_eight_bits(kind: str) -> None:
+    data = file_of(Image.fromarray(RANDOM.integers(0, 256, (9, 8, 3), dtype=np.uint8)), kind)
+    np.testing.assert_array_equal(pixels(data, range=1000), pixels(data))
+    assert largest_value(data) is None
+
+
+def test_colours_of_five_and_six_bits_have_no_range() -> None:
+    values = RANDOM.integers(0, 2**16, (4, 4)).astype("<u2").tobytes()
+    masks = struct.pack("<III", 0xF800, 0x07E0, 0x001F)
+    head = struct.pack("<IiiHHIIiiII", 40, 4, 4, 1, 16, 3, len(values), 0, 0, 0, 0) + masks
+    data = b"BM" + struct.pack("<IHHI", 14 + len(head) + len(values), 0, 0, 14 + len(head)) + head + values
+    np.testing.assert_array_equal(pixels(data, range=1000), pixels(data))
+
+
 def test_deep_pixels_of_a_kind_that_no_range_reaches_are_refused_rather_than_dark() -> None:
     data = png_of(RANDOM.integers(0, 4096, (6, 5, 2)))  # gray with alpha
     assert pixels(data).size
