@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+from shards.depth import white_of
 from shards.folder_facts import Facts
 
 SMALL = 64
@@ -144,11 +145,11 @@ def of_the_crops(facts: Facts) -> list[KeyChoice]:
 
 
 def of_the_turns(facts: Facts) -> list[KeyChoice]:
-    """Choose quarter turns where turned pictures cannot be told from the others."""
-    told = f"{100 * facts.turned:.0f} % of quarter turns are noticed"
+    """Choose quarter turns where turned pictures cannot be distinguished from the others."""
+    noticed = f"{100 * facts.turned:.0f} % of quarter turns are noticed"
     if unnoticed(facts.turned, facts):
-        return both("turn_p", "0.75", f"things lie at any angle: {told}")
-    return both("turn_p", "0.0", f"whether orientation matters is not known, so the gentle choice: {told}")
+        return both("turn_p", "0.75", f"things lie at any angle: {noticed}")
+    return both("turn_p", "0.0", f"whether orientation matters is not known, so the gentle choice: {noticed}")
 
 
 def of_the_colours(facts: Facts) -> list[KeyChoice]:
@@ -174,6 +175,13 @@ def of_the_statistics(facts: Facts) -> list[KeyChoice]:
     mean, std = IMAGENET if near else own
     why = "the pictures' own are close to ImageNet's" if near else f"measured on {facts.measured} pictures"
     return [KeyChoice("data.mean", listed(mean), why), KeyChoice("data.std", listed(std), why)]
+
+
+def of_the_range(facts: Facts) -> list[KeyChoice]:
+    """Choose the value that is white where pictures of 16 bits do not use them all."""
+    white = white_of(facts.deepest) if facts.deepest else None
+    why = f"values of pictures of 16 bits end at {facts.deepest}"
+    return [KeyChoice("data.range", str(white), why)] if white else []
 
 
 def of_the_damage(facts: Facts) -> list[KeyChoice]:
@@ -203,6 +211,7 @@ RULES: tuple[Rule, ...] = (
     of_the_turns,
     of_the_colours,
     of_the_statistics,
+    of_the_range,
     of_the_damage,
     of_the_probe,
 )

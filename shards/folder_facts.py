@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import xxhash
 
-from dist_ssl.data.images.decode import UnreadableError, decode, resize_whole
+from dist_ssl.core.draws import Doubles
+from dist_ssl.data.images.decode import decode, largest_value, resize_whole
+from dist_ssl.data.images.image_rules import RULES, ImageRules, Pixels
+from dist_ssl.data.images.unreadable import UnreadableError
 from dist_ssl.errors import DataError
+from shards.depth import white_of
 from shards.folder_scan import File
 from shards.invariance import SIDE, recoloured, turned
 from shards.sources.imagefolder import Pictures, read
@@ -28,7 +31,6 @@ PAIRS = 4
 """Pictures that a comparison with changed copies needs at least; of fewer, the change counts as noticed."""
 PERCENTILES = (10, 50, 90)
 Triple = tuple[float, float, float]
-Values = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,11 @@ class Facts:
     colour: float
     """Share of the variance of colour (hue and saturation, not light) that is between pictures, 0 to 1."""
     turned: float
-    """How often a picture is told from its copy with a quarter turn, 0.5 (never) to 1."""
+    """How often a picture is distinguished from its copy with a quarter turn, 0.5 (never) to 1."""
     recoloured: float
-    """How often a picture is told from its copy with other hues, 0.5 (never) to 1."""
+    """How often a picture is distinguished from its copy with other hues, 0.5 (never) to 1."""
+    deepest: int
+    """Largest value of the pictures of 16 bits; 0 where there are none."""
     mean: Triple
     """Mean of the channels, for values in [0, 1]."""
     std: Triple
@@ -68,19 +72,22 @@ class Glance(NamedTuple):
     """
 
     side: int
-    mean: Values
-    mean_square: Values
+    mean: Doubles
+    mean_square: Doubles
     grey: bool
-    colour: Values
+    colour: Doubles
     spread: float
-    centre: Values
+    centre: Doubles
 
 
 def measure(pictures: Pictures, threads: int, sample: int = SAMPLE) -> Facts:
     """Return the facts of a folder. Raises DataError where none of the pictures of the sample can be read."""
-    chosen = pictures.train[:sample]
+    chosen, root = pictures.train[:sample], pictures.roots[0]
     with ThreadPoolExecutor(threads) as pool:
-        looks = list(pool.map(lambda file: look(read(pictures.roots[0], file)), chosen))
+        values = pool.map(lambda file: largest_value(read(root, file)), chosen)
+        deepest = max((value for value in values if value is not None), default=0)
+        rules = ImageRules(range=white_of(deepest) if deepest else None)
+        looks = list(pool.map(lambda file: look(read(root, file), rules), chosen))
     found = [one for one in looks if one is not None]
     if not found:
         raise DataError(
@@ -102,15 +109,16 @@ def measure(pictures: Pictures, threads: int, sample: int = SAMPLE) -> Facts:
         colour=between(found),
         turned=turned(centres) if len(found) >= PAIRS else 1.0,
         recoloured=recoloured(centres) if len(found) >= PAIRS else 1.0,
+        deepest=deepest,
         mean=triple(mean),
         std=triple(std),
     )
 
 
-def look(data: bytes) -> Glance | None:
+def look(data: bytes, rules: ImageRules = RULES) -> Glance | None:
     """Return a picture in numbers; None if it cannot be decoded."""
     try:
-        image = decode(data, LEAST)
+        image = decode(data, LEAST, rules)
     except UnreadableError:
         return None
     values = image.pixels.reshape(-1, 3).astype(np.float64) / 255
@@ -123,12 +131,12 @@ def look(data: bytes) -> Glance | None:
     return Glance(min(image.sides), values.mean(0), (values**2).mean(0), grey, colour, spread, middle)
 
 
-def reduced(pixels: npt.NDArray[np.uint8]) -> Values:
+def reduced(pixels: Pixels) -> Doubles:
     """Return a copy of 32 x 32 px, [32, 32, 3] in [0, 1]."""
     return resize_whole(np.ascontiguousarray(pixels), SMALL, SMALL).astype(np.float64) / 255
 
 
-def centre_of(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+def centre_of(pixels: Pixels) -> Pixels:
     """Return the largest square in the middle of [H, W, 3]: one that a turn does not distort."""
     height, width, _ = pixels.shape
     side = min(height, width)
@@ -143,7 +151,7 @@ def between(looks: Sequence[Glance]) -> float:
     return apart / total if total > GREY_BELOW**2 else 0.0
 
 
-def triple(values: Values) -> Triple:
+def triple(values: Doubles) -> Triple:
     """Return the values of the three channels, to three digits; of a standard deviation of 0 at least 0.001."""
     red, green, blue = (max(0.001, round(float(value), 3)) for value in values)
     return red, green, blue

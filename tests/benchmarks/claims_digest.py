@@ -8,7 +8,7 @@ from launch import settings
 from launch.run_dir import PROJECT
 
 CONFIGS = PROJECT / "configs"
-ADDED = {"ema": None, "schedule.candidates": 1}
+ADDED = {"ema": None, "schedule.candidates": 1, "data.range": None, "data.alpha": "white"}
 """Keys that the product got after rows had been measured, with the value that changes no result: they stay valid."""
 
 

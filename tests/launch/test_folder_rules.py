@@ -24,13 +24,14 @@ PHOTOGRAPHS = Facts(
     colour=0.2,
     turned=0.9,
     recoloured=0.9,
+    deepest=0,
     mean=(0.47, 0.45, 0.42),
     std=(0.24, 0.23, 0.24),
 )
 ICONS = replace(PHOTOGRAPHS, train=60_000, short_sides=(32, 32, 48), colour=0.7, mean=(0.5, 0.5, 0.5))
 SCANS = replace(PHOTOGRAPHS, train=90, val=0, classes=0, grey=1.0, short_sides=(70, 80, 90), std=(0.1, 0.1, 0.1))
 BROKEN = replace(PHOTOGRAPHS, unreadable=10)
-CELLS = replace(ICONS, turned=0.52, recoloured=0.49)
+CELLS = replace(ICONS, turned=0.52, recoloured=0.49, deepest=4000)
 FOLDERS = {"photographs": PHOTOGRAPHS, "icons": ICONS, "scans": SCANS, "broken": BROKEN, "cells": CELLS}
 
 
@@ -113,6 +114,11 @@ def test_pictures_are_turned_where_that_is_surely_not_noticed(measured: int, sha
     facts = replace(PHOTOGRAPHS, measured=measured, turned=share)
     assert [view["turn_p"] for view in config(facts)["views"].values()] == [turns, turns]
     assert ("gentle" in next(choice.reason for choice in choices(facts) if "turn_p" in choice.key)) == (turns == 0)
+
+
+@pytest.mark.parametrize(("deepest", "white"), [(0, None), (65535, None), (40000, None), (4095, "4095"), (900, "1023")])
+def test_the_white_of_deep_pictures_is_that_of_their_bits(deepest: int, white: str | None) -> None:
+    assert chosen(replace(PHOTOGRAPHS, deepest=deepest)).get("data.range") == white
 
 
 def test_statistics_are_imagenets_where_they_are_close() -> None:

@@ -76,6 +76,15 @@ def test_turns_are_of_the_middle_square_and_few_pictures_count_as_noticed(tmp_pa
     assert (few.turned, few.recoloured) == (1.0, 1.0)
 
 
+def test_statistics_of_deep_pictures_are_those_of_their_range(tmp_path: Path) -> None:
+    values = np.random.default_rng(3).integers(0, 4096, (3, 40, 60)).astype(np.uint16)
+    for number, picture in enumerate(values):
+        Image.fromarray(picture).save(tmp_path / f"{number}.png")
+    found = facts(tmp_path)
+    assert 4000 < found.deepest < 4096
+    np.testing.assert_allclose(found.mean, values.mean() / 4095, atol=2e-3)
+
+
 def test_what_cannot_be_read_is_counted_and_a_folder_of_nothing_else_is_refused(tmp_path: Path) -> None:
     folder_of(tmp_path / "in", "1.jpg", "2.jpg")
     (tmp_path / "in" / "3.jpg").write_bytes(b"no image")

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
-from shards.invariance import SIDE, Values, hues, outlines, recoloured, told_apart, turned
+from dist_ssl.core.draws import Doubles
+from shards.invariance import SIDE, distinguished, hues, outlines, recoloured, turned
 
 COUNT = 600
 
 
-def blobs(seed: int, angles: float, colours: float) -> Values:
+def blobs(seed: int, angles: float, colours: float) -> Doubles:
     """Return pictures [600, 32, 32, 3] of an edge each, turned by up to `angles` and of up to `colours` of all hues."""
     random = np.random.default_rng(seed)
     down, right = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
@@ -34,8 +35,8 @@ def test_any_colours_are_not_told_from_others_and_some_colours_are(seed: int) ->
 
 def test_equal_pairs_are_told_in_half_of_all_cases_and_apart_ones_always() -> None:
     rows = np.random.default_rng(0).normal(size=(40, 5))
-    assert told_apart(rows, rows) == 0.5
-    assert told_apart(rows, rows + 3) == 1.0
+    assert distinguished(rows, rows) == 0.5
+    assert distinguished(rows, rows + 3) == 1.0
 
 
 def test_hues_are_counted_by_their_chroma() -> None:
