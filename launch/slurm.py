@@ -33,6 +33,8 @@ from launch.progress_bar import RunView
 from launch.run_dir import RunDir, write_for_owner_alone
 
 INTERRUPTED_CODE = 130
+ENCODER = "encoder.safetensors"
+"""File of a finished run, as `dist_ssl.saved_encoder` names it."""
 OF_A_RUN = ("resume=", "follow=", "fork=")
 """Arguments that name an existing run."""
 Prepared = tuple[RunDir, dict[str, Any]]
@@ -50,15 +52,28 @@ def say_how_it_ended(run: RunDir, overrides: list[str], ending: Ending, console:
             console.print(f"  Samples that could not be read: {bad}, in {run.folder}/quarantine.jsonl", highlight=False)
         longer = f"python launch/slurm.py {shlex.quote(f'resume={run.folder}')} extend='24 epochs'"
         console.print(f"  Train longer: {longer}", highlight=False, markup=False)
-        console.print("  Next: train a larger encoder", end=" ", highlight=False)
-        console.print("(encoder=resnet18 encoder.stem=small),", end=" ", highlight=False)
-        console.print("or use your own images (data=folder data.path=...).", highlight=False)
+        say_how_to_use(run, console)
     elif ending.outcome == STOPPED:
         how = ending.reason or "Stopped after saving; nothing is lost."
         console.print(f"{how}{score}\n  Resume with: {again}", highlight=False, markup=False)
     else:
         how = ending.reason or "The attempt failed."
         console.print(f"{how}\n  Resume with: {again}", highlight=False, markup=False)
+
+
+def say_how_to_use(run: RunDir, console: Console) -> None:
+    """Print how the encoder of a finished run is loaded, or, where the run could not write it, how to export it."""
+    if not (run.folder / ENCODER).is_file():
+        again = shlex.join(["python", "launch/export.py", f"run={run.folder}", "to=safetensors"])
+        console.print(
+            f"  Its encoder could not be written, as a log says. Write it: {again}", highlight=False, markup=False
+        )
+        return
+    say = [
+        f"  Use the encoder: import dist_ssl; encoder = dist_ssl.load_encoder({str(run.folder)!r})",
+        "                   features = encoder.embed(['a.jpg', 'b.jpg'])",
+    ]
+    console.print("\n".join(say), highlight=False, markup=False)
 
 
 def run_here(run: RunDir, config: dict[str, Any], overrides: list[str], console: Console) -> int:

@@ -67,14 +67,19 @@ def cut_centre(data: bytes, resize: int, rules: ImageRules, out: Pixels) -> str:
     empty string. Raises UnreadableError.
     """
     image = decode(data, resize, rules)
-    left, top, right, bottom = centre_box(image.pixels.shape[1], image.pixels.shape[0], LONGEST)
-    pixels = np.ascontiguousarray(image.pixels[top:bottom, left:right])
+    write_centre(image.pixels, resize, out)
+    return image.slow
+
+
+def write_centre(whole: Pixels, resize: int, out: Pixels) -> None:
+    """Write the view of an image, pixels [h, w, 3], into `out` [crop, crop, 3]; `resize`: see `cut_centre`."""
+    left, top, right, bottom = centre_box(whole.shape[1], whole.shape[0], LONGEST)
+    pixels = np.ascontiguousarray(whole[top:bottom, left:right])
     height, width, _ = pixels.shape
     shorter = min(width, height)
     across, down = int(resize * width / shorter), int(resize * height / shorter)
     left, top, right, bottom = centred(across, down, len(out))
     out[:] = resize_whole(pixels, across, down)[top:bottom, left:right]
-    return image.slow
 
 
 def centred(width: int, height: int, side: int) -> tuple[int, int, int, int]:
