@@ -45,7 +45,19 @@ SMALL_TEXT = 1 << 10
 BAND_PIXELS = 1 << 22
 """Pixels that are converted to RGB at a time, so that a large picture is not held three times."""
 Image.init()
-FORMATS = tuple({"JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "JPEG2000", "AVIF"} & Image.OPEN.keys())
+EXTENSIONS = {
+    "JPEG": "jpg",
+    "PNG": "png",
+    "WEBP": "webp",
+    "GIF": "gif",
+    "TIFF": "tif",
+    "BMP": "bmp",
+    "PPM": "ppm",
+    "JPEG2000": "jp2",
+    "AVIF": "avif",
+}
+"""Usual extensions of files by PIL's name of their format."""
+FORMATS = tuple(name for name in EXTENSIONS if name in Image.OPEN)
 """Formats that PIL may try; its other formats are rare, and some run external programs."""
 SCALES = (8, 4, 2, 1)
 ORIENTATION = 0x0112
@@ -55,6 +67,7 @@ UNSUPPORTED = "unsupported pixels"
 SEQUENTIAL = (0xC0, 0xC1)
 """Markers of JPEGs whose scans hold all of the coefficients, so that their range need not be said."""
 PNG = b"\x89PNG\r\n\x1a\n"
+JPEG = b"\xff\xd8\xff"
 TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 """Chunks of a PNG that have no say in the pixels that are read, and whose size PIL bounds."""
 FORMAT, CMYK, TURNED, SAMPLING = "format", "cmyk", "orientation", "sampling"
@@ -90,7 +103,7 @@ def decode(data: bytes, least: int, max_pixels: int = MAX_PIXELS) -> Decoded:
     """
     if not data:
         raise UnreadableError(EMPTY)
-    if data[:3] == b"\xff\xd8\xff":
+    if data.startswith(JPEG):
         return _jpeg(data, least, max_pixels)
     return _other(data, max_pixels, FORMAT)
 
@@ -148,7 +161,7 @@ def _other(data: bytes, max_pixels: int, slow: str) -> Decoded:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(*image.size, max_pixels)
-            if image.format == "JPEG":
+            if data.startswith(JPEG):  # also where PIL calls it MPO, a file of several
                 _check_scans(data, image.width * image.height, max_pixels)
             image.load()
             pixels = _upright(_rgb(image), _orientation(image.getexif))
@@ -206,13 +219,13 @@ def _without_text(png: bytes) -> bytes:
 
 def looks_like_image(data: bytes) -> bool:
     """Return whether the first bytes are those of an image in one of the formats that are read."""
-    return format_of(data) is not None
+    return bool(kind_of(data))
 
 
-def format_of(data: bytes) -> str | None:
-    """Return PIL's name of the format whose first bytes these are, one of FORMATS; None if there is none."""
+def kind_of(data: bytes) -> str:
+    """Return the usual extension of an image file by its first bytes; empty if they are of no format that is read."""
     accepts = ((name, Image.OPEN[name][1]) for name in FORMATS)
-    return next((name for name, accept in accepts if accept and accept(data[:16])), None)
+    return next((EXTENSIONS[name] for name, accept in accepts if accept and accept(data[:16])), "")
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
