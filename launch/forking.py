@@ -123,7 +123,8 @@ def begin(config: dict[str, Any], words: list[str], source: RunDir, checkpoint: 
         except OSError as error:
             raise CheckpointError(
                 f"{checkpoint} cannot be taken over to {run.folder}: {preparation.first_reason(error)}.",
-                "Where the other run has removed it meanwhile, fork a newer one, or raise that run's keep_last.",
+                "Where the disk is full, free some space. Where the other run has removed it meanwhile, fork a newer "
+                "one, or raise that run's keep_last.",
             ) from error
     return run
 

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from dist_ssl.data.images.decode import decode, resize_whole
+from dist_ssl.data.images.decode import decode, kind_of, resize_whole
 from dist_ssl.data.images.image_rules import RULES, ImageRules
 from dist_ssl.data.images.unreadable import UnreadableError
 from dist_ssl.data.storage import manifest, pyramid
@@ -33,10 +33,10 @@ from shards.pack import Contents, pack
 CHROMA = "4:2:0"
 MOST = 65500
 """Longest side of a JPEG, px."""
+UNKNOWN = "bin"
+"""Extension of a file that is no image."""
 OVER = 2
 """Smallest shorter side at which an image is decoded, in sides of the level; from there it is resized antialiased."""
-MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"GIF8": "gif", b"BM": "bmp", b"II*\0": "tif", b"MM\0*": "tif"}
-"""First bytes of image files, and the extension of such members."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def contents(split: Split, copied: Mapping[str, Any]) -> Contents:
 
     def sample(number: int) -> Sample:
         data, sides = smaller(reader.read(number), copied["side"], copied["quality"], rules)
-        return Sample(split.samples.key(number), kind_of(data), data, sides=sides)
+        return Sample(split.samples.key(number), kind_of(data) or UNKNOWN, data, sides=sides)
 
     versions = (PIL.__version__, simplejpeg.__version__, torch.__version__)
     stamp = f"{split.name} {sorted(copied.items())} {versions}"
@@ -121,10 +121,3 @@ def smaller(data: bytes, side: int, quality: int, rules: ImageRules = RULES) -> 
     Image.fromarray(pixels).save(file, "JPEG", quality=quality, subsampling=CHROMA, optimize=True)
     copy = file.getvalue()
     return (copy if len(copy) < len(data) else data), image.sides
-
-
-def kind_of(data: bytes) -> str:
-    """Return the extension for an image file from its first bytes; `bin` for an unknown format."""
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "webp"
-    return next((kind for begin, kind in MAGIC.items() if data.startswith(begin)), "bin")

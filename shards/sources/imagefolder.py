@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 import xxhash
 from rich.console import Console
 
-from dist_ssl.data.images.decode import format_of, looks_like_image
+from dist_ssl.data.images.decode import kind_of, looks_like_image
 from dist_ssl.errors import ConfigError, DataError, printable
 from shards.archive import KINDS, META, Sample, spelt
 from shards.command_line import Bytes, HeldOut, Threads, counted_kinds, say, shortened
@@ -30,18 +30,6 @@ TRAIN_NAMES = ("train", "training")
 VAL_NAMES = ("val", "valid", "validation", "dev", "eval", "evaluation", "test", "testing")
 """Names of the folders of splits, in any case; of several held-out ones, the first in this order is used."""
 HELD_OUT = HeldOut(share=0.02)
-KIND_OF_FORMAT = {
-    "JPEG": "jpg",
-    "PNG": "png",
-    "WEBP": "webp",
-    "GIF": "gif",
-    "TIFF": "tif",
-    "BMP": "bmp",
-    "PPM": "ppm",
-    "JPEG2000": "jp2",
-    "AVIF": "avif",
-}
-"""The extension of files that have none, or an unknown one, by PIL's name of their format."""
 
 
 @dataclass(frozen=True)
@@ -240,16 +228,11 @@ def contents(root: Path, files: Sequence[File], classes: Sequence[str]) -> Conte
         file = files[number]
         label = numbers.get(file.name.partition("/")[0], -1)
         alone = stems[stem(file.name)] == 1
-        data = read(root, file)
-        return Sample(key(file.name, alone), kind_of(file.name, data), data, label)
+        data, own = read(root, file), extension(file.name)
+        kind = own if own.lower() in KINDS else kind_of(data)  # an unknown one could be that of a label
+        return Sample(key(file.name, alone), kind, data, label)
 
     return Contents(len(files), stamp.hexdigest(), sample)
-
-
-def kind_of(name: str, data: bytes) -> str:
-    """Return the extension of a file's member: its own if it is that of an image, else the usual one of its format."""
-    own = extension(name)
-    return own if own.lower() in KINDS else KIND_OF_FORMAT[str(format_of(data))]
 
 
 def stem(name: str) -> str:

@@ -16,7 +16,7 @@ from dist_ssl.engines.parallel import Parallel
 from dist_ssl.engines.tree import Node, add_up, block, tops, tree_sum
 from dist_ssl.engines.virtual import check_number
 from dist_ssl.errors import ConfigError
-from dist_ssl.optim.recipes import LARS, SGD, OptimizerRecipe
+from dist_ssl.optim.recipes import LARS, SGD, Muon, OptimizerRecipe
 from tests.engines.jobs import CONFIGS, filled, small_engine, small_method, trained
 from tests.jobs import attempt, same_bits, small_config
 from tests.ranks import Ranks
@@ -28,6 +28,7 @@ CASES: dict[str, tuple[str, dict[str, Any], OptimizerRecipe | None, dict[str, An
     "mocov3 + rotation": ("mocov3", {"rotation": True}, None, {}),
     "groups within a virtual rank": ("simclr", {"norm_group": 2}, None, {"virtual_ranks": 4}),
     "lars, clipped": ("byol", {}, LARS(0.1, 1e-4, trust=0.02), {"clip": 0.5}),
+    "muon": ("simclr", {}, Muon(1e-3, 0.05), {}),
     "sgd, checkpointed": ("vicreg", {}, SGD(1e-2, 5e-4), {"activation_checkpointing": True}),
 }
 

@@ -51,7 +51,19 @@ MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 SMALL_TEXT = 1 << 10
 """Bytes of a text chunk of a PNG that is read, for its orientation; compressed text may be a thousand times as long."""
 Image.init()
-FORMATS = tuple({"JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "JPEG2000", "AVIF"} & Image.OPEN.keys())
+EXTENSIONS = {
+    "JPEG": "jpg",
+    "PNG": "png",
+    "WEBP": "webp",
+    "GIF": "gif",
+    "TIFF": "tif",
+    "BMP": "bmp",
+    "PPM": "ppm",
+    "JPEG2000": "jp2",
+    "AVIF": "avif",
+}
+"""Usual extensions of files by PIL's name of their format."""
+FORMATS = tuple(name for name in EXTENSIONS if name in Image.OPEN)
 """Formats that PIL may try; its other formats are rare, and some run external programs."""
 SCALES = (8, 4, 2, 1)
 ORIENTATION = 0x0112
@@ -86,7 +98,7 @@ def decode(data: bytes, least: int, rules: ImageRules = RULES) -> Decoded:
     """
     if not data:
         raise UnreadableError(EMPTY)
-    if data[:3] == JPEG:
+    if data.startswith(JPEG):
         return _jpeg(data, least, rules)
     return _other(data, rules, FORMAT)
 
@@ -144,7 +156,7 @@ def _other(data: bytes, rules: ImageRules, slow: str) -> Decoded:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(*image.size, rules.max_pixels)
-            if image.format == "JPEG":
+            if data.startswith(JPEG):  # also where PIL calls it MPO, a file of several
                 _check_scans(data, image.width * image.height, rules.max_pixels)
             image.load()
             pixels = _upright(to_rgb(image, data, rules), _orientation(image.getexif))
@@ -202,7 +214,7 @@ def _without_text(png: bytes) -> bytes:
 
 def largest_value(data: bytes) -> int | None:
     """Return the largest value of an image of 16 bits; None for any other, and where it cannot be read."""
-    if not data or data[:3] == JPEG or (data.startswith(PNG) and data[24:25] != b"\x10"):
+    if not data or data.startswith(JPEG) or (data.startswith(PNG) and data[24:25] != b"\x10"):
         return None
     rules = ImageRules(range=FULL)
     try:
@@ -219,13 +231,13 @@ def largest_value(data: bytes) -> int | None:
 
 def looks_like_image(data: bytes) -> bool:
     """Return whether the first bytes are those of an image in one of the formats that are read."""
-    return format_of(data) is not None
+    return bool(kind_of(data))
 
 
-def format_of(data: bytes) -> str | None:
-    """Return PIL's name of the format whose first bytes these are, one of FORMATS; None if there is none."""
+def kind_of(data: bytes) -> str:
+    """Return the usual extension of an image file by its first bytes; empty if they are of no format that is read."""
     accepts = ((name, Image.OPEN[name][1]) for name in FORMATS)
-    return next((name for name, accept in accepts if accept and accept(data[:16])), None)
+    return next((EXTENSIONS[name] for name, accept in accepts if accept and accept(data[:16])), "")
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:

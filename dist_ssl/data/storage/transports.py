@@ -133,7 +133,7 @@ class Web:
                     preload_content=False,
                 )
             except urllib3.exceptions.HTTPError as error:
-                if isinstance(error, urllib3.exceptions.SSLError):
+                if any(isinstance(reason, ssl.SSLCertVerificationError) for reason in error.args):
                     raise DataError(
                         _describe(address, error), "The server's certificate is not trusted here."
                     ) from None

@@ -232,6 +232,19 @@ def test_a_jpeg_of_endless_scans_is_refused_by_their_work_not_by_their_number() 
         decode(many, 1, ImageRules(small * 10))
 
 
+def test_scans_are_counted_in_files_of_several_pictures_too() -> None:
+    """PIL has another name for them, MPO; it decodes what libjpeg-turbo does not take."""
+    image = picture(160, 120)
+    whole = encoded(image, "MPO", save_all=True, append_images=[image], progressive=True)
+    end = whole.index(b"\xff\xd9", whole.index(decoding.START_OF_SCAN))
+    last = whole.rindex(decoding.START_OF_SCAN, 0, end)
+    many = whole[:end] + whole[last:end] * 100 + whole[end:]
+    with Image.open(io.BytesIO(many)) as found:
+        assert found.format == "MPO"
+    with pytest.raises(UnreadableError, match="too many scans"):
+        decoding._other(many, 160 * 120, decoding.SAMPLING)
+
+
 @pytest.mark.parametrize("place", ["behind", "in a segment"])
 @pytest.mark.parametrize("progressive", [False, True])
 def test_scans_of_other_pictures_in_the_file_do_not_count(progressive: bool, place: str) -> None:

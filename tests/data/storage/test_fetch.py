@@ -3,10 +3,14 @@
 import base64
 import logging
 import random
+import socket
+import ssl
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import urllib3
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +19,7 @@ from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.fetch import Fetcher, Patience
 from dist_ssl.data.storage.redirects import check_redirect
 from dist_ssl.data.storage.transports import NoRangesError
-from dist_ssl.errors import ConfigError, DataError
+from dist_ssl.errors import ConfigError, DataError, ServerAwayError
 from tests.web import FAULTS, Server, serving
 
 DATA = random.Random(7).randbytes(100_000)
@@ -128,6 +132,35 @@ def test_a_fault_that_stays_ends_with_an_error_that_names_it(server: Server, fau
 def test_a_server_that_does_not_run_is_an_error_that_names_the_address() -> None:
     with pytest.raises(DataError, match=r"http://127\.0\.0\.1:9/x could not be fetched in 1 tries: .*refused"):
         Fetcher(NO_TRIES).read(Address.parse("http://127.0.0.1:9/x"), MOST)
+
+
+def test_a_server_that_ends_a_handshake_is_away_and_not_untrusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a proxy does that is started anew: the next try may succeed."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            for _ in range(2):
+                connection, _ = server.accept()
+                connection.recv(1 << 16)
+                connection.close()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        address = Address.parse(f"https://127.0.0.1:{server.getsockname()[1]}/x.tar")
+        with pytest.raises(ServerAwayError, match="could not be fetched in 2 tries"):
+            fetched(Fetcher(Patience(tries=2, first_seconds=0.001, stall_seconds=30)), address)
+        thread.join()
+
+
+def test_a_certificate_that_is_not_trusted_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise urllib3.exceptions.SSLError(ssl.SSLCertVerificationError("self-signed certificate"))
+
+    monkeypatch.setattr(urllib3.PoolManager, "request", refuse)
+    with pytest.raises(DataError, match="self-signed certificate") as caught:
+        fetched(Fetcher(QUICK), Address.parse("https://127.0.0.1/x.tar"))
+    assert caught.value.remedy == "The server's certificate is not trusted here."
 
 
 def test_a_file_of_another_size_is_refused(server: Server) -> None:
