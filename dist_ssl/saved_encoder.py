@@ -70,7 +70,7 @@ class Description:
     range: float | None = None
     """The value that is white in deep pixels, see `ImageRules`."""
     alpha: Literal["white", "black", "drop"] = "white"
-    """What shows through where an image is transparent, see `ImageRules`."""
+    """The background of transparent images, see `ImageRules`."""
 
     def check(self) -> None:
         """Raise ConfigError where a value cannot be that of an encoder."""

@@ -242,7 +242,7 @@ def test_scans_are_counted_in_files_of_several_pictures_too() -> None:
     with Image.open(io.BytesIO(many)) as found:
         assert found.format == "MPO"
     with pytest.raises(UnreadableError, match="too many scans"):
-        decoding._other(many, 160 * 120, decoding.SAMPLING)
+        decoding._other(many, ImageRules(160 * 120), decoding.SAMPLING)
 
 
 @pytest.mark.parametrize("place", ["behind", "in a segment"])
