@@ -130,8 +130,8 @@ def report(run: RunDir, split: Split, console: Console) -> int:
     if run.outcome() != FINISHED:
         console.print(f"The run has not finished: the audit covers the {final} steps up to its newest checkpoint.")
     if not tallies:
-        console.print("There is no checkpoint yet, so no step is final: nothing to audit.")
-        return 0
+        console.print("There is no checkpoint yet, so no step is final: nothing can be audited.")
+        return EXIT_CODE
     console.print(table(tallies))
     for line in [*problems, *(line for tally in tallies for line in details(tally, split))]:
         console.print(line)

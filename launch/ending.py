@@ -14,9 +14,10 @@ FINISHED, STOPPED, REFUSED, FAILED = "finished", "stopped", "refused", "failed"
 PREEMPTED, OUT_OF_TIME, LOST = "preempted", "time limit", "something was lost"
 """Why the epilogue requeues a job."""
 WORKER_DIED, OUT_OF_MEMORY, NODE_LOST = "worker died", "out of memory", "node lost"
-STOPPED_CODE, LOST_CODE = 75, 76
-"""Exit codes of ranks: stopped as it was asked to; ended because of another rank, a node or a server that is gone."""
-OUTCOME_OF_CODE = {0: FINISHED, STOPPED_CODE: STOPPED, EXIT_CODE: REFUSED}
+STOPPED_CODE, LOST_CODE, DIVERGED_CODE = 75, 76, 77
+"""Exit codes of ranks: stopped as it was asked to; ended because of another rank, a node or a server that is gone;
+ended because the training diverged, as it would again after a resume."""
+OUTCOME_OF_CODE = {0: FINISHED, STOPPED_CODE: STOPPED, EXIT_CODE: REFUSED, DIVERGED_CODE: REFUSED}
 CODE_OF_OUTCOME = {FINISHED: 0, STOPPED: 0, REFUSED: EXIT_CODE, FAILED: 1}
 
 
@@ -37,6 +38,8 @@ class Ending:
     """True if it failed only because something else is gone: another rank or node, or a server."""
     saved: bool = False
     """True if the attempt has saved a checkpoint; filled in by the epilogue."""
+    diverged: bool = False
+    """True if the training diverged: a resume would fail in the same way."""
     cause: str = ""
     """Cause of a failure: WORKER_DIED, OUT_OF_MEMORY or NODE_LOST; empty where it is not known."""
 
@@ -84,7 +87,7 @@ def of_ranks(
             short = ("OutOfMemoryError" in said or "MemoryError" in said) if code > 0 else memory_kills > 0
             reason = reason or f"Rank {rank} {describe(code)}{said}\n  Its log: {log}"
             cause = NODE_LOST if lost else OUT_OF_MEMORY if short else WORKER_DIED
-        endings.append(Ending(outcome, reason, noticed, lost=lost, cause=cause))
+        endings.append(Ending(outcome, reason, noticed, lost=lost, diverged=code == DIVERGED_CODE, cause=cause))
     return worst(endings)
 
 

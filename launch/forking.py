@@ -25,8 +25,8 @@ from launch import preparation, settings
 from launch.evaluation import checkpoint_of
 from launch.run_dir import PROJECT, RunDir, write_yaml
 
-MAY_CHANGE = ("epochs", "extend", "schedule", "difficulty", "ema")
-"""Keys of the science that a fork may change."""
+MAY_CHANGE = ("epochs", "extend", "schedule", "difficulty", "ema", "optim.base_lr", "optim.weight_decay", "engine.clip")
+"""Keys and nodes of the science that a fork may change."""
 QUARANTINE = "quarantine.jsonl"
 
 
@@ -77,7 +77,8 @@ def refuse_other_science(source: dict[str, Any], config: dict[str, Any]) -> None
     """Raise ConfigError where a fork changes more than its length and schedule."""
     old, new = settings.science(source), settings.science(config)
     for key in sorted(old.keys() | new.keys()):
-        if old.get(key) != new.get(key) and key.partition(".")[0] not in MAY_CHANGE and key != "data.identity":
+        allowed = {key, key.partition(".")[0]} & {*MAY_CHANGE, "data.identity"}
+        if old.get(key) != new.get(key) and not allowed:
             raise ConfigError(
                 f"{key}={new.get(key)} is not what the run has ({old.get(key)}): its checkpoint depends on it.",
                 f"A fork may change {', '.join(MAY_CHANGE)}, and the keys that a resume may change.",

@@ -68,7 +68,10 @@ class LocalAttempt:
         deadline = float("inf")
         while any(agent.poll() is None for agent in self.agents):
             time.sleep(POLL_SECONDS)
-            view.refresh()
+            if signals.received is signal.SIGHUP:
+                fall_silent()
+            with contextlib.suppress(OSError):  # the terminal is gone: no reason to end the run
+                view.refresh()
             if signals.count > asked:
                 asked = signals.count
                 self._ask_to_stop(asked, view)
@@ -104,6 +107,14 @@ class LocalAttempt:
                 os.killpg(agent.pid, signal.SIGKILL)
         for agent in self.agents:
             agent.wait()
+
+
+def fall_silent() -> None:
+    """Let everything that is printed from now on vanish, as the terminal has."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        os.dup2(nowhere, descriptor)
+    os.close(nowhere)
 
 
 def visible_gpus() -> list[str]:

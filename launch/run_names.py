@@ -13,6 +13,8 @@ A colon would end its place in PYTHONPATH, so that other code would run; a contr
 """
 
 
+LONGEST = 200
+"""Bytes of a name, at most: file systems allow 255, and names of files are made of it."""
 BESIDE_RUNS = ("targets", "mlflow")
 """Folders that runs share, beside their own: of the addresses of metrics, and of MLflow's files."""
 
@@ -24,6 +26,8 @@ def check_name(runs: Path, name: str) -> None:
             f"name={name!r} cannot be the name of a run.",
             "It names a folder and a job: use A to Z, a to z, 0 to 9, then also spaces and . _ - + = @ , ? % ~.",
         )
+    if len(name.encode()) > LONGEST:
+        raise ConfigError(f"name={name[:20]}... is too long for a folder.", f"Use at most {LONGEST} bytes.")
     if name in BESIDE_RUNS:
         raise ConfigError(
             f"name={name} cannot be the name of a run: its folder would be one that all runs in {runs} share.",

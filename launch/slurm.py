@@ -24,56 +24,19 @@ import yaml
 from rich.console import Console
 
 from dist_ssl.errors import EXIT_CODE, ConfigError, UserError, explained
-from dist_ssl.runtime import jsonl
-from launch import credentials, following, launch_keys, preparation, scheduler, submission, sweep, trust
-from launch.ending import CODE_OF_OUTCOME, FINISHED, STOPPED, Ending
+from launch import credentials, following, launch_keys, preparation, run_lock, scheduler, submission, sweep, trust
+from launch.ending import CODE_OF_OUTCOME, STOPPED, STOPPED_CODE
 from launch.handover import hand_over
+from launch.last_lines import say_how_it_ended
 from launch.local import LocalAttempt, visible_gpus
-from launch.progress_bar import RunView
 from launch.run_dir import RunDir, write_for_owner_alone
 
 INTERRUPTED_CODE = 130
-ENCODER = "encoder.safetensors"
-"""File of a finished run, as `dist_ssl.saved_encoder` names it."""
+CODE_OF_THE_COMMAND = {**CODE_OF_OUTCOME, STOPPED: STOPPED_CODE}
+"""Exit codes: a run that was stopped is not finished, so what a shell would do after it is not done."""
 OF_A_RUN = ("resume=", "follow=", "fork=")
 """Arguments that name an existing run."""
 Prepared = tuple[RunDir, dict[str, Any]]
-
-
-def say_how_it_ended(run: RunDir, overrides: list[str], ending: Ending, console: Console) -> None:
-    """Print how a run ended, where its files are, and what to do next; `overrides`: those of the resume command."""
-    again = " ".join(["python launch/slurm.py", *map(shlex.quote, [f"resume={run.folder}", *overrides])])
-    accuracy = RunView(run.folder, console).accuracy()
-    score = f" kNN accuracy {100 * accuracy:.1f} %." if accuracy is not None else ""
-    if ending.outcome == FINISHED:
-        console.print(f"Finished.{score}\n  Run folder: {run.folder}", highlight=False)
-        console.print(f"  Metrics: {run.folder}/metrics.jsonl", highlight=False)
-        if bad := len(jsonl.read(run.folder / "quarantine.jsonl")):
-            console.print(f"  Samples that could not be read: {bad}, in {run.folder}/quarantine.jsonl", highlight=False)
-        longer = f"python launch/slurm.py {shlex.quote(f'resume={run.folder}')} extend='24 epochs'"
-        console.print(f"  Train longer: {longer}", highlight=False, markup=False)
-        say_how_to_use(run, console)
-    elif ending.outcome == STOPPED:
-        how = ending.reason or "Stopped after saving; nothing is lost."
-        console.print(f"{how}{score}\n  Resume with: {again}", highlight=False, markup=False)
-    else:
-        how = ending.reason or "The attempt failed."
-        console.print(f"{how}\n  Resume with: {again}", highlight=False, markup=False)
-
-
-def say_how_to_use(run: RunDir, console: Console) -> None:
-    """Print how the encoder of a finished run is loaded, or, where the run could not write it, how to export it."""
-    if not (run.folder / ENCODER).is_file():
-        again = shlex.join(["python", "launch/export.py", f"run={run.folder}", "to=safetensors"])
-        console.print(
-            f"  Its encoder could not be written, as a log says. Write it: {again}", highlight=False, markup=False
-        )
-        return
-    say = [
-        f"  Use the encoder: import dist_ssl; encoder = dist_ssl.load_encoder({str(run.folder)!r})",
-        "                   features = encoder.embed(['a.jpg', 'b.jpg'])",
-    ]
-    console.print("\n".join(say), highlight=False, markup=False)
 
 
 def run_here(run: RunDir, config: dict[str, Any], overrides: list[str], console: Console) -> int:
@@ -84,10 +47,11 @@ def run_here(run: RunDir, config: dict[str, Any], overrides: list[str], console:
         note = f"{gpus} GPUs are too few for {ranks} ranks: all ranks use the CPU. nodes=1 uses the GPUs."
         console.print(note, highlight=False)
     console.print(f"Run folder: {run.folder}", highlight=False)
-    attempt = run.new_attempt(config)
-    ending = LocalAttempt(attempt, nodes, config["ranks_per_node"]).run(console)
-    say_how_it_ended(run, overrides, ending, console)
-    return CODE_OF_OUTCOME[ending.outcome]
+    with run_lock.held(run.folder):
+        attempt = run.new_attempt(config)
+        ending = LocalAttempt(attempt, nodes, config["ranks_per_node"]).run(console)
+    say_how_it_ended(run, overrides, ending, console, number=attempt.number)
+    return CODE_OF_THE_COMMAND[ending.outcome]
 
 
 def submit(prepared: list[Prepared], console: Console) -> None:
@@ -138,7 +102,7 @@ def follow(run: RunDir, overrides: list[str], console: Console) -> int:
         console.print(f"Job {job} keeps running. Cancel it: scancel {job}", highlight=False)
         return INTERRUPTED_CODE
     say_how_it_ended(run, overrides, ending, console)
-    return CODE_OF_OUTCOME[ending.outcome]
+    return CODE_OF_THE_COMMAND[ending.outcome]
 
 
 def show(config: dict[str, Any], folder: Path, console: Console) -> int:

@@ -16,11 +16,11 @@ import time
 import traceback
 from pathlib import Path
 
-from dist_ssl.errors import EXIT_CODE, UserError, explained
+from dist_ssl.errors import EXIT_CODE, TrainingError, UserError, explained
 from dist_ssl.runtime.log_setup import open_journal
 from dist_ssl.runtime.signals import Signals
 from launch import cluster_options, credentials
-from launch.ending import LOST_CODE, STOPPED_CODE
+from launch.ending import DIVERGED_CODE, LOST_CODE, STOPPED_CODE
 from launch.parent import alone
 from launch.private_cache import use_private_cache
 from launch.restarts import restarts_before
@@ -103,6 +103,15 @@ def something_is_gone(error: BaseException) -> bool:
     return isinstance(error, ConnectionError) or (isinstance(error, RuntimeError) and bool(LOST.search(str(error))))
 
 
+def code_of(error: Exception) -> int:
+    """Return the exit code of a worker that an error ends."""
+    if something_is_gone(error):
+        return LOST_CODE
+    if isinstance(error, TrainingError):
+        return DIVERGED_CODE
+    return EXIT_CODE if explained(error) else 1
+
+
 def main(arguments: list[str]) -> int:
     """Run the worker that the command line describes; return its exit code."""
     signals = Signals().listen()
@@ -119,7 +128,7 @@ def main(arguments: list[str]) -> int:
             attempt.give_reason(int(os.environ.get("RANK", "0")), str(known))
         with contextlib.suppress(OSError):  # the log may lie on a full disk
             print(known, file=sys.stderr) if known else traceback.print_exc()
-        return LOST_CODE if something_is_gone(error) else EXIT_CODE if known else 1
+        return code_of(error)
 
 
 def end(code: int) -> None:

@@ -231,7 +231,7 @@ class Checkpoint:
         failure: CheckpointError | None = None
         for problem, superseded, _ in answers:
             if superseded:
-                failure = SupersededError(problem, "Nothing is lost: the newer attempt goes on. End this one.")
+                failure = SupersededError(problem, "Nothing is lost: the newer attempt goes on.")
             elif problem and failure is None:
                 failure = CheckpointError(
                     f"The checkpoint could not be written to {self.folder}: {problem}.",

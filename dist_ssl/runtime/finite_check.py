@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dist_ssl.errors import TrainingError
 
-REMEDY = "The last checkpoint is whole. Lower optim.base_lr, lengthen schedule.warmup or set engine.clip, in a new run."
+REMEDY = "Lower optim.base_lr, lengthen schedule.warmup or set engine.clip."
 
 
 def check_finite(gradient_norm: float, loss: float) -> None:

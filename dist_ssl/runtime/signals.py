@@ -1,4 +1,4 @@
-"""Stop requests as a flag: SIGTERM (preemption), SIGUSR2 (time limit approaching), SIGINT (a person).
+"""Stop requests as a flag: SIGTERM (preemption), SIGUSR2 (time limit approaching), SIGINT (a person), SIGHUP.
 
 Nothing is saved, sent or logged inside a handler; the agreement of the ranks carries the flag into the run. This module
 imports nothing heavy, so that a worker can install the handlers before torch is loaded.
@@ -20,7 +20,8 @@ class Signals:
 
     def listen(self) -> "Signals":
         """Install the handlers and return self; call it in the main thread."""
-        for number in STOPPING:
+        heeded = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN  # ignored below nohup
+        for number in (*STOPPING, *([signal.SIGHUP] if heeded else [])):
             signal.signal(number, self._remember)
         return self
 

@@ -83,7 +83,7 @@ def test_a_fork_may_have_another_schedule_and_leaves_its_source_alone(source: Ru
     ("step", "words", "problem"),
     [
         ("12", ["epochs=2"], "Step 12 is after 2 epochs: nothing is left of the fork's 2"),
-        ("12", ["optim.base_lr=1"], r"optim\.base_lr=1 is not what the run has"),
+        ("12", ["optim.eps=0.1"], r"optim\.eps=0.1 is not what the run has"),
         ("12", ["batch_size=24"], r"batch_size=24 is not what the run has \(12\)"),
         ("13", [], "has no checkpoint 13"),
         ("\u00b2", [], "has no checkpoint \u00b2"),

@@ -28,7 +28,9 @@ def test_an_agent_that_was_killed_is_reported_to_the_others(tmp_path: Path, monk
         return subprocess.Popen(["sh", "-c", lines[node]], start_new_session=True)
 
     monkeypatch.setattr(LocalAttempt, "_start", start)
-    monkeypatch.setattr(local, "Signals", lambda: SimpleNamespace(listen=lambda: SimpleNamespace(count=0)))
+    monkeypatch.setattr(
+        local, "Signals", lambda: SimpleNamespace(listen=lambda: SimpleNamespace(count=0, received=None))
+    )
     monkeypatch.setattr(local, "PATIENCE_SECONDS", 30.0)  # after which the waiting agent would be killed
     started = LocalAttempt(attempt, 2, 1)
     ending = started.run(Console(file=io.StringIO()))

@@ -17,6 +17,7 @@ import torch
 
 from dist_ssl.checkpoint.index import read
 from dist_ssl.runtime import jsonl
+from launch.ending import STOPPED_CODE
 from launch.run_dir import PROJECT
 from tests.jobs import SMALL
 
@@ -41,6 +42,7 @@ class Launch:
             text=True,
             start_new_session=True,
             env=environment,
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # also where tests run below nohup
             umask=0,  # as careless as a user can be: no file of a run may then be changed by others
         )
 
@@ -163,7 +165,7 @@ def stop_by_ctrl_c(launch: Launch, run: Path, after: int = 5) -> str:
     await_that(lambda: status(run)["step"] > after, f"step {after}")
     launch.interrupt()
     code, text = launch.finish()
-    assert code == 0, text
+    assert code == STOPPED_CODE, text
     assert f"Resume with: python launch/slurm.py resume={run}" in text
     assert max(saved(run)) == status(run)["step"], "the last step made is the step saved"
     await_that(lambda: nothing_left(run), "no process left behind")

@@ -109,7 +109,7 @@ def test_a_run_under_way_is_audited_up_to_its_newest_checkpoint(
     for folder in (run / "checkpoints").glob("step_*"):
         shutil.rmtree(folder)
     code, text = audited(capsys, run)
-    assert code == 0
+    assert code == 2
     assert "There is no checkpoint yet" in text
     (run / "checkpoints" / "step_00000013").mkdir()
     code, text = audited(capsys, run)

@@ -1,5 +1,6 @@
 """Kill it anywhere: the run goes on with the same samples, and ends with the same bits on the same world size."""
 
+import os
 import random
 import signal
 import time
@@ -9,6 +10,7 @@ import pytest
 
 from dist_ssl.data.loader.loader_process import MAIN
 from dist_ssl.runtime import jsonl
+from launch.ending import STOPPED, STOPPED_CODE
 from launch.run_dir import RunDir
 from tests.system.launching import (
     ENDLESS,
@@ -19,6 +21,7 @@ from tests.system.launching import (
     delivered,
     losses,
     nothing_left,
+    saved,
     serving,
     status,
     stop_by_ctrl_c,
@@ -108,3 +111,19 @@ def test_killed_and_resumed_on_other_world_sizes_it_sees_the_same_samples_and_lo
     step = compared_at(run, alone, last)
     assert until(step - 1, delivered(run)) == until(step - 1, delivered(alone))
     assert until(step, losses(run)) == pytest.approx(until(step, losses(alone)), rel=0, abs=1e-9)
+
+
+def test_a_run_that_trains_here_is_not_resumed_beside_itself_and_a_closed_terminal_stops_it(
+    demo_shards: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "here"
+    launch = Launch(*words(demo_shards, tmp_path, "nodes=2", "name=here", *ENDLESS))
+    await_that(lambda: status(run)["step"] > 3, "some steps")
+    code, text = Launch(f"resume={run}").finish()
+    assert code == 2, text
+    assert f"{run} is being trained already, by process {launch.process.pid} of this machine." in text
+    os.kill(launch.process.pid, signal.SIGHUP)
+    code, text = launch.finish()
+    assert code == STOPPED_CODE, text
+    assert max(saved(run)) == status(run)["step"], "the last step made is the step saved"
+    assert RunDir(run).outcome() == STOPPED

@@ -1,0 +1,62 @@
+"""The last lines of the launcher: how an attempt ended, where its files are, and the commands that fit."""
+
+import shlex
+
+from rich.console import Console
+
+from dist_ssl.runtime import jsonl
+from launch.ending import FINISHED, STOPPED, Ending
+from launch.progress_bar import RunView
+from launch.run_dir import RunDir
+
+ENCODER = "encoder.safetensors"
+"""File of a finished run, as `dist_ssl.saved_encoder` names it."""
+
+
+def say_how_it_ended(run: RunDir, overrides: list[str], ending: Ending, console: Console, *, number: int = 0) -> None:
+    """Print how a run ended, where its files are, and the next command; `overrides`: those of the resume command.
+
+    `number`: that of the attempt, where a newer one may have taken the run over.
+    """
+    accuracy = RunView(run.folder, console).accuracy()
+    score = f" kNN accuracy {100 * accuracy:.1f} %." if accuracy is not None else ""
+    if ending.outcome == FINISHED:
+        lines = [f"Finished.{score}", *of_a_finished_run(run)]
+    elif ending.outcome == STOPPED:
+        lines = [f"{ending.reason or 'Stopped after saving; nothing is lost.'}{score}", resume_with(run, overrides)]
+    else:
+        lines = [ending.reason or "The attempt failed."]
+        if not 0 < number < run.newest_attempt():
+            lines.append(from_old_weights(run) if ending.diverged else resume_with(run, overrides))
+    console.print("\n  ".join(lines), highlight=False, markup=False)
+
+
+def resume_with(run: RunDir, overrides: list[str]) -> str:
+    """Return the line with the command that resumes the run."""
+    again = shlex.join(["python", "launch/slurm.py", f"resume={run.folder}", *overrides])
+    return f"Resume with: {again}"
+
+
+def from_old_weights(run: RunDir) -> str:
+    """Return the line with the command that goes on where a resume would diverge again."""
+    if not any((run.folder / "checkpoints").glob("step_*")):
+        return "Nothing was saved yet: start a new run."
+    fork = shlex.join(["python", "launch/slurm.py", f"fork={run.folder}@latest"])
+    return f"Start from its last checkpoint with a lower rate: {fork} optim.base_lr=..."
+
+
+def of_a_finished_run(run: RunDir) -> list[str]:
+    """Return the lines about the files of a finished run, and its use."""
+    lines = [f"Run folder: {run.folder}", f"Metrics: {run.folder}/metrics.jsonl"]
+    if bad := len(jsonl.read(run.folder / "quarantine.jsonl")):
+        lines.append(f"Samples that could not be read: {bad}, in {run.folder}/quarantine.jsonl")
+    longer = shlex.join(["python", "launch/slurm.py", f"resume={run.folder}"])
+    lines.append(f"Train longer: {longer} extend='24 epochs'")
+    if not (run.folder / ENCODER).is_file():
+        again = shlex.join(["python", "launch/export.py", f"run={run.folder}", "to=safetensors"])
+        return [*lines, f"Its encoder could not be written, as a log says. Write it: {again}"]
+    return [
+        *lines,
+        f"Use the encoder: import dist_ssl; encoder = dist_ssl.load_encoder({str(run.folder)!r})",
+        "                 features = encoder.embed(['a.jpg', 'b.jpg'])",
+    ]

@@ -1,0 +1,64 @@
+"""The launcher ends with the command that fits: none is advised that would fail in the same way."""
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from dist_ssl.errors import TrainingError, UserError
+from launch.ending import DIVERGED_CODE, FAILED, FINISHED, REFUSED, STOPPED, Ending, of_ranks
+from launch.last_lines import ENCODER, say_how_it_ended
+from launch.run_dir import AttemptDir, RunDir
+from launch.worker import code_of
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    (tmp_path / "a run" / "attempts" / "0001" / "logs").mkdir(parents=True)
+    return RunDir(tmp_path / "a run")
+
+
+def said(run: RunDir, ending: Ending, **options: int) -> str:
+    console = Console(record=True, soft_wrap=True, file=io.StringIO())
+    say_how_it_ended(run, ["nodes=2"], ending, console, **options)
+    return console.export_text()
+
+
+@pytest.mark.parametrize("outcome", [STOPPED, REFUSED, FAILED])
+def test_what_has_not_finished_is_resumed(run: RunDir, outcome: str) -> None:
+    assert f"\n  Resume with: python launch/slurm.py 'resume={run.folder}' nodes=2\n" in said(
+        run, Ending(outcome, "Why.")
+    )
+
+
+def test_an_attempt_that_a_newer_one_took_over_is_not_resumed(run: RunDir) -> None:
+    (run.folder / "attempts" / "0002").mkdir()
+    assert said(run, Ending(REFUSED, "It is not the newest."), number=1) == "It is not the newest.\n"
+    assert "Resume with" in said(run, Ending(REFUSED, "The disk is full."), number=2)
+
+
+def test_what_diverged_starts_anew_from_its_last_checkpoint_if_there_is_one(run: RunDir) -> None:
+    diverged = Ending(REFUSED, "The loss is nan.", diverged=True)
+    assert said(run, diverged) == "The loss is nan.\n  Nothing was saved yet: start a new run.\n"
+    (run.folder / "checkpoints" / "step_00000007").mkdir(parents=True)
+    fork = f"python launch/slurm.py 'fork={run.folder}@latest' optim.base_lr=..."
+    assert said(run, diverged) == f"The loss is nan.\n  Start from its last checkpoint with a lower rate: {fork}\n"
+
+
+def test_a_rank_that_diverged_says_so_by_its_exit_code(run: RunDir) -> None:
+    assert code_of(TrainingError("nan", "")) == DIVERGED_CODE
+    assert code_of(UserError("full", "")) == 2
+    assert code_of(ValueError("bug")) == 1
+    attempt = AttemptDir(run, 1)
+    assert of_ranks(attempt, {0: DIVERGED_CODE, 1: DIVERGED_CODE}, 0).diverged
+    assert of_ranks(attempt, {0: DIVERGED_CODE}, 0).outcome == REFUSED
+    assert not of_ranks(attempt, {0: 2}, 0).diverged
+
+
+def test_a_finished_run_is_used_or_its_encoder_written_first(run: RunDir) -> None:
+    assert "Write it: python launch/export.py 'run=" in said(run, Ending(FINISHED))
+    (run.folder / ENCODER).touch()
+    text = said(run, Ending(FINISHED))
+    assert f"dist_ssl.load_encoder('{run.folder}')" in text
+    assert f"Train longer: python launch/slurm.py 'resume={run.folder}' extend='24 epochs'" in text
