@@ -111,7 +111,7 @@ def stream(p: Parts, world: World, process: LoaderProcess | None, engine: Engine
         seed=p.run.seed,
         window=p.run.window,
         dtype=own.views if world.device.type == "cuda" else own.dtype,
-        max_pixels=p.data.max_pixels,
+        rules=p.data.rules,
         parts=(p.virtual_ranks or world.size) // world.size,
         difficulty=p.difficulty,
         clock=engine.clock,
@@ -126,8 +126,8 @@ def last_side(p: Parts) -> int:
 def centre_view(p: Parts, node: Probing) -> CentreView:
     """Return the view of an image that the keys of the probe describe."""
     resize, crop = node.sides(last_side(p))
-    colours, most = Colours(p.data.mean, p.data.std), p.data.max_pixels
-    return CentreView(colours, PRECISIONS[p.run.precision].dtype, resize=resize, crop=crop, max_pixels=most)
+    colours, rules = Colours(p.data.mean, p.data.std), p.data.rules
+    return CentreView(colours, PRECISIONS[p.run.precision].dtype, resize=resize, crop=crop, rules=rules)
 
 
 def extractor(

@@ -154,7 +154,7 @@ class Frozen:
             recipes=recipes,
             side=side,
             draws=Draws(self.parts.run.seed, epoch),
-            max_pixels=centre.cutter.max_pixels,
+            rules=centre.cutter.rules,
         )
 
     def both(self, inputs: Inputs | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -6,6 +6,9 @@ from dist_ssl.config.instantiate import fit
 from dist_ssl.config.validation import require
 from dist_ssl.errors import ConfigError
 
+FOLDER = "data=folder"
+"""Argument that packs a folder of pictures at the start of a run; the run itself has the shards."""
+
 TYPES: dict[str, Any] = {
     "runs": str,
     "name": str | None,
@@ -23,7 +26,7 @@ TYPES: dict[str, Any] = {
 
 
 def check_types(config: dict[str, Any]) -> None:
-    """Raise ConfigError where one of these keys is missing or cannot have its value, or where `resume` has one."""
+    """Raise ConfigError where one of these keys is missing or has a wrong value, or `resume` or a folder is left."""
     for key, annotation in TYPES.items():
         group, _, own = key.rpartition(".")
         node = config.get(group) if group else config
@@ -31,6 +34,10 @@ def check_types(config: dict[str, Any]) -> None:
             raise ConfigError(f"The config has no {key}.", "Leave out what removes it from the command line.")
         fit(node[own], annotation, key)
     require("metrics", "from 0 to 65535", lambda port: 0 <= port < 1 << 16, port=config["metrics"]["port"])
+    if config["data"]["source"] == FOLDER.partition("=")[2]:
+        raise ConfigError(
+            f"data.source={config['data']['source']} is no source of shards.", f"Start a run with {FOLDER}, so written."
+        )
     if config.get("resume") is not None:
         raise ConfigError(
             f"resume={config['resume']} is not possible here: a new run is described.",

@@ -5,6 +5,8 @@
     python launch/plan.py ... measured=runs/NAME         # with the speed of a past run
     python launch/plan.py ... watts=350 out=plan.png     # energy from the watts of a node; the file of the curves
 
+The prediction is also written beside the curves (plan.json), for launch/report.py to hold the run against.
+
 Arguments are those of launch/slurm.py. A few steps of every kind of epoch (steps=4) are trained on this machine, and
 nothing is kept of them; it should be idle. Time is that of steps and probes: starting, saving and the exchange between
 ranks are not in it.
@@ -32,6 +34,7 @@ from dist_ssl.parts import parts
 from dist_ssl.protocols.schedule import Schedule
 from launch import calibration, credentials, curve_sheet, preparation
 from launch.calibration import Cost
+from launch.prediction import Prediction
 from launch.private_cache import use_private_cache
 from launch.progress_bar import clock
 from launch.run_dir import RunDir
@@ -138,7 +141,7 @@ def table(rows: list[Stretch], cost: Cost) -> Table:
 def summary(rows: list[Stretch], cost: Cost, config: dict[str, Any], watts: float) -> list[str]:
     """Return the prediction in lines of text."""
     epochs = sum(row.epochs for row in rows)
-    probes = epochs // int(Duration.parse(config["probe"]["every"]).amount) * cost.probe
+    probes = epochs // every(config) * cost.probe
     training = sum(row.epochs * cost.epoch(row.plan, row.steps) for row in rows)
     hours = (training + probes) * config["nodes"] / 3600
     energy = f"{hours * watts:.3g} Wh" if not math.isnan(watts) else "unknown (watts=350, per node, predicts it)"
@@ -148,6 +151,22 @@ def summary(rows: list[Stretch], cost: Cost, config: dict[str, Any], watts: floa
         f"Predicted: {clock(training + probes)}, of which probes {clock(probes)}; "
         f"{hours:.3g} node-hours; energy: {energy}.",
     ]
+
+
+def every(config: dict[str, Any]) -> int:
+    """Return the number of epochs from one probe to the next."""
+    return int(Duration.parse(config["probe"]["every"]).amount)
+
+
+def predicted(schedule: Schedule, timeline: Timeline, cost: Cost, probed: int) -> Prediction:
+    """Return when each epoch ends, its probe included; there is one in `probed` epochs."""
+    points, seconds = [(0.0, 0.0)], 0.0
+    for epoch, size in enumerate(timeline.batch_sizes):
+        steps = (timeline.starts[epoch + 1] - timeline.starts[epoch]) // size
+        seconds += cost.epoch(schedule.plan(epoch), steps)
+        seconds += cost.probe if (epoch + 1) % probed == 0 else 0.0
+        points.append((float(timeline.starts[epoch + 1]), seconds))
+    return Prediction(points, cost.source)
 
 
 def relative(rows: list[Stretch], cost: Cost) -> str:
@@ -181,6 +200,7 @@ def positions(timeline: Timeline) -> Iterator[tuple[float, Progress]]:
 
 def show(options: PlanOptions, overrides: list[str], console: Console) -> None:
     """Write the curves of the run that the overrides describe, then print its plan. Raises UserError."""
+    (overrides,) = preparation.pack_folders([overrides], console)
     config = credentials.restored(preparation.new_config(overrides, console))
     ranks = config["nodes"] * config["ranks_per_node"]
     with on_meta_device():
@@ -198,6 +218,10 @@ def show(options: PlanOptions, overrides: list[str], console: Console) -> None:
     console.print(table(rows, cost))
     for line in summary(rows, cost, config, options.watts) if options.steps else [cost.source, relative(rows, cost)]:
         console.print(line)
+    if options.steps:
+        file = options.out.with_suffix(".json")
+        predicted(found.schedule, found.timeline, cost, every(config)).write(file)
+        console.print(f"Prediction: {file}; launch/report.py run=runs/NAME plan={file} holds a run against it.")
     console.print(f"Curves: {options.out}")
 
 

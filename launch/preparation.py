@@ -85,6 +85,15 @@ def make_data(config: dict[str, Any], console: Console) -> None:
         make(source, address.path, console)
 
 
+def pack_folders(combinations: list[list[str]], console: Console) -> list[list[str]]:
+    """Return the overrides of new runs, `data=folder` replaced by shards and by what fits them. Raises UserError."""
+    if not any(launch_keys.FOLDER in overrides for overrides in combinations):
+        return combinations
+    from launch import own_pictures  # needs torch, which following a run does without
+
+    return own_pictures.fitted(combinations, console)
+
+
 def check_shape(config: dict[str, Any]) -> None:
     """Check the top-level keys, and that the ranks can share the lanes: all that needs no data. Raises UserError."""
     from dist_ssl.config.run_keys import top_level

@@ -1,9 +1,10 @@
 """The report: one HTML page with what runs have come to, for people without Grafana.
 
-    python launch/report.py run=runs/NAME [run=runs/OTHER ...] [out=report.html]
+    python launch/report.py run=runs/NAME [run=runs/OTHER ...] [plan=plan.json] [out=report.html]
 
 The page holds everything that it shows and loads nothing. Runs are drawn over one another, by samples seen and by
-hours since each was created. By default it is written to the folder of the first run.
+hours since each was created; with plan=, what launch/plan.py wrote, also their time against the predicted one. By
+default it is written to the folder of the first run.
 """
 
 import math
@@ -20,9 +21,12 @@ from dist_ssl.metrics.goodput import CAUSES
 from dist_ssl.runtime import jsonl
 from launch.charts import COLOURS, Span, Trace, curves, duration, number, percent, stacked, timeline
 from launch.ending import FAILED, FINISHED, REFUSED, STOPPED, Ending
+from launch.prediction import Prediction
 from launch.run_dir import AttemptDir, RunDir, read_report
 
-KEYS = ("run", "out")
+KEYS = ("run", "plan", "out")
+PLANNED = ("train", "data", "probe")
+"""Causes whose time a plan predicts."""
 JOULES_PER_KWH = 3.6e6
 CHARTS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("Loss", "loss", number),
@@ -50,12 +54,16 @@ th, td { text-align: left; padding: 4px 14px 4px 0; border-bottom: 1px solid var
 th { color: var(--faint); font-weight: 500; }
 .cards { display: grid; gap: 12px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); }
 .card { background: var(--card); border-radius: 8px; padding: 10px; }
-svg { width: 100%; display: block; }
+svg { width: 100%; max-width: 760px; display: block; }
 svg text { fill: var(--ink); font: 12px system-ui, sans-serif; }
 svg .title { font-size: 14px; font-weight: 600; } svg .axis { fill: var(--faint); font-size: 11px; }
 svg .end { text-anchor: end; } svg .middle { text-anchor: middle; }
+@media (max-width: 600px) {
+  svg text { font-size: 17px; } svg .title { font-size: 20px; } svg .axis { font-size: 16px; }
+}
 .grid { stroke: var(--line); } polyline { fill: none; stroke-width: 1.6; stroke-linejoin: round; }
 .key { display: inline-block; width: 10px; height: 10px; border-radius: 2px; margin: 0 6px 0 14px; }
+.item { white-space: nowrap; }
 input { margin-left: 14px; } #hours:checked ~ .by-samples, #samples:checked ~ .by-hours { display: none; }
 """
 PALETTE = ("#3f7fd0", "#d9634a", "#3d9a5b", "#b07aa1", "#d9a23b", "#4fa8a8", "#8c6d4f", "#7d8590")
@@ -85,6 +93,10 @@ class RunRecord:
         """Return the seconds by cause."""
         last = self.reports[-1] if self.reports else {}
         return {cause: float(last.get(f"spent_seconds/{cause}", 0.0)) for cause in CAUSES}
+
+    def worked(self) -> Trace:
+        """Return the seconds of steps and probes that count, by samples."""
+        return Trace(self.name, [(float(report["samples"]), of_plan(report)) for report in self.reports])
 
     def attempts(self) -> list[Span]:
         """Return the attempts on the time line. One without an outcome ends with its last report."""
@@ -138,6 +150,11 @@ class RunRecord:
         ]
 
 
+def of_plan(report: dict[str, Any]) -> float:
+    """Return the seconds so far of what a plan predicts."""
+    return sum(float(report.get(f"spent_seconds/{cause}", 0.0)) for cause in PLANNED)
+
+
 HEADINGS = (
     "run",
     "state",
@@ -153,7 +170,7 @@ HEADINGS = (
 )
 
 
-def page(runs: Sequence[RunRecord]) -> str:
+def page(runs: Sequence[RunRecord], plan: Prediction | None = None) -> str:
     """Return the whole page."""
     title = escape(", ".join(run.name for run in runs))
     colours = "".join(
@@ -169,6 +186,7 @@ def page(runs: Sequence[RunRecord]) -> str:
         '<input type="radio" name="by" id="samples" checked><label for="samples"> by samples seen</label>',
         '<input type="radio" name="by" id="hours"><label for="hours"> by hours since the run was created</label>',
         *(f'<div class="cards by-{by}">{"".join(drawn(runs, by))}</div>' for by in ("samples", "hours")),
+        against(runs, plan) if plan else "",
         f'<h2>Goodput</h2><div class="card">{bars}{legend(parts)}</div>',
     ]
     if spans:
@@ -199,9 +217,28 @@ def drawn(runs: Sequence[RunRecord], by: str) -> list[str]:
     return found
 
 
+def against(runs: Sequence[RunRecord], plan: Prediction) -> str:
+    """Return the time of the runs' steps and probes against the predicted one, as curves and in sentences."""
+    traces = [*(run.worked() for run in runs), Trace("plan", plan.points)]
+    longest = max(y for trace in traces for _, y in trace.points)
+    size, unit = (3600.0, "h") if longest >= 7200 else (60.0, "min") if longest >= 120 else (1.0, "s")
+    scaled = [Trace(trace.name, [(x, y / size) for x, y in trace.points]) for trace in traces]
+    words = [escape(plan.source)]
+    for trace in traces[:-1]:
+        samples, seconds = trace.points[-1] if trace.points else (0.0, 0.0)
+        if expected := plan.seconds(samples):
+            took = f"{trace.name} took {duration(seconds)} for {number(samples)} samples, planned {duration(expected)}"
+            words.append(escape(f"{took}: {seconds / expected:.2f} times as long."))
+    chart = curves(f"Steps and probes, {unit}", scaled, "samples")
+    names = legend({trace.name: colour % COLOURS for colour, trace in enumerate(traces)})
+    lines = "".join(f"<p>{line}</p>" for line in words)
+    return f'<h2>Against the plan</h2><div class="card">{chart}{names}{lines}</div>'
+
+
 def legend(colours: dict[str, int]) -> str:
     """Return what the colours of a chart stand for."""
-    return "".join(f'<span class="key f{colour}"></span>{escape(name)}' for name, colour in colours.items())
+    items = (f'<span class="key f{colour}"></span>{escape(name)}' for name, colour in colours.items())
+    return " ".join(f'<span class="item">{item}</span>' for item in items)
 
 
 def name_apart(runs: Sequence[RunRecord]) -> None:
@@ -229,8 +266,9 @@ def main(arguments: list[str]) -> int:
         if not runs:
             raise ConfigError("No run is given.", "python launch/report.py run=runs/NAME")
         out = Path(dict(given).get("out") or runs[0].run.folder / "report.html")
+        plan = Prediction.read(Path(named)) if (named := dict(given).get("plan")) else None
         try:
-            out.write_text(page(runs), encoding="utf-8")
+            out.write_text(page(runs, plan), encoding="utf-8")
         except OSError as error:
             raise ConfigError(f"{out} cannot be written: {error}.", "Name another file: out=report.html") from error
         console.print(f"Written: {out}")

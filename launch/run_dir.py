@@ -8,6 +8,7 @@ runs/NAME/config.yaml    the resolved config that the run started with, and the 
           job            its id, and the number of attempts before it
           slurm/         batch files and logs of its jobs
           attempts/0001/ config.yaml, rendezvous.json, logs/, reasons/, node_0000.json, energy_0000.json, outcome.json
+          encoder.safetensors  the encoder of a finished run; exports/ others
           checkpoints/ ledger/ metrics.jsonl plan.jsonl quarantine.jsonl status.json
 """
 

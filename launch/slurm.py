@@ -25,7 +25,7 @@ from rich.console import Console
 
 from dist_ssl.errors import EXIT_CODE, ConfigError, UserError, explained
 from dist_ssl.runtime import jsonl
-from launch import credentials, following, preparation, scheduler, submission, sweep, trust
+from launch import credentials, following, launch_keys, preparation, scheduler, submission, sweep, trust
 from launch.ending import CODE_OF_OUTCOME, FINISHED, STOPPED, Ending
 from launch.handover import hand_over
 from launch.local import LocalAttempt, visible_gpus
@@ -33,6 +33,8 @@ from launch.progress_bar import RunView
 from launch.run_dir import RunDir, write_for_owner_alone
 
 INTERRUPTED_CODE = 130
+ENCODER = "encoder.safetensors"
+"""File of a finished run, as `dist_ssl.saved_encoder` names it."""
 OF_A_RUN = ("resume=", "follow=", "fork=")
 """Arguments that name an existing run."""
 Prepared = tuple[RunDir, dict[str, Any]]
@@ -50,15 +52,28 @@ def say_how_it_ended(run: RunDir, overrides: list[str], ending: Ending, console:
             console.print(f"  Samples that could not be read: {bad}, in {run.folder}/quarantine.jsonl", highlight=False)
         longer = f"python launch/slurm.py {shlex.quote(f'resume={run.folder}')} extend='24 epochs'"
         console.print(f"  Train longer: {longer}", highlight=False, markup=False)
-        console.print("  Next: train a larger encoder", end=" ", highlight=False)
-        console.print("(encoder=resnet18 encoder.stem=small),", end=" ", highlight=False)
-        console.print("or use your own images (data=shards data.path=...).", highlight=False)
+        say_how_to_use(run, console)
     elif ending.outcome == STOPPED:
         how = ending.reason or "Stopped after saving; nothing is lost."
         console.print(f"{how}{score}\n  Resume with: {again}", highlight=False, markup=False)
     else:
         how = ending.reason or "The attempt failed."
         console.print(f"{how}\n  Resume with: {again}", highlight=False, markup=False)
+
+
+def say_how_to_use(run: RunDir, console: Console) -> None:
+    """Print how the encoder of a finished run is loaded, or, where the run could not write it, how to export it."""
+    if not (run.folder / ENCODER).is_file():
+        again = shlex.join(["python", "launch/export.py", f"run={run.folder}", "to=safetensors"])
+        console.print(
+            f"  Its encoder could not be written, as a log says. Write it: {again}", highlight=False, markup=False
+        )
+        return
+    say = [
+        f"  Use the encoder: import dist_ssl; encoder = dist_ssl.load_encoder({str(run.folder)!r})",
+        "                   features = encoder.embed(['a.jpg', 'b.jpg'])",
+    ]
+    console.print("\n".join(say), highlight=False, markup=False)
 
 
 def run_here(run: RunDir, config: dict[str, Any], overrides: list[str], console: Console) -> int:
@@ -175,7 +190,7 @@ def command(arguments: list[str], console: Console) -> int:
 def of_a_run(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
     """Return the run that the arguments name, by `resume`, `follow` or `fork`, and the other arguments.
 
-    Raises ConfigError for several, and for others beside `follow`, which would have no effect.
+    Raises ConfigError for several, for others beside `follow`, which would have no effect, and for a folder to pack.
     """
     found = [argument for argument in arguments if argument.startswith(OF_A_RUN)]
     others = [argument for argument in arguments if not argument.startswith(OF_A_RUN)]
@@ -185,6 +200,8 @@ def of_a_run(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
     for key, value in given.items():
         if not value:
             raise ConfigError(f"{key} names no run.", f"Write {key}=runs/NAME{'@STEP' if key == 'fork' else ''}.")
+    if given and launch_keys.FOLDER in others:
+        raise ConfigError(f"{launch_keys.FOLDER} is for a new run: {found[0]} has its shards.", "Leave it out.")
     if "follow" in given and others:
         raise ConfigError(f"{others[0]} has no effect beside {found[0]}.", "Leave it out.")
     return given, others
@@ -223,6 +240,7 @@ def start(arguments: list[str], console: Console) -> int:
     """Start a new run, or several of a sweep; return the exit code. Raises UserError."""
     overrides = [argument for argument in arguments if argument not in sweep.FLAGS]
     combinations = sweep.expand(overrides) if overrides != arguments else [overrides]
+    combinations = preparation.pack_folders(combinations, console)
     configs = [preparation.new_config(combination, console) for combination in combinations]
     if configs[0]["dry_run"]:
         names = [config["name"] or preparation.method_of(config) for config in configs]

@@ -69,7 +69,23 @@ def train_attempt(attempt: AttemptDir, signals: Signals) -> int:
         job.meter.close()
         job.ledger.close()
         job.stream.close()
+    if outcome is Outcome.FINISHED and world.rank == 0:
+        write_encoder(attempt)
     return 0 if outcome is Outcome.FINISHED else STOPPED_CODE
+
+
+def write_encoder(attempt: AttemptDir) -> None:
+    """Write the encoder of the last checkpoint into the run folder; what prevents it is logged, and fails nothing."""
+    from dist_ssl.saved_encoder import FILE
+    from launch.checkpoint_encoder import of_checkpoint
+    from launch.evaluation import checkpoint_of
+
+    folder = attempt.run.folder
+    try:
+        saved = of_checkpoint(attempt.config, folder.resolve().name, checkpoint_of(attempt.run, "latest"))
+        saved.write(folder / FILE)
+    except (UserError, OSError) as error:
+        print(f"{folder / FILE} could not be written: {error}", file=sys.stderr)
 
 
 LOST = re.compile(

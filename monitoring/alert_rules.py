@@ -3,7 +3,8 @@
     python monitoring/alert_rules.py
 
 A rule fires on what a person has to do something about; what to do stands in `monitoring/RUNBOOK.md` under the rule's
-name. Rules compare a run with its own past where no bound fits all runs.
+name. Rules compare a run with its own past where no bound fits all runs; what takes hours of samples is recorded
+(`monitoring/recordings.py`).
 """
 
 from dataclasses import dataclass
@@ -12,8 +13,9 @@ from typing import Any, Literal
 
 import yaml
 
+from monitoring.recordings import median, recordings, share, shares
+
 Severity = Literal["critical", "warning", "info"]
-SPENT = "dist_ssl_spent_seconds"
 HEADER = """\
 # Alert rules, written by `python monitoring/alert_rules.py`; what to do about each: monitoring/RUNBOOK.md.
 """
@@ -34,18 +36,7 @@ class Alert:
     expression: str
 
 
-def share(cause: str, window: str) -> str:
-    """Return the share of a cause in the wall clock of the last time."""
-    total = f"sum without (cause) (delta({SPENT}[{window}]))"
-    return f'delta({SPENT}{{cause="{cause}"}}[{window}]) / ignoring (cause) {total}'
-
-
-def median(metric: str, window: str) -> str:
-    """Return a gauge's median over the last time."""
-    return f"quantile_over_time(0.5, {metric}[{window}])"
-
-
-STARTING = f"{share('start', '2h')} + {share('restore', '2h')}"
+STARTING = f'sum without (cause) ({shares("2h")}{{cause=~"start|restore"}})'
 ALERTS = (
     Alert("RunLost", "critical", "2m", "does not answer: its node or rank 0 is gone.", 'up{job="dist_ssl"} == 0'),
     Alert(
@@ -96,14 +87,14 @@ ALERTS = (
         "warning",
         "5m",
         "has gradients ten times as large as in the last hour.",
-        f"dist_ssl_gradient_norm > 10 * {median('dist_ssl_gradient_norm', '1h')}",
+        f"dist_ssl_gradient_norm > 10 * {median('dist_ssl_gradient_norm')}",
     ),
     Alert(
         "LossRising",
         "warning",
         "30m",
         "has a loss far above that of the last six hours.",
-        f"dist_ssl_loss - {median('dist_ssl_loss', '6h')} > 0.5 * abs({median('dist_ssl_loss', '6h')})"
+        f"dist_ssl_loss - {median('dist_ssl_loss')} > 0.5 * abs({median('dist_ssl_loss')})"
         " unless changes(dist_ssl_image_size_pixels[6h]) > 0",
     ),
     Alert(
@@ -118,7 +109,7 @@ ALERTS = (
         "warning",
         "15m",
         "is a third slower than it was over six hours.",
-        f"dist_ssl_images_per_second < 0.67 * {median('dist_ssl_images_per_second', '6h')}"
+        f"dist_ssl_images_per_second < 0.67 * {median('dist_ssl_images_per_second')}"
         " unless changes(dist_ssl_image_size_pixels[6h]) > 0",
     ),
     Alert("DataStarvation", "warning", "15m", "waits for data a fifth of the time.", f"{share('data', '30m')} > 0.2"),
@@ -202,7 +193,11 @@ ALERTS = (
     ),
     Alert("SavesFail", "critical", "0m", "could not save.", "increase(dist_ssl_failed_saves_total[30m]) > 0"),
     Alert(
-        "CheckpointDamaged", "warning", "0m", "found a damaged checkpoint.", "dist_ssl_damaged_checkpoints_total > 0"
+        "CheckpointDamaged",
+        "warning",
+        "0m",
+        "found a damaged checkpoint.",
+        "increase(dist_ssl_damaged_checkpoints_total[2h]) > 0",
     ),
     Alert(
         "SaveSlow",
@@ -263,7 +258,7 @@ ALERTS = (
 
 def rules() -> dict[str, Any]:
     """Return the rules in Prometheus' format."""
-    return {"groups": [{"name": "dist_ssl", "rules": [rule(alert) for alert in ALERTS]}]}
+    return {"groups": [recordings(), {"name": "dist_ssl", "rules": [rule(alert) for alert in ALERTS]}]}
 
 
 def rule(alert: Alert) -> dict[str, Any]:

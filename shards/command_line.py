@@ -3,6 +3,7 @@
 A script's options are exactly the fields of its dataclass: any other key is refused, with the nearest valid one.
 """
 
+import math
 import os
 import sys
 import typing
@@ -63,6 +64,24 @@ def parse_whole(text: str, key: str) -> int:
     return int(text)
 
 
+def parse_positive(text: str, key: str) -> float:
+    """Return the number above 0 in a text: `0.5` -> 0.5. Raises ConfigError."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise ConfigError(f"{key}={text} is not possible: it must be a number above 0.", f"Write {key}=4095, say.")
+    return value
+
+
+def parse_choice(text: str, key: str, choices: Sequence[str]) -> str:
+    """Return the text where it is one of the choices. Raises ConfigError."""
+    if text not in choices:
+        raise ConfigError(f"{key}={text} is not possible.", f"It may be {', '.join(choices)}.")
+    return text
+
+
 def parse_threads(text: str, key: str) -> Threads:
     """Return the number of threads in a text: `8` -> 8. Raises ConfigError."""
     if parse_whole(text, key) == 0:
@@ -118,6 +137,7 @@ PARSERS: dict[Any, Callable[[str, str], Any]] = {
     str: lambda text, _key: text,
     Path: lambda text, _key: Path(text).expanduser(),
     int: parse_whole,
+    float: parse_positive,
     Threads: parse_threads,
     bool: parse_truth,
     Bytes: lambda text, key: Bytes(parse_bytes(text, key)),
@@ -201,7 +221,14 @@ def fill(options: type[T], given: Mapping[str, str], what: str) -> T:
     for name, field in known.items():
         if field.default is MISSING and name not in given:
             raise ConfigError(f"{what} needs {name}=...", f"Its options: {', '.join(known)}.")
-    return options(**{key: PARSERS[_plain(hints[key])](value, key) for key, value in given.items()})
+    return options(**{key: _parsed(value, key, hints[key]) for key, value in given.items()})
+
+
+def _parsed(text: str, key: str, hint: Any) -> Any:
+    """Return the value of a text for an annotation. Raises ConfigError."""
+    if typing.get_origin(hint) is typing.Literal:
+        return parse_choice(text, key, typing.get_args(hint))
+    return PARSERS[_plain(hint)](text, key)
 
 
 def _plain(hint: Any) -> Any:

@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from dist_ssl.data.images.decode import UnreadableError, decode, looks_like_image
+from dist_ssl.data.images.decode import decode, looks_like_image
+from dist_ssl.data.images.unreadable import UnreadableError
 from shards.archive import KINDS
 
 Ancestors = tuple[tuple[int, int], ...]

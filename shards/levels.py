@@ -1,6 +1,6 @@
 """Pyramids: smaller copies of a data set's images in subfolders of its folder; the originals are not changed.
 
-    python shards/make.py out=data/mine pyramid=[160,256] [quality=90]
+    python shards/make.py out=data/mine pyramid=[160,256] [quality=90] [range=4095] [alpha=drop]
 
 A level has the same shards and samples as the originals, with every image resized to the same shorter side: upright
 RGB, resized with antialiasing, as JPEG with chroma at half the resolution. The original bytes are kept for an image
@@ -11,7 +11,7 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import PIL
 import simplejpeg
@@ -19,7 +19,9 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from dist_ssl.data.images.decode import UnreadableError, decode, kind_of, resize_whole
+from dist_ssl.data.images.decode import decode, kind_of, resize_whole
+from dist_ssl.data.images.image_rules import RULES, ImageRules
+from dist_ssl.data.images.unreadable import UnreadableError
 from dist_ssl.data.storage import manifest, pyramid
 from dist_ssl.data.storage.manifest import Split
 from dist_ssl.data.storage.read import Reader
@@ -39,18 +41,25 @@ OVER = 2
 
 @dataclass(frozen=True)
 class LevelOptions:
-    """Options of a pyramid. `pyramid`: shorter sides of the levels, px; `quality`: JPEG quality."""
+    """Options of a pyramid.
+
+    `pyramid`: shorter sides of the levels, px; `quality`: JPEG quality; `range`, `alpha`: as the keys data.range and
+    data.alpha of the run.
+    """
 
     pyramid: Sides
     quality: Quality = Quality(90)
+    range: float | None = None
+    alpha: Literal["white", "black", "drop"] = "white"
     threads: Threads = ONE_PER_CORE
 
 
 def write(folder: Path, options: LevelOptions, console: Console) -> None:
     """Write the levels that are missing. Raises DataError."""
     originals = manifest.read(folder)
+    pixels = {"range": options.range, "alpha": options.alpha}
     for side in options.pyramid:
-        copied = {"side": side, "quality": int(options.quality), "chroma": CHROMA, "of": originals.identity}
+        copied = {"side": side, "quality": int(options.quality), "chroma": CHROMA, **pixels, "of": originals.identity}
         if not made(folder, copied):
             say(console, f"Making the level of {side} px in {folder}.")
             splits = {name: contents(split, copied) for name, split in originals.splits.items() if len(split.samples)}
@@ -83,9 +92,10 @@ def made(folder: Path, copied: Mapping[str, Any]) -> bool:
 def contents(split: Split, copied: Mapping[str, Any]) -> Contents:
     """Return the smaller copies of a split's samples, divided into shards like the originals."""
     reader = Reader(split)
+    rules = ImageRules(range=copied["range"], alpha=copied["alpha"])
 
     def sample(number: int) -> Sample:
-        data, sides = smaller(reader.read(number), copied["side"], copied["quality"])
+        data, sides = smaller(reader.read(number), copied["side"], copied["quality"], rules)
         return Sample(split.samples.key(number), kind_of(data) or UNKNOWN, data, sides=sides)
 
     versions = (PIL.__version__, simplejpeg.__version__, torch.__version__)
@@ -93,13 +103,13 @@ def contents(split: Split, copied: Mapping[str, Any]) -> Contents:
     return Contents(len(split.samples), stamp, sample, split.ends.tolist())
 
 
-def smaller(data: bytes, side: int, quality: int) -> tuple[bytes, tuple[int, int]]:
+def smaller(data: bytes, side: int, quality: int, rules: ImageRules = RULES) -> tuple[bytes, tuple[int, int]]:
     """Return an image file resized to a shorter side of `side` px, and the original's width and height, px.
 
     The file is unchanged if no smaller copy is possible. Width and height are 0 if it cannot be decoded.
     """
     try:
-        image = decode(data, OVER * side)
+        image = decode(data, OVER * side, rules)
     except UnreadableError:
         return data, (0, 0)
     least = min(image.sides)

@@ -23,7 +23,7 @@ from dist_ssl.data.storage import manifest, pyramid
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.fetch import Fetcher
 from dist_ssl.errors import ConfigError, nearest
-from shards import levels
+from shards import depth, levels
 from shards.command_line import command, fill, pairs, say, shortened
 from shards.image_source import ImageSource
 from shards.sources import demo, garments, imagefolder, tars, vision
@@ -66,6 +66,8 @@ def report(folder: Path, console: Console) -> None:
         say(console, f"levels: {', '.join(f'{side} px' for side in sides)}")
     options = ["method=mocov3", "nodes=1", "data=shards", f"data.path={folder}", *(["data.val=val"] if probed else [])]
     options += [f"data.pyramid=[{','.join(map(str, sides))}]"] if sides else []
+    white = depth.warn_of(folder, found, console)
+    options += [f"data.range={white}"] if white else []
     say(console, f"python launch/slurm.py {shlex.join(options)}")
 
 
@@ -97,7 +99,7 @@ def levels_of(given: dict[str, str], source: str | None) -> levels.LevelOptions 
     if "pyramid" not in given:
         return None
     shared = {key: value for key, value in given.items() if key == "threads" or source is None}
-    own = {key: given.pop(key) for key in list(given) if key in ("pyramid", "quality")}
+    own = {key: given.pop(key) for key in list(given) if key in ("pyramid", "quality", "range", "alpha")}
     return fill(levels.LevelOptions, {**shared, **own}, "pyramid=...")
 
 

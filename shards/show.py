@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from dist_ssl.core.draws import Draws, Purpose
-from dist_ssl.data.images.decode import UnreadableError, decode
+from dist_ssl.data.images.decode import decode
+from dist_ssl.data.images.unreadable import UnreadableError
 from dist_ssl.data.storage import manifest, pyramid
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.fetch import Fetcher

@@ -19,11 +19,13 @@ from rich.progress import Progress, TaskID
 from rich.table import Column, Table
 from rich.text import Text
 
-from dist_ssl.data.images.decode import UnreadableError, decode
+from dist_ssl.data.images.decode import decode
+from dist_ssl.data.images.unreadable import UnreadableError
 from dist_ssl.data.storage import manifest, pyramid
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.fetch import Fetcher
 from dist_ssl.errors import DataError, printable
+from shards import depth
 from shards.archive import UNLABELLED, Index, index
 from shards.command_line import ONE_PER_CORE, Threads, command, fill, folder_and_pairs, say
 from shards.pack import bar
@@ -201,6 +203,7 @@ def run(arguments: list[str], console: Console) -> int:
     if found:
         report(found, options.rows, console)
         return 1
+    depth.warn_of(folder, manifest.read(folder), console)
     how = "every image was decoded" if options.decode else "images were not decoded"
     say(console, f"{folder} is whole: {how}.")
     return 0

@@ -21,7 +21,7 @@ from dist_ssl.core.plan import EpochPlan, Hyperparameters
 from dist_ssl.core.progress import Progress
 from dist_ssl.data import epoch_views
 from dist_ssl.data.epoch_views import Colours
-from dist_ssl.data.images.decode import UnreadableError
+from dist_ssl.data.images.unreadable import UnreadableError
 from dist_ssl.data.images.views import Augmentation
 from dist_ssl.data.loader import load
 from dist_ssl.data.order import ledger

@@ -72,6 +72,8 @@ REFUSED = {
     "no lanes": (("lanes=0",), 1, "lanes=0", "lanes=48"),
     "a batch that is no multiple": (("batch_size=40",), 1, "batch_size=40 is no multiple of lanes=12", "batch_size=36"),
     "images without pixels": (("data.max_pixels=0",), 1, "data.max_pixels=0", "Leave it out"),
+    "no range": (("data.range=0",), 1, "data.range=0", "data.range=4095"),
+    "no background": (("data.alpha=grey",), 1, "data.alpha='grey'", "white"),
     "bytes without a unit": (("data.ahead_bytes=64000000",), 1, "data.ahead_bytes=64000000 is not a size", "256MB"),
     "candidates of one view": (
         ("method=single_branch", "schedule.candidates=4"),

@@ -12,10 +12,12 @@ from rich.console import Console
 
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import ConfigError
+from tests.benchmarks import claims_digest
 from tests.benchmarks.claims import OPTIONS, TABLES, Runner, estimate, main, of_command, tables
 from tests.benchmarks.claims_curves import at_seconds, seconds_to, speed
+from tests.benchmarks.claims_digest import digest
 from tests.benchmarks.claims_report import Paired, markdown, paired_at_equal_seconds
-from tests.benchmarks.claims_table import Plan, Results, Row, Table, Variant, digest, flat, score
+from tests.benchmarks.claims_table import Plan, Results, Row, Table, Variant, flat, score
 from tests.benchmarks.one_row import config_of, measure
 
 SMALL = ("data=demo", "encoder.width=4", "method.hidden=16", "method.dim=8", "schedule.image_size=16", "batch_size=12")
@@ -114,7 +116,7 @@ def test_patches_are_twice_the_budget() -> None:
 
 def test_the_options_of_an_ablation_win_over_a_setting() -> None:
     plan = plan_of(data="garments", variants="mocov2_short")
-    for row in plan.tuning():
+    for row in plan.tried(*next(plan.pairs())):
         assert [word for word in row.words if word.startswith("method.slots=")][-1] == "method.slots=96"
 
 
@@ -141,8 +143,8 @@ def numbers(knn: float, seconds: float = 10.0, budget: float = 10) -> dict[str, 
 
 def test_a_row_whose_line_was_cut_short_is_run_again_and_the_others_are_not(tmp_path: Path) -> None:
     plan, path = plan_of(data="demo", variants="simclr"), tmp_path / "results" / "rows.jsonl"
-    first, second, *_ = plan.tuning()
     results = Results(path)
+    first, second, *_ = plan.tuning(results)
     results.add(first, numbers(0.5))
     results.add(second, numbers(0.6))
     path.write_text(path.read_text()[:-30])
@@ -160,6 +162,17 @@ def test_a_row_is_known_by_its_config_and_not_by_the_place_of_its_data() -> None
     assert len(others | {digest(base)}) == 5
 
 
+def test_a_key_that_was_added_later_makes_another_row_only_where_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = ("+recipe=demo_simclr", "data=demo")
+    plain = digest(base)
+    assert digest((*base, "difficulty=model")) == plain  # nothing is chosen among one candidate
+    assert len({plain, digest((*base, "ema=0.9")), digest((*base, "schedule.candidates=4"))}) == 3
+    monkeypatch.setattr(claims_digest, "ADDED", {})
+    claims_digest._config.cache_clear()
+    assert digest(base) != plain
+    claims_digest._config.cache_clear()
+
+
 class Canned(Runner):
     """A runner whose rows answer at once. `answers`: by seed and setting; `ran`: the rows that it was asked for."""
 
@@ -174,7 +187,7 @@ class Canned(Runner):
 
 def test_a_stage_runs_what_is_missing_and_keeps_what_diverged_but_not_what_was_killed(tmp_path: Path) -> None:
     plan, results = plan_of(data="demo", variants="simclr"), Results(tmp_path / "rows.jsonl")
-    rows = plan.tuning()
+    rows = plan.tuning(results)
 
     def answer(row: Row) -> dict[str, Any]:
         if row.setting == rows[1].setting:
@@ -191,32 +204,39 @@ def test_a_stage_runs_what_is_missing_and_keeps_what_diverged_but_not_what_was_k
     second = Canned(Results(results.path), lambda row: numbers(0.9))
     assert second.run_all(rows, jobs=2) == []
     assert [row.setting for row in second.ran] == [rows[2].setting]
-    assert plan.chosen(*next(plan.pairs()), second.results) == rows[2].setting
+    assert plan.finals(*next(plan.pairs()), second.results)[0].setting == rows[2].setting
 
 
 def test_no_row_starts_after_the_minutes(tmp_path: Path) -> None:
     runner = Canned(Results(tmp_path / "rows.jsonl"), lambda row: numbers(0.5), minutes=-1)
-    assert runner.run_all(plan_of(data="demo", variants="simclr").tuning(), jobs=1) == []
+    assert runner.run_all(plan_of(data="demo", variants="simclr").tuning(runner.results), jobs=1) == []
     assert runner.ran == []
 
 
 def test_a_method_is_run_once_all_its_settings_are_tried_and_with_the_best(tmp_path: Path) -> None:
     plan, results = plan_of(data="demo", variants="simclr"), Results(tmp_path / "rows.jsonl")
-    *most, last = plan.tuning()
+    *most, last = plan.tuning(results)
     for row in most:
-        results.add(row, numbers(0.6 if row.setting == most[3].setting else 0.5))
-    assert plan.runs(results) == []
+        results.add(row, numbers({most[3].setting: 0.6, most[5].setting: 0.55}.get(row.setting, 0.5)))
+    assert plan.tuning(results) == [*most, last]
     results.add(last, {"broken": "the loss is not finite", "diverged": True})
+    finals = plan.tuning(results)[8:]
+    assert [row.setting for row in finals] == [most[3].setting, most[5].setting, most[0].setting]
+    assert all(row.budget == 10 and row.seed == 1000 and row.split == "train" for row in finals)
+    for row in finals[:2]:
+        results.add(row, numbers(0.7 if row.setting == most[5].setting else 0.6))
+    assert plan.runs(results) == []
+    results.add(finals[2], {"broken": "the loss is not finite", "diverged": True})
     rows = plan.runs(results)
     assert len(rows) == 9
-    assert {row.setting for row in rows} == {most[3].setting}
+    assert {row.setting for row in rows} == {most[5].setting}
     assert [(row.seed, row.budget) for row in rows[:4]] == [(0, 10), (0, 3), (0, 1), (1, 10)]
     assert all(row.seed < 3 and row.split == "val" for row in rows)
 
 
-def test_the_first_rows_of_the_tuning_are_the_first_settings_of_all_methods() -> None:
-    plan = plan_of(variants="simclr,vicreg,dino")
-    rows, pairs = plan.tuning(), [pair for pair in plan.pairs() if len(pair[1].settings) > 1]
+def test_the_first_rows_of_the_tuning_are_the_first_settings_of_all_methods(tmp_path: Path) -> None:
+    plan, results = plan_of(variants="simclr,vicreg,dino"), Results(tmp_path / "rows.jsonl")
+    rows, pairs = plan.tuning(results), [pair for pair in plan.pairs() if len(pair[1].settings) > 1]
     assert [(row.data, row.variant) for row in rows[: len(pairs)]] == [(d.name, v.name) for d, v in pairs]
     assert len(rows) == 8 * len(pairs)
     assert all(row.split == "train" and row.seed == 1000 for row in rows)
@@ -297,16 +317,18 @@ def test_an_accelerated_variant_takes_the_setting_of_the_plain_one(tmp_path: Pat
     plan, results = plan_of(table="acceleration", data="demo", variants="simclr,simclr_s12"), Results(tmp_path / "r")
     plain, faster = plan.variants
     assert plan.tried(plan.data[0], faster) == []
-    for number, row in enumerate(plan.tuning()):
-        results.add(row, numbers(0.6 if number == 3 else 0.5))
+    for _ in ("all settings", "finals"):
+        for row in plan.tuning(results):
+            results.add(row, numbers(0.6 if row.setting == plain.settings[3] else 0.5))
     assert plan.chosen(plan.data[0], faster, results) == plain.settings[3]
 
 
 def test_the_report_has_curves_settings_and_verdicts_of_what_is_done(tmp_path: Path) -> None:
     plan = plan_of(data="garments", variants="untrained,simclr,simclr_rotation_1")
     results = Results(tmp_path / "rows.jsonl")
-    for row in plan.tuning():
-        results.add(row, numbers(0.5))
+    for _ in ("all settings", "finals"):
+        for row in plan.tuning(results):
+            results.add(row, numbers(0.5))
     for row in plan.runs(results):
         level = {"untrained": 0.1, "simclr": 0.20, "simclr_rotation_1": 0.40}[row.variant]
         results.add(row, numbers(level + 0.01 * row.seed, row.budget, row.budget))
@@ -321,7 +343,7 @@ def test_the_report_has_curves_settings_and_verdicts_of_what_is_done(tmp_path: P
 
 def test_the_estimate_takes_the_seconds_of_the_rows_that_are_done(tmp_path: Path) -> None:
     plan, results = plan_of(data="demo", variants="simclr"), Results(tmp_path / "rows.jsonl")
-    rows = plan.tuning()
+    rows = plan.tuning(results)
     results.add(rows[0], numbers(0.5, seconds=30, budget=3))  # 10 s for a budget of one, 5 s beside
     assert estimate("tune", rows, plan, results, 2).endswith(
         f"7 of them missing: {7 * 35 / 3600:.1f} core-hours, 0.0 h with jobs=2"

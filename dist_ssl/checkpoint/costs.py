@@ -13,7 +13,7 @@ class SaveCosts:
     """Times in seconds. `stall`: that training waited since the last report; `written`: of the last save.
 
     `size`: bytes of the newest checkpoint, known to rank 0; `failed`, `damaged`: saves that failed and checkpoints that
-    a restore passed over; `restored`: of the restore, until it has been reported.
+    a restore passed over since the last report; `restored`: of the restore, until it has been reported.
     """
 
     stall: float = 0.0
@@ -38,9 +38,9 @@ class SaveCosts:
         self.restored = time.monotonic() - started
 
     def report(self) -> dict[str, float]:
-        """Return the costs by the keys of the metric table; the stall starts again from 0, a restore is given once."""
+        """Return the costs by the keys of the metric table; what is counted starts again from 0."""
         restored = {} if self.restored is None else {"restore_seconds": self.restored}
         values = {"save_stall_seconds": self.stall, "save_seconds": self.written, "checkpoint_bytes": self.size}
         counts = {"failed_saves": float(self.failed), "damaged_checkpoints": float(self.damaged)}
-        self.stall, self.restored = 0.0, None
+        self.stall, self.failed, self.damaged, self.restored = 0.0, 0, 0, None
         return {**values, **counts, **restored}

@@ -7,7 +7,7 @@ import torch
 
 from dist_ssl.config.byte_sizes import parse_bytes
 from dist_ssl.config.percentage import Share
-from dist_ssl.data.images.decode import MAX_PIXELS
+from dist_ssl.data.images.image_rules import FULL, MAX_PIXELS, ImageRules
 from dist_ssl.data.loader.load import Loader, SampleLoader
 from dist_ssl.data.loader.loader_process import LoaderProcess
 from dist_ssl.data.storage import manifest, pyramid
@@ -36,6 +36,8 @@ class Data:
     cache_bytes: Any = "50GB"
     allow_pipe: bool = False
     max_pixels: int = MAX_PIXELS
+    range: float | None = None
+    alpha: Literal["white", "black", "drop"] = "white"
     ahead_bytes: Any = "64MB"
     max_upsample: float = pyramid.MAX_UPSAMPLE
     pyramid: list[Any] | None = None
@@ -46,6 +48,11 @@ class Data:
         if self.max_pixels < 1:
             raise ConfigError(
                 f"data.max_pixels={self.max_pixels} is not possible: it must be at least 1.", "Leave it out."
+            )
+        if self.range is not None and not 0 < self.range < float("inf"):
+            raise ConfigError(
+                f"data.range={self.range:g} is not possible: it is the value that is white, more than 0.",
+                f"Set data.range=4095 for 12 bits, say, or leave it out ({FULL} for 16 bits).",
             )
         if not self.max_upsample >= 1:
             raise ConfigError(
@@ -63,6 +70,11 @@ class Data:
         size = parse_bytes(self.cache_bytes, "data.cache_bytes")
         return Access.to(Address.parse(self.path), self.cache, size, self.allow_pipe, sharers)
 
+    @property
+    def rules(self) -> ImageRules:
+        """Return how the bytes of an image become pixels."""
+        return ImageRules(self.max_pixels, self.range, self.alpha)
+
     def open(self, access: Access) -> manifest.Manifest:
         """Read the data set's manifest and attach the configured levels.
 
@@ -71,7 +83,7 @@ class Data:
         where = Address.parse(self.path)
         found = manifest.read(where, access.fetcher)
         if self.pyramid is not None:
-            found = pyramid.attach(found, where, self.pyramid, access.fetcher)
+            found = pyramid.attach(found, where, self.pyramid, access.fetcher, self.rules)
         if self.identity not in (None, found.identity):
             raise DataError(
                 f"The data in {self.path} is not the run's: the hash of its manifest is {found.identity}, not "

@@ -13,7 +13,7 @@ from torch import Tensor
 from dist_ssl.core.candidates import CandidateViews
 from dist_ssl.core.draws import Draws, Ints
 from dist_ssl.core.plan import EpochPlan
-from dist_ssl.data.images.decode import MAX_PIXELS
+from dist_ssl.data.images.image_rules import RULES, ImageRules
 from dist_ssl.data.images.photometric import Photometry, colour
 from dist_ssl.data.images.views import Augmentation, Cutter, of_views
 
@@ -34,8 +34,8 @@ class Look:
     """Augmentations of the views, as published."""
     colours: Colours
     dtype: torch.dtype
-    max_pixels: int = MAX_PIXELS
-    """Number of pixels from which on an image is unreadable."""
+    rules: ImageRules = RULES
+    """How the bytes of an image become pixels."""
     parts: int = 1
     """Number of equal parts in which a batch is augmented on the device."""
 
@@ -65,7 +65,7 @@ class EpochViews:
         self.recipes = [r.at(*strength) for r in of_views(look.recipes, plan.views, plan.local_views)]
         self.sizes = [plan.local_size if recipe.local else plan.image_size for recipe in self.recipes]
         self.changes = look.photometries(self.recipes)
-        self.cutter = Cutter(self.recipes, self.sizes, look.max_pixels)
+        self.cutter = Cutter(self.recipes, self.sizes, look.rules)
         self.number_cut = len(self.recipes)
         self.cut_in: Callable[[int], int] | None = None
 

@@ -15,7 +15,8 @@ from dist_ssl.core.batch import Batch
 from dist_ssl.core.draws import Draws
 from dist_ssl.core.plan import EpochPlan
 from dist_ssl.data.epoch_views import Colours, Difficulty, EpochViews, Look
-from dist_ssl.data.images.decode import MAX_PIXELS, SLOW
+from dist_ssl.data.images.decode import SLOW
+from dist_ssl.data.images.image_rules import RULES, ImageRules
 from dist_ssl.data.images.packed import send
 from dist_ssl.data.images.views import Augmentation, Cutter
 from dist_ssl.data.loader.feed import Feed, GpuSide, Side
@@ -32,11 +33,10 @@ WAITING = 2
 class Stream:
     """One rank's batches.
 
-    `window`: number of samples shuffled together within a lane; `dtype`: the views' dtype. Images of more than
-    `max_pixels` pixels count as unreadable. `parts`: number of equal parts in which a batch is augmented on the device.
-    `side`: where batches are made beside training; by default a stream of the world's GPU, None on a CPU.
-    `difficulty`: how views are chosen in epochs with several candidates; needed for those only. `clock`: the account of
-    the time of a step.
+    `window`: number of samples shuffled together within a lane; `dtype`: the views' dtype; `rules`: how bytes become
+    pixels; `parts`: number of equal parts in which a batch is augmented on the device. `side`: where batches are made
+    beside training; by default a stream of the world's GPU, None on a CPU. `difficulty`: how views are chosen in epochs
+    with several candidates; needed for those only. `clock`: the account of the time of a step.
     """
 
     def __init__(
@@ -49,13 +49,13 @@ class Stream:
         seed: int,
         window: int,
         dtype: torch.dtype,
-        max_pixels: int = MAX_PIXELS,
+        rules: ImageRules = RULES,
         parts: int = 1,
         side: Side | None = None,
         difficulty: Difficulty | None = None,
         clock: StepClock | None = None,
     ) -> None:
-        self.loader, self.look, self.difficulty = loader, Look(recipes, colours, dtype, max_pixels, parts), difficulty
+        self.loader, self.look, self.difficulty = loader, Look(recipes, colours, dtype, rules, parts), difficulty
         self.world, self.seed, self.window = world, seed, window
         self.split = loader.split
         self.clock = clock or StepClock()

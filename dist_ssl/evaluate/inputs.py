@@ -9,7 +9,7 @@ from torch import Tensor
 from dist_ssl.core.draws import Draws, Ints
 from dist_ssl.data.epoch_views import Colours
 from dist_ssl.data.images.centre_crop import CentreCrop
-from dist_ssl.data.images.decode import MAX_PIXELS
+from dist_ssl.data.images.image_rules import RULES, ImageRules
 from dist_ssl.data.images.photometric import Photometry, colour, normalise
 from dist_ssl.data.images.views import Augmentation, Cutter, ViewCutter
 
@@ -37,10 +37,10 @@ class CentreView:
     views = 1
 
     def __init__(
-        self, colours: Colours, dtype: torch.dtype, *, resize: int, crop: int, max_pixels: int = MAX_PIXELS
+        self, colours: Colours, dtype: torch.dtype, *, resize: int, crop: int, rules: ImageRules = RULES
     ) -> None:
         self.colours, self.dtype, self.side = colours, dtype, crop
-        self.cutter, self.draws = CentreCrop(resize, crop, max_pixels), Draws(0)
+        self.cutter, self.draws = CentreCrop(resize, crop, rules), Draws(0)
 
     def finish(self, pixels: Sequence[Tensor], ids: Ints) -> list[Tensor]:
         """See `Inputs`."""
@@ -61,10 +61,10 @@ class DrawnViews:
         recipes: Sequence[Augmentation],
         side: int,
         draws: Draws,
-        max_pixels: int = MAX_PIXELS,
+        rules: ImageRules = RULES,
     ) -> None:
         self.dtype, self.side, self.draws, self.views = dtype, side, draws, len(recipes)
-        self.cutter = Cutter(recipes, side, max_pixels)
+        self.cutter = Cutter(recipes, side, rules)
         self.changes = [Photometry(r, slot, colours.mean, colours.std) for slot, r in enumerate(recipes)]
 
     def finish(self, pixels: Sequence[Tensor], ids: Ints) -> list[Tensor]:

@@ -20,7 +20,7 @@ class Evaluations:
         self._read: tuple[int, int] | None = None
 
     def values(self) -> dict[tuple[str, str], float]:
-        """Return accuracy and step by key and label; of the last checkpoint, and of its last evaluation.
+        """Return accuracies by key and label, and the step of the last checkpoint; of each the last evaluation.
 
         Raises OSError where the file cannot be read.
         """
@@ -29,10 +29,9 @@ class Evaluations:
         state = self.path.stat()
         if self._read != (state.st_size, state.st_mtime_ns):
             rows = [row for row in jsonl.read(self.path) if ACCURACIES.get(row.get("protocol", "")) in row]
-            self._known = {}
+            known: dict[tuple[str, str], float] = {}
             for row in sorted(rows, key=lambda row: int(row["step"])):
-                label = f"{row['protocol']} {row['branch']}"
-                self._known["evaluation", label] = float(row[ACCURACIES[row["protocol"]]])
-                self._known["evaluated_step", label] = float(row["step"])
-            self._read = (state.st_size, state.st_mtime_ns)
+                known["evaluation", f"{row['protocol']} {row['branch']}"] = float(row[ACCURACIES[row["protocol"]]])
+                known["evaluated_step", ""] = float(row["step"])
+            self._known, self._read = known, (state.st_size, state.st_mtime_ns)  # scrapes may meet: none sees a part
         return self._known

@@ -16,6 +16,7 @@ from dist_ssl.errors import ConfigError
 from dist_ssl.metrics.endpoint import Endpoint, Exported
 from dist_ssl.metrics.evaluations import Evaluations
 from dist_ssl.metrics.table import METRICS, series_of
+from dist_ssl.runtime import jsonl
 from dist_ssl.runtime.files import write_atomically
 
 log = logging.getLogger(__name__)
@@ -50,10 +51,9 @@ class JsonLines:
         self.path = path
 
     def open(self, progress: Progress) -> None:
-        """Keep the lines up to this step; drop also a line that a kill cut short."""
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        kept = [line for line in lines if line.endswith("}") and stands(json.loads(line), progress)]
-        write_atomically(self.path, "".join(f"{line}\n" for line in kept))
+        """Keep the lines up to this step; drop also what a kill or a lost disk left that is no report."""
+        kept = [report for report in jsonl.read(self.path) if stands(report, progress)]
+        write_atomically(self.path, "".join(f"{json.dumps(report)}\n" for report in kept))
 
     def write(self, progress: Progress, values: Mapping[str, float]) -> None:
         """Append the values and the time as one line."""
@@ -106,11 +106,15 @@ class Series(Exported):
         self.write({"step": progress.step, "attempt": progress.attempt})
 
     def write(self, values: Mapping[str, float]) -> None:
-        """Set the gauges and advance the counters; NaN stands for a value that is not known yet."""
+        """Set the gauges and advance the counters; NaN stands for a value that is not known yet.
+
+        A counter with a label has a series for each value that has been counted at all: few of many reasons ever are.
+        """
         now = dict(self.values)
         for key, value in {**values, "report_timestamp": time.time()}.items():
             metric, label = series_of(key)
-            if math.isnan(value):
+            never = metric.counter and label and not value and (metric.key, label) not in now
+            if math.isnan(value) or never:
                 continue
             before = now.get((metric.key, label), 0.0) if metric.increments else 0.0
             now[metric.key, label] = before + value

@@ -163,9 +163,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("samples", "samples", "Samples trained in the whole run.", "Samples", "last"),
     Metric("step", "step", "Weight updates made.", "Steps", "last"),
     Metric("saved_step", "saved_step", "Step of the newest checkpoint.", "Steps", "last"),
-    Metric(
-        "evaluated_step", "evaluated_step", "Step of the last evaluated checkpoint.", "Steps", "last", label="protocol"
-    ),
+    Metric("evaluated_step", "evaluated_step", "Step of the last evaluated checkpoint.", "Steps", "last"),
     Metric("fetched_bytes", "fetched_bytes_total", "Bytes of shards fetched.", "Bytes fetched", "sum"),
     Metric("fetch_retries", "fetch_retries_total", "Fetches that were tried again.", "Fetch retries", "sum"),
     Metric("cache_hits", "cache_hits_total", "Shards opened from the node's cache.", "Shard cache", "sum"),
@@ -222,13 +220,9 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "save_stall_seconds", "save_stall_seconds_total", "Time that training waited for saves.", "Save stall", "max"
     ),
-    Metric("failed_saves", "failed_saves_total", "Saves of this attempt that failed.", "Checkpoint failures", "last"),
+    Metric("failed_saves", "failed_saves_total", "Saves that failed.", "Checkpoint failures", "max"),
     Metric(
-        "damaged_checkpoints",
-        "damaged_checkpoints_total",
-        "Checkpoints found damaged by this attempt.",
-        "Checkpoint failures",
-        "last",
+        "damaged_checkpoints", "damaged_checkpoints_total", "Checkpoints found damaged.", "Checkpoint failures", "max"
     ),
     Metric("checkpoint_bytes", "checkpoint_bytes", "Size of the newest checkpoint.", "Disk", "last"),
     Metric("free_disk", "free_disk_bytes", "Free space where the run folder is.", "Disk", "last"),

@@ -12,7 +12,7 @@ be decoded. Hidden files and folders are left out; links are followed.
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import xxhash
@@ -47,8 +47,51 @@ class FolderOptions:
     threads: Threads = THREADS
 
 
+@dataclass(frozen=True)
+class Pictures:
+    """The images of a folder, in the order of packing: `train` and `val` with the folders that their names start from.
+
+    `classes`: sorted names, none if folders are not labels.
+    """
+
+    train: list[File]
+    val: list[File]
+    roots: tuple[Path, Path]
+    classes: list[str]
+
+    def holding_out(self, least: int) -> "Pictures":
+        """Return the same with at least so many labelled images held out, up to a fifth of all.
+
+        Images without labels, and splits that are folders of their own, stay as they are.
+        """
+        images = [*self.val, *self.train]
+        count = max(len(self.val), min(least, len(images) // 5))
+        if not self.classes or self.roots[0] != self.roots[1]:
+            return self
+        return replace(self, train=images[count:], val=images[:count])
+
+    def splits(self) -> dict[str, Contents]:
+        """Return the samples of both splits. Raises DataError if the class of a file is not in `classes`."""
+        return {
+            "train": contents(self.roots[0], self.train, self.classes),
+            "val": contents(self.roots[1], self.val, self.classes),
+        }
+
+
 def write(out: Path, options: FolderOptions, console: Console) -> None:
     """Pack the folder. Raises ConfigError, DataError."""
+    pack_pictures(out, find(options, console), options, console)
+
+
+def pack_pictures(out: Path, found: Pictures, options: FolderOptions, console: Console) -> None:
+    """Pack the images that were found. Raises DataError."""
+    names = [printable(name) for name in found.classes]
+    size, threads = options.shard_bytes, options.threads
+    pack(out, found.splits(), names, shard_bytes=size, threads=threads, console=console)
+
+
+def find(options: FolderOptions, console: Console) -> Pictures:
+    """Return the images of the folder, and print what is left out. Raises ConfigError, DataError."""
     if not options.path.is_dir():
         raise DataError(f"path={options.path} is not a folder.", "Set path to the folder of your pictures.")
     found = scan(options.path, options.threads)
@@ -64,9 +107,7 @@ def write(out: Path, options: FolderOptions, console: Console) -> None:
         count = held_out.of(len(train))
         train, val, roots = train[count:], train[:count], (roots[0], roots[0])
     report_empty(found, classes, roots[0], options.path, console)
-    splits = {"train": contents(roots[0], train, classes), "val": contents(roots[1], val, classes)}
-    names = [printable(name) for name in classes]
-    pack(out, splits, names, shard_bytes=options.shard_bytes, threads=options.threads, console=console)
+    return Pictures(train, val, roots, classes)
 
 
 def check(found: Found, root: Path, console: Console) -> None:

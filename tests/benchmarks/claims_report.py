@@ -12,6 +12,7 @@ from tests.benchmarks.claims_table import (
     DataSet,
     Plan,
     Results,
+    Row,
     Variant,
     Words,
     number,
@@ -194,16 +195,23 @@ def runs_of(claim: Claim, found: dict[str, Curve]) -> bool:
 
 
 def tuned_settings(plan: Plan, results: Results) -> Iterator[str]:
-    """Yield the table of the tuning: the score of every setting in the table's order, and the one that was chosen."""
-    yield from head("data", "method", "score of each setting, %", "chosen")
+    """Yield the table of the tuning: the scores of every setting in the table's order, and the one that was chosen."""
+    yield from head("data", "method", "score of each setting, %", "after the final budget", "chosen")
     for data, variant in plan.pairs():
-        scores: list[str] = []
-        for row in plan.tried(data, variant):
-            numbers = results.get(row)
-            scores.append("-" if numbers is None else "broke" if "broken" in numbers else f"{100 * score(numbers):.1f}")
-        if scores:
-            chosen = plan.chosen(data, variant, results)
-            yield line(data.name, variant.label, " ".join(scores), "not tuned yet" if chosen is None else of(chosen))
+        rows = plan.tried(data, variant)
+        if not rows:
+            continue
+        finals = {row.setting: row for row in plan.finals(data, variant, results)}
+        last = [scored(results, finals.get(row.setting)) for row in rows]
+        chosen = plan.chosen(data, variant, results)
+        shown = "not tuned yet" if chosen is None else of(chosen)
+        yield line(data.name, variant.label, " ".join(scored(results, row) for row in rows), " ".join(last), shown)
+
+
+def scored(results: Results, row: Row | None) -> str:
+    """Return the score of a row as text, `-` where there is none."""
+    numbers = None if row is None else results.get(row)
+    return "-" if numbers is None else "broke" if "broken" in numbers else f"{100 * score(numbers):.1f}"
 
 
 def of(setting: Words) -> str:

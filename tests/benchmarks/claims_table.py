@@ -1,11 +1,9 @@
 """The table of `claims.py` and the rows that it asks for: functions of a YAML file, of configs and of what is done."""
 
-import hashlib
 import json
 import statistics
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,10 +11,8 @@ import yaml
 
 from dist_ssl.errors import ConfigError, nearest
 from dist_ssl.runtime import jsonl
-from launch import settings
-from launch.run_dir import PROJECT
+from tests.benchmarks.claims_digest import digest
 
-CONFIGS = PROJECT / "configs"
 Words = tuple[str, ...]
 Found = Mapping[str, Any]
 """The numbers of a row, or `broken`: why it has none."""
@@ -122,27 +118,6 @@ def _variants(family: str, node: Mapping[str, Any], common: Words) -> Iterator[V
         yield Variant(name, own["label"], own=flat(own.get("words", ())), **{**shared, **given})
 
 
-def key_of(word: str) -> str:
-    """Return the key of a word such as `+recipe=demo_byol`."""
-    return word.lstrip("+").partition("=")[0]
-
-
-@cache
-def _config(groups: Words) -> str:
-    """Return what the result depends on of the config that choices of groups make, and how it is probed."""
-    config = settings.compose(list(groups), CONFIGS)
-    probed = {f"probe.{key}": value for key, value in config["probe"].items()}
-    found = {**settings.science(config), **probed}
-    return json.dumps({key: value for key, value in found.items() if key not in ("epochs", "seed")}, sort_keys=True)
-
-
-def digest(words: Words) -> str:
-    """Return the hash of a config: where a recipe has changed, an old row is another one. Paths do not count."""
-    groups = tuple(word for word in words if (CONFIGS / key_of(word)).is_dir() or key_of(word) == "data.path")
-    others = [word for word in words if word not in groups and key_of(word) not in settings.MACHINE]
-    return hashlib.sha256(json.dumps([_config(groups), others]).encode()).hexdigest()[:16]
-
-
 @dataclass(frozen=True)
 class Row:
     """One training. `budget`: in two-view epochs; `split`: whose images are the queries, `train` where it is tuned."""
@@ -236,30 +211,35 @@ class Plan:
         return Row(data.name, variant.name, setting, float(budget), seed, split, variant.bag, made, digest(made))
 
     def tried(self, data: DataSet, variant: Variant) -> list[Row]:
-        """Return the rows that tune a variant; none if it has one setting only, or that of another variant."""
+        """Return the rows that try all settings; none if a variant has one only, or that of another variant."""
         if len(variant.settings) == 1 or variant.like is not None:
             return []
         budget, seed = self.table.tuning["budget"], self.table.tuning["seed"]
         return [self.row(data, variant, setting, budget, seed, "train") for setting in variant.settings]
 
-    def tuning(self) -> list[Row]:
-        """Return all rows of the tuning: the first setting of every variant, then the second, ..."""
+    def finals(self, data: DataSet, variant: Variant, results: Results) -> list[Row]:
+        """Return the rows that train the best settings for longer; none until all are tried."""
+        best, tuning = ranked(self.tried(data, variant), results), self.table.tuning
+        return [
+            self.row(data, variant, row.setting, tuning["final"], tuning["seed"], "train")
+            for row in best[: tuning.get("finalists", 0)]
+        ]
+
+    def tuning(self, results: Results) -> list[Row]:
+        """Return the rows of the tuning that are known: first settings of all variants, second ones, ..., finals."""
         rows = [self.tried(*pair) for pair in self.pairs()]
         most = max((len(own) for own in rows), default=0)
-        return [own[turn] for turn in range(most) for own in rows if turn < len(own)]
+        tried = [own[turn] for turn in range(most) for own in rows if turn < len(own)]
+        return tried + [row for pair in self.pairs() for row in self.finals(*pair, results)]
 
     def chosen(self, data: DataSet, variant: Variant, results: Results) -> Words | None:
-        """Return the setting with the highest score, the earlier one of equals; None until all are tried."""
+        """Return the setting with the highest final score, the earlier one of equals; None until all are known."""
         if variant.like is not None:
             return self.chosen(data, self.table.variants[variant.like], results)
-        rows = self.tried(data, variant)
-        if not rows:
+        if not self.tried(data, variant):
             return variant.settings[0]
-        found = [results.get(row) for row in rows]
-        if any(numbers is None for numbers in found):
-            return None
-        scores = [score(numbers) for numbers in found if numbers is not None]
-        return rows[scores.index(max(scores))].setting
+        best = ranked(self.finals(data, variant, results), results)
+        return best[0].setting if best else None
 
     def runs(self, results: Results, *, tuned: bool = True) -> list[Row]:
         """Return the rows whose numbers are reported: seed by seed, the largest budget first, so all is seen early."""
@@ -284,6 +264,15 @@ def number(found: Found, name: str) -> float:
 def score(found: Found) -> float:
     """Return what settings are compared by: the mean of both accuracies; -1 where the training broke."""
     return -1.0 if "broken" in found else statistics.mean(number(found, name) for name in MEASURES)
+
+
+def ranked(rows: Sequence[Row], results: Results) -> list[Row]:
+    """Return rows by falling score, the earlier one of equals first; none until all are done."""
+    found = [results.get(row) for row in rows]
+    scores = [score(numbers) for numbers in found if numbers is not None]
+    if len(scores) < len(rows):
+        return []
+    return [rows[number] for number in sorted(range(len(rows)), key=lambda number: -scores[number])]
 
 
 def cost(row: Row, results: Results, seconds: float) -> float:

@@ -14,6 +14,7 @@ from dist_ssl.errors import ConfigError
 from dist_ssl.runtime import jsonl
 from launch import plan
 from launch.calibration import Cost, by_pixels, kind_of, of_run, share_of_probe
+from launch.prediction import Prediction
 from launch.run_dir import RunDir, write_yaml
 from tests.jobs import SMALL, run_job, small_config
 
@@ -46,7 +47,8 @@ def test_without_a_measurement_costs_are_those_of_the_pixels(
     sizes = ["8 px", "8 px", "12 px", "12 px", "16 px"]
     assert found == list(zip("12345", sizes, magnitudes, costs, strict=True))
     assert "The epochs cost 0.53 of what they would cost if all were like the last." in text
-    assert "Predicted" not in text
+    assert "Predict" not in text
+    assert not (tmp_path / "plan.json").exists(), "costs in proportion to pixels predict no time"
     with Image.open(tmp_path / "plan.png") as image:
         assert image.size == (900, 4 * 150), "learning rate, momentum, image size and magnitude"
 
@@ -61,6 +63,10 @@ def test_a_few_measured_steps_predict_time_and_energy(
     found = re.search(r"Predicted: (\d+):(\d+), of which probes \d+:\d+; (\S+) node-hours; energy: (\S+) Wh\.", text)
     assert found
     assert float(found[4]) == pytest.approx(100 * float(found[3]), rel=0.01)
+    prediction = Prediction.read(tmp_path / "plan.json")
+    assert [samples for samples, _ in prediction.points] == [0, 60, 120, 180, 240, 300], "of every epoch"
+    assert prediction.points[-1][1] / 3600 * 2 == pytest.approx(float(found[3]), rel=0.01), "on two nodes"
+    assert prediction.source.startswith("Measured here: 1 steps of each of 3 kinds")
     assert float(rows(text)[-1][-1]) == 1.0
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from launch import report
 from launch.charts import MOST_POINTS, Trace, bounds, curves, ticks
+from launch.prediction import Prediction
 from launch.report import CHARTS, RunRecord, page
 from launch.run_dir import FORMAT, RunDir
 
@@ -101,6 +102,51 @@ def test_a_run_that_has_not_started_is_shown_too(tmp_path: Path) -> None:
     run = RunRecord(RunDir.open(run_folder(tmp_path, "none", [])))
     assert run.cells()[0] == "not started"
     assert not titled(page([run]), "Loss")
+
+
+PLAN = {"source": "Measured <here>.", "points": [[0, 0], [2400, 40], [4800, 50], [9600, 150]]}
+
+
+def planned(tmp_path: Path, content: str) -> str:
+    (tmp_path / "plan.json").write_text(content)
+    return f"plan={tmp_path / 'plan.json'}"
+
+
+def test_a_run_is_held_against_the_plan_by_the_time_of_its_steps_and_probes(tmp_path: Path) -> None:
+    spent = [{**CAUSES, "spent_seconds/train": train, "spent_seconds/probe": 5.0} for train in (10.0, 40.0, 60.0)]
+    reports = [{**report, **causes} for report, causes in zip(REPORTS, spent, strict=True)]
+    folder = run_folder(tmp_path, "one", reports)
+    assert written(f"run={folder}", planned(tmp_path, json.dumps(PLAN))) == 0
+    text = (folder / "report.html").read_text()
+    [drawing] = titled(text, "Steps and probes, min")
+    run, plan = drawing.iter("polyline")
+    assert [run.findtext("title"), plan.findtext("title")] == ["one", "plan"]
+    assert "<p>Measured &lt;here&gt;.</p>" in text
+    assert "one took 65 s for 4.8k samples, planned 50 s: 1.30 times as long." in text
+    assert written(f"run={folder}") == 0
+    assert "plan" not in (folder / "report.html").read_text(), "there is none"
+
+
+def test_a_run_without_a_report_can_be_held_against_a_plan(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path, "none", [])
+    assert written(f"run={folder}", planned(tmp_path, json.dumps(PLAN))) == 0
+    assert "times as long" not in (folder / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"points": [], "source": ""}', '{"points": [[0, 0], [5, NaN]], "source": ""}',
+                '{"points": [[0, 0], [0, 1]], "source": ""}', '{"points": [[0, 0]]}', '{"points": 3, "source": ""}']
+)  # fmt: skip
+def test_what_is_no_plan_is_refused(tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run_folder(tmp_path, "one", REPORTS)
+    assert written(f"run={folder}", planned(tmp_path, content)) == 2
+    assert "is no prediction" in (text := capsys.readouterr().out)
+    assert "launch/plan.py" in text
+
+
+def test_between_its_points_a_plan_rises_evenly_and_ends_with_the_last() -> None:
+    plan = Prediction([(0, 0), (10, 100), (20, 100), (30, 160)], "")
+    assert [plan.seconds(samples) for samples in (0, 5, 10, 15, 25, 30, 99)] == [0, 50, 100, 100, 130, 160, 160]
 
 
 def test_attempts_lie_where_they_were_and_say_how_they_ended(tmp_path: Path) -> None:

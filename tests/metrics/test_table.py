@@ -53,6 +53,12 @@ def test_a_panel_has_a_title(metric: Metric) -> None:
     assert re.fullmatch(r"[A-Za-z][A-Za-z ]{2,30}", metric.panel)
 
 
+def test_a_counter_is_given_as_an_increase_or_as_what_the_whole_run_has_come_to() -> None:
+    """What an attempt alone knows the sum of would go back to 0 with the next attempt."""
+    totals = {metric.key for metric in METRICS if metric.counter and not metric.increments}
+    assert totals == {"bad_samples", "lost_steps", "restarts", "attempt"}, "of files that all attempts share"
+
+
 def test_what_is_counted_since_the_last_report_is_no_gauge() -> None:
     assert not [
         metric.key for metric in METRICS if "since the last report" in metric.help and metric.key != "step_seconds"

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from monitoring.alert_rules import ALERTS, FILE, Alert, rule, text
+from monitoring.recordings import MEDIANS, RECORDED, SHARE_WINDOWS, recordings, shares
 from tests.golden.agreed import agree
 from tests.monitoring.promql import metrics_of, misused
 
@@ -118,7 +119,7 @@ SICK: dict[str, Series] = {
     "CheckpointOld": {"checkpoint_timestamp_seconds": f"0+300x{WELL} {300 * WELL}+0x{STEPS - WELL}"},
     "NeverSaved": {"checkpoint_timestamp_seconds": ""},
     "SavesFail": {"failed_saves_total": f"0+0x{STEPS - 3} 1+0x3"},
-    "CheckpointDamaged": {"damaged_checkpoints_total": turned(0, 1)},
+    "CheckpointDamaged": {"damaged_checkpoints_total": f"0+0x{STEPS - 3} 1+0x3"},
     "SaveSlow": {"save_seconds": turned(20, 200)},
     "SaveStall": spent(train=240, save=60),
     "DiskNearlyFull": {"free_disk_bytes": turned(1e12, 1.5e9)},
@@ -169,9 +170,10 @@ def case(alert: Alert, changes: Series, fires: bool, names: list[str]) -> dict[s
 
 def owner(alert: Alert) -> dict[str, str]:
     """The labels with which an alert fires: those of the run, or of a node."""
-    if "_node" not in alert.expression:
-        return SELECTED
-    return {**OF_NODE, "place": "cache"} if "place=" in alert.expression else OF_NODE
+    if "_node" in alert.expression:
+        return {**OF_NODE, "place": "cache"} if "place=" in alert.expression else OF_NODE
+    cause = re.search(r'cause="(\w+)"', alert.expression)
+    return {**SELECTED, "cause": cause[1]} if cause else SELECTED
 
 
 def filled(note: str, labels: dict[str, str]) -> str:
@@ -209,6 +211,42 @@ def failures(folder: Path, rules: list[dict[str, Any]], tests: list[dict[str, An
     return ran.stdout + ran.stderr
 
 
+def minutes(window: str) -> int:
+    """The length of a window of a query."""
+    return int(window[:-1]) * {"m": 1, "h": 60, "d": 1440}[window[-1]]
+
+
+def expected() -> dict[str, float]:
+    """What is recorded of a run that waits for data since 20 minutes, and whose gauges rise by 1 a step."""
+    known = {shares(window): 20 / min(minutes(window), 5 * STEPS) for window in SHARE_WINDOWS}
+    return known | {f"run:{metric}:median{window}": STEPS - minutes(window) / 10 for metric, window in MEDIANS.items()}
+
+
+def judged(recorded: str, name: str) -> dict[str, Any]:
+    """A test that a rule of some name records what the shipped one does; a median may lie half a step off."""
+    value, of_cause = expected()[recorded], "share" in recorded
+    labels = {**SELECTED, **({"cause": "data"} if of_cause else {})}
+    chosen = f'{name}{{cause="data"}}' if of_cause else name
+    shown = ", ".join(f'{key}="{value}"' for key, value in labels.items())
+    return {
+        "expr": f"abs({chosen} - {value}) <= bool {0.01 * value if of_cause else 0.6}",
+        "eval_time": f"{5 * STEPS}m",
+        "exp_samples": [{"labels": f"{{{shown}}}", "value": 1}],
+    }
+
+
+def of_recordings(rules: dict[str, str]) -> dict[str, Any]:
+    """A test of promtool of rules, by their names, each of which stands for one that is shipped."""
+    waits = {"train": f"0+300x{STEPS - 4} {300 * (STEPS - 4)}+0x3", "data": f"0+0x{STEPS - 4} 300+300x3"}
+    series = {labelled(f"spent_seconds {cause}"): waits.get(cause, steady(0)) for cause in CAUSES}
+    series |= {labelled(metric.removeprefix("dist_ssl_")): steady(0, 1) for metric in MEDIANS}
+    return {
+        "interval": "5m",
+        "input_series": [{"series": name, "values": values} for name, values in series.items()],
+        "promql_expr_test": [judged(recorded, name) for name, recorded in rules.items()],
+    }
+
+
 def mutants(alert: Alert) -> list[str]:
     """The expressions in which a clause is taken out or inverted, a comparison turned round, or a label another one."""
     parts = re.split(r" (and|unless) ", alert.expression)
@@ -227,6 +265,8 @@ def mutants(alert: Alert) -> list[str]:
         found.append(alert.expression[: sign.start()] + turns[sign[0]] + alert.expression[sign.end() :])
     for sign in re.finditer(r"(\w+)=(~?)\"([\w|]+)\"", alert.expression):
         found.append(alert.expression[: sign.start()] + f'{sign[1]}={sign[2]}"none"' + alert.expression[sign.end() :])
+    if "start|restore" in alert.expression:
+        found += [alert.expression.replace('=~"start|restore"', f'="{cause}"') for cause in ("start", "restore")]
     if "place=" in alert.expression:
         found.append(alert.expression.replace('{place=~"run|cache"}', ""))
     return sorted(set(found))
@@ -245,7 +285,14 @@ def test_the_file_is_what_is_generated() -> None:
 def test_alerts_use_metrics_of_the_table_by_their_type() -> None:
     for alert in ALERTS:
         assert metrics_of(alert.expression) or alert.name in ("RunLost", "NodeLost")
-        assert not misused(alert.expression)
+    for expression in (*(alert.expression for alert in ALERTS), *RECORDED.values()):
+        metrics_of(expression)
+        assert not misused(expression)
+
+
+def test_what_is_recorded_is_what_the_alerts_use() -> None:
+    used = {name for alert in ALERTS for name in re.findall(r"\w+:\w+:\w+", alert.expression)}
+    assert used == RECORDED.keys()
 
 
 def test_every_alert_has_an_entry_in_the_runbook_and_no_other_has() -> None:
@@ -275,8 +322,30 @@ def test_an_alert_fires_for_the_sick_alone_and_would_not_without_one_of_its_clau
 ) -> None:
     changed = {f"changed_{number}": expression for number, expression in enumerate(mutants(alert))}
     rules = [{**rule(alert), "alert": name, "expr": expression} for name, expression in changed.items()]
-    output = failures(tmp_path, [rule(alert), *rules], cases(alert, [alert.name, *changed]))
+    output = failures(tmp_path, [*recordings()["rules"], rule(alert), *rules], cases(alert, [alert.name, *changed]))
     caught = set(re.findall(r"alertname: ?(\w+)", output))
     assert alert.name not in caught, output
     assert changed
     assert not {name: expression for name, expression in changed.items() if name not in caught}, output
+
+
+@with_promtool
+def test_what_is_recorded_has_its_value_and_would_not_with_another_window_or_without_a_part(tmp_path: Path) -> None:
+    changed = [(name, changed) for name, own in RECORDED.items() for changed in changed_recordings(own)]
+    names = {f"changed:rule:{number}": name for number, (name, _) in enumerate(changed)}
+    rules = [{"record": name, "expr": own} for name, (_, own) in zip(names, changed, strict=True)]
+    output = failures(
+        tmp_path, [*recordings()["rules"], *rules], [of_recordings({name: name for name in RECORDED} | names)]
+    )
+    caught = set(re.findall(r"abs\(([\w:]+)", output))
+    assert not caught & RECORDED.keys(), output
+    assert not [changed[int(name.rpartition(":")[2])] for name in names if name not in caught], output
+
+
+def changed_recordings(expression: str) -> list[str]:
+    """The expression with another window, another quantile, or without one of its operands."""
+    found = [re.sub(r"\[\w+\]", f"[{window}]", expression) for window in ("10m", "3h")]
+    if "quantile" in expression:
+        return [*found, expression.replace("0.5", "0.9")]
+    part, _, whole = expression.partition(" / ignoring (cause) group_left ")
+    return [*found, part, f"{part} / {whole.removeprefix('sum without (cause) ')}"]

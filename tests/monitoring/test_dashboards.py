@@ -184,7 +184,8 @@ def test_provisioning_points_to_the_dashboards() -> None:
     monitoring = Path(FOLDER).parent
     provider = (monitoring / "grafana" / "dashboards" / "files.yml").read_text()
     compose = (monitoring / "compose.yaml").read_text()
-    assert "path: /etc/dist_ssl/monitoring/dashboards" in provider
+    assert "path: ${DIST_SSL_MONITORING}/dashboards" in provider
+    assert "DIST_SSL_MONITORING: /etc/dist_ssl/monitoring\n" in compose
     assert compose.count("- .:/etc/dist_ssl/monitoring:ro") == 3
     for name in re.findall(r"/etc/dist_ssl/monitoring/([\w./]+)", compose + provider):
         assert (monitoring / name).exists(), name

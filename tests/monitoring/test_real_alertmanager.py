@@ -53,7 +53,7 @@ def receiver() -> Iterator[Receiver]:
 def at_once(folder: Path) -> Path:
     """The shipped rules, without waiting until an alert has lasted."""
     rules = yaml.safe_load(FILE.read_text())
-    for rule in rules["groups"][0]["rules"]:
+    for rule in [rule for group in rules["groups"] for rule in group["rules"] if "alert" in rule]:
         rule["for"] = "0s"
     path = folder / "rules.yml"
     path.write_text(yaml.safe_dump(rules))

@@ -147,7 +147,7 @@ def test_what_is_lossy_is_said(whole: Path) -> None:
     identity = manifest.read(whole).identity
     assert known["of"] == identity
     for side, level in zip(SIDES, known["levels"], strict=True):
-        made = {"side": side, "quality": 90, "chroma": "4:2:0", "of": identity}
+        made = {"side": side, "quality": 90, "chroma": "4:2:0", "range": None, "alpha": "white", "of": identity}
         found = manifest.read(whole, inside=f"level-{side}/")
         assert found.copied == made
         assert level == {**made, "identity": found.identity}

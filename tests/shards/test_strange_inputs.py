@@ -6,15 +6,22 @@ import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
 
-from dist_ssl.data.storage import manifest
+from dist_ssl.data.images.decode import decode
+from dist_ssl.data.images.image_rules import ImageRules
+from dist_ssl.data.storage import manifest, pyramid
+from dist_ssl.data.storage.address import Address
+from dist_ssl.data.storage.fetch import Fetcher
+from dist_ssl.data.storage.read import Reader
 from dist_ssl.errors import DataError
 from shards import verify
 from shards.command_line import HeldOut
 from shards.make import make, report
+from shards.make import run as make_command
 from shards.sources.imagefolder import FolderOptions
 from shards.sources.tars import TarOptions
 from tests.shards.pictures import folder_of
@@ -215,3 +222,49 @@ def test_unknown_extensions_become_those_of_the_content_so_that_every_reader_fin
     (tmp_path / "out/manifest.json").unlink()
     again, _ = indexed(tmp_path / "out")
     assert len(again.split("train").samples) == 4
+
+
+def deep(folder: Path, most: int, count: int = 60) -> Path:
+    """A folder of pictures of 16 bits whose values end at `most`, and of one of 8 bits."""
+    folder.mkdir()
+    for n in range(count):
+        values = np.add.outer(np.arange(12), np.arange(12) + n) * 43 % (most + 1)
+        values[0, 0] = most
+        Image.fromarray(values.astype(np.uint16)).save(folder / f"{n:03d}.png")
+    (folder / "a.jpg").write_bytes(jpeg())
+    return folder
+
+
+@pytest.mark.parametrize(("most", "bright", "white"), [(4095, 15, 4095), (1000, 3, 1023), (32767, 127, 32767)])
+def test_pictures_that_would_be_dark_are_named_with_the_key_that_helps(
+    tmp_path: Path, most: int, bright: int, white: int
+) -> None:
+    _, said = packed(deep(tmp_path / "in", most), tmp_path / "out")
+    found = f"60 of 61 pictures that were looked at have 16 bits, with values up to {most}: {bright} of 255 would be"
+    assert found in said
+    assert said.rstrip().endswith(f"data.range={white}")
+    console = Console(record=True, soft_wrap=True, file=io.StringIO())
+    assert verify.run([str(tmp_path / "out")], console) == 0
+    assert found in console.export_text()
+
+
+def test_pictures_of_the_whole_range_need_no_key(tmp_path: Path) -> None:
+    _, said = packed(deep(tmp_path / "in", 65535), tmp_path / "out")
+    assert "60 of 61 pictures that were looked at have 16 bits, with values up to 65535." in said
+    assert "data.range" not in said
+
+
+def test_levels_hold_the_pixels_of_the_range_and_a_run_of_another_is_refused(tmp_path: Path) -> None:
+    packed(deep(tmp_path / "in", 4095, count=3), tmp_path / "out")
+    given = [f"out={tmp_path / 'out'}", "pyramid=[6]", "range=4095"]
+    console = Console(record=True, soft_wrap=True, file=io.StringIO())
+    assert make_command(given, console) == 0
+    where, rules = Address(str(tmp_path / "out")), ImageRules(range=4095)
+    found = pyramid.attach(manifest.read(tmp_path / "out"), where, (6,), Fetcher(), rules).split("train")
+    with Reader(found) as reader:
+        bright = {found.samples.key(n): int(decode(reader.read(n, 1), 1, rules).pixels.max()) for n in range(4)}
+    assert min(value for key, value in bright.items() if key != "a") > 100
+    for other, key in ((ImageRules(), "range"), (ImageRules(range=4095, alpha="drop"), "alpha")):
+        with pytest.raises(DataError, match=f"made with {key}=") as caught:
+            pyramid.attach(manifest.read(tmp_path / "out"), where, (6,), Fetcher(), other)
+        assert "or remove the level and make it again" in caught.value.remedy

@@ -89,7 +89,7 @@ class ScoredPairs(EpochViews):
         more = plan.candidates - 1
         slots = (*range(own), *candidate_slots(plan.candidates)[1:].ravel().tolist())
         recipes, sizes = self.recipes + self.recipes[:PAIRED] * more, self.sizes + self.sizes[:PAIRED] * more
-        self.cutter = Cutter(recipes, sizes, look.max_pixels, SameSlots(slots))
+        self.cutter = Cutter(recipes, sizes, look.rules, SameSlots(slots))
         self.number_cut = len(recipes)
         self.cut_in = ViewsCut(score.every, len(recipes), own)
         self.side = score.side(plan.image_size)

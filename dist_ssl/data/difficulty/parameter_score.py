@@ -136,7 +136,7 @@ class DrawnPairs(EpochViews):
     def __init__(self, score: ParameterScore, plan: EpochPlan, look: Look) -> None:
         super().__init__(plan, look)
         self.slots = HardSlots(score, tuple(self.recipes), plan.candidates)
-        self.cutter = Cutter(self.recipes, self.sizes, look.max_pixels, self.slots)
+        self.cutter = Cutter(self.recipes, self.sizes, look.rules, self.slots)
 
     def finish(self, pixels: list[Tensor], ids: Ints, draws: Draws, step: int) -> Finished:
         """See `EpochViews`."""

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from dist_ssl.core.draws import Draws, Floats, Ints
-from dist_ssl.data.images.decode import MAX_PIXELS, Pixels, decode, resize_whole
+from dist_ssl.data.images.decode import decode, resize_whole
+from dist_ssl.data.images.image_rules import RULES, ImageRules, Pixels
 from dist_ssl.data.images.views import Crops, centre_box
 
 LONGEST = (1 / 8, 8)
@@ -19,13 +20,12 @@ LONGEST = (1 / 8, 8)
 class CentreCrop:
     """A `ViewCutter` of one view without random numbers.
 
-    `resize`: length of the image's shorter side, px; `crop`: side of the view, at most `resize`, px. Images of more
-    than `max_pixels` are unreadable.
+    `resize`: length of the image's shorter side, px; `crop`: side of the view, at most `resize`, px.
     """
 
-    def __init__(self, resize: int, crop: int, max_pixels: int = MAX_PIXELS) -> None:
+    def __init__(self, resize: int, crop: int, rules: ImageRules = RULES) -> None:
         assert 0 < crop <= resize, "a larger crop would need pixels from outside of the image"
-        self.resize, self.crop, self.max_pixels = resize, crop, max_pixels
+        self.resize, self.crop, self.rules = resize, crop, rules
 
     def side(self, slot: int) -> int:
         """See `ViewCutter`; there is one view."""
@@ -37,12 +37,12 @@ class CentreCrop:
 
     def cut(self, data: bytes, draws: Sequence[Floats], out: Sequence[Pixels]) -> str:
         """See `ViewCutter`."""
-        return cut_centre(data, self.resize, self.max_pixels, out[0])
+        return cut_centre(data, self.resize, self.rules, out[0])
 
     def crops(self, sides: tuple[int, int], draws: Sequence[Floats]) -> Crops:
         """See `ViewCutter`."""
         box = centred(*sides, round(min(sides) * self.crop / self.resize))
-        return CentreOf(*sides, [box], [self.crop], self.max_pixels, self.resize)
+        return CentreOf(*sides, [box], [self.crop], self.rules, self.resize)
 
 
 @dataclass(frozen=True)
@@ -57,24 +57,29 @@ class CentreOf(Crops):
 
     def cut(self, data: bytes, out: Sequence[Pixels]) -> str:
         """See `Crops`."""
-        return cut_centre(data, self.resize, self.max_pixels, out[0])
+        return cut_centre(data, self.resize, self.rules, out[0])
 
 
-def cut_centre(data: bytes, resize: int, max_pixels: int, out: Pixels) -> str:
+def cut_centre(data: bytes, resize: int, rules: ImageRules, out: Pixels) -> str:
     """Decode an image, or any copy of it, and write its view into `out` [crop, crop, 3].
 
     `resize`: length of the shorter side before the centre is cut, px. Returns the reason if decoding was slow, else an
     empty string. Raises UnreadableError.
     """
-    image = decode(data, resize, max_pixels)
-    left, top, right, bottom = centre_box(image.pixels.shape[1], image.pixels.shape[0], LONGEST)
-    pixels = np.ascontiguousarray(image.pixels[top:bottom, left:right])
+    image = decode(data, resize, rules)
+    write_centre(image.pixels, resize, out)
+    return image.slow
+
+
+def write_centre(whole: Pixels, resize: int, out: Pixels) -> None:
+    """Write the view of an image, pixels [h, w, 3], into `out` [crop, crop, 3]; `resize`: see `cut_centre`."""
+    left, top, right, bottom = centre_box(whole.shape[1], whole.shape[0], LONGEST)
+    pixels = np.ascontiguousarray(whole[top:bottom, left:right])
     height, width, _ = pixels.shape
     shorter = min(width, height)
     across, down = int(resize * width / shorter), int(resize * height / shorter)
     left, top, right, bottom = centred(across, down, len(out))
     out[:] = resize_whole(pixels, across, down)[top:bottom, left:right]
-    return image.slow
 
 
 def centred(width: int, height: int, side: int) -> tuple[int, int, int, int]:

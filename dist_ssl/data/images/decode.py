@@ -22,15 +22,23 @@ from functools import partial
 from itertools import takewhile
 
 import numpy as np
-import numpy.typing as npt
 import simplejpeg
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch.nn.functional import interpolate
 
-Pixels = npt.NDArray[np.uint8]
+from dist_ssl.data.images.image_rules import FULL, RULES, ImageRules, Pixels, deep_pixels, to_rgb
+from dist_ssl.data.images.unreadable import (
+    DAMAGED,
+    EMPTY,
+    NO_IMAGE,
+    TOO_LARGE,
+    TOO_MANY_SCANS,
+    UNSUPPORTED,
+    UnreadableError,
+)
+
 Box = tuple[int, int, int, int]
-MAX_PIXELS = 100_000_000
 SCANS = 20
 """Scans that a JPEG of `max_pixels` may have; a smaller one may have more. Encoders write about 10."""
 START_OF_SCAN = b"\xff\xda"
@@ -42,8 +50,6 @@ MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 """A marker of a JPEG. Within scans a byte of 0xFF is followed by 0, or is that of a restart."""
 SMALL_TEXT = 1 << 10
 """Bytes of a text chunk of a PNG that is read, for its orientation; compressed text may be a thousand times as long."""
-BAND_PIXELS = 1 << 22
-"""Pixels that are converted to RGB at a time, so that a large picture is not held three times."""
 Image.init()
 EXTENSIONS = {
     "JPEG": "jpg",
@@ -61,27 +67,16 @@ FORMATS = tuple(name for name in EXTENSIONS if name in Image.OPEN)
 """Formats that PIL may try; its other formats are rare, and some run external programs."""
 SCALES = (8, 4, 2, 1)
 ORIENTATION = 0x0112
-EMPTY, NO_IMAGE, DAMAGED = "empty", "not an image", "damaged image"
-TOO_LARGE, NO_RANGE, TOO_MANY_SCANS = "too many pixels", "pixels without a range", "too many scans"
-UNSUPPORTED = "unsupported pixels"
 SEQUENTIAL = (0xC0, 0xC1)
 """Markers of JPEGs whose scans hold all of the coefficients, so that their range need not be said."""
-PNG = b"\x89PNG\r\n\x1a\n"
 JPEG = b"\xff\xd8\xff"
+PNG = b"\x89PNG\r\n\x1a\n"
 TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 """Chunks of a PNG that have no say in the pixels that are read, and whose size PIL bounds."""
 FORMAT, CMYK, TURNED, SAMPLING = "format", "cmyk", "orientation", "sampling"
 SLOW = (FORMAT, CMYK, TURNED, SAMPLING)
 """Reasons why decoding an image took longer than for a plain JPEG."""
 Image.MAX_IMAGE_PIXELS = None  # `max_pixels` is checked instead
-
-
-class UnreadableError(Exception):
-    """The bytes of a sample are not an image. `reason`: a short text from a fixed set, by which samples are counted."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -96,16 +91,16 @@ class Decoded:
     sides: tuple[int, int]
 
 
-def decode(data: bytes, least: int, max_pixels: int = MAX_PIXELS) -> Decoded:
+def decode(data: bytes, least: int, rules: ImageRules = RULES) -> Decoded:
     """Decode an image; both sides are at least `least` px if the original's are. Raises UnreadableError.
 
-    Whether the bytes are readable does not depend on `least`. An image of more than `max_pixels` is unreadable.
+    Whether the bytes are readable does not depend on `least`.
     """
     if not data:
         raise UnreadableError(EMPTY)
     if data.startswith(JPEG):
-        return _jpeg(data, least, max_pixels)
-    return _other(data, max_pixels, FORMAT)
+        return _jpeg(data, least, rules)
+    return _other(data, rules, FORMAT)
 
 
 def resize(pixels: Pixels, box: Box, size: int) -> Pixels:
@@ -124,13 +119,13 @@ def resize_whole(pixels: Pixels, width: int, height: int) -> Pixels:
     return found
 
 
-def _jpeg(data: bytes, least: int, max_pixels: int) -> Decoded:
+def _jpeg(data: bytes, least: int, rules: ImageRules) -> Decoded:
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:  # rare sampling factors or a truncated header: PIL finds out which
-        return _other(data, max_pixels, SAMPLING)
-    _check_size(width, height, max_pixels)
-    _check_scans(data, width * height, max_pixels)
+        return _other(data, rules, SAMPLING)
+    _check_size(width, height, rules.max_pixels)
+    _check_scans(data, width * height, rules.max_pixels)
     data = _with_range_of_scans(data)
     scale = next((s for s in SCALES if min(width, height) >= s * least), 1)
     sides = {"min_height": -(-height // scale), "min_width": -(-width // scale)}
@@ -154,17 +149,17 @@ def _decode_jpeg(data: bytes, space: str, sides: dict[str, int]) -> Pixels:
     return pixels
 
 
-def _other(data: bytes, max_pixels: int, slow: str) -> Decoded:
+def _other(data: bytes, rules: ImageRules, slow: str) -> Decoded:
     """Decode by PIL. Its decoders raise many kinds of errors for damaged bytes; all mean an unreadable sample."""
     if data.startswith(PNG):
         data = _without_text(data)
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            _check_size(*image.size, max_pixels)
+            _check_size(*image.size, rules.max_pixels)
             if data.startswith(JPEG):  # also where PIL calls it MPO, a file of several
-                _check_scans(data, image.width * image.height, max_pixels)
+                _check_scans(data, image.width * image.height, rules.max_pixels)
             image.load()
-            pixels = _upright(_rgb(image), _orientation(image.getexif))
+            pixels = _upright(to_rgb(image, data, rules), _orientation(image.getexif))
             return Decoded(pixels, slow, (pixels.shape[1], pixels.shape[0]))
     except (UnreadableError, MemoryError):
         raise
@@ -217,6 +212,23 @@ def _without_text(png: bytes) -> bytes:
     return made if len(made) < len(png) and at + 12 <= len(png) else png
 
 
+def largest_value(data: bytes) -> int | None:
+    """Return the largest value of an image of 16 bits; None for any other, and where it cannot be read."""
+    if not data or data[:3] == JPEG or (data.startswith(PNG) and data[24:25] != b"\x10"):
+        return None
+    rules = ImageRules(range=FULL)
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _check_size(*image.size, rules.max_pixels)
+            image.load()
+            deep = None if image.mode in ("I", "F") else deep_pixels(image, data, ranged=True)
+    except MemoryError:
+        raise
+    except Exception:  # of many kinds, see `_other`; a run counts such a sample
+        return None
+    return None if deep is None else int(deep.max())
+
+
 def looks_like_image(data: bytes) -> bool:
     """Return whether the first bytes are those of an image in one of the formats that are read."""
     return bool(kind_of(data))
@@ -241,23 +253,6 @@ def _check_scans(jpeg: bytes, pixels: int, max_pixels: int) -> None:
 
     if too_many(jpeg.count(START_OF_SCAN)) and too_many(scans := sum(kind == SCAN for kind, *_ in _segments(jpeg))):
         raise UnreadableError(TOO_MANY_SCANS, f"{scans} of {pixels} pixels")
-
-
-def _rgb(image: Image.Image) -> Pixels:
-    """Convert an image of any mode to RGB pixels [h, w, 3]."""
-    if image.mode in ("I", "F"):
-        raise UnreadableError(NO_RANGE, image.mode)
-    if image.mode.startswith("I;16"):
-        deep = np.asarray(image).astype(np.uint32)
-        return np.repeat(((deep * 255 + 32767) // 65535).astype(np.uint8)[..., None], 3, axis=2)
-    width, height = image.size
-    pixels, band = np.empty((height, width, 3), dtype=np.uint8), max(1, BAND_PIXELS // width)
-    if height <= band or "transparency" in image.info:  # PIL converts such a palette by all of its pixels
-        return np.array(image.convert("RGB"))
-    for top in range(0, height, band):
-        below = min(top + band, height)
-        pixels[top:below] = np.asarray(image.crop((0, top, width, below)).convert("RGB"))
-    return pixels
 
 
 def _exif(jpeg: bytes) -> Image.Exif:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 
 from dist_ssl.core.draws import Floats, Ints
-from dist_ssl.data.images.decode import Pixels
+from dist_ssl.data.images.image_rules import Pixels
 from dist_ssl.data.images.numba_tools import compiled, entrance
 from dist_ssl.data.loader.buffers import Returning
 

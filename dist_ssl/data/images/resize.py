@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dist_ssl.data.images.decode import Box, Pixels, resize
+from dist_ssl.data.images.decode import Box, resize
+from dist_ssl.data.images.image_rules import Pixels
 
 SMALLEST_LOOPED = 64
 """Smallest side, px, of views that compiled loops resize and augment. Smaller ones cost torch little, and compiling the

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dist_ssl.core.draws import Ints
-from dist_ssl.data.images.decode import Pixels
+from dist_ssl.data.images.image_rules import Pixels
 from dist_ssl.data.images.numba_tools import bytes_at, compiled, entrance, load, shifted, store
 
 Weights = npt.NDArray[np.int16]

@@ -13,7 +13,8 @@ from typing import Protocol
 
 from dist_ssl.config.validation import at_least, positive, require, shares
 from dist_ssl.core.draws import Draws, Floats, Ints, Purpose
-from dist_ssl.data.images.decode import MAX_PIXELS, Box, Pixels, decode
+from dist_ssl.data.images.decode import Box, decode
+from dist_ssl.data.images.image_rules import RULES, ImageRules, Pixels
 from dist_ssl.data.images.resize import cut_views
 from dist_ssl.errors import ConfigError, nearest
 
@@ -162,15 +163,14 @@ def smallest_crop_scale(recipes: Sequence[Augmentation], size: int) -> int:
 class Crops:
     """The crops of one image, as boxes in px of its original of `width` x `height` px, one per view.
 
-    They can be cut from the original or from any smaller copy. `sizes`: side of every view, px; an image of more than
-    `max_pixels` is unreadable.
+    They can be cut from the original or from any smaller copy. `sizes`: side of every view, px.
     """
 
     width: int
     height: int
     boxes: Sequence[Box]
     sizes: Sequence[int]
-    max_pixels: int = MAX_PIXELS
+    rules: ImageRules = RULES
 
     @cached_property
     def tightest(self) -> tuple[int, int]:
@@ -205,7 +205,7 @@ class Crops:
         """
         size, side = self.tightest
         least = -(-size * min(self.width, self.height) // side)
-        image = decode(data, least, self.max_pixels)
+        image = decode(data, least, self.rules)
         height, width, _ = image.pixels.shape
         cut_views(image.pixels, self.placed(width, height), out)
         return image.slow
@@ -214,8 +214,8 @@ class Crops:
 class ViewCutter(Protocol):
     """Draws the crops of images and cuts their views: `Cutter` (random crops) and `CentreCrop` (for evaluation)."""
 
-    max_pixels: int
-    """Number of pixels above which an image is unreadable."""
+    rules: ImageRules
+    """How bytes become pixels."""
 
     def side(self, slot: int) -> int:
         """Return the side of the view in this slot, px."""
@@ -252,18 +252,18 @@ class ViewSlots(Protocol):
 class Cutter:
     """A `ViewCutter` of random crops. `recipes`: one per view; `size`: side of all views, px, or of each of them.
 
-    Images of more than `max_pixels` are unreadable. `slots`: those of the views; None: 0, 1, ...
+    `rules`: how bytes become pixels; `slots`: those of the views; None: 0, 1, ...
     """
 
     def __init__(
         self,
         recipes: Sequence[Augmentation],
         size: int | Sequence[int],
-        max_pixels: int = MAX_PIXELS,
+        rules: ImageRules = RULES,
         slots: ViewSlots | None = None,
     ) -> None:
         self.sizes = [size] * len(recipes) if isinstance(size, int) else list(size)
-        self.recipes, self.max_pixels, self.slots = recipes, max_pixels, slots
+        self.recipes, self.rules, self.slots = recipes, rules, slots
         self.needed = max(smallest_crop_scale([r], side) for r, side in zip(recipes, self.sizes, strict=True))
 
     def side(self, slot: int) -> int:
@@ -277,7 +277,7 @@ class Cutter:
 
     def cut(self, data: bytes, draws: Sequence[Floats], out: Sequence[Pixels]) -> str:
         """See `ViewCutter`; the image is decoded once, and boxes are drawn in px of the decoded image."""
-        image = decode(data, self.needed, self.max_pixels)
+        image = decode(data, self.needed, self.rules)
         height, width, _ = image.pixels.shape
         boxes = [crop_box(width, height, recipe, numbers) for recipe, numbers in zip(self.recipes, draws, strict=False)]
         cut_views(image.pixels, boxes, out)
@@ -286,4 +286,4 @@ class Cutter:
     def crops(self, sides: tuple[int, int], draws: Sequence[Floats]) -> Crops:
         """See `ViewCutter`."""
         boxes = [crop_box(*sides, recipe, numbers) for recipe, numbers in zip(self.recipes, draws, strict=False)]
-        return Crops(*sides, boxes, self.sizes[: len(boxes)], self.max_pixels)
+        return Crops(*sides, boxes, self.sizes[: len(boxes)], self.rules)

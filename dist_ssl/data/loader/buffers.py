@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dist_ssl.data.images.decode import Pixels
+from dist_ssl.data.images.image_rules import Pixels
 
 Shapes = list[tuple[int, ...]]
 """Shapes of the views of a batch, (B, side, side, 3) each."""

@@ -19,7 +19,8 @@ from typing import Protocol
 import numpy as np
 
 from dist_ssl.core.draws import Flags, Floats, Ints
-from dist_ssl.data.images.decode import Pixels, UnreadableError
+from dist_ssl.data.images.image_rules import Pixels
+from dist_ssl.data.images.unreadable import UnreadableError
 from dist_ssl.data.images.views import ViewCutter
 from dist_ssl.data.loader.buffers import Buffers, Spare
 from dist_ssl.data.order.requests import Request

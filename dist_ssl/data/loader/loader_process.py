@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch.cuda import cudart
 
-from dist_ssl.data.images.decode import Pixels
+from dist_ssl.data.images.image_rules import Pixels
 from dist_ssl.data.images.views import ViewCutter
 from dist_ssl.data.loader.buffers import Shapes
 from dist_ssl.data.loader.deliveries import LoadJob, ResultMessage

@@ -9,7 +9,7 @@ import os
 
 import numpy as np
 
-from dist_ssl.data.images.decode import Pixels
+from dist_ssl.data.images.image_rules import Pixels
 from dist_ssl.data.loader.buffers import Shapes
 
 

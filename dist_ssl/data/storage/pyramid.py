@@ -9,7 +9,7 @@ Images that are no larger than a level are stored in it unchanged.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from dist_ssl.core.draws import Draws, Floats, Ints
+from dist_ssl.data.images.image_rules import ImageRules
 from dist_ssl.data.images.views import Crops, ViewCutter
 from dist_ssl.data.storage import fields, manifest
 from dist_ssl.data.storage.address import Address
@@ -92,8 +93,13 @@ def read(where: Address, originals: Manifest, get: Fetcher) -> dict[int, dict[st
     return levels
 
 
-def attach(originals: Manifest, where: Address, sides: Sequence[int], get: Fetcher) -> Manifest:
-    """Return the data set with these levels attached and an identity that covers them all. Raises DataError."""
+def attach(
+    originals: Manifest, where: Address, sides: Sequence[int], get: Fetcher, rules: ImageRules | None = None
+) -> Manifest:
+    """Return the data set with these levels attached and an identity that covers them all.
+
+    `rules`: those of a run, by which the levels must have been made. Raises DataError.
+    """
     try:
         known = read(where, originals, get)
     except DataError as error:
@@ -107,6 +113,9 @@ def attach(originals: Manifest, where: Address, sides: Sequence[int], get: Fetch
             f"The data set in {where} has no level of {lacking[0]} px: {there}.",
             f"Make it: python shards/make.py out={where} pyramid=[{','.join(map(str, lacking))}]; or set data.pyramid.",
         )
+    if rules:
+        for side in sides:
+            check_rules(known[side], rules, where)
     levels = [level(where, originals, side, str(known[side]["identity"]), get) for side in sides]
     identity = "+".join([originals.identity, *(found.identity for found in levels)])
     splits = {
@@ -115,6 +124,25 @@ def attach(originals: Manifest, where: Address, sides: Sequence[int], get: Fetch
         if len(split.samples)
     }
     return replace(originals, identity=identity, splits={**originals.splits, **splits})
+
+
+def check_rules(made: Mapping[str, Any], rules: ImageRules, where: Address) -> None:
+    """Raise DataError where a level was made of other pixels than a run would read. `made`: its entry."""
+    found = {"range": made.get("range"), "alpha": made.get("alpha", "drop")}  # as levels were made without these keys
+    for key, value in found.items():
+        own = getattr(rules, key)
+        if value != own:
+            raise DataError(
+                f"The level of {made['side']} px in {where} was made with {key}={_text(value)}, and the run has "
+                f"data.{key}={_text(own)}.",
+                f"Set data.{key}={_text(value)}, or remove the level and make it again: python shards/make.py "
+                f"out={where} pyramid=[{made['side']}] {key}={_text(own)}",
+            )
+
+
+def _text(value: float | str | None) -> str:
+    """Return a value as on a command line."""
+    return "null" if value is None else f"{value:g}" if isinstance(value, float | int) else value
 
 
 def level(where: Address, originals: Manifest, side: int, identity: str, get: Fetcher) -> Manifest:
@@ -176,7 +204,7 @@ class Pyramid:
     def crops(self, number: int, cutter: ViewCutter, numbers: Sequence[Floats]) -> Crops | None:
         """Return the crops of a sample; None where its original is unreadable, which makes the sample unreadable."""
         sides = int(self.widths[number]), int(self.heights[number])
-        return cutter.crops(sides, numbers) if 0 < sides[0] * sides[1] <= cutter.max_pixels else None
+        return cutter.crops(sides, numbers) if 0 < sides[0] * sides[1] <= cutter.rules.max_pixels else None
 
     def level(self, crops: Crops | None) -> int:
         """Return the smallest level that is as large as the original or enlarges no crop by more than `max_upsample`.
@@ -196,7 +224,7 @@ class Pyramid:
     def expected(self, cutter: ViewCutter, draws: Draws) -> set[int]:
         """Return the levels at which more than a few samples of an epoch are read, from a subset of the samples."""
         pixels = self.widths * self.heights
-        known = np.flatnonzero((pixels > 0) & (pixels <= cutter.max_pixels))
+        known = np.flatnonzero((pixels > 0) & (pixels <= cutter.rules.max_pixels))
         some = known[np.unique(np.linspace(0, max(0, len(known) - 1), LOOKED_AT).astype(np.int64))[: len(known)]]
         return set(self.levels(cutter, draws, some).values())
 

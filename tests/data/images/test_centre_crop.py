@@ -11,7 +11,7 @@ from torchvision.transforms import CenterCrop, Resize
 
 from dist_ssl.core.draws import Draws
 from dist_ssl.data.images.centre_crop import CentreCrop
-from dist_ssl.data.images.decode import Pixels
+from dist_ssl.data.images.image_rules import Pixels
 
 SIDES = st.integers(20, 260)
 

@@ -5,6 +5,7 @@ import math
 import struct
 import zlib
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,10 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps, PngImagePlugin
 
 from dist_ssl.data.images import decode as decoding
-from dist_ssl.data.images.decode import UnreadableError, decode, resize
+from dist_ssl.data.images import image_rules
+from dist_ssl.data.images.decode import decode, resize
+from dist_ssl.data.images.image_rules import MAX_PIXELS, ImageRules
+from dist_ssl.data.images.unreadable import UnreadableError
 
 
 def picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
@@ -30,10 +34,10 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
     return file.getvalue()
 
 
-def reason(data: bytes, least: int = 1, max_pixels: int = 10**6) -> str:
+def reason(data: bytes, least: int = 1, **rules: Any) -> str:
     """Why these bytes cannot be read."""
     with pytest.raises(UnreadableError) as caught:
-        decode(data, least, max_pixels)
+        decode(data, least, ImageRules(**{"max_pixels": 10**6} | rules))
     return caught.value.reason
 
 
@@ -158,7 +162,7 @@ def test_spare_bytes_do_no_harm(data: bytes) -> None:
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_too_many_pixels_are_not_decoded(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data = encoded(picture(60, 50), kind)
-    assert decode(data, 1, max_pixels=3000).pixels.size
+    assert decode(data, 1, ImageRules(max_pixels=3000)).pixels.size
     monkeypatch.setattr(decoding, "_decode_jpeg", None)
     monkeypatch.setattr(Image.Image, "load", None)
     assert reason(data, 1, max_pixels=2999) == "too many pixels"
@@ -168,7 +172,7 @@ def test_a_small_file_of_a_gigantic_image_is_unreadable_at_once() -> None:
     data = bytearray(encoded(Image.new("1", (8, 8)), "PNG"))
     data[16:24] = (60000).to_bytes(4) * 2
     data[29:33] = (zlib.crc32(data[12:29])).to_bytes(4)
-    assert reason(bytes(data), 1, decoding.MAX_PIXELS) == "too many pixels"
+    assert reason(bytes(data), max_pixels=MAX_PIXELS) == "too many pixels"
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -186,7 +190,7 @@ def test_damaged_bytes_are_an_image_or_unreadable_and_nothing_else(kind: str) ->
         outcomes = []
         for least in (1, 1000):
             with suppress(UnreadableError):
-                outcomes.append(decode(bytes(data), least, 10**6).pixels.ndim)
+                outcomes.append(decode(bytes(data), least, ImageRules(10**6)).pixels.ndim)
         assert outcomes in ([], [3, 3])
 
 
@@ -223,9 +227,9 @@ def test_a_jpeg_of_endless_scans_is_refused_by_their_work_not_by_their_number() 
     many = plain[:-2] + plain[last:-2] * 100 + plain[-2:]
     small = 160 * 120 * 100 // decoding.SCANS
     assert reason(many, max_pixels=small) == "too many scans"
-    assert decode(plain, 1, 160 * 120).pixels.shape == (15, 20, 3)
+    assert decode(plain, 1, ImageRules(160 * 120)).pixels.shape == (15, 20, 3)
     with suppress(UnreadableError):  # libjpeg may find the repeated scan damaged; its work is what is bounded
-        decode(many, 1, small * 10)
+        decode(many, 1, ImageRules(small * 10))
 
 
 def test_scans_are_counted_in_files_of_several_pictures_too() -> None:
@@ -238,7 +242,7 @@ def test_scans_are_counted_in_files_of_several_pictures_too() -> None:
     with Image.open(io.BytesIO(many)) as found:
         assert found.format == "MPO"
     with pytest.raises(UnreadableError, match="too many scans"):
-        decoding._other(many, 160 * 120, decoding.SAMPLING)
+        decoding._other(many, ImageRules(160 * 120), decoding.SAMPLING)
 
 
 @pytest.mark.parametrize("place", ["behind", "in a segment"])
@@ -248,7 +252,7 @@ def test_scans_of_other_pictures_in_the_file_do_not_count(progressive: bool, pla
     plain, film = encoded(picture(40, 32), "JPEG", progressive=progressive), decoding.START_OF_SCAN * 500
     segment = b"\xff\xe2" + (len(film) + 2).to_bytes(2) + film
     data = plain + film if place == "behind" else plain[:2] + segment + plain[2:]
-    np.testing.assert_array_equal(decode(data, 1, 40 * 32).pixels, decode(plain, 1).pixels)
+    np.testing.assert_array_equal(decode(data, 1, ImageRules(40 * 32)).pixels, decode(plain, 1).pixels)
 
 
 def test_scans_do_not_hide_behind_a_marker_without_a_segment() -> None:
@@ -262,7 +266,7 @@ def test_scans_do_not_hide_behind_a_marker_without_a_segment() -> None:
 def test_a_large_picture_is_converted_in_bands_to_the_same_pixels(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data = encoded(picture(61, 50, mode), "TIFF" if mode == "CMYK" else "PNG")
     whole = decode(data, 1000).pixels
-    monkeypatch.setattr(decoding, "BAND_PIXELS", 61 * 7)
+    monkeypatch.setattr(image_rules, "BAND_PIXELS", 61 * 7)
     np.testing.assert_array_equal(decode(data, 1000).pixels, whole)
 
 

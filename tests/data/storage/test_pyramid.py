@@ -21,6 +21,7 @@ from dist_ssl.data.difficulty.model_score import ModelScore
 from dist_ssl.data.difficulty.parameter_score import ParameterScore
 from dist_ssl.data.epoch_views import Colours, Difficulty, Look
 from dist_ssl.data.images.centre_crop import CentreCrop
+from dist_ssl.data.images.image_rules import ImageRules
 from dist_ssl.data.images.views import CROP_DRAWS, Augmentation, Crops, Cutter, crop_box
 from dist_ssl.data.loader.load import Loader
 from dist_ssl.data.loader.loader_process import LoaderProcess
@@ -383,7 +384,7 @@ def test_images_of_too_many_pixels_are_so_at_every_level(split: Split) -> None:
     wide = next(n for n in range(40) if split.samples.key(n).endswith("wide"))
     for size in (8, 16, 40):
         with Reader(split) as reader:
-            found = batches(reader, replace(PLAN, image_size=size, batch_size=40), max_pixels=9999)
+            found = batches(reader, replace(PLAN, image_size=size, batch_size=40), rules=ImageRules(max_pixels=9999))
         unreadable = {n: why for batch in found for n, why in batch.unreadable.items()}
         assert unreadable[wide] == "too many pixels"
         assert len(unreadable) == 4

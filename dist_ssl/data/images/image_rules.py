@@ -1,0 +1,136 @@
+"""How pixels of any kind become 8-bit RGB: the range of deep pixels, and what shows through transparent ones.
+
+Cameras and microscopes write 10, 12 or 14 bits into files of 16, which look black where 65,535 is taken for white. What
+is transparent has a colour too, which no viewer shows: two files that look the same may differ there in every pixel.
+"""
+
+import io
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from dist_ssl.data.images.unreadable import NO_RANGE, UNSUPPORTED, UnreadableError
+
+Pixels = npt.NDArray[np.uint8]
+Deep = npt.NDArray[Any]
+MAX_PIXELS = 100_000_000
+FULL = 65535
+BAND_PIXELS = 1 << 22
+"""Pixels that are converted to RGB at a time, so that a large picture is not held three times."""
+REVERSED = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}
+"""PIL's names of the orders of two bytes (big, little, the machine's), and the other order of each."""
+ORDER = re.compile("(16[BLN])")
+BACKGROUNDS = {"white": 255, "black": 0}
+
+
+@dataclass(frozen=True)
+class ImageRules:
+    """How the bytes of an image become pixels; results depend on it.
+
+    `max_pixels`: images of more pixels are unreadable. `range`: the value that is white in pixels of more than 8 bits
+    and in those of floating point; None: 65,535 for pixels of 16 bits, and others have no range. `alpha`: what shows
+    through where an image is transparent, or `drop`: its hidden colours.
+    """
+
+    max_pixels: int = MAX_PIXELS
+    range: float | None = None
+    alpha: Literal["white", "black", "drop"] = "white"
+
+
+RULES = ImageRules()
+
+
+def to_rgb(image: Image.Image, data: bytes, rules: ImageRules) -> Pixels:
+    """Return the pixels of a loaded image as RGB [h, w, 3]. `data`: its bytes. Raises UnreadableError."""
+    width, height = image.size
+    rows = _rows(image, data, rules)
+    pixels, band = np.empty((height, width, 3), dtype=np.uint8), max(1, BAND_PIXELS // width)
+    for top in range(0, height, band):
+        below = min(top + band, height)
+        pixels[top:below] = _over(rows(top, below), rules)
+    return pixels
+
+
+def _rows(image: Image.Image, data: bytes, rules: ImageRules) -> Callable[[int, int], Pixels]:
+    """Return a function of two numbers of rows: the pixels from one to before the other, [h, w, 3 or 4]."""
+    deep = deep_pixels(image, data, rules.range is not None)
+    if deep is not None:
+        white = FULL if rules.range is None else rules.range
+        return lambda top, below: _scaled(deep[top:below], white)
+    mode = "RGBA" if rules.alpha != "drop" and image.has_transparency_data else "RGB"
+    if "transparency" in image.info:  # PIL converts such a palette by all of its pixels
+        whole = np.asarray(image.convert(mode))
+        return lambda top, below: whole[top:below]
+    return lambda top, below: np.asarray(image.crop((0, top, image.width, below)).convert(mode))
+
+
+def deep_pixels(image: Image.Image, data: bytes, ranged: bool) -> Deep | None:
+    """Return the values of pixels of more than 8 bits, [h, w, 1 to 4]; None where PIL's own conversion is right.
+
+    `ranged`: their range is known, so that pixels of 32 bits or floating point and colours of 16 bits are read too.
+    Raises UnreadableError where these are read in no way.
+    """
+    if image.mode.startswith("I;16"):
+        return np.asarray(image).astype(np.uint16)[..., None]
+    if image.mode in ("I", "F"):
+        if not ranged:
+            raise UnreadableError(NO_RANGE, image.mode)
+        return np.asarray(image)[..., None]
+    low = _low_bytes(data, str(image.format)) if ranged else None
+    return None if low is None else np.asarray(image).astype(np.uint16) * 256 + low
+
+
+def _low_bytes(data: bytes, kind: str) -> Pixels | None:
+    """Return the lower bytes of colours of 16 bits, of which PIL reads the upper ones; None for any other image.
+
+    PIL has no colours of 16 bits: it keeps the upper byte of each, or the lower one where bytes are said to have the
+    other order.
+    """
+    with Image.open(io.BytesIO(data), formats=[kind]) as image:
+        tiles = list(getattr(image, "tile", []))
+        if not any(ORDER.search(str(tile.args)) for tile in tiles):
+            return None
+        image.tile = [tile._replace(args=_reversed(tile.args)) for tile in tiles]
+        try:
+            image.load()
+        except ValueError as error:  # PIL knows this kind in one order only
+            raise UnreadableError(UNSUPPORTED, f"{tiles[0].args}, whose range cannot be set") from error
+        return np.asarray(image)
+
+
+def _reversed(arguments: Any) -> Any:
+    """Return the arguments of a decoder of PIL, of which the first names the order of bytes, with the other order."""
+    if isinstance(arguments, tuple):
+        return (_reversed(arguments[0]), *arguments[1:])
+    return "".join(REVERSED.get(part, part) for part in ORDER.split(arguments))
+
+
+def _scaled(deep: Deep, white: float) -> Pixels:
+    """Return values [h, w, 1 to 4], of which `white` is 255 and NaN is 0, as 8 bits; gray becomes three colours."""
+    if np.issubdtype(deep.dtype, np.integer) and white == int(white):
+        most = int(white)
+        found = (np.clip(deep, 0, most).astype(np.int64) * 255 + most // 2) // most
+    else:
+        found = np.rint(np.nan_to_num(np.clip(deep / white, 0, 1)) * 255)
+    pixels = found.astype(np.uint8)
+    if pixels.shape[2] > 2:
+        return pixels
+    return np.concatenate([np.repeat(pixels[..., :1], 3, axis=2), pixels[..., 1:]], axis=2)
+
+
+def _over(pixels: Pixels, rules: ImageRules) -> Pixels:
+    """Return pixels [h, w, 3 or 4] over the background of the rules, [h, w, 3]."""
+    if pixels.shape[2] == 3:
+        return pixels
+    colours, alpha = pixels[..., :3], pixels[..., 3:].astype(np.uint16)
+    if rules.alpha == "drop":
+        return colours
+    mixed = colours * alpha + BACKGROUNDS[rules.alpha] * (255 - alpha) + 127
+    found: Pixels = (mixed // 255).astype(np.uint8)
+    return found

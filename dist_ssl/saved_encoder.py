@@ -1,0 +1,214 @@
+"""An encoder in a file of its own: a run writes one when it has finished, and other programs load it.
+
+    import dist_ssl
+    encoder = dist_ssl.load_encoder("runs/NAME")      # or a file that launch/export.py has written
+    features = encoder.embed(["a.jpg", "b.jpg"])      # [2, D]
+
+The file is safetensors: fp32 tensors by the encoder's own names, which are timm's for ResNets and transformers. Its
+metadata says how to build the encoder, and what it expects of images. Nothing in it is executed: the metadata is JSON,
+and it may name only classes of `dist_ssl.models`.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from dist_ssl.config.instantiate import instantiate, keywords
+from dist_ssl.data.images.centre_crop import cut_centre, write_centre
+from dist_ssl.data.images.image_rules import MAX_PIXELS, ImageRules, Pixels, to_rgb
+from dist_ssl.data.images.photometric import normalise
+from dist_ssl.data.images.unreadable import UnreadableError
+from dist_ssl.errors import CheckpointError, ConfigError, DataError
+from dist_ssl.methods.emp_ssl import Widened
+from dist_ssl.models.branch import width_of
+from dist_ssl.models.vit import Patches, positions
+from dist_ssl.runtime.files import write_atomically
+
+FILE = "encoder.safetensors"
+KEY = "dist_ssl"
+"""Key of the file's metadata."""
+FORMAT = 1
+POSITIONS = "pos_embed"
+"""Tensor that is computed here and stored for other libraries: fixed positions of the patches of a view."""
+COUNTERS = "num_batches_tracked"
+"""Ending of names of batch norms' counters, which no checkpoint has and no evaluation uses."""
+BATCH = 64
+Picture = str | Path | bytes | Image.Image | Pixels
+"""An image: a file, the bytes of one, a PIL image, or pixels [h, w, 3] uint8."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """The metadata of a file: how to build its encoder, what images it expects, and where it comes from."""
+
+    format: int
+    encoder: dict[str, Any]
+    """The `encoder` node of the run's config."""
+    extra_layer: int | None
+    """Width of a layer on top, which EMP-SSL adds; None without one."""
+    resize: int
+    """Length of an image's shorter side before its centre is cut out, px."""
+    crop: int
+    """Side of that centre, px."""
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    branch: str
+    step: int
+    method: str
+    run: str
+    data: str | None
+    """Identity of the data set."""
+    range: float | None = None
+    """The value that is white in deep pixels, see `ImageRules`."""
+    alpha: Literal["white", "black", "drop"] = "white"
+    """The background that shows through where an image is transparent, see `ImageRules`."""
+
+    def check(self) -> None:
+        """Raise ConfigError where a value cannot be that of an encoder."""
+        whole = self.format == FORMAT and 0 < self.crop <= self.resize <= MAX_PIXELS and min(self.std) > 0
+        if not whole:
+            raise ConfigError(
+                f"format={self.format} resize={self.resize} crop={self.crop} std={list(self.std)} describe no encoder.",
+                "Export it again with this version: python launch/export.py run=...",
+            )
+
+
+class SavedEncoder(nn.Module):
+    """An encoder for use: frozen, in evaluation mode, fp32. Move it to a GPU as any module: `encoder.to("cuda")`."""
+
+    def __init__(self, encoder: nn.Module, description: Description) -> None:
+        super().__init__()
+        self.encoder = encoder.float().requires_grad_(False)
+        self.description = description
+        self.num_features = width_of(encoder)
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the features of normalised images, [B, 3, S, S] -> [B, D]."""
+        features: Tensor = self.encoder(x)
+        return features
+
+    @torch.inference_mode()
+    def embed(self, images: Picture | Iterable[Picture], batch: int = BATCH) -> Tensor:
+        """Return the features of images, [N, D] fp32 on the host; they are prepared as in `launch/evaluate.py`.
+
+        `images`: files, bytes of files, PIL images or pixels, [h, w, 3] uint8; `batch`: images at a time. Raises
+        DataError where one cannot be read.
+        """
+        single = isinstance(images, str | bytes | Path | Image.Image) or getattr(images, "ndim", 0) == 3
+        listed: list[Any] = [images] if single else list(images)  # type: ignore[arg-type]
+        device = next(self.parameters()).device
+        parts = [
+            self(self.prepared(listed[first : first + batch]).to(device)).cpu()
+            for first in range(0, len(listed), batch)
+        ]
+        return torch.cat(parts) if parts else torch.empty(0, self.num_features)
+
+    def prepared(self, images: Sequence[Picture]) -> Tensor:
+        """Return the normalised centres of images, [N, 3, S, S] fp32. Raises DataError where one cannot be read."""
+        own = self.description
+        pixels = np.empty((len(images), own.crop, own.crop, 3), dtype=np.uint8)
+        for number, image in enumerate(images):
+            try:
+                centre(image, own.resize, ImageRules(range=own.range, alpha=own.alpha), pixels[number])
+            except UnreadableError as error:
+                name = f" ({image})" if isinstance(image, str | Path) else ""
+                raise DataError(f"Image {number}{name} cannot be read: {error}.", "Leave it out.") from error
+        planes = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+        return normalise(planes, own.mean, own.std)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors of the file by their names; where positions are fixed, they too, for a view of `crop` px.
+
+        Counters of batch norms are left out: no evaluation uses them.
+        """
+        found = {name: x.contiguous() for name, x in self.encoder.state_dict().items() if not name.endswith(COUNTERS)}
+        patches = getattr(self.encoder, "patch_embed", None)
+        if isinstance(patches, Patches):
+            grid, width = self.description.crop // patches.proj.multiple_of, patches.width
+            own = positions(grid, grid, width, torch.float32, torch.device("cpu"))
+            found[POSITIONS] = torch.cat([torch.zeros(1, width), own])[None].contiguous()
+        return found
+
+    def content(self) -> bytes:
+        """Return the bytes of the file."""
+        return save(self.tensors(), {KEY: json.dumps(asdict(self.description)), "format": "pt"})
+
+    def write(self, path: Path) -> None:
+        """Write the file, at once as a whole. Raises OSError."""
+        write_atomically(path, self.content(), sync=True)
+
+
+def centre(image: Picture, resize: int, rules: ImageRules, out: Pixels) -> None:
+    """Write the centre of an image into `out` [crop, crop, 3]. Raises UnreadableError, DataError."""
+    if isinstance(image, str | Path):
+        path = Path(image)
+        try:
+            image = path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror}.", "Correct its name.") from error
+    if isinstance(image, bytes):
+        cut_centre(image, resize, rules, out)
+        return
+    if isinstance(image, Image.Image):
+        deep = image.mode in ("I", "F") or image.mode.startswith("I;16")
+        image = to_rgb(ImageOps.exif_transpose(image), b"", rules if deep else ImageRules(alpha=rules.alpha))
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise DataError(
+            f"An array of {image.dtype} and shape {list(image.shape)} is no image.", "Give pixels [h, w, 3] of uint8."
+        )
+    write_centre(image if image.flags.writeable else image.copy(), resize, out)  # torch warns of others
+
+
+def load_encoder(path: str | Path) -> SavedEncoder:
+    """Return the encoder of a finished run, given by its folder, or of a file. Raises DataError, ConfigError."""
+    file = Path(path) / FILE if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        remedy = f"A run writes it when it has finished; before: python launch/export.py run={path} to=safetensors"
+        raise DataError(f"{file} does not exist.", remedy)
+    try:
+        with safe_open(file, "pt") as opened:
+            text = (opened.metadata() or {}).get(KEY)
+            state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        values = None if text is None else json.loads(text)
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{file} is damaged: {error}.", "Export it again.") from error
+    if not isinstance(values, dict):
+        raise DataError(
+            f"{file} does not say how its encoder is built.", "Load it with the library that it was exported to."
+        )
+    description = Description(**keywords(Description, values, KEY))
+    description.check()
+    return filled(description, state, str(file))
+
+
+def filled(description: Description, state: Mapping[str, Tensor], origin: str) -> SavedEncoder:
+    """Return the described encoder with these weights. `origin`: where they come from, for messages.
+
+    Raises ConfigError, and CheckpointError where names or shapes differ.
+    """
+    encoder = instantiate(description.encoder, "encoder")
+    if description.extra_layer is not None:
+        encoder = Widened(encoder, description.extra_layer)
+    if isinstance(getattr(encoder, "patch_embed", None), Patches):
+        state = {name: x for name, x in state.items() if name != POSITIONS}  # computed for every grid
+    own = {name: x for name, x in encoder.state_dict().items() if not name.endswith(COUNTERS)}
+    fitting = [name for name, x in own.items() if name in state and state[name].shape == x.shape]
+    if len(fitting) != len(own) or state.keys() != own.keys():
+        wrong = sorted(state.keys() ^ own.keys()) or sorted(own.keys() - set(fitting))
+        raise CheckpointError(
+            f"{origin} matches {len(fitting)} of {len(own)} tensors: '{wrong[0]}' is missing, unknown or of another "
+            "shape.",
+            "Use the encoder that it was trained with.",
+        )
+    encoder.load_state_dict(state, strict=False)  # what is missing are the counters
+    return SavedEncoder(encoder, description)

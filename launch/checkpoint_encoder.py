@@ -1,0 +1,77 @@
+"""The encoder of a checkpoint, by itself: read from the files of any engine and any number of ranks.
+
+A run that has finished writes it to `runs/NAME/encoder.safetensors`; `launch/export.py` writes any other.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from dist_ssl.checkpoint.index import progress_of, read, read_table
+from dist_ssl.checkpoint.rank_file import DamagedError
+from dist_ssl.engines.average import EMA
+from dist_ssl.errors import CheckpointError
+from dist_ssl.parts import probing
+from dist_ssl.protocols.engine import Branch
+from dist_ssl.saved_encoder import FORMAT, Description, SavedEncoder, filled
+
+EXTRA_LAYER = "pre.0.weight"
+"""Tensor of the layer that EMP-SSL adds to an encoder."""
+PLACE = re.compile(r"model/(ema\.)?(?:[\w.]*\.)?(student|teacher)\.encoder\.(.+)")
+"""Canonical names of tensors of encoders."""
+
+
+def of_checkpoint(config: Mapping[str, Any], run: str, checkpoint: Path, branch: Branch | None = None) -> SavedEncoder:
+    """Return the encoder of a checkpoint of a run. `branch`: by default the one that the run's probe measures.
+
+    Raises CheckpointError where the checkpoint is damaged, or has no such branch; ConfigError.
+    """
+    node = probing(config)
+    branch = branch or node.branch
+    try:
+        progress = progress_of(read_table(checkpoint)[0])
+        state = read(checkpoint, lambda name, _: None if PLACE.fullmatch(name) else range(0))[1]
+    except DamagedError as error:
+        raise CheckpointError(f"{checkpoint} is damaged ({error}).", "Name another one: checkpoint=...") from error
+    found = {name: value.float() for name, value in of_branch(state, branch).items()}
+    if not found:
+        raise CheckpointError(f"{checkpoint} has no weights of branch={branch}.", "Use branch=student.")
+    resize, crop = node.sides(progress.plans[-1].image_size)
+    extra = found[EXTRA_LAYER].shape[0] if EXTRA_LAYER in found else None
+    data = config["data"]
+    description = Description(
+        format=FORMAT,
+        encoder=dict(config["encoder"]),
+        extra_layer=extra,
+        resize=resize,
+        crop=crop,
+        mean=tuple(data["mean"]),
+        std=tuple(data["std"]),
+        branch=branch,
+        step=progress.step,
+        method=str(config["method"]["_target_"]).split(".")[-2],
+        run=run,
+        data=data["identity"],
+        range=data.get("range"),
+        alpha=data.get("alpha", "drop"),  # as before there was the key
+    )
+    return filled(description, found, f"{checkpoint}, branch={branch},")
+
+
+def of_branch(state: Mapping[str, Any], branch: Branch) -> dict[str, Tensor]:
+    """Return the tensors of a branch's encoder by the encoder's own names.
+
+    An average of weights has no buffers that are not averaged: those are the student's.
+    """
+    found: dict[str, Tensor] = {}
+    averaged: dict[str, Tensor] = {}
+    for name, value in state.items():
+        place = PLACE.fullmatch(name)
+        if place and place[2] == ("teacher" if branch == "teacher" else "student"):
+            (averaged if place[1] == EMA else found)[place[3]] = value
+    if branch != "ema":
+        return found
+    return {**found, **averaged} if averaged else {}

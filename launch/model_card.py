@@ -1,0 +1,88 @@
+"""The model card of an exported encoder: how it was trained, on what, how well it does, how it is loaded and used."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import xxhash
+import yaml
+
+from dist_ssl.runtime import jsonl
+from dist_ssl.saved_encoder import SavedEncoder
+from launch.handover import files
+from launch.run_dir import RunDir
+from launch.settings import PLACES
+
+RECIPE = (
+    *("method", "aux", "encoder", "epochs", "extend", "batch_size", "optim", "schedule", "views"),
+    *("seed", "precision"),
+)
+"""Keys of the config that say how the encoder was trained."""
+
+
+def card(run: RunDir, saved: SavedEncoder, lines: Sequence[str], checked: str) -> str:
+    """Return the text of the card. `lines`: of Python that load the file; `checked`: what its check has found."""
+    own, config = saved.description, run.config
+    code = "\n".join([*lines, "model.eval()" if any(line.startswith("model") for line in lines) else ""]).strip()
+    recipe = yaml.safe_dump({key: config[key] for key in RECIPE if key in config}, sort_keys=False)
+    images = f"shorter side {own.resize} px, centre {own.crop} px, RGB / 255, mean {own.mean}, std {own.std}"
+    numbers = "\n".join(f"| {name} | {value} |" for name, value in measured(run, own.step, own.branch))
+    return f"""# {own.run}: {own.method}, {own.branch}, step {own.step}
+
+Features [N, {saved.num_features}] of images: {images}.
+
+```python
+{code}
+```
+
+Checked when it was exported: {checked}
+
+| measured at this step | |
+|---|---|
+{numbers or "| nothing yet | |"}
+
+| | |
+|---|---|
+| data | {split_of(config)}, identity {own.data} |
+| command | `{command_of(run)}` |
+| code | {revision(run)} |
+
+```yaml
+{recipe}```
+"""
+
+
+def measured(run: RunDir, step: int, branch: str) -> Iterator[tuple[str, str]]:
+    """Yield names and values of what was measured of a branch at a step: by the run's probe, by evaluations."""
+    probed = run.config["probe"]["branch"] == branch
+    last: dict[str, Any] = {}
+    for row in jsonl.read(run.folder / "metrics.jsonl"):
+        last |= row if row.get("step") == step and probed else {}
+    yield from ((f"run: {key}", f"{last[key]:.4g}") for key in ("knn_accuracy", "loss") if key in last)
+    for row in jsonl.read(run.folder / "evaluations.jsonl"):
+        if (row.get("step"), row.get("branch")) == (step, branch):
+            kept = {key: value for key, value in row.items() if isinstance(value, float) and key != "time"}
+            yield from ((f"{row['protocol']}: {key}", f"{value:.4g}") for key, value in kept.items())
+
+
+def command_of(run: RunDir) -> str:
+    """Return the keys that the run was started with, without places on the machine where it ran."""
+    return " ".join(word for word in run.overrides if word.partition("=")[0] not in PLACES)
+
+
+def split_of(config: Mapping[str, Any]) -> str:
+    """Return the last part of the data's path, and the split that was trained on."""
+    name = str(config["data"]["path"]).rstrip("/").rpartition("/")[2]
+    return f"{name}, split {config['data']['train']}"
+
+
+def revision(run: RunDir) -> str:
+    """Return the version of the package, and a hash of the code that the run has in its folder."""
+    try:
+        released = version("dist_ssl")
+    except PackageNotFoundError:
+        released = "unknown"
+    content = xxhash.xxh3_128()
+    for place, data in sorted(files(run.code).items()):
+        content.update(str(place).encode() + b"\0" + data)
+    return f"dist_ssl {released}, xxh3 {content.hexdigest()}"

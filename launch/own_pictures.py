@@ -1,0 +1,160 @@
+"""A run on a folder of pictures, `data=folder`: its pictures become shards, and the run is fitted to them.
+
+The command line is rewritten before a config is composed of it: `data=folder data.path=/pictures` becomes `data=shards
+data.path=data/pictures-HASH` and the keys that the rules choose. So the run records ordinary keys, and a resume needs
+neither the folder nor the rules. The hash is that of the names, sizes and modification times of the pictures: the same
+folder is packed once, and a changed one is another data set.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+from rich.console import Console
+
+from dist_ssl.config.instantiate import fit
+from dist_ssl.data.storage import manifest
+from dist_ssl.errors import ConfigError, printable
+from launch import launch_keys, settings
+from launch.folder_rules import KeyChoice, choices
+from launch.run_dir import PROJECT
+from shards.command_line import parse_held_out, say, shortened
+from shards.folder_facts import Facts, copies, measure
+from shards.sources.imagefolder import FolderOptions, Pictures, find, pack_pictures
+
+OWN = ("data.path", "data.into", "data.labels", "data.hold_out")
+"""Keys that say what is packed and where to; they are no keys of the run."""
+DRY = "dry_run"
+LEAST_HELD_OUT = 50
+"""Pictures that are held out at least where there are labels, up to a fifth: of fewer an accuracy says little."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The shards of a folder, and the facts about its pictures."""
+
+    shards: Path
+    facts: Facts
+
+
+def fitted(combinations: Sequence[list[str]], console: Console) -> list[list[str]]:
+    """Return the overrides of runs with `data=folder` replaced by shards and by what the rules choose for them.
+
+    Each folder is packed once, and nothing is packed for `dry_run=true`. Prints what was packed and chosen. Raises
+    ConfigError, DataError.
+    """
+    known: dict[FolderOptions, Packed] = {}
+    printed: set[str] = set()
+    found = []
+    for overrides in combinations:
+        if launch_keys.FOLDER not in overrides:
+            found.append(overrides)
+            continue
+        config = settings.compose(overrides, PROJECT / "configs")
+        options = options_of(config["data"])
+        if options not in known:
+            known[options] = packed(options, Path(str(config["data"]["into"])), not config[DRY], console)
+        chosen = open_choices(choices(known[options].facts), overrides)
+        text = "\n".join(lines(chosen))
+        if text not in printed:
+            printed.add(text)
+            say(console, text)
+        found.append([*rewritten(known[options].shards, chosen), *of_the_run(overrides)])
+    return found
+
+
+def of_the_run(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides that say nothing about the folder."""
+    return [word for word in overrides if word != launch_keys.FOLDER and word.partition("=")[0] not in OWN]
+
+
+def rewritten(shards: Path, chosen: Sequence[KeyChoice]) -> list[str]:
+    """Return the overrides that take the place of those about the folder."""
+    return ["data=shards", f"data.path={shards}", *(f"{choice.key}={choice.value}" for choice in chosen)]
+
+
+def options_of(node: dict[str, Any]) -> FolderOptions:
+    """Return what the keys of the data say about the folder. Raises ConfigError."""
+    path, held = Path(str(node["path"])).expanduser(), node["hold_out"]
+    if (path / manifest.NAME).is_file():
+        raise ConfigError(f"data.path={path} holds shards, not pictures.", f"Write data=shards data.path={path}")
+    labels = fit(node["labels"], bool | None, "data.labels")
+    return FolderOptions(path, val=None if held is None else parse_held_out(str(held), "data.hold_out"), labels=labels)
+
+
+def packed(options: FolderOptions, into: Path, write: bool, console: Console) -> Packed:
+    """Return the shards of a folder, which are written if there are none yet and `write` is true.
+
+    Prints what is in the folder, what is left out, and what is packed. Raises ConfigError, DataError.
+    """
+    pictures = find(options, console)
+    if options.val is None:
+        pictures = pictures.holding_out(LEAST_HELD_OUT)
+    facts = measure(pictures, options.threads)
+    shards = into / name_of(options.path, pictures)
+    there = (shards / manifest.NAME).is_file()
+    say(console, f"{options.path}: {described(facts)}.")
+    if write and not there:
+        report_copies(pictures, console)
+        say(console, f"Packing them into {shards} (once).")
+        pack_pictures(shards, pictures, options, console)
+    elif there:
+        say(console, f"They are packed already, in {shards}.")
+    return Packed(shards, facts)
+
+
+def name_of(path: Path, pictures: Pictures) -> str:
+    """Return the name of a folder's shards: that of the folder and a hash of what is in it."""
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", path.resolve().name).strip("-") or "pictures"
+    stamps = [f"{name} {split.count} {split.stamp}" for name, split in pictures.splits().items()]
+    return f"{plain[:60]}-{xxhash.xxh3_64_hexdigest(' '.join(stamps).encode())[:10]}"
+
+
+def described(facts: Facts) -> str:
+    """Return the facts in words."""
+    low, middle, high = facts.short_sides
+    held = f", {facts.val} of them held out" if facts.val else ""
+    labels = f"{facts.classes} classes" if facts.classes else "no labels"
+    bad = f", {facts.unreadable} of {facts.measured} that were tried cannot be read" if facts.unreadable else ""
+    grey = f"{100 * facts.grey:.0f} % grey"
+    sides = f"shorter sides {low} to {high} px (median {middle})"
+    return f"{facts.train + facts.val} pictures{held}, {labels}, {sides}, {grey}{bad}"
+
+
+def report_copies(pictures: Pictures, console: Console) -> None:
+    """Print how many pictures have the same bytes as another one; all are packed."""
+    roots = dict(zip(("train", "val"), pictures.roots, strict=True))
+    for name, files in (("train", pictures.train), ("val", pictures.val)):
+        if alike := copies(roots[name], files):
+            named = shortened(alike, 3)
+            say(console, f"{len(alike)} pictures of {name} are copies of others; they are packed too: {named}.")
+
+
+def open_choices(found: Iterable[KeyChoice], overrides: Sequence[str]) -> list[KeyChoice]:
+    """Return the choices that the command leaves open.
+
+    It has made a choice where it sets the key itself, the option of its group (`views=simclr`), or a recipe, which
+    leaves only the keys of the data open.
+    """
+    given = {override.partition("=")[0].lstrip("+") for override in overrides}
+    groups = {key for key in given if "." not in key}
+
+    def made(key: str) -> bool:
+        group = key.partition(".")[0]
+        return key in given or (group != "data" and (group in groups or "recipe" in given))
+
+    return [choice for choice in found if not made(choice.key) and not (choice.beside and made(choice.beside))]
+
+
+def lines(chosen: Sequence[KeyChoice]) -> list[str]:
+    """Return a line for each reason: its keys with their values, then the reason."""
+    by_reason: dict[str, list[str]] = {}
+    for choice in chosen:
+        key = choice.key.replace("views.view1.", "views.*.")
+        if not key.startswith("views.view2."):
+            by_reason.setdefault(choice.reason, []).append(f"{key}={choice.value}")
+    shown = [f"  {' '.join(keys)}   {reason}" for reason, keys in by_reason.items()]
+    return [printable("Chosen for these pictures; what you set yourself wins:"), *shown] if shown else []

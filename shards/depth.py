@@ -1,0 +1,58 @@
+"""Warns of deep pictures that would train nearly black, such as 12 bits in files of 16.
+
+A file of 16 bits does not say how many of them its camera fills. Where a sample of a data set's pictures has no value
+in the upper half of the range, the highest value that was found tells the number of bits, and the key of a run to set.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from dist_ssl.core.draws import Draws, Purpose
+from dist_ssl.data.images.decode import largest_value
+from dist_ssl.data.images.image_rules import FULL
+from dist_ssl.data.storage.manifest import Manifest, Split
+from dist_ssl.data.storage.read import Reader
+from shards.command_line import say
+
+LOOKED_AT = 200
+"""Pictures of each split that are looked at, at most."""
+
+
+def found_range(split: Split) -> tuple[int, int, int]:
+    """Return how many pictures were looked at, how many of them have 16 bits, and the largest value of those."""
+    numbers = Draws(0).order(Purpose.PROBE, np.arange(len(split.samples), dtype=np.int64))[:LOOKED_AT]
+    with Reader(split) as reader:
+        values = [largest_value(reader.read(int(number))) for number in numbers]
+    deep = [value for value in values if value is not None]
+    return len(numbers), len(deep), max(deep, default=0)
+
+
+def white_of(largest: int) -> int | None:
+    """Return the white of as many bits as a largest value needs; None where that is the whole range of 16."""
+    return None if 2 * largest > FULL else max(1, 2 ** int(largest).bit_length() - 1)
+
+
+def warn(data: Manifest, console: Console) -> int | None:
+    """Print the range of deep pictures, by split, and return the white that a run should set, if any should."""
+    whites = []
+    for name, split in data.splits.items():
+        looked, deep, largest = found_range(split)
+        if not deep:
+            continue
+        white = white_of(largest)
+        whites.append(white)
+        text = f"{name}: {deep} of {looked} pictures that were looked at have 16 bits, with values up to {largest}"
+        if white is None:
+            say(console, f"{text}.")
+        else:
+            bright = largest * 255 // FULL
+            say(console, f"{text}: {bright} of 255 would be their brightest pixel. Set data.range={white} in the run.")
+    return max((white for white in whites if white is not None), default=None) if None not in whites else None
+
+
+def warn_of(folder: Path, data: Manifest, console: Console) -> int | None:
+    """Call `warn` where all shards of the data set lie in the folder."""
+    there = all((folder / shard.name).is_file() for split in data.splits.values() for shard in split.shards)
+    return warn(data, console) if there else None

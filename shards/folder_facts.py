@@ -1,0 +1,176 @@
+"""Facts about a folder of pictures, measured on a sample of it: all that the rules for a run on them may use."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import xxhash
+
+from dist_ssl.core.draws import Doubles
+from dist_ssl.data.images.decode import decode, largest_value, resize_whole
+from dist_ssl.data.images.image_rules import RULES, ImageRules, Pixels
+from dist_ssl.data.images.unreadable import UnreadableError
+from dist_ssl.errors import DataError
+from shards.depth import white_of
+from shards.folder_scan import File
+from shards.invariance import SIDE, recoloured, turned
+from shards.sources.imagefolder import Pictures, read
+
+SAMPLE = 1000
+"""Pictures that are decoded, at most: the first in the order of packing, which is that of a hash of their names."""
+LEAST = 128
+"""Shorter side, px, at which they are decoded at least, if they have it."""
+SMALL = SIDE
+"""Side of the copies, px, that are compared with each other."""
+GREY_BELOW = 8 / 255
+"""Largest difference between channels that a grey picture has: JPEGs round."""
+PAIRS = 4
+"""Pictures that a comparison with changed copies needs at least; of fewer, the change counts as noticed."""
+PERCENTILES = (10, 50, 90)
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All that is known about a folder of pictures."""
+
+    train: int
+    """Number of pictures to train on."""
+    val: int
+    """Number of held-out pictures."""
+    classes: int
+    """Number of classes; 0 without labels."""
+    measured: int
+    """Number of pictures that were decoded for the facts below."""
+    unreadable: int
+    """How many of those could not be."""
+    short_sides: tuple[int, int, int]
+    """The 10th, 50th and 90th percentile of the length of the shorter side, px."""
+    grey: float
+    """Share of grey pictures, 0 to 1."""
+    colour: float
+    """Share of the variance of colour (hue and saturation, not light) that is between pictures, 0 to 1."""
+    turned: float
+    """How often a picture is distinguished from its copy with a quarter turn, 0.5 (never) to 1."""
+    recoloured: float
+    """How often a picture is distinguished from its copy with other hues, 0.5 (never) to 1."""
+    deepest: int
+    """Largest value of the pictures of 16 bits; 0 where there are none."""
+    mean: Triple
+    """Mean of the channels, for values in [0, 1]."""
+    std: Triple
+    """Standard deviation of the channels over all pixels, for values in [0, 1]."""
+
+
+class Glance(NamedTuple):
+    """A picture in numbers: shorter side, px; mean and mean square of each channel; mean colour and its variance.
+
+    `centre`: its middle square, [32, 32, 3] in [0, 1].
+    """
+
+    side: int
+    mean: Doubles
+    mean_square: Doubles
+    grey: bool
+    colour: Doubles
+    spread: float
+    centre: Doubles
+
+
+def measure(pictures: Pictures, threads: int, sample: int = SAMPLE) -> Facts:
+    """Return the facts of a folder. Raises DataError where none of the pictures of the sample can be read."""
+    chosen, root = pictures.train[:sample], pictures.roots[0]
+    with ThreadPoolExecutor(threads) as pool:
+        values = pool.map(lambda file: largest_value(read(root, file)), chosen)
+        deepest = max((value for value in values if value is not None), default=0)
+        rules = ImageRules(range=white_of(deepest) if deepest else None)
+        looks = list(pool.map(lambda file: look(read(root, file), rules), chosen))
+    found = [one for one in looks if one is not None]
+    if not found:
+        raise DataError(
+            f"None of the {len(chosen)} pictures of {pictures.roots[0]} that were tried can be read.",
+            "See whether they are images: python shards/make.py source=imagefolder path=... out=...",
+        )
+    mean = np.mean([one.mean for one in found], 0)
+    std = np.sqrt(np.maximum(np.mean([one.mean_square for one in found], 0) - mean**2, 0))
+    centres = np.stack([one.centre for one in found])
+    low, middle, high = np.percentile([one.side for one in found], PERCENTILES, method="lower")
+    return Facts(
+        train=len(pictures.train),
+        val=len(pictures.val),
+        classes=len(pictures.classes),
+        measured=len(chosen),
+        unreadable=len(chosen) - len(found),
+        short_sides=(int(low), int(middle), int(high)),
+        grey=float(np.mean([one.grey for one in found])),
+        colour=between(found),
+        turned=turned(centres) if len(found) >= PAIRS else 1.0,
+        recoloured=recoloured(centres) if len(found) >= PAIRS else 1.0,
+        deepest=deepest,
+        mean=triple(mean),
+        std=triple(std),
+    )
+
+
+def look(data: bytes, rules: ImageRules = RULES) -> Glance | None:
+    """Return a picture in numbers; None if it cannot be decoded."""
+    try:
+        image = decode(data, LEAST, rules)
+    except UnreadableError:
+        return None
+    values = image.pixels.reshape(-1, 3).astype(np.float64) / 255
+    small = reduced(image.pixels).reshape(-1, 3)
+    red, green, blue = small.T
+    opposed = np.stack([red - green, (red + green) / 2 - blue])  # what is left of a colour without its light
+    grey = bool((small.max(1) - small.min(1)).max() <= GREY_BELOW)
+    colour, spread = opposed.mean(1), float(opposed.var(1).sum())
+    middle = reduced(centre_of(image.pixels))
+    return Glance(min(image.sides), values.mean(0), (values**2).mean(0), grey, colour, spread, middle)
+
+
+def reduced(pixels: Pixels) -> Doubles:
+    """Return a copy of 32 x 32 px, [32, 32, 3] in [0, 1]."""
+    return resize_whole(np.ascontiguousarray(pixels), SMALL, SMALL).astype(np.float64) / 255
+
+
+def centre_of(pixels: Pixels) -> Pixels:
+    """Return the largest square in the middle of [H, W, 3]: one that a turn does not distort."""
+    height, width, _ = pixels.shape
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return pixels[top : top + side, left : left + side]
+
+
+def between(looks: Sequence[Glance]) -> float:
+    """Return the share of the variance of colour that is between pictures; 0 where there is none at all."""
+    apart = float(np.var([one.colour for one in looks], axis=0).sum())
+    total = apart + float(np.mean([one.spread for one in looks]))
+    return apart / total if total > GREY_BELOW**2 else 0.0
+
+
+def triple(values: Doubles) -> Triple:
+    """Return the values of the three channels, to three digits; of a standard deviation of 0 at least 0.001."""
+    red, green, blue = (max(0.001, round(float(value), 3)) for value in values)
+    return red, green, blue
+
+
+def copies(root: Path, files: Sequence[File]) -> list[str]:
+    """Return the names of files that have the same bytes as another one, all but the first of each, sorted.
+
+    Only files of equal size are read. Raises DataError.
+    """
+    sizes: dict[int, list[File]] = {}
+    for file in files:
+        sizes.setdefault(file.size, []).append(file)
+    found: list[str] = []
+    for alike in (sorted(group, key=lambda file: file.name) for group in sizes.values() if len(group) > 1):
+        known: set[bytes] = set()
+        for file in alike:
+            content = xxhash.xxh3_128_digest(read(root, file))
+            if content in known and file.size:
+                found.append(file.name)
+            known.add(content)
+    return sorted(found)

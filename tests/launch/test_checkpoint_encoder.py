@@ -1,0 +1,75 @@
+"""The encoder of a checkpoint computes what the engine computes that wrote it, for every branch."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dist_ssl.distributed.world import World
+from dist_ssl.errors import CheckpointError
+from dist_ssl.train import Job
+from launch.checkpoint_encoder import of_checkpoint
+from tests.jobs import small_config, small_job
+
+
+def saved_job(data: Path, folder: Path, *words: str) -> tuple[Job, dict[str, Any], Path]:
+    """A job whose weights are drawn anew, its config, and its checkpoint."""
+    config = small_config(data, "nodes=1", *words)
+    job = small_job(World(), config, folder)
+    method: Any = job.engine.method  # type: ignore[attr-defined]
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for value in (*method.parameters(), *(x for x in method.buffers() if x.is_floating_point())):
+            value.add_(0.1 * torch.rand_like(value))
+    job.checkpoint.save(job.engine, job.fresh.begin(job.schedule.plan(0)).advance())
+    job.checkpoint.wait()
+    job.stream.close()
+    job.ledger.close()
+    return job, config, next((folder / "checkpoints").glob("step_*"))
+
+
+@pytest.mark.parametrize(
+    ("words", "branches"),
+    [
+        (("method=mocov3", "ema=0.9"), ("student", "teacher", "ema")),
+        (("method=byol", "aux=rotation", "precision=fp64"), ("student", "teacher")),
+        (("method=emp_ssl", "method.patches=4"), ("student",)),
+    ],
+    ids=["average", "auxiliary task", "extra layer"],
+)
+def test_every_branch_is_that_of_the_engine(
+    words: tuple[str, ...], branches: tuple[Any, ...], demo_shards: Path, tmp_path: Path
+) -> None:
+    job, config, checkpoint = saved_job(demo_shards, tmp_path, *words)
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64 if "precision=fp64" in words else torch.float32)
+    found = {}
+    for branch in branches:
+        saved = of_checkpoint(config, "name", checkpoint, branch)
+        found[branch] = saved(x.float())
+        torch.testing.assert_close(found[branch], job.engine.embed(x, branch), rtol=1e-5, atol=1e-5)
+        own = saved.description
+        assert (own.branch, own.step, own.run, own.crop, own.resize) == (branch, 1, "name", 32, 32)
+        assert own.mean == tuple(config["data"]["mean"])
+    assert all(not torch.allclose(found[a], found[b]) for a in branches for b in branches if a < b)
+    absent = {"student", "teacher", "ema"}.difference(branches)
+    for branch in absent:
+        with pytest.raises(CheckpointError, match=f"no weights of branch={branch}"):
+            of_checkpoint(config, "name", checkpoint, branch)
+
+
+def test_the_branch_of_the_probe_is_the_default_and_another_encoder_is_refused(
+    demo_shards: Path, tmp_path: Path
+) -> None:
+    _, config, checkpoint = saved_job(demo_shards, tmp_path, "method=mocov3", "probe.branch=teacher")
+    assert of_checkpoint(config, "name", checkpoint).description.branch == "teacher"
+    wider = {**config, "encoder": {**config["encoder"], "width": 6}}
+    with pytest.raises(CheckpointError, match="branch=teacher, matches 0 of 35 tensors"):
+        of_checkpoint(wider, "name", checkpoint)
+    file = next(checkpoint.glob("rank_*.safetensors"))
+    data = bytearray(file.read_bytes())
+    data[-40:] = bytes(40)
+    file.write_bytes(bytes(data))
+    (checkpoint / "state.json").write_text((checkpoint / "state.json").read_text().replace("xxh3", "xxh4", 1))
+    with pytest.raises(CheckpointError, match="is damaged"):
+        of_checkpoint(config, "name", checkpoint)
