@@ -10,7 +10,7 @@ from html import escape
 
 WIDTH, HEIGHT = 560, 240
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 34, 30
-ROW, BAR, NAMES, UNIT = 30, 18, 150, 60
+ROW, BAR, NAMES, UNIT, CHARACTER = 30, 18, 150, 60, 9
 MOST_POINTS = 400
 """Points of a curve that are drawn; more are averaged in groups."""
 MAGNITUDES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -82,13 +82,14 @@ def curves(title: str, traces: Sequence[Trace], across: str, label: Callable[[fl
             HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (y - ys[0]) / (ys[1] - ys[0]),
         )
 
-    parts = [text(LEFT, 16, title, "title"), text(WIDTH - RIGHT, HEIGHT - 4, across, "axis end")]
+    parts = [text(LEFT, 16, title, "title"), text(WIDTH - RIGHT, HEIGHT - 14, across, "axis end")]
     for y in ticks(*ys):
         _, height = at(xs[0], y)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height:.1f}" y2="{height:.1f}"/>')
         parts.append(text(LEFT - 6, height + 4, label(y), "axis end"))
-    for x in ticks(*xs):
-        parts.append(text(at(x, ys[0])[0], HEIGHT - 14, number(x), "axis middle"))
+    marks = [(at(x, ys[0])[0], number(x)) for x in ticks(*xs)]
+    room = WIDTH - RIGHT - CHARACTER * (len(across) + 2)
+    parts += [text(x, HEIGHT - 14, word, "axis middle") for x, word in marks if x < room]
     for colour, name, points in drawn:
         places = " ".join("{:.1f},{:.1f}".format(*at(*point)) for point in points)
         shape = f'<polyline class="c{colour % COLOURS}" points="{places}"><title>{escape(name)}</title></polyline>'

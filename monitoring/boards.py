@@ -20,6 +20,11 @@ def newest(metric: str) -> str:
     return f"max by (run) ({metric}{CHOSEN})"
 
 
+def total(key: str) -> Query:
+    """Return a query of what a counter has come to over the whole run: of rare events a rate says little."""
+    return Query(f"{BY_KEY[key].name}{CHOSEN}", f"{{{{run}}}} {key.replace('_', ' ')}")
+
+
 TOTAL = "dist_ssl_spent_seconds{selector}"
 RECENT = "delta(dist_ssl_spent_seconds{selector}[$window])"
 GOODPUT = Query(share_of("train", TOTAL), unit="percentunit")
@@ -81,6 +86,12 @@ RUN = Board(
 LOST_TIME = Query(share_of("lost", TOTAL), unit="percentunit")
 QUEUED = Query('sum by (run) (dist_ssl_spent_seconds{cause="queue",run=~"$run"})', unit="s")
 SAVED = query_of(BY_KEY["checkpoint_timestamp"])
+FAILURES = Panel(
+    "Checkpoint failures",
+    8,
+    own=(total("failed_saves"), total("damaged_checkpoints")),
+    help="Saves that failed, and checkpoints that a restore found damaged, in the whole run.",
+)
 STALLED = Query(share_of("save", RECENT), unit="percentunit")
 RELIABILITY = Board(
     "dist-ssl-reliability",
@@ -118,7 +129,9 @@ RELIABILITY = Board(
             "Checkpoints",
             (
                 Panel("Checkpoint age", 8, limits=(3600, 7200)),
-                *line(8, "Steps", "Save time", "Save stall", "Checkpoint failures", "Disk"),
+                *line(8, "Steps", "Save time", "Save stall"),
+                FAILURES,
+                Panel("Disk", 8),
             ),
         ),
     ),

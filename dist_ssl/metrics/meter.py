@@ -44,7 +44,8 @@ class Meter:
         """
         check_keys(key for key in values if key not in self._values)
         for key, value in values.items():
-            self._values.setdefault(key, []).append(value.detach() if isinstance(value, Tensor) else float(value))
+            kept = value if type(value) is float else without_graph(value)
+            self._values.setdefault(key, []).append(kept)
 
     def flush(self, progress: Progress) -> None:
         """Reduce over steps and ranks, add position and speed, write all of it to the sinks, and start again."""
@@ -91,7 +92,7 @@ class Meter:
         reduction, values = series_of(key)[0].reduction, self._values[key]
         if reduction == "last":
             return values[-1].double() if isinstance(values[-1], Tensor) else values[-1]
-        if any(isinstance(value, Tensor) for value in values):
+        if {*map(type, values)} != {float}:
             scalars = (
                 value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64) for value in values
             )
@@ -143,6 +144,13 @@ class Meter:
         speed = {"images_per_second": rate, "views_per_second": rate * (plan.views + plan.local_views)}
         left = (self.total_samples - progress.samples) / rate
         return {**speed, "step_seconds": seconds / steps, "seconds_left": left}
+
+
+def without_graph(value: Tensor | float) -> Tensor | float:
+    """Return a number, or a tensor that keeps no graph alive."""
+    if isinstance(value, Tensor):
+        return value.detach() if value.requires_grad else value
+    return float(value)
 
 
 def reduced(steps: Tensor, reduction: Reduction) -> Tensor:

@@ -45,7 +45,7 @@ class Metric:
 
     @property
     def counter(self) -> bool:
-        """Return whether the metric counts, and is exported as a counter: it only rises while an attempt lasts."""
+        """Return whether the metric counts, and is exported as a counter, which only rises."""
         return self.stem.endswith("_total")
 
     @property

@@ -12,6 +12,7 @@ import pytest
 
 from dist_ssl.core.progress import Progress
 from dist_ssl.errors import ConfigError
+from dist_ssl.metrics.sinks import COUNTERS, Series
 from dist_ssl.metrics.trackers import detached
 from dist_ssl.metrics.trackers.detached import Detached, Tracker, trackers
 from dist_ssl.metrics.trackers.mlflow import MLflow
@@ -55,9 +56,12 @@ class Fake:
             raise OSError("the server is away")
 
 
-def reported(tracker: Tracker, *reports: tuple[int, dict[str, float]]) -> None:
+NOWHERE = Path("nowhere") / "counters.json"
+
+
+def reported(tracker: Tracker, *reports: tuple[int, dict[str, float]], counters: Path = NOWHERE) -> None:
     """One attempt, from its start to its end."""
-    sink = Detached(tracker, "fake")
+    sink = Detached(tracker, "fake", counters)
     sink.open(at(0))
     for step, values in reports:
         sink.write(at(step), values)
@@ -71,6 +75,14 @@ def test_names_are_those_of_the_table_and_counters_are_summed_up() -> None:
     )
     first = {"loss": 2.0, "learning_rate/student": 0.1, "fetch_retries_total": 2.0, "attempts_total": 1.0}
     assert fake.kept == [(5, first), (6, {"fetch_retries_total": 5.0})]
+
+
+def test_counters_continue_over_attempts(tmp_path: Path) -> None:
+    series, fake = Series(tmp_path / "checkpoints"), Fake()
+    series.write({"fetch_retries": 7.0, "slow_images/CMYK": 2.0, "attempt": 1.0})
+    report = {"fetch_retries": 1.0, "slow_images/CMYK": 1.0, "attempt": 2.0}
+    reported(fake, (5, report), counters=tmp_path / COUNTERS)
+    assert fake.kept == [(5, {"fetch_retries_total": 8.0, "slow_images_total/CMYK": 3.0, "attempts_total": 2.0})]
 
 
 def test_a_value_that_is_not_finite_is_left_out() -> None:
@@ -113,7 +125,7 @@ def test_training_does_not_wait_for_a_tracker_that_stands_still(
 
 
 def test_a_sink_that_was_never_opened_can_be_closed() -> None:
-    Detached(Fake(), "fake").close()
+    Detached(Fake(), "fake", NOWHERE).close()
 
 
 def test_trackers_are_off_by_default_and_can_be_combined() -> None:
@@ -146,7 +158,7 @@ def resumed(folder: Path, make: type[TensorBoard] | type[WeightsAndBiases] | typ
     folder.mkdir()
     (folder / "config.yaml").write_text(CONFIG)
     for number, (start, steps) in enumerate(ATTEMPTS, 1):
-        sink = Detached(make(folder=folder, **keys), "real")
+        sink = Detached(make(folder=folder, **keys), "real", NOWHERE)
         sink.open(at(start))
         for step in steps:
             sink.write(at(step), {"loss": 100 * number + step, "lr/student": 0.5})

@@ -47,8 +47,9 @@ class Target:
     """A process that serves, from its target file on."""
 
     def __init__(self, file: Path) -> None:
-        file.unlink(missing_ok=True)
-        self.process = subprocess.Popen([sys.executable, __file__, "serve", file])
+        file.unlink(missing_ok=True)  # of one that was killed
+        environment = {**os.environ, "PYTHONPATH": str(FILE.parents[1])}
+        self.process = subprocess.Popen([sys.executable, __file__, "serve", file], env=environment)
         await_that(file.exists, "the endpoint is announced")
 
     def end(self, number: signal.Signals) -> None:
@@ -103,5 +104,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["serve"]:
         serve(Path(sys.argv[2]))
     else:
-        os.environ["PYTHONPATH"] = str(FILE.parents[1])
         sys.exit(main(int(sys.argv[1]) if sys.argv[1:] else 5))

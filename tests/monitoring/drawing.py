@@ -20,7 +20,7 @@ def in_bytes(value: float) -> str:
     for size, word in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
         if abs(value) >= size:
             return f"{value / size:.3g} {word}"
-    return f"{value:.3g} B"
+    return f"{value:.4g} B"
 
 
 UNITS: dict[str, Callable[[float], str]] = {

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,6 +13,7 @@ import pytest
 import yaml
 
 from monitoring.alert_rules import FILE
+from tests.monitoring.discovery import UP, Target
 from tests.monitoring.prometheus import PROGRAM, Server, await_that, free_port, serving, started
 
 ALERTMANAGER = shutil.which("prometheus-alertmanager")
@@ -71,24 +73,28 @@ def sends_to(receiver: Receiver, folder: Path) -> Path:
     return path
 
 
-def test_a_lost_run_is_reported_to_the_receiver_with_what_to_do(tmp_path: Path, receiver: Receiver) -> None:
+def test_a_killed_run_is_reported_to_the_receiver_with_what_to_do(tmp_path: Path, receiver: Receiver) -> None:
     targets, port = tmp_path / "targets", free_port()
     targets.mkdir()
-    lost = [{"targets": [f"127.0.0.1:{free_port()}"], "labels": {"run": "a", "method": "byol", "instance": "a"}}]
-    (targets / "a.json").write_text(json.dumps(lost))
     options = [f"--config.file={sends_to(receiver, tmp_path)}", f"--storage.path={tmp_path / 'silences'}"]
     command = [str(ALERTMANAGER), *options, "--cluster.listen-address=", f"--web.listen-address=127.0.0.1:{port}"]
     with (
         started(command, tmp_path / "alertmanager.log", Server(port, "/api/v2", "status").ready),
-        serving(tmp_path, targets, at_once(tmp_path), port),
+        serving(tmp_path, targets, at_once(tmp_path), port) as server,
     ):
+        target = Target(targets / "measured.json")
+        try:
+            await_that(lambda: server.values(f"{UP} == 1"), "the run is up")
+            assert not receiver.sent
+        finally:
+            target.end(signal.SIGKILL)
         await_that(lambda: receiver.sent, "an alert arrives")
     [alert] = receiver.sent[0]["alerts"]
     assert alert["status"] == "firing"
     assert {key: alert["labels"][key] for key in ("alertname", "run", "severity")} == {
         "alertname": "RunLost",
-        "run": "a",
+        "run": "measured",
         "severity": "critical",
     }
     assert alert["annotations"]["runbook"] == "monitoring/RUNBOOK.md#runlost"
-    assert alert["annotations"]["summary"].startswith("a does not answer")
+    assert alert["annotations"]["summary"].startswith("measured does not answer")

@@ -214,7 +214,7 @@ def _without_text(png: bytes) -> bytes:
 
 def largest_value(data: bytes) -> int | None:
     """Return the largest value of an image of 16 bits; None for any other, and where it cannot be read."""
-    if not data or data[:3] == JPEG or (data.startswith(PNG) and data[24:25] != b"\x10"):
+    if not data or data.startswith(JPEG) or (data.startswith(PNG) and data[24:25] != b"\x10"):
         return None
     rules = ImageRules(range=FULL)
     try:

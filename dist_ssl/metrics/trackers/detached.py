@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from dist_ssl.config.instantiate import instantiate
 from dist_ssl.core.progress import Progress
 from dist_ssl.errors import ConfigError
+from dist_ssl.metrics.sinks import COUNTERS, read_totals
 from dist_ssl.metrics.table import series_of
 
 MOST_WAITING = 1000
@@ -55,12 +56,13 @@ def name_of(key: str) -> str:
 class Detached:
     """The sink of one tracker, whose calls are made by a thread. `name`: of the tracker, for warnings.
 
-    Counters are summed up over the attempt. A tracker that cannot be opened is left out of this attempt; a report that
-    it refuses is lost. Either is one warning, also where it happens again.
+    Counters continue over all attempts, from what `counters`, a file of the run folder, says of the earlier ones. A
+    tracker that cannot be opened is left out of this attempt; a report that it refuses is lost. Either is one warning,
+    also where it happens again.
     """
 
-    def __init__(self, tracker: Tracker, name: str) -> None:
-        self.tracker, self.name = tracker, name
+    def __init__(self, tracker: Tracker, name: str, counters: Path) -> None:
+        self.tracker, self.name, self.counters = tracker, name, counters
         self.totals: dict[str, float] = {}
         self._calls: queue.Queue[Callable[[], None] | None] = queue.Queue(MOST_WAITING)
         self._thread = threading.Thread(target=self._work, name=f"tracker {name}", daemon=True)
@@ -68,6 +70,7 @@ class Detached:
 
     def open(self, progress: Progress) -> None:
         """Start the thread and have it open the tracker."""
+        self.totals = read_totals(self.counters)
         self._calls.put(lambda: self.tracker.open(progress.step))
         self._thread.start()
 
@@ -120,4 +123,5 @@ class Detached:
 
 def trackers(chosen: Mapping[str, Mapping[str, Any]], folder: Path) -> list[Detached]:
     """Return the sinks of the trackers that are chosen, by their names, for the run in `folder`. Raises ConfigError."""
-    return [Detached(instantiate(node, f"tracker.{name}", folder=folder), name) for name, node in chosen.items()]
+    made = {name: instantiate(node, f"tracker.{name}", folder=folder) for name, node in chosen.items()}
+    return [Detached(tracker, name, folder / COUNTERS) for name, tracker in made.items()]
