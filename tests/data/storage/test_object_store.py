@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_ssl.data.storage import manifest, transports
+from dist_ssl.data.storage import fetch, manifest, transports
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.fetch import Fetcher, Patience
 from dist_ssl.data.storage.read import Reader
@@ -43,6 +43,7 @@ def test_samples_of_a_bucket_are_those_of_the_folder(
     bucket: str, cached: bool, demo_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transports, "PIECE_BYTES", 9_000)
+    monkeypatch.setattr(fetch, "SLOWEST_BYTES", 1)  # each of so small pieces costs a request
     found = access(tmp_path if cached else None)
     split = remote(bucket, found)
     found.check(split, 12, 8)
@@ -58,6 +59,7 @@ def test_a_piece_that_was_cut_short_is_asked_for_again(
     bucket: str, demo_shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transports, "PIECE_BYTES", 1_000)
+    monkeypatch.setattr(fetch, "SLOWEST_BYTES", 1)  # each of so small pieces costs a request
     found, short = access(None), {3, 5}
     address = Address.parse(bucket) / "manifest.json"
     store = found.fetcher.source(address)
