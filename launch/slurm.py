@@ -52,6 +52,9 @@ def say_how_it_ended(run: RunDir, overrides: list[str], ending: Ending, console:
             console.print(f"  Samples that could not be read: {bad}, in {run.folder}/quarantine.jsonl", highlight=False)
         longer = f"python launch/slurm.py {shlex.quote(f'resume={run.folder}')} extend='24 epochs'"
         console.print(f"  Train longer: {longer}", highlight=False, markup=False)
+        if run.config["data"]["source"] is not None:
+            console.print("  Next: your own images (data=folder data.path=...),", end=" ", highlight=False)
+            console.print("or a larger encoder (encoder=resnet18 encoder.stem=small).", highlight=False)
         say_how_to_use(run, console)
     elif ending.outcome == STOPPED:
         how = ending.reason or "Stopped after saving; nothing is lost."
