@@ -52,6 +52,9 @@ def of_a_finished_run(run: RunDir) -> list[str]:
         lines.append(f"Samples that could not be read: {bad}, in {run.folder}/quarantine.jsonl")
     longer = shlex.join(["python", "launch/slurm.py", f"resume={run.folder}"])
     lines.append(f"Train longer: {longer} extend='24 epochs'")
+    if run.config["data"]["source"] is not None:  # data that our own code draws
+        own, larger = "data=folder data.path=...", "encoder=resnet18 encoder.stem=small"
+        lines.append(f"Next: your own images ({own}), or a larger encoder ({larger}).")
     if not (run.folder / ENCODER).is_file():
         again = shlex.join(["python", "launch/export.py", f"run={run.folder}", "to=safetensors"])
         return [*lines, f"Its encoder could not be written, as a log says. Write it: {again}"]

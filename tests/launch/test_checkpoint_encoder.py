@@ -5,11 +5,16 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
+import dist_ssl
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import CheckpointError
+from dist_ssl.saved_encoder import FILE
 from dist_ssl.train import Job
+from launch import slurm, worker
 from launch.checkpoint_encoder import of_checkpoint
+from launch.run_dir import RunDir
 from tests.jobs import small_config, small_job
 
 
@@ -73,3 +78,20 @@ def test_the_branch_of_the_probe_is_the_default_and_another_encoder_is_refused(
     (checkpoint / "state.json").write_text((checkpoint / "state.json").read_text().replace("xxh3", "xxh4", 1))
     with pytest.raises(CheckpointError, match="is damaged"):
         of_checkpoint(config, "name", checkpoint)
+
+
+def test_a_run_whose_encoder_cannot_be_written_has_finished_all_the_same(
+    demo_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, config, _ = saved_job(demo_shards, tmp_path, "method=mocov3")
+    run, console = RunDir(tmp_path), Console(soft_wrap=True)
+    attempt = run.new_attempt(config)
+    (tmp_path / slurm.ENCODER).mkdir()
+    worker.write_encoder(attempt)
+    assert f"{tmp_path / FILE} could not be written" in capsys.readouterr().err
+    slurm.say_how_to_use(run, console)
+    assert f"Write it: python launch/export.py run={tmp_path} to=safetensors" in capsys.readouterr().out
+    (tmp_path / FILE).rmdir()
+    worker.write_encoder(attempt)
+    assert dist_ssl.load_encoder(tmp_path).description.run == tmp_path.name
+    assert slurm.ENCODER == FILE

@@ -30,8 +30,10 @@ TIMM_VIT = {
     "embed_dim": 36,
     "num_heads": 3,
 }
+NARROW = {**RESNET, "channels": [8, 16, 24, 32]}
 NODES: dict[str, dict[str, Any]] = {
     "resnet": {**RESNET, "stem": "standard"},
+    "narrow resnet": {**NARROW, "stem": "standard"},
     "small stem": {**RESNET, "stem": "small"},
     "own transformer": {**OWN_VIT, "frozen_patches": True},
     "timm's transformer": TIMM_VIT,
@@ -46,7 +48,8 @@ def saved_of(name: str) -> SavedEncoder:
 
 
 PAIRS = [
-    *(("resnet", library) for library in ("timm", "torchvision")),
+    *(("narrow resnet", library) for library in ("timm", "safetensors")),
+    ("resnet", "torchvision"),
     *(("small stem", library) for library in ("timm", "torchvision")),
     *(("own transformer", library) for library in TARGETS),
     *(("timm's transformer", library) for library in TARGETS),
@@ -82,7 +85,6 @@ def changed(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 REFUSED = [
-    ("resnet", "timm", renamed, "timm does not take the file"),
     ("resnet", "torchvision", renamed, "torchvision does not take the file"),
     ("own transformer", "timm", renamed, "timm does not take the file"),
     ("own transformer", "torchvision", renamed, "torchvision does not take the file"),

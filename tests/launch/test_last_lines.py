@@ -16,6 +16,7 @@ from launch.worker import code_of
 @pytest.fixture
 def run(tmp_path: Path) -> RunDir:
     (tmp_path / "a run" / "attempts" / "0001" / "logs").mkdir(parents=True)
+    (tmp_path / "a run" / "config.yaml").write_text("data: {source: null}\n")
     return RunDir(tmp_path / "a run")
 
 
@@ -61,4 +62,7 @@ def test_a_finished_run_is_used_or_its_encoder_written_first(run: RunDir) -> Non
     (run.folder / ENCODER).touch()
     text = said(run, Ending(FINISHED))
     assert f"dist_ssl.load_encoder('{run.folder}')" in text
+    assert "Next:" not in text, "the data is the user's own"
+    (run.folder / "config.yaml").write_text("data: {source: demo}\n")
+    assert "Next: your own images (data=folder data.path=...), or a larger encoder" in said(run, Ending(FINISHED))
     assert f"Train longer: python launch/slurm.py 'resume={run.folder}' extend='24 epochs'" in text
