@@ -19,6 +19,7 @@ from dist_ssl.data.storage import manifest
 from dist_ssl.data.stream import Stream
 from dist_ssl.distributed.rendezvous import own_addresses
 from dist_ssl.distributed.world import World
+from dist_ssl.evaluate.evidence import doubts
 from dist_ssl.evaluate.features import Extractor, subset
 from dist_ssl.evaluate.inputs import CentreView, Inputs
 from dist_ssl.evaluate.knn import KNN, NoProbe
@@ -48,8 +49,11 @@ class Place:
     restarts: Mapping[str, int] = field(default_factory=dict)
 
 
-def check(config: Config, ranks: int) -> str:
-    """Check everything that can be checked before a run starts, on the meta device; return the data's identity."""
+def check(config: Config, ranks: int, note: Callable[[str], object] | None = None) -> str:
+    """Check everything that can be checked before a run starts, on the meta device; return the data's identity.
+
+    `note`: is given what a person should know of data that is accepted.
+    """
     with on_meta_device():
         found = parts(config, World(), ranks)
         build_engine(config, found, World(device=META))
@@ -57,6 +61,8 @@ def check(config: Config, ranks: int) -> str:
     if found.data.val is not None:
         replace(found.access, cache=None).check(val := found.dataset.split(found.data.val), 1, 1)
         manifest.check_probed(found.train, val)
+        for doubt in doubts(found.train, val) if note and probed(found) else ():
+            note(doubt)
     for key, kind in (("port", int), ("bind", str | None), ("textfile", str | None)):
         fit(config["metrics"][key], kind, f"metrics.{key}")
     trackers(config["tracker"], Path())
@@ -144,12 +150,17 @@ def extractor(
     return Extractor(loader, inputs, world=world)
 
 
+def probed(p: Parts) -> manifest.Split | None:
+    """Return the held-out split that is probed, None without one or where one of both splits has no labels."""
+    val = p.dataset.split(p.data.val) if p.data.val is not None else None
+    return val if val is not None and p.train.labelled and val.labelled else None
+
+
 def probe(config: Config, p: Parts, world: World, process: LoaderProcess | None) -> Probe:
     """Return the kNN probe if there is a held-out split and both splits have labels, else a probe that does nothing."""
-    val = p.dataset.split(p.data.val) if p.data.val is not None else None
-    if val is None or not (p.train.labelled and val.labelled):
+    val, node = probed(p), probing(config)
+    if val is None:
         return NoProbe()
-    node = probing(config)
     seen = centre_view(p, node)
     return KNN(
         (extractor(p, p.train, seen, world, process), subset(len(p.train.samples), node.bank, p.run.seed)),
@@ -167,10 +178,11 @@ def sinks(config: Config, p: Parts, world: World, place: Place) -> list[Sink]:
         return []
     name, targets = place.folder.name, place.folder.parent / "targets"
     node, checkpoints = config["metrics"], place.folder / "checkpoints"
+    queries = min(probing(config).queries, len(val.samples)) if (val := probed(p)) else 0
     labels = {"run": name, "method": config["method"]["_target_"].split(".")[-2]}
     return [
         JsonLines(place.folder / "metrics.jsonl"),
-        Status(place.folder / "status.json", p.timeline.total, p.timeline.steps),
+        Status(place.folder / "status.json", p.timeline.total, p.timeline.steps, queries),
         Prometheus(labels, own_addresses()[0], node["port"], targets / f"{name}.json", checkpoints, bind=node["bind"]),
         *([TextFile(Path(node["textfile"]) / f"{name}.prom", labels, checkpoints)] if node["textfile"] else []),
         *trackers(config["tracker"], place.folder),

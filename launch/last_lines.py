@@ -19,7 +19,7 @@ def say_how_it_ended(run: RunDir, overrides: list[str], ending: Ending, console:
     `number`: that of the attempt, where a newer one may have taken the run over.
     """
     accuracy = RunView(run.folder, console).accuracy()
-    score = f" kNN accuracy {100 * accuracy:.1f} %." if accuracy is not None else ""
+    score = f" {accuracy}." if accuracy else ""
     if ending.outcome == FINISHED:
         lines = [f"Finished.{score}", *of_a_finished_run(run)]
     elif ending.outcome == STOPPED:

@@ -103,12 +103,16 @@ def check_shape(config: dict[str, Any]) -> None:
     check_plan(run.lanes, run.batch_size, config["nodes"] * config["ranks_per_node"], num_samples=run.batch_size)
 
 
-def check(config: dict[str, Any]) -> str:
-    """Check everything that can be checked before a start; return the data's identity. Raises UserError."""
+def check(config: dict[str, Any], console: Console) -> str:
+    """Check everything that can be checked before a start; return the data's identity. Raises UserError.
+
+    Prints what a person should know of data that is accepted.
+    """
     from dist_ssl.build import check as check_parts
 
     os.environ["DS_ACCELERATOR"] = "cpu"  # nothing is computed here, so DeepSpeed need not search for devices
-    return check_parts(credentials.restored(config), config["nodes"] * config["ranks_per_node"])
+    complete, ranks = credentials.restored(config), config["nodes"] * config["ranks_per_node"]
+    return check_parts(complete, ranks, lambda text: console.print(text, highlight=False, markup=False))
 
 
 def new_config(overrides: list[str], console: Console) -> dict[str, Any]:
@@ -121,7 +125,7 @@ def new_config(overrides: list[str], console: Console) -> dict[str, Any]:
     check_shape(config)
     if not config["dry_run"]:
         make_data(config, console)
-        config["data"]["identity"] = check(config)
+        config["data"]["identity"] = check(config, console)
     return config
 
 
@@ -193,7 +197,7 @@ def resume(overrides: list[str], folder: Path, console: Console) -> tuple[RunDir
     choose_cluster(config, console)
     _keep_threads(run, config)
     fill_in(config)
-    check(config)
+    check(config, console)
     if further and not config["dry_run"]:
         run.extend(config["extend"])
     return run, config

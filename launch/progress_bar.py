@@ -10,6 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from dist_ssl.evaluate.confidence import margin
+
 DASH = "-"
 
 
@@ -73,9 +75,14 @@ class RunView:
         """Print a line above the bar."""
         self.console.print(note, highlight=False, markup=False)
 
-    def accuracy(self) -> float | None:
-        """Return the newest kNN accuracy, 0 to 1; None without one."""
-        return (self._status() or {}).get("knn_accuracy")
+    def accuracy(self) -> str:
+        """Return the newest kNN accuracy with its 95 % confidence interval, as text; empty without one."""
+        status = self._status() or {}
+        if "knn_accuracy" not in status:
+            return ""
+        found, images = float(status["knn_accuracy"]), int(status.get("queries", 0))
+        of = f" (± {100 * margin(found, images):.1f}, of {images} images)" if images else ""
+        return f"kNN accuracy {100 * found:.1f} %{of}"
 
     def _description(self, status: dict[str, Any]) -> str:
         epoch = min(int(status["epoch"]) + 1, int(status["epochs"]))

@@ -65,11 +65,15 @@ class JsonLines:
 
 
 class Status:
-    """The newest values in one small file, which progress bars show. `total_samples`, `total_steps`: of the run."""
+    """The newest values in one small file, which progress bars show.
 
-    def __init__(self, path: Path, total_samples: int, total_steps: int) -> None:
+    `total_samples`, `total_steps`: of the run; `queries`: number of images that its probe asks for, 0 without one.
+    """
+
+    def __init__(self, path: Path, total_samples: int, total_steps: int, queries: int = 0) -> None:
         self.path = path
         self.values: dict[str, float] = {"total_samples": total_samples, "total_steps": total_steps}
+        self.values |= {"queries": queries} if queries else {}
 
     def open(self, progress: Progress) -> None:
         """Write the position at once."""

@@ -12,8 +12,9 @@ from dist_ssl.distributed.world import World
 from dist_ssl.errors import CheckpointError
 from dist_ssl.saved_encoder import FILE
 from dist_ssl.train import Job
-from launch import slurm, worker
+from launch import last_lines, worker
 from launch.checkpoint_encoder import of_checkpoint
+from launch.ending import FINISHED, Ending
 from launch.run_dir import RunDir
 from tests.jobs import small_config, small_job
 
@@ -86,12 +87,13 @@ def test_a_run_whose_encoder_cannot_be_written_has_finished_all_the_same(
     _, config, _ = saved_job(demo_shards, tmp_path, "method=mocov3")
     run, console = RunDir(tmp_path), Console(soft_wrap=True)
     attempt = run.new_attempt(config)
-    (tmp_path / slurm.ENCODER).mkdir()
+    (tmp_path / last_lines.ENCODER).mkdir()
     worker.write_encoder(attempt)
     assert f"{tmp_path / FILE} could not be written" in capsys.readouterr().err
-    slurm.say_how_to_use(run, console)
+    (tmp_path / "config.yaml").write_text("data: {source: null}\n")
+    last_lines.say_how_it_ended(run, [], Ending(FINISHED), console)
     assert f"Write it: python launch/export.py run={tmp_path} to=safetensors" in capsys.readouterr().out
     (tmp_path / FILE).rmdir()
     worker.write_encoder(attempt)
     assert dist_ssl.load_encoder(tmp_path).description.run == tmp_path.name
-    assert slurm.ENCODER == FILE
+    assert last_lines.ENCODER == FILE

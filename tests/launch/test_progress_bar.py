@@ -142,9 +142,11 @@ def test_a_note_is_said_at_once(tmp_path: Path, terminal: bool) -> None:
 
 def test_the_newest_accuracy_is_the_status(tmp_path: Path) -> None:
     view = RunView(tmp_path, console())
-    assert view.accuracy() is None
+    assert view.accuracy() == ""
     show(tmp_path, knn_accuracy=0.613)
-    assert view.accuracy() == 0.613
+    assert view.accuracy() == "kNN accuracy 61.3 %"
+    show(tmp_path, knn_accuracy=0.613, queries=40)
+    assert view.accuracy() == "kNN accuracy 61.3 % (± 14.5, of 40 images)"
 
 
 def test_a_run_folder_without_anything_is_shown_too(tmp_path: Path) -> None:

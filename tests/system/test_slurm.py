@@ -12,7 +12,7 @@ import pytest
 
 from launch import following
 from launch import slurm as launcher
-from launch.ending import FAILED, FINISHED, Ending
+from launch.ending import FAILED, FINISHED, STOPPED_CODE, Ending
 from launch.run_dir import RunDir
 from tests import slurm as cluster
 from tests.slurm import Slurm
@@ -67,7 +67,7 @@ def trained(slurm: Slurm, demo_shards: Path, tmp_path_factory: pytest.TempPathFa
         slurm.ask("scancel", job_of(run))
     for launch in launches:
         code, text = launch.finish()
-        assert code == 0, text
+        assert code == STOPPED_CODE, text
     train_undisturbed(demo_shards, runs / "undisturbed", max(stopped.values()) + 10, *LONG)
     return stopped
 
@@ -165,7 +165,7 @@ def test_a_cancelled_job_stays_away_and_its_run_can_be_resumed(slurm: Slurm, dem
     assert f"Job {job} of {folder} is still in the queue: running" in text
     slurm.ask("scancel", job)
     code, text = launch.finish()
-    assert code == 0, text
+    assert code == STOPPED_CODE, text
     assert f"Job {job} was cancelled: a resume continues from the last checkpoint." in text
     assert slurm.state(job) == "CANCELLED"
     await_that(lambda: nothing_left(folder), "its processes are gone")

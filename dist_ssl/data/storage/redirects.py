@@ -1,7 +1,7 @@
 """Redirects that are not followed: away from https, or from a public host to an address inside the reader's network."""
 
 import ipaddress
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 from dist_ssl.data.storage.address import WEB, Address
 from dist_ssl.errors import DataError
@@ -20,6 +20,16 @@ def check_redirect(address: Address, before: str, url: str) -> None:
             f"{address} leads to {place}, a host of your own network.",
             "Do not use this data, or, if you trust it, set data.path to that address.",
         )
+
+
+def redirected(address: Address, before: str, place: str) -> str:
+    """Return the address that a server names in a redirect from `before`. Raises DataError if it is not followed."""
+    try:
+        url = urljoin(before, place)
+        check_redirect(address, before, url)
+    except ValueError as error:  # of the standard library, for brackets that are no address
+        raise DataError(f"{address} leads to an address that makes no sense ({error}).", "Check data.path.") from error
+    return url
 
 
 def _inside(host: str | None) -> bool:

@@ -12,12 +12,12 @@ import threading
 import urllib.request
 from collections.abc import Iterator
 from typing import Any, Protocol
-from urllib.parse import unquote, urljoin, urlsplit
+from urllib.parse import unquote, urlsplit
 
 import urllib3
 
 from dist_ssl.data.storage.address import WEB, Address
-from dist_ssl.data.storage.redirects import check_redirect
+from dist_ssl.data.storage.redirects import redirected
 from dist_ssl.errors import ConfigError, DataError
 
 CONNECT_SECONDS = 10.0
@@ -142,8 +142,7 @@ class Web:
             if not place:
                 return response
             response.close()
-            before, url = url, urljoin(url, place)
-            check_redirect(address, before, url)
+            before, url = url, redirected(address, url, place)
             if urlsplit(before).netloc != urlsplit(url).netloc:
                 headers = {key: value for key, value in headers.items() if key != "Authorization"}
         raise DataError(f"{address} leads from one address to the next without end.", "Check data.path.")

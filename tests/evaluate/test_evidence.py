@@ -1,0 +1,28 @@
+"""An accuracy of few images is as uncertain as Wilson's interval says, and of doubtful data that is said."""
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from dist_ssl.data.storage.manifest import Split
+from dist_ssl.evaluate.confidence import margin
+from dist_ssl.evaluate.evidence import doubts
+
+
+@pytest.mark.parametrize(("right", "images"), [(0, 6), (3, 6), (6, 6), (31, 40), (1423, 2000)])
+def test_the_margin_is_wilsons(right: int, images: int) -> None:
+    found = binomtest(right, images).proportion_ci(method="wilson")
+    assert margin(right / images, images) == pytest.approx((found.high - found.low) / 2, rel=1e-3)
+
+
+def split(name: str, *labels: int) -> Split:
+    samples = type("Samples", (), {"labels": np.array(labels)})()
+    return type("Split", (), {"name": name, "samples": samples})()  # type: ignore[no-any-return]
+
+
+def test_images_that_are_trained_on_and_classes_that_are_not_are_named() -> None:
+    train = split("train", 0, 0, 1, 2)
+    assert list(doubts(train, split("val", 2, 1, 0))) == []
+    assert list(doubts(train, train)) == ["data.val=train is trained on: the accuracy says nothing of other images."]
+    (found,) = doubts(train, split("val", 3, 3, 0, 7))
+    assert found.startswith("2 classes of 'val', 3 of its 4 images, are not in 'train'")
