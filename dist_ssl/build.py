@@ -61,8 +61,9 @@ def check(config: Config, ranks: int, note: Callable[[str], object] | None = Non
     if found.data.val is not None:
         replace(found.access, cache=None).check(val := found.dataset.split(found.data.val), 1, 1)
         manifest.check_probed(found.train, val)
-        for doubt in doubts(found.train, val) if note and probed(found) else ():
-            note(doubt)
+        if note and probed(found):
+            for doubt in doubts(found.train, val):
+                note(doubt)
     for key, kind in (("port", int), ("bind", str | None), ("textfile", str | None)):
         fit(config["metrics"][key], kind, f"metrics.{key}")
     trackers(config["tracker"], Path())
