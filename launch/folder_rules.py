@@ -138,7 +138,7 @@ def unnoticed(share: float, facts: Facts) -> bool:
 def of_the_crops(facts: Facts) -> list[KeyChoice]:
     """Choose augmentations of which only the crops and the blur depend on the size of the pictures."""
     share = share_of_crops(facts)
-    found = [KeyChoice("views", "pictures", "the pair of BYOL, without quarter turns")]
+    found = [KeyChoice("views", "pictures", "the pair of BYOL")]
     why = f"crops of at least {100 * share:.0f} % of the area: enlarged at most twice"
     found += both("crop_min", f"{share:g}", why)
     return found + (both("blur_p", "0.0", "a blur would erase small pictures") if small(facts) else [])
@@ -149,7 +149,9 @@ def of_the_turns(facts: Facts) -> list[KeyChoice]:
     noticed = f"{100 * facts.turned:.0f} % of quarter turns are noticed"
     if unnoticed(facts.turned, facts):
         return both("turn_p", "0.75", f"things lie at any angle: {noticed}")
-    return both("turn_p", "0.0", f"whether orientation matters is not known, so the gentle choice: {noticed}")
+    upright = facts.turned >= NOTICED
+    why = "orientation matters" if upright else "whether orientation matters is not known, so the gentle choice"
+    return both("turn_p", "0.0", f"{why}: {noticed}")
 
 
 def of_the_colours(facts: Facts) -> list[KeyChoice]:
