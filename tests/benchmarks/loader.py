@@ -5,8 +5,8 @@
 Draws 500 x 375 JPEGs at 4 and 2 bit/pixel (or takes those of a folder of folders), runs every pair of pipelines (or
 those whose name has the words) in turns (A, B, A, B, ...) on the same cores, and prints each ratio of speeds with a
 95 % interval, its bar and its star; then what is measured in processes of its own, over so many batches where memory
-is to stay flat. `pip install .[peers]` adds rows; one that cannot run is named with the reason. Exits 1 where a bar is
-missed.
+is to stay flat. `pip install -e '.[peers]'` adds rows; one that cannot run is named with the reason. Exits 1 where a
+bar is missed.
 """
 
 import os
