@@ -60,7 +60,7 @@ class Pictures:
     classes: list[str]
 
     def holding_out(self, least: int) -> "Pictures":
-        """Return the same with at least so many labelled images held out, up to a fifth of all.
+        """Return these pictures with at least `least` labelled ones held out, up to a fifth of all images.
 
         Images without labels, and splits that are folders of their own, stay as they are.
         """
