@@ -1,7 +1,7 @@
 """The papers' claims on data that two cores can train on: each mechanism against its own ablation.
 
     python tests/benchmarks/claims.py stage=estimate               # what the other stages will cost
-    python tests/benchmarks/claims.py stage=tune [minutes=60]      # 8 settings of every method, the best 3 for longer
+    python tests/benchmarks/claims.py stage=tune [minutes=60]      # 10 settings of every method, best 3 longer
     python tests/benchmarks/claims.py stage=run                    # the best setting of each, three other seeds
     python tests/benchmarks/claims.py stage=report                 # tables and verdicts, as markdown
         [table=laptop] [data=demo,garments] [variants=simclr,...] [budgets=1,3,10] [seeds=3] [tuned=true] [jobs=2]
