@@ -14,7 +14,6 @@ over the outputs, and the student learns only this imbalance. `sinkhorn` balance
 from DINOv2 (arXiv 2304.07193), not from this paper.
 """
 
-import copy
 from collections.abc import Mapping
 
 import torch
@@ -26,17 +25,16 @@ from dist_ssl.config.validation import at_least, counted, positive, shares
 from dist_ssl.core.batch import Batch
 from dist_ssl.core.draws import SampleDraws
 from dist_ssl.core.plan import Curve, Hyperparameters, freeze
-from dist_ssl.distributed.norm_groups import scope
 from dist_ssl.distributed.world import World
 from dist_ssl.losses.health import signs_of_health
 from dist_ssl.losses.job import job_mean
 from dist_ssl.losses.prototype_codes import SMALLEST_EPS
 from dist_ssl.losses.teacher_cross_entropy import balanced_cross_entropy, batch_centre, dino_cross_entropy
 from dist_ssl.models import drop_path as stochastic_depth
-from dist_ssl.models import norm
 from dist_ssl.models.branch import Branch, width_of
 from dist_ssl.models.multi_crop import by_size
-from dist_ssl.protocols.method import Embeddings, LossOutput, Method
+from dist_ssl.protocols.method import Embeddings, LossOutput
+from dist_ssl.protocols.momentum_teacher import MomentumTeacher
 
 
 class Head(nn.Module):
@@ -83,7 +81,7 @@ def rising(temperature: float, rises_from: float, warmup: Duration | None) -> Cu
     return Curve(temperature, temperature, warms_up=True, rises_from=rises_from, warmup=warmup)
 
 
-class DINO(Method):
+class DINO(MomentumTeacher):
     """DINO around an encoder that carries `num_features`.
 
     `hidden`, `narrow`, `outputs`: widths of the head; `head_norm`: use batch norm between its layers.
@@ -97,9 +95,6 @@ class DINO(Method):
     `local_views`: number of smaller views, from 0. `norm_group`: samples that share batch-norm statistics; None: all of
     the job's.
     """
-
-    student: Branch
-    teacher: Branch
 
     def __init__(
         self,
@@ -124,34 +119,26 @@ class DINO(Method):
         local_views: int = 0,
         norm_group: int | None = None,
     ) -> None:
-        super().__init__()
         at_least("method", 1, hidden=hidden, narrow=narrow, outputs=outputs)
         at_least("method", 2, num_views=num_views)
         at_least("method", 0, local_views=local_views, sinkhorn=sinkhorn)
         positive("method", student_temperature=student_temperature)
         check_teacher(sinkhorn, teacher_temperature=teacher_temperature, teacher_rises_from=teacher_rises_from)
         counted("method", teacher_warmup=teacher_warmup, freeze_last=freeze_last)
-        shares("method", momentum=momentum, momentum_end=momentum_end, centre_momentum=centre_momentum)
-        self.momentum, self.momentum_end, self.centre_momentum = momentum, momentum_end, centre_momentum
+        shares("method", centre_momentum=centre_momentum)
+        student = Branch(encoder, Head(width_of(encoder), hidden, narrow, outputs, head_norm))
+        super().__init__(student, world=world, momentum=momentum, momentum_end=momentum_end, norm_group=norm_group)
         self.student_temperature, self.freeze_last, self.sinkhorn = student_temperature, freeze_last, sinkhorn
         self.teacher_temperature = rising(teacher_temperature, teacher_rises_from, teacher_warmup)
-        self.world, self.num_views, self.local_views = world, num_views, local_views
-        student = Branch(encoder, Head(width_of(encoder), hidden, narrow, outputs, head_norm))
-        teacher = copy.deepcopy(student).requires_grad_(False)
-        stochastic_depth.install(student.encoder, drop_path)
-        self.student, self.teacher = (norm.convert(branch, scope(world, norm_group)) for branch in (student, teacher))
+        self.num_views, self.local_views, self.centre_momentum = num_views, local_views, centre_momentum
+        stochastic_depth.install(self.student.encoder, drop_path)
         self.centre = Centre(outputs)
-
-    @property
-    def encoder(self) -> nn.Module:
-        """The student's encoder."""
-        return self.student.encoder
 
     @property
     def curves(self) -> Mapping[str, Curve]:
         """The teacher's EMA momentum and temperature, and the freeze of the head's last layer."""
         return {
-            "momentum": Curve(self.momentum, self.momentum_end, for_next_step=True),
+            **super().curves,
             "teacher_temperature": self.teacher_temperature,
             **freeze("student.projector.last", self.freeze_last),
         }

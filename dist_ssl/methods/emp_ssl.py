@@ -78,11 +78,6 @@ class EMPSSL(Method):
         student = Branch(Widened(encoder, hidden), mlp([hidden, hidden, dim], last_norm=False, bias=True))
         self.student = norm.convert(student, scope(world, norm_group))
 
-    @property
-    def encoder(self) -> nn.Module:
-        """The student's encoder with the additional layer."""
-        return self.student.encoder
-
     def check(self, plan: EpochPlan) -> None:
         """Raise ConfigError where the batch size is no multiple of `loss_group`."""
         if self.loss_group and plan.batch_size % self.loss_group:

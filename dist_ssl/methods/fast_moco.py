@@ -9,17 +9,13 @@ those of SimSiam. The published code starts, by mistake, with a teacher of diffe
 here the teacher starts as a copy of the student by default.
 """
 
-import copy
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 
-from dist_ssl.config.validation import at_least, positive, require, shares
+from dist_ssl.config.validation import at_least, positive, require
 from dist_ssl.core.batch import Batch
 from dist_ssl.core.draws import SampleDraws
-from dist_ssl.core.plan import Curve, EpochPlan, Hyperparameters
-from dist_ssl.distributed.norm_groups import scope
+from dist_ssl.core.plan import EpochPlan, Hyperparameters
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import ConfigError
 from dist_ssl.losses.combined_patches import combine, combined_cross_entropy, split
@@ -29,10 +25,11 @@ from dist_ssl.models import norm
 from dist_ssl.models.branch import Branch, width_of
 from dist_ssl.models.heads import mlp
 from dist_ssl.models.patches import check_side, drop_tokens
-from dist_ssl.protocols.method import Embeddings, LossOutput, Method
+from dist_ssl.protocols.method import Embeddings, LossOutput
+from dist_ssl.protocols.momentum_teacher import PredictedTeacher
 
 
-class FastMoCo(Method):
+class FastMoCo(PredictedTeacher):
     """Fast-MoCo around an encoder that carries `num_features` and takes tiles as well as whole views.
 
     `parts`: number of tiles along a side, a divisor of the view's side. `combined`: number of tiles in a combination,
@@ -40,10 +37,6 @@ class FastMoCo(Method):
     `momentum`: EMA momentum of the teacher, 0 to 1, constant. `own_teacher`: start the teacher from different random
     weights than the student. `norm_group`: samples that share batch-norm statistics; None: all of the job's.
     """
-
-    num_views = 2
-    student: Branch
-    teacher: Branch
 
     def __init__(
         self,
@@ -59,32 +52,19 @@ class FastMoCo(Method):
         own_teacher: bool = False,
         norm_group: int | None = None,
     ) -> None:
-        super().__init__()
         at_least("method", 1, parts=parts, hidden=hidden, dim=dim)
         require("method", f"from 1 to {parts**2}, the tiles of a view", lambda n: 1 <= n <= parts**2, combined=combined)
         positive("method", temperature=temperature)
-        shares("method", momentum=momentum)
-        self.world, self.temperature, self.momentum = world, temperature, momentum
-        self.parts, self.combined = parts, combined
-        width = width_of(encoder)
-        statistics = scope(world, norm_group)
-        student = Branch(encoder, mlp([width, dim, dim, dim], last_norm=True, bias=True, affine=True))
-        teacher = copy.deepcopy(student).requires_grad_(False)
+        super().__init__(
+            Branch(encoder, mlp([width_of(encoder), dim, dim, dim], last_norm=True, bias=True, affine=True)),
+            mlp([dim, hidden, dim], last_norm=False, bias=True),
+            world=world,
+            momentum=momentum,
+            norm_group=norm_group,
+        )
+        self.temperature, self.parts, self.combined = temperature, parts, combined
         if own_teacher:
-            reset(teacher)
-        self.student = norm.convert(student, statistics)
-        self.teacher = norm.convert(teacher, statistics)
-        self.predictor = norm.convert(mlp([dim, hidden, dim], last_norm=False, bias=True), statistics)
-
-    @property
-    def encoder(self) -> nn.Module:
-        """The student's encoder."""
-        return self.student.encoder
-
-    @property
-    def curves(self) -> Mapping[str, Curve]:
-        """The constant EMA momentum of the teacher."""
-        return {"momentum": Curve(self.momentum, self.momentum)}
+            reset(self.teacher)
 
     def check(self, plan: EpochPlan) -> None:
         """Raise ConfigError where views cannot be split into tiles, or tiles do not fit the encoder."""
@@ -112,23 +92,16 @@ class FastMoCo(Method):
         p1, p2 = self.predictor(self.student.projector(rows)).unflatten(0, (-1, combinations)).chunk(2)
         return {"p1": p1, "p2": p2}
 
-    @torch.no_grad()
-    def targets(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
-        """Return keys k1, k2 of the whole views, [B, dim] each."""
-        norm.set_views(self.teacher, len(views))
-        k1, k2 = self.teacher(torch.cat(views)).chunk(2)
-        return {"k1": k1, "k2": k2}
-
     def loss(self, embeddings: Embeddings, batch: Batch, hyper: Hyperparameters) -> LossOutput:
         """Return the cross-entropy of all combinations against the other view's keys, averaged over valid samples."""
         e = embeddings
-        own = torch.stack([e["k1"], e["k2"]], dim=1)
+        own = torch.stack([e["t1"], e["t2"]], dim=1)
         keys, keep = gather_embeddings(self.world.gather_const, own, batch.valid)
         predictions = torch.stack([e["p1"], e["p2"]]).transpose(1, 2)
         first = self.world.rank * len(batch.valid)
         rows = combined_cross_entropy(predictions, keys.transpose(0, 1), first, self.temperature, keep)
         loss = job_mean(rows, batch.valid, job_valid=keep)
-        return LossOutput(loss, metrics=signs_of_health(e["p1"].mean(1), e["k2"]))
+        return LossOutput(loss, metrics=signs_of_health(e["p1"].mean(1), e["t2"]))
 
 
 def by_sample(rows: Tensor, parts: int) -> Tensor:

@@ -11,17 +11,13 @@ from the queries, so that group statistics do not reveal which key belongs to a 
 ranks in a random order of the global batch, the same at every world size.
 """
 
-import copy
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 
-from dist_ssl.config.validation import at_least, positive, shares
+from dist_ssl.config.validation import at_least, positive
 from dist_ssl.core.batch import Batch
 from dist_ssl.core.draws import Purpose, SampleDraws
-from dist_ssl.core.plan import Curve, Hyperparameters
-from dist_ssl.distributed.norm_groups import scope
+from dist_ssl.core.plan import Hyperparameters
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import ConfigError
 from dist_ssl.losses.health import signs_of_health
@@ -31,14 +27,15 @@ from dist_ssl.memory.queue import Queue
 from dist_ssl.models import norm
 from dist_ssl.models.branch import Branch, width_of
 from dist_ssl.models.heads import mlp
-from dist_ssl.models.patches import drop_tokens
-from dist_ssl.protocols.method import Embeddings, LossOutput, Method
+from dist_ssl.models.multi_crop import by_size
+from dist_ssl.protocols.method import Embeddings, LossOutput
+from dist_ssl.protocols.momentum_teacher import MomentumTeacher
 
 DIRECTIONS = ("q", "k"), ("q_back", "k_back")
 """Names of queries and keys: from the first view to the second, and back."""
 
 
-class MoCoV2(Method):
+class MoCoV2(MomentumTeacher):
     """MoCo v2 around an encoder that carries `num_features`.
 
     `hidden`, `dim`: widths of the head; with `hidden` None it is one linear map, as in MoCo v1. `head_norm`: batch norm
@@ -49,8 +46,6 @@ class MoCoV2(Method):
     """
 
     num_views = 2
-    student: Branch
-    teacher: Branch
 
     def __init__(
         self,
@@ -67,35 +62,19 @@ class MoCoV2(Method):
         shuffle: bool = False,
         symmetric: bool = False,
     ) -> None:
-        super().__init__()
         at_least("method", 1, hidden=1 if hidden is None else hidden, dim=dim, slots=slots)
         positive("method", temperature=temperature)
-        shares("method", momentum=momentum)
         if shuffle and norm_group is None:
             raise ConfigError(
                 "method.shuffle=true changes nothing where all of the job's samples share batch-norm statistics.",
                 "Set method.norm_group too, 32, say.",
             )
-        self.world, self.temperature, self.momentum, self.shuffle = world, temperature, momentum, shuffle
-        self.directions = DIRECTIONS if symmetric else DIRECTIONS[:1]
-        statistics = scope(world, norm_group)
         widths = [width_of(encoder), *([] if hidden is None else [hidden]), dim]
         head = mlp(widths, last_norm=head_norm, bias=True, hidden_norm=head_norm)
-        student = Branch(encoder, head)
-        teacher = copy.deepcopy(student).requires_grad_(False)
-        self.student = norm.convert(student, statistics)
-        self.teacher = norm.convert(teacher, statistics)
+        super().__init__(Branch(encoder, head), world=world, momentum=momentum, norm_group=norm_group)
+        self.temperature, self.shuffle = temperature, shuffle
+        self.directions = DIRECTIONS if symmetric else DIRECTIONS[:1]
         self.queue = Queue(slots, dim, world=world)
-
-    @property
-    def encoder(self) -> nn.Module:
-        """The student's encoder."""
-        return self.student.encoder
-
-    @property
-    def curves(self) -> Mapping[str, Curve]:
-        """The constant EMA momentum of the teacher."""
-        return {"momentum": Curve(self.momentum, self.momentum)}
 
     @property
     def needs_whole_batch(self) -> str:
@@ -104,15 +83,13 @@ class MoCoV2(Method):
 
     def embed(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
         """Return queries `q` of the first view, [B, dim], and `q_back` of the second if symmetric."""
-        norm.set_views(self, len(self.directions))
-        drop_tokens(self.student, draws, len(self.directions))
-        found = self.student(torch.cat(views) if len(self.directions) == 2 else views[0])
-        return dict(zip((q for q, _ in self.directions), found.chunk(len(self.directions)), strict=True))
+        queries = by_size(self.student, views[: len(self.directions)], draws)
+        return dict(zip((q for q, _ in self.directions), queries, strict=True))
 
     @torch.no_grad()
     def targets(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
         """Return keys `k` of the second view, [B, dim], and `k_back` of the first if symmetric."""
-        norm.set_views(self, 1)
+        norm.set_views(self.teacher, 1)
         keyed = enumerate(zip((k for _, k in self.directions), reversed(views), strict=False))
         return {
             k: self._shuffled(view, draws, slot) if self.shuffle else self.teacher(view) for slot, (k, view) in keyed

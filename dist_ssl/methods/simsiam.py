@@ -21,7 +21,7 @@ from dist_ssl.losses.job import job_mean
 from dist_ssl.models import norm
 from dist_ssl.models.branch import Branch, width_of
 from dist_ssl.models.heads import mlp
-from dist_ssl.models.patches import drop_tokens
+from dist_ssl.models.multi_crop import by_size
 from dist_ssl.protocols.method import Embeddings, LossOutput, Method
 
 
@@ -53,17 +53,11 @@ class SimSiam(Method):
         self.student = norm.convert(student, statistics)
         self.predictor = norm.convert(mlp([dim, hidden, dim], last_norm=False, bias=True), statistics)
 
-    @property
-    def encoder(self) -> nn.Module:
-        """The student's encoder."""
-        return self.student.encoder
-
     def embed(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
         """Return embeddings z1, z2 and predictions p1, p2, [B, dim] each; each view with its own statistics."""
-        norm.set_views(self, len(views))
-        drop_tokens(self.student, draws, len(views))
-        z = self.student(torch.cat(views))
-        (z1, z2), (p1, p2) = z.chunk(2), self.predictor(z).chunk(2)
+        norm.set_views(self.predictor, len(views))
+        z1, z2 = by_size(self.student, views, draws)
+        p1, p2 = self.predictor(torch.cat([z1, z2])).chunk(2)
         return {"z1": z1, "z2": z2, "p1": p1, "p2": p2}
 
     def loss(self, embeddings: Embeddings, batch: Batch, hyper: Hyperparameters) -> LossOutput:

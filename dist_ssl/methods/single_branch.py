@@ -116,11 +116,6 @@ class SingleBranch(Method):
         self.bank, self.needs_initial_pass = Bank(num_samples, dim, world=world, half=half), calibrate
 
     @property
-    def encoder(self) -> nn.Module:
-        """The student's encoder."""
-        return self.student.encoder
-
-    @property
     def needs_whole_batch(self) -> str:
         """`method.mix`: images are mixed with others of the whole batch."""
         return "method.mix" if self.mix else ""

@@ -83,11 +83,6 @@ class SwAV(Method):
         self.freeze_prototypes = freeze_prototypes
 
     @property
-    def encoder(self) -> nn.Module:
-        """The student's encoder."""
-        return self.student.encoder
-
-    @property
     def curves(self) -> Mapping[str, Curve]:
         """The freeze of the prototypes at the start of a run."""
         return freeze("prototypes", self.freeze_prototypes)

@@ -20,7 +20,7 @@ from dist_ssl.losses.variance_covariance import vicreg
 from dist_ssl.models import norm
 from dist_ssl.models.branch import Branch, width_of
 from dist_ssl.models.heads import mlp
-from dist_ssl.models.patches import drop_tokens
+from dist_ssl.models.multi_crop import by_size
 from dist_ssl.protocols.method import Embeddings, LossOutput, Method
 
 
@@ -54,16 +54,9 @@ class VICReg(Method):
         student = Branch(encoder, mlp([width_of(encoder), dim, dim, dim], last_norm=False))
         self.student = norm.convert(student, scope(world, norm_group))
 
-    @property
-    def encoder(self) -> nn.Module:
-        """The student's encoder."""
-        return self.student.encoder
-
     def embed(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
         """Return embeddings z1, z2, [B, dim] each; both views in one pass, each with its own statistics."""
-        norm.set_views(self, len(views))
-        drop_tokens(self.student, draws, len(views))
-        z1, z2 = self.student(torch.cat(views)).chunk(2)
+        z1, z2 = by_size(self.student, views, draws)
         return {"z1": z1, "z2": z2}
 
     def loss(self, embeddings: Embeddings, batch: Batch, hyper: Hyperparameters) -> LossOutput:

@@ -47,9 +47,9 @@ class Method(nn.Module, ABC):
     teacher: nn.Module | None
 
     @property
-    @abstractmethod
     def encoder(self) -> nn.Module:
-        """The network that is evaluated and exported: [B, 3, S, S] -> [B, D]."""
+        """The network that is evaluated and exported, the student's encoder: [B, 3, S, S] -> [B, D]."""
+        return self.student.get_submodule("encoder")
 
     def encoder_of(self, branch: str) -> nn.Module:
         """Return the teacher's encoder for the branch `teacher`, else the one that is evaluated and exported."""

@@ -15,7 +15,7 @@ from tests.methods import small
 def alike(size: int, width: int, combinations_: int = 6) -> dict[str, Tensor]:
     """Predictions and keys that are all one vector."""
     p, k = torch.ones(size, combinations_, width).double(), torch.ones(size, width).double()
-    return {"p1": p, "p2": p, "k1": k, "k2": k}
+    return {"p1": p, "p2": p, "t1": k, "t2": k}
 
 
 def test_at_the_published_batch_the_loss_begins_at_ln_512_and_has_its_floor_at_5_242() -> None:
@@ -23,7 +23,7 @@ def test_at_the_published_batch_the_loss_begins_at_ln_512_and_has_its_floor_at_5
     assert m.loss(alike(512, 4), b, small.HYPER).loss.item() == pytest.approx(6.238, abs=1e-3)
     k = torch.eye(512, dtype=torch.float64)
     p = k[:, None].expand(512, 6, 512)
-    floor = m.loss({"p1": p, "p2": p, "k1": k, "k2": k}, b, small.HYPER).loss.item()
+    floor = m.loss({"p1": p, "p2": p, "t1": k, "t2": k}, b, small.HYPER).loss.item()
     assert floor == pytest.approx(5.242, abs=1e-3)
     assert floor == pytest.approx(math.log(math.e + 511) - 1)
 
@@ -55,9 +55,9 @@ def test_twelve_terms_against_the_keys_of_the_other_view() -> None:
     m, b = small.method("fast_moco", temperature=0.7), small.batch()
     generator = torch.Generator().manual_seed(4)
     e = {n: torch.randn(6, 6, 5, generator=generator, dtype=torch.float64) for n in ("p1", "p2")}
-    e |= {n: torch.randn(6, 5, generator=generator, dtype=torch.float64) for n in ("k1", "k2")}
+    e |= {n: torch.randn(6, 5, generator=generator, dtype=torch.float64) for n in ("t1", "t2")}
     terms = []
-    for p, k in ((e["p1"], e["k2"]), (e["p2"], e["k1"])):
+    for p, k in ((e["p1"], e["t2"]), (e["p2"], e["t1"])):
         for s in range(6):
             logits = F.normalize(p[:, s], dim=1) @ F.normalize(k, dim=1).T / 0.7
             terms.append(F.cross_entropy(logits, torch.arange(6)))

@@ -50,7 +50,7 @@ def batch(size: int = 6, valid: list[bool] | None = None, seed: int = 0) -> Batc
 def embeddings(size: int = 6, seed: int = 0) -> dict[str, Tensor]:
     """Random queries and keys."""
     generator = torch.Generator().manual_seed(seed)
-    names = ("q1", "q2", "k1", "k2")
+    names = ("p1", "p2", "t1", "t2")
     return {name: torch.randn(size, 8, generator=generator, dtype=torch.float64) for name in names}
 
 
@@ -61,13 +61,13 @@ def seen(method: MoCoV3, views: list[Tensor]) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize(("temperature", "expected"), [(1.0, 1.621024), (0.2, 0.069625)])
 def test_the_toy_vectors_give_the_published_loss(temperature: float, expected: float) -> None:
-    toy = {"q1": Q1, "q2": Q2, "k1": K1, "k2": K2}
+    toy = {"p1": Q1, "p2": Q2, "t1": K1, "t2": K2}
     out = method(temperature=temperature).loss(toy, batch(2), HYPER)
     assert float(out.loss) == pytest.approx(expected, abs=5e-7)
 
 
 def test_keys_that_are_all_alike_give_the_initial_loss() -> None:
-    alike = {name: torch.ones(64, 8, dtype=torch.float64) for name in ("q1", "q2", "k1", "k2")}
+    alike = {name: torch.ones(64, 8, dtype=torch.float64) for name in ("p1", "p2", "t1", "t2")}
     out = method(temperature=0.2).loss(alike, batch(64), HYPER)
     assert float(out.loss) == pytest.approx(4 * 0.2 * math.log(64))
 
@@ -109,10 +109,10 @@ def test_the_encoder_is_the_students() -> None:
 def test_embed_gives_queries_with_and_keys_without_gradient() -> None:
     e = seen(method(), batch().views)
     assert {name: (tuple(x.shape), x.requires_grad) for name, x in e.items()} == {
-        "q1": ((6, 8), True),
-        "q2": ((6, 8), True),
-        "k1": ((6, 8), False),
-        "k2": ((6, 8), False),
+        "p1": ((6, 8), True),
+        "p2": ((6, 8), True),
+        "t1": ((6, 8), False),
+        "t2": ((6, 8), False),
     }
 
 
@@ -136,15 +136,15 @@ def test_each_view_has_batch_statistics_of_its_own() -> None:
     views = batch().views
     both = seen(method(), views)
     twice = seen(method(), [views[0], views[0]])
-    torch.testing.assert_close(both["q1"], twice["q1"], rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(both["k1"], twice["k1"], rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(both["p1"], twice["p1"], rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(both["t1"], twice["t1"], rtol=1e-10, atol=1e-10)
 
 
 def test_swapping_the_views_swaps_the_embeddings_and_keeps_the_loss() -> None:
     one, two = method(), method()
     views = batch().views
     first, second = seen(one, views), seen(two, views[::-1])
-    torch.testing.assert_close(first["q1"], second["q2"], rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(first["p1"], second["p2"], rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(
         one.loss(first, batch(), HYPER).loss, two.loss(second, batch(), HYPER).loss, rtol=1e-10, atol=1e-10
     )
@@ -165,9 +165,9 @@ def test_the_gradient_reaches_student_and_predictor_and_not_the_teacher() -> Non
 def test_no_gradient_flows_into_the_keys() -> None:
     e = {name: x.requires_grad_() for name, x in embeddings().items()}
     method().loss(e, batch(), HYPER).loss.backward()
-    assert e["q1"].grad.abs().sum() > 0
-    assert e["k1"].grad is None
-    assert e["k2"].grad is None
+    assert e["p1"].grad.abs().sum() > 0
+    assert e["t1"].grad is None
+    assert e["t2"].grad is None
 
 
 def test_an_invalid_sample_contributes_nothing_whatever_it_shows() -> None:
@@ -180,7 +180,7 @@ def test_an_invalid_sample_contributes_nothing_whatever_it_shows() -> None:
     for loss in losses:
         loss.backward()
     assert torch.equal(losses[0], losses[1])
-    for name in ("q1", "q2"):
+    for name in ("p1", "p2"):
         assert torch.equal(first[name].grad[b.valid], second[name].grad[b.valid])
         assert first[name].grad[~b.valid].abs().sum() == 0
 
@@ -198,7 +198,7 @@ def test_a_batch_without_any_valid_sample_has_loss_zero() -> None:
     loss = method().loss(e, batch(valid=[False] * 6), HYPER).loss
     loss.backward()
     assert loss.item() == 0
-    assert e["q1"].grad.isfinite().all()
+    assert e["p1"].grad.isfinite().all()
 
 
 @pytest.mark.parametrize("size", [2, 3])
@@ -207,7 +207,7 @@ def test_the_mean_over_ranks_is_the_loss_of_one_rank_with_the_same_gradient(size
     whole = {name: x.requires_grad_() for name, x in embeddings().items()}
     loss = method().loss(whole, batch(valid=kept), HYPER).loss
     loss.backward()
-    everything = torch.cat([whole["k1"], whole["k2"], torch.tensor(kept)[:, None].double()], dim=1).detach()
+    everything = torch.cat([whole["t1"], whole["t2"], torch.tensor(kept)[:, None].double()], dim=1).detach()
     total = torch.zeros((), dtype=torch.float64)
     for rank in range(size):
         share = {name: x.detach().chunk(size)[rank].clone().requires_grad_() for name, x in whole.items()}
@@ -216,7 +216,7 @@ def test_the_mean_over_ranks_is_the_loss_of_one_rank_with_the_same_gradient(size
         out = m.loss(share, batch(6 // size, valid=own), HYPER).loss / size
         out.backward()
         total += out.detach()
-        for name in ("q1", "q2"):
+        for name in ("p1", "p2"):
             torch.testing.assert_close(share[name].grad, whole[name].grad.chunk(size)[rank], rtol=1e-12, atol=1e-13)
     torch.testing.assert_close(total, loss.detach(), rtol=1e-13, atol=1e-13)
 
@@ -229,7 +229,7 @@ def test_the_signals_of_health_are_single_detached_numbers() -> None:
 
 
 def test_a_collapsed_student_shows_in_the_signals() -> None:
-    alike = {name: torch.ones(6, 8, dtype=torch.float64) for name in ("q1", "q2", "k1", "k2")}
+    alike = {name: torch.ones(6, 8, dtype=torch.float64) for name in ("p1", "p2", "t1", "t2")}
     found = method().loss(alike, batch(), HYPER).metrics
     assert float(found["feature_std"]) == pytest.approx(0, abs=1e-12)
     assert float(found["positive_similarity"]) == pytest.approx(1)

@@ -9,17 +9,15 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle, send_handle
 
 from dist_ssl.core.draws import Flags, Ints
-from dist_ssl.data.images.views import ViewCutter
 from dist_ssl.data.loader.buffers import Shapes
-from dist_ssl.data.loader.load import Loaded, Loader, Pipeline, Upcoming
+from dist_ssl.data.loader.load import Loaded, Loader, Pipeline, Workload
 from dist_ssl.data.loader.shared_buffers import Slots
-from dist_ssl.data.order.requests import Request
 from dist_ssl.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -33,12 +31,7 @@ class LoadJob:
 
     number: int
     loader: Loader | None
-    requests: Iterable[Request]
-    cutter: ViewCutter
-    views: int
-    upcoming: Upcoming | None
-    waiting: int = 1
-    """See `Supply.load`."""
+    work: Workload
 
 
 @dataclass(frozen=True)
@@ -62,7 +55,7 @@ class Delivery:
     def __init__(self, connection: Connection, loader: Loader, job: LoadJob) -> None:
         self.connection, self.loader = connection, loader
         self.slots = Slots()
-        self.pipeline = Pipeline(loader, job.requests, job.cutter, job.views, self.slots, job.waiting)
+        self.pipeline = Pipeline(loader, job.work, self.slots)
         self.room = threading.Semaphore(TAKEN)
         self.over = False
         """True once the parent has closed the connection."""
@@ -157,6 +150,4 @@ def serve(control: Connection) -> None:
 
 def _begin(job: LoadJob, connection: Connection, loaders: dict[int, Loader]) -> None:
     loader = loaders[job.number] = job.loader or loaders[job.number]
-    if job.upcoming is not None:
-        loader.reader.expect(*job.upcoming)
     threading.Thread(target=Delivery(connection, loader, job).run, name="delivery", daemon=True).start()

@@ -9,12 +9,12 @@ missing file, a network error) stops the run instead: it does not depend on the 
 
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import Protocol
 
 import numpy as np
 
@@ -56,18 +56,29 @@ class Loaded:
     """Number of images that were slow to decode, by reason, since the previous result."""
 
 
-class SampleLoader(Protocol):
+@dataclass(frozen=True)
+class Workload:
+    """The arguments of `SampleLoader.load`."""
+
+    requests: Iterable[Request]
+    cutter: ViewCutter
+    views: int
+    upcoming: Upcoming | None
+    waiting: int
+
+
+class SampleLoader(ABC):
     """A loader of requests of one split, in this process or in another one."""
 
     @property
+    @abstractmethod
     def split(self) -> Split:
         """Return the split whose samples are loaded."""
-        ...
 
     @property
+    @abstractmethod
     def pyramid(self) -> Pyramid | None:
         """Return the pyramid that chooses the level at which each sample is read; None if the split has no levels."""
-        ...
 
     def load(
         self,
@@ -82,15 +93,19 @@ class SampleLoader(Protocol):
         `views`: number of views of an image; `upcoming`: shards and levels to prefetch for these requests;
         `waiting`: number of requests that may wait whatever their size.
         """
-        ...
+        return self._load(Workload(requests, cutter, views, upcoming, waiting))
 
+    @abstractmethod
+    def _load(self, work: Workload) -> Iterator[Loaded]:
+        """See `load`."""
+
+    @abstractmethod
     def costs(self) -> Mapping[str, float]:
         """Return what was fetched and read since the last call, by the keys of the metric table."""
-        ...
 
+    @abstractmethod
     def close(self) -> None:
         """Close files and connections; nothing can be loaded after this call."""
-        ...
 
 
 class ReasonCounter:
@@ -113,7 +128,7 @@ class ReasonCounter:
         return taken
 
 
-class Loader:
+class Loader(SampleLoader):
     """A `SampleLoader` with `threads` decode threads in this process; results come in the order of the requests.
 
     The next `waiting` requests are always started before they are needed, and more as long as the decoded batches that
@@ -125,7 +140,7 @@ class Loader:
         self, reader: Reader, threads: int, ahead_bytes: int = AHEAD_BYTES, max_upsample: float = MAX_UPSAMPLE
     ) -> None:
         self.reader, self.threads, self.ahead_bytes = reader, threads, ahead_bytes
-        self.max_upsample, self.pyramid = max_upsample, Pyramid.of(reader.split, max_upsample)
+        self.max_upsample, self._pyramid = max_upsample, Pyramid.of(reader.split, max_upsample)
         self.slow = ReasonCounter()
 
     def __reduce__(self) -> tuple[type["Loader"], tuple[Reader, int, int, float]]:
@@ -137,18 +152,14 @@ class Loader:
         """See `SampleLoader`."""
         return self.reader.split
 
-    def load(
-        self,
-        requests: Iterable[Request],
-        cutter: ViewCutter,
-        views: int,
-        upcoming: Upcoming | None = None,
-        waiting: int = 1,
-    ) -> Iterator[Loaded]:
+    @property
+    def pyramid(self) -> Pyramid | None:
+        """See `SampleLoader`."""
+        return self._pyramid
+
+    def _load(self, work: Workload) -> Iterator[Loaded]:
         """See `SampleLoader`; closing the iterator ends the threads."""
-        if upcoming is not None:
-            self.reader.expect(*upcoming)
-        pipeline = Pipeline(self, requests, cutter, views, Spare(), waiting)
+        pipeline = Pipeline(self, work, Spare())
         try:
             while True:
                 pipeline.begin()
@@ -184,18 +195,12 @@ class Pipeline:
     One thread may call `take` while another one calls `release` and `begin`.
     """
 
-    def __init__(
-        self,
-        loader: Loader,
-        requests: Iterable[Request],
-        cutter: ViewCutter,
-        views: int,
-        buffers: Buffers,
-        waiting: int = 1,
-    ) -> None:
-        self.loader, self.cutter, self.views = loader, cutter, views
-        self.buffers, self.waiting = buffers, waiting
-        self._queue = iter(requests)
+    def __init__(self, loader: Loader, work: Workload, buffers: Buffers) -> None:
+        self.loader, self.cutter, self.views = loader, work.cutter, work.views
+        self.buffers, self.waiting = buffers, work.waiting
+        self._queue = iter(work.requests)
+        if work.upcoming is not None:
+            loader.reader.expect(*work.upcoming)
         self._pool = ThreadPoolExecutor(loader.threads, thread_name_prefix="decode")
         self._started: deque[Started] = deque()
         self._taken = 0

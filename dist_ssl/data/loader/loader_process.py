@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -28,12 +28,10 @@ import torch
 from torch.cuda import cudart
 
 from dist_ssl.data.images.image_rules import Pixels
-from dist_ssl.data.images.views import ViewCutter
 from dist_ssl.data.loader.buffers import Shapes
 from dist_ssl.data.loader.deliveries import LoadJob, ResultMessage
-from dist_ssl.data.loader.load import Loaded, Loader, Upcoming
+from dist_ssl.data.loader.load import Loaded, Loader, SampleLoader, Workload
 from dist_ssl.data.loader.shared_buffers import mapped
-from dist_ssl.data.order.requests import Request
 from dist_ssl.data.storage.fetch import Counts
 from dist_ssl.data.storage.manifest import Split
 from dist_ssl.data.storage.pyramid import Pyramid
@@ -108,7 +106,7 @@ def _end(process: "subprocess.Popen[bytes]", control: Connection) -> None:
     control.close()
 
 
-class Served:
+class Served(SampleLoader):
     """A `SampleLoader` whose loader runs in another process."""
 
     def __init__(self, process: LoaderProcess, number: int, loader: Loader) -> None:
@@ -125,16 +123,9 @@ class Served:
         """See `SampleLoader`."""
         return self.loader.pyramid
 
-    def load(
-        self,
-        requests: Iterable[Request],
-        cutter: ViewCutter,
-        views: int,
-        upcoming: Upcoming | None = None,
-        waiting: int = 1,
-    ) -> Iterator[Loaded]:
+    def _load(self, work: Workload) -> Iterator[Loaded]:
         """See `SampleLoader`; requests and cutter are pickled. Raises RuntimeError if the process has ended."""
-        connection = self.process.begin(self._job(requests, cutter, views, upcoming, waiting))
+        connection = self.process.begin(self._job(work))
         slots: dict[int, list[Pixels]] = {}
         pinned: list[list[Pixels]] = []
         try:
@@ -164,13 +155,11 @@ class Served:
         """Kill the process, and with it all its loaders."""
         self.process.close()
 
-    def _job(
-        self, requests: Iterable[Request], cutter: ViewCutter, views: int, upcoming: Upcoming | None, waiting: int
-    ) -> LoadJob:
+    def _job(self, work: Workload) -> LoadJob:
         """Return the job; the first one contains the loader, which is sent only when it is needed."""
         loader = None if self._sent else _lean(self.loader)
         self._sent = True
-        return LoadJob(self.number, loader, requests, cutter, views, upcoming, waiting)
+        return LoadJob(self.number, loader, work)
 
     def _next(self, connection: Connection) -> ResultMessage | None:
         """Wait for the next message and return it; None at the end. Raises the error that ended the load."""
