@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dist_ssl.checkpoint.saver import PUBLISHED
+from dist_ssl.config.command import known_pairs, run_command
 from dist_ssl.config.instantiate import keywords
 from dist_ssl.config.run_keys import all_epochs
 from dist_ssl.core.plan import EpochPlan
@@ -25,7 +26,7 @@ from dist_ssl.data.order.ledger_audit import Audit, EpochAudit, epochs
 from dist_ssl.data.storage.fetch import Fetcher
 from dist_ssl.data.storage.manifest import Split
 from dist_ssl.data.storage.reader_options import Access
-from dist_ssl.errors import EXIT_CODE, ConfigError, DataError, UserError, nearest
+from dist_ssl.errors import EXIT_CODE, ConfigError, DataError
 from dist_ssl.runtime import jsonl
 from launch import trust
 from launch.ending import FINISHED
@@ -140,24 +141,18 @@ def report(run: RunDir, split: Split, console: Console) -> int:
     return 0 if clean else 1
 
 
+def run(arguments: list[str], console: Console) -> int:
+    """Audit the run that the arguments name; return the exit code. Raises UserError."""
+    given = dict(known_pairs(arguments, KEYS))
+    if not given.get("run"):
+        raise ConfigError("No run is given.", "python launch/audit.py run=runs/NAME")
+    found = RunDir.open(Path(given["run"]))
+    return report(found, open_split(found, given.get("data.path")), console)
+
+
 def main(arguments: list[str]) -> int:
     """Run the command line; return the exit code."""
-    console = Console(soft_wrap=True, highlight=False, markup=False)
-    if {"-h", "--help"} & set(arguments):
-        console.print(__doc__)
-        return 0
-    try:
-        given = dict(argument.partition("=")[::2] for argument in arguments)
-        for key in given:
-            if key not in KEYS:
-                raise ConfigError(f"There is no key '{key}'.", nearest(key, KEYS))
-        if not given.get("run"):
-            raise ConfigError("No run is given.", "python launch/audit.py run=runs/NAME")
-        run = RunDir.open(Path(given["run"]))
-        return report(run, open_split(run, given.get("data.path")), console)
-    except UserError as error:
-        console.print(str(error))
-        return EXIT_CODE
+    return run_command(run, arguments)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from dist_ssl.errors import EXIT_CODE, UserError, explained
+from dist_ssl.config.command import run_command
+from dist_ssl.errors import UserError
 from launch import trust
 from launch.evaluation_options import Options, Place
 from launch.handover import hand_over
@@ -48,38 +49,34 @@ from launch.run_dir import RunDir, write_for_owner_alone
 if TYPE_CHECKING:
     from launch.evaluation import Evaluation
 
-INTERRUPTED_CODE = 130
 PROBED = re.compile(r"\bprobe\.(?=(?:bank|queries|k|temperature|branch|crop|resize)=)")
 """The keys of the probe are keys of this command."""
 WAIT_SECONDS = 600.0
 """How long a rank waits for the others, of which one may still read its last images."""
 
 
+def run(arguments: list[str], console: Console) -> int:
+    """Evaluate as the arguments say; return the exit code. Raises UserError."""
+    trusted, arguments = trust.parse(arguments)
+    options, data = Options.parse(arguments)
+    found = RunDir.open(Path(options.run))
+    trust.check(found, trusted)
+    hand_over(found, arguments, console, "evaluate.py")
+    try:
+        evaluate(found, options, data, console)
+    except UserError as error:
+        raise UserError(PROBED.sub("", error.problem), PROBED.sub("", error.remedy)) from error
+    return 0
+
+
 def main(arguments: list[str]) -> int:
-    """Run the command line; return the exit code."""
+    """Run the command line; return the exit code. Of several processes the first one prints, and each its errors."""
     write_for_owner_alone()  # what Python compiles of the run's code is in its folder
     first = os.environ.get("RANK", "0") == "0"
     console = Console(soft_wrap=True, highlight=False, markup=False, quiet=not first)
-    if {"-h", "--help"} & set(arguments):
-        console.print(__doc__)
-        return 0
-    try:
-        trusted, arguments = trust.parse(arguments)
-        options, data = Options.parse(arguments)
-        run = RunDir.open(Path(options.run))
-        trust.check(run, trusted)
-        hand_over(run, arguments, console, "evaluate.py")
-        evaluate(run, options, data, console)
-    except (UserError, OSError) as error:
-        if (known := explained(error)) is None:
-            raise
-        shown = console if first else Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
-        shown.print(PROBED.sub("", str(known)))
-        return EXIT_CODE
-    except KeyboardInterrupt:
-        console.print("Interrupted: nothing was written of what was computed last.")
-        return INTERRUPTED_CODE
-    return 0
+    errors = None if first else Console(stderr=True, soft_wrap=True)
+    interrupted = "Interrupted: nothing was written of what was computed last."
+    return run_command(run, arguments, console, errors=errors, interrupted=interrupted)
 
 
 def evaluate(run: RunDir, options: Options, data: Place, console: Console) -> None:

@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from rich.console import Console
 
+from dist_ssl.config.command import run_command
 from dist_ssl.config.instantiate import fit
-from dist_ssl.errors import EXIT_CODE, ConfigError, UserError, nearest
+from dist_ssl.errors import ConfigError, UserError, nearest
 from launch import credentials, trust
 from launch.handover import hand_over
 from launch.run_dir import RunDir, write_for_owner_alone
@@ -186,26 +187,20 @@ def sample(run: RunDir, path: str | None, saved: "SavedEncoder") -> "Tensor":
     return saved.prepared(found)
 
 
+def run(arguments: list[str], console: Console) -> int:
+    """Export as the arguments say; return the exit code. Raises UserError."""
+    trusted, others = trust.parse(credentials.set_aside(arguments))
+    options = ExportOptions.parse(others)
+    found = RunDir.open(Path(options.run))
+    trust.check(found, trusted)
+    hand_over(found, arguments, console, "export.py")
+    return export(options, found, console)
+
+
 def main(arguments: list[str]) -> int:
     """Run the command line; return the exit code."""
     write_for_owner_alone()
-    console = Console(soft_wrap=True, highlight=False, markup=False)
-    if {"-h", "--help"} & set(arguments):
-        console.print(__doc__)
-        return 0
-    try:
-        trusted, others = trust.parse(credentials.set_aside(arguments))
-        options = ExportOptions.parse(others)
-        run = RunDir.open(Path(options.run))
-        trust.check(run, trusted)
-        hand_over(run, arguments, console, "export.py")
-        return export(options, run, console)
-    except UserError as error:
-        console.print(str(error))
-        return EXIT_CODE
-    except KeyboardInterrupt:
-        console.print("Interrupted: nothing was written.")
-        return 130
+    return run_command(run, arguments, interrupted="Interrupted: nothing was written.")
 
 
 if __name__ == "__main__":

@@ -23,13 +23,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from dist_ssl.config.command import run_command
 from dist_ssl.config.durations import Duration
 from dist_ssl.config.meta_device import on_meta_device
 from dist_ssl.core.plan import EpochPlan
 from dist_ssl.core.progress import Progress
 from dist_ssl.core.timeline import Timeline
 from dist_ssl.distributed.world import World
-from dist_ssl.errors import EXIT_CODE, ConfigError, UserError
+from dist_ssl.errors import ConfigError
 from dist_ssl.parts import parts
 from dist_ssl.protocols.schedule import Schedule
 from launch import calibration, credentials, curve_sheet, preparation
@@ -39,7 +40,6 @@ from launch.private_cache import use_private_cache
 from launch.progress_bar import clock
 from launch.run_dir import RunDir
 
-INTERRUPTED_CODE = 130
 POINTS = 600
 """Points of a curve in the picture, about."""
 ROWS = 40
@@ -233,24 +233,19 @@ def draw(schedule: Schedule, timeline: Timeline, out: Path) -> None:
         raise ConfigError(f"{out} cannot be written: {error}.", "Name another file: out=...") from error
 
 
+def run(arguments: list[str], console: Console) -> int:
+    """Show the plan of the run that the arguments describe; return the exit code. Raises UserError."""
+    options, overrides = PlanOptions.parse(credentials.set_aside(arguments))
+    use_private_cache()  # compiled code is executed here too
+    show(options, overrides, console)
+    return 0
+
+
 def main(arguments: list[str]) -> int:
     """Run the command line; return the exit code."""
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.width = max(console.width, WIDTH)
-    if {"-h", "--help"} & set(arguments):
-        console.print(__doc__)
-        return 0
-    try:
-        options, overrides = PlanOptions.parse(credentials.set_aside(arguments))
-        use_private_cache()  # compiled code is executed here too
-        show(options, overrides, console)
-    except UserError as error:
-        console.print(str(error))
-        return EXIT_CODE
-    except KeyboardInterrupt:
-        console.print("Interrupted: nothing was kept.")
-        return INTERRUPTED_CODE
-    return 0
+    return run_command(run, arguments, console, interrupted="Interrupted: nothing was kept.")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from typing import Any
 
 from rich.console import Console
 
-from dist_ssl.errors import EXIT_CODE, ConfigError, UserError, nearest
+from dist_ssl.config.command import known_pairs, run_command
+from dist_ssl.errors import ConfigError
 from dist_ssl.metrics.goodput import CAUSES
 from dist_ssl.runtime import jsonl
 from launch.charts import COLOURS, Span, Trace, curves, duration, number, percent, stacked, timeline
@@ -249,33 +250,27 @@ def name_apart(runs: Sequence[RunRecord]) -> None:
             run.name = str(run.run.folder)
 
 
+def run(arguments: list[str], console: Console) -> int:
+    """Write the report of the runs that the arguments name; return the exit code. Raises UserError."""
+    given = known_pairs(arguments, KEYS)
+    folders = {Path(value).resolve(): Path(value) for key, value in given if key == "run" and value}
+    runs = [RunRecord(RunDir.open(folder)) for folder in folders.values()]
+    name_apart(runs)
+    if not runs:
+        raise ConfigError("No run is given.", "python launch/report.py run=runs/NAME")
+    out = Path(dict(given).get("out") or runs[0].run.folder / "report.html")
+    plan = Prediction.read(Path(named)) if (named := dict(given).get("plan")) else None
+    try:
+        out.write_text(page(runs, plan), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{out} cannot be written: {error}.", "Name another file: out=report.html") from error
+    console.print(f"Written: {out}")
+    return 0
+
+
 def main(arguments: list[str]) -> int:
     """Run the command line; return the exit code."""
-    console = Console(soft_wrap=True, highlight=False, markup=False)
-    if {"-h", "--help"} & set(arguments):
-        console.print(__doc__)
-        return 0
-    try:
-        given = [argument.partition("=")[::2] for argument in arguments]
-        for key, _ in given:
-            if key not in KEYS:
-                raise ConfigError(f"There is no key '{key}'.", nearest(key, KEYS))
-        folders = {Path(value).resolve(): Path(value) for key, value in given if key == "run" and value}
-        runs = [RunRecord(RunDir.open(folder)) for folder in folders.values()]
-        name_apart(runs)
-        if not runs:
-            raise ConfigError("No run is given.", "python launch/report.py run=runs/NAME")
-        out = Path(dict(given).get("out") or runs[0].run.folder / "report.html")
-        plan = Prediction.read(Path(named)) if (named := dict(given).get("plan")) else None
-        try:
-            out.write_text(page(runs, plan), encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"{out} cannot be written: {error}.", "Name another file: out=report.html") from error
-        console.print(f"Written: {out}")
-        return 0
-    except UserError as error:
-        console.print(str(error))
-        return EXIT_CODE
+    return run_command(run, arguments)
 
 
 if __name__ == "__main__":

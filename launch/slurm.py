@@ -23,7 +23,8 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from dist_ssl.errors import EXIT_CODE, ConfigError, UserError, explained
+from dist_ssl.config.command import INTERRUPTED_CODE, run_command
+from dist_ssl.errors import ConfigError
 from launch import credentials, following, launch_keys, preparation, run_lock, scheduler, submission, sweep, trust
 from launch.ending import CODE_OF_OUTCOME, STOPPED, STOPPED_CODE
 from launch.handover import hand_over
@@ -31,7 +32,7 @@ from launch.last_lines import say_how_it_ended
 from launch.local import LocalAttempt, visible_gpus
 from launch.run_dir import RunDir, write_for_owner_alone
 
-INTERRUPTED_CODE = 130
+INTERRUPTED = "Interrupted. Jobs submitted and run folders made before are listed above."
 CODE_OF_THE_COMMAND = {**CODE_OF_OUTCOME, STOPPED: STOPPED_CODE}
 """Exit codes: a run that was stopped is not finished, so what a shell would do after it is not done."""
 OF_A_RUN = ("resume=", "follow=", "fork=")
@@ -223,20 +224,7 @@ def start(arguments: list[str], console: Console) -> int:
 def main(arguments: list[str]) -> int:
     """Run the command line; return the exit code."""
     write_for_owner_alone()
-    console = Console(soft_wrap=True)
-    if {"-h", "--help"} & set(arguments):
-        console.print(__doc__, highlight=False, markup=False)
-        return 0
-    try:
-        return command(arguments, console)
-    except KeyboardInterrupt:
-        console.print("Interrupted. Jobs submitted and run folders made before are listed above.", highlight=False)
-        return INTERRUPTED_CODE
-    except (UserError, OSError) as error:
-        if (known := explained(error)) is None:
-            raise
-        console.print(str(known), highlight=False, markup=False)
-        return EXIT_CODE
+    return run_command(command, arguments, Console(soft_wrap=True), interrupted=INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ A script's options are exactly the fields of its dataclass: any other key is ref
 
 import math
 import os
-import sys
 import typing
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -13,11 +12,9 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, NewType, TypeVar
 
-from rich.console import Console
-
 from dist_ssl.config.byte_sizes import parse_bytes
 from dist_ssl.data.storage.pyramid import check_sides
-from dist_ssl.errors import EXIT_CODE, ConfigError, UserError, nearest, printable
+from dist_ssl.errors import ConfigError, nearest
 
 Bytes = NewType("Bytes", int)
 """Number of bytes, written like 256MB."""
@@ -26,8 +23,6 @@ Quality = NewType("Quality", int)
 Sides = NewType("Sides", tuple[int, ...])
 """Shorter sides of the levels of a pyramid in px, the smallest first, written like [160,256]."""
 TRUTHS = {"true": True, "false": False}
-INTERRUPTED = 130
-"""Exit code after Ctrl-C."""
 Threads = NewType("Threads", int)
 """Number of threads, at least one."""
 ONE_PER_CORE = Threads(os.cpu_count() or 1)
@@ -167,33 +162,6 @@ def folder_and_pairs(arguments: Sequence[str], usage: str) -> tuple[Path, dict[s
         given = f"{len(folders)} folders are given ({', '.join(folders)})" if folders else "No folder is given"
         raise ConfigError(f"{given}: this script takes one folder of shards.", f"Usage: {usage}")
     return Path(folders[0]).expanduser(), pairs([argument for argument in arguments if "=" in argument])
-
-
-def command(run: Callable[[list[str], Console], int], arguments: list[str]) -> int:
-    """Run a script's command line; return its exit code. `run`: the function of the script that does the work.
-
-    Errors that the user can fix are printed without a stack trace; -h and --help print the script's docstring.
-    """
-    console = Console(soft_wrap=True)
-    if {"-h", "--help"} & set(arguments):
-        say(console, str(sys.modules[run.__module__].__doc__))
-        return 0
-    try:
-        return run(arguments, console)
-    except UserError as error:
-        problem = str(error)
-    except PermissionError as error:
-        problem = f"{error.filename} cannot be used: {error.strerror}.\n  Change its permissions, or name another one."
-    except KeyboardInterrupt:
-        console.print("Interrupted.", highlight=False)
-        return INTERRUPTED
-    say(console, problem)
-    return EXIT_CODE
-
-
-def say(console: Console, text: str) -> None:
-    """Print a line literally: without markup or highlighting of the names in it."""
-    console.print(printable(text), highlight=False, markup=False)
 
 
 def counted_kinds(kinds: Counter[str], most: int = 20) -> str:

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from dist_ssl.config.command import say
 from dist_ssl.core.draws import Draws, Purpose
 from dist_ssl.data.images.decode import largest_value
 from dist_ssl.data.images.image_rules import FULL
 from dist_ssl.data.storage.manifest import Manifest, Split
 from dist_ssl.data.storage.read import Reader
-from shards.command_line import say
 
 LOOKED_AT = 200
 """Pictures of each split that are looked at, at most."""

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from dist_ssl.config.command import say
 from dist_ssl.data.images.decode import decode, kind_of, resize_whole
 from dist_ssl.data.images.image_rules import RULES, ImageRules
 from dist_ssl.data.images.unreadable import UnreadableError
@@ -27,7 +28,7 @@ from dist_ssl.data.storage.manifest import Split
 from dist_ssl.data.storage.read import Reader
 from dist_ssl.errors import DataError
 from shards.archive import Sample
-from shards.command_line import ONE_PER_CORE, Quality, Sides, Threads, say
+from shards.command_line import ONE_PER_CORE, Quality, Sides, Threads
 from shards.pack import Contents, pack
 
 CHROMA = "4:2:0"

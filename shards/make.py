@@ -19,12 +19,13 @@ from typing import Any
 
 from rich.console import Console
 
+from dist_ssl.config.command import run_command, say
 from dist_ssl.data.storage import manifest, pyramid
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.fetch import Fetcher
 from dist_ssl.errors import ConfigError, nearest
 from shards import depth, levels
-from shards.command_line import command, fill, pairs, say, shortened
+from shards.command_line import fill, pairs, shortened
 from shards.image_source import ImageSource
 from shards.sources import demo, garments, imagefolder, tars, vision
 
@@ -104,4 +105,4 @@ def levels_of(given: dict[str, str], source: str | None) -> levels.LevelOptions 
 
 
 if __name__ == "__main__":
-    sys.exit(command(run, sys.argv[1:]))
+    sys.exit(run_command(run, sys.argv[1:]))

@@ -21,11 +21,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from dist_ssl.config.command import say
 from dist_ssl.data.storage import manifest
 from dist_ssl.errors import DataError
 from dist_ssl.runtime.files import write_atomically
 from shards.archive import Sample, Writer
-from shards.command_line import Threads, say
+from shards.command_line import Threads
 
 VERSION = 1
 """Version of the packing; tars of another packing version are rewritten."""

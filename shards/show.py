@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from rich.console import Console
 from rich.table import Table
 
+from dist_ssl.config.command import run_command, say
 from dist_ssl.core.draws import Draws, Purpose
 from dist_ssl.data.images.decode import decode
 from dist_ssl.data.images.unreadable import UnreadableError
@@ -23,7 +24,7 @@ from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.fetch import Fetcher
 from dist_ssl.data.storage.read import Reader
 from dist_ssl.errors import DataError
-from shards.command_line import command, fill, folder_and_pairs, say, shortened
+from shards.command_line import fill, folder_and_pairs, shortened
 
 SIDE = 128
 """Side of an image on the sheet, px."""
@@ -154,4 +155,4 @@ def run(arguments: list[str], console: Console) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(command(run, sys.argv[1:]))
+    sys.exit(run_command(run, sys.argv[1:]))

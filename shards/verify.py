@@ -19,6 +19,7 @@ from rich.progress import Progress, TaskID
 from rich.table import Column, Table
 from rich.text import Text
 
+from dist_ssl.config.command import run_command, say
 from dist_ssl.data.images.decode import decode
 from dist_ssl.data.images.unreadable import UnreadableError
 from dist_ssl.data.storage import manifest, pyramid
@@ -27,7 +28,7 @@ from dist_ssl.data.storage.fetch import Fetcher
 from dist_ssl.errors import DataError, printable
 from shards import depth
 from shards.archive import UNLABELLED, Index, index
-from shards.command_line import ONE_PER_CORE, Threads, command, fill, folder_and_pairs, say
+from shards.command_line import ONE_PER_CORE, Threads, fill, folder_and_pairs
 from shards.pack import bar
 from shards.sources.tars import Counted
 
@@ -210,4 +211,4 @@ def run(arguments: list[str], console: Console) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(command(run, sys.argv[1:]))
+    sys.exit(run_command(run, sys.argv[1:]))

@@ -18,10 +18,11 @@ from pathlib import Path, PurePosixPath
 import xxhash
 from rich.console import Console
 
+from dist_ssl.config.command import say
 from dist_ssl.data.images.decode import kind_of, looks_like_image
 from dist_ssl.errors import ConfigError, DataError, printable
 from shards.archive import KINDS, META, Sample, spelt
-from shards.command_line import Bytes, HeldOut, Threads, counted_kinds, say, shortened
+from shards.command_line import Bytes, HeldOut, Threads, counted_kinds, shortened
 from shards.folder_scan import File, Found, extension, scan
 from shards.image_source import ImageSource
 from shards.pack import THREADS, Contents, pack

@@ -25,10 +25,11 @@ import xxhash
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
+from dist_ssl.config.command import say
 from dist_ssl.data.storage import manifest
 from dist_ssl.errors import DataError
 from shards.archive import KINDS, index
-from shards.command_line import ONE_PER_CORE, Threads, counted_kinds, say, shortened
+from shards.command_line import ONE_PER_CORE, Threads, counted_kinds, shortened
 from shards.image_source import ImageSource
 from shards.pack import bar
 

@@ -35,7 +35,8 @@ from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from dist_ssl.errors import EXIT_CODE, ConfigError, UserError, nearest
+from dist_ssl.config.command import run_command
+from dist_ssl.errors import ConfigError, nearest
 from launch.run_dir import PROJECT
 from tests.benchmarks.claims_report import COLLAPSED, markdown
 from tests.benchmarks.claims_table import DataSet, Found, Plan, Results, Row, Table, cost
@@ -205,22 +206,20 @@ def run(options: dict[str, str], extra: tuple[str, ...], console: Console) -> in
     return 1 if broken else 0
 
 
-def main(arguments: list[str]) -> int:
-    """Run the command line; return the exit code."""
-    console = Console(highlight=False)
+def command(arguments: list[str], console: Console) -> int:
+    """Run what the arguments say; return the exit code. Raises UserError."""
     given: dict[str, Any] = {key: value for key, _, value in (word.partition("=") for word in arguments)}
     options = {key: str(given.get(key, value)) for key, value in OPTIONS.items()}
     extra = tuple(word for word in arguments if word.partition("=")[0] not in OPTIONS)
-    try:
-        if options["stage"] not in STAGES:
-            raise ConfigError(f"stage={options['stage']} does not exist.", f"Choose one of {', '.join(STAGES)}.")
-        return run(options, extra, console)
-    except UserError as error:
-        console.print(str(error), soft_wrap=True)
-        return EXIT_CODE
-    except KeyboardInterrupt:
-        console.print("Interrupted: the rows that are done are kept.")
-        return 130
+    if options["stage"] not in STAGES:
+        raise ConfigError(f"stage={options['stage']} does not exist.", f"Choose one of {', '.join(STAGES)}.")
+    return run(options, extra, console)
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command line; return the exit code."""
+    interrupted = "Interrupted: the rows that are done are kept."
+    return run_command(command, arguments, Console(highlight=False), interrupted=interrupted)
 
 
 if __name__ == "__main__":

@@ -10,12 +10,13 @@ import yaml
 from PIL import Image
 from rich.console import Console
 
+from dist_ssl.config.command import run_command
 from dist_ssl.data.storage import manifest
 from dist_ssl.data.storage.read import Reader
 from launch.run_dir import PROJECT
 from shards import make
 from shards.clutter import Grid
-from shards.command_line import Bytes, Threads, command
+from shards.command_line import Bytes, Threads
 from shards.drawing import stream
 from shards.sources import garments
 from shards.sources.garments import GarmentOptions
@@ -177,7 +178,7 @@ def test_edges_are_parted_from_the_black_ground() -> None:
 def test_options_outside_their_range_are_refused(
     words: list[str], message: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command(make.run, ["source=garments", f"path={folder}", f"out={tmp_path / 'o'}", *words]) == 2
+    assert run_command(make.run, ["source=garments", f"path={folder}", f"out={tmp_path / 'o'}", *words]) == 2
     assert message in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 
@@ -185,7 +186,7 @@ def test_options_outside_their_range_are_refused(
 def test_without_the_files_the_package_and_the_option_are_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command(make.run, ["source=garments", f"path={tmp_path / 'none'}", f"out={tmp_path / 'o'}"]) == 2
+    assert run_command(make.run, ["source=garments", f"path={tmp_path / 'none'}", f"out={tmp_path / 'o'}"]) == 2
     problem, remedy = capsys.readouterr().out.splitlines()
     assert problem == f"{tmp_path / 'none'} has no train-images-idx3-ubyte, with or without .gz."
     assert remedy.startswith("  Install Debian's package dataset-fashion-mnist (apt-get install dataset-fashion-mnist)")
@@ -206,7 +207,7 @@ def test_files_that_do_not_fit_are_one_message(
 ) -> None:
     (wardrobe(tmp_path / "in") / f"t10k-{kind}-ubyte").write_bytes(idx_bytes(values))
     words = [f"path={tmp_path / 'in'}", f"out={tmp_path / 'o'}", "train=40", "val=20"]
-    assert command(make.run, ["source=garments", *words]) == 2
+    assert run_command(make.run, ["source=garments", *words]) == 2
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
     assert problem in lines[0]

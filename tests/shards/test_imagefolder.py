@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from dist_ssl.config.command import run_command
 from dist_ssl.data.storage import manifest
 from dist_ssl.errors import ConfigError, DataError
 from shards import verify
-from shards.command_line import Bytes, HeldOut, command
+from shards.command_line import Bytes, HeldOut
 from shards.make import make, run
 from shards.sources import imagefolder
 from shards.sources.imagefolder import FolderOptions
@@ -183,7 +184,7 @@ def test_a_class_whose_name_is_no_utf8_is_kept_and_can_be_named(
     for name in (b"train/caf\xe9", b"train/b", b"val/caf\xe8"):
         (tmp_path / "in" / os.fsdecode(name)).mkdir(parents=True)
         (tmp_path / "in" / os.fsdecode(name) / "1.jpg").write_bytes(b"data")
-    assert command(run, ["source=imagefolder", f"path={tmp_path / 'in'}", f"out={tmp_path / 'o'}"]) == 2
+    assert run_command(run, ["source=imagefolder", f"path={tmp_path / 'in'}", f"out={tmp_path / 'o'}"]) == 2
     assert "is of class 'caf\\udce8', which train/ does not have" in capsys.readouterr().out
     (tmp_path / "in" / "val").rename(tmp_path / "gone")
     assert manifest.read(made(tmp_path, val=HeldOut())).classes == ("b", "caf\\udce9")

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from dist_ssl.config.command import run_command
 from dist_ssl.data.images.decode import decode
 from dist_ssl.data.storage import manifest, pyramid
 from dist_ssl.data.storage.address import Address
@@ -25,7 +26,7 @@ from dist_ssl.data.storage.read import Reader
 from dist_ssl.errors import DataError
 from launch.run_dir import PROJECT
 from shards import levels, make, show, verify
-from shards.command_line import Bytes, Quality, Sides, command
+from shards.command_line import Bytes, Quality, Sides
 from shards.sources import imagefolder, tars
 from tests.shards.pictures import files_in, odd_pictures
 from tests.shards.test_archive import tar_of
@@ -189,7 +190,7 @@ def test_a_maker_that_was_killed_is_resumed(source: Path, whole: Path, tmp_path:
             shutil.rmtree(out / name)
         (out / "pyramid.json").unlink()
     assert not (out / "pyramid.json").exists(), "it must be killed before it ends"
-    assert command(make.run, words) == 0
+    assert run_command(make.run, words) == 0
     assert files_in(out) == files_in(whole)
 
 
@@ -280,15 +281,15 @@ def test_show_tells_of_levels_and_shows_one(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "150")
-    assert command(show.run, [str(whole), f"out={tmp_path / 'a.png'}", "level=24"]) == 0
+    assert run_command(show.run, [str(whole), f"out={tmp_path / 'a.png'}", "level=24"]) == 0
     text = capsys.readouterr().out
     assert "train@24" in text
     assert "val@48" in text
     assert "lossy: 24 px on the shorter side, JPEG of quality 90, chroma 4:2:0" in text
     assert f"identity {manifest.read(whole).identity}\n" in text
-    assert command(show.run, [str(whole), f"out={tmp_path / 'b.png'}"]) == 0
+    assert run_command(show.run, [str(whole), f"out={tmp_path / 'b.png'}"]) == 0
     assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()
-    assert command(show.run, [str(whole), f"out={tmp_path / 'c.png'}", "level=25"]) == 2
+    assert run_command(show.run, [str(whole), f"out={tmp_path / 'c.png'}", "level=25"]) == 2
     assert "level=25 does not exist.\n  Levels: 24, 48." in capsys.readouterr().out
 
 
@@ -297,12 +298,12 @@ def test_the_command_adds_levels_to_shards_that_exist(
 ) -> None:
     out = Path(shutil.copytree(bare, tmp_path / "data"))
     given = [f"out={out}", "pyramid=[24, 48]"]
-    assert command(make.run, ["source=imagefolder", f"path={source}", *given]) == 0
+    assert run_command(make.run, ["source=imagefolder", f"path={source}", *given]) == 0
     text = capsys.readouterr().out
     assert "has its shards already: they are not changed." in text
     assert "levels: 24 px, 48 px" in text
     assert "'data.pyramid=[24,48]'" in text
     assert files_in(out) == files_in(whole)
-    assert command(make.run, [*given, "quality=90"]) == 0
+    assert run_command(make.run, [*given, "quality=90"]) == 0
     assert "Making the level" not in capsys.readouterr().out
     assert files_in(out) == files_in(whole)

@@ -7,10 +7,11 @@ from types import ModuleType
 
 import pytest
 
+from dist_ssl.config.command import run_command
 from launch import settings
 from launch.run_dir import PROJECT
 from shards import make, show, verify
-from shards.command_line import HeldOut, command, parse_held_out
+from shards.command_line import HeldOut, parse_held_out
 from shards.make import run
 from tests.shards.pictures import folder_of, forbidden
 
@@ -54,7 +55,7 @@ def test_a_wrong_word_is_refused(
     words: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert command(run, words) == 2
+    assert run_command(run, words) == 2
     assert message in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 
@@ -62,7 +63,7 @@ def test_a_wrong_word_is_refused(
 @pytest.mark.parametrize("script", [make, show, verify])
 @pytest.mark.parametrize("flag", ["-h", "--help"])
 def test_help_is_the_usage(script: ModuleType, flag: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command(script.run, ["source=demo", flag]) == 0
+    assert run_command(script.run, ["source=demo", flag]) == 0
     assert f"    python shards/{script.__name__.rpartition('.')[2]}.py " in capsys.readouterr().out
 
 
@@ -70,7 +71,9 @@ def test_help_is_the_usage(script: ModuleType, flag: str, capsys: pytest.Capture
 def test_a_folder_of_another_user_is_named(source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder_of(tmp_path / "private" / "in", "1.jpg")
     with forbidden(tmp_path / "private"):
-        assert command(run, [f"source={source}", f"path={tmp_path / 'private' / 'in'}", f"out={tmp_path / 'o'}"]) == 2
+        assert (
+            run_command(run, [f"source={source}", f"path={tmp_path / 'private' / 'in'}", f"out={tmp_path / 'o'}"]) == 2
+        )
     assert f"{tmp_path / 'private' / 'in'} cannot be used: Permission denied.\n" in capsys.readouterr().out
 
 
@@ -81,9 +84,11 @@ def test_folders_of_any_name_are_told_as_they_are(name: str, tmp_path: Path, cap
     (tmp_path / f"{name}.part").mkdir(parents=True)
     for left in (".lock", "train-000000.tar"):
         (tmp_path / f"{name}.part" / left).touch()
-    assert command(run, ["source=imagefolder", f"path={tmp_path / 'in'}", f"out={out}", "pyramid=[4]", "val=0"]) == 0
-    assert command(verify.run, [str(out)]) == 0
-    assert command(show.run, [str(out), f"out={tmp_path / 'sheet.png'}", "images=0"]) == 0
+    assert (
+        run_command(run, ["source=imagefolder", f"path={tmp_path / 'in'}", f"out={out}", "pyramid=[4]", "val=0"]) == 0
+    )
+    assert run_command(verify.run, [str(out)]) == 0
+    assert run_command(show.run, [str(out), f"out={tmp_path / 'sheet.png'}", "images=0"]) == 0
     shown = str(out).encode("utf-8", "backslashreplace").decode()
     lines = capfd.readouterr().out.splitlines()
     assert f"Resuming in {shown}.part: 0 whole shards kept, 1 other files removed." in lines
@@ -93,7 +98,7 @@ def test_folders_of_any_name_are_told_as_they_are(name: str, tmp_path: Path, cap
 
 
 def test_no_threads_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command(run, ["source=imagefolder", f"path={tmp_path}", f"out={tmp_path / 'o'}", "threads=0"]) == 2
+    assert run_command(run, ["source=imagefolder", f"path={tmp_path}", f"out={tmp_path / 'o'}", "threads=0"]) == 2
     assert "threads=0 is not possible" in capsys.readouterr().out
 
 
@@ -102,7 +107,7 @@ def test_the_command_that_trains_on_it_is_printed(
     tmp_path: Path, labelled: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder_of(tmp_path / "in", *(f"{'ab'[n % 2]}/{n}.jpg" if labelled else f"{n}.jpg" for n in range(10)))
-    assert command(run, ["source=imagefolder", f"path={tmp_path / 'in'}", f"out={tmp_path / 'o=1'}"]) == 0
+    assert run_command(run, ["source=imagefolder", f"path={tmp_path / 'in'}", f"out={tmp_path / 'o=1'}"]) == 0
     text = capsys.readouterr().out
     words = f"data=shards data.path={tmp_path / 'o=1'}" + (" data.val=val" if labelled else "")
     assert f"python launch/slurm.py method=mocov3 nodes=1 {words}\n" in text

@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from dist_ssl.config.command import run_command
 from dist_ssl.data.storage import manifest
-from shards.command_line import HeldOut, command
+from shards.command_line import HeldOut
 from shards.make import make
 from shards.show import run
 from shards.sources.imagefolder import FolderOptions
@@ -88,5 +89,5 @@ def test_unlabelled_images_are_shown(tmp_path: Path) -> None:
     ],
 )
 def test_bad_input_is_refused(data: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command(run, [str(data) if word == "DATA" else word for word in words]) == 2
+    assert run_command(run, [str(data) if word == "DATA" else word for word in words]) == 2
     assert message in capsys.readouterr().out

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from dist_ssl.config.command import run_command
 from dist_ssl.data.storage import manifest
-from shards.command_line import Bytes, command
+from shards.command_line import Bytes
 from shards.make import make
 from shards.sources.imagefolder import FolderOptions
 from shards.verify import Damage, run, verify
@@ -123,19 +124,19 @@ def test_another_tar_of_the_same_name_is_found_by_its_keys(data: Path) -> None:
 
 
 def test_exit_codes_and_the_table(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command(run, [str(data)]) == 0
+    assert run_command(run, [str(data)]) == 0
     assert "is whole: every image was decoded." in capsys.readouterr().out
-    assert command(run, [str(data), "decode=false"]) == 0
+    assert run_command(run, [str(data), "decode=false"]) == 0
     assert "images were not decoded" in capsys.readouterr().out
     (data / TAR).unlink()
     (data / "train-000000.tar").unlink()
-    assert command(run, [str(data), "rows=1"]) == 1
+    assert run_command(run, [str(data), "rows=1"]) == 1
     text = capsys.readouterr().out
     assert "train-000000.tar" in text
     assert "... and 1 more rows (rows=2 shows them)." in text
-    assert command(run, [str(data / "nowhere")]) == 2
-    assert command(run, []) == 2
-    assert command(run, [str(data), "deocde=false"]) == 2
+    assert run_command(run, [str(data / "nowhere")]) == 2
+    assert run_command(run, []) == 2
+    assert run_command(run, [str(data), "deocde=false"]) == 2
     assert "verify.py has no option 'deocde'.\n  Did you mean 'decode'?" in capsys.readouterr().out
 
 

@@ -1,0 +1,62 @@
+"""How every command of the project runs: its help, the errors that the user can correct, and Ctrl-C."""
+
+import sys
+from collections.abc import Callable, Collection, Sequence
+
+from rich.console import Console
+
+from dist_ssl.errors import EXIT_CODE, ConfigError, UserError, explained, nearest, printable
+
+INTERRUPTED_CODE = 130
+"""Exit code after Ctrl-C."""
+
+
+def say(console: Console, text: str) -> None:
+    """Print a line literally: without markup or highlighting of the names in it."""
+    console.print(printable(text), highlight=False, markup=False)
+
+
+def run_command(
+    run: Callable[[list[str], Console], int],
+    arguments: list[str],
+    console: Console | None = None,
+    *,
+    errors: Console | None = None,
+    interrupted: str = "Interrupted.",
+) -> int:
+    """Run a command line; return its exit code. `run`: the function of the script that does the work.
+
+    -h and --help print the script's docstring. Errors that the user can correct are printed to `errors` without a stack
+    trace, and end with exit code 2. `interrupted`: what is printed after Ctrl-C.
+    """
+    console = console or Console(soft_wrap=True, highlight=False, markup=False)
+    if {"-h", "--help"} & set(arguments):
+        say(console, str(sys.modules[run.__module__].__doc__))
+        return 0
+    try:
+        return run(arguments, console)
+    except (UserError, OSError) as error:
+        if (known := known_error(error)) is None:
+            raise
+        say(errors or console, str(known))
+        return EXIT_CODE
+    except KeyboardInterrupt:
+        say(console, interrupted)
+        return INTERRUPTED_CODE
+
+
+def known_error(error: Exception) -> UserError | None:
+    """Return the error as a UserError if the user of a command can correct it, otherwise None."""
+    if isinstance(error, PermissionError) and error.filename:
+        problem = f"{error.filename} cannot be used: {error.strerror}."
+        return UserError(problem, "Change its permissions, or name another one.")
+    return explained(error)
+
+
+def known_pairs(arguments: Sequence[str], keys: Collection[str]) -> list[tuple[str, str]]:
+    """Return the keys and values of a command line whose keys are these. Raises ConfigError."""
+    given = [(key, value) for key, _, value in (argument.partition("=") for argument in arguments)]
+    for key, _ in given:
+        if key not in keys:
+            raise ConfigError(f"There is no key '{key}'.", nearest(key, keys))
+    return given
