@@ -1,9 +1,10 @@
-"""Processes that read shards from a server through a cache that they share."""
+"""Readers for tests: of damaged samples, and processes that read from a server through a cache that they share."""
 
 import fcntl
 import random
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from dist_ssl.data.storage import manifest
@@ -12,6 +13,17 @@ from dist_ssl.data.storage.cache import Cache
 from dist_ssl.data.storage.fetch import Fetcher, Patience
 from dist_ssl.data.storage.read import Reader
 from dist_ssl.data.storage.reader_options import Access
+
+
+class Damaged(Reader):
+    """A reader for which the bytes of some samples are no image."""
+
+    def __init__(self, split: manifest.Split, numbers: Iterable[int]) -> None:
+        super().__init__(split)
+        self.numbers = set(numbers)
+
+    def read(self, number: int) -> bytes:
+        return b"damaged" if number in self.numbers else super().read(number)
 
 
 def access(cache: Path | None, size: int = 10**9, tries: int = 6) -> Access:

@@ -25,7 +25,6 @@ from dist_ssl.core.plan import Hyperparameters
 from dist_ssl.core.tokens import ALL_TOKENS, Tokens
 from dist_ssl.data.images.photometric import Photometry
 from dist_ssl.data.images.resize import SMALLEST_LOOPED
-from dist_ssl.data.images.views import Augmentation
 from dist_ssl.distributed.world import World
 from dist_ssl.engines.ddp import DDP
 from dist_ssl.evaluate.knn import knn_votes
@@ -35,6 +34,7 @@ from dist_ssl.methods.rotation import Rotation
 from dist_ssl.models import norm
 from dist_ssl.models.encoders import TinyResNet
 from dist_ssl.protocols.method import Method
+from tests.colours import MOCO
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 METHODS, ENCODERS, OPTIMIZERS = (
@@ -285,19 +285,7 @@ def test_a_step_of_an_optimizer_calls_none_of_them(optim: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_colours_call_none_of_them(dtype: torch.dtype) -> None:
-    recipe = Augmentation(
-        crop_min=0.2,
-        brightness=0.4,
-        contrast=0.4,
-        saturation=0.2,
-        hue=0.1,
-        jitter_p=0.8,
-        gray_p=0.5,
-        blur_p=0.5,
-        solarize_p=0.5,
-        invert_p=0.5,
-        turn_p=0.5,
-    )
+    recipe = replace(MOCO, gray_p=0.5, solarize_p=0.5, invert_p=0.5, turn_p=0.5)
     pixels, ids = torch.randint(0, 256, (32, 12, 12, 3), dtype=torch.uint8), np.arange(32)
     assert pixels.shape[1] < SMALLEST_LOOPED, "torch's operations are the GPU's"
     with Watch() as watch:

@@ -1,6 +1,5 @@
 """Batches are the same at every world size, thread count and starting point; replacements keep their place."""
 
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from dist_ssl.data.storage.read import Reader
 from dist_ssl.data.stream import Stream
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import DataError
+from tests.readers import Damaged
 
 FIRST = Augmentation(
     crop_min=0.2, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, jitter_p=0.8, gray_p=0.2, blur_p=0.5
@@ -31,17 +31,6 @@ RECIPES = [FIRST, replace(FIRST, blur_p=0.1, solarize_p=0.2)]
 COLOURS = Colours((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 PLAN = EpochPlan(epoch=0, image_size=16, magnitude=1.0, views=2, batch_size=16, lanes=4)
 SEED, WINDOW = 11, 6
-
-
-class Damaged(Reader):
-    """A reader for which the bytes of some samples are no image."""
-
-    def __init__(self, split: manifest.Split, numbers: Iterable[int]) -> None:
-        super().__init__(split)
-        self.numbers = set(numbers)
-
-    def read(self, number: int) -> bytes:
-        return b"damaged" if number in self.numbers else super().read(number)
 
 
 @pytest.fixture(scope="module")

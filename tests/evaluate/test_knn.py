@@ -1,7 +1,6 @@
 """The kNN probe: votes as by hand, the same samples every time, features and labels side by side."""
 
 import math
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from dist_ssl.evaluate import knn as knn_module
 from dist_ssl.evaluate.features import Extractor, subset
 from dist_ssl.evaluate.inputs import CentreView
 from dist_ssl.evaluate.knn import KNN, NoProbe, class_votes, knn_votes, nearest
+from tests.readers import Damaged
 
 COLOURS = Colours((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
@@ -41,17 +41,6 @@ class Pixels:
         """[B, 3, S, S] -> [B, 3 * S * S]."""
         self.asked.append((len(view), branch))
         return view.flatten(1).float()
-
-
-class Damaged(Reader):
-    """A reader for which the bytes of some samples are no image."""
-
-    def __init__(self, split: manifest.Split, numbers: Iterable[int]) -> None:
-        super().__init__(split)
-        self.numbers = set(numbers)
-
-    def read(self, number: int) -> bytes:
-        return b"damaged" if number in self.numbers else super().read(number)
 
 
 @pytest.fixture(scope="module")

@@ -23,25 +23,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from dist_ssl.core.draws import Draws
 from dist_ssl.data.images.photometric import Photometry
-from dist_ssl.data.images.views import Augmentation
 from dist_ssl.models import norm_cuda
+from tests.colours import MOCO
 from tests.gpu import rows
 from tests.gpu.plain import PlainLoop, PlainMoCo
 from tests.gpu.profiles import profile
 from tests.gpu.recipes import NETS, Form, composed, engine_of, knobs_of, random_batch
 from tests.gpu.rows import Claim, Setting, host_stops, judged, leave, main, seen
 
-COLOURS = Augmentation(
-    crop_min=0.2,
-    brightness=0.4,
-    contrast=0.4,
-    saturation=0.2,
-    hue=0.1,
-    jitter_p=0.8,
-    gray_p=0.2,
-    blur_p=0.5,
-    solarize_p=0.2,
-)
+COLOURS = MOCO
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 

@@ -1,9 +1,6 @@
 """Triton's kernels normalise as the reference does, in six launches, and compile for GPUs that are not here."""
 
 import json
-import os
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ from torch import Tensor
 
 from dist_ssl.models import norm_cuda
 from tests.emulated_norms import emulated
+from tests.interpreting import interpret
 from tests.models.interpreted_norms import CASES, Case, results
 
 ROOT = Path(__file__).parents[2]
@@ -25,14 +23,8 @@ NEAR = {torch.float32: 2e-6, torch.bfloat16: 2**-7}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the interpreter made of the cases; a process of its own, since it is chosen when Triton is imported."""
-    found = tmp_path_factory.mktemp("interpreted")
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.models.interpreted_norms", str(found)]
-    ran = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    return found
+    """What the interpreter made of the cases."""
+    return interpret("tests.models.interpreted_norms", tmp_path_factory.mktemp("interpreted"))
 
 
 @pytest.fixture(scope="module")

@@ -16,21 +16,10 @@ from dist_ssl.core.draws import Draws, Purpose
 from dist_ssl.data.images import photometric
 from dist_ssl.data.images.photometric import Photometry
 from dist_ssl.data.images.views import Augmentation
+from tests.colours import MOCO
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-FULL = Augmentation(
-    crop_min=0.2,
-    brightness=0.4,
-    contrast=0.4,
-    saturation=0.2,
-    hue=0.1,
-    jitter_p=0.8,
-    gray_p=0.2,
-    blur_p=0.5,
-    solarize_p=0.3,
-    invert_p=0.3,
-    turn_p=0.5,
-)
+FULL = replace(MOCO, solarize_p=0.3, invert_p=0.3, turn_p=0.5)
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}
 
 

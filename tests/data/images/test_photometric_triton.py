@@ -1,9 +1,6 @@
 """The kernels colour as the reference does, move as few bytes as they say, and compile for GPUs that are not here."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ from dist_ssl.data.images import photometric
 from dist_ssl.data.images.packed import send
 from dist_ssl.data.images.photometric import CONTRAST, SOLARIZE_FROM, Photometry
 from tests.data.images.interpreted import CASES, COUNT, FULL, MEAN, PART, RECIPES, STD, Case
+from tests.interpreting import interpret
 
 ROOT = Path(__file__).parents[3]
 needs_triton = pytest.mark.skipif(photometric.find_spec("triton") is None, reason="Triton is not installed")
@@ -28,14 +26,8 @@ NEAR = {torch.float32: 1e-5, torch.bfloat16: 2**-7, torch.float16: 2**-10}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the interpreter made of the cases; a process of its own, since it is chosen when Triton is imported."""
-    found = tmp_path_factory.mktemp("interpreted")
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.data.images.interpreted", str(found)]
-    ran = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    return found
+    """What the interpreter made of the cases."""
+    return interpret("tests.data.images.interpreted", tmp_path_factory.mktemp("interpreted"))
 
 
 def reference(case: Case) -> Tensor:

@@ -30,20 +30,9 @@ from dist_ssl.data.images.views import (
     smallest_crop_scale,
 )
 from dist_ssl.errors import ConfigError
+from tests.colours import MOCO
 
-RECIPE = Augmentation(
-    crop_min=0.2,
-    brightness=0.4,
-    contrast=0.4,
-    saturation=0.2,
-    hue=0.1,
-    jitter_p=0.8,
-    gray_p=0.2,
-    blur_p=0.5,
-    solarize_p=0.2,
-    invert_p=0.4,
-    turn_p=0.4,
-)
+RECIPE = replace(MOCO, invert_p=0.4, turn_p=0.4)
 OUTSIDE: dict[str, tuple[dict[str, Any], str]] = {
     "a crop of nothing": ({"crop_min": 0.0}, "crop_min=0 is not possible: it must be more than 0 and at most 1."),
     "a crop of more than all": (

@@ -24,7 +24,8 @@ from dist_ssl.data.storage.read import Reader
 from dist_ssl.data.stream import Stream
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import DataError
-from tests.data.test_stream import COLOURS, PLAN, RECIPES, SEED, WINDOW, Damaged, batches, same
+from tests.data.test_stream import COLOURS, PLAN, RECIPES, SEED, WINDOW, batches, same
+from tests.readers import Damaged
 
 
 class Point:

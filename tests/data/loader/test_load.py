@@ -17,20 +17,10 @@ from dist_ssl.data.order.requests import Request
 from dist_ssl.data.storage import manifest
 from dist_ssl.data.storage.read import Reader
 from dist_ssl.errors import DataError
+from tests.readers import Damaged
 
 RECIPES = [Augmentation(crop_min=0.2), Augmentation(crop_min=0.5)]
 CUTTER = Cutter(RECIPES, 16)
-
-
-class Damaged(Reader):
-    """A reader for which the bytes of some samples are no image."""
-
-    def __init__(self, split: manifest.Split, numbers: set[int]) -> None:
-        super().__init__(split)
-        self.numbers = numbers
-
-    def read(self, number: int) -> bytes:
-        return b"damaged" if number in self.numbers else super().read(number)
 
 
 @pytest.fixture
