@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from shards.depth import white_of
-from shards.folder_facts import Facts
+from shards.folder_facts import PAIRS, Facts
 
 SMALL = 64
 """Shorter side, px, up to which pictures count as small."""
@@ -132,7 +132,12 @@ def of_the_length(facts: Facts) -> list[KeyChoice]:
 
 def unnoticed(share: float, facts: Facts) -> bool:
     """Return whether a change that was noticed in this share of the pictures changes nothing, surely enough."""
-    return share + 1 / math.sqrt(max(1, facts.measured - facts.unreadable)) < NOTICED
+    return share + uncertain(facts) < NOTICED
+
+
+def uncertain(facts: Facts) -> float:
+    """Return two standard errors of a share of the pictures that were measured."""
+    return 1 / math.sqrt(max(1, facts.measured - facts.unreadable))
 
 
 def of_the_crops(facts: Facts) -> list[KeyChoice]:
@@ -149,7 +154,9 @@ def of_the_turns(facts: Facts) -> list[KeyChoice]:
     noticed = f"{100 * facts.turned:.0f} % of quarter turns are noticed"
     if unnoticed(facts.turned, facts):
         return both("turn_p", "0.75", f"things lie at any angle: {noticed}")
-    upright = facts.turned >= NOTICED
+    if facts.measured - facts.unreadable < PAIRS:
+        noticed = f"fewer than {PAIRS} pictures"
+    upright = facts.turned - uncertain(facts) >= NOTICED
     why = "orientation matters" if upright else "whether orientation matters is not known, so the gentle choice"
     return both("turn_p", "0.0", f"{why}: {noticed}")
 

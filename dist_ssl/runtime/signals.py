@@ -13,7 +13,7 @@ STOPPING = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 
 @dataclass
 class Signals:
-    """The first signal that asked this process to stop, and the number of such signals; `hung_up`: its terminal is gone.
+    """The first signal that asked this process to stop, and the number of such signals; whether its terminal is gone.
 
     A terminal that closes is no second request, which would kill the ranks while they save: the shell and the kernel
     both send SIGHUP then, and perhaps after a Ctrl-C.

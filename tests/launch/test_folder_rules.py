@@ -117,6 +117,13 @@ def test_pictures_are_turned_where_that_is_surely_not_noticed(measured: int, sha
     assert ("gentle" in why, "orientation matters:" in why) == (turns == 0 and share < 0.58, share >= 0.58)
 
 
+@pytest.mark.parametrize(("measured", "share", "said"), [(30, 0.7, "70 % of"), (3, 1.0, "fewer than 4 pictures")])
+def test_of_few_pictures_it_is_not_said_that_orientation_matters(measured: int, share: float, said: str) -> None:
+    facts = replace(PHOTOGRAPHS, measured=measured, turned=share)
+    why = next(choice.reason for choice in choices(facts) if "turn_p" in choice.key)
+    assert why.startswith(f"whether orientation matters is not known, so the gentle choice: {said}")
+
+
 @pytest.mark.parametrize(("deepest", "white"), [(0, None), (65535, None), (40000, None), (4095, "4095"), (900, "1023")])
 def test_the_white_of_deep_pictures_is_that_of_their_bits(deepest: int, white: str | None) -> None:
     assert chosen(replace(PHOTOGRAPHS, deepest=deepest)).get("data.range") == white
