@@ -50,7 +50,7 @@ ALONE = (0x01, 0xD8)
 MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 """A marker of a JPEG. Within scans a byte of 0xFF is followed by 0, or is that of a restart."""
 NOT_READ = re.compile("Unsupported (JPEG data precision|JPEG process|color conversion)")
-"""What libjpeg says of a JPEG that may be whole, but has 12 bits, or is of a kind that it was built without."""
+"""Errors of libjpeg for a JPEG that may be whole, but has 12 bits, or is of a kind that it was built without."""
 SMALL_TEXT = 1 << 10
 """Bytes of a text chunk of a PNG that is read, for its orientation; compressed text may be a thousand times as long."""
 Image.init()
