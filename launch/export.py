@@ -91,7 +91,8 @@ def export(options: ExportOptions, run: RunDir, console: Console) -> int:
     from launch.model_card import card
 
     checkpoint = checkpoint_of(run, options.checkpoint)
-    saved = of_checkpoint(run.config, run.folder.resolve().name, checkpoint, options.branch)
+    config = {**run.config, "probe": run.last_config()["probe"]}  # a resume may change the probe
+    saved = of_checkpoint(config, run.folder.resolve().name, checkpoint, options.branch)
     target, images = TARGETS[options.to](saved), sample(run, options.data_path, saved)
     name = f"{saved.description.step:08d}_{saved.description.branch}_{options.to}.safetensors"
     out = Path(options.out) if options.out else run.folder / "exports" / name

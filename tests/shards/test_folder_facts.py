@@ -89,6 +89,14 @@ def test_turns_are_of_the_middle_square_and_few_pictures_count_as_noticed(tmp_pa
     assert (few.turned, few.recoloured) == (1.0, 1.0)
 
 
+def test_hues_are_compared_of_pictures_that_have_any(tmp_path: Path) -> None:
+    red = [np.full(SHAPE, (150 + number, 20, 20 + number % 7)) for number in range(40)]
+    alone = facts(written(tmp_path / "red", *red)).recoloured
+    grey = [np.full(SHAPE, number) for number in range(100, 160)]
+    found = facts(written(tmp_path / "both", *red, *grey))
+    assert (found.grey, found.recoloured, alone) == (0.6, 1.0, 1.0)
+
+
 def test_statistics_of_deep_pictures_are_those_of_their_range(tmp_path: Path) -> None:
     values = np.random.default_rng(3).integers(0, 4096, (3, 40, 60)).astype(np.uint16)
     for number, picture in enumerate(values):
