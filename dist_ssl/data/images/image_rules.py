@@ -85,7 +85,12 @@ def deep_pixels(image: Image.Image, data: bytes, white: float | None) -> Deep | 
             raise UnreadableError(NO_RANGE, image.mode)
         return np.asarray(image)[..., None]
     low = None if white is None else _low_bytes(data, str(image.format))
-    return None if low is None else np.asarray(image).astype(np.uint16) * 256 + low
+    if low is None:
+        return None
+    values = np.asarray(image).astype(np.uint16)
+    values <<= 8  # in place: a large picture is large
+    values |= low
+    return values
 
 
 def _gray_map(image: Image.Image, data: bytes, white: float | None) -> Deep:
