@@ -12,6 +12,8 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u20
 """Characters that act on a terminal or change the order of the text: all control characters but tab and line feed."""
 EXIT_CODE = 2
 """Exit code of every process that ends with a `UserError`."""
+MOST_NAMES = 60
+"""Names that a remedy lists: timm has more than a thousand."""
 
 
 class UserError(Exception):
@@ -78,9 +80,10 @@ def printable(text: str) -> str:
 
 
 def nearest(name: str, options: Iterable[str]) -> str:
-    """Return a remedy for a misspelt name: the nearest valid one, or all of them."""
+    """Return a remedy for a misspelt name: the nearest valid one, or all of them, up to `MOST_NAMES`."""
     names = sorted(options)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     if close:
         return f"Did you mean '{close[0]}'?"
-    return "Valid names: " + ", ".join(names) + "."
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return f"Valid names: {', '.join(names[:MOST_NAMES])}{more}."

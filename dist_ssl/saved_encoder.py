@@ -26,7 +26,7 @@ from dist_ssl.config.instantiate import instantiate, keywords
 from dist_ssl.data.images.centre_crop import cut_centre, write_centre
 from dist_ssl.data.images.image_rules import MAX_PIXELS, ImageRules, Pixels, to_rgb
 from dist_ssl.data.images.photometric import normalise
-from dist_ssl.data.images.unreadable import UnreadableError
+from dist_ssl.data.images.unreadable import DAMAGED, UnreadableError
 from dist_ssl.errors import CheckpointError, ConfigError, DataError
 from dist_ssl.methods.emp_ssl import Widened
 from dist_ssl.models.branch import width_of
@@ -74,16 +74,21 @@ class Description:
 
     def check(self) -> None:
         """Raise ConfigError where a value cannot be that of an encoder."""
-        whole = self.format == FORMAT and 0 < self.crop <= self.resize <= MAX_PIXELS and min(self.std) > 0
-        if not whole:
+        sides = 0 < self.crop <= self.resize <= MAX_PIXELS
+        layer = self.extra_layer is None or self.extra_layer > 0
+        if not (sides and layer and min(self.std) > 0 and (self.range is None or self.range > 0)):
             raise ConfigError(
-                f"format={self.format} resize={self.resize} crop={self.crop} std={list(self.std)} describe no encoder.",
-                "Export it again with this version: python launch/export.py run=...",
+                f"resize={self.resize} crop={self.crop} std={list(self.std)} range={self.range} "
+                f"extra_layer={self.extra_layer} describe no encoder.",
+                "Export it again: python launch/export.py run=...",
             )
 
 
 class SavedEncoder(nn.Module):
-    """An encoder for use: frozen, in evaluation mode, fp32. Move it to a GPU as any module: `encoder.to("cuda")`."""
+    """An encoder for use: frozen, in evaluation mode, fp32. Move it to a GPU as any module: `encoder.to("cuda")`.
+
+    It stays in evaluation mode also within a module that is trained; fine-tune `encoder.encoder`, the plain network.
+    """
 
     def __init__(self, encoder: nn.Module, description: Description) -> None:
         super().__init__()
@@ -91,6 +96,10 @@ class SavedEncoder(nn.Module):
         self.description = description
         self.num_features = width_of(encoder)
         self.eval()
+
+    def train(self, mode: bool = True) -> "SavedEncoder":
+        """Stay in evaluation mode: features, and the statistics of batch norms, do not depend on the batch."""
+        return super().train(False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the features of normalised images, [B, 3, S, S] -> [B, D]."""
@@ -102,13 +111,15 @@ class SavedEncoder(nn.Module):
         """Return the features of images, [N, D] fp32 on the host; they are prepared as in `launch/evaluate.py`.
 
         `images`: files, bytes of files, PIL images or pixels, [h, w, 3] uint8; `batch`: images at a time. Raises
-        DataError where one cannot be read.
+        DataError where one cannot be read, ConfigError where `batch` is less than 1.
         """
+        if batch < 1:
+            raise ConfigError(f"batch={batch} is not possible: it must be at least 1.", "Leave it out.")
         single = isinstance(images, str | bytes | Path | Image.Image) or getattr(images, "ndim", 0) == 3
         listed: list[Any] = [images] if single else list(images)  # type: ignore[arg-type]
-        device = next(self.parameters()).device
+        own = next(self.parameters())
         parts = [
-            self(self.prepared(listed[first : first + batch]).to(device)).cpu()
+            self(self.prepared(listed[first : first + batch]).to(own.device, own.dtype)).float().cpu()
             for first in range(0, len(listed), batch)
         ]
         return torch.cat(parts) if parts else torch.empty(0, self.num_features)
@@ -160,8 +171,10 @@ def centre(image: Picture, resize: int, rules: ImageRules, out: Pixels) -> None:
         cut_centre(image, resize, rules, out)
         return
     if isinstance(image, Image.Image):
-        deep = image.mode in ("I", "F") or image.mode.startswith("I;16")
-        image = to_rgb(ImageOps.exif_transpose(image), b"", rules if deep else ImageRules(alpha=rules.alpha))
+        image = pixels_of(image, rules)
+    if not isinstance(image, np.ndarray):
+        kind = type(image).__name__
+        raise DataError(f"An object of type {kind} is no image.", "Give a file, bytes, a PIL image or pixels.")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise DataError(
             f"An array of {image.dtype} and shape {list(image.shape)} is no image.", "Give pixels [h, w, 3] of uint8."
@@ -169,12 +182,27 @@ def centre(image: Picture, resize: int, rules: ImageRules, out: Pixels) -> None:
     write_centre(image if image.flags.writeable else image.copy(), resize, out)  # torch warns of others
 
 
+def pixels_of(image: Image.Image, rules: ImageRules) -> Pixels:
+    """Return the upright pixels [h, w, 3] of a PIL image, which may not have been loaded. Raises UnreadableError."""
+    deep = image.mode in ("I", "F") or image.mode.startswith("I;16")
+    try:
+        return to_rgb(ImageOps.exif_transpose(image), b"", rules if deep else ImageRules(alpha=rules.alpha))
+    except UnreadableError:
+        raise
+    except (OSError, ValueError, SyntaxError, ArithmeticError) as error:  # a truncated file, an image without pixels
+        raise UnreadableError(DAMAGED, f"{type(error).__name__}: {error}") from error
+
+
 def load_encoder(path: str | Path) -> SavedEncoder:
-    """Return the encoder of a finished run, given by its folder, or of a file. Raises DataError, ConfigError."""
-    file = Path(path) / FILE if Path(path).is_dir() else Path(path)
+    """Return the encoder of a finished run, given by its folder, or of a file.
+
+    Raises DataError, ConfigError, and CheckpointError where the file does not fit the encoder that it describes.
+    """
+    folder = Path(path).is_dir()
+    file = Path(path) / FILE if folder else Path(path)
     if not file.is_file():
-        remedy = f"A run writes it when it has finished; before: python launch/export.py run={path} to=safetensors"
-        raise DataError(f"{file} does not exist.", remedy)
+        command = f"python launch/export.py run={path if folder else '...'} to=safetensors"
+        raise DataError(f"{file} does not exist.", f"A run writes it when it has finished; before: {command}")
     try:
         with safe_open(file, "pt") as opened:
             text = (opened.metadata() or {}).get(KEY)
@@ -185,6 +213,11 @@ def load_encoder(path: str | Path) -> SavedEncoder:
     if not isinstance(values, dict):
         raise DataError(
             f"{file} does not say how its encoder is built.", "Load it with the library that it was exported to."
+        )
+    if values.get("format") != FORMAT:
+        raise ConfigError(
+            f"{file} has format {values.get('format')}: this version reads {FORMAT}.",
+            "Load it with the version of dist_ssl that wrote it, or export it again: python launch/export.py run=...",
         )
     description = Description(**keywords(Description, values, KEY))
     description.check()

@@ -39,7 +39,8 @@ def of_checkpoint(config: Mapping[str, Any], run: str, checkpoint: Path, branch:
     found = {name: value.float() for name, value in of_branch(state, branch).items()}
     if not found:
         raise CheckpointError(f"{checkpoint} has no weights of branch={branch}.", "Use branch=student.")
-    resize, crop = node.sides(progress.plans[-1].image_size)
+    # as for probes and evaluations: the side of the last epoch, which a checkpoint of an earlier one may not have yet
+    resize, crop = node.sides(config["schedule"].get("image_size", progress.plans[-1].image_size))
     extra = found[EXTRA_LAYER].shape[0] if EXTRA_LAYER in found else None
     data = config["data"]
     description = Description(

@@ -46,6 +46,7 @@ IMAGES = 16
 TRIED = 64
 """Images that are tried, since some may be unreadable."""
 PATH = "data.path"
+SUFFIX = ".safetensors"
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,11 @@ class ExportOptions:
         for key in ("run", "to"):
             if key not in values:
                 raise ConfigError(f"{key} is not given.", "Usage: python launch/export.py run=runs/NAME to=timm")
+        if not str(values.get("out", SUFFIX)).endswith(SUFFIX):
+            raise ConfigError(
+                f"out={values['out']} does not end with {SUFFIX}, by which libraries know how to read a file.",
+                f"Write out={values['out']}{SUFFIX}, say.",
+            )
         return cls(**values)
 
 
@@ -86,7 +92,8 @@ def export(options: ExportOptions, run: RunDir, console: Console) -> int:
     from launch.model_card import card
 
     checkpoint = checkpoint_of(run, options.checkpoint)
-    saved = of_checkpoint(run.config, run.folder.resolve().name, checkpoint, options.branch)
+    config = {**run.config, "probe": run.last_config()["probe"]}  # a resume may change the probe
+    saved = of_checkpoint(config, run.folder.resolve().name, checkpoint, options.branch)
     target, images = TARGETS[options.to](saved), sample(run, options.data_path, saved)
     name = f"{saved.description.step:08d}_{saved.description.branch}_{options.to}.safetensors"
     out = Path(options.out) if options.out else run.folder / "exports" / name
@@ -100,9 +107,7 @@ def export(options: ExportOptions, run: RunDir, console: Console) -> int:
             return FAILED_CODE
         Path(f"{out}.md").write_text(card(run, saved, target.lines(out), checked))
     except OSError as error:
-        raise UserError(
-            f"{error.filename or out} cannot be written: {error.strerror or error}.", "Name another file: out=..."
-        ) from error
+        raise UserError(f"{out} cannot be written: {error.strerror or error}.", "Name another file: out=...") from error
     console.print(f"Written to {out}, with its card {out.name}.md. To load it:")
     for line in target.lines(out):
         console.print(f"  {line}")
@@ -120,7 +125,7 @@ def keep_if_equal(
 
     from launch.export_targets import matched
 
-    part = out.with_name(f".{os.getpid()}.{out.name.removesuffix('.safetensors')}.safetensors")
+    part = out.with_name(f".{os.getpid()}.{out.name}")
     try:
         part.write_bytes(saved.content() if target.described else save(dict(target.renamed), {"format": "pt"}))
         try:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from shards.depth import white_of
-from shards.folder_facts import Facts
+from shards.folder_facts import PAIRS, Facts
 
 SMALL = 64
 """Shorter side, px, up to which pictures count as small."""
@@ -130,9 +130,14 @@ def of_the_length(facts: Facts) -> list[KeyChoice]:
     return found
 
 
-def unnoticed(share: float, facts: Facts) -> bool:
-    """Return whether a change that was noticed in this share of the pictures changes nothing, surely enough."""
-    return share + 1 / math.sqrt(max(1, facts.measured - facts.unreadable)) < NOTICED
+def looked_at(facts: Facts) -> int:
+    """Return the number of pictures that were measured and could be read."""
+    return facts.measured - facts.unreadable
+
+
+def uncertain(pictures: float) -> float:
+    """Return two standard errors of a share of so many pictures."""
+    return 1 / math.sqrt(max(1.0, pictures))
 
 
 def of_the_crops(facts: Facts) -> list[KeyChoice]:
@@ -147,9 +152,12 @@ def of_the_crops(facts: Facts) -> list[KeyChoice]:
 def of_the_turns(facts: Facts) -> list[KeyChoice]:
     """Choose quarter turns where turned pictures cannot be distinguished from the others."""
     noticed = f"{100 * facts.turned:.0f} % of quarter turns are noticed"
-    if unnoticed(facts.turned, facts):
+    error = uncertain(looked_at(facts))
+    if facts.turned + error < NOTICED:
         return both("turn_p", "0.75", f"things lie at any angle: {noticed}")
-    upright = facts.turned >= NOTICED
+    if looked_at(facts) < PAIRS:
+        noticed = f"fewer than {PAIRS} pictures"
+    upright = facts.turned - error >= NOTICED
     why = "orientation matters" if upright else "whether orientation matters is not known, so the gentle choice"
     return both("turn_p", "0.0", f"{why}: {noticed}")
 
@@ -159,7 +167,7 @@ def of_the_colours(facts: Facts) -> list[KeyChoice]:
     if facts.grey >= GREY:
         why = f"{100 * facts.grey:.0f} % of the pictures are grey"
         return [choice for key in ("saturation", "hue", "gray_p") for choice in both(key, "0.0", why)]
-    if unnoticed(facts.recoloured, facts):
+    if facts.recoloured + uncertain((1 - facts.grey) * looked_at(facts)) < NOTICED:
         why = f"any colour is as likely: {100 * facts.recoloured:.0f} % of other hues are noticed"
         return [choice for key, value in ANY_COLOUR.items() for choice in both(key, value, why)]
     if facts.colour < TELLING:
@@ -181,7 +189,7 @@ def of_the_statistics(facts: Facts) -> list[KeyChoice]:
 
 def of_the_range(facts: Facts) -> list[KeyChoice]:
     """Choose the value that is white where pictures of 16 bits do not use them all."""
-    white = white_of(facts.deepest) if facts.deepest else None
+    white = white_of(facts.deepest)
     why = f"values of pictures of 16 bits end at {facts.deepest}"
     return [KeyChoice("data.range", str(white), why)] if white else []
 

@@ -88,7 +88,9 @@ class Frozen:
         """Return the training split and the held-out one. Raises ConfigError where they or their labels are missing."""
         held = self.held_out()
         if held is self.parts.train:
-            raise ConfigError("There is no held-out split.", "Name it: data.val=..., or use protocol=unlabelled.")
+            named = self.parts.data.val
+            what = "There is no held-out split." if named is None else f"data.val={named} is trained on: not held out."
+            raise ConfigError(what, "Name one: data.val=..., or use protocol=unlabelled.")
         for split in (self.parts.train, held):
             if not split.labelled:
                 raise ConfigError(f"The split '{split.name}' has no labels.", "Use protocol=unlabelled.")

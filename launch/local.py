@@ -68,7 +68,7 @@ class LocalAttempt:
         deadline = float("inf")
         while any(agent.poll() is None for agent in self.agents):
             time.sleep(POLL_SECONDS)
-            if signals.received is signal.SIGHUP:
+            if signals.hung_up:
                 fall_silent()
             with contextlib.suppress(OSError):  # the terminal is gone: no reason to end the run
                 view.refresh()

@@ -54,7 +54,7 @@ Checked when it was exported: {checked}
 
 def measured(run: RunDir, step: int, branch: str) -> Iterator[tuple[str, str]]:
     """Yield names and values of what was measured of a branch at a step: by the run's probe, by evaluations."""
-    probed = run.config["probe"]["branch"] == branch
+    probed = run.last_config()["probe"]["branch"] == branch
     last: dict[str, Any] = {}
     for row in jsonl.read(run.folder / "metrics.jsonl"):
         last |= row if row.get("step") == step and probed else {}

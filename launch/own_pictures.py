@@ -6,8 +6,9 @@ neither the folder nor the rules. The hash is that of the names, sizes and modif
 folder is packed once, and a changed one is another data set.
 """
 
+import contextlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from rich.console import Console
 from dist_ssl.config.command import say
 from dist_ssl.config.instantiate import fit
 from dist_ssl.data.storage import manifest
-from dist_ssl.errors import ConfigError, printable
+from dist_ssl.errors import ConfigError, DataError, printable
 from launch import launch_keys, settings
 from launch.folder_rules import KeyChoice, choices
 from launch.run_dir import PROJECT
@@ -28,6 +29,8 @@ from shards.sources.imagefolder import FolderOptions, Pictures, find, pack_pictu
 
 OWN = ("data.path", "data.into", "data.labels", "data.hold_out")
 """Keys that say what is packed and where to; they are no keys of the run."""
+IN_OUR_KEYS = {"path": "data.path", "out": "data.into", "labels": "data.labels", "val": "data.hold_out"}
+"""The options of shards/make.py, by which its messages call them, and the keys that stand for them here."""
 DRY = "dry_run"
 LEAST_HELD_OUT = 50
 """Pictures that are held out at least where there are labels, up to a fifth: of fewer an accuracy says little."""
@@ -57,7 +60,7 @@ def fitted(combinations: Sequence[list[str]], console: Console) -> list[list[str
         config = settings.compose(overrides, PROJECT / "configs")
         options = options_of(config["data"])
         if options not in known:
-            known[options] = packed(options, Path(str(config["data"]["into"])), not config[DRY], console)
+            known[options] = packed(options, into_of(config["data"], options), not config[DRY], console)
         chosen = open_choices(choices(known[options].facts), overrides)
         text = "\n".join(lines(chosen))
         if text not in printed:
@@ -79,11 +82,35 @@ def rewritten(shards: Path, chosen: Sequence[KeyChoice]) -> list[str]:
 
 def options_of(node: dict[str, Any]) -> FolderOptions:
     """Return what the keys of the data say about the folder. Raises ConfigError."""
-    path, held = Path(str(node["path"])).expanduser(), node["hold_out"]
+    path, held = Path(fit(node["path"], str, "data.path")).expanduser(), node["hold_out"]
     if (path / manifest.NAME).is_file():
         raise ConfigError(f"data.path={path} holds shards, not pictures.", f"Write data=shards data.path={path}")
     labels = fit(node["labels"], bool | None, "data.labels")
     return FolderOptions(path, val=None if held is None else parse_held_out(str(held), "data.hold_out"), labels=labels)
+
+
+def into_of(node: dict[str, Any], options: FolderOptions) -> Path:
+    """Return the folder below which the shards go. Raises ConfigError where it lies among the pictures."""
+    into = Path(fit(node["into"], str, "data.into")).expanduser()
+    if into.resolve().is_relative_to(options.path.resolve()):
+        raise ConfigError(
+            f"data.into={into} lies in the folder of the pictures, {options.path}: nothing is written there.",
+            "Name another folder for the shards: data.into=...",
+        )
+    return into
+
+
+@contextlib.contextmanager
+def in_our_keys() -> Iterator[None]:
+    """Say what is wrong with a folder in terms of the keys of a run."""
+
+    def said(text: str) -> str:
+        return re.sub(rf"\b({'|'.join(IN_OUR_KEYS)})=", lambda found: f"{IN_OUR_KEYS[found[1]]}=", text)
+
+    try:
+        yield
+    except (ConfigError, DataError) as error:
+        raise type(error)(said(error.problem), said(error.remedy)) from error
 
 
 def packed(options: FolderOptions, into: Path, write: bool, console: Console) -> Packed:
@@ -91,7 +118,8 @@ def packed(options: FolderOptions, into: Path, write: bool, console: Console) ->
 
     Prints what is in the folder, what is left out, and what is packed. Raises ConfigError, DataError.
     """
-    pictures = find(options, console)
+    with in_our_keys():
+        pictures = find(options, console)
     if options.val is None:
         pictures = pictures.holding_out(LEAST_HELD_OUT)
     facts = measure(pictures, options.threads)
@@ -101,10 +129,20 @@ def packed(options: FolderOptions, into: Path, write: bool, console: Console) ->
     if write and not there:
         report_copies(pictures, console)
         say(console, f"Packing them into {shards} (once).")
-        pack_pictures(shards, pictures, options, console)
+        pack_once(shards, pictures, options, console)
     elif there:
         say(console, f"They are packed already, in {shards}.")
     return Packed(shards, facts)
+
+
+def pack_once(shards: Path, pictures: Pictures, options: FolderOptions, console: Console) -> None:
+    """Pack the pictures, unless another command has packed them meanwhile. Raises DataError."""
+    try:
+        with in_our_keys():
+            pack_pictures(shards, pictures, options, console)
+    except DataError:
+        if not (shards / manifest.NAME).is_file():
+            raise
 
 
 def name_of(path: Path, pictures: Pictures) -> str:

@@ -76,6 +76,10 @@ class PlanOptions:
             raise ConfigError(f"steps or watts is no number: {error}.", "Write steps=4 watts=350, say.") from error
         if steps < 0 or watts <= 0:
             raise ConfigError("steps is at least 0, and watts more than 0.", "Write steps=4 watts=350, say.")
+        if given["out"].endswith(".json"):
+            raise ConfigError(
+                f"out={given['out']} would be the prediction, not the curves.", "Write out=plan.png, say."
+            )
         return cls(steps, given["measured"], watts, Path(given["out"])), others
 
 

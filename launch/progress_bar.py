@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from dist_ssl.evaluate.confidence import margin
+from dist_ssl.evaluate.confidence import interval
 
 DASH = "-"
 
@@ -81,8 +81,10 @@ class RunView:
         if "knn_accuracy" not in status:
             return ""
         found, images = float(status["knn_accuracy"]), int(status.get("queries", 0))
-        of = f" (± {100 * margin(found, images):.1f}, of {images} images)" if images else ""
-        return f"kNN accuracy {100 * found:.1f} %{of}"
+        if not images:
+            return f"kNN accuracy {100 * found:.1f} %"
+        low, high = interval(found, images)
+        return f"kNN accuracy {100 * found:.1f} % of {images} images (95 %: {100 * low:.1f} to {100 * high:.1f})"
 
     def _description(self, status: dict[str, Any]) -> str:
         epoch = min(int(status["epoch"]) + 1, int(status["epochs"]))

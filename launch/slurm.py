@@ -55,6 +55,18 @@ def run_here(run: RunDir, config: dict[str, Any], overrides: list[str], console:
     return CODE_OF_THE_COMMAND[ending.outcome]
 
 
+def run_all_here(prepared: list[Prepared], overrides: list[str], console: Console) -> list[int]:
+    """Run one after the other on this machine, until one is stopped; return the exit codes of those that were run."""
+    codes: list[int] = []
+    for run, config in prepared:
+        if codes and codes[-1] == STOPPED_CODE:
+            start = shlex.join(["python", "launch/slurm.py", f"resume={run.folder}", *overrides])
+            console.print(f"Not started: {run.folder}. Start it with: {start}", highlight=False, markup=False)
+        else:
+            codes.append(run_here(run, config, overrides, console))
+    return codes
+
+
 def submit(prepared: list[Prepared], console: Console) -> None:
     """Submit a Slurm job for every run; several with the same cluster options as one array, if configured."""
     for run, config in prepared:
@@ -123,7 +135,7 @@ def go(prepared: list[Prepared], overrides: list[str], console: Console) -> int:
     jobs = [(run, config) for run, config in unfinished if config["cluster"]["kind"] == "slurm"]
     if jobs:
         submit(jobs, console)
-    codes = [run_here(run, config, overrides, console) for run, config in here]
+    codes = run_all_here(here, overrides, console)
     codes += [follow(run, preparation.of_the_run(overrides), console) for run, config in jobs if config["wait"]]
     return max(codes, default=0)
 

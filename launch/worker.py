@@ -84,8 +84,8 @@ def write_encoder(attempt: AttemptDir) -> None:
     try:
         saved = of_checkpoint(attempt.config, folder.resolve().name, checkpoint_of(attempt.run, "latest"))
         saved.write(folder / FILE)
-    except (UserError, OSError) as error:
-        print(f"{folder / FILE} could not be written: {error}", file=sys.stderr)
+    except Exception as error:  # whatever it is: the run has finished
+        print(f"{folder / FILE} could not be written: {error!r}", file=sys.stderr)
 
 
 LOST = re.compile(

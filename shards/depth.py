@@ -30,8 +30,8 @@ def found_range(split: Split) -> tuple[int, int, int]:
 
 
 def white_of(largest: int) -> int | None:
-    """Return the white of as many bits as a largest value needs; None where that is the whole range of 16."""
-    return None if 2 * largest > FULL else max(1, 2 ** int(largest).bit_length() - 1)
+    """Return the white of as many bits as a largest value needs; None where that is the whole range of 16, or 0."""
+    return None if largest <= 0 or 2 * largest > FULL else 2 ** int(largest).bit_length() - 1
 
 
 def warn(data: Manifest, console: Console) -> int | None:

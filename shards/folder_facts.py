@@ -56,7 +56,7 @@ class Facts:
     turned: float
     """How often a picture is distinguished from its copy with a quarter turn, 0.5 (never) to 1."""
     recoloured: float
-    """How often a picture is distinguished from its copy with other hues, 0.5 (never) to 1."""
+    """How often a picture that is not grey is distinguished from its copy with other hues, 0.5 (never) to 1."""
     deepest: int
     """Largest value of the pictures of 16 bits; 0 where there are none."""
     mean: Triple
@@ -86,7 +86,7 @@ def measure(pictures: Pictures, threads: int, sample: int = SAMPLE) -> Facts:
     with ThreadPoolExecutor(threads) as pool:
         values = pool.map(lambda file: largest_value(read(root, file)), chosen)
         deepest = max((value for value in values if value is not None), default=0)
-        rules = ImageRules(range=white_of(deepest) if deepest else None)
+        rules = ImageRules(range=white_of(deepest))
         looks = list(pool.map(lambda file: look(read(root, file), rules), chosen))
     found = [one for one in looks if one is not None]
     if not found:
@@ -96,7 +96,7 @@ def measure(pictures: Pictures, threads: int, sample: int = SAMPLE) -> Facts:
         )
     mean = np.mean([one.mean for one in found], 0)
     std = np.sqrt(np.maximum(np.mean([one.mean_square for one in found], 0) - mean**2, 0))
-    centres = np.stack([one.centre for one in found])
+    centres, hued = np.stack([one.centre for one in found]), [not one.grey for one in found]
     low, middle, high = np.percentile([one.side for one in found], PERCENTILES, method="lower")
     return Facts(
         train=len(pictures.train),
@@ -108,7 +108,7 @@ def measure(pictures: Pictures, threads: int, sample: int = SAMPLE) -> Facts:
         grey=float(np.mean([one.grey for one in found])),
         colour=between(found),
         turned=turned(centres) if len(found) >= PAIRS else 1.0,
-        recoloured=recoloured(centres) if len(found) >= PAIRS else 1.0,
+        recoloured=recoloured(centres[hued]) if sum(hued) >= PAIRS else 1.0,
         deepest=deepest,
         mean=triple(mean),
         std=triple(std),
@@ -121,14 +121,26 @@ def look(data: bytes, rules: ImageRules = RULES) -> Glance | None:
         image = decode(data, LEAST, rules)
     except UnreadableError:
         return None
-    values = image.pixels.reshape(-1, 3).astype(np.float64) / 255
+    mean, mean_square = moments(image.pixels)
     small = reduced(image.pixels).reshape(-1, 3)
     red, green, blue = small.T
     opposed = np.stack([red - green, (red + green) / 2 - blue])  # what is left of a colour without its light
     grey = bool((small.max(1) - small.min(1)).max() <= GREY_BELOW)
     colour, spread = opposed.mean(1), float(opposed.var(1).sum())
     middle = reduced(centre_of(image.pixels))
-    return Glance(min(image.sides), values.mean(0), (values**2).mean(0), grey, colour, spread, middle)
+    return Glance(min(image.sides), mean, mean_square, grey, colour, spread, middle)
+
+
+def moments(pixels: Pixels) -> tuple[Doubles, Doubles]:
+    """Return mean and mean square of each channel, [3] for values in [0, 1], of [H, W, 3].
+
+    In whole numbers and without a copy: in floating point a large picture would take some 30 times its memory, in every
+    thread.
+    """
+    count = pixels.shape[0] * pixels.shape[1]
+    sums = pixels.sum((0, 1), dtype=np.int64)
+    squares = np.einsum("hwc,hwc->c", pixels, pixels, dtype=np.int64)
+    return sums / (255 * count), squares / (255**2 * count)
 
 
 def reduced(pixels: Pixels) -> Doubles:

@@ -117,7 +117,7 @@ def locked(part: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise DataError(
-                f"{part} is being written by another process.", "Wait for it, or choose another out=..."
+                f"{part} is being written by another process.", "Wait for it to end, or choose another out=..."
             ) from error
         yield
 

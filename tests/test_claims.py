@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +235,26 @@ def test_a_method_is_run_once_all_its_settings_are_tried_and_with_the_best(tmp_p
     assert {row.setting for row in rows} == {most[5].setting}
     assert [(row.seed, row.budget) for row in rows[:4]] == [(0, 10), (0, 3), (0, 1), (1, 10)]
     assert all(row.seed < 3 and row.split == "val" for row in rows)
+
+
+def test_without_finals_the_best_of_what_was_tried_is_chosen(tmp_path: Path) -> None:
+    plan, results = plan_of(data="demo", variants="simclr"), Results(tmp_path / "rows.jsonl")
+    plan = replace(plan, table=replace(plan.table, tuning={"budget": 3, "seed": 1000}))
+    rows = plan.tuning(results)
+    for row in rows:
+        assert plan.runs(results) == []
+        results.add(row, numbers(0.6 if row is rows[2] else 0.5))
+    assert plan.tuning(results) == rows
+    assert {row.setting for row in plan.runs(results)} == {rows[2].setting}
+
+
+def test_rows_of_other_images_or_devices_are_named(tmp_path: Path) -> None:
+    plan, results = plan_of(data="demo", variants="simclr", seeds="2"), Results(tmp_path / "rows.jsonl")
+    for row in plan.runs(results, tuned=False):
+        results.add(row, {**numbers(0.5, row.budget, row.budget), "data": "abc", "device": f"cuda:{row.seed}"})
+    text = markdown(plan, results, tuned=False)
+    assert "MIXED: the rows of demo are of several devices: cuda:0, cuda:1." in text
+    assert "several data sets" not in text
 
 
 def test_the_first_rows_of_the_tuning_are_the_first_settings_of_all_methods(tmp_path: Path) -> None:

@@ -118,6 +118,10 @@ def test_images_are_upright_and_of_three_channels() -> None:
     assert torch.equal(saved.prepared([grey]), saved.prepared([grey.convert("RGB")]))
 
 
+CUT = encoded(Image.fromarray(np.random.default_rng(4).integers(0, 256, (90, 90, 3), dtype=np.uint8)))[:-900]
+"""A file that ends too early."""
+
+
 @pytest.mark.parametrize(
     ("image", "message"),
     [
@@ -125,11 +129,29 @@ def test_images_are_upright_and_of_three_channels() -> None:
         ("missing.jpg", "missing.jpg cannot be read: No such file"),
         (np.zeros((4, 4), np.uint8), "An array of uint8 and shape .4, 4. is no image"),
         (np.zeros((4, 4, 3)), "An array of float64"),
+        (7, "An object of type int is no image"),
+        (bytearray(b"x"), "An object of type bytearray is no image"),
+        (Image.new("RGB", (0, 4)), "Image 1 cannot be read: damaged image"),
+        (Image.new("La", (4, 4)), "Image 1 cannot be read: damaged image"),
+        (CUT, "Image 1 cannot be read: damaged image"),
     ],
 )
 def test_what_is_no_image_is_refused_by_its_number(image: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        tiny().embed([picture(), image])
+        tiny().embed([picture(), Image.open(io.BytesIO(image)) if image is CUT else image])
+
+
+def test_features_do_not_depend_on_modes_batches_or_precisions_of_others() -> None:
+    saved, images = tiny(), [picture(), picture("L"), picture()]
+    expected = saved.embed(images)
+    assert not nn.Sequential(saved).train()[0].encoder.training
+    assert torch.equal(saved.embed(images), expected)
+    for batch in (0, -1):
+        with pytest.raises(ConfigError, match=f"batch={batch} is not possible"):
+            saved.embed(images, batch=batch)
+    short = saved.bfloat16().embed(images)
+    assert short.dtype == torch.float32
+    torch.testing.assert_close(short, expected, atol=0.1, rtol=0.1)
 
 
 def rewritten(folder: Path, tensors: dict[str, torch.Tensor], description: Any) -> Path:
@@ -149,7 +171,9 @@ def test_other_files_are_refused_by_what_is_wrong_with_them(tmp_path: Path) -> N
         (good, "[1]", DataError, "does not say how its encoder is built"),
         (good, {**values, "further": 1}, ConfigError, "dist_ssl.further is not known"),
         (good, {**values, "crop": 0}, ConfigError, "describe no encoder"),
-        (good, {**values, "format": 2}, ConfigError, "format=2"),
+        (good, {**values, "range": 0.0}, ConfigError, "describe no encoder"),
+        (good, {**values, "extra_layer": -1}, ConfigError, "describe no encoder"),
+        (good, {**values, "format": 2, "further": 1}, ConfigError, "has format 2: this version reads 1"),
         (good, {**values, "mean": "x"}, ConfigError, "dist_ssl.mean='x' is not possible"),
         (good, {**values, "encoder": {"_target_": "os.system"}}, ConfigError, "is outside dist_ssl.models"),
         (
@@ -168,8 +192,10 @@ def test_other_files_are_refused_by_what_is_wrong_with_them(tmp_path: Path) -> N
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "x.safetensors").read_bytes()[:-50])
     with pytest.raises(DataError, match="is damaged"):
         dist_ssl.load_encoder(tmp_path / "cut.safetensors")
-    with pytest.raises(DataError, match=r"encoder\.safetensors does not exist(?s:.*)launch/export\.py run="):
+    with pytest.raises(DataError, match=r"encoder\.safetensors does not exist(?s:.*)launch/export\.py run=/"):
         dist_ssl.load_encoder(tmp_path)
+    with pytest.raises(DataError, match=r"nothing does not exist(?s:.*)launch/export\.py run=\.\.\."):
+        dist_ssl.load_encoder(tmp_path / "nothing")
 
 
 def test_the_package_imports_no_torch_before_it_is_asked_for_an_encoder() -> None:

@@ -2,14 +2,17 @@
 
 import math
 
-Z_95 = 1.96
+Z_95 = 1.959964
 """Two-sided 5 % quantile of the normal distribution."""
 
 
-def margin(accuracy: float, images: int) -> float:
-    """Return half the width of an accuracy's 95 % confidence interval after Wilson (1927), 0 to 0.5.
+def interval(accuracy: float, images: int) -> tuple[float, float]:
+    """Return the ends of an accuracy's 95 % confidence interval after Wilson (1927), 0 to 1.
 
-    `accuracy`: 0 to 1; `images`: number of queries, at least 1.
+    It does not lie evenly around the accuracy: of 6 hits in 6 queries it goes from 0.61 to 1. `accuracy`: 0 to 1;
+    `images`: number of queries, at least 1.
     """
     square = Z_95**2 / images
-    return Z_95 * math.sqrt(accuracy * (1 - accuracy) / images + square / (4 * images)) / (1 + square)
+    middle = accuracy + square / 2
+    half = Z_95 * math.sqrt(accuracy * (1 - accuracy) / images + square / (4 * images))
+    return max(0.0, (middle - half) / (1 + square)), min(1.0, (middle + half) / (1 + square))

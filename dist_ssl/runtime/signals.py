@@ -13,10 +13,15 @@ STOPPING = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 
 @dataclass
 class Signals:
-    """The first signal that asked this process to stop, and the number of such signals."""
+    """The first signal that asked this process to stop, and the number of such signals; whether its terminal is gone.
+
+    A terminal that closes is no second request, which would kill the ranks while they save: the shell and the kernel
+    both send SIGHUP then, and perhaps after a Ctrl-C.
+    """
 
     received: signal.Signals | None = None
     count: int = 0
+    hung_up: bool = False
 
     def listen(self) -> "Signals":
         """Install the handlers and return self; call it in the main thread."""
@@ -26,6 +31,9 @@ class Signals:
         return self
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
+        self.hung_up = self.hung_up or number == signal.SIGHUP
+        if number == signal.SIGHUP and self.count:
+            return
         self.count += 1
         if self.received is None:
             self.received = signal.Signals(number)

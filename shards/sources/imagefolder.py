@@ -195,7 +195,7 @@ def classes_of(files: Sequence[File], options: FolderOptions) -> list[str]:
     tops = sorted({file.name.partition("/")[0] for file in files})
     if options.labels and loose is not None:
         raise DataError(
-            f"labels=true, but {loose} lies in no folder of a class.", "Move it into one, or leave labels out."
+            f"labels=true, but {loose} lies in no folder of a class.", "Move it into one, or leave labels=true out."
         )
     if options.labels is False or loose is not None or (len(tops) < 2 and not options.labels):
         return []

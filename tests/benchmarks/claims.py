@@ -15,7 +15,8 @@ every row. `minutes`: start no row after so many. `tuned=false` takes every meth
 Every point of a curve is a run of its own, whose schedule ends there, as those of the papers' numbers do: in the middle
 of a longer run the learning rate has not fallen yet, which costs some methods more than others. Equal seconds are read
 off these curves. Settings are compared on a fifth of the training images, which nothing is reported of. Exit code 1: a
-row broke, or a recipe has collapsed; 2: the command needs a correction.
+row broke, a recipe has collapsed, or the rows of a data set are of several sets of images or devices; 2: the command
+needs a correction.
 """
 
 import math
@@ -38,7 +39,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from dist_ssl.config.command import run_command
 from dist_ssl.errors import ConfigError, nearest
 from launch.run_dir import PROJECT
-from tests.benchmarks.claims_report import COLLAPSED, markdown
+from tests.benchmarks.claims_report import COLLAPSED, MIXED, markdown
 from tests.benchmarks.claims_table import DataSet, Found, Plan, Results, Row, Table, cost
 
 TABLES = Path(__file__).parent / "tables"
@@ -187,7 +188,7 @@ def run(options: dict[str, str], extra: tuple[str, ...], console: Console) -> in
     tuned, jobs, stage = options["tuned"] == "true", int(options["jobs"]), options["stage"]
     if stage == "report":
         print(text := markdown(plan, results, tuned=tuned))
-        return 1 if COLLAPSED in text else 0
+        return 1 if COLLAPSED in text or MIXED in text else 0
     rows = {"tune": plan.tuning(results), "run": plan.runs(results, tuned=tuned and stage == "run")}
     for name in rows if stage == "estimate" else (stage,):
         console.print(estimate(name, rows[name], plan, results, jobs))

@@ -22,7 +22,7 @@ from tests.benchmarks.claims_table import (
 T_95 = {1: 6.31, 2: 2.92, 3: 2.35, 4: 2.13, 5: 2.02, 6: 1.94, 7: 1.89, 8: 1.86, 9: 1.83}
 """One-sided 5 % quantile of Student's t by degrees of freedom."""
 NORMAL_95 = 1.65
-COLLAPSED = "COLLAPSED"
+COLLAPSED, MIXED = "COLLAPSED", "MIXED"
 MARGIN = 0.15
 """A recipe whose kNN is not this far above an untrained encoder's has collapsed."""
 NAMES = {"knn": "kNN", "linear": "linear", "image": "ms an image"}
@@ -229,6 +229,15 @@ def collapsed(plan: Plan, found: dict[str, Curve]) -> Iterator[str]:
             yield f"{COLLAPSED}: {variant.label}, kNN {shown(own)} %, untrained {shown(still)} %."
 
 
+def mixed(data: DataSet, found: dict[str, Curve]) -> Iterator[str]:
+    """Yield which rows of a data set cannot be compared: of other images under the same name, or on another device."""
+    rows = [n for runs in found.values() for own in runs.values() for n in own.values()]
+    for key, what in (("data", "data sets"), ("device", "devices")):
+        values = sorted({str(row[key]) for row in rows if key in row})
+        if len(values) > 1:
+            yield f"{MIXED}: the rows of {data.name} are of several {what}: {', '.join(values)}."
+
+
 def markdown(plan: Plan, results: Results, *, tuned: bool) -> str:
     """Return the whole report."""
     found: dict[str, dict[str, Curve]] = {}
@@ -237,5 +246,5 @@ def markdown(plan: Plan, results: Results, *, tuned: bool) -> str:
     lines = ["### Claims", "", *verdicts(plan, found), *speeds(plan, found)]
     for data in plan.data:
         own = found.get(data.name, {})
-        lines += ["", f"### {data.name}", "", *curves(plan, data, own), *("", *collapsed(plan, own))]
+        lines += ["", f"### {data.name}", "", *curves(plan, data, own), "", *mixed(data, own), *collapsed(plan, own)]
     return "\n".join([*lines, *(["", "### Settings", "", *tuned_settings(plan, results)] if tuned else [])])

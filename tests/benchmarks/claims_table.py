@@ -233,12 +233,17 @@ class Plan:
         return tried + [row for pair in self.pairs() for row in self.finals(*pair, results)]
 
     def chosen(self, data: DataSet, variant: Variant, results: Results) -> Words | None:
-        """Return the setting with the highest final score, the earlier one of equals; None until all are known."""
+        """Return the setting with the highest final score, the earlier one of equals; None until all are known.
+
+        Where the table has no finals, it is the one with the highest score of those that are tried.
+        """
         if variant.like is not None:
             return self.chosen(data, self.table.variants[variant.like], results)
-        if not self.tried(data, variant):
+        tried = self.tried(data, variant)
+        if not tried:
             return variant.settings[0]
-        best = ranked(self.finals(data, variant, results), results)
+        last = self.finals(data, variant, results) if self.table.tuning.get("finalists") else tried
+        best = ranked(last, results)
         return best[0].setting if best else None
 
     def runs(self, results: Results, *, tuned: bool = True) -> list[Row]:

@@ -5,14 +5,14 @@ import pytest
 from scipy.stats import binomtest
 
 from dist_ssl.data.storage.manifest import Split
-from dist_ssl.evaluate.confidence import margin
+from dist_ssl.evaluate.confidence import interval
 from dist_ssl.evaluate.evidence import doubts
 
 
 @pytest.mark.parametrize(("right", "images"), [(0, 6), (3, 6), (6, 6), (31, 40), (1423, 2000)])
-def test_the_margin_is_wilsons(right: int, images: int) -> None:
+def test_the_interval_is_wilsons(right: int, images: int) -> None:
     found = binomtest(right, images).proportion_ci(method="wilson")
-    assert margin(right / images, images) == pytest.approx((found.high - found.low) / 2, rel=1e-3)
+    assert interval(right / images, images) == pytest.approx((found.low, found.high), abs=1e-6)
 
 
 def split(name: str, *labels: int) -> Split:

@@ -8,14 +8,17 @@ import torch
 from rich.console import Console
 
 import dist_ssl
+from dist_ssl.build import last_side
 from dist_ssl.distributed.world import World
-from dist_ssl.errors import CheckpointError
+from dist_ssl.errors import CheckpointError, DataError
+from dist_ssl.parts import parts, probing
 from dist_ssl.saved_encoder import FILE
 from dist_ssl.train import Job
 from launch import last_lines, worker
 from launch.checkpoint_encoder import of_checkpoint
 from launch.ending import FINISHED, Ending
-from launch.run_dir import RunDir
+from launch.export import ExportOptions, export
+from launch.run_dir import RunDir, write_yaml
 from tests.jobs import small_config, small_job
 
 
@@ -79,6 +82,43 @@ def test_the_branch_of_the_probe_is_the_default_and_another_encoder_is_refused(
     (checkpoint / "state.json").write_text((checkpoint / "state.json").read_text().replace("xxh3", "xxh4", 1))
     with pytest.raises(CheckpointError, match="is damaged"):
         of_checkpoint(config, "name", checkpoint)
+
+
+def test_images_are_as_large_as_for_an_evaluation_also_before_the_views_have_grown(
+    demo_shards: Path, tmp_path: Path
+) -> None:
+    words = ("schedule=progressive", "schedule.image_size=32", "probe.crop=null", "probe.resize=null")
+    job, config, checkpoint = saved_job(demo_shards, tmp_path, "method=mocov3", *words)
+    assert job.schedule.plan(0).image_size < 32
+    side = last_side(parts(config, World(), 1))
+    own = of_checkpoint(config, "name", checkpoint).description
+    assert (own.resize, own.crop) == probing(config).sides(side) == (round(32 * 8 / 7), 32)
+
+
+def test_an_export_is_of_the_branch_that_the_probe_measures_now(demo_shards: Path, tmp_path: Path) -> None:
+    _, config, _ = saved_job(demo_shards, tmp_path, "method=mocov3")
+    run = RunDir(tmp_path)
+    write_yaml(tmp_path / "config.yaml", {"format": 1, **config})
+    (tmp_path / "overrides.yaml").write_text("[]")
+    run.new_attempt({**config, "probe": {**config["probe"], "branch": "teacher", "crop": 24, "resize": 28}})
+    out = tmp_path / "x.safetensors"
+    options = ExportOptions.parse([f"run={tmp_path}", "to=safetensors", f"out={out}"])
+    assert export(options, run, Console(quiet=True)) == 0
+    own = dist_ssl.load_encoder(out).description
+    assert (own.branch, own.crop, own.resize) == ("teacher", 24, 28)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no room"), DataError("no room", "x")])
+def test_whatever_prevents_the_encoder_of_a_finished_run_fails_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def broken(*_: Any) -> None:
+        raise error
+
+    attempt = RunDir(tmp_path).new_attempt({})
+    monkeypatch.setattr("launch.evaluation.checkpoint_of", broken)
+    worker.write_encoder(attempt)
+    assert "could not be written" in capsys.readouterr().err
 
 
 def test_a_run_whose_encoder_cannot_be_written_has_finished_all_the_same(

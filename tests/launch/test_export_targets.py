@@ -114,7 +114,7 @@ def test_a_tensor_of_the_library_that_the_file_lacks_is_refused(tmp_path: Path) 
         model.added = nn.Linear(1, 1)
         return model
 
-    problem, checked = keep_if_equal(saved, replace(target, load=careless), IMAGES, tmp_path / "x", "timm")
+    problem, checked = keep_if_equal(saved, replace(target, load=careless), IMAGES, tmp_path / "x.safetensors", "timm")
     assert problem == "timm does not compute the same."
     assert checked.startswith(f"matched {names} of {names + 2} tensors")
 

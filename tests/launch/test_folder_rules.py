@@ -117,6 +117,18 @@ def test_pictures_are_turned_where_that_is_surely_not_noticed(measured: int, sha
     assert ("gentle" in why, "orientation matters:" in why) == (turns == 0 and share < 0.58, share >= 0.58)
 
 
+def test_grey_pictures_say_nothing_of_hues() -> None:
+    assert chosen(replace(CELLS, measured=1000))["views.view1.hue"] == "0.5"
+    assert "views.view1.hue" not in chosen(replace(CELLS, measured=1000, grey=0.9, colour=0.2)), "a hundred are too few"
+
+
+@pytest.mark.parametrize(("measured", "share", "said"), [(30, 0.7, "70 % of"), (3, 1.0, "fewer than 4 pictures")])
+def test_of_few_pictures_it_is_not_said_that_orientation_matters(measured: int, share: float, said: str) -> None:
+    facts = replace(PHOTOGRAPHS, measured=measured, turned=share)
+    why = next(choice.reason for choice in choices(facts) if "turn_p" in choice.key)
+    assert why.startswith(f"whether orientation matters is not known, so the gentle choice: {said}")
+
+
 @pytest.mark.parametrize(("deepest", "white"), [(0, None), (65535, None), (40000, None), (4095, "4095"), (900, "1023")])
 def test_the_white_of_deep_pictures_is_that_of_their_bits(deepest: int, white: str | None) -> None:
     assert chosen(replace(PHOTOGRAPHS, deepest=deepest)).get("data.range") == white

@@ -29,7 +29,7 @@ def test_an_agent_that_was_killed_is_reported_to_the_others(tmp_path: Path, monk
 
     monkeypatch.setattr(LocalAttempt, "_start", start)
     monkeypatch.setattr(
-        local, "Signals", lambda: SimpleNamespace(listen=lambda: SimpleNamespace(count=0, received=None))
+        local, "Signals", lambda: SimpleNamespace(listen=lambda: SimpleNamespace(count=0, received=None, hung_up=False))
     )
     monkeypatch.setattr(local, "PATIENCE_SECONDS", 30.0)  # after which the waiting agent would be killed
     started = LocalAttempt(attempt, 2, 1)

@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -146,12 +147,66 @@ def test_folders_that_are_none_are_refused(tmp_path: Path) -> None:
     found, _ = packed("data.path=in")
     with pytest.raises(ConfigError, match=r"holds shards, not pictures(?s:.*)data=shards"):
         packed(f"data.path={found['data.path']}")
-    with pytest.raises(DataError, match="none is not a folder"):
+    with pytest.raises(DataError, match=r"data\.path=none is not a folder"):
         packed("data.path=none")
+    with pytest.raises(ConfigError, match=r"data\.path=None is not possible"):
+        packed("data.path=null")
+    with pytest.raises(ConfigError, match=r"data\.hold_out=4 leaves nothing of 4 images(?s:.*)data\.hold_out=0"):
+        packed("data.path=in", "data.hold_out=4")
+    with pytest.raises(DataError, match=r"data\.labels=true, but (?s:.*)leave data\.labels=true out"):
+        packed("data.path=in", "data.labels=true")
     with pytest.raises(ConfigError, match=r"data\.hold_out=much is not possible"):
         packed("data.path=in", "data.hold_out=much")
     with pytest.raises(ConfigError, match=r"data\.labels='perhaps' is not possible"):
         packed("data.path=in", "data.labels=perhaps")
+
+
+@pytest.mark.parametrize(
+    "words", [("data.path=.",), ("data.path=in", "data.into=in/a b"), ("data.path=in", "data.into=in/../in")]
+)
+def test_nothing_is_written_among_the_pictures(tmp_path: Path, words: tuple[str, ...]) -> None:
+    folder_of(tmp_path / "in", "1.jpg", "2.jpg", "3.jpg", "4.jpg")
+    before = files_in(tmp_path)
+    with pytest.raises(ConfigError, match=r"lies in the folder of the pictures(?s:.*)data\.into=\.\.\."):
+        packed(*words)
+    assert files_in(tmp_path) == before
+
+
+def test_the_folder_for_shards_is_taken_literally(tmp_path: Path) -> None:
+    folder_of(tmp_path / "in", "1.jpg", "2.jpg", "3.jpg", "4.jpg")
+    for name in ("2012", "it's, or it isn't"):
+        found, _ = packed("data.path=in", f"data.into={name}")
+        assert (tmp_path / name / Path(found["data.path"]).name / manifest.NAME).is_file()
+    with pytest.raises(ConfigError, match=r"data\.into=None is not possible"):
+        packed("data.path=in", "data.into=null")
+
+
+def test_a_folder_that_another_command_packs_at_the_same_time_is_packed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from launch import own_pictures
+    from shards import pack
+    from shards.sources.imagefolder import pack_pictures
+
+    folder_of(tmp_path / "in", "1.jpg", "2.jpg", "3.jpg", "4.jpg")
+
+    def packed_before(*given: Any) -> None:
+        pack_pictures(*given)
+        pack_pictures(*given)
+
+    monkeypatch.setattr(own_pictures, "pack_pictures", packed_before)
+    first, _ = packed("data.path=in")
+    assert len(manifest.read(Path(first["data.path"])).split("train").samples) == 4
+    folder_of(tmp_path / "in", "5.jpg")
+
+    def packed_beside(shards: Path, *given: Any) -> None:
+        shards.with_name(f"{shards.name}.part").mkdir()
+        with pack.locked(shards.with_name(f"{shards.name}.part")):
+            pack_pictures(shards, *given)
+
+    monkeypatch.setattr(own_pictures, "pack_pictures", packed_beside)
+    with pytest.raises(DataError, match=r"is being written by another process(?s:.*)Wait for it(?s:.*)data\.into="):
+        packed("data.path=in")
 
 
 def test_an_existing_run_has_its_shards(capsys: pytest.CaptureFixture[str]) -> None:

@@ -129,7 +129,12 @@ def test_a_long_run_has_several_epochs_in_a_row(
 
 
 @pytest.mark.parametrize(
-    ("word", "problem"), [("steps=few", "steps or watts is no number"), ("watts=-1", "watts more than 0")]
+    ("word", "problem"),
+    [
+        ("steps=few", "steps or watts is no number"),
+        ("watts=-1", "watts more than 0"),
+        ("out=plan.json", "out=plan.json would be the prediction"),
+    ],
 )
 def test_options_that_cannot_be_are_refused(word: str, problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):

@@ -146,7 +146,7 @@ def test_the_newest_accuracy_is_the_status(tmp_path: Path) -> None:
     show(tmp_path, knn_accuracy=0.613)
     assert view.accuracy() == "kNN accuracy 61.3 %"
     show(tmp_path, knn_accuracy=0.613, queries=40)
-    assert view.accuracy() == "kNN accuracy 61.3 % (± 14.5, of 40 images)"
+    assert view.accuracy() == "kNN accuracy 61.3 % of 40 images (95 %: 45.9 to 74.8)"
 
 
 def test_a_run_folder_without_anything_is_shown_too(tmp_path: Path) -> None:

@@ -1,8 +1,16 @@
 """One command stands for every combination of its choices, and for nothing else."""
 
+import io
+from pathlib import Path
+from typing import Any
+
 import pytest
+from rich.console import Console
 
 from dist_ssl.errors import ConfigError
+from launch import slurm
+from launch.ending import STOPPED_CODE
+from launch.run_dir import RunDir
 from launch.sweep import expand
 
 
@@ -27,3 +35,18 @@ def test_an_added_key_stays_added() -> None:
 def test_a_word_without_a_value_is_named() -> None:
     with pytest.raises(ConfigError, match="'seed' is not of the form key=value"):
         expand(["seed"])
+
+
+def test_a_sweep_on_this_machine_ends_with_the_run_that_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes = {"a": 1, "b": STOPPED_CODE}
+
+    def run_here(run: RunDir, *_: Any) -> int:
+        return codes.pop(run.folder.name)
+
+    monkeypatch.setattr(slurm, "run_here", run_here)
+    console, config = Console(file=io.StringIO(), soft_wrap=True), {"cluster": {"kind": "local"}}
+    assert slurm.go([(RunDir(tmp_path / name), config) for name in "abc"], [], console) == STOPPED_CODE
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert printed == (f"Not started: {tmp_path}/c. Start it with: python launch/slurm.py resume={tmp_path}/c\n")

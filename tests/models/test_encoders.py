@@ -1,5 +1,6 @@
 """Encoders give one pooled vector per image, carry its width, and are refused by name where they do not exist."""
 
+import re
 from typing import Any
 
 import pytest
@@ -121,6 +122,9 @@ def test_an_unknown_name_is_refused_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"encoder\.name=resnet81 is not a model of timm") as caught:
         timm_encoder("resnet81")
     assert "Did you mean 'resnet" in caught.value.remedy
+    with pytest.raises(ConfigError) as caught:
+        timm_encoder("something else altogether")
+    assert re.fullmatch(r"Valid names: .{200,3000} and \d+ more\.", caught.value.remedy)
 
 
 @pytest.mark.parametrize(

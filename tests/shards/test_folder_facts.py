@@ -1,6 +1,7 @@
 """Facts about folders of pictures whose facts are known."""
 
 import io
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from PIL import Image
 from rich.console import Console
 
 from dist_ssl.errors import DataError
-from shards.folder_facts import Facts, copies, measure
+from shards.folder_facts import Facts, copies, measure, moments
 from shards.sources.imagefolder import FolderOptions, find
 from tests.shards.pictures import folder_of
 
@@ -35,6 +36,18 @@ def test_statistics_are_those_of_all_pixels(tmp_path: Path) -> None:
     np.testing.assert_allclose(found.mean, flat.mean(0), atol=1e-3)
     np.testing.assert_allclose(found.std, flat.std(0), atol=1e-3)
     assert (found.train, found.val, found.classes, found.measured, found.unreadable) == (3, 0, 0, 3, 0)
+
+
+def test_moments_are_exact_and_take_no_memory() -> None:
+    pixels = np.random.default_rng(4).integers(0, 256, (900, 1100, 3), dtype=np.uint8)
+    values = pixels.reshape(-1, 3) / 255
+    tracemalloc.start()
+    mean, square = moments(pixels)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    np.testing.assert_allclose(mean, values.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(square, (values**2).mean(0), rtol=1e-12)
+    assert most < pixels.nbytes / 2, "a folder of large PNGs is measured in many threads at once"
 
 
 def test_sides_are_percentiles_of_the_shorter_side_of_the_upright_original(tmp_path: Path) -> None:
@@ -74,6 +87,14 @@ def test_turns_are_of_the_middle_square_and_few_pictures_count_as_noticed(tmp_pa
     assert found.turned > 0.9
     few = facts(written(tmp_path / "few", *pictures[:3]))
     assert (few.turned, few.recoloured) == (1.0, 1.0)
+
+
+def test_hues_are_compared_of_pictures_that_have_any(tmp_path: Path) -> None:
+    red = [np.full(SHAPE, (150 + number, 20, 20 + number % 7)) for number in range(40)]
+    alone = facts(written(tmp_path / "red", *red)).recoloured
+    grey = [np.full(SHAPE, number) for number in range(100, 160)]
+    found = facts(written(tmp_path / "both", *red, *grey))
+    assert (found.grey, found.recoloured, alone) == (0.6, 1.0, 1.0)
 
 
 def test_statistics_of_deep_pictures_are_those_of_their_range(tmp_path: Path) -> None:

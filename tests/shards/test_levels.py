@@ -220,6 +220,16 @@ def test_another_level_of_that_side_is_not_written_over(data: Path) -> None:
         add(data, 24)
 
 
+def test_a_level_from_before_there_was_a_key_for_transparency_dropped_it(data: Path) -> None:
+    path = data / "level-24" / "manifest.json"
+    content = json.loads(path.read_text())
+    del content["copied"]["alpha"], content["copied"]["range"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"level-24 exists already and is made with alpha=drop, not white"):
+        add(data, 24)
+    levels.write(data, levels.LevelOptions(Sides((24,)), alpha="drop"), QUIET)
+
+
 def test_levels_of_other_originals_are_refused(data: Path) -> None:
     (data / "manifest.json").write_text((data / "manifest.json").read_text() + " ")
     with pytest.raises(DataError, match=r"pyramid\.json is of other originals than"):

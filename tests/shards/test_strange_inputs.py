@@ -256,7 +256,16 @@ def test_pictures_of_the_whole_range_need_no_key(tmp_path: Path) -> None:
 
 def test_levels_hold_the_pixels_of_the_range_and_a_run_of_another_is_refused(tmp_path: Path) -> None:
     packed(deep(tmp_path / "in", 4095, count=3), tmp_path / "out")
+    with pytest.raises(DataError, match="no level of 6 px") as lacking:
+        pyramid.attach(
+            manifest.read(tmp_path / "out"), Address(str(tmp_path / "out")), (6,), Fetcher(), ImageRules(range=4095)
+        )
+    whole = ImageRules(range=2.0**24 - 1)
+    with pytest.raises(DataError) as exact:
+        pyramid.attach(manifest.read(tmp_path / "out"), Address(str(tmp_path / "out")), (6,), Fetcher(), whole)
+    assert "range=16777215;" in exact.value.remedy
     given = [f"out={tmp_path / 'out'}", "pyramid=[6]", "range=4095"]
+    assert f"python shards/make.py {' '.join(given)}; or" in lacking.value.remedy
     console = Console(record=True, soft_wrap=True, file=io.StringIO())
     assert make_command(given, console) == 0
     where, rules = Address(str(tmp_path / "out")), ImageRules(range=4095)
@@ -267,4 +276,6 @@ def test_levels_hold_the_pixels_of_the_range_and_a_run_of_another_is_refused(tmp
     for other, key in ((ImageRules(), "range"), (ImageRules(range=4095, alpha="drop"), "alpha")):
         with pytest.raises(DataError, match=f"made with {key}=") as caught:
             pyramid.attach(manifest.read(tmp_path / "out"), where, (6,), Fetcher(), other)
-        assert "or remove the level and make it again" in caught.value.remedy
+        again = {"range": "", "alpha": " range=4095 alpha=drop"}[key]
+        made = f"python shards/make.py out={tmp_path / 'out'} pyramid=[6]{again}"
+        assert caught.value.remedy.endswith(f"or remove the level and make it again: {made}")

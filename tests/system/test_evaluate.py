@@ -393,6 +393,7 @@ def test_a_method_without_a_teacher_and_data_without_a_held_out_split(
     assert "branch=teacher is not possible: the method has no teacher.\n  Use branch=student." in text
     alone = changed(run, tmp_path / "alone", small_config(demo_shards, "data.val=null"))
     assert "There is no held-out split" in refused(alone, capsys)
+    assert "data.val=train is trained on: not held out." in refused(alone, capsys, "data.val=train")
     assert written(alone, capsys, BEGINNING)[1]["numbers"]["queries"] == 60
     plain = changed(run, tmp_path / "plain", small_config(demo_shards))
     assert written(plain, capsys, BEGINNING, "data.val=null")[1]["numbers"]["queries"] == 60

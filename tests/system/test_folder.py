@@ -115,7 +115,8 @@ def test_commands_that_cannot_be_done_are_refused(
         (("to=safetensors", "branch=ema"), "has no weights of branch=ema"),
         (("to=safetensors", "checkpoint=9"), "has no checkpoint 9"),
         (("to=safetensors", f"data.path={tmp_path}"), "Say where the run's data is now: data.path=..."),
-        (("to=safetensors", f"out={run}/config.yaml/x"), "cannot be written"),
+        (("to=safetensors", f"out={run}/config.yaml/x.safetensors"), "x.safetensors cannot be written"),
+        (("to=safetensors", "out=x.bin"), "out=x.bin does not end with .safetensors"),
     ):
         assert export.main([f"run={run}", *words]) == 2
         assert message in capsys.readouterr().out

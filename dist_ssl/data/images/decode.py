@@ -1,12 +1,13 @@
 """Decode the bytes of an image to upright uint8 RGB pixels, at the smallest sufficient libjpeg scale.
 
 JPEGs are decoded by libjpeg-turbo (simplejpeg), everything else by PIL: PNG, WebP, GIF, TIFF, BMP and a few more; of
-files with several pictures, the first. The Exif orientation is applied, alpha is dropped, 16-bit gray is scaled to
-8 bits. Whether a sample can be decoded completely depends on its bytes alone: if not, it is unreadable for a named
-reason, and a replacement sample takes its place in the batch. The rule: what a decoder must guess at is damage, and
-what it may ignore is not. A truncated JPEG is damaged, even where a decoder would fill the rest with gray. Extra bytes,
-metadata of any size, and parameters that a sequential JPEG does not use make nothing unreadable. A file that is whole
-and whose kind of pixels is not read (floating point, say) is unsupported, which is counted apart from damage.
+files with several pictures, the first. The Exif orientation is applied; `ImageRules` say what shows through where an
+image is transparent, and which value of deep pixels is white. Whether a sample can be decoded completely depends on its
+bytes alone: if not, it is unreadable for a named reason, and a replacement sample takes its place in the batch. The
+rule: what a decoder must guess at is damage, and what it may ignore is not. A truncated JPEG is damaged, even where a
+decoder would fill the rest with gray. Extra bytes, metadata of any size, and parameters that a sequential JPEG does not
+use make nothing unreadable. A file that is whole and whose kind of pixels is not read (64 bits, say, or a JPEG of 12)
+is unsupported, which is counted apart from damage.
 
 What one image may cost is bounded by numbers that stand in its bytes, not by time, so that the same images are readable
 on every machine: its pixels, and for a progressive JPEG its pixels times its scans, since each scan goes over all of
@@ -48,6 +49,8 @@ ALONE = (0x01, 0xD8)
 """Markers that no segment follows."""
 MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 """A marker of a JPEG. Within scans a byte of 0xFF is followed by 0, or is that of a restart."""
+NOT_READ = re.compile("Unsupported (JPEG data precision|JPEG process|color conversion)")
+"""Errors of libjpeg for a JPEG that may be whole, but has 12 bits, or is of a kind that it was built without."""
 SMALL_TEXT = 1 << 10
 """Bytes of a text chunk of a PNG that is read, for its orientation; compressed text may be a thousand times as long."""
 Image.init()
@@ -144,7 +147,7 @@ def _decode_jpeg(data: bytes, space: str, sides: dict[str, int]) -> Pixels:
         pixels: Pixels = simplejpeg.decode_jpeg(data, space, **sides)
     except ValueError as error:
         if "extraneous bytes" not in str(error):
-            raise UnreadableError(DAMAGED, str(error)) from error
+            raise UnreadableError(UNSUPPORTED if NOT_READ.match(str(error)) else DAMAGED, str(error)) from error
         pixels = simplejpeg.decode_jpeg(data, space, **sides, strict=False)
     return pixels
 
@@ -213,7 +216,7 @@ def _without_text(png: bytes) -> bytes:
 
 
 def largest_value(data: bytes) -> int | None:
-    """Return the largest value of an image of 16 bits; None for any other, and where it cannot be read."""
+    """Return the largest value of an image of 16 bits, without alpha; None for others, and where it cannot be read."""
     if not data or data.startswith(JPEG) or (data.startswith(PNG) and data[24:25] != b"\x10"):
         return None
     rules = ImageRules(range=FULL)
@@ -221,12 +224,15 @@ def largest_value(data: bytes) -> int | None:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(*image.size, rules.max_pixels)
             image.load()
-            deep = None if image.mode in ("I", "F") else deep_pixels(image, data, ranged=True)
+            known = image.mode not in ("I", "F") or image.format == "PPM"
+            deep = deep_pixels(image, data, FULL) if known else None
     except MemoryError:
         raise
     except Exception:  # of many kinds, see `_other`; a run counts such a sample
         return None
-    return None if deep is None else int(deep.max())
+    if deep is None:
+        return None
+    return int((deep[..., :-1] if deep.shape[2] in (2, 4) else deep).max())
 
 
 def looks_like_image(data: bytes) -> bool:

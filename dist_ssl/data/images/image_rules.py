@@ -59,7 +59,7 @@ def to_rgb(image: Image.Image, data: bytes, rules: ImageRules) -> Pixels:
 
 def _rows(image: Image.Image, data: bytes, rules: ImageRules) -> Callable[[int, int], Pixels]:
     """Return a function of two numbers of rows: the pixels from one to before the other, [h, w, 3 or 4]."""
-    deep = deep_pixels(image, data, rules.range is not None)
+    deep = deep_pixels(image, data, rules.range)
     if deep is not None:
         white = FULL if rules.range is None else rules.range
         return lambda top, below: _scaled(deep[top:below], white)
@@ -70,20 +70,41 @@ def _rows(image: Image.Image, data: bytes, rules: ImageRules) -> Callable[[int, 
     return lambda top, below: np.asarray(image.crop((0, top, image.width, below)).convert(mode))
 
 
-def deep_pixels(image: Image.Image, data: bytes, ranged: bool) -> Deep | None:
+def deep_pixels(image: Image.Image, data: bytes, white: float | None) -> Deep | None:
     """Return the values of pixels of more than 8 bits, [h, w, 1 to 4]; None where PIL's own conversion is right.
 
-    `ranged`: their range is known, so that pixels of 32 bits or floating point and colours of 16 bits are read too.
-    Raises UnreadableError where these are read in no way.
+    `white`: the value that is white; where it is known, pixels of 32 bits or floating point and colours of 16 bits are
+    read too. Raises UnreadableError where these are read in no way.
     """
     if image.mode.startswith("I;16"):
         return np.asarray(image).astype(np.uint16)[..., None]
+    if image.mode == "I" and image.format == "PPM":
+        return _gray_map(image, data, white)
     if image.mode in ("I", "F"):
-        if not ranged:
+        if white is None:
             raise UnreadableError(NO_RANGE, image.mode)
         return np.asarray(image)[..., None]
-    low = _low_bytes(data, str(image.format)) if ranged else None
-    return None if low is None else np.asarray(image).astype(np.uint16) * 256 + low
+    low = None if white is None else _low_bytes(data, str(image.format))
+    if low is None:
+        return None
+    values = np.asarray(image).astype(np.uint16)
+    values <<= 8  # in place: a large picture is large
+    values |= low
+    return values
+
+
+def _gray_map(image: Image.Image, data: bytes, white: float | None) -> Deep:
+    """Return the values of a portable graymap of 16 bits, [h, w, 1].
+
+    Such a file names its own white, and PIL scales the values so that it is 65,535. Only where the file names no less
+    than that, a range says more.
+    """
+    values = np.asarray(image).astype(np.uint16)[..., None]
+    if white is None:
+        return values
+    with Image.open(io.BytesIO(data), formats=["PPM"]) as again:
+        scaled = next(iter(getattr(again, "tile", []))).codec_name != "raw"
+    return values * (white / FULL) if scaled else values
 
 
 def _low_bytes(data: bytes, kind: str) -> Pixels | None:
@@ -112,7 +133,12 @@ def _reversed(arguments: Any) -> Any:
 
 
 def _scaled(deep: Deep, white: float) -> Pixels:
-    """Return values [h, w, 1 to 4], of which `white` is 255 and NaN is 0, as 8 bits; gray becomes three colours."""
+    """Return values [h, w, 1 to 4], of which `white` is 255 and NaN is 0, as 8 bits; gray becomes three colours.
+
+    The second or fourth is alpha, of which 65,535 is opaque whatever is white: no camera measures it.
+    """
+    if deep.shape[2] in (2, 4) and white != FULL:
+        return np.concatenate([_scaled(deep[..., :-1], white), _scaled(deep[..., -1:], FULL)[..., :1]], axis=2)
     if np.issubdtype(deep.dtype, np.integer) and white == int(white):
         most = int(white)
         found = (np.clip(deep, 0, most).astype(np.int64) * 255 + most // 2) // most

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from dist_ssl.core.draws import Draws, Floats, Ints
-from dist_ssl.data.images.image_rules import ImageRules
+from dist_ssl.data.images.image_rules import RULES, ImageRules
 from dist_ssl.data.images.views import Crops, ViewCutter
 from dist_ssl.data.storage import fields, manifest
 from dist_ssl.data.storage.address import Address
@@ -33,6 +33,8 @@ enlarges the smallest crops of a 500 x 375 image, a fifth of its area, by 1.33."
 LOOKED_AT = 512
 """Number of samples from which the levels that an epoch reads are predicted."""
 FOLDER = "level-"
+READ_BY = ("range", "alpha")
+"""Rules of images that the pixels of a level depend on."""
 
 
 def folder_of(side: int) -> str:
@@ -111,7 +113,7 @@ def attach(
         there = f"it has {', '.join(map(str, sorted(known)))}" if known else "it has none"
         raise DataError(
             f"The data set in {where} has no level of {lacking[0]} px: {there}.",
-            f"Make it: python shards/make.py out={where} pyramid=[{','.join(map(str, lacking))}]; or set data.pyramid.",
+            f"Make it: {_command(where, lacking, rules or RULES)}; or set data.pyramid.",
         )
     if rules:
         for side in sides:
@@ -135,14 +137,22 @@ def check_rules(made: Mapping[str, Any], rules: ImageRules, where: Address) -> N
             raise DataError(
                 f"The level of {made['side']} px in {where} was made with {key}={_text(value)}, and the run has "
                 f"data.{key}={_text(own)}.",
-                f"Set data.{key}={_text(value)}, or remove the level and make it again: python shards/make.py "
-                f"out={where} pyramid=[{made['side']}] {key}={_text(own)}",
+                f"Set data.{key}={_text(value)}, or remove the level and make it again: "
+                f"{_command(where, [made['side']], rules)}",
             )
+
+
+def _command(where: Address, sides: Sequence[int], rules: ImageRules) -> str:
+    """Return the command that makes levels of the pixels that a run with these rules reads."""
+    given = [f"{key}={_text(getattr(rules, key))}" for key in READ_BY if getattr(rules, key) != getattr(RULES, key)]
+    return " ".join(["python shards/make.py", f"out={where}", f"pyramid=[{','.join(map(str, sides))}]", *given])
 
 
 def _text(value: float | str | None) -> str:
     """Return a value as on a command line."""
-    return "null" if value is None else f"{value:g}" if isinstance(value, float | int) else value
+    if isinstance(value, str):
+        return value
+    return "null" if value is None else repr(int(value) if value == int(value) else value)
 
 
 def level(where: Address, originals: Manifest, side: int, identity: str, get: Fetcher) -> Manifest:

@@ -334,3 +334,9 @@ def tiff_of(bits: int, form: int) -> bytes:
 @pytest.mark.parametrize(("bits", "form"), [(64, 3), (16, 3), (64, 1)])
 def test_pixels_that_are_not_read_are_unsupported_and_not_damaged(bits: int, form: int) -> None:
     assert reason(tiff_of(bits, form)) == "unsupported pixels"
+
+
+@pytest.mark.parametrize("change", [(b"\xff\xc0\x00\x11\x08", b"\xff\xc0\x00\x11\x0c"), (b"\xff\xc0", b"\xff\xc3")])
+def test_jpegs_of_12_bits_and_lossless_ones_are_unsupported(change: tuple[bytes, bytes]) -> None:
+    assert WHOLE.count(change[0]) == 1
+    assert reason(WHOLE.replace(*change)) == "unsupported pixels"

@@ -67,11 +67,29 @@ def refusal(data: bytes, **rules: Any) -> str:
 def test_twelve_bits_reach_white(channels: int) -> None:
     values = RANDOM.integers(0, 4096, (30, 20, channels))
     if channels == 4:
-        values[..., -1] = 4095
+        values[..., -1] = FULL
     found = pixels(png_of(values), range=4095)
     colours = values[..., :3] if channels > 2 else values[..., :1].repeat(3, 2)
     np.testing.assert_array_equal(found, np.rint(colours * 255 / 4095).astype(np.uint8))
-    assert largest_value(png_of(values)) == values.max()
+    assert largest_value(png_of(values)) == colours.max()
+
+
+def test_alpha_has_a_range_of_its_own() -> None:
+    values = RANDOM.integers(0, 4096, (30, 20, 4))
+    values[..., 3] = RANDOM.integers(0, FULL + 1, (30, 20))
+    eight = np.dstack([np.rint(values[..., :3] * 255 / 4095), np.rint(values[..., 3] * 255 / FULL)]).astype(np.uint8)
+    shown = pixels(file_of(Image.fromarray(eight), "PNG"))
+    np.testing.assert_array_equal(pixels(png_of(values), range=4095), shown)
+
+
+@pytest.mark.parametrize(("most", "white", "found"), [(4095, 4095, 65535), (FULL, 4095, 4095), (FULL, FULL, 65535)])
+def test_a_graymap_of_16_bits_names_its_own_white(most: int, white: int, found: int) -> None:
+    values = RANDOM.integers(0, white + 1, (6, 5))
+    values[0, 0] = white
+    data = b"P5 5 6 %d\n" % most + values.astype(">u2").tobytes()
+    np.testing.assert_allclose(pixels(data)[..., 0], values * 255 / most, atol=0.51)
+    np.testing.assert_allclose(pixels(data, range=white)[..., 0], values * 255 / white, atol=0.51)
+    assert largest_value(data) == found
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
