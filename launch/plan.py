@@ -23,12 +23,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from dist_ssl.build import memory_estimate
 from dist_ssl.config.durations import Duration
 from dist_ssl.config.meta_device import on_meta_device
 from dist_ssl.core.plan import EpochPlan
 from dist_ssl.core.progress import Progress
 from dist_ssl.core.timeline import Timeline
 from dist_ssl.distributed.world import World
+from dist_ssl.engines.memory_need import GIB, MemoryEstimate
 from dist_ssl.errors import EXIT_CODE, ConfigError, UserError
 from dist_ssl.parts import parts
 from dist_ssl.protocols.schedule import Schedule
@@ -47,7 +49,9 @@ ROWS = 40
 WIDTH = 120
 """Width of the table, in characters, at least."""
 DEFAULTS = {"steps": "4", "measured": "", "watts": "", "out": "plan.png"}
-COLUMNS = ("epochs", "steps", "size", "magnitude", "views", "local views", "batch", "lr", "cost")
+COLUMNS = ("epochs", "steps", "size", "magnitude", "views", "local views", "batch", "lr", "memory, GiB", "cost")
+
+MEMORY = "Memory is what a step needs at least (what libraries and the allocator take is not in it), on each of"
 
 
 @dataclass(frozen=True)
@@ -120,8 +124,8 @@ def cycle_of(timeline: Timeline, epoch: int) -> int:
     return sum(epoch >= bound for bound in timeline.bounds[1:-1])
 
 
-def table(rows: list[Stretch], cost: Cost) -> Table:
-    """Return the table of epochs; `cost`: that of an epoch, as a share of the last epoch's."""
+def table(rows: list[Stretch], cost: Cost, estimate: MemoryEstimate) -> Table:
+    """Return the table of epochs; memory is what a rank needs at least, and cost a share of the last epoch's."""
     shown = Table(*COLUMNS, box=None, header_style="", pad_edge=False)
     last = cost.epoch(rows[-1].plan, rows[-1].steps)
     for column in shown.columns:
@@ -134,7 +138,7 @@ def table(rows: list[Stretch], cost: Cost) -> Table:
         rates = " to ".join(f"{rate:.3g}" for rate in dict.fromkeys(row.rates))
         share = cost.epoch(plan, row.steps) / last
         cells = (row.steps, f"{plan.image_size} px", f"{plan.magnitude:.3g}", views, local, plan.batch_size)
-        shown.add_row(numbers, *map(str, cells), rates, f"{share:.2f}")
+        shown.add_row(numbers, *map(str, cells), rates, f"{estimate(plan).total / GIB:.3g}", f"{share:.2f}")
     return shown
 
 
@@ -215,7 +219,8 @@ def show(options: PlanOptions, overrides: list[str], console: Console) -> None:
         splits = [found.data.train, *([found.data.val] if found.data.val else [])]
         images = [len(found.dataset.split(name).samples) for name in splits]
         cost = calibration.measured(config, plans, options.steps, images, console.print)
-    console.print(table(rows, cost))
+    console.print(table(rows, cost, memory_estimate(config, found, ranks)))
+    console.print(f"{MEMORY} {ranks} ranks.")
     for line in summary(rows, cost, config, options.watts) if options.steps else [cost.source, relative(rows, cost)]:
         console.print(line)
     if options.steps:

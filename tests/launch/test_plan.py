@@ -46,6 +46,9 @@ def test_without_a_measurement_costs_are_those_of_the_pixels(
     magnitudes = ["0.5", "0.5", "0.667", "0.833", "1"]
     sizes = ["8 px", "8 px", "12 px", "12 px", "16 px"]
     assert found == list(zip("12345", sizes, magnitudes, costs, strict=True))
+    memory = [float(cells[plan.COLUMNS.index("memory, GiB")]) for cells in rows(text)]
+    assert 0 < memory[0] == memory[1] < memory[2] < memory[4]
+    assert "on each of 2 ranks." in text
     assert "The epochs cost 0.53 of what they would cost if all were like the last." in text
     assert "Predict" not in text
     assert not (tmp_path / "plan.json").exists(), "costs in proportion to pixels predict no time"
