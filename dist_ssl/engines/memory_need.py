@@ -27,6 +27,8 @@ from dist_ssl.errors import ConfigError
 log = logging.getLogger(__name__)
 
 GIB = 1 << 30
+GROWS = ("image_size", "views", "local_views", "local_size", "batch_size", "keep_tokens", "candidates")
+"""Values of a plan with which the memory of a step grows."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class MemoryEstimate:
 
     def __call__(self, plan: EpochPlan) -> MemoryNeed:
         """Return what a step of the plan needs."""
-        kind = replace(plan, epoch=0, magnitude=1.0, scale=1.0, fixed=())
+        kind = kind_of(plan)
         if kind not in self._known:
             self._known[kind] = self._need(kind)
         return self._known[kind]
@@ -113,7 +115,7 @@ class MemoryEstimate:
 
     def remedy(self, need: MemoryNeed) -> str:
         """Return what would make a step smaller, of the options that this engine and this method have."""
-        engine, found = self.engine, ["a smaller batch_size", "smaller or fewer views", "more nodes"]
+        engine, found = self.engine, ["a smaller batch_size", "smaller or fewer views", "more machines (nodes)"]
         if engine.compute is None:
             found.append("precision=bf16")
         if not engine.activation_checkpointing and units(engine.method):
@@ -127,8 +129,36 @@ class MemoryEstimate:
         return f"Use {', '.join(found[:-1])} or {found[-1]}."
 
 
+def kind_of(plan: EpochPlan) -> EpochPlan:
+    """Return the plan without what does not change the memory of its steps."""
+    return replace(plan, epoch=0, magnitude=1.0, scale=1.0, fixed=())
+
+
+def largest(plans: Iterable[EpochPlan]) -> list[EpochPlan]:
+    """Return, of plans of different kinds, those of which no other one has at least as much of everything."""
+    distinct: dict[EpochPlan, EpochPlan] = {}
+    for plan in plans:
+        distinct.setdefault(kind_of(plan), plan)
+
+    def outgrown(plan: EpochPlan, other: EpochPlan) -> bool:
+        more = all(getattr(plan, key) <= getattr(other, key) for key in GROWS)
+        return more and plan is not other and plan.patch_size == other.patch_size
+
+    return [one for one in distinct.values() if not any(outgrown(one, other) for other in distinct.values())]
+
+
 def check_memory(estimate: MemoryEstimate, room: int, plans: Sequence[EpochPlan]) -> None:
-    """Raise ConfigError for the first of the plans that needs more than the `room` bytes of a rank; log the largest."""
+    """Raise ConfigError for the first of the plans that needs more than the `room` bytes of a rank.
+
+    Where the largest ones fit, all do, and the others are not counted: a count takes up to a second.
+    """
+    most = max(largest(plans), key=lambda plan: estimate(plan).total, default=None)
+    if most is None:
+        return
+    if estimate(most).total <= room:
+        least = f"epoch {most.epoch + 1} needs at least {gib(estimate(most).total)}"
+        log.info("Memory: %s on each rank, which has %s.", least, gib(room))
+        return
     for plan in plans:
         need = estimate(plan)
         if need.total > room:
@@ -136,13 +166,9 @@ def check_memory(estimate: MemoryEstimate, room: int, plans: Sequence[EpochPlan]
             raise ConfigError(
                 f"Epoch {plan.epoch + 1} does not fit into memory: its {plan.views} views of {plan.image_size} px"
                 f"{local}, batch {plan.batch_size} on {estimate.ranks} ranks, need at least {gib(need.total)} on each "
-                f"rank ({gib(need.activations)} to go back through the network), and a rank has {gib(room)}.",
+                f"rank ({gib(need.activations)} of it activations), and a rank has {gib(room)}.",
                 estimate.remedy(need),
             )
-    if plans:
-        most = max(plans, key=lambda plan: estimate(plan).total)
-        least = f"epoch {most.epoch + 1} needs at least {gib(estimate(most).total)}"
-        log.info("Memory: %s on each rank, which has %s.", least, gib(room))
 
 
 def gib(size: int) -> str:

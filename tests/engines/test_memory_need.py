@@ -19,7 +19,7 @@ from dist_ssl.core.draws import Draws
 from dist_ssl.core.plan import EpochPlan
 from dist_ssl.distributed.world import World
 from dist_ssl.engines import saved_tensors
-from dist_ssl.engines.memory_need import MemoryEstimate, MemoryNeed, check_memory, gib
+from dist_ssl.engines.memory_need import MemoryEstimate, MemoryNeed, check_memory, gib, largest
 from dist_ssl.engines.parallel import Parallel
 from dist_ssl.engines.saved_tensors import AbsentRanks
 from dist_ssl.errors import ConfigError
@@ -119,15 +119,12 @@ def test_a_step_never_takes_less_than_is_estimated_and_not_much_more(
 @pytest.mark.parametrize("name", ENCODERS)
 def test_every_encoder_of_the_config_tree_can_be_counted(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     node = yaml.safe_load((CONFIGS / "encoder" / f"{name}.yaml").read_text())
+    with on_meta_device():
+        encoder = instantiate(node, "encoder")
     with nothing_left_out(monkeypatch):
-        with on_meta_device():
-            encoder = instantiate(node, "encoder")
-        found = need("simclr", 2, 32, own={"encoder": encoder})
-        with on_meta_device():
-            encoder = instantiate(node, "encoder")
-        larger = need("simclr", 2, 64, own={"encoder": encoder})
-    assert larger.activations > 2 * found.activations > 0
-    assert larger.weights == found.weights
+        found = need("simsiam", 2, 32, own={"encoder": encoder})
+    pixels = 2 * found.views
+    assert found.activations > pixels, "more than one layer keeps its input"
 
 
 def job_peak(world: World, name: str, engine: str, batch_size: int) -> int:
@@ -146,16 +143,13 @@ def test_a_rank_of_a_job_never_takes_less_than_is_estimated(ranks: Ranks, engine
     assert need("mocov3", 2 * ROWS, engine=engine, ranks=2).total <= min(found)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["byol", "mocov3", "simclr", "single_branch"])
 def test_a_rank_needs_the_same_for_its_share_of_the_batch_but_for_what_it_gathers(name: str) -> None:
-    own = {"loss_group": ROWS, "norm_group": ROWS}
-    alone, two, four = (need(name, ranks * ROWS, ranks=ranks, own=own) for ranks in (1, 2, 4))
+    alone, two, four = (need(name, ranks * ROWS, ranks=ranks) for ranks in (1, 2, 4))
     assert alone.views == two.views == four.views
     assert alone.weights == two.weights == four.weights
-    assert alone.activations <= two.activations <= four.activations
-    assert four.activations < 1.5 * alone.activations
-    if name in ("byol", "simsiam", "swav", "dino"):
-        assert alone.activations == four.activations
+    assert alone.activations <= two.activations <= four.activations < 1.1 * alone.activations
+    assert (alone.activations == four.activations) == (name == "byol"), "it gathers nothing"
 
 
 def test_more_pixels_samples_and_views_need_more() -> None:
@@ -295,10 +289,10 @@ def test_the_first_epoch_that_does_not_fit_is_named_with_what_would_help(caplog:
     error = refusal(found, third - 1, plans)
     assert error.problem == (
         f"Epoch 3 does not fit into memory: its 2 views of 24 px, batch 16 on 2 ranks, need at least {gib(third)} on "
-        f"each rank ({kept} to go back through the network), and a rank has {gib(third - 1)}."
+        f"each rank ({kept} of it activations), and a rank has {gib(third - 1)}."
     )
     assert error.remedy == (
-        "Use a smaller batch_size, smaller or fewer views, more nodes, precision=bf16, "
+        "Use a smaller batch_size, smaller or fewer views, more machines (nodes), precision=bf16, "
         "engine.activation_checkpointing=true or engine=fsdp."
     )
     assert refusal(found, fifth - 1, plans).problem.startswith("Epoch 5 does not fit")
@@ -306,12 +300,23 @@ def test_the_first_epoch_that_does_not_fit_is_named_with_what_would_help(caplog:
     assert caplog.messages == [f"Memory: epoch 5 needs at least {gib(fifth)} on each rank, which has {gib(fifth)}."]
 
 
+def test_only_plans_that_may_be_the_largest_are_counted() -> None:
+    found = estimate("simclr", own={"vit": True})
+    plans = growing(found)
+    wide = replace(plans[0], epoch=5, batch_size=4 * ROWS)
+    coarse = replace(plans[0], epoch=6, patch_size=8)
+    assert [plan.epoch for plan in largest([*plans, wide, coarse, replace(wide, epoch=7)])] == [4, 5, 6]
+    check_memory(found, 1 << 40, plans)
+    assert [plan.image_size for plan in found._known] == [32]
+    check_memory(found, 0, [])
+
+
 REMEDIES: dict[str, tuple[Callable[[], MemoryEstimate], str, str]] = {
     "parts of a batch": (lambda: estimate("mocov3", own={"norm_group": 4}), "engine.accumulate=2", "fsdp"),
     "shards, where weights are most": (lambda: estimate("mocov3", ranks=2), "engine=fsdp", "accumulate"),
     "no option twice": (
         lambda: estimate("mocov3", ranks=2, activation_checkpointing=True, compute=torch.bfloat16),
-        "more nodes",
+        "more machines",
         "checkpointing|bf16",
     ),
 }

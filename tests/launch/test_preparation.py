@@ -224,7 +224,8 @@ def test_an_epoch_that_outgrows_the_memory_is_refused_at_submission(
     console = Console(quiet=True)
     free = preparation.new_config(growing, console)
     found = parts(free, World(), 2)
-    needs = [memory_estimate(free, found, 2)(plan).total for plan in found.schedule.plans(8)]
+    estimate = memory_estimate(free, found, 2)
+    needs = [estimate(plan).total for plan in found.schedule.plans(8)]
     largest = needs.index(max(needs)) + 1
     assert largest > 1, "the first epochs fit"
     with pytest.raises(ConfigError, match=f"Epoch {largest} does not fit into memory: its 2 views of 16 px, batch 12"):
