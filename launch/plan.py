@@ -29,10 +29,12 @@ from dist_ssl.config.meta_device import on_meta_device
 from dist_ssl.core.plan import EpochPlan
 from dist_ssl.core.progress import Progress
 from dist_ssl.core.timeline import Timeline
+from dist_ssl.distributed.devices import own_device
+from dist_ssl.distributed.memory_size import memory_size
 from dist_ssl.distributed.world import World
-from dist_ssl.engines.memory_need import GIB, MemoryEstimate
+from dist_ssl.engines.memory_need import GIB, MemoryEstimate, check_memory
 from dist_ssl.errors import EXIT_CODE, ConfigError, UserError
-from dist_ssl.parts import parts
+from dist_ssl.parts import Parts, parts
 from dist_ssl.protocols.schedule import Schedule
 from launch import calibration, credentials, curve_sheet, preparation
 from launch.calibration import Cost
@@ -216,6 +218,7 @@ def show(options: PlanOptions, overrides: list[str], console: Console) -> None:
     elif options.measured:
         cost = calibration.of_run(RunDir.open(Path(options.measured)), ranks)
     else:
+        check_room(config, found, plans, ranks)
         splits = [found.data.train, *([found.data.val] if found.data.val else [])]
         images = [len(found.dataset.split(name).samples) for name in splits]
         cost = calibration.measured(config, plans, options.steps, images, console.print)
@@ -228,6 +231,17 @@ def show(options: PlanOptions, overrides: list[str], console: Console) -> None:
         predicted(found.schedule, found.timeline, cost, every(config)).write(file)
         console.print(f"Prediction: {file}; launch/report.py run=runs/NAME plan={file} holds a run against it.")
     console.print(f"Curves: {options.out}")
+
+
+def check_room(config: dict[str, Any], found: Parts, plans: list[EpochPlan], ranks: int) -> None:
+    """Raise ConfigError where this machine lacks the memory for one rank's step of one of the plans."""
+    alone = memory_estimate(calibration.of_one_rank(config), found, 1)
+    room = memory_size(World(device=own_device(0)))
+    try:
+        check_memory(alone, room, [calibration.share_of(plan, ranks) for plan in plans])
+    except ConfigError as error:
+        remedy = "Add steps=0 to measure nothing here, or measured=runs/NAME to use the speed of a past run."
+        raise ConfigError(f"A rank's step cannot be measured on this machine. {error.problem}", remedy) from error
 
 
 def draw(schedule: Schedule, timeline: Timeline, out: Path) -> None:

@@ -73,6 +73,17 @@ def test_a_few_measured_steps_predict_time_and_energy(
     assert float(rows(text)[-1][-1]) == 1.0
 
 
+def test_a_step_that_this_machine_has_no_memory_for_is_not_measured(
+    demo_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "memory_size", lambda world: 1000)
+    code, text = shown(capsys, demo_shards, tmp_path, *GROWING, "steps=1")
+    assert code == 2
+    assert "A rank's step cannot be measured on this machine. Epoch 2 does not fit into memory" in text
+    assert "batch 6 on 1 ranks" in text
+    assert "steps=0" in text
+
+
 def test_the_speed_may_come_from_a_run(demo_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = small_config(demo_shards, "schedule=accelerated", "schedule.start_scale=0.5", "epochs=5", "nodes=1")
     config["ranks_per_node"] = 1
