@@ -19,7 +19,7 @@ from dist_ssl.core.draws import Draws
 from dist_ssl.core.plan import EpochPlan
 from dist_ssl.distributed.world import World
 from dist_ssl.engines import saved_tensors
-from dist_ssl.engines.memory_need import MemoryEstimate, MemoryNeed, check_memory, gib, largest
+from dist_ssl.engines.memory_need import MemoryEstimate, MemoryNeed, check_memory, gib, is_small, largest
 from dist_ssl.engines.parallel import Parallel
 from dist_ssl.engines.saved_tensors import AbsentRanks
 from dist_ssl.errors import ConfigError
@@ -119,6 +119,7 @@ def test_a_step_never_takes_less_than_is_estimated_and_not_much_more(
     engine = small_engine(World(), "ddp", made(World(), name, **own), **given)
     found = peak(engine, plan_of(engine.method))
     assert expected <= found <= MOST * expected
+    assert not is_small(engine.method, [plan_of(engine.method)], 1, found), "it would not have been counted"
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -127,9 +128,11 @@ def test_every_encoder_of_the_config_tree_can_be_counted(name: str, monkeypatch:
     with on_meta_device():
         encoder = instantiate(node, "encoder")
     with nothing_left_out(monkeypatch):
-        found = need("simsiam", 2, 32, own={"encoder": encoder})
-    pixels = 2 * found.views
-    assert found.activations > pixels, "more than one layer keeps its input"
+        least = estimate("simsiam", own={"encoder": encoder})
+        plan = plan_of(least.engine.method, 2, 32)
+        found = least(plan)
+    assert found.activations > 2 * found.views, "more than one layer keeps its input"
+    assert not is_small(least.engine.method, [plan], 1, 2 * found.total), "it would not have been counted"
 
 
 def job_peak(world: World, name: str, engine: str, batch_size: int) -> int:
@@ -307,6 +310,16 @@ def test_the_first_epoch_that_does_not_fit_is_named_with_what_would_help(caplog:
     assert refusal(found, fifth - 1, plans).problem.startswith("Epoch 5 does not fit")
     check_memory(found, fifth, plans)
     assert caplog.messages == [f"Memory: epoch 5 needs at least {gib(fifth)} on each rank, which has {gib(fifth)}."]
+
+
+def test_small_runs_are_not_counted_and_a_plan_among_them_that_is_not_small_counts() -> None:
+    method = made(World(), "mocov3")
+    small = plan_of(method)
+    huge = replace(small, image_size=4096)
+    assert is_small(method, [small, small], 1, 1 << 32)
+    assert is_small(method, [], 1, 1 << 32), "nothing is left to train"
+    assert not is_small(method, [small, huge], 1, 1 << 32)
+    assert not is_small(method, [small, replace(small, batch_size=1 << 14)], 2, 1 << 32)
 
 
 def test_only_plans_that_may_be_the_largest_are_counted() -> None:
