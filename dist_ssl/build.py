@@ -1,6 +1,6 @@
 """The composition root: a resolved config in, a `Job` out. No other module of the package sees one but `parts.py`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from dist_ssl.config.instantiate import fit, instantiate
 from dist_ssl.config.meta_device import META, on_meta_device
 from dist_ssl.config.precision import PRECISIONS
 from dist_ssl.config.run_keys import Config
+from dist_ssl.core.plan import EpochPlan
 from dist_ssl.core.progress import Progress
 from dist_ssl.data.epoch_views import Colours
 from dist_ssl.data.loader.loader_process import LoaderProcess
@@ -17,8 +18,12 @@ from dist_ssl.data.order.ledger import Ledger
 from dist_ssl.data.order.quarantine import Quarantine
 from dist_ssl.data.storage import manifest
 from dist_ssl.data.stream import Stream
+from dist_ssl.distributed.memory_size import memory_size
 from dist_ssl.distributed.rendezvous import own_addresses
 from dist_ssl.distributed.world import World
+from dist_ssl.engines.memory_need import MemoryEstimate, check_memory, is_small
+from dist_ssl.engines.parallel import Parallel
+from dist_ssl.engines.saved_tensors import AbsentRanks
 from dist_ssl.evaluate.evidence import doubts
 from dist_ssl.evaluate.features import Extractor, subset
 from dist_ssl.evaluate.inputs import CentreView, Inputs
@@ -28,7 +33,7 @@ from dist_ssl.metrics.goodput import Goodput
 from dist_ssl.metrics.meter import Meter
 from dist_ssl.metrics.sinks import JsonLines, Prometheus, Status, TextFile
 from dist_ssl.metrics.trackers.detached import trackers
-from dist_ssl.parts import Parts, parts, probing
+from dist_ssl.parts import Parts, make_method, parts, probing
 from dist_ssl.protocols.engine import Engine
 from dist_ssl.protocols.probe import Probe
 from dist_ssl.protocols.sink import Sink
@@ -49,10 +54,11 @@ class Place:
     restarts: Mapping[str, int] = field(default_factory=dict)
 
 
-def check(config: Config, ranks: int, note: Callable[[str], object] | None = None) -> str:
+def check(config: Config, ranks: int, note: Callable[[str], object] | None = None, memory: int | None = None) -> str:
     """Check everything that can be checked before a run starts, on the meta device; return the data's identity.
 
-    `note`: is given what a person should know of data that is accepted.
+    `note`: is given what a person should know of data that is accepted. `memory`: bytes that every rank will have; None
+    where they are not known yet.
     """
     with on_meta_device():
         found = parts(config, World(), ranks)
@@ -67,7 +73,19 @@ def check(config: Config, ranks: int, note: Callable[[str], object] | None = Non
     for key, kind in (("port", int), ("bind", str | None), ("textfile", str | None)):
         fit(config["metrics"][key], kind, f"metrics.{key}")
     trackers(config["tracker"], Path())
+    if memory is not None:
+        check_memory(memory_estimate(config, found, ranks), memory, found.schedule.plans(found.run.all_epochs))
     return found.dataset.identity
+
+
+def memory_estimate(config: Config, p: Parts, ranks: int) -> MemoryEstimate:
+    """Return the estimate of the memory that epochs need on each of `ranks` ranks."""
+    with on_meta_device():
+        world = AbsentRanks(size=ranks) if p.virtual_ranks is None else World()
+        method = make_method(config, instantiate(config["encoder"], "encoder"), len(p.train.samples), world)
+        engine = build_engine(config, replace(p, method=method), World(device=META))
+    assert isinstance(engine, Parallel)
+    return MemoryEstimate(engine, ranks, p.run.ranks_per_node or 1, p.difficulty.scored_bytes)
 
 
 def build_engine(config: Config, p: Parts, world: World) -> Engine:
@@ -87,7 +105,7 @@ def build(config: Config, world: World, signals: Signals, place: Place) -> Job:
         engine=(engine := build_engine(config, p, world)),
         stream=stream(p, world, process, engine),
         schedule=p.schedule,
-        coordinator=Coordinator(p.schedule, world=world, record=place.folder / "plan.jsonl", check=p.check),
+        coordinator=coordinator(config, p, world, place),
         checkpoint=Checkpoint(
             place.folder / "checkpoints",
             world,
@@ -105,6 +123,17 @@ def build(config: Config, world: World, signals: Signals, place: Place) -> Job:
         ),
         log_every=p.run.log_every,
     )
+
+
+def coordinator(config: Config, p: Parts, world: World, place: Place) -> Coordinator:
+    """Return the source of epoch plans, which are checked against the memory of the rank that has the least."""
+    room = min(world.collect(memory_size(world)))
+
+    def fit(plans: Sequence[EpochPlan]) -> None:
+        if not is_small(p.method, plans, world.size, room):
+            check_memory(memory_estimate(config, p, world.size), room, plans)
+
+    return Coordinator(p.schedule, world=world, record=place.folder / "plan.jsonl", check=p.check, fit=fit)
 
 
 def stream(p: Parts, world: World, process: LoaderProcess | None, engine: Engine) -> Stream:

@@ -63,6 +63,7 @@ class Job:
 def train(job: Job) -> Outcome:
     """Run the job until it has finished or the cluster requests its nodes back; return which."""
     progress = job.checkpoint.restore(job.engine, job.fresh)
+    job.coordinator.check_memory(progress)
     job.meter.open(progress)
     while True:
         if progress.between_epochs:

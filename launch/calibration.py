@@ -162,7 +162,7 @@ class Clocks:
 
 def timed_steps(job: Job, plan: EpochPlan, ranks: int, steps: int) -> tuple[Clocks, Clocks]:
     """Return what the first batch of an epoch takes, and then a step, with a rank's share of the plan."""
-    share = replace(plan, batch_size=plan.batch_size // ranks, lanes=plan.lanes // ranks)
+    share = share_of(plan, ranks)
     hyper = job.schedule.hyperparameters(job.fresh)  # at the start: those of a later step might diverge
     batches = endless(job, share)
     for number in range(FIRST_STEPS):
@@ -181,6 +181,11 @@ def timed_steps(job: Job, plan: EpochPlan, ranks: int, steps: int) -> tuple[Cloc
     ended = Clocks.now(job)
     batches.close()
     return began.since(opened), ended.since(began, steps)
+
+
+def share_of(plan: EpochPlan, ranks: int) -> EpochPlan:
+    """Return the plan of one rank's share of the batch."""
+    return replace(plan, batch_size=plan.batch_size // ranks, lanes=plan.lanes // ranks)
 
 
 def endless(job: Job, plan: EpochPlan) -> Generator[Batch, None, None]:

@@ -23,15 +23,19 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from dist_ssl.build import memory_estimate
 from dist_ssl.config.command import run_command
 from dist_ssl.config.durations import Duration
 from dist_ssl.config.meta_device import on_meta_device
 from dist_ssl.core.plan import EpochPlan
 from dist_ssl.core.progress import Progress
 from dist_ssl.core.timeline import Timeline
+from dist_ssl.distributed.devices import own_device
+from dist_ssl.distributed.memory_size import memory_size
 from dist_ssl.distributed.world import World
+from dist_ssl.engines.memory_need import GIB, MemoryEstimate, check_memory
 from dist_ssl.errors import ConfigError
-from dist_ssl.parts import parts
+from dist_ssl.parts import Parts, parts
 from dist_ssl.protocols.schedule import Schedule
 from launch import calibration, credentials, curve_sheet, preparation
 from launch.calibration import Cost
@@ -47,7 +51,9 @@ ROWS = 40
 WIDTH = 120
 """Width of the table, in characters, at least."""
 DEFAULTS = {"steps": "4", "measured": "", "watts": "", "out": "plan.png"}
-COLUMNS = ("epochs", "steps", "size", "magnitude", "views", "local views", "batch", "lr", "cost")
+COLUMNS = ("epochs", "steps", "size", "magnitude", "views", "local views", "batch", "lr", "memory, GiB", "cost")
+
+MEMORY = "Memory is what a step needs at least (what libraries and the allocator take is not in it), on each of"
 
 
 @dataclass(frozen=True)
@@ -124,8 +130,8 @@ def cycle_of(timeline: Timeline, epoch: int) -> int:
     return sum(epoch >= bound for bound in timeline.bounds[1:-1])
 
 
-def table(rows: list[Stretch], cost: Cost) -> Table:
-    """Return the table of epochs; `cost`: that of an epoch, as a share of the last epoch's."""
+def table(rows: list[Stretch], cost: Cost, estimate: MemoryEstimate) -> Table:
+    """Return the table of epochs; memory is what a rank needs at least, and cost a share of the last epoch's."""
     shown = Table(*COLUMNS, box=None, header_style="", pad_edge=False)
     last = cost.epoch(rows[-1].plan, rows[-1].steps)
     for column in shown.columns:
@@ -138,7 +144,7 @@ def table(rows: list[Stretch], cost: Cost) -> Table:
         rates = " to ".join(f"{rate:.3g}" for rate in dict.fromkeys(row.rates))
         share = cost.epoch(plan, row.steps) / last
         cells = (row.steps, f"{plan.image_size} px", f"{plan.magnitude:.3g}", views, local, plan.batch_size)
-        shown.add_row(numbers, *map(str, cells), rates, f"{share:.2f}")
+        shown.add_row(numbers, *map(str, cells), rates, f"{estimate(plan).total / GIB:.3g}", f"{share:.2f}")
     return shown
 
 
@@ -216,10 +222,12 @@ def show(options: PlanOptions, overrides: list[str], console: Console) -> None:
     elif options.measured:
         cost = calibration.of_run(RunDir.open(Path(options.measured)), ranks)
     else:
+        check_room(config, found, plans, ranks)
         splits = [found.data.train, *([found.data.val] if found.data.val else [])]
         images = [len(found.dataset.split(name).samples) for name in splits]
         cost = calibration.measured(config, plans, options.steps, images, console.print)
-    console.print(table(rows, cost))
+    console.print(table(rows, cost, memory_estimate(config, found, ranks)))
+    console.print(f"{MEMORY} {ranks} ranks.")
     for line in summary(rows, cost, config, options.watts) if options.steps else [cost.source, relative(rows, cost)]:
         console.print(line)
     if options.steps:
@@ -227,6 +235,17 @@ def show(options: PlanOptions, overrides: list[str], console: Console) -> None:
         predicted(found.schedule, found.timeline, cost, every(config)).write(file)
         console.print(f"Prediction: {file}; launch/report.py run=runs/NAME plan={file} holds a run against it.")
     console.print(f"Curves: {options.out}")
+
+
+def check_room(config: dict[str, Any], found: Parts, plans: list[EpochPlan], ranks: int) -> None:
+    """Raise ConfigError where this machine lacks the memory for one rank's step of one of the plans."""
+    alone = memory_estimate(calibration.of_one_rank(config), found, 1)
+    room = memory_size(World(device=own_device(0)))
+    try:
+        check_memory(alone, room, [calibration.share_of(plan, ranks) for plan in plans])
+    except ConfigError as error:
+        remedy = "Add steps=0 to measure nothing here, or measured=runs/NAME to use the speed of a past run."
+        raise ConfigError(f"A rank's step cannot be measured on this machine. {error.problem}", remedy) from error
 
 
 def draw(schedule: Schedule, timeline: Timeline, out: Path) -> None:

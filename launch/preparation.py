@@ -103,16 +103,16 @@ def check_shape(config: dict[str, Any]) -> None:
     check_plan(run.lanes, run.batch_size, config["nodes"] * config["ranks_per_node"], num_samples=run.batch_size)
 
 
-def check(config: dict[str, Any], console: Console) -> str:
+def check(config: dict[str, Any], console: Console, memory: int | None = None) -> str:
     """Check everything that can be checked before a start; return the data's identity. Raises UserError.
 
-    Prints what a person should know of data that is accepted.
+    Prints what a person should know of data that is accepted. `memory`: bytes that every rank will have, if known.
     """
     from dist_ssl.build import check as check_parts
 
     os.environ["DS_ACCELERATOR"] = "cpu"  # nothing is computed here, so DeepSpeed need not search for devices
     complete, ranks = credentials.restored(config), config["nodes"] * config["ranks_per_node"]
-    return check_parts(complete, ranks, lambda text: console.print(text, highlight=False, markup=False))
+    return check_parts(complete, ranks, lambda text: console.print(text, highlight=False, markup=False), memory)
 
 
 def new_config(overrides: list[str], console: Console) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def new_config(overrides: list[str], console: Console) -> dict[str, Any]:
     check_shape(config)
     if not config["dry_run"]:
         make_data(config, console)
-        config["data"]["identity"] = check(config, console)
+        config["data"]["identity"] = check(config, console, cluster_options.memory_of_rank(config))
     return config
 
 

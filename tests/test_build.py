@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dist_ssl.build import check
+import dist_ssl.build
+from dist_ssl.build import check, memory_estimate
 from dist_ssl.config.precision import PRECISIONS
 from dist_ssl.config.run_keys import PRECISION_NAMES
 from dist_ssl.core.plan import Curve
@@ -17,6 +18,8 @@ from dist_ssl.distributed.world import World
 from dist_ssl.errors import ConfigError, DataError, UserError
 from dist_ssl.evaluate.knn import NoProbe
 from dist_ssl.methods.byol import BYOL
+from dist_ssl.parts import parts
+from dist_ssl.train import train
 from launch import settings
 from launch.run_dir import PROJECT
 from tests.jobs import small_config, small_job
@@ -340,3 +343,24 @@ def test_a_folder_without_shards_is_refused_with_the_way_to_make_them(tmp_path: 
 
 def test_every_precision_that_the_config_may_name_has_its_dtypes() -> None:
     assert tuple(PRECISIONS) == PRECISION_NAMES
+
+
+def test_a_job_that_outgrows_its_memory_ends_before_its_first_step(
+    demo_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("schedule=progressive", "schedule.start_scale=0.5", "epochs=8", "ranks_per_node=1")
+    job = small_job(World(), small_config(demo_shards, *words), tmp_path)
+    needs = memory_estimate(small_config(demo_shards, *words), parts(small_config(demo_shards, *words), World(), 1), 1)
+    sizes = [needs(job.schedule.plan(epoch)).total for epoch in range(8)]
+    assert sizes == sorted(sizes)
+    assert sizes[0] < sizes[-1]
+    monkeypatch.setattr(dist_ssl.build, "memory_size", lambda world: sizes[-1] - 1)
+    late = small_job(World(), small_config(demo_shards, *words), tmp_path / "late")
+    first = sizes.index(sizes[-1]) + 1
+    with pytest.raises(ConfigError, match=f"Epoch {first} does not fit into memory: its 2 views of 16 px, batch 12 on"):
+        train(late)
+    assert not (tmp_path / "late" / "plan.jsonl").exists()
+    assert not list((tmp_path / "late" / "checkpoints").glob("step_*"))
+    monkeypatch.setattr(dist_ssl.build, "memory_size", lambda world: sizes[-1])
+    fitting = small_job(World(), small_config(demo_shards, *words), tmp_path / "fitting")
+    fitting.coordinator.check_memory(fitting.fresh)

@@ -87,3 +87,7 @@ class Difficulty(Protocol):
     def views(self, plan: EpochPlan, look: Look) -> EpochViews:
         """Return the views of an epoch with several candidates."""
         ...
+
+    def scored_bytes(self, plan: EpochPlan, itemsize: int) -> int:
+        """Return the bytes on the device of an image's candidates that the model scores; `itemsize`: of a number."""
+        ...

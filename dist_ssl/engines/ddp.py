@@ -7,7 +7,7 @@ them: torch's rebuilding after the first step would make a resumed run differ fr
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from dist_ssl.core.plan import Hyperparameters
 from dist_ssl.distributed.world import World
 from dist_ssl.engines.parallel import Parallel, T
 from dist_ssl.engines.passes import seed
+from dist_ssl.engines.shares import Shares
 from dist_ssl.engines.spread import spread_of
 from dist_ssl.engines.virtual import VirtualRanks, check_method, check_options
 from dist_ssl.models import norm
@@ -75,6 +76,12 @@ class DDP(Parallel):
         if self.world.device.type == "cpu":  # the same order of summation at any placement of the ranks
             wrapped.register_comm_hook(self.world, average)
         return wrapped
+
+    def shares(self, ranks: int, per_node: int) -> Shares:
+        """Return that every rank holds all; gradients are exchanged in buckets, except in bitwise mode."""
+        if self.virtual is None:
+            return replace(super().shares(ranks, per_node), buckets=ranks > 1)
+        return Shares(parts=self.virtual.number // ranks, two_passes=True)
 
     def initialise_memory(self, batch: Batch) -> None:
         """Initialise the memory; in bitwise mode each rank uses the whole job's batch, one virtual rank at a time."""

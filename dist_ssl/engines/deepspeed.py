@@ -11,7 +11,7 @@ of the whole gradient, computed before DeepSpeed's update; clipping is done here
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,7 @@ from dist_ssl.engines.average import EMA, average_of
 from dist_ssl.engines.deepspeed_config import Stage, check, written
 from dist_ssl.engines.deepspeed_parts import Part, parts_of_groups, parts_of_parameters
 from dist_ssl.engines.parallel import Parallel, T
+from dist_ssl.engines.shares import Shares
 from dist_ssl.engines.shell import Shell
 from dist_ssl.engines.spread import held_here, whole
 from dist_ssl.errors import CheckpointError
@@ -60,6 +61,11 @@ class DeepSpeed(Parallel):
     def wrap(self) -> Mapping[str, nn.Parameter]:
         """Return the parameters unwrapped: DeepSpeed wraps method and optimizer together later."""
         return dict(self.method.named_parameters())
+
+    def shares(self, ranks: int, per_node: int) -> Shares:
+        """Return what all ranks share, by the stage."""
+        moments, gradients, weights = (ranks if self.stage >= least else 1 for least in (1, 2, 3))
+        return replace(super().shares(ranks, per_node), weights=weights, gradients=gradients, moments=moments)
 
     def _initialize(self) -> None:
         """Pass method and optimizer to DeepSpeed; find which elements of them this rank holds."""

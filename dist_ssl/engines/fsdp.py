@@ -9,7 +9,7 @@ method made them. In a world of one nothing is wrapped.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from dist_ssl.core.plan import Hyperparameters
 from dist_ssl.distributed.world import World
 from dist_ssl.engines.average import EMA
 from dist_ssl.engines.parallel import Parallel, T
+from dist_ssl.engines.shares import Shares
 from dist_ssl.engines.shell import Shell
 from dist_ssl.errors import ConfigError
 from dist_ssl.optim.recipes import Muon
@@ -128,6 +129,12 @@ class FSDP(Parallel):
             raise ConfigError(
                 f"engine.cpu_offload=true is not possible: {reason}.", "Set engine.cpu_offload=false, or use more GPUs."
             )
+
+    def shares(self, ranks: int, per_node: int) -> Shares:
+        """Return that all ranks, or those of a node, share everything."""
+        over = per_node if self.replicate else ranks
+        alike = replace(super().shares(ranks, per_node), on_device=not self.cpu_offload)
+        return replace(alike, weights=over, gradients=over, moments=over)
 
     def _shard(self) -> tuple[int, int]:
         """Wrap blocks and root; return the number of shards of a parameter, and the index of this rank's shard."""

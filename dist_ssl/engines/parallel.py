@@ -24,6 +24,7 @@ from dist_ssl.engines.average import average_of
 from dist_ssl.engines.canonical import Canonical
 from dist_ssl.engines.hard_views import with_chosen_views
 from dist_ssl.engines.passes import at_once, check_parts, in_parts, plain, seed
+from dist_ssl.engines.shares import Shares
 from dist_ssl.engines.utilisation import UsefulWork, peak
 from dist_ssl.models import ema, norm
 from dist_ssl.optim.recipes import OptimizerRecipe, apply_hyperparameters
@@ -109,6 +110,10 @@ class Parallel(Canonical):
     @abstractmethod
     def refresh(self) -> None:
         """Make the next use of the weights see local elements that have changed."""
+
+    def shares(self, ranks: int, per_node: int) -> Shares:
+        """Return how `ranks` ranks, `per_node` on each node, would share out weights, gradients and moments."""
+        return Shares(parts=self.accumulate, two_passes=self.accumulate > 1)
 
     def seen(self, batch: Batch) -> Batch:
         """Return the batch that loss and memory receive: this rank's part of the global batch."""

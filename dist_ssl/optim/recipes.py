@@ -120,6 +120,10 @@ class OptimizerRecipe(ABC):
     def build(self, named: Iterable[tuple[str, nn.Parameter]], norms: Norms = local_norms) -> torch.optim.Optimizer:
         """Return the optimizer over the trainable parameters; `norms` computes their norms. Raises ConfigError."""
 
+    @abstractmethod
+    def moments(self, parameter: nn.Parameter) -> int:
+        """Return how many tensors of a trainable parameter's shape the optimizer keeps from step to step."""
+
 
 @dataclass(frozen=True)
 class AdamW(OptimizerRecipe):
@@ -137,6 +141,10 @@ class AdamW(OptimizerRecipe):
     def build(self, named: Iterable[tuple[str, nn.Parameter]], norms: Norms = local_norms) -> torch.optim.Optimizer:
         """Return the optimizer over the trainable parameters; `norms` is not used. Raises ConfigError."""
         return self._adamw(self.groups(named))
+
+    def moments(self, parameter: nn.Parameter) -> int:
+        """Return 2: the means of gradients and of their squares."""
+        return 2
 
     def _adamw(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         betas = (self.betas[0], self.betas[1])
@@ -177,6 +185,10 @@ class Muon(AdamW):
         rest = _those(groups, lambda p: p.ndim != MATRIX)
         return Joined(muon, *([self._adamw(rest)] if rest else []))
 
+    def moments(self, parameter: nn.Parameter) -> int:
+        """Return 1 for a matrix, and 2 for others."""
+        return 1 if parameter.ndim == MATRIX else super().moments(parameter)
+
 
 def _those(groups: list[dict[str, Any]], belongs: Callable[[nn.Parameter], bool]) -> list[dict[str, Any]]:
     """Return the groups with those of their parameters that belong; no empty ones."""
@@ -203,6 +215,10 @@ class SGD(OptimizerRecipe):
     def build(self, named: Iterable[tuple[str, nn.Parameter]], norms: Norms = local_norms) -> torch.optim.Optimizer:
         """Return the optimizer over the trainable parameters; `norms` is not used. Raises ConfigError."""
         return torch.optim.SGD(self.groups(named), lr=0.0, momentum=self.momentum, nesterov=self.nesterov, fused=True)
+
+    def moments(self, parameter: nn.Parameter) -> int:
+        """Return 1, or 0 without momentum."""
+        return int(self.momentum > 0)
 
 
 @dataclass(frozen=True)
@@ -231,3 +247,7 @@ class LARS(OptimizerRecipe):
             clip=self.clip,
             norms=norms,
         )
+
+    def moments(self, parameter: nn.Parameter) -> int:
+        """Return 1."""
+        return 1

@@ -38,9 +38,13 @@ class Schedule:
         """Return the plan of an epoch, counted from 0."""
         return self.planner.plan(epoch)
 
+    def plans(self, epochs: int) -> list[EpochPlan]:
+        """Return the plans of all epochs."""
+        return list(map(self.plan, range(epochs)))
+
     def distinct_plans(self, epochs: int) -> list[EpochPlan]:
         """Return the plans of all epochs, those that differ by their number alone once."""
-        return list({plan.numbered(0): plan for plan in map(self.plan, range(epochs))}.values())
+        return list({plan.numbered(0): plan for plan in self.plans(epochs)}.values())
 
     def hyperparameters(self, progress: Progress) -> Hyperparameters:
         """Return the hyperparameters of the step at this position."""

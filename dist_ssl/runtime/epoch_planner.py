@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -60,11 +60,32 @@ def described(plan: EpochPlan, epochs: int, hyper: Hyperparameters) -> str:
 class Coordinator:
     """The source of epoch plans: rank 0 asks the schedule and broadcasts the plan. `record`: file of all plans.
 
-    `check` raises ConfigError where an epoch of a plan cannot be trained.
+    `check` raises ConfigError where an epoch of a plan cannot be trained, `fit` where one of several epochs needs more
+    memory than a rank has; it is called on rank 0 alone.
     """
 
-    def __init__(self, schedule: Schedule, *, world: World, record: Path, check: Callable[[EpochPlan], None]) -> None:
-        self.schedule, self.world, self.record, self.check = schedule, world, record, check
+    def __init__(
+        self,
+        schedule: Schedule,
+        *,
+        world: World,
+        record: Path,
+        check: Callable[[EpochPlan], None],
+        fit: Callable[[Sequence[EpochPlan]], None] = lambda _: None,
+    ) -> None:
+        self.schedule, self.world, self.record, self.check, self.fit = schedule, world, record, check, fit
+
+    def check_memory(self, progress: Progress) -> None:
+        """Raise ConfigError on all ranks where an epoch from this position on needs more memory than a rank has."""
+        refusal = None
+        if self.world.rank == 0:
+            started = progress.plans[progress.epoch :]
+            try:
+                self.fit([*started, *map(self.schedule.plan, range(progress.epoch + len(started), progress.epochs))])
+            except ConfigError as error:
+                refusal = [error.problem, error.remedy]
+        if refusal := self.world.share(refusal):
+            raise ConfigError(*refusal)
 
     def plan(self, progress: Progress) -> EpochPlan:
         """Return the plan of the epoch at this position; a started epoch keeps its plan.

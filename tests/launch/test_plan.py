@@ -46,6 +46,9 @@ def test_without_a_measurement_costs_are_those_of_the_pixels(
     magnitudes = ["0.5", "0.5", "0.667", "0.833", "1"]
     sizes = ["8 px", "8 px", "12 px", "12 px", "16 px"]
     assert found == list(zip("12345", sizes, magnitudes, costs, strict=True))
+    memory = [float(cells[plan.COLUMNS.index("memory, GiB")]) for cells in rows(text)]
+    assert 0 < memory[0] == memory[1] < memory[2] < memory[4]
+    assert "on each of 2 ranks." in text
     assert "The epochs cost 0.53 of what they would cost if all were like the last." in text
     assert "Predict" not in text
     assert not (tmp_path / "plan.json").exists(), "costs in proportion to pixels predict no time"
@@ -68,6 +71,17 @@ def test_a_few_measured_steps_predict_time_and_energy(
     assert prediction.points[-1][1] / 3600 * 2 == pytest.approx(float(found[3]), rel=0.01), "on two nodes"
     assert prediction.source.startswith("Measured here: 1 steps of each of 3 kinds")
     assert float(rows(text)[-1][-1]) == 1.0
+
+
+def test_a_step_that_this_machine_has_no_memory_for_is_not_measured(
+    demo_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "memory_size", lambda world: 1000)
+    code, text = shown(capsys, demo_shards, tmp_path, *GROWING, "steps=1")
+    assert code == 2
+    assert "A rank's step cannot be measured on this machine. Epoch 2 does not fit into memory" in text
+    assert "batch 6 on 1 ranks" in text
+    assert "steps=0" in text
 
 
 def test_the_speed_may_come_from_a_run(demo_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,13 +10,17 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from dist_ssl.build import memory_estimate
 from dist_ssl.data.storage import manifest
+from dist_ssl.distributed.world import World
 from dist_ssl.errors import ConfigError, DataError
-from launch import preparation, settings
+from dist_ssl.parts import parts
+from launch import cluster_options, preparation, settings
 from launch.run_dir import PROJECT
 from shards import make
 from shards.image_source import ImageSource
 from shards.sources import garments
+from tests.jobs import SMALL
 from tests.shards.wardrobe import wardrobe
 
 
@@ -183,3 +187,47 @@ def test_a_run_that_cannot_be_written_leaves_its_name(tmp_path: Path, monkeypatc
             preparation.begin(words, config(*words))
     assert not list(tmp_path.iterdir())
     assert preparation.begin(words, config(*words)).config["name"] == "mine"
+
+
+MEMORY: dict[str, tuple[tuple[str, ...], int | None]] = {
+    "a share of a node": (("cluster.mem=64G", "ranks_per_node=4"), 16 << 30),
+    "megabytes without a unit": (("cluster.mem=3", "ranks_per_node=2"), 3 << 19),
+    "all of a node, of unknown size": (("cluster.mem=0",), None),
+    "nothing said": ((), None),
+    "not the host's on GPUs": (("cluster.mem=64G", "cluster.gpus_per_node=4"), None),
+    "a GPU's": (("cluster.gpu_memory=80g", "cluster.gpus_per_node=4"), 80 << 30),
+    "not a GPU's on CPUs": (("cluster.gpu_memory=80G",), None),
+    "not for local nodes": (("cluster=local", "cluster.mem=64G"), None),
+}
+
+
+@pytest.mark.parametrize("case", MEMORY)
+def test_the_memory_of_a_rank_is_known_at_submission_where_the_config_says_it(case: str) -> None:
+    words, expected = MEMORY[case]
+    found = config("cluster=slurm", *words)
+    found["ranks_per_node"] = found["ranks_per_node"] or 1
+    assert cluster_options.memory_of_rank(found) == expected
+
+
+def test_a_gpu_without_a_size_is_refused() -> None:
+    found = config("cluster=slurm", "cluster.gpus_per_node=4", "cluster.gpu_memory=large")
+    with pytest.raises(ConfigError, match=r"cluster\.gpu_memory=large is not a size"):
+        cluster_options.memory_of_rank(found)
+
+
+def test_an_epoch_that_outgrows_the_memory_is_refused_at_submission(
+    demo_shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preparation, "_what_is_missing", lambda: "")
+    held = [*SMALL, f"data.path={demo_shards}", "data.source=null", "cluster=slurm", "nodes=2", "epochs=8"]
+    growing = [*held, "schedule=progressive", "schedule.start_scale=0.5"]
+    console = Console(quiet=True)
+    free = preparation.new_config(growing, console)
+    found = parts(free, World(), 2)
+    estimate = memory_estimate(free, found, 2)
+    needs = [estimate(plan).total for plan in found.schedule.plans(8)]
+    largest = needs.index(max(needs)) + 1
+    assert largest > 1, "the first epochs fit"
+    with pytest.raises(ConfigError, match=f"Epoch {largest} does not fit into memory: its 2 views of 16 px, batch 12"):
+        preparation.new_config([*growing, f"cluster.mem={(max(needs) - 1) // 1024}K"], console)
+    assert preparation.new_config([*growing, f"cluster.mem={max(needs) // 1024 + 1}K"], console)["data"]["identity"]

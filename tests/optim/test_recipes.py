@@ -2,6 +2,7 @@
 
 import re
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -209,3 +210,22 @@ def test_updates_equal_torch(recipe, theirs, options, decay_1d: bool) -> None:
             optimizer.step()
     for p, expected in zip(own_net.parameters(), net.parameters(), strict=True):
         torch.testing.assert_close(p, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_an_optimizer_keeps_as_many_moments_as_it_says(path: Path) -> None:
+    recipe, net = instantiate(yaml.safe_load(path.read_text()), "optim"), network().float()
+    if recipe.constant or recipe.predictor_rate != 1:
+        recipe = replace(recipe, constant=[], predictor_rate=1.0)
+    optimizer = recipe.build(net.named_parameters())
+    x = torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    net(x).pow(2).sum().backward()
+    apply_hyperparameters(optimizer, hyper(0.1, 0.0))
+    optimizer.step()
+    for parameter in net.parameters():
+        kept = [value for value in optimizer.state[parameter].values() if value is not None and value.ndim]
+        assert [value.shape for value in kept] == [parameter.shape] * recipe.moments(parameter)
+
+
+def test_without_momentum_nothing_is_kept() -> None:
+    assert SGD(0.1, 0.0, momentum=0.0).moments(nn.Parameter(torch.zeros(2))) == 0

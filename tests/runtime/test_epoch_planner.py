@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -117,3 +117,47 @@ def test_a_plan_that_cannot_be_trained_is_refused_on_all_ranks(tmp_path: Path) -
     found = on_ranks(tmp_path / "plan.jsonl", [Schedule(Planner(), Rate())] * 2, [Progress(epochs=5)] * 2, refuse)
     assert [error.problem for error in found] == ["24 px", "24 px"]
     assert jsonl.read(tmp_path / "plan.jsonl") == []
+
+
+class Counted:
+    """Notes the epochs whose memory is checked, and refuses those of more than `room` px."""
+
+    def __init__(self, room: int) -> None:
+        self.room, self.seen = room, list[tuple[int, int]]()
+
+    def __call__(self, plans: Sequence[EpochPlan]) -> None:
+        self.seen += [(plan.epoch, plan.image_size) for plan in plans]
+        if any(plan.image_size > self.room for plan in plans):
+            raise ConfigError("Too large.", "Shrink it.")
+
+
+def checked(progress: Progress, room: int = 100) -> tuple[list[tuple[int, int]], list[str]]:
+    """The epochs that three ranks check together, and what each of them raises."""
+    table, fit, found = Table(3), Counted(room), [""] * 3
+
+    def work(rank: int) -> None:
+        world = Side(rank, 3, table=table)
+        made = Coordinator(Schedule(Planner(24), Rate()), world=world, record=Path(), check=lambda _: None, fit=fit)
+        try:
+            made.check_memory(progress)
+        except ConfigError as error:
+            found[rank] = str(error)
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return fit.seen, found
+
+
+def test_the_memory_of_all_epochs_to_come_is_checked_by_rank_0_and_refused_on_all_ranks() -> None:
+    assert checked(Progress(epochs=3)) == ([(0, 24), (1, 24), (2, 24)], [""] * 3)
+    assert checked(Progress(epochs=3), room=20)[1] == ["Too large.\n  Shrink it."] * 3
+
+
+def test_a_resumed_run_checks_the_started_epoch_as_it_was_planned_and_none_before() -> None:
+    started = Progress(epochs=4).begin(replace(PLAN, image_size=99)).advance().next_epoch()
+    assert checked(started)[0] == [(1, 24), (2, 24), (3, 24)]
+    began = started.begin(replace(PLAN, epoch=1, image_size=16)).advance()
+    assert checked(began)[0] == [(1, 16), (2, 24), (3, 24)]

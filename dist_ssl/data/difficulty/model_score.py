@@ -25,6 +25,8 @@ from dist_ssl.data.epoch_views import EpochViews, Finished, Look
 from dist_ssl.data.images.photometric import colour
 from dist_ssl.data.images.views import Cutter
 
+CHANNELS = 3
+
 
 @dataclass(frozen=True)
 class ModelScore:
@@ -47,6 +49,13 @@ class ModelScore:
     def views(self, plan: EpochPlan, look: Look) -> EpochViews:
         """Return the views of an epoch, chosen from several candidates."""
         return ScoredPairs(self, plan, look)
+
+    def scored_bytes(self, plan: EpochPlan, itemsize: int) -> int:
+        """Return the bytes of all candidates: as pixels at full size, and as numbers at the side of the score."""
+        if plan.candidates == 1:
+            return 0
+        small = itemsize * self.side(plan.image_size) ** 2
+        return PAIRED * plan.candidates * CHANNELS * (plan.image_size**2 + small)
 
     def side(self, image_size: int) -> int:
         """Return the side of the views that are scored, px: the nearest that the encoder takes."""

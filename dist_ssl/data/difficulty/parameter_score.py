@@ -50,6 +50,10 @@ class ParameterScore:
         """Return the views of an epoch, chosen from several candidates."""
         return DrawnPairs(self, plan, look)
 
+    def scored_bytes(self, plan: EpochPlan, itemsize: int) -> int:
+        """Return 0: only the chosen views are cut."""
+        return 0
+
     def difficulty(self, boxes: Doubles, colours: Doubles) -> Doubles:
         """Return the difficulty of all pairs, [B, K, K].
 

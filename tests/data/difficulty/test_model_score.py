@@ -166,3 +166,14 @@ def test_an_image_shrinks_to_its_means() -> None:
 def test_values_out_of_range_are_refused(key: str, value: float) -> None:
     with pytest.raises(ConfigError, match=rf"difficulty\.{key}"):
         ModelScore(**{"temperature": 0.5, key: value})
+
+
+def test_it_says_how_many_bytes_wait_for_its_choice(split: manifest.Split) -> None:
+    score, plan = ModelScore(1.0, size=0.5), replace(PLAN, local_views=0, local_size=0)
+    with Reader(split) as reader:
+        first, *_ = epoch(reader, score, plan)
+    given = first.candidates
+    assert given is not None
+    held = sum(x.nbytes for x in [*given.small, *given.pixels])
+    assert held == len(first.ids) * score.scored_bytes(plan, given.small[0].itemsize)
+    assert score.scored_bytes(replace(plan, candidates=1), 4) == 0
