@@ -36,16 +36,46 @@ class Alert:
     expression: str
 
 
+NAMED_ENDS = ("loss not finite", "plans differ", "refused")
+"""Ends of attempts (launch/end_notice.py) that have an alert of their own."""
+
+
+def ended(ends: str, sign: str = "=") -> str:
+    """Return when a run has ended so, by its target or, where that cannot be scraped, by its text file."""
+    return f'up{{job="dist_ssl",end{sign}"{ends}"}} == 0 or dist_ssl_ended{{end{sign}"{ends}"}} == 1'
+
+
 STARTING = f'sum without (cause) ({shares("2h")}{{cause=~"start|restore"}})'
 ALERTS = (
-    Alert("RunLost", "critical", "2m", "does not answer: its node or rank 0 is gone.", 'up{job="dist_ssl"} == 0'),
+    Alert(
+        "RunLost",
+        "critical",
+        "2m",
+        "does not answer: its node or rank 0 is gone.",
+        ended("|".join(NAMED_ENDS), "!~"),
+    ),
+    Alert(
+        "LossNotFinite",
+        "critical",
+        "1m",
+        "has ended: its loss or its gradient was not finite.",
+        ended("loss not finite"),
+    ),
+    Alert(
+        "PlansDiffer",
+        "critical",
+        "1m",
+        "has ended: its ranks would not have trained the same epoch.",
+        ended("plans differ"),
+    ),
+    Alert("RunRefused", "critical", "1m", "has ended with an error that a person has to fix.", ended("refused")),
     Alert(
         "StoppedEarly",
         "warning",
         "10m",
         "has ended before it was finished, and is not resumed.",
         "last_over_time(dist_ssl_progress_ratio[2h]) < 1 unless dist_ssl_progress_ratio"
-        ' unless on (run) up{job="dist_ssl"}',
+        ' unless on (run) up{job="dist_ssl"} unless on (run) dist_ssl_ended',
     ),
     Alert(
         "NoProgress",

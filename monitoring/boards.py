@@ -4,6 +4,7 @@ Every metric of a run is on a panel of `run` or of `reliability`, every metric o
 panels show a choice of them in another way.
 """
 
+from dist_ssl.metrics.ends import ENDED
 from dist_ssl.metrics.table import BY_KEY
 from monitoring.layout import Board, Panel, Row, line, stat
 from monitoring.queries import CHOSEN, Query, of_panel, query_of
@@ -92,6 +93,10 @@ FAILURES = Panel(
     own=(total("failed_saves"), total("damaged_checkpoints")),
     help="Saves that failed, and checkpoints that a restore found damaged, in the whole run.",
 )
+ENDS = Query(
+    f'up{{job="dist_ssl",end!="",run=~"$run"}} == bool 0 or {ENDED.name}{CHOSEN}', f"{{{{run}}}} {{{{{ENDED.label}}}}}"
+)
+ENDS_HELP = "1 for a run whose newest attempt ended with an error, by how it ended; empty where none did."
 STALLED = Query(share_of("save", RECENT), unit="percentunit")
 RELIABILITY = Board(
     "dist-ssl-reliability",
@@ -119,10 +124,11 @@ RELIABILITY = Board(
         Row(
             "Attempts",
             (
-                Panel("Attempts over time", 6, own=(query_of(BY_KEY["attempt"]),), help=BY_KEY["attempt"].help),
-                Panel("Lost steps over time", 6, own=(query_of(BY_KEY["lost_steps"]),), help=BY_KEY["lost_steps"].help),
-                Panel("Restarts", 6),
-                Panel("Ranks over time", 6, own=(query_of(BY_KEY["ranks"]),), help=BY_KEY["ranks"].help),
+                Panel("Attempts over time", 8, own=(query_of(BY_KEY["attempt"]),), help=BY_KEY["attempt"].help),
+                Panel("Lost steps over time", 8, own=(query_of(BY_KEY["lost_steps"]),), help=BY_KEY["lost_steps"].help),
+                Panel("Restarts", 8),
+                Panel(ENDED.panel, 12, own=(ENDS,), help=ENDS_HELP),
+                Panel("Ranks over time", 12, own=(query_of(BY_KEY["ranks"]),), help=BY_KEY["ranks"].help),
             ),
         ),
         Row(

@@ -6,6 +6,7 @@ python monitoring/metric_reference.py
 from collections.abc import Iterable
 from pathlib import Path
 
+from dist_ssl.metrics.ends import END_METRICS
 from dist_ssl.metrics.node_table import NODE_METRICS
 from dist_ssl.metrics.table import METRICS, Metric
 
@@ -30,6 +31,16 @@ has the labels `run`, `node` and `instance`.
 """
 
 
+OF_ENDS = """\
+
+## Of a run that has ended with an error
+
+The row of `dist_ssl/metrics/ends.py`, which takes the place of all others in the text file of a run that failed. Where
+the run is scraped, its target gets the label `end` instead.
+
+"""
+
+
 def reference(metrics: Iterable[Metric]) -> str:
     """Return a table with one row per metric: exported name, type, unit, keys in reports, reduction, panel, help."""
     rows = [
@@ -43,11 +54,11 @@ def reference(metrics: Iterable[Metric]) -> str:
 
 def text() -> str:
     """Return the text of the file."""
-    return HEADER + reference(METRICS) + OF_NODES + of_nodes(NODE_METRICS)
+    return HEADER + reference(METRICS) + OF_NODES + of_nodes(NODE_METRICS) + OF_ENDS + of_nodes(END_METRICS)
 
 
 def of_nodes(metrics: Iterable[Metric]) -> str:
-    """Return the table of the metrics of a node: exported name, type, unit, own label, panel, help."""
+    """Return a table of metrics that stand in no report: exported name, type, unit, own label, panel, help."""
     rows = [
         f"| `{m.name}` | {'counter' if m.counter else 'gauge'} | {m.unit or '-'} | {m.label or '-'} "
         f"| {m.panel} | {m.help} |"

@@ -6,11 +6,12 @@ run has come to, like its attempts, as it is. `$run` and `$window` are variables
 
 from dataclasses import dataclass
 
+from dist_ssl.metrics.ends import END_METRICS
 from dist_ssl.metrics.node_table import NODE_METRICS
 from dist_ssl.metrics.table import METRICS, Metric
 
-TABLES = (*METRICS, *NODE_METRICS)
-"""All metrics: those of a run and those of its nodes."""
+TABLES = (*METRICS, *NODE_METRICS, *END_METRICS)
+"""All metrics: those of a run, of its nodes, and of one that has ended."""
 
 CHOSEN = '{run=~"$run"}'
 """The selector of the chosen runs."""

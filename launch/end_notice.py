@@ -1,0 +1,45 @@
+"""The last word about an attempt to Prometheus: how it ended, where its processes could not say so themselves.
+
+An attempt that ends in order takes its target away. One that a person ended by force leaves it, so it is removed here;
+one that failed leaves it too, and how it failed is added, so that an alert says which end it was.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from dist_ssl.errors import UserError
+from dist_ssl.metrics.ends import note_end, withdraw
+from launch.ending import FAILED, NODE_LOST, NOT_FINITE, OUT_OF_MEMORY, PLANS_DIFFER, REFUSED, WORKER_DIED, Ending
+from launch.run_dir import AttemptDir
+
+REFUSAL = "refused"
+"""The end by an error that a person can fix, and that is none of those with a name of their own."""
+ENDS = (NOT_FINITE, PLANS_DIFFER, REFUSAL, WORKER_DIED, OUT_OF_MEMORY, NODE_LOST)
+"""The ends that a target can name."""
+
+
+def end_of(ending: Ending) -> str:
+    """Return which of ENDS an ending is; empty for one without an error."""
+    usual = {REFUSED: REFUSAL, FAILED: WORKER_DIED}.get(ending.outcome, "")
+    return ending.cause if usual and ending.cause in ENDS else usual
+
+
+def announce(attempt: AttemptDir, ending: Ending) -> None:
+    """Say how an attempt ended in the files by which Prometheus knows the run, unless a newer attempt has them.
+
+    What prevents it is printed: an alert without the reason is better than no end of the attempt.
+    """
+    run = attempt.run
+    if attempt.number != run.newest_attempt():
+        return
+    target, end = run.folder.parent / "targets" / f"{run.folder.name}.json", end_of(ending)
+    try:
+        textfile = _textfile(run.folder.name, attempt.config)
+        note_end(target, end, textfile) if end else withdraw(target, textfile)
+    except (OSError, ValueError, LookupError, UserError) as error:
+        print(f"How the attempt ended cannot be added to {target}: {error}", flush=True)
+
+
+def _textfile(name: str, config: dict[str, Any]) -> Path | None:
+    folder = config["metrics"]["textfile"]
+    return Path(folder) / f"{name}.prom" if folder else None
