@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from dist_ssl.errors import UserError
-from dist_ssl.metrics.ends import note_end, withdraw
-from launch.ending import FAILED, NODE_LOST, NOT_FINITE, OUT_OF_MEMORY, PLANS_DIFFER, REFUSED, WORKER_DIED, Ending
+from dist_ssl.metrics.ends import ENDS, note_end, withdraw
+from launch.ending import FAILED, REFUSED, WORKER_DIED, Ending
 from launch.run_dir import AttemptDir
 
 REFUSAL = "refused"
 """The end by an error that a person can fix, and that is none of those with a name of their own."""
-ENDS = (NOT_FINITE, PLANS_DIFFER, REFUSAL, WORKER_DIED, OUT_OF_MEMORY, NODE_LOST)
-"""The ends that a target can name."""
 
 
 def end_of(ending: Ending) -> str:

@@ -7,33 +7,18 @@ name. Rules compare a run with its own past where no bound fits all runs; what t
 (`monitoring/recordings.py`).
 """
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
+from monitoring.alert_form import Alert, rule
 from monitoring.recordings import median, recordings, share, shares
 
-Severity = Literal["critical", "warning", "info"]
 HEADER = """\
 # Alert rules, written by `python monitoring/alert_rules.py`; what to do about each: monitoring/RUNBOOK.md.
 """
 FILE = Path(__file__).parent / "alerts.yml"
-
-
-@dataclass(frozen=True)
-class Alert:
-    """A rule that fires once `expression` has held for `lasting`. `summary`: follows the name of the run.
-
-    `critical`: the run makes no progress or its work is wasted; `warning`: look at it today; `info`: know it.
-    """
-
-    name: str
-    severity: Severity
-    lasting: str
-    summary: str
-    expression: str
 
 
 NAMED_ENDS = ("loss not finite", "plans differ", "refused")
@@ -289,20 +274,6 @@ ALERTS = (
 def rules() -> dict[str, Any]:
     """Return the rules in Prometheus' format."""
     return {"groups": [recordings(), {"name": "dist_ssl", "rules": [rule(alert) for alert in ALERTS]}]}
-
-
-def rule(alert: Alert) -> dict[str, Any]:
-    """Return one rule in Prometheus' format."""
-    return {
-        "alert": alert.name,
-        "expr": alert.expression,
-        "for": alert.lasting,
-        "labels": {"severity": alert.severity},
-        "annotations": {
-            "summary": f"{{{{ $labels.run }}}} {alert.summary}",
-            "runbook": f"monitoring/RUNBOOK.md#{alert.name.lower()}",
-        },
-    }
 
 
 def text() -> str:

@@ -146,7 +146,7 @@ RELIABILITY = Board(
 COLUMNS = {
     "Answers": Query('max by (run) (up{job="dist_ssl",run=~"$run"})'),
     "Progress": Query(newest("dist_ssl_progress_ratio"), unit="percentunit"),
-    "Time left": Query(newest("dist_ssl_left_seconds"), unit="s"),
+    "Time left": Query(f"max by (run) ({BY_KEY['seconds_left'].instead})", unit="s"),
     "Loss": Query(newest("dist_ssl_loss")),
     "kNN accuracy": Query(newest("dist_ssl_knn_accuracy_ratio"), unit="percentunit"),
     "Images/s": Query(newest("dist_ssl_images_per_second")),

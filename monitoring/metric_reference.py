@@ -8,7 +8,8 @@ from pathlib import Path
 
 from dist_ssl.metrics.ends import END_METRICS
 from dist_ssl.metrics.node_table import NODE_METRICS
-from dist_ssl.metrics.table import METRICS, Metric
+from dist_ssl.metrics.table import METRICS
+from dist_ssl.metrics.table_row import Metric
 
 FILE = Path(__file__).parent / "METRICS.md"
 HEADER = """\
@@ -16,7 +17,8 @@ HEADER = """\
 
 Written by `python monitoring/metric_reference.py` from `dist_ssl/metrics/table.py`. *Key* is the name in
 `metrics.jsonl`, where a counter stands as its increase since the last report, unless it is reduced by *last*. Every
-series also has the labels `run` and `method`.
+series also has the labels `run` and `method`. *Series*: how many there can be; a metric with 0 follows from others, so
+its panel asks for these, and it stands in `metrics.jsonl` and in trackers alone.
 
 """
 
@@ -42,13 +44,13 @@ the run is scraped, its target gets the label `end` instead.
 
 
 def reference(metrics: Iterable[Metric]) -> str:
-    """Return a table with one row per metric: exported name, type, unit, keys in reports, reduction, panel, help."""
+    """Return a table with one row per metric: name, type, unit, keys in reports, reduction, series, panel, help."""
     rows = [
         f"| `{m.name}` | {'counter' if m.counter else 'gauge'} | {m.unit or '-'} | {_keys(m)} | {m.reduction} "
-        f"| {m.panel} | {m.help} |"
+        f"| {m.most} | {m.panel} | {m.help}{f' By query: `{m.instead}`' if m.instead else ''} |"
         for m in metrics
     ]
-    columns = ("metric", "type", "unit", "key", "reduction", "panel", "meaning")
+    columns = ("metric", "type", "unit", "key", "reduction", "series", "panel", "meaning")
     return "\n".join([f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *rows]) + "\n"
 
 

@@ -19,7 +19,7 @@ from prometheus_client.registry import Collector
 
 from dist_ssl.errors import ConfigError
 from dist_ssl.metrics.bounded_connections import CONNECTION_SECONDS, BoundedConnections
-from dist_ssl.metrics.table import Metric
+from dist_ssl.metrics.table_row import Metric
 from dist_ssl.runtime.files import write_atomically
 
 Family = CounterMetricFamily | GaugeMetricFamily
@@ -35,12 +35,13 @@ class Exported(Collector):
     """The metrics of a table with their values, as prometheus_client collects them.
 
     `labels`: of every series. `values`: by key and value of the metric's own label, "" without one. A gauge without a
-    value has no series; a counter without a label starts from 0.
+    value has no series; a counter without a label starts from 0. Values of a label that are exported together are the
+    sum of counters, and the largest of gauges, so that a metric never has more series than its row says.
     """
 
     def __init__(self, table: Sequence[Metric], labels: Mapping[str, str] | None = None) -> None:
-        self.table, self.labels = table, dict(labels or {})
-        self.values = {(m.key, ""): 0.0 for m in table if m.counter and not m.label}
+        self.table, self.labels = [metric for metric in table if not metric.instead], dict(labels or {})
+        self.values = {(m.key, ""): 0.0 for m in self.table if m.counter and not m.label}
 
     def current(self) -> Mapping[tuple[str, str], float]:
         """Return the values as they are at a scrape."""
@@ -48,14 +49,20 @@ class Exported(Collector):
 
     def collect(self) -> Iterator[Family]:
         """Yield every metric of the table with its series, as they are now."""
-        series: dict[str, list[tuple[str, float]]] = {}
+        known: dict[str, list[tuple[str, float]]] = {}
         for (key, label), value in self.current().items():
-            series.setdefault(key, []).append((label, value))
+            known.setdefault(key, []).append((label, value))
         for metric in self.table:
             kind: type[Family] = CounterMetricFamily if metric.counter else GaugeMetricFamily
             family = kind(metric.name, metric.help, labels=[*self.labels, *([metric.label] if metric.label else [])])
-            for label, value in series.get(metric.key, ()):
-                family.add_metric([*self.labels.values(), *([label] if label else [])], value)
+            together: dict[str, list[float]] = {}
+            for label, value in known.get(metric.key, ()):
+                together.setdefault(metric.exported(label), []).append(value)
+            for label, values in together.items():
+                family.add_metric(
+                    [*self.labels.values(), *([label] if metric.label else [])],
+                    sum(values) if metric.counter else max(values),
+                )
             yield family
 
 

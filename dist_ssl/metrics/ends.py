@@ -11,9 +11,11 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry, generate_latest
 
 from dist_ssl.metrics.endpoint import Exported
-from dist_ssl.metrics.table import Metric
+from dist_ssl.metrics.table_row import Metric
 from dist_ssl.runtime.files import write_atomically
 
+ENDS = ("loss not finite", "plans differ", "refused", "worker died", "out of memory", "node lost")
+"""The ends that a target can name (`launch/ending.py`); one at a time."""
 ENDED = Metric(
     "ended",
     "ended",
@@ -21,6 +23,7 @@ ENDED = Metric(
     "How attempts ended",
     "last",
     label="end",
+    values=ENDS,
 )
 END_METRICS: tuple[Metric, ...] = (ENDED,)
 """The table of what is exported of a run that is no more at work; it takes the place of all series of the run."""

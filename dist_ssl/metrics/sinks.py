@@ -12,7 +12,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry, generate_latest
 
 from dist_ssl.core.progress import Progress
-from dist_ssl.errors import ConfigError
+from dist_ssl.errors import ConfigError, UserError
 from dist_ssl.metrics.endpoint import Endpoint, Exported
 from dist_ssl.metrics.evaluations import Evaluations
 from dist_ssl.metrics.table import METRICS, series_of
@@ -102,11 +102,11 @@ class Series(Exported):
 
     def open(self, progress: Progress) -> None:
         """Continue the counters of the attempt before, and set the position."""
-        known = {metric.key: metric for metric in METRICS if metric.increments}
         for key, value in read_totals(self.totals).items():
-            name, _, label = key.partition("/")
-            if name in known and bool(label) == bool(known[name].label):
-                self.values[name, label] = value
+            with contextlib.suppress(UserError):  # another version's
+                metric, label = series_of(key)
+                if metric.increments:
+                    self.values[metric.key, label] = value
         self.write({"step": progress.step, "attempt": progress.attempt})
 
     def write(self, values: Mapping[str, float]) -> None:
