@@ -9,7 +9,7 @@ from html import escape
 from typing import Any
 
 from launch.charts import Trace, curves, duration, number, percent
-from launch.report import PALETTE, STYLE
+from launch.report_style import PALETTE, STYLE
 from tests.monitoring.prometheus import Server
 
 Rows = list[dict[str, Any]]

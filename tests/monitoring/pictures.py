@@ -19,7 +19,8 @@ from dist_ssl.metrics.goodput import CAUSES
 from dist_ssl.metrics.table import series_of
 from dist_ssl.runtime import jsonl
 from launch.charts import HEIGHT, WIDTH, curves, percent, stacked, svg, text, timeline
-from launch.report import PALETTE, RunRecord
+from launch.report import RunRecord
+from launch.report_style import PALETTE
 from launch.run_dir import RunDir
 from tests.monitoring import drawing
 from tests.monitoring.prometheus import PROGRAM, Server, free_port, started
