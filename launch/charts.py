@@ -6,6 +6,7 @@ Sizes are in px of a drawing that the page scales to the width that it has.
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 
 WIDTH, HEIGHT = 560, 240
@@ -35,17 +36,24 @@ class Trace:
         return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
 
 
-def number(value: float) -> str:
+def number(value: float, digits: int = 3) -> str:
     """Return a number as a label of an axis: `0.25`, `12`, `3.5k`, `1.2M`, `3e-05`."""
     for size, word in MAGNITUDES:
         if abs(value) >= size:
-            return f"{value / size:.3g}{word}"
-    return f"{value:.3g}"
+            return f"{value / size:.{digits}g}{word}"
+    return f"{value:.{digits}g}"
 
 
-def percent(value: float) -> str:
+def percent(value: float, digits: int = 3) -> str:
     """Return a share as a percentage."""
-    return f"{100 * value:.3g} %"
+    return f"{100 * value:.{digits}g} %"
+
+
+FINER: dict[Callable[[float], str], Callable[[float], str]] = {
+    number: partial(number, digits=5),
+    percent: partial(percent, digits=5),
+}
+"""Formats for the labels of an axis that would be equal otherwise."""
 
 
 def duration(seconds: float) -> str:
@@ -87,10 +95,14 @@ def curves(title: str, traces: Sequence[Trace], across: str, label: Callable[[fl
         )
 
     parts = [text(LEFT, 16, title, "title"), text(WIDTH - RIGHT, HEIGHT - 14, across, "axis end")]
-    for y in ticks(*ys):
+    marked = ticks(*ys)
+    words = [label(y) for y in marked]
+    if len({*words}) < len(words):
+        words = [FINER.get(label, label)(y) for y in marked]
+    for y, word in zip(marked, words, strict=True):
         _, height = at(xs[0], y)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height:.1f}" y2="{height:.1f}"/>')
-        parts.append(text(LEFT - 6, height + 4, label(y), "axis end"))
+        parts.append(text(LEFT - 6, height + 4, word, "axis end"))
     marks = [(at(x, ys[0])[0], number(x)) for x in ticks(*xs)]
     room = WIDTH - RIGHT - CHARACTER * (len(across) + 2)
     parts += [text(x, HEIGHT - 14, word, "axis middle") for x, word in marks if x < room]

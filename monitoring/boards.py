@@ -144,7 +144,7 @@ RELIABILITY = Board(
 )
 
 COLUMNS = {
-    "Answers": Query('max by (run) (up{job="dist_ssl",run=~"$run"})'),
+    "Answers": Query('max by (run, end) (up{job="dist_ssl",run=~"$run"})'),
     "Progress": Query(newest("dist_ssl_progress_ratio"), unit="percentunit"),
     "Time left": Query(f"max by (run) ({BY_KEY['seconds_left'].instead})", unit="s"),
     "Loss": Query(newest("dist_ssl_loss")),
@@ -159,10 +159,14 @@ COLUMNS = {
 """Columns of the table of all runs."""
 TABLE = tuple(Query(query.expression, title, query.unit) for title, query in COLUMNS.items())
 RUNS = Panel(
-    "Runs", 24, "table", TABLE, help="One line per run that Prometheus finds. A run that answers with 0 is lost."
+    "Runs",
+    24,
+    "table",
+    TABLE,
+    help="One line per run that Prometheus finds, with its end where it has ended with an error.",
 )
-ALL = Query('count(up{job="dist_ssl",run=~"$run"})', "runs")
-LOST = Query('count(up{job="dist_ssl",run=~"$run"} == 0) or vector(0)', "lost")
+ALL = Query('count(count by (run) (up{job="dist_ssl",run=~"$run"}))', "runs")
+LOST = Query('count(max by (run) (up{job="dist_ssl",run=~"$run"}) == 0) or vector(0)', "lost")
 FIRING = Query('count(ALERTS{alertstate="firing",run=~"$run"}) or vector(0)', "alerts")
 SPEED = Query(f"sum(dist_ssl_images_per_second{CHOSEN})", "images/s")
 RANKS = Query(f"sum(dist_ssl_ranks{CHOSEN})", "ranks")

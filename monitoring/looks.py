@@ -97,7 +97,8 @@ def numbers(panel: Panel) -> stat.Panel:
 def transformed(panel: Panel, *further: model.DataTransformerConfig) -> list[model.DataTransformerConfig]:
     """Return the steps that merge the queries into one table of runs, whose columns have the names of the legends."""
     names = {f"Value #{ref}": query.legend for ref, query in zip(string.ascii_uppercase, panel.queries, strict=False)}
-    organized = {"excludeByName": {"Time": True}, "renameByName": names}
+    places = {name: place for place, name in enumerate(["run", "end", *names])}
+    organized = {"excludeByName": {"Time": True}, "indexByName": places, "renameByName": names}
     merged = [step("merge", {}), step("organize", organized)]
     return [*merged, *further]
 

@@ -246,10 +246,10 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "restore_seconds",
         "restore_seconds",
-        "Time that this attempt's restore took; on the panel that of all attempts.",
+        "Time that this attempt's restore took; on the panel of those within the window.",
         "Save time",
         "last",
-        instead='dist_ssl_spent_seconds{cause="restore",run=~"$run"}',
+        instead='delta(dist_ssl_spent_seconds{cause="restore",run=~"$run"}[$window])',
     ),
     Metric(
         "save_stall_seconds", "save_stall_seconds_total", "Time that training waited for saves.", "Save stall", "max"

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launch import report
-from launch.charts import LONGEST, MOST_POINTS, Trace, bounds, curves, ticks
+from launch.charts import LONGEST, MOST_POINTS, Trace, bounds, curves, number, percent, ticks
 from launch.prediction import Prediction
 from launch.report import CHARTS, HEADINGS, RunRecord, page
 from launch.run_dir import FORMAT, RunDir
@@ -30,11 +30,11 @@ def run_folder(runs: Path, name: str, reports: list[dict[str, Any]], outcomes: t
     (folder / "config.yaml").write_text(yaml.safe_dump({"format": FORMAT}))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(report) + "\n" for report in reports))
     os.utime(folder / "config.yaml", (CREATED, CREATED))
-    for number, outcome in enumerate(outcomes, 1):
-        attempt = folder / "attempts" / f"{number:04d}"
+    for count, outcome in enumerate(outcomes, 1):
+        attempt = folder / "attempts" / f"{count:04d}"
         attempt.mkdir(parents=True)
         (attempt / "config.yaml").write_text("{}")
-        started = CREATED + 3600 * number
+        started = CREATED + 3600 * count
         os.utime(attempt / "config.yaml", (started, started))
         if outcome:
             (attempt / "outcome.json").write_text(json.dumps({"outcome": outcome, "reason": "a <bad> disk"}))
@@ -284,6 +284,13 @@ def test_ticks_are_few_round_numbers_at_equal_distances(low: float, span: float)
 def test_ticks_of_simple_bounds() -> None:
     assert ticks(0, 100) == [0, 20, 40, 60, 80, 100]
     assert ticks(0.1, 0.9) == pytest.approx([0.2, 0.4, 0.6, 0.8])
+
+
+def test_the_labels_of_an_axis_differ_however_little_a_curve_moves() -> None:
+    for label in (number, percent):
+        drawing = ET.fromstring(curves("a", [Trace("a", [(0, 0.8601), (1, 0.8606)])], "samples", label))
+        words = [words.text for words in drawing.iter("text") if words.attrib["class"] == "axis end"]
+        assert len({*words}) == len(words) >= 4
 
 
 def test_a_long_curve_is_thinned_to_means() -> None:

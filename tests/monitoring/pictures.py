@@ -7,6 +7,7 @@ it.
 """
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_ssl.metrics.goodput import CAUSES
-from dist_ssl.metrics.table import series_of
+from dist_ssl.metrics.sinks import Series
 from dist_ssl.runtime import jsonl
 from launch.charts import HEIGHT, WIDTH, curves, percent, stacked, svg, text, timeline
 from launch.report import RunRecord
@@ -40,16 +41,16 @@ polyline { fill: none; stroke-width: 2; stroke-linejoin: round; }
 
 def exposed(run: Path) -> tuple[str, float, float]:
     """A run's reports as OpenMetrics with their times, and when they begin and end."""
-    reports, totals, lines = jsonl.read(run / "metrics.jsonl"), {}, {}
+    reports, series, lines = jsonl.read(run / "metrics.jsonl"), Series(run / "checkpoints"), {}
+    series.totals = Path(os.devnull) / "nowhere"  # the run's own counters stay as they are
     labels = f'run="{run.name}",method="mocov3",instance="{run.name}",job="dist_ssl"'
     for report in reports:
-        time = report.pop("time")
-        for key, value in {**report, "report_timestamp": time}.items():
-            metric, label = series_of(key)
-            totals[key] = value + (totals.get(key, 0.0) if metric.increments else 0.0)
-            own = f'{labels},{metric.label}="{label}"' if label else labels
-            lines.setdefault(f"{metric.name}{{{own}}}", []).append(f"{totals[key]} {time:.3f}")
-            last = time
+        last = report.pop("time")
+        series.write(report)
+        series.values["report_timestamp", ""] = last
+        for sample in [sample for family in series.collect() for sample in family.samples]:
+            own = ",".join([labels, *(f'{name}="{value}"' for name, value in sample.labels.items())])
+            lines.setdefault(f"{sample.name}{{{own}}}", []).append(f"{sample.value} {last:.3f}")
     first = float(next(iter(lines.values()))[0].split()[1])
     rows = [f"{name} {value}" for name in sorted(lines) for value in lines[name]]
     return "\n".join([*rows, "# EOF\n"]), first, last
