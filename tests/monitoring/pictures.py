@@ -7,7 +7,6 @@ it.
 """
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -39,10 +38,9 @@ polyline { fill: none; stroke-width: 2; stroke-linejoin: round; }
 """
 
 
-def exposed(run: Path) -> tuple[str, float, float]:
-    """A run's reports as OpenMetrics with their times, and when they begin and end."""
-    reports, series, lines = jsonl.read(run / "metrics.jsonl"), Series(run / "checkpoints"), {}
-    series.totals = Path(os.devnull) / "nowhere"  # the run's own counters stay as they are
+def exposed(run: Path, folder: Path) -> tuple[str, float, float]:
+    """A run's reports as OpenMetrics with their times, and when they begin and end. `folder`: for counters."""
+    reports, series, lines = jsonl.read(run / "metrics.jsonl"), Series(folder / "checkpoints"), {}
     labels = f'run="{run.name}",method="mocov3",instance="{run.name}",job="dist_ssl"'
     for report in reports:
         last = report.pop("time")
@@ -58,7 +56,7 @@ def exposed(run: Path) -> tuple[str, float, float]:
 
 def panels(run: Path, folder: Path) -> list[drawing.Drawn]:
     """The panels of the run's dashboard."""
-    content, first, last = exposed(run)
+    content, first, last = exposed(run, folder)
     (folder / "reports.txt").write_text(content)
     (folder / "prometheus.yml").write_text("global: {}\n")
     command = ["promtool", "tsdb", "create-blocks-from", "openmetrics", folder / "reports.txt", folder / "series"]
@@ -79,13 +77,13 @@ def tile(x: float, y: float, width: float, height: float, title: str, content: s
     box += text(x + 10, y + 22, title, "title")
     if not content.startswith("<svg"):
         return box + text(x + 10, y + 58, content, "big")
-    place = f'<svg x="{x}" y="{y + 14}" width="{width}" height="{height - 18}"'
+    place = f'<svg x="{x + 10}" y="{y + 12}" width="{width - 20}" height="{height - 18}" preserveAspectRatio="xMidYMin"'
     return box + content.replace("<svg", place, 1)
 
 
 def whole(width: float, height: float, parts: Iterable[str]) -> str:
     """A picture with its colours."""
-    colours = "".join(f".c{n} {{ stroke: {c}; }} .f{n} {{ fill: {c}; }}" for n, c in enumerate(PALETTE))
+    colours = "".join(f".c{n} {{ stroke: {c}; }} circle.c{n}, .f{n} {{ fill: {c}; }}" for n, c in enumerate(PALETTE))
     return svg(width, height, [f"<style>{STYLE}{colours}</style>", *parts]).replace(
         "<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1
     )
