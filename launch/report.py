@@ -8,7 +8,7 @@ default it is written to the folder of the first run.
 """
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from rich.console import Console
 
 from dist_ssl.errors import EXIT_CODE, ConfigError, UserError, nearest
 from dist_ssl.metrics.goodput import CAUSES
-from dist_ssl.runtime import jsonl
+from dist_ssl.metrics.sinks import read_reports
 from launch.charts import COLOURS, Span, Trace, curves, duration, number, percent, stacked, timeline
 from launch.ending import FAILED, FINISHED, REFUSED, STOPPED, Ending
 from launch.prediction import Prediction
@@ -29,9 +29,8 @@ KEYS = ("run", "plan", "out")
 PLANNED = ("train", "data", "probe")
 """Causes whose time a plan predicts."""
 JOULES_PER_KWH = 3.6e6
-PLACE = {"time", "step", "samples"}
-"""Keys that every report has; a line without one of them is none."""
-HUGE = 1e300
+PLACE = {"time", "samples"}
+"""Keys that place a report on both axes."""
 CHARTS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("Loss", "loss", number),
     ("kNN accuracy", "knn_accuracy", percent),
@@ -52,8 +51,7 @@ class RunRecord:
 
     def __init__(self, run: RunDir) -> None:
         self.run, self.name = run, run.folder.resolve().name.encode(errors="replace").decode()
-        found = (numbers_of(row) for row in jsonl.read(run.folder / "metrics.jsonl"))
-        self.reports = [report for report in found if report.keys() >= PLACE]
+        self.reports = [report for report in read_reports(run.folder / "metrics.jsonl") if report.keys() >= PLACE]
         files = [path for name in ("config.yaml", "overrides.yaml") if (path := run.folder / name).is_file()]
         self.created = min(path.stat().st_mtime for path in files)  # an extension rewrites the config
 
@@ -127,11 +125,6 @@ class RunRecord:
             number(last.get("lost_steps", 0)),
             self.energy(),
         ]
-
-
-def numbers_of(row: Mapping[str, Any]) -> dict[str, float]:
-    """Return the finite numbers of a line: a disk or another version may have left anything."""
-    return {key: value for key, value in row.items() if type(value) in (int, float) and abs(value) < HUGE}
 
 
 def of_plan(report: dict[str, Any]) -> float:

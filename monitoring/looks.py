@@ -16,7 +16,7 @@ from monitoring.queries import TABLES, Query
 
 SOURCE = model.DataSourceRef(type_val="prometheus", uid="${datasource}")
 ANSWERS = {"0": {"text": "lost", "color": "red", "index": 0}, "1": {"text": "yes", "color": "green", "index": 1}}
-LINK = {"title": "Show this run", "url": "/d/dist-ssl-run?var-run=${__value.text}"}
+LINK = {"title": "Show this run", "url": "/d/dist-ssl-run?var-run=${__value.text:percentencode}"}
 
 
 def drawn(panel: Panel, number: int, place: model.GridPos) -> model.Panel:

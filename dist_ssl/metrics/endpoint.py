@@ -5,6 +5,7 @@ It serves `/metrics` and `/health`, and nothing else. This module does not impor
 
 import contextlib
 import json
+import logging
 import socket
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from dist_ssl.metrics.bounded_connections import CONNECTION_SECONDS, BoundedConn
 from dist_ssl.metrics.table_row import Metric
 from dist_ssl.runtime.files import write_atomically
 
+log = logging.getLogger(__name__)
 Family = CounterMetricFamily | GaugeMetricFamily
 EVERYWHERE = "0.0.0.0"
 """The address that stands for all addresses of a machine."""
@@ -165,7 +167,7 @@ class Endpoint:
         for port in range(self.port, self.port + PORTS) if self.port else (0,):
             try:
                 return MetricsServer(self.bind, port, self.registry)
-            except (OSError, OverflowError) as error:  # taken, not allowed, no address of this machine, no port
+            except (OSError, OverflowError, ValueError) as error:  # taken, not allowed, no address here, no port
                 problem = problem or str(error)
         raise ConfigError(
             f"metrics.port={self.port} on metrics.bind={self.bind} cannot be listened on: {problem}.",
@@ -173,10 +175,15 @@ class Endpoint:
         )
 
     def stop(self) -> None:
-        """Remove the target file, unless it is a newer attempt's, and stop listening."""
+        """Remove the target file, unless it is a newer attempt's, and stop listening.
+
+        A file that cannot be removed is a warning: an alert fires for a run that has ended, which loses nothing.
+        """
         if self.server:
-            with contextlib.suppress(FileNotFoundError):
-                if self.target.read_text() == self.announcement:
+            try:
+                if self.target.exists() and self.target.read_text() == self.announcement:
                     self.target.unlink()
+            except (OSError, ValueError) as error:
+                log.warning("%s cannot be removed: %s", self.target, error)
             self.server.shutdown()
             self.server.server_close()

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from dist_ssl.core.plan import EpochPlan
 from dist_ssl.core.progress import Progress
@@ -77,7 +78,9 @@ def test_a_line_cut_short_by_a_kill_is_dropped(tmp_path: Path, cut: int) -> None
     assert steps(sink.path) == [5, 7]
 
 
-@pytest.mark.parametrize("left", ["\0" * 40 + '{"step": 6, "loss": 1.0}', "{5: 6}", '"}"'])
+@pytest.mark.parametrize(
+    "left", ["\0" * 40 + '{"step": 6, "loss": 1.0}', "{5: 6}", '"}"', "{}", '{"step": null}', '{"step": "6"}', "[6]"]
+)
 def test_what_a_lost_disk_left_is_dropped_and_does_not_end_a_resume(tmp_path: Path, left: str) -> None:
     sink = JsonLines(tmp_path / "metrics.jsonl")
     sink.path.write_text(f'{{"step": 5}}\n{left}\n{{"step": 7}}\n')
@@ -408,12 +411,64 @@ def test_a_port_that_is_taken_is_passed_over_for_the_next(tmp_path: Path, sink: 
         other.close()
 
 
-@pytest.mark.parametrize(("bind", "port"), [("127.0.0.1", 70000), ("192.0.2.1", 0)])
+@pytest.mark.parametrize(("bind", "port"), [("127.0.0.1", 70000), ("192.0.2.1", 0), ("nowhere." + "x" * 64, 0)])
 def test_where_nothing_can_listen_the_remedy_is_named(tmp_path: Path, bind: str, port: int) -> None:
     nowhere = Prometheus(LABELS, "127.0.0.1", port, tmp_path / "targets" / "run.json", tmp_path, bind=bind)
     with pytest.raises(ConfigError, match=f"metrics.port={port} on metrics.bind={bind} cannot .*\n.*metrics.port=0"):
         nowhere.open(at(0))
     assert not nowhere.target.exists()
+
+
+def test_a_run_trains_where_the_folder_of_targets_is_somebody_elses(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "targets").write_text("a file where a folder is needed")
+    sink = prometheus(tmp_path)
+    sink.open(at(0))
+    assert f"No Prometheus finds this run: {sink.target} cannot be written" in caplog.text
+    assert sink.server is not None
+    address = f"127.0.0.1:{sink.server.server_port}"
+    sink.write(at(5), {"loss": 2.5})
+    assert values(scrape(address))["dist_ssl_loss"] == 2.5
+    sink.close()
+    with pytest.raises(urllib.error.URLError):
+        scrape(address)
+
+
+def test_a_target_that_cannot_be_removed_ends_no_run_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All that an attempt did is on disk when it closes its sinks."""
+
+    def refuse(path: Path, **_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    target, collected = prometheus(tmp_path), text_file(tmp_path)
+    for sink in (target, collected):
+        sink.open(at(0))
+    address = place(target)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    for sink in (target, collected):
+        sink.close()
+    assert caplog.text.count("cannot be removed: [Errno 13]") == 2
+    with pytest.raises(urllib.error.URLError):
+        scrape(address)
+
+
+@pytest.mark.parametrize("name", ['a "b"', "größer 名前", "T=0.1,lr=3e-2 %~?+", "a\\nb", "<b>x</b>", "zeile\nzwei"])
+def test_any_name_of_a_run_is_a_label_that_is_read_back_as_it_is(tmp_path: Path, name: str) -> None:
+    labels = {"run": name, "method": "mocov3"}
+    written = TextFile(tmp_path / "run.prom", labels, tmp_path / "checkpoints")
+    written.open(at(0))
+    [family] = [
+        found for found in text_string_to_metric_families(written.path.read_text()) if found.name == "dist_ssl_step"
+    ]
+    assert family.samples[0].labels == labels
+    sink = Prometheus(labels, "127.0.0.1", 0, tmp_path / "targets" / "run.json", tmp_path / "checkpoints")
+    sink.open(at(0))
+    [group] = json.loads(sink.target.read_text())
+    sink.close()
+    assert group["labels"] == {**labels, "instance": name}
 
 
 def test_an_endpoint_with_an_address_of_version_6_is_found_too(tmp_path: Path) -> None:
