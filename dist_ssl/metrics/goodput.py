@@ -68,9 +68,10 @@ class Goodput:
             self.spent["lost"] += max(0.0, _seconds(last, cause) - _seconds(valid, cause))
             self.spent[cause] = _seconds(valid, cause)
         self.lost_steps = int(last.get("lost_steps", 0) + max(0, last.get("step", 0) - progress.step))
-        ended = max(last.get("time", self.created), self.created)  # a fork or an extension did not wait before it
-        started = max(ended, self.started)
-        self._until = max(started, self.clock())
+        now = self.clock()  # the clock of an earlier attempt may have been ahead of it
+        ended = min(max(last.get("time", self.created), self.created), now)  # forks and extensions did not wait before
+        started = min(max(ended, self.started), now)
+        self._until = now
         self.spent["queue"] += started - ended
         self.spent["start"] += self._until - started
 

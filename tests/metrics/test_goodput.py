@@ -141,6 +141,14 @@ def test_a_clock_that_is_set_while_an_attempt_trains_changes_nothing_of_the_acco
     assert spent(found) == {"train": 10.0}
 
 
+def test_reports_from_a_clock_that_was_ahead_do_not_stop_the_account_of_the_next_attempt(run: Attempts) -> None:
+    run.start(0, CREATED, CREATED + 2)
+    run.report(5, CREATED + 86400)
+    run.start(5, CREATED + 20, CREATED + 25)
+    before = run.report(5, CREATED + 25)["train"]
+    assert run.report(6, CREATED + 35)["train"] == before + 10
+
+
 @pytest.mark.parametrize(
     "line", ["", "{", "{}", '{"step": null, "time": []}', '{"step": 5, "spent_seconds/train": "9"}']
 )
