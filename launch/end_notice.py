@@ -1,7 +1,7 @@
 """The last word about an attempt to Prometheus: how it ended, where its processes could not say so themselves.
 
-An attempt that ends in order takes its target away. One that a person ended by force leaves it, so it is removed here;
-one that failed leaves it too, and how it failed is added, so that an alert says which end it was.
+An attempt that ends in order takes its targets away. One that a person ended by force leaves them, so they are removed
+here; one that failed leaves them too, and how it failed is added, so that an alert says which end it was.
 """
 
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 from dist_ssl.errors import UserError
 from dist_ssl.metrics.ends import ENDS, note_end, withdraw
 from launch.ending import FAILED, REFUSED, WORKER_DIED, Ending
+from launch.node_monitor import forget_nodes
 from launch.run_dir import AttemptDir
 
 REFUSAL = "refused"
@@ -33,7 +34,11 @@ def announce(attempt: AttemptDir, ending: Ending) -> None:
     target, end = run.folder.parent / "targets" / f"{run.folder.name}.json", end_of(ending)
     try:
         textfile = _textfile(run.folder.name, attempt.config)
-        note_end(target, end, textfile) if end else withdraw(target, textfile)
+        if end:
+            note_end(target, end, textfile)
+        else:
+            withdraw(target, textfile)
+            forget_nodes(run.folder, 0)
     except (OSError, ValueError, LookupError, UserError) as error:
         print(f"How the attempt ended cannot be added to {target}: {error}", flush=True)
 

@@ -71,8 +71,12 @@ def test_every_end_has_a_name_and_the_alerts_know_them() -> None:
 
 
 def test_what_a_person_ended_by_force_is_missed_by_nobody(attempt: AttemptDir) -> None:
+    node = left(attempt)[0].with_name("a run.node_0001.json")
+    node.write_text("[]")
+    announce(attempt, Ending(FAILED))
+    assert node.exists(), "a node that is lost is missed"
     announce(attempt, Ending(STOPPED, "Killed on request."))
-    assert not any(file.exists() for file in left(attempt))
+    assert not any(file.exists() for file in (*left(attempt), node))
 
 
 def test_the_files_of_a_newer_attempt_are_left_alone(attempt: AttemptDir) -> None:
