@@ -47,7 +47,7 @@ def reference(metrics: Iterable[Metric]) -> str:
     """Return a table with one row per metric: name, type, unit, keys in reports, reduction, series, panel, help."""
     rows = [
         f"| `{m.name}` | {'counter' if m.counter else 'gauge'} | {m.unit or '-'} | {_keys(m)} | {m.reduction} "
-        f"| {m.most} | {m.panel} | {m.help}{f' By query: `{m.instead}`' if m.instead else ''} |"
+        f"| {m.most} | {m.panel} | {_meaning(m)} |"
         for m in metrics
     ]
     columns = ("metric", "type", "unit", "key", "reduction", "series", "panel", "meaning")
@@ -63,11 +63,19 @@ def of_nodes(metrics: Iterable[Metric]) -> str:
     """Return a table of metrics that stand in no report: exported name, type, unit, own label, panel, help."""
     rows = [
         f"| `{m.name}` | {'counter' if m.counter else 'gauge'} | {m.unit or '-'} | {m.label or '-'} "
-        f"| {m.panel} | {m.help} |"
+        f"| {m.panel} | {_meaning(m)} |"
         for m in metrics
     ]
     columns = ("metric", "type", "unit", "label", "panel", "meaning")
     return "\n".join([f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *rows]) + "\n"
+
+
+def _meaning(metric: Metric) -> str:
+    """Return the help text, then the query that stands for the metric, or the values of its label."""
+    if metric.instead:
+        return f"{metric.help} By query: `{metric.instead}`."
+    values = ", ".join((*metric.values, *([f"{metric.rest} (all others)"] if metric.rest else [])))
+    return f"{metric.help} `{metric.label}`: {values}." if metric.label else metric.help
 
 
 def _keys(metric: Metric) -> str:
