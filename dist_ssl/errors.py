@@ -37,6 +37,10 @@ class ConfigError(UserError):
     """A key or a value of the configuration is invalid."""
 
 
+class DisagreementError(ConfigError):
+    """The ranks of an attempt would not do the same: each acts on another plan, position or hyperparameter."""
+
+
 class DataError(UserError):
     """The shards do not provide what the run needs."""
 

@@ -6,11 +6,15 @@ Sizes are in px of a drawing that the page scales to the width that it has.
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 
 WIDTH, HEIGHT = 560, 240
-LEFT, RIGHT, TOP, BOTTOM = 58, 14, 34, 30
-ROW, BAR, NAMES, UNIT, CHARACTER = 30, 18, 150, 60, 9
+LEFT, RIGHT, TOP, BOTTOM = 68, 14, 34, 30
+ROW, BAR, NAME, UNIT, CHARACTER = 46, 18, 18, 60, 9
+"""Heights of a row, of its bar and of the line with its name above that; widths of a unit and of a character."""
+LONGEST = 48
+"""Characters of a row's name that have room above its bar on a narrow screen; of a longer one both ends are shown."""
 MOST_POINTS = 400
 """Points of a curve that are drawn; more are averaged in groups."""
 MAGNITUDES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -32,17 +36,24 @@ class Trace:
         return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
 
 
-def number(value: float) -> str:
+def number(value: float, digits: int = 3) -> str:
     """Return a number as a label of an axis: `0.25`, `12`, `3.5k`, `1.2M`, `3e-05`."""
     for size, word in MAGNITUDES:
         if abs(value) >= size:
-            return f"{value / size:.3g}{word}"
-    return f"{value:.3g}"
+            return f"{value / size:.{digits}g}{word}"
+    return f"{value:.{digits}g}"
 
 
-def percent(value: float) -> str:
+def percent(value: float, digits: int = 3) -> str:
     """Return a share as a percentage."""
-    return f"{100 * value:.3g} %"
+    return f"{100 * value:.{digits}g} %"
+
+
+FINER: dict[Callable[[float], str], Callable[[float], str]] = {
+    number: partial(number, digits=5),
+    percent: partial(percent, digits=5),
+}
+"""Formats for the labels of an axis that would be equal otherwise."""
 
 
 def duration(seconds: float) -> str:
@@ -64,9 +75,10 @@ def ticks(low: float, high: float) -> list[float]:
 
 
 def bounds(values: Iterable[float]) -> tuple[float, float]:
-    """Return the smallest and the largest value, apart even where all are equal; (0, 1) without any."""
+    """Return bounds of an axis that hold all values, apart even where all are equal; (0, 1) without any."""
     known = [value for value in values if math.isfinite(value)]
     low, high = min(known, default=0.0), max(known, default=1.0)
+    low = 0.0 if 0 < low < high / 10 else low  # an axis that nearly begins at 0 does so
     return (low, high) if high > low else (low - (abs(low) or 1) / 10, high + (abs(high) or 1) / 10)
 
 
@@ -83,10 +95,14 @@ def curves(title: str, traces: Sequence[Trace], across: str, label: Callable[[fl
         )
 
     parts = [text(LEFT, 16, title, "title"), text(WIDTH - RIGHT, HEIGHT - 14, across, "axis end")]
-    for y in ticks(*ys):
+    marked = ticks(*ys)
+    words = [label(y) for y in marked]
+    if len({*words}) < len(words):
+        words = [FINER.get(label, label)(y) for y in marked]
+    for y, word in zip(marked, words, strict=True):
         _, height = at(xs[0], y)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height:.1f}" y2="{height:.1f}"/>')
-        parts.append(text(LEFT - 6, height + 4, label(y), "axis end"))
+        parts.append(text(LEFT - 6, height + 4, word, "axis end"))
     marks = [(at(x, ys[0])[0], number(x)) for x in ticks(*xs)]
     room = WIDTH - RIGHT - CHARACTER * (len(across) + 2)
     parts += [text(x, HEIGHT - 14, word, "axis middle") for x, word in marks if x < room]
@@ -102,12 +118,12 @@ def stacked(title: str, rows: Mapping[str, Mapping[str, float]], colours: Mappin
     """Return one bar per row, whose parts are shares of the row's sum. `colours`: the parts' colours."""
     parts, height = [text(0, 16, title, "title")], TOP
     for name, values in rows.items():
-        total, left = sum(values.values()) or 1.0, float(NAMES)
-        parts.append(text(NAMES - 8, height + 13, name, "axis end"))
+        total, left = sum(values.values()) or 1.0, 0.0
+        parts.append(row_name(name, height))
         for part, value in values.items():
-            width = (WIDTH - NAMES) * value / total
+            width = WIDTH * value / total
             note = escape(f"{part}: {duration(value)}, {percent(value / total)}")
-            place = f'x="{left:.1f}" y="{height}" width="{width:.1f}" height="{BAR}"'
+            place = f'x="{left:.1f}" y="{height + NAME}" width="{width:.1f}" height="{BAR}"'
             parts.append(f'<rect class="f{colours[part] % COLOURS}" {place}><title>{note}</title></rect>')
             left += width
         height += ROW
@@ -129,17 +145,24 @@ def timeline(title: str, spans: Sequence[Span]) -> str:
     """Return one row per name with its spans, over hours."""
     rows = list(dict.fromkeys(span.row for span in spans))
     low, high = bounds(hour for span in spans for hour in (span.start, span.end))
-    scale, parts = (WIDTH - NAMES - RIGHT) / (high - low), [text(0, 16, title, "title")]
-    for line, row in enumerate(rows):
-        parts.append(text(NAMES - 8, TOP + ROW * line + 13, row, "axis end"))
+    scale, parts = WIDTH / (high - low), [text(0, 16, title, "title")]
+    parts += [row_name(row, TOP + ROW * line) for line, row in enumerate(rows)]
     for span in spans:
-        left, width = NAMES + scale * (span.start - low), max(1.5, scale * (span.end - span.start))
-        place = f'x="{left:.1f}" y="{TOP + ROW * rows.index(span.row)}" width="{width:.1f}" height="{BAR}"'
+        left, width = scale * (span.start - low), max(1.5, scale * (span.end - span.start))
+        place = f'x="{left:.1f}" y="{TOP + ROW * rows.index(span.row) + NAME}" width="{width:.1f}" height="{BAR}"'
         parts.append(f'<rect class="f{span.colour}" {place}><title>{escape(span.note)}</title></rect>')
     height = TOP + ROW * len(rows)
-    marks = [(NAMES + scale * (x - low), number(x)) for x in ticks(low, high)]
-    parts += [text(x, height + 10, word, "axis middle") for x, word in marks if x < WIDTH - RIGHT - UNIT]
-    return svg(WIDTH, height + 16, [*parts, text(WIDTH - RIGHT, height + 10, "hours", "axis end")])
+    marks = [(scale * (x - low), number(x)) for x in ticks(low, high)]
+    for x, word in marks:
+        if x < WIDTH - UNIT:
+            parts.append(text(x, height + 10, word, "axis middle" if x > CHARACTER else "axis"))
+    return svg(WIDTH, height + 16, [*parts, text(WIDTH, height + 10, "hours", "axis end")])
+
+
+def row_name(name: str, top: float) -> str:
+    """Return the name of a row above its bar; of a long one both ends, and the whole of it under the pointer."""
+    shown = name if len(name) <= LONGEST else f"{name[: LONGEST // 2 - 1]}…{name[-LONGEST // 2 :]}"
+    return f'<text class="axis" x="0" y="{top + NAME - 6:.1f}">{escape(shown)}<title>{escape(name)}</title></text>'
 
 
 def text(x: float, y: float, words: str, kind: str) -> str:

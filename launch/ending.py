@@ -14,10 +14,12 @@ FINISHED, STOPPED, REFUSED, FAILED = "finished", "stopped", "refused", "failed"
 PREEMPTED, OUT_OF_TIME, LOST = "preempted", "time limit", "something was lost"
 """Why the epilogue requeues a job."""
 WORKER_DIED, OUT_OF_MEMORY, NODE_LOST = "worker died", "out of memory", "node lost"
-STOPPED_CODE, LOST_CODE, DIVERGED_CODE = 75, 76, 77
+NOT_FINITE, PLANS_DIFFER = "loss not finite", "plans differ"
+STOPPED_CODE, LOST_CODE, DIVERGED_CODE, DISAGREED_CODE = 75, 76, 77, 78
 """Exit codes of ranks: stopped as it was asked to; ended because of another rank, a node or a server that is gone;
-ended because the training diverged, as it would again after a resume."""
-OUTCOME_OF_CODE = {0: FINISHED, STOPPED_CODE: STOPPED, EXIT_CODE: REFUSED, DIVERGED_CODE: REFUSED}
+ended because the training diverged, as it would again after a resume; ended because ranks would not train the same."""
+CAUSE_OF_CODE = {DIVERGED_CODE: NOT_FINITE, DISAGREED_CODE: PLANS_DIFFER}
+OUTCOME_OF_CODE = {0: FINISHED, STOPPED_CODE: STOPPED, EXIT_CODE: REFUSED, **dict.fromkeys(CAUSE_OF_CODE, REFUSED)}
 CODE_OF_OUTCOME = {FINISHED: 0, STOPPED: 0, REFUSED: EXIT_CODE, FAILED: 1}
 
 
@@ -41,7 +43,8 @@ class Ending:
     diverged: bool = False
     """True if the training diverged: a resume would fail in the same way."""
     cause: str = ""
-    """Cause of a failure: WORKER_DIED, OUT_OF_MEMORY or NODE_LOST; empty where it is not known."""
+    """Cause of a failure: WORKER_DIED, OUT_OF_MEMORY or NODE_LOST; of a refusal: NOT_FINITE or PLANS_DIFFER; empty for
+    any other."""
 
     def write(self, path: Path) -> None:
         """Write this ending to a file, atomically."""
@@ -80,7 +83,7 @@ def of_ranks(
     for rank, code in codes.items():
         outcome, lost = OUTCOME_OF_CODE.get(code, FAILED), code == LOST_CODE
         reason = attempt.reason(rank) if outcome == REFUSED or (lost and rank == first) else ""
-        cause = ""
+        cause = CAUSE_OF_CODE.get(code, "")
         if outcome == FAILED and rank == first:
             log = attempt.log(f"rank_{rank:05d}")
             said = last_words(log, code)

@@ -20,6 +20,7 @@ from typing import TypeVar
 
 from dist_ssl.errors import EXIT_CODE
 from launch import scheduler
+from launch.end_notice import announce
 from launch.ending import FAILED, LOST, OUT_OF_TIME, PREEMPTED, STOPPED, Ending, of_attempt
 from launch.run_dir import AttemptDir, RunDir, write_for_owner_alone
 
@@ -107,6 +108,7 @@ def main(arguments: list[str]) -> int:
     ending = replace(ending, saved=has_progressed(attempt))
     why = why_again(ending, record, ending.saved, lost_in_a_row(run, number))
     note(replace(ending, again=why), outcome)  # first: a requeue kills this process
+    announce(attempt, ending)
     print(f"attempt {number}: {ending.outcome}{f', requeued ({why})' if why else ''}", flush=True)
     if why and (refusal := persist(lambda: scheduler.requeue(job), lambda refusal: not refusal)):
         print(f"Slurm refused to requeue job {job}: {refusal}", flush=True)

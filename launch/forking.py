@@ -18,7 +18,7 @@ from dist_ssl.checkpoint.rank_file import DamagedError
 from dist_ssl.checkpoint.saver import KEPT, LATEST
 from dist_ssl.core.progress import Progress
 from dist_ssl.errors import CheckpointError, ConfigError
-from dist_ssl.metrics.sinks import stands
+from dist_ssl.metrics.sinks import read_reports, stands
 from dist_ssl.runtime import jsonl
 from dist_ssl.runtime.files import write_atomically
 from launch import preparation, settings
@@ -142,7 +142,7 @@ def _take_over(run: RunDir, source: RunDir, checkpoint: Path, progress: Progress
     write_atomically(folder / LATEST, checkpoint.name + "\n")
     if (source.folder / QUARANTINE).is_file():
         shutil.copy(source.folder / QUARANTINE, run.folder / QUARANTINE)
-    reports = jsonl.read(source.folder / "metrics.jsonl")  # later ones would count as work that the fork has lost
+    reports = read_reports(source.folder / "metrics.jsonl")  # later ones would count as work that the fork has lost
     jsonl.append(run.folder / "metrics.jsonl", [report for report in reports if stands(report, progress)])
     rows = jsonl.read(source.folder / "plan.jsonl")
     jsonl.append(run.folder / "plan.jsonl", [row for row in rows if row["epoch"] < len(progress.plans)])

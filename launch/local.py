@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from dist_ssl.runtime.signals import Signals
+from launch.end_notice import announce
 from launch.ending import FAILED, STOPPED, Ending, of_attempt, without_report
 from launch.progress_bar import RunView
 from launch.run_dir import AttemptDir
@@ -42,6 +43,7 @@ class LocalAttempt:
         ending = _as_asked(ending, signals, codes)
         with contextlib.suppress(OSError):  # on a full disk the screen is the only report
             ending.write(self.attempt.folder / "outcome.json")
+        announce(self.attempt, ending)
         return ending
 
     def _start(self, node: int) -> "subprocess.Popen[bytes]":

@@ -7,7 +7,6 @@ hours since each was created; with plan=, what launch/plan.py wrote, also their 
 default it is written to the folder of the first run.
 """
 
-import math
 import sys
 from collections.abc import Callable, Sequence
 from html import escape
@@ -19,16 +18,20 @@ from rich.console import Console
 from dist_ssl.config.command import known_pairs, run_command
 from dist_ssl.errors import ConfigError
 from dist_ssl.metrics.goodput import CAUSES
-from dist_ssl.runtime import jsonl
+from dist_ssl.metrics.sinks import read_reports
 from launch.charts import COLOURS, Span, Trace, curves, duration, number, percent, stacked, timeline
 from launch.ending import FAILED, FINISHED, REFUSED, STOPPED, Ending
 from launch.prediction import Prediction
+from launch.report_style import COLOURS as CLASSES
+from launch.report_style import STYLE
 from launch.run_dir import AttemptDir, RunDir, read_report
 
 KEYS = ("run", "plan", "out")
 PLANNED = ("train", "data", "probe")
 """Causes whose time a plan predicts."""
 JOULES_PER_KWH = 3.6e6
+PLACE = {"time", "samples"}
+"""Keys that place a report on both axes."""
 CHARTS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("Loss", "loss", number),
     ("kNN accuracy", "knn_accuracy", percent),
@@ -42,32 +45,6 @@ CHARTS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
 """Title, key and format of the curves; one that no run has is left out."""
 OUTCOMES = {FINISHED: 2, STOPPED: 0, REFUSED: 3, FAILED: 1, "": 4}
 """Colours of the attempts by their outcomes; without one: still at work, or lost."""
-STYLE = """
-:root { --paper: #fff; --ink: #1f2328; --faint: #57606a; --line: #d8dee4; --card: #f6f8fa; color-scheme: light dark; }
-@media (prefers-color-scheme: dark) {
-  :root { --paper: #0d1117; --ink: #e6edf3; --faint: #9198a1; --line: #30363d; --card: #151b23; }
-}
-body { margin: 0 auto; max-width: 1240px; padding: 24px 16px; background: var(--paper); color: var(--ink);
-  font: 15px/1.5 system-ui, sans-serif; }
-h1 { font-size: 22px; margin: 0 0 16px; } h2 { font-size: 17px; margin: 28px 0 8px; }
-table { border-collapse: collapse; width: 100%; display: block; overflow-x: auto; }
-th, td { text-align: left; padding: 4px 14px 4px 0; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th { color: var(--faint); font-weight: 500; }
-.cards { display: grid; gap: 12px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); }
-.card { background: var(--card); border-radius: 8px; padding: 10px; }
-svg { width: 100%; max-width: 760px; display: block; }
-svg text { fill: var(--ink); font: 12px system-ui, sans-serif; }
-svg .title { font-size: 14px; font-weight: 600; } svg .axis { fill: var(--faint); font-size: 11px; }
-svg .end { text-anchor: end; } svg .middle { text-anchor: middle; }
-@media (max-width: 600px) {
-  svg text { font-size: 17px; } svg .title { font-size: 20px; } svg .axis { font-size: 16px; }
-}
-.grid { stroke: var(--line); } polyline { fill: none; stroke-width: 1.6; stroke-linejoin: round; }
-.key { display: inline-block; width: 10px; height: 10px; border-radius: 2px; margin: 0 6px 0 14px; }
-.item { white-space: nowrap; }
-input { margin-left: 14px; } #hours:checked ~ .by-samples, #samples:checked ~ .by-hours { display: none; }
-"""
-PALETTE = ("#3f7fd0", "#d9634a", "#3d9a5b", "#b07aa1", "#d9a23b", "#4fa8a8", "#8c6d4f", "#7d8590")
 
 
 class RunRecord:
@@ -75,13 +52,13 @@ class RunRecord:
 
     def __init__(self, run: RunDir) -> None:
         self.run, self.name = run, run.folder.resolve().name.encode(errors="replace").decode()
-        self.reports = jsonl.read(run.folder / "metrics.jsonl")
+        self.reports = [report for report in read_reports(run.folder / "metrics.jsonl") if report.keys() >= PLACE]
         files = [path for name in ("config.yaml", "overrides.yaml") if (path := run.folder / name).is_file()]
         self.created = min(path.stat().st_mtime for path in files)  # an extension rewrites the config
 
     def trace(self, key: str, by: str) -> Trace:
         """Return the curve of a metric, by `samples` or by `hours`."""
-        found = [report for report in self.reports if math.isfinite(report.get(key, math.nan))]
+        found = [report for report in self.reports if key in report]
         return Trace(self.name, [(self._across(report, by), report[key]) for report in found])
 
     def _across(self, report: dict[str, Any], by: str) -> float:
@@ -110,7 +87,7 @@ class RunRecord:
             known = Ending.read(ended)
             times = [report["time"] for report in self.reports if report.get("attempt") == count]
             end = ended.stat().st_mtime if known else max(times, default=started)
-            outcome = known.outcome if known else ""
+            outcome = str(known.outcome) if known else ""
             note = f"attempt {count}: {outcome or 'no outcome'}{f', {known.reason}' if known and known.reason else ''}"
             spans.append(
                 Span(self.name, self._hours(started), self._hours(end), note, OUTCOMES.get(outcome, OUTCOMES[""]))
@@ -174,27 +151,26 @@ HEADINGS = (
 def page(runs: Sequence[RunRecord], plan: Prediction | None = None) -> str:
     """Return the whole page."""
     title = escape(", ".join(run.name for run in runs))
-    colours = "".join(
-        f".c{n} {{ stroke: {c}; }} circle.c{n} {{ fill: {c}; }} .f{n} {{ fill: {c}; background: {c}; }}"
-        for n, c in enumerate(PALETTE)
-    )
+    heading = title if len(runs) == 1 else f"{len(runs)} runs"
+    names = legend({run.name: number % COLOURS for number, run in enumerate(runs)}) if len(runs) > 1 else ""
     spans = [span for run in runs for span in run.attempts()]
     parts = {cause: colour for colour, cause in enumerate(CAUSES)}
     bars = stacked("Wall clock by cause", {run.name: run.spent() for run in runs}, parts)
     body = [
-        f"<h1>{title}</h1>{overview(runs)}",
-        "<h2>Curves</h2>",
+        f"<h1>{heading}</h1>{overview(runs)}",
+        f"<h2>Curves</h2>{names}",
         '<input type="radio" name="by" id="samples" checked><label for="samples"> by samples seen</label>',
-        '<input type="radio" name="by" id="hours"><label for="hours"> by hours since the run was created</label>',
+        '<input type="radio" name="by" id="hours"><label for="hours"> by hours of age</label>',
         *(f'<div class="cards by-{by}">{"".join(drawn(runs, by))}</div>' for by in ("samples", "hours")),
         against(runs, plan) if plan else "",
-        f'<h2>Goodput</h2><div class="card">{bars}{legend(parts)}</div>',
+        f'<h2>Time</h2><div class="cards"><div class="card">{bars}{legend(parts)}</div>',
     ]
     if spans:
         outcomes = {outcome or "no outcome": colour for outcome, colour in OUTCOMES.items()}
-        body.append(f'<h2>Attempts</h2><div class="card">{timeline("Attempts", spans)}{legend(outcomes)}</div>')
+        body.append(f'<div class="card">{timeline("Attempts", spans)}{legend(outcomes)}</div>')
+    body.append("</div>")
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
-    head = f"<head>{head}<style>{STYLE}{colours}</style></head>"
+    head = f"<head>{head}<style>{STYLE}{CLASSES}</style></head>"
     return f'<!doctype html><html lang="en">{head}<body>{"".join(body)}</body></html>\n'
 
 
@@ -203,9 +179,12 @@ def overview(runs: Sequence[RunRecord]) -> str:
     head = "".join(f"<th>{heading}</th>" for heading in HEADINGS)
     lines = []
     for colour, run in enumerate(runs):
-        key = f'<span class="key f{colour % COLOURS}" style="margin-left: 0"></span>{escape(run.name)}'
-        lines.append("".join(f"<td>{cell}</td>" for cell in (key, *map(escape, run.cells()))))
-    return f"<table><tr>{head}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+        cells = "".join(
+            f'<td data-heading="{heading}"><span>{escape(cell)}</span></td>'
+            for heading, cell in zip(HEADINGS[1:], run.cells(), strict=True)
+        )
+        lines.append(f'<td><span class="key f{colour % COLOURS}"></span>{escape(run.name)}</td>{cells}')
+    return f'<table class="runs"><tr>{head}</tr>{"".join(f"<tr>{line}</tr>" for line in lines)}</table>'
 
 
 def drawn(runs: Sequence[RunRecord], by: str) -> list[str]:
@@ -232,14 +211,14 @@ def against(runs: Sequence[RunRecord], plan: Prediction) -> str:
             words.append(escape(f"{took}: {seconds / expected:.2f} times as long."))
     chart = curves(f"Steps and probes, {unit}", scaled, "samples")
     names = legend({trace.name: colour % COLOURS for colour, trace in enumerate(traces)})
-    lines = "".join(f"<p>{line}</p>" for line in words)
-    return f'<h2>Against the plan</h2><div class="card">{chart}{names}{lines}</div>'
+    cards = (f'<div class="card">{part}</div>' for part in (chart + names, "".join(f"<p>{line}</p>" for line in words)))
+    return f'<h2>Against the plan</h2><div class="cards">{"".join(cards)}</div>'
 
 
 def legend(colours: dict[str, int]) -> str:
     """Return what the colours of a chart stand for."""
     items = (f'<span class="key f{colour}"></span>{escape(name)}' for name, colour in colours.items())
-    return " ".join(f'<span class="item">{item}</span>' for item in items)
+    return f'<div class="legend">{" ".join(f"<span class=item>{item}</span>" for item in items)}</div>'
 
 
 def name_apart(runs: Sequence[RunRecord]) -> None:

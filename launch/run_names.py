@@ -15,6 +15,8 @@ A colon would end its place in PYTHONPATH, so that other code would run; a contr
 
 LONGEST = 200
 """Bytes of a name, at most: file systems allow 255, and names of files are made of it."""
+NODES_OWN = re.compile(r"\.node_\d{4,}$")
+"""The end of the names of files with the address of a node's metrics; the file of a run is called after the run."""
 BESIDE_RUNS = ("targets", "mlflow")
 """Folders that runs share, beside their own: of the addresses of metrics, and of MLflow's files."""
 
@@ -28,6 +30,11 @@ def check_name(runs: Path, name: str) -> None:
         )
     if len(name.encode()) > LONGEST:
         raise ConfigError(f"name={name[:20]}... is too long for a folder.", f"Use at most {LONGEST} bytes.")
+    if NODES_OWN.search(name):
+        raise ConfigError(
+            f"name={name} cannot be the name of a run: the metrics of another run's nodes have such names.",
+            f"Choose another one: name={name}-1, say.",
+        )
     if name in BESIDE_RUNS:
         raise ConfigError(
             f"name={name} cannot be the name of a run: its folder would be one that all runs in {runs} share.",

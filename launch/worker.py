@@ -16,11 +16,11 @@ import time
 import traceback
 from pathlib import Path
 
-from dist_ssl.errors import EXIT_CODE, TrainingError, UserError, explained
+from dist_ssl.errors import EXIT_CODE, DisagreementError, TrainingError, UserError, explained
 from dist_ssl.runtime.log_setup import open_journal
 from dist_ssl.runtime.signals import Signals
 from launch import cluster_options, credentials
-from launch.ending import DIVERGED_CODE, LOST_CODE, STOPPED_CODE
+from launch.ending import DISAGREED_CODE, DIVERGED_CODE, LOST_CODE, STOPPED_CODE
 from launch.parent import alone
 from launch.private_cache import use_private_cache
 from launch.restarts import restarts_before
@@ -109,6 +109,8 @@ def code_of(error: Exception) -> int:
         return LOST_CODE
     if isinstance(error, TrainingError):
         return DIVERGED_CODE
+    if isinstance(error, DisagreementError):
+        return DISAGREED_CODE
     return EXIT_CODE if explained(error) else 1
 
 

@@ -7,45 +7,60 @@ name. Rules compare a run with its own past where no bound fits all runs; what t
 (`monitoring/recordings.py`).
 """
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
+from monitoring.alert_form import Alert, rule
 from monitoring.recordings import median, recordings, share, shares
 
-Severity = Literal["critical", "warning", "info"]
 HEADER = """\
 # Alert rules, written by `python monitoring/alert_rules.py`; what to do about each: monitoring/RUNBOOK.md.
 """
 FILE = Path(__file__).parent / "alerts.yml"
 
 
-@dataclass(frozen=True)
-class Alert:
-    """A rule that fires once `expression` has held for `lasting`. `summary`: follows the name of the run.
+NAMED_ENDS = ("loss not finite", "plans differ", "refused")
+"""Ends of attempts (launch/end_notice.py) that have an alert of their own."""
 
-    `critical`: the run makes no progress or its work is wasted; `warning`: look at it today; `info`: know it.
-    """
 
-    name: str
-    severity: Severity
-    lasting: str
-    summary: str
-    expression: str
+def ended(ends: str, sign: str = "=") -> str:
+    """Return when a run has ended so, by its target or, where that cannot be scraped, by its text file."""
+    return f'up{{job="dist_ssl",end{sign}"{ends}"}} == 0 or dist_ssl_ended{{end{sign}"{ends}"}} == 1'
 
 
 STARTING = f'sum without (cause) ({shares("2h")}{{cause=~"start|restore"}})'
 ALERTS = (
-    Alert("RunLost", "critical", "2m", "does not answer: its node or rank 0 is gone.", 'up{job="dist_ssl"} == 0'),
+    Alert(
+        "RunLost",
+        "critical",
+        "2m",
+        "does not answer: its node or rank 0 is gone.",
+        ended("|".join(NAMED_ENDS), "!~"),
+    ),
+    Alert(
+        "LossNotFinite",
+        "critical",
+        "1m",
+        "has ended: its loss or its gradient was not finite.",
+        ended("loss not finite"),
+    ),
+    Alert(
+        "PlansDiffer",
+        "critical",
+        "1m",
+        "has ended: its ranks would not have trained the same epoch.",
+        ended("plans differ"),
+    ),
+    Alert("RunRefused", "critical", "1m", "has ended with an error that a person has to fix.", ended("refused")),
     Alert(
         "StoppedEarly",
         "warning",
         "10m",
         "has ended before it was finished, and is not resumed.",
         "last_over_time(dist_ssl_progress_ratio[2h]) < 1 unless dist_ssl_progress_ratio"
-        ' unless on (run) up{job="dist_ssl"}',
+        ' unless on (run) up{job="dist_ssl"} unless on (run) dist_ssl_ended',
     ),
     Alert(
         "NoProgress",
@@ -259,20 +274,6 @@ ALERTS = (
 def rules() -> dict[str, Any]:
     """Return the rules in Prometheus' format."""
     return {"groups": [recordings(), {"name": "dist_ssl", "rules": [rule(alert) for alert in ALERTS]}]}
-
-
-def rule(alert: Alert) -> dict[str, Any]:
-    """Return one rule in Prometheus' format."""
-    return {
-        "alert": alert.name,
-        "expr": alert.expression,
-        "for": alert.lasting,
-        "labels": {"severity": alert.severity},
-        "annotations": {
-            "summary": f"{{{{ $labels.run }}}} {alert.summary}",
-            "runbook": f"monitoring/RUNBOOK.md#{alert.name.lower()}",
-        },
-    }
 
 
 def text() -> str:

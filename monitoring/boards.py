@@ -4,6 +4,7 @@ Every metric of a run is on a panel of `run` or of `reliability`, every metric o
 panels show a choice of them in another way.
 """
 
+from dist_ssl.metrics.ends import ENDED
 from dist_ssl.metrics.table import BY_KEY
 from monitoring.layout import Board, Panel, Row, line, stat
 from monitoring.queries import CHOSEN, Query, of_panel, query_of
@@ -92,6 +93,10 @@ FAILURES = Panel(
     own=(total("failed_saves"), total("damaged_checkpoints")),
     help="Saves that failed, and checkpoints that a restore found damaged, in the whole run.",
 )
+ENDS = Query(
+    f'up{{job="dist_ssl",end!="",run=~"$run"}} == bool 0 or {ENDED.name}{CHOSEN}', f"{{{{run}}}} {{{{{ENDED.label}}}}}"
+)
+ENDS_HELP = "1 for a run whose newest attempt ended with an error, by how it ended; empty where none did."
 STALLED = Query(share_of("save", RECENT), unit="percentunit")
 RELIABILITY = Board(
     "dist-ssl-reliability",
@@ -119,10 +124,11 @@ RELIABILITY = Board(
         Row(
             "Attempts",
             (
-                Panel("Attempts over time", 6, own=(query_of(BY_KEY["attempt"]),), help=BY_KEY["attempt"].help),
-                Panel("Lost steps over time", 6, own=(query_of(BY_KEY["lost_steps"]),), help=BY_KEY["lost_steps"].help),
-                Panel("Restarts", 6),
-                Panel("Ranks over time", 6, own=(query_of(BY_KEY["ranks"]),), help=BY_KEY["ranks"].help),
+                Panel("Attempts over time", 8, own=(query_of(BY_KEY["attempt"]),), help=BY_KEY["attempt"].help),
+                Panel("Lost steps over time", 8, own=(query_of(BY_KEY["lost_steps"]),), help=BY_KEY["lost_steps"].help),
+                Panel("Restarts", 8),
+                Panel(ENDED.panel, 12, own=(ENDS,), help=ENDS_HELP),
+                Panel("Ranks over time", 12, own=(query_of(BY_KEY["ranks"]),), help=BY_KEY["ranks"].help),
             ),
         ),
         Row(
@@ -138,9 +144,9 @@ RELIABILITY = Board(
 )
 
 COLUMNS = {
-    "Answers": Query('max by (run) (up{job="dist_ssl",run=~"$run"})'),
+    "Answers": Query('max by (run, end) (up{job="dist_ssl",run=~"$run"})'),
     "Progress": Query(newest("dist_ssl_progress_ratio"), unit="percentunit"),
-    "Time left": Query(newest("dist_ssl_left_seconds"), unit="s"),
+    "Time left": Query(f"max by (run) ({BY_KEY['seconds_left'].instead})", unit="s"),
     "Loss": Query(newest("dist_ssl_loss")),
     "kNN accuracy": Query(newest("dist_ssl_knn_accuracy_ratio"), unit="percentunit"),
     "Images/s": Query(newest("dist_ssl_images_per_second")),
@@ -153,10 +159,14 @@ COLUMNS = {
 """Columns of the table of all runs."""
 TABLE = tuple(Query(query.expression, title, query.unit) for title, query in COLUMNS.items())
 RUNS = Panel(
-    "Runs", 24, "table", TABLE, help="One line per run that Prometheus finds. A run that answers with 0 is lost."
+    "Runs",
+    24,
+    "table",
+    TABLE,
+    help="One line per run that Prometheus finds, with its end where it has ended with an error.",
 )
-ALL = Query('count(up{job="dist_ssl",run=~"$run"})', "runs")
-LOST = Query('count(up{job="dist_ssl",run=~"$run"} == 0) or vector(0)', "lost")
+ALL = Query('count(count by (run) (up{job="dist_ssl",run=~"$run"}))', "runs")
+LOST = Query('count(max by (run) (up{job="dist_ssl",run=~"$run"}) == 0) or vector(0)', "lost")
 FIRING = Query('count(ALERTS{alertstate="firing",run=~"$run"}) or vector(0)', "alerts")
 SPEED = Query(f"sum(dist_ssl_images_per_second{CHOSEN})", "images/s")
 RANKS = Query(f"sum(dist_ssl_ranks{CHOSEN})", "ranks")

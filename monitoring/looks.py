@@ -16,7 +16,7 @@ from monitoring.queries import TABLES, Query
 
 SOURCE = model.DataSourceRef(type_val="prometheus", uid="${datasource}")
 ANSWERS = {"0": {"text": "lost", "color": "red", "index": 0}, "1": {"text": "yes", "color": "green", "index": 1}}
-LINK = {"title": "Show this run", "url": "/d/dist-ssl-run?var-run=${__value.text}"}
+LINK = {"title": "Show this run", "url": "/d/dist-ssl-run?var-run=${__value.text:percentencode}"}
 
 
 def drawn(panel: Panel, number: int, place: model.GridPos) -> model.Panel:
@@ -97,7 +97,8 @@ def numbers(panel: Panel) -> stat.Panel:
 def transformed(panel: Panel, *further: model.DataTransformerConfig) -> list[model.DataTransformerConfig]:
     """Return the steps that merge the queries into one table of runs, whose columns have the names of the legends."""
     names = {f"Value #{ref}": query.legend for ref, query in zip(string.ascii_uppercase, panel.queries, strict=False)}
-    organized = {"excludeByName": {"Time": True}, "renameByName": names}
+    places = {name: place for place, name in enumerate(["run", "end", *names])}
+    organized = {"excludeByName": {"Time": True}, "indexByName": places, "renameByName": names}
     merged = [step("merge", {}), step("organize", organized)]
     return [*merged, *further]
 

@@ -6,11 +6,13 @@ run has come to, like its attempts, as it is. `$run` and `$window` are variables
 
 from dataclasses import dataclass
 
+from dist_ssl.metrics.ends import END_METRICS
 from dist_ssl.metrics.node_table import NODE_METRICS
-from dist_ssl.metrics.table import METRICS, Metric
+from dist_ssl.metrics.table import METRICS
+from dist_ssl.metrics.table_row import Metric
 
-TABLES = (*METRICS, *NODE_METRICS)
-"""All metrics: those of a run and those of its nodes."""
+TABLES = (*METRICS, *NODE_METRICS, *END_METRICS)
+"""All metrics: those of a run, of its nodes, and of one that has ended."""
 
 CHOSEN = '{run=~"$run"}'
 """The selector of the chosen runs."""
@@ -40,7 +42,7 @@ def of_panel(title: str) -> tuple[Query, ...]:
 def query_of(metric: Metric, *, alone: bool = True) -> Query:
     """Return the query of a metric; its legend says which one it is where it is not `alone` on its panel."""
     of_node = metric in NODE_METRICS
-    selected = metric.name + (CHOSEN_NODES if of_node else CHOSEN)
+    selected = metric.instead or metric.name + (CHOSEN_NODES if of_node else CHOSEN)
     expression, unit = selected, GRAFANA_UNITS.get(metric.unit, "s")
     if metric.increments or (of_node and metric.counter):
         expression, unit = f"rate({selected}[$window])", RATE_UNITS[metric.unit]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from dist_ssl.metrics.ends import END_METRICS
 from dist_ssl.metrics.node_table import NODE_METRICS
 from dist_ssl.metrics.table import METRICS
 from launch import settings
@@ -84,7 +85,7 @@ def test_names_in_files_are_there(document: Path) -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_metrics_are_those_of_the_table(document: Path) -> None:
     named = set(re.findall(r"`(dist_ssl_\w+)`", document.read_text()))
-    assert named <= {metric.name for metric in (*METRICS, *NODE_METRICS)}
+    assert named <= {metric.name for metric in (*METRICS, *NODE_METRICS, *END_METRICS)}
     if document.parent.name == "monitoring":
         watched = document.read_text().partition("| to watch |")[2]
         keys = set(re.findall(r"`([a-z_]+)`", "".join(line for line in watched.splitlines() if line.startswith("| "))))

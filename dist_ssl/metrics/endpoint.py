@@ -5,6 +5,7 @@ It serves `/metrics` and `/health`, and nothing else. This module does not impor
 
 import contextlib
 import json
+import logging
 import socket
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,9 +20,10 @@ from prometheus_client.registry import Collector
 
 from dist_ssl.errors import ConfigError
 from dist_ssl.metrics.bounded_connections import CONNECTION_SECONDS, BoundedConnections
-from dist_ssl.metrics.table import Metric
+from dist_ssl.metrics.table_row import Metric
 from dist_ssl.runtime.files import write_atomically
 
+log = logging.getLogger(__name__)
 Family = CounterMetricFamily | GaugeMetricFamily
 EVERYWHERE = "0.0.0.0"
 """The address that stands for all addresses of a machine."""
@@ -35,12 +37,13 @@ class Exported(Collector):
     """The metrics of a table with their values, as prometheus_client collects them.
 
     `labels`: of every series. `values`: by key and value of the metric's own label, "" without one. A gauge without a
-    value has no series; a counter without a label starts from 0.
+    value has no series; a counter without a label starts from 0. Values of a label that are exported together are the
+    sum of counters, and the largest of gauges, so that a metric never has more series than its row says.
     """
 
     def __init__(self, table: Sequence[Metric], labels: Mapping[str, str] | None = None) -> None:
-        self.table, self.labels = table, dict(labels or {})
-        self.values = {(m.key, ""): 0.0 for m in table if m.counter and not m.label}
+        self.table, self.labels = [metric for metric in table if not metric.instead], dict(labels or {})
+        self.values = {(m.key, ""): 0.0 for m in self.table if m.counter and not m.label}
 
     def current(self) -> Mapping[tuple[str, str], float]:
         """Return the values as they are at a scrape."""
@@ -48,14 +51,20 @@ class Exported(Collector):
 
     def collect(self) -> Iterator[Family]:
         """Yield every metric of the table with its series, as they are now."""
-        series: dict[str, list[tuple[str, float]]] = {}
+        known: dict[str, list[tuple[str, float]]] = {}
         for (key, label), value in self.current().items():
-            series.setdefault(key, []).append((label, value))
+            known.setdefault(key, []).append((label, value))
         for metric in self.table:
             kind: type[Family] = CounterMetricFamily if metric.counter else GaugeMetricFamily
             family = kind(metric.name, metric.help, labels=[*self.labels, *([metric.label] if metric.label else [])])
-            for label, value in series.get(metric.key, ()):
-                family.add_metric([*self.labels.values(), *([label] if label else [])], value)
+            together: dict[str, list[float]] = {}
+            for label, value in known.get(metric.key, ()):
+                together.setdefault(metric.exported(label), []).append(value)
+            for label, values in together.items():
+                family.add_metric(
+                    [*self.labels.values(), *([label] if metric.label else [])],
+                    sum(values) if metric.counter else max(values),
+                )
             yield family
 
 
@@ -158,7 +167,7 @@ class Endpoint:
         for port in range(self.port, self.port + PORTS) if self.port else (0,):
             try:
                 return MetricsServer(self.bind, port, self.registry)
-            except (OSError, OverflowError) as error:  # taken, not allowed, no address of this machine, no port
+            except (OSError, OverflowError, ValueError) as error:  # taken, not allowed, no address here, no port
                 problem = problem or str(error)
         raise ConfigError(
             f"metrics.port={self.port} on metrics.bind={self.bind} cannot be listened on: {problem}.",
@@ -166,10 +175,15 @@ class Endpoint:
         )
 
     def stop(self) -> None:
-        """Remove the target file, unless it is a newer attempt's, and stop listening."""
+        """Remove the target file, unless it is a newer attempt's, and stop listening.
+
+        A file that cannot be removed is a warning: an alert fires for a run that has ended, which loses nothing.
+        """
         if self.server:
-            with contextlib.suppress(FileNotFoundError):
-                if self.target.read_text() == self.announcement:
+            try:
+                if self.target.exists() and self.target.read_text() == self.announcement:
                     self.target.unlink()
+            except (OSError, ValueError) as error:
+                log.warning("%s cannot be removed: %s", self.target, error)
             self.server.shutdown()
             self.server.server_close()

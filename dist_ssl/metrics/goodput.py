@@ -19,8 +19,7 @@ from typing import Any
 import psutil
 
 from dist_ssl.core.progress import Progress
-from dist_ssl.metrics.sinks import stands
-from dist_ssl.runtime import jsonl
+from dist_ssl.metrics.sinks import read_reports, stands
 
 AT_WORK = {"data_wait_seconds": "data", "save_stall_seconds": "save", "probe_seconds": "probe"}
 """Keys of metrics that measure how long training waited, and the causes they stand for."""
@@ -30,7 +29,8 @@ CAUSES = (*WORK, "restore", "start", "queue", "lost")
 
 
 class Goodput:
-    """The account that rank 0 keeps. `reports`: the run's metrics.jsonl; `clock`: returns the time.
+    """The account that rank 0 keeps. `reports`: the run's metrics.jsonl; `clock`: returns the time, by default that of
+    `steady_clock`: while an attempt trains, nobody's correction of the system's clock is time that was spent.
 
     `created`, `started`: when the run was created and when this process started. Times are seconds since 1970.
     `restarts`: number of restarts by cause, which every report holds too.
@@ -41,10 +41,10 @@ class Goodput:
         reports: Path,
         created: float,
         started: float,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
         restarts: Mapping[str, int] | None = None,
     ) -> None:
-        self.reports, self.created, self.started, self.clock = reports, created, started, clock
+        self.reports, self.created, self.started, self.clock = reports, created, started, clock or steady_clock()
         self.restarts = {f"restarts/{cause}": float(count) for cause, count in (restarts or {}).items()}
         self.spent = dict.fromkeys(CAUSES, 0.0)
         self.lost_steps = 0
@@ -59,18 +59,19 @@ class Goodput:
 
     def open(self, progress: Progress) -> None:
         """Take over the account of the earlier attempts, before the reports beyond this position are dropped."""
-        reports = jsonl.read(self.reports)
+        reports = read_reports(self.reports)
         last = reports[-1] if reports else {}
         kept = [report for report in reports if stands(report, progress)]
         valid = kept[-1] if kept else {}
         self.spent = {cause: _seconds(last, cause) for cause in CAUSES}
         for cause in WORK:
-            self.spent["lost"] += _seconds(last, cause) - _seconds(valid, cause)
+            self.spent["lost"] += max(0.0, _seconds(last, cause) - _seconds(valid, cause))
             self.spent[cause] = _seconds(valid, cause)
         self.lost_steps = int(last.get("lost_steps", 0) + max(0, last.get("step", 0) - progress.step))
-        ended = max(last.get("time", self.created), self.created)  # a fork or an extension did not wait before it
-        started = max(ended, self.started)
-        self._until = max(started, self.clock())
+        now = self.clock()  # the clock of an earlier attempt may have been ahead of it
+        ended = min(max(last.get("time", self.created), self.created), now)  # forks and extensions did not wait before
+        started = min(max(ended, self.started), now)
+        self._until = now
         self.spent["queue"] += started - ended
         self.spent["start"] += self._until - started
 
@@ -93,6 +94,12 @@ class Goodput:
             "lost_steps": float(self.lost_steps),
             **self.restarts,
         }
+
+
+def steady_clock() -> Callable[[], float]:
+    """Return a clock that starts with the present time, in seconds since 1970, and that is never set."""
+    start = time.time() - time.monotonic()
+    return lambda: start + time.monotonic()
 
 
 def _seconds(report: Mapping[str, Any], cause: str) -> float:

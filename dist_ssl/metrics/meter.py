@@ -11,7 +11,8 @@ from torch import Tensor
 from dist_ssl.core.progress import Progress
 from dist_ssl.distributed.world import World
 from dist_ssl.metrics.goodput import COSTS, Goodput
-from dist_ssl.metrics.table import Reduction, check_keys, series_of
+from dist_ssl.metrics.table import check_keys, series_of
+from dist_ssl.metrics.table_row import Reduction
 from dist_ssl.protocols.sink import Sink
 
 

@@ -5,7 +5,7 @@ Counters start from 0 with every attempt, and are shown as rates (`sum`). The se
 name of the machine) and `job` (NODE_JOB).
 """
 
-from dist_ssl.metrics.table import Metric
+from dist_ssl.metrics.table_row import Metric
 
 NODE_JOB = "dist_ssl_node"
 """Label `job` of the targets of nodes, which keeps `up` of a node apart from `up` of a run."""
@@ -58,6 +58,7 @@ NODE_METRICS: tuple[Metric, ...] = (
         "Space left",
         "last",
         label="place",
+        values=("run", "cache", "shared memory"),
     ),
     Metric(
         "energy",
@@ -66,5 +67,6 @@ NODE_METRICS: tuple[Metric, ...] = (
         "Energy",
         "sum",
         label="source",
+        values=("gpus", "processors"),
     ),
 )

@@ -12,7 +12,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry, generate_latest
 
 from dist_ssl.core.progress import Progress
-from dist_ssl.errors import ConfigError
+from dist_ssl.errors import ConfigError, UserError
 from dist_ssl.metrics.endpoint import Endpoint, Exported
 from dist_ssl.metrics.evaluations import Evaluations
 from dist_ssl.metrics.table import METRICS, series_of
@@ -20,6 +20,8 @@ from dist_ssl.runtime import jsonl
 from dist_ssl.runtime.files import write_atomically
 
 log = logging.getLogger(__name__)
+HUGE = 1e300
+"""A number that no metric reaches: JSON has whole numbers that no float can hold."""
 COUNTERS = "counters.json"
 """File of the run folder with what the counters have come to."""
 
@@ -27,6 +29,15 @@ COUNTERS = "counters.json"
 def finite(values: Mapping[str, float]) -> dict[str, float]:
     """Return the finite values only: JSON has neither NaN nor infinity."""
     return {key: value for key, value in values.items() if math.isfinite(value)}
+
+
+def read_reports(path: Path) -> list[dict[str, float]]:
+    """Return the reports of a `metrics.jsonl`, their finite numbers; what a kill or a lost disk left is none."""
+    found = [
+        {key: value for key, value in row.items() if type(value) in (int, float) and abs(value) < HUGE}
+        for row in jsonl.read(path)
+    ]
+    return [report for report in found if "step" in report]
 
 
 def stands(report: Mapping[str, float], progress: Progress) -> bool:
@@ -52,7 +63,7 @@ class JsonLines:
 
     def open(self, progress: Progress) -> None:
         """Keep the lines up to this step; drop also what a kill or a lost disk left that is no report."""
-        kept = [report for report in jsonl.read(self.path) if stands(report, progress)]
+        kept = [report for report in read_reports(self.path) if stands(report, progress)]
         write_atomically(self.path, "".join(f"{json.dumps(report)}\n" for report in kept))
 
     def write(self, progress: Progress, values: Mapping[str, float]) -> None:
@@ -102,11 +113,11 @@ class Series(Exported):
 
     def open(self, progress: Progress) -> None:
         """Continue the counters of the attempt before, and set the position."""
-        known = {metric.key: metric for metric in METRICS if metric.increments}
         for key, value in read_totals(self.totals).items():
-            name, _, label = key.partition("/")
-            if name in known and bool(label) == bool(known[name].label):
-                self.values[name, label] = value
+            with contextlib.suppress(UserError):  # another version's
+                metric, label = series_of(key)
+                if metric.increments:
+                    self.values[metric.key, label] = value
         self.write({"step": progress.step, "attempt": progress.attempt})
 
     def write(self, values: Mapping[str, float]) -> None:
@@ -169,9 +180,15 @@ class Prometheus(Endpoint):
         super().__init__(self.series, {**labels, "instance": labels["run"]}, address, port, target, bind)
 
     def open(self, progress: Progress) -> None:
-        """Start to listen and write the target file. Raises ConfigError where the port cannot be used."""
+        """Start to listen and write the target file. Raises ConfigError where the port cannot be used.
+
+        A target that cannot be written is a warning: whose the folder is must not decide whether a run trains.
+        """
         self.series.open(progress)
-        self.start()
+        try:
+            self.start()
+        except OSError as error:
+            log.warning("No Prometheus finds this run: %s cannot be written: %s", self.target, error)
 
     def write(self, progress: Progress, values: Mapping[str, float]) -> None:
         """Update the series."""
@@ -217,5 +234,8 @@ class TextFile:
         write_atomically(self.path, generate_latest(self.registry))
 
     def close(self) -> None:
-        """Remove the file."""
-        self.path.unlink(missing_ok=True)
+        """Remove the file; where that is not possible, its last report grows old."""
+        try:
+            self.path.unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("%s cannot be removed: %s", self.path, error)

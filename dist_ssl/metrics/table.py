@@ -1,5 +1,8 @@
 """The table of all metrics: key in the code, exported name, help text, reduction over steps and ranks, label, panel.
 
+A run has at most 80 series, whatever happens to it: `most_series` computes it from the table, and a test fails where a
+new row breaks the bound. So a label has a closed list of values, and what follows from other metrics has a query.
+
 Names follow Prometheus: `dist_ssl_<noun>_<unit>`, base units; those of counters end in `_total`. So the name says type
 and unit. The dashboards of `monitoring/` show every metric on the panel that its row names. A key without a row is
 refused where it is first known: the hyperparameters' names at submission, all others when they are first recorded.
@@ -9,58 +12,9 @@ endpoint exports the sum over all attempts of a run: a run is one target with th
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal
 
 from dist_ssl.errors import UserError, nearest
-
-Reduction = Literal["mean", "max", "sum", "last"]
-Unit = Literal["", "seconds", "bytes", "ratio", "pixels", "joules", "timestamp"]
-UNITS: tuple[Unit, ...] = ("seconds", "bytes", "ratio", "pixels", "joules")
-"""Units in which an exported name may end."""
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One metric. `key`: its name in the code and in `metrics.jsonl`; `stem`: its exported name without the prefix.
-
-    `panel`: title of the panel that shows it. `reduction`: over the steps since the last flush and over ranks (`last`:
-    rank 0's newest value). `label`: name of the label of a metric that has one series for each of the label's values,
-    under the keys `KEY/VALUE`; empty for a metric with one series, under `KEY`. `plain`: the label's value that the key
-    `KEY` alone stands for; empty where a value must be given.
-    """
-
-    key: str
-    stem: str
-    help: str
-    panel: str
-    reduction: Reduction = "mean"
-    label: str = ""
-    plain: str = ""
-
-    @property
-    def name(self) -> str:
-        """Return the exported name."""
-        return f"dist_ssl_{self.stem}"
-
-    @property
-    def counter(self) -> bool:
-        """Return whether the metric counts, and is exported as a counter, which only rises."""
-        return self.stem.endswith("_total")
-
-    @property
-    def increments(self) -> bool:
-        """Return whether a report holds a counter's increase since the last one, and not what it has come to."""
-        return self.counter and self.reduction != "last"
-
-    @property
-    def unit(self) -> Unit:
-        """Return the unit that the exported name ends in; `timestamp`: seconds since 1970."""
-        words = self.stem.removesuffix("_total")
-        if words.endswith("_timestamp_seconds"):
-            return "timestamp"
-        return next((unit for unit in UNITS if words.endswith(f"_{unit}")), "")
-
+from dist_ssl.metrics.table_row import Metric
 
 METRICS: tuple[Metric, ...] = (
     Metric("loss", "loss", "Training loss, mean over the job.", "Loss"),
@@ -69,10 +23,11 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "evaluation",
         "evaluation_accuracy_ratio",
-        "Accuracy of the last evaluated checkpoint, by protocol and branch.",
+        "Accuracy of the newest evaluated checkpoint, the best of its branches.",
         "Evaluations",
         "last",
         label="protocol",
+        values=("knn", "linear"),
     ),
     Metric("gradient_norm", "gradient_norm", "Norm of the averaged gradient before clipping.", "Gradient norm"),
     Metric("positive_similarity", "positive_similarity", "Cosine of embeddings with their own keys.", "Cosines"),
@@ -85,23 +40,39 @@ METRICS: tuple[Metric, ...] = (
         "Distance of the teacher's weights, as a share of their norm.",
         "Teacher distance",
     ),
-    Metric("queue_age", "queue_age_steps", "Mean age of the queue's keys in steps.", "Queue age", "last"),
+    Metric(
+        "queue_age",
+        "queue_age_steps",
+        "Mean age of the queue's keys in steps.",
+        "Queue age",
+        "last",
+        methods=("mocov2",),
+    ),
     Metric(
         "difficulty",
         "difficulty",
         "Mean difficulty of the pairs of views that were chosen, and of the first candidates.",
         "Difficulty of views",
         label="pair",
+        values=("chosen", "first"),
     ),
-    Metric("coding_rate", "coding_rate_nats", "Mean coding rate of the groups' embeddings.", "Coding rate"),
+    Metric(
+        "coding_rate",
+        "coding_rate_nats",
+        "Mean coding rate of the groups' embeddings.",
+        "Coding rate",
+        methods=("emp_ssl",),
+    ),
     Metric(
         "lr",
         "learning_rate",
-        "Learning rate; 'all': parts without a rate of their own.",
+        "Learning rate; 'all': parts without a rate of their own; 'others': the largest.",
         "Learning rate",
         "last",
         label="part",
         plain="all",
+        values=("all", "predictor"),
+        rest="others",
     ),
     Metric("weight_decay", "weight_decay", "Weight decay of the newest step.", "Weight decay", "last"),
     Metric("momentum", "teacher_momentum", "Momentum of the teacher's newest EMA update.", "Teacher momentum", "last"),
@@ -111,16 +82,31 @@ METRICS: tuple[Metric, ...] = (
         "Temperature of the teacher's outputs.",
         "Teacher temperature",
         "last",
+        methods=("dino",),
     ),
     Metric(
-        "frozen", "frozen_ratio", "Share of a part's frozen period left, 1 to 0.", "Frozen parts", "last", label="part"
+        "frozen",
+        "frozen_ratio",
+        "Share of a part's frozen period left, 1 to 0, the longest.",
+        "Frozen parts",
+        "last",
+        label="part",
+        rest="any",
+        methods=("dino", "swav"),
     ),
     Metric("image_size", "image_size_pixels", "Side of a view in this epoch.", "Image size", "last"),
     Metric("magnitude", "magnitude_ratio", "Strength of the augmentations; 1 is as published.", "Augmentation", "last"),
     Metric("batch_size", "batch_samples", "Samples of a step in this epoch, whole job.", "Batch size", "last"),
     Metric("images_per_second", "images_per_second", "Images trained per second, whole job.", "Throughput", "last"),
     Metric("views_per_second", "views_per_second", "Views trained per second, whole job.", "Throughput", "last"),
-    Metric("step_seconds", "step_seconds", "Wall time of a step, mean since the last report.", "Step time", "last"),
+    Metric(
+        "step_seconds",
+        "step_seconds",
+        "Wall time of a step, mean since the last report.",
+        "Step time",
+        "last",
+        instead='dist_ssl_batch_samples{run=~"$run"} / dist_ssl_images_per_second{run=~"$run"}',
+    ),
     Metric(
         "step_parts",
         "step_part_seconds_total",
@@ -128,6 +114,7 @@ METRICS: tuple[Metric, ...] = (
         "Step time by part",
         "sum",
         label="part",
+        values=("data", "copy", "forward", "loss", "backward", "optimizer", "memory", "other"),
     ),
     Metric(
         "rank_work_seconds",
@@ -150,26 +137,55 @@ METRICS: tuple[Metric, ...] = (
         "FLOPs utilisation",
     ),
     Metric("slowest_node", "slowest_node", "Number of the node with the slowest rank.", "Slowest node", "last"),
-    Metric("data_wait_seconds", "data_wait_seconds", "Wait of a step for its batch, slowest rank.", "Step time", "max"),
+    Metric(
+        "data_wait_seconds",
+        "data_wait_seconds",
+        "Wait of a step for its batch, slowest rank; on the panel the mean.",
+        "Step time",
+        "max",
+        instead='rate(dist_ssl_step_part_seconds_total{part="data",run=~"$run"}[$window])'
+        ' * ignoring (part) dist_ssl_batch_samples{run=~"$run"} / dist_ssl_images_per_second{run=~"$run"}',
+    ),
     Metric("host_memory", "host_memory_bytes", "Resident memory of a rank's process, largest.", "Memory", "max"),
     Metric(
         "device_memory", "device_memory_ratio", "Largest share of a GPU's memory taken by tensors.", "GPU memory", "max"
     ),
-    Metric("probe_seconds", "probe_seconds", "Wall time of the last kNN probe.", "Probe time", "last"),
+    Metric(
+        "probe_seconds",
+        "probe_seconds",
+        "Wall time of the last kNN probe; on the panel of those within the window.",
+        "Probe time",
+        "last",
+        instead='delta(dist_ssl_spent_seconds{cause="probe",run=~"$run"}[$window])',
+    ),
     Metric("ranks", "ranks", "Ranks of this attempt.", "Ranks", "last"),
     Metric("progress", "progress_ratio", "Share of the run's samples that are trained.", "Progress", "last"),
-    Metric("seconds_left", "left_seconds", "Time to the end of the run at the present speed.", "Time left", "last"),
+    Metric(
+        "seconds_left",
+        "left_seconds",
+        "Time to the end of the run at the present speed.",
+        "Time left",
+        "last",
+        instead='dist_ssl_samples{run=~"$run"} * (1 / dist_ssl_progress_ratio{run=~"$run"} - 1)'
+        ' / dist_ssl_images_per_second{run=~"$run"}',
+    ),
     Metric("epoch", "epoch", "Epochs finished.", "Epoch", "last"),
     Metric("samples", "samples", "Samples trained in the whole run.", "Samples", "last"),
     Metric("step", "step", "Weight updates made.", "Steps", "last"),
     Metric("saved_step", "saved_step", "Step of the newest checkpoint.", "Steps", "last"),
-    Metric("evaluated_step", "evaluated_step", "Step of the last evaluated checkpoint.", "Steps", "last"),
     Metric("fetched_bytes", "fetched_bytes_total", "Bytes of shards fetched.", "Bytes fetched", "sum"),
     Metric("fetch_retries", "fetch_retries_total", "Fetches that were tried again.", "Fetch retries", "sum"),
     Metric("cache_hits", "cache_hits_total", "Shards opened from the node's cache.", "Shard cache", "sum"),
     Metric("cache_misses", "cache_misses_total", "Shards opened that the cache did not hold.", "Shard cache", "sum"),
     Metric(
-        "bad_samples", "bad_samples_total", "Samples that cannot be read.", "Unreadable samples", "last", label="reason"
+        "bad_samples",
+        "bad_samples_total",
+        "Samples that cannot be read.",
+        "Unreadable samples",
+        "last",
+        label="reason",
+        values=("damaged image", "not an image"),
+        rest="another",
     ),
     Metric(
         "replaced_samples",
@@ -179,7 +195,13 @@ METRICS: tuple[Metric, ...] = (
         "sum",
     ),
     Metric(
-        "slow_images", "slow_images_total", "Images that needed a slow decoder.", "Slow images", "sum", label="reason"
+        "slow_images",
+        "slow_images_total",
+        "Images that needed a slow decoder.",
+        "Slow images",
+        "sum",
+        label="reason",
+        rest="any",
     ),
     Metric(
         "read_images",
@@ -188,6 +210,8 @@ METRICS: tuple[Metric, ...] = (
         "Pyramid levels",
         "sum",
         label="level",
+        values=("original",),
+        rest="smaller",
     ),
     Metric(
         "spent_seconds",
@@ -196,6 +220,7 @@ METRICS: tuple[Metric, ...] = (
         "Wall clock by cause",
         "last",
         label="cause",
+        values=("train", "data", "save", "probe", "restore", "start", "queue", "lost"),
     ),
     Metric("lost_steps", "lost_steps_total", "Steps that had to be made again, whole run.", "Lost steps", "last"),
     Metric(
@@ -205,6 +230,8 @@ METRICS: tuple[Metric, ...] = (
         "Restarts",
         "last",
         label="cause",
+        values=("preempted", "time limit", "worker died", "out of memory", "node lost"),
+        rest="by hand",
     ),
     Metric("attempt", "attempts_total", "Attempts of this run, this one included.", "Attempts", "last"),
     Metric(
@@ -216,7 +243,14 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric("report_timestamp", "report_timestamp_seconds", "When the run reported last.", "Report age", "last"),
     Metric("save_seconds", "save_seconds", "Time that the last save took beside training.", "Save time", "last"),
-    Metric("restore_seconds", "restore_seconds", "Time that this attempt's restore took.", "Save time", "last"),
+    Metric(
+        "restore_seconds",
+        "restore_seconds",
+        "Time that this attempt's restore took; on the panel of those within the window.",
+        "Save time",
+        "last",
+        instead='delta(dist_ssl_spent_seconds{cause="restore",run=~"$run"}[$window])',
+    ),
     Metric(
         "save_stall_seconds", "save_stall_seconds_total", "Time that training waited for saves.", "Save stall", "max"
     ),
@@ -240,7 +274,7 @@ def series_of(key: str) -> tuple[Metric, str]:
     metric = BY_KEY.get(name)
     if metric is not None:
         value = value if slash else metric.plain
-        if bool(value) == bool(metric.label):
+        if bool(value) == bool(metric.label) and (not value or metric.exported(value)):
             return metric, value
     keys = [f"{m.key}/{m.label.upper()}" if m.label and not m.plain else m.key for m in METRICS]
     raise UserError(

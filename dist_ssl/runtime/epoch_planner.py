@@ -11,7 +11,7 @@ import xxhash
 from dist_ssl.core.plan import EpochPlan, Hyperparameters
 from dist_ssl.core.progress import Progress
 from dist_ssl.distributed.world import World
-from dist_ssl.errors import ConfigError
+from dist_ssl.errors import ConfigError, DisagreementError
 from dist_ssl.protocols.schedule import Schedule
 from dist_ssl.runtime import jsonl
 
@@ -90,8 +90,8 @@ class Coordinator:
     def plan(self, progress: Progress) -> EpochPlan:
         """Return the plan of the epoch at this position; a started epoch keeps its plan.
 
-        Raises ConfigError on all ranks where the epoch cannot be trained, or where a rank would train it differently:
-        its plan, its position or its hyperparameters differ.
+        Raises ConfigError on all ranks where the epoch cannot be trained, DisagreementError on all where a rank would
+        train it differently: its plan, its position or its hyperparameters differ.
         """
         started = len(progress.plans) > progress.epoch
         plan = progress.plans[progress.epoch] if started else self._planned(progress.epoch)
@@ -110,7 +110,7 @@ class Coordinator:
     def _agree(self, own: str, plan: EpochPlan) -> None:
         found = self.world.collect(own)
         if others := [str(rank) for rank, other in enumerate(found) if other != found[0]]:
-            raise ConfigError(
+            raise DisagreementError(
                 f"Rank {', '.join(others)} would train epoch {plan.epoch + 1} differently from rank 0: "
                 "its plan, its position or its hyperparameters differ.",
                 "All nodes must see the same run folder, with the same code, config and checkpoints.",

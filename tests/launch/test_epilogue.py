@@ -1,14 +1,15 @@
 """Which jobs are requeued: those that Slurm interrupted, and none that the user cancelled or that failed."""
 
 import errno
+import json
 from pathlib import Path
 
 import pytest
 
 from launch import scheduler
-from launch.ending import FAILED, FINISHED, REFUSED, STOPPED, Ending
+from launch.ending import DISAGREED_CODE, FAILED, FINISHED, PLANS_DIFFER, REFUSED, STOPPED, Ending, of_ranks
 from launch.epilogue import LOST, MOST_LOST, lost_in_a_row, main, own_job, persist, why_again
-from launch.run_dir import RunDir
+from launch.run_dir import FORMAT, RunDir, write_yaml
 from launch.scheduler import read_record
 
 RECORD = """JobId=3 JobName=a b
@@ -89,6 +90,20 @@ def test_slurm_is_asked_until_it_answers(monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(pauses) == 2
     assert persist(lambda: "", bool) == ""
     assert len(pauses) == 2 + 4
+
+
+def test_how_a_job_ended_is_known_to_the_alerts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, target = RunDir(tmp_path / "run"), tmp_path / "targets" / "run.json"
+    attempt = run.new_attempt({"nodes": 1, "ranks_per_node": 1, "metrics": {"textfile": None}})
+    write_yaml(run.folder / "config.yaml", {"format": FORMAT})
+    target.parent.mkdir()
+    target.write_text('[{"targets": [], "labels": {"run": "run"}}]')
+    of_ranks(attempt, {0: DISAGREED_CODE}, 0).write(attempt.node(0))
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
+    monkeypatch.setattr(scheduler, "record", lambda job: PLAIN)
+    assert main([str(run.folder), "1", "2"]) == 0
+    assert json.loads(target.read_text())[0]["labels"] == {"run": "run", "end": PLANS_DIFFER}
 
 
 def test_a_full_disk_does_not_keep_a_preempted_job_from_coming_back(

@@ -6,8 +6,19 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from dist_ssl.errors import TrainingError, UserError
-from launch.ending import DIVERGED_CODE, FAILED, FINISHED, REFUSED, STOPPED, Ending, of_ranks
+from dist_ssl.errors import DisagreementError, TrainingError, UserError
+from launch.ending import (
+    DISAGREED_CODE,
+    DIVERGED_CODE,
+    FAILED,
+    FINISHED,
+    NOT_FINITE,
+    PLANS_DIFFER,
+    REFUSED,
+    STOPPED,
+    Ending,
+    of_ranks,
+)
 from launch.last_lines import ENCODER, say_how_it_ended
 from launch.run_dir import AttemptDir, RunDir
 from launch.worker import code_of
@@ -55,6 +66,16 @@ def test_a_rank_that_diverged_says_so_by_its_exit_code(run: RunDir) -> None:
     assert of_ranks(attempt, {0: DIVERGED_CODE, 1: DIVERGED_CODE}, 0).diverged
     assert of_ranks(attempt, {0: DIVERGED_CODE}, 0).outcome == REFUSED
     assert not of_ranks(attempt, {0: 2}, 0).diverged
+
+
+def test_ranks_that_disagree_say_so_by_their_exit_code_and_are_resumed_once_that_is_put_right(run: RunDir) -> None:
+    assert code_of(DisagreementError("plans", "")) == DISAGREED_CODE
+    attempt = AttemptDir(run, 1)
+    found = of_ranks(attempt, {0: DISAGREED_CODE, 1: DISAGREED_CODE}, 1)
+    assert (found.outcome, found.cause, found.diverged) == (REFUSED, PLANS_DIFFER, False)
+    assert "Resume with" in said(run, found)
+    assert of_ranks(attempt, {0: DIVERGED_CODE}, 0).cause == NOT_FINITE
+    assert of_ranks(attempt, {0: 2}, 0).cause == "", "it is another error"
 
 
 def test_a_finished_run_is_used_or_its_encoder_written_first(run: RunDir) -> None:

@@ -1,6 +1,7 @@
 """An attempt on this machine ends soon after one of its agents is killed: the others need not wait for its report."""
 
 import io
+import json
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ from rich.console import Console
 from launch import local
 from launch.ending import FAILED, LOST_CODE, NODE_LOST, Ending, of_ranks
 from launch.local import LocalAttempt
-from launch.run_dir import AttemptDir, RunDir
+from launch.run_dir import RunDir
 
 KILLED = "kill -KILL $$"
 WAITS = "until [ -e {report} ]; do sleep 0.05; done; exit 1"
@@ -19,8 +20,10 @@ WAITS = "until [ -e {report} ]; do sleep 0.05; done; exit 1"
 
 
 def test_an_agent_that_was_killed_is_reported_to_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    attempt = AttemptDir(RunDir(tmp_path), 1)
-    (attempt.folder / "logs").mkdir(parents=True)
+    attempt = RunDir(tmp_path / "runs" / "one").new_attempt({"metrics": {"textfile": None}})
+    target = tmp_path / "runs" / "targets" / "one.json"
+    target.parent.mkdir()
+    target.write_text('[{"targets": [], "labels": {"run": "one"}}]')
     lines = [KILLED, WAITS.format(report=attempt.node(0))]
     of_ranks(attempt, {1: LOST_CODE}, 1, 5.0).write(attempt.node(1))
 
@@ -37,6 +40,7 @@ def test_an_agent_that_was_killed_is_reported_to_the_others(tmp_path: Path, monk
     assert [agent.returncode for agent in started.agents] == [-9, 1]
     assert (ending.outcome, ending.cause, ending.lost) == (FAILED, NODE_LOST, True)
     assert Ending.read(attempt.folder / "outcome.json") == ending
+    assert json.loads(target.read_text())[0]["labels"] == {"run": "one", "end": NODE_LOST}, "an alert says what it was"
     found = Ending.read(attempt.node(0))
     assert found is not None
     assert found.reason == f"The agent of node 0 was ended by SIGKILL; its log: {attempt.log('node_0000')}"

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launch import report
-from launch.charts import MOST_POINTS, Trace, bounds, curves, ticks
+from launch.charts import LONGEST, MOST_POINTS, Trace, bounds, curves, number, percent, ticks
 from launch.prediction import Prediction
-from launch.report import CHARTS, RunRecord, page
+from launch.report import CHARTS, HEADINGS, RunRecord, page
 from launch.run_dir import FORMAT, RunDir
 
 CREATED = 1_700_000_000.0
@@ -30,11 +30,11 @@ def run_folder(runs: Path, name: str, reports: list[dict[str, Any]], outcomes: t
     (folder / "config.yaml").write_text(yaml.safe_dump({"format": FORMAT}))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(report) + "\n" for report in reports))
     os.utime(folder / "config.yaml", (CREATED, CREATED))
-    for number, outcome in enumerate(outcomes, 1):
-        attempt = folder / "attempts" / f"{number:04d}"
+    for count, outcome in enumerate(outcomes, 1):
+        attempt = folder / "attempts" / f"{count:04d}"
         attempt.mkdir(parents=True)
         (attempt / "config.yaml").write_text("{}")
-        started = CREATED + 3600 * number
+        started = CREATED + 3600 * count
         os.utime(attempt / "config.yaml", (started, started))
         if outcome:
             (attempt / "outcome.json").write_text(json.dumps({"outcome": outcome, "reason": "a <bad> disk"}))
@@ -202,12 +202,18 @@ def test_runs_of_the_same_name_are_drawn_apart(tmp_path: Path, capsys: pytest.Ca
     folders = [run_folder(tmp_path / place, "one", REPORTS) for place in ("a", "b")]
     assert written(*(f"run={folder}" for folder in (*folders, folders[0])), f"out={tmp_path / 'page.html'}") == 0
     [drawing] = titled((tmp_path / "page.html").read_text(), "Wall clock by cause")
-    shown = [str(words.text) for words in drawing.iter("text") if "one" in str(words.text)]
-    assert shown == [str(folder) for folder in folders]
+    named = {
+        words.findtext("title"): str(words.text) for words in drawing.iter("text") if words.find("title") is not None
+    }
+    assert list(named) == [str(folder) for folder in folders]
+    assert all(len(shown) <= LONGEST for shown in named.values()), "there is room for it on a phone too"
 
 
 def test_what_a_disk_or_a_later_version_left_does_not_break_the_page(tmp_path: Path) -> None:
-    reports = [*REPORTS, {**reported(120), "loss": math.nan}, {**reported(130), "loss": math.inf}]
+    odd = [math.nan, math.inf, None, "3", [], {}, True, 10**400]
+    reports = [*REPORTS, *({**reported(120), "loss": value, "lr": value, "lost_steps": value} for value in odd)]
+    reports += [{**reported(130), key: None} for key in ("time", "step", "samples", "spent_seconds/train")]
+    reports += [{"loss": 3.0}, {}]
     folder = run_folder(tmp_path, "caf\udce9 <b>", reports, ("paused",))
     assert written(f"run={folder}", f"out={tmp_path / 'page.html'}") == 0
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
@@ -215,6 +221,56 @@ def test_what_a_disk_or_a_later_version_left_does_not_break_the_page(tmp_path: P
     for drawing in drawings(text):
         for line in drawing.iter("polyline"):
             assert all(math.isfinite(float(number)) for number in re.split(r"[ ,]", line.attrib["points"]))
+
+
+@pytest.mark.parametrize("torn", [b"", b"{", b'{"step": 5, "lo', b"\0" * 4096, b"\xff\xfe\n[1]\n3\n"])
+def test_a_report_of_an_empty_or_torn_file_is_a_page(tmp_path: Path, torn: bytes) -> None:
+    folder = run_folder(tmp_path, "one", [], ("failed",))
+    (folder / "metrics.jsonl").write_bytes(torn)
+    assert written(f"run={folder}") == 0
+    (folder / "metrics.jsonl").unlink()
+    assert written(f"run={folder}") == 0
+
+
+def test_a_clock_that_was_set_back_breaks_no_drawing(tmp_path: Path) -> None:
+    reports = [reported(10, loss=4.0), {**reported(20, loss=3.0), "time": CREATED - 9000}, reported(30, loss=2.0)]
+    folder = run_folder(tmp_path, "one", reports, ("failed",))
+    os.utime(folder / "attempts" / "0001" / "outcome.json", (CREATED - 9000, CREATED - 9000))
+    for drawing in drawings(page([RunRecord(RunDir.open(folder))])):
+        for bar in drawing.iter("rect"):
+            assert float(bar.attrib["width"]) >= 0
+            assert float(bar.attrib["x"]) >= 0
+
+
+@pytest.mark.parametrize("name", ["<script>alert(1)</script>", "a\"b'c&d", "zeile\nzwei", "名前 \u202e", "x" * 200])
+def test_the_name_of_a_run_is_shown_and_does_nothing(tmp_path: Path, name: str) -> None:
+    path = run_folder(tmp_path, "one", REPORTS, ("failed",))
+    record = RunRecord(RunDir.open(path))
+    record.name = name
+    text = page([record, record], Prediction([(0, 0), (10, 100)], f"{name}"))
+    assert "<script" not in text
+    shown = [found.findtext("title") for part in drawings(text.replace("\n", " ")) for found in part.iter("polyline")]
+    assert name.replace("\n", " ") in shown
+
+
+def test_every_row_of_bars_has_its_name_above_it_from_the_left(tmp_path: Path) -> None:
+    """A name that ended beside its bar lost its first letters on a narrow screen."""
+    name = "accelerated-mocov3-resnet50-imagenet-batch4096-seed0-second-try"
+    text = page([RunRecord(RunDir.open(run_folder(tmp_path, name, REPORTS, ("failed", "finished"))))])
+    for title in ("Wall clock by cause", "Attempts"):
+        [drawing] = titled(text, title)
+        [row] = [words for words in drawing.iter("text") if words.findtext("title") == name]
+        assert (row.attrib["x"], "end" in row.attrib["class"]) == ("0", False)
+        assert str(row.text).startswith("accelerated-mocov3")
+        assert str(row.text).endswith("second-try")
+        assert all(float(bar.attrib["y"]) > float(row.attrib["y"]) for bar in drawing.iter("rect"))
+
+
+def test_on_a_narrow_screen_every_cell_says_what_it_is(tmp_path: Path) -> None:
+    text = page([RunRecord(RunDir.open(run_folder(tmp_path, "one", REPORTS)))])
+    assert re.findall(r'<td data-heading="([^"]+)">', text) == list(HEADINGS[1:])
+    narrow = text.partition("@media (max-width: 600px)")[2]
+    assert "content: attr(data-heading)" in narrow
 
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e9))
@@ -228,6 +284,13 @@ def test_ticks_are_few_round_numbers_at_equal_distances(low: float, span: float)
 def test_ticks_of_simple_bounds() -> None:
     assert ticks(0, 100) == [0, 20, 40, 60, 80, 100]
     assert ticks(0.1, 0.9) == pytest.approx([0.2, 0.4, 0.6, 0.8])
+
+
+def test_the_labels_of_an_axis_differ_however_little_a_curve_moves() -> None:
+    for label in (number, percent):
+        drawing = ET.fromstring(curves("a", [Trace("a", [(0, 0.8601), (1, 0.8606)])], "samples", label))
+        words = [words.text for words in drawing.iter("text") if words.attrib["class"] == "axis end"]
+        assert len({*words}) == len(words) >= 4
 
 
 def test_a_long_curve_is_thinned_to_means() -> None:

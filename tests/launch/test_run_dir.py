@@ -89,7 +89,20 @@ def test_a_name_that_is_taken_is_refused_with_the_way_to_resume(run: RunDir) -> 
 
 @pytest.mark.parametrize(
     "name",
-    ["a\n#SBATCH --wrap=x", "../a", "a/b", ".hidden", "-x", "a\x1b[2J", " ", "a;b", "a$(b)", "targets", "mlflow"],
+    [
+        "a\n#SBATCH --wrap=x",
+        "../a",
+        "a/b",
+        ".hidden",
+        "-x",
+        "a\x1b[2J",
+        " ",
+        "a;b",
+        "a$(b)",
+        "targets",
+        "mlflow",
+        "a.node_0000",
+    ],
 )
 def test_a_name_that_is_not_one_folders_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError, match="cannot be the name of a run"):
@@ -97,7 +110,7 @@ def test_a_name_that_is_not_one_folders_is_refused(tmp_path: Path, name: str) ->
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["try 2", "größer", "T=0.1,lr=3e-2", "7", 7])
+@pytest.mark.parametrize("name", ["try 2", "a.node_1", "größer", "T=0.1,lr=3e-2", "7", 7])
 def test_ordinary_names_are_kept(tmp_path: Path, name: str) -> None:
     assert RunDir.create(tmp_path, name, "simclr").folder == tmp_path / str(name)
 

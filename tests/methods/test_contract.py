@@ -249,6 +249,9 @@ def test_every_metric_stands_in_the_table(case: str) -> None:
     batch = small_batch(World(), method)
     out = method.loss(forward(method, batch), batch, hyper(method))
     assert out.metrics.keys() <= BY_KEY.keys()
+    keys = {*out.metrics, *(name.partition("/")[0] for name in method.curves)}
+    others = [key for key in keys if BY_KEY[key].methods and CASES[case][0] not in BY_KEY[key].methods]
+    assert not others, "a row says whose it is: the bound of a run's series counts on it"
     assert all(not value.requires_grad and value.dim() == 0 for value in out.metrics.values())
 
 

@@ -127,6 +127,42 @@ def test_a_clock_that_goes_back_takes_nothing_away(run: Attempts) -> None:
     assert all(seconds >= 0 for seconds in run.report(6, CREATED + 3).values())
 
 
+@pytest.mark.parametrize("step", [-86400.0, 86400.0])
+def test_a_clock_that_is_set_while_an_attempt_trains_changes_nothing_of_the_account(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: float
+) -> None:
+    now = {"time": CREATED, "monotonic": 7.0}
+    for name in now:
+        monkeypatch.setattr(f"dist_ssl.metrics.goodput.time.{name}", lambda name=name: now[name])
+    goodput = Goodput(tmp_path / "metrics.jsonl", CREATED, CREATED)
+    goodput.open(at(0))
+    now.update(time=CREATED + 10 + step, monotonic=17.0)
+    found = {key.removeprefix("spent_seconds/"): value for key, value in goodput.spend({}).items()}
+    assert spent(found) == {"train": 10.0}
+
+
+def test_reports_from_a_clock_that_was_ahead_do_not_stop_the_account_of_the_next_attempt(run: Attempts) -> None:
+    run.start(0, CREATED, CREATED + 2)
+    run.report(5, CREATED + 86400)
+    run.start(5, CREATED + 20, CREATED + 25)
+    before = run.report(5, CREATED + 25)["train"]
+    assert run.report(6, CREATED + 35)["train"] == before + 10
+
+
+@pytest.mark.parametrize(
+    "line", ["", "{", "{}", '{"step": null, "time": []}', '{"step": 5, "spent_seconds/train": "9"}']
+)
+def test_an_account_is_opened_whatever_a_lost_disk_left_of_it(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    whole = {"time": CREATED + 60, "step": 3, "spent_seconds/train": 50.0, "spent_seconds/start": 10.0}
+    path.write_text(f"{json.dumps(whole)}\n{line}\n")
+    goodput = Goodput(path, CREATED, CREATED + 90, lambda: CREATED + 100)
+    goodput.open(at(3))
+    assert all(value >= 0 for value in goodput.spend({}).values())
+    path.write_text(line)
+    Goodput(path, CREATED, CREATED + 90, lambda: CREATED + 100).open(at(3))
+
+
 @given(st.lists(st.tuples(st.integers(0, 3), st.floats(0, 5), st.floats(0, 9), st.floats(0, 9)), max_size=12))
 def test_the_causes_always_add_up_to_the_age_of_the_run(
     tmp_path_factory: pytest.TempPathFactory, moves: list[tuple[int, float, float, float]]

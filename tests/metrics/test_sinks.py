@@ -9,26 +9,25 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from dist_ssl.core.plan import EpochPlan
 from dist_ssl.core.progress import Progress
-from dist_ssl.data.images.decode import SLOW
 from dist_ssl.errors import ConfigError, UserError
-from dist_ssl.metrics import sinks
+from dist_ssl.metrics import evaluations, sinks
 from dist_ssl.metrics.endpoint import PORTS
-from dist_ssl.metrics.goodput import CAUSES
+from dist_ssl.metrics.evaluations import ACCURACIES, Evaluations
 from dist_ssl.metrics.sinks import JsonLines, Prometheus, Series, Status, TextFile
 from dist_ssl.metrics.table import METRICS
 from dist_ssl.runtime import jsonl
-from dist_ssl.runtime.step_clock import PARTS
 
 PLAN = EpochPlan(0, 32, 1.0, 2, 48, 48)
-MOST_SERIES = 80
 
 
 def at(step: int, attempt: int = 1) -> Progress:
@@ -79,7 +78,9 @@ def test_a_line_cut_short_by_a_kill_is_dropped(tmp_path: Path, cut: int) -> None
     assert steps(sink.path) == [5, 7]
 
 
-@pytest.mark.parametrize("left", ["\0" * 40 + '{"step": 6, "loss": 1.0}', "{5: 6}", '"}"'])
+@pytest.mark.parametrize(
+    "left", ["\0" * 40 + '{"step": 6, "loss": 1.0}', "{5: 6}", '"}"', "{}", '{"step": null}', '{"step": "6"}', "[6]"]
+)
 def test_what_a_lost_disk_left_is_dropped_and_does_not_end_a_resume(tmp_path: Path, left: str) -> None:
     sink = JsonLines(tmp_path / "metrics.jsonl")
     sink.path.write_text(f'{{"step": 5}}\n{left}\n{{"step": 7}}\n')
@@ -147,8 +148,8 @@ def scrape(address: str) -> str:
 
 def values(text: str) -> dict[str, float]:
     """Names and values of a scrape."""
-    rows = [line.split() for line in text.splitlines() if line and not line.startswith("#")]
-    return {name: float(value) for name, value in rows}
+    rows = [line.rpartition(" ") for line in text.splitlines() if line and not line.startswith("#")]
+    return {name.replace(" ", "_"): float(value) for name, _, value in rows}
 
 
 def test_the_endpoint_is_found_by_its_target_and_read(sink: Prometheus) -> None:
@@ -162,8 +163,8 @@ def test_the_endpoint_is_found_by_its_target_and_read(sink: Prometheus) -> None:
 def test_a_scrape_holds_the_table_and_nothing_else(sink: Prometheus) -> None:
     sink.write(at(5), {metric.key: 1.0 for metric in METRICS if not metric.label})
     text = scrape(place(sink))
-    assert values(text).keys() == {metric.name for metric in METRICS if not metric.label}
-    for metric in METRICS:
+    assert values(text).keys() == {metric.name for metric in METRICS if not metric.label and not metric.instead}
+    for metric in [metric for metric in METRICS if not metric.instead]:
         assert f"# HELP {metric.name} {metric.help}" in text
         assert f"# TYPE {metric.name} {'counter' if metric.counter else 'gauge'}" in text
 
@@ -180,12 +181,13 @@ def test_a_gauge_appears_with_its_first_value_and_a_counter_from_zero(sink: Prom
 
 def test_increases_are_added_up_and_totals_are_taken_over(sink: Prometheus) -> None:
     for step in (5, 10):
-        sink.write(at(step), {"fetch_retries": 3.0, "slow_images/CMYK": 2.0, "bad_samples/empty": 4.0, "loss": 1.5})
-    sink.write(at(15), {"fetch_retries": 0.0})
+        sink.write(at(step), {"fetch_retries": 3.0, "slow_images/cmyk": 2.0, "bad_samples/empty": 4.0, "loss": 1.5})
+    sink.write(at(15), {"fetch_retries": 0.0, "bad_samples/too many pixels": 1.0, "bad_samples/not an image": 2.0})
     found = values(scrape(place(sink)))
     assert found["dist_ssl_fetch_retries_total"] == 6.0
-    assert found['dist_ssl_slow_images_total{reason="CMYK"}'] == 4.0
-    assert found['dist_ssl_bad_samples_total{reason="empty"}'] == 4.0
+    assert found['dist_ssl_slow_images_total{reason="any"}'] == 4.0
+    assert found['dist_ssl_bad_samples_total{reason="another"}'] == 5.0, "rare reasons are one series"
+    assert found['dist_ssl_bad_samples_total{reason="not_an_image"}'] == 2.0
     assert found["dist_ssl_loss"] == 1.5
 
 
@@ -226,59 +228,50 @@ def test_a_full_disk_keeps_no_counter_from_being_exported(
 
 
 def test_a_counter_with_a_label_has_no_series_for_what_never_happened(sink: Prometheus) -> None:
-    sink.write(at(5), {"slow_images/CMYK": 0.0, "slow_images/format": 1.0, "spent_seconds/lost": 0.0})
+    sink.write(at(5), {"read_images/original": 0.0, "read_images/96": 1.0, "spent_seconds/lost": 0.0})
     found = values(scrape(place(sink)))
-    assert 'dist_ssl_slow_images_total{reason="CMYK"}' not in found
-    assert found['dist_ssl_slow_images_total{reason="format"}'] == 1.0
+    assert 'dist_ssl_read_images_total{level="original"}' not in found
+    assert found['dist_ssl_read_images_total{level="smaller"}'] == 1.0
     assert found['dist_ssl_spent_seconds{cause="lost"}'] == 0.0, "a gauge says that it is 0"
 
 
 def test_a_metric_with_a_label_has_a_series_for_each_value(sink: Prometheus) -> None:
-    sink.write(at(5), {"bad_samples/empty": 2.0, "bad_samples/not an image": 3.0})
+    sink.write(at(5), {"bad_samples/damaged image": 2.0, "bad_samples/not an image": 3.0})
     lines = scrape(place(sink)).splitlines()
-    assert 'dist_ssl_bad_samples_total{reason="empty"} 2.0' in lines
+    assert 'dist_ssl_bad_samples_total{reason="damaged image"} 2.0' in lines
     assert 'dist_ssl_bad_samples_total{reason="not an image"} 3.0' in lines
 
 
-def test_the_rate_of_any_part_is_a_series_of_one_metric(sink: Prometheus) -> None:
-    rates = {"lr": 0.5, "lr/student": 0.25, "lr/predictor": 0.125, "lr/a_part_of_later": 0.03}
-    sink.write(at(5), rates)
+def test_the_rates_of_a_methods_parts_are_few_series_of_one_metric(sink: Prometheus) -> None:
+    sink.write(at(5), {"lr": 0.5, "lr/predictor": 0.125, "lr/a_part_of_later": 0.03, "lr/student": 0.25})
     found = values(scrape(place(sink)))
-    parts = ("all", "student", "predictor", "a_part_of_later")
-    assert [found[f'dist_ssl_learning_rate{{part="{part}"}}'] for part in parts] == list(rates.values())
+    shown = {part: found[f'dist_ssl_learning_rate{{part="{part}"}}'] for part in ("all", "predictor", "others")}
+    assert shown == {"all": 0.5, "predictor": 0.125, "others": 0.25}, "of other parts the largest"
 
 
-OF_OTHER_METHODS = ("queue_age", "coding_rate", "teacher_temperature", "rotation_loss")
-"""Metrics that MoCo v3 does not have."""
-VALUES = {
-    "lr": ("all",),
-    "difficulty": ("chosen", "first"),
-    "step_parts": PARTS,
-    "bad_samples": ("empty", "damaged image"),
-    "slow_images": SLOW,
-    "read_images": ("original", "160", "96"),
-    "spent_seconds": CAUSES,
-    "restarts": ("preempted", "node lost", "stopped by request"),
-}
-"""The values of labels in a run of which much is known: not every cause and reason happens to one run."""
-NEVER = [f"slow_images/{reason}" for reason in SLOW[2:]]
-
-
-def test_a_run_with_a_gpu_a_bucket_a_pyramid_and_a_rough_life_has_at_most_80_series(sink: Prometheus) -> None:
-    single = [m.key for m in METRICS if not m.label and m.key not in OF_OTHER_METHODS]
-    labelled = [f"{key}/{value}" for key, values in VALUES.items() for value in values]
-    rare = [m.key for m in METRICS if m.label and m.key not in VALUES]
-    assert rare == ["evaluation", "frozen"], "every other label has its values here"
-    sink.write(at(5), {**dict.fromkeys([*single, *labelled], 1.0), **dict.fromkeys(NEVER, 0.0)})
+def test_no_run_has_more_series_than_the_table_says_whatever_is_reported_of_it(sink: Prometheus) -> None:
+    """All metrics of all methods, with each value that a label has, and with many that it does not have."""
+    for value in range(30):
+        names = {metric.key: [f"{value}"] if metric.rest else [] for metric in METRICS if metric.label}
+        keys = [f"{m.key}/{label}" for m in METRICS if m.label for label in (*m.values, *names[m.key])]
+        sink.write(at(5), dict.fromkeys([*keys, *(m.key for m in METRICS if not m.label)], 1.0 + value))
     sink.series.latest.parent.mkdir()
     sink.series.latest.write_text("step_00000005\n")
-    row = {"step": 5, "branch": "teacher"}
-    jsonl.append(
-        sink.series.latest.parent.parent / "evaluations.jsonl",
-        [{**row, "protocol": "knn", "knn_accuracy": 0.5}, {**row, "protocol": "linear", "linear_accuracy": 0.5}],
-    )
-    series = [line for line in scrape(place(sink)).splitlines() if not line.startswith("#")]
-    assert 70 < len(series) <= MOST_SERIES
+    rows = [
+        {"step": step, "branch": f"{step}", "protocol": name, kind: 0.5}
+        for step in (5, 9)
+        for name, kind in ACCURACIES.items()
+    ]
+    jsonl.append(sink.series.latest.parent.parent / "evaluations.jsonl", rows)
+    names = [name.partition("{")[0] for name in values(scrape(place(sink)))]
+    found = Counter(names)
+    assert found == {metric.name: metric.most for metric in METRICS if not metric.instead}
+
+
+def test_values_that_a_label_does_not_have_are_refused_where_there_is_no_rest(sink: Prometheus) -> None:
+    for key in ("spent_seconds/lunch", "step_parts/nap", "difficulty/second"):
+        with pytest.raises(UserError, match=f"'{key}' has no row"):
+            sink.write(at(5), {key: 1.0})
 
 
 def test_a_key_without_a_row_is_refused_by_name(sink: Prometheus) -> None:
@@ -296,20 +289,64 @@ def test_the_checkpoints_time_is_unknown_until_there_is_one(sink: Prometheus) ->
     assert values(scrape(place(sink)))[name] == pytest.approx(an_hour_ago)
 
 
-def test_the_newest_evaluation_of_each_protocol_and_branch_is_exported(sink: Prometheus) -> None:
+def test_the_newest_evaluations_best_branch_is_exported_by_kind(sink: Prometheus) -> None:
     linear = {"branch": "student", "protocol": "linear", "linear_accuracy": 0.7, "learning_rate": 0.1}
     path = sink.series.latest.parent.parent / "evaluations.jsonl"
     assert not any(name.startswith("dist_ssl_evaluat") for name in values(scrape(place(sink))))
-    jsonl.append(path, [{"step": 40, **linear}, {"step": 20, **linear, "linear_accuracy": 0.6}])
+    jsonl.append(path, [{"step": 40, **linear}, {"step": 20, **linear, "linear_accuracy": 0.9}])
     jsonl.append(path, [{"step": 40, "branch": "teacher", "protocol": "unlabelled", "effective_rank": 9.0}])
-    found = values(scrape(place(sink)).replace("linear student", "linear_student"))
-    shown = {name: value for name, value in found.items() if "evaluat" in name}
-    assert shown == {
-        'dist_ssl_evaluation_accuracy_ratio{protocol="linear_student"}': 0.7,
-        "dist_ssl_evaluated_step": 40.0,
-    }
-    jsonl.append(path, [{"step": 60, "branch": "teacher", "protocol": "knn", "knn_accuracy": 0.5}])
-    assert 'dist_ssl_evaluation_accuracy_ratio{protocol="knn teacher"} 0.5' in scrape(place(sink)).splitlines()
+    assert evaluated(sink) == {"linear": 0.7}
+    jsonl.append(path, [{"step": 40, **linear, "linear_accuracy": 0.6}])
+    assert evaluated(sink) == {"linear": 0.6}, "it was made again"
+    jsonl.append(path, [{"step": 40, **linear, "branch": "teacher", "linear_accuracy": 0.65}])
+    knn = {"branch": "teacher", "protocol": "bag_of_patches", "knn_accuracy": 0.5}
+    jsonl.append(path, [{"step": 20, **knn}])
+    assert evaluated(sink) == {"linear": 0.65, "knn": 0.5}
+
+
+def evaluated(sink: Prometheus) -> dict[str, float]:
+    """The accuracies of evaluations that are exported, by kind."""
+    found = values(scrape(place(sink)))
+    return {name.partition('"')[2][:-2]: value for name, value in found.items() if "evaluat" in name}
+
+
+@pytest.mark.parametrize(
+    "row", [{}, {"step": None}, {"step": "5"}, {"protocol": ["knn"]}, {"branch": 3}, {"knn_accuracy": "high"}]
+)
+def test_a_line_that_is_no_evaluation_does_not_end_the_scrapes(sink: Prometheus, row: dict[str, object]) -> None:
+    whole = {"step": 5, "branch": "student", "protocol": "knn", "knn_accuracy": 0.5}
+    path = sink.series.latest.parent.parent / "evaluations.jsonl"
+    jsonl.append(path, [{**whole, **row} if row else {}, {**whole, "step": 3, "knn_accuracy": 0.25}])
+    assert evaluated(sink) == {"knn": 0.25}
+
+
+def test_a_scrape_amid_another_ones_reading_sees_all_evaluations_or_those_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One has looked at the file before it grew, the other is reading it: the first must not see what is half done."""
+    path = tmp_path / "evaluations.jsonl"
+    rows = [{"step": 20, "branch": "student", "protocol": name, kind: 0.5} for name, kind in ACCURACIES.items()]
+    jsonl.append(path, rows)
+    found, before = Evaluations(path), path.stat()
+    known = dict(found.values())
+    assert known.keys() == {("evaluation", "knn"), ("evaluation", "linear")}
+    jsonl.append(path, [{**row, "step": 40} for row in rows])
+    seen: list[dict[tuple[str, str], float]] = []
+
+    class Row(dict[str, object]):
+        """A line of the file at which another scrape comes in between."""
+
+        def __getitem__(self, key: str) -> object:
+            found.path = SimpleNamespace(is_file=lambda: True, stat=lambda: before)  # type: ignore[assignment]
+            seen.append(dict(found.values()))
+            found.path = path
+            return super().__getitem__(key)
+
+    lines = [Row(row) for row in jsonl.read(path)]
+    monkeypatch.setattr(evaluations.jsonl, "read", lambda _: lines)
+    assert found.values().keys() == known.keys()
+    assert len(seen) > 10, "at every line and value"
+    assert all(one == known for one in seen)
 
 
 def test_every_report_is_dated(sink: Prometheus) -> None:
@@ -374,12 +411,64 @@ def test_a_port_that_is_taken_is_passed_over_for_the_next(tmp_path: Path, sink: 
         other.close()
 
 
-@pytest.mark.parametrize(("bind", "port"), [("127.0.0.1", 70000), ("192.0.2.1", 0)])
+@pytest.mark.parametrize(("bind", "port"), [("127.0.0.1", 70000), ("192.0.2.1", 0), ("nowhere." + "x" * 64, 0)])
 def test_where_nothing_can_listen_the_remedy_is_named(tmp_path: Path, bind: str, port: int) -> None:
     nowhere = Prometheus(LABELS, "127.0.0.1", port, tmp_path / "targets" / "run.json", tmp_path, bind=bind)
     with pytest.raises(ConfigError, match=f"metrics.port={port} on metrics.bind={bind} cannot .*\n.*metrics.port=0"):
         nowhere.open(at(0))
     assert not nowhere.target.exists()
+
+
+def test_a_run_trains_where_the_folder_of_targets_is_somebody_elses(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "targets").write_text("a file where a folder is needed")
+    sink = prometheus(tmp_path)
+    sink.open(at(0))
+    assert f"No Prometheus finds this run: {sink.target} cannot be written" in caplog.text
+    assert sink.server is not None
+    address = f"127.0.0.1:{sink.server.server_port}"
+    sink.write(at(5), {"loss": 2.5})
+    assert values(scrape(address))["dist_ssl_loss"] == 2.5
+    sink.close()
+    with pytest.raises(urllib.error.URLError):
+        scrape(address)
+
+
+def test_a_target_that_cannot_be_removed_ends_no_run_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All that an attempt did is on disk when it closes its sinks."""
+
+    def refuse(path: Path, **_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    target, collected = prometheus(tmp_path), text_file(tmp_path)
+    for sink in (target, collected):
+        sink.open(at(0))
+    address = place(target)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    for sink in (target, collected):
+        sink.close()
+    assert caplog.text.count("cannot be removed: [Errno 13]") == 2
+    with pytest.raises(urllib.error.URLError):
+        scrape(address)
+
+
+@pytest.mark.parametrize("name", ['a "b"', "größer 名前", "T=0.1,lr=3e-2 %~?+", "a\\nb", "<b>x</b>", "zeile\nzwei"])
+def test_any_name_of_a_run_is_a_label_that_is_read_back_as_it_is(tmp_path: Path, name: str) -> None:
+    labels = {"run": name, "method": "mocov3"}
+    written = TextFile(tmp_path / "run.prom", labels, tmp_path / "checkpoints")
+    written.open(at(0))
+    [family] = [
+        found for found in text_string_to_metric_families(written.path.read_text()) if found.name == "dist_ssl_step"
+    ]
+    assert family.samples[0].labels == labels
+    sink = Prometheus(labels, "127.0.0.1", 0, tmp_path / "targets" / "run.json", tmp_path / "checkpoints")
+    sink.open(at(0))
+    [group] = json.loads(sink.target.read_text())
+    sink.close()
+    assert group["labels"] == {**labels, "instance": name}
 
 
 def test_an_endpoint_with_an_address_of_version_6_is_found_too(tmp_path: Path) -> None:
@@ -438,10 +527,10 @@ def test_a_text_file_holds_what_a_scrape_would_with_the_labels_of_its_target(tmp
     written = text_file(tmp_path)
     written.open(at(0, attempt=2))
     for each in (written, sink):
-        each.write(at(5), {"step": 5, "loss": 2.5, "bad_samples/empty": 2.0})
+        each.write(at(5), {"step": 5, "loss": 2.5, "bad_samples/not an image": 2.0})
     found = values(written.path.read_text())
     assert found['dist_ssl_loss{method="mocov3",run="mocov3-1121"}'] == 2.5
-    assert found['dist_ssl_bad_samples_total{method="mocov3",reason="empty",run="mocov3-1121"}'] == 2.0
+    assert found['dist_ssl_bad_samples_total{method="mocov3",reason="not_an_image",run="mocov3-1121"}'] == 2.0
     assert {name.partition("{")[0] for name in found} == {
         name.partition("{")[0] for name in values(scrape(place(sink)))
     }

@@ -1,12 +1,23 @@
 """Every metric is named as Prometheus expects it, once, and explained in a sentence; other keys are refused."""
 
 import re
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
+from dist_ssl.core.candidates import Choice
+from dist_ssl.data.images import unreadable
 from dist_ssl.errors import UserError
+from dist_ssl.metrics.ends import END_METRICS
+from dist_ssl.metrics.evaluations import ACCURACIES
+from dist_ssl.metrics.goodput import CAUSES
 from dist_ssl.metrics.node_table import NODE_METRICS
-from dist_ssl.metrics.table import BY_KEY, METRICS, UNITS, Metric, check_keys, series_of
+from dist_ssl.metrics.table import BY_KEY, METRICS, check_keys, series_of
+from dist_ssl.metrics.table_row import UNITS, Metric, most_series
+from dist_ssl.runtime.step_clock import PARTS
+from launch import restarts
+from launch.run_dir import PROJECT
 
 every = pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.key)
 everywhere = pytest.mark.parametrize("metric", [*METRICS, *NODE_METRICS], ids=lambda metric: metric.key)
@@ -46,6 +57,40 @@ def test_labels_are_few_and_none_is_of_the_target(metric: Metric) -> None:
     assert metric.label in ("", "part", "pair", "reason", "level", "cause", "protocol", "place", "source"), (
         "a label for each run, id or node has no bound"
     )
+
+
+def test_a_run_has_at_most_80_series_and_a_node_20_whatever_happens_to_them() -> None:
+    """With every value of every label at once, and all that one method alone has."""
+    assert most_series(METRICS) <= 80, "Bound a label's values, say what follows from others by a query, or drop a row."
+    assert most_series(NODE_METRICS) <= 20
+    assert most_series(END_METRICS) <= 20, "the text file of a run that has failed holds nothing else"
+
+
+def test_a_row_that_breaks_the_bound_would_be_seen() -> None:
+    plain, labelled = Metric("a", "a", "", ""), Metric("b", "b", "", "", label="part", values=("x", "y"), rest="z")
+    first, second = (replace(labelled, methods=(name,)) for name in ("dino", "swav"))
+    assert [most_series([plain] * 2), most_series([plain, labelled])] == [2, 4]
+    assert most_series([plain, first, second]) == 4, "no run has both"
+    assert most_series([plain, first, first, second]) == 7
+    assert most_series([plain, replace(plain, instead="b")]) == 1
+    with pytest.raises(AssertionError, match="a label has values"):
+        replace(labelled, values=(), rest="")
+
+
+def test_the_values_of_labels_are_those_that_occur() -> None:
+    """Where a value is missing from the table, it is exported with others or refused."""
+    found = {metric.key: metric for metric in (*METRICS, *NODE_METRICS)}
+    assert found["spent_seconds"].values == CAUSES
+    assert found["step_parts"].values == PARTS
+    assert {*found["bad_samples"].values} < {text for text in vars(unreadable).values() if isinstance(text, str)}
+    assert {*found["restarts"].values} < {*restarts.CAUSES}
+    assert {restarts.STOPPED_BY_REQUEST, restarts.USER_ERROR} == {*restarts.CAUSES} - {*found["restarts"].values}
+    assert {f"{kind}_accuracy" for kind in found["evaluation"].values} == {*ACCURACIES.values()}
+    assert [f"difficulty/{pair}" for pair in found["difficulty"].values] == [
+        *Choice(np.zeros((2, 1), int), 0.0, 0.0).metrics
+    ]
+    for metric in METRICS:
+        assert {*metric.methods} <= {path.stem for path in (PROJECT / "configs" / "method").glob("*.yaml")}
 
 
 @everywhere
@@ -95,8 +140,8 @@ def test_a_label_is_there_for_its_values(metric: Metric) -> None:
 
 @every
 def test_every_key_leads_to_its_row(metric: Metric) -> None:
-    if metric.label:
-        assert series_of(f"{metric.key}/some value") == (metric, "some value")
+    for value in (*metric.values, *(["some value"] if metric.rest else [])):
+        assert series_of(f"{metric.key}/{value}") == (metric, value)
     if metric.plain or not metric.label:
         assert series_of(metric.key) == (metric, metric.plain)
 
@@ -125,4 +170,4 @@ def test_a_key_without_a_row_is_named_with_the_remedy(key: str, near: str) -> No
 
 
 def test_known_keys_pass() -> None:
-    check_keys(["loss", "lr", "lr/predictor", "lr/a_part_of_later", "frozen/student.encoder"])
+    check_keys(["loss", "lr", "lr/predictor", "lr/a_part_of_later", "frozen/student.encoder", "spent_seconds/train"])

@@ -47,6 +47,7 @@ class Target:
     """A process that serves, from its target file on."""
 
     def __init__(self, file: Path) -> None:
+        self.file = file
         file.unlink(missing_ok=True)  # of one that was killed
         environment = {**os.environ, "PYTHONPATH": str(FILE.parents[1])}
         self.process = subprocess.Popen([sys.executable, __file__, "serve", file], env=environment)

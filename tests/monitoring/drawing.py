@@ -9,7 +9,7 @@ from html import escape
 from typing import Any
 
 from launch.charts import Trace, curves, duration, number, percent
-from launch.report import PALETTE, STYLE
+from launch.report_style import PALETTE, STYLE
 from tests.monitoring.prometheus import Server
 
 Rows = list[dict[str, Any]]
@@ -112,10 +112,11 @@ def merged(frames: list[Frame], options: Mapping[str, Any]) -> list[Frame]:
 def organized(frames: list[Frame], options: Mapping[str, Any]) -> list[Frame]:
     """Tables without some columns, and with other names for the rest."""
     out = {key for key, drop in options["excludeByName"].items() if drop}
-    names = options["renameByName"]
+    names, places = options["renameByName"], options["indexByName"]
+    kept = [[sorted(row.keys() - out, key=places.__getitem__) for row in frame.rows] for frame in frames]
     return [
-        Frame([{names.get(key, key): value for key, value in row.items() if key not in out} for row in frame.rows])
-        for frame in frames
+        Frame([{names.get(key, key): row[key] for key in keys} for keys, row in zip(own, frame.rows, strict=True)])
+        for own, frame in zip(kept, frames, strict=True)
     ]
 
 
@@ -169,8 +170,9 @@ def colour(panel: Mapping[str, Any], value: float) -> str:
 
 def chart(panel: Mapping[str, Any], traces: list[Trace], across: str, unit: str) -> str:
     """Curves with their legend."""
-    keys = "".join(f'<span class="key f{n % 8}"></span>{escape(trace.name)}' for n, trace in enumerate(traces))
-    return curves("", traces, across, UNITS[unit]) + f'<div class="legend">{keys}</div>'
+    keys = (f'<span class="key f{n % 8}"></span>{escape(trace.name)}' for n, trace in enumerate(traces))
+    items = " ".join(f'<span class="item">{key}</span>' for key in keys)
+    return curves("", traces, across, UNITS[unit]) + f'<div class="legend">{items}</div>'
 
 
 def timeseries(panel: dict[str, Any], answers: list[list[dict[str, Any]]], span: Span) -> Drawn:
@@ -198,15 +200,17 @@ def stat(panel: dict[str, Any], answers: list[list[dict[str, Any]]], span: Span)
         for one in found:
             value = float(one["values"][-1][1])
             name = f"<small>{escape(legend_of(target, one['metric']))}</small>" if several else ""
-            words.append(f'<b style="color:{colour(panel, value)}">{unit(value)}</b> {name}')
-    return Drawn(panel, f'<div class="stat">{" ".join(words)}</div>', shown)
+            words.append(f'<div><b style="color:{colour(panel, value)}">{unit(value)}</b> {name}</div>')
+    return Drawn(panel, f'<div class="stat">{"".join(words)}</div>', shown)
 
 
 def listed(panel: dict[str, Any], answers: list[list[dict[str, Any]]], span: Span) -> Drawn:
     """A table; columns in the order in which they appear."""
     frames = [Frame(table(found, target["refId"])) for target, found in zip(panel["targets"], answers, strict=True)]
     [frame] = transformed(panel, frames)
-    names = list(dict.fromkeys(key for row in frame.rows for key in row))
+    found = {key for row in frame.rows for key in row}
+    titles = panel["transformations"][1]["options"]["renameByName"].values()
+    names = [name for name in ("run", "end", *titles) if name in found]
     head, lines = "".join(f"<th>{escape(name)}</th>" for name in names), []
     for row in sorted(frame.rows, key=lambda row: row["run"]):
         cells = []
@@ -255,6 +259,7 @@ def drawn(server: Server, board: Mapping[str, Any], run: str, span: Span, window
 
 LOOK = """
 body { max-width: 1600px; } h2 { margin: 8px 0; } h3 { margin: 0; font-size: 14px; } .stat { font-size: 24px; }
+.stat small { font-size: 12px; } .legend { max-height: 96px; overflow: hidden; font-size: 13px; }
 .grid24 { display: grid; grid-template-columns: repeat(24, 1fr); gap: 8px; } .card { overflow: auto; }
 """
 

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from dist_ssl.metrics.goodput import CAUSES
-from dist_ssl.metrics.table import series_of
+from dist_ssl.metrics.sinks import Series
 from dist_ssl.runtime import jsonl
 from launch.charts import HEIGHT, WIDTH, curves, percent, stacked, svg, text, timeline
-from launch.report import PALETTE, RunRecord
+from launch.report import RunRecord
+from launch.report_style import PALETTE
 from launch.run_dir import RunDir
 from tests.monitoring import drawing
 from tests.monitoring.prometheus import PROGRAM, Server, free_port, started
@@ -37,18 +38,17 @@ polyline { fill: none; stroke-width: 2; stroke-linejoin: round; }
 """
 
 
-def exposed(run: Path) -> tuple[str, float, float]:
-    """A run's reports as OpenMetrics with their times, and when they begin and end."""
-    reports, totals, lines = jsonl.read(run / "metrics.jsonl"), {}, {}
+def exposed(run: Path, folder: Path) -> tuple[str, float, float]:
+    """A run's reports as OpenMetrics with their times, and when they begin and end. `folder`: for counters."""
+    reports, series, lines = jsonl.read(run / "metrics.jsonl"), Series(folder / "checkpoints"), {}
     labels = f'run="{run.name}",method="mocov3",instance="{run.name}",job="dist_ssl"'
     for report in reports:
-        time = report.pop("time")
-        for key, value in {**report, "report_timestamp": time}.items():
-            metric, label = series_of(key)
-            totals[key] = value + (totals.get(key, 0.0) if metric.increments else 0.0)
-            own = f'{labels},{metric.label}="{label}"' if label else labels
-            lines.setdefault(f"{metric.name}{{{own}}}", []).append(f"{totals[key]} {time:.3f}")
-            last = time
+        last = report.pop("time")
+        series.write(report)
+        series.values["report_timestamp", ""] = last
+        for sample in [sample for family in series.collect() for sample in family.samples]:
+            own = ",".join([labels, *(f'{name}="{value}"' for name, value in sample.labels.items())])
+            lines.setdefault(f"{sample.name}{{{own}}}", []).append(f"{sample.value} {last:.3f}")
     first = float(next(iter(lines.values()))[0].split()[1])
     rows = [f"{name} {value}" for name in sorted(lines) for value in lines[name]]
     return "\n".join([*rows, "# EOF\n"]), first, last
@@ -56,7 +56,7 @@ def exposed(run: Path) -> tuple[str, float, float]:
 
 def panels(run: Path, folder: Path) -> list[drawing.Drawn]:
     """The panels of the run's dashboard."""
-    content, first, last = exposed(run)
+    content, first, last = exposed(run, folder)
     (folder / "reports.txt").write_text(content)
     (folder / "prometheus.yml").write_text("global: {}\n")
     command = ["promtool", "tsdb", "create-blocks-from", "openmetrics", folder / "reports.txt", folder / "series"]
@@ -77,13 +77,13 @@ def tile(x: float, y: float, width: float, height: float, title: str, content: s
     box += text(x + 10, y + 22, title, "title")
     if not content.startswith("<svg"):
         return box + text(x + 10, y + 58, content, "big")
-    place = f'<svg x="{x}" y="{y + 14}" width="{width}" height="{height - 18}"'
+    place = f'<svg x="{x + 10}" y="{y + 12}" width="{width - 20}" height="{height - 18}" preserveAspectRatio="xMidYMin"'
     return box + content.replace("<svg", place, 1)
 
 
 def whole(width: float, height: float, parts: Iterable[str]) -> str:
     """A picture with its colours."""
-    colours = "".join(f".c{n} {{ stroke: {c}; }} .f{n} {{ fill: {c}; }}" for n, c in enumerate(PALETTE))
+    colours = "".join(f".c{n} {{ stroke: {c}; }} circle.c{n}, .f{n} {{ fill: {c}; }}" for n, c in enumerate(PALETTE))
     return svg(width, height, [f"<style>{STYLE}{colours}</style>", *parts]).replace(
         "<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1
     )

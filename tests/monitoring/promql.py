@@ -2,10 +2,10 @@
 
 import re
 
-from dist_ssl.metrics.table import Metric
+from dist_ssl.metrics.table_row import Metric
 from monitoring.queries import TABLES
 
-BY_NAME = {metric.name: metric for metric in TABLES}
+BY_NAME = {metric.name: metric for metric in TABLES if not metric.instead}
 OF_COUNTERS = ("rate", "increase")
 OF_GAUGES = ("delta", "predict_linear", "quantile_over_time", "max_over_time", "last_over_time")
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from dist_ssl.metrics.ends import note_end
 from monitoring.alert_rules import FILE
 from tests.monitoring.discovery import UP, Target
 from tests.monitoring.prometheus import PROGRAM, Server, await_that, free_port, serving, started
@@ -73,7 +74,14 @@ def sends_to(receiver: Receiver, folder: Path) -> Path:
     return path
 
 
-def test_a_killed_run_is_reported_to_the_receiver_with_what_to_do(tmp_path: Path, receiver: Receiver) -> None:
+def named(receiver: Receiver, name: str) -> list[dict[str, Any]]:
+    """The alerts of a name that have arrived."""
+    return [alert for sent in receiver.sent for alert in sent["alerts"] if alert["labels"]["alertname"] == name]
+
+
+def test_a_killed_run_is_reported_to_the_receiver_with_what_to_do_and_then_which_end_it_was(
+    tmp_path: Path, receiver: Receiver
+) -> None:
     targets, port = tmp_path / "targets", free_port()
     targets.mkdir()
     options = [f"--config.file={sends_to(receiver, tmp_path)}", f"--storage.path={tmp_path / 'silences'}"]
@@ -89,6 +97,10 @@ def test_a_killed_run_is_reported_to_the_receiver_with_what_to_do(tmp_path: Path
         finally:
             target.end(signal.SIGKILL)
         await_that(lambda: receiver.sent, "an alert arrives")
+        note_end(target.file, "loss not finite")
+        await_that(lambda: named(receiver, "LossNotFinite"), "the alert that knows the end arrives")
+        assert not server.values("ALERTS{alertname='RunLost',alertstate='firing'}"), "one alert for one end"
+    assert named(receiver, "LossNotFinite")[0]["labels"]["run"] == "measured"
     [alert] = receiver.sent[0]["alerts"]
     assert alert["status"] == "firing"
     assert {key: alert["labels"][key] for key in ("alertname", "run", "severity")} == {

@@ -15,7 +15,7 @@ from dist_ssl.core.plan import EpochPlan
 from dist_ssl.core.progress import Progress
 from dist_ssl.distributed.world import World
 from dist_ssl.metrics.endpoint import Endpoint, Exported
-from dist_ssl.metrics.goodput import CAUSES
+from dist_ssl.metrics.ends import END_METRICS, ENDED
 from dist_ssl.metrics.node_table import NODE_JOB, NODE_METRICS
 from dist_ssl.metrics.sinks import Prometheus
 from dist_ssl.metrics.table import METRICS
@@ -36,6 +36,7 @@ if PROGRAM is None:
 
 MOST_SERIES = 80
 ABSENT = {
+    ENDED.key: "no attempt of it ended with an error",
     "device_memory": "there is no GPU",
     "flops_utilisation": "there is no GPU",
     "coding_rate": "of EMP-SSL",
@@ -104,8 +105,9 @@ def watched(tmp_path_factory: pytest.TempPathFactory, demo_shards: Path) -> Iter
         await_that(lambda: server.labels('ALERTS{alertname="RunLost"}'), "the alert waits for its time")
         second = found.start(demo_shards, 3)
         short.close()
-        whole, node = whole_table(folder), whole_node(folder)
+        whole, node, collected = whole_table(folder), whole_node(folder), ended(folder)
         await_that(lambda: server.values('up{job="dist_ssl_node"}') == [1.0], "the node is scraped")
+        await_that(lambda: server.values("dist_ssl_ended"), "the text file is scraped")
         for run, attempts in (("real", 3), ("table", 1)):
             expression = f'count_over_time(dist_ssl_attempts_total{{run="{run}"}}[1m]) > 3'
             await_that(
@@ -118,6 +120,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory, demo_shards: Path) -> Iter
         second.meter.close()
         whole.close()
         node.stop()
+        collected.stop()
 
 
 def short_run(folder: Path) -> Prometheus:
@@ -137,17 +140,27 @@ def whole_table(folder: Path) -> Prometheus:
     sink = Prometheus(labels, "127.0.0.1", 0, folder / "runs" / "targets" / "table.json", checkpoints)
     here = Progress(epochs=1, step=5, plans=(EpochPlan(0, 32, 1.0, 2, 48, 48),))
     sink.open(here)
-    sink.write(here, {f"{m.key}/{m.label}" if m.label else m.key: 1.0 for m in METRICS if m.key != "spent_seconds"})
-    sink.write(here, {f"spent_seconds/{cause}": 1.0 for cause in CAUSES})
+    keys = [f"{m.key}/{value}" for m in METRICS if m.label for value in (*m.values, *filter(None, [m.rest]))]
+    sink.write(here, dict.fromkeys([*keys, *(m.key for m in METRICS if not m.label)], 1.0))
     return sink
 
 
 def whole_node(folder: Path) -> Endpoint:
     """An endpoint of a node on which every metric of a node has a value."""
     series = Exported(NODE_METRICS)
-    series.values = {(metric.key, metric.label and "gpus"): 1.0 for metric in NODE_METRICS}
+    series.values = {(metric.key, value): 1.0 for metric in NODE_METRICS for value in metric.values or ("",)}
     labels = {"run": "table", "node": "0", "instance": "host", "job": NODE_JOB}
     made = Endpoint(series, labels, "127.0.0.1", 0, folder / "runs" / "targets" / "table.node_0000.json", "127.0.0.1")
+    made.start()
+    return made
+
+
+def ended(folder: Path) -> Endpoint:
+    """What a node_exporter serves of the text file of a run that has failed."""
+    series = Exported(END_METRICS)
+    series.values = {(ENDED.key, "worker died"): 1.0}
+    labels = {"run": "table", "method": "none", "instance": "collector", "job": "node"}
+    made = Endpoint(series, labels, "127.0.0.1", 0, folder / "runs" / "targets" / "collected.json", "127.0.0.1")
     made.start()
     return made
 
@@ -184,8 +197,9 @@ def test_every_panel_can_be_drawn_from_its_json(watched: Watched, name: str) -> 
 def test_only_what_the_list_names_is_absent_and_nothing_else_is_there(watched: Watched) -> None:
     found = watched.server.labels('{run="real",__name__=~"dist_ssl_.*"}')
     names = {labels["__name__"] for labels in found}
-    assert {metric.key for metric in METRICS if metric.name not in names} == ABSENT.keys()
-    assert names <= {metric.name for metric in METRICS}
+    exported = {metric.name for metric in METRICS if not metric.instead}
+    assert {m.key for m in (*METRICS, ENDED) if not m.instead and m.name not in names} == ABSENT.keys()
+    assert names <= exported
     assert len(found) <= MOST_SERIES
     own = {"__name__", "job", "instance", "run", "method"}
     assert {label for labels in found for label in labels} - own <= {metric.label for metric in METRICS}

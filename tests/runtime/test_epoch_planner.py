@@ -12,7 +12,7 @@ import torch
 
 from dist_ssl.core.plan import EpochPlan, Hyperparameters
 from dist_ssl.core.progress import Progress
-from dist_ssl.errors import ConfigError
+from dist_ssl.errors import ConfigError, DisagreementError
 from dist_ssl.protocols.schedule import Schedule
 from dist_ssl.runtime import jsonl
 from dist_ssl.runtime.epoch_planner import Coordinator, described
@@ -99,7 +99,7 @@ def test_ranks_that_would_train_differently_stop_all_and_are_named(tmp_path: Pat
     else:
         begun[2] = Progress(epochs=5).begin(replace(PLAN, magnitude=1.0)).advance()
     found = on_ranks(tmp_path / "plan.jsonl", schedules, begun)
-    assert all(isinstance(error, ConfigError) for error in found)
+    assert all(isinstance(error, DisagreementError) for error in found)
     assert {error.problem for error in found} == {
         "Rank 2 would train epoch 1 differently from rank 0: its plan, its position or its hyperparameters differ."
     }

@@ -4,15 +4,17 @@ import base64
 import json
 import os
 import random
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from launch import report
 from launch.variables import ADDRESS
 from tests.jobs import run_job, same_bits, small_config
 from tests.ranks import Ranks
-from tests.system.launching import Launch, await_that, delivered, losses, status, weights, words
+from tests.system.launching import WAIT_SECONDS, Launch, await_that, delivered, losses, status, targets, weights, words
 from tests.web import FAULTS, Server, serving
 
 PLANTED = {"SERVICE_TOKEN": "planted7x", "AWS_SECRET_ACCESS_KEY": "planted7x/aws"}
@@ -54,6 +56,15 @@ def finish(*given: str) -> str:
     return text
 
 
+def scraped(run: Path) -> dict[int | None, str]:
+    """What the endpoints of a run and of its nodes answer."""
+    direct, found = urllib.request.build_opener(urllib.request.ProxyHandler({})), {}
+    for node, place in targets(run).items():
+        with direct.open(f"http://{place}/metrics", timeout=WAIT_SECONDS) as answer:
+            found[node] = answer.read().decode()
+    return found
+
+
 def told(folder: Path) -> list[str]:
     """Files of a run, or of its metrics, that hold a secret."""
     files = [path for path in folder.rglob("*") if path.is_file() and "code" not in path.relative_to(folder).parts]
@@ -84,13 +95,18 @@ def test_a_run_that_moves_to_a_server_ends_with_the_same_bits_and_tells_no_secre
     run = tmp_path / "moved"
     with serving(demo_shards) as gate:
         gate.hold_after = 2 * 60  # it cannot end before it is killed: three epochs take 180 samples
-        served = ("data.cache=null", f"data.path={gate.url}", f"metrics.textfile={tmp_path / 'series'}")
+        served = ("data.cache=null", f"data.path={address(gate)}", f"metrics.textfile={tmp_path / 'series'}")
         given = words(demo_shards, tmp_path, "nodes=2", "name=moved", *length, *served)
         launch = Launch(*given, environment={**os.environ, **PLANTED})
         await_that(lambda: status(run)["step"] > 2, "some steps")
+        shown = scraped(run)
         launch.kill_all()
     assert "dist_ssl_step" in (tmp_path / "series" / "moved.prom").read_text(), "a lost run leaves its metrics"
+    assert shown.keys() == targets(run).keys() == {None, 0, 1}
+    assert not [node for node, text in shown.items() if any(word in text for word in SECRETS)]
     assert not told(tmp_path / "series")
+    assert not told(tmp_path / "targets")
+    assert not told(run)
     kept = (f"data.cache={tmp_path / 'cache'}", "tracker=wandb")
     text = finish(f"resume={run}", f"data.path={address(server)}", *kept)
     assert same_bits(weights(run), weights(tmp_path / "local"))
@@ -98,5 +114,8 @@ def test_a_run_that_moves_to_a_server_ends_with_the_same_bits_and_tells_no_secre
     assert delivered(run) == delivered(tmp_path / "local")
     assert list((tmp_path / "cache").glob("*.tar"))
     assert list(run.glob("wandb/offline-run-*/*.wandb")), "what the tracker would send is searched too"
+    assert report.main([f"run={run}"]) == 0
+    for path in ("report.html", "attempts/0001/logs/rank_00000.log", "attempts/0002/outcome.json", "counters.json"):
+        assert (run / path).is_file(), "it is searched too"
     assert not told(run)
     assert not [word for word in SECRETS if word in text]
