@@ -41,7 +41,8 @@ polyline { fill: none; stroke-width: 2; stroke-linejoin: round; }
 def exposed(run: Path, folder: Path) -> tuple[str, float, float]:
     """A run's reports as OpenMetrics with their times, and when they begin and end. `folder`: for counters."""
     reports, series, lines = jsonl.read(run / "metrics.jsonl"), Series(folder / "checkpoints"), {}
-    labels = f'run="{run.name}",method="mocov3",instance="{run.name}",job="dist_ssl"'
+    method = RunDir.open(run).config["method"]["_target_"].rpartition(".")[2].lower()
+    labels = f'run="{run.name}",method="{method}",instance="{run.name}",job="dist_ssl"'
     for report in reports:
         last = report.pop("time")
         series.write(report)
@@ -95,10 +96,23 @@ def dashboard(found: list[drawing.Drawn]) -> str:
     parts = []
     for n, one in enumerate(found[first + 1 : second]):
         parts.append(tile(5 + n * 119, 5, 112, 66, one.panel["title"], re.sub(r"<[^>]+>", "", one.html).strip()))
-    known = {one.panel["title"]: one.html.partition("<div")[0] for one in found}
+    known = {one.panel["title"]: one.html for one in found}
     for n, title in enumerate(SHOWN):
-        parts.append(tile(5 + n % 3 * 318, 80 + n // 3 * 166, 310, 158, title, known[title]))
+        x, y = 5 + n % 3 * 318, 80 + n // 3 * 166
+        parts.append(tile(x, y, 310, 158, title, known[title].partition("<div")[0]))
+        parts.append(legend(x + 40, y + 148, known[title]))
     return whole(960, 412, parts)
+
+
+def legend(x: float, y: float, html: str) -> str:
+    """The keys of a panel with several curves, one beside the other, without the name of the run."""
+    keys = [(key, words.split()[1:]) for key, words in re.findall(r'class="key (f\d)"></span>(.*?)</span>', html)]
+    parts = []
+    for key, words in keys if len(keys) > 1 else ():
+        parts.append(f'<rect class="{key}" x="{x}" y="{y - 9}" width="10" height="10"/>')
+        parts.append(text(x + 15, y, " ".join(words), "axis"))
+        x += 30 + 6 * len(" ".join(words))
+    return "".join(parts)
 
 
 def report(run: Path) -> str:
