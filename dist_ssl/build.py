@@ -78,14 +78,17 @@ def check(config: Config, ranks: int, note: Callable[[str], object] | None = Non
     return found.dataset.identity
 
 
-def memory_estimate(config: Config, p: Parts, ranks: int) -> MemoryEstimate:
-    """Return the estimate of the memory that epochs need on each of `ranks` ranks."""
+def memory_estimate(config: Config, p: Parts, ranks: int, per_node: int | None = None) -> MemoryEstimate:
+    """Return the estimate of the memory that epochs need on each of `ranks` ranks.
+
+    `per_node`: ranks of a node; None: as many as the config says, which torchrun need not start.
+    """
     with on_meta_device():
         world = AbsentRanks(size=ranks) if p.virtual_ranks is None else World()
         method = make_method(config, instantiate(config["encoder"], "encoder"), len(p.train.samples), world)
         engine = build_engine(config, replace(p, method=method), World(device=META))
     assert isinstance(engine, Parallel)
-    return MemoryEstimate(engine, ranks, p.run.ranks_per_node or 1, p.difficulty.scored_bytes)
+    return MemoryEstimate(engine, ranks, per_node or p.run.ranks_per_node or 1, p.difficulty.scored_bytes)
 
 
 def build_engine(config: Config, p: Parts, world: World) -> Engine:
@@ -131,7 +134,7 @@ def coordinator(config: Config, p: Parts, world: World, place: Place) -> Coordin
 
     def fit(plans: Sequence[EpochPlan]) -> None:
         if not is_small(p.method, plans, world.size, room):
-            check_memory(memory_estimate(config, p, world.size), room, plans)
+            check_memory(memory_estimate(config, p, world.size, world.local_size), room, plans)
 
     return Coordinator(p.schedule, world=world, record=place.folder / "plan.jsonl", check=p.check, fit=fit)
 

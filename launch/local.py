@@ -1,12 +1,15 @@
 """An attempt on this machine: every "node" is a local process with an agent of its own, as on a cluster."""
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any, cast
 
 from rich.console import Console
 
@@ -32,6 +35,7 @@ class LocalAttempt:
     def run(self, console: Console) -> Ending:
         """Start the agents, show the run until all of them have ended, and return how it ended."""
         signals = Signals().listen()
+        console.file = cast(IO[str], Unread(console.file))
         self.agents = [self._start(node) for node in range(self.nodes)]
         try:
             with RunView(self.attempt.run.folder, console) as view:
@@ -71,9 +75,8 @@ class LocalAttempt:
         while any(agent.poll() is None for agent in self.agents):
             time.sleep(POLL_SECONDS)
             if signals.hung_up:
-                fall_silent()
-            with contextlib.suppress(OSError):  # the terminal is gone: no reason to end the run
-                view.refresh()
+                fall_silent(1, 2)
+            view.refresh()
             if signals.count > asked:
                 asked = signals.count
                 self._ask_to_stop(asked, view)
@@ -111,10 +114,42 @@ class LocalAttempt:
             agent.wait()
 
 
-def fall_silent() -> None:
+class Unread:
+    """A stream to which a run can print even if nobody reads it any more: `| head` has ended, or the terminal is gone.
+
+    A console over any other stream would raise an error then, and the ranks would be killed before they could save.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        """Write the text, or drop it; return its length."""
+        with self._unread():
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush the stream."""
+        with self._unread():
+            self.stream.flush()
+
+    @contextlib.contextmanager
+    def _unread(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:  # also a full disk: no reason to end the run
+            if error.errno in (errno.EPIPE, errno.EIO):
+                fall_silent(self.stream.fileno())
+
+
+def fall_silent(*descriptors: int) -> None:
     """Let everything that is printed from now on vanish, as the terminal has."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    for descriptor in (1, 2):
+    for descriptor in descriptors:
         os.dup2(nowhere, descriptor)
     os.close(nowhere)
 

@@ -1,6 +1,7 @@
 """What cannot be trained is refused before anything is started: the value, the rule and the remedy."""
 
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import dist_ssl.build
 from dist_ssl.build import check, memory_estimate
 from dist_ssl.config.precision import PRECISIONS
 from dist_ssl.config.run_keys import PRECISION_NAMES
-from dist_ssl.core.plan import Curve
+from dist_ssl.core.plan import Curve, EpochPlan
+from dist_ssl.core.progress import Progress
 from dist_ssl.data.storage import manifest
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import ConfigError, DataError, UserError
@@ -22,7 +24,7 @@ from dist_ssl.parts import parts
 from dist_ssl.train import train
 from launch import settings
 from launch.run_dir import PROJECT
-from tests.jobs import small_config, small_job
+from tests.jobs import run_job, same_bits, small_config, small_job
 
 HELD = ("batch_size=12", "lanes=12", "threads=1", "decode_threads=1", "data.source=null")
 
@@ -364,3 +366,41 @@ def test_a_job_that_outgrows_its_memory_ends_before_its_first_step(
     monkeypatch.setattr(dist_ssl.build, "memory_size", lambda world: sizes[-1])
     fitting = small_job(World(), small_config(demo_shards, *words), tmp_path / "fitting")
     fitting.coordinator.check_memory(fitting.fresh)
+
+
+def test_a_run_that_is_counted_is_trained_to_the_same_bits(
+    demo_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("aux=rotation", "ema=0.9", "epochs=2")
+    own = small_config(demo_shards, *words)
+    _, plain = run_job(World(), own, tmp_path / "plain")
+    counted: list[EpochPlan] = []
+    monkeypatch.setattr(dist_ssl.build, "is_small", lambda method, plans, ranks, room: bool(counted.extend(plans)))
+    _, found = run_job(World(), own, tmp_path / "counted")
+    assert [plan.epoch for plan in counted] == [0, 1]
+    assert same_bits(plain, found)
+
+
+class Silent(World):
+    """Rank 0 of a world whose other ranks say what it says."""
+
+    def collect(self, value: Any) -> list[Any]:
+        return [value] * self.size
+
+    def share(self, value: Any) -> Any:
+        return value
+
+
+def test_ranks_that_torchrun_put_on_one_node_share_its_shards(
+    demo_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = small_config(demo_shards, "engine=fsdp", "engine.replicate=nodes", "ranks_per_node=1")
+    found = parts(own, World(), 4)
+    shared, whole = (memory_estimate(own, found, 4, ranks)(found.schedule.plan(0)).total for ranks in (4, 1))
+    assert shared < whole
+    monkeypatch.setattr(dist_ssl.build, "memory_size", lambda world: shared)
+    place = dist_ssl.build.Place(tmp_path, 1, lambda: True)
+    for local_size in (4, 1):
+        made = dist_ssl.build.coordinator(own, found, Silent(0, 4, 0, local_size), place)
+        with nullcontext() if local_size == 4 else pytest.raises(ConfigError, match="does not fit into memory"):
+            made.check_memory(Progress(epochs=1))

@@ -80,7 +80,7 @@ class MemoryEstimate:
         self.gradients = numbers * divided(count(learnt), self.shares.gradients)
         self.moments = numbers * divided(self._moments(), self.shares.moments)
         self.buckets = numbers * count(learnt) if self.shares.buckets else 0
-        averaged = sum(x.nbytes for x in engine.average.held.values()) if engine.average else 0
+        averaged = sum(x.nbytes for x in engine.average.held.values()) if engine.average and numbers else 0
         self.buffers = sum(sized(method.buffers()).values()) + divided(averaged, self.shares.weights)
         if engine.compile and not engine.activation_checkpointing:  # a compiler keeps of a block what it likes
             checkpointed(method)

@@ -4,18 +4,20 @@ Torch's fake tensors have a shape, a dtype and a storage of the right size, but 
 its own forward code, autocast and recomputation included, and autograd says which tensors it keeps. A storage counts
 once, however many views of it are kept. Parameters, buffers and the views of the batch are not counted here.
 
-The count is a lower bound. Batch norms keep their input in its own precision, which is the least that any of their
-implementations keeps. Where shapes depend on values, as in a loss that searches for rows, fake tensors cannot go on:
-what that code keeps is left out.
+The count is a lower bound. Batch norms, attention and dropout keep what the most economical of their implementations
+on any device keeps. What fails on fake tensors, as a search for rows or a kernel for GPUs does, is left out.
 """
 
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 from weakref import WeakSet
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
@@ -27,6 +29,7 @@ from dist_ssl.distributed.world import World
 from dist_ssl.models.norm import BatchNorm
 from dist_ssl.protocols.method import Method
 
+log = logging.getLogger(__name__)
 CHANNELS = 3
 
 
@@ -59,6 +62,47 @@ class _KeepsInput(torch.autograd.Function):
         return torch.empty_like(x)
 
 
+class _KeepsMask(torch.autograd.Function):
+    """x -> a tensor of its shape and dtype; a byte for each of its numbers is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(torch.empty_like(x, dtype=torch.bool))
+        return torch.empty_like(x)
+
+
+class _KeepsRows(torch.autograd.Function):
+    """Queries, keys, values -> [..., queries, width of values]; inputs and output are kept, no product of two rows."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, _mask: Tensor | None) -> Tensor:
+        out = query.new_empty(*query.shape[:-1], value.shape[-1])
+        ctx.save_for_backward(query, key, value, out)
+        return out
+
+
+def _dropout(x: Tensor, p: float = 0.5, training: bool = True, *_: Any, **__: Any) -> Tensor:
+    found: Tensor = _KeepsMask.apply(x) if training and p else x
+    return found
+
+
+def _attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *_: Any, **__: Any
+) -> Tensor:
+    if torch.is_autocast_enabled("cpu"):
+        query, key, value = (x.to(torch.get_autocast_dtype("cpu")) for x in (query, key, value))
+    found: Tensor = _KeepsRows.apply(query, key, value, attn_mask)
+    return found
+
+
+@contextmanager
+def _counting() -> Iterator[None]:
+    """Let functions of torch that keep less on a GPU than on a CPU keep that; leave torch's generator as it is."""
+    attention = patch.object(F, "scaled_dot_product_attention", _attention)
+    with patch.object(F, "dropout", _dropout), attention, torch.random.fork_rng(devices=[]):
+        yield
+
+
 @dataclass(frozen=True)
 class _CountedNorm:
     """The forward pass of a batch norm by shapes alone."""
@@ -89,6 +133,7 @@ class FakeMethod:
     ) -> None:
         self.method, self.dtype, self.compute = method, dtype, compute
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self.mode._allow_unsafe_data_ptr_access = False  # else a kernel is given address 0, and ends the process
         with self.mode:
             method.to_empty(device="cpu")
         for child in method.modules():
@@ -112,10 +157,10 @@ class FakeMethod:
             kept.add(held)
             return held
 
-        with saved_tensors_hooks(pack, lambda held: held.tensor):
+        with _counting(), saved_tensors_hooks(pack, lambda held: held.tensor):
             graph = self._embeddings(batch, loss)  # holds the nodes of the graph
             out = self._loss(graph, batch) if loss else None
-        own = {_storage(x) for x in (*self.method.parameters(), *self.method.buffers(), *batch.views)}
+        own = sized((*self.method.parameters(), *self.method.buffers(), *batch.views))
         found = sized(held.tensor for held in kept if _form(held.tensor, held.tensor.dtype) not in self.left_out)
         del graph, out
         return sum(size for storage, size in found.items() if storage not in own)
@@ -139,20 +184,18 @@ class FakeMethod:
 
 
 def _or_none(call: Callable[[], Any]) -> Any:
-    """Return the result of a call, None where fake tensors have not enough to go on."""
+    """Return the result of a call, None where it fails on fake tensors: nobody knows how code of others does."""
     try:
         return call()
-    except RuntimeError:  # of which all of fake tensors' own errors are kinds
+    except Exception as error:
+        log.info("Memory: what a method keeps that fails on tensors without values is not counted: %r", error)
         return None
 
 
 def sized(tensors: Iterable[Tensor]) -> dict[int, int]:
-    """Return the bytes of the storages of these tensors, each storage once."""
-    return {_storage(x): x.untyped_storage().nbytes() for x in tensors}
-
-
-def _storage(x: Tensor) -> int:
-    return int(x.untyped_storage()._cdata)
+    """Return the bytes of the storages of these tensors, each storage once; a sparse tensor has none."""
+    storages = [x.untyped_storage() for x in tensors if x.layout is torch.strided]
+    return {int(storage._cdata): storage.nbytes() for storage in storages}
 
 
 def _form(x: Tensor, dtype: torch.dtype | None) -> tuple[tuple[int, ...], torch.dtype | None]:

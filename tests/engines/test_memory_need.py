@@ -1,5 +1,6 @@
 """What an epoch needs in memory is known beforehand, from below: at most what a real step takes, and not much less."""
 
+import ctypes
 import logging
 import re
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
 from torch import Tensor, nn
 
@@ -273,9 +275,73 @@ def test_an_encoder_that_looks_at_values_is_not_refused_for_what_is_not_known() 
     assert found.total == found.weights + found.moments + found.gradients + found.buffers + found.views
 
 
+def with_forward(forward: Callable[[Tensor], Tensor]) -> nn.Module:
+    """An encoder that looks at no values, with an own end of its forward pass: [B, 8, S, S] -> [B, 8]."""
+    encoder = Stubborn()
+    encoder.forward = lambda x: forward(encoder.stem(x))  # type: ignore[method-assign]
+    return encoder
+
+
+def for_a_gpu_alone(x: Tensor) -> Tensor:
+    raise ValueError("Pointer argument (at 0) cannot be accessed from Triton (cpu tensor?)")
+
+
+def for_a_pointer(x: Tensor) -> Tensor:
+    return mean(x) + ctypes.c_float.from_address(x.data_ptr()).value
+
+
+def attention(x: Tensor, **given: Any) -> Tensor:
+    """Every pixel looks at all others, with two heads."""
+    rows = x.flatten(2).mT.unflatten(2, (2, 4)).transpose(1, 2)
+    return F.scaled_dot_product_attention(rows, rows, rows, **given).mean(2).flatten(1)
+
+
+def mean(x: Tensor) -> Tensor:
+    return x.mean((2, 3))
+
+
+ENDS: dict[str, Callable[[Tensor], Tensor]] = {
+    "attention": attention,
+    "attention with dropout": lambda x: attention(x, dropout_p=0.1),
+    "attention with a learnt bias": lambda x: attention(x, attn_mask=torch.zeros(1, requires_grad=True)),
+    "dropout": lambda x: mean(F.dropout(x, 0.1)),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
+def test_nothing_is_counted_that_a_gpu_does_not_keep(end: str, compute: torch.dtype) -> None:
+    """A GPU keeps rows that attend, with their output, and a byte for each number that dropout may drop."""
+    own = None if compute is torch.float32 else compute
+    found, without = (
+        need("simclr", own={"encoder": with_forward(forward)}, compute=own).activations for forward in (ENDS[end], mean)
+    )
+    least = 2 * ROWS * 8 * (SIDE - 2) ** 2 * (1 if end == "dropout" else 2 * compute.itemsize)
+    assert least <= found - without <= 1.05 * least
+
+
+@pytest.mark.parametrize("kernel", [for_a_gpu_alone, for_a_pointer])
+def test_an_encoder_with_a_kernel_that_needs_real_tensors_is_left_out(kernel: Callable[[Tensor], Tensor]) -> None:
+    assert need("simclr", own={"encoder": with_forward(kernel)}).activations == 0
+
+
+def test_a_sparse_tensor_that_is_kept_is_left_out() -> None:
+    own = with_forward(lambda x: torch.sparse.mm(torch.eye(8).to_sparse(), mean(x).mT).mT)
+    assert need("simclr", own={"encoder": own}).activations > 0
+
+
+def test_averaged_weights_lie_beside_the_weights_in_host_memory() -> None:
+    without, averaged = (
+        need("mocov3", 2 * ROWS, engine="fsdp", ranks=2, cpu_offload=True, ema=ema) for ema in (None, 0.9)
+    )
+    assert averaged.total == without.total
+
+
 def test_counting_changes_neither_random_numbers_nor_what_is_cached() -> None:
+    draws = with_forward(lambda x: mean(x) * torch.rand(len(x), 1))
     before = torch.get_rng_state()
     need("simclr", own={"vit": True})
+    need("simclr", own={"encoder": draws})
     assert torch.equal(torch.get_rng_state(), before)
     assert type(positions(6, 6, 64, torch.float32, torch.device("cpu"))) is Tensor
 
