@@ -55,8 +55,12 @@ def known_error(error: Exception) -> UserError | None:
 
 def known_pairs(arguments: Sequence[str], keys: Collection[str]) -> list[tuple[str, str]]:
     """Return the keys and values of a command line whose keys are these. Raises ConfigError."""
-    given = [(key, value) for key, _, value in (argument.partition("=") for argument in arguments)]
-    for key, _ in given:
+    given = []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals:
+            raise ConfigError(f"'{argument}' is not KEY=VALUE.", f"Valid keys: {', '.join(sorted(keys))}.")
         if key not in keys:
             raise ConfigError(f"There is no key '{key}'.", nearest(key, keys))
+        given.append((key, value))
     return given
