@@ -14,6 +14,7 @@ def test_pairs_stand_in_the_order_of_the_command_line() -> None:
     ("argument", "message"),
     [
         ("runs/first", "'runs/first' is not KEY=VALUE.\n  Valid keys: out, run."),
+        ("out", "out has no value.\n  Write out=..."),
         ("rum=a", "There is no key 'rum'.\n  Did you mean 'run'?"),
     ],
 )
