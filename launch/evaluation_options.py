@@ -6,8 +6,9 @@ from typing import Any, Literal, get_type_hints
 
 import yaml
 
+from dist_ssl.config.command import known_pair
 from dist_ssl.config.instantiate import fit
-from dist_ssl.errors import ConfigError, nearest
+from dist_ssl.errors import ConfigError
 from dist_ssl.evaluate.linear_recipes import LINEAR, LinearRecipe
 
 MOST = {"patches": 4096, "threads": 4096}
@@ -59,10 +60,8 @@ class Options:
         values: dict[str, Any] = {}
         data: Place = {}
         for argument in arguments:
-            key, equals, text = argument.partition("=")
-            if key not in (*names, *DATA):
-                raise ConfigError(f"There is no key '{key}'.", nearest(key, (*names, *DATA)))
-            if not equals or not text:
+            key, text = known_pair(argument, (*names, *DATA))
+            if not text:
                 raise ConfigError(f"{key} has no value.", f"Write {key}=...")
             if key in DATA:
                 data[key.removeprefix("data.")] = None if text == "null" and key in OPTIONAL else text

@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from rich.console import Console
 
-from dist_ssl.config.command import run_command
+from dist_ssl.config.command import known_pair, run_command
 from dist_ssl.config.instantiate import fit
-from dist_ssl.errors import ConfigError, UserError, nearest
+from dist_ssl.errors import ConfigError, UserError
 from launch import credentials, trust
 from launch.handover import hand_over
 from launch.run_dir import RunDir, write_for_owner_alone
@@ -67,9 +67,7 @@ class ExportOptions:
         names = {PATH if field.name == "data_path" else field.name: field.name for field in fields(cls)}
         values: dict[str, Any] = {}
         for argument in arguments:
-            key, _, text = argument.partition("=")
-            if key not in names:
-                raise ConfigError(f"There is no key '{key}'.", nearest(key, names))
+            key, text = known_pair(argument, names)
             if not text:
                 raise ConfigError(f"{key} has no value.", f"Write {key}=...")
             values[names[key]] = fit(text, types[names[key]], key)

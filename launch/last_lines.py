@@ -45,13 +45,18 @@ def from_old_weights(run: RunDir) -> str:
     return f"Start from its last checkpoint with a lower rate: {fork} optim.base_lr=..."
 
 
+def train_longer(run: RunDir) -> str:
+    """Return the line with the command that appends a cycle to a finished run."""
+    again = shlex.join(["python", "launch/slurm.py", f"resume={run.folder}"])
+    return f"Train longer: {again} extend='24 epochs'"
+
+
 def of_a_finished_run(run: RunDir) -> list[str]:
     """Return the lines about the files of a finished run, and its use."""
     lines = [f"Run folder: {run.folder}", f"Metrics: {run.folder}/metrics.jsonl"]
     if bad := len(jsonl.read(run.folder / "quarantine.jsonl")):
         lines.append(f"Samples that could not be read: {bad}, in {run.folder}/quarantine.jsonl")
-    longer = shlex.join(["python", "launch/slurm.py", f"resume={run.folder}"])
-    lines.append(f"Train longer: {longer} extend='24 epochs'")
+    lines.append(train_longer(run))
     if run.config["data"]["source"] is not None:  # data that our own code draws
         own, larger = "data=folder data.path=...", "encoder=resnet18 encoder.stem=small"
         lines.append(f"Next: your own images ({own}), or a larger encoder ({larger}).")

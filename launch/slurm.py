@@ -28,7 +28,7 @@ from dist_ssl.errors import ConfigError
 from launch import credentials, following, launch_keys, preparation, run_lock, scheduler, submission, sweep, trust
 from launch.ending import CODE_OF_OUTCOME, STOPPED, STOPPED_CODE
 from launch.handover import hand_over
-from launch.last_lines import say_how_it_ended
+from launch.last_lines import say_how_it_ended, train_longer
 from launch.local import LocalAttempt, visible_gpus
 from launch.run_dir import RunDir, write_for_owner_alone
 
@@ -130,7 +130,8 @@ def go(prepared: list[Prepared], overrides: list[str], console: Console) -> int:
     """Run or submit all runs; return the worst exit code. `overrides`: those of the resume command."""
     unfinished = [(run, config) for run, config in prepared if not preparation.trained(run, config)]
     for run in {run for run, _ in prepared} - {run for run, _ in unfinished}:
-        console.print(f"{run.folder} has finished: nothing is left to train.", highlight=False)
+        done = f"{run.folder} has finished: nothing is left to train."
+        console.print(f"{done}\n  {train_longer(run)}", highlight=False, markup=False)
     here = [(run, config) for run, config in unfinished if config["cluster"]["kind"] == "local"]
     jobs = [(run, config) for run, config in unfinished if config["cluster"]["kind"] == "slurm"]
     if jobs:

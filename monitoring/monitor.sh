@@ -39,4 +39,9 @@ echo "Prometheus: http://127.0.0.1:9090   runs: http://127.0.0.1:9090/targets   
 prometheus --config.file=monitoring/prometheus.yml --storage.tsdb.path=runs/.prometheus --log.level=warn \
     --storage.tsdb.retention.time=90d --scrape.discovery-reload-interval=1s --web.listen-address=127.0.0.1:9090 &
 started="$started $!"
-wait $!
+wait $! || {
+    code=$?
+    echo "Prometheus has ended with an error. Where port 9090 is taken, another Prometheus runs on this machine: end it, or let"
+    echo "it read $PWD/runs/targets (monitoring/README.md says how)."
+    exit $code
+}

@@ -21,6 +21,7 @@ MOST_BYTES = 9000
 EXAMPLES = {
     f"{folder}/x.py"
     for folder in (
+        "launch",
         "dist_ssl/methods",
         "dist_ssl/engines",
         "dist_ssl/schedules",
@@ -107,6 +108,12 @@ def test_commands_name_scripts_and_targets_that_exist(document: Path) -> None:
 def test_commands_of_the_launcher_compose(command: str) -> None:
     words = [word for word in composed(command) if not word.startswith("seed=")]
     settings.compose(words, ROOT / "configs")
+
+
+def test_every_module_of_launch_has_a_row() -> None:
+    rows = (ROOT / "launch" / "README.md").read_text().partition("\n## ")[0]
+    missing = [name for path in (ROOT / "launch").glob("[a-z]*.py") if f"`{(name := path.name)}`" not in rows]
+    assert not missing, f"launch/README.md has no row for {', '.join(missing)}"
 
 
 @pytest.mark.golden

@@ -55,8 +55,16 @@ def known_error(error: Exception) -> UserError | None:
 
 def known_pairs(arguments: Sequence[str], keys: Collection[str]) -> list[tuple[str, str]]:
     """Return the keys and values of a command line whose keys are these. Raises ConfigError."""
-    given = [(key, value) for key, _, value in (argument.partition("=") for argument in arguments)]
-    for key, _ in given:
-        if key not in keys:
-            raise ConfigError(f"There is no key '{key}'.", nearest(key, keys))
-    return given
+    return [known_pair(argument, keys) for argument in arguments]
+
+
+def known_pair(argument: str, keys: Collection[str]) -> tuple[str, str]:
+    """Return key and value of a word KEY=VALUE whose key is one of these. Raises ConfigError."""
+    key, equals, value = argument.partition("=")
+    if key in keys and equals:
+        return key, value
+    if key in keys:
+        raise ConfigError(f"{key} has no value.", f"Write {key}=...")
+    if equals:
+        raise ConfigError(f"There is no key '{key}'.", nearest(key, keys))
+    raise ConfigError(f"'{argument}' is not KEY=VALUE.", f"Valid keys: {', '.join(sorted(keys))}.")

@@ -30,7 +30,7 @@ METRICS: tuple[Metric, ...] = (
         values=("knn", "linear"),
     ),
     Metric("gradient_norm", "gradient_norm", "Norm of the averaged gradient before clipping.", "Gradient norm"),
-    Metric("positive_similarity", "positive_similarity", "Cosine of embeddings with their own keys.", "Cosines"),
+    Metric("positive_similarity", "positive_similarity", "Mean cosine of two embeddings of one sample.", "Cosines"),
     Metric("negative_similarity", "negative_similarity", "Mean cosine of two samples; 1 is collapse.", "Cosines"),
     Metric("feature_std", "feature_std", "Standard deviation of unit embeddings; 0 is collapse.", "Spread"),
     Metric("effective_rank", "effective_rank", "Dimensions in use (participation ratio).", "Effective rank"),

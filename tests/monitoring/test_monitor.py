@@ -125,7 +125,9 @@ def test_without_the_others_prometheus_starts_alone_and_what_is_missing_is_named
 
 def test_a_prometheus_that_cannot_start_ends_all(tmp_path: Path) -> None:
     monitor = Monitor(tmp_path, {"prometheus": FAILS, "alertmanager": STAYS})
-    assert monitor.end()[0] == 3
+    code, text = monitor.end()
+    assert code == 3
+    assert "Where port 9090 is taken" in text
 
 
 def test_without_prometheus_the_remedy_is_named(tmp_path: Path) -> None:

@@ -150,7 +150,9 @@ def test_a_run_folder_of_another_version_is_refused(
 
 def test_a_finished_run_is_not_run_again(followed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert slurm.main([f"resume={followed}"]) == 0
-    assert "has finished: nothing is left to train" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "has finished: nothing is left to train" in text
+    assert f"Train longer: python launch/slurm.py resume={followed} extend='24 epochs'" in text
 
 
 def test_a_run_of_other_code_goes_on_with_its_own(followed: Path, tmp_path: Path) -> None:
