@@ -6,7 +6,6 @@
 is a bottleneck, with a constant learning rate as published (`optim.constant=[predictor]`).
 """
 
-import torch
 from torch import Tensor, nn
 
 from dist_ssl.config.validation import at_least
@@ -21,7 +20,7 @@ from dist_ssl.losses.job import job_mean
 from dist_ssl.models import norm
 from dist_ssl.models.branch import Branch, width_of
 from dist_ssl.models.heads import mlp
-from dist_ssl.models.multi_crop import by_size
+from dist_ssl.models.multi_crop import in_one_pass
 from dist_ssl.protocols.method import Embeddings, LossOutput, Method
 
 
@@ -56,8 +55,8 @@ class SimSiam(Method):
     def embed(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
         """Return embeddings z1, z2 and predictions p1, p2, [B, dim] each; each view with its own statistics."""
         norm.set_views(self.predictor, len(views))
-        z1, z2 = by_size(self.student, views, draws)
-        p1, p2 = self.predictor(torch.cat([z1, z2])).chunk(2)
+        z = in_one_pass(self.student, views, draws)
+        (z1, z2), (p1, p2) = z.chunk(2), self.predictor(z).chunk(2)
         return {"z1": z1, "z2": z2, "p1": p1, "p2": p2}
 
     def loss(self, embeddings: Embeddings, batch: Batch, hyper: Hyperparameters) -> LossOutput:

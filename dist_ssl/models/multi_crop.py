@@ -17,18 +17,28 @@ def same_size(views: list[Tensor]) -> Iterator[list[Tensor]]:
     return (list(neighbours) for _, neighbours in groupby(views, key=lambda view: view.shape[-1]))
 
 
+def in_one_pass(module: nn.Module, same: list[Tensor], draws: SampleDraws | None = None, first: int = 0) -> Tensor:
+    """Return the outputs of views of one size, [V * B, D], view after view, with separate statistics per view.
+
+    `draws`: those of the samples, for a student: its stochastic depth and dropped tokens. `first`: number of the first
+    of the views.
+    """
+    norm.set_views(module, len(same))
+    if draws is not None:
+        drop_path.draw(module, draws, range(first, first + len(same)), same[0].device)
+        drop_tokens(module, draws, len(same), first=first)
+    out: Tensor = module(torch.cat(same))
+    return out
+
+
 def by_size(module: nn.Module, views: list[Tensor], draws: SampleDraws | None = None) -> list[Tensor]:
     """Return the output of every view, [B, D] each, in the order of the views, with separate statistics per view.
 
-    `draws`: those of the samples, for a student: its stochastic depth and dropped tokens.
+    `draws`: those of the samples, for a student.
     """
     found: list[Tensor] = []
     for same in same_size(views):
-        norm.set_views(module, len(same))
-        if draws is not None:
-            drop_path.draw(module, draws, range(len(found), len(found) + len(same)), same[0].device)
-            drop_tokens(module, draws, len(same), first=len(found))
-        found += module(torch.cat(same)).chunk(len(same))
+        found += in_one_pass(module, same, draws, len(found)).chunk(len(same))
     return found
 
 

@@ -13,7 +13,7 @@ from dist_ssl.distributed.norm_groups import scope
 from dist_ssl.distributed.world import World
 from dist_ssl.models import norm
 from dist_ssl.models.branch import Branch
-from dist_ssl.models.multi_crop import by_size
+from dist_ssl.models.multi_crop import in_one_pass
 from dist_ssl.protocols.method import Embeddings, Method
 
 
@@ -76,11 +76,11 @@ class PredictedTeacher(MomentumTeacher):
     def embed(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
         """Return predictions p1, p2, [B, D] each; both views in one pass, each with its own statistics."""
         norm.set_views(self.predictor, len(views))
-        p1, p2 = self.predictor(torch.cat(by_size(self.student, views, draws))).chunk(2)
+        p1, p2 = self.predictor(in_one_pass(self.student, views, draws)).chunk(2)
         return {"p1": p1, "p2": p2}
 
     @torch.no_grad()
     def targets(self, views: list[Tensor], draws: SampleDraws) -> Embeddings:
         """Return the teacher's embeddings t1, t2, [B, D] each."""
-        t1, t2 = by_size(self.teacher, views)
+        t1, t2 = in_one_pass(self.teacher, views).chunk(2)
         return {"t1": t1, "t2": t2}
