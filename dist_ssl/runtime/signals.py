@@ -31,9 +31,11 @@ class Signals:
         return self
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        self.hung_up = self.hung_up or number == signal.SIGHUP
-        if number == signal.SIGHUP and self.count:
-            return
+        if number == signal.SIGHUP:
+            self.hung_up = True
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a handler is gone before the interpreter is
+            if self.count:
+                return
         self.count += 1
         if self.received is None:
             self.received = signal.Signals(number)

@@ -2,11 +2,16 @@
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from dist_ssl.runtime.signals import STOPPING, Signals
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -39,3 +44,23 @@ def test_a_process_below_nohup_does_not_hear_that_its_terminal_is_gone(listening
     below = Signals().listen()
     os.kill(os.getpid(), signal.SIGHUP)
     assert (below.received, below.count, below.hung_up) == (None, 0, False)
+
+
+LATE = """
+import os, signal
+from dist_ssl.runtime.signals import Signals
+
+class Late:
+    def __del__(self):  # the interpreter has removed all handlers when it ends its objects
+        os.kill(os.getpid(), signal.SIGHUP)
+
+signals, late = Signals().listen(), Late()
+os.kill(os.getpid(), signal.SIGHUP)
+assert signals.hung_up
+"""
+
+
+def test_a_terminal_that_closed_kills_no_process_that_is_ending() -> None:
+    # below a SIGHUP that is not ignored, also where tests run below nohup
+    code = f"import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)\n{LATE}"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
