@@ -136,7 +136,7 @@ def looked_at(facts: Facts) -> int:
 
 
 def uncertain(pictures: float) -> float:
-    """Return two standard errors of a share of so many pictures."""
+    """Return twice the standard error of a share measured on this many pictures, at its largest: that of one half."""
     return 1 / math.sqrt(max(1.0, pictures))
 
 
