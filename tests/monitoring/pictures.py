@@ -7,6 +7,7 @@ it.
 """
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -68,8 +69,9 @@ def panels(run: Path, folder: Path) -> list[drawing.Drawn]:
     address = f"--web.listen-address=127.0.0.1:{port}"
     with started([str(PROGRAM), *options, address], folder / "prometheus.log", server.ready):
         board = json.loads((MONITORING / "dashboards" / "run.json").read_text())
-        span = drawing.Span(first, last, (last - first) / POINTS)
-        return drawing.drawn(server, board, run.name, span)
+        step = math.ceil((last - first) / POINTS)
+        end = math.ceil(last)  # whole seconds: Prometheus cuts a step to milliseconds and would miss the last report
+        return drawing.drawn(server, board, run.name, drawing.Span(end - POINTS * step, end, step))
 
 
 def tile(x: float, y: float, width: float, height: float, title: str, content: str) -> str:
