@@ -1,7 +1,20 @@
-"""Mutations of bytes and of JSON values, for tests that feed a reader what a stranger may have written."""
+"""Inputs that a stranger may have written, and how a reader is tried with thousands of them.
 
+Every input comes from its number alone, so the number that a failure names repeats it.
+"""
+
+import faulthandler
 import random
+import resource
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+
+HANG_SECONDS = 120
+"""An input takes milliseconds. One that takes longer than this ends the process, with the stacks of all threads."""
+MORE_BYTES = 1 << 30
+"""How much the memory of the process may grow over all inputs of a kind."""
 
 NASTY: tuple[Any, ...] = (
     *(None, True, -1, 0, 1, 2**31, 2**40, 2**63, 2**64, -(2**63), 0.5, 1e308, float("nan"), float("inf")),
@@ -45,3 +58,33 @@ def edited(value: Any, chance: random.Random) -> Any:
         inner = [*value[:place], edited(value[place], chance), *value[place + 1 :]]
         return new.get(chance.randrange(8), inner)
     return chance.choice(NASTY)
+
+
+def tried(count: int, work: Callable[[random.Random], bool]) -> int:
+    """Run the work with the random numbers of every input below `count`; return how many inputs it accepted.
+
+    A failure names its input. What the longest one took is printed, for `make chaos`.
+    """
+    accepted, longest = 0, (0.0, 0)
+    for number in range(count):
+        faulthandler.dump_traceback_later(HANG_SECONDS, exit=True)
+        start = time.perf_counter()
+        try:
+            accepted += work(random.Random(number))
+        except Exception as error:
+            raise AssertionError(f"input {number}: {error!r}") from error
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+        longest = max(longest, (time.perf_counter() - start, number))
+    print(f"{count} inputs, {accepted} accepted; the longest was number {longest[1]}: {longest[0]:.3f} s")
+    return accepted
+
+
+@contextmanager
+def bounded_memory() -> Iterator[None]:
+    """Fail if the peak memory of the process grows by more than MORE_BYTES; print by how much it grew."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    yield
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    print(f"peak memory grew by {grown / 2**20:.0f} MiB")
+    assert grown < MORE_BYTES

@@ -1,18 +1,15 @@
 """Whatever a stranger writes into a file that is read here: an answer or one clear error, bounded memory.
 
-A few hundred inputs in the suite, 20,000 of each kind under `make chaos`. Every input comes from its number alone, so
-the number that a failure names repeats it.
+A few hundred inputs in the suite, 20,000 of each kind under `make chaos`.
 """
 
-import faulthandler
 import io
 import json
 import os
 import random
-import resource
 import shutil
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +34,8 @@ from dist_ssl.errors import DataError, UserError
 from shards.archive import index
 from tests.checkpoint.test_saver import FRESH, Store, at, tensors
 from tests.data.images.test_image_rules import png_of
-from tests.fuzzing import edited, mutated
+from tests.fuzzing import bounded_memory, edited, mutated, tried
 
-MORE_BYTES = 1 << 30
-"""How much the memory of the process may grow over all inputs of a kind."""
-HANG_SECONDS = 300
 COUNTS = [100, pytest.param(20_000, marks=pytest.mark.chaos)]
 MOST_PIXELS = 1 << 22
 RULES = [ImageRules(MOST_PIXELS), ImageRules(MOST_PIXELS, 4095, "black"), ImageRules(MOST_PIXELS, 1.0, "drop")]
@@ -49,28 +43,14 @@ RULES = [ImageRules(MOST_PIXELS), ImageRules(MOST_PIXELS, 4095, "black"), ImageR
 
 @pytest.fixture
 def guarded(tmp_path: Path) -> Iterator[Path]:
-    """A folder beside a file that nothing may change, in a process that may neither hang nor grow without bound."""
+    """A folder beside a file that nothing may change, in a process that may not grow without bound."""
     canary, folder = tmp_path / "thesis.tar", tmp_path / "data"
     canary.write_text("years of work")
     folder.mkdir()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    faulthandler.dump_traceback_later(HANG_SECONDS, exit=True)
-    yield folder
-    faulthandler.cancel_dump_traceback_later()
+    with bounded_memory():
+        yield folder
     assert canary.read_text() == "years of work"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "thesis.tar"]
-    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < MORE_BYTES
-
-
-def tried(count: int, work: Callable[[random.Random], bool]) -> int:
-    """Run the work for the numbers below `count`; return how many inputs were accepted. A failure names its number."""
-    accepted = 0
-    for number in range(count):
-        try:
-            accepted += work(random.Random(number))
-        except Exception as error:
-            raise AssertionError(f"input {number}: {error!r}") from error
-    return accepted
 
 
 def picture(kind: str, **options: Any) -> bytes:
@@ -191,7 +171,7 @@ def state_of(table: dict[str, Any], chance: random.Random) -> str:
     return checkpoints.sealed_text(content) if isinstance(content, dict) else json.dumps(content)
 
 
-@pytest.mark.parametrize("count", [100, pytest.param(2000, marks=pytest.mark.chaos)])
+@pytest.mark.parametrize("count", COUNTS)
 def test_a_checkpoint_that_was_edited_and_sealed_is_loaded_whole_or_passed_over(
     count: int, guarded: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
