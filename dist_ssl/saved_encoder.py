@@ -134,8 +134,11 @@ class SavedEncoder(nn.Module):
             except UnreadableError as error:
                 name = f" ({image})" if isinstance(image, str | Path) else ""
                 raise DataError(f"Image {number}{name} cannot be read: {error}.", "Leave it out.") from error
-        planes = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
-        return normalise(planes, own.mean, own.std)
+        return self.normalised(torch.from_numpy(pixels))
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """Return what the encoder takes, [N, 3, S, S] fp32, of centres of images, [N, S, S, 3] uint8."""
+        return normalise(pixels.permute(0, 3, 1, 2).float() / 255, self.description.mean, self.description.std)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors of the file by their names; where positions are fixed, they too, for a view of `crop` px.

@@ -1,0 +1,196 @@
+"""The command that writes the embeddings of images: of a folder of pictures, or of shards.
+
+    python launch/embed.py run=runs/NAME data.path=pictures out=features
+    python launch/embed.py encoder=file.safetensors data.path=data/mine split=val out=features format=parquet
+    torchrun --nproc-per-node 4 launch/embed.py run=runs/NAME data.path=data/mine split=train out=features
+
+run: a finished run; encoder: a file that launch/export.py has written (to=safetensors). data.path: shards, on this
+machine or elsewhere, or a folder of pictures; split: of shards with several. Images are prepared as in
+launch/evaluate.py. The folder `out` gets one file for every `rows` (4096) images, with key, id and embedding; a command
+that was interrupted goes on with the files that are missing. Several processes share the files out, with the same bits
+as one. Further keys: format=npz|parquet, device=auto|cpu|cuda, batch=64, threads=..., cache_bytes=50GB.
+"""
+
+import os
+import sys
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+import numpy as np
+import torch
+import yaml
+from rich.console import Console
+from rich.progress import Progress
+
+from dist_ssl.config.byte_sizes import parse_bytes
+from dist_ssl.config.command import known_pairs, run_command, say
+from dist_ssl.config.instantiate import fit
+from dist_ssl.data.images.centre_crop import cut_centre
+from dist_ssl.data.images.image_rules import ImageRules, Pixels
+from dist_ssl.data.images.unreadable import UnreadableError
+from dist_ssl.errors import ConfigError
+from dist_ssl.saved_encoder import SavedEncoder, load_encoder
+from launch.embedding_parts import EmbeddingPart, EmbeddingParts, Kind, described, parquet_library, unreadable
+from launch.image_collection import ImageCollection, collection
+from launch.run_dir import write_for_owner_alone
+from shards.pack import bar
+
+AHEAD = 2
+"""Batches that are decoded while another one is computed."""
+INTERRUPTED = "Interrupted. The files that are written are complete; the same command goes on with the others."
+
+
+@dataclass(frozen=True)
+class EmbedOptions:
+    """Options of the command; exactly one of `run` and `encoder` is given."""
+
+    data_path: str
+    out: str
+    run: str | None = None
+    encoder: str | None = None
+    split: str | None = None
+    format: Kind = "npz"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    rows: int = 4096
+    batch: int = 64
+    threads: int = 0
+    """Threads that decode; 0: as many as this process may use cores."""
+    cache_bytes: str = "50GB"
+
+    @classmethod
+    def parse(cls, arguments: list[str]) -> "EmbedOptions":
+        """Return the options of a command line. Raises ConfigError."""
+        types = get_type_hints(cls)
+        names = {"data.path" if field.name == "data_path" else field.name: field for field in fields(cls)}
+        values: dict[str, Any] = {}
+        for key, text in known_pairs(arguments, names):
+            name = names[key].name
+            values[name] = fit(yaml.safe_load(text) if types[name] is int else text, types[name], key)
+        for key, field in names.items():
+            if field.default is MISSING and field.name not in values:
+                raise ConfigError(f"{key} is not given.", f"Write {key}=...; the usage: python launch/embed.py --help")
+        found = cls(**values)
+        if (found.run is None) == (found.encoder is None):
+            raise ConfigError("The encoder is not clear.", "Write either run=runs/NAME or encoder=FILE.")
+        for key, least in (("rows", 1), ("batch", 1), ("threads", 0)):
+            if getattr(found, key) < least:
+                raise ConfigError(f"{key}={getattr(found, key)} is too small.", f"Use at least {least}.")
+        return found
+
+
+def device_of(name: str, local_rank: int) -> torch.device:
+    """Return the device of a process. Raises ConfigError where a GPU is asked for and none is there."""
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            f"This machine has {torch.cuda.device_count()} usable GPUs; process {local_rank} of it needs one more.",
+            "Start fewer processes, or write device=cpu.",
+        )
+    return torch.device("cuda", local_rank)
+
+
+class Embedder:
+    """Computes the embeddings of images by their numbers, always in the same batches."""
+
+    def __init__(self, encoder: SavedEncoder, images: ImageCollection, pool: ThreadPoolExecutor, batch: int) -> None:
+        self.encoder, self.images, self.pool, self.batch = encoder, images, pool, batch
+        own = encoder.description
+        self.rules = ImageRules(range=own.range, alpha=own.alpha)
+
+    @torch.inference_mode()
+    def part(self, ids: range) -> EmbeddingPart:
+        """Return the embeddings of the readable ones of these images. Raises DataError."""
+        own, found = next(self.encoder.parameters()), []
+        reasons: list[tuple[int, str]] = []
+        for numbers, pixels, reason in self._decoded([ids[n : n + self.batch] for n in range(0, len(ids), self.batch)]):
+            x = self.encoder.normalised(torch.from_numpy(pixels)).to(own.device, own.dtype)
+            found.append(self.encoder(x).float().cpu().numpy())
+            reasons += zip(numbers, reason, strict=True)
+        read = [number for number, reason in reasons if not reason]
+        bad = [{"key": self.images.key(n), "id": n, "reason": reason} for n, reason in reasons if reason]
+        rows = np.concatenate(found)[[not reason for _, reason in reasons]]
+        return EmbeddingPart([self.images.key(n) for n in read], np.array(read, dtype=np.int64), rows, bad)
+
+    def _decoded(self, batches: Sequence[range]) -> Iterator[tuple[range, Pixels, list[str]]]:
+        """Yield numbers, pixels [B, S, S, 3] and why an image is unreadable, [B], of every batch, some ahead."""
+        waiting: deque[tuple[range, Pixels, list[Future[str]]]] = deque()
+        for numbers in batches:
+            pixels = np.zeros((len(numbers), *[self.encoder.description.crop] * 2, 3), dtype=np.uint8)
+            tasks = [self.pool.submit(self._cut, n, out) for n, out in zip(numbers, pixels, strict=True)]
+            waiting.append((numbers, pixels, tasks))
+            if len(waiting) > AHEAD:
+                yield self._awaited(*waiting.popleft())
+        while waiting:
+            yield self._awaited(*waiting.popleft())
+
+    def _awaited(self, numbers: range, pixels: Pixels, tasks: list[Future[str]]) -> tuple[range, Pixels, list[str]]:
+        return numbers, pixels, [task.result() for task in tasks]
+
+    def _cut(self, number: int, out: Pixels) -> str:
+        """Write the centre of an image into `out`; return why it is unreadable, empty where it is not."""
+        data = self.images.read(number)
+        try:
+            cut_centre(data, self.encoder.description.resize, self.rules, out)
+        except UnreadableError as error:
+            out[:] = 0
+            return str(error)
+        return ""
+
+
+def write_parts(parts: EmbeddingParts, embedder: Embedder, rank: int, size: int, progress: Progress) -> None:
+    """Write the missing ones of this process's parts; `rank` and `size`: which of how many processes it is."""
+    own = range(rank, parts.number, size)
+    missing = [part for part in own if not parts.path(part).is_file()]
+    task = progress.add_task("images", total=sum(len(parts.ids(part)) for part in own))
+    progress.advance(task, sum(len(parts.ids(part)) for part in own if part not in missing))
+    for part in missing:
+        parts.write(part, embedder.part(parts.ids(part)))
+        progress.advance(task, len(parts.ids(part)))
+
+
+def embed(options: EmbedOptions, rank: int, size: int, console: Console) -> None:
+    """Write this process's share of the embeddings. Raises UserError."""
+    encoder = load_encoder(str(options.run or options.encoder))
+    encoder.to(device_of(options.device, int(os.environ.get("LOCAL_RANK", "0"))))
+    if options.format == "parquet":
+        parquet_library()
+    threads = options.threads or len(os.sched_getaffinity(0))
+    images = collection(options.data_path, options.split, threads, parse_bytes(options.cache_bytes, "cache_bytes"))
+    parts = EmbeddingParts(Path(options.out), options.format, options.rows, images.count)
+    parts.begin({**described(encoder), "data": images.identity, "batch": options.batch})
+    device = next(encoder.parameters()).device
+    say(console, f"{images.count} images of {images.origin}, {encoder.num_features} numbers each, on {device}.")
+    with ThreadPoolExecutor(threads) as pool, bar(console) as progress:
+        write_parts(parts, Embedder(encoder, images, pool, options.batch), rank, size, progress)
+    missing = sum(not parts.path(part).is_file() for part in range(parts.number))
+    if missing:
+        say(console, f"Written: the parts of this process. {missing} parts of {parts.number} are those of others.")
+        return
+    bad = unreadable(parts.folder)
+    left_out = f"; {bad} could not be read, see {parts.folder}/_unreadable_*.json" if bad else ""
+    say(console, f"{images.count - bad} embeddings are in {parts.folder} ({parts.number} files){left_out}.")
+
+
+def run(arguments: list[str], console: Console) -> int:
+    """Embed as the arguments say; return the exit code. Raises UserError."""
+    rank, size = (int(os.environ.get(key, default)) for key, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    embed(EmbedOptions.parse(arguments), rank, size, console)
+    return 0
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command line; return the exit code. Of several processes the first one prints, and each its errors."""
+    write_for_owner_alone()
+    first = os.environ.get("RANK", "0") == "0"
+    console = Console(soft_wrap=True, highlight=False, markup=False, quiet=not first)
+    errors = None if first else Console(stderr=True, soft_wrap=True)
+    return run_command(run, arguments, console, errors=errors, interrupted=INTERRUPTED)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

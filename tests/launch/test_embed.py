@@ -1,0 +1,211 @@
+"""Embeddings on disk: those that the encoder computes, the same bits however they were interrupted or shared out."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from dist_ssl.data.storage import manifest
+from dist_ssl.data.storage.read import Reader
+from dist_ssl.errors import ConfigError, DataError, UserError
+from dist_ssl.saved_encoder import load_encoder
+from launch import embed, embedding_parts
+from launch.embed import EmbedOptions
+from tests.test_saved_encoder import tiny
+
+NAMES = ("a.png", "b/c d.jpg", "b/ünï.png", "z/y/x.gif")
+
+
+@pytest.fixture
+def encoder(tmp_path: Path) -> Path:
+    path = tmp_path / "encoder.safetensors"
+    tiny().write(path)
+    return path
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    for number, name in enumerate(NAMES):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 256, (30 + number, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def embedded(*words: str, rank: int = 0, size: int = 1) -> str:
+    console = Console(file=io.StringIO(), soft_wrap=True)
+    embed.embed(EmbedOptions.parse(["device=cpu", "threads=2", *words]), rank, size, console)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def read(folder: Path) -> tuple[list[str], list[int], torch.Tensor]:
+    parts = [np.load(path) for path in sorted(folder.glob("part_*.npz"))]
+    keys, ids, rows = ([part[name] for part in parts] for name in ("key", "id", "embedding"))
+    return np.concatenate(keys).tolist(), np.concatenate(ids).tolist(), torch.from_numpy(np.concatenate(rows))
+
+
+def bits(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_folder_of_pictures_has_the_features_that_the_encoder_computes(
+    encoder: Path, pictures: Path, tmp_path: Path
+) -> None:
+    text = embedded(f"encoder={encoder}", f"data.path={pictures}", f"out={tmp_path / 'out'}")
+    keys, ids, rows = read(tmp_path / "out")
+    assert keys == list(NAMES)
+    assert ids == [0, 1, 2, 3]
+    assert torch.equal(rows, load_encoder(encoder).embed([pictures / name for name in NAMES]))
+    assert "(left out, because they are no images: 1 .txt)" in text
+    assert f"4 embeddings are in {tmp_path / 'out'} (1 files).\n" in text
+
+
+def test_shards_have_the_features_that_the_encoder_computes(encoder: Path, demo_shards: Path, tmp_path: Path) -> None:
+    embedded(f"encoder={encoder}", f"data.path={demo_shards}", "split=val", "batch=7", f"out={tmp_path / 'out'}")
+    split = manifest.read(demo_shards).split("val")
+    with Reader(split) as reader:
+        images = [reader.read(number) for number in range(len(split.samples))]
+    keys, ids, rows = read(tmp_path / "out")
+    assert keys == [split.samples.key(number) for number in range(len(images))]
+    assert ids == list(range(len(images)))
+    assert torch.equal(
+        rows, torch.cat([load_encoder(encoder).embed(images[first : first + 7]) for first in range(0, len(images), 7)])
+    )
+
+
+@pytest.fixture
+def whole(encoder: Path, demo_shards: Path, tmp_path: Path) -> tuple[list[str], dict[str, bytes]]:
+    """The words of a command but out=, and what it writes undisturbed."""
+    words = [f"encoder={encoder}", f"data.path={demo_shards}", "split=train", "rows=16", "batch=6"]
+    embedded(*words, f"out={tmp_path / 'whole'}")
+    found = bits(tmp_path / "whole")
+    assert len(found) == 5
+    return words, found
+
+
+def test_an_interrupted_command_goes_on_with_what_is_missing(
+    whole: tuple[list[str], dict[str, bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words, expected = whole
+    written: list[int] = []
+    write = embedding_parts.EmbeddingParts.write
+
+    def interrupted(self: embedding_parts.EmbeddingParts, part: int, found: embedding_parts.EmbeddingPart) -> None:
+        if part == 2 and len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(part)
+        write(self, part, found)
+
+    monkeypatch.setattr(embedding_parts.EmbeddingParts, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        embedded(*words, f"out={tmp_path / 'out'}")
+    written.append(-1)
+    embedded(*words, f"out={tmp_path / 'out'}")
+    assert written == [0, 1, -1, 2, 3]
+    assert bits(tmp_path / "out") == expected
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_any_number_of_processes_writes_the_same_bits(
+    whole: tuple[list[str], dict[str, bytes]], size: int, tmp_path: Path
+) -> None:
+    words, expected = whole
+    said = [embedded(*words, f"out={tmp_path / 'out'}", rank=rank, size=size) for rank in reversed(range(size))]
+    assert bits(tmp_path / "out") == expected
+    assert "are those of others" in said[0]
+    assert "60 embeddings are in" in said[-1]
+
+
+def test_an_image_that_cannot_be_read_is_left_out_and_listed(encoder: Path, pictures: Path, tmp_path: Path) -> None:
+    whole = (pictures / NAMES[1]).read_bytes()
+    (pictures / NAMES[1]).write_bytes(whole[: len(whole) // 2])
+    text = embedded(f"encoder={encoder}", f"data.path={pictures}", f"out={tmp_path / 'out'}")
+    keys, ids, rows = read(tmp_path / "out")
+    assert keys == [NAMES[0], *NAMES[2:]]
+    assert ids == [0, 2, 3]
+    assert torch.equal(rows, load_encoder(encoder).embed([pictures / name for name in keys]))
+    [listed] = json.loads((tmp_path / "out" / "_unreadable_00000.json").read_text())
+    assert (listed["key"], listed["id"]) == (NAMES[1], 1)
+    assert listed["reason"]
+    assert "3 embeddings are in" in text
+    assert "1 could not be read" in text
+
+
+def test_parquet_is_read_as_one_table(encoder: Path, demo_shards: Path, tmp_path: Path) -> None:
+    words = [f"encoder={encoder}", f"data.path={demo_shards}", "split=train", "rows=16"]
+    embedded(*words, f"out={tmp_path / 'npz'}")
+    embedded(*words, "format=parquet", f"out={tmp_path / 'parquet'}")
+    keys, ids, rows = read(tmp_path / "npz")
+    table = pyarrow.parquet.read_table(tmp_path / "parquet").sort_by("id")
+    assert table["key"].to_pylist() == keys
+    assert table["id"].to_pylist() == ids
+    assert torch.equal(torch.tensor(table["embedding"].to_pylist()), rows)
+
+
+def test_a_folder_of_other_embeddings_is_left_alone(encoder: Path, pictures: Path, tmp_path: Path) -> None:
+    words = [f"encoder={encoder}", f"data.path={pictures}", f"out={tmp_path / 'out'}"]
+    embedded(*words)
+    before = bits(tmp_path / "out")
+    with pytest.raises(ConfigError, match="holds other embeddings: their 'rows' is 4096, not 5"):
+        embedded(*words, "rows=5")
+    Image.new("RGB", (30, 30)).save(pictures / "new.png")
+    with pytest.raises(ConfigError, match="their 'images' is 4, not 5"):
+        embedded(*words)
+    assert bits(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["data.path=x"], "out is not given"),
+        (["data.path=x", "out=y"], "The encoder is not clear"),
+        (["data.path=x", "out=y", "run=a", "encoder=b"], "The encoder is not clear"),
+        (["data.path=x", "out=y", "run=a", "rows=0"], "rows=0 is too small"),
+        (["data.path=x", "out=y", "run=a", "rows=many"], "rows='many' is not possible"),
+        (["data.path=x", "out=y", "run=a", "format=csv"], "format='csv' is not possible"),
+        (["path=x"], "There is no key 'path'"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(words: list[str], problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        EmbedOptions.parse(words)
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ({"data.path": "demo"}, "has several splits: train, val"),
+        ({"data.path": "demo", "split": "test"}, "no split 'test'"),
+        ({"data.path": "pictures", "split": "train"}, "holds no shards"),
+        ({"data.path": "absent"}, "There is no folder"),
+        ({"data.path": "empty"}, "No image is in"),
+    ],
+)
+def test_images_that_are_not_there_are_refused(
+    words: dict[str, Any], problem: str, encoder: Path, pictures: Path, demo_shards: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    places = {"demo": demo_shards, **{name: tmp_path / name for name in ("pictures", "absent", "empty")}}
+    given = {**words, "data.path": places[words["data.path"]]}
+    with pytest.raises((ConfigError, DataError), match=problem):
+        embedded(f"encoder={encoder}", f"out={tmp_path / 'out'}", *(f"{key}={value}" for key, value in given.items()))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_gpu_that_is_not_there_is_not_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match="has 1 usable GPUs; process 1 of it needs one more"):
+        embed.device_of("cuda", 1)
+    assert embed.device_of("cuda", 0) == torch.device("cuda", 0)
+    assert embed.device_of("cpu", 3) == torch.device("cpu")
