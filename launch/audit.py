@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from dist_ssl.checkpoint.saver import PUBLISHED
+from dist_ssl.checkpoint.folder_names import PUBLISHED
 from dist_ssl.config.command import known_pairs, run_command
 from dist_ssl.config.instantiate import keywords
 from dist_ssl.config.run_keys import all_epochs

@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+from dist_ssl.checkpoint.folder_names import LATEST
 from dist_ssl.errors import EXIT_CODE
 from launch import scheduler
 from launch.end_notice import announce
@@ -82,7 +83,7 @@ def persist(ask: Callable[[], T], good: Callable[[T], bool]) -> T:
 
 def has_progressed(attempt: AttemptDir) -> bool:
     """Return whether the attempt has saved a checkpoint; without one, a requeued job might never get further."""
-    latest = attempt.run.folder / "checkpoints" / "LATEST"
+    latest = attempt.run.folder / "checkpoints" / LATEST
     return latest.is_file() and latest.stat().st_mtime > attempt.config_file.stat().st_mtime
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from PIL import Image
 from rich.table import Table
 
-from dist_ssl.checkpoint.saver import PUBLISHED
+from dist_ssl.checkpoint.folder_names import PUBLISHED
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import ConfigError, DataError
 from dist_ssl.evaluate.linear import Say

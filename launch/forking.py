@@ -13,9 +13,9 @@ from typing import Any
 
 from rich.console import Console
 
+from dist_ssl.checkpoint.folder_names import KEPT, LATEST
 from dist_ssl.checkpoint.index import progress_of, read_table, verify
 from dist_ssl.checkpoint.rank_file import DamagedError
-from dist_ssl.checkpoint.saver import KEPT, LATEST
 from dist_ssl.core.progress import Progress
 from dist_ssl.errors import CheckpointError, ConfigError
 from dist_ssl.metrics.sinks import read_reports, stands

@@ -14,6 +14,8 @@ from pathlib import Path
 from dist_ssl.errors import ConfigError
 
 NAME = "launcher.lock"
+LOCKS = Path("/proc/locks")
+"""Where Linux lists the locks of this machine: taking the lock to see whether it is free might refuse a launcher."""
 
 
 @contextlib.contextmanager
@@ -34,11 +36,29 @@ def held(run: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def is_held(run: Path) -> bool | None:
+    """Return whether a launcher of this machine trains the run; None if that is not known: another machine's may."""
+    try:
+        number = (run / NAME).stat().st_ino
+        locks = [line.split() for line in LOCKS.read_text().splitlines()]
+        if any(words[1] == "FLOCK" and words[5].rpartition(":")[2] == str(number) for words in locks):
+            return True
+        host, _ = _holder((run / NAME).read_bytes())
+    except (OSError, IndexError):
+        return None
+    return False if host == socket.gethostname() else None
+
+
+def _holder(content: bytes) -> tuple[str, str]:
+    host, _, process = content.decode(errors="replace").strip().rpartition(" ")
+    return host, process
+
+
 def _take(descriptor: int, run: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        host, _, process = os.read(descriptor, 1000).decode(errors="replace").strip().rpartition(" ")
+        host, process = _holder(os.read(descriptor, 1000))
         if host == socket.gethostname():
             raise ConfigError(
                 f"{run} is being trained already, by process {process} of this machine.",

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from dist_ssl.checkpoint.saver import KEPT
+from dist_ssl.checkpoint.folder_names import KEPT
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import CheckpointError, ConfigError, UserError
 from dist_ssl.evaluate.linear import Say

@@ -33,6 +33,7 @@ EXAMPLES |= {
     f"configs/{group}/x.yaml" for group in ("method", "engine", "encoder", "recipe", "schedule", "optim", "tracker")
 }
 EXAMPLES |= {"configs/recipe/NAME.yaml", "dist_ssl/methods/uniform.py", "configs/method/uniform.yaml"}
+EXAMPLES |= {"tests/schedules/golden/x.yaml"}
 """Files that a document tells to write."""
 
 

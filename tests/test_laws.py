@@ -27,6 +27,7 @@ FLOORS: dict[str, float] = {
     "dist_ssl.runtime.signals": 1.1,
     "dist_ssl.runtime.step_clock": 1.1,
     "dist_ssl.checkpoint.background": 1.1,
+    "dist_ssl.checkpoint.folder_names": 1.1,
     "dist_ssl.core.*": 1.2,
     "dist_ssl.models.*": 1.3,
     "dist_ssl.losses.*": 1.3,

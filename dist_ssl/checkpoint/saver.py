@@ -10,7 +10,6 @@ lack of space costs that checkpoint only, as long as a later one succeeds.
 """
 
 import logging
-import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -23,6 +22,7 @@ import torch.distributed as dist
 
 from dist_ssl.checkpoint.background import Background
 from dist_ssl.checkpoint.costs import SaveCosts
+from dist_ssl.checkpoint.folder_names import KEPT, LATEST, PUBLISHED, name_of
 from dist_ssl.checkpoint.index import own_pieces, progress_of, read, write_table
 from dist_ssl.checkpoint.rank_file import DamagedError, Written, sync, write
 from dist_ssl.checkpoint.read_on_all import read_on_all
@@ -34,13 +34,6 @@ from dist_ssl.errors import CheckpointError
 from dist_ssl.protocols.engine import Engine, State
 from dist_ssl.runtime.files import write_atomically
 
-LATEST, KEPT = "LATEST", "KEPT"
-"""Name of the file that holds the newest checkpoint's name, and name of the empty file in a permanent checkpoint.
-
-LATEST is for people, who read the name, and for its modification time, the time of the last publication: the Slurm
-epilogue (has this attempt saved?) and the metric `checkpoint_age_seconds` read that. A restore lists the folders.
-"""
-PUBLISHED = re.compile(r"step_(\d{8,})")
 log = logging.getLogger(__name__)
 
 
@@ -71,7 +64,8 @@ class Checkpoint:
     6. Write its name into LATEST.
     7. Retire: remove the checkpoints that are neither among the newest nor permanent.
 
-    After 2 and 7 the ranks exchange whether they succeeded; an error on one is an error on all.
+    Once the folder of 2 is made, after 2 and after 7 the ranks exchange whether they succeeded; an error on one is an
+    error on all.
 
     `keep_last`: how many of the newest to keep, at least 1. `keep_every`: those at its multiples (steps or epochs) are
     permanent: they have a file KEPT. `attempt`: this attempt's number. `newest`: returns whether it is the newest one.
@@ -285,8 +279,3 @@ class Checkpoint:
         """Return the published checkpoints, newest first, without a person's own folders (`step_00000100_good`)."""
         found = {int(m[1]): path for path in self.folder.glob("step_*") if (m := PUBLISHED.fullmatch(path.name))}
         return [found[step] for step in sorted(found, reverse=True)]
-
-
-def name_of(step: int) -> str:
-    """Return the name of the folder of a step's checkpoint."""
-    return f"step_{step:08d}"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry, generate_latest
 
+from dist_ssl.checkpoint.folder_names import LATEST
 from dist_ssl.core.progress import Progress
 from dist_ssl.errors import ConfigError, UserError
 from dist_ssl.metrics.endpoint import Endpoint, Exported
@@ -108,7 +109,7 @@ class Series(Exported):
 
     def __init__(self, checkpoints: Path, labels: Mapping[str, str] | None = None) -> None:
         super().__init__(METRICS, labels)
-        self.latest, self.totals = checkpoints / "LATEST", checkpoints.parent / COUNTERS
+        self.latest, self.totals = checkpoints / LATEST, checkpoints.parent / COUNTERS
         self.evaluations = Evaluations(checkpoints.parent / "evaluations.jsonl")
 
     def open(self, progress: Progress) -> None:

@@ -7,10 +7,10 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from launch import audit, evaluate, export, plan, slurm
+from launch import audit, embed, evaluate, export, plan, slurm, status
 
 
-@pytest.mark.parametrize("script", [slurm, audit, evaluate, export, plan])
+@pytest.mark.parametrize("script", [slurm, audit, embed, evaluate, export, plan, status])
 @pytest.mark.parametrize("arguments", [["-h"], ["--help"], ["nodes=2", "--help"]])
 def test_help_is_the_usage(
     script: ModuleType,

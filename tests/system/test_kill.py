@@ -12,6 +12,7 @@ from dist_ssl.data.loader.loader_process import MAIN
 from dist_ssl.runtime import jsonl
 from launch.ending import STOPPED, STOPPED_CODE
 from launch.run_dir import RunDir
+from launch.run_state import RUNNING, RunState
 from tests.system.launching import (
     ENDLESS,
     Launch,
@@ -122,10 +123,11 @@ def test_a_run_that_trains_here_is_not_resumed_beside_itself_and_a_closed_termin
     code, text = Launch(f"resume={run}").finish()
     assert code == 2, text
     assert f"{run} is being trained already, by process {launch.process.pid} of this machine." in text
+    assert RunState.of(RunDir(run)).state == RUNNING
     for _ in range(2):  # the shell and the kernel both say that a terminal is gone
         os.kill(launch.process.pid, signal.SIGHUP)
         time.sleep(0.5)
     code, text = launch.finish()
     assert code == STOPPED_CODE, text
     assert max(saved(run)) == status(run)["step"], "the last step made is the step saved"
-    assert RunDir(run).outcome() == STOPPED
+    assert RunState.of(RunDir(run)).state == STOPPED

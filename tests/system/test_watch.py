@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from dist_ssl.checkpoint.saver import KEPT
+from dist_ssl.checkpoint.folder_names import KEPT
 from launch import evaluate, frozen
 from launch.ending import FAILED, FINISHED, STOPPED, Ending
 from launch.evaluation_options import Options
