@@ -1,11 +1,13 @@
 # Every target makes .venv by itself; PYTHON names another interpreter (3.11 or newer).
 PYTHON ?= python3
 BIN := .venv/bin
+# The versions that the tests have passed with; without them, the ranges in pyproject.toml hold.
+INSTALL := $(BIN)/python -m pip install --quiet --constraint tests/constraints.txt
 
 # Two processes take one file after the other, in the order of tests/conftest.py.
 TWO := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: run test check lint types laws golden chaos packages monitor clean
+.PHONY: run test check lint types laws golden chaos packages constraints monitor clean
 
 run: .venv/.run  ## pre-train an encoder on this machine
 	$(BIN)/python launch/slurm.py method=mocov3 nodes=4
@@ -37,13 +39,16 @@ monitor:  ## watch the runs of ./runs at http://127.0.0.1:9090, by the Prometheu
 packages:
 	sh tests/packages.sh
 
-.venv/.run: pyproject.toml
+constraints:  ## the newest versions within the ranges, for the tests to be run with; needs uv
+	sh tests/constraints.sh
+
+.venv/.run: pyproject.toml tests/constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable .
+	$(INSTALL) --editable .
 	touch $@
 
-.venv/.test: pyproject.toml .venv/.run
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
+.venv/.test: pyproject.toml tests/constraints.txt .venv/.run
+	$(INSTALL) --editable '.[test]'
 	touch $@
 
 clean:
