@@ -16,24 +16,23 @@ import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Literal
 
 import numpy as np
 import torch
-import yaml
 from rich.console import Console
 from rich.progress import Progress
 
 from dist_ssl.config.byte_sizes import parse_bytes
-from dist_ssl.config.command import known_pairs, run_command, say
-from dist_ssl.config.instantiate import fit
+from dist_ssl.config.command import run_command, say
 from dist_ssl.data.images.centre_crop import cut_centre
 from dist_ssl.data.images.image_rules import ImageRules, Pixels
 from dist_ssl.data.images.unreadable import UnreadableError
 from dist_ssl.errors import ConfigError
 from dist_ssl.saved_encoder import SavedEncoder, load_encoder
+from launch.command_options import check_least, one_encoder, parse
 from launch.embedding_parts import EmbeddingPart, EmbeddingParts, Kind, described, parquet_library, unreadable
 from launch.image_collection import ImageCollection, collection
 from launch.run_dir import write_for_owner_alone
@@ -64,21 +63,9 @@ class EmbedOptions:
     @classmethod
     def parse(cls, arguments: list[str]) -> "EmbedOptions":
         """Return the options of a command line. Raises ConfigError."""
-        types = get_type_hints(cls)
-        names = {"data.path" if field.name == "data_path" else field.name: field for field in fields(cls)}
-        values: dict[str, Any] = {}
-        for key, text in known_pairs(arguments, names):
-            name = names[key].name
-            values[name] = fit(yaml.safe_load(text) if types[name] is int else text, types[name], key)
-        for key, field in names.items():
-            if field.default is MISSING and field.name not in values:
-                raise ConfigError(f"{key} is not given.", f"Write {key}=...; the usage: python launch/embed.py --help")
-        found = cls(**values)
-        if (found.run is None) == (found.encoder is None):
-            raise ConfigError("The encoder is not clear.", "Write either run=runs/NAME or encoder=FILE.")
-        for key, least in (("rows", 1), ("batch", 1), ("threads", 0)):
-            if getattr(found, key) < least:
-                raise ConfigError(f"{key}={getattr(found, key)} is too small.", f"Use at least {least}.")
+        found = parse(cls, arguments, "python launch/embed.py run=runs/NAME data.path=pictures out=features")
+        one_encoder(found.run, found.encoder)
+        check_least(found, rows=1, batch=1, threads=0)
         return found
 
 
@@ -155,7 +142,7 @@ def write_parts(parts: EmbeddingParts, embedder: Embedder, rank: int, size: int,
 
 def embed(options: EmbedOptions, rank: int, size: int, console: Console) -> None:
     """Write this process's share of the embeddings. Raises UserError."""
-    encoder = load_encoder(str(options.run or options.encoder))
+    encoder = load_encoder(one_encoder(options.run, options.encoder))
     encoder.to(device_of(options.device, int(os.environ.get("LOCAL_RANK", "0"))))
     if options.format == "parquet":
         parquet_library()
