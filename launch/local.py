@@ -19,6 +19,7 @@ from launch.ending import FAILED, STOPPED, Ending, of_attempt, without_report
 from launch.progress_bar import RunView
 from launch.run_dir import AttemptDir
 from launch.variables import PARENT
+from launch.visible_gpus import visible_gpus
 
 POLL_SECONDS = 0.2
 PATIENCE_SECONDS = 4.0
@@ -152,16 +153,6 @@ def fall_silent(*descriptors: int) -> None:
     for descriptor in descriptors:
         os.dup2(nowhere, descriptor)
     os.close(nowhere)
-
-
-def visible_gpus() -> list[str]:
-    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    import torch
-
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is not None:
-        return [name for name in named.split(",") if name]
-    return [str(number) for number in range(torch.cuda.device_count())]
 
 
 def _as_asked(ending: Ending, signals: Signals, codes: list[int]) -> Ending:

@@ -12,7 +12,16 @@ from dist_ssl.config.durations import Duration
 from dist_ssl.config.run_keys import all_epochs, check_units
 from dist_ssl.data.storage.address import Address
 from dist_ssl.errors import ConfigError
-from launch import batch_shape, cluster_options, credentials, launch_keys, scheduler, settings, submission
+from launch import (
+    batch_shape,
+    cluster_options,
+    credentials,
+    launch_keys,
+    scheduler,
+    settings,
+    submission,
+    visible_gpus,
+)
 from launch.ending import FINISHED
 from launch.run_dir import PROJECT, RunDir
 
@@ -67,10 +76,8 @@ def _requested(config: dict[str, Any]) -> tuple[int, int]:
 
 def _of_this_machine(nodes: int) -> tuple[int, int]:
     """Return the GPUs and cores per "node" if this machine is divided into `nodes`."""
-    import torch
-
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return torch.cuda.device_count() // nodes, max(1, cores // nodes)
+    return visible_gpus.count() // nodes, max(1, cores // nodes)
 
 
 def make_data(config: dict[str, Any], console: Console) -> None:
@@ -197,10 +204,20 @@ def resume(overrides: list[str], folder: Path, console: Console) -> tuple[RunDir
     choose_cluster(config, console)
     _keep_threads(run, config)
     fill_in(config)
-    check(config, console)
+    if not local_again(run, config):
+        check(config, console)
     if further and not config["dry_run"]:
         run.extend(config["extend"])
     return run, config
+
+
+def local_again(run: RunDir, config: dict[str, Any]) -> bool:
+    """Return whether the ranks start at once, here, with the very config of the last attempt.
+
+    It was checked before that one, and the ranks look at the data again; a check would delay them by seconds. A job
+    waits in a queue first, so it is checked before.
+    """
+    return config["cluster"]["kind"] == "local" and run.newest_attempt() > 0 and config == run.last_config()
 
 
 def trained(run: RunDir, config: dict[str, Any]) -> bool:

@@ -29,8 +29,9 @@ from launch import credentials, following, launch_keys, preparation, run_lock, s
 from launch.ending import CODE_OF_OUTCOME, STOPPED, STOPPED_CODE
 from launch.handover import hand_over
 from launch.last_lines import say_how_it_ended, train_longer
-from launch.local import LocalAttempt, visible_gpus
+from launch.local import LocalAttempt
 from launch.run_dir import RunDir, write_for_owner_alone
+from launch.visible_gpus import visible_gpus
 
 INTERRUPTED = "Interrupted. Jobs submitted and run folders made before are listed above."
 CODE_OF_THE_COMMAND = {**CODE_OF_OUTCOME, STOPPED: STOPPED_CODE}

@@ -16,7 +16,7 @@ from dist_ssl.distributed.world import World
 from dist_ssl.errors import ConfigError, DataError
 from dist_ssl.parts import parts
 from launch import cluster_options, preparation, settings
-from launch.run_dir import PROJECT
+from launch.run_dir import PROJECT, RunDir
 from shards import make
 from shards.image_source import ImageSource
 from shards.sources import garments
@@ -231,3 +231,31 @@ def test_an_epoch_that_outgrows_the_memory_is_refused_at_submission(
     with pytest.raises(ConfigError, match=f"Epoch {largest} does not fit into memory: its 2 views of 16 px, batch 12"):
         preparation.new_config([*growing, f"cluster.mem={(max(needs) - 1) // 1024}K"], console)
     assert preparation.new_config([*growing, f"cluster.mem={max(needs) // 1024 + 1}K"], console)["data"]["identity"]
+
+
+@pytest.mark.parametrize(
+    ("words", "changed", "checked"),
+    [
+        ([], {}, False),
+        (["save_every=2 minutes"], {}, True),
+        (["nodes=3"], {}, True),
+        (["dry_run=true"], {}, True),
+        ([], {"threads": 99}, True),
+        (["cluster=slurm"], {}, True),
+    ],
+)
+def test_the_config_of_the_last_attempt_is_not_checked_again_where_ranks_start_at_once(
+    words: list[str], changed: dict[str, Any], checked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checks: list[dict[str, Any]] = []
+    monkeypatch.setattr(preparation, "check", lambda config, console: checks.append(config))
+    monkeypatch.setattr(preparation, "_what_is_missing", lambda: "")
+    run, screen = RunDir(tmp_path / "run"), Console(quiet=True)
+    run.folder.mkdir()
+    start = ["cluster=local", "nodes=2"]
+    run.begin(config(*start), start)
+    _, first = preparation.resume([], run.folder, screen)
+    assert len(checks) == 1, "no attempt was checked yet"
+    run.new_attempt({**first, **changed})
+    preparation.resume(words, run.folder, screen)
+    assert len(checks) == 1 + checked
