@@ -56,7 +56,7 @@ def executor(config: dict[str, Any], folder: Path, name: str, run_line: str) -> 
         )
     cluster = config["cluster"]
     SlurmJobEnvironment.USR_SIG = STOP_SIGNAL  # a variable of the user's may have set another, which no rank listens to
-    found = Sbatch(folder)
+    found = Sbatch(folder, python=cluster["python"])  # the agents'; prologue and epilogue need Slurm's commands
     python = f"{shlex.quote(sys.executable)} -m"
     own = {key: cluster[key] for key in FROM_CLUSTER if cluster[key] is not None}
     options: dict[str, Any] = {
@@ -66,7 +66,7 @@ def executor(config: dict[str, Any], folder: Path, name: str, run_line: str) -> 
         "ntasks_per_node": 1,
         "time": max(1, round(seconds(cluster, "time") / 60)) if cluster["time"] is not None else None,
         "signal_delay_s": round(seconds(cluster, "stop_ahead")),
-        "srun_args": ["--kill-on-bad-exit=1", *_cores(cluster["cpus_per_task"])],
+        "srun_args": ["--kill-on-bad-exit=1", *_cores(cluster["cpus_per_task"]), *cluster["srun_args"]],
         "setup": [*cluster["setup"], *_before(python, run_line)],
         "teardown": _after(python),
         "stderr_to_stdout": True,
@@ -98,6 +98,18 @@ def check(cluster: dict[str, Any]) -> None:
         raise ConfigError(
             f"cluster.setup={cluster['setup']} is not a list of shell commands.",
             "Write cluster.setup='[module load cuda]', for example.",
+        )
+    options = cluster["srun_args"]
+    if not isinstance(options, list) or not all(isinstance(own, str) and own.startswith("-") for own in options):
+        raise ConfigError(
+            f"cluster.srun_args={options} is not a list of options of srun.",
+            "Write cluster.srun_args='[--cpu-bind=none,--container-image=/shared/image.sqsh]', for example.",
+        )
+    python = cluster["python"]
+    if python is not None and not (isinstance(python, str) and python.strip()):
+        raise ConfigError(
+            f"cluster.python={python!r} is not the start of a command.",
+            "Write cluster.python='apptainer exec --nv image.sif python', for example, or leave it out.",
         )
     stop_before = seconds(cluster, "stop_ahead")
     if cluster["time"] is not None and seconds(cluster, "time") <= stop_before:

@@ -38,6 +38,31 @@ def test_the_batch_file_is_the_golden_one() -> None:
     agree(Path(__file__).with_name("sbatch.sh"), batch_file())
 
 
+def test_agents_may_run_in_a_container_and_the_rest_of_the_job_outside() -> None:
+    python = "apptainer exec --nv image.sif python"
+    found = batch_file(f"cluster.python='{python}'", "cluster.srun_args=['--cpu-bind=none','--container-name=a b']")
+    [line] = [line for line in found.splitlines() if line.startswith("srun --")]
+    assert line.endswith(f"{python} -u -m submitit.core._submit /shared/runs/mocov3-1121-0907/slurm")
+    assert " --cpu-bind=none '--container-name=a b' " in line
+    assert "/env/bin/python -m launch.prologue" in found
+    assert "/env/bin/python -m launch.epilogue" in found
+
+
+@pytest.mark.parametrize(
+    ("word", "problem"),
+    [
+        ("cluster.srun_args=--label", "cluster.srun_args=--label is not a list of options of srun"),
+        ("cluster.srun_args=[label]", r"cluster.srun_args=\['label'\] is not a list"),
+        ("cluster.srun_args=[3]", r"cluster.srun_args=\[3\] is not a list"),
+        ("cluster.python=''", "cluster.python='' is not the start of a command"),
+        ("cluster.python=3", "cluster.python=3 is not the start of a command"),
+    ],
+)
+def test_words_that_srun_could_not_use_are_refused(word: str, problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        submission.check(settings.compose([*WORDS, word], PROJECT / "configs")["cluster"])
+
+
 def test_tasks_are_not_confined_where_no_number_of_cores_was_given() -> None:
     assert "cpus-per-task" not in batch_file("cluster.cpus_per_task=null")
 

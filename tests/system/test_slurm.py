@@ -1,6 +1,7 @@
 """On a real Slurm: the literal command finishes; preempted or out of time it goes on by itself with the same bits."""
 
 import re
+import sys
 import subprocess
 import time
 from collections.abc import Iterator
@@ -219,7 +220,11 @@ def test_a_job_whose_node_dies_comes_back_by_itself(slurm: Slurm, demo_shards: P
 
 
 def test_a_sweep_is_one_array(slurm: Slurm, demo_shards: Path, tmp_path: Path) -> None:
-    given = submitted(demo_shards, tmp_path, "nodes=1", "name=seeds", "epochs=2", "wait=true")
+    image = tmp_path / "image"  # stands before Python as a container does
+    image.write_text(f'#!/bin/sh\necho "$SLURM_PROCID" >>{tmp_path}/started\nexec "$@"\n')
+    image.chmod(0o755)
+    own = [f"cluster.python='{image} {sys.executable}'", "cluster.srun_args=['--cpu-bind=none']"]
+    given = submitted(demo_shards, tmp_path, "nodes=1", "name=seeds", "epochs=2", "wait=true", *own)
     code, text = run(slurm, "-m", *given, "seed=0,1")
     assert code == 0, text
     jobs = [job_of(tmp_path / f"seeds-{number}") for number in (1, 2)]
@@ -227,6 +232,7 @@ def test_a_sweep_is_one_array(slurm: Slurm, demo_shards: Path, tmp_path: Path) -
     assert len({job.partition("_")[0] for job in jobs}) == 1
     assert text.count("Finished.") == 2
     assert losses(tmp_path / "seeds-1") != losses(tmp_path / "seeds-2")
+    assert (tmp_path / "started").read_text() == "0\n0\n", "the agents of both, and nothing else"
 
 
 def test_of_an_array_only_the_preempted_task_comes_back(slurm: Slurm, demo_shards: Path, tmp_path: Path) -> None:
