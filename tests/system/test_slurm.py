@@ -1,8 +1,8 @@
 """On a real Slurm: the literal command finishes; preempted or out of time it goes on by itself with the same bits."""
 
 import re
-import sys
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
