@@ -22,6 +22,7 @@ from pathlib import Path
 from dist_ssl.runtime.signals import STOPPING, Signals
 from launch.cluster_options import seconds
 from launch.ending import CODE_OF_OUTCOME, LOST_CODE, OUTCOME_OF_CODE, REFUSED, STOPPED_CODE, of_ranks
+from launch.environment_record import changes, write_record
 from launch.memory_kills import memory_kills
 from launch.node_monitor import monitored
 from launch.parent import alone
@@ -81,6 +82,8 @@ class Agent:
         before = memory_kills()
         for local_rank in range(self.ranks):
             self._start(local_rank)
+        with contextlib.suppress(OSError):  # a full disk: the ranks say so
+            write_record(self.attempt, self.node)
         deadline, limit = float("inf"), float("inf")
         while len(self.codes) < self.ranks:
             time.sleep(POLL_SECONDS)
@@ -223,6 +226,8 @@ def on_slurm(folder: str) -> None:
     write_for_owner_alone()
     attempt = AttemptDir(RunDir.open(Path(folder)), int(os.environ[ATTEMPT]))
     node, nodes = int(os.environ["SLURM_NODEID"]), int(os.environ["SLURM_JOB_NUM_NODES"])
+    if node == 0 and (note := changes(attempt.run, attempt.number - 1)):
+        print(note, flush=True)
     with monitored(attempt, node, nodes):
         code = Agent(attempt, node, nodes, attempt.config["ranks_per_node"]).run(signals)
     if code:

@@ -21,7 +21,7 @@ import xxhash
 from dist_ssl.errors import ConfigError
 from dist_ssl.runtime.files import write_atomically
 from dist_ssl.saved_encoder import SavedEncoder
-from launch.run_dir import read_report
+from launch.run_files import read_report
 
 DESCRIPTION = "_embeddings.json"
 FORMAT = 1

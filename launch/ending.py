@@ -8,7 +8,8 @@ from pathlib import Path
 
 from dist_ssl.errors import EXIT_CODE
 from dist_ssl.runtime.files import write_atomically
-from launch.run_dir import AttemptDir, read_report
+from launch.run_dir import AttemptDir
+from launch.run_files import read_report
 
 FINISHED, STOPPED, REFUSED, FAILED = "finished", "stopped", "refused", "failed"
 PREEMPTED, OUT_OF_TIME, LOST = "preempted", "time limit", "something was lost"

@@ -23,7 +23,8 @@ from dist_ssl.runtime import jsonl
 from dist_ssl.runtime.files import write_atomically
 from launch import preparation, settings
 from launch.evaluation import checkpoint_of
-from launch.run_dir import PROJECT, RunDir, write_yaml
+from launch.run_dir import PROJECT, RunDir
+from launch.run_files import write_yaml
 
 MAY_CHANGE = ("epochs", "extend", "schedule", "difficulty", "ema", "optim.base_lr", "optim.weight_decay", "engine.clip")
 """Keys and nodes of the science that a fork may change."""

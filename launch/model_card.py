@@ -11,7 +11,9 @@ from dist_ssl.runtime import jsonl
 from dist_ssl.saved_encoder import SavedEncoder
 from launch.handover import files
 from launch.run_dir import RunDir
+from launch.run_files import read_report
 from launch.settings import PLACES
+from launch.source_commit import SOURCE, UNKNOWN
 
 RECIPE = (
     *("method", "aux", "encoder", "epochs", "extend", "batch_size", "optim", "schedule", "views"),
@@ -77,7 +79,7 @@ def split_of(config: Mapping[str, Any]) -> str:
 
 
 def revision(run: RunDir) -> str:
-    """Return the version of the package, and a hash of the code that the run has in its folder."""
+    """Return the version of the package, the commit, and a hash of the code that the run has in its folder."""
     try:
         released = version("dist_ssl")
     except PackageNotFoundError:
@@ -85,4 +87,7 @@ def revision(run: RunDir) -> str:
     content = xxhash.xxh3_128()
     for place, data in sorted(files(run.code).items()):
         content.update(str(place).encode() + b"\0" + data)
-    return f"dist_ssl {released}, xxh3 {content.hexdigest()}"
+    source = read_report(run.folder / SOURCE) or UNKNOWN
+    changed = f" with {len(source['changed'])} files changed" if source["changed"] else ""
+    commit = f", commit {source['commit']}{changed}" if source["commit"] else ""
+    return f"dist_ssl {released}{commit}, xxh3 {content.hexdigest()}"

@@ -24,7 +24,8 @@ from launch.ending import FAILED, FINISHED, REFUSED, STOPPED, Ending
 from launch.prediction import Prediction
 from launch.report_style import COLOURS as CLASSES
 from launch.report_style import STYLE
-from launch.run_dir import AttemptDir, RunDir, read_report
+from launch.run_dir import AttemptDir, RunDir
+from launch.run_files import read_report
 
 KEYS = ("run", "plan", "out")
 PLANNED = ("train", "data", "probe")

@@ -3,17 +3,18 @@
 runs/NAME/config.yaml    the resolved config that the run started with, and the cycles appended since
           overrides.yaml the command-line overrides that made it
           code/          the code at submission; every attempt runs from there
+          source.json    the commit that this code was copied from
           submitted.yaml the resolved config of the newest submission to Slurm
           forked.yaml    the run and step that a fork began with
           job            its id, and the number of attempts before it
           slurm/         batch files and logs of its jobs
-          attempts/0001/ config.yaml, rendezvous.json, logs/, reasons/, node_0000.json, energy_0000.json, outcome.json
+          attempts/0001/ config.yaml, rendezvous.json, logs/, reasons/, outcome.json; of every node node_0000.json,
+                         environment_0000.json, energy_0000.json
           encoder.safetensors  the encoder of a finished run; exports/ others
           checkpoints/ ledger/ metrics.jsonl plan.jsonl quarantine.jsonl status.json
 """
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -26,8 +27,9 @@ from typing import Any
 import yaml
 
 from dist_ssl.errors import ConfigError, nearest
-from dist_ssl.runtime.files import write_atomically
+from launch.run_files import read_report, read_yaml, write_yaml
 from launch.run_names import check_name
+from launch.source_commit import write_source
 
 FORMAT = 1
 ATTEMPT_NAME = re.compile(r"\d{4,}")
@@ -120,6 +122,7 @@ class RunDir:
         """Store the code, the overrides and the config; the config last, so that an incomplete folder is not a run."""
         for name in SNAPSHOT:
             shutil.copytree(PROJECT / name, self.code / name, ignore=shutil.ignore_patterns(*LEFT_OUT))
+        write_source(self.folder, PROJECT)
         (self.folder / "overrides.yaml").write_text(yaml.safe_dump(overrides))
         write_yaml(self.folder / "config.yaml", {"format": FORMAT, **config})
 
@@ -256,6 +259,10 @@ class AttemptDir:
         """Return the file in which the agent of a node reports how its ranks ended."""
         return self.folder / f"node_{number:04d}.json"
 
+    def environment(self, node: int) -> Path:
+        """Return the file in which the agent of a node records what it runs with."""
+        return self.folder / f"environment_{node:04d}.json"
+
     def energy(self, node: int) -> Path:
         """Return the file in which the agent of a node records the joules that the node has taken, by source."""
         return self.folder / f"energy_{node:04d}.json"
@@ -266,34 +273,3 @@ def _of_a_run(config: Path) -> bool:
         return "format" in read_yaml(config)
     except (ConfigError, OSError):
         return False
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Return the mapping in a YAML file. Raises ConfigError where its content is none; OSError."""
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise _damaged(path) from error
-    if not isinstance(values, dict):
-        raise _damaged(path)
-    return values
-
-
-def _damaged(path: Path) -> ConfigError:
-    return ConfigError(
-        f"{path} is damaged: it does not hold the keys of a config.", "Put back a copy of it, or start a new run."
-    )
-
-
-def write_yaml(path: Path, values: dict[str, Any]) -> None:
-    """Write a mapping to a YAML file, atomically; it is on disk then."""
-    write_atomically(path, yaml.safe_dump(values, sort_keys=False), sync=True)
-
-
-def read_report(path: Path) -> dict[str, Any] | None:
-    """Return the mapping in a JSON file; None where there is none, or a kill or a full disk has cut it short."""
-    try:
-        values = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
-        return None
-    return values if isinstance(values, dict) else None

@@ -8,7 +8,8 @@ from dist_ssl.checkpoint.folder_names import LATEST
 from launch import run_lock, scheduler
 from launch.charts import duration
 from launch.ending import LOST, OUT_OF_TIME, PREEMPTED, STOPPED, Ending
-from launch.run_dir import AttemptDir, RunDir, read_report
+from launch.run_dir import AttemptDir, RunDir
+from launch.run_files import read_report
 
 NOT_STARTED, QUEUED, RUNNING, KILLED, SILENT = "not started", "queued", "running", "killed", "silent"
 """States beside how an attempt ended and, while its job waits to start again, why that was requeued."""

@@ -27,6 +27,7 @@ from dist_ssl.config.command import INTERRUPTED_CODE, run_command
 from dist_ssl.errors import ConfigError
 from launch import credentials, following, launch_keys, preparation, run_lock, scheduler, submission, sweep, trust
 from launch.ending import CODE_OF_OUTCOME, STOPPED, STOPPED_CODE
+from launch.environment_record import changes
 from launch.handover import hand_over
 from launch.last_lines import say_how_it_ended, train_longer
 from launch.local import LocalAttempt
@@ -49,6 +50,8 @@ def run_here(run: RunDir, config: dict[str, Any], overrides: list[str], console:
         note = f"{gpus} GPUs are too few for {ranks} ranks: all ranks use the CPU. nodes=1 uses the GPUs."
         console.print(note, highlight=False)
     console.print(f"Run folder: {run.folder}", highlight=False)
+    if note := changes(run, run.newest_attempt()):
+        console.print(note, highlight=False, markup=False)
     with run_lock.held(run.folder):
         attempt = run.new_attempt(config)
         ending = LocalAttempt(attempt, nodes, config["ranks_per_node"]).run(console)

@@ -18,7 +18,8 @@ from launch import last_lines, worker
 from launch.checkpoint_encoder import of_checkpoint
 from launch.ending import FINISHED, Ending
 from launch.export import ExportOptions, export
-from launch.run_dir import RunDir, write_yaml
+from launch.run_dir import RunDir
+from launch.run_files import write_yaml
 from tests.jobs import small_config, small_job
 
 

@@ -9,7 +9,8 @@ import pytest
 from launch import scheduler
 from launch.ending import DISAGREED_CODE, FAILED, FINISHED, PLANS_DIFFER, REFUSED, STOPPED, Ending, of_ranks
 from launch.epilogue import LOST, MOST_LOST, lost_in_a_row, main, own_job, persist, why_again
-from launch.run_dir import FORMAT, RunDir, write_yaml
+from launch.run_dir import FORMAT, RunDir
+from launch.run_files import write_yaml
 from launch.scheduler import read_record
 
 RECORD = """JobId=3 JobName=a b

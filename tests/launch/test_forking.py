@@ -16,7 +16,8 @@ from dist_ssl.runtime import jsonl
 from dist_ssl.runtime.signals import Signals
 from launch import audit, forking, preparation, settings, slurm
 from launch.ending import FINISHED, Ending
-from launch.run_dir import PROJECT, RunDir, read_yaml
+from launch.run_dir import PROJECT, RunDir
+from launch.run_files import read_yaml
 from tests.jobs import SMALL, finished, same_bits
 
 HELD = ("schedule=trapezoid", "schedule.anneal=1 epoch", "schedule.warmup=2 steps", "probe.every=9 epochs")

@@ -15,7 +15,8 @@ from dist_ssl.runtime import jsonl
 from launch import plan
 from launch.calibration import Cost, by_pixels, kind_of, of_run, share_of_probe
 from launch.prediction import Prediction
-from launch.run_dir import RunDir, write_yaml
+from launch.run_dir import RunDir
+from launch.run_files import write_yaml
 from tests.jobs import SMALL, run_job, small_config
 
 GROWING = ("schedule=accelerated", "schedule.start_scale=0.5", "epochs=5", "cluster=local", "nodes=2")

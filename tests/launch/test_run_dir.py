@@ -11,7 +11,8 @@ import pytest
 from dist_ssl.errors import ConfigError
 from launch import run_dir
 from launch.ending import Ending
-from launch.run_dir import PROJECT, SNAPSHOT, AttemptDir, RunDir, read_yaml, write_yaml
+from launch.run_dir import PROJECT, SNAPSHOT, AttemptDir, RunDir
+from launch.run_files import read_yaml, write_yaml
 
 CONFIG = {"epochs": 3, "method": {"_target_": "dist_ssl.methods.mocov3.MoCoV3"}, "name": None}
 

@@ -14,7 +14,8 @@ from rich.console import Console
 from dist_ssl.checkpoint.folder_names import LATEST
 from launch import run_lock, status
 from launch.ending import FINISHED, REFUSED, Ending
-from launch.run_dir import PROJECT, RunDir, write_yaml
+from launch.run_dir import PROJECT, RunDir
+from launch.run_files import write_yaml
 from launch.run_state import RunState
 
 NUMBERS = {

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from launch import slurm
-from launch.run_dir import RunDir, read_yaml, write_yaml
+from launch.run_dir import RunDir
+from launch.run_files import read_yaml, write_yaml
 from tests.disks import small_disk
 from tests.system.launching import PRINTED, Launch, await_that, losses, words
 from tests.web import serving
