@@ -1,7 +1,7 @@
 # Every target makes .venv by itself; PYTHON names another interpreter (3.11 or newer).
 PYTHON ?= python3
 BIN := .venv/bin
-# The versions that the tests have passed with; without them, the ranges in pyproject.toml hold.
+# The versions that CI has passed with; without them, the ranges in pyproject.toml hold.
 INSTALL := $(BIN)/python -m pip install --quiet --constraint tests/constraints.txt
 
 # Two processes take one file after the other, in the order of tests/conftest.py.

@@ -8,7 +8,8 @@ run: a finished run; encoder: a file that launch/export.py has written (to=safet
 machine or elsewhere, or a folder of pictures; split: of shards with several. Images are prepared as in
 launch/evaluate.py. The folder `out` gets one file for every `rows` (4096) images, with key, id and embedding; a command
 that was interrupted goes on with the files that are missing. Several processes share the files out, with the same bits
-as one. Further keys: format=npz|parquet, device=auto|cpu|cuda, batch=64, threads=..., cache_bytes=50GB.
+as one. Further keys: format=npz|parquet, device=auto|cpu|cuda, batch=64, threads=... (of decoding), data.cache=auto,
+data.cache_bytes=50GB (local copies of remote shards).
 """
 
 import os
@@ -25,21 +26,23 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from dist_ssl.config.byte_sizes import parse_bytes
 from dist_ssl.config.command import run_command, say
 from dist_ssl.data.images.centre_crop import cut_centre
 from dist_ssl.data.images.image_rules import ImageRules, Pixels
 from dist_ssl.data.images.unreadable import UnreadableError
-from dist_ssl.errors import ConfigError
+from dist_ssl.errors import UserError
 from dist_ssl.saved_encoder import SavedEncoder, load_encoder
-from launch.command_options import check_least, one_encoder, parse
+from launch import credentials
+from launch.command_options import RANK, check_least, device_of, one_encoder, parse, place_among, with_credentials
 from launch.embedding_parts import EmbeddingPart, EmbeddingParts, Kind, described, parquet_library, unreadable
-from launch.image_collection import ImageCollection, collection
+from launch.image_collection import ImageCollection, Place, collection
 from launch.run_dir import write_for_owner_alone
+from shards.command_line import Threads
 from shards.pack import bar
 
 AHEAD = 2
 """Batches that are decoded while another one is computed."""
+CORES = Threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 INTERRUPTED = "Interrupted. The files that are written are complete; the same command goes on with the others."
 
 
@@ -48,7 +51,7 @@ class EmbedOptions:
     """Options of the command; exactly one of `run` and `encoder` is given."""
 
     data_path: str
-    out: str
+    out: Path
     run: str | None = None
     encoder: str | None = None
     split: str | None = None
@@ -56,29 +59,25 @@ class EmbedOptions:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     rows: int = 4096
     batch: int = 64
-    threads: int = 0
-    """Threads that decode; 0: as many as this process may use cores."""
-    cache_bytes: str = "50GB"
+    threads: Threads = CORES
+    """Threads that decode."""
+    data_cache: str = "auto"
+    data_cache_bytes: str = "50GB"
 
     @classmethod
     def parse(cls, arguments: list[str]) -> "EmbedOptions":
         """Return the options of a command line. Raises ConfigError."""
-        found = parse(cls, arguments, "python launch/embed.py run=runs/NAME data.path=pictures out=features")
+        usage = "python launch/embed.py run=runs/NAME data.path=pictures out=features"
+        found = parse(cls, credentials.set_aside(arguments), usage)
         one_encoder(found.run, found.encoder)
-        check_least(found, rows=1, batch=1, threads=0)
+        check_least(found, rows=1, batch=1)
         return found
 
-
-def device_of(name: str, local_rank: int) -> torch.device:
-    """Return the device of a process. Raises ConfigError where a GPU is asked for and none is there."""
-    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if local_rank >= torch.cuda.device_count():
-        raise ConfigError(
-            f"This machine has {torch.cuda.device_count()} usable GPUs; process {local_rank} of it needs one more.",
-            "Start fewer processes, or write device=cpu.",
-        )
-    return torch.device("cuda", local_rank)
+    def place(self, sharers: int) -> Place:
+        """Return where the images are, with credentials. `sharers`: processes that share the cache."""
+        cache = None if self.data_cache == "null" else self.data_cache
+        path = with_credentials(self.data_path)
+        return Place(path, self.split, cache, self.data_cache_bytes, sharers, self.threads)
 
 
 class Embedder:
@@ -129,10 +128,10 @@ class Embedder:
         return ""
 
 
-def write_parts(parts: EmbeddingParts, embedder: Embedder, rank: int, size: int, progress: Progress) -> None:
-    """Write the missing ones of this process's parts; `rank` and `size`: which of how many processes it is."""
-    own = range(rank, parts.number, size)
+def write_parts(parts: EmbeddingParts, embedder: Embedder, own: range, progress: Progress) -> None:
+    """Write the missing ones of this process's parts, `own`."""
     missing = [part for part in own if not parts.path(part).is_file()]
+    embedder.images.expect(parts.ids(part) for part in missing)
     task = progress.add_task("images", total=sum(len(parts.ids(part)) for part in own))
     progress.advance(task, sum(len(parts.ids(part)) for part in own if part not in missing))
     for part in missing:
@@ -141,39 +140,49 @@ def write_parts(parts: EmbeddingParts, embedder: Embedder, rank: int, size: int,
 
 
 def embed(options: EmbedOptions, rank: int, size: int, console: Console) -> None:
-    """Write this process's share of the embeddings. Raises UserError."""
+    """Write this process's share of the embeddings, that of number `rank` of `size`. Raises UserError."""
     encoder = load_encoder(one_encoder(options.run, options.encoder))
-    encoder.to(device_of(options.device, int(os.environ.get("LOCAL_RANK", "0"))))
+    device = device_of(options.device)
+    encoder.to(device)
     if options.format == "parquet":
         parquet_library()
-    threads = options.threads or len(os.sched_getaffinity(0))
-    images = collection(options.data_path, options.split, threads, parse_bytes(options.cache_bytes, "cache_bytes"))
-    parts = EmbeddingParts(Path(options.out), options.format, options.rows, images.count)
-    parts.begin({**described(encoder), "data": images.identity, "batch": options.batch})
-    device = next(encoder.parameters()).device
-    say(console, f"{images.count} images of {images.origin}, {encoder.num_features} numbers each, on {device}.")
-    with ThreadPoolExecutor(threads) as pool, bar(console) as progress:
-        write_parts(parts, Embedder(encoder, images, pool, options.batch), rank, size, progress)
+    images = collection(options.place(size), console)
+    parts = EmbeddingParts(options.out, options.format, options.rows, images.count)
+    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    ran_with = {"data": images.identity, "batch": options.batch, "device": kind, "torch": torch.__version__}
+    try:
+        parts.begin({**described(encoder), **ran_with})
+        say(console, f"{images.count} images of {images.origin}, {encoder.num_features} numbers each, on {device}.")
+        with ThreadPoolExecutor(options.threads) as pool, bar(console) as progress:
+            embedder = Embedder(encoder, images, pool, options.batch)
+            write_parts(parts, embedder, range(rank, parts.number, size), progress)
+    except OSError as error:
+        where = error.filename or options.out
+        raise UserError(f"{where} cannot be written: {error.strerror or error}.", "Name another out=...") from error
+    say_what_is_there(parts, console)
+
+
+def say_what_is_there(parts: EmbeddingParts, console: Console) -> None:
+    """Print how many embeddings are in the folder, or that other processes still write."""
     missing = sum(not parts.path(part).is_file() for part in range(parts.number))
     if missing:
-        say(console, f"Written: the parts of this process. {missing} parts of {parts.number} are those of others.")
+        say(console, f"The files of this process are written. {missing} of all {parts.number} are still to come.")
         return
     bad = unreadable(parts.folder)
     left_out = f"; {bad} could not be read, see {parts.folder}/_unreadable_*.json" if bad else ""
-    say(console, f"{images.count - bad} embeddings are in {parts.folder} ({parts.number} files){left_out}.")
+    say(console, f"{parts.count - bad} embeddings are in {parts.folder} ({parts.number} files){left_out}.")
 
 
 def run(arguments: list[str], console: Console) -> int:
     """Embed as the arguments say; return the exit code. Raises UserError."""
-    rank, size = (int(os.environ.get(key, default)) for key, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
-    embed(EmbedOptions.parse(arguments), rank, size, console)
+    embed(EmbedOptions.parse(arguments), *place_among(), console)
     return 0
 
 
 def main(arguments: list[str]) -> int:
     """Run the command line; return the exit code. Of several processes the first one prints, and each its errors."""
     write_for_owner_alone()
-    first = os.environ.get("RANK", "0") == "0"
+    first = os.environ.get(RANK, "0") == "0"
     console = Console(soft_wrap=True, highlight=False, markup=False, quiet=not first)
     errors = None if first else Console(stderr=True, soft_wrap=True)
     return run_command(run, arguments, console, errors=errors, interrupted=INTERRUPTED)

@@ -25,6 +25,7 @@ from launch.run_files import read_report
 
 DESCRIPTION = "_embeddings.json"
 FORMAT = 1
+OTHER_FOLDER = "Name another folder: out=..."
 Kind = Literal["npz", "parquet"]
 
 
@@ -73,20 +74,20 @@ class EmbeddingParts:
         new = {"format": FORMAT, "kind": self.kind, "rows": self.rows, "images": self.count, **about}
         self.folder.mkdir(parents=True, exist_ok=True)
         old = read_report(path)
+        if old is None and any(not path.name.startswith(".") for path in self.folder.iterdir()):
+            raise ConfigError(f"{self.folder} holds other files, and no whole {DESCRIPTION}.", OTHER_FOLDER)
         if old is not None and old != new:
             key = next(key for key in [*new, *old] if old.get(key) != new.get(key))
-            raise ConfigError(
-                f"{self.folder} holds other embeddings: their '{key}' is {old.get(key)}, not {new.get(key)}.",
-                "Name another folder: out=...",
-            )
+            differs = f"their '{key}' is {old.get(key)}, not {new.get(key)}"
+            why = "images were changed, added or removed since" if key == "data" else differs
+            raise ConfigError(f"{self.folder} holds other embeddings: {why}.", OTHER_FOLDER)
         write_atomically(path, json.dumps(new, indent=1) + "\n")
 
     def write(self, part: int, found: EmbeddingPart) -> None:
         """Write a part, at once as a whole, after the list of what it lacks. Raises OSError."""
         if found.unreadable:
-            write_atomically(
-                self.folder / f"_unreadable_{part:05d}.json", json.dumps(found.unreadable, indent=1) + "\n"
-            )
+            listed = json.dumps(found.unreadable, indent=1) + "\n"
+            write_atomically(self.folder / f"_unreadable_{part:05d}.json", listed, sync=True)
         content = as_npz(found) if self.kind == "npz" else as_parquet(found)
         write_atomically(self.path(part), content, sync=True)
 
@@ -127,11 +128,10 @@ def unreadable(folder: Path) -> int:
 
 
 def described(encoder: SavedEncoder) -> dict[str, Any]:
-    """Return what an encoder is, as plain values: where it comes from, and a hash of its tensors."""
+    """Return what an encoder is, as plain values: what its file says, its width, and a hash of its tensors."""
     hashed = xxhash.xxh3_128()
     for name, tensor in sorted(encoder.tensors().items()):
         hashed.update(name.encode())
         hashed.update(tensor.cpu().numpy().tobytes())
-    own = asdict(encoder.description)
-    kept = {key: own[key] for key in ("run", "step", "branch", "method", "resize", "crop")}
-    return {**kept, "width": encoder.num_features, "weights": hashed.hexdigest()}
+    own: dict[str, Any] = json.loads(json.dumps(asdict(encoder.description)))
+    return {"encoder": own, "width": encoder.num_features, "weights": hashed.hexdigest()}

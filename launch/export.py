@@ -19,16 +19,16 @@ where something in the command, the checkpoint or the data must be corrected.
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from rich.console import Console
 
-from dist_ssl.config.command import run_command
+from dist_ssl.config.command import known_pair, run_command
+from dist_ssl.config.instantiate import fit
 from dist_ssl.errors import ConfigError, UserError
 from launch import credentials, trust
-from launch.command_options import parse
 from launch.handover import hand_over
 from launch.run_dir import RunDir, write_for_owner_alone
 
@@ -45,6 +45,7 @@ IMAGES = 16
 """Images whose features are compared."""
 TRIED = 64
 """Images that are tried, since some may be unreadable."""
+PATH = "data.path"
 SUFFIX = ".safetensors"
 
 
@@ -62,13 +63,23 @@ class ExportOptions:
     @classmethod
     def parse(cls, arguments: list[str]) -> "ExportOptions":
         """Return the options of a command line. Raises ConfigError."""
-        found = parse(cls, arguments, "python launch/export.py run=runs/NAME to=timm")
-        if found.out is not None and not found.out.endswith(SUFFIX):
+        types = get_type_hints(cls)
+        names = {PATH if field.name == "data_path" else field.name: field.name for field in fields(cls)}
+        values: dict[str, Any] = {}
+        for argument in arguments:
+            key, text = known_pair(argument, names)
+            if not text:
+                raise ConfigError(f"{key} has no value.", f"Write {key}=...")
+            values[names[key]] = fit(text, types[names[key]], key)
+        for key in ("run", "to"):
+            if key not in values:
+                raise ConfigError(f"{key} is not given.", "Usage: python launch/export.py run=runs/NAME to=timm")
+        if not str(values.get("out", SUFFIX)).endswith(SUFFIX):
             raise ConfigError(
-                f"out={found.out} does not end with {SUFFIX}, by which libraries know how to read a file.",
-                f"Write out={found.out}{SUFFIX}, say.",
+                f"out={values['out']} does not end with {SUFFIX}, by which libraries know how to read a file.",
+                f"Write out={values['out']}{SUFFIX}, say.",
             )
-        return found
+        return cls(**values)
 
 
 def export(options: ExportOptions, run: RunDir, console: Console) -> int:

@@ -1,25 +1,27 @@
-"""The command that trains a classifier on a pre-trained encoder: a plain loop of one process, to be read and copied.
+"""The command that trains a classifier on a pre-trained encoder, by a plain loop in one process.
 
     python launch/finetune.py run=runs/NAME data.path=pictures out=finetuned             # all weights
     python launch/finetune.py run=runs/NAME data.path=pictures out=linear train=head     # the classifier alone
 
 run: a finished run, or encoder=FILE, which launch/export.py has written (to=safetensors). data.path: a folder whose
-sub-folders are classes, with train/ and val/ above them or not (then val=20% of the pictures test), or shards with
-splits of these names. The folder `out` gets encoder.safetensors, head.safetensors (weight [C, D] and bias [C]) and
+sub-folders are classes, with train/ and val/ above them or not (then val=20% of the pictures are held out), or shards
+with splits of these names. The folder `out` gets encoder.safetensors, head.safetensors (weight [C, D] and bias [C]) and
 results.json. flip=false where a mirrored image may be of another class, as text is. Further keys: epochs=20, batch=64,
-lr=1e-3, encoder_lr=1e-4, weight_decay=0.05, seed=0, workers=..., device=auto|cpu|cuda.
+lr=1e-3, encoder_lr=1e-4, weight_decay=0.05, seed=0, workers=4 (processes that decode; the views that are drawn depend
+on their number), device=auto|cpu|cuda, data.cache=auto, data.cache_bytes=50GB.
 """
 
 import json
 import math
-import os
+import multiprocessing
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
+from multiprocessing.context import BaseContext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,55 +34,23 @@ from torchvision.transforms import v2
 from dist_ssl.config.command import run_command, say
 from dist_ssl.data.images.centre_crop import write_centre
 from dist_ssl.data.images.image_rules import ImageRules
-from dist_ssl.errors import DataError, TrainingError
+from dist_ssl.data.storage.address import Address
+from dist_ssl.errors import ConfigError, DataError, TrainingError, UserError
 from dist_ssl.evaluate.confidence import interval
 from dist_ssl.runtime.files import write_atomically
 from dist_ssl.saved_encoder import FILE, SavedEncoder, load_encoder
-from launch.command_options import check_least, one_encoder, parse
-from launch.embed import device_of
-from launch.labelled_images import Item, LabelledImages, LabelledSplits, labelled_splits
+from launch.command_options import device_of, one_encoder, with_credentials
+from launch.finetune_options import ENCODER_LR, FinetuneOptions
+from launch.labelled_images import Item, LabelledImages, LabelledSplits, Samples, labelled_splits
 from launch.run_dir import write_for_owner_alone
-from shards.command_line import parse_held_out
 
 Batch = tuple[Tensor, Tensor]
+"""Views [B, 3, S, S] and labels [B]."""
 Loader = DataLoader[Any]
 """A loader of batches, or of why one cannot be read."""
 HEAD, RESULTS = "head.safetensors", "results.json"
 SMALLEST_SHARE = 0.2
 """Least share of an image's area that a view of training shows."""
-
-
-@dataclass(frozen=True)
-class FinetuneOptions:
-    """Options of the command; exactly one of `run` and `encoder` is given."""
-
-    data_path: str
-    out: str
-    run: str | None = None
-    encoder: str | None = None
-    train: Literal["all", "head"] = "all"
-    val: str = "20%"
-    epochs: int = 20
-    batch: int = 64
-    lr: float = 1e-3
-    """Largest learning rate of the classifier."""
-    encoder_lr: float = 1e-4
-    """Largest learning rate of the encoder."""
-    weight_decay: float = 0.05
-    flip: bool = True
-    """Whether half of the views are mirrored."""
-    seed: int = 0
-    workers: int = -1
-    """Processes that decode; -1: as many as this process may use cores, but one."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-
-    @classmethod
-    def parse(cls, arguments: list[str]) -> "FinetuneOptions":
-        """Return the options of a command line. Raises ConfigError."""
-        found = parse(cls, arguments, "python launch/finetune.py run=runs/NAME data.path=pictures out=finetuned")
-        one_encoder(found.run, found.encoder)
-        check_least(found, epochs=1, batch=2, workers=-1, lr=0.0, encoder_lr=0.0, weight_decay=0.0)
-        return found
 
 
 class Classifier(nn.Module):
@@ -104,23 +74,25 @@ class Classifier(nn.Module):
         return logits
 
 
-def collated(items: list[Item]) -> Batch | DataError:
-    """Return views [B, 3, S, S] and labels [B] of the items that can be decoded, or why one cannot be read."""
+def collated(items: list[Item]) -> Batch | DataError | None:
+    """Return the batch of the items that can be decoded, None without one; or why an item cannot be read."""
     if problem := next((item for item in items if isinstance(item, DataError)), None):
         return problem
     found = [item for item in items if isinstance(item, tuple)]
     if not found:
-        return DataError("None of the images of a batch can be decoded.", "Name a folder of pictures: data.path=...")
+        return None
     views, labels = zip(*found, strict=True)
     return torch.stack(views), torch.tensor(labels)
 
 
-def loaded(loader: Loader) -> Iterator[Batch]:
-    """Yield the batches. Raises DataError."""
+def loaded(loader: Loader, saved: SavedEncoder, device: torch.device) -> Iterator[Batch]:
+    """Yield the batches, normalised and on the device. Raises DataError."""
     for batch in loader:
         if isinstance(batch, DataError):
             raise batch
-        yield batch
+        if batch is not None:
+            views, labels = batch
+            yield saved.normalised(views.permute(0, 2, 3, 1)).to(device), labels.to(device)
 
 
 def centre(resize: int, crop: int, pixels: Tensor) -> Tensor:
@@ -130,17 +102,24 @@ def centre(resize: int, crop: int, pixels: Tensor) -> Tensor:
     return out.permute(2, 0, 1)
 
 
+def workers_context() -> BaseContext:
+    """Return how workers start: from a process that has loaded the code and has no open file or connection."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([LabelledImages.__module__])
+    return context
+
+
 def batches(images: LabelledImages, options: FinetuneOptions, shuffle: bool) -> Loader:
     """Return the batches of images; the last one of an epoch of training is dropped where it is smaller."""
-    workers = options.workers if options.workers >= 0 else len(os.sched_getaffinity(0)) - 1
     return DataLoader(
         images,
         options.batch,
         shuffle=shuffle,
-        num_workers=workers,
+        num_workers=options.workers,
         collate_fn=collated,
         drop_last=shuffle and len(images) > options.batch,
-        multiprocessing_context="fork" if workers else None,
+        multiprocessing_context=workers_context() if options.workers else None,
+        persistent_workers=options.workers > 0,
         generator=torch.Generator().manual_seed(options.seed),
     )
 
@@ -149,42 +128,55 @@ def train_epoch(
     model: Classifier,
     optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.LRScheduler,
-    loader: Loader,
-    saved: SavedEncoder,
+    epoch: Iterator[Batch],
 ) -> float:
-    """Train for one epoch; return the mean loss. Raises TrainingError where it is not finite."""
+    """Train for one epoch; return the mean loss. Raises TrainingError where it is not finite, DataError."""
     model.train()
-    total = count = 0.0
-    for pixels, labels in loaded(loader):
-        x = saved.normalised(pixels.permute(0, 2, 3, 1)).to(model.head.weight.device)
-        loss = F.cross_entropy(model(x), labels.to(x.device), label_smoothing=0.1)
+    losses = []
+    for x, labels in epoch:
+        loss = F.cross_entropy(model(x), labels, label_smoothing=0.1)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         scheduler.step()
-        total, count = total + loss.item(), count + 1
-    if not math.isfinite(total):
+        losses.append(loss.item())
+    if not losses:
+        raise DataError("No image to train on can be decoded.", "Name other images: data.path=...")
+    if not math.isfinite(sum(losses)):
         raise TrainingError("The loss is not finite.", "Use smaller rates: lr=..., encoder_lr=...")
-    return total / count
+    return sum(losses) / len(losses)
 
 
 @torch.inference_mode()
-def accuracy(model: Classifier, loader: Loader, saved: SavedEncoder) -> tuple[float, int]:
-    """Return the share of images whose class is found, and their number."""
+def accuracy(model: Classifier, epoch: Iterator[Batch]) -> tuple[float, int]:
+    """Return the share of images whose class is found, and the number of these images. Raises DataError."""
     model.eval()
     right = count = 0
-    for pixels, labels in loaded(loader):
-        x = saved.normalised(pixels.permute(0, 2, 3, 1)).to(model.head.weight.device)
-        right += int((model(x).argmax(1).cpu() == labels).sum())
+    for x, labels in epoch:
+        right += int((model(x).argmax(1) == labels).sum())
         count += len(labels)
+    if not count:
+        raise DataError("No image to test on can be decoded.", "Name other images: data.path=...")
     return right / count, count
 
 
-def made(saved: SavedEncoder, splits: LabelledSplits, options: FinetuneOptions) -> Classifier:
-    """Return the classifier before training. Raises ConfigError where its device is not there."""
+def made(saved: SavedEncoder, classes: int, options: FinetuneOptions) -> Classifier:
+    """Return the classifier before training, on its device. Raises ConfigError where the device is not there."""
     torch.manual_seed(options.seed)
-    model = Classifier(saved.encoder, saved.num_features, len(splits.classes), options.train == "head")
-    return model.to(device_of(options.device, 0))
+    model = Classifier(saved.encoder, saved.num_features, classes, options.train == "head")
+    return model.to(device_of(options.device))
+
+
+def views_of(saved: SavedEncoder, splits: LabelledSplits, flip: bool) -> tuple[LabelledImages, LabelledImages]:
+    """Return the images of both splits: drawn views to train on, centres to test on."""
+    own = saved.description
+    rules = ImageRules(range=own.range, alpha=own.alpha)
+    drawn = [v2.RandomResizedCrop(own.crop, (SMALLEST_SHARE, 1.0), antialias=True), v2.RandomHorizontalFlip(flip / 2)]
+
+    def images(samples: Samples, view: Any) -> LabelledImages:
+        return LabelledImages(samples, rules, view)
+
+    return images(splits.train, v2.Compose(drawn)), images(splits.val, partial(centre, own.resize, own.crop))
 
 
 def finetune(
@@ -193,15 +185,17 @@ def finetune(
     """Train; yield the numbers of every epoch. Raises TrainingError, DataError."""
     parts: list[dict[str, Any]] = [{"params": model.head.parameters(), "lr": options.lr}]
     if not model.frozen:
-        parts.append({"params": model.encoder.parameters(), "lr": options.encoder_lr})
+        parts.append({"params": model.encoder.parameters(), "lr": options.encoder_lr or ENCODER_LR})
     optimizer = torch.optim.AdamW(parts, weight_decay=options.weight_decay)
-    train, val = batches(splits.train, options, shuffle=True), batches(splits.val, options, shuffle=False)
+    drawn, centres = views_of(saved, splits, options.flip)
+    train, val = batches(drawn, options, shuffle=True), batches(centres, options, shuffle=False)
     steps, warm = options.epochs * len(train), len(train)  # one epoch of linear warm-up, then half a cosine
     share = partial(rate_share, warm=min(warm, steps // 2), steps=steps)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+    device = model.head.weight.device
     for epoch in range(1, options.epochs + 1):
-        loss = train_epoch(model, optimizer, scheduler, train, saved)
-        found, count = accuracy(model, val, saved)
+        loss = train_epoch(model, optimizer, scheduler, loaded(train, saved, device))
+        found, count = accuracy(model, loaded(val, saved, device))
         yield {"epoch": epoch, "loss": loss, "accuracy": found, "images": count}
 
 
@@ -212,45 +206,57 @@ def rate_share(step: int, warm: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
+def prepare(out: Path) -> None:
+    """Make the folder of the results. Raises ConfigError where it holds anything, UserError where it cannot be made."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if any(out.iterdir()):
+            raise ConfigError(f"out={out} holds files already.", "Name a new folder: out=...")
+        write_atomically(out / RESULTS, "{}\n")
+        (out / RESULTS).unlink()
+    except OSError as error:
+        raise UserError(f"out={out} cannot be written: {error.strerror or error}.", "Name another out=...") from error
+
+
 def write(out: Path, saved: SavedEncoder, model: Classifier, classes: list[str], results: dict[str, Any]) -> None:
     """Write encoder, classifier and results. Raises OSError."""
-    out.mkdir(parents=True, exist_ok=True)
     saved.cpu().write(out / FILE)
-    head = {
-        "weight": model.head.weight.detach().cpu().contiguous(),
-        "bias": model.head.bias.detach().cpu().contiguous(),
-    }
+    head = {name: value.detach().cpu().contiguous() for name, value in model.head.state_dict().items()}
     write_atomically(out / HEAD, save(head, {"classes": json.dumps(classes)}), sync=True)
-    write_atomically(out / RESULTS, json.dumps(results, indent=1) + "\n")
+    write_atomically(out / RESULTS, json.dumps(results, indent=1) + "\n", sync=True)
+
+
+def say_how_to_use(out: Path, console: Console) -> None:
+    """Print the lines of Python that classify an image."""
+    say(console, f"Written to {out}. To use it:")
+    say(console, "  import dist_ssl; from safetensors.torch import load_file")
+    say(console, f"  encoder, head = dist_ssl.load_encoder({str(out)!r}), load_file({str(out / HEAD)!r})")
+    say(console, "  labels = (encoder.embed(['a.jpg']) @ head['weight'].T + head['bias']).argmax(1)")
 
 
 def run(arguments: list[str], console: Console) -> int:
     """Train as the arguments say; return the exit code. Raises UserError."""
     options = FinetuneOptions.parse(arguments)
     saved = load_encoder(one_encoder(options.run, options.encoder))
-    own = saved.description
-    views = [
-        v2.RandomResizedCrop(own.crop, (SMALLEST_SHARE, 1.0), antialias=True),
-        v2.RandomHorizontalFlip(options.flip / 2),
-    ]
-    cut = v2.Compose(views)
-    rules, seen = ImageRules(range=own.range, alpha=own.alpha), partial(centre, own.resize, own.crop)
-    held_out = parse_held_out(options.val, "val")
-    splits = labelled_splits(options.data_path, held_out, rules, cut, seen, console)
-    say(console, f"{len(splits.train)} images train, {len(splits.val)} test; {len(splits.classes)} classes.")
-    model = made(saved, splits, options)
+    cache = None if options.data_cache == "null" else options.data_cache
+    path = with_credentials(options.data_path)
+    splits = labelled_splits(path, options.val, cache, options.data_cache_bytes, console)
+    model = made(saved, len(splits.classes), options)
+    prepare(options.out)
+    counts = f"{len(splits.train)} images to train on, {len(splits.val)} to test on"
+    say(console, f"{counts}; {len(splits.classes)} classes.")
     epochs = []
     for numbers in finetune(model, saved, splits, options):
         epochs.append(numbers)
         low, high = interval(numbers["accuracy"], int(numbers["images"]))
         text = f"top-1 {100 * numbers['accuracy']:5.1f} % (95 %: {100 * low:.1f} to {100 * high:.1f})"
         say(console, f"epoch {numbers['epoch']:3d}   loss {numbers['loss']:.3f}   {text}")
-    results = {"accuracy": epochs[-1]["accuracy"], "options": asdict(options), "encoder": asdict(own), "epochs": epochs}
-    write(Path(options.out), saved, model, splits.classes, results)
-    say(console, f"Written to {options.out}. To use it:")
-    say(console, f"  encoder = dist_ssl.load_encoder({options.out!r}); features = encoder.embed(['a.jpg'])")
-    say(console, f"  head = safetensors.torch.load_file({str(Path(options.out) / HEAD)!r})")
-    say(console, "  classes = (features @ head['weight'].T + head['bias']).argmax(1)")
+    if bad := len(splits.val) - int(epochs[-1]["images"]):
+        say(console, f"{bad} of the images to test on cannot be decoded; they do not count.")
+    own = {**asdict(options), "data_path": Address.parse(path).shown, "out": str(options.out)}
+    results = {"accuracy": epochs[-1]["accuracy"], "options": own, "encoder": asdict(saved.description)}
+    write(options.out, saved, model, splits.classes, {**results, "epochs": epochs})
+    say_how_to_use(options.out, console)
     return 0
 
 

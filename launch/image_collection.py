@@ -1,26 +1,24 @@
 """Images that a command reads one after the other by their number: a split of shards, or the pictures of a folder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import xxhash
+from rich.console import Console
 
-from dist_ssl.data.storage import manifest
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.read import Reader
-from dist_ssl.data.storage.reader_options import Access
-from dist_ssl.errors import ConfigError, DataError, nearest
-from shards.command_line import counted_kinds, shortened
-from shards.folder_scan import scan
+from dist_ssl.errors import ConfigError, printable
+from launch.image_places import open_shards, scanned, shards_at
+from shards.sources import imagefolder
 
 
 @dataclass(frozen=True)
 class ImageCollection:
     """Images with the numbers 0 .. count - 1.
 
-    `identity`: a hash of what they are; `origin`: where they are, and what is left out there, for people; `key`: the
-    name of one, from its number; `read`: its encoded bytes, called by several threads. Reading raises DataError.
+    `identity`: a hash of what they are; `origin`: where they are, for people; `key`: the name of one, from its number;
+    `read`: its encoded bytes, called by several threads. Reading raises DataError.
     """
 
     identity: str
@@ -28,72 +26,71 @@ class ImageCollection:
     count: int
     key: Callable[[int], str]
     read: Callable[[int], bytes]
+    expect: Callable[[Iterable[range]], None] = lambda _: None
+    """Function that is told which runs of numbers will be read, in their order."""
 
 
-def collection(path: str, split: str | None, threads: int, cache_bytes: int) -> ImageCollection:
-    """Return the images of shards, in a folder or elsewhere, or of a folder of pictures. Raises ConfigError, DataError.
+@dataclass(frozen=True)
+class Place:
+    """Where images are: the keys of the command, with credentials. `sharers`: processes that share the cache."""
 
-    `split`: name of a split of the shards, None where there is one only; `cache_bytes`: bound of the local copies of
-    remote shards.
+    path: str
+    split: str | None
+    cache: str | None
+    cache_bytes: str
+    sharers: int
+    threads: int
+
+
+def collection(place: Place, console: Console) -> ImageCollection:
+    """Return the images of shards, or of a folder of pictures. Prints what is left out. Raises ConfigError, DataError.
+
+    `place.split`: name of a split of the shards, None where there is one only.
     """
-    address = Address.parse(path)
-    if not address.local or (address.path / manifest.NAME).is_file():
-        return of_shards(address, split, cache_bytes)
-    if split is not None:
+    address = shards_at(place.path)
+    if address is not None:
+        return of_shards(address, place)
+    if place.split is not None:
         raise ConfigError(
-            f"{path} holds no shards: it has no splits.", f"Leave split={split} out, or name a sub-folder."
+            f"{place.path} holds no shards: it has no splits.", "Leave split=... out, or name a sub-folder."
         )
-    return of_folder(address.path, threads)
+    return of_folder(place, console)
 
 
-def of_shards(address: Address, split: str | None, cache_bytes: int) -> ImageCollection:
+def of_shards(address: Address, place: Place) -> ImageCollection:
     """Return the images of a split, in the order of the shards. Raises ConfigError, DataError."""
-    access = Access.to(address, "auto", cache_bytes)
-    found = manifest.read(address, access.fetcher)
-    if split is None and len(found.splits) > 1:
-        names = ", ".join(found.splits)
-        raise ConfigError(
-            f"{address.shown} has several splits: {names}.", f"Name one: split={next(iter(found.splits))}"
-        )
-    own = found.split(split or next(iter(found.splits)))
+    found, access = open_shards(address, place.cache, place.cache_bytes, place.sharers)
+    names = ", ".join(found.splits)
+    if place.split is None and len(found.splits) != 1:
+        remedy = f"Name one: split={next(iter(found.splits))}" if names else "Make the shards again."
+        raise ConfigError(f"{address.shown} has {len(found.splits)} splits: {names or 'none'}.", remedy)
+    own = found.split(place.split or next(iter(found.splits)))
     access.check(own, 1, 1)
     reader = Reader(own, access)
-    reader.expect(range(len(own.shards)))
+
+    def expect(runs: Iterable[range]) -> None:
+        ends = [(own.shard_of(run[0]), own.shard_of(run[-1])) for run in runs]
+        reader.expect(dict.fromkeys(shard for first, last in ends for shard in range(first, last + 1)))
+
     origin = f"split '{own.name}' of {address.shown}"
-    return ImageCollection(f"{found.identity}/{own.name}", origin, len(own.samples), own.samples.key, reader.read)
+    identity = f"{found.identity}/{own.name}"
+    return ImageCollection(identity, origin, len(own.samples), own.samples.key, reader.read, expect)
 
 
-def of_folder(folder: Path, threads: int) -> ImageCollection:
+def of_folder(place: Place, console: Console) -> ImageCollection:
     """Return the pictures of a folder and its sub-folders, in the order of their paths, which are their keys.
 
-    Raises DataError where there are none.
+    Prints what is left out. Raises DataError where there are none.
     """
-    if not folder.is_dir():
-        beside = [path.name for path in folder.parent.glob("*") if path.is_dir()] if folder.parent.is_dir() else []
-        raise DataError(
-            f"There is no folder {folder}.", nearest(folder.name, beside) if beside else "Correct its name."
-        )
-    found = scan(folder, threads)
+    folder, found = scanned(place.path, place.threads, console)
     files = sorted(found.files, key=lambda file: file.name)
-    if found.unreadable:
-        raise DataError(
-            f"{len(found.unreadable)} files or folders in {folder} cannot be read: {shortened(found.unreadable)}.",
-            "Change their permissions, or move them out of the folder.",
-        )
-    if not files:
-        raise DataError(f"No image is in {folder}.", "Name a folder of pictures, or one of shards.")
     stamps = "\n".join(f"{file.name} {file.size} {file.changed}" for file in files)
     identity = xxhash.xxh3_128_hexdigest(stamps.encode(errors="surrogateescape"))
 
-    def read(number: int) -> bytes:
-        path = folder / files[number].name
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            raise DataError(f"{path} cannot be read: {error.strerror}.", "Start again once it can be read.") from error
-
     def key(number: int) -> str:
-        return files[number].name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+        return printable(files[number].name)
 
-    others = f" (left out, because they are no images: {counted_kinds(found.left_out)})" if found.left_out else ""
-    return ImageCollection(identity, f"{folder}{others}", len(files), key, read)
+    def read(number: int) -> bytes:
+        return imagefolder.read(folder, files[number])
+
+    return ImageCollection(identity, str(folder), len(files), key, read)

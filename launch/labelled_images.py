@@ -1,9 +1,15 @@
-"""Labelled images for a DataLoader: of a folder of pictures whose sub-folders are classes, or of shards."""
+"""Labelled images for a DataLoader: of a folder of pictures whose sub-folders are classes, or of shards.
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+Everything in here can be pickled: the worker processes of a DataLoader open their own files and connections.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from rich.console import Console
 from torch import Tensor
@@ -12,37 +18,77 @@ from torch.utils.data import Dataset
 from dist_ssl.data.images.decode import decode
 from dist_ssl.data.images.image_rules import ImageRules
 from dist_ssl.data.images.unreadable import UnreadableError
-from dist_ssl.data.storage import manifest
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.read import Reader
-from dist_ssl.data.storage.reader_options import Access
-from dist_ssl.errors import DataError
-from shards.command_line import HeldOut
+from dist_ssl.errors import ConfigError, DataError
+from launch.image_places import open_shards, scanned, shards_at
+from shards.command_line import HeldOut, Threads
+from shards.folder_scan import File
 from shards.sources import imagefolder
 
 View = Callable[[Tensor], Tensor]
 """A function that makes a view [3, S, S] of an image, pixels [3, h, w] uint8."""
 Item = tuple[Tensor, int] | DataError | None
 """A view and its label; None where the image cannot be decoded; why it cannot be read, as no worker can raise that."""
-CACHE_BYTES = 50 * 10**9
-"""Bound of the local copies of remote shards."""
+HELD_OUT = HeldOut(share=0.2)
+
+
+class Samples(Protocol):
+    """Encoded images and their labels, by number."""
+
+    def __len__(self) -> int: ...
+
+    def __call__(self, number: int) -> tuple[bytes, int]:
+        """Return the bytes and the label of an image. Raises DataError."""
+        ...
+
+
+@dataclass(frozen=True)
+class FolderSamples:
+    """Pictures of a folder; the label is the place of the first part of a picture's name among the classes."""
+
+    root: Path
+    files: Sequence[File]
+    classes: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __call__(self, number: int) -> tuple[bytes, int]:
+        """See `Samples`."""
+        file = self.files[number]
+        return imagefolder.read(self.root, file), self.classes.index(class_of(file))
+
+
+@dataclass(frozen=True)
+class ShardSamples:
+    """Samples of a split of shards."""
+
+    reader: Reader
+    labels: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __call__(self, number: int) -> tuple[bytes, int]:
+        """See `Samples`."""
+        return self.reader.read(number), int(self.labels[number])
 
 
 @dataclass(frozen=True)
 class LabelledImages(Dataset[Item]):
-    """Images with labels. `sample`: bytes and label of one of the `count` images, by its number; raises DataError."""
+    """Views of images, and their labels."""
 
-    count: int
-    sample: Callable[[int], tuple[bytes, int]]
+    samples: Samples
     rules: ImageRules
     view: View
 
     def __len__(self) -> int:
-        return self.count
+        return len(self.samples)
 
     def __getitem__(self, number: int) -> Item:
         try:
-            data, label = self.sample(number)
+            data, label = self.samples(number)
             pixels = decode(data, self.rules.max_pixels, self.rules).pixels  # as large as it is
         except UnreadableError:
             return None
@@ -53,63 +99,77 @@ class LabelledImages(Dataset[Item]):
 
 @dataclass(frozen=True)
 class LabelledSplits:
-    """Images to train on, images to test on, and the names of the classes in the order of their labels."""
+    """Samples to train on, samples that are held out, and the names of the classes in the order of their labels."""
 
-    train: LabelledImages
-    val: LabelledImages
+    train: Samples
+    val: Samples
     classes: list[str]
 
 
-def of_shards(address: Address, rules: ImageRules, train: View, val: View) -> LabelledSplits:
-    """Return the splits `train` and `val` of shards. Raises DataError."""
-    access = Access.to(address, "auto", CACHE_BYTES)
-    found = manifest.read(address, access.fetcher)
+def labelled_splits(
+    path: str, held_out: HeldOut | None, cache: str | None, cache_bytes: str, console: Console
+) -> LabelledSplits:
+    """Return the labelled images of a folder of pictures, or of shards. Raises ConfigError, DataError.
 
-    def images(name: str, view: View) -> LabelledImages:
+    `held_out`: how many pictures are held out where a folder has no split of its own, by default a fifth; `cache`,
+    `cache_bytes`: where remote shards are kept.
+    """
+    address = shards_at(path)
+    if address is None:
+        found = of_folder(path, held_out, console)
+    elif held_out is None:
+        found = of_shards(address, cache, cache_bytes)
+    else:
+        raise ConfigError("val=... has no effect on shards, which have a split of that name.", "Leave it out.")
+    if len(found.classes) < 2:
+        raise DataError(f"data.path={path} has one class only: {found.classes[0]}.", "Add images of another class.")
+    return found
+
+
+def of_shards(address: Address, cache: str | None, cache_bytes: str) -> LabelledSplits:
+    """Return the splits `train` and `val` of shards. Raises ConfigError, DataError."""
+    found, access = open_shards(address, cache, cache_bytes)
+
+    def samples(name: str) -> ShardSamples:
         split = found.split(name)
-        if not split.labelled:
+        if not len(split.samples) or not split.labelled:
             raise DataError(f"Not every sample of split '{name}' has a label.", "Name labelled images: data.path=...")
         access.check(split, 1, 1)
-        reader, labels = Reader(split, access), split.samples.labels
-        return LabelledImages(len(labels), lambda number: (reader.read(number), int(labels[number])), rules, view)
+        return ShardSamples(Reader(split, access), split.samples.labels)
 
-    last = max(int(split.samples.labels.max()) for split in found.splits.values())
-    names = list(found.classes) or [str(number) for number in range(last + 1)]
-    return LabelledSplits(images("train", train), images("val", val), names)
+    train, val = samples("train"), samples("val")
+    last = max(int(own.labels.max()) for own in (train, val))
+    most = len(found.classes) or len(train) + len(val)
+    if last >= most:
+        raise DataError(
+            f"There is a label {last}, and the data set has {most} classes at most.", "Make the shards again."
+        )
+    return LabelledSplits(train, val, list(found.classes) or [str(number) for number in range(last + 1)])
 
 
-def of_folder(
-    folder: Path, held_out: HeldOut, rules: ImageRules, train: View, val: View, console: Console
-) -> LabelledSplits:
+def of_folder(path: str, held_out: HeldOut | None, console: Console) -> LabelledSplits:
     """Return the pictures of a folder; its sub-folders are classes, within `train/` and `val/` if it has these.
 
-    `held_out`: how many test otherwise. Prints what is left out. Raises ConfigError, DataError.
+    Prints what is left out. Raises ConfigError, DataError.
     """
-    found = imagefolder.find(imagefolder.FolderOptions(folder, labels=True), console)
-    if found.roots[0] == found.roots[1]:
-        images = [*found.val, *found.train]
-        count = held_out.of(len(images))
-        found = replace(found, train=images[count:], val=images[:count])
-
-    def images_of(name: str, view: View) -> LabelledImages:
-        contents = found.splits()[name]
-        if not contents.count:
-            raise DataError(f"No picture of {folder} is left for '{name}'.", "Hold out another number: val=20%, say.")
-
-        def sample(number: int) -> tuple[bytes, int]:
-            one = contents.sample(number)
-            return one.image, one.label
-
-        return LabelledImages(contents.count, sample, rules, view)
-
-    return LabelledSplits(images_of("train", train), images_of("val", val), found.classes)
+    folder, found = scanned(path, Threads(8), console)
+    train, val, roots = imagefolder.split_of(found, folder, console)
+    if val and held_out is not None:
+        raise ConfigError(f"{folder} has a split of its own for testing, {roots[1].name}/.", "Leave val=... out.")
+    if not val:
+        count = (held_out or HELD_OUT).of(len(train))
+        train, val, roots = train[count:], train[:count], (roots[0], roots[0])
+    if not val:
+        raise ConfigError("val=0 leaves no picture to test on.", "Hold some out: val=20%, say.")
+    for root, file in ((root, file) for root, files in zip(roots, (train, val), strict=True) for file in files):
+        if "/" not in file.name:
+            raise DataError(f"{root / file.name} lies in no folder of a class.", "Move it into one.")
+    classes = sorted({class_of(file) for file in train})
+    if others := sorted({class_of(file) for file in val} - {*classes}):
+        raise DataError(f"No picture of class '{others[0]}' is there to train on.", "Add some, or hold fewer out.")
+    return LabelledSplits(FolderSamples(roots[0], train, classes), FolderSamples(roots[1], val, classes), classes)
 
 
-def labelled_splits(
-    path: str, held_out: HeldOut, rules: ImageRules, train: View, val: View, console: Console
-) -> LabelledSplits:
-    """Return the labelled images of a folder of pictures or of shards; see there. Raises ConfigError, DataError."""
-    address = Address.parse(path)
-    if not address.local or (address.path / manifest.NAME).is_file():
-        return of_shards(address, rules, train, val)
-    return of_folder(address.path, held_out, rules, train, val, console)
+def class_of(file: File) -> str:
+    """Return the class of a picture: the first folder of its path."""
+    return file.name.partition("/")[0]

@@ -22,6 +22,8 @@ Quality = NewType("Quality", int)
 """JPEG quality, 1 to 100."""
 Sides = NewType("Sides", tuple[int, ...])
 """Shorter sides of the levels of a pyramid in px, the smallest first, written like [160,256]."""
+NotNegative = NewType("NotNegative", float)
+"""A number of at least 0."""
 TRUTHS = {"true": True, "false": False}
 Threads = NewType("Threads", int)
 """Number of threads, at least one."""
@@ -68,6 +70,12 @@ def parse_positive(text: str, key: str) -> float:
     if not 0 < value < math.inf:
         raise ConfigError(f"{key}={text} is not possible: it must be a number above 0.", f"Write {key}=4095, say.")
     return value
+
+
+def parse_not_negative(text: str, key: str) -> NotNegative:
+    """Return the number of at least 0 in a text: `0.05` -> 0.05. Raises ConfigError."""
+    zero = text.strip().strip("0") in ("", ".")
+    return NotNegative(0.0 if zero else parse_positive(text, key))
 
 
 def parse_choice(text: str, key: str, choices: Sequence[str]) -> str:
@@ -133,6 +141,7 @@ PARSERS: dict[Any, Callable[[str, str], Any]] = {
     Path: lambda text, _key: Path(text).expanduser(),
     int: parse_whole,
     float: parse_positive,
+    NotNegative: parse_not_negative,
     Threads: parse_threads,
     bool: parse_truth,
     Bytes: lambda text, key: Bytes(parse_bytes(text, key)),

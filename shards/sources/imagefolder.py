@@ -126,7 +126,7 @@ def check(found: Found, root: Path, console: Console) -> None:
         say(console, f"Left out, because they are no images: {counted_kinds(found.left_out)}.")
     empty = sorted(file.name for file in found.files if not file.size)
     if empty:
-        say(console, f"{len(empty)} files are empty; a run uses replacement samples for them: {shortened(empty)}.")
+        say(console, f"{len(empty)} files are empty, and count as images that cannot be read: {shortened(empty)}.")
 
 
 def split_of(found: Found, root: Path, console: Console) -> tuple[list[File], list[File], tuple[Path, Path]]:
@@ -265,7 +265,7 @@ def read(root: Path, file: File) -> bytes:
         ) from error
     if (len(data), changed) != (file.size, file.changed):
         raise DataError(
-            f"{path} has changed while the folder was packed.",
+            f"{path} has changed since the folder was listed.",
             "Leave the folder unchanged and run the same command again.",
         )
     if not looks_like_image(data) and not path.resolve().is_relative_to(root.resolve()):

@@ -2,6 +2,10 @@
 
 import io
 import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +18,12 @@ from rich.console import Console
 
 from dist_ssl.data.storage import manifest
 from dist_ssl.data.storage.read import Reader
-from dist_ssl.errors import ConfigError, DataError, UserError
+from dist_ssl.errors import ConfigError, DataError
 from dist_ssl.saved_encoder import load_encoder
-from launch import embed, embedding_parts
+from launch import command_options, embed, embedding_parts, image_collection
 from launch.embed import EmbedOptions
+from launch.run_dir import PROJECT
+from launch.variables import ADDRESS
 from tests.test_saved_encoder import tiny
 
 NAMES = ("a.png", "b/c d.jpg", "b/ünï.png", "z/y/x.gif")
@@ -67,7 +73,7 @@ def test_a_folder_of_pictures_has_the_features_that_the_encoder_computes(
     assert keys == list(NAMES)
     assert ids == [0, 1, 2, 3]
     assert torch.equal(rows, load_encoder(encoder).embed([pictures / name for name in NAMES]))
-    assert "(left out, because they are no images: 1 .txt)" in text
+    assert "Left out, because they are no images: 1 .txt." in text
     assert f"4 embeddings are in {tmp_path / 'out'} (1 files).\n" in text
 
 
@@ -123,7 +129,7 @@ def test_any_number_of_processes_writes_the_same_bits(
     words, expected = whole
     said = [embedded(*words, f"out={tmp_path / 'out'}", rank=rank, size=size) for rank in reversed(range(size))]
     assert bits(tmp_path / "out") == expected
-    assert "are those of others" in said[0]
+    assert "are still to come" in said[0]
     assert "60 embeddings are in" in said[-1]
 
 
@@ -162,7 +168,99 @@ def test_a_folder_of_other_embeddings_is_left_alone(encoder: Path, pictures: Pat
     Image.new("RGB", (30, 30)).save(pictures / "new.png")
     with pytest.raises(ConfigError, match="their 'images' is 4, not 5"):
         embedded(*words)
+    (pictures / "new.png").rename(pictures / NAMES[0])
+    with pytest.raises(ConfigError, match="images were changed, added or removed since"):
+        embedded(*words)
     assert bits(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut"])
+def test_parts_that_nothing_describes_are_not_taken_for_ones_own(
+    damage: str, encoder: Path, pictures: Path, tmp_path: Path
+) -> None:
+    words = [f"encoder={encoder}", f"data.path={pictures}", f"out={tmp_path / 'out'}"]
+    embedded(*words)
+    description = tmp_path / "out" / "_embeddings.json"
+    description.unlink() if damage == "missing" else description.write_text(description.read_text()[:50])
+    with pytest.raises(ConfigError, match=r"holds other files, and no whole _embeddings\.json"):
+        embedded(*words)
+
+
+@pytest.mark.parametrize("out", ["file", "file/below", "/proc/none"])
+def test_a_folder_that_cannot_be_written_is_said(
+    out: str, encoder: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    words = [f"encoder={encoder}", f"data.path={pictures}", f"out={tmp_path / out}", "device=cpu"]
+    assert embed.main(words) == 2
+    assert "cannot be written" in capsys.readouterr().out
+
+
+def test_a_picture_that_changes_meanwhile_ends_the_command(
+    encoder: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = embed.collection
+
+    def and_changed(*arguments: Any) -> Any:
+        images = found(*arguments)
+        Image.new("RGB", (30, 31)).save(pictures / NAMES[0])
+        return images
+
+    monkeypatch.setattr(embed, "collection", and_changed)
+    with pytest.raises(DataError, match="has changed since the folder was listed"):
+        embedded(f"encoder={encoder}", f"data.path={pictures}", f"out={tmp_path / 'out'}")
+
+
+def test_a_password_is_neither_kept_nor_shown(
+    encoder: Path, demo_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def there(place: Any, console: Console) -> Any:
+        asked.append(place.path)
+        return image_collection.collection(replace(place, path=str(demo_shards)), console)
+
+    monkeypatch.setenv(ADDRESS, "")
+    monkeypatch.setattr(embed, "collection", there)
+    text = embedded(
+        f"encoder={encoder}", "data.path=https://me:pa55w0rd@host/x", "split=val", f"out={tmp_path / 'out'}"
+    )
+    assert asked == ["https://me:pa55w0rd@host/x"]
+    assert "pa55w0rd" not in text
+    assert not any(b"pa55w0rd" in content for content in bits(tmp_path / "out").values())
+
+
+@pytest.mark.parametrize(
+    ("environment", "found"),
+    [
+        ({}, (0, 1)),
+        ({"RANK": "2", "WORLD_SIZE": "3"}, (2, 3)),
+        ({"RANK": "3", "WORLD_SIZE": "3"}, None),
+        ({"RANK": "x", "WORLD_SIZE": "3"}, None),
+        ({"RANK": "0", "WORLD_SIZE": "0"}, None),
+        ({"WORLD_SIZE": "4"}, None),
+        ({"RANK": "5"}, None),
+    ],
+)
+def test_a_process_among_several_knows_its_place_or_refuses(
+    environment: dict[str, str], found: tuple[int, int] | None
+) -> None:
+    if found:
+        assert command_options.place_among(environment) == found
+    else:
+        with pytest.raises(ConfigError, match="are not the place of one process among several"):
+            command_options.place_among(environment)
+
+
+def test_processes_at_work_at_once_share_the_files_with_the_bits_of_one(
+    whole: tuple[list[str], dict[str, bytes]], tmp_path: Path
+) -> None:
+    words, expected = whole
+    command = [sys.executable, "launch/embed.py", *words, "device=cpu", f"out={tmp_path / 'out'}"]
+    places = [{"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)} for rank in range(2)]
+    started = [subprocess.Popen(command, cwd=PROJECT, env={**os.environ, **place}) for place in places]
+    assert [process.wait() for process in started] == [0, 0]
+    assert bits(tmp_path / "out") == expected
 
 
 @pytest.mark.parametrize(
@@ -172,8 +270,9 @@ def test_a_folder_of_other_embeddings_is_left_alone(encoder: Path, pictures: Pat
         (["data.path=x", "out=y"], "The encoder is not clear"),
         (["data.path=x", "out=y", "run=a", "encoder=b"], "The encoder is not clear"),
         (["data.path=x", "out=y", "run=a", "rows=0"], "rows=0 is too small"),
-        (["data.path=x", "out=y", "run=a", "rows=many"], "rows='many' is not possible"),
-        (["data.path=x", "out=y", "run=a", "format=csv"], "format='csv' is not possible"),
+        (["data.path=x", "out=y", "run=a", "rows=many"], "rows=many is not possible"),
+        (["data.path=x", "out=y", "run=a", "rows=["], r"rows=\[ is not possible"),
+        (["data.path=x", "out=y", "run=a", "format=csv"], "format=csv is not possible"),
         (["path=x"], "There is no key 'path'"),
     ],
 )
@@ -185,18 +284,19 @@ def test_options_that_cannot_be_are_refused(words: list[str], problem: str) -> N
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        ({"data.path": "demo"}, "has several splits: train, val"),
+        ({"data.path": "demo"}, "has 2 splits: train, val"),
         ({"data.path": "demo", "split": "test"}, "no split 'test'"),
         ({"data.path": "pictures", "split": "train"}, "holds no shards"),
-        ({"data.path": "absent"}, "There is no folder"),
-        ({"data.path": "empty"}, "No image is in"),
+        ({"data.path": "absent"}, "is no folder"),
+        ({"data.path": "encoder.safetensors"}, "is no folder"),
+        ({"data.path": "empty"}, "holds no images"),
     ],
 )
 def test_images_that_are_not_there_are_refused(
     words: dict[str, Any], problem: str, encoder: Path, pictures: Path, demo_shards: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "empty").mkdir()
-    places = {"demo": demo_shards, **{name: tmp_path / name for name in ("pictures", "absent", "empty")}}
+    places = {"demo": demo_shards, **{name: tmp_path / name for name in ("pictures", "absent", "empty", encoder.name)}}
     given = {**words, "data.path": places[words["data.path"]]}
     with pytest.raises((ConfigError, DataError), match=problem):
         embedded(f"encoder={encoder}", f"out={tmp_path / 'out'}", *(f"{key}={value}" for key, value in given.items()))
@@ -204,8 +304,14 @@ def test_images_that_are_not_there_are_refused(
 
 
 def test_a_gpu_that_is_not_there_is_not_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = {"LOCAL_RANK": "0"}, {"LOCAL_RANK": "1"}
+    monkeypatch.setattr(command_options, "set_single_precision", lambda device, tf32: None)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(UserError, match="has 1 usable GPUs; process 1 of it needs one more"):
-        embed.device_of("cuda", 1)
-    assert embed.device_of("cuda", 0) == torch.device("cuda", 0)
-    assert embed.device_of("cpu", 3) == torch.device("cpu")
+    with pytest.raises(ConfigError, match=r"no GPU for process 1 of this machine \(counted from 0\): it shows 1"):
+        command_options.device_of("cuda", second)
+    assert command_options.device_of("cuda", first) == torch.device("cuda", 0)
+    assert command_options.device_of("cpu", second) == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(ConfigError, match=r"device=cuda is not possible: .* shows no GPU"):
+        command_options.device_of("cuda", {})
+    assert command_options.device_of("auto", second) == torch.device("cpu")

@@ -2,12 +2,15 @@
 
 import json
 import pickle
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -15,8 +18,12 @@ from dist_ssl.errors import ConfigError, DataError
 from dist_ssl.models.encoders import TinyResNet
 from dist_ssl.saved_encoder import SavedEncoder, load_encoder
 from launch import finetune
-from launch.finetune import FinetuneOptions, rate_share
+from launch.finetune import rate_share
+from launch.finetune_options import ENCODER_LR, FinetuneOptions
+from launch.labelled_images import labelled_splits
+from launch.variables import ADDRESS
 from tests.test_saved_encoder import DESCRIPTION
+from tests.web import serving
 
 COLOURS = {"blue": (20, 40, 220), "green": (30, 200, 40), "red": (220, 30, 20)}
 
@@ -38,11 +45,16 @@ def draw(folder: Path, count: int) -> None:
 
 
 def tuned(encoder: Path, data: Path, out: Path, capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    options = [f"encoder={encoder}", f"data.path={data}", f"out={out}", "device=cpu", "workers=0", "batch=8", *words]
-    code = finetune.main(options)
-    text = capsys.readouterr().out
+    code, text = tried(encoder, data, out, capsys, *words)
     assert code == 0, text
     return text
+
+
+def tried(encoder: Path, data: Path, out: Path, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
+    options = [f"encoder={encoder}", f"data.path={data}", f"out={out}", "device=cpu", "workers=0", "batch=8"]
+    given = {word.partition("=")[0] for word in words}
+    code = finetune.main([*(own for own in options if own.partition("=")[0] not in given), *words])
+    return code, capsys.readouterr().out
 
 
 @pytest.mark.parametrize("train", ["all", "head"])
@@ -50,9 +62,9 @@ def test_classes_of_colours_are_learnt_and_the_files_hold_what_was_learnt(
     train: str, encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     draw(tmp_path / "data", 20)
-    words = [f"train={train}", "epochs=12", "lr=0.05", "encoder_lr=0.001"]
+    words = [f"train={train}", "epochs=12", "lr=0.05", *(["encoder_lr=0.001"] if train == "all" else [])]
     text = tuned(encoder, tmp_path / "data", tmp_path / "out", capsys, *words)
-    assert "48 images train, 12 test; 3 classes." in text
+    assert "48 images to train on, 12 to test on; 3 classes." in text
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["accuracy"] == results["epochs"][-1]["accuracy"] == 1.0
     assert [row["epoch"] for row in results["epochs"]] == list(range(1, 13))
@@ -74,17 +86,27 @@ def test_a_folder_with_splits_is_tested_on_its_own(
     draw(tmp_path / "data" / "train", 5)
     draw(tmp_path / "data" / "val", 2)
     text = tuned(encoder, tmp_path / "data", tmp_path / "out", capsys, "epochs=1")
-    assert "15 images train, 6 test; 3 classes." in text
+    assert "15 images to train on, 6 to test on; 3 classes." in text
 
 
-def test_shards_are_read_by_workers_with_the_results_of_this_process(
+def test_workers_read_a_server_of_shards_and_give_the_batches_of_this_process(encoder: Path, demo_shards: Path) -> None:
+    options = FinetuneOptions.parse(["data.path=x", "out=y", f"encoder={encoder}", "batch=7", "workers=2"])
+    with serving(demo_shards) as server:
+        splits = labelled_splits(server.url, None, None, "1GB", Console(quiet=True))
+        assert (len(splits.train), len(splits.val), len(splits.classes)) == (60, 20, 10)
+        images = finetune.views_of(load_encoder(encoder), splits, flip=True)[1]
+        found = [list(finetune.batches(images, replace(options, workers=n), shuffle=False)) for n in (0, 2)]
+    assert [len(labels) for _, labels in found[0]] == [7, 7, 6]
+    for (views, labels), (same, alike) in zip(*found, strict=True):
+        assert torch.equal(views, same)
+        assert torch.equal(labels, alike)
+
+
+def test_shards_are_trained_on(
     encoder: Path, demo_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = tuned(encoder, demo_shards, tmp_path / "a", capsys, "epochs=1", "train=head")
-    assert "60 images train, 20 test; 10 classes." in text
-    text = tuned(encoder, demo_shards, tmp_path / "b", capsys, "epochs=1", "train=head", "workers=2")
-    counts = [json.loads((tmp_path / name / "results.json").read_text())["epochs"][0]["images"] for name in "ab"]
-    assert counts == [20, 20]
+    text = tuned(encoder, demo_shards, tmp_path / "out", capsys, "epochs=1", "train=head")
+    assert "60 images to train on, 20 to test on; 10 classes." in text
 
 
 def test_the_same_seed_gives_the_same_bits(encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,29 +117,78 @@ def test_the_same_seed_gives_the_same_bits(encoder: Path, tmp_path: Path, capsys
     assert all(torch.equal(heads[0][key], heads[1][key]) for key in ("weight", "bias"))
 
 
-@pytest.mark.parametrize("workers", ["0", "1"])
-def test_a_picture_that_cannot_be_decoded_is_left_out_and_one_that_is_gone_ends_it(
-    workers: str, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_picture_that_cannot_be_decoded_does_not_count_and_one_that_is_gone_ends_it(
+    encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     draw(tmp_path / "data" / "train", 3)
     draw(tmp_path / "data" / "val", 2)
     (tmp_path / "data" / "val" / "red" / "0.png").write_bytes(b"\x89PNG\r\n\x1a\n nothing more")
-    words = ["epochs=1", f"workers={workers}"]
-    tuned(encoder, tmp_path / "data", tmp_path / "out", capsys, *words)
+    words = ["epochs=1", "batch=5"]  # of the six to test on the last one is alone in its batch
+    text = tuned(encoder, tmp_path / "data", tmp_path / "out", capsys, *words)
     assert json.loads((tmp_path / "out" / "results.json").read_text())["epochs"][0]["images"] == 5
+    assert "1 of the images to test on cannot be decoded; they do not count." in text
 
     split = finetune.labelled_splits
 
     def splits_and_removal(*arguments: object) -> object:
         found = split(*arguments)  # type: ignore[arg-type]
-        (tmp_path / "data" / "train" / "red" / "0.png").unlink()
+        (tmp_path / "data" / "val" / "green" / "0.png").unlink()
         return found
 
     monkeypatch.setattr(finetune, "labelled_splits", splits_and_removal)
-    words = [f"encoder={encoder}", f"data.path={tmp_path / 'data'}", f"out={tmp_path / 'b'}", "device=cpu", *words]
-    assert finetune.main(words) == 2
-    assert "red/0.png cannot be read: No such file or directory." in capsys.readouterr().out
-    assert not (tmp_path / "b").exists()
+    code, text = tried(encoder, tmp_path / "data", tmp_path / "b", capsys, *words)
+    assert code == 2
+    assert "green/0.png cannot be read: No such file or directory." in text
+    assert not any((tmp_path / "b").iterdir())
+
+
+def test_images_of_which_none_can_be_decoded_are_refused(
+    encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw(tmp_path / "data" / "train", 3)
+    draw(tmp_path / "data" / "val", 1)
+    for path in (tmp_path / "data" / "val").glob("*/*.png"):
+        path.write_bytes(b"\x89PNG\r\n\x1a\n nothing more")
+    code, text = tried(encoder, tmp_path / "data", tmp_path / "out", capsys, "epochs=1")
+    assert (code, "No image to test on can be decoded." in text) == (2, True)
+
+
+def test_nothing_that_is_there_is_overwritten(
+    encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw(tmp_path / "data", 3)
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "encoder.safetensors").write_bytes(encoder.read_bytes())
+    before = (run / "encoder.safetensors").read_bytes()
+    code, text = tried(encoder, tmp_path / "data", run, capsys)
+    assert (code, "holds files already" in text) == (2, True)
+    assert (run / "encoder.safetensors").read_bytes() == before
+    for out in (encoder, encoder / "below", Path("/proc/none")):
+        code, text = tried(encoder, tmp_path / "data", out, capsys)
+        assert (code, "cannot be written" in text) == (2, True)
+
+
+def test_a_password_is_neither_kept_nor_shown(
+    encoder: Path,
+    demo_shards: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked: list[str] = []
+
+    def there(path: str, *others: object) -> object:
+        asked.append(path)
+        return labelled_splits(str(demo_shards), *others)  # type: ignore[arg-type]
+
+    monkeypatch.setenv(ADDRESS, "")
+    monkeypatch.setattr(finetune, "labelled_splits", there)
+    words = ["data.path=https://me:pa55w0rd@host/x", "epochs=1", "train=head"]
+    text = tuned(encoder, demo_shards, tmp_path / "out", capsys, *words)
+    assert asked == ["https://me:pa55w0rd@host/x"]
+    assert "pa55w0rd" not in text
+    assert not any(b"pa55w0rd" in path.read_bytes() for path in (tmp_path / "out").iterdir())
 
 
 def test_an_error_of_a_worker_comes_back_whole() -> None:
@@ -130,11 +201,14 @@ def test_an_error_of_a_worker_comes_back_whole() -> None:
     [
         (["data.path=x"], "out is not given"),
         (["data.path=x", "out=y"], "The encoder is not clear"),
-        (["data.path=x", "out=y", "run=a", "train=some"], "train='some' is not possible"),
+        (["data.path=x", "out=y", "run=a", "train=some"], "train=some is not possible"),
         (["data.path=x", "out=y", "run=a", "epochs=0"], "epochs=0 is too small"),
-        (["data.path=x", "out=y", "run=a", "lr=-1"], "lr=-1.0 is too small"),
-        (["data.path=x", "out=y", "run=a", "lr=high"], "lr='high' is not possible"),
-        (["data.path=x", "out=y", "run=a", "flip=perhaps"], "flip='perhaps' is not possible"),
+        (["data.path=x", "out=y", "run=a", "lr=-1"], "lr=-1 is not possible"),
+        (["data.path=x", "out=y", "run=a", "lr=high"], "lr=high is not possible"),
+        (["data.path=x", "out=y", "run=a", "flip=perhaps"], "flip=perhaps is not possible"),
+        (["data.path=x", "out=y", "run=a", "epochs=["], r"epochs=\[ is not possible"),
+        (["data.path=x", "out=y", "run=a", f"seed={10**20}"], "is too large"),
+        (["data.path=x", "out=y", "run=a", "train=head", "encoder_lr=1e-4"], "encoder_lr=... has no effect"),
     ],
 )
 def test_options_that_cannot_be_are_refused(words: list[str], problem: str) -> None:
@@ -142,13 +216,45 @@ def test_options_that_cannot_be_are_refused(words: list[str], problem: str) -> N
         FinetuneOptions.parse(words)
 
 
-def test_pictures_without_classes_are_refused(
-    encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_the_values_in_the_usage_are_the_defaults() -> None:
+    text = " ".join((finetune.__doc__ or "").split("Further keys:")[1].split())
+    values = re.findall(r"\b(epochs|batch|lr|encoder_lr|weight_decay|seed|workers)=([\d.e-]*\d)", text)
+    assert len(values) == 7
+    plain = FinetuneOptions.parse(["data.path=x", "out=y", "run=a"])
+    given = FinetuneOptions.parse(["data.path=x", "out=y", "run=a", *(f"{key}={value}" for key, value in values)])
+    assert given == replace(plain, encoder_lr=ENCODER_LR)
+
+
+def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="Several processes cannot share this training"):
+        FinetuneOptions.parse(["data.path=x", "out=y", "run=a"])
+
+
+@pytest.mark.parametrize(
+    ("files", "words", "problem"),
+    [
+        (["a.png", "b/1.png", "c/2.png"], [], "lies in no folder of a class"),
+        (["a/1.png", "a/2.png"], [], "has one class only: a"),
+        (["a/1.png", "b/2.png"], ["val=0"], "val=0 leaves no picture to test on"),
+        (["train/a/1.png", "train/b/1.png", "val/a/1.png"], ["val=50%"], "has a split of its own for testing, val/"),
+        (["train/a/1.png", "train/b/1.png", "val/c/1.png"], [], "No picture of class 'c' is there to train on"),
+        ([], [], "holds no images"),
+    ],
+)
+def test_pictures_that_do_not_fit_are_refused(
+    files: list[str], words: list[str], problem: str, encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "data").mkdir()
-    Image.new("RGB", (30, 30)).save(tmp_path / "data" / "a.png")
-    assert finetune.main([f"encoder={encoder}", f"data.path={tmp_path / 'data'}", f"out={tmp_path / 'out'}"]) == 2
-    assert "lies in no folder of a class" in capsys.readouterr().out
+    for name in files:
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (30, 30)).save(tmp_path / "data" / name)
+    code, text = tried(encoder, tmp_path / "data", tmp_path / "out", capsys, *words)
+    assert code == 2
+    assert problem in text
+    assert "labels=" not in text
+    assert not (tmp_path / "out").exists()
 
 
 def test_rates_rise_for_one_epoch_and_end_at_zero() -> None:
