@@ -12,6 +12,7 @@ WEB_ADDRESS = re.compile(
     rf"(?:{'|'.join(WEB)})://(?:[^\s,'\"\]}}]|[\]}}](?![\s,\]}}]|$)|,(?!\s|[a-z][a-z0-9+.-]*://|$))+", re.IGNORECASE
 )
 """An address on a web server, wherever it stands in an argument, up to the quote, bracket or comma that ends it."""
+SOME_WEB = re.compile(rf"\s*(?:{'|'.join(WEB)}):", re.IGNORECASE)
 
 
 def set_aside(arguments: list[str]) -> list[str]:
@@ -30,6 +31,33 @@ def set_aside(arguments: list[str]) -> list[str]:
                 "Let the command read it where it runs: from a file of yours, or from a variable of the environment.",
             )
     return [WEB_ADDRESS.sub(lambda found: _without(found[0]), argument) for argument in arguments]
+
+
+def check_config(node: Any, key: str = "") -> None:
+    """Raise ConfigError where a composed config holds an address with credentials, which would reach files of the run.
+
+    `set_aside` finds addresses as they are usually written; a file of `configs/`, or a value that is put together from
+    others, gets here.
+    """
+    if isinstance(node, dict):
+        for name, value in node.items():
+            check_config(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(node, list):
+        for value in node:
+            check_config(value, key)
+    elif isinstance(node, str) and SOME_WEB.match(node) and has_secret(node):
+        raise ConfigError(
+            f"{key} is an address with credentials or a query, which no file of a run may contain.",
+            f"Write it as one plain word of the command, {key}=https://..., or into the environment as {ADDRESS}.",
+        )
+
+
+def has_secret(text: str) -> bool:
+    """Return whether an address has credentials or a query; true of one that cannot be read."""
+    try:
+        return bool(Address.parse(text).secret)
+    except ConfigError:
+        return "@" in text or "?" in text
 
 
 def restored(config: dict[str, Any]) -> dict[str, Any]:

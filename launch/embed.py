@@ -35,7 +35,7 @@ from dist_ssl.saved_encoder import SavedEncoder, load_encoder
 from launch import credentials
 from launch.command_options import RANK, check_least, device_of, one_encoder, parse, place_among, with_credentials
 from launch.embedding_parts import EmbeddingPart, EmbeddingParts, Kind, described, parquet_library, unreadable
-from launch.image_collection import ImageCollection, Place, collection
+from launch.image_collection import ImageCollection, ImagePlace, collection
 from launch.run_dir import write_for_owner_alone
 from shards.command_line import Threads
 from shards.pack import bar
@@ -73,11 +73,11 @@ class EmbedOptions:
         check_least(found, rows=1, batch=1)
         return found
 
-    def place(self, sharers: int) -> Place:
+    def place(self, sharers: int) -> ImagePlace:
         """Return where the images are, with credentials. `sharers`: processes that share the cache."""
         cache = None if self.data_cache == "null" else self.data_cache
         path = with_credentials(self.data_path)
-        return Place(path, self.split, cache, self.data_cache_bytes, sharers, self.threads)
+        return ImagePlace(path, self.split, cache, self.data_cache_bytes, sharers, self.threads)
 
 
 class Embedder:

@@ -31,7 +31,7 @@ def record(driver: Path = DRIVER, processors: Path = PROCESSORS) -> dict[str, An
     return {
         "host": socket.gethostname(),
         "python": platform.python_version(),
-        "system": platform.platform(),
+        "system": " ".join((os.uname().sysname, os.uname().release, os.uname().machine)),
         "processor": _value(_lines(processors), "model name") or platform.machine(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory": psutil.virtual_memory().total,

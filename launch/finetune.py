@@ -41,7 +41,7 @@ from dist_ssl.runtime.files import write_atomically
 from dist_ssl.saved_encoder import FILE, SavedEncoder, load_encoder
 from launch.command_options import device_of, one_encoder, with_credentials
 from launch.finetune_options import ENCODER_LR, FinetuneOptions
-from launch.labelled_images import Item, LabelledImages, LabelledSplits, Samples, labelled_splits
+from launch.labelled_images import EncodedImages, Item, LabelledImages, LabelledSplits, labelled_splits
 from launch.run_dir import write_for_owner_alone
 
 Batch = tuple[Tensor, Tensor]
@@ -173,7 +173,7 @@ def views_of(saved: SavedEncoder, splits: LabelledSplits, flip: bool) -> tuple[L
     rules = ImageRules(range=own.range, alpha=own.alpha)
     drawn = [v2.RandomResizedCrop(own.crop, (SMALLEST_SHARE, 1.0), antialias=True), v2.RandomHorizontalFlip(flip / 2)]
 
-    def images(samples: Samples, view: Any) -> LabelledImages:
+    def images(samples: EncodedImages, view: Any) -> LabelledImages:
         return LabelledImages(samples, rules, view)
 
     return images(splits.train, v2.Compose(drawn)), images(splits.val, partial(centre, own.resize, own.crop))

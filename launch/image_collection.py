@@ -27,11 +27,11 @@ class ImageCollection:
     key: Callable[[int], str]
     read: Callable[[int], bytes]
     expect: Callable[[Iterable[range]], None] = lambda _: None
-    """Function that is told which runs of numbers will be read, in their order."""
+    """Function that takes the runs of numbers that will be read, in their order, to fetch them ahead."""
 
 
 @dataclass(frozen=True)
-class Place:
+class ImagePlace:
     """Where images are: the keys of the command, with credentials. `sharers`: processes that share the cache."""
 
     path: str
@@ -42,7 +42,7 @@ class Place:
     threads: int
 
 
-def collection(place: Place, console: Console) -> ImageCollection:
+def collection(place: ImagePlace, console: Console) -> ImageCollection:
     """Return the images of shards, or of a folder of pictures. Prints what is left out. Raises ConfigError, DataError.
 
     `place.split`: name of a split of the shards, None where there is one only.
@@ -57,7 +57,7 @@ def collection(place: Place, console: Console) -> ImageCollection:
     return of_folder(place, console)
 
 
-def of_shards(address: Address, place: Place) -> ImageCollection:
+def of_shards(address: Address, place: ImagePlace) -> ImageCollection:
     """Return the images of a split, in the order of the shards. Raises ConfigError, DataError."""
     found, access = open_shards(address, place.cache, place.cache_bytes, place.sharers)
     names = ", ".join(found.splits)
@@ -77,7 +77,7 @@ def of_shards(address: Address, place: Place) -> ImageCollection:
     return ImageCollection(identity, origin, len(own.samples), own.samples.key, reader.read, expect)
 
 
-def of_folder(place: Place, console: Console) -> ImageCollection:
+def of_folder(place: ImagePlace, console: Console) -> ImageCollection:
     """Return the pictures of a folder and its sub-folders, in the order of their paths, which are their keys.
 
     Prints what is left out. Raises DataError where there are none.

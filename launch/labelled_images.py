@@ -33,7 +33,7 @@ Item = tuple[Tensor, int] | DataError | None
 HELD_OUT = HeldOut(share=0.2)
 
 
-class Samples(Protocol):
+class EncodedImages(Protocol):
     """Encoded images and their labels, by number."""
 
     def __len__(self) -> int: ...
@@ -55,14 +55,14 @@ class FolderSamples:
         return len(self.files)
 
     def __call__(self, number: int) -> tuple[bytes, int]:
-        """See `Samples`."""
+        """See `EncodedImages`."""
         file = self.files[number]
         return imagefolder.read(self.root, file), self.classes.index(class_of(file))
 
 
 @dataclass(frozen=True)
 class ShardSamples:
-    """Samples of a split of shards."""
+    """EncodedImages of a split of shards."""
 
     reader: Reader
     labels: npt.NDArray[np.int64]
@@ -71,7 +71,7 @@ class ShardSamples:
         return len(self.labels)
 
     def __call__(self, number: int) -> tuple[bytes, int]:
-        """See `Samples`."""
+        """See `EncodedImages`."""
         return self.reader.read(number), int(self.labels[number])
 
 
@@ -79,7 +79,7 @@ class ShardSamples:
 class LabelledImages(Dataset[Item]):
     """Views of images, and their labels."""
 
-    samples: Samples
+    samples: EncodedImages
     rules: ImageRules
     view: View
 
@@ -99,10 +99,10 @@ class LabelledImages(Dataset[Item]):
 
 @dataclass(frozen=True)
 class LabelledSplits:
-    """Samples to train on, samples that are held out, and the names of the classes in the order of their labels."""
+    """EncodedImages to train on, samples that are held out, and the names of the classes in the order of their labels."""
 
-    train: Samples
-    val: Samples
+    train: EncodedImages
+    val: EncodedImages
     classes: list[str]
 
 

@@ -19,6 +19,7 @@ from dist_ssl.config.command import known_pairs, run_command
 from dist_ssl.errors import ConfigError
 from dist_ssl.metrics.goodput import CAUSES
 from dist_ssl.metrics.sinks import read_reports
+from dist_ssl.runtime.files import write_atomically
 from launch.charts import COLOURS, Span, Trace, curves, duration, number, percent, stacked, timeline
 from launch.ending import FAILED, FINISHED, REFUSED, STOPPED, Ending
 from launch.prediction import Prediction
@@ -241,9 +242,10 @@ def run(arguments: list[str], console: Console) -> int:
     out = Path(dict(given).get("out") or runs[0].run.folder / "report.html")
     plan = Prediction.read(Path(named)) if (named := dict(given).get("plan")) else None
     try:
-        out.write_text(page(runs, plan), encoding="utf-8")
+        write_atomically(out, page(runs, plan))  # in place of a link that somebody may have put there
     except OSError as error:
-        raise ConfigError(f"{out} cannot be written: {error}.", "Name another file: out=report.html") from error
+        reason = error.strerror or error
+        raise ConfigError(f"{out} cannot be written: {reason}.", "Name another file: out=report.html") from error
     console.print(f"Written: {out}")
     return 0
 

@@ -121,7 +121,7 @@ class RunDir:
     def begin(self, config: dict[str, Any], overrides: list[str]) -> None:
         """Store the code, the overrides and the config; the config last, so that an incomplete folder is not a run."""
         for name in SNAPSHOT:
-            shutil.copytree(PROJECT / name, self.code / name, ignore=shutil.ignore_patterns(*LEFT_OUT))
+            _copy_for_owner_alone(PROJECT / name, self.code / name)
         write_source(self.folder, PROJECT)
         (self.folder / "overrides.yaml").write_text(yaml.safe_dump(overrides))
         write_yaml(self.folder / "config.yaml", {"format": FORMAT, **config})
@@ -266,6 +266,14 @@ class AttemptDir:
     def energy(self, node: int) -> Path:
         """Return the file in which the agent of a node records the joules that the node has taken, by source."""
         return self.folder / f"energy_{node:04d}.json"
+
+
+def _copy_for_owner_alone(source: Path, target: Path) -> None:
+    """Copy a folder of code, so that no other user can change the copy even where others may change the source."""
+    left_out = shutil.ignore_patterns(*LEFT_OUT)
+    shutil.copytree(source, target, ignore=left_out, copy_function=shutil.copyfile)  # files have the modes of new ones
+    for folder in (target, *(path for path in target.rglob("*") if path.is_dir())):
+        folder.chmod(folder.stat().st_mode & ~0o022)
 
 
 def _of_a_run(config: Path) -> bool:

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from dist_ssl.errors import ConfigError, nearest
+from launch import credentials
 
 MACHINE = (
     "nodes",
@@ -111,6 +112,7 @@ def compose(overrides: list[str], folder: Path) -> dict[str, Any]:
     _drop_strays(values, overrides, folder)
     if isinstance(values.get("extend"), str):
         values["extend"] = [values["extend"]]  # one length may be written without brackets
+    credentials.check_config(values)
     return {str(key): value for key, value in values.items()}
 
 

@@ -21,6 +21,7 @@ from dist_ssl.errors import ConfigError
 from launch.agent import on_slurm
 from launch.cluster_options import gpus, seconds
 from launch.epilogue import TIME_LIMIT
+from launch.private_cache import CACHED, PYTHON
 from launch.variables import ATTEMPT, RUN
 
 FROM_CLUSTER = ("partition", "account", "qos", "gpus_per_node", "cpus_per_task", "mem", "constraint", "exclude")
@@ -44,10 +45,11 @@ class Sbatch(SlurmExecutor):  # type: ignore[misc]  # submitit has no types
         return 1
 
 
-def executor(config: dict[str, Any], folder: Path, name: str, run_line: str) -> Sbatch:
+def executor(config: dict[str, Any], folder: Path, name: str, run_line: str, *, own: bool) -> Sbatch:
     """Return the executor that submits jobs of a config. Raises ConfigError where sbatch would not find the folder.
 
-    `folder`: where batch files and logs go; `run_line`: the line of shell that sets the run folder's variable.
+    `folder`: where batch files and logs go; `run_line`: the line of shell that sets the run folder's variable; `own`:
+    the run folder belongs to this user.
     """
     if "%" in str(folder):
         raise ConfigError(
@@ -58,16 +60,16 @@ def executor(config: dict[str, Any], folder: Path, name: str, run_line: str) -> 
     SlurmJobEnvironment.USR_SIG = STOP_SIGNAL  # a variable of the user's may have set another, which no rank listens to
     found = Sbatch(folder, python=cluster["python"])  # the agents'; prologue and epilogue need Slurm's commands
     python = f"{shlex.quote(sys.executable)} -m"
-    own = {key: cluster[key] for key in FROM_CLUSTER if cluster[key] is not None}
+    given = {key: cluster[key] for key in FROM_CLUSTER if cluster[key] is not None}
     options: dict[str, Any] = {
-        **own,
+        **given,
         "job_name": name,
         "nodes": config["nodes"],
         "ntasks_per_node": 1,
         "time": max(1, round(seconds(cluster, "time") / 60)) if cluster["time"] is not None else None,
         "signal_delay_s": round(seconds(cluster, "stop_ahead")),
         "srun_args": ["--kill-on-bad-exit=1", *_cores(cluster["cpus_per_task"]), *cluster["srun_args"]],
-        "setup": [*cluster["setup"], *_before(python, run_line)],
+        "setup": [*cluster["setup"], *_before(python, run_line, own)],
         "teardown": _after(python),
         "stderr_to_stdout": True,
         "wckey": None,
@@ -120,11 +122,23 @@ def check(cluster: dict[str, Any]) -> None:
         )
 
 
-def _before(python: str, run_line: str) -> list[str]:
-    """Return the shell lines before srun: they select the run's code and make a new attempt at every start."""
+def _same_owner() -> str:
+    """Return the line of shell that ends a job whose run folder has been replaced by another user, who then owns it."""
+    places = " ".join(f'"${RUN}{part}"' for part in ("", "/code", "/code/dist_ssl", "/code/launch", "/slurm"))
+    refusal = 'echo "$path is not yours any more: another user has replaced it."; exit 2'
+    return f'for path in {places}; do [ -O "$path" ] || {{ {refusal}; }}; done'
+
+
+def _before(python: str, run_line: str, own: bool) -> list[str]:
+    """Return the shell lines before srun: they select the run's code and make a new attempt at every start.
+
+    `own`: the run folder is the user's.
+    """
     return [
         run_line,
+        *([_same_owner()] if own else []),
         f"export PYTHONSAFEPATH=1 PYTHONPATH=${RUN}/code${{PYTHONPATH:+:$PYTHONPATH}}",
+        f'export {PYTHON}="$(mktemp -d)/{CACHED}"',  # of each node; what lies in the run folder is not executed
         f'{ATTEMPT}=$({python} launch.prologue "${RUN}") || exit $?',
         f"export {ATTEMPT}",
         # the line that submitit writes calls this function: a dead node would keep srun itself for minutes
@@ -136,12 +150,19 @@ def _before(python: str, run_line: str) -> list[str]:
 
 def _after(python: str) -> list[str]:
     """Return the shell lines after srun."""
-    return ["code=$?", f'{python} launch.epilogue "${RUN}" "${ATTEMPT}" "$code"', "exit $code", ""]
+    ended = f'{python} launch.epilogue "${RUN}" "${ATTEMPT}" "$code"'
+    return ["code=$?", ended, f'rm -rf "${{{PYTHON}%/{CACHED}}}"', "exit $code", ""]
 
 
 def one(config: dict[str, Any], run: Path) -> Sbatch:
     """Return the executor that submits the job of one run."""
-    return executor(config, run / "slurm", run.name, f"export {RUN}={shlex.quote(str(run))}")
+    line = f"export {RUN}={shlex.quote(str(run))}"
+    return executor(config, run / "slurm", run.name, line, own=_is_own(run))
+
+
+def _is_own(run: Path) -> bool:
+    """Return whether a run folder belongs to this user, as one does that is not made yet."""
+    return not run.exists() or run.stat().st_uid == os.geteuid()
 
 
 @contextlib.contextmanager
@@ -193,4 +214,4 @@ def array(config: dict[str, Any], folder: Path, runs: list[Path]) -> Sbatch:
     for run in runs:
         (run / "slurm").symlink_to(folder)
     line = f'export {RUN}=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {shlex.quote(str(listed))})'
-    return executor(config, folder, folder.name, line)
+    return executor(config, folder, folder.name, line, own=all(map(_is_own, runs)))

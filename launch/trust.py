@@ -11,15 +11,19 @@ import pwd
 import shlex
 import stat
 from collections.abc import Iterator
+from pathlib import Path
 
 from dist_ssl.errors import ConfigError
 from launch.handover import files
-from launch.run_dir import PROJECT, RunDir
+from launch.run_dir import PROJECT, SNAPSHOT, RunDir
 
 KEY = "trust"
 ROOT = 0
 SHOWN = 5
 """Number of files that a message names."""
+CACHED = "__pycache__"
+"""Python's own folder; processes of a run do not read it (`private_cache`)."""
+FOLDERS = ("attempts", "attempts/*", "slurm", "checkpoints")
 CONFIGS = ("config.yaml", "overrides.yaml", "submitted.yaml", "attempts/*/config.yaml")
 
 
@@ -28,19 +32,25 @@ def check(run: RunDir, trusted: bool) -> None:
     if trusted or run.code.resolve() == PROJECT:
         return
     if problems := list(dangers(run)):
-        more = f" ({len(problems)} such files)" if len(problems) > 1 else ""
         own = run.folder.stat().st_uid == os.geteuid()
+        more = f" ({len(problems)} such files)" if len(problems) > 1 else ""
         close = f" To take the right from them: chmod -R go-w {shlex.quote(str(run.folder))}" if own else ""
         raise ConfigError(
             f"{run.folder} is not yours alone, and its code would run as you: {problems[0]}{more}.",
             f"{_differences(run)} If you trust everybody who can write to it, add {KEY}=true.{close}",
+        )
+    if added := additions(run):
+        raise ConfigError(
+            f"{added[0]} is no part of a run's code, and would be found in place of a module of that name.",
+            f"Remove it, or add {KEY}=true.",
         )
 
 
 def dangers(run: RunDir) -> Iterator[str]:
     """Yield what another user owns or may change among the folder, its configs and its code."""
     configs = [path for pattern in CONFIGS for path in run.folder.glob(pattern)]
-    for path in [run.folder, run.code, *configs, *run.code.rglob("*")]:
+    folders = [path for pattern in FOLDERS for path in run.folder.glob(pattern)]
+    for path in [run.folder, run.code, *folders, *configs, *run.code.rglob("*")]:
         state = path.stat() if path.exists() else None
         if state is None:
             continue
@@ -48,6 +58,14 @@ def dangers(run: RunDir) -> Iterator[str]:
             yield f"{path} belongs to {_name(state.st_uid)}"
         elif state.st_mode & stat.S_IWOTH or (state.st_mode & stat.S_IWGRP and not _private(state.st_gid)):
             yield f"{path} can be changed by others (mode {stat.S_IMODE(state.st_mode):o})"
+
+
+def additions(run: RunDir) -> list[Path]:
+    """Return what lies beside the code that a run copies.
+
+    The folder comes first where modules are searched, so a `torch/` in it would be imported in place of torch.
+    """
+    return sorted(path for path in run.code.glob("*") if path.name not in (*SNAPSHOT, CACHED))
 
 
 def _name(user: int) -> str:
@@ -58,9 +76,10 @@ def _name(user: int) -> str:
 
 
 def _private(group: int) -> bool:
-    """Return whether a group is the user's own, named like the user, as many systems make one for each user."""
+    """Return whether a group is the user's alone: named like the user, as many systems make one, without members."""
     try:
-        return group == os.getegid() and grp.getgrgid(group).gr_name == _name(os.geteuid())
+        found, name = grp.getgrgid(group), _name(os.geteuid())
+        return group == os.getegid() and found.gr_name == name and not {*found.gr_mem} - {name}
     except KeyError:
         return False
 

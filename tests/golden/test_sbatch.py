@@ -1,6 +1,7 @@
 """The batch file of the user's literal command, as a person agreed to it."""
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from submitit.core.job_environment import JobEnvironment
 from dist_ssl.errors import ConfigError
 from launch import preparation, settings, submission
 from launch.run_dir import PROJECT
+from launch.variables import RUN
 from tests.golden.agreed import agree
 
 WORDS = [
@@ -86,3 +88,31 @@ def test_a_folder_whose_name_sbatch_would_change_is_refused() -> None:
     preparation.fill_in(config)
     with pytest.raises(ConfigError, match="cannot log to /shared/runs/lr%j/slurm: sbatch replaces a %"):
         submission.one(config, Path("/shared/runs/lr%j"))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize("place", [None, ".", "code", "code/dist_ssl", "code/launch", "slurm"])
+def test_a_job_does_not_run_what_another_user_has_put_in_the_place_of_its_run(
+    place: str | None, tmp_path: Path
+) -> None:
+    for folder in ("code/dist_ssl", "code/launch", "slurm"):
+        (tmp_path / folder).mkdir(parents=True)
+    if place:
+        os.chown(tmp_path / place, 12345, 12345)
+    [guard] = [line for line in batch_file().splitlines() if "[ -O " in line]
+    script = f"export {RUN}={tmp_path}\n{guard}\necho goes on"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    if place:
+        refusal = f"{tmp_path / place} is not yours any more: another user has replaced it.\n"
+        assert (done.returncode, done.stdout) == (2, refusal)
+    else:
+        assert done.stdout == "goes on\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_the_job_of_a_run_that_is_trusted_though_it_is_of_somebody_else_has_no_such_guard(tmp_path: Path) -> None:
+    config = settings.compose(WORDS, PROJECT / "configs")
+    preparation.fill_in(config)
+    assert "[ -O " in submission.text(submission.one(config, tmp_path))
+    os.chown(tmp_path, 12345, 12345)
+    assert "[ -O " not in submission.text(submission.one(config, tmp_path))

@@ -1,10 +1,15 @@
 """Credentials in data.path reach the ranks through the environment, and nothing else ever sees them."""
 
+import re
+import shutil
+from pathlib import Path
+
 import pytest
 
 from dist_ssl.data.storage.address import Address
 from dist_ssl.errors import ConfigError
-from launch import credentials
+from launch import credentials, settings
+from launch.run_dir import PROJECT
 from launch.variables import ADDRESS
 
 WHOLE = "https://g4711:opensesame@host/set?sig=abc"
@@ -103,3 +108,36 @@ def test_newer_ones_win_and_a_sweep_keeps_all() -> None:
 def test_words_without_credentials_stay_as_they_are(word: str) -> None:
     assert credentials.set_aside([word]) == [word]
     assert restored("data/demo") == "data/demo"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["data.path=https://to'ken@host/x"],
+        ["+data.scheme=https", "data.path='${data.scheme}://u:pw@h/x'"],
+        ["data.train=https", "data.path='${data.train}://u:pw@h/x'"],
+        ["""data.path='${oc.decode:"\\"https:\\""}//u:pw@h/x'"""],
+        ["data.path='https://h/x?signature=pw'"],
+        ["tracker=mlflow", "tracker.mlflow.uri='https://u:pw@h'"],
+    ],
+)
+def test_a_login_that_is_put_together_in_a_config_is_refused(words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        settings.compose(words, PROJECT / "configs")
+    assert "pw" not in str(caught.value).replace("put", "")
+    assert "token" not in str(caught.value)
+
+
+def test_a_login_in_a_file_of_the_configs_is_refused(tmp_path: Path) -> None:
+    shutil.copytree(PROJECT / "configs", tmp_path / "configs")
+    own = tmp_path / "configs" / "data" / "mine.yaml"
+    own.write_text((tmp_path / "configs" / "data" / "shards.yaml").read_text() + "\n")
+    text = own.read_text()
+    own.write_text(re.sub(r"(?m)^path: .*$", "path: https://u:pw@host/x", text))
+    with pytest.raises(ConfigError, match=r"data\.path is an address with credentials"):
+        settings.compose(["data=mine"], tmp_path / "configs")
+
+
+@pytest.mark.parametrize("path", ["https://host/x", "s3://bucket/x", "data/a:b", "https://h/a b"])
+def test_other_addresses_are_left_alone(path: str) -> None:
+    credentials.check_config({"data": {"path": path, "more": [path, 3, None]}})

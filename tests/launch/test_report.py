@@ -311,3 +311,13 @@ def test_the_curves_are_metrics_of_the_table() -> None:
     from dist_ssl.metrics.table import check_keys
 
     check_keys(key for _, key, _ in CHARTS)
+
+
+def test_a_link_in_the_place_of_the_page_is_replaced_and_not_followed(tmp_path: Path) -> None:
+    run = RunDir(run_folder(tmp_path, "mine", REPORTS))
+    keys = tmp_path / "authorized_keys"
+    keys.write_text("mine")
+    (run.folder / "report.html").symlink_to(keys)
+    assert report.main([f"run={run.folder}"]) == 0
+    assert keys.read_text() == "mine"
+    assert "<!doctype html>" in (run.folder / "report.html").read_text()

@@ -244,3 +244,20 @@ def test_a_damaged_neighbour_does_not_matter(run: RunDir) -> None:
     (run.folder.parent / "other" / "config.yaml").write_text("a: [")
     with pytest.raises(ConfigError, match="is not a run folder"):
         RunDir.open(run.folder.parent / "nothing")
+
+
+def test_the_code_of_a_run_is_for_its_owner_alone_whatever_the_modes_of_the_project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = tmp_path / "project"
+    for name in SNAPSHOT:
+        (project / name / "inner").mkdir(parents=True)
+        (project / name / "inner" / "a.py").write_text("a = 1")
+    for path in project.rglob("*"):
+        path.chmod(0o777)
+    monkeypatch.setattr(run_dir, "PROJECT", project)
+    run = RunDir(tmp_path / "run")
+    run.begin({}, [])
+    copied = list(run.code.rglob("*"))
+    assert len(copied) == 3 * len(SNAPSHOT)
+    assert not [path for path in copied if path.stat().st_mode & 0o022]

@@ -1,14 +1,17 @@
 """Code of a run folder that others own or can change is not executed without a word."""
 
+import importlib._bootstrap_external
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from dist_ssl.errors import ConfigError
 from launch import settings, trust
+from launch.private_cache import private_caches
 from launch.run_dir import PROJECT, RunDir
 
 STRANGER = 12345
@@ -102,3 +105,49 @@ def test_a_dry_run_of_a_poisoned_folder_executes_nothing(run: RunDir, tmp_path: 
     again = subprocess.run([*command, "trust=true"], capture_output=True, text=True, check=False)
     assert again.returncode == 0
     assert canary.exists(), "otherwise this test would show nothing"
+
+
+@pytest.mark.parametrize("name", ["sitecustomize.py", "usercustomize.py", "torch/__init__.py", "numpy.py"])
+def test_what_lies_beside_the_code_is_refused_whoever_owns_it(run: RunDir, name: str) -> None:
+    path = run.code / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("x = 1")
+    with pytest.raises(ConfigError, match="is no part of a run's code"):
+        trust.check(run, trusted=False)
+
+
+@pytest.mark.parametrize("place", ["attempts", "attempts/0001", "slurm", "checkpoints"])
+def test_a_folder_in_which_others_can_replace_files_is_refused(run: RunDir, place: str) -> None:
+    (run.folder / place).mkdir(parents=True, exist_ok=True)
+    trust.check(run, trusted=False)
+    (run.folder / place).chmod(0o777)
+    with pytest.raises(ConfigError, match="can be changed by others"):
+        trust.check(run, trusted=False)
+
+
+def test_a_group_with_other_members_is_not_ones_own(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.code.chmod(0o775)
+    monkeypatch.setattr(trust.grp, "getgrgid", lambda group: SimpleNamespace(gr_name="root", gr_mem=[]))
+    trust.check(run, trusted=False)
+    monkeypatch.setattr(trust.grp, "getgrgid", lambda group: SimpleNamespace(gr_name="root", gr_mem=["somebody"]))
+    with pytest.raises(ConfigError, match="can be changed by others"):
+        trust.check(run, trusted=False)
+
+
+def test_compiled_python_in_a_run_folder_is_not_executed(run: RunDir, tmp_path: Path) -> None:
+    module, canary = run.code / "launch" / "run_names.py", tmp_path / "canary"
+    compiled = module.parent / "__pycache__" / f"run_names.{sys.implementation.cache_tag}.pyc"
+    poison = tmp_path / "poison.py"
+    poison.write_text(f"open({str(canary)!r}, 'w')\n" + "#" * 10_000)
+    time, size = int(module.stat().st_mtime), module.stat().st_size
+    code = compile(poison.read_text(), str(module), "exec")
+    compiled.parent.mkdir(exist_ok=True)
+    compiled.write_bytes(importlib._bootstrap_external._code_to_timestamp_pyc(code, time, size))
+    command = [sys.executable, "-P", "-c", "import launch.run_names"]
+    plain = {**os.environ, "PYTHONPATH": str(run.code)}
+    plain.pop("PYTHONPYCACHEPREFIX", None)
+    subprocess.run(command, env=plain, check=True)
+    assert canary.exists(), "the poison works"
+    canary.unlink()
+    subprocess.run(command, env={**plain, **private_caches(run.code)}, check=True)
+    assert not canary.exists()

@@ -31,6 +31,7 @@ from launch.measures import PROTOCOLS
 from launch.run_dir import PROJECT, RunDir
 from launch.watching import Watch, evaluate_named, follow
 from tests.jobs import small_config, small_job
+from tests.monitoring.prometheus import free_port
 from tests.ranks import Ranks
 from tests.system.launching import Launch, changeable_by_others, words
 
@@ -282,7 +283,7 @@ def test_what_one_rank_cannot_read_leaves_no_other_waiting(run: Path, ranks: Ran
 def test_ranks_that_torchrun_starts_write_one_evaluation(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, alone, _ = written(run, capsys, "k=5")
     shutil.rmtree(run / "evaluations")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", f"--master-port={free_port()}", "--nproc-per-node=2"]
     command = [*torchrun, str(PROJECT / "launch" / "evaluate.py"), f"run={run}", "threads=1", "k=5"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
