@@ -62,7 +62,7 @@ class FolderSamples:
 
 @dataclass(frozen=True)
 class ShardSamples:
-    """EncodedImages of a split of shards."""
+    """Samples of a split of shards."""
 
     reader: Reader
     labels: npt.NDArray[np.int64]
@@ -99,7 +99,7 @@ class LabelledImages(Dataset[Item]):
 
 @dataclass(frozen=True)
 class LabelledSplits:
-    """EncodedImages to train on, samples that are held out, and the names of the classes in the order of their labels."""
+    """Images to train on, images that are held out, and the names of the classes in the order of their labels."""
 
     train: EncodedImages
     val: EncodedImages
