@@ -26,6 +26,8 @@ Item = tuple[Tensor, int] | DataError | None
 """A view and its label; None where the image cannot be decoded; why it cannot be read, as no worker can raise that."""
 CACHE_BYTES = 50 * 10**9
 """Bound of the local copies of remote shards."""
+MOST_CLASSES = 1 << 15
+"""Classes that a data set of fewer samples may have: it may be a part of a larger one and keep its numbers."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +75,22 @@ def of_shards(address: Address, rules: ImageRules, train: View, val: View) -> La
         reader, labels = Reader(split, access), split.samples.labels
         return LabelledImages(len(labels), lambda number: (reader.read(number), int(labels[number])), rules, view)
 
-    last = max(int(split.samples.labels.max()) for split in found.splits.values())
-    names = list(found.classes) or [str(number) for number in range(last + 1)]
-    return LabelledSplits(images("train", train), images("val", val), names)
+    return LabelledSplits(images("train", train), images("val", val), class_names(found))
+
+
+def class_names(found: manifest.Manifest) -> list[str]:
+    """Return the names of the classes in the order of their labels; where there are none, their numbers.
+
+    Raises DataError where a label is beyond the classes, or beyond what a data set of this size can need.
+    """
+    labels = [split.samples.labels for split in found.splits.values()]
+    last = max(int(own.max(initial=-1)) for own in labels)
+    most = len(found.classes) or max(MOST_CLASSES, sum(len(own) for own in labels))
+    if last >= most:
+        raise DataError(
+            f"The data set has the label {last}: its labels are 0 to {most - 1} at most.", "Number its classes anew."
+        )
+    return list(found.classes) or [str(number) for number in range(last + 1)]
 
 
 def of_folder(
