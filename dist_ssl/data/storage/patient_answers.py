@@ -36,13 +36,13 @@ class _Within(io.RawIOBase):
 class PatientAnswer(http.client.HTTPResponse):
     """An answer whose head, and each next part of whose body, must arrive within the timeout of the connection.
 
-    Nothing is read ahead of the timeout: it may be exceeded by one wait for a byte, which is as long at most.
+    The time may be exceeded by one wait for a byte, which is as long at most.
     """
 
     def __init__(self, sock: socket.socket, *arguments: Any, **options: Any) -> None:
         super().__init__(sock, *arguments, **options)
         self._seconds = sock.gettimeout() or float("inf")
-        self._within = _Within(cast("io.BufferedReader", self.fp).detach())
+        self._within = _Within(self.fp.detach())
         self.fp = io.BufferedReader(self._within)
         self._start()
 
