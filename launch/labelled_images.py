@@ -19,6 +19,7 @@ from dist_ssl.data.images.decode import decode
 from dist_ssl.data.images.image_rules import ImageRules
 from dist_ssl.data.images.unreadable import UnreadableError
 from dist_ssl.data.storage.address import Address
+from dist_ssl.data.storage.manifest import Manifest
 from dist_ssl.data.storage.read import Reader
 from dist_ssl.errors import ConfigError, DataError
 from launch.image_places import open_shards, scanned, shards_at
@@ -31,6 +32,8 @@ View = Callable[[Tensor], Tensor]
 Item = tuple[Tensor, int] | DataError | None
 """A view and its label; None where the image cannot be decoded; why it cannot be read, as no worker can raise that."""
 HELD_OUT = HeldOut(share=0.2)
+MOST_CLASSES = 1 << 15
+"""Classes that a data set of fewer samples may have: it may be a part of a larger one and keep its numbers."""
 
 
 class EncodedImages(Protocol):
@@ -137,14 +140,22 @@ def of_shards(address: Address, cache: str | None, cache_bytes: str) -> Labelled
         access.check(split, 1, 1)
         return ShardSamples(Reader(split, access), split.samples.labels)
 
-    train, val = samples("train"), samples("val")
-    last = max(int(own.labels.max()) for own in (train, val))
-    most = len(found.classes) or len(train) + len(val)
+    return LabelledSplits(samples("train"), samples("val"), class_names(found))
+
+
+def class_names(found: Manifest) -> list[str]:
+    """Return the names of the classes in the order of their labels; where there are none, their numbers.
+
+    Raises DataError where a label is beyond the classes, or beyond what a data set of this size can need.
+    """
+    labels = [split.samples.labels for split in found.splits.values()]
+    last = max(int(own.max(initial=-1)) for own in labels)
+    most = len(found.classes) or max(MOST_CLASSES, sum(len(own) for own in labels))
     if last >= most:
         raise DataError(
-            f"There is a label {last}, and the data set has {most} classes at most.", "Make the shards again."
+            f"The data set has the label {last}: its labels are 0 to {most - 1} at most.", "Number its classes anew."
         )
-    return LabelledSplits(train, val, list(found.classes) or [str(number) for number in range(last + 1)])
+    return list(found.classes) or [str(number) for number in range(last + 1)]
 
 
 def of_folder(path: str, held_out: HeldOut | None, console: Console) -> LabelledSplits:

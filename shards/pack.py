@@ -24,6 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from dist_ssl.config.command import say
 from dist_ssl.data.storage import manifest
 from dist_ssl.errors import DataError
+from dist_ssl.runtime import jsonl
 from dist_ssl.runtime.files import write_atomically
 from shards.archive import Sample, Writer
 from shards.command_line import Threads
@@ -76,6 +77,8 @@ def pack(
     if out.exists():
         raise DataError(f"{out} exists already.", "Choose another folder, or remove it first.")
     part = out.with_name(f"{out.name}.part")
+    if part.is_symlink():
+        raise DataError(f"{part} is a link: files are removed where it leads.", "Remove it, or choose another out=...")
     try:
         part.mkdir(parents=True, exist_ok=True)
         check_ours(part)
@@ -112,7 +115,8 @@ def check_ours(part: Path) -> None:
 @contextmanager
 def locked(part: Path) -> Iterator[None]:
     """Keep other processes from writing to a folder; a killed process releases the lock too. Raises DataError."""
-    with (part / LOCK).open("w") as file:
+    no_link = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # it may lead to any file
+    with os.fdopen(os.open(part / LOCK, no_link, 0o666), "wb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -181,12 +185,15 @@ class Packer:
     def _recorded(self, path: Path) -> Made | None:
         """Return what the record of a tar says; None if it is missing or of other samples."""
         try:
-            content = json.loads(record_of(path).read_text())
-        except (FileNotFoundError, ValueError):  # a power failure may leave an empty file
+            content = jsonl.parsed(record_of(path).read_bytes())
+            if (content["stamp"], content["first"]) != (self.stamp, self.done):
+                return None
+            made = Made(manifest.Shard(**content["shard"]), manifest.columns(content["rows"]))
+        except FileNotFoundError:
             return None
-        if (content["stamp"], content["first"]) != (self.stamp, self.done):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):  # empty after a power failure, say
             return None
-        return Made(manifest.Shard(**content["shard"]), manifest.columns(content["rows"]))
+        return made if made.shard.name == path.name else None
 
     def run(self, depth: int) -> tuple[list[manifest.Shard], manifest.Samples]:
         """Write the missing tars, with up to `depth` samples prefetched; return the manifest's rows of all tars."""

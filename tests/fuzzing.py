@@ -16,23 +16,35 @@ HANG_SECONDS = 120
 MORE_BYTES = 1 << 30
 """How much the memory of the process may grow over all inputs of a kind."""
 
+
+def nested(depth: int) -> Any:
+    """A list in a list in a list ..., so many of them."""
+    value: Any = []
+    for _ in range(depth - 1):
+        value = [value]
+    return value
+
+
 NASTY: tuple[Any, ...] = (
     *(None, True, -1, 0, 1, 2**31, 2**40, 2**63, 2**64, -(2**63), 0.5, 1e308, float("nan"), float("inf")),
     *("", ".", "..", "../../thesis", "/etc/passwd", "a\x00b", "\x1b[2J", "\u00b2", "x" * 100_000, "pipe:touch x"),
     *("http://elsewhere/x", "0" * 64, "f" * 32, "rank_00000.safetensors", [], {}, [[]], [0] * 1000, {"": {}}),
+    *("../../thesis/x", "\ud800", "\udcff", 2**59, nested(99), nested(300)),
 )
 """Values of other types, out of every range, and names that lead elsewhere."""
+DEEP = (b"[" * 100_000, b'{"a":' * 100_000, b"[" * 300 + b"]" * 300, b"[[]," * 100_000)
+"""Nesting that recursion does not get through, or only just."""
 NUMBERS = (b"\0\0\0\0", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\0\0\0\x01", b"\x80\0\0\0")
 
 
 def mutated(data: bytes, chance: random.Random) -> bytes:
-    """Return the bytes after one to four changes: flips, other numbers, pieces cut out, doubled, moved or put in."""
+    """Return the bytes after one to four changes: flips, other numbers, pieces cut out, doubled or put in, nesting."""
     for _ in range(chance.randint(1, 4)):
         if not data:
             return chance.randbytes(16)
         first = chance.randrange(len(data))
         end = min(len(data), first + chance.choice([1, 2, 4, 16, 256, 4096]))
-        piece, kind = data[first:end], chance.randrange(7)
+        piece, kind = data[first:end], chance.randrange(8)
         new = {
             0: bytes([piece[0] ^ (1 << chance.randrange(8))]) + piece[1:],
             1: chance.choice(NUMBERS),
@@ -40,6 +52,7 @@ def mutated(data: bytes, chance: random.Random) -> bytes:
             3: piece + piece,
             4: chance.randbytes(len(piece)),
             5: piece + chance.randbytes(chance.randint(1, 64)),
+            7: chance.choice(DEEP),
         }
         data = data[:first] if kind == 6 else data[:first] + new[kind] + data[end:]
     return data

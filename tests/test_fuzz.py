@@ -31,10 +31,11 @@ from dist_ssl.data.storage.fetch import Fetcher
 from dist_ssl.data.storage.read import Reader
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import DataError, UserError
+from dist_ssl.runtime import jsonl
 from shards.archive import index
 from tests.checkpoint.test_saver import FRESH, Store, at, tensors
 from tests.data.images.test_image_rules import png_of
-from tests.fuzzing import bounded_memory, edited, mutated, tried
+from tests.fuzzing import NASTY, bounded_memory, edited, mutated, tried
 
 COUNTS = [100, pytest.param(20_000, marks=pytest.mark.chaos)]
 MOST_PIXELS = 1 << 22
@@ -118,7 +119,10 @@ def doctored(folder: Path, whole: dict[str, bytes], chance: random.Random) -> No
     """Write a data set, one of whose files is changed: its JSON, its columns with a fitting hash, or any bytes."""
     files, kind = dict(whole), chance.randrange(4)
     if kind == 0:
-        files["manifest.json"] = json.dumps(edited(json.loads(files["manifest.json"]), chance)).encode()
+        content = edited(json.loads(files["manifest.json"]), chance)
+        if chance.random() < 0.2 and isinstance(content, dict) and isinstance(splits := content.get("splits"), dict):
+            splits[str(chance.choice(NASTY))] = splits.pop("val", None)
+        files["manifest.json"] = json.dumps(content).encode()
     elif kind == 1:
         columns = {name: column.copy() for name, column in safetensors.numpy.load(files[SAMPLES]).items()}
         column = columns[name := chance.choice(sorted(columns))]
@@ -142,13 +146,18 @@ SAMPLES = "train.samples.safetensors"
 @pytest.mark.parametrize("count", COUNTS)
 def test_manifests_of_strangers_are_read_or_refused(count: int, guarded: Path, demo_shards: Path) -> None:
     whole = {path.name: path.read_bytes() for path in demo_shards.iterdir()}
-    whole["pyramid.json"] = json.dumps({"format": 1, "of": "f" * 32, "levels": []}).encode()
+    level = {"side": 8, "identity": "f" * 32, "range": None, "alpha": "white"}
+    lists = [{"format": 1, "of": manifest.read(demo_shards).identity, "levels": own} for own in ([], [level])]
 
     def work(chance: random.Random) -> bool:
-        doctored(guarded, whole, chance)
+        of_levels = json.dumps(chance.choice(lists)).encode()
+        doctored(guarded, {**whole, "pyramid.json": of_levels}, chance)
+        where = Address(str(guarded))
         try:
             found = manifest.read(guarded)
-            pyramid.read(Address(str(guarded)), found, Fetcher())
+            assert all("/" not in name for name in found.splits)
+            for level in pyramid.read(where, found, Fetcher()).values():
+                pyramid.check_rules(level, RULES[0], where)
             split = found.split("train")
             split.check()
             reader = Reader(split)
@@ -194,3 +203,18 @@ def test_a_checkpoint_that_was_edited_and_sealed_is_loaded_whole_or_passed_over(
         return True
 
     assert tried(count, work) < count
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_lines_of_strangers_are_rows_or_passed_over(count: int, guarded: Path) -> None:
+    path, row = guarded / "rows.jsonl", {"step": 1, "names": ["a", "b"], "values": {"x": 1.5}}
+
+    def work(chance: random.Random) -> bool:
+        text = json.dumps(edited(row, chance)).encode() + b"\n"
+        path.write_bytes(b'{"step": 0}\n' + (mutated(text, chance) if chance.random() < 0.5 else text) + b"\n")
+        rows = jsonl.read(path)
+        assert rows[0] == {"step": 0}
+        json.dumps(rows)  # what is read can be written again
+        return len(rows) > 1
+
+    assert 0 < tried(count, work) < count

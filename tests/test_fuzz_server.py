@@ -4,11 +4,14 @@ A share is part of the suite; `make chaos` asks 20,000 times.
 """
 
 import random
+import socket
 import socketserver
 import threading
+import time
 import unicodedata
 from collections.abc import Iterator
 from contextlib import suppress
+from typing import NoReturn
 
 import pytest
 
@@ -17,6 +20,7 @@ from dist_ssl.data.storage.fetch import Fetcher, Patience
 from dist_ssl.data.storage.transports import NoRangesError
 from dist_ssl.errors import UserError
 from tests.fuzzing import bounded_memory, mutated, tried
+from tests.web import HEADS
 
 MOST = 1 << 14
 """Bytes that the reader accepts."""
@@ -54,6 +58,15 @@ def answer(chance: random.Random) -> bytes:
     return mutated(whole, chance) if chance.random() < 0.4 else whole
 
 
+def drip(connection: socket.socket, chance: random.Random) -> NoReturn:
+    """Send a head, or a trailer, that never comes to its end. Raises OSError once the reader has gone."""
+    start, piece, pause = HEADS[chance.choice(sorted(HEADS))]
+    connection.sendall(start)
+    while True:
+        connection.sendall(piece)
+        time.sleep(pause)
+
+
 class Stranger(socketserver.ThreadingTCPServer):
     """A server whose next answers are those of `seed`."""
 
@@ -83,7 +96,9 @@ class Rude(socketserver.BaseRequestHandler):
                     self.request.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
                     while True:
                         self.request.sendall(bytes(1 << 16))
-                if kind < 0.03:  # in silence
+                if kind < 0.04:
+                    drip(self.request, chance)
+                if kind < 0.05:  # in silence
                     self.request.recv(1)
                     return
                 self.request.sendall(answer(chance))

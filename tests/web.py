@@ -16,6 +16,16 @@ FAULTS = ("stall", "reset", "500", "503", "429", "short", "cut", "superscript")
 """A body that stops coming; a connection reset in its middle; statuses; a body shorter than announced; one that is
 announced shorter than the file is; a pause asked for in a digit that is no number."""
 
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+HEADS = {
+    "dripped status": (b"HTTP/1.1 200 ", b"x", 0.02),
+    "dripped header": (b"HTTP/1.1 200 OK\r\nA: ", b"x", 0.02),
+    "interim answers": (b"", b"HTTP/1.1 100 Continue\r\n\r\n", 0.0),
+    "dripped chunk size": (CHUNKED, b"0", 0.02),
+    "endless trailer": (CHUNKED + b"0\r\n", b"a: b\r\n", 0.001),
+}
+"""Answers without end outside of the body: how they begin, what is then sent again and again, the seconds between."""
+
 
 class Server(ThreadingHTTPServer):
     """Serves `folder`. `faults`: what to do to the coming requests, one each; then `fault`, a choice per path."""
@@ -82,6 +92,8 @@ class Handler(BaseHTTPRequestHandler):
             self._say(302, {"Location": self.server.moved[parts.path]})
         elif fault == "drip":
             self._drip(path.read_bytes())
+        elif fault in HEADS:
+            self._drip_a_head(*HEADS[fault])
         elif fault == "endless":
             self._send_without_end()
         elif fault.isdigit():
@@ -127,6 +139,14 @@ class Handler(BaseHTTPRequestHandler):
         with contextlib.suppress(OSError):
             while not self.server.released.wait(0.02):
                 self.wfile.write(data[:1])
+
+    def _drip_a_head(self, start: bytes, piece: bytes, pause: float) -> None:
+        """Send an answer whose head, or whose end, never comes to its end."""
+        self.close_connection = True
+        with contextlib.suppress(OSError):
+            self.wfile.write(start)
+            while not self.server.released.wait(pause):
+                self.wfile.write(piece)
 
     def _say(self, status: int, headers: dict[str, str] | None = None, length: int = 0) -> None:
         self.send_response(status)

@@ -27,10 +27,13 @@ from dist_ssl.checkpoint.retries import with_retries
 from dist_ssl.core.progress import Progress
 from dist_ssl.errors import CheckpointError
 from dist_ssl.protocols.engine import Piece, State
+from dist_ssl.runtime import jsonl
 
 FORMAT = 2
 READERS = 4
 """Number of reading threads: enough to keep a disk and two cores busy."""
+MOST_ELEMENTS = 1 << 40
+"""No tensor has more elements."""
 RANK_FILE = re.compile(r"rank_\d{5}\.safetensors")
 Table = dict[str, Any]
 """Tensor names to {shape, dtype, pieces: [{file, start, count, xxh3}, ...]}, as plain values."""
@@ -106,11 +109,11 @@ def read_table(folder: Path) -> tuple[dict[str, Any], Table, dict[str, tuple[int
     """
     try:
         text = with_retries(folder / "state.json", (folder / "state.json").read_text)
-        content = json.loads(text)
+        content = jsonl.parsed(text)
         version, sealed = content["format"], content.pop("xxh3")
     except OSError as error:
         raise not_opened(folder / "state.json", error) from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"state.json: {error}") from error
     if sealed != seal(content) or text != sealed_text(content):
         raise DamagedError("state.json: it is not what was written")
@@ -121,7 +124,7 @@ def read_table(folder: Path) -> tuple[dict[str, Any], Table, dict[str, tuple[int
         )
     try:
         table: Table = _of_whole_tensors(content["tensors"]) if version == 1 else content["tensors"]
-        files = {name: (row["length"], row["header"]) for name, row in content.get("files", {}).items()}
+        files = {name: _of_file(row) for name, row in content.get("files", {}).items()}
         for name, row in table.items():
             _check(name, row)
         return content["progress"], table, files
@@ -137,18 +140,30 @@ def progress_of(values: dict[str, Any]) -> Progress:
         raise DamagedError(f"state.json: its progress cannot be read ({error!r})") from error
 
 
+def _of_file(row: Mapping[str, Any]) -> tuple[int, str]:
+    """Return the length and the header hash of a file. Raises TypeError, KeyError."""
+    length, header = row["length"], row["header"]
+    if type(length) is not int or not isinstance(header, str):
+        raise TypeError(f"a file has the length {length!r:.60} and the header {header!r:.60}")
+    return length, header
+
+
 def _check(name: str, row: Mapping[str, Any]) -> None:
     """Raise DamagedError where a row of the table is impossible, even if the seal fits."""
     if row["dtype"] not in CODES:
         raise DamagedError(f"state.json: tensor '{name}' is of {row['dtype']}, which is unknown")
     numbers = [*row["shape"], *(piece[key] for piece in row["pieces"] for key in ("start", "count"))]
-    if not all(type(number) is int and number >= 0 for number in numbers):
-        raise DamagedError(f"state.json: a number of elements of tensor '{name}' is not a whole number of 0 or more")
+    if not all(type(number) is int and 0 <= number <= MOST_ELEMENTS for number in numbers):
+        raise DamagedError(
+            f"state.json: a number of elements of tensor '{name}' is not a whole number from 0 to {MOST_ELEMENTS}"
+        )
     if problem := _gap(row):
         raise DamagedError(f"state.json: the pieces of tensor '{name}' {problem}")
     for piece in row["pieces"]:
         if not RANK_FILE.fullmatch(piece["file"]):
             raise DamagedError(f"state.json: tensor '{name}' lies in {piece['file']!r}, which is no rank's file")
+        if not isinstance(piece["xxh3"], str):
+            raise DamagedError(f"state.json: a hash of tensor '{name}' is no text")
 
 
 def _of_whole_tensors(table: Table) -> Table:

@@ -63,8 +63,14 @@ def class_votes(
 def knn_votes(
     bank: Tensor, bank_labels: Tensor, queries: Tensor, k: int, temperature: float, device: torch.device | None = None
 ) -> Tensor:
-    """Return the [Q] predicted classes; the arguments are those of `class_votes`."""
-    return class_votes(bank, bank_labels, queries, k, temperature, device).argmax(1)
+    """Return the [Q] predicted classes; the arguments are those of `class_votes`.
+
+    Memory follows the number of classes that the bank has, not the largest of their numbers.
+    """
+    classes, dense = torch.unique(bank_labels, return_inverse=True)
+    parts = torch.split(queries, QUERIES)
+    found = [class_votes(bank, dense, part, k, temperature, device).argmax(1) for part in parts]
+    return classes.to(queries.device).index_select(0, torch.cat(found))
 
 
 class KNN:

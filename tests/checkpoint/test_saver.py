@@ -2,6 +2,7 @@
 
 import errno
 import io
+import json
 import logging
 import os
 import shutil
@@ -32,6 +33,7 @@ from dist_ssl.errors import CheckpointError
 from dist_ssl.optim.recipes import AdamW
 from dist_ssl.protocols.engine import State
 from dist_ssl.protocols.method import Embeddings, LossOutput, Method
+from tests.fuzzing import nested
 
 PLAN = EpochPlan(0, 32, 1.0, 2, 48, 48)
 FRESH = Progress(epochs=5, attempt=2)
@@ -290,6 +292,30 @@ def test_what_one_rank_cannot_open_is_an_error_on_all(tmp_path: Path) -> None:
 
     assert on_ranks(2, load) == ["Too many open files.\n  Raise the limit."] * 2
     assert (tmp_path / "step_00000007").is_dir()
+
+
+SEALED: dict[str, Callable[[dict[str, Any]], object]] = {
+    "a length as a text": lambda table: table["files"]["rank_00000.safetensors"].update(length="9"),
+    "a list as a header": lambda table: table["files"]["rank_00000.safetensors"].update(header=[]),
+    "a piece without a hash": lambda table: table["tensors"]["model/weight"]["pieces"][0].pop("xxh3"),
+    "a number as a hash": lambda table: table["tensors"]["model/weight"]["pieces"][0].update(xxh3=5),
+    "a side beyond 64 bits": lambda table: table["tensors"]["model/empty"].update(shape=[0, 2**64]),
+    "a deep nesting": lambda table: table.update(more=nested(300)),
+}
+
+
+@pytest.mark.parametrize("what", SEALED)
+def test_a_table_that_was_edited_and_sealed_is_damage(tmp_path: Path, what: str) -> None:
+    for step in (1, 2):
+        saved_by_ranks(tmp_path, 1, step)
+    path = tmp_path / "step_00000002" / "state.json"
+    table = json.loads(path.read_text())
+    table.pop("xxh3")
+    SEALED[what](table)
+    path.write_text(index.sealed_text(table))
+    with pytest.raises(DamagedError, match=r"state\.json"):
+        read(path.parent)
+    assert restore(tmp_path)[0] == 1
 
 
 def test_two_files_swapped_within_a_checkpoint_are_noticed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

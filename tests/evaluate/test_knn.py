@@ -121,6 +121,11 @@ def test_neither_bank_nor_similarities_are_compared_at_once(monkeypatch: pytest.
     assert torch.equal(rows, at)
 
 
+def test_a_huge_class_number_takes_no_memory() -> None:
+    bank, labels = torch.tensor([[1.0, 0], [0, 1]]), torch.tensor([1 << 50, 3])
+    assert knn_votes(bank, labels, torch.tensor([[1.0, 0.1], [0.1, 1]]), 1, 0.07).tolist() == [1 << 50, 3]
+
+
 def test_lengths_do_not_matter() -> None:
     bank, labels = torch.tensor([[1.0, 0], [0, 1]]), torch.tensor([0, 1])
     queries = torch.tensor([[100.0, 1], [0.001, 0.01]])

@@ -50,6 +50,48 @@ def whole(tmp_path: Path) -> dict[str, bytes]:
     return dict(files_in(tmp_path / "whole"))
 
 
+def test_an_unfinished_folder_that_is_a_link_is_refused(tmp_path: Path) -> None:
+    """A data set of somebody else may bring one; an own data set, to which it leads, would be emptied."""
+    packed(tmp_path / "mine")
+    before = dict(files_in(tmp_path / "mine"))
+    (tmp_path / "out.part").symlink_to(tmp_path / "mine")
+    with pytest.raises(DataError, match="is a link"):
+        packed(tmp_path / "out")
+    assert dict(files_in(tmp_path / "mine")) == before
+
+
+@pytest.mark.parametrize("kind", ["a link", "a pipe"])
+def test_the_lock_is_no_way_to_other_files(tmp_path: Path, kind: str) -> None:
+    canary, part = tmp_path / "thesis", tmp_path / "out.part"
+    canary.write_text("years of work")
+    part.mkdir()
+    (part / ".lock").symlink_to(canary) if kind == "a link" else os.mkfifo(part / ".lock")
+    with pytest.raises(DataError, match="cannot be written"):
+        packed(tmp_path / "out")
+    assert canary.read_text() == "years of work"
+
+
+RECORDS = [b"[" * 100_000, b"[]", b"3", b'{"stamp": 1}', b'{"stamp": null, "first": 0}', b"\xff"]
+
+
+@pytest.mark.parametrize("record", RECORDS)
+def test_a_record_of_another_kind_is_no_record(tmp_path: Path, whole: dict[str, bytes], record: bytes) -> None:
+    part = interrupted(tmp_path / "out")
+    (part / "train-000001.tar.record").write_bytes(record)
+    packed(tmp_path / "out")
+    assert dict(files_in(tmp_path / "out")) == whole
+
+
+@pytest.mark.parametrize("edit", [{"rows": [["k", 2**70, 1, 1]]}, {"shard": {"name": "x"}}, {"rows": 5}, {"shard": 5}])
+def test_a_record_with_a_fitting_stamp_and_other_values_is_no_record(
+    tmp_path: Path, whole: dict[str, bytes], edit: dict[str, object]
+) -> None:
+    record = interrupted(tmp_path / "out") / "train-000001.tar.record"
+    record.write_text(json.dumps({**json.loads(record.read_text()), **edit}))
+    packed(tmp_path / "out")
+    assert dict(files_in(tmp_path / "out")) == whole
+
+
 def interrupted(out: Path) -> Path:
     """A packing that stopped within its fifth tar."""
     with pytest.raises(StopError):

@@ -112,7 +112,9 @@ class Address:
                     "another kind of address.",
                 )
             return replace(self, shown=self.shown.replace(PLACE, name))
-        return replace(self, shown=str(self.path / name) if self.local else f"{self.shown}/{quote(name)}")
+        if self.local:
+            return replace(self, shown=str(self.path / name))
+        return replace(self, shown=f"{self.shown}/{quote(name, errors='surrogateescape')}")
 
     def scrub(self, text: str) -> str:
         """Return a library's message, which may quote the address, with credentials and query replaced by ***."""

@@ -6,6 +6,7 @@ the order of the samples.
 """
 
 import logging
+import os
 import random
 import threading
 import time
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from dist_ssl.data.storage.address import Address
+from dist_ssl.data.storage.regular_files import open_regular
 from dist_ssl.data.storage.transports import STALL_SECONDS, BusyError, Transport, source
 from dist_ssl.errors import DataError, ServerAwayError
 
@@ -111,13 +113,16 @@ class Fetcher:
                 self._wait(address, error, failures)
 
     def read(self, address: Address, most: int) -> bytes:
-        """Return the content of a local or remote file; a remote one may have at most `most` bytes.
+        """Return the content of a local or remote file, which may have at most `most` bytes.
 
         Raises FileNotFoundError where a local file does not exist, otherwise DataError.
         """
         if address.local:
             try:
-                return address.path.read_bytes()
+                with open_regular(address.path) as file:
+                    if os.fstat(file.fileno()).st_size > most:
+                        raise _too_large(address, most)
+                    return file.readall()
             except FileNotFoundError:
                 raise
             except OSError as error:
@@ -127,10 +132,7 @@ class Fetcher:
         for chunk in self.stream(address, 0, size):
             content += chunk
             if max(len(content), size or 0) > most:
-                raise DataError(
-                    f"{address} is larger than the {most} bytes that such a file has at most.",
-                    "Check that data.path leads to a folder of shards that you trust.",
-                )
+                raise _too_large(address, most)
         return bytes(content)
 
     def size(self, address: Address) -> int | None:
@@ -179,6 +181,13 @@ class _Rate:
 def unreadable(where: object, error: OSError) -> DataError:
     """Return the error for a local file that exists and cannot be read."""
     return DataError(f"{where} cannot be read: {error.strerror}.", "Make it readable for the user who runs this.")
+
+
+def _too_large(address: Address, most: int) -> DataError:
+    return DataError(
+        f"{address} is larger than the {most} bytes that such a file has at most.",
+        "Check that data.path leads to a folder of shards that you trust.",
+    )
 
 
 def _too_long(address: Address, size: int) -> DataError:

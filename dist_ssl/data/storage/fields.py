@@ -16,8 +16,23 @@ LARGEST = 1 << 60
 """No file has as many bytes, and sums of two of them fit into 64 bits."""
 MOST_SIDE = 1 << 30
 """Largest side of an image, px."""
+MOST_IMAGE = (1 << 31) - (1 << 12)
+"""Largest encoded image, bytes: Linux returns no more by one read."""
+MOST_KEY = 1 << 12
+"""Longest key of a sample, bytes: the longest path on Linux."""
+MOST_NAME = 200
+"""Longest name of a split, bytes: with the endings of its files it is at most the 255 of a file name."""
+MOST_BYTES = 1 << 26
+"""Largest JSON file that is read: a shard takes some 200 bytes, so that is 335,000 shards, 335 TB in tars of 1 GB."""
+MOST_VALUES = 1 << 21
+"""Most JSON values in it; a shard has five. A small text of empty objects would take 25 times its size in memory."""
+MOST_COLUMN_BYTES = 1 << 35
+"""Largest file of columns that is read: a sample takes some 50 bytes, so that is 600 million samples of a split."""
+HEADER_BYTES = 1 << 20
+"""No file of columns has more bytes before its columns."""
 HASHES = {"sha256": re.compile(r"[0-9a-f]{64}"), "xxh3": re.compile(r"[0-9a-f]{32}")}
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udc7f\udd00-\udfff]")
+"""Characters of no file name; the surrogates left out stand for bytes that are not UTF-8."""
 Column = npt.NDArray[Any]
 
 
@@ -40,15 +55,32 @@ def digest(entry: Mapping[str, Any], key: str, kind: str) -> str:
 def place(entry: Mapping[str, Any], key: str, *, outside: bool = False) -> str:
     """Return the name of a file relative to the folder of the manifest.
 
-    `outside`: it may begin with `../`, as the names of tars do that are indexed where they are.
+    `outside`: it may begin with `../`, as the names of tars do that are indexed where they are on this machine.
     """
     value = entry[key]
     parts = value.split("/") if isinstance(value, str) else [""]
     while outside and parts[0] == ".." and len(parts) > 1:
         parts = parts[1:]
-    if CONTROL.search("".join(parts)) or any(part in ("", ".", "..") for part in parts):
+    if not all(_is_name(part) for part in parts):
         raise ValueError(f"{key} is {value!r:.60}, which is no name of a file within the data set")
     return str(value)
+
+
+def split_name(value: object) -> str:
+    """Return the name of a split, with which the names of its files begin."""
+    if not isinstance(value, str) or not _is_name(value) or len(value.encode(errors="replace")) > MOST_NAME:
+        raise ValueError(f"{value!r:.60} is no name of a split: it has at most {MOST_NAME} bytes and no /")
+    return value
+
+
+def _is_name(text: str) -> bool:
+    """Return whether a text names something within a folder, by itself."""
+    return text not in ("", ".", "..") and "/" not in text and not CONTROL.search(text)
+
+
+def most_column_bytes(samples: int) -> int:
+    """Return the most bytes that a file of columns may have: six numbers and a key per sample, and its header."""
+    return min(MOST_COLUMN_BYTES, HEADER_BYTES + samples * (6 * 8 + MOST_KEY))
 
 
 def check_columns(columns: Mapping[str, Column], counts: Sequence[int], sizes: Sequence[int]) -> None:
@@ -72,6 +104,15 @@ def check_columns(columns: Mapping[str, Column], counts: Sequence[int], sizes: S
     last = np.repeat(np.array(sizes, dtype=np.int64), np.array(counts, dtype=np.int64))
     if (columns["offsets"] + columns["sizes"] > last).any():
         raise ValueError("columns offsets and sizes point behind the end of a shard")
+    check_lengths(columns["sizes"], ends)
+
+
+def check_lengths(sizes: Column, ends: Column) -> None:
+    """Raise ValueError where an image or a key is too long. `sizes`: bytes of the images; `ends`: where keys end."""
+    for what, values, most in (("an image", sizes, MOST_IMAGE), ("a key", np.diff(ends, prepend=0), MOST_KEY)):
+        longest = int(values.max(initial=0))
+        if longest > most:
+            raise ValueError(f"{what} has {longest} bytes, and at most {most} are read")
 
 
 def _check_range(columns: Mapping[str, Column], name: str, least: int, most: int) -> None:

@@ -25,14 +25,11 @@ from dist_ssl.data.storage import fields
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.fetch import Fetcher, unreadable
 from dist_ssl.errors import DataError, nearest
+from dist_ssl.runtime import jsonl
 from dist_ssl.runtime.files import write_atomically
 
 FORMAT = 1
 NAME = "manifest.json"
-MOST_BYTES = 1 << 28
-"""Largest manifest of a server that is read: a line takes some 200 bytes, so that is more than a million shards."""
-MOST_BYTES_PER_SAMPLE = 1 << 10
-"""The same for the columns, which take some 50 bytes per sample and its key."""
 Row = tuple[str, *tuple[int, ...]]
 """A sample as a row: its key, then its numbers in the order of `columns`."""
 
@@ -221,12 +218,22 @@ def write(
     content |= {"classes": list(classes)} if classes else {}
     content |= {"copied": dict(copied)} if copied else {}
     for name, (shards, samples) in splits.items():
+        _check_written(folder, name, samples)
         file = f"{name}.samples.safetensors"
         data = safetensors.numpy.save(samples.columns)
         write_atomically(folder / file, data, sync=True)
         hashed = xxhash.xxh3_128_hexdigest(data)
         content["splits"][name] = {"shards": [asdict(s) for s in shards], "samples": file, "samples_xxh3": hashed}
     write_json(folder / NAME, content)
+
+
+def _check_written(folder: Path, name: str, samples: Samples) -> None:
+    """Raise DataError where a split has a name or keys that `read` refuses."""
+    try:
+        fields.split_name(name)
+        fields.check_lengths(samples.sizes, samples.key_ends)
+    except ValueError as error:
+        raise DataError(f"{folder} cannot hold this data: {error}.", "Change that in the source.") from error
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -242,7 +249,7 @@ def read(folder: Path | Address, fetcher: Fetcher | None = None, inside: str = "
     where = folder if isinstance(folder, Address) else Address(str(folder))
     path, get = where / f"{inside}{NAME}", fetcher or Fetcher()
     try:
-        text = get.read(path, MOST_BYTES)
+        text = get.read(path, fields.MOST_BYTES)
     except FileNotFoundError as error:
         what = f"has no {inside}{NAME}" if where.path.is_dir() else "does not exist"
         raise DataError(
@@ -250,24 +257,29 @@ def read(folder: Path | Address, fetcher: Fetcher | None = None, inside: str = "
             "Make shards with `python shards/make.py source=... out=...`, or set data.path to a folder that has them.",
         ) from error
     try:
-        content = json.loads(text)
+        content = jsonl.parsed(text, fields.MOST_VALUES)
         if content["format"] != FORMAT:
             raise DataError(
                 f"{path} has format {content['format']}: this version reads {FORMAT}.", "Make the shards again."
             )
-        splits = {name: _split(where, name, entry, get, inside) for name, entry in content["splits"].items()}
+        splits = {
+            fields.split_name(name): _split(where, name, entry, get, inside)
+            for name, entry in content["splits"].items()
+        }
         classes = tuple(str(name) for name in content.get("classes", ()))
         copied = dict(content.get("copied", {}))
+        if copied:
+            fields.whole(copied, "side", 1, fields.MOST_SIDE)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is damaged: {error!r}.", "Make the shards again.") from error
     return Manifest(xxhash.xxh3_128_hexdigest(text), splits, classes, copied)
 
 
 def _split(folder: Address, name: str, entry: dict[str, Any], get: Fetcher, inside: str) -> Split:
-    shards = tuple(_shard(shard, inside) for shard in entry["shards"])
+    shards = tuple(_shard(shard, inside, folder) for shard in entry["shards"])
     file = folder / (inside + fields.place(entry, "samples"))
     try:
-        data = get.read(file, MOST_BYTES + MOST_BYTES_PER_SAMPLE * sum(shard.samples for shard in shards))
+        data = get.read(file, fields.most_column_bytes(sum(shard.samples for shard in shards)))
         samples = Samples(**safetensors.numpy.load(data))
     except (OSError, safetensors.SafetensorError, TypeError) as error:
         raise DataError(f"{file} cannot be read: {error}.", "Make the shards again.") from error
@@ -281,8 +293,8 @@ def _split(folder: Address, name: str, entry: dict[str, Any], get: Fetcher, insi
     return Split(folder, name, shards, samples)
 
 
-def _shard(entry: Mapping[str, Any], inside: str) -> Shard:
-    name = inside + fields.place(entry, "name", outside=not inside)
+def _shard(entry: Mapping[str, Any], inside: str, folder: Address) -> Shard:
+    name = inside + fields.place(entry, "name", outside=not inside and folder.local)
     return Shard(
         name, fields.whole(entry, "samples"), fields.whole(entry, "bytes"), fields.digest(entry, "sha256", "sha256")
     )

@@ -8,7 +8,7 @@ copy is read, and the level follows from the boxes alone: it is the same on ever
 Images that are no larger than a level are stored in it unchanged.
 """
 
-import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.fetch import Fetcher
 from dist_ssl.data.storage.manifest import Manifest, Split
 from dist_ssl.errors import ConfigError, DataError
+from dist_ssl.runtime import jsonl
 
 FORMAT = 1
 NAME = "pyramid.json"
@@ -79,20 +80,31 @@ def read(where: Address, originals: Manifest, get: Fetcher) -> dict[int, dict[st
     """
     path = where / NAME
     try:
-        text = get.read(path, manifest.MOST_BYTES)
+        text = get.read(path, fields.MOST_BYTES)
     except FileNotFoundError:
         return {}
     try:
-        content = json.loads(text)
+        content = jsonl.parsed(text, fields.MOST_VALUES)
         if content["format"] != FORMAT:
             raise DataError(f"{path} has format {content['format']}: this version reads {FORMAT}.", _remade(where))
         levels = {fields.whole(level, "side", 1, fields.MOST_SIDE): dict(level) for level in content["levels"]}
         identities = [fields.digest(level, "identity", "xxh3") for level in levels.values()]
+        for level in levels.values():
+            _check_made(level)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is damaged: {error!r}.", _remade(where)) from error
     if identities and content["of"] != originals.identity:
         raise DataError(f"{path} is of other originals than {where / manifest.NAME}.", _remade(where))
     return levels
+
+
+def _check_made(level: Mapping[str, Any]) -> None:
+    """Raise ValueError where an entry of a level names rules of images that cannot be; old ones have none."""
+    white, alpha = level.get("range"), level.get("alpha", "drop")
+    if not (white is None or (isinstance(white, int | float) and math.isfinite(white))):
+        raise ValueError(f"range is {white!r:.60}, which is no number")
+    if not isinstance(alpha, str):
+        raise ValueError(f"alpha is {alpha!r:.60}, which is no text")
 
 
 def attach(

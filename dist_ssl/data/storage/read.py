@@ -19,6 +19,7 @@ from dist_ssl.data.storage.cache import USED_SECONDS, Cache, use
 from dist_ssl.data.storage.manifest import Shard, Split
 from dist_ssl.data.storage.prefetch import Prefetcher
 from dist_ssl.data.storage.reader_options import Access
+from dist_ssl.data.storage.regular_files import open_regular
 from dist_ssl.data.storage.transports import NoRangesError
 from dist_ssl.errors import DataError
 
@@ -140,7 +141,7 @@ class Reader:
                 return file
         shard, address = self._shard(place)
         if self._in_place:
-            return self._keep(place, FileIO(address.path))
+            return self._keep(place, open_regular(address.path))
         cache = self.access.cache
         found = cache and cache.find(shard.sha256, shard.bytes)
         if cache:

@@ -1,10 +1,16 @@
 """Redirects that are not followed: away from https, or from a public host to an address inside the reader's network."""
 
 import ipaddress
+import socket
+import time
+from functools import lru_cache
 from urllib.parse import urljoin, urlsplit
 
 from dist_ssl.data.storage.address import WEB, Address
 from dist_ssl.errors import DataError
+
+LOOKED_UP_SECONDS = 60
+"""Time for which the addresses of a host are remembered: a server may redirect every read of a sample."""
 
 
 def check_redirect(address: Address, before: str, url: str) -> None:
@@ -15,7 +21,10 @@ def check_redirect(address: Address, before: str, url: str) -> None:
         raise DataError(
             f"{address} leads to {place}, which is not https.", "Set data.path to the address where the data lies now."
         )
-    if _inside(new.hostname) and not _inside(old.hostname):
+    if new.hostname == old.hostname:
+        return
+    there, here = _insides(new.hostname or ""), _insides(old.hostname or "")
+    if any(there) and not (here and all(here)):
         raise DataError(
             f"{address} leads to {place}, a host of your own network.",
             "Do not use this data, or, if you trust it, set data.path to that address.",
@@ -32,12 +41,24 @@ def redirected(address: Address, before: str, place: str) -> str:
     return url
 
 
-def _inside(host: str | None) -> bool:
-    """Return whether a host is written as an address of this machine or of its network."""
-    if not host or host == "localhost" or host.endswith(".localhost"):
-        return True
+def _insides(host: str) -> tuple[bool, ...]:
+    """Return of each address of a host whether it is this machine's or its network's; nothing where it has none."""
+    return _looked_up(host.rstrip("."), int(time.monotonic() / LOOKED_UP_SECONDS))
+
+
+@lru_cache(maxsize=256)
+def _looked_up(host: str, _period: int) -> tuple[bool, ...]:
+    """Return `_insides` of a host; `_period`: number of the time span for which it is remembered."""
+    if not host:
+        return (True,)
     try:
-        found = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return not found.is_global
+        rows = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):  # a proxy may know the name; no other connection to it is possible
+        return ()
+    return tuple(not _public(str(address[0])) for *_, address in rows)
+
+
+def _public(text: str) -> bool:
+    found = ipaddress.ip_address(text)
+    inner = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
+    return (inner or found).is_global

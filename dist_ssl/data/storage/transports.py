@@ -17,7 +17,9 @@ from urllib.parse import unquote, urlsplit
 import urllib3
 
 from dist_ssl.data.storage.address import WEB, Address
+from dist_ssl.data.storage.patient_answers import PATIENT_POOLS
 from dist_ssl.data.storage.redirects import redirected
+from dist_ssl.data.storage.regular_files import open_regular
 from dist_ssl.errors import ConfigError, DataError
 
 CONNECT_SECONDS = 10.0
@@ -156,6 +158,7 @@ class Web:
             if proxy not in self._pools:
                 make = urllib3.PoolManager if not proxy else lambda **options: urllib3.ProxyManager(proxy, **options)
                 self._pools[proxy] = make(num_pools=8, maxsize=CONNECTIONS)
+                self._pools[proxy].pool_classes_by_scheme = PATIENT_POOLS
             return self._pools[proxy]
 
 
@@ -267,7 +270,7 @@ class Files:
 
     def stream(self, address: Address, start: int, stop: int | None, ranged: bool) -> Iterator[bytes]:
         """See `Transport`."""
-        with address.path.open("rb", buffering=0) as file:
+        with open_regular(address.path) as file:
             file.seek(start)
             while chunk := file.read(CHUNK_BYTES):
                 yield chunk

@@ -14,13 +14,13 @@ import urllib3
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dist_ssl.data.storage import fetch, transports
+from dist_ssl.data.storage import fetch, redirects, transports
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.fetch import Fetcher, Patience
 from dist_ssl.data.storage.redirects import check_redirect
 from dist_ssl.data.storage.transports import NoRangesError
 from dist_ssl.errors import ConfigError, DataError, ServerAwayError
-from tests.web import FAULTS, Server, serving
+from tests.web import FAULTS, HEADS, Server, serving
 
 DATA = random.Random(7).randbytes(100_000)
 MOST = 1 << 30
@@ -213,6 +213,23 @@ def test_a_server_that_sends_a_byte_now_and_then_is_given_up_like_a_silent_one(s
         Fetcher(QUICK).read(file(server), MOST)
 
 
+@pytest.mark.parametrize("fault", HEADS)
+@pytest.mark.parametrize("how", ["read", "stream", "size"])
+def test_an_answer_that_does_not_end_outside_of_its_body_is_given_up(server: Server, fault: str, how: str) -> None:
+    server.fault = lambda path: fault
+    fetcher = Fetcher(QUICK)
+    work = {
+        "read": lambda: fetcher.read(file(server), MOST),
+        "stream": lambda: fetched(fetcher, file(server)),
+        "size": lambda: fetcher.size(file(server)),
+    }
+    if how == "size" and fault in ("dripped chunk size", "endless trailer"):
+        assert work[how]() is None  # nothing but the head is read
+        return
+    with pytest.raises(ServerAwayError, match="could not be fetched in 4 tries"):
+        work[how]()
+
+
 def test_a_slow_consumer_is_not_taken_for_a_slow_server(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transports, "CHUNK_BYTES", 4096)  # several chunks before a useful number of bytes
     monkeypatch.setattr(fetch, "SLOWEST_BYTES", len(DATA))
@@ -241,13 +258,72 @@ def test_a_slow_consumer_is_not_taken_for_a_slow_server(server: Server, monkeypa
         ("ftp://example.org/a", "which is not https"),
     ],
 )
-def test_a_redirect_does_not_lead_into_the_network(place: str, problem: str) -> None:
+def test_a_redirect_does_not_lead_into_the_network(names: None, place: str, problem: str) -> None:
     address = Address.parse("http://data.example.org/a")
     with pytest.raises(DataError, match=problem):
         check_redirect(address, "http://data.example.org/a", place)
 
 
-def test_a_redirect_does_not_leave_https() -> None:
+NAMES = {
+    "data.example.org": ["93.184.216.34"],
+    "cdn.example.org": ["93.184.216.35", "2606:2800:220:1::1"],
+    "evil.example.org": ["93.184.216.36", "10.0.0.7"],
+    "mapped.example.org": ["::ffff:10.0.0.7"],
+    "node7": ["10.0.0.7"],
+    "store.cluster": ["10.0.0.8"],
+    "metadata.google.internal": ["169.254.169.254"],
+    "localhost": ["127.0.0.1", "::1"],
+}
+
+
+@pytest.fixture
+def names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network whose names are NAMES; numbers in any spelling are looked up as always."""
+    own = socket.getaddrinfo
+
+    def look_up(host: str, *arguments: object, **options: object) -> list[tuple[object, ...]]:
+        if host in NAMES:
+            return [(0, 0, 0, "", (address, 0)) for address in NAMES[host]]
+        if host.rpartition(".")[2].isalpha():
+            raise socket.gaierror("unknown")
+        return own(host, *arguments, **options)  # type: ignore[arg-type, call-overload, return-value]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    redirects._looked_up.cache_clear()
+
+
+INSIDE = ["127.1", "2130706433", "0x7f000001", "0", "localhost.", "localhost", "node7", "metadata.google.internal"]
+
+
+@pytest.mark.parametrize("host", [*INSIDE, "evil.example.org", "mapped.example.org", "[::1]", "[::ffff:127.0.0.1]"])
+def test_a_redirect_does_not_lead_to_a_name_of_an_inner_address(names: None, host: str) -> None:
+    address = Address.parse("http://data.example.org/a")
+    with pytest.raises(DataError, match="a host of your own network"):
+        check_redirect(address, "http://data.example.org/a", f"http://{host}/a")
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("data.example.org", "cdn.example.org"),
+        ("store.cluster", "node7"),
+        ("store.cluster", "10.0.0.9"),
+        ("store.cluster", "cdn.example.org"),
+        ("10.0.0.9", "store.cluster"),
+        ("data.example.org", "only-the-proxy-knows.example"),
+    ],
+)
+def test_a_redirect_to_the_public_or_within_the_network_is_followed(names: None, before: str, after: str) -> None:
+    check_redirect(Address.parse(f"http://{before}/a"), f"http://{before}/a", f"http://{after}/a")
+
+
+def test_a_host_with_an_inner_address_among_public_ones_does_not_open_the_network(names: None) -> None:
+    address = Address.parse("http://evil.example.org/a")
+    with pytest.raises(DataError, match="a host of your own network"):
+        check_redirect(address, "http://evil.example.org/a", "http://node7/a")
+
+
+def test_a_redirect_does_not_leave_https(names: None) -> None:
     address = Address.parse("https://data.example.org/a")
     with pytest.raises(DataError, match=r"leads to http://cdn\.example\.org, which is not https"):
         check_redirect(address, "https://data.example.org/a", "http://cdn.example.org/a")

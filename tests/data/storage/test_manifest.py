@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import tarfile
 from collections.abc import Callable
@@ -15,7 +16,9 @@ import webdataset
 from PIL import Image
 from rich.console import Console
 
-from dist_ssl.data.storage import manifest, pyramid
+from dist_ssl.data.images.image_rules import RULES
+from dist_ssl.data.storage import fields, manifest, pyramid
+from dist_ssl.data.storage import read as reading
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.cache import Cache
 from dist_ssl.data.storage.fetch import Fetcher
@@ -25,6 +28,7 @@ from dist_ssl.errors import DataError
 from shards import make, pack
 from shards.sources import demo
 from tests.shards.pictures import forbidden
+from tests.web import serving
 
 NO_HASH = "0" * 64
 
@@ -311,6 +315,11 @@ def test_a_hostile_shard_is_refused(copy: Path, what: str) -> None:
 def test_tars_beside_the_manifest_may_be_listed_but_not_columns(copy: Path, tmp_path: Path) -> None:
     change(copy, lambda content: content["splits"]["val"]["shards"][0].update(name="../other/val.tar"))
     assert manifest.read(copy).split("val").path(0) == copy / "../other/val.tar"
+    with (
+        serving(copy) as server,
+        pytest.raises(DataError, match=r"is damaged: .*no name of a file within"),
+    ):
+        manifest.read(Address.parse(server.url))
     change(copy, lambda content: content["splits"]["val"].update(samples="../val.samples.safetensors"))
     with pytest.raises(DataError, match="is damaged"):
         manifest.read(copy)
@@ -321,7 +330,7 @@ def test_tars_beside_the_manifest_may_be_listed_but_not_columns(copy: Path, tmp_
     [
         ("offsets", [0, -1], "outside"),
         ("offsets", [0, 1 << 61], "outside"),
-        ("sizes", [1 << 40, 1], "behind the end"),
+        ("sizes", [1 << 30, 1], "behind the end"),
         ("sizes", [1, 8], "behind the end"),
         ("labels", [0, -2], "outside"),
         ("labels", [0.0, 1.0], "float64"),
@@ -335,7 +344,7 @@ def test_hostile_columns_are_refused(tmp_path: Path, name: str, values: list[Any
     samples = manifest.columns([("a", 0, 1, 0), ("b", 1, 1, 1)])
     changed = replace(samples, **{name: np.array(values)})
     manifest.write(tmp_path, {"train": ([Shard("a.tar", 2, 8, NO_HASH)], changed)})
-    with pytest.raises(DataError, match=f"is damaged: .*{what}"):
+    with pytest.raises(DataError, match=rf"is damaged: .*{what}"):
         manifest.read(tmp_path)
 
 
@@ -348,3 +357,144 @@ def test_a_manifest_cannot_touch_a_file_outside_of_the_cache(copy: Path, tmp_pat
     with pytest.raises(AssertionError):
         Cache(tmp_path / "cache", 1 << 20).find(str(tmp_path / "thesis"), 1)
     assert thesis.read_text() == "years of work"
+
+
+BAD_SPLITS = ["../../thesis", "/srv/thesis", "a/b", "..", ".", "", "a\x1b[2J", "a\n", "x" * 201, "\ud800"]
+
+
+@pytest.mark.parametrize("name", BAD_SPLITS)
+def test_a_split_is_not_named_like_a_path(copy: Path, name: str) -> None:
+    change(copy, lambda content: content["splits"].update({name: content["splits"]["val"]}))
+    with pytest.raises(DataError, match=r"is damaged: .* is no name of a split"):
+        manifest.read(copy)
+
+
+@pytest.mark.parametrize("name", ["val 2024 (clean)", "größe", "val.v2", ".val", "x" * 200, "-val", "val,a=b"])
+def test_a_split_may_have_any_name_of_a_file(copy: Path, name: str) -> None:
+    change(copy, lambda content: content["splits"].update({name: content["splits"]["val"]}))
+    assert len(manifest.read(copy).split(name).samples) == 20
+
+
+def test_levels_of_a_strangers_data_write_within_its_folder(copy: Path, tmp_path: Path) -> None:
+    canaries = [tmp_path / "thesis-000000.tar", tmp_path / "thesis.samples.safetensors"]
+    for canary in canaries:
+        canary.write_text("years of work")
+    change(copy, lambda content: content["splits"].update({"../../thesis": content["splits"]["val"]}))
+    with pytest.raises(DataError, match="no name of a split"):
+        make.run([f"out={copy}", "pyramid=[8]"], Console(quiet=True))
+    assert [canary.read_text() for canary in canaries] == ["years of work"] * 2
+
+
+def test_what_would_be_refused_is_not_written(tmp_path: Path) -> None:
+    rows = manifest.columns([("k" * 5000, 0, 1, 0)])
+    with pytest.raises(DataError, match="a key has 5000 bytes, and at most 4096 are read"):
+        manifest.write(tmp_path, {"train": ([Shard("a.tar", 1, 1, NO_HASH)], rows)})
+    with pytest.raises(DataError, match="is no name of a split"):
+        manifest.write(tmp_path, {"a/b": ([Shard("a.tar", 0, 1, NO_HASH)], manifest.columns([]))})
+    assert not list(tmp_path.iterdir())
+
+
+DEEP = b"[" * 100_000
+NESTED = b"[" * 200 + b"]" * 200
+
+
+@pytest.mark.parametrize("text", [DEEP, b'{"format": 1, "splits": {}, "copied": ' + NESTED + b"}", NESTED])
+def test_a_manifest_that_is_nested_deeply_is_damaged(copy: Path, text: bytes) -> None:
+    (copy / "manifest.json").write_bytes(text)
+    with pytest.raises(DataError, match=r"is damaged: .*it is nested deeper than 100"):
+        manifest.read(copy)
+
+
+def test_a_manifest_of_countless_values_is_refused_before_they_take_memory(copy: Path) -> None:
+    (copy / "manifest.json").write_bytes(b'{"format": 1, "splits": [' + b"{}," * fields.MOST_VALUES + b"{}]}")
+    with pytest.raises(DataError, match="it has more than 2097152 values"):
+        manifest.read(copy)
+
+
+def test_a_local_manifest_has_the_same_bound_as_a_remote_one(copy: Path) -> None:
+    with (copy / "manifest.json").open("r+b") as file:
+        file.truncate(fields.MOST_BYTES + 1)
+    with pytest.raises(DataError, match=r"manifest\.json is larger than the 67108864 bytes"):
+        manifest.read(copy)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "val.samples.safetensors"])
+@pytest.mark.parametrize("kind", ["a pipe", "a device"])
+def test_what_is_no_regular_file_is_refused(copy: Path, name: str, kind: str) -> None:
+    (copy / name).unlink()
+    os.mkfifo(copy / name) if kind == "a pipe" else (copy / name).symlink_to("/dev/zero")
+    with pytest.raises(DataError, match=f"{name} cannot be read: it is no regular file"):
+        manifest.read(copy)
+
+
+def test_a_shard_that_is_no_regular_file_is_refused(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "FIRST_PAUSE_SECONDS", 0.0)
+    split = manifest.read(copy).split("val")
+    split.path(0).unlink()
+    os.mkfifo(split.path(0))
+    with Reader(split) as reader, pytest.raises(DataError, match=r"could not be read in 4 tries: .*no regular file"):
+        reader.read(0)
+
+
+def test_a_link_to_a_regular_file_is_read(copy: Path, tmp_path: Path) -> None:
+    for name in ("manifest.json", "val-000000.tar"):
+        (copy / name).rename(tmp_path / name)
+        (copy / name).symlink_to(tmp_path / name)
+    with Reader(manifest.read(copy).split("val")) as reader:
+        assert reader.read(0)
+
+
+def test_columns_are_bounded_whatever_number_of_samples_is_claimed(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fields, "MOST_COLUMN_BYTES", 99_999)
+    change(copy, lambda content: content["splits"]["val"]["shards"][0].update(samples=1 << 50))
+    with serving(copy) as server:
+        server.fault = lambda path: "endless" if "val" in path else ""
+        with pytest.raises(DataError, match="is larger than the 99999 bytes"):
+            manifest.read(Address.parse(server.url))
+
+
+def test_the_bounds_leave_room_for_the_largest_rows(tmp_path: Path) -> None:
+    """100,000 shards with long names, and samples that all have the longest key."""
+    shard = {"name": f"../{'x' * 200}/train-000000.tar", "samples": 12345, "bytes": 10**9, "sha256": NO_HASH}
+    text = json.dumps({"shards": [shard] * 100}, indent=1)
+    assert len(text) * 1000 < fields.MOST_BYTES
+    assert (text.count("{") + text.count(",")) * 1000 < fields.MOST_VALUES
+    rows = [("k" * 4096, 0, 1, 0, 7, 7)] * 300
+    manifest.write(tmp_path, {"train": ([Shard("a.tar", 300, 1, NO_HASH)], manifest.columns(rows))})
+    assert len(manifest.read(tmp_path).split("train").samples) == 300
+
+
+def test_images_and_keys_have_a_largest_length(tmp_path: Path) -> None:
+    samples = manifest.columns([("k" * 4097, 0, 1, 0)])
+    with pytest.raises(ValueError, match="a key has 4097 bytes"):
+        fields.check_columns(samples.columns, [1], [1])
+    samples = manifest.columns([("k", 0, 1 << 31, 0)])
+    with pytest.raises(ValueError, match="an image has 2147483648 bytes"):
+        fields.check_columns(samples.columns, [1], [1 << 40])
+
+
+def made_with(copy: Path, edit: dict[str, Any]) -> Path:
+    """A data set with a pyramid.json of one level, whose entry is edited."""
+    level = {"side": 8, "identity": "0" * 32, **edit}
+    content = {"format": 1, "of": manifest.read(copy).identity, "levels": [level]}
+    (copy / "pyramid.json").write_text(json.dumps(content))
+    return copy
+
+
+@pytest.mark.parametrize("edit", [{"range": [1]}, {"range": float("nan")}, {"range": {}}, {"alpha": 5}, {"side": "8"}])
+def test_a_level_with_rules_of_another_kind_is_damaged(copy: Path, edit: dict[str, Any]) -> None:
+    where = Address(str(made_with(copy, edit)))
+    with pytest.raises(DataError, match=r"pyramid\.json is damaged"):
+        pyramid.attach(manifest.read(copy), where, [8], Fetcher(), RULES)
+
+
+def test_a_deeply_nested_pyramid_is_damaged(copy: Path) -> None:
+    (copy / "pyramid.json").write_bytes(DEEP)
+    with pytest.raises(DataError, match=r"pyramid\.json is damaged: .*nested deeper"):
+        pyramid.read(Address(str(copy)), manifest.read(copy), Fetcher())
+
+
+def test_a_copy_of_no_side_is_damaged(copy: Path) -> None:
+    change(copy, lambda content: content.update(copied={"of": "x"}))
+    with pytest.raises(DataError, match=r"is damaged: .*side"):
+        manifest.read(copy)

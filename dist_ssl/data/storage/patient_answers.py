@@ -1,0 +1,75 @@
+"""Answers of web servers, read with a bound on the time that their head, or any next part of their body, takes.
+
+A timeout of a socket starts anew with every byte, so a server that sends one now and then, or one interim answer after
+the other, would be waited for without end.
+"""
+
+import http.client
+import io
+import socket
+import time
+from typing import Any, cast
+
+import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+
+
+class _Within(io.RawIOBase):
+    """The bytes of a connection until `ends`, in seconds of the monotonic clock; then a TimeoutError."""
+
+    def __init__(self, connection: io.RawIOBase) -> None:
+        self.connection, self.ends = connection, 0.0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int | None:
+        if time.monotonic() > self.ends:
+            raise TimeoutError("the answer does not end")
+        return cast("Any", self.connection).readinto(buffer)  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        self.connection.close()
+        super().close()
+
+
+class PatientAnswer(http.client.HTTPResponse):
+    """An answer whose head, and each next part of whose body, must arrive within the timeout of the connection.
+
+    The time may be exceeded by one wait for a byte, which is as long at most.
+    """
+
+    def __init__(self, sock: socket.socket, *arguments: Any, **options: Any) -> None:
+        super().__init__(sock, *arguments, **options)
+        self._seconds = sock.gettimeout() or float("inf")
+        self._within = _Within(self.fp.detach())
+        self.fp = io.BufferedReader(self._within)
+        self._start()
+
+    def _start(self) -> None:
+        self._within.ends = time.monotonic() + self._seconds
+
+    def read1(self, n: int = -1) -> bytes:
+        """Return the next part of the body, at most `n` bytes; empty at its end. Raises TimeoutError."""
+        self._start()
+        return super().read1(n)
+
+
+class _Connection(HTTPConnection):
+    response_class = PatientAnswer
+
+
+class _SecureConnection(HTTPSConnection):
+    response_class = PatientAnswer
+
+
+class _Pool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _SecurePool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _SecureConnection
+
+
+PATIENT_POOLS = {"http": _Pool, "https": _SecurePool}
+"""Kinds of connection pools whose answers are `PatientAnswer`s, by scheme."""

@@ -1,0 +1,35 @@
+"""Classes of shards: as many as the data can have, whatever number a manifest of somebody else claims."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dist_ssl.data.storage import manifest
+from dist_ssl.errors import DataError
+from launch.labelled_images import MOST_CLASSES, class_names
+
+
+def labelled(folder: Path, labels: list[int], classes: list[str]) -> manifest.Manifest:
+    """A data set with these labels in its training split, and an empty split beside it."""
+    rows = [(str(number), number, 1, label) for number, label in enumerate(labels)]
+    shard = manifest.Shard("a.tar", len(rows), len(rows), "0" * 64)
+    splits = {"train": ([shard], manifest.columns(rows)), "val": ([], manifest.columns([]))}
+    manifest.write(folder, splits, classes)
+    return manifest.read(folder)
+
+
+def test_classes_are_those_of_the_manifest_or_the_numbers_of_the_labels(tmp_path: Path) -> None:
+    assert class_names(labelled(tmp_path, [0, 2], ["a", "b", "c", "d"])) == ["a", "b", "c", "d"]
+    assert class_names(labelled(tmp_path, [0, 2], [])) == ["0", "1", "2"]
+    assert len(class_names(labelled(tmp_path, [MOST_CLASSES - 1], []))) == MOST_CLASSES
+    many = labelled(tmp_path, [0], [])
+    samples = replace(many.splits["train"].samples, labels=np.arange(MOST_CLASSES + 10))
+    assert len(class_names(replace(many, splits={"train": replace(many.splits["train"], samples=samples)}))) > 32770
+
+
+@pytest.mark.parametrize(("label", "classes"), [(1 << 59, []), (MOST_CLASSES, []), (2, ["a", "b"])])
+def test_a_label_beyond_the_classes_is_refused(tmp_path: Path, label: int, classes: list[str]) -> None:
+    with pytest.raises(DataError, match=f"has the label {label}: its labels are 0 to"):
+        class_names(labelled(tmp_path, [0, label], classes))
