@@ -70,7 +70,8 @@ def knn_votes(
     classes, dense = torch.unique(bank_labels, return_inverse=True)
     parts = torch.split(queries, QUERIES)
     found = [class_votes(bank, dense, part, k, temperature, device).argmax(1) for part in parts]
-    return classes.to(queries.device).index_select(0, torch.cat(found))
+    predicted: Tensor = classes.to(queries.device)[torch.cat(found)]
+    return predicted
 
 
 class KNN:
