@@ -18,7 +18,7 @@ CAPACITY = 4096
 
 
 def test_every_round_of_threads_at_random_speeds_is_whole(tmp_path: Path) -> None:
-    path = create(tmp_path, "messages", 3, CAPACITY)
+    path = create(tmp_path, 3, CAPACITY)
     wrong: list[tuple[int, int]] = []
 
     def talk(rank: int) -> None:
@@ -42,7 +42,7 @@ def test_every_round_of_threads_at_random_speeds_is_whole(tmp_path: Path) -> Non
 
 
 def test_a_silent_rank_is_named(tmp_path: Path) -> None:
-    path = create(tmp_path, "messages", 2, CAPACITY)
+    path = create(tmp_path, 2, CAPACITY)
     memory = SharedMemory(path, 0, 2, CAPACITY, seconds=0.1)
     with pytest.raises(UserError, match="Rank 1 did not answer for 0 s"):
         memory.exchange(np.zeros(8, dtype=np.uint8))
@@ -59,7 +59,7 @@ time.sleep(600)
 
 
 def test_a_wait_for_a_rank_that_was_killed_ends_with_an_error(tmp_path: Path) -> None:
-    path = create(tmp_path, "messages", 2, CAPACITY)
+    path = create(tmp_path, 2, CAPACITY)
     with subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout
         assert holder.stdout.readline() == "True\n"
@@ -87,7 +87,7 @@ except UserError as error:
 
 
 def test_the_last_message_of_a_rank_that_has_ended_is_read(tmp_path: Path) -> None:
-    path = create(tmp_path, "messages", 2, CAPACITY)
+    path = create(tmp_path, 2, CAPACITY)
     memory = SharedMemory(path, 0, 2, CAPACITY, seconds=60)
     memory.all_locked = True
     words = [sys.executable, "-c", WRITER, str(path)]
@@ -101,7 +101,7 @@ def test_the_last_message_of_a_rank_that_has_ended_is_read(tmp_path: Path) -> No
 
 
 def test_a_message_of_another_round_is_not_taken(tmp_path: Path) -> None:
-    path = create(tmp_path, "messages", 2, CAPACITY)
+    path = create(tmp_path, 2, CAPACITY)
     early = SharedMemory(path, 1, 2, CAPACITY, seconds=0.05)
     early.round = 6  # its next message is of round 7
     with pytest.raises(UserError):
