@@ -59,8 +59,8 @@ def measured(run: RunDir, step: int, branch: str) -> Iterator[tuple[str, str]]:
     """Yield names and values of what was measured of a branch at a step: by the run's probe, by evaluations."""
     probed = run.last_config()["probe"]["branch"] == branch
     last: dict[str, Any] = {}
-    for row in read_reports(run.folder / "metrics.jsonl"):
-        last |= row if row["step"] == step and probed else {}
+    for report in read_reports(run.folder / "metrics.jsonl"):
+        last |= report if report["step"] == step and probed else {}
     yield from ((f"run: {key}", f"{last[key]:.4g}") for key in ("knn_accuracy", "loss") if key in last)
     for row in jsonl.read(run.folder / "evaluations.jsonl"):
         if (row.get("step"), row.get("branch")) == (step, branch):

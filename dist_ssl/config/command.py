@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
+from rich.text import Text
 
 from dist_ssl.errors import EXIT_CODE, ConfigError, UserError, explained, nearest, printable
 
@@ -21,6 +22,10 @@ class Screen(Console):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"soft_wrap": True, "highlight": False, "markup": False, **options})
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Return a text as it will be shown, so that a column of a table is wide enough for it."""
+        return super().render_str(printable(text), **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """Yield the pieces of what is printed. Those with which rich itself moves the cursor stay as they are."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from dist_ssl.distributed.shared_memory import SharedMemory, create
+from dist_ssl.distributed.shared_memory import SharedMemory, create, file_bytes, place_of
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import UserError
 from tests.ranks import Ranks
@@ -125,3 +125,23 @@ def test_sums_have_the_same_bits_through_shared_memory_and_through_sockets(ranks
         assert torch.equal(total, messages[0][0])
         assert torch.equal(total, other_total)
         assert torch.equal(rows, other_rows)
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../thesis", "thesis", "dist_ssl-", None, 3, f"dist_ssl-{'a' * 32}\n"])
+def test_a_message_does_not_say_which_file_is_written_to(tmp_path: Path, name: object) -> None:
+    with pytest.raises(ValueError, match="no name of shared memory"):
+        place_of(tmp_path, name)
+    path = create(tmp_path, 2, CAPACITY)
+    assert place_of(tmp_path, path.name) == path
+
+
+def test_a_file_that_is_not_the_ranks_own_stays_as_it_is(tmp_path: Path) -> None:
+    canary, link = tmp_path / "thesis", tmp_path / "link"
+    canary.write_bytes(b"x" * (file_bytes(2, CAPACITY) + 1))
+    with pytest.raises(ValueError, match="is not the shared memory of these ranks"):
+        SharedMemory(canary, 1, 2, CAPACITY, seconds=0.1)
+    canary.write_bytes(b"x" * file_bytes(2, CAPACITY))
+    link.symlink_to(canary)
+    with pytest.raises(OSError, match="symbolic links"):
+        SharedMemory(link, 1, 2, CAPACITY, seconds=0.1)
+    assert canary.read_bytes().strip(b"x") == b""

@@ -212,9 +212,7 @@ def _itself(path: str | Path, flags: int) -> int:
     except OSError as error:
         if error.errno != errno.ELOOP:
             raise
-        raise DataError(
-            f"{path} is a link: the cache follows none.", "Remove it; the shard is fetched again."
-        ) from error
+        raise DataError(f"{path} is a link, which the cache does not follow.", "Remove it.") from error
 
 
 def _is(file: FileIO, path: Path) -> bool:
