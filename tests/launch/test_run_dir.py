@@ -9,7 +9,7 @@ from threading import Barrier
 import pytest
 
 from dist_ssl.errors import ConfigError
-from launch import run_dir
+from launch import run_dir, slurm
 from launch.ending import Ending
 from launch.run_dir import PROJECT, SNAPSHOT, AttemptDir, RunDir
 from launch.run_files import read_yaml, write_yaml
@@ -290,3 +290,11 @@ def test_a_harmless_name_that_no_new_run_could_have_is_resumed(run: RunDir) -> N
     moved = RunDir.open(run.folder.rename(run.folder.parent / ".it's (old) & kept"))
     assert moved.new_attempt({}).number == 1
     assert str(moved.code.resolve()) in moved.python_path()
+
+
+def test_a_resume_of_a_renamed_run_says_so_before_anything_of_it_is_run(
+    run: RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = run.folder.rename(run.folder.parent / "other:code")
+    assert slurm.main([f"resume={moved}", "dry_run=true"]) == 2
+    assert "Give the folder, or the one that it is in, another name." in capsys.readouterr().out

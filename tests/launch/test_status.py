@@ -148,7 +148,6 @@ def test_a_followed_run_is_shown_until_it_has_ended(tmp_path: Path, monkeypatch:
     ("name", "content"),
     [
         ("status.json", '{"step": "x"}'),
-        ("status.json", '{"seconds_left": null}'),
         ("status.json", "[" * 200_000),
         ("attempts/0001/outcome.json", '{"outcome": 5}'),
         ("attempts/0001/outcome.json", '{"outcome": "failed", "reason": 5}'),
@@ -184,3 +183,10 @@ def test_the_name_of_a_folder_does_not_act_on_the_terminal(tmp_path: Path) -> No
     file = io.StringIO()
     assert status.run([f"runs={tmp_path}"], Screen(file=file, width=status.WIDTH)) == 0
     assert "a\\x1b[2J[bold]b" in file.getvalue()
+
+
+def test_a_running_run_whose_numbers_are_none_is_shown_too(tmp_path: Path) -> None:
+    run = made(tmp_path / "theirs")
+    (run.folder / "status.json").write_text('{"step": 3, "seconds_left": null, "loss": "x"}')
+    with run_lock.held(run.folder):
+        assert status.cells(RunState.of(run), 0.0)[1:8] == ["running", "-/-", "3", "-", "-", "-", "-"]
