@@ -57,7 +57,8 @@ Checked when it was exported: {checked}
 
 def measured(run: RunDir, step: int, branch: str) -> Iterator[tuple[str, str]]:
     """Yield names and values of what was measured of a branch at a step: by the run's probe, by evaluations."""
-    probed = run.last_config()["probe"]["branch"] == branch
+    probe = run.last_config().get("probe")
+    probed = isinstance(probe, dict) and probe.get("branch") == branch
     last: dict[str, Any] = {}
     for report in read_reports(run.folder / "metrics.jsonl"):
         last |= report if report["step"] == step and probed else {}

@@ -5,6 +5,7 @@ A hundred inputs in the suite, 20,000 under `make chaos`.
 
 import io
 import json
+import math
 import os
 import random
 import shutil
@@ -19,9 +20,11 @@ import yaml
 from dist_ssl.config.command import Screen, run_command
 from dist_ssl.core.plan import EpochPlan
 from dist_ssl.errors import EXIT_CODE
-from launch import audit, following, report, scheduler, slurm, status
+from dist_ssl.metrics.evaluations import Evaluations
+from launch import audit, following, model_card, report, scheduler, slurm, status
 from launch.ending import FAILED, STOPPED_CODE, Ending
 from launch.prediction import Prediction
+from launch.run_dir import RunDir
 from tests.fuzzing import bounded_memory, edited, mutated, tried
 
 Found = tuple[Path, dict[str, bytes]]
@@ -59,7 +62,7 @@ def run_folder(folder: Path, shards: Path) -> dict[str, bytes]:
         "metrics.jsonl": [PLACE | NUMBERS | {"step": step} for step in range(1, STEPS)],
         "plan.jsonl": plans,
         "quarantine.jsonl": [{"number": 3, "split": "train", "step": 1, "key": "a", "reason": "broken"}],
-        "evaluations.jsonl": [{"step": 4, "branch": "student", "protocol": "knn", "accuracy": 0.5}],
+        "evaluations.jsonl": [{"step": 4, "branch": "student", "protocol": "knn", "knn_accuracy": 0.5}],
         **{f"ledger/attempt_0001_rank_0000{rank}.jsonl": [*lines, {"saved": STEPS}] for rank in range(2)},
     }
     files = {
@@ -208,6 +211,21 @@ def test_a_followed_run_is_shown_to_its_end(count: int, theirs: Found) -> None:
         return accepted(slurm.command, f"follow={folder}")
 
     assert 0 < tried(count, work) < count
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_evaluations_of_a_colleagues_run_are_numbers_or_left_out(count: int, theirs: Found) -> None:
+    folder, whole = theirs
+    (folder / "attempts" / "0001" / "config.yaml").write_bytes(whole["config.yaml"])
+
+    def work(chance: random.Random) -> bool:
+        for name in ("evaluations.jsonl", "metrics.jsonl"):
+            (folder / name).write_bytes(changed(name, whole[name], chance))
+        exported = Evaluations(folder / "evaluations.jsonl").values()
+        assert all(math.isfinite(value) for value in exported.values())
+        return bool(list(model_card.measured(RunDir(folder), STEPS, "student")))
+
+    assert 0 < tried(count, work) <= count
 
 
 @pytest.mark.parametrize("count", COUNTS)

@@ -578,3 +578,10 @@ def test_promtool_has_nothing_against_a_scrape(sink: Prometheus) -> None:
 def test_counters_that_are_none_begin_at_nothing(tmp_path: Path, content: str) -> None:
     (tmp_path / COUNTERS).write_text(content)
     assert read_totals(tmp_path / COUNTERS) == {}
+
+
+@pytest.mark.parametrize("odd", ["NaN", "1e999", "1" + "0" * 400, "true", "null", '"0.5"'])
+def test_an_accuracy_that_is_no_finite_number_is_not_exported(tmp_path: Path, odd: str) -> None:
+    row = f'{{"step": 4, "branch": "student", "protocol": "knn", "knn_accuracy": {odd}}}\n'
+    (tmp_path / "evaluations.jsonl").write_text(row)
+    assert Evaluations(tmp_path / "evaluations.jsonl").values() == {}
