@@ -10,15 +10,17 @@ audited.
 
 import itertools
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from dist_ssl.checkpoint.folder_names import PUBLISHED
 from dist_ssl.config.command import known_pairs, run_command
-from dist_ssl.config.instantiate import keywords
-from dist_ssl.config.run_keys import all_epochs
+from dist_ssl.config.instantiate import fit, keywords
+from dist_ssl.config.run_keys import MOST, all_epochs
 from dist_ssl.core.plan import EpochPlan
 from dist_ssl.data.data_keys import Data
 from dist_ssl.data.order import ledger
@@ -35,6 +37,9 @@ from launch.run_dir import RunDir
 KEYS = ("run", "data.path")
 NOTES_SHOWN = 20
 NUMBERS_SHOWN = 5
+MOST_NUMBER = 1 << 60
+"""A number that no count of a run reaches, and with which int64 can still compute."""
+RESTORE = "Restore the complete file: the expected samples of the run's steps are computed from it."
 COLUMNS = ("epoch", "steps", "used once", "replaced", "dropped", "lost", "repeated", "moved", "unclear")
 
 
@@ -43,28 +48,50 @@ def open_split(run: RunDir, path: str | None) -> Split:
 
     `path`: where the data lies now, by default where the newest attempt read it. Raises DataError.
     """
-    began = run.config
-    now = run.last_config()
-    node = {**began["data"], "path": path or now["data"]["path"]}
+    began = value_of(run.config, "data", dict)
+    node = {**began, "path": path or value_of(run.last_config(), "data.path", str)}
     try:
         # a command in somebody else's config is not run: it is not the user's own
         own = path is not None or not any(trust.dangers(run))
-        access = Access(Fetcher(allow_pipe=node["allow_pipe"] and own))
+        access = Access(Fetcher(allow_pipe=node.get("allow_pipe") is True and own))
         data = Data(**keywords(Data, node, "data")).open(access)
     except DataError as error:
         raise DataError(error.problem, f"{error.remedy} Say where the run's data is now: data.path=...") from error
-    return data.splits[began["data"]["train"]]
+    return data.split(value_of(began, "train", str))
+
+
+def value_of(config: Mapping[str, Any], key: str, kind: type) -> Any:
+    """Return the value of a dotted key of a run's config, which is of this type. Raises ConfigError."""
+    found: Any = config
+    for name in key.split("."):
+        if not isinstance(found, dict) or name not in found:
+            raise ConfigError(f"The config of the run has no {key}.", "Put back a copy of its config.yaml files.")
+        found = found[name]
+    return fit(found, kind, key)
 
 
 def plans_of(run: RunDir) -> tuple[list[EpochPlan], list[int]]:
     """Return the plan and the first step of every epoch that has started, up to the first epoch without a plan.
 
-    The last plan of an epoch counts: the steps of an earlier one were never saved.
+    The last plan of an epoch counts: the steps of an earlier one were never saved. Raises DataError.
     """
-    rows = {row["epoch"]: row for row in jsonl.read(run.folder / "plan.jsonl")}
+    path = run.folder / "plan.jsonl"
+    rows = {row["epoch"]: row for row in jsonl.read(path) if whole(row, "epoch")}
     known = [rows[epoch] for epoch in itertools.takewhile(rows.__contains__, itertools.count())]
-    plans = [{key: value for key, value in row.items() if key in EpochPlan.__dataclass_fields__} for row in known]
-    return [EpochPlan(**plan) for plan in plans], [row["step"] for row in known]
+    try:
+        plans = [EpochPlan(**{key: row[key] for key in row.keys() & EpochPlan.__dataclass_fields__}) for row in known]
+    except TypeError as error:  # a field is missing
+        raise DataError(f"{path} has a line that is no plan: {error}.", RESTORE) from error
+    for row in known:
+        counts = whole(row, "step") and whole(row, "lanes", 1) and whole(row, "batch_size", 1)
+        if not counts or row["batch_size"] % row["lanes"]:
+            raise DataError(f"{path} has an impossible plan of epoch {row['epoch'] + 1}.", RESTORE)
+    return plans, [row["step"] for row in known]
+
+
+def whole(row: Mapping[str, Any], key: str, least: int = 0) -> bool:
+    """Return whether a value of a row is a whole number of at least `least`."""
+    return type(row.get(key)) is int and least <= row[key] <= MOST_NUMBER
 
 
 def final_steps(run: RunDir) -> int:
@@ -77,23 +104,30 @@ def audit(run: RunDir, split: Split) -> tuple[list[EpochAudit], list[str]]:
     """Return the audit of every epoch's samples, and all other problems as sentences. Raises DataError."""
     config, final = run.config, final_steps(run)
     plans, began = plans_of(run)
-    found = epochs(plans, split.shard_sizes, config["seed"], config["window"])
+    seed, window = value_of(config, "seed", int), value_of(config, "window", int)
+    if not (0 <= seed <= MOST["seed"] and window >= 1):
+        raise ConfigError(f"seed={seed} window={window} of the run's config are impossible.", "Put back a copy of it.")
+    if any(plan.batch_size > len(split.samples) for plan in plans):
+        raise DataError(f"{run.folder / 'plan.jsonl'} has batches larger than the data set.", RESTORE)
+    found = epochs(plans, split.shard_sizes, seed, window)
     covered = found[-1].first_step + found[-1].steps if found else 0
     if covered < final:
         raise DataError(
             f"{run.folder / 'plan.jsonl'} has no plan for the steps from {covered} to {final - 1}.",
-            "Restore the complete file: the expected samples of those steps are computed from it.",
+            RESTORE,
         )
     if not final:
         return [], []
-    listed = {row["number"] for row in jsonl.read(run.folder / "quarantine.jsonl") if row["split"] == split.name}
+    bad = [row for row in jsonl.read(run.folder / "quarantine.jsonl") if row.get("split") == split.name]
+    listed = {row["number"] for row in bad if whole(row, "number")}
     compared = Audit(ledger.read(run.folder / "ledger"), found, final, listed)
     problems = compared.unsaved() + [
         f"Epoch {epoch.plan.epoch + 1} began at step {step}, not {epoch.first_step}."
         for epoch, step in zip(found, began, strict=True)
         if step != epoch.first_step
     ]
-    planned = all_epochs(run.last_config())
+    now = run.last_config()
+    planned = all_epochs({"epochs": value_of(now, "epochs", int), "extend": fit(now.get("extend", []), list, "extend")})
     if run.outcome() == FINISHED and (final, len(found)) != (covered, planned):
         problems.append(f"The run has finished at step {final} of epoch {len(found)}, before its end.")
     return compared.tallies(), problems

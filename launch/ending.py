@@ -1,6 +1,7 @@
 """How an attempt ended: derived from the exit codes of the ranks and the reports of the nodes."""
 
 import json
+import os
 import signal
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
@@ -22,6 +23,9 @@ ended because the training diverged, as it would again after a resume; ended bec
 CAUSE_OF_CODE = {DIVERGED_CODE: NOT_FINITE, DISAGREED_CODE: PLANS_DIFFER}
 OUTCOME_OF_CODE = {0: FINISHED, STOPPED_CODE: STOPPED, EXIT_CODE: REFUSED, **dict.fromkeys(CAUSE_OF_CODE, REFUSED)}
 CODE_OF_OUTCOME = {FINISHED: 0, STOPPED: 0, REFUSED: EXIT_CODE, FAILED: 1}
+
+TAIL_BYTES = 1 << 16
+"""Bytes at the end of a log in which its last line is looked for."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +57,11 @@ class Ending:
 
     @classmethod
     def read(cls, path: Path) -> "Ending | None":
-        """Return the ending in a file, or None without a whole one."""
-        report = read_report(path)
-        known = {field.name for field in fields(cls)}
-        return cls(**report) if report and "outcome" in report and report.keys() <= known else None
+        """Return the ending in a file, or None without a whole one whose values have the types of the fields."""
+        report = read_report(path) or {}
+        types = {field.name: type(field.default) for field in fields(cls)} | {"outcome": str}
+        typed = all(type(value) is types.get(key) for key, value in report.items())
+        return cls(**report) if typed and report.get("outcome") in CODE_OF_OUTCOME else None
 
 
 def worst(endings: list[Ending]) -> Ending:
@@ -109,8 +114,12 @@ def last_words(log: Path, code: int) -> str:
 
 
 def last_line(log: Path) -> str:
-    """Return `: ` and the last line of a log that is not blank; empty if there is none."""
-    lines = log.read_text(errors="replace").split("\n") if log.is_file() else []
+    """Return `: ` and the last line of a log that is not blank; empty if its last TAIL_BYTES bytes have none."""
+    if not log.is_file():
+        return ""
+    with log.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+        lines = file.read(TAIL_BYTES).decode(errors="replace").split("\n")
     printed = [line.strip() for line in lines if line.strip()]
     return f": {printed[-1]}" if printed else ""
 

@@ -76,7 +76,7 @@ def changes(run: RunDir, before: int) -> str:
 
     The present machine is compared with that attempt's first node; attempts that left no record are passed over.
     """
-    for number in range(before, 0, -1):
+    for number in sorted((each for each in run.attempts() if each <= before), reverse=True):
         known = read_report(AttemptDir(run, number).environment(0))
         if known:
             found = list(differences(known, record()))
@@ -90,7 +90,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]
     for key in HARDWARE:
         if old.get(key) != new[key]:
             yield f"{key} {_shown(old.get(key))} -> {_shown(new[key])}"
-    known = old.get("packages", {})
+    listed = old.get("packages")
+    known = listed if isinstance(listed, dict) else {}
     for name in BITS:
         was, now = known.get(name, "none"), new["packages"].get(name, "none")
         if was != now:

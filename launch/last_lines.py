@@ -57,7 +57,8 @@ def of_a_finished_run(run: RunDir) -> list[str]:
     if bad := len(jsonl.read(run.folder / "quarantine.jsonl")):
         lines.append(f"Samples that could not be read: {bad}, in {run.folder}/quarantine.jsonl")
     lines.append(train_longer(run))
-    if run.config["data"]["source"] is not None:  # data that our own code draws
+    data = run.config.get("data")
+    if isinstance(data, dict) and data.get("source") is not None:  # data that our own code draws
         own, larger = "data=folder data.path=...", "encoder=resnet18 encoder.stem=small"
         lines.append(f"Next: your own images ({own}), or a larger encoder ({larger}).")
     if not (run.folder / ENCODER).is_file():

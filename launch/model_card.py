@@ -7,6 +7,7 @@ from typing import Any
 import xxhash
 import yaml
 
+from dist_ssl.metrics.sinks import read_reports
 from dist_ssl.runtime import jsonl
 from dist_ssl.saved_encoder import SavedEncoder
 from launch.handover import files
@@ -56,20 +57,30 @@ Checked when it was exported: {checked}
 
 def measured(run: RunDir, step: int, branch: str) -> Iterator[tuple[str, str]]:
     """Yield names and values of what was measured of a branch at a step: by the run's probe, by evaluations."""
-    probed = run.last_config()["probe"]["branch"] == branch
+    probe = run.last_config().get("probe")
+    probed = isinstance(probe, dict) and probe.get("branch") == branch
     last: dict[str, Any] = {}
-    for row in jsonl.read(run.folder / "metrics.jsonl"):
-        last |= row if row.get("step") == step and probed else {}
+    for report in read_reports(run.folder / "metrics.jsonl"):
+        last |= report if report["step"] == step and probed else {}
     yield from ((f"run: {key}", f"{last[key]:.4g}") for key in ("knn_accuracy", "loss") if key in last)
     for row in jsonl.read(run.folder / "evaluations.jsonl"):
         if (row.get("step"), row.get("branch")) == (step, branch):
             kept = {key: value for key, value in row.items() if isinstance(value, float) and key != "time"}
-            yield from ((f"{row['protocol']}: {key}", f"{value:.4g}") for key, value in kept.items())
+            yield from ((f"{row.get('protocol')}: {key}", f"{value:.4g}") for key, value in kept.items())
 
 
 def command_of(run: RunDir) -> str:
-    """Return the keys that the run was started with, without places on the machine where it ran."""
-    return " ".join(word for word in run.overrides if word.partition("=")[0] not in PLACES)
+    """Return the keys that the run was started with, without places on the machine where it ran.
+
+    A place may also be added, as `++data.path=...`, or stand in a group, as `data={path: ...}`.
+    """
+    return " ".join(word for word in run.overrides if not _of_a_place(word))
+
+
+def _of_a_place(override: str) -> bool:
+    key, _, value = override.lstrip("+~").partition("=")
+    inside = value.lstrip("'\" ").startswith("{") and any(place.startswith(f"{key}.") for place in PLACES)
+    return key in PLACES or inside
 
 
 def split_of(config: Mapping[str, Any]) -> str:
@@ -87,7 +98,7 @@ def revision(run: RunDir) -> str:
     content = xxhash.xxh3_128()
     for place, data in sorted(files(run.code).items()):
         content.update(str(place).encode() + b"\0" + data)
-    source = read_report(run.folder / SOURCE) or UNKNOWN
+    source = {**UNKNOWN, **(read_report(run.folder / SOURCE) or {})}
     changed = f" with {len(source['changed'])} files changed" if source["changed"] else ""
     commit = f", commit {source['commit']}{changed}" if source["commit"] else ""
     return f"dist_ssl {released}{commit}, xxh3 {content.hexdigest()}"

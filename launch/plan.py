@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dist_ssl.build import memory_estimate
-from dist_ssl.config.command import run_command
+from dist_ssl.config.command import Screen, run_command
 from dist_ssl.config.durations import Duration
 from dist_ssl.config.meta_device import on_meta_device
 from dist_ssl.core.plan import EpochPlan
@@ -266,7 +266,7 @@ def run(arguments: list[str], console: Console) -> int:
 
 def main(arguments: list[str]) -> int:
     """Run the command line; return the exit code."""
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console = Screen()
     console.width = max(console.width, WIDTH)
     return run_command(run, arguments, console, interrupted="Interrupted: nothing was kept.")
 

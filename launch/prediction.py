@@ -11,6 +11,10 @@ from typing import Any
 
 from dist_ssl.errors import ConfigError
 from dist_ssl.runtime.files import write_atomically
+from dist_ssl.runtime.strange_files import read_regular
+
+MOST_BYTES = 1 << 24
+"""Bytes of the file, at most: it has some points for each epoch."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +46,10 @@ class Prediction:
     def read(cls, path: Path) -> "Prediction":
         """Read what `write` wrote. Raises ConfigError where the file is something else."""
         try:
-            found = json.loads(path.read_text())
+            found = json.loads(read_regular(path, MOST_BYTES))
             points = [(float(samples), float(seconds)) for samples, seconds in found["points"]]
             whole = cls(points, str(found["source"]))
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             raise ConfigError(f"plan={path} is no prediction: {error!r}.", REMEDY) from error
         if not _rising(points):
             raise ConfigError(f"plan={path} is no prediction: its points do not rise from 0.", REMEDY)

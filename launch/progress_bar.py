@@ -1,18 +1,24 @@
 """The display of a run, read from its folder: a live bar on a terminal, and one line per epoch anywhere."""
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from dist_ssl.evaluate.confidence import interval
+from dist_ssl.runtime.strange_files import numbers, parsed
+from launch.run_files import read_report
 
 DASH = "-"
+MOST_LINE = 1 << 20
+"""Bytes of a report, at most."""
+POSITION = {"step", "total_steps", "epoch", "epochs"}
+"""Keys of a status that say where a run is."""
+OF_AN_EPOCH = {"step", "epoch", "knn_accuracy"}
+"""Keys of a report that makes a line of its own."""
 
 
 def clock(seconds: float) -> str:
@@ -33,7 +39,8 @@ class RunView:
 
     def __init__(self, folder: Path, console: Console) -> None:
         self.folder, self.console = folder, console
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[numbers]}"))
+        words = [TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[numbers]}")]
+        columns = (words[0], BarColumn(bar_width=24), words[1])
         self.bar = Progress(*columns, console=console, transient=True)
         self.task = self.bar.add_task("starting", total=None, numbers="the ranks load torch and connect")
         self.read_to, self.read_of = 0, 0
@@ -55,10 +62,9 @@ class RunView:
     def refresh(self) -> None:
         """Print new epochs and update the bar."""
         for report in self._new_reports():
-            if "knn_accuracy" in report:
-                self.console.print(epoch_line(report), highlight=False)
+            self.console.print(epoch_line(report), highlight=False)
         status = self._status()
-        if status and "total_steps" in status and not self.waiting:
+        if status.keys() >= POSITION and not self.waiting:
             self.bar.update(self.task, total=status["total_steps"], completed=status["step"])
             self.bar.update(self.task, description=self._description(status), numbers=self._numbers(status))
 
@@ -77,20 +83,20 @@ class RunView:
 
     def accuracy(self) -> str:
         """Return the newest kNN accuracy with its 95 % confidence interval, as text; empty without one."""
-        status = self._status() or {}
+        status = self._status()
         if "knn_accuracy" not in status:
             return ""
         found, images = float(status["knn_accuracy"]), int(status.get("queries", 0))
-        if not images:
+        if images < 1 or not 0 <= found <= 1:
             return f"kNN accuracy {100 * found:.1f} %"
         low, high = interval(found, images)
         return f"kNN accuracy {100 * found:.1f} % of {images} images (95 %: {100 * low:.1f} to {100 * high:.1f})"
 
-    def _description(self, status: dict[str, Any]) -> str:
+    def _description(self, status: dict[str, float]) -> str:
         epoch = min(int(status["epoch"]) + 1, int(status["epochs"]))
         return f"epoch {epoch}/{int(status['epochs'])}"
 
-    def _numbers(self, status: dict[str, Any]) -> str:
+    def _numbers(self, status: dict[str, float]) -> str:
         parts = [f"step {int(status['step'])}/{int(status['total_steps'])}"]
         if "loss" in status:
             parts.append(f"loss {status['loss']:.3f}")
@@ -100,25 +106,25 @@ class RunView:
             parts.append(f"{clock(status['seconds_left'])} left")
         return "  ".join(parts)
 
-    def _status(self) -> dict[str, Any] | None:
-        path = self.folder / "status.json"
-        if not path.is_file():
-            return None
-        values: dict[str, Any] = json.loads(path.read_text())
-        return values
+    def _status(self) -> dict[str, float]:
+        """Return the numbers of the newest status; empty without one."""
+        return numbers(read_report(self.folder / "status.json") or {})
 
     def _skip_old(self) -> None:
         """Skip the reports of earlier attempts, which have been shown; a new attempt may remove some of them."""
-        self.shown_step = max((r["step"] for r in self._reports() if "knn_accuracy" in r), default=-1.0)
+        self.shown_step = max((report["step"] for report in self._reports()), default=-1.0)
 
     def _new_reports(self) -> Iterator[dict[str, float]]:
         for report in self._reports():
-            if "knn_accuracy" in report and report["step"] > self.shown_step:
+            if report["step"] > self.shown_step:
                 self.shown_step = report["step"]
                 yield report
 
     def _reports(self) -> Iterator[dict[str, float]]:
-        """Yield the complete lines added since the last call, or the whole file if an attempt has replaced it."""
+        """Yield the reports of epochs added since the last call, or all if an attempt has replaced the file.
+
+        A line that is not complete yet is read again; from one of more than MOST_LINE bytes on nothing is.
+        """
         path = self.folder / "metrics.jsonl"
         if not path.is_file():
             return
@@ -127,8 +133,8 @@ class RunView:
             if inode != self.read_of:
                 self.read_to, self.read_of = 0, inode
             file.seek(self.read_to)
-            for line in file:
-                if not line.endswith(b"}\n"):
-                    return
+            while (line := file.readline(MOST_LINE)).endswith(b"\n"):
                 self.read_to += len(line)
-                yield json.loads(line)
+                report = numbers(parsed(line) or {})
+                if report.keys() >= OF_AN_EPOCH:
+                    yield report

@@ -20,6 +20,7 @@ from dist_ssl.errors import ConfigError
 from dist_ssl.metrics.goodput import CAUSES
 from dist_ssl.metrics.sinks import read_reports
 from dist_ssl.runtime.files import write_atomically
+from dist_ssl.runtime.strange_files import numbers
 from launch.charts import COLOURS, Span, Trace, curves, duration, number, percent, stacked, timeline
 from launch.ending import FAILED, FINISHED, REFUSED, STOPPED, Ending
 from launch.prediction import Prediction
@@ -81,14 +82,17 @@ class RunRecord:
     def attempts(self) -> list[Span]:
         """Return the attempts on the time line. One without an outcome ends with its last report."""
         spans = []
-        for count in range(1, self.run.newest_attempt() + 1):
+        last: dict[float, float] = {}
+        for report in self.reports:
+            attempt_of = report.get("attempt", 0)
+            last[attempt_of] = max(report["time"], last.get(attempt_of, report["time"]))
+        for count in self.run.attempts():
             attempt = AttemptDir(self.run, count)
             if not attempt.config_file.is_file():
                 continue
             started, ended = attempt.config_file.stat().st_mtime, attempt.folder / "outcome.json"
             known = Ending.read(ended)
-            times = [report["time"] for report in self.reports if report.get("attempt") == count]
-            end = ended.stat().st_mtime if known else max(times, default=started)
+            end = ended.stat().st_mtime if known else last.get(count, started)
             outcome = str(known.outcome) if known else ""
             note = f"attempt {count}: {outcome or 'no outcome'}{f', {known.reason}' if known and known.reason else ''}"
             spans.append(
@@ -101,13 +105,14 @@ class RunRecord:
 
         It is at least this much where attempts are missing.
         """
-        attempts = [AttemptDir(self.run, count) for count in range(1, self.run.newest_attempt() + 1)]
-        found = [[read_report(file) or {} for file in each.folder.glob("energy_*.json")] for each in attempts]
+        attempts = [AttemptDir(self.run, count) for count in self.run.attempts()]
+        found = [[numbers(read_report(file) or {}) for file in each.folder.glob("energy_*.json")] for each in attempts]
         sources = sorted({source for records in found for record in records for source in record})
         if not sources:
             return "unknown"
         joules = sum(sum(record.values()) for records in found for record in records)
-        least = "" if all(found) else "at least "
+        whole = all(found) and len(found) == self.run.newest_attempt()
+        least = "" if whole else "at least "
         return f"{least}{number(joules / JOULES_PER_KWH)} kWh ({', '.join(sources)})"
 
     def cells(self) -> list[str]:

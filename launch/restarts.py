@@ -23,8 +23,8 @@ CAUSES = (PREEMPTED, OUT_OF_TIME, STOPPED_BY_REQUEST, USER_ERROR, WORKER_DIED, O
 
 def restarts_before(attempt: AttemptDir) -> dict[str, int]:
     """Return the number of earlier attempts of a run by the cause of their restart, for all CAUSES."""
-    earlier = (AttemptDir(attempt.run, number) for number in range(1, attempt.number))
-    counts = Counter(cause_of(Ending.read(each.folder / "outcome.json")) for each in earlier if each.folder.is_dir())
+    earlier = (AttemptDir(attempt.run, number) for number in attempt.run.attempts() if number < attempt.number)
+    counts = Counter(cause_of(Ending.read(each.folder / "outcome.json")) for each in earlier)
     return {cause: counts[cause] for cause in CAUSES}
 
 

@@ -27,12 +27,16 @@ from typing import Any
 import yaml
 
 from dist_ssl.errors import ConfigError, nearest
-from launch.run_files import read_report, read_yaml, write_yaml
-from launch.run_names import check_name
+from dist_ssl.runtime.strange_files import read_regular
+from launch.run_files import read_report, read_words, read_yaml, write_yaml
+from launch.run_names import check_name, check_place
 from launch.source_commit import write_source
 
 FORMAT = 1
-ATTEMPT_NAME = re.compile(r"\d{4,}")
+ATTEMPT_NAME = re.compile(r"[0-9]{4,18}")
+JOB = re.compile(r"([0-9]+(?:_[0-9]+)?)\s+([0-9]+)\s*")
+MOST_JOB = 100
+"""Bytes of the file that holds a job's id and the number of attempts before it, at most."""
 REASON_BYTES = 4096
 PROJECT = Path(__file__).resolve().parent.parent
 SNAPSHOT = ("dist_ssl", "launch", "shards", "configs")
@@ -82,16 +86,16 @@ class RunDir:
         """Open the folder of a started run. Raises ConfigError if it is none, cannot be read, or has another format."""
         run = cls(folder)
         try:
-            (folder / "config.yaml").open().close()
+            version = run.config.get("format")
         except PermissionError as error:
             raise ConfigError(f"{folder} may not be read.", "Ask its owner: chmod -R go+rX FOLDER.") from error
         except OSError:
-            pass  # there is none, as the next lines say
-        if not (folder / "config.yaml").is_file() or "format" not in run.config:
+            version = None
+        if type(version) is not int or not 0 < version < 1 << 32:
             others = [path.parent.name for path in folder.parent.glob("*/config.yaml") if _of_a_run(path)]
             remedy = nearest(folder.name, others) if others else "Start one: python launch/slurm.py method=mocov3."
             raise ConfigError(f"{folder} is not a run folder.", remedy)
-        if (version := run.config.get("format")) != FORMAT:
+        if version != FORMAT:
             raise ConfigError(
                 f"{folder} has format {version}: this version reads {FORMAT}.",
                 "Resume it with the version of dist_ssl that made it.",
@@ -111,11 +115,11 @@ class RunDir:
     @property
     def overrides(self) -> list[str]:
         """The command-line overrides that the run started with."""
-        overrides: list[str] = yaml.safe_load((self.folder / "overrides.yaml").read_text())
-        return overrides
+        return read_words(self.folder / "overrides.yaml")
 
     def python_path(self) -> str:
-        """Return the PYTHONPATH with which a process imports the run's own code."""
+        """Return the PYTHONPATH with which a process imports the run's own code. Raises ConfigError."""
+        check_place(self.folder)
         return os.pathsep.join([str(self.code.resolve()), *filter(None, [os.environ.get("PYTHONPATH")])])
 
     def begin(self, config: dict[str, Any], overrides: list[str]) -> None:
@@ -150,7 +154,8 @@ class RunDir:
         return read_yaml(self.folder / "submitted.yaml")
 
     def submit(self, config: dict[str, Any]) -> None:
-        """Store the config of a submission to Slurm."""
+        """Store the config of a submission to Slurm. Raises ConfigError where a batch script cannot name the folder."""
+        check_place(self.folder)
         write_yaml(self.folder / "submitted.yaml", config)
 
     def note_job(self, job: str) -> None:
@@ -159,21 +164,31 @@ class RunDir:
 
     @property
     def job(self) -> tuple[str, int]:
-        """Id of the run's newest Slurm job, and the number of attempts before it; ("", 0) without one."""
+        """Id of the run's newest Slurm job, and the number of attempts before it; ("", 0) without one.
+
+        Raises ConfigError where the file holds something else: the id becomes part of commands.
+        """
         path = self.folder / "job"
         if not path.is_file():
             return "", 0
-        job, before = path.read_text().split()
-        return job, int(before)
+        with contextlib.suppress(ValueError):
+            if found := JOB.fullmatch(read_regular(path, MOST_JOB).decode()):
+                return found[1], int(found[2])
+        raise ConfigError(
+            f"{path} does not hold the number of a Slurm job.", "Remove it, if the run has no job in the queue."
+        )
 
     def job_log(self, job: str, task: int) -> Path:
         """Return the log of a task of a Slurm job; that of task 0 includes the output of the batch script."""
         return self.folder / "slurm" / f"{job}_{task}_log.out"
 
     def new_attempt(self, config: dict[str, Any]) -> "AttemptDir":
-        """Create the folder of the next attempt; exclusive creation makes its number unique."""
+        """Create the folder of the next attempt; exclusive creation makes its number unique. Raises ConfigError."""
+        check_place(self.folder)
+        number = 0
         while True:
-            attempt = AttemptDir(self, self.newest_attempt() + 1)
+            number = max(number, self.newest_attempt()) + 1
+            attempt = AttemptDir(self, number)
             try:
                 attempt.folder.mkdir(parents=True)
             except FileExistsError:
@@ -185,20 +200,26 @@ class RunDir:
 
     def last_config(self) -> dict[str, Any]:
         """Return the config of the newest attempt that has one: a kill may leave one without; else that of the run."""
-        for number in range(self.newest_attempt(), 0, -1):
+        for number in reversed(self.attempts()):
             if (file := AttemptDir(self, number).config_file).is_file():
                 return read_yaml(file)
         return self.config
 
+    def attempts(self) -> list[int]:
+        """Return the numbers of the attempts that have a folder, in order."""
+        names = [path.name for path in (self.folder / "attempts").glob("[0-9]*")]
+        found = {int(name): name for name in names if ATTEMPT_NAME.fullmatch(name)}  # `0001_old` is none
+        return sorted(number for number, name in found.items() if name == f"{number:04d}")
+
     def newest_attempt(self) -> int:
         """Return the number of the newest attempt, 0 without one."""
-        names = [path.name for path in (self.folder / "attempts").glob("[0-9]*")]
-        return max((int(name) for name in names if ATTEMPT_NAME.fullmatch(name)), default=0)  # `0001_old` is none
+        return max(self.attempts(), default=0)
 
     def outcome(self) -> str | None:
         """Return the outcome of the newest attempt; None if it has not ended."""
         report = read_report(AttemptDir(self, self.newest_attempt()).folder / "outcome.json")
-        return str(report["outcome"]) if report and "outcome" in report else None
+        outcome = report.get("outcome") if report else None
+        return outcome if isinstance(outcome, str) else None
 
 
 @dataclass(frozen=True)
@@ -249,8 +270,10 @@ class AttemptDir:
 
     def reason(self, rank: int) -> str:
         """Return why a rank gave up; empty if it gave no reason."""
-        path = self._reason_file(rank)
-        return path.read_text(errors="replace").strip() if path.is_file() else ""
+        try:
+            return read_regular(self._reason_file(rank), REASON_BYTES).decode(errors="replace").strip()
+        except (FileNotFoundError, ValueError):
+            return ""
 
     def _reason_file(self, rank: int) -> Path:
         return self.folder / "reasons" / f"rank_{rank:05d}.txt"

@@ -1,6 +1,8 @@
-"""Mappings in the files of a run folder: YAML that is complete, and JSON reports, which a kill may have cut short."""
+"""Mappings in the files of a run folder: YAML that is complete, and JSON reports, which a kill may have cut short.
 
-import json
+A folder may be somebody else's, so each file is read as a stranger's: a regular one, of bounded size.
+"""
+
 from pathlib import Path
 from typing import Any
 
@@ -8,17 +10,37 @@ import yaml
 
 from dist_ssl.errors import ConfigError
 from dist_ssl.runtime.files import write_atomically
+from dist_ssl.runtime.strange_files import parsed, read_regular
+
+MOST_YAML, MOST_REPORT = 1 << 18, 1 << 24
+"""Bytes of a file, at most: a config has some thousand, of which a second reads a hundred thousand."""
+
+DAMAGE = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, ArithmeticError, RecursionError)
+"""Errors of PyYAML for a text that it cannot read: also those that a tag with another text than it expects ends in."""
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Return the mapping in a YAML file. Raises ConfigError where its content is none; OSError."""
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise _damaged(path) from error
+    values = _loaded(path)
     if not isinstance(values, dict):
         raise _damaged(path)
     return values
+
+
+def read_words(path: Path) -> list[str]:
+    """Return the list of texts in a YAML file. Raises ConfigError where its content is none; OSError."""
+    values = _loaded(path)
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise _damaged(path)
+    return values
+
+
+def _loaded(path: Path) -> Any:
+    """Return what a YAML file holds. Raises ConfigError, OSError."""
+    try:
+        return yaml.safe_load(read_regular(path, MOST_YAML).decode())
+    except DAMAGE as error:
+        raise _damaged(path) from error
 
 
 def _damaged(path: Path) -> ConfigError:
@@ -33,9 +55,13 @@ def write_yaml(path: Path, values: dict[str, Any]) -> None:
 
 
 def read_report(path: Path) -> dict[str, Any] | None:
-    """Return the mapping in a JSON file; None where there is none, or a kill or a full disk has cut it short."""
+    """Return the mapping in a JSON file; None where there is none, or a kill or a full disk has cut it short.
+
+    Raises PermissionError.
+    """
     try:
-        values = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
+        return parsed(read_regular(path, MOST_REPORT))
+    except PermissionError:
+        raise
+    except (OSError, ValueError):
         return None
-    return values if isinstance(values, dict) else None

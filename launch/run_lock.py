@@ -7,13 +7,19 @@ one that has died perhaps: that is no reason to refuse, since a new attempt take
 import contextlib
 import fcntl
 import os
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 from dist_ssl.errors import ConfigError
+from dist_ssl.runtime.strange_files import read_regular
 
 NAME = "launcher.lock"
+MOST_BYTES = 1000
+"""Longest content of that file."""
+HOLDER = re.compile(r"(\S+) ([0-9]+)\s*")
+"""Its content: the machine and the process that hold it."""
 LOCKS = Path("/proc/locks")
 """Where Linux lists the locks of this machine: taking the lock to see whether it is free might refuse a launcher."""
 
@@ -22,10 +28,11 @@ LOCKS = Path("/proc/locks")
 def held(run: Path) -> Iterator[None]:
     """Hold a run's folder. Raises ConfigError where another launcher of this machine trains it.
 
-    Where the file system has no locks, or the folder cannot be written, nothing is held: what follows says more.
+    A link in the place of the file is not followed: what it leads to would be emptied. Where the file is one, or the
+    file system has no locks, or the folder cannot be written, nothing is held: what follows says more.
     """
     try:
-        descriptor = os.open(run / NAME, os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = os.open(run / NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError:
         yield
         return
@@ -43,22 +50,23 @@ def is_held(run: Path) -> bool | None:
         locks = [line.split() for line in LOCKS.read_text().splitlines()]
         if any(words[1] == "FLOCK" and words[5].rpartition(":")[2] == str(number) for words in locks):
             return True
-        host, _ = _holder((run / NAME).read_bytes())
-    except (OSError, IndexError):
+        host, _ = _holder(read_regular(run / NAME, MOST_BYTES))
+    except (OSError, ValueError, IndexError):
         return None
     return False if host == socket.gethostname() else None
 
 
 def _holder(content: bytes) -> tuple[str, str]:
-    host, _, process = content.decode(errors="replace").strip().rpartition(" ")
-    return host, process
+    """Return the machine and the process that the content names; empty where it names none."""
+    found = HOLDER.fullmatch(content.decode(errors="replace"))
+    return (found[1], found[2]) if found else ("", "")
 
 
 def _take(descriptor: int, run: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        host, process = _holder(os.read(descriptor, 1000))
+        host, process = _holder(os.read(descriptor, MOST_BYTES))
         if host == socket.gethostname():
             raise ConfigError(
                 f"{run} is being trained already, by process {process} of this machine.",

@@ -40,8 +40,14 @@ def check_name(runs: Path, name: str) -> None:
             f"name={name} cannot be the name of a run: its folder would be one that all runs in {runs} share.",
             f"Choose another one: name={name}-1, say.",
         )
-    if IMPOSSIBLE.search(whole := str((runs / name).absolute())):
-        raise ConfigError(
-            f"{whole!r} cannot be a run folder: its path has a colon or a control character.",
-            "Choose another name=... or runs=...",
-        )
+    _check_path((runs / name).absolute(), "Choose another name=... or runs=...")
+
+
+def check_place(folder: Path) -> None:
+    """Raise ConfigError where no process of a run could be started in this folder: it may have been renamed."""
+    _check_path(folder.resolve(), "Give the folder, or the one that it is in, another name.")
+
+
+def _check_path(path: Path, remedy: str) -> None:
+    if IMPOSSIBLE.search(whole := str(path)):
+        raise ConfigError(f"{whole!r} cannot be a run folder: its path has a colon or a control character.", remedy)

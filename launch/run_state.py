@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dist_ssl.checkpoint.folder_names import LATEST
+from dist_ssl.runtime.strange_files import numbers
 from launch import run_lock, scheduler
 from launch.charts import duration
 from launch.ending import LOST, OUT_OF_TIME, PREEMPTED, STOPPED, Ending
@@ -30,7 +31,7 @@ class RunState:
     why: str
     """One line; may be empty."""
     numbers: Mapping[str, float]
-    """The keys of status.json; empty before the first report."""
+    """The keys of status.json that hold numbers; empty before the first report."""
     reported: float | None
     """When these were written, in seconds since 1970."""
     saved: float | None
@@ -42,7 +43,7 @@ class RunState:
         status, latest = run.folder / "status.json", run.folder / "checkpoints" / LATEST
         reported, saved = (path.stat().st_mtime if path.is_file() else None for path in (status, latest))
         state, why = state_of(run, reported)
-        return cls(run, state, why, read_report(status) or {}, reported, saved)
+        return cls(run, state, why, numbers(read_report(status) or {}), reported, saved)
 
 
 def state_of(run: RunDir, reported: float | None) -> tuple[str, str]:

@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from dist_ssl.config.command import INTERRUPTED_CODE, run_command
+from dist_ssl.config.command import INTERRUPTED_CODE, Screen, run_command
 from dist_ssl.errors import ConfigError
 from launch import credentials, following, launch_keys, preparation, run_lock, scheduler, submission, sweep, trust
 from launch.ending import CODE_OF_OUTCOME, STOPPED, STOPPED_CODE
@@ -32,6 +32,7 @@ from launch.handover import hand_over
 from launch.last_lines import say_how_it_ended, train_longer
 from launch.local import LocalAttempt
 from launch.run_dir import RunDir, write_for_owner_alone
+from launch.run_names import check_place
 from launch.visible_gpus import visible_gpus
 
 INTERRUPTED = "Interrupted. Jobs submitted and run folders made before are listed above."
@@ -159,6 +160,7 @@ def command(arguments: list[str], console: Console) -> int:
         return follow(run, [], console)
     if "resume" in given:
         run = RunDir.open(Path(given["resume"]))
+        check_place(run.folder)
         trust.check(run, trusted)
         hand_over(run, complete, console)
         run, config = preparation.resume(others, Path(given["resume"]), console)
@@ -241,7 +243,7 @@ def start(arguments: list[str], console: Console) -> int:
 def main(arguments: list[str]) -> int:
     """Run the command line; return the exit code."""
     write_for_owner_alone()
-    return run_command(command, arguments, Console(soft_wrap=True), interrupted=INTERRUPTED)
+    return run_command(command, arguments, Screen(), interrupted=INTERRUPTED)
 
 
 if __name__ == "__main__":

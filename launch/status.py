@@ -19,7 +19,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from dist_ssl.config.command import known_pairs, run_command, say
+from dist_ssl.config.command import Screen, known_pairs, run_command, say
 from dist_ssl.config.instantiate import fit
 from dist_ssl.errors import ConfigError, UserError
 from launch.charts import duration
@@ -118,7 +118,7 @@ def run(arguments: list[str], console: Console) -> int:
 
 def main(arguments: list[str]) -> int:
     """Run the command line; return the exit code."""
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console = Screen()
     console.width = max(console.width, WIDTH)
     return run_command(run, arguments, console, interrupted="Not watched any more; the run goes on.")
 

@@ -57,7 +57,8 @@ def show(folder: Path, options: ShowOptions, console: Console) -> None:
     found = pyramid.attach(found, where, sorted(levels), get) if levels else found
     console.print(table(found))
     for side, made in sorted(levels.items()):
-        lossy = f"{side} px on the shorter side, JPEG of quality {made['quality']}, chroma {made['chroma']}"
+        quality, chroma = made.get("quality", "unknown"), made.get("chroma", "unknown")
+        lossy = f"{side} px on the shorter side, JPEG of quality {quality}, chroma {chroma}"
         say(console, f"level {side}: identity {made['identity']}; lossy: {lossy}")
     if found.classes:
         say(console, "classes: " + shortened(found.classes, most=20))

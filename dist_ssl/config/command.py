@@ -1,14 +1,36 @@
 """How every command of the project runs: its help, the errors that the user can correct, and Ctrl-C."""
 
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.text import Text
 
 from dist_ssl.errors import EXIT_CODE, ConfigError, UserError, explained, nearest, printable
 
 INTERRUPTED_CODE = 130
 """Exit code after Ctrl-C."""
+
+
+class Screen(Console):
+    """A console whose text is only read: control characters become escapes, and markup in names has no effect.
+
+    What is shown of files, folders and servers may be somebody else's, in lines, tables and progress bars alike.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"soft_wrap": True, "highlight": False, "markup": False, **options})
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Return a text as it will be shown, so that a column of a table is wide enough for it."""
+        return super().render_str(printable(text), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Yield the pieces of what is printed. Those with which rich itself moves the cursor stay as they are."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
 
 
 def say(console: Console, text: str) -> None:
@@ -29,7 +51,7 @@ def run_command(
     -h and --help print the script's docstring. Errors that the user can correct are printed to `errors` without a stack
     trace, and end with exit code 2. `interrupted`: what is printed after Ctrl-C.
     """
-    console = console or Console(soft_wrap=True, highlight=False, markup=False)
+    console = console or Screen()
     if {"-h", "--help"} & set(arguments):
         say(console, str(sys.modules[run.__module__].__doc__))
         return 0

@@ -13,7 +13,7 @@ UNITS = {
     "minute": ("seconds", 60),
     "hour": ("seconds", 3600),
 }
-FORM = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+?)s?\s*", re.ASCII)
+FORM = re.compile(r"\s*(\d{1,15}(?:\.\d{1,30})?)\s*([a-z]+?)s?\s*", re.ASCII)
 
 
 class Position(Protocol):

@@ -9,7 +9,9 @@ A rank that waits for one whose process has ended gets an error at once, as from
 
 import mmap
 import os
+import re
 import time
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,8 @@ from dist_ssl.distributed.futex import LINE_BYTES, Futexes
 from dist_ssl.distributed.liveness import Liveness
 from dist_ssl.errors import LostPeerError
 
+NAME = re.compile(r"dist_ssl-[0-9a-f]{32}")
+"""Name of a shared file: whatever a message says, no other file is written to."""
 HASH_BYTES = 8
 LOOK_SECONDS = 0.2
 """Delay after which a waiting rank checks whether the other rank's process has ended."""
@@ -37,12 +41,20 @@ def file_bytes(size: int, capacity: int) -> int:
     return size * (LINE_BYTES + 2 * (HASH_BYTES + capacity))
 
 
-def create(folder: Path, name: str, size: int, capacity: int) -> Path:
+def place_of(folder: Path, name: object) -> Path:
+    """Return the path of a shared file. Raises ValueError where the name, which another process sent, is not one."""
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is no name of shared memory")
+    return folder / name
+
+
+def create(folder: Path, size: int, capacity: int) -> Path:
     """Create the file for the shared memory of `size` ranks and reserve its space; remove it once all have opened it.
 
-    No other user may read or write it. Raises OSError where there is no space or no permission.
+    Return its path, whose name `place_of` accepts. No other user may read or write it. Raises OSError where there is no
+    space or no permission.
     """
-    path = folder / name
+    path = folder / f"dist_ssl-{uuid.uuid4().hex}"
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         os.posix_fallocate(file, 0, file_bytes(size, capacity))
@@ -55,11 +67,18 @@ def create(folder: Path, name: str, size: int, capacity: int) -> Path:
 
 
 class SharedMemory:
-    """One rank's view of the shared memory in `path`. `capacity`: most bytes of a message; `seconds`: longest wait."""
+    """One rank's view of the shared memory in `path`. `capacity`: most bytes of a message; `seconds`: longest wait.
+
+    Raises OSError where the file cannot be opened, ValueError where it is not what `create` made for this user.
+    """
 
     def __init__(self, path: Path, rank: int, size: int, capacity: int, seconds: float) -> None:
         self.rank, self.size, self.capacity, self.seconds = rank, size, capacity, seconds
-        file = path.open("r+b", buffering=0)
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "r+b", buffering=0)
+        state = os.fstat(file.fileno())
+        if (state.st_uid, state.st_size) != (os.geteuid(), file_bytes(size, capacity)):
+            file.close()
+            raise ValueError(f"{path} is not the shared memory of these ranks")
         self.memory = mmap.mmap(file.fileno(), file_bytes(size, capacity))
         self.liveness = Liveness(file, rank)
         self.all_locked = False

@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import tempfile
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -25,7 +24,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 
 from dist_ssl.distributed.devices import own_device
 from dist_ssl.distributed.rendezvous import machine_id
-from dist_ssl.distributed.shared_memory import SharedMemory, create
+from dist_ssl.distributed.shared_memory import SharedMemory, create, place_of
 from dist_ssl.distributed.store import meet
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -238,10 +237,10 @@ def open_shared_memory(world: World, seconds: float) -> SharedMemory | None:
     capacity = message_capacity(world.size)
     folder = SHARED_MEMORY if SHARED_MEMORY.is_dir() else Path(tempfile.gettempdir())
     with contextlib.suppress(OSError):  # no space or permission: sockets work too, only slower
-        path = create(folder, f"dist_ssl-{uuid.uuid4().hex}", world.size, capacity) if world.rank == 0 else None
-    name = world.share(str(path) if path else None)
-    with contextlib.suppress(OSError):
-        found = SharedMemory(Path(name), world.rank, world.size, capacity, seconds) if name else None
+        path = create(folder, world.size, capacity) if world.rank == 0 else None
+    name = world.share(path.name if path else None)
+    with contextlib.suppress(OSError, ValueError):
+        found = SharedMemory(place_of(folder, name), world.rank, world.size, capacity, seconds)
     lacking, unlocked = world.agree_later(int(not found), int(not (found and found.liveness.locked))).result()
     if world.rank == 0 and path:
         path.unlink()

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_ssl.runtime import jsonl
+from dist_ssl.runtime.strange_files import numbers
 
 ACCURACIES = {"knn": "knn_accuracy", "bag_of_patches": "knn_accuracy", "linear": "linear_accuracy"}
 """Protocols whose number is an accuracy, and its name in the file."""
@@ -48,5 +49,4 @@ class Evaluations:
 def _of_a_classifier(row: Mapping[str, Any]) -> bool:
     """Return whether a line of the file has an accuracy; one that a person has edited may lack anything."""
     name = ACCURACIES.get(str(row.get("protocol")), "")
-    numbers = isinstance(row.get("step"), int) and isinstance(row.get(name), int | float)
-    return numbers and isinstance(row.get("branch"), str)
+    return isinstance(row.get("step"), int) and name in numbers(row) and isinstance(row.get("branch"), str)

@@ -19,12 +19,13 @@ from dist_ssl.metrics.evaluations import Evaluations
 from dist_ssl.metrics.table import METRICS, series_of
 from dist_ssl.runtime import jsonl
 from dist_ssl.runtime.files import write_atomically
+from dist_ssl.runtime.strange_files import numbers, parsed, read_regular
 
 log = logging.getLogger(__name__)
-HUGE = 1e300
-"""A number that no metric reaches: JSON has whole numbers that no float can hold."""
 COUNTERS = "counters.json"
 """File of the run folder with what the counters have come to."""
+MOST_TOTALS = 1 << 20
+"""Bytes of that file, at most: it has a line for each counter."""
 
 
 def finite(values: Mapping[str, float]) -> dict[str, float]:
@@ -34,10 +35,7 @@ def finite(values: Mapping[str, float]) -> dict[str, float]:
 
 def read_reports(path: Path) -> list[dict[str, float]]:
     """Return the reports of a `metrics.jsonl`, their finite numbers; what a kill or a lost disk left is none."""
-    found = [
-        {key: value for key, value in row.items() if type(value) in (int, float) and abs(value) < HUGE}
-        for row in jsonl.read(path)
-    ]
+    found = [numbers(row) for row in jsonl.read(path)]
     return [report for report in found if "step" in report]
 
 
@@ -49,11 +47,10 @@ def stands(report: Mapping[str, float], progress: Progress) -> bool:
 def read_totals(path: Path) -> dict[str, float]:
     """Return what the counters of earlier attempts have come to, by key; empty if there is no whole file of numbers."""
     try:
-        found = json.loads(path.read_text())
+        found = parsed(read_regular(path, MOST_TOTALS)) or {}
     except (OSError, ValueError):
         return {}
-    numbers = found.items() if isinstance(found, dict) else ()
-    return {key: float(value) for key, value in numbers if type(value) in (int, float) and 0 <= value < math.inf}
+    return {key: float(value) for key, value in numbers(found).items() if value >= 0}
 
 
 class JsonLines:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from dist_ssl.distributed.shared_memory import SharedMemory, create
+from dist_ssl.distributed.shared_memory import SharedMemory, create, file_bytes, place_of
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import UserError
 from tests.ranks import Ranks
@@ -18,7 +18,7 @@ CAPACITY = 4096
 
 
 def test_every_round_of_threads_at_random_speeds_is_whole(tmp_path: Path) -> None:
-    path = create(tmp_path, "messages", 3, CAPACITY)
+    path = create(tmp_path, 3, CAPACITY)
     wrong: list[tuple[int, int]] = []
 
     def talk(rank: int) -> None:
@@ -42,7 +42,7 @@ def test_every_round_of_threads_at_random_speeds_is_whole(tmp_path: Path) -> Non
 
 
 def test_a_silent_rank_is_named(tmp_path: Path) -> None:
-    path = create(tmp_path, "messages", 2, CAPACITY)
+    path = create(tmp_path, 2, CAPACITY)
     memory = SharedMemory(path, 0, 2, CAPACITY, seconds=0.1)
     with pytest.raises(UserError, match="Rank 1 did not answer for 0 s"):
         memory.exchange(np.zeros(8, dtype=np.uint8))
@@ -59,7 +59,7 @@ time.sleep(600)
 
 
 def test_a_wait_for_a_rank_that_was_killed_ends_with_an_error(tmp_path: Path) -> None:
-    path = create(tmp_path, "messages", 2, CAPACITY)
+    path = create(tmp_path, 2, CAPACITY)
     with subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout
         assert holder.stdout.readline() == "True\n"
@@ -87,7 +87,7 @@ except UserError as error:
 
 
 def test_the_last_message_of_a_rank_that_has_ended_is_read(tmp_path: Path) -> None:
-    path = create(tmp_path, "messages", 2, CAPACITY)
+    path = create(tmp_path, 2, CAPACITY)
     memory = SharedMemory(path, 0, 2, CAPACITY, seconds=60)
     memory.all_locked = True
     words = [sys.executable, "-c", WRITER, str(path)]
@@ -101,7 +101,7 @@ def test_the_last_message_of_a_rank_that_has_ended_is_read(tmp_path: Path) -> No
 
 
 def test_a_message_of_another_round_is_not_taken(tmp_path: Path) -> None:
-    path = create(tmp_path, "messages", 2, CAPACITY)
+    path = create(tmp_path, 2, CAPACITY)
     early = SharedMemory(path, 1, 2, CAPACITY, seconds=0.05)
     early.round = 6  # its next message is of round 7
     with pytest.raises(UserError):
@@ -125,3 +125,23 @@ def test_sums_have_the_same_bits_through_shared_memory_and_through_sockets(ranks
         assert torch.equal(total, messages[0][0])
         assert torch.equal(total, other_total)
         assert torch.equal(rows, other_rows)
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../thesis", "thesis", "dist_ssl-", None, 3, f"dist_ssl-{'a' * 32}\n"])
+def test_a_message_does_not_say_which_file_is_written_to(tmp_path: Path, name: object) -> None:
+    with pytest.raises(ValueError, match="no name of shared memory"):
+        place_of(tmp_path, name)
+    path = create(tmp_path, 2, CAPACITY)
+    assert place_of(tmp_path, path.name) == path
+
+
+def test_a_file_that_is_not_the_ranks_own_stays_as_it_is(tmp_path: Path) -> None:
+    canary, link = tmp_path / "thesis", tmp_path / "link"
+    canary.write_bytes(b"x" * (file_bytes(2, CAPACITY) + 1))
+    with pytest.raises(ValueError, match="is not the shared memory of these ranks"):
+        SharedMemory(canary, 1, 2, CAPACITY, seconds=0.1)
+    canary.write_bytes(b"x" * file_bytes(2, CAPACITY))
+    link.symlink_to(canary)
+    with pytest.raises(OSError, match="symbolic links"):
+        SharedMemory(link, 1, 2, CAPACITY, seconds=0.1)
+    assert canary.read_bytes().strip(b"x") == b""

@@ -166,3 +166,28 @@ def test_seconds_as_a_clock(seconds: float, text: str) -> None:
 def test_an_epoch_in_words() -> None:
     line = epoch_line({"epoch": 12, "step": 372, "knn_accuracy": 1.0})
     assert line == "epoch  12   step    372   kNN 100.0 %"
+
+
+@pytest.mark.parametrize(
+    "status",
+    ['{"total_steps": 8}', '{"total_steps": "8", "step": [], "epoch": {}, "epochs": null}', "[" * 200_000, "[1]", "{",
+     json.dumps({**STATUS, "loss": "x", "seconds_left": None, "images_per_second": [], "knn_accuracy": "y"}),
+     json.dumps({**STATUS, "knn_accuracy": -5.0, "queries": -1}), json.dumps({**STATUS, "total_steps": -1e299})],
+)  # fmt: skip
+def test_a_status_of_another_kind_breaks_no_display(tmp_path: Path, status: str) -> None:
+    screen = console(terminal=True)
+    (tmp_path / "status.json").write_text(status)
+    report(tmp_path, '{"knn_accuracy": "x", "step": 3}\n', "[" * 200_000 + "\n", '{"knn_accuracy": 0.5}\n', "{}\n")
+    with RunView(tmp_path, screen) as view:
+        report(tmp_path, "half a line\n", epoch(1, 0.231))
+        view.refresh()
+        view.accuracy()
+    assert "kNN  23.1 %" in written(screen)
+
+
+def test_what_slurm_says_of_a_job_is_shown_literally(tmp_path: Path) -> None:
+    screen = console(terminal=True)
+    with RunView(tmp_path, screen) as view:
+        view.queue("job 7", "PENDING ([link=file:///etc]x[/link])")
+        view.bar.refresh()
+    assert "pending ([link=file:///etc]x[/link])" in written(screen)

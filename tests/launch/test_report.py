@@ -135,6 +135,7 @@ def test_a_run_without_a_report_can_be_held_against_a_plan(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     "content", ["", "[]", '{"points": [], "source": ""}', '{"points": [[0, 0], [5, NaN]], "source": ""}',
+                "[" * 200_000, '{"points": [[0, 0], [5, 1' + "0" * 400 + ']], "source": ""}',
                 '{"points": [[0, 0], [0, 1]], "source": ""}', '{"points": [[0, 0]]}', '{"points": 3, "source": ""}']
 )  # fmt: skip
 def test_what_is_no_plan_is_refused(tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -321,3 +322,26 @@ def test_a_link_in_the_place_of_the_page_is_replaced_and_not_followed(tmp_path: 
     assert report.main([f"run={run.folder}"]) == 0
     assert keys.read_text() == "mine"
     assert "<!doctype html>" in (run.folder / "report.html").read_text()
+
+
+def test_energy_that_is_no_number_counts_as_none(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path, "one", REPORTS, ("failed",))
+    (folder / "attempts" / "0001" / "energy_0000.json").write_text(
+        json.dumps({"gpus": 3.6e6, "sun": "x", "wind": None})
+    )
+    assert RunRecord(RunDir.open(folder)).energy() == "1 kWh (gpus)"
+
+
+def test_an_attempt_of_an_absurd_number_does_not_hold_up_the_report(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path, "one", REPORTS, ("failed",))
+    (folder / "attempts" / "99999999999").mkdir()
+    assert written(f"run={folder}") == 0
+    assert len(RunRecord(RunDir.open(folder)).attempts()) == 1
+
+
+@pytest.mark.parametrize("ending", [{"outcome": 5}, {"outcome": "failed", "reason": 5}, {"outcome": ["failed"]}])
+def test_an_outcome_of_another_kind_is_none(tmp_path: Path, ending: dict[str, Any]) -> None:
+    folder = run_folder(tmp_path, "one", REPORTS, ("failed",))
+    (folder / "attempts" / "0001" / "outcome.json").write_text(json.dumps(ending))
+    assert RunRecord(RunDir.open(folder)).attempts()[0].note == "attempt 1: no outcome"
+    assert written(f"run={folder}") == 0

@@ -9,7 +9,7 @@ from threading import Barrier
 import pytest
 
 from dist_ssl.errors import ConfigError
-from launch import run_dir
+from launch import run_dir, slurm
 from launch.ending import Ending
 from launch.run_dir import PROJECT, SNAPSHOT, AttemptDir, RunDir
 from launch.run_files import read_yaml, write_yaml
@@ -261,3 +261,57 @@ def test_the_code_of_a_run_is_for_its_owner_alone_whatever_the_modes_of_the_proj
     copied = list(run.code.rglob("*"))
     assert len(copied) == 3 * len(SNAPSHOT)
     assert not [path for path in copied if path.stat().st_mode & 0o022]
+
+
+def test_attempts_are_listed_and_not_counted(run: RunDir) -> None:
+    run.new_attempt({**CONFIG, "threads": 3})
+    for name in ("99999999999", "00002", "9" * 100, "\u0663\u0663\u0663\u0663"):
+        (run.folder / "attempts" / name).mkdir()
+    assert run.attempts() == [1, 99_999_999_999]
+    assert run.last_config()["threads"] == 3, "without a look at a hundred billion folders"
+    assert run.new_attempt({}).number == 100_000_000_000
+
+
+def test_a_number_that_cannot_grow_does_not_hold_up_the_next_attempt(run: RunDir) -> None:
+    (run.folder / "attempts" / ("9" * 18)).mkdir(parents=True)
+    assert [run.new_attempt({}).number for _ in range(2)] == [10**18, 10**18 + 1]
+
+
+@pytest.mark.parametrize(
+    "content", ["1;evil 0", "$(evil) 0", "--help 0", "7", "", "7 -1", "\u0667 0", "7_ 0", "7" * 999]
+)
+def test_what_is_no_job_of_slurm_reaches_no_command(run: RunDir, content: str) -> None:
+    (run.folder / "job").write_text(content)
+    with pytest.raises(ConfigError, match="does not hold the number of a Slurm job"):
+        run.job  # noqa: B018
+
+
+@pytest.mark.parametrize("job", ["7", "12345678", "71_3"])
+def test_the_numbers_of_jobs_are_kept(run: RunDir, job: str) -> None:
+    run.note_job(job)
+    assert run.job == (job, 0)
+
+
+@pytest.mark.parametrize("name", ["a\n#SBATCH --wrap=x", "other:code"])
+def test_a_run_that_was_renamed_can_be_looked_at_and_starts_nothing(run: RunDir, name: str) -> None:
+    moved = run.folder.rename(run.folder.parent / name)
+    found = RunDir.open(moved)
+    assert found.config["epochs"] == 3
+    for start in (found.python_path, lambda: found.submit({}), lambda: found.new_attempt({})):
+        with pytest.raises(ConfigError, match="its path has a colon or a control character"):
+            start()
+    assert sorted(path.name for path in moved.iterdir()) == ["code", "config.yaml", "overrides.yaml", "source.json"]
+
+
+def test_a_harmless_name_that_no_new_run_could_have_is_resumed(run: RunDir) -> None:
+    moved = RunDir.open(run.folder.rename(run.folder.parent / ".it's (old) & kept"))
+    assert moved.new_attempt({}).number == 1
+    assert str(moved.code.resolve()) in moved.python_path()
+
+
+def test_a_resume_of_a_renamed_run_says_so_before_anything_of_it_is_run(
+    run: RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = run.folder.rename(run.folder.parent / "other:code")
+    assert slurm.main([f"resume={moved}", "dry_run=true"]) == 2
+    assert "Give the folder, or the one that it is in, another name." in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from dist_ssl.errors import ConfigError
 from launch.run_dir import PROJECT
-from launch.run_lock import NAME, held
+from launch.run_lock import NAME, held, is_held
 
 HOLD = """
 import sys, time
@@ -47,3 +48,30 @@ def test_a_lock_of_another_machine_refuses_nobody(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_locked_refuses_nobody(tmp_path: Path) -> None:
     with held(tmp_path / "missing"):
         pass
+
+
+def test_a_link_in_the_place_of_the_lock_empties_nothing(tmp_path: Path) -> None:
+    canary = tmp_path / "thesis"
+    canary.write_text("years of work")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / NAME).symlink_to(canary)
+    with held(tmp_path / "run"):
+        pass
+    assert canary.read_text() == "years of work"
+
+
+def test_a_lock_that_is_a_pipe_or_endless_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / NAME)
+    assert is_held(tmp_path) is None
+    (tmp_path / NAME).unlink()
+    (tmp_path / NAME).symlink_to("/dev/zero")
+    assert is_held(tmp_path) is None
+
+
+def test_the_process_that_a_message_names_is_a_number(tmp_path: Path) -> None:
+    with (tmp_path / NAME).open("w+") as other:
+        other.write(f"{socket.gethostname()} 1;evil\n")
+        other.flush()
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with held(tmp_path):
+            pass

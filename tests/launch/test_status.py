@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from dist_ssl.checkpoint.folder_names import LATEST
+from dist_ssl.config.command import Screen
 from launch import run_lock, status
 from launch.ending import FINISHED, REFUSED, Ending
 from launch.run_dir import PROJECT, RunDir
@@ -141,3 +142,51 @@ def test_a_followed_run_is_shown_until_it_has_ended(tmp_path: Path, monkeypatch:
     assert code == 0
     assert [line.split()[1] for line in text.splitlines() if line.startswith("epoch ")] == ["1", "2", "3"]
     assert text.splitlines()[-1].split()[:2] == ["mine", "finished"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("status.json", '{"step": "x"}'),
+        ("status.json", "[" * 200_000),
+        ("attempts/0001/outcome.json", '{"outcome": 5}'),
+        ("attempts/0001/outcome.json", '{"outcome": "failed", "reason": 5}'),
+        ("attempts/0001/outcome.json", '{"outcome": "\\u001b]52;c;aGk="}'),
+        ("config.yaml", "- " * 3000),
+        ("config.yaml", "format: !!int ''"),
+        ("config.yaml", f"format: 0x{'f' * 9000}"),
+        ("job", "1;evil 0"),
+        ("job", ""),
+    ],
+)
+def test_one_hostile_run_hides_no_other(tmp_path: Path, name: str, content: str) -> None:
+    made(tmp_path / "good", Ending(FINISHED))
+    made(tmp_path / "theirs", Ending(FINISHED))
+    (tmp_path / "theirs" / name).write_text(content)
+    file = io.StringIO()
+    assert status.run([f"runs={tmp_path}"], Screen(file=file, width=status.WIDTH)) == 0
+    lines = file.getvalue().splitlines()
+    assert any(line.split()[:2] == ["good", "finished"] for line in lines)
+    assert any("theirs" in line for line in lines)
+    assert "\x1b" not in file.getvalue()
+
+
+def test_a_config_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    run = made(tmp_path / "theirs", Ending(FINISHED))
+    (run.folder / "config.yaml").unlink()
+    os.mkfifo(run.folder / "config.yaml")
+    assert "config.yaml is damaged" in shown(f"runs={tmp_path}")[1]
+
+
+def test_the_name_of_a_folder_does_not_act_on_the_terminal(tmp_path: Path) -> None:
+    made(tmp_path / "theirs", Ending(FINISHED)).folder.rename(tmp_path / "a\x1b[2J[bold]b")
+    file = io.StringIO()
+    assert status.run([f"runs={tmp_path}"], Screen(file=file, width=status.WIDTH)) == 0
+    assert "a\\x1b[2J[bold]b" in file.getvalue()
+
+
+def test_a_running_run_whose_numbers_are_none_is_shown_too(tmp_path: Path) -> None:
+    run = made(tmp_path / "theirs")
+    (run.folder / "status.json").write_text('{"step": 3, "seconds_left": null, "loss": "x"}')
+    with run_lock.held(run.folder):
+        assert status.cells(RunState.of(run), 0.0)[1:8] == ["running", "-/-", "3", "-", "-", "-", "-"]

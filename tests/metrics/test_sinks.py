@@ -23,7 +23,7 @@ from dist_ssl.errors import ConfigError, UserError
 from dist_ssl.metrics import evaluations, sinks
 from dist_ssl.metrics.endpoint import PORTS
 from dist_ssl.metrics.evaluations import ACCURACIES, Evaluations
-from dist_ssl.metrics.sinks import JsonLines, Prometheus, Series, Status, TextFile
+from dist_ssl.metrics.sinks import COUNTERS, JsonLines, Prometheus, Series, Status, TextFile, read_totals
 from dist_ssl.metrics.table import METRICS
 from dist_ssl.runtime import jsonl
 
@@ -572,3 +572,16 @@ def test_promtool_has_nothing_against_a_text_file(tmp_path: Path) -> None:
 def test_promtool_has_nothing_against_a_scrape(sink: Prometheus) -> None:
     sink.write(at(5), {"step": 5, "loss": 2.5})
     assert complaints(scrape(place(sink))) == ""
+
+
+@pytest.mark.parametrize("content", ["[" * 200_000, '{"steps": "3", "age": -1, "x": 1e999}', "[1]", "{", "\x00"])
+def test_counters_that_are_none_begin_at_nothing(tmp_path: Path, content: str) -> None:
+    (tmp_path / COUNTERS).write_text(content)
+    assert read_totals(tmp_path / COUNTERS) == {}
+
+
+@pytest.mark.parametrize("odd", ["NaN", "1e999", "1" + "0" * 400, "true", "null", '"0.5"'])
+def test_an_accuracy_that_is_no_finite_number_is_not_exported(tmp_path: Path, odd: str) -> None:
+    row = f'{{"step": 4, "branch": "student", "protocol": "knn", "knn_accuracy": {odd}}}\n'
+    (tmp_path / "evaluations.jsonl").write_text(row)
+    assert Evaluations(tmp_path / "evaluations.jsonl").values() == {}

@@ -9,7 +9,7 @@ from PIL import Image
 from rich.console import Console
 
 from dist_ssl.config.command import run_command
-from dist_ssl.data.storage import manifest
+from dist_ssl.data.storage import manifest, pyramid
 from shards.command_line import HeldOut
 from shards.make import make
 from shards.show import run
@@ -91,3 +91,12 @@ def test_unlabelled_images_are_shown(tmp_path: Path) -> None:
 def test_bad_input_is_refused(data: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(run, [str(data) if word == "DATA" else word for word in words]) == 2
     assert message in capsys.readouterr().out
+
+
+def test_a_level_that_does_not_say_how_it_was_made_is_shown(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pyramid, "read", lambda *_: {160: {"side": 160, "identity": "f" * 32}})
+    monkeypatch.setattr(pyramid, "attach", lambda found, *_: found)
+    text = shown([str(data), f"out={tmp_path / 'sheet.png'}"])
+    assert f"level 160: identity {'f' * 32}; lossy: 160 px on the shorter side, JPEG of quality unknown" in text

@@ -12,6 +12,7 @@ of earlier attempts for steps >= s are void.
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -27,6 +28,7 @@ from dist_ssl.errors import DataError
 from dist_ssl.runtime import jsonl
 
 MASK = (1 << 64) - 1
+NAME = re.compile(r"attempt_([0-9]{4,18})_rank_([0-9]{5,18})")
 Hashes = npt.NDArray[np.uint64]
 
 
@@ -97,14 +99,18 @@ class Deliveries:
 
 
 def read(folder: Path) -> Deliveries:
-    """Read all ledger files of a folder. Raises DataError where a line lacks a key of this version."""
+    """Read all ledger files of a folder. Raises DataError where a line is impossible or lacks a key."""
     rows: list[tuple[int, ...]] = []
     hashes: list[tuple[int, int]] = []
     saves: set[tuple[int, int]] = set()
     for path in sorted(folder.glob("attempt_*_rank_*.jsonl")):
-        _, attempt, _, rank = path.stem.split("_")
+        if not (named := NAME.fullmatch(path.stem)):
+            continue
+        attempt, rank = named.groups()
         last: int | None = None
         for line in jsonl.read(path):
+            if not all(type(value) is int and value >= 0 for value in line.values()) or not line.get("ranks", 1):
+                raise DataError(f"{path} has an impossible line.", "Restore the complete file.")
             if "saved" in line:
                 saves |= {(int(attempt), line["saved"])} if last in (None, line["saved"] - 1) else set()
                 continue
@@ -116,8 +122,11 @@ def read(folder: Path) -> Deliveries:
                 raise DataError(
                     f"{path} has a line without {error}.", "Audit the run with the version of dist_ssl that made it."
                 ) from error
-    step, attempts, ranks_own, ranks, count, replaced = np.array(rows, dtype=np.int64).reshape(-1, 6).T
-    hashed, replaced_hash = np.array(hashes, dtype=np.uint64).reshape(-1, 2).T
+    try:
+        step, attempts, ranks_own, ranks, count, replaced = np.array(rows, dtype=np.int64).reshape(-1, 6).T
+        hashed, replaced_hash = np.array(hashes, dtype=np.uint64).reshape(-1, 2).T
+    except OverflowError as error:
+        raise DataError(f"{folder} has an impossible number: {error}.", "Restore its complete files.") from error
     return Deliveries(step, attempts, ranks_own, ranks, count, hashed, replaced, replaced_hash, saves)
 
 

@@ -183,6 +183,9 @@ class Audit:
             yield batch, batch[:0], f"step {step}: the ledger has no line for it"
             return
         ranks = int(self.ledger.ranks[rows[0]])
+        if len(batch) % ranks:
+            yield batch, None, f"step {step}: the ledger is of {ranks} ranks, among which {len(batch)} cannot be parted"
+            return
         sums = mix(batch).reshape(ranks, -1).sum(axis=1, dtype=np.uint64)
         for rank, part in enumerate(batch.reshape(ranks, -1)):
             own = rows[self.ledger.rank[rows] == rank]
@@ -211,7 +214,7 @@ class Audit:
             return np.append(part[part != gone], extra), f"sample {extra} instead of sample {gone}"
         for ranks in {epoch.plan.lanes, *np.unique(self.ledger.ranks).tolist()}:
             for near in self.epochs[max(epoch.plan.epoch - 1, 0) : epoch.plan.epoch + 2]:
-                if count == near.plan.batch_size // ranks and (other := near.find_part(hashed, ranks)):
+                if count * ranks == near.plan.batch_size and (other := near.find_part(hashed, ranks)):
                     return near.part(*other, ranks), f"the samples of step {other[0]}, rank {other[1]} of {ranks}"
         return None, f"{count} samples instead of {len(part)}, and the hash does not identify them"
 

@@ -16,13 +16,16 @@ import hashlib
 import logging
 import os
 import re
+import shlex
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from io import BufferedReader, FileIO
+from io import FileIO
 from pathlib import Path
 
 from dist_ssl.errors import DataError
+from dist_ssl.runtime.strange_files import others_may_change
 
 log = logging.getLogger(__name__)
 WHOLE, PART = ".tar", ".part"
@@ -41,12 +44,16 @@ class Cache:
         self.folder, self.size = folder, size
 
     def find(self, sha256: str, size: int) -> FileIO | None:
-        """Return the shard as an open file, None if it is not cached. Raises DataError if another user owns it."""
+        """Return the shard as an open file, None if it is not cached.
+
+        Raises DataError if another user owns it, or may write to the cache.
+        """
         path = self._named(sha256, WHOLE)
         try:
-            file = FileIO(path)
+            file = FileIO(path, opener=_itself)
         except FileNotFoundError:
             return None
+        self._check_folder()
         state = os.fstat(file.fileno())
         self._check_owner(state)
         if state.st_size != size:  # cut short by a power failure
@@ -59,7 +66,8 @@ class Cache:
         """Return the shard as an open file; fetch it first if it is not cached, in one process at a time.
 
         `name`: for messages. Raises DataError where two fetches do not give the manifest's content, where the shard
-        does not fit into the cache or its disk, or another user owns the cache; and whatever `fetch` raises.
+        does not fit into the cache or its disk, or another user owns the cache or may write to it; and whatever `fetch`
+        raises.
         """
         if size > self.size:
             raise DataError(
@@ -67,8 +75,7 @@ class Cache:
                 "Raise data.cache_bytes, or use no cache.",
             )
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._check_owner(self.folder.lstat())  # another user may have put a link to a folder of this one's here
-        self._check_owner(self.folder.stat())
+        self._check_folder()
         while True:
             found = self.find(sha256, size)
             if found:
@@ -89,6 +96,18 @@ class Cache:
                 f"The cache {self.folder} belongs to another user.", "Name a folder of your own: data.cache=..."
             )
 
+    def _check_folder(self) -> None:
+        """Raise DataError for a folder in which another user may put files."""
+        self._check_owner(self.folder.lstat())  # another user may have put a link to a folder of this one's here
+        state = self.folder.stat()
+        self._check_owner(state)
+        if others_may_change(state):
+            raise DataError(
+                f"The cache {self.folder} can be changed by others (mode {stat.S_IMODE(state.st_mode):o}).",
+                f"Take the right from them: chmod go-w {shlex.quote(str(self.folder))}; or name a new folder, which is "
+                f"made for you alone: data.cache={self.folder / 'own'}",
+            )
+
     def _fetch(self, part: FileIO, name: str, sha256: str, size: int, fetch: Callable[[], Iterator[bytes]]) -> FileIO:
         """Fetch a shard into the part that this process has locked, verify and rename it; return it, open."""
         path = self._named(sha256, PART)
@@ -106,7 +125,7 @@ class Cache:
                 ) from error
             if found == sha256:
                 os.fsync(part.fileno())
-                file = FileIO(path)
+                file = FileIO(path, opener=_itself)
                 path.rename(path.with_suffix(WHOLE))
                 return file
             log.warning("%s has the sha256 %s; the manifest says %s", name, found, sha256)
@@ -165,7 +184,7 @@ class Cache:
         for path in self._files(PART):
             if path.stem == own:
                 continue
-            with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+            with contextlib.suppress(FileNotFoundError), FileIO(path, opener=_itself) as file:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
@@ -183,10 +202,20 @@ def use(file: FileIO) -> None:
 
 def _open(path: Path) -> FileIO:
     """Open a file to read and write without truncating it; create it if it does not exist."""
-    return FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+")
+    return FileIO(_itself(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC), "r+")
 
 
-def _is(file: FileIO | BufferedReader, path: Path) -> bool:
+def _itself(path: str | Path, flags: int) -> int:
+    """Open a file of the cache. Raises OSError; DataError for a link, which could lead to any file of the user."""
+    try:
+        return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise DataError(f"{path} is a link, which the cache does not follow.", "Remove it.") from error
+
+
+def _is(file: FileIO, path: Path) -> bool:
     """Return whether the path still leads to this open file."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())

@@ -1,5 +1,6 @@
 """The hash depends on which samples they are and not on their order; what is written is read, whatever was cut."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -83,3 +84,19 @@ def test_a_ledger_of_another_version_is_refused(tmp_path: Path) -> None:
     (tmp_path / "attempt_0001_rank_00000.jsonl").write_text('{"step": 0, "epoch": 0, "count": 1, "hash": 2}\n')
     with pytest.raises(DataError, match="has a line without 'ranks'"):
         ledger.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"step": "x"}, {"step": -1}, {"ranks": 0}, {"ranks": 1.5}, {"count": None}, {"hash": 2**64}, {"step": 2**63}],
+)
+def test_a_line_that_no_rank_wrote_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
+    line = {"step": 0, "epoch": 0, "ranks": 2, "count": 6, "hash": 7, **change}
+    (tmp_path / "attempt_0001_rank_00000.jsonl").write_text(json.dumps(line) + "\n")
+    with pytest.raises(DataError, match="impossible"):
+        ledger.read(tmp_path)
+
+
+def test_a_file_that_is_no_ledger_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "attempt_x_rank_y_z.jsonl").write_text('{"step": 0}\n')
+    assert not len(ledger.read(tmp_path).step)

@@ -264,3 +264,33 @@ def test_a_check_of_shards_elsewhere_asks_for_two_of_them(server: Server, demo_s
     last.unlink()
     with pytest.raises(DataError, match=f"{last.name} does not exist"):
         found.check(split, 12, 8)
+
+
+SHARD = hashlib.sha256(b"abc").hexdigest()
+
+
+@pytest.mark.parametrize("name", [f"{SHARD}.part", f"{SHARD}.tar", "lock"])
+def test_a_link_in_a_cache_is_not_followed(tmp_path: Path, name: str) -> None:
+    canary, folder = tmp_path / "thesis", tmp_path / "cache"
+    canary.write_bytes(b"xyz")
+    folder.mkdir(mode=0o700)
+    (folder / name).symlink_to(canary)
+    with pytest.raises(DataError, match="is a link, which the cache does not follow"):
+        Cache(folder, 10).obtain("x", SHARD, 3, lambda: iter([b"abc"]))
+    assert canary.read_bytes() == b"xyz"
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o757, 0o1777])
+def test_a_cache_that_others_can_write_to_is_refused_with_two_ways_out(tmp_path: Path, mode: int) -> None:
+    folder = tmp_path / "my cache"
+    Cache(folder, 10).obtain("x", SHARD, 3, lambda: iter([b"abc"])).close()
+    folder.chmod(mode)
+    for use in (lambda cache: cache.find(SHARD, 3), lambda cache: cache.obtain("x", SHARD, 3, lambda: iter([]))):
+        with pytest.raises(DataError, match="can be changed by others") as caught:
+            use(Cache(folder, 10))
+        assert f"chmod go-w '{folder}'" in caught.value.remedy
+    Cache(folder / "own", 10).obtain("x", SHARD, 3, lambda: iter([b"abc"])).close()
+    folder.chmod(0o755)
+    found = Cache(folder, 10).find(SHARD, 3)
+    assert found is not None
+    found.close()

@@ -1,0 +1,58 @@
+"""Reading of files that somebody else may have written: neither endless ones, nor what they hold, stop the reader."""
+
+import grp
+import json
+import os
+import pwd
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+HUGE = 1e300
+"""A number that no metric reaches: JSON has whole numbers that no float can hold."""
+
+
+def read_regular(path: Path, most: int) -> bytes:
+    """Return the content of a regular file of at most `most` bytes.
+
+    A named pipe or a device is not waited for. Raises OSError; ValueError for anything else than such a file.
+    """
+    with open(path, "rb", opener=_at_once) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError(f"{path} is not a regular file")
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"{path} has more than {most} bytes")
+    return content
+
+
+def _at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def others_may_change(state: os.stat_result) -> bool:
+    """Return whether another user may write to what has this state, by its mode; the user's own group has no others."""
+    return bool(state.st_mode & stat.S_IWOTH or (state.st_mode & stat.S_IWGRP and not _of_one_user(state.st_gid)))
+
+
+def _of_one_user(group: int) -> bool:
+    """Return whether a group is the user's own, named like the user, as many systems make one for each user."""
+    try:
+        return group == os.getegid() and grp.getgrgid(group).gr_name == pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return False
+
+
+def parsed(text: bytes | str) -> dict[str, Any] | None:
+    """Return the object in a JSON text; None where it holds anything else, or is nested too deeply to be read."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def numbers(found: Mapping[str, Any]) -> dict[str, float]:
+    """Return those values of an object that are finite numbers."""
+    return {key: value for key, value in found.items() if type(value) in (int, float) and abs(value) < HUGE}

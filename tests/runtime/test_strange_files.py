@@ -1,0 +1,52 @@
+"""Files of others are read whole where they are ordinary ones of a bounded size; nothing else is waited for."""
+
+import grp
+import os
+import pwd
+from pathlib import Path
+
+import pytest
+
+from dist_ssl.runtime.strange_files import numbers, others_may_change, parsed, read_regular
+
+
+def test_an_ordinary_file_is_read_up_to_its_bound(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"12345")
+    assert read_regular(tmp_path / "a", 5) == b"12345"
+    with pytest.raises(ValueError, match="more than 4 bytes"):
+        read_regular(tmp_path / "a", 4)
+    with pytest.raises(FileNotFoundError):
+        read_regular(tmp_path / "b", 4)
+
+
+def test_what_is_no_file_is_neither_waited_for_nor_read_for_ever(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "endless").symlink_to("/dev/zero")
+    for path in (tmp_path / "pipe", tmp_path / "endless"):
+        with pytest.raises(ValueError, match="not a regular file"):
+            read_regular(path, 100)
+    with pytest.raises(IsADirectoryError):
+        read_regular(tmp_path, 100)
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "3", "{", '{"a": ' * 100_000, "[" * 100_000, b"\xff{}"])
+def test_what_is_no_object_is_none(text: str | bytes) -> None:
+    assert parsed(text) is None
+    assert parsed('{"a": 1}') == {"a": 1}
+
+
+def test_only_finite_numbers_are_numbers() -> None:
+    odd = {"a": float("nan"), "b": float("inf"), "c": 10**400, "d": "3", "e": True, "f": None, "g": [1]}
+    assert numbers({**odd, "x": 1, "y": -0.5}) == {"x": 1, "y": -0.5}
+
+
+@pytest.mark.parametrize(("mode", "expected"), [(0o700, False), (0o755, False), (0o757, True), (0o1777, True)])
+def test_a_mode_that_lets_others_write_is_recognized(tmp_path: Path, mode: int, expected: bool) -> None:
+    tmp_path.chmod(mode)
+    assert others_may_change(tmp_path.stat()) is expected
+
+
+def test_the_users_own_group_has_no_others_and_any_other_group_has() -> None:
+    user, group = pwd.getpwuid(os.geteuid()).pw_name, grp.getgrgid(os.getegid()).gr_name
+    for number, others in ((os.getegid(), user != group), (12345, True)):
+        assert others_may_change(os.stat_result((0o40770, 0, 0, 1, os.geteuid(), number, 0, 0, 0, 0))) is others
