@@ -26,7 +26,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from dist_ssl.config.command import run_command, say
+from dist_ssl.config.command import Screen, run_command, say
 from dist_ssl.data.images.centre_crop import cut_centre
 from dist_ssl.data.images.image_rules import ImageRules, Pixels
 from dist_ssl.data.images.unreadable import UnreadableError
@@ -183,8 +183,8 @@ def main(arguments: list[str]) -> int:
     """Run the command line; return the exit code. Of several processes the first one prints, and each its errors."""
     write_for_owner_alone()
     first = os.environ.get(RANK, "0") == "0"
-    console = Console(soft_wrap=True, highlight=False, markup=False, quiet=not first)
-    errors = None if first else Console(stderr=True, soft_wrap=True)
+    console = Screen(quiet=not first)
+    errors = None if first else Screen(stderr=True)
     return run_command(run, arguments, console, errors=errors, interrupted=INTERRUPTED)
 
 

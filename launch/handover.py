@@ -8,7 +8,8 @@ from pathlib import Path
 from rich.console import Console
 
 from launch.private_cache import private_caches
-from launch.run_dir import LEFT_OUT, PROJECT, SNAPSHOT, RunDir
+from launch.run_dir import PROJECT, SNAPSHOT, RunDir
+from launch.source_commit import LEFT_OUT
 
 
 def hand_over(run: RunDir, arguments: list[str], console: Console, script: str = "slurm.py") -> None:

@@ -30,7 +30,7 @@ from dist_ssl.errors import ConfigError, nearest
 from dist_ssl.runtime.strange_files import read_regular
 from launch.run_files import read_report, read_words, read_yaml, write_yaml
 from launch.run_names import check_name, check_place
-from launch.source_commit import write_source
+from launch.source_commit import copy_code, write_source
 
 FORMAT = 1
 ATTEMPT_NAME = re.compile(r"[0-9]{4,18}")
@@ -40,8 +40,6 @@ MOST_JOB = 100
 REASON_BYTES = 4096
 PROJECT = Path(__file__).resolve().parent.parent
 SNAPSHOT = ("dist_ssl", "launch", "shards", "configs")
-LEFT_OUT = ("__pycache__", "*.pyc", "*.md", "*.svg")
-"""Files of a project that a run does not copy: what documents say does not change what code does."""
 
 
 def write_for_owner_alone() -> None:
@@ -125,7 +123,7 @@ class RunDir:
     def begin(self, config: dict[str, Any], overrides: list[str]) -> None:
         """Store the code, the overrides and the config; the config last, so that an incomplete folder is not a run."""
         for name in SNAPSHOT:
-            _copy_for_owner_alone(PROJECT / name, self.code / name)
+            copy_code(PROJECT / name, self.code / name)
         write_source(self.folder, PROJECT)
         (self.folder / "overrides.yaml").write_text(yaml.safe_dump(overrides))
         write_yaml(self.folder / "config.yaml", {"format": FORMAT, **config})
@@ -289,14 +287,6 @@ class AttemptDir:
     def energy(self, node: int) -> Path:
         """Return the file in which the agent of a node records the joules that the node has taken, by source."""
         return self.folder / f"energy_{node:04d}.json"
-
-
-def _copy_for_owner_alone(source: Path, target: Path) -> None:
-    """Copy a folder of code, so that no other user can change the copy even where others may change the source."""
-    left_out = shutil.ignore_patterns(*LEFT_OUT)
-    shutil.copytree(source, target, ignore=left_out, copy_function=shutil.copyfile)  # files have the modes of new ones
-    for folder in (target, *(path for path in target.rglob("*") if path.is_dir())):
-        folder.chmod(folder.stat().st_mode & ~0o022)
 
 
 def _of_a_run(config: Path) -> bool:

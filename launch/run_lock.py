@@ -46,14 +46,18 @@ def held(run: Path) -> Iterator[None]:
 def is_held(run: Path) -> bool | None:
     """Return whether a launcher of this machine trains the run; None if that is not known: another machine's may."""
     try:
-        number = (run / NAME).stat().st_ino
+        state = (run / NAME).stat()
         locks = [line.split() for line in LOCKS.read_text().splitlines()]
-        if any(words[1] == "FLOCK" and words[5].rpartition(":")[2] == str(number) for words in locks):
+        own = [words for words in locks if words[1] == "FLOCK" and words[5].rpartition(":")[2] == str(state.st_ino)]
+        device = f"{os.major(state.st_dev):02x}:{os.minor(state.st_dev):02x}"
+        if any(words[5].rpartition(":")[0] == device for words in own):
             return True
-        host, _ = _holder(read_regular(run / NAME, MOST_BYTES))
+        host, process = _holder(read_regular(run / NAME, MOST_BYTES))
     except (OSError, ValueError, IndexError):
         return None
-    return False if host == socket.gethostname() else None
+    if host != socket.gethostname():
+        return None
+    return any(words[4] == process for words in own)  # some file systems have another device in that list
 
 
 def _holder(content: bytes) -> tuple[str, str]:

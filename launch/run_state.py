@@ -48,22 +48,35 @@ class RunState:
 
 def state_of(run: RunDir, reported: float | None) -> tuple[str, str]:
     """Return the state of a run, and why it is in it. `reported`: time of its last report, in seconds since 1970."""
-    job, before = run.job
-    attempt = AttemptDir(run, run.newest_attempt())
-    started = attempt.number > before and attempt.config_file.is_file()
-    ending = Ending.read(attempt.folder / "outcome.json") if started else None
+    (job, before), held = run.job, run_lock.is_held(run.folder)
+    attempt = newest_started(run)
+    started = attempt is not None and attempt.number > before
+    ending = Ending.read(attempt.folder / "outcome.json") if attempt and started else None
+    if held and not ending:
+        return RUNNING, ""  # here, whatever became of an earlier job
     if ending and not ending.again:
         return ending.outcome, ending.reason.partition("\n")[0]
-    if job:
+    if job and not (attempt and started and is_local(attempt)):
         return _state_of_job(job, scheduler.queue_state(job), ending, started)
     if not started:
         return NOT_STARTED, ""
-    held = run_lock.is_held(run.folder)
     if held is False:
         return KILLED, "its launcher has ended without a report"
-    if held or (reported is not None and time.time() - reported < SILENT_SECONDS):
+    if reported is not None and time.time() - reported < SILENT_SECONDS:
         return RUNNING, ""
     return SILENT, f"its last report is {duration(time.time() - reported)} old" if reported else "it never reported"
+
+
+def is_local(attempt: AttemptDir) -> bool:
+    """Return whether an attempt was started without Slurm, as its config says."""
+    cluster = attempt.config.get("cluster")
+    return isinstance(cluster, dict) and cluster.get("kind") == "local"
+
+
+def newest_started(run: RunDir) -> AttemptDir | None:
+    """Return the newest attempt that has a config: a kill may leave one without, and a fork begins with one."""
+    found = (AttemptDir(run, number) for number in sorted(run.attempts(), reverse=True))
+    return next((attempt for attempt in found if attempt.config_file.is_file()), None)
 
 
 def _state_of_job(job: str, queue: str, ending: Ending | None, started: bool) -> tuple[str, str]:

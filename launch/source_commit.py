@@ -1,12 +1,15 @@
-"""The commit from which a run's code was copied, kept in `source.json` of the run folder."""
+"""The copy of the code that a run makes, and the commit that it was copied from (`source.json` of the run folder)."""
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 SOURCE = "source.json"
 GIT_SECONDS = 10
+LEFT_OUT = ("__pycache__", "*.pyc", "*.md", "*.svg")
+"""Files of a project that a run does not copy: what documents say does not change what code does."""
 UNKNOWN: dict[str, Any] = {"commit": None, "changed": []}
 
 
@@ -37,3 +40,11 @@ def source_of(project: Path) -> dict[str, Any]:
 def write_source(folder: Path, project: Path) -> None:
     """Write what is known of a project into the folder of a run that copies it. Raises OSError."""
     (folder / SOURCE).write_text(json.dumps(source_of(project), indent=1) + "\n")
+
+
+def copy_code(source: Path, target: Path) -> None:
+    """Copy a folder of code, so that no other user can change the copy even where others may change the source."""
+    left_out = shutil.ignore_patterns(*LEFT_OUT)
+    shutil.copytree(source, target, ignore=left_out, copy_function=shutil.copyfile)  # files have the modes of new ones
+    for folder in (target, *(path for path in target.rglob("*") if path.is_dir())):
+        folder.chmod(folder.stat().st_mode & ~0o022)

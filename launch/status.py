@@ -7,28 +7,32 @@
 
 States: not started, queued, running, how the newest attempt ended (finished, stopped, refused, failed), why its job
 waits to start again (preempted, time limit, something was lost), killed (it ended without a report), and silent (no
-report for 10 minutes, and nobody on this machine knows more). Reads files only, so a colleague's runs can be looked at.
+report for 10 minutes, and nobody on this machine knows more). Reads files, and asks Slurm about runs that have a job,
+one after the other; executes nothing of a run, so a colleague's can be looked at.
 """
 
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 
-from dist_ssl.config.command import Screen, known_pairs, run_command, say
+from dist_ssl.config.command import INTERRUPTED_CODE, Screen, known_pairs, run_command, say
 from dist_ssl.config.instantiate import fit
 from dist_ssl.errors import ConfigError, UserError
 from launch.charts import duration
 from launch.progress_bar import DASH, RunView
 from launch.run_dir import RunDir
-from launch.run_state import GOING, RunState
+from launch.run_state import GOING, RUNNING, RunState
 
 KEYS = ("runs", "run", "follow")
-HEADINGS = ("run", "state", "epoch", "step", "loss", "kNN", "images/s", "left", "report", "saved", "attempts", "lost")
+HEADINGS = (
+    *("run", "state", "epochs", "step", "loss", "kNN", "images/s", "left", "report", "saved", "attempts"),
+    "steps lost",
+)
 NUMBERS_FROM = 2
 """The first heading of a column of numbers."""
 WIDTH = 120
@@ -81,11 +85,12 @@ def runs_in(folder: Path, console: Console) -> list[RunState]:
     if not folder.is_dir():
         raise ConfigError(f"There is no folder {folder}.", "Name the folder of the runs: runs=...")
     states: list[RunState] = []
-    for config in folder.glob("*/config.yaml"):
+    for path in sorted(folder.iterdir()):
         try:
-            states.append(RunState.of(RunDir.open(config.parent)))
+            if (path / "config.yaml").exists():
+                states.append(RunState.of(RunDir.open(path)))
         except (UserError, OSError, ValueError) as error:
-            say(console, f"{config.parent}: cannot be read: {error}")
+            say(console, f"{path}: cannot be read: {error}")
     return sorted(states, key=lambda found: found.reported or 0.0, reverse=True)
 
 
@@ -94,6 +99,7 @@ def follow(run: RunDir, console: Console) -> None:
     asked, found = time.monotonic(), RunState.of(run)
     with RunView(run.folder, console) as view:
         while found.state in GOING:
+            view.queue(run.folder.name, "RUNNING" if found.state == RUNNING else found.why or found.state)
             view.refresh()
             time.sleep(LOOK_SECONDS)
             if time.monotonic() > asked + ASK_SECONDS:
@@ -103,15 +109,25 @@ def follow(run: RunDir, console: Console) -> None:
 def run(arguments: list[str], console: Console) -> int:
     """Show the runs that the arguments name; return the exit code. Raises UserError."""
     given = dict(known_pairs(arguments, KEYS))
-    live = fit(yaml.safe_load(given.get("follow", "false")), bool, "follow")
+    live = fit(given.get("follow", "false"), Literal["true", "false"], "follow") == "true"
     if "run" not in given:
         if live:
             raise ConfigError("One run is followed at a time.", "Write run=runs/NAME follow=true")
-        show(runs_in(Path(given.get("runs", "runs")), console), console)
+        folder = Path(given.get("runs", "runs"))
+        if states := runs_in(folder, console):
+            show(states, console)
+        else:
+            say(console, f"No runs are in {folder}.")
         return 0
+    if "runs" in given:
+        raise ConfigError("run= and runs= cannot be shown at once.", "Give one of them.")
     found = RunDir.open(Path(given["run"]))
     if live:
-        follow(found, console)
+        try:
+            follow(found, console)
+        except KeyboardInterrupt:
+            say(console, "Not watched any more; the run goes on.")
+            return INTERRUPTED_CODE
     show([RunState.of(found)], console)
     return 0
 
@@ -120,7 +136,7 @@ def main(arguments: list[str]) -> int:
     """Run the command line; return the exit code."""
     console = Screen()
     console.width = max(console.width, WIDTH)
-    return run_command(run, arguments, console, interrupted="Not watched any more; the run goes on.")
+    return run_command(run, arguments, console)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ somebody else, or that others may write to, is refused unless the command says t
 (follow, audit) executes nothing of it. What root owns is as safe as the machine.
 """
 
-import grp
 import os
 import pwd
 import shlex
@@ -14,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dist_ssl.errors import ConfigError
+from dist_ssl.runtime.strange_files import others_may_change
 from launch.handover import files
 from launch.run_dir import PROJECT, SNAPSHOT, RunDir
 
@@ -56,7 +56,7 @@ def dangers(run: RunDir) -> Iterator[str]:
             continue
         if state.st_uid not in (os.geteuid(), ROOT):
             yield f"{path} belongs to {_name(state.st_uid)}"
-        elif state.st_mode & stat.S_IWOTH or (state.st_mode & stat.S_IWGRP and not _private(state.st_gid)):
+        elif others_may_change(state):
             yield f"{path} can be changed by others (mode {stat.S_IMODE(state.st_mode):o})"
 
 
@@ -73,15 +73,6 @@ def _name(user: int) -> str:
         return pwd.getpwuid(user).pw_name
     except KeyError:
         return f"user {user}"
-
-
-def _private(group: int) -> bool:
-    """Return whether a group is the user's alone: named like the user, as many systems make one, without members."""
-    try:
-        found, name = grp.getgrgid(group), _name(os.geteuid())
-        return group == os.getegid() and found.gr_name == name and not {*found.gr_mem} - {name}
-    except KeyError:
-        return False
 
 
 def _differences(run: RunDir) -> str:

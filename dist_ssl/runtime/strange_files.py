@@ -1,13 +1,14 @@
 """Reading of files that somebody else may have written: neither endless ones, nor what they hold, stop the reader."""
 
 import grp
-import json
 import os
 import pwd
 import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from dist_ssl.runtime import jsonl
 
 HUGE = 1e300
 """A number that no metric reaches: JSON has whole numbers that no float can hold."""
@@ -37,9 +38,10 @@ def others_may_change(state: os.stat_result) -> bool:
 
 
 def _of_one_user(group: int) -> bool:
-    """Return whether a group is the user's own, named like the user, as many systems make one for each user."""
+    """Return whether a group is the user's alone: named like the user, as many systems make one, without members."""
     try:
-        return group == os.getegid() and grp.getgrgid(group).gr_name == pwd.getpwuid(os.geteuid()).pw_name
+        found, name = grp.getgrgid(group), pwd.getpwuid(os.geteuid()).pw_name
+        return group == os.getegid() and found.gr_name == name and not {*found.gr_mem} - {name}
     except KeyError:
         return False
 
@@ -47,8 +49,8 @@ def _of_one_user(group: int) -> bool:
 def parsed(text: bytes | str) -> dict[str, Any] | None:
     """Return the object in a JSON text; None where it holds anything else, or is nested too deeply to be read."""
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
+        found = jsonl.parsed(text)
+    except ValueError:
         return None
     return found if isinstance(found, dict) else None
 

@@ -103,6 +103,48 @@ def test_without_slurm_the_lock_of_the_launcher_tells(run: RunDir) -> None:
     assert state(run) == (KILLED, "its launcher has ended without a report")
 
 
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_run_of_a_job_that_goes_on_here_is_no_matter_of_slurm(
+    run: RunDir, finished: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "queue_state", lambda job: pytest.fail("asked"))
+    attempt(run, Ending(FAILED, "of the job"))
+    run.note_job("7")
+    folder = run.new_attempt({"cluster": {"kind": "local"}}).folder
+    with run_lock.held(run.folder):
+        assert state(run) == (RUNNING, "")
+    assert state(run) == (KILLED, "its launcher has ended without a report")
+    if finished:
+        Ending(FINISHED).write(folder / "outcome.json")
+        assert state(run) == (FINISHED, "")
+
+
+def test_an_attempt_that_was_killed_before_its_config_hides_no_earlier_one(run: RunDir) -> None:
+    attempt(run, Ending(FINISHED))
+    (run.folder / "attempts" / "0002").mkdir()
+    assert state(run) == (FINISHED, "")
+
+
+@pytest.mark.parametrize(
+    ("device", "process", "held"),
+    [("own", "1", True), ("other", "own", True), ("other", "1", False), ("own", "own", True)],
+)
+def test_a_lock_counts_by_its_device_or_by_its_process(
+    run: RunDir, device: str, process: str, held: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.folder.mkdir()
+    (run.folder / run_lock.NAME).write_text(f"{socket.gethostname()} 4711\n")
+    found = (run.folder / run_lock.NAME).stat()
+    place = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}" if device == "own" else "ab:cd"
+    holder = "4711" if process == "own" else process
+    locks = run.folder / "locks"
+    locks.write_text(
+        f"1: FLOCK  ADVISORY  WRITE {holder} {place}:{found.st_ino} 0 EOF\n2: POSIX  ADVISORY  READ 3 {place}:5 0 EOF\n"
+    )
+    monkeypatch.setattr(run_lock, "LOCKS", locks)
+    assert run_lock.is_held(run.folder) is held
+
+
 def test_a_lock_that_may_not_be_read_is_seen_all_the_same(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     attempt(run)
     report(run, age=SILENT_SECONDS * 3)

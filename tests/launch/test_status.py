@@ -116,6 +116,8 @@ def test_the_command_does_not_wait_for_torch() -> None:
         (["run=/absent"], "/absent is not a run folder."),
         (["follow=true"], "One run is followed at a time."),
         (["run=/absent", "follow=perhaps"], "follow='perhaps' is not possible"),
+        (["run=/absent", "follow=["], "follow='[' is not possible"),
+        (["run=/absent", "runs=/"], "cannot be shown at once"),
         (["rums=x"], "There is no key 'rums'."),
     ],
 )
@@ -190,3 +192,30 @@ def test_a_running_run_whose_numbers_are_none_is_shown_too(tmp_path: Path) -> No
     (run.folder / "status.json").write_text('{"step": 3, "seconds_left": null, "loss": "x"}')
     with run_lock.held(run.folder):
         assert status.cells(RunState.of(run), 0.0)[1:8] == ["running", "-/-", "3", "-", "-", "-", "-"]
+
+
+def test_a_folder_without_runs_is_said(tmp_path: Path) -> None:
+    assert shown(f"runs={tmp_path}") == (0, f"No runs are in {tmp_path}.\n")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path) -> None:
+    made(tmp_path / "closed", Ending(FINISHED)).folder.chmod(0o700)
+    for folder in (tmp_path, *tmp_path.parents[:-1]):
+        folder.chmod(folder.stat().st_mode | 0o055)
+    os.seteuid(12345)
+    try:
+        _, text = shown(f"runs={tmp_path}")
+    finally:
+        os.seteuid(0)
+    assert "closed: cannot be read: " in text
+
+
+def test_ctrl_c_ends_the_watching_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(status.time, "sleep", interrupted)
+    run = made(tmp_path / "mine")
+    with run_lock.held(run.folder):
+        assert shown(f"run={run.folder}", "follow=true") == (130, "Not watched any more; the run goes on.\n")

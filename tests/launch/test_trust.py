@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from dist_ssl.errors import ConfigError
+from dist_ssl.runtime import strange_files
 from launch import settings, trust
 from launch.private_cache import private_caches
 from launch.run_dir import PROJECT, RunDir
@@ -55,7 +56,7 @@ def test_what_root_owns_is_as_safe_as_the_machine(run: RunDir, monkeypatch: pyte
 @pytest.mark.parametrize("private", [True, False])
 def test_a_group_of_ones_own_is_nobody_else(run: RunDir, monkeypatch: pytest.MonkeyPatch, private: bool) -> None:
     (run.code / "launch" / "slurm.py").chmod(0o664)
-    monkeypatch.setattr(trust, "_private", lambda group: private)
+    monkeypatch.setattr(strange_files, "_of_one_user", lambda group: private)
     assert bool(list(trust.dangers(run))) != private
 
 
@@ -127,9 +128,11 @@ def test_a_folder_in_which_others_can_replace_files_is_refused(run: RunDir, plac
 
 def test_a_group_with_other_members_is_not_ones_own(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     run.code.chmod(0o775)
-    monkeypatch.setattr(trust.grp, "getgrgid", lambda group: SimpleNamespace(gr_name="root", gr_mem=[]))
+    monkeypatch.setattr(strange_files.grp, "getgrgid", lambda group: SimpleNamespace(gr_name="root", gr_mem=[]))
     trust.check(run, trusted=False)
-    monkeypatch.setattr(trust.grp, "getgrgid", lambda group: SimpleNamespace(gr_name="root", gr_mem=["somebody"]))
+    monkeypatch.setattr(
+        strange_files.grp, "getgrgid", lambda group: SimpleNamespace(gr_name="root", gr_mem=["somebody"])
+    )
     with pytest.raises(ConfigError, match="can be changed by others"):
         trust.check(run, trusted=False)
 

@@ -226,7 +226,7 @@ def test_a_file_that_changes_while_it_is_packed_is_named(tmp_path: Path, monkeyp
         return found
 
     monkeypatch.setattr(imagefolder, "scan", then_touched)
-    with pytest.raises(DataError, match=r"2\.jpg has changed while the folder was packed"):
+    with pytest.raises(DataError, match=r"2\.jpg has changed since the folder was listed"):
         made(tmp_path)
 
 
@@ -237,7 +237,7 @@ def test_what_is_left_out_is_said(tmp_path: Path) -> None:
     (tmp_path / "in" / "a" / "0.png").touch()
     text = said(tmp_path, val=HeldOut())
     assert "Left out, because they are no images: 1 .txt." in text
-    assert "1 files are empty; a run uses replacement samples for them: a/0.png." in text
+    assert "1 files are empty, and count as images that cannot be read: a/0.png." in text
     assert "1 folders hold no images and are not classes: empty." in text
 
 
