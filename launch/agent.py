@@ -26,7 +26,6 @@ from launch.environment_record import changes, write_record
 from launch.memory_kills import memory_kills
 from launch.node_monitor import monitored
 from launch.parent import alone
-from launch.private_cache import remove_python_cache
 from launch.run_dir import AttemptDir, RunDir, write_for_owner_alone
 from launch.variables import ATTEMPT, PARENT
 
@@ -231,7 +230,6 @@ def on_slurm(folder: str) -> None:
         print(note, flush=True)
     with monitored(attempt, node, nodes):
         code = Agent(attempt, node, nodes, attempt.config["ranks_per_node"]).run(signals)
-    remove_python_cache()
     if code:
         sys.exit(code)
 

@@ -16,7 +16,6 @@ from rich.console import Console
 from dist_ssl.runtime.signals import Signals
 from launch.end_notice import announce
 from launch.ending import FAILED, STOPPED, Ending, of_attempt, without_report
-from launch.private_cache import private_caches
 from launch.progress_bar import RunView
 from launch.run_dir import AttemptDir
 from launch.variables import PARENT
@@ -57,7 +56,6 @@ class LocalAttempt:
         arguments = map(str, (run.folder, self.attempt.number, node, self.nodes, self.ranks_per_node))
         command = [sys.executable, "-P", "-m", "launch.agent", *arguments]  # -P: never the current folder's code
         own = {"PYTHONPATH": run.python_path(), PARENT: str(os.getpid()), **self._devices(node)}
-        own |= private_caches(run.code)
         with self._log(node).open("ab") as log:
             return subprocess.Popen(command, env={**os.environ, **own}, stdout=log, stderr=log, start_new_session=True)
 

@@ -1,29 +1,19 @@
 """The folder in which compilers keep code that runs again: one that no other user can write to.
 
 torch's own choice is a folder with a predictable name in the shared temporary folder, and it executes what any user has
-put there. Python's and Numba's are beside the source: in a run folder, whose copy or archive may hold anything there.
+put there. Numba's is beside the source: in a run folder, from which everybody who resumes the run would unpickle it.
 """
 
 import hashlib
 import os
-import shutil
 import stat
-import sys
 import tempfile
 from pathlib import Path
 
 from launch.run_dir import PROJECT
 
-PYTHON = "PYTHONPYCACHEPREFIX"
-CACHED = "dist_ssl-python"
-"""Name of the folder of that variable in a job, below one of a random name."""
-VARIABLES = {
-    "TORCHINDUCTOR_CACHE_DIR": "inductor",
-    "TRITON_CACHE_DIR": "triton",
-    "NUMBA_CACHE_DIR": "numba",
-    PYTHON: "python",
-}
-"""Variables that torch, Triton, Numba and Python read, and the subfolder that each gets; a value that is set stays."""
+VARIABLES = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton", "NUMBA_CACHE_DIR": "numba"}
+"""Variables that torch, Triton and Numba read, and the subfolder that each gets; a value that is set already stays."""
 OF_NUMBA = "dist_ssl/data/images"
 """The folder of all code that Numba compiles."""
 
@@ -38,13 +28,6 @@ def private_caches(code: Path) -> dict[str, str]:
     folder = private_folder(Path(tempfile.gettempdir()) / f"dist_ssl-compiled-{os.geteuid()}")
     places = {**VARIABLES, "NUMBA_CACHE_DIR": f"{VARIABLES['NUMBA_CACHE_DIR']}-{_version(code)}"}
     return {variable: str(folder / name) for variable, name in places.items() if variable not in os.environ}
-
-
-def remove_python_cache() -> None:
-    """Remove what Python has compiled on this node of a job."""
-    prefix = Path(sys.pycache_prefix or "")
-    if prefix.name == CACHED:
-        shutil.rmtree(prefix.parent, ignore_errors=True)  # a process of the job may still write into it
 
 
 def _version(code: Path) -> str:

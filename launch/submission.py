@@ -21,7 +21,6 @@ from dist_ssl.errors import ConfigError
 from launch.agent import on_slurm
 from launch.cluster_options import gpus, seconds
 from launch.epilogue import TIME_LIMIT
-from launch.private_cache import CACHED, PYTHON
 from launch.variables import ATTEMPT, RUN
 
 FROM_CLUSTER = ("partition", "account", "qos", "gpus_per_node", "cpus_per_task", "mem", "constraint", "exclude")
@@ -138,7 +137,6 @@ def _before(python: str, run_line: str, own: bool) -> list[str]:
         run_line,
         *([_same_owner()] if own else []),
         f"export PYTHONSAFEPATH=1 PYTHONPATH=${RUN}/code${{PYTHONPATH:+:$PYTHONPATH}}",
-        f'export {PYTHON}="$(mktemp -d)/{CACHED}"',  # of each node; what lies in the run folder is not executed
         f'{ATTEMPT}=$({python} launch.prologue "${RUN}") || exit $?',
         f"export {ATTEMPT}",
         # the line that submitit writes calls this function: a dead node would keep srun itself for minutes
@@ -150,8 +148,7 @@ def _before(python: str, run_line: str, own: bool) -> list[str]:
 
 def _after(python: str) -> list[str]:
     """Return the shell lines after srun."""
-    ended = f'{python} launch.epilogue "${RUN}" "${ATTEMPT}" "$code"'
-    return ["code=$?", ended, f'rm -rf "${{{PYTHON}%/{CACHED}}}"', "exit $code", ""]
+    return ["code=$?", f'{python} launch.epilogue "${RUN}" "${ATTEMPT}" "$code"', "exit $code", ""]
 
 
 def one(config: dict[str, Any], run: Path) -> Sbatch:

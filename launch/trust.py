@@ -8,6 +8,7 @@ somebody else, or that others may write to, is refused unless the command says t
 import os
 import pwd
 import shlex
+import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,14 +23,23 @@ ROOT = 0
 SHOWN = 5
 """Number of files that a message names."""
 CACHED = "__pycache__"
-"""Python's own folder; processes of a run do not read it (`private_cache`)."""
+"""Folder of what Python has compiled."""
 FOLDERS = ("attempts", "attempts/*", "slurm", "checkpoints")
 CONFIGS = ("config.yaml", "overrides.yaml", "submitted.yaml", "attempts/*/config.yaml")
 
 
 def check(run: RunDir, trusted: bool) -> None:
-    """Raise ConfigError unless the folder is the user's alone, or `trusted`, or its code is the one that runs here."""
-    if trusted or run.code.resolve() == PROJECT:
+    """Raise ConfigError unless the folder is the user's alone, or `trusted`, or its code is the one that runs here.
+
+    What Python has compiled of the user's own copy of the code is removed: it is executed in place of the code, and a
+    folder that was copied or unpacked may hold anything there.
+    """
+    if run.code.resolve() == PROJECT:
+        return
+    if run.folder.stat().st_uid == os.geteuid():
+        for compiled in run.code.rglob(CACHED):
+            shutil.rmtree(compiled, ignore_errors=True)  # another process of the run may write there
+    if trusted:
         return
     if problems := list(dangers(run)):
         own = run.folder.stat().st_uid == os.geteuid()

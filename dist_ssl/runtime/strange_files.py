@@ -1,10 +1,12 @@
 """Reading of files that somebody else may have written: neither endless ones, nor what they hold, stop the reader."""
 
+import errno
 import grp
 import os
 import pwd
 import stat
 from collections.abc import Mapping
+from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +16,29 @@ HUGE = 1e300
 """A number that no metric reaches: JSON has whole numbers that no float can hold."""
 
 
+class NotRegularError(OSError, ValueError):
+    """A path leads to a pipe, a device, a socket or a folder: none is read, and none is a whole file."""
+
+
+def open_regular(path: Path) -> FileIO:
+    """Return a file that is open to be read, unbuffered. Raises OSError, NotRegularError.
+
+    A pipe would be waited for, and a device has no end.
+    """
+    file = FileIO(path, opener=_at_once)
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise NotRegularError(errno.EINVAL, "it is no regular file", str(path))
+    os.set_blocking(file.fileno(), True)  # file systems that keep files on tape fail reads that may not wait
+    return file
+
+
 def read_regular(path: Path, most: int) -> bytes:
     """Return the content of a regular file of at most `most` bytes.
 
-    A named pipe or a device is not waited for. Raises OSError; ValueError for anything else than such a file.
+    Raises OSError; NotRegularError; ValueError where it is larger.
     """
-    with open(path, "rb", opener=_at_once) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise ValueError(f"{path} is not a regular file")
+    with BufferedReader(open_regular(path)) as file:
         content = file.read(most + 1)
     if len(content) > most:
         raise ValueError(f"{path} has more than {most} bytes")

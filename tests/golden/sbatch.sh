@@ -20,7 +20,6 @@ module load cuda
 export DIST_SSL_RUN=/shared/runs/mocov3-1121-0907
 for path in "$DIST_SSL_RUN" "$DIST_SSL_RUN/code" "$DIST_SSL_RUN/code/dist_ssl" "$DIST_SSL_RUN/code/launch" "$DIST_SSL_RUN/slurm"; do [ -O "$path" ] || { echo "$path is not yours any more: another user has replaced it."; exit 2; }; done
 export PYTHONSAFEPATH=1 PYTHONPATH=$DIST_SSL_RUN/code${PYTHONPATH:+:$PYTHONPATH}
-export PYTHONPYCACHEPREFIX="$(mktemp -d)/dist_ssl-python"
 DIST_SSL_ATTEMPT=$(/env/bin/python -m launch.prologue "$DIST_SSL_RUN") || exit $?
 export DIST_SSL_ATTEMPT
 srun() { command srun "$@" & local srun=$!; /env/bin/python -m launch.srun_guard "$DIST_SSL_RUN" "$DIST_SSL_ATTEMPT" "$srun" & local guard=$! code; wait "$srun"; code=$?; kill "$guard" 2>/dev/null; wait "$guard" 2>/dev/null; return $code; }
@@ -33,5 +32,4 @@ srun --unbuffered --output /shared/runs/mocov3-1121-0907/slurm/%j_%t_log.out --k
 # teardown
 code=$?
 /env/bin/python -m launch.epilogue "$DIST_SSL_RUN" "$DIST_SSL_ATTEMPT" "$code"
-rm -rf "${PYTHONPYCACHEPREFIX%/dist_ssl-python}"
 exit $code

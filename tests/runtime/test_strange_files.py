@@ -23,7 +23,7 @@ def test_what_is_no_file_is_neither_waited_for_nor_read_for_ever(tmp_path: Path)
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "endless").symlink_to("/dev/zero")
     for path in (tmp_path / "pipe", tmp_path / "endless"):
-        with pytest.raises(ValueError, match="not a regular file"):
+        with pytest.raises(ValueError, match="no regular file"):
             read_regular(path, 100)
     with pytest.raises(IsADirectoryError):
         read_regular(tmp_path, 100)

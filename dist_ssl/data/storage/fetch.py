@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from dist_ssl.data.storage.address import Address
-from dist_ssl.data.storage.regular_files import open_regular
 from dist_ssl.data.storage.transports import STALL_SECONDS, BusyError, Transport, source
 from dist_ssl.errors import DataError, ServerAwayError
+from dist_ssl.runtime.strange_files import open_regular
 
 log = logging.getLogger(__name__)
 SLOWEST_BYTES = 1 << 14

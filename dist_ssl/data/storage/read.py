@@ -19,9 +19,9 @@ from dist_ssl.data.storage.cache import USED_SECONDS, Cache, use
 from dist_ssl.data.storage.manifest import Shard, Split
 from dist_ssl.data.storage.prefetch import Prefetcher
 from dist_ssl.data.storage.reader_options import Access
-from dist_ssl.data.storage.regular_files import open_regular
 from dist_ssl.data.storage.transports import NoRangesError
 from dist_ssl.errors import DataError
+from dist_ssl.runtime.strange_files import open_regular
 
 MOST_OPEN = 32
 READ_TRIES = 4

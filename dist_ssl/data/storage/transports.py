@@ -19,8 +19,8 @@ import urllib3
 from dist_ssl.data.storage.address import WEB, Address
 from dist_ssl.data.storage.patient_answers import PATIENT_POOLS
 from dist_ssl.data.storage.redirects import redirected
-from dist_ssl.data.storage.regular_files import open_regular
 from dist_ssl.errors import ConfigError, DataError
+from dist_ssl.runtime.strange_files import open_regular
 
 CONNECT_SECONDS = 10.0
 STALL_SECONDS = 30.0
