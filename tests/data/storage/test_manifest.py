@@ -31,6 +31,7 @@ from tests.shards.pictures import forbidden
 from tests.web import serving
 
 NO_HASH = "0" * 64
+ONLY_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 
 
 @pytest.fixture
@@ -348,10 +349,13 @@ def test_hostile_columns_are_refused(tmp_path: Path, name: str, values: list[Any
         manifest.read(tmp_path)
 
 
-def test_a_manifest_cannot_touch_a_file_outside_of_the_cache(copy: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("owner", [os.geteuid(), pytest.param(12345, marks=ONLY_ROOT)])
+def test_a_manifest_cannot_touch_a_file_outside_of_the_cache(copy: Path, tmp_path: Path, owner: int) -> None:
     thesis = tmp_path / "thesis.tar"
     thesis.write_text("years of work")
     change(copy, lambda content: content["splits"]["val"]["shards"][0].update(sha256=str(tmp_path / "thesis")))
+    for path in (copy, *copy.iterdir()):
+        os.chown(path, owner, -1)
     with pytest.raises(DataError, match="sha256"):
         manifest.read(copy)
     with pytest.raises(AssertionError):
