@@ -4,7 +4,7 @@ import os
 import re
 from typing import Any
 
-from dist_ssl.data.storage.address import PIPE, WEB, Address
+from dist_ssl.data.storage.address import PIPE, STORES, WEB, Address
 from dist_ssl.errors import ConfigError
 from launch.variables import ADDRESS
 
@@ -12,7 +12,7 @@ WEB_ADDRESS = re.compile(
     rf"(?:{'|'.join(WEB)})://(?:[^\s,'\"\]}}]|[\]}}](?![\s,\]}}]|$)|,(?!\s|[a-z][a-z0-9+.-]*://|$))+", re.IGNORECASE
 )
 """An address on a web server, wherever it stands in an argument, up to the quote, bracket or comma that ends it."""
-SOME_WEB = re.compile(rf"\s*(?:{'|'.join(WEB)}):", re.IGNORECASE)
+SOME_ADDRESS = re.compile(rf"(?:{'|'.join((*WEB, *STORES))}):/.*", re.IGNORECASE | re.DOTALL)
 
 
 def set_aside(arguments: list[str]) -> list[str]:
@@ -45,7 +45,7 @@ def check_config(node: Any, key: str = "") -> None:
     elif isinstance(node, list):
         for value in node:
             check_config(value, key)
-    elif isinstance(node, str) and SOME_WEB.match(node) and has_secret(node):
+    elif isinstance(node, str) and any(has_secret(found[0]) for found in SOME_ADDRESS.finditer(node)):
         raise ConfigError(
             f"{key} is an address with credentials or a query, which no file of a run may contain.",
             f"Write it as one plain word of the command, {key}=https://..., or into the environment as {ADDRESS}.",
@@ -55,7 +55,8 @@ def check_config(node: Any, key: str = "") -> None:
 def has_secret(text: str) -> bool:
     """Return whether an address has credentials or a query; true of one that cannot be read."""
     try:
-        return bool(Address.parse(text).secret)
+        found = Address.parse(text)
+        return bool(found.secret) or (found.local and "@" in text)
     except ConfigError:
         return "@" in text or "?" in text
 

@@ -25,6 +25,7 @@ from launch import preparation, settings
 from launch.evaluation import checkpoint_of
 from launch.run_dir import PROJECT, RunDir
 from launch.run_files import write_yaml
+from launch.source_commit import copy_for_owner
 
 MAY_CHANGE = ("epochs", "extend", "schedule", "difficulty", "ema", "optim.base_lr", "optim.weight_decay", "engine.clip")
 """Keys and nodes of the science that a fork may change."""
@@ -138,16 +139,16 @@ def _damaged(checkpoint: Path, damage: DamagedError) -> CheckpointError:
 def _take_over(run: RunDir, source: RunDir, checkpoint: Path, progress: Progress) -> None:
     """Copy the checkpoint and what the other run has recorded up to it. Raises OSError, DamagedError."""
     folder = run.folder / "checkpoints"
-    shutil.copytree(checkpoint, folder / checkpoint.name, ignore=shutil.ignore_patterns(KEPT))
+    copy_for_owner(checkpoint, folder / checkpoint.name, [KEPT], links=True)  # its hashes are compared
     verify(folder / checkpoint.name)
     write_atomically(folder / LATEST, checkpoint.name + "\n")
     if (source.folder / QUARANTINE).is_file():
-        shutil.copy(source.folder / QUARANTINE, run.folder / QUARANTINE)
+        shutil.copyfile(source.folder / QUARANTINE, run.folder / QUARANTINE)
     reports = read_reports(source.folder / "metrics.jsonl")  # later ones would count as work that the fork has lost
     jsonl.append(run.folder / "metrics.jsonl", [report for report in reports if stands(report, progress)])
     rows = jsonl.read(source.folder / "plan.jsonl")
     jsonl.append(run.folder / "plan.jsonl", [row for row in rows if row["epoch"] < len(progress.plans)])
-    shutil.copytree(source.folder / "ledger", run.folder / "ledger")
+    copy_for_owner(source.folder / "ledger", run.folder / "ledger", [])
     # the numbers of attempts go on: ledger and checkpoints tell attempts apart by them
     (run.folder / "attempts" / f"{source.newest_attempt():04d}").mkdir(parents=True)
     write_yaml(run.folder / "forked.yaml", {"run": str(source.folder), "step": progress.step})

@@ -27,10 +27,10 @@ from typing import Any
 import yaml
 
 from dist_ssl.errors import ConfigError, nearest
-from dist_ssl.runtime.strange_files import read_regular
+from dist_ssl.runtime.strange_files import close_to_others, read_regular
 from launch.run_files import read_report, read_words, read_yaml, write_yaml
 from launch.run_names import check_name, check_place
-from launch.source_commit import copy_code, write_source
+from launch.source_commit import copy_for_owner, write_source
 
 FORMAT = 1
 ATTEMPT_NAME = re.compile(r"[0-9]{4,18}")
@@ -68,6 +68,7 @@ class RunDir:
             folder = runs / (requested if number == 1 else f"{requested}-{number}")
             try:
                 folder.mkdir(parents=True)
+                close_to_others(folder)
                 return cls(folder)
             except FileExistsError:
                 if name:
@@ -123,7 +124,7 @@ class RunDir:
     def begin(self, config: dict[str, Any], overrides: list[str]) -> None:
         """Store the code, the overrides and the config; the config last, so that an incomplete folder is not a run."""
         for name in SNAPSHOT:
-            copy_code(PROJECT / name, self.code / name)
+            copy_for_owner(PROJECT / name, self.code / name)
         write_source(self.folder, PROJECT)
         (self.folder / "overrides.yaml").write_text(yaml.safe_dump(overrides))
         write_yaml(self.folder / "config.yaml", {"format": FORMAT, **config})

@@ -3,8 +3,12 @@
 import json
 import shutil
 import subprocess
+from collections.abc import Collection
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
+
+from dist_ssl.runtime.strange_files import close_to_others
 
 SOURCE = "source.json"
 GIT_SECONDS = 10
@@ -42,9 +46,20 @@ def write_source(folder: Path, project: Path) -> None:
     (folder / SOURCE).write_text(json.dumps(source_of(project), indent=1) + "\n")
 
 
-def copy_code(source: Path, target: Path) -> None:
-    """Copy a folder of code, so that no other user can change the copy even where others may change the source."""
-    left_out = shutil.ignore_patterns(*LEFT_OUT)
-    shutil.copytree(source, target, ignore=left_out, copy_function=shutil.copyfile)  # files have the modes of new ones
+def copy_for_owner(source: Path, target: Path, left_out: Collection[str] = LEFT_OUT, *, links: bool = False) -> None:
+    """Copy a folder, so that no other user can change the copy even where others may change the source.
+
+    `left_out`: patterns of names; `links`: copy what links lead to, instead of leaving links out. Raises OSError,
+    shutil.Error.
+    """
+
+    def ignored(folder: str, names: list[str]) -> set[str]:
+        return {
+            name
+            for name in names
+            if (not links and (Path(folder) / name).is_symlink()) or any(fnmatch(name, own) for own in left_out)
+        }
+
+    shutil.copytree(source, target, ignore=ignored, copy_function=shutil.copyfile)  # files have the modes of new ones
     for folder in (target, *(path for path in target.rglob("*") if path.is_dir())):
-        folder.chmod(folder.stat().st_mode & ~0o022)
+        close_to_others(folder)

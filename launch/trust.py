@@ -5,6 +5,7 @@ somebody else, or that others may write to, is refused unless the command says t
 (follow, audit) executes nothing of it. What root owns is as safe as the machine.
 """
 
+import contextlib
 import os
 import pwd
 import shlex
@@ -24,6 +25,7 @@ SHOWN = 5
 """Number of files that a message names."""
 CACHED = "__pycache__"
 """Folder of what Python has compiled."""
+TRIES = 5
 FOLDERS = ("attempts", "attempts/*", "slurm", "checkpoints")
 CONFIGS = ("config.yaml", "overrides.yaml", "submitted.yaml", "attempts/*/config.yaml")
 
@@ -37,8 +39,7 @@ def check(run: RunDir, trusted: bool) -> None:
     if run.code.resolve() == PROJECT:
         return
     if run.folder.stat().st_uid == os.geteuid():
-        for compiled in run.code.rglob(CACHED):
-            shutil.rmtree(compiled, ignore_errors=True)  # another process of the run may write there
+        forget_compiled(run)
     if trusted:
         return
     if problems := list(dangers(run)):
@@ -56,17 +57,38 @@ def check(run: RunDir, trusted: bool) -> None:
         )
 
 
+def forget_compiled(run: RunDir) -> None:
+    """Remove what Python has compiled of a run's code. Raises ConfigError where it cannot be removed."""
+    for compiled in sorted(run.code.rglob(CACHED)):
+        for _ in range(TRIES):  # another process of the run may write there
+            with contextlib.suppress(OSError):
+                if compiled.is_symlink():
+                    compiled.unlink()
+                else:
+                    compiled.chmod(0o700)
+                    shutil.rmtree(compiled)
+            if not os.path.lexists(compiled):
+                break
+        else:
+            raise ConfigError(
+                f"{compiled} cannot be removed, and would be executed in place of the code beside it.", "Remove it."
+            )
+
+
 def dangers(run: RunDir) -> Iterator[str]:
     """Yield what another user owns or may change among the folder, its configs and its code."""
     configs = [path for pattern in CONFIGS for path in run.folder.glob(pattern)]
     folders = [path for pattern in FOLDERS for path in run.folder.glob(pattern)]
     for path in [run.folder, run.code, *folders, *configs, *run.code.rglob("*")]:
+        if path.is_symlink() and path.is_relative_to(run.code):
+            yield f"{path} is a link, and a run's code has none"
+            continue
         state = path.stat() if path.exists() else None
         if state is None:
             continue
         if state.st_uid not in (os.geteuid(), ROOT):
             yield f"{path} belongs to {_name(state.st_uid)}"
-        elif others_may_change(state):
+        elif others_may_change(path):
             yield f"{path} can be changed by others (mode {stat.S_IMODE(state.st_mode):o})"
 
 
@@ -75,7 +97,7 @@ def additions(run: RunDir) -> list[Path]:
 
     The folder comes first where modules are searched, so a `torch/` in it would be imported in place of torch.
     """
-    return sorted(path for path in run.code.glob("*") if path.name not in (*SNAPSHOT, CACHED))
+    return sorted(path for path in run.code.glob("[!.]*") if path.name not in (*SNAPSHOT, CACHED))
 
 
 def _name(user: int) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from dist_ssl.data.images.decode import decode, looks_like_image
 from dist_ssl.data.images.unreadable import UnreadableError
+from dist_ssl.data.storage.fields import MOST_IMAGE
 from shards.archive import KINDS
 
 Ancestors = tuple[tuple[int, int], ...]
@@ -72,6 +73,8 @@ def listing(root: Path, folder: str, above: Ancestors) -> tuple[Found, list[tupl
                 inner += [(name, (*above, own))] if own not in above else []
             elif not os.access(entry.path, os.R_OK):
                 found.unreadable.append(f"{name}: Permission denied")
+            elif stat.st_size > MOST_IMAGE:
+                found.unreadable.append(f"{name}: larger than an image can be ({MOST_IMAGE} bytes)")
             elif not is_image(entry):
                 found.left_out[extension(name).lower()] += 1
             else:

@@ -21,7 +21,7 @@ class Screen(Console):
     """
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**{"soft_wrap": True, "highlight": False, "markup": False, **options})
+        super().__init__(**{"soft_wrap": True, "highlight": False, "markup": False, "emoji": False, **options})
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Return a text as it will be shown, so that a column of a table is wide enough for it."""
@@ -35,7 +35,7 @@ class Screen(Console):
 
 def say(console: Console, text: str) -> None:
     """Print a line literally: without markup or highlighting of the names in it."""
-    console.print(printable(text), highlight=False, markup=False)
+    console.print(printable(text), highlight=False, markup=False, emoji=False)
 
 
 def run_command(

@@ -10,6 +10,7 @@ are defined there: whatever a config calls, it builds a part of this system.
 import importlib
 import inspect
 import math
+import reprlib
 import types
 import typing
 from collections.abc import Container, Mapping, Sequence
@@ -30,6 +31,9 @@ ALLOWED = {
     "tracker": "dist_ssl.metrics.trackers",
 }
 """The package whose classes and functions a group of the config may name."""
+SHOWN = reprlib.Repr()
+"""How a value appears in a message: in full up to a length that can be read, whatever it holds."""
+SHOWN.maxstring = SHOWN.maxother = SHOWN.maxlong = 200
 
 
 def fit(value: Any, annotation: Any, key: str) -> Any:
@@ -42,7 +46,7 @@ def fit(value: Any, annotation: Any, key: str) -> Any:
     if origin is typing.Literal:
         if value in inner:
             return value
-        raise ConfigError(f"{key}={value!r} is not possible.", nearest(str(value), map(str, inner)))
+        raise ConfigError(f"{key}={SHOWN.repr(value)} is not possible.", nearest(str(value), map(str, inner)))
     if origin in (types.UnionType, typing.Union):
         return None if value is None else fit(value, next(a for a in inner if a is not types.NoneType), key)
     if origin is tuple and isinstance(value, list | tuple) and len(value) == len(inner):
@@ -57,7 +61,9 @@ def fit(value: Any, annotation: Any, key: str) -> Any:
     if isinstance(value, expected) and not (expected is int and isinstance(value, bool)):
         return value
     name = getattr(annotation, "__name__", str(annotation))
-    raise ConfigError(f"{key}={value!r} is not possible: it takes a value of type {name}.", "Correct the value.")
+    raise ConfigError(
+        f"{key}={SHOWN.repr(value)} is not possible: it takes a value of type {name}.", "Correct the value."
+    )
 
 
 def instantiate(node: Mapping[str, Any], place: str, *, offered: Mapping[str, Any] | None = None, **given: Any) -> Any:

@@ -9,6 +9,8 @@ from typing import Any, TextIO
 MOST_DEPTH = 100
 """Deepest nesting of a value that is read; what works through values does so by recursion."""
 TOO_DEEP = f"it is nested deeper than {MOST_DEPTH}"
+MOST_VALUES = 1 << 20
+"""Values of a line that is read; a line of more is passed over."""
 MOST_LINE = 1 << 26
 """Longest line that is read, in characters; a longer one is passed over like a truncated one."""
 
@@ -24,7 +26,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def _row(line: str) -> dict[str, Any] | None:
     try:
-        row = parsed(line)
+        row = parsed(line, MOST_VALUES)
     except ValueError:
         return None
     return row if isinstance(row, dict) else None

@@ -1,5 +1,6 @@
 """Reading of files that somebody else may have written: neither endless ones, nor what they hold, stop the reader."""
 
+import contextlib
 import errno
 import grp
 import os
@@ -12,6 +13,8 @@ from typing import Any
 
 from dist_ssl.runtime import jsonl
 
+ACCESS_LIST, DEFAULT_ACCESS_LIST = "system.posix_acl_access", "system.posix_acl_default"
+"""Where Linux keeps the rights of further users and groups, and those that new files and folders get."""
 HUGE = 1e300
 """A number that no metric reaches: JSON has whole numbers that no float can hold."""
 
@@ -49,9 +52,32 @@ def _at_once(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
 
 
-def others_may_change(state: os.stat_result) -> bool:
-    """Return whether another user may write to what has this state, by its mode; the user's own group has no others."""
-    return bool(state.st_mode & stat.S_IWOTH or (state.st_mode & stat.S_IWGRP and not _of_one_user(state.st_gid)))
+def others_may_change(place: Path | int) -> bool:
+    """Return whether another user may write to a file or folder, given by its path or descriptor. Raises OSError.
+
+    The user's own group has no others, unless an access list names some: its rights are those of the group in the mode.
+    """
+    state = os.stat(place)  # noqa: PTH116  # of a descriptor too
+    if state.st_mode & stat.S_IWOTH:
+        return True
+    return bool(state.st_mode & stat.S_IWGRP) and (_has_access_list(place) or not _of_one_user(state.st_gid))
+
+
+def _has_access_list(place: Path | int) -> bool:
+    try:
+        return bool(os.getxattr(place, ACCESS_LIST))
+    except (OSError, AttributeError):  # none, or a system without them
+        return False
+
+
+def close_to_others(folder: Path) -> None:
+    """Let no other user write to a folder of one's own, or to what will be made in it. Raises OSError.
+
+    Where the folder above has a default access list, this one has inherited it, and the umask would have no effect.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # it has none, or the system knows none
+        os.removexattr(folder, DEFAULT_ACCESS_LIST)
+    folder.chmod(stat.S_IMODE(folder.stat().st_mode) & ~0o022)
 
 
 def _of_one_user(group: int) -> bool:

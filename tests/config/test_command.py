@@ -6,7 +6,7 @@ import pytest
 from rich.table import Table
 from rich.text import Text
 
-from dist_ssl.config.command import Screen, known_pairs
+from dist_ssl.config.command import Screen, known_pairs, say
 from dist_ssl.errors import ConfigError
 
 
@@ -44,3 +44,10 @@ def test_ordinary_text_is_shown_as_it_is() -> None:
     file = io.StringIO()
     Screen(file=file).print("größe 3\t名前\nnext line")
     assert file.getvalue().split() == ["größe", "3", "名前", "next", "line"]
+
+
+def test_words_between_colons_are_no_pictures() -> None:
+    file = io.StringIO()
+    Screen(file=file).print("a:100:b :key:")
+    say(Screen(file=file), ":fire:")
+    assert file.getvalue() == "a:100:b :key:\n:fire:\n"

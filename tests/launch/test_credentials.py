@@ -118,6 +118,10 @@ def test_words_without_credentials_stay_as_they_are(word: str) -> None:
         ["data.train=https", "data.path='${data.train}://u:pw@h/x'"],
         ["""data.path='${oc.decode:"\\"https:\\""}//u:pw@h/x'"""],
         ["data.path='https://h/x?signature=pw'"],
+        ["data.path=' https://u:pw@h/x'"],
+        ["data.path='simplecache::https://u:pw@h/x'"],
+        ["data.path='https:/u:pw@h'"],
+        ["data.path='s3://key:pw@bucket/x'"],
         ["tracker=mlflow", "tracker.mlflow.uri='https://u:pw@h'"],
     ],
 )

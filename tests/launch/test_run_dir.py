@@ -315,3 +315,18 @@ def test_a_resume_of_a_renamed_run_says_so_before_anything_of_it_is_run(
     moved = run.folder.rename(run.folder.parent / "other:code")
     assert slurm.main([f"resume={moved}", "dry_run=true"]) == 2
     assert "Give the folder, or the one that it is in, another name." in capsys.readouterr().out
+
+
+def test_a_new_run_is_closed_to_others_where_the_folder_above_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    removed: list[str] = []
+    monkeypatch.setattr(os, "removexattr", lambda place, name: removed.append(str(place)))
+    tmp_path.chmod(0o2777)
+    before = os.umask(0)
+    try:
+        made = RunDir.create(tmp_path, "mine", "mocov3")
+    finally:
+        os.umask(before)
+    assert not made.folder.stat().st_mode & 0o022
+    assert removed == [str(made.folder)], "the default access list that it has inherited"

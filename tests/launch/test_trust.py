@@ -2,6 +2,7 @@
 
 import importlib._bootstrap_external
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -153,3 +154,41 @@ def test_compiled_python_in_a_run_folder_is_not_executed(run: RunDir, tmp_path: 
     trust.check(run, trusted=False)
     subprocess.run(command, env=own, check=True)
     assert not canary.exists()
+
+
+@pytest.mark.parametrize("kind", ["link", "closed"])
+def test_compiled_python_is_removed_however_it_is_kept(run: RunDir, tmp_path: Path, kind: str) -> None:
+    elsewhere, compiled = tmp_path / "elsewhere", run.code / "dist_ssl" / "__pycache__"
+    elsewhere.mkdir()
+    (elsewhere / "errors.pyc").write_text("anything")
+    if kind == "link":
+        compiled.symlink_to(elsewhere)
+    else:
+        shutil.copytree(elsewhere, compiled)
+        compiled.chmod(0o555)
+    trust.check(run, trusted=False)
+    assert not os.path.lexists(compiled)
+    assert (elsewhere / "errors.pyc").exists(), "a link is removed, not followed"
+
+
+def test_compiled_python_that_stays_is_refused(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run.code / "dist_ssl" / "__pycache__").mkdir()
+    monkeypatch.setattr(trust.shutil, "rmtree", lambda path: None)
+    with pytest.raises(ConfigError, match="__pycache__ cannot be removed"):
+        trust.check(run, trusted=True)
+
+
+@pytest.mark.parametrize("place", ["dist_ssl/errors", "launch/run_names.py"])
+@pytest.mark.parametrize("dangling", [False, True])
+def test_links_in_the_code_are_refused(run: RunDir, tmp_path: Path, place: str, dangling: bool) -> None:
+    path = run.code / place
+    path.unlink(missing_ok=True)
+    path.symlink_to(tmp_path / "later" if dangling else run.code / "launch")
+    with pytest.raises(ConfigError, match="is a link, and a run's code has none"):
+        trust.check(run, trusted=False)
+
+
+@pytest.mark.parametrize("name", [".nfs000012", ".DS_Store", "._dist_ssl"])
+def test_hidden_files_of_file_systems_are_no_modules(run: RunDir, name: str) -> None:
+    (run.code / name).touch()
+    trust.check(run, trusted=False)

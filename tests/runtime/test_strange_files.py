@@ -3,11 +3,13 @@
 import grp
 import os
 import pwd
+import stat
 from pathlib import Path
 
 import pytest
 
-from dist_ssl.runtime.strange_files import numbers, others_may_change, parsed, read_regular
+from dist_ssl.runtime import strange_files
+from dist_ssl.runtime.strange_files import close_to_others, numbers, others_may_change, parsed, read_regular
 
 
 def test_an_ordinary_file_is_read_up_to_its_bound(tmp_path: Path) -> None:
@@ -43,10 +45,41 @@ def test_only_finite_numbers_are_numbers() -> None:
 @pytest.mark.parametrize(("mode", "expected"), [(0o700, False), (0o755, False), (0o757, True), (0o1777, True)])
 def test_a_mode_that_lets_others_write_is_recognized(tmp_path: Path, mode: int, expected: bool) -> None:
     tmp_path.chmod(mode)
-    assert others_may_change(tmp_path.stat()) is expected
+    assert others_may_change(tmp_path) is expected
 
 
-def test_the_users_own_group_has_no_others_and_any_other_group_has() -> None:
+def test_the_users_own_group_has_no_others_and_any_other_group_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     user, group = pwd.getpwuid(os.geteuid()).pw_name, grp.getgrgid(os.getegid()).gr_name
-    for number, others in ((os.getegid(), user != group), (12345, True)):
-        assert others_may_change(os.stat_result((0o40770, 0, 0, 1, os.geteuid(), number, 0, 0, 0, 0))) is others
+    os.chown(tmp_path, -1, os.getegid())
+    tmp_path.chmod(0o770)
+    assert others_may_change(tmp_path) is (user != group)
+    monkeypatch.setattr(strange_files, "_of_one_user", lambda number: False)
+    assert others_may_change(tmp_path) is True
+
+
+def test_an_access_list_may_name_others_though_the_group_is_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tmp_path.chmod(0o770)
+    monkeypatch.setattr(strange_files, "_of_one_user", lambda number: True)
+    assert others_may_change(tmp_path) is False
+    asked: list[str] = []
+
+    def listed(place: object, name: str) -> bytes:
+        asked.append(name)
+        return b"a list"
+
+    monkeypatch.setattr(os, "getxattr", listed)
+    assert others_may_change(tmp_path) is True
+    assert asked == ["system.posix_acl_access"]
+
+
+def test_a_folder_is_closed_with_what_will_be_made_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    removed: list[str] = []
+    monkeypatch.setattr(os, "removexattr", lambda place, name: removed.append(name))
+    tmp_path.chmod(0o2777)
+    close_to_others(tmp_path)
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o2755
+    assert removed == ["system.posix_acl_default"]

@@ -101,7 +101,7 @@ class Cache:
         self._check_owner(self.folder.lstat())  # another user may have put a link to a folder of this one's here
         state = self.folder.stat()
         self._check_owner(state)
-        if others_may_change(state):
+        if others_may_change(self.folder):
             raise DataError(
                 f"The cache {self.folder} can be changed by others (mode {stat.S_IMODE(state.st_mode):o}).",
                 f"Take the right from them: chmod go-w {shlex.quote(str(self.folder))}; or name a new folder, which is "

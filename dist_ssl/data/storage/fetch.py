@@ -95,12 +95,14 @@ class Fetcher:
         `ranged`: the server must not send more than these. Raises DataError; NoRangesError where `ranged` is set and
         only the whole file is available.
         """
-        asked, at, failures = self.source(address), start, 0
+        asked, at, failures, gained = self.source(address), start, 0, 0
         rate = _Rate(self.patience.stall_seconds)
         while stop is None or at < stop:
             try:
                 for chunk in rate.checked(asked.stream(address, at, stop, ranged), address):
-                    failures, at = 0, at + len(chunk)
+                    at, gained = at + len(chunk), gained + len(chunk)
+                    if gained >= SLOWEST_BYTES:  # fewer, again and again, are no progress
+                        failures = gained = 0
                     if stop is not None and at > stop:
                         raise _too_long(address, stop)
                     self.counts.add("fetched_bytes", len(chunk))

@@ -9,6 +9,8 @@ from urllib.parse import urljoin, urlsplit
 from dist_ssl.data.storage.address import WEB, Address
 from dist_ssl.errors import DataError
 
+TRANSLATED = [ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("::/96")]
+"""Networks whose addresses end with an IPv4 address that a router translates them to."""
 LOOKED_UP_SECONDS = 60
 """Time for which the addresses of a host are remembered: a server may redirect every read of a sample."""
 
@@ -60,5 +62,12 @@ def _looked_up(host: str, _period: int) -> tuple[bool, ...]:
 
 def _public(text: str) -> bool:
     found = ipaddress.ip_address(text)
-    inner = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
-    return (inner or found).is_global
+    inner = _within(found) if isinstance(found, ipaddress.IPv6Address) else None
+    return (inner or found).is_global and not (inner or found).is_multicast
+
+
+def _within(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+    """Return the IPv4 address that an IPv6 address stands for, None if it stands for none."""
+    if found := address.ipv4_mapped or address.sixtofour:
+        return found
+    return ipaddress.IPv4Address(address.packed[12:]) if any(address in net for net in TRANSLATED) else None

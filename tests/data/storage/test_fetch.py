@@ -292,10 +292,13 @@ def names(monkeypatch: pytest.MonkeyPatch) -> None:
     redirects._looked_up.cache_clear()
 
 
+TRANSLATED = ["[64:ff9b::a00:1]", "[2002:7f00:1::]", "[::7f00:1]", "224.0.0.1"]
 INSIDE = ["127.1", "2130706433", "0x7f000001", "0", "localhost.", "localhost", "node7", "metadata.google.internal"]
 
 
-@pytest.mark.parametrize("host", [*INSIDE, "evil.example.org", "mapped.example.org", "[::1]", "[::ffff:127.0.0.1]"])
+@pytest.mark.parametrize(
+    "host", [*INSIDE, "evil.example.org", "mapped.example.org", "[::1]", "[::ffff:127.0.0.1]", *TRANSLATED]
+)
 def test_a_redirect_does_not_lead_to_a_name_of_an_inner_address(names: None, host: str) -> None:
     address = Address.parse("http://data.example.org/a")
     with pytest.raises(DataError, match="a host of your own network"):
