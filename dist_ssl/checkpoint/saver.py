@@ -30,7 +30,7 @@ from dist_ssl.checkpoint.staging import Staged, Staging
 from dist_ssl.config.durations import Duration
 from dist_ssl.core.progress import Progress
 from dist_ssl.distributed.world import World
-from dist_ssl.errors import CheckpointError
+from dist_ssl.errors import CheckpointError, printable
 from dist_ssl.protocols.engine import Engine, State
 from dist_ssl.runtime.files import write_atomically
 
@@ -151,7 +151,8 @@ class Checkpoint:
                 found, state = read_on_all(self.world, partial(self._read, name, engine))
             except DamagedError as damage:
                 self._costs.damaged += 1
-                log.warning("Checkpoint %s is damaged (%s): passed over for the one before it.", name, damage)
+                said = printable(str(damage))  # it quotes what somebody may have written there
+                log.warning("Checkpoint %s is damaged (%s): passed over for the one before it.", name, said)
                 continue
             self._set_aside(candidates[: candidates.index(name)])
             engine.load(state)

@@ -255,6 +255,10 @@ WRONG: dict[str, tuple[Callable[[Path], None], str]] = {
     "another hash": (doctored(lambda c: piece(c).update(xxh3="0" * 32)), "'model/weight'"),
     "another header": (doctored(lambda c: c["files"]["rank_00000.safetensors"].update(header="0" * 32)), "header"),
     "another length": (doctored(lambda c: c["files"]["rank_00000.safetensors"].update(length=5)), "5 were written"),
+    "a name for no eyes": (
+        doctored(lambda c: c["tensors"].update({"\ud800\x1b[2J": {"dtype": "none"}})),
+        r"'\ud800\x1b[2J'",
+    ),
     "no progress": (doctored(lambda c: c["progress"].clear()), "progress"),
     "a progress that is unknown": (doctored(lambda c: c["progress"].update(pace=1)), "progress"),
 }
@@ -273,6 +277,7 @@ def test_what_cannot_be_true_is_named_and_passed_over(
     assert step == 1
     assert_same_bits(state, tensors(1))
     assert told in caplog.text
+    assert caplog.text.encode()
 
 
 def test_the_damaged_tensor_is_named_with_its_file(tmp_path: Path) -> None:
