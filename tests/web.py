@@ -112,6 +112,8 @@ class Handler(BaseHTTPRequestHandler):
         body = data[start:stop]
         half = body[: len(body) // 2]
         headers = {"Content-Range": f"bytes {start}-{start + len(body) - 1}/{len(data)}"} if found else {}
+        if fault == "trickle":  # a byte for each connection
+            half, fault = body[:1], "short"
         if fault == "cut":
             body = half
         self._say(206 if found else 200, headers, len(body))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.source_commit import UNKNOWN, source_of, write_source
+from launch.source_commit import UNKNOWN, copy_for_owner, source_of, write_source
 
 
 @pytest.fixture
@@ -51,3 +51,18 @@ def test_a_fork_has_the_commit_of_the_run_whose_code_it_takes(project: Path, tmp
     write_source(run, project)
     write_source(fork, run / "code")
     assert json.loads((fork / "source.json").read_text())["commit"] == commit_of(project)
+
+
+@pytest.mark.parametrize("links", [False, True])
+def test_a_copy_is_closed_to_others_and_follows_links_only_where_it_is_meant_to(tmp_path: Path, links: bool) -> None:
+    source, target = tmp_path / "theirs", tmp_path / "mine"
+    (source / "inner").mkdir(parents=True)
+    (source / "inner" / "a.jsonl").write_text("{}")
+    (tmp_path / "private").write_text("secret")
+    (source / "inner" / "b.jsonl").symlink_to(tmp_path / "private")
+    for path in (source, source / "inner", source / "inner" / "a.jsonl"):
+        path.chmod(0o777)
+    copy_for_owner(source, target, [], links=links)
+    found = sorted(path.name for path in target.rglob("*.jsonl"))
+    assert found == (["a.jsonl", "b.jsonl"] if links else ["a.jsonl"])
+    assert not [path for path in (target, *target.rglob("*")) if path.stat().st_mode & 0o022 or path.is_symlink()]

@@ -14,9 +14,11 @@ from rich.console import Console
 
 from dist_ssl.config.command import run_command
 from dist_ssl.data.storage import manifest
+from dist_ssl.data.storage.fields import MOST_IMAGE
 from dist_ssl.errors import ConfigError, DataError
 from shards import verify
 from shards.command_line import Bytes, HeldOut
+from shards.folder_scan import scan
 from shards.make import make, run
 from shards.sources import imagefolder
 from shards.sources.imagefolder import FolderOptions
@@ -256,3 +258,12 @@ def test_the_shards_are_the_same_on_any_number_of_threads_and_at_any_time(tmp_pa
     second = made(tmp_path, threads=7, shard_bytes=Bytes(5000))
     assert len(files_in(first)) > 5
     assert files_in(first) == files_in(second)
+
+
+def test_a_file_larger_than_an_image_can_be_is_named_and_not_read(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jpg").touch()
+    os.truncate(tmp_path / "in" / "a.jpg", MOST_IMAGE + 1)  # it takes no room on the disk
+    found = scan(tmp_path / "in", 1)
+    assert not found.files
+    assert found.unreadable == [f"a.jpg: larger than an image can be ({MOST_IMAGE} bytes)"]

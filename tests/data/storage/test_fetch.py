@@ -230,6 +230,15 @@ def test_an_answer_that_does_not_end_outside_of_its_body_is_given_up(server: Ser
         work[how]()
 
 
+@pytest.mark.parametrize("how", ["read", "stream"])
+def test_a_byte_for_each_connection_is_no_progress(server: Server, how: str) -> None:
+    server.fault = lambda path: "trickle"
+    fetcher = Fetcher(QUICK)
+    with pytest.raises(ServerAwayError, match="could not be fetched in 4 tries"):
+        fetcher.read(file(server), MOST) if how == "read" else fetched(fetcher, file(server))
+    assert len(server.requests) <= 5
+
+
 def test_a_slow_consumer_is_not_taken_for_a_slow_server(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transports, "CHUNK_BYTES", 4096)  # several chunks before a useful number of bytes
     monkeypatch.setattr(fetch, "SLOWEST_BYTES", len(DATA))
