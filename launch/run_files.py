@@ -14,6 +14,8 @@ from dist_ssl.runtime.strange_files import parsed, read_regular
 
 MOST_YAML, MOST_REPORT = 1 << 18, 1 << 24
 """Bytes of a file, at most: a config has some thousand, of which a second reads a hundred thousand."""
+MOST_WRITTEN_OUT = 1 << 20
+"""Values and characters of a YAML file, at most, where what it refers to is written out: few references make many."""
 
 DAMAGE = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, ArithmeticError, RecursionError)
 """Errors of PyYAML for a text that it cannot read: also those that a tag with another text than it expects ends in."""
@@ -38,9 +40,30 @@ def read_words(path: Path) -> list[str]:
 def _loaded(path: Path) -> Any:
     """Return what a YAML file holds. Raises ConfigError, OSError."""
     try:
-        return yaml.safe_load(read_regular(path, MOST_YAML).decode())
+        loader = yaml.SafeLoader(read_regular(path, MOST_YAML).decode())
+        node = loader.get_single_node()
+        if _size(node) > MOST_WRITTEN_OUT:
+            raise _damaged(path)
+        return None if node is None else loader.construct_document(node)
     except DAMAGE as error:
         raise _damaged(path) from error
+
+
+def _size(node: yaml.Node | None) -> int:
+    """Return the number of values and characters of a node where references are written out.
+
+    It is more than MOST_WRITTEN_OUT where that has no end.
+    """
+    size, open_nodes = 0, [node]
+    while open_nodes and size <= MOST_WRITTEN_OUT:
+        own = open_nodes.pop()
+        if isinstance(own, yaml.ScalarNode):
+            size += len(own.value)
+        elif isinstance(own, yaml.CollectionNode):
+            inner = [part for pair in own.value for part in pair] if isinstance(own, yaml.MappingNode) else own.value
+            size += len(inner)
+            open_nodes.extend(inner)
+    return size
 
 
 def _damaged(path: Path) -> ConfigError:

@@ -4,17 +4,26 @@ Every input comes from its number alone, so the number that a failure names repe
 """
 
 import faulthandler
+import mmap
+import os
 import random
 import resource
+import signal
+import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+
+import psutil
 
 HANG_SECONDS = 120
 """An input takes milliseconds. One that takes longer than this ends the process, with the stacks of all threads."""
 MORE_BYTES = 1 << 30
 """How much the memory of the process may grow over all inputs of a kind."""
+INPUT_SECONDS = 5
+"""Processor time that an input may take in `tried_in_child`."""
 
 
 def nested(depth: int) -> Any:
@@ -91,6 +100,45 @@ def tried(count: int, work: Callable[[random.Random], bool]) -> int:
         longest = max(longest, (time.perf_counter() - start, number))
     print(f"{count} inputs, {accepted} accepted; the longest was number {longest[1]}: {longest[0]:.3f} s")
     return accepted
+
+
+def tried_in_child(count: int, work: Callable[[random.Random], bool]) -> int:
+    """Do what `tried` does in a forked process, which ends at an input that takes MORE_BYTES or INPUT_SECONDS.
+
+    A decoder that crashes ends that process alone, and the input is named.
+    """
+    place = mmap.mmap(-1, 16)
+    child = os.fork()
+    if not child:
+        os._exit(_bounded(count, work, place))
+    ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    number, accepted = (int.from_bytes(place[own : own + 8], "little") for own in (0, 8))
+    assert ended == 0, f"input {number} ended its process: {signal.Signals(-ended).name if ended < 0 else 'see above'}"
+    return accepted
+
+
+def _bounded(count: int, work: Callable[[random.Random], bool], place: mmap.mmap) -> int:
+    """Run the work of a child; return its exit code. `place`: where the input's number and the accepted ones go."""
+    number = -1
+
+    def next_input(chance: random.Random) -> bool:
+        nonlocal number
+        number += 1
+        place[:8] = number.to_bytes(8, "little")
+        signal.setitimer(signal.ITIMER_PROF, INPUT_SECONDS)  # its signal ends the process
+        return work(chance)
+
+    try:
+        most = psutil.Process().memory_info().vms + MORE_BYTES
+        resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))
+        place[8:] = tried(count, next_input).to_bytes(8, "little")
+        return 0
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
 
 
 @contextmanager

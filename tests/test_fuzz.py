@@ -4,10 +4,12 @@ A few hundred inputs in the suite, 20,000 of each kind under `make chaos`.
 """
 
 import io
+import itertools
 import json
 import os
 import random
 import shutil
+import signal
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,9 +35,10 @@ from dist_ssl.distributed.world import World
 from dist_ssl.errors import DataError, UserError
 from dist_ssl.runtime import jsonl
 from shards.archive import index
+from tests import fuzzing
 from tests.checkpoint.test_saver import FRESH, Store, at, tensors
 from tests.data.images.test_image_rules import png_of
-from tests.fuzzing import NASTY, bounded_memory, edited, mutated, tried
+from tests.fuzzing import MORE_BYTES, NASTY, bounded_memory, edited, mutated, tried, tried_in_child
 
 COUNTS = [100, pytest.param(20_000, marks=pytest.mark.chaos)]
 MOST_PIXELS = 1 << 22
@@ -85,7 +88,7 @@ def test_damaged_images_are_read_or_unreadable(count: int, guarded: Path) -> Non
         assert 0 < height * width <= MOST_PIXELS
         return True
 
-    assert 0 < tried(count, work) < count
+    assert 0 < tried_in_child(count, work) < count
 
 
 def small_tar() -> bytes:
@@ -218,3 +221,17 @@ def test_lines_of_strangers_are_rows_or_passed_over(count: int, guarded: Path) -
         return len(rows) > 1
 
     assert 0 < tried(count, work) < count
+
+
+@pytest.mark.parametrize(
+    ("work", "why"),
+    [
+        (lambda chance: bool(bytearray(2 * MORE_BYTES)), "see above"),
+        (lambda chance: all(True for _ in itertools.count()), "SIGPROF"),
+        (lambda chance: os.kill(os.getpid(), signal.SIGKILL), "SIGKILL"),
+    ],
+)
+def test_an_input_that_takes_too_much_is_named(monkeypatch: pytest.MonkeyPatch, work: Any, why: str) -> None:
+    monkeypatch.setattr(fuzzing, "INPUT_SECONDS", 0.05)
+    with pytest.raises(AssertionError, match=f"input 3 ended its process: {why}"):
+        tried_in_child(9, lambda chance: work(chance) if chance.getstate() == random.Random(3).getstate() else True)

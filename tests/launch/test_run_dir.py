@@ -13,6 +13,7 @@ from launch import run_dir, slurm
 from launch.ending import Ending
 from launch.run_dir import PROJECT, SNAPSHOT, AttemptDir, RunDir
 from launch.run_files import read_yaml, write_yaml
+from tests.fuzzing import bounded_memory
 
 CONFIG = {"epochs": 3, "method": {"_target_": "dist_ssl.methods.mocov3.MoCoV3"}, "name": None}
 
@@ -207,6 +208,35 @@ def test_yaml_is_written_whole_and_in_order(tmp_path: Path) -> None:
     assert read_yaml(tmp_path / "x.yaml") == values
     assert list(read_yaml(tmp_path / "x.yaml")) == ["b", "a"]
     assert [path.name for path in tmp_path.iterdir()] == ["x.yaml"]
+
+
+def laughs(levels: int, row: str, first: str) -> bytes:
+    """A YAML file of few lines, each of which refers ten times to the one before it."""
+    lines = [f"a0: &a0 {first}", *(row.format(name=k, before=", ".join([f"*a{k - 1}"] * 10)) for k in range(1, levels))]
+    return "\n".join(lines).encode()
+
+
+LAUGHS = [
+    laughs(9, "a{name}: &a{name} [{before}]", "x"),
+    laughs(9, "a{name}: &a{name} {{<<: [{before}]}}", "{k: 1}"),
+    b"a: &a [" + b"*a, " * 50_000 + b"1]",
+    b"a: &a {b: *a}",
+    laughs(3, "a{name}: &a{name} [{before}]", "x" * 100_000),
+]
+
+
+@pytest.mark.parametrize("content", LAUGHS, ids=["lists", "merged", "cyclic", "a cycle of mappings", "a text"])
+def test_references_of_yaml_do_not_make_much_out_of_little(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.yaml").write_bytes(content)
+    with bounded_memory(), pytest.raises(ConfigError, match="is damaged"):
+        read_yaml(tmp_path / "x.yaml")
+
+
+def test_a_value_that_stands_twice_is_read(tmp_path: Path) -> None:
+    shared = {"mean": [0.5, 0.5]}
+    write_yaml(tmp_path / "x.yaml", {"first": shared, "second": shared})
+    assert b"&id" in (tmp_path / "x.yaml").read_bytes()
+    assert read_yaml(tmp_path / "x.yaml") == {"first": shared, "second": shared}
 
 
 def test_a_copy_of_an_attempt_is_no_attempt(run: RunDir) -> None:

@@ -1,6 +1,7 @@
 """Runs that stream from a server end with the weights of runs from a folder, and tell nobody their credentials."""
 
 import base64
+import contextlib
 import json
 import os
 import random
@@ -72,6 +73,16 @@ def told(folder: Path) -> list[str]:
     return [str(path) for path in files if any(word.encode() in path.read_bytes() for word in SECRETS)]
 
 
+def telling_processes() -> set[int]:
+    """The processes of this machine whose command line holds a secret: everybody can read it."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it has ended
+            if any(word.encode() in path.read_bytes() for word in SECRETS):
+                found.add(int(path.parent.name))
+    return found
+
+
 def test_a_run_from_a_bad_server_ends_like_one_from_the_folder(
     server: Server, ranks: Ranks, demo_shards: Path, tmp_path: Path
 ) -> None:
@@ -99,8 +110,9 @@ def test_a_run_that_moves_to_a_server_ends_with_the_same_bits_and_tells_no_secre
         given = words(demo_shards, tmp_path, "nodes=2", "name=moved", *length, *served)
         launch = Launch(*given, environment={**os.environ, **PLANTED})
         await_that(lambda: status(run)["step"] > 2, "some steps")
-        shown = scraped(run)
+        shown, telling = scraped(run), telling_processes()
         launch.kill_all()
+    assert telling == {launch.process.pid}, "the command was typed so; what it starts must not repeat it"
     assert "dist_ssl_step" in (tmp_path / "series" / "moved.prom").read_text(), "a lost run leaves its metrics"
     assert shown.keys() == targets(run).keys() == {None, 0, 1}
     assert not [node for node, text in shown.items() if any(word in text for word in SECRETS)]

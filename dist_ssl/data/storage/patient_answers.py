@@ -10,9 +10,6 @@ import socket
 import time
 from typing import Any, cast
 
-import urllib3
-from urllib3.connection import HTTPConnection, HTTPSConnection
-
 
 class _Within(io.RawIOBase):
     """The bytes of a connection until `ends`, in seconds of the monotonic clock; then a TimeoutError."""
@@ -53,23 +50,3 @@ class PatientAnswer(http.client.HTTPResponse):
         """Return the next part of the body, at most `n` bytes; empty at its end. Raises TimeoutError."""
         self._start()
         return super().read1(n)
-
-
-class _Connection(HTTPConnection):
-    response_class = PatientAnswer
-
-
-class _SecureConnection(HTTPSConnection):
-    response_class = PatientAnswer
-
-
-class _Pool(urllib3.HTTPConnectionPool):
-    ConnectionCls = _Connection
-
-
-class _SecurePool(urllib3.HTTPSConnectionPool):
-    ConnectionCls = _SecureConnection
-
-
-PATIENT_POOLS = {"http": _Pool, "https": _SecurePool}
-"""Kinds of connection pools whose answers are `PatientAnswer`s, by scheme."""

@@ -15,32 +15,48 @@ LOOKED_UP_SECONDS = 60
 """Time for which the addresses of a host are remembered: a server may redirect every read of a sample."""
 
 
-def check_redirect(address: Address, before: str, url: str) -> None:
-    """Raise DataError where a redirect leads away from https, or from a public host into this network."""
+def check_redirect(address: Address, before: str, url: str, peer: str | None = None) -> bool:
+    """Return whether a redirect comes from a public host: it must lead to a public address then.
+
+    `peer`: the number of the address that the redirect came from, where no proxy stands between: what its host's name
+    leads to may have changed since. Raises DataError where it leads away from https, or from a public host into this
+    network.
+    """
     old, new = urlsplit(before), urlsplit(url)
     place = f"{new.scheme}://{new.hostname}"
     if new.scheme not in WEB or (old.scheme == "https" and new.scheme != "https"):
         raise DataError(
             f"{address} leads to {place}, which is not https.", "Set data.path to the address where the data lies now."
         )
+    public = peer is not None and is_public(peer)
     if new.hostname == old.hostname:
-        return
+        return public
     there, here = _insides(new.hostname or ""), _insides(old.hostname or "")
-    if any(there) and not (here and all(here)):
-        raise DataError(
-            f"{address} leads to {place}, a host of your own network.",
-            "Do not use this data, or, if you trust it, set data.path to that address.",
-        )
+    public = public or not (here and all(here))
+    if any(there) and public:
+        raise inner_host(address, place)
+    return public
 
 
-def redirected(address: Address, before: str, place: str) -> str:
-    """Return the address that a server names in a redirect from `before`. Raises DataError if it is not followed."""
+def inner_host(address: Address, place: str) -> DataError:
+    """Return the error of data at an address that leads into the reader's network."""
+    return DataError(
+        f"{address} leads to {place}, a host of your own network.",
+        "Do not use this data, or, if you trust it, set data.path to that address.",
+    )
+
+
+def redirected(address: Address, before: str, place: str, peer: str | None) -> tuple[str, bool]:
+    """Return the address that a server names in a redirect from `before`, and what `check_redirect` returns of it.
+
+    Raises DataError if the redirect is not followed.
+    """
     try:
         url = urljoin(before, place)
-        check_redirect(address, before, url)
+        public = check_redirect(address, before, url, peer)
     except ValueError as error:  # of the standard library, for brackets that are no address
         raise DataError(f"{address} leads to an address that makes no sense ({error}).", "Check data.path.") from error
-    return url
+    return url, public
 
 
 def _insides(host: str) -> tuple[bool, ...]:
@@ -55,12 +71,13 @@ def _looked_up(host: str, _period: int) -> tuple[bool, ...]:
         return (True,)
     try:
         rows = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):  # a proxy may know the name; no other connection to it is possible
+    except (OSError, UnicodeError):  # a proxy may know the name; without one, `connections` looks at what it leads to
         return ()
-    return tuple(not _public(str(address[0])) for *_, address in rows)
+    return tuple(not is_public(str(address[0])) for *_, address in rows)
 
 
-def _public(text: str) -> bool:
+def is_public(text: str) -> bool:
+    """Return whether the number of an address is a public one. Raises ValueError for anything else."""
     found = ipaddress.ip_address(text)
     inner = _within(found) if isinstance(found, ipaddress.IPv6Address) else None
     return (inner or found).is_global and not (inner or found).is_multicast

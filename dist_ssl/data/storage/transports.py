@@ -17,8 +17,8 @@ from urllib.parse import unquote, urlsplit
 import urllib3
 
 from dist_ssl.data.storage.address import WEB, Address
-from dist_ssl.data.storage.patient_answers import PATIENT_POOLS
-from dist_ssl.data.storage.redirects import redirected
+from dist_ssl.data.storage.connections import POOLS, InnerAddressError, peer_of
+from dist_ssl.data.storage.redirects import inner_host, redirected
 from dist_ssl.errors import ConfigError, DataError
 from dist_ssl.runtime.strange_files import open_regular
 
@@ -77,7 +77,7 @@ class Web:
 
     def __init__(self, stall_seconds: float = STALL_SECONDS) -> None:
         self.timeout = urllib3.Timeout(connect=CONNECT_SECONDS, read=stall_seconds)
-        self._pools: dict[str, urllib3.PoolManager] = {}
+        self._pools: dict[tuple[str, bool], urllib3.PoolManager] = {}
         self._lock = threading.Lock()
 
     def stream(self, address: Address, start: int, stop: int | None, ranged: bool) -> Iterator[bytes]:
@@ -122,44 +122,46 @@ class Web:
 
     def _follow(self, address: Address, headers: dict[str, str]) -> urllib3.BaseHTTPResponse:
         """Return the response after its redirects; another host is not sent the credentials."""
-        url, pool = address.url, self._pool(address)
+        url, led = address.url, False
         for _ in range(REDIRECTS + 1):
-            try:
-                response = pool.request(
-                    "GET",
-                    url,
-                    headers=headers,
-                    redirect=False,
-                    retries=False,
-                    timeout=self.timeout,
-                    preload_content=False,
-                )
-            except urllib3.exceptions.HTTPError as error:
-                if any(isinstance(reason, ssl.SSLCertVerificationError) for reason in error.args):
-                    raise DataError(
-                        _describe(address, error), "The server's certificate is not trusted here."
-                    ) from None
-                raise OSError(_describe(address, error)) from None
+            response = self._get(address, url, headers, led)
             place = response.get_redirect_location()
             if not place:
                 return response
+            before, peer = url, peer_of(response)
             response.close()
-            before, url = url, redirected(address, url, place)
+            url, public = redirected(address, url, place, peer)
+            led = led or public
             if urlsplit(before).netloc != urlsplit(url).netloc:
                 headers = {key: value for key, value in headers.items() if key != "Authorization"}
         raise DataError(f"{address} leads from one address to the next without end.", "Check data.path.")
 
-    def _pool(self, address: Address) -> urllib3.PoolManager:
-        """Return the connection pool for an address, through the proxy that the environment sets for its host."""
+    def _get(self, address: Address, url: str, headers: dict[str, str], led: bool) -> urllib3.BaseHTTPResponse:
+        """Return the response to one request. Raises OSError, DataError."""
+        options: dict[str, Any] = {"redirect": False, "retries": False, "preload_content": False}
+        try:
+            return self._pool(address, led).request("GET", url, headers=headers, timeout=self.timeout, **options)
+        except InnerAddressError as error:
+            raise inner_host(address, error.host) from None
+        except urllib3.exceptions.HTTPError as error:
+            if any(isinstance(reason, ssl.SSLCertVerificationError) for reason in error.args):
+                raise DataError(_describe(address, error), "The server's certificate is not trusted here.") from None
+            raise OSError(_describe(address, error)) from None
+
+    def _pool(self, address: Address, led: bool) -> urllib3.PoolManager:
+        """Return the connection pool for an address, through the proxy that the environment sets for its host.
+
+        `led`: a public host has led away from it.
+        """
         host = address.shown.partition("://")[2].partition("/")[0]
         proxy = urllib.request.getproxies().get(address.scheme, "")
         proxy = "" if urllib.request.proxy_bypass(host) else proxy
         with self._lock:
-            if proxy not in self._pools:
+            if (proxy, led) not in self._pools:
                 make = urllib3.PoolManager if not proxy else lambda **options: urllib3.ProxyManager(proxy, **options)
-                self._pools[proxy] = make(num_pools=8, maxsize=CONNECTIONS)
-                self._pools[proxy].pool_classes_by_scheme = PATIENT_POOLS
-            return self._pools[proxy]
+                pool = self._pools[proxy, led] = make(num_pools=8, maxsize=CONNECTIONS)
+                pool.pool_classes_by_scheme = POOLS[led]
+            return self._pools[proxy, led]
 
 
 def _is_count(text: str) -> bool:

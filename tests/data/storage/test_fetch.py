@@ -335,6 +335,38 @@ def test_a_host_with_an_inner_address_among_public_ones_does_not_open_the_networ
         check_redirect(address, "http://evil.example.org/a", "http://node7/a")
 
 
+def test_where_a_redirect_came_from_counts_and_not_where_its_name_leads_by_now(names: None) -> None:
+    address = Address.parse("http://store.cluster/a")
+    with pytest.raises(DataError, match="a host of your own network"):
+        check_redirect(address, "http://store.cluster/a", "http://node7/a", peer="93.184.216.34")
+    assert not check_redirect(address, "http://store.cluster/a", "http://node7/a", peer="10.0.0.8")
+    for peer, public in (("93.184.216.34", True), ("10.0.0.8", False), (None, False)):
+        assert check_redirect(address, "http://store.cluster/a", "http://store.cluster:8500/a", peer) is public
+
+
+@pytest.mark.parametrize("at_the_check", [[], ["93.184.216.34"]])
+def test_a_name_that_leads_into_the_network_only_when_it_is_connected_to_is_refused(
+    server: Server, monkeypatch: pytest.MonkeyPatch, at_the_check: list[str]
+) -> None:
+    own = socket.getaddrinfo
+
+    def look_up(host: str, port: int | None, *arguments: object, **options: object) -> list[tuple[object, ...]]:
+        if port:
+            return own("127.0.0.1", port, *arguments, **options)  # type: ignore[arg-type, call-overload, return-value]
+        found = ["93.184.216.33"] if host == "data.example.org" else at_the_check
+        if not found:
+            raise socket.gaierror("unknown")
+        return [(0, 0, 0, "", (address, 0)) for address in found]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    redirects._looked_up.cache_clear()
+    port = server.server_address[1]
+    server.moved = {"/x": f"http://late.example.org:{port}/a%20b.tar"}
+    with pytest.raises(DataError, match=r"leads to late\.example\.org, a host of your own network"):
+        Fetcher(QUICK).read(Address.parse(f"http://data.example.org:{port}/x"), MOST)
+    assert [path for path, _ in server.requests] == ["/x"]
+
+
 def test_a_redirect_does_not_leave_https(names: None) -> None:
     address = Address.parse("https://data.example.org/a")
     with pytest.raises(DataError, match=r"leads to http://cdn\.example\.org, which is not https"):
