@@ -17,6 +17,7 @@ from dist_ssl.data.loader.loader_process import LoaderProcess
 from dist_ssl.data.order.ledger import Ledger
 from dist_ssl.data.order.quarantine import Quarantine
 from dist_ssl.data.storage import manifest
+from dist_ssl.data.storage.contents import ShardContents
 from dist_ssl.data.stream import Stream
 from dist_ssl.distributed.memory_size import memory_size
 from dist_ssl.distributed.rendezvous import own_addresses
@@ -123,6 +124,9 @@ def build(config: Config, world: World, signals: Signals, place: Place) -> Job:
         ledger=Ledger(place.folder / "ledger", place.attempt, world),
         quarantine=Quarantine(
             place.folder / "quarantine.jsonl", p.train, world=world, attempt=place.attempt, max_bad=p.data.max_bad
+        ),
+        contents=ShardContents(
+            p.train, p.access, place.folder / "ledger", place.attempt, world=world, verify=p.data.verify
         ),
         log_every=p.run.log_every,
     )

@@ -1,13 +1,17 @@
 """The training loop, and nothing else."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
 from dist_ssl.checkpoint.saver import Checkpoint
 from dist_ssl.config.durations import Duration
+from dist_ssl.core.batch import Batch
+from dist_ssl.core.plan import EpochPlan
 from dist_ssl.core.progress import Progress
 from dist_ssl.data.order.ledger import Ledger
 from dist_ssl.data.order.quarantine import Quarantine
+from dist_ssl.data.storage.contents import ShardContents
 from dist_ssl.data.stream import Stream
 from dist_ssl.memory.initialise import plan_of_initial_pass, run_initial_pass
 from dist_ssl.metrics.meter import Meter
@@ -40,10 +44,21 @@ class Job:
     meter: Meter
     ledger: Ledger
     quarantine: Quarantine
+    contents: ShardContents
     log_every: Duration
 
+    def batches(self, plan: EpochPlan, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch; the shards that they were read from are verified meanwhile."""
+        for batch in self.stream.epoch(plan, start=start):
+            self.contents.record(batch)
+            yield batch
+
     def save(self, progress: Progress) -> None:
-        """Save everything about the steps so far; the checkpoint is last, because it makes the other records valid."""
+        """Save everything about the steps so far, if their samples came from the manifest's shards.
+
+        The checkpoint is last, because it makes the other records valid.
+        """
+        self.contents.check()
         self.quarantine.share_news(progress)
         self.ledger.seal(progress)
         self.checkpoint.save(self.engine, progress)
@@ -75,11 +90,11 @@ def train(job: Job) -> Outcome:
             return job.end(progress, Outcome.FINISHED)
         plan = job.coordinator.plan(progress)
         if progress.step == 0 and not run_initial_pass(
-            job.engine, job.stream.epoch(plan_of_initial_pass(plan)), job.agreement.stopping
+            job.engine, job.batches(plan_of_initial_pass(plan)), job.agreement.stopping
         ):
             return Outcome.STOPPED
         progress = progress.begin(plan)
-        for batch in job.stream.epoch(plan, start=progress.lane_offset):
+        for batch in job.batches(plan, progress.lane_offset):
             hyper = job.schedule.hyperparameters(progress)
             job.ledger.record(progress, batch)
             job.quarantine.record(progress, batch)
@@ -91,6 +106,7 @@ def train(job: Job) -> Outcome:
                 job.report(progress)
             decision = job.agreement.step(progress, job.quarantine.news, job.checkpoint.writing)
             if decision.news:
+                job.contents.check()  # an image that cannot be read may be one of a shard that has changed
                 job.quarantine.share_news(progress)
             if decision.save:
                 job.save(progress)

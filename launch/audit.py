@@ -4,8 +4,8 @@
 
 The expected samples of every step are recomputed from the config, the manifest and the plans, and compared with the
 ledger, which was written where the batches entered the engine. The audit covers the steps that are final, which are
-those up to the newest checkpoint. Exit code 0: clean; 1: a sample was lost, repeated or moved; 2: the run cannot be
-audited.
+those up to the newest checkpoint. It also says whether the attempts have verified the contents of the shards that they
+read. Exit code 0: clean; 1: a sample was lost, repeated or moved; 2: the run cannot be audited.
 """
 
 import itertools
@@ -18,13 +18,14 @@ from rich.console import Console
 from rich.table import Table
 
 from dist_ssl.checkpoint.folder_names import PUBLISHED
-from dist_ssl.config.command import known_pairs, run_command
+from dist_ssl.config.command import known_pairs, run_command, say
 from dist_ssl.config.instantiate import fit, keywords
 from dist_ssl.config.run_keys import MOST, all_epochs
 from dist_ssl.core.plan import EpochPlan
 from dist_ssl.data.data_keys import Data
 from dist_ssl.data.order import ledger
 from dist_ssl.data.order.ledger_audit import Audit, EpochAudit, epochs
+from dist_ssl.data.storage.contents import CACHED, IN_PLACE, vouched
 from dist_ssl.data.storage.fetch import Fetcher
 from dist_ssl.data.storage.manifest import Split
 from dist_ssl.data.storage.reader_options import Access
@@ -100,8 +101,11 @@ def final_steps(run: RunDir) -> int:
     return max((int(name[1]) for name in names if name), default=0)
 
 
-def audit(run: RunDir, split: Split) -> tuple[list[EpochAudit], list[str]]:
-    """Return the audit of every epoch's samples, and all other problems as sentences. Raises DataError."""
+def audit(run: RunDir, split: Split) -> tuple[list[EpochAudit], list[str], list[int]]:
+    """Return the audit of every epoch's samples, all other problems as sentences, and the attempts of final steps.
+
+    Raises DataError.
+    """
     config, final = run.config, final_steps(run)
     plans, began = plans_of(run)
     seed, window = value_of(config, "seed", int), value_of(config, "window", int)
@@ -117,7 +121,7 @@ def audit(run: RunDir, split: Split) -> tuple[list[EpochAudit], list[str]]:
             RESTORE,
         )
     if not final:
-        return [], []
+        return [], [], []
     bad = [row for row in jsonl.read(run.folder / "quarantine.jsonl") if row.get("split") == split.name]
     listed = {row["number"] for row in bad if whole(row, "number")}
     compared = Audit(ledger.read(run.folder / "ledger"), found, final, listed)
@@ -130,7 +134,23 @@ def audit(run: RunDir, split: Split) -> tuple[list[EpochAudit], list[str]]:
     planned = all_epochs({"epochs": value_of(now, "epochs", int), "extend": fit(now.get("extend", []), list, "extend")})
     if run.outcome() == FINISHED and (final, len(found)) != (covered, planned):
         problems.append(f"The run has finished at step {final} of epoch {len(found)}, before its end.")
-    return compared.tallies(), problems
+    return compared.tallies(), problems, sorted({*compared.attempt_of.tolist()})
+
+
+def contents(run: RunDir, split: Split, attempts: list[int]) -> str:
+    """Return a sentence on the attempts that have verified the contents of the shards that they read."""
+    found = vouched(run.folder / "ledger")
+    verified = {number for number in attempts if number in found and found[number].how <= {IN_PLACE, CACHED}}
+    if verified == {*attempts}:
+        return "All shards that were read had the sha256 that the manifest says."
+    others = [number for number in attempts if number not in verified]
+    how = sorted({how for number in others if number in found for how in found[number].how - {IN_PLACE, CACHED}})
+    named = f"attempt{'s' if len(others) > 1 else ''} {', '.join(map(str, others[:NUMBERS_SHOWN]))}"
+    named += ", ..." if len(others) > NUMBERS_SHOWN else ""
+    return (
+        f"The contents of shards were not verified in {named} ({', '.join(how) or 'no record of it'}): "
+        f"python shards/verify.py {split.folder} verifies them as they are now."
+    )
 
 
 def table(tallies: list[EpochAudit]) -> Table:
@@ -160,7 +180,7 @@ def details(tally: EpochAudit, split: Split) -> list[str]:
 
 def report(run: RunDir, split: Split, console: Console) -> int:
     """Print the audit of a run; return the exit code."""
-    tallies, problems = audit(run, split)
+    tallies, problems, attempts = audit(run, split)
     final = final_steps(run)
     if run.outcome() != FINISHED:
         console.print(f"The run has not finished: the audit covers the {final} steps up to its newest checkpoint.")
@@ -170,6 +190,7 @@ def report(run: RunDir, split: Split, console: Console) -> int:
     console.print(table(tallies))
     for line in [*problems, *(line for tally in tallies for line in details(tally, split))]:
         console.print(line)
+    say(console, contents(run, split, attempts))
     clean = not problems and all(tally.clean for tally in tallies)
     console.print("Clean: nothing was lost or repeated." if clean else "NOT CLEAN: the lines above say where.")
     return 0 if clean else 1

@@ -116,6 +116,7 @@ def measured(
         say("Measuring the probe ...")
         probe = timed_probe(job)
         job.ledger.close()
+        job.contents.close()
         job.stream.close()
     shared = f"; {here} ranks share {cores} cores" if device == "cpu" and here > 1 else ""
     source = f"Measured here: {steps} steps of each of {len(seconds)} kinds on one {device} process{shared}."

@@ -32,6 +32,7 @@ MACHINE = (
     "data.cache",
     "data.cache_bytes",
     "data.allow_pipe",
+    "data.verify",
     "data.ahead_bytes",
     "data.loader_process",
     "engine._target_",

@@ -68,6 +68,7 @@ def train_attempt(attempt: AttemptDir, signals: Signals) -> int:
         job.agreement.drain()
         job.meter.close()
         job.ledger.close()
+        job.contents.close()
         job.stream.close()
     if outcome is Outcome.FINISHED and world.rank == 0:
         write_encoder(attempt)

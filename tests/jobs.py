@@ -64,6 +64,7 @@ def finished(job: Job) -> bool:
     job.agreement.drain()
     job.meter.close()
     job.ledger.close()
+    job.contents.close()
     return outcome is Outcome.FINISHED
 
 

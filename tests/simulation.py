@@ -28,7 +28,9 @@ from dist_ssl.data.order import ledger
 from dist_ssl.data.order.ledger import Ledger
 from dist_ssl.data.order.ledger_audit import Audit, epochs
 from dist_ssl.data.order.quarantine import Quarantine
+from dist_ssl.data.storage.contents import ShardContents
 from dist_ssl.data.storage.manifest import Shard, Split, columns
+from dist_ssl.data.storage.reader_options import Access
 from dist_ssl.data.stream import Stream
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import UserError
@@ -102,6 +104,9 @@ class Bytes:
 
     def expect(self, shards: Any, levels: Any) -> None:
         """Nothing is fetched ahead."""
+
+    def opened(self) -> tuple[int, ...]:
+        return ()
 
 
 class Scissors:
@@ -234,6 +239,9 @@ class Run:
                 world=world,
                 attempt=self.attempts,
                 max_bad=Share.parse(self.max_bad),
+            ),
+            contents=ShardContents(
+                self.split, Access(), self.folder / "ledger", self.attempts, world=world, verify=False
             ),
             log_every=Duration.parse("1000 steps"),
         )

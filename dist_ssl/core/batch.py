@@ -33,6 +33,9 @@ class Batch:
     """Pyramid level at which each unreadable sample was read, by its number; 0 is the original, 1 the smallest copy.
 
     Empty if the data set has no levels."""
+    opened: tuple[int, ...] = ()
+    """Local shards that this batch, or others that are loaded ahead, were the first to be read from; places as `Reader`
+    numbers them."""
     costs: Mapping[str, float] = field(default_factory=dict)
     """Measured costs of loading the batch (seconds, counts), by the keys of the metric table."""
     tokens: Tokens = ALL_TOKENS

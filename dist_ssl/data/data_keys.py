@@ -35,6 +35,7 @@ class Data:
     cache: str | None = None
     cache_bytes: Any = "50GB"
     allow_pipe: bool = False
+    verify: bool = True
     max_pixels: int = MAX_PIXELS
     range: float | None = None
     alpha: Literal["white", "black", "drop"] = "white"

@@ -126,6 +126,7 @@ class Stream:
             draws=draws,
             step=step,
             unreadable=pixels.unreadable,
+            opened=pixels.opened,
             costs={
                 "data_wait_seconds": pixels.wait_seconds,
                 "replaced_samples": float((~pixels.valid).sum()),

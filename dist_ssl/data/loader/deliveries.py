@@ -46,6 +46,7 @@ class ResultMessage:
     valid: Flags
     unreadable: Mapping[int, str]
     slow: Mapping[str, int]
+    opened: tuple[int, ...]
     costs: Mapping[str, float]
 
 
@@ -101,9 +102,8 @@ class Delivery:
         handle = self.slots.unsent_handle(slot)
         shapes = [view.shape for view in loaded.views]
         costs = self.loader.costs()
-        message = ResultMessage(
-            slot, handle is not None, shapes, loaded.ids, loaded.valid, loaded.unreadable, loaded.slow, costs
-        )
+        row = (loaded.ids, loaded.valid, loaded.unreadable, loaded.slow, loaded.opened)
+        message = ResultMessage(slot, handle is not None, shapes, *row, costs)
         try:
             self.connection.send(message)
             if handle is not None:

@@ -54,6 +54,8 @@ class Loaded:
     """Reason why a replacement sample was used, by the number of the unreadable sample."""
     slow: Mapping[str, int]
     """Number of images that were slow to decode, by reason, since the previous result."""
+    opened: tuple[int, ...]
+    """Places (see `Reader`) of the local shards that were opened for the first time since the previous result."""
 
 
 @dataclass(frozen=True)
@@ -259,7 +261,8 @@ class Pipeline:
         valid = np.ones(len(request.ids), dtype=np.bool_)
         valid[list(reasons)] = False
         unreadable = {int(request.ids[row]): why for row, why in reasons.items()}
-        return Loaded(request.ids, started.views, valid, wait, unreadable, self.loader.slow.take())
+        slow, opened = self.loader.slow.take(), self.loader.reader.opened()
+        return Loaded(request.ids, started.views, valid, wait, unreadable, slow, opened)
 
     def _fill(self, request: Request, part: Ints, numbers: list[Floats], views: list[Pixels]) -> Reasons:
         """Cut these rows of a request, unreadable ones from replacement samples; return the reasons of those."""

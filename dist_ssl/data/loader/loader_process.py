@@ -139,7 +139,8 @@ class Served(SampleLoader):
                     if self.process.pin and pin(slots[message.slot]):
                         pinned.append(slots[message.slot])
                 wait = time.monotonic() - started
-                yield Loaded(message.ids, slots[message.slot], message.valid, wait, message.unreadable, message.slow)
+                row = message.valid, wait, message.unreadable, message.slow, message.opened
+                yield Loaded(message.ids, slots[message.slot], *row)
                 with contextlib.suppress(OSError):  # `_next` raises the reason
                     connection.send_bytes(b"")
         finally:

@@ -45,6 +45,8 @@ class Reader:
         self._expected = set(range(len(self.levels)))
         self._files: OrderedDict[int, FileIO] = OrderedDict()
         self._used: dict[int, float] = {}
+        self._opened: set[int] = set()
+        self._news: list[int] = []
         self._lock = threading.Lock()
         cache = self.access.cache
         self._in_place = split.folder.local and (cache is None or scattered)
@@ -94,6 +96,12 @@ class Reader:
         """Return the counts of fetches, and of reads per pyramid level, since the last call, by metric key."""
         return self.access.fetcher.counts.take()
 
+    def opened(self) -> tuple[int, ...]:
+        """Return the places of local shards that were opened in place for the first time since the last call."""
+        with self._lock:
+            news, self._news = tuple(self._news), []
+        return news
+
     def _read(self, number: int, level: int) -> bytes:
         """Make one attempt to read a sample. Raises OSError too."""
         samples = self.levels[level].samples
@@ -141,6 +149,7 @@ class Reader:
                 return file
         shard, address = self._shard(place)
         if self._in_place:
+            self._note_opened(place)
             return self._keep(place, open_regular(address.path))
         cache = self.access.cache
         found = cache and cache.find(shard.sha256, shard.bytes)
@@ -150,6 +159,12 @@ class Reader:
         if cache and not found and not few:
             found = self._obtain(cache, place)
         return self._keep(place, found) if found else None
+
+    def _note_opened(self, place: int) -> None:
+        with self._lock:
+            if place not in self._opened:
+                self._opened.add(place)
+                self._news.append(place)
 
     def _note_use(self, place: int, file: FileIO) -> None:
         """Update the shard's last-use time in the cache, at most every `USED_SECONDS`."""
