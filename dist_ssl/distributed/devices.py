@@ -30,10 +30,14 @@ def own_device(local_rank: int, least: int = 0) -> torch.device:
     return device
 
 
-def choose_algorithms(device: torch.device, *, deterministic: bool) -> None:
-    """Let torch use only algorithms that give the same bits in each run, or the fastest ones it finds."""
-    if deterministic and device.type != "meta":  # it loads the compiler, and nothing is computed on the meta device
-        torch.use_deterministic_algorithms(True)
+def choose_algorithms(device: torch.device, *, deterministic: bool, compiled: bool = False) -> None:
+    """Let torch use only algorithms that give the same bits in each run, or the fastest ones it finds.
+
+    `compiled`: whether torch's compiler is used, which then does likewise.
+    """
+    if deterministic and device.type != "meta":
+        # the usual function also sets an option of the compiler, and takes seconds to load it
+        torch.use_deterministic_algorithms(True) if compiled else torch.set_deterministic_debug_mode("error")
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not deterministic  # benchmarking may choose other algorithms in each run
 

@@ -75,7 +75,7 @@ class Parallel(Canonical):
         self.clock = StepClock.of(self.world.device, self.world.size)
         if self.clip is not None:
             positive("engine", clip=self.clip)
-        choose_algorithms(self.world.device, deterministic=self.deterministic)
+        choose_algorithms(self.world.device, deterministic=self.deterministic, compiled=self.compile)
         set_single_precision(self.world.device, tf32=self.tf32)
         self.method.to(self.world.device, self.dtype).train()
         self._until: Callable[[], None] | None = None
