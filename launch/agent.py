@@ -19,6 +19,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from dist_ssl.errors import printable
 from dist_ssl.runtime.signals import STOPPING, Signals
 from launch.cluster_options import seconds
 from launch.ending import CODE_OF_OUTCOME, LOST_CODE, OUTCOME_OF_CODE, REFUSED, STOPPED_CODE, of_ranks
@@ -227,7 +228,7 @@ def on_slurm(folder: str) -> None:
     attempt = AttemptDir(RunDir.open(Path(folder)), int(os.environ[ATTEMPT]))
     node, nodes = int(os.environ["SLURM_NODEID"]), int(os.environ["SLURM_JOB_NUM_NODES"])
     if node == 0 and (note := changes(attempt.run, attempt.number - 1)):
-        print(note, flush=True)
+        print(printable(note), flush=True)
     with monitored(attempt, node, nodes):
         code = Agent(attempt, node, nodes, attempt.config["ranks_per_node"]).run(signals)
     if code:

@@ -9,6 +9,7 @@ read. Exit code 0: clean; 1: a sample was lost, repeated or moved; 2: the run ca
 """
 
 import itertools
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -149,7 +150,7 @@ def contents(run: RunDir, split: Split, attempts: list[int]) -> str:
     named += ", ..." if len(others) > NUMBERS_SHOWN else ""
     return (
         f"The contents of shards were not verified in {named} ({', '.join(how) or 'no record of it'}): "
-        f"python shards/verify.py {split.folder} verifies them as they are now."
+        f"python shards/verify.py {shlex.quote(str(split.folder))} verifies them as they are now."
     )
 
 

@@ -14,6 +14,7 @@ on their number), device=auto|cpu|cuda, data.cache=auto, data.cache_bytes=50GB.
 import json
 import math
 import multiprocessing
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -104,6 +105,7 @@ def centre(resize: int, crop: int, pixels: Tensor) -> Tensor:
 
 def workers_context() -> BaseContext:
     """Return how workers start: from a process that has loaded the code and has no open file or connection."""
+    os.environ["PYTHONSAFEPATH"] = "1"  # the processes that it starts import nothing from the current folder
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([LabelledImages.__module__])
     return context

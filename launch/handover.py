@@ -7,9 +7,13 @@ from pathlib import Path
 
 from rich.console import Console
 
+from dist_ssl.runtime.strange_files import read_regular
 from launch.private_cache import private_caches
 from launch.run_dir import PROJECT, SNAPSHOT, RunDir
 from launch.source_commit import LEFT_OUT
+
+MOST_CODE = 1 << 24
+"""Bytes of a file of code, at most."""
 
 
 def hand_over(run: RunDir, arguments: list[str], console: Console, script: str = "slurm.py") -> None:
@@ -35,8 +39,19 @@ def hand_over(run: RunDir, arguments: list[str], console: Console, script: str =
 
 
 def files(folder: Path) -> dict[Path, bytes]:
-    """Return the contents of all files that a run copies from a project, by their path in `folder`."""
-    paths = (path for name in SNAPSHOT for path in (folder / name).rglob("*") if path.is_file())
+    """Return the contents of all files that a run copies from a project, by their path in `folder`.
+
+    Of a file that is too large to be code the size stands for the content; what links lead to is left out.
+    """
+    own = [folder / name for name in SNAPSHOT if not (folder / name).is_symlink()]
+    paths = (path for place in own for path in place.rglob("*") if path.is_file() and not path.is_symlink())
     inside = {path.relative_to(folder): path for path in paths}
     left_out = {place for place in inside for part in place.parts if any(fnmatch(part, rule) for rule in LEFT_OUT)}
-    return {place: path.read_bytes() for place, path in inside.items() if place not in left_out}
+    return {place: _content(path) for place, path in inside.items() if place not in left_out}
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return read_regular(path, MOST_CODE)
+    except ValueError:
+        return f"{path.stat().st_size} bytes".encode()

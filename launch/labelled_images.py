@@ -125,7 +125,8 @@ def labelled_splits(
     else:
         raise ConfigError("val=... has no effect on shards, which have a split of that name.", "Leave it out.")
     if len(found.classes) < 2:
-        raise DataError(f"data.path={path} has one class only: {found.classes[0]}.", "Add images of another class.")
+        place = Address.parse(path).shown  # without credentials
+        raise DataError(f"data.path={place} has one class only: {found.classes[0]}.", "Add images of another class.")
     return found
 
 

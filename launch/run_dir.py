@@ -67,7 +67,7 @@ class RunDir:
         for number in range(1, 1000):
             folder = runs / (requested if number == 1 else f"{requested}-{number}")
             try:
-                folder.mkdir(parents=True)
+                folder.mkdir(mode=0o755, parents=True)
                 close_to_others(folder)
                 return cls(folder)
             except FileExistsError:

@@ -1,6 +1,7 @@
 """The copy of the code that a run makes, and the commit that it was copied from (`source.json` of the run folder)."""
 
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Collection
@@ -9,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from dist_ssl.runtime.strange_files import close_to_others
+from launch.run_files import read_report
 
 SOURCE = "source.json"
+COMMIT = re.compile(r"[0-9a-f]{40,64}")
 GIT_SECONDS = 10
 LEFT_OUT = ("__pycache__", "*.pyc", "*.md", "*.svg")
 """Files of a project that a run does not copy: what documents say does not change what code does."""
@@ -22,10 +25,8 @@ def source_of(project: Path) -> dict[str, Any]:
 
     The commit is None where git does not know one.
     """
-    known = project.parent / SOURCE  # the code of a run, which a fork takes over
-    if known.is_file():
-        found: dict[str, Any] = json.loads(known.read_text())
-        return found
+    if project.name == "code" and (project.parent / "overrides.yaml").is_file():  # of a run, which a fork takes over
+        return _recorded(project.parent / SOURCE)
 
     def git(*words: str) -> list[str]:
         command = ["git", "-C", str(project), *words]
@@ -39,6 +40,15 @@ def source_of(project: Path) -> dict[str, Any]:
         return {"commit": commit, "changed": [line[3:] for line in git("status", "--porcelain")]}
     except (OSError, ValueError, subprocess.SubprocessError):
         return UNKNOWN
+
+
+def _recorded(path: Path) -> dict[str, Any]:
+    """Return what a run has recorded of its code, and nothing else that may be in the file."""
+    found = read_report(path) or {}
+    commit, changed = found.get("commit"), found.get("changed")
+    names = [name for name in changed if isinstance(name, str)] if isinstance(changed, list) else []
+    known = isinstance(commit, str) and COMMIT.fullmatch(commit)
+    return {"commit": commit, "changed": names} if known else UNKNOWN
 
 
 def write_source(folder: Path, project: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from dist_ssl.runtime.strange_files import close_to_others
 from launch import settings
 
 FLAGS = ("-m", "--multirun")
@@ -31,7 +32,8 @@ def new_folder(runs: Path) -> Path:
     for number in count(1):
         folder = runs / (name if number == 1 else f"{name}-{number}")
         with contextlib.suppress(FileExistsError):
-            folder.mkdir(parents=True)
+            folder.mkdir(mode=0o755, parents=True)
+            close_to_others(folder)  # the job executes what is in it
             return folder
     raise AssertionError("unreachable")
 

@@ -36,9 +36,9 @@ def check(run: RunDir, trusted: bool) -> None:
     What Python has compiled of the user's own copy of the code is removed: it is executed in place of the code, and a
     folder that was copied or unpacked may hold anything there.
     """
-    if run.code.resolve() == PROJECT:
-        return
-    if run.folder.stat().st_uid == os.geteuid():
+    if run.code.resolve() == PROJECT and not run.code.is_symlink():
+        return  # this is the run's own code: it is executed already
+    if run.folder.stat().st_uid == os.geteuid() and not run.code.is_symlink():
         forget_compiled(run)
     if trusted:
         return
@@ -59,10 +59,10 @@ def check(run: RunDir, trusted: bool) -> None:
 
 def forget_compiled(run: RunDir) -> None:
     """Remove what Python has compiled of a run's code. Raises ConfigError where it cannot be removed."""
-    for compiled in sorted(run.code.rglob(CACHED)):
+    for compiled in sorted({*run.code.rglob(CACHED), *run.code.rglob("*.pyc")}):
         for _ in range(TRIES):  # another process of the run may write there
             with contextlib.suppress(OSError):
-                if compiled.is_symlink():
+                if compiled.is_symlink() or compiled.is_file():
                     compiled.unlink()
                 else:
                     compiled.chmod(0o700)
@@ -79,7 +79,8 @@ def dangers(run: RunDir) -> Iterator[str]:
     """Yield what another user owns or may change among the folder, its configs and its code."""
     configs = [path for pattern in CONFIGS for path in run.folder.glob(pattern)]
     folders = [path for pattern in FOLDERS for path in run.folder.glob(pattern)]
-    for path in [run.folder, run.code, *folders, *configs, *run.code.rglob("*")]:
+    inside = [] if run.code.is_symlink() else run.code.rglob("*")  # it may lead anywhere
+    for path in [run.folder, run.code, *folders, *configs, *inside]:
         if path.is_symlink() and path.is_relative_to(run.code):
             yield f"{path} is a link, and a run's code has none"
             continue
@@ -109,6 +110,8 @@ def _name(user: int) -> str:
 
 def _differences(run: RunDir) -> str:
     """Return a sentence that names the files in which the run's code is not this code, extra ones included."""
+    if run.code.is_symlink():
+        return f"Its code is a link to {run.code.readlink()}."
     own, theirs = files(PROJECT), files(run.code)
     extra = {path.relative_to(run.code) for path in run.code.rglob("*") if path.is_file()} - theirs.keys()
     places = sorted({place for place in own.keys() | theirs.keys() if own.get(place) != theirs.get(place)} | extra)

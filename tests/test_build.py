@@ -11,10 +11,12 @@ import pytest
 
 import dist_ssl.build
 from dist_ssl.build import check, memory_estimate
+from dist_ssl.config.percentage import Share
 from dist_ssl.config.precision import PRECISIONS
 from dist_ssl.config.run_keys import PRECISION_NAMES
 from dist_ssl.core.plan import Curve, EpochPlan
 from dist_ssl.core.progress import Progress
+from dist_ssl.data.data_keys import Data
 from dist_ssl.data.storage import manifest
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import ConfigError, DataError, UserError
@@ -25,6 +27,7 @@ from dist_ssl.train import train
 from launch import settings
 from launch.run_dir import PROJECT
 from tests.jobs import run_job, same_bits, small_config, small_job
+from tests.web import serving
 
 HELD = ("batch_size=12", "lanes=12", "threads=1", "decode_threads=1", "data.source=null")
 
@@ -314,6 +317,16 @@ def test_a_stem_that_does_not_exist_is_refused_with_those_that_do(demo_shards: P
         check(config(demo_shards, "encoder=resnet18", "encoder.stem=tiny"), ranks=1)
     assert "standard" in str(raised.value)
     assert "small" in str(raised.value)
+
+
+def test_other_data_of_a_server_is_refused_without_its_password(demo_shards: Path) -> None:
+    with serving(demo_shards) as server:
+        address = f"http://me:pa55w0rd@{server.url.removeprefix('http://')}"
+        half = (0.5, 0.5, 0.5)
+        data = Data(address, "train", half, half, Share.parse("1 %"), identity="0" * 32)
+        with pytest.raises(DataError, match="is not the run's") as caught:
+            data.open(data.access(1))
+    assert "pa55w0rd" not in str(caught.value)
 
 
 def test_other_data_than_the_runs_is_refused_with_both_hashes(demo_shards: Path) -> None:

@@ -40,6 +40,8 @@ class Server(ThreadingHTTPServer):
         self.ranges = True
         self.login = ""
         self.signature = ""
+        self.close_moved = False
+        """Close the connection after a redirect."""
         self.moved: dict[str, str] = {}
         """Address that a path redirects to."""
         self.requests: list[tuple[str, str]] = []
@@ -89,7 +91,8 @@ class Handler(BaseHTTPRequestHandler):
         elif fault == "superscript":
             self._say(503, {"Retry-After": "\u00b2"})
         elif parts.path in self.server.moved:
-            self._say(302, {"Location": self.server.moved[parts.path]})
+            closing = {"Connection": "close"} if self.server.close_moved else {}
+            self._say(302, {"Location": self.server.moved[parts.path], **closing})
         elif fault == "drip":
             self._drip(path.read_bytes())
         elif fault in HEADS:

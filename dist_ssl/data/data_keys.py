@@ -87,7 +87,7 @@ class Data:
             found = pyramid.attach(found, where, self.pyramid, access.fetcher, self.rules)
         if self.identity not in (None, found.identity):
             raise DataError(
-                f"The data in {self.path} is not the run's: the hash of its manifest is {found.identity}, not "
+                f"The data in {where} is not the run's: the hash of its manifest is {found.identity}, not "
                 f"{self.identity}.",
                 "Set data.path to the shards that the run started with, or start a new run.",
             )

@@ -1,10 +1,14 @@
 """Fine-tuning: a classifier that learns what is there to learn, from folders and shards, and the files of it."""
 
 import json
+import os
 import pickle
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,10 +21,11 @@ from safetensors.torch import load_file
 from dist_ssl.errors import ConfigError, DataError
 from dist_ssl.models.encoders import TinyResNet
 from dist_ssl.saved_encoder import SavedEncoder, load_encoder
-from launch import finetune
+from launch import finetune, labelled_images
 from launch.finetune import rate_share
 from launch.finetune_options import ENCODER_LR, FinetuneOptions
-from launch.labelled_images import labelled_splits
+from launch.labelled_images import LabelledSplits, labelled_splits
+from launch.run_dir import PROJECT
 from launch.variables import ADDRESS
 from tests.test_saved_encoder import DESCRIPTION
 from tests.web import serving
@@ -189,6 +194,37 @@ def test_a_password_is_neither_kept_nor_shown(
     assert asked == ["https://me:pa55w0rd@host/x"]
     assert "pa55w0rd" not in text
     assert not any(b"pa55w0rd" in path.read_bytes() for path in (tmp_path / "out").iterdir())
+
+
+def test_a_password_is_not_shown_where_there_is_one_class(demo_shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = LabelledSplits(SimpleNamespace(), SimpleNamespace(), ["cats"])  # type: ignore[arg-type]
+    monkeypatch.setattr(labelled_images, "of_shards", lambda *given: one)
+    with pytest.raises(DataError, match="has one class only") as caught:
+        labelled_splits("https://me:pa55w0rd@host/x", None, None, "1GB", Console(quiet=True))
+    assert "pa55w0rd" not in str(caught.value)
+
+
+def test_workers_import_nothing_from_the_current_folder(tmp_path: Path) -> None:
+    (tmp_path / "multiprocessing.py").write_text("open('canary', 'w')\n")
+    code = (
+        "from torch.utils.data import DataLoader; from launch import finetune\n"
+        "if __name__ == '__main__':\n"
+        "    loader = DataLoader([1, 2, 3, 4], 2, num_workers=1, multiprocessing_context=finetune.workers_context())\n"
+        "    print([x.tolist() for x in loader])\n"
+    )
+    (tmp_path / "program").mkdir()
+    (tmp_path / "program" / "try.py").write_text(code)
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONSAFEPATH"}
+    done = subprocess.run(
+        [sys.executable, "-P", "program/try.py"],
+        cwd=tmp_path,
+        env={**environment, "PYTHONPATH": str(PROJECT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "[[1, 2], [3, 4]]\n", done.stderr
+    assert not (tmp_path / "canary").exists()
 
 
 def test_an_error_of_a_worker_comes_back_whole() -> None:

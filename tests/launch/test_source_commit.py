@@ -47,10 +47,22 @@ def test_without_git_there_is_no_commit(project: Path, monkeypatch: pytest.Monke
 def test_a_fork_has_the_commit_of_the_run_whose_code_it_takes(project: Path, tmp_path: Path) -> None:
     run, fork = tmp_path / "run", tmp_path / "fork"
     (run / "code").mkdir(parents=True)
+    (run / "overrides.yaml").write_text("[]\n")
     fork.mkdir()
     write_source(run, project)
     write_source(fork, run / "code")
     assert json.loads((fork / "source.json").read_text())["commit"] == commit_of(project)
+
+
+@pytest.mark.parametrize("text", ['{"auths": {"registry": "pa55w0rd"}}', "pa55w0rd", '{"commit": "pa55w0rd"}'])
+@pytest.mark.parametrize("of_a_run", [False, True])
+def test_another_file_of_that_name_is_not_copied(tmp_path: Path, text: str, of_a_run: bool) -> None:
+    (tmp_path / "code").mkdir()
+    (tmp_path / "secrets.json").write_text(text)
+    (tmp_path / "source.json").symlink_to(tmp_path / "secrets.json")
+    if of_a_run:
+        (tmp_path / "overrides.yaml").write_text("[]\n")
+    assert source_of(tmp_path / "code") == UNKNOWN
 
 
 @pytest.mark.parametrize("links", [False, True])

@@ -1,6 +1,7 @@
 """One command stands for every combination of its choices, and for nothing else."""
 
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from dist_ssl.errors import ConfigError
 from launch import slurm
 from launch.ending import STOPPED_CODE
 from launch.run_dir import RunDir
-from launch.sweep import expand
+from launch.sweep import expand, new_folder
 
 
 def test_without_a_choice_there_is_one_run() -> None:
@@ -30,6 +31,18 @@ def test_a_named_sweep_numbers_its_runs() -> None:
 
 def test_an_added_key_stays_added() -> None:
     assert expand(["+cluster.extra.reservation=a,b"]) == [[f"+cluster.extra.reservation={r}"] for r in "ab"]
+
+
+def test_the_folder_of_a_sweeps_jobs_is_closed_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    removed: list[str] = []
+    monkeypatch.setattr(os, "removexattr", lambda place, name: removed.append(str(place)))
+    before = os.umask(0)
+    try:
+        folder = new_folder(tmp_path)
+    finally:
+        os.umask(before)
+    assert not folder.stat().st_mode & 0o022
+    assert removed == [str(folder)], "the default access list that it has inherited"
 
 
 def test_a_word_without_a_value_is_named() -> None:

@@ -9,11 +9,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
 from dist_ssl.errors import ConfigError
 from dist_ssl.runtime import strange_files
 from launch import settings, trust
 from launch.run_dir import PROJECT, RunDir
+from tests.fuzzing import bounded_memory
 
 STRANGER = 12345
 
@@ -108,6 +110,41 @@ def test_a_dry_run_of_a_poisoned_folder_executes_nothing(run: RunDir, tmp_path: 
     assert canary.exists(), "otherwise this test would show nothing"
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_link_to_ones_own_project_does_not_make_a_strangers_configs_trusted(run: RunDir, tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+    shutil.rmtree(run.code)
+    run.code.symlink_to(PROJECT)
+    words = ["cluster.kind=local", f"data.path='pipe:touch {canary}; false %s'", "data.allow_pipe=true"]
+    config = settings.compose(words, PROJECT / "configs")
+    config["data"]["identity"] = "0" * 32
+    (run.folder / "config.yaml").write_text(yaml.safe_dump({"format": 1, **config}))
+    (run.folder / "overrides.yaml").write_text(yaml.safe_dump(words))
+    for path in [run.folder, *run.folder.iterdir()]:
+        os.chown(path, STRANGER, STRANGER, follow_symlinks=False)
+    command = [sys.executable, str(PROJECT / "launch" / "slurm.py"), f"resume={run.folder}", "dry_run=true"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "is not yours alone" in done.stdout
+    assert not canary.exists()
+
+
+def test_a_refusal_reads_neither_what_links_lead_to_nor_more_than_code(run: RunDir) -> None:
+    run.code.chmod(0o777)
+    large = run.code / "launch" / "large.py"
+    with large.open("wb") as file:
+        file.truncate(1 << 40)
+    (run.code / "shards").rename(run.folder / "elsewhere")
+    (run.code / "shards").symlink_to("/")
+    with bounded_memory(), pytest.raises(ConfigError, match="is not yours alone") as caught:
+        trust.check(run, trusted=False)
+    assert "launch/large.py" in caught.value.remedy
+    shutil.rmtree(run.code)
+    run.code.symlink_to("/")
+    with pytest.raises(ConfigError, match="is a link, and a run's code has none"):
+        trust.check(run, trusted=False)
+
+
 @pytest.mark.parametrize("name", ["sitecustomize.py", "usercustomize.py", "torch/__init__.py", "numpy.py"])
 def test_what_lies_beside_the_code_is_refused_whoever_owns_it(run: RunDir, name: str) -> None:
     path = run.code / name
@@ -146,6 +183,21 @@ def test_compiled_python_in_a_run_folder_is_not_executed(run: RunDir, tmp_path: 
     code = compile(poison.read_text(), str(module), "exec")
     compiled.parent.mkdir(exist_ok=True)
     compiled.write_bytes(importlib._bootstrap_external._code_to_timestamp_pyc(code, time, size))
+    command = [sys.executable, "-P", "-c", "import launch.run_names"]
+    own = {**os.environ, "PYTHONPATH": str(run.code)}
+    subprocess.run(command, env=own, check=True)
+    assert canary.exists(), "the poison works"
+    canary.unlink()
+    trust.check(run, trusted=False)
+    subprocess.run(command, env=own, check=True)
+    assert not canary.exists()
+
+
+def test_compiled_python_in_place_of_a_module_is_not_executed(run: RunDir, tmp_path: Path) -> None:
+    canary, package = tmp_path / "canary", run.code / "launch" / "run_names"
+    code = compile(f"open({str(canary)!r}, 'w')\n", "poison", "exec")
+    package.mkdir()
+    (package / "__init__.pyc").write_bytes(importlib._bootstrap_external._code_to_timestamp_pyc(code, 0, 0))
     command = [sys.executable, "-P", "-c", "import launch.run_names"]
     own = {**os.environ, "PYTHONPATH": str(run.code)}
     subprocess.run(command, env=own, check=True)

@@ -21,20 +21,32 @@ class InnerAddressError(Exception):
         self.host = host
 
 
-class _Connection(HTTPConnection):
+class _Known(HTTPConnection):
+    """A connection that remembers whether a public address is at its other end, also once it is closed."""
+
     response_class = PatientAnswer
+    public = True
+
+    def _new_conn(self) -> socket.socket:
+        sock = super()._new_conn()
+        self.public = is_public(sock.getpeername()[0])
+        return sock
 
 
-class _SecureConnection(HTTPSConnection):
-    response_class = PatientAnswer
+class _Connection(_Known):
+    pass
 
 
-class _Led(HTTPConnection):
+class _SecureConnection(_Known, HTTPSConnection):
+    pass
+
+
+class _Led(_Known):
     """A connection that only a proxy or a public address may be at the other end of."""
 
     def _new_conn(self) -> socket.socket:
         sock = super()._new_conn()
-        if self.proxy is None and not is_public(sock.getpeername()[0]):
+        if self.proxy is None and not self.public:
             sock.close()
             raise InnerAddressError(self.host)
         return sock
@@ -68,9 +80,9 @@ POOLS = {False: {"http": _Pool, "https": _SecurePool}, True: {"http": _LedPool, 
 """Kinds of connection pools by whether a public host has led to theirs, and by scheme."""
 
 
-def peer_of(response: urllib3.BaseHTTPResponse) -> str | None:
-    """Return the number of the address that an answer comes from; None where it is a proxy's, or already unknown."""
+def from_public(response: urllib3.BaseHTTPResponse) -> bool | None:
+    """Return whether an answer comes from a public address; None where a proxy stands between."""
     connection = response.connection
-    if not isinstance(connection, HTTPConnection) or connection.proxy is not None or connection.sock is None:
-        return None
-    return str(connection.sock.getpeername()[0])
+    if not isinstance(connection, _Known):
+        return True  # it is not known any more, so no trust is put in it
+    return None if connection.proxy is not None else connection.public

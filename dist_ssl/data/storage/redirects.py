@@ -15,12 +15,12 @@ LOOKED_UP_SECONDS = 60
 """Time for which the addresses of a host are remembered: a server may redirect every read of a sample."""
 
 
-def check_redirect(address: Address, before: str, url: str, peer: str | None = None) -> bool:
+def check_redirect(address: Address, before: str, url: str, from_public: bool | None = None) -> bool:
     """Return whether a redirect comes from a public host: it must lead to a public address then.
 
-    `peer`: the number of the address that the redirect came from, where no proxy stands between: what its host's name
-    leads to may have changed since. Raises DataError where it leads away from https, or from a public host into this
-    network.
+    `from_public`: whether the address is public that the redirect came from, None where a proxy stands between; what
+    the name of its host leads to may have changed since. Raises DataError where the redirect leads away from https, or
+    from a public host into this network.
     """
     old, new = urlsplit(before), urlsplit(url)
     place = f"{new.scheme}://{new.hostname}"
@@ -28,7 +28,7 @@ def check_redirect(address: Address, before: str, url: str, peer: str | None = N
         raise DataError(
             f"{address} leads to {place}, which is not https.", "Set data.path to the address where the data lies now."
         )
-    public = peer is not None and is_public(peer)
+    public = from_public is True
     if new.hostname == old.hostname:
         return public
     there, here = _insides(new.hostname or ""), _insides(old.hostname or "")
@@ -46,14 +46,14 @@ def inner_host(address: Address, place: str) -> DataError:
     )
 
 
-def redirected(address: Address, before: str, place: str, peer: str | None) -> tuple[str, bool]:
+def redirected(address: Address, before: str, place: str, from_public: bool | None) -> tuple[str, bool]:
     """Return the address that a server names in a redirect from `before`, and what `check_redirect` returns of it.
 
     Raises DataError if the redirect is not followed.
     """
     try:
         url = urljoin(before, place)
-        public = check_redirect(address, before, url, peer)
+        public = check_redirect(address, before, url, from_public)
     except ValueError as error:  # of the standard library, for brackets that are no address
         raise DataError(f"{address} leads to an address that makes no sense ({error}).", "Check data.path.") from error
     return url, public

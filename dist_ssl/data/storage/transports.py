@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 import urllib3
 
 from dist_ssl.data.storage.address import WEB, Address
-from dist_ssl.data.storage.connections import POOLS, InnerAddressError, peer_of
+from dist_ssl.data.storage.connections import POOLS, InnerAddressError, from_public
 from dist_ssl.data.storage.redirects import inner_host, redirected
 from dist_ssl.errors import ConfigError, DataError
 from dist_ssl.runtime.strange_files import open_regular
@@ -128,9 +128,9 @@ class Web:
             place = response.get_redirect_location()
             if not place:
                 return response
-            before, peer = url, peer_of(response)
+            before, outside = url, from_public(response)
             response.close()
-            url, public = redirected(address, url, place, peer)
+            url, public = redirected(address, url, place, outside)
             led = led or public
             if urlsplit(before).netloc != urlsplit(url).netloc:
                 headers = {key: value for key, value in headers.items() if key != "Authorization"}

@@ -14,7 +14,7 @@ import urllib3
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dist_ssl.data.storage import fetch, redirects, transports
+from dist_ssl.data.storage import connections, fetch, redirects, transports
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.fetch import Fetcher, Patience
 from dist_ssl.data.storage.redirects import check_redirect
@@ -338,10 +338,10 @@ def test_a_host_with_an_inner_address_among_public_ones_does_not_open_the_networ
 def test_where_a_redirect_came_from_counts_and_not_where_its_name_leads_by_now(names: None) -> None:
     address = Address.parse("http://store.cluster/a")
     with pytest.raises(DataError, match="a host of your own network"):
-        check_redirect(address, "http://store.cluster/a", "http://node7/a", peer="93.184.216.34")
-    assert not check_redirect(address, "http://store.cluster/a", "http://node7/a", peer="10.0.0.8")
-    for peer, public in (("93.184.216.34", True), ("10.0.0.8", False), (None, False)):
-        assert check_redirect(address, "http://store.cluster/a", "http://store.cluster:8500/a", peer) is public
+        check_redirect(address, "http://store.cluster/a", "http://node7/a", from_public=True)
+    assert not check_redirect(address, "http://store.cluster/a", "http://node7/a", from_public=False)
+    for outside, public in ((True, True), (False, False), (None, False)):
+        assert check_redirect(address, "http://store.cluster/a", "http://store.cluster:8500/a", outside) is public
 
 
 @pytest.mark.parametrize("at_the_check", [[], ["93.184.216.34"]])
@@ -364,6 +364,28 @@ def test_a_name_that_leads_into_the_network_only_when_it_is_connected_to_is_refu
     server.moved = {"/x": f"http://late.example.org:{port}/a%20b.tar"}
     with pytest.raises(DataError, match=r"leads to late\.example\.org, a host of your own network"):
         Fetcher(QUICK).read(Address.parse(f"http://data.example.org:{port}/x"), MOST)
+    assert [path for path, _ in server.requests] == ["/x"]
+
+
+@pytest.mark.parametrize("close", [False, True])
+def test_a_host_whose_name_leads_into_the_network_by_now_does_not_open_it(
+    server: Server, monkeypatch: pytest.MonkeyPatch, close: bool
+) -> None:
+    own, port = socket.getaddrinfo, server.server_address[1]
+    # all is on loopback here: the numbers below 127.0.0.2 count as public, and the server listens at both
+    for module in (redirects, connections):
+        monkeypatch.setattr(module, "is_public", lambda text: text == "127.0.0.1")
+
+    def look_up(host: str, asked: int | None, *arguments: object, **options: object) -> list[tuple[object, ...]]:
+        number = {"evil.example.org": "127.0.0.1" if asked else "127.0.0.2"}.get(host, host)
+        return own(number, asked, *arguments, **options)  # type: ignore[arg-type, call-overload, return-value]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    redirects._looked_up.cache_clear()
+    server.moved = {"/x": f"http://127.0.0.2:{port}/a%20b.tar"}
+    server.close_moved = close
+    with pytest.raises(DataError, match="a host of your own network"):
+        Fetcher(QUICK).read(Address.parse(f"http://evil.example.org:{port}/x"), MOST)
     assert [path for path, _ in server.requests] == ["/x"]
 
 
