@@ -11,7 +11,6 @@ import json
 import logging
 import re
 import threading
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 
 from dist_ssl.core.batch import Batch
 from dist_ssl.data.storage.manifest import Split
+from dist_ssl.data.storage.read import in_several_tries
 from dist_ssl.data.storage.reader_options import Access
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import DataError, UserError
@@ -29,8 +29,6 @@ from dist_ssl.runtime.strange_files import open_regular, parsed
 log = logging.getLogger(__name__)
 IN_PLACE, CACHED, BY_RANGE, UNVERIFIED = HOW = ("in place", "from the cache", "by range requests", "unverified")
 """How an attempt reads its shards."""
-TRIES = 4
-FIRST_PAUSE_SECONDS = 0.2
 NAME = re.compile(r"attempt_([0-9]{4,18})_node_([0-9]{5,18})")
 
 
@@ -111,19 +109,13 @@ class ShardContents:
 
 
 def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file, in hexadecimal digits. Raises DataError where it cannot be read in several tries."""
-    for pause in range(TRIES):
-        try:
-            with open_regular(path) as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            if pause == TRIES - 1:
-                raise DataError(
-                    f"Shard {path} could not be read in {TRIES} tries: {error}.",
-                    "Resume the run once the file system answers again.",
-                ) from error
-        time.sleep(FIRST_PAUSE_SECONDS * 2**pause)
-    raise AssertionError("unreachable")
+    """Return the sha256 of a shard, in hexadecimal digits. Raises DataError where it cannot be read."""
+
+    def digest() -> str:
+        with open_regular(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    return in_several_tries(digest, f"Shard {path}")
 
 
 def _how(split: Split, access: Access) -> str:

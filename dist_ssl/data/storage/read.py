@@ -9,10 +9,11 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from io import FileIO
 from types import TracebackType
+from typing import TypeVar
 
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.cache import USED_SECONDS, Cache, use
@@ -28,6 +29,23 @@ READ_TRIES = 4
 FIRST_PAUSE_SECONDS = 0.2
 PREFETCH_SHARE = 8
 """Divisor that bounds prefetching: a rank prefetches up to 1 / (this * ranks of the node) of the cache."""
+
+T = TypeVar("T")
+
+
+def in_several_tries(read: Callable[[], T], what: str) -> T:
+    """Return what `read` returns, tried again where the file system fails. Raises DataError that says of what."""
+    for pause in range(READ_TRIES):
+        try:
+            return read()
+        except OSError as error:
+            if pause == READ_TRIES - 1:
+                raise DataError(
+                    f"{what} could not be read in {READ_TRIES} tries: {error}.",
+                    "This is the file system's fault, not the data's: resume the run once it answers again.",
+                ) from error
+        time.sleep(FIRST_PAUSE_SECONDS * 2**pause)
+    raise AssertionError("unreachable")
 
 
 class Reader:
@@ -65,17 +83,7 @@ class Reader:
         Raises DataError where it cannot be read, for example because its shard is missing or cut short. A local I/O
         error is retried a few times first: it says nothing about the sample.
         """
-        for pause in range(READ_TRIES):
-            try:
-                return self._read(number, level)
-            except OSError as error:
-                if pause == READ_TRIES - 1:
-                    raise DataError(
-                        f"Sample {number} could not be read in {READ_TRIES} tries: {error}.",
-                        "This is the file system's fault, not the sample's: resume the run once it answers again.",
-                    ) from error
-            time.sleep(FIRST_PAUSE_SECONDS * 2**pause)
-        raise AssertionError("unreachable")
+        return in_several_tries(lambda: self._read(number, level), f"Sample {number}")
 
     def expect(self, shards: Iterable[int], levels: Iterable[int] | None = None) -> None:
         """Prefetch these shards, which will be read in this order.

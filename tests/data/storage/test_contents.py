@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dist_ssl.data.storage import contents, manifest
+from dist_ssl.data.storage import contents, manifest, read
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.cache import Cache
 from dist_ssl.data.storage.contents import BY_RANGE, CACHED, IN_PLACE, UNVERIFIED, ShardContents, Vouched, vouched
@@ -68,8 +68,9 @@ def test_whole_shards_are_verified_once_and_recorded(shards: Path, tmp_path: Pat
 
 def test_a_changed_image_is_named_and_its_shard_is_not_vouched_for(shards: Path, tmp_path: Path) -> None:
     path = exchanged(shards, 0)
-    found = checked(shards, tmp_path / "ledger", 0, 1)
+    found = ShardContents(manifest.read(shards).split("train"), Access(), tmp_path / "ledger", 1, world=World())
     with pytest.raises(DataError, match="has changed since the manifest was made") as caught:
+        found.record(SimpleNamespace(opened=(0, 1)))  # type: ignore[arg-type]
         found.check()
     assert str(path) in caught.value.problem
     with pytest.raises(DataError):
@@ -135,7 +136,7 @@ def test_what_is_not_read_in_place_is_not_hashed_again(shards: Path, tmp_path: P
 def test_a_read_that_fails_now_and_then_is_tried_again(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(contents, "FIRST_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(read, "FIRST_PAUSE_SECONDS", 0.0)
     own, failures = contents.open_regular, [OSError(5, "Input/output error")] * 3
 
     def open_regular(path: Path) -> FileIO:

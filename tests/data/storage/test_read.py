@@ -60,7 +60,7 @@ def test_an_io_error_that_stays_stops_the_run_and_is_no_fact_about_the_sample(
     ):
         reader.read(5)
     assert isinstance(caught.value.__cause__, OSError)
-    assert "not the sample's" in caught.value.remedy
+    assert "not the data's" in caught.value.remedy
     assert reader.tries == {5: read.READ_TRIES}
 
 
