@@ -3,12 +3,13 @@
 import json
 import shutil
 import subprocess
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from dist_ssl.runtime.strange_files import close_to_others
+from launch.run_files import read_report
 
 SOURCE = "source.json"
 GIT_SECONDS = 10
@@ -24,8 +25,7 @@ def source_of(project: Path) -> dict[str, Any]:
     """
     known = project.parent / SOURCE  # the code of a run, which a fork takes over
     if known.is_file():
-        found: dict[str, Any] = json.loads(known.read_text())
-        return found
+        return read_report(known) or UNKNOWN
 
     def git(*words: str) -> list[str]:
         command = ["git", "-C", str(project), *words]
@@ -41,9 +41,16 @@ def source_of(project: Path) -> dict[str, Any]:
         return UNKNOWN
 
 
-def write_source(folder: Path, project: Path) -> None:
-    """Write what is known of a project into the folder of a run that copies it. Raises OSError."""
-    (folder / SOURCE).write_text(json.dumps(source_of(project), indent=1) + "\n")
+def write_source(folder: Path, project: Path, files: Sequence[str] = ()) -> None:
+    """Write what is known of a project into the folder of a run that has copied these files of it. Raises OSError."""
+    (folder / SOURCE).write_text(json.dumps({**source_of(project), "files": list(files)}, indent=1) + "\n")
+
+
+def lost_files(folder: Path, present: Collection[Path]) -> list[str]:
+    """Return the files of a run's code that were copied at its start and are not present any more."""
+    listed = (read_report(folder / SOURCE) or {}).get("files")
+    names = [name for name in listed if isinstance(name, str)] if isinstance(listed, list) else []
+    return sorted(set(names) - {str(path) for path in present})
 
 
 def copy_for_owner(source: Path, target: Path, left_out: Collection[str] = LEFT_OUT, *, links: bool = False) -> None:
