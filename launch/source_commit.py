@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -51,9 +51,16 @@ def _recorded(path: Path) -> dict[str, Any]:
     return {"commit": commit, "changed": names} if known else UNKNOWN
 
 
-def write_source(folder: Path, project: Path) -> None:
-    """Write what is known of a project into the folder of a run that copies it. Raises OSError."""
-    (folder / SOURCE).write_text(json.dumps(source_of(project), indent=1) + "\n")
+def write_source(folder: Path, project: Path, files: Sequence[str] = ()) -> None:
+    """Write what is known of a project into the folder of a run that has copied these files of it. Raises OSError."""
+    (folder / SOURCE).write_text(json.dumps({**source_of(project), "files": list(files)}, indent=1) + "\n")
+
+
+def lost_files(folder: Path, present: Collection[Path]) -> list[str]:
+    """Return the files of a run's code that were copied at its start and are not present any more."""
+    listed = (read_report(folder / SOURCE) or {}).get("files")
+    names = [name for name in listed if isinstance(name, str)] if isinstance(listed, list) else []
+    return sorted(set(names) - {str(path) for path in present})
 
 
 def copy_for_owner(source: Path, target: Path, left_out: Collection[str] = LEFT_OUT, *, links: bool = False) -> None:

@@ -1,0 +1,65 @@
+"""A run folder that is being made: nothing is in the way of the next command where one fails or is killed."""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+NAME = ".making"
+"""File of a folder that is being made, which the command that makes it holds locked."""
+COMPLETE = ("config.yaml", "attempts/*/config.yaml")
+"""The file of a run folder that is written last, and those of attempts, which no folder that is being made has."""
+
+
+@contextlib.contextmanager
+def being_made(folder: Path) -> Iterator[None]:
+    """Mark a new folder until the block ends; remove it where the block raises an error, so that its name is free."""
+    try:
+        with (folder / NAME).open("wb") as file:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+        (folder / NAME).unlink()
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def was_left(folder: Path) -> bool:
+    """Return whether a folder was being made by a command that was killed, and is nobody's work."""
+    if (mark := _locked_mark(folder)) is None:
+        return False
+    os.close(mark)
+    return True
+
+
+def remove_left(folder: Path) -> None:
+    """Remove a folder that was left half-made; do nothing to any other. Raises OSError."""
+    if (mark := _locked_mark(folder)) is not None:
+        try:
+            aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+            folder.rename(aside)  # so that the next folder of this name is never taken for this one
+            shutil.rmtree(aside)
+        finally:
+            os.close(mark)
+
+
+def _locked_mark(folder: Path) -> int | None:
+    """Return the descriptor of the mark of a folder that was left half-made, locked; None for any other folder."""
+    if folder.is_symlink() or any(path for name in COMPLETE for path in folder.glob(name)):
+        return None
+    try:
+        mark = os.open(folder / NAME, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(mark), (folder / NAME).stat()):
+            return mark
+    except OSError:  # the command still runs, or has just ended, or there are no locks that could say so
+        pass
+    os.close(mark)
+    return None
