@@ -50,10 +50,10 @@ class Sample:
 
 
 class Writer:
-    """Writer of one tar. `content`: bytes of the members so far, without headers and padding."""
+    """Writer of one tar, a new file. `content`: bytes of the members so far, without headers and padding."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.file = path, path.open("wb")
+        self.path, self.file = path, path.open("xb")
         self.hash, self.bytes, self.content = hashlib.sha256(), 0, 0
         self.rows: list[Row] = []
 

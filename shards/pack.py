@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import json
 import os
+import stat
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,6 +27,7 @@ from dist_ssl.data.storage import manifest
 from dist_ssl.errors import DataError
 from dist_ssl.runtime import jsonl
 from dist_ssl.runtime.files import write_atomically
+from dist_ssl.runtime.strange_files import NotRegularError, open_regular, read_regular
 from shards.archive import Sample, Writer
 from shards.command_line import Threads
 
@@ -33,6 +35,10 @@ VERSION = 1
 """Version of the packing; tars of another packing version are rewritten."""
 LOCK = ".lock"
 """File in OUT.part that the process which writes there holds locked."""
+MOST_RECORD = 1 << 30
+"""Bytes of the record of a tar, at most: some 60 for a sample."""
+NOT_A_RECORD = (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError, OverflowError)
+"""Errors of reading a record that is missing, is no regular file, or does not say what one says."""
 THREADS = Threads(min(32, 4 * (os.cpu_count() or 1)))
 """Default number of threads that read images: more than cores, because they mostly wait for the disk."""
 
@@ -77,8 +83,6 @@ def pack(
     if out.exists():
         raise DataError(f"{out} exists already.", "Choose another folder, or remove it first.")
     part = out.with_name(f"{out.name}.part")
-    if part.is_symlink():
-        raise DataError(f"{part} is a link: files are removed where it leads.", "Remove it, or choose another out=...")
     try:
         part.mkdir(parents=True, exist_ok=True)
         check_ours(part)
@@ -103,7 +107,15 @@ def pack(
 
 
 def check_ours(part: Path) -> None:
-    """Raise DataError if a folder contains files but is not an unfinished data set: packing would remove them."""
+    """Raise DataError if a folder is not an unfinished data set of this user: packing would remove what it contains.
+
+    Its owner could exchange the whole tars that are kept, and everything that is written.
+    """
+    state = part.lstat()
+    if stat.S_ISLNK(state.st_mode):
+        raise DataError(f"{part} is a link: files are removed where it leads.", "Remove it, or choose another out=...")
+    if state.st_uid != os.geteuid():
+        raise DataError(f"{part} belongs to another user, who could change the shards.", "Choose another out=...")
     names = {path.name for path in part.iterdir()}
     if names and not names & {LOCK, manifest.NAME}:
         raise DataError(
@@ -185,13 +197,11 @@ class Packer:
     def _recorded(self, path: Path) -> Made | None:
         """Return what the record of a tar says; None if it is missing or of other samples."""
         try:
-            content = jsonl.parsed(record_of(path).read_bytes())
+            content = jsonl.parsed(read_regular(record_of(path), MOST_RECORD))
             if (content["stamp"], content["first"]) != (self.stamp, self.done):
                 return None
             made = Made(manifest.Shard(**content["shard"]), manifest.columns(content["rows"]))
-        except FileNotFoundError:
-            return None
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):  # empty after a power failure, say
+        except NOT_A_RECORD:  # empty after a power failure, say
             return None
         return made if made.shard.name == path.name else None
 
@@ -204,8 +214,8 @@ class Packer:
         for number in islice(tars, len(self.made), None):
             if sample is None and self.contents.ends is None:
                 break
-            beside = self.part / f".{self.tar(number).name}"
-            writer = Writer(beside)
+            unknown = f"{os.getpid()}-{os.urandom(4).hex()}.part"  # nobody else can have made a link of this name
+            writer = Writer(self.part / f".{self.tar(number).name}.{unknown}")
             while sample is not None and not self._full(writer, number):
                 writer.add(sample)
                 self.progress.advance(task)
@@ -245,8 +255,9 @@ def record_of(tar: Path) -> Path:
 
 
 def hash_of(path: Path) -> str:
-    """Return the sha256 of a file, in hex; empty if the file is missing."""
-    if not path.is_file():
+    """Return the sha256 of a file, in hex; empty if it is missing or is no regular file."""
+    try:
+        with open_regular(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (FileNotFoundError, NotRegularError):
         return ""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

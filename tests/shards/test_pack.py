@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from dist_ssl.data.storage import manifest
 from dist_ssl.errors import DataError
 from launch.run_dir import PROJECT
 from shards.command_line import Bytes
@@ -99,6 +100,50 @@ def interrupted(out: Path) -> Path:
     part = out.with_name(f"{out.name}.part")
     assert len(list(part.glob("*.record"))) == 4
     return part
+
+
+def test_a_link_that_appears_while_tars_are_written_is_not_followed(tmp_path: Path) -> None:
+    """Whoever may write to the unfinished folder knows the names of the tars that come."""
+    canary, part = tmp_path / "thesis", tmp_path / "out.part"
+    canary.write_text("years of work")
+    read = contents().sample
+
+    def sample(number: int) -> Sample:
+        if not number:
+            for name in ("train-000001.tar", ".train-000001.tar", "train-000001.tar.record", "manifest.json"):
+                (part / name).symlink_to(canary)
+        return read(number)
+
+    splits = {"train": Contents(40, "s", sample)}
+    pack(tmp_path / "out", splits, shard_bytes=500, threads=1, console=QUIET)
+    assert canary.read_text() == "years of work"
+    whole = manifest.read(tmp_path / "out").split("train")
+    assert not any(whole.path(number).is_symlink() for number in range(len(whole.shards)))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_an_unfinished_folder_of_another_user_is_refused(tmp_path: Path) -> None:
+    """Its owner can exchange what is in it, and its whole tars would be taken over."""
+    part = interrupted(tmp_path / "out")
+    os.chown(part, 12345, 12345)
+    before = dict(files_in(part))
+    with pytest.raises(DataError, match="belongs to another user"):
+        packed(tmp_path / "out")
+    assert dict(files_in(part)) == before
+    os.chown(part, 0, 0)
+    packed(tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["train-000001.tar", "train-000001.tar.record"])
+@pytest.mark.parametrize("kind", ["a pipe", "a link"])
+def test_a_tar_or_a_record_that_has_no_end_is_none(
+    tmp_path: Path, whole: dict[str, bytes], kind: str, name: str
+) -> None:
+    strange = interrupted(tmp_path / "out") / name
+    strange.unlink()
+    os.mkfifo(strange) if kind == "a pipe" else strange.symlink_to("/dev/zero")
+    packed(tmp_path / "out")
+    assert dict(files_in(tmp_path / "out")) == whole
 
 
 def test_a_packing_goes_on_and_writes_only_what_is_missing(tmp_path: Path, whole: dict[str, bytes]) -> None:
