@@ -10,13 +10,13 @@ import os
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO
 
 from dist_ssl.data.storage.manifest import Row, Shard
 from dist_ssl.errors import DataError
+from shards.tar_headers import DamagedTarError, Hashed, Readable, opened
 
 KINDS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif", "jfif", "jpe", "ppm", "pgm", "pnm", "jp2", "avif")
 """File name extensions of images, in order of preference for samples with several images."""
@@ -29,9 +29,6 @@ MOST_LABEL = 200
 META = re.compile(r"__[^/]*__($|/)")
 STEP = 1 << 16
 """Bytes read at a time."""
-MOST_HEADER = 1 << 20
-"""Bytes of a header that holds a long name or other fields: it is read into memory before anything of it is known."""
-LONG = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,60 +92,6 @@ def spelt(name: str) -> str:
     return "".join(c if not "\udc80" <= c <= "\udcff" else f"%{ord(c) - 0xDC00:02X}" for c in name)
 
 
-class Readable(Protocol):
-    """A sequential source of bytes."""
-
-    def read(self, size: int, /) -> bytes:
-        """Return at most `size` bytes; empty at the end."""
-        ...
-
-
-class _Hashed:
-    """A file whose bytes are hashed and counted as they are read."""
-
-    def __init__(self, file: Readable) -> None:
-        self.file, self.hash, self.bytes = file, hashlib.sha256(), 0
-
-    def read(self, size: int) -> bytes:
-        data = self.file.read(size)
-        self.hash.update(data)
-        self.bytes += len(data)
-        return data
-
-
-class _Header(tarfile.TarInfo):
-    """A tar header that raises an error if it is damaged, where tarfile would end the tar silently."""
-
-    @classmethod
-    def fromtarfile(cls, tarfile: tarfile.TarFile) -> "_Header":
-        try:
-            return super().fromtarfile(tarfile)
-        except _END:
-            raise
-        except _EMPTY:
-            if tarfile.offset:  # whole members, and no blocks of zeros behind them: every reader of tars takes it
-                setattr(tarfile, WITHOUT_END, True)
-            raise
-        except _HEADER as error:
-            raise _DamagedError(f"at byte {tarfile.offset}: {error}") from error
-
-    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo | None:
-        if self.type in LONG and self.size > MOST_HEADER:
-            raise _DamagedError(f"at byte {self.offset}: a header of {self.size} bytes")
-        found: tarfile.TarInfo | None = super()._proc_member(archive)  # type: ignore[misc]
-        return found
-
-
-_END = tarfile.EOFHeaderError  # type: ignore[attr-defined]
-_EMPTY = tarfile.EmptyHeaderError  # type: ignore[attr-defined]
-WITHOUT_END = "without_end"
-_HEADER = tarfile.HeaderError
-
-
-class _DamagedError(Exception):
-    """Damage of a tar, with its description."""
-
-
 @dataclass(frozen=True)
 class Index:
     """Contents of a tar. `several`: number of samples with more than one image; `bare`: number of samples with none."""
@@ -181,14 +124,14 @@ def index(file: Readable, name: str, image: str | None = None, *, labels: bool =
     name sorts first. `labels`: take labels from .cls members. `last_dot`: keys end before the last dot. Raises
     DataError if the tar is damaged, a label is no text, or two samples have the same key.
     """
-    hashed, found = _Hashed(file), _Found(name, image, NAME_TO_LAST_DOT if last_dot else NAME, labels)
+    hashed, found = Hashed(file), _Found(name, image, NAME_TO_LAST_DOT if last_dot else NAME, labels)
     try:
-        with tarfile.open(fileobj=hashed, mode="r|", tarinfo=_Header, bufsize=STEP) as archive:  # type: ignore[call-overload]
-            for member in _members(archive):
+        with opened(hashed, STEP) as archive:
+            while (member := archive.next()) is not None:
                 found.take(archive, member)
             _finish(archive)
-            found.ended = not getattr(archive, WITHOUT_END, False)
-    except (_DamagedError, tarfile.TarError, EOFError) as error:
+            found.ended = archive.ended
+    except (DamagedTarError, tarfile.TarError, EOFError) as error:
         raise DataError(
             f"{name} is damaged: {error}.",
             "Fetch or make it again; a compressed tar must be decompressed first, because samples are read by offset.",
@@ -196,19 +139,12 @@ def index(file: Readable, name: str, image: str | None = None, *, labels: bool =
     return found.index(hashed)
 
 
-def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Yield the members without keeping them in memory."""
-    while (member := archive.next()) is not None:
-        archive.members.clear()  # type: ignore[attr-defined]
-        yield member
-
-
 def _finish(archive: tarfile.TarFile) -> None:
-    """Read the rest of the tar behind its end mark; raise _DamagedError if it is more than padding."""
+    """Read the rest of the tar behind its end mark; raise DamagedTarError if it is more than padding."""
     rest: IO[bytes] = archive.fileobj  # type: ignore[assignment]
     while data := rest.read(STEP):
         if data.count(0) != len(data):
-            raise _DamagedError("bytes follow its end mark (tars that were joined by `cat`?)")
+            raise DamagedTarError("bytes follow its end mark (tars that were joined by `cat`?)")
 
 
 class _Found:
@@ -276,7 +212,7 @@ class _Found:
         hidden = sum(len(images) - 1 for images in self.images.values())
         return hidden if len(kinds) > max(10, len(self.images)) and max(kinds.values()) <= len(self.images) else 0
 
-    def index(self, read: _Hashed) -> Index:
+    def index(self, read: Hashed) -> Index:
         """Return the index of all samples, ordered by the offset of their images."""
         names = tuple(sorted({text for text in self.labels.values() if text != UNLABELLED}))
         numbers = {name: number for number, name in enumerate(names)}

@@ -35,10 +35,12 @@ from dist_ssl.distributed.world import World
 from dist_ssl.errors import DataError, UserError
 from dist_ssl.runtime import jsonl
 from shards.archive import index
+from shards.tar_headers import LONG
 from tests import fuzzing
 from tests.checkpoint.test_saver import FRESH, Store, at, tensors
 from tests.data.images.test_image_rules import png_of
 from tests.fuzzing import MORE_BYTES, NASTY, bounded_memory, edited, mutated, tried, tried_in_child
+from tests.shards.test_archive import described, fields, header
 
 COUNTS = [100, pytest.param(20_000, marks=pytest.mark.chaos)]
 MOST_PIXELS = 1 << 22
@@ -102,12 +104,45 @@ def small_tar() -> bytes:
     return file.getvalue()
 
 
+SPARSE_FIELDS = ("map", "size", "realsize", "major", "minor", "offset", "numbytes", "numblocks", "name")
+TOLD = ("size", "path", "hdrcharset", "comment", "mtime", *(f"GNU.sparse.{own}" for own in SPARSE_FIELDS))
+VALUES = (
+    "",
+    "0",
+    "1",
+    "-1024",
+    "7",
+    "x",
+    "x,y",
+    "0,5,7,9",
+    "BINARY",
+    "a/b.jpg",
+    "9" * 20,
+    "1" * 300,
+    "9" * 5000,
+    "\x00",
+)
+KINDS = (*LONG, tarfile.GNUTYPE_SPARSE, tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE)
+
+
+def described_tar(chance: random.Random) -> bytes:
+    """A tar with one to four headers that somebody has written, whose checksums are right, before its members."""
+    parts = []
+    for _ in range(chance.randint(1, 4)):
+        body = fields(**{chance.choice(TOLD): chance.choice(VALUES) for _ in range(chance.randint(1, 4))})
+        body = mutated(body, chance) if chance.random() < 0.5 else body
+        kind = described(body, chance.choice(KINDS))
+        odd = header("b.jpg", chance.choice(KINDS), chance.choice([-1, 0, 512, 1 << 33, 1 << 80]))
+        parts.append(chance.choice([kind, kind, kind, odd, odd * 300]))
+    return b"".join(parts) + small_tar()
+
+
 @pytest.mark.parametrize("count", COUNTS)
 def test_damaged_tars_are_indexed_or_refused(count: int, guarded: Path) -> None:
     whole = small_tar()
 
     def work(chance: random.Random) -> bool:
-        data = mutated(whole, chance)
+        data = mutated(whole, chance) if chance.random() < 0.5 else described_tar(chance)
         try:
             found = index(io.BytesIO(data), "a.tar")
         except DataError:

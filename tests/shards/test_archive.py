@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from dist_ssl.errors import DataError
 from shards import archive
 from shards.archive import Sample, Writer, index
+from tests.fuzzing import bounded_memory
 
 
 def tar_of(*members: tuple[str, bytes], form: int = tarfile.PAX_FORMAT) -> bytes:
@@ -193,6 +194,84 @@ def test_a_long_header_is_refused_before_it_fills_the_memory() -> None:
         index(io.BytesIO(info.tobuf(tarfile.USTAR_FORMAT)), "a.tar")
     long_but_ordinary = "x" * 60_000 + ".jpg"
     assert len(rows(tar_of((long_but_ordinary, b"pixels")))) == 1
+
+
+def header(name: str, kind: bytes, size: int = 0) -> bytes:
+    """The header of a member, or of what describes the next one."""
+    info = tarfile.TarInfo(name)
+    info.type, info.size = kind, size
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+def described(body: bytes, kind: bytes = tarfile.XHDTYPE) -> bytes:
+    """A header with fields, as they are written or not."""
+    return header("p", kind, len(body)) + body + bytes(-len(body) % 512)
+
+
+def fields(**values: str) -> bytes:
+    """Fields as they are written: the length of each is part of it."""
+    rows = [f" {name}={value}\n".encode() for name, value in values.items()]
+    sizes = [next(n for n in range(len(row), len(row) + 9) if n == len(f"{n}") + len(row)) for row in rows]
+    return b"".join(f"{size}".encode() + row for size, row in zip(sizes, rows, strict=True))
+
+
+IMAGE, END = header("a.jpg", tarfile.REGTYPE), bytes(10240)
+SPARSE = fields(**{"GNU.sparse.major": "1", "GNU.sparse.minor": "0"})
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        header("p", tarfile.XHDTYPE) * 3000,
+        described(fields(**{"GNU.sparse.realsize": "x"})),
+        described(fields(size="x" * 5)) + described(b"9" * 30),
+        described(fields(size="-1024")),
+        header("p", tarfile.XHDTYPE, -256),
+        header("b.jpg", tarfile.REGTYPE, -1),
+        header("b.jpg", tarfile.REGTYPE, 1 << 80),
+        header("b.jpg", tarfile.GNUTYPE_SPARSE)[:482] + b"\1",
+    ],
+)
+def test_headers_that_make_no_sense_are_damage(start: bytes) -> None:
+    with pytest.raises(DataError, match=r"a\.tar is damaged"):
+        index(io.BytesIO(start + IMAGE + END), "a.tar")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"1" * 65_536,  # tarfile looks for the end of the digits from each of them on
+        b"2 " * 32_000 + b"a=\n",  # each field would have all the others in its name
+        fields(comment="1" * 60_000),
+    ],
+)
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE])
+def test_fields_that_take_long_to_read_are_not_read(body: bytes, kind: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tarfile.TarInfo, "_proc_pax", lambda *_: pytest.fail("tarfile read them"))
+    with pytest.raises(DataError, match=r"a\.tar is damaged: at byte 0: a header whose fields make no sense"):
+        index(io.BytesIO(described(body, kind) + IMAGE + END), "a.tar")
+
+
+def test_fields_of_all_members_do_not_grow_without_end() -> None:
+    plain = header("plain", tarfile.REGTYPE)
+    many = b"".join(described(fields(**{f"x{number}": "y"}), tarfile.XGLTYPE) + plain for number in range(200))
+    with pytest.raises(DataError, match="too many headers"):
+        index(io.BytesIO(many + END), "a.tar")
+
+
+@pytest.mark.parametrize("version", [SPARSE, fields(**{"GNU.sparse.map": "x,y"}), fields(**{"GNU.sparse.size": "7"})])
+def test_the_map_of_a_sparse_member_is_not_read(version: bytes) -> None:
+    other = described(version) + header("b.json", tarfile.REGTYPE, 1024) + b"5\n1" + bytes(1021)
+    with bounded_memory():
+        assert len(index(io.BytesIO(other + GOOD), "a.tar").rows) == 2
+        with pytest.raises(DataError, match=r"holds a\.jpg as a link or a sparse file"):
+            index(io.BytesIO(described(version) + IMAGE + END), "a.tar")
+
+
+def test_what_tars_hold_about_their_files_is_passed_over() -> None:
+    long = fields(**{"SCHILY.xattr.user.note": "x" * 60_000, "LIBARCHIVE.creationtime": "1.5", "hdrcharset": "BINARY"})
+    both = described(fields(comment="0" * 40), tarfile.XGLTYPE) + described(long)
+    assert len(index(io.BytesIO(both + GOOD), "a.tar").rows) == 2
 
 
 class Huge:
