@@ -7,16 +7,21 @@ from pathlib import Path
 
 from rich.console import Console
 
+from dist_ssl.config.command_names import subcommand
 from launch.private_cache import private_caches
 from launch.run_dir import PROJECT, SNAPSHOT, RunDir
 from launch.source_commit import LEFT_OUT
+
+INSTALLED = "launch.subcommands"
+"""Module of the installed command."""
 
 
 def hand_over(run: RunDir, arguments: list[str], console: Console, script: str = "slurm.py") -> None:
     """Replace this process by the same script in the run folder, if that folder's code differs from this code.
 
     `arguments`: the complete command line; `script`: name of the script in `launch/`. Returns only if the code is the
-    same, or older than the script.
+    same, or older than the script. Where the installed command started this process, that of the run's code is used,
+    so that messages name it as before.
     """
     if files(run.code) == files(PROJECT):
         return
@@ -28,7 +33,9 @@ def hand_over(run: RunDir, arguments: list[str], console: Console, script: str =
     console.print(
         f"{run.folder} was started with different code: {goes_on} the code in its own folder.", highlight=False
     )
-    command = [sys.executable, "-P", str(own), *arguments]  # -P: its packages are found through PYTHONPATH only
+    name = subcommand(f"launch/{script}")
+    start = ["-m", INSTALLED, name] if name and own.with_name("subcommands.py").is_file() else [str(own)]
+    command = [sys.executable, "-P", *start, *arguments]  # -P: its packages are found through PYTHONPATH only
     sys.stdout.flush()
     variables = {**private_caches(run.code), "PYTHONPATH": run.python_path()}
     os.execve(sys.executable, command, {**os.environ, **variables})

@@ -8,19 +8,21 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from dist_ssl.runtime.strange_files import close_to_others
+from dist_ssl.runtime.strange_files import close_to_others, parsed
 
 SOURCE = "source.json"
 GIT_SECONDS = 10
 LEFT_OUT = ("__pycache__", "*.pyc", "*.md", "*.svg")
 """Files of a project that a run does not copy: what documents say does not change what code does."""
+DIRECT_URL = "dist_ssl-*.dist-info/direct_url.json"
+"""Where pip records what a package was installed from."""
 UNKNOWN: dict[str, Any] = {"commit": None, "changed": []}
 
 
 def source_of(project: Path) -> dict[str, Any]:
     """Return the commit of a project, and the files that differ from it; of a run's code, what was known of that.
 
-    The commit is None where git does not know one.
+    The commit is None where neither git nor pip knows one: pip records it of what was installed from a repository.
     """
     known = project.parent / SOURCE  # the code of a run, which a fork takes over
     if known.is_file():
@@ -35,10 +37,20 @@ def source_of(project: Path) -> dict[str, Any]:
     try:
         top, commit = git("rev-parse", "--show-toplevel", "HEAD")
         if Path(top).resolve() != project.resolve():
-            return UNKNOWN  # installed somewhere below another project
+            return installed_from(project)  # somewhere below another project
         return {"commit": commit, "changed": [line[3:] for line in git("status", "--porcelain")]}
     except (OSError, ValueError, subprocess.SubprocessError):
-        return UNKNOWN
+        return installed_from(project)
+
+
+def installed_from(folder: Path) -> dict[str, Any]:
+    """Return the commit of the repository from which pip installed a folder, as its record says."""
+    for record in folder.glob(DIRECT_URL):
+        known = parsed(record.read_bytes()) or {}
+        origin = known.get("vcs_info")
+        if isinstance(origin, dict) and isinstance(origin.get("commit_id"), str):
+            return {**UNKNOWN, "commit": origin["commit_id"]}
+    return UNKNOWN
 
 
 def write_source(folder: Path, project: Path) -> None:
