@@ -1,11 +1,16 @@
 """The audit: proves from a run's ledger that every sample was used once per epoch, across kills and resumes.
 
-    python launch/audit.py run=runs/NAME [data.path=...]
+Examples:
+
+    python launch/audit.py run=runs/NAME
+    python launch/audit.py run=runs/NAME data.path=/new/place     # where the shards have moved
 
 The expected samples of every step are recomputed from the config, the manifest and the plans, and compared with the
 ledger, which was written where the batches entered the engine. The audit covers the steps that are final, which are
 those up to the newest checkpoint. It also says whether the attempts have verified the contents of the shards that they
-read. Exit code 0: clean; 1: a sample was lost, repeated or moved; 2: the run cannot be audited.
+read.
+
+Exit codes: 0 clean; 1 a sample was lost, repeated or moved; 2 the run cannot be audited; 130 interrupted.
 """
 
 import itertools

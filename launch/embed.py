@@ -1,15 +1,25 @@
 """The command that writes the embeddings of images: of a folder of pictures, or of shards.
 
+Examples:
+
     python launch/embed.py run=runs/NAME data.path=pictures out=features
     python launch/embed.py encoder=file.safetensors data.path=data/mine split=val out=features format=parquet
     torchrun --nproc-per-node 4 launch/embed.py run=runs/NAME data.path=data/mine split=train out=features
 
-run: a finished run; encoder: a file that launch/export.py has written (to=safetensors). data.path: shards, on this
-machine or elsewhere, or a folder of pictures; split: of shards with several. Images are prepared as in
-launch/evaluate.py. The folder `out` gets one file for every `rows` (4096) images, with key, id and embedding; a command
-that was interrupted goes on with the files that are missing. Several processes share the files out, with the same bits
-as one. Further keys: format=npz|parquet, device=auto|cpu|cuda, batch=64, threads=... (of decoding), data.cache=auto,
-data.cache_bytes=50GB (local copies of remote shards).
+Keys:
+
+    run=RUN                  a finished run, or encoder=FILE: a file that an export has written (to=safetensors)
+    data.path=PATH           shards, on this machine or elsewhere, or a folder of pictures; split=NAME: of shards with
+                             several
+    out=FOLDER               gets one file for every rows=4096 images, with key, id and embedding
+    format=npz               or parquet
+    device=auto              or cpu, cuda; batch=64 images at a time, threads=N that decode
+    data.cache=auto          a folder for local copies of remote shards, of data.cache_bytes=50GB
+
+Images are prepared as by python launch/evaluate.py. A command that was interrupted goes on with the files that are
+missing. Several processes share the files out, with the same bits as one.
+
+Exit codes: 0; 2 something in the command, the encoder or the data must be corrected; 130 interrupted.
 """
 
 import os

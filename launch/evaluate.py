@@ -1,34 +1,45 @@
 """The evaluation of a run's features, after its training or during it.
 
-    python launch/evaluate.py run=runs/NAME [protocol=knn] [checkpoint=latest] [branch=student] [data.path=...]
-    python launch/evaluate.py run=runs/NAME [protocol=knn] watch=all
+Examples:
 
-protocol=knn             weighted kNN (k=20, temperature=0.07): the training split votes on the held-out one
-         linear          a linear classifier, tested on the held-out split, trained as recipe=NAME says:
-                           fast     on cached features of the centres, its learning rate chosen: minutes
-                           moco, mocov3, mocov3_vit, swav, effssl
-                                    as in these papers, on new random crops in every epoch: hours
-                           emp_ssl  as there, on cached mean features of patches=128 views of an image
-                         sweep=true chooses a published recipe's learning rate on a tenth of the training split
-         retrieval       mean average precision: a held-out image finds the others of its class
-         bag_of_patches  kNN on the mean features of patches=128 views of an image, drawn as in training: 128 times the
-                         cost of knn
-         unlabelled      effective rank, uniformity, alignment: without labels
-         neighbours      a sheet (PNG) of queries=10 held-out images and their k=8 nearest training images
+    python launch/evaluate.py run=runs/NAME                                        # kNN on all images
+    python launch/evaluate.py run=runs/NAME protocol=linear recipe=mocov3 branch=teacher
+    python launch/evaluate.py run=runs/NAME watch=all                              # every checkpoint, beside the run
+    torchrun --nproc-per-node 8 launch/evaluate.py run=runs/NAME protocol=linear   # the ranks share the images
 
-branch=teacher is the teacher's encoder, branch=ema the average of weights that a run with ema=0.999 keeps.
-checkpoint=step_00012000 is another checkpoint than the newest. watch=all follows the run and evaluates every checkpoint
-that it finds, watch=kept only those that the run keeps for ever (keep_every) and its last one; it ends when the run has
-finished, and Ctrl-C ends it before. bank=N and queries=N are the most images of the training and of the held-out split,
-which by default are used whole. resize=256 crop=224 is the view of an image: its shorter side in px, and the side of
-the centre that is cut out. What is not given is as the run's probe has it. threads=N are those of torch;
-data.val=NAME is another held-out split. trust=true evaluates a run whose folder others can change too. One process
-computes, on a GPU if there is one; several share the work where torchrun starts them.
+Protocols:
+
+    protocol=knn           weighted kNN (k=20, temperature=0.07): the training split votes on the held-out one
+             linear        a linear classifier, tested on the held-out split, trained as recipe=NAME says:
+                             fast     on cached features of the centres, its learning rate chosen: minutes
+                             moco, mocov3, mocov3_vit, swav, effssl
+                                      as in these papers, on new random crops in every epoch: hours
+                             emp_ssl  as there, on cached mean features of patches=128 views of an image
+                           sweep=true chooses a published recipe's learning rate on a tenth of the training split
+             retrieval     mean average precision: a held-out image finds the others of its class
+             bag_of_patches  kNN on the mean features of patches=128 views of an image, drawn as in training: 128 times
+                           the cost of knn
+             unlabelled    effective rank, uniformity, alignment: without labels
+             neighbours    a sheet (PNG) of queries=10 held-out images and their k=8 nearest training images
+
+Further keys; what is not given is as the run's probe has it:
+
+    branch=teacher         the teacher's encoder; ema: the average of weights that a run with ema=0.999 keeps
+    checkpoint=step_00012000    another checkpoint than the newest
+    watch=all              follow the run and evaluate every checkpoint that it finds, until the run has finished or
+                           Ctrl-C; kept: only those that the run keeps for ever (keep_every) and its last one
+    bank=N queries=N       the most images of the training and of the held-out split, which are used whole by default
+    resize=256 crop=224    the view of an image: its shorter side in px, the side of the centre that is cut out
+    data.path=PATH data.val=NAME    where the data is now; another held-out split
+    threads=N              of torch
+    trust=true             evaluate a run whose folder others can change too
 
 The numbers are printed, and written to runs/NAME/evaluations/STEP_BRANCH_PROTOCOL.json, whose name also has the
 settings that were given, and to runs/NAME/evaluations.jsonl. Of the linear protocol report `linear accuracy`, that of
-the last epoch: the best epoch is chosen on the held-out split. Exit code 0; 2 where something in the command, in the
-checkpoint or in the data must be corrected; 130 where it was interrupted.
+the last epoch: the best epoch is chosen on the held-out split. One process computes, on a GPU if there is one; several
+share the work where torchrun starts them.
+
+Exit codes: 0; 2 something in the command, in the checkpoint or in the data must be corrected; 130 interrupted.
 """
 
 import os

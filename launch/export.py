@@ -1,20 +1,29 @@
 """The export of a run's encoder to a file that another library loads.
 
-    python launch/export.py run=runs/NAME to=timm [branch=student] [checkpoint=latest] [out=FILE] [data.path=...]
+Examples:
 
-to=timm          ResNets, transformers and all else that timm has: timm.create_model loads the file
-   torchvision   ResNets and plain vision transformers
-   safetensors   any encoder: dist_ssl.load_encoder loads the file
+    python launch/export.py run=runs/NAME to=timm
+    python launch/export.py run=runs/NAME to=safetensors branch=teacher checkpoint=step_00012000 out=teacher.safetensors
+
+Keys:
+
+    to=timm             ResNets, transformers and all else that timm has: timm.create_model loads the file
+       torchvision      ResNets and plain vision transformers
+       safetensors      any encoder: dist_ssl.load_encoder loads the file
+    branch=student      or teacher (where the method has one), ema (of a run with ema=0.999); by default what the run's
+                        probe measures
+    checkpoint=latest   or step_00012000, for example
+    out=FILE            by default in runs/NAME/exports/
+    data.path=PATH      where the run's data is now
+    trust=true          export from a run whose folder others can change too
 
 The file is checked before it is kept: all tensors must have their place in the library's network, and the library,
 loading the file as the printed lines of Python do, must compute the same features of 16 images of the run's data, to
 1e-5 of the largest in fp32. Otherwise nothing is written. Beside the file is a model card, FILE.md: recipe, data,
-numbers, code. By default both are in runs/NAME/exports/.
+numbers, code.
 
-branch=student, teacher (where the method has one) or ema (of a run with ema=0.999) is by default what the run's probe
-measures. checkpoint=step_00012000 is another checkpoint than the newest. data.path= says where the run's data is now.
-trust=true exports from a run whose folder others can change too. Exit code 0; 1 where the export failed its check; 2
-where something in the command, the checkpoint or the data must be corrected.
+Exit codes: 0; 1 the export failed its check; 2 something in the command, the checkpoint or the data must be corrected;
+130 interrupted.
 """
 
 import os

@@ -1,14 +1,23 @@
 """The command that trains a classifier on a pre-trained encoder, by a plain loop in one process.
 
+Examples:
+
     python launch/finetune.py run=runs/NAME data.path=pictures out=finetuned             # all weights
     python launch/finetune.py run=runs/NAME data.path=pictures out=linear train=head     # the classifier alone
 
-run: a finished run, or encoder=FILE, which launch/export.py has written (to=safetensors). data.path: a folder whose
-sub-folders are classes, with train/ and val/ above them or not (then val=20% of the pictures are held out), or shards
-with splits of these names. The folder `out` gets encoder.safetensors, head.safetensors (weight [C, D] and bias [C]) and
-results.json. flip=false where a mirrored image may be of another class, as text is. Further keys: epochs=20, batch=64,
-lr=1e-3, encoder_lr=1e-4, weight_decay=0.05, seed=0, workers=4 (processes that decode; the views that are drawn depend
-on their number), device=auto|cpu|cuda, data.cache=auto, data.cache_bytes=50GB.
+Keys:
+
+    run=RUN                  a finished run, or encoder=FILE: a file that an export has written (to=safetensors)
+    data.path=PATH           a folder whose sub-folders are classes, with train/ and val/ above them or not (then
+                             val=20% of the pictures are held out), or shards with splits of these names
+    out=FOLDER               gets encoder.safetensors, head.safetensors (weight [C, D] and bias [C]) and results.json
+    flip=false               where a mirrored image may be of another class, as text is
+    epochs=20 batch=64 lr=1e-3 encoder_lr=1e-4 weight_decay=0.05 seed=0
+    workers=4                processes that decode; the views that are drawn depend on their number
+    device=auto              or cpu, cuda
+    data.cache=auto          a folder for local copies of remote shards, of data.cache_bytes=50GB
+
+Exit codes: 0; 2 something in the command, the encoder or the data must be corrected; 130 interrupted.
 """
 
 import json

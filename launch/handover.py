@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from dist_ssl.config.command_names import subcommand
 from dist_ssl.errors import ConfigError
 from dist_ssl.runtime.strange_files import read_regular
 from launch.private_cache import private_caches
@@ -15,13 +16,16 @@ from launch.source_commit import LEFT_OUT, SOURCE, lost_files
 
 MOST_CODE = 1 << 24
 """Bytes of a file of code, at most."""
+INSTALLED = "launch.subcommands"
+"""Module of the installed command."""
 
 
 def hand_over(run: RunDir, arguments: list[str], console: Console, script: str = "slurm.py") -> None:
     """Replace this process by the same script in the run folder, if that folder's code differs from this code.
 
     `arguments`: the complete command line; `script`: name of the script in `launch/`. Returns only if the code is the
-    same, or older than the script. Raises ConfigError where files of the run's code are missing.
+    same, or older than the script. Where the installed command started this process, that of the run's code is used,
+    so that messages name it as before. Raises ConfigError where files of the run's code are missing.
     """
     present = files(run.code)
     if present == files(PROJECT):
@@ -39,7 +43,9 @@ def hand_over(run: RunDir, arguments: list[str], console: Console, script: str =
     console.print(
         f"{run.folder} was started with different code: {goes_on} the code in its own folder.", highlight=False
     )
-    command = [sys.executable, "-P", str(own), *arguments]  # -P: its packages are found through PYTHONPATH only
+    name = subcommand(f"launch/{script}")
+    start = ["-m", INSTALLED, name] if name and own.with_name("subcommands.py").is_file() else [str(own)]
+    command = [sys.executable, "-P", *start, *arguments]  # -P: its packages are found through PYTHONPATH only
     sys.stdout.flush()
     variables = {**private_caches(run.code), "PYTHONPATH": run.python_path()}
     os.execve(sys.executable, command, {**os.environ, **variables})

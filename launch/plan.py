@@ -1,15 +1,23 @@
 """The plan of a run before it is started: the table of its epochs, their relative cost, and the predicted time.
 
+Examples:
+
     python launch/plan.py method=mocov3 schedule=accelerated epochs=60 nodes=4
     python launch/plan.py ... steps=0                    # measure nothing: costs in proportion to pixels
     python launch/plan.py ... measured=runs/NAME         # with the speed of a past run
     python launch/plan.py ... watts=350 out=plan.png     # energy from the watts of a node; the file of the curves
 
-The prediction is also written beside the curves (plan.json), for launch/report.py to hold the run against.
+Keys of this command:
 
-Arguments are those of launch/slurm.py. A few steps of every kind of epoch (steps=4) are trained on this machine, and
-nothing is kept of them; it should be idle. Time is that of steps and probes: starting, saving and the exchange between
-ranks are not in it.
+    steps=4         steps of every kind of epoch that are trained on this machine, which should be idle; none is kept
+    measured=RUN    the speed of a past run instead
+    watts=W         of a node, from which energy is predicted
+    out=plan.png    the curves; beside them is the prediction (plan.json), for the report to hold the run against
+
+All others are those of the run. Time is that of steps and probes: starting, saving and the exchange between ranks are
+not in it.
+
+Exit codes: 0; 2 something in the command or the data must be corrected; 130 interrupted.
 """
 
 import itertools
@@ -17,6 +25,7 @@ import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +48,11 @@ from dist_ssl.parts import Parts, parts
 from dist_ssl.protocols.schedule import Schedule
 from launch import calibration, credentials, curve_sheet, preparation
 from launch.calibration import Cost
+from launch.config_groups import keys_of_a_run
 from launch.prediction import Prediction
 from launch.private_cache import use_private_cache
 from launch.progress_bar import clock
-from launch.run_dir import RunDir
+from launch.run_dir import PROJECT, RunDir
 
 POINTS = 600
 """Points of a curve in the picture, about."""
@@ -233,7 +243,9 @@ def show(options: PlanOptions, overrides: list[str], console: Console) -> None:
     if options.steps:
         file = options.out.with_suffix(".json")
         predicted(found.schedule, found.timeline, cost, every(config)).write(file)
-        console.print(f"Prediction: {file}; launch/report.py run=runs/NAME plan={file} holds a run against it.")
+        console.print(
+            f"Prediction: {file}. To hold a run against it: python launch/report.py run=runs/NAME plan={file}"
+        )
     console.print(f"Curves: {options.out}")
 
 
@@ -268,7 +280,8 @@ def main(arguments: list[str]) -> int:
     """Run the command line; return the exit code."""
     console = Screen()
     console.width = max(console.width, WIDTH)
-    return run_command(run, arguments, console, interrupted="Interrupted: nothing was kept.")
+    keys = partial(keys_of_a_run, PROJECT / "configs")
+    return run_command(run, arguments, console, interrupted="Interrupted: nothing was kept.", more_help=keys)
 
 
 if __name__ == "__main__":

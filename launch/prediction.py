@@ -56,7 +56,7 @@ class Prediction:
         return whole
 
 
-REMEDY = "Name the .json that launch/plan.py wrote beside its picture."
+REMEDY = "Name the .json beside the picture of a plan, as python launch/plan.py writes it."
 
 
 def _rising(points: Sequence[tuple[Any, Any]]) -> bool:

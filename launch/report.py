@@ -1,10 +1,15 @@
 """The report: one HTML page with what runs have come to, for people without Grafana.
 
-    python launch/report.py run=runs/NAME [run=runs/OTHER ...] [plan=plan.json] [out=report.html]
+Examples:
 
-The page holds everything that it shows and loads nothing. Runs are drawn over one another, by samples seen and by
-hours since each was created; with plan=, what launch/plan.py wrote, also their time against the predicted one. By
-default it is written to the folder of the first run.
+    python launch/report.py run=runs/NAME                                          # runs/NAME/report.html
+    python launch/report.py run=runs/NAME run=runs/OTHER out=both.html             # drawn over one another
+    python launch/report.py run=runs/NAME plan=plan.json                           # and the time that a plan predicted
+
+The page holds everything that it shows and loads nothing. Runs are drawn by samples seen and by hours since each was
+created; plan= is what python launch/plan.py wrote. By default the page is in the folder of the first run.
+
+Exit codes: 0; 2 something in the command must be corrected; 130 interrupted.
 """
 
 import sys

@@ -1,22 +1,29 @@
-"""The launcher: starts, resumes or follows a run.
+"""The launcher: starts, resumes, forks or follows a run.
 
-    python launch/slurm.py method=mocov3 nodes=4                      start a run
-    python launch/slurm.py resume=runs/mocov3-1121-0907 nodes=2       resume it, on other nodes (trust=true: even where
-                                                                      others can change its folder, whose code runs)
+Examples:
+
+    python launch/slurm.py method=mocov3 nodes=4                               start a run
+    python launch/slurm.py resume=runs/mocov3-1121-0907 nodes=2                resume it, on other nodes
     python launch/slurm.py resume=runs/mocov3-1121-0907 extend='24 epochs'     append a cycle to a finished run
     python launch/slurm.py fork=runs/mocov3-1121-0907@12000 epochs=20          start a run from a checkpoint of another
-    python launch/slurm.py follow=runs/mocov3-1121-0907               show the progress of a submitted run
-    python launch/slurm.py -m method=mocov3 seed=0,1,2                start a sweep: a run per combination
-    python launch/slurm.py method=mocov3 dry_run=true                 print the batch file and the config only
+    python launch/slurm.py follow=runs/mocov3-1121-0907                        show the progress of a submitted run
+    python launch/slurm.py -m method=mocov3 seed=0,1,2                         start a sweep: a run per combination
+    python launch/slurm.py data=folder data.path=pictures nodes=1              train on a folder of pictures
+    python launch/slurm.py method=mocov3 dry_run=true                          print the batch file and the config only
 
-Arguments are key=value, for every key of the files in configs/. The launcher composes and checks the config, makes the
-run folder and starts the nodes: as a Slurm job on a cluster, as local processes elsewhere. Training happens in other
-processes, never in this one.
+Arguments are key=value, for every key of the files in configs/, and trust=true, which resumes a run even where others
+can change its folder, whose code runs. The launcher composes and checks the config, makes the run folder and starts the
+nodes: as a Slurm job on a cluster, as local processes elsewhere. Training happens in other processes, never in this
+one. Ctrl-C saves and stops; a second one kills.
+
+Exit codes: 0 finished or submitted; 75 stopped in order; 1 failed; 2 something in the command, the data or the run must
+be corrected; 130 interrupted.
 """
 
 import gc
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +33,13 @@ from rich.console import Console
 from dist_ssl.config.command import INTERRUPTED_CODE, Screen, run_command
 from dist_ssl.errors import ConfigError
 from launch import credentials, following, launch_keys, preparation, run_lock, scheduler, submission, sweep, trust
+from launch.config_groups import keys_of_a_run
 from launch.ending import CODE_OF_OUTCOME, STOPPED, STOPPED_CODE
 from launch.environment_record import changes
 from launch.handover import hand_over
 from launch.last_lines import say_how_it_ended, train_longer
 from launch.local import LocalAttempt
-from launch.run_dir import RunDir, write_for_owner_alone
+from launch.run_dir import PROJECT, RunDir, write_for_owner_alone
 from launch.run_names import check_place
 from launch.visible_gpus import visible_gpus
 
@@ -243,7 +251,8 @@ def start(arguments: list[str], console: Console) -> int:
 def main(arguments: list[str]) -> int:
     """Run the command line; return the exit code."""
     write_for_owner_alone()
-    return run_command(command, arguments, Screen(), interrupted=INTERRUPTED)
+    keys = partial(keys_of_a_run, PROJECT / "configs")
+    return run_command(command, arguments, Screen(), interrupted=INTERRUPTED, more_help=keys)
 
 
 if __name__ == "__main__":

@@ -17,13 +17,15 @@ COMMIT = re.compile(r"[0-9a-f]{40,64}")
 GIT_SECONDS = 10
 LEFT_OUT = ("__pycache__", "*.pyc", "*.md", "*.svg")
 """Files of a project that a run does not copy: what documents say does not change what code does."""
+DIRECT_URL = "dist_ssl-*.dist-info/direct_url.json"
+"""Where pip records what a package was installed from."""
 UNKNOWN: dict[str, Any] = {"commit": None, "changed": []}
 
 
 def source_of(project: Path) -> dict[str, Any]:
     """Return the commit of a project, and the files that differ from it; of a run's code, what was known of that.
 
-    The commit is None where git does not know one.
+    The commit is None where neither git nor pip knows one: pip records it of what was installed from a repository.
     """
     if project.name == "code" and (project.parent / "overrides.yaml").is_file():  # of a run, which a fork takes over
         return _recorded(project.parent / SOURCE)
@@ -36,10 +38,19 @@ def source_of(project: Path) -> dict[str, Any]:
     try:
         top, commit = git("rev-parse", "--show-toplevel", "HEAD")
         if Path(top).resolve() != project.resolve():
-            return UNKNOWN  # installed somewhere below another project
+            return installed_from(project)  # somewhere below another project
         return {"commit": commit, "changed": [line[3:] for line in git("status", "--porcelain")]}
     except (OSError, ValueError, subprocess.SubprocessError):
-        return UNKNOWN
+        return installed_from(project)
+
+
+def installed_from(folder: Path) -> dict[str, Any]:
+    """Return the commit of the repository from which pip installed a folder, as its record says."""
+    for record in folder.glob(DIRECT_URL):
+        origin = (read_report(record) or {}).get("vcs_info")
+        if isinstance(origin, dict) and isinstance(origin.get("commit_id"), str):
+            return {**UNKNOWN, "commit": origin["commit_id"]}
+    return UNKNOWN
 
 
 def _recorded(path: Path) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """The command that shows what runs are doing: those of a folder, or one of them live.
 
+Examples:
+
     python launch/status.py                       # the runs in runs/, the newest report first
     python launch/status.py runs=/shared/runs     # those in another folder, a colleague's perhaps
     python launch/status.py run=runs/NAME         # one run
@@ -9,6 +11,8 @@ States: not started, queued, running, how the newest attempt ended (finished, st
 waits to start again (preempted, time limit, something was lost), killed (it ended without a report), and silent (no
 report for 10 minutes, and nobody on this machine knows more). Reads files, and asks Slurm about runs that have a job,
 one after the other; executes nothing of a run, so a colleague's can be looked at.
+
+Exit codes: 0; 2 something in the command must be corrected; 130 interrupted.
 """
 
 import sys

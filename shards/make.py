@@ -1,5 +1,7 @@
 """The command that makes a data set: WebDataset tars, and a manifest with the position of every sample.
 
+Examples:
+
     python shards/make.py source=imagefolder path=pictures out=data/mine
     python shards/make.py source=cifar10 path=downloads out=data/cifar10 download=true
     python shards/make.py source=tars path=data/tars
@@ -8,12 +10,16 @@
     python shards/make.py out=data/mine pyramid=[160,256]      # or with a source: smaller copies beside the originals
 
 Shards are written into `OUT.part`, which is renamed when it is complete, so a folder with a manifest is always a whole
-data set; after a kill the same command resumes. Every source is a file of `shards/sources/`, whose first lines list its
-options.
+data set; after a kill the same command resumes. What the options of a source mean is said at the top of its file in
+shards/sources/.
+
+Exit codes: 0; 2 something in the command or the data must be corrected; 130 interrupted.
 """
 
 import shlex
 import sys
+import textwrap
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -104,5 +110,34 @@ def levels_of(given: dict[str, str], source: str | None) -> levels.LevelOptions 
     return fill(levels.LevelOptions, {**shared, **own}, "pyramid=...")
 
 
+def options_help() -> str:
+    """Return the options of every source and of a pyramid, with their defaults, as `--help` shows them."""
+    names: dict[type[Any], list[str]] = {}
+    for name, found in SOURCES.items():
+        names.setdefault(found.options, []).append(name)
+    entries = [f"source={', '.join(alike)}: {options_of(kind)}" for kind, alike in names.items()]
+    entries.append(f"pyramid=[160,256]: {options_of(levels.LevelOptions)}")
+    wrapped = [textwrap.fill(entry, 116, initial_indent=" " * 4, subsequent_indent=" " * 8) for entry in entries]
+    return "\n".join(["Options, with their defaults:", "", *wrapped])
+
+
+def options_of(kind: type[Any]) -> str:
+    """Return the options of a dataclass as `path=... val=2000`; `val=` where the command chooses the default."""
+    named = [(field.name, field.default) for field in fields(kind) if field.name != "pyramid"]
+    return " ".join(f"{name}={shown(default)}" for name, default in named)
+
+
+def shown(default: Any) -> str:
+    """Return a default as it is written on a command line."""
+    if default is MISSING:
+        return "..."
+    return "" if default is None else str(default).lower() if isinstance(default, bool) else str(default)
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command line; return the exit code."""
+    return run_command(run, arguments, more_help=options_help)
+
+
 if __name__ == "__main__":
-    sys.exit(run_command(run, sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))

@@ -1,8 +1,15 @@
 """The command that shows a data set: a table of its splits, and some of its images on one sheet.
 
-    python shards/show.py data/mine [out=mine.png] [split=train] [images=64] [level=160]
+Examples:
 
-The images are chosen by the hash of their numbers, so the sheet of a data set is always the same.
+    python shards/show.py data/mine                      # the sheet: mine.png
+    python shards/show.py data/mine split=val images=16 out=val.png
+    python shards/show.py data/mine level=160            # of a pyramid level
+
+The images are chosen by the hash of their numbers, so the sheet of a data set is always the same: by default 64 of the
+first split.
+
+Exit codes: 0; 2 there is no data set, or something in the command must be corrected; 130 interrupted.
 """
 
 import math
@@ -79,9 +86,8 @@ def level_of(split: manifest.Split, side: int | None) -> manifest.Split:
         return split
     known = {level.side: level for level in split.levels}
     if side not in known:
-        there = (
-            f"Levels: {', '.join(map(str, known))}." if known else "There are none; make.py pyramid=[...] makes some."
-        )
+        make = "There are none. Make some: python shards/make.py out=... pyramid=[...]"
+        there = f"Levels: {', '.join(map(str, known))}." if known else make
         raise DataError(f"level={side} does not exist.", there)
     return known[side]
 
@@ -151,9 +157,14 @@ def caption(label: int, classes: tuple[str, ...]) -> str:
 def run(arguments: list[str], console: Console) -> int:
     """Show one folder; return 0. Raises UserError."""
     folder, given = folder_and_pairs(arguments, "python shards/show.py data/mine")
-    show(folder, fill(ShowOptions, given, "show.py"), console)
+    show(folder, fill(ShowOptions, given, "This command"), console)
     return 0
 
 
+def main(arguments: list[str]) -> int:
+    """Run the command line; return the exit code."""
+    return run_command(run, arguments)
+
+
 if __name__ == "__main__":
-    sys.exit(run_command(run, sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))

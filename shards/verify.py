@@ -1,9 +1,15 @@
 """The command that verifies a data set: it reads everything and prints a table of what is damaged.
 
-    python shards/verify.py data/mine [decode=false] [rows=100]
+Examples:
+
+    python shards/verify.py data/mine
+    python shards/verify.py data/mine decode=false       # hashes and headers alone
+    python shards/verify.py data/mine rows=1000          # a longer table than of 100 rows; threads=4: of this command
 
 Every tar, those of pyramid levels included, is hashed and its headers are compared with the manifest; every image is
-decoded as in a run, unless decode=false. Exit code 1: something is damaged; 2: there is no data set.
+decoded as in a run, unless decode=false.
+
+Exit codes: 0 whole; 1 something is damaged; 2 there is no data set; 130 interrupted.
 """
 
 import os
@@ -199,7 +205,7 @@ def report(found: Sequence[Damage], rows: int, console: Console) -> None:
 def run(arguments: list[str], console: Console) -> int:
     """Verify one folder; return 1 if it is damaged, else 0. Raises UserError."""
     folder, given = folder_and_pairs(arguments, "python shards/verify.py data/mine")
-    options = fill(VerifyOptions, given, "verify.py")
+    options = fill(VerifyOptions, given, "This command")
     found = verify(folder, options, console)
     if found:
         report(found, options.rows, console)
@@ -210,5 +216,10 @@ def run(arguments: list[str], console: Console) -> int:
     return 0
 
 
+def main(arguments: list[str]) -> int:
+    """Run the command line; return the exit code."""
+    return run_command(run, arguments)
+
+
 if __name__ == "__main__":
-    sys.exit(run_command(run, sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))

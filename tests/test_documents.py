@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from dist_ssl.config.command_names import PROGRAM
 from dist_ssl.metrics.ends import END_METRICS
 from dist_ssl.metrics.node_table import NODE_METRICS
 from dist_ssl.metrics.table import METRICS
 from launch import settings
+from launch.subcommands import SUBCOMMANDS
 from tests.draw_readme import PICTURE, boxes, picture, source
 from tests.golden.agreed import agree
 
@@ -18,6 +20,7 @@ ROOMS = ("configs", "dist_ssl", "launch", "monitoring", "shards", "tests/benchma
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", *(f"{room}/README.md" for room in ROOMS))]
 DOCUMENTS += [ROOT / name for name in ("launch/SECURITY.md", "monitoring/RUNBOOK.md", "monitoring/METRICS.md")]
 MOST_BYTES = 9000
+LAUNCHER = re.compile(rf"python launch/slurm\.py|{PROGRAM} run")
 EXAMPLES = {
     f"{folder}/x.py"
     for folder in (
@@ -50,11 +53,11 @@ def commands(document: Path) -> list[str]:
     """The lines of a document's code blocks that begin with a program, continued lines joined."""
     blocks = re.findall(r"```\n(.*?)```", document.read_text(), re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [line for line in lines if line.startswith(("python ", "make ", "sh ", "pip "))]
+    return [line for line in lines if line.startswith(("python ", "make ", "sh ", "pip ", f"{PROGRAM} "))]
 
 
 def composed(command: str) -> list[str]:
-    """The arguments of a command of launch/slurm.py that make a config; optional ones, in brackets, are included."""
+    """The arguments of a command of the launcher that make a config; optional ones, in brackets, are included."""
     words = shlex.split(re.sub(r"\[((?:--)?[\w.]+=[^\]]*\]?)\](?=\s|$)", r"\1", command), comments=True)[2:]
     return [
         word for word in words if word not in ("-m", "...") and not word.startswith(("resume=", "follow=", "fork="))
@@ -99,12 +102,20 @@ def test_commands_name_scripts_and_targets_that_exist(document: Path) -> None:
     targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for command in commands(document):
         program, first = command.split()[:2]
-        assert first in targets if program == "make" else program == "pip" or (ROOT / first).is_file(), command
+        known = {"make": first in targets, "pip": True, PROGRAM: first in SUBCOMMANDS}
+        assert known.get(program, (ROOT / first).is_file()), command
+
+
+def test_the_readmes_show_the_installed_command() -> None:
+    shown = [command for room in (".", "launch") for command in commands(ROOT / room / "README.md")]
+    assert {"run", "status", "follow"} <= {command.split()[1] for command in shown if command.startswith(f"{PROGRAM} ")}
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+/\w+\.py)`", (ROOT / "launch" / "README.md").read_text(), re.MULTILINE)
+    assert rows == [(own.name, own.script) for own in SUBCOMMANDS.values()]
 
 
 @pytest.mark.parametrize(
     "command",
-    sorted({c for document in DOCUMENTS for c in commands(document) if "launch/slurm.py" in c and "resume=" not in c}),
+    sorted({c for document in DOCUMENTS for c in commands(document) if LAUNCHER.match(c) and "resume=" not in c}),
 )
 def test_commands_of_the_launcher_compose(command: str) -> None:
     words = [word for word in composed(command) if not word.startswith("seed=")]

@@ -8,6 +8,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
+from dist_ssl.config.command_names import as_typed
 from dist_ssl.errors import EXIT_CODE, ConfigError, UserError, explained, nearest, printable
 
 INTERRUPTED_CODE = 130
@@ -18,6 +19,7 @@ class Screen(Console):
     """A console whose text is only read: control characters become escapes, and markup in names has no effect.
 
     What is shown of files, folders and servers may be somebody else's, in lines, tables and progress bars alike.
+    Commands of the project are named as the user types them. The environment variable NO_COLOR turns colours off.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -25,7 +27,7 @@ class Screen(Console):
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Return a text as it will be shown, so that a column of a table is wide enough for it."""
-        return super().render_str(printable(text), **options)
+        return super().render_str(as_typed(printable(text)), **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """Yield the pieces of what is printed. Those with which rich itself moves the cursor stay as they are."""
@@ -45,15 +47,17 @@ def run_command(
     *,
     errors: Console | None = None,
     interrupted: str = "Interrupted.",
+    more_help: Callable[[], str] | None = None,
 ) -> int:
     """Run a command line; return its exit code. `run`: the function of the script that does the work.
 
-    -h and --help print the script's docstring. Errors that the user can correct are printed to `errors` without a stack
-    trace, and end with exit code 2. `interrupted`: what is printed after Ctrl-C.
+    -h and --help print the script's docstring, and below it what `more_help` returns. Errors that the user can correct
+    are printed to `errors` without a stack trace, and end with exit code 2. `interrupted`: printed after Ctrl-C.
     """
     console = console or Screen()
     if {"-h", "--help"} & set(arguments):
-        say(console, str(sys.modules[run.__module__].__doc__))
+        usage = str(sys.modules[run.__module__].__doc__)
+        say(console, f"{usage}\n{more_help()}" if more_help else usage)
         return 0
     try:
         return run(arguments, console)

@@ -1,11 +1,14 @@
 """What a command line of keys and values is refused for."""
 
 import io
+import re
 
 import pytest
+from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
+from dist_ssl.config import command_names
 from dist_ssl.config.command import Screen, known_pairs, say
 from dist_ssl.errors import ConfigError
 
@@ -51,3 +54,49 @@ def test_words_between_colons_are_no_pictures() -> None:
     Screen(file=file).print("a:100:b :key:")
     say(Screen(file=file), ":fire:")
     assert file.getvalue() == "a:100:b :key:\n:fire:\n"
+
+
+def coloured() -> str:
+    """What a table, a coloured text and a progress bar send to a terminal of 256 colours."""
+    file = io.StringIO()
+    screen = Screen(file=file, force_terminal=True, color_system="256", width=80)
+    screen.print(Text("a", style="red"), Table("b", header_style="blue"))
+    with Progress(console=screen) as bar:
+        bar.update(bar.add_task("c", total=2), completed=1)
+    return file.getvalue()
+
+
+def test_no_color_leaves_no_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    colour = re.compile(r"\x1b\[[\d;]*\b(3|4|9|10)\d[\d;]*m")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert len(colour.findall(coloured())) >= 3
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not colour.findall(coloured())
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Resume: python launch/slurm.py resume=a b=1", "Resume: dist-ssl run resume=a b=1"),
+        ("(python launch/audit.py run=a), python shards/make.py", "(dist-ssl audit run=a), dist-ssl shards"),
+        ("torchrun --nproc-per-node 4 launch/audit.py a", "torchrun --nproc-per-node 4 --no-python dist-ssl audit a"),
+        (
+            "torchrun --nproc-per-node=8 --x launch/audit.py",
+            "torchrun --nproc-per-node=8 --x --no-python dist-ssl audit",
+        ),
+        ("python launch/agent.py python tests/draw.py", "python launch/agent.py python tests/draw.py"),
+        ("code differs in launch/slurm.py, launch/audit.py", "code differs in launch/slurm.py, launch/audit.py"),
+        (
+            "my-python launch/slurm.py /bin/python launch/slurm.py",
+            "my-python launch/slurm.py /bin/python launch/slurm.py",
+        ),
+        ("python launch/slurm.pyc", "python launch/slurm.pyc"),
+    ],
+)
+def test_commands_are_named_as_the_user_types_them(text: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, names = io.StringIO(), {"launch/slurm.py": "run", "launch/audit.py": "audit", "shards/make.py": "shards"}
+    Screen(file=file).print(text)
+    monkeypatch.setattr(command_names, "_subcommands", names)
+    Screen(file=file).print(text)
+    say(Screen(file=file), text)
+    assert file.getvalue().splitlines() == [text, shown, shown]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from dist_ssl.config import command_names
 from dist_ssl.errors import ConfigError
 from dist_ssl.runtime.files import remove
 from launch.handover import files, hand_over
@@ -38,6 +39,21 @@ def test_other_code_becomes_this_process(run: RunDir, monkeypatch: pytest.Monkey
     assert program == sys.executable
     assert command == [sys.executable, "-P", str(run.code / "launch" / "slurm.py"), "resume=run", "nodes=2"]
     assert environment["PYTHONPATH"] == f"{run.code}{os.pathsep}elsewhere"
+
+
+def test_the_installed_command_stays_what_the_user_sees(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run's own code is not beside the user, so its messages must not name its scripts either."""
+    (run.code / "configs" / "config.yaml").write_text("seed: 1\n")
+    became: list[Any] = []
+    monkeypatch.setattr(os, "execve", lambda *given: became.extend(given))
+    monkeypatch.setattr(command_names, "_subcommands", {"launch/evaluate.py": "evaluate"})
+    hand_over(run, ["run=run"], Console(quiet=True), "evaluate.py")
+    assert became[1] == [sys.executable, "-P", "-m", "launch.subcommands", "evaluate", "run=run"]
+    assert became[2]["PYTHONPATH"].split(os.pathsep)[0] == str(run.code)
+    became.clear()
+    (run.code / "launch" / "subcommands.py").unlink()  # code that is older than the installed command
+    hand_over(run, ["run=run"], Console(quiet=True), "evaluate.py")
+    assert became[1] == [sys.executable, "-P", str(run.code / "launch" / "evaluate.py"), "run=run"]
 
 
 def test_another_script_is_that_of_the_other_code(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,16 +1,29 @@
 """The commands print their usage when they are asked for it, and do nothing else; a full disk is no stack trace."""
 
 import errno
+import re
 from pathlib import Path
 from types import ModuleType
 from unittest.mock import MagicMock
 
 import pytest
 
-from launch import audit, embed, evaluate, export, plan, slurm, status
+from launch import audit, completion, embed, evaluate, export, finetune, plan, report, slurm, status
+from launch.config_groups import config_groups, keys_of_a_run, run_keys
+from launch.run_dir import PROJECT
+from shards import make, show, verify
+
+SCRIPTS = [slurm, audit, completion, embed, evaluate, export, finetune, plan, report, status, make, show, verify]
+BELOW = {
+    slurm: keys_of_a_run(PROJECT / "configs"),
+    plan: keys_of_a_run(PROJECT / "configs"),
+    make: make.options_help(),
+}
+"""What stands below the docstring, because it follows from files and classes."""
+WIDTH = 120
 
 
-@pytest.mark.parametrize("script", [slurm, audit, embed, evaluate, export, plan, status])
+@pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize("arguments", [["-h"], ["--help"], ["nodes=2", "--help"]])
 def test_help_is_the_usage(
     script: ModuleType,
@@ -22,9 +35,38 @@ def test_help_is_the_usage(
     monkeypatch.chdir(tmp_path)
     assert script.main(arguments) == 0
     text = capsys.readouterr().out
-    assert f"    python launch/{script.__name__.rpartition('.')[2]}.py " in text
-    assert text.strip() == (script.__doc__ or "").strip()
+    assert text.strip() == f"{(script.__doc__ or '').strip()}\n\n{BELOW.get(script, '')}".strip()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_has_examples_keys_in_groups_and_exit_codes(script: ModuleType) -> None:
+    text = script.__doc__ or ""
+    examples = text.partition("\nExamples:\n\n")[2].partition("\n\n")[0].splitlines()
+    start = f"python {script.__name__.replace('.', '/')}.py "
+    assert examples
+    for line in examples:
+        assert start in line or f"torchrun --nproc-per-node {start.removeprefix('python ')}" in re.sub(r" \d", "", line)
+    assert script is completion or "\nExit codes: 0" in text
+    assert all(len(line) <= WIDTH for line in f"{text}\n{BELOW.get(script, '')}".splitlines())
+
+
+def test_help_of_a_run_has_all_groups_and_keys() -> None:
+    text = keys_of_a_run(PROJECT / "configs")
+    groups = {folder.name for folder in (PROJECT / "configs").iterdir() if any(folder.glob("*.yaml"))}
+    assert {group.removeprefix("+") for group in config_groups(PROJECT / "configs")} == groups
+    for group, choices in config_groups(PROJECT / "configs").items():
+        assert f"\n    {group}=" in text
+        assert set(choices) <= set(re.findall(r"\w+", text))
+    for key in run_keys(PROJECT / "configs"):
+        assert f"\n    {key}: " in text
+
+
+def test_help_of_the_shards_has_the_options_of_every_source() -> None:
+    text = re.sub(r"\n {8}", " ", make.options_help())
+    assert set(make.SOURCES) <= set(re.findall(r"\w+", text))
+    assert "\n    source=imagefolder: path=... shard_bytes=256000000 val= labels= threads=" in text
+    assert re.search(r"\n    source=cifar10, .*places365: path=... download=false", text)
 
 
 def test_the_usage_of_the_launcher_names_every_way_to_use_it() -> None:

@@ -39,6 +39,25 @@ def test_code_that_git_does_not_know_has_no_commit(project: Path, tmp_path: Path
     assert source_of(tmp_path / "plain") == UNKNOWN
 
 
+@pytest.mark.parametrize("within_a_project", [False, True])
+def test_what_was_installed_from_a_repository_has_the_commit_that_pip_recorded(
+    project: Path, tmp_path: Path, within_a_project: bool
+) -> None:
+    site = (project if within_a_project else tmp_path) / "site-packages"
+    record = site / "dist_ssl-0.1.0.dist-info" / "direct_url.json"
+    record.parent.mkdir(parents=True)
+    origin: dict[str, object] = {"url": "https://example.org/dist_ssl.git"}
+    for info, commit in (
+        ({"vcs_info": {"vcs": "git", "commit_id": "c0ffee"}}, "c0ffee"),
+        ({"dir_info": {}}, None),
+        ({"vcs_info": {"commit_id": 3}}, None),
+    ):
+        record.write_text(json.dumps({**origin, **info}))
+        assert source_of(site) == {"commit": commit, "changed": []}
+    record.write_text("{")
+    assert source_of(site) == UNKNOWN
+
+
 def test_without_git_there_is_no_commit(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     assert source_of(project) == UNKNOWN

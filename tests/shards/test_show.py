@@ -83,7 +83,7 @@ def test_unlabelled_images_are_shown(tmp_path: Path) -> None:
         (["nowhere"], "The shard folder nowhere does not exist."),
         (["DATA", "split=tarin"], "Did you mean 'train'?"),
         (["DATA", "out=no/such/folder.png"], "no/such/folder.png cannot be written"),
-        (["DATA", "size=3"], "show.py has no option 'size'."),
+        (["DATA", "size=3"], "This command has no option 'size'."),
         (["DATA", "images=many"], "images=many is not possible: it must be a whole number, 0 or more."),
         ([], "No folder is given: this script takes one folder of shards."),
     ],

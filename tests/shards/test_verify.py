@@ -137,7 +137,7 @@ def test_exit_codes_and_the_table(data: Path, capsys: pytest.CaptureFixture[str]
     assert run_command(run, [str(data / "nowhere")]) == 2
     assert run_command(run, []) == 2
     assert run_command(run, [str(data), "deocde=false"]) == 2
-    assert "verify.py has no option 'deocde'.\n  Did you mean 'decode'?" in capsys.readouterr().out
+    assert "This command has no option 'deocde'.\n  Did you mean 'decode'?" in capsys.readouterr().out
 
 
 def test_the_columns_are_compared_in_every_split(good: Path, data: Path) -> None:

@@ -1,0 +1,64 @@
+"""Completion for bash: subcommands of dist-ssl, and after `run` and `plan` the groups and keys of a config.
+
+Examples:
+
+    eval "$(python launch/completion.py bash)"                # in this shell; in ~/.bashrc: in every one
+    python launch/completion.py bash > FILE                   # a FILE that bash-completion loads, or that you source
+
+The printed lines name the choices that there are now, so completing starts no Python. Elsewhere files are completed.
+"""
+
+import sys
+
+from rich.console import Console
+
+from dist_ssl.config.command import run_command
+from dist_ssl.config.command_names import PROGRAM
+from dist_ssl.errors import ConfigError
+from launch.config_groups import config_groups, run_keys
+from launch.run_dir import PROJECT
+from launch.subcommands import SUBCOMMANDS
+
+OF_RUNS = ("fork=", "follow=")
+"""Keys of the launcher that are not in config.yaml."""
+BASH = """\
+_dist_ssl() {{
+    local word=${{COMP_LINE:0:COMP_POINT}} words="{subcommands}"
+    word=${{word##* }}
+    case $COMP_CWORD:${{COMP_WORDS[1]}} in
+        1:*) ;;
+        *:run | *:plan) words="{keys}" ;;
+        *) return ;;
+    esac
+    COMPREPLY=($(compgen -W "$words" -- "$word"))
+    if [[ ${{#COMPREPLY[@]}} == 1 && ${{COMPREPLY[0]}} == *= ]]; then compopt -o nospace 2>/dev/null; fi
+    if [[ $word == *=* && $COMP_WORDBREAKS == *=* ]]; then COMPREPLY=("${{COMPREPLY[@]#*=}}"); fi
+}}
+complete -o default -F _dist_ssl {program}
+"""
+
+
+def bash() -> str:
+    """Return the lines that complete words in bash."""
+    configs = PROJECT / "configs"
+    keys = [f"{group}={choice}" for group, choices in config_groups(configs).items() for choice in choices]
+    keys += [*(f"{key}=" for key in run_keys(configs)), *OF_RUNS]
+    return BASH.format(subcommands=" ".join(SUBCOMMANDS), keys=" ".join(keys), program=PROGRAM)
+
+
+def run(arguments: list[str], _console: Console) -> int:
+    """Print the completion of a shell; return 0. Raises ConfigError."""
+    if arguments != ["bash"]:
+        given = " ".join(arguments) or "Nothing"
+        raise ConfigError(f"{given} is no shell that can be completed here.", "Write bash.")
+    sys.stdout.write(bash())  # as it is: a shell reads it
+    return 0
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command line; return the exit code."""
+    return run_command(run, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
