@@ -1,4 +1,4 @@
-"""The export of a run's encoder to a file that another library loads.
+"""The export of a run's encoder to a file, or a folder, that another library loads.
 
 Examples:
 
@@ -9,6 +9,8 @@ Keys:
 
     to=timm             ResNets, transformers and all else that timm has: timm.create_model loads the file
        torchvision      ResNets and plain vision transformers
+       huggingface      the same: a folder that transformers.AutoModel.from_pretrained loads
+       onnx             any encoder but a transformer of EMP-SSL: one file that onnxruntime and others compute
        safetensors      any encoder: dist_ssl.load_encoder loads the file
     branch=student      or teacher (where the method has one), ema (of a run with ema=0.999); by default what the run's
                         probe measures
@@ -19,8 +21,8 @@ Keys:
 
 The file is checked before it is kept: all tensors must have their place in the library's network, and the library,
 loading the file as the printed lines of Python do, must compute the same features of 16 images of the run's data, to
-1e-5 of the largest in fp32. Otherwise nothing is written. Beside the file is a model card, FILE.md: recipe, data,
-numbers, code.
+1e-5 of the largest in fp32, and of one image by itself. Otherwise nothing is written. Beside the file is a model card,
+FILE.md (in a folder, README.md): recipe, data, numbers, code.
 
 Exit codes: 0; 1 the export failed its check; 2 something in the command, the checkpoint or the data must be corrected;
 130 interrupted.
@@ -28,7 +30,8 @@ Exit codes: 0; 1 the export failed its check; 2 something in the command, the ch
 
 import os
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
@@ -45,17 +48,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dist_ssl.saved_encoder import SavedEncoder
-    from launch.export_targets import Target
+    from launch.target import Target
 
 FAILED_CODE = 1
-BAR = 1e-5
-"""Largest difference of a feature, as a share of the largest feature."""
 IMAGES = 16
 """Images whose features are compared."""
 TRIED = 64
 """Images that are tried, since some may be unreadable."""
 PATH = "data.path"
 SUFFIX = ".safetensors"
+SUFFIXES = {"huggingface": "", "onnx": ".onnx"}
+"""Endings of names of what is written, where it is no safetensors file; a folder has none."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class ExportOptions:
     """The keys of the command; None stands for what the run has."""
 
     run: str
-    to: Literal["timm", "torchvision", "safetensors"]
+    to: Literal["timm", "torchvision", "safetensors", "huggingface", "onnx"]
     branch: Literal["student", "teacher", "ema"] | None = None
     checkpoint: str = "latest"
     out: str | None = None
@@ -83,85 +86,56 @@ class ExportOptions:
         for key in ("run", "to"):
             if key not in values:
                 raise ConfigError(f"{key} is not given.", "Usage: python launch/export.py run=runs/NAME to=timm")
-        if not str(values.get("out", SUFFIX)).endswith(SUFFIX):
+        options = cls(**values)
+        if options.out is not None and not options.out.endswith(options.suffix):
             raise ConfigError(
-                f"out={values['out']} does not end with {SUFFIX}, by which libraries know how to read a file.",
-                f"Write out={values['out']}{SUFFIX}, say.",
+                f"out={options.out} does not end with {options.suffix}, by which libraries know how to read a file.",
+                f"Write out={options.out}{options.suffix}, say.",
             )
-        return cls(**values)
+        return options
+
+    @property
+    def suffix(self) -> str:
+        """Return the ending of the name of what is written, empty for a folder."""
+        return SUFFIXES.get(self.to, SUFFIX)
 
 
 def export(options: ExportOptions, run: RunDir, console: Console) -> int:
     """Export, check and write; return the exit code. Raises UserError."""
     from launch.checkpoint_encoder import of_checkpoint
     from launch.evaluation import checkpoint_of
+    from launch.export_check import keep_if_equal
     from launch.export_targets import TARGETS
-    from launch.model_card import card
+    from launch.model_card import card, recipe
 
     checkpoint = checkpoint_of(run, options.checkpoint)
     config = {**run.config, "probe": run.last_config()["probe"]}  # a resume may change the probe
     saved = of_checkpoint(config, run.folder.resolve().name, checkpoint, options.branch)
-    target, images = TARGETS[options.to](saved), sample(run, options.data_path, saved)
-    name = f"{saved.description.step:08d}_{saved.description.branch}_{options.to}.safetensors"
+    target = replace(TARGETS[options.to](saved), recipe=recipe(config))
+    name = f"{saved.description.step:08d}_{saved.description.branch}_{options.to}{options.suffix}"
     out = Path(options.out) if options.out else run.folder / "exports" / name
+    refuse_full(out, target)
+    images = sample(run, options.data_path, saved)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        library = "dist_ssl" if options.to == "safetensors" else options.to
-        problem, checked = keep_if_equal(saved, target, images, out, library)
-        console.print(f"{checkpoint.name}, {saved.description.branch}: {checked}")
-        if problem:
-            console.print(f"Not written: {problem}")
-            return FAILED_CODE
-        Path(f"{out}.md").write_text(card(run, saved, target.lines(out), checked))
+        describe = partial(card, run, saved, target.lines(out))
+        problem, checked = keep_if_equal(saved, target, images, out, describe)
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error.strerror or error}.", "Name another file: out=...") from error
-    console.print(f"Written to {out}, with its card {out.name}.md. To load it:")
+    console.print(f"{checkpoint.name}, {saved.description.branch}: {checked}")
+    if problem:
+        console.print(f"Not written: {problem}")
+        return FAILED_CODE
+    console.print(f"Written to {out}, with its card {target.card(out).name}. To load it:")
     for line in target.lines(out):
         console.print(f"  {line}")
     return 0
 
 
-def keep_if_equal(
-    saved: "SavedEncoder", target: "Target", images: "Tensor", out: Path, library: str
-) -> tuple[str, str]:
-    """Write the file, load it by the library, and remove it again where it is not the same; return why and what.
-
-    The first text is empty where the file was kept; the second says what was compared. Raises OSError.
-    """
-    from safetensors.torch import save
-
-    from launch.export_targets import matched
-
-    part = out.with_name(f".{os.getpid()}.{out.name}")
-    try:
-        part.write_bytes(saved.content() if target.described else save(dict(target.renamed), {"format": "pt"}))
-        try:
-            model = target.load(part).eval()
-        except (RuntimeError, UserError) as error:
-            return f"{library} does not take the file: {str(error).strip()}", "the file was not loaded."
-        same, count = matched(target, model)
-        gap = difference(saved, model, images)
-        checked = f"matched {same} of {count} tensors; "
-        checked += f"{library} differs by {gap:.1e} of the largest feature of {len(images)} images (bar {BAR:g})."
-        if same < count or not gap <= BAR:
-            return f"{library} does not compute the same.", checked
-        part.replace(out)
-        return "", checked
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def difference(saved: "SavedEncoder", model: Any, images: "Tensor") -> float:
-    """Return the largest difference of features, as a share of the largest feature. Raises UserError if none is."""
-    import torch
-
-    with torch.inference_mode():
-        own, other = saved(images), model(images)
-    if not own.isfinite().all():
-        raise UserError("The features of the encoder are not finite: it has diverged.", "Name an earlier checkpoint.")
-    if own.shape != other.shape:
-        return float("inf")
-    return float((own - other).abs().max() / own.abs().max().clamp_min(1e-30))
+def refuse_full(out: Path, target: "Target") -> None:
+    """Raise ConfigError where a folder is to be written in the place of something else."""
+    if target.folder and os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
+        raise ConfigError(f"{out} is there already, and a folder is not written over.", "Name a new folder: out=...")
 
 
 def sample(run: RunDir, path: str | None, saved: "SavedEncoder") -> "Tensor":

@@ -5,22 +5,17 @@ compute the features of the same images.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dist_ssl.errors import ConfigError
-from dist_ssl.saved_encoder import COUNTERS, POSITIONS, SavedEncoder, load_encoder
+from dist_ssl.saved_encoder import POSITIONS, SavedEncoder, load_encoder
+from launch.huggingface_export import of_huggingface
+from launch.onnx_export import of_onnx
+from launch.target import Target, is_resnet, plain_sizes, timm_call, with_path
 
-RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
-"""Architectures whose tensors have the same names in timm and in torchvision."""
-TIMM = "dist_ssl.models.encoders.timm_encoder"
-OWN_VIT = "dist_ssl.models.vit.vit"
-ANY_VIT = "vit_base_patch16_224"
-"""timm's function for a transformer whose sizes are all given."""
 PER_BLOCK = {
     "ln_1": "norm1",
     "self_attention.in_proj_": "attn.qkv.",
@@ -32,22 +27,10 @@ PER_BLOCK = {
 """torchvision's names within a block of a transformer, and timm's."""
 
 
-@dataclass(frozen=True)
-class Target:
-    """An encoder as a library has it. `renamed`: tensors by the library's names; `described`: keep our metadata."""
-
-    renamed: Mapping[str, Tensor]
-    described: bool
-    load: Callable[[Path], nn.Module]
-    """Function that builds the encoder by the library, from a file; [B, 3, S, S] -> [B, D]."""
-    lines: Callable[[Path], list[str]]
-    """Lines of Python that do the same."""
-
-
 def of_dist_ssl(saved: SavedEncoder) -> Target:
     """Return the encoder as this package has it."""
     lines = ("import dist_ssl", "encoder = dist_ssl.load_encoder({path!r})")
-    return Target(saved.tensors(), True, load_encoder, _written(lines))
+    return Target("dist_ssl", saved.tensors(), True, load_encoder, with_path(lines))
 
 
 def of_timm(saved: SavedEncoder) -> Target:
@@ -76,7 +59,7 @@ def of_timm(saved: SavedEncoder) -> Target:
             "import timm",
             f"model = timm.create_model({name!r}, num_classes=0{given}, checkpoint_path={{path!r}})",
         )
-    return Target(saved.tensors(), True, load, _written(lines))
+    return Target("timm", saved.tensors(), True, load, with_path(lines))
 
 
 def of_torchvision(saved: SavedEncoder) -> Target:
@@ -85,7 +68,7 @@ def of_torchvision(saved: SavedEncoder) -> Target:
     from torchvision.models import VisionTransformer
 
     node = saved.description.encoder
-    if node["_target_"] == TIMM and node["name"] in RESNETS:
+    if is_resnet(saved):
         name, small = str(node["name"]), node.get("stem") == "small"
 
         def resnet(path: Path) -> nn.Module:
@@ -95,8 +78,10 @@ def of_torchvision(saved: SavedEncoder) -> Target:
 
         made = (f"model = torchvision.models.{name}()", "model.fc = torch.nn.Identity()")
         lines = ("import torch, torchvision", *made, *(SMALL_STEM if small else ()), *LOADING)
-        return Target(saved.tensors(), True, resnet, _written(lines))
-    sizes = sizes_of(saved)
+        return Target("torchvision", saved.tensors(), True, resnet, with_path(lines))
+    own = plain_sizes(saved, "torchvision")
+    sizes = {"image_size": own.image, "patch_size": own.patch, "num_layers": own.depth}
+    sizes |= {"num_heads": own.heads, "hidden_dim": own.width, "mlp_dim": own.hidden}
 
     def transformer(path: Path) -> nn.Module:
         model = VisionTransformer(**sizes)
@@ -106,7 +91,7 @@ def of_torchvision(saved: SavedEncoder) -> Target:
     given = ", ".join(f"{key}={value}" for key, value in sizes.items())
     made = (f"model = torchvision.models.VisionTransformer({given})", "model.heads = torch.nn.Identity()")
     lines = ("import torch, torchvision", *made, *LOADING)
-    return Target(in_torchvision(saved.tensors()), False, transformer, _written(lines))
+    return Target("torchvision", in_torchvision(saved.tensors()), False, transformer, with_path(lines))
 
 
 SMALL_STEM = (
@@ -114,13 +99,6 @@ SMALL_STEM = (
     "model.maxpool = torch.nn.Identity()",
 )
 LOADING = ("import safetensors.torch", "model.load_state_dict(safetensors.torch.load_file({path!r}))")
-
-
-def _written(lines: tuple[str, ...]) -> Callable[[Path], list[str]]:
-    """Return the function that puts the path of a file into lines of Python."""
-    needs_torch = any("torch.nn" in line for line in lines) and not any("import torch" in line for line in lines[:1])
-    ahead = ("import torch",) if needs_torch else ()
-    return lambda path: [line.replace("{path!r}", repr(str(path))) for line in (*ahead, *lines)]
 
 
 def _small_stem(model: Any) -> nn.Module:
@@ -135,46 +113,6 @@ def _loaded(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     """Load all tensors of a file into a network, as the printed lines do. Raises RuntimeError where names differ."""
     model.load_state_dict(state)
     return model
-
-
-def timm_call(saved: SavedEncoder) -> tuple[str, dict[str, Any]]:
-    """Return name and options with which `timm.create_model` builds the network. Raises ConfigError."""
-    own = saved.description
-    node = own.encoder
-    refuse_extra_layer(saved, "timm")
-    if node["_target_"] == TIMM:
-        options = {key: value for key, value in node.items() if key not in ("_target_", "name", "stem")}
-        return str(node["name"]), {key: value for key, value in options.items() if key != "zero_init_last"}
-    if node["_target_"] != OWN_VIT:
-        raise ConfigError(
-            f"timm has no {str(node['_target_']).rpartition('.')[2]}.",
-            "Use to=safetensors: dist_ssl.load_encoder loads it.",
-        )
-    sizes = {"img_size": own.crop, "patch_size": node["patch"], "embed_dim": node["width"], "depth": node["depth"]}
-    return ANY_VIT, {**sizes, "num_heads": node["heads"], "mlp_ratio": node["mlp_ratio"]}
-
-
-def sizes_of(saved: SavedEncoder) -> dict[str, int]:
-    """Return the sizes of a plain transformer as torchvision names them. Raises ConfigError where it is none."""
-    refuse_extra_layer(saved, "torchvision")
-    own: Any = saved.encoder
-    tensors = saved.tensors()
-    names = {name.rpartition(".")[0] for name in in_torchvision(tensors)}
-    if not {"conv_proj", "encoder.ln", "encoder"} <= names:
-        raise ConfigError(
-            f"torchvision has no {type(own).__name__} like this one.",
-            "It has ResNets and plain vision transformers. Use to=timm or to=safetensors.",
-        )
-    patch, width = own.patch_embed.proj.kernel_size[0], own.num_features
-    side = patch * round((tensors[POSITIONS].shape[1] - 1) ** 0.5)
-    if side != saved.description.crop:
-        raise ConfigError(
-            f"torchvision's transformers take images of one side, here {side} px, not {saved.description.crop} px.",
-            "Use to=timm.",
-        )
-    hidden = tensors["blocks.0.mlp.fc1.weight"].shape[0]
-    sizes = {"image_size": side, "patch_size": patch, "num_layers": len(own.blocks)}
-    return {**sizes, "num_heads": own.blocks[0].attn.num_heads, "hidden_dim": width, "mlp_dim": hidden}
 
 
 def in_torchvision(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -192,26 +130,11 @@ def in_torchvision(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def refuse_extra_layer(saved: SavedEncoder, library: str) -> None:
-    """Raise ConfigError where the encoder has a layer on top that no library knows."""
-    if saved.description.extra_layer is not None:
-        raise ConfigError(
-            f"The encoder of EMP-SSL has one more layer, which {library} has not.",
-            "Use to=safetensors: dist_ssl.load_encoder loads it.",
-        )
-
-
-def matched(target: Target, model: nn.Module) -> tuple[int, int]:
-    """Return how many tensors of the file the library's network has by name and shape, and how many it has in all."""
-    state = model.tensors() if isinstance(model, SavedEncoder) else model.state_dict()
-    own = {name: value for name, value in state.items() if not name.endswith(COUNTERS)}
-    same = [name for name, value in own.items() if name in target.renamed and target.renamed[name].shape == value.shape]
-    return len(same), len(own.keys() | target.renamed.keys())
-
-
 TARGETS: dict[str, Callable[[SavedEncoder], Target]] = {
     "safetensors": of_dist_ssl,
     "timm": of_timm,
     "torchvision": of_torchvision,
+    "huggingface": of_huggingface,
+    "onnx": of_onnx,
 }
 """By the value of `to`."""

@@ -26,8 +26,8 @@ RECIPE = (
 def card(run: RunDir, saved: SavedEncoder, lines: Sequence[str], checked: str) -> str:
     """Return the text of the card. `lines`: of Python that load the file; `checked`: what its check has found."""
     own, config = saved.description, run.config
-    code = "\n".join([*lines, "model.eval()" if any(line.startswith("model") for line in lines) else ""]).strip()
-    recipe = yaml.safe_dump({key: config[key] for key in RECIPE if key in config}, sort_keys=False)
+    plain = any(line.startswith("model") for line in lines) and not lines[-1].startswith("features")
+    code = "\n".join([*lines, *(["model.eval()"] if plain else [])])
     images = f"shorter side {own.resize} px, centre {own.crop} px, RGB / 255, mean {own.mean}, std {own.std}"
     numbers = "\n".join(f"| {name} | {value} |" for name, value in measured(run, own.step, own.branch))
     return f"""# {own.run}: {own.method}, {own.branch}, step {own.step}
@@ -51,8 +51,13 @@ Checked when it was exported: {checked}
 | code | {revision(run)} |
 
 ```yaml
-{recipe}```
+{recipe(config)}```
 """
+
+
+def recipe(config: Mapping[str, Any]) -> str:
+    """Return the keys of the config that say how the encoder was trained, as YAML."""
+    return yaml.safe_dump({key: config[key] for key in RECIPE if key in config}, sort_keys=False)
 
 
 def measured(run: RunDir, step: int, branch: str) -> Iterator[tuple[str, str]]:

@@ -19,6 +19,7 @@ LONGEST = ("test_kill.py", "test_slurm.py", "test_gpu_script.py", "test_loader_p
 """Files that come first: otherwise one of two processes works on them alone at the end."""
 
 os.environ["OMP_NUM_THREADS"] = "1"  # processes that tests start share two cores
+os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is downloaded
 torch.set_num_threads(1)
 settings.register_profile("quiet", deadline=None, max_examples=50, derandomize=True, database=None)
 settings.load_profile("quiet")

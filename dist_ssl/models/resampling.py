@@ -59,10 +59,11 @@ class ResizedPositions(VisionTransformer):  # type: ignore[misc]
         prefix, learnt = self.pos_embed[:, :count], self.pos_embed[:, count:]
         layout = self.patch_embed.proj.latest
         learnt = resized(learnt, self.patch_embed.grid_size, layout.grid)
+        size = x.shape[0]  # and not len(x), which torch.export takes as a constant
         if layout.kept is not None:
-            learnt, prefix = layout.of(learnt[0]), prefix.expand(len(x), -1, -1)
+            learnt, prefix = layout.of(learnt[0]), prefix.expand(size, -1, -1)
         positions = torch.cat([prefix, learnt], dim=1)
-        tokens = [token.expand(len(x), -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
+        tokens = [token.expand(size, -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
         if self.no_embed_class:
             return self.pos_drop(torch.cat([*tokens, x + positions], dim=1))  # type: ignore[no-any-return]
         return self.pos_drop(torch.cat([*tokens, x], dim=1) + positions)  # type: ignore[no-any-return]

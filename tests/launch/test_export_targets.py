@@ -1,21 +1,29 @@
 """Exports are loaded by their libraries, compute the same there, and are refused where they do not."""
 
+import json
+import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 import torch
+import transformers
+from PIL import Image
 from torch import nn
 
 import dist_ssl
 from dist_ssl.config.instantiate import instantiate
 from dist_ssl.errors import ConfigError
 from dist_ssl.methods.emp_ssl import Widened
-from dist_ssl.saved_encoder import SavedEncoder
-from launch.export import keep_if_equal
+from dist_ssl.saved_encoder import KEY, SavedEncoder
+from launch.export import refuse_full
+from launch.export_check import keep_if_equal
 from launch.export_targets import TARGETS
+from launch.target import Target
 from tests.test_saved_encoder import DESCRIPTION, TINY, shaken
 
 RESNET = {"_target_": "dist_ssl.models.encoders.timm_encoder", "name": "resnet18", "zero_init_last": True}
@@ -34,9 +42,12 @@ NARROW = {**RESNET, "channels": [8, 16, 24, 32]}
 NODES: dict[str, dict[str, Any]] = {
     "resnet": {**RESNET, "stem": "standard"},
     "narrow resnet": {**NARROW, "stem": "standard"},
+    "short resnet": {**NARROW, "stem": "standard", "layers": [1, 1, 1, 1]},
+    "bottlenecks": {**NARROW, "name": "resnet50", "stem": "standard", "layers": [1, 1, 2, 1]},
     "small stem": {**RESNET, "stem": "small"},
     "own transformer": {**OWN_VIT, "frozen_patches": True},
     "timm's transformer": TIMM_VIT,
+    "mean of tokens": {**TIMM_VIT, "global_pool": "avg", "fc_norm": False},
 }
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
@@ -44,34 +55,104 @@ IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 @cache
 def saved_of(name: str) -> SavedEncoder:
     node = NODES[name]
+    torch.manual_seed(1)
     return SavedEncoder(shaken(instantiate(node, "encoder")), replace(DESCRIPTION, encoder=node, resize=37, crop=32))
 
 
+def kept(saved: SavedEncoder, target: Target, out: Path) -> tuple[str, str]:
+    return keep_if_equal(saved, target, IMAGES, out, lambda checked: f"The card. {checked}")
+
+
+FILES = ("safetensors", "timm", "torchvision")
 PAIRS = [
-    *(("narrow resnet", library) for library in ("timm", "safetensors")),
+    *(("narrow resnet", library) for library in ("timm", "safetensors", "huggingface")),
+    ("short resnet", "onnx"),
     ("resnet", "torchvision"),
+    ("bottlenecks", "huggingface"),
     *(("small stem", library) for library in ("timm", "torchvision")),
-    *(("own transformer", library) for library in TARGETS),
-    *(("timm's transformer", library) for library in TARGETS),
+    *(("own transformer", library) for library in (*FILES, "huggingface")),
+    *(("timm's transformer", library) for library in (*FILES, "huggingface")),
 ]
 
 
 @pytest.mark.parametrize(("name", "library"), PAIRS)
 def test_the_printed_lines_load_a_network_that_computes_the_same(name: str, library: str, tmp_path: Path) -> None:
-    saved, out = saved_of(name), tmp_path / "it's.safetensors"
+    saved, out = saved_of(name), tmp_path / ("it's" if library == "huggingface" else "it's.safetensors")
     target = TARGETS[library](saved)
-    problem, checked = keep_if_equal(saved, target, IMAGES, out, library)
+    problem, checked = kept(saved, target, out)
     assert problem == "", checked
-    names = len(saved.tensors())
-    assert checked.startswith(f"matched {names} of {names} tensors; {library} differs by ")
-    assert list(tmp_path.iterdir()) == [out]
-    space: dict[str, Any] = {}
-    exec("\n".join(target.lines(out)), space)
-    model: nn.Module = space["encoder" if library == "safetensors" else "model"].eval()
+    names = len(target.renamed)
+    assert names >= len(saved.tensors())
+    assert checked.startswith(f"matched {names} of {names} tensors; {target.library} differs by ")
+    assert set(tmp_path.iterdir()) == ({out} if target.folder else {out, target.card(out)})
+    assert target.card(out).read_text() == f"{target.heading}The card. {checked}"
+    assert_the_same(saved, target, out)
+    if target.described:
+        assert torch.equal(dist_ssl.load_encoder(out)(IMAGES), saved(IMAGES)), "the file is ours too"
+
+
+def assert_the_same(saved: SavedEncoder, target: Target, out: Path) -> None:
+    space: dict[str, Any] = {"images": IMAGES.numpy() if target.library == "onnxruntime" else IMAGES}
     with torch.inference_mode():
-        torch.testing.assert_close(model(IMAGES), saved(IMAGES), rtol=1e-5, atol=1e-5)
-        if target.described:
-            assert torch.equal(dist_ssl.load_encoder(out)(IMAGES), saved(IMAGES)), "the file is ours too"
+        exec("\n".join(target.lines(out)), space)
+        if "features" not in space:
+            space["features"] = space["encoder" if target.library == "dist_ssl" else "model"].eval()(IMAGES)
+        expected, found = saved(IMAGES), torch.as_tensor(space["features"])
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.fixture(scope="module")
+def onnx_file(tmp_path_factory: pytest.TempPathFactory) -> tuple[SavedEncoder, Target, Path]:
+    """A transformer, as ONNX has it, and its file; treat it as read-only."""
+    saved, out = saved_of("own transformer"), tmp_path_factory.mktemp("onnx") / "x.onnx"
+    target = replace(TARGETS["onnx"](saved), recipe="epochs: 3\n")
+    problem, checked = kept(saved, target, out)
+    assert problem == "", checked
+    return saved, target, out
+
+
+def test_a_folder_of_transformers_says_what_images_it_takes(tmp_path: Path) -> None:
+    own, out = saved_of("own transformer"), tmp_path / "mine"
+    saved = SavedEncoder(own.encoder, replace(own.description, resize=40))  # even margins: no library rounds them
+    assert kept(saved, TARGETS["huggingface"](saved), out)[0] == ""
+    names = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"}
+    assert {path.name for path in out.iterdir()} == names
+    assert json.loads((out / "config.json").read_text())["architectures"] == ["ViTModel"]
+    pixels = np.random.default_rng(2).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    picture = Image.fromarray(pixels).resize((90, 60), Image.Resampling.BICUBIC)  # smooth: filters round differently
+    found = transformers.AutoImageProcessor.from_pretrained(out, local_files_only=True)(picture, return_tensors="pt")
+    torch.testing.assert_close(found["pixel_values"], saved.prepared([picture]), rtol=0, atol=0.02)
+
+
+def test_an_onnx_file_says_what_images_it_takes_and_how_it_was_trained(
+    onnx_file: tuple[SavedEncoder, Target, Path],
+) -> None:
+    saved, target, out = onnx_file
+    assert_the_same(saved, target, out)
+    model = onnx.load(out)
+    assert {one.name for one in model.graph.initializer} == set(saved.tensors())
+    said = {one.key: one.value for one in model.metadata_props}
+    assert said["recipe"] == "epochs: 3\n"
+    assert {key: json.loads(said[key]) for key in ("image_size", "resize", "mean", "std", "data")} == {
+        "image_size": 32,
+        "resize": 37,
+        "mean": list(DESCRIPTION.mean),
+        "std": list(DESCRIPTION.std),
+        "data": DESCRIPTION.data,
+    }
+    assert json.loads(said[KEY])["encoder"] == saved.description.encoder
+    (images,) = model.graph.input
+    assert [side.dim_param or side.dim_value for side in images.type.tensor_type.shape.dim] == ["batch", 3, 32, 32]
+
+
+def test_learnt_positions_are_those_of_the_side_of_the_images(tmp_path: Path) -> None:
+    own = saved_of("timm's transformer")
+    saved = SavedEncoder(own.encoder, replace(own.description, resize=48, crop=48))
+    target = TARGETS["onnx"](saved)
+    problem, checked = keep_if_equal(saved, target, torch.randn(3, 3, 48, 48), tmp_path / "x.onnx", str)
+    assert problem == "", checked
+    assert target.renamed["pos_embed"].shape == (1, 10, 36)
+    assert own.encoder.pos_embed.shape == (1, 5, 36)
 
 
 def renamed(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -90,6 +171,10 @@ REFUSED = [
     ("own transformer", "torchvision", renamed, "torchvision does not take the file"),
     ("own transformer", "timm", changed, "timm does not compute the same"),
     ("timm's transformer", "torchvision", changed, "torchvision does not compute the same"),
+    ("narrow resnet", "huggingface", renamed, "transformers does not take the file: 1 tensors are missing"),
+    ("own transformer", "huggingface", renamed, "transformers does not take the file: 1 tensors are missing"),
+    ("own transformer", "huggingface", changed, "transformers does not compute the same"),
+    ("short resnet", "onnx", renamed, "onnxruntime does not take the file: 2 tensors are missing or unexpected"),
 ]
 
 
@@ -100,8 +185,58 @@ def test_another_name_or_another_value_is_refused_and_nothing_is_written(
     saved = saved_of(name)
     target = TARGETS[library](saved)
     target = replace(target, renamed=change(dict(target.renamed)), described=False)
-    problem, _ = keep_if_equal(saved, target, IMAGES, tmp_path / "x.safetensors", library)
+    problem, _ = kept(saved, target, tmp_path / "x.safetensors")
     assert message in problem
+    assert not list(tmp_path.iterdir())
+
+
+def rename(model: onnx.ModelProto) -> None:
+    for node in model.graph.node:
+        node.input[:] = ["renamed" if name == "norm.bias" else name for name in node.input]
+    next(one for one in model.graph.initializer if one.name == "norm.bias").name = "renamed"
+
+
+def scale(model: onnx.ModelProto) -> None:
+    tensor = next(one for one in model.graph.initializer if one.name == "norm.bias")
+    tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) * np.float32(1.01), "norm.bias"))
+
+
+def fix_batch(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
+
+
+def cut(model: onnx.ModelProto) -> None:
+    del model.graph.node[3]
+
+
+@pytest.mark.parametrize(
+    ("change", "message", "more"),
+    [
+        (rename, "onnxruntime does not compute the same.", (-1, 1)),
+        (scale, "onnxruntime does not compute the same.", (0, 0)),
+        (fix_batch, "onnxruntime does not take the file: it computes only", None),
+        (cut, "onnxruntime does not take the file: ", None),
+    ],
+)
+def test_an_onnx_file_in_which_something_else_stands_is_refused(
+    change: Any,
+    message: str,
+    more: tuple[int, int] | None,
+    onnx_file: tuple[SavedEncoder, Target, Path],
+    tmp_path: Path,
+) -> None:
+    saved, target, out = onnx_file
+
+    def other(_: Target, path: Path) -> None:
+        model = onnx.load(out)
+        change(model)
+        onnx.save(model, path)
+
+    problem, checked = kept(saved, replace(target, write=other), tmp_path / "x.onnx")
+    assert message in problem
+    if more:
+        names = len(saved.tensors())
+        assert checked.startswith(f"matched {names + more[0]} of {names + more[1]} tensors; ")
     assert not list(tmp_path.iterdir())
 
 
@@ -114,7 +249,7 @@ def test_a_tensor_of_the_library_that_the_file_lacks_is_refused(tmp_path: Path) 
         model.added = nn.Linear(1, 1)
         return model
 
-    problem, checked = keep_if_equal(saved, replace(target, load=careless), IMAGES, tmp_path / "x.safetensors", "timm")
+    problem, checked = kept(saved, replace(target, load=careless), tmp_path / "x.safetensors")
     assert problem == "timm does not compute the same."
     assert checked.startswith(f"matched {names} of {names + 2} tensors")
 
@@ -122,12 +257,55 @@ def test_a_tensor_of_the_library_that_the_file_lacks_is_refused(tmp_path: Path) 
 def test_networks_that_a_library_lacks_are_refused() -> None:
     tiny = SavedEncoder(instantiate(TINY, "encoder"), DESCRIPTION)
     widened = SavedEncoder(Widened(instantiate(TINY, "encoder"), 8), replace(DESCRIPTION, extra_layer=8))
-    for library in ("timm", "torchvision"):
+    for to, library in (("timm", "timm"), ("torchvision", "torchvision"), ("huggingface", "transformers")):
         with pytest.raises(ConfigError, match=f"{library} has no TinyResNet"):
-            TARGETS[library](tiny)
+            TARGETS[to](tiny)
         with pytest.raises(ConfigError, match=f"one more layer, which {library} has not"):
-            TARGETS[library](widened)
-    assert set(TARGETS["safetensors"](widened).renamed) == set(widened.tensors())
+            TARGETS[to](widened)
+    for to in ("safetensors", "onnx"):
+        assert set(TARGETS[to](widened).renamed) == set(widened.tensors())
     other = saved_of("timm's transformer")
-    with pytest.raises(ConfigError, match="images of one side, here 32 px, not 48 px"):
-        TARGETS["torchvision"](SavedEncoder(other.encoder, replace(other.description, resize=48, crop=48)))
+    larger = SavedEncoder(other.encoder, replace(other.description, resize=48, crop=48))
+    for to in ("torchvision", "huggingface"):
+        with pytest.raises(ConfigError, match="images of one side, here 32 px, not 48 px"):
+            TARGETS[to](larger)
+        with pytest.raises(ConfigError, match="are its class token; this encoder has global_pool=avg"):
+            TARGETS[to](saved_of("mean of tokens"))
+    with pytest.raises(ConfigError, match=r"begin with a 7x7 .* of stride 2; encoder\.stem=small has"):
+        TARGETS["huggingface"](saved_of("small stem"))
+    node = NODES["own transformer"]
+    emp = SavedEncoder(Widened(instantiate(node, "encoder"), 8), replace(DESCRIPTION, encoder=node, extra_layer=8))
+    with pytest.raises(ConfigError, match="transformer of EMP-SSL cannot be written as an ONNX file"):
+        TARGETS["onnx"](emp)
+
+
+@pytest.mark.parametrize(
+    ("to", "package", "remedy"),
+    [
+        ("huggingface", "transformers", r"dist_ssl\[huggingface\]', or pip install transformers\."),
+        ("onnx", "onnxruntime", r"dist_ssl\[onnx\]', or pip install onnx onnxscript onnxruntime\."),
+    ],
+)
+def test_a_package_that_is_not_installed_is_named(
+    to: str, package: str, remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ConfigError, match=f"to={to} needs .*{package}(?s:.*){remedy}"):
+        TARGETS[to](saved_of("own transformer"))
+
+
+def test_a_folder_is_written_over_nothing(tmp_path: Path) -> None:
+    saved, out = saved_of("own transformer"), tmp_path / "mine"
+    folder, file = TARGETS["huggingface"](saved), TARGETS["timm"](saved)
+    out.mkdir()
+    refuse_full(out, folder)
+    assert kept(saved, folder, out)[0] == ""
+    refuse_full(out / "config.json", file)
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "nothing")
+    for place in (out, out / "config.json", link):
+        with pytest.raises(ConfigError, match="is there already, and a folder is not written over"):
+            refuse_full(place, folder)
+    with pytest.raises(OSError, match="not empty"):
+        kept(saved, folder, out)
+    assert set(tmp_path.iterdir()) == {out, link}

@@ -1,10 +1,13 @@
 """From a folder of pictures to an encoder in use, by real commands."""
 
+import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 import yaml
@@ -103,6 +106,25 @@ def test_another_branch_is_exported_with_a_card(
     assert not changeable_by_others(run)
 
 
+def test_an_onnx_file_has_the_recipe_of_its_run(
+    finished: tuple[Path, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, _ = finished
+    assert export.main([f"run={run}", "to=onnx"]) == 0
+    text, out = capsys.readouterr().out, run / "exports" / "00000004_student_onnx.onnx"
+    assert "step_00000004, student: matched 35 of 35 tensors; onnxruntime differs by " in text
+    assert f"session = onnxruntime.InferenceSession('{out}', providers=['CPUExecutionProvider'])" in text
+    assert "features = session.run(None, {'images': images})[0]" in Path(f"{out}.md").read_text()
+    said = {one.key: one.value for one in onnx.load(out).metadata_props}
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert yaml.safe_load(said["recipe"])["method"] == config["method"]
+    assert json.loads(said["data"]) == config["data"]["identity"]
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert export.main([f"run={run}", "to=onnx"]) == 2
+    text = capsys.readouterr().out
+    assert "to=onnx needs onnx, onnxscript, onnxruntime.\n  pip install 'dist_ssl[onnx]', or pip install onnx " in text
+
+
 def test_commands_that_cannot_be_done_are_refused(
     finished: tuple[Path, str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -117,6 +139,8 @@ def test_commands_that_cannot_be_done_are_refused(
         (("to=safetensors", f"data.path={tmp_path}"), "Say where the run's data is now: data.path=..."),
         (("to=safetensors", f"out={run}/config.yaml/x.safetensors"), "x.safetensors cannot be written"),
         (("to=safetensors", "out=x.bin"), "out=x.bin does not end with .safetensors"),
+        (("to=onnx", "out=x.safetensors"), "out=x.safetensors does not end with .onnx"),
+        (("to=huggingface",), "transformers has no TinyResNet"),
     ):
         assert export.main([f"run={run}", *words]) == 2
         assert message in capsys.readouterr().out

@@ -1,0 +1,78 @@
+"""The check of an export: its library loads it and computes the same features, or nothing stays on disk."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from dist_ssl.errors import UserError
+from dist_ssl.saved_encoder import COUNTERS, SavedEncoder
+from launch.target import LoadedNetwork, Target
+
+BAR = 1e-5
+"""Largest difference of a feature, as a share of the largest feature."""
+
+
+def keep_if_equal(
+    saved: SavedEncoder, target: Target, images: Tensor, out: Path, describe: Callable[[str], str]
+) -> tuple[str, str]:
+    """Write a file or folder, load it by the library, and remove it where it is not the same; return why and what.
+
+    The first text is empty where it was kept; the second says what was compared. `images`: [N, 3, S, S]; features are
+    computed of all of them, and of one by itself. `describe`: returns the text of the card, given the second text.
+    Raises OSError.
+    """
+    part = out.with_name(f".{os.getpid()}.{out.name}")
+    try:
+        try:
+            write(saved, target, part)
+            model = target.load(part).eval()
+        except (RuntimeError, UserError) as error:
+            return f"{target.library} does not take the file: {str(error).strip()}", "the file was not loaded."
+        same, count = matched(target, model)
+        gap = max(difference(saved, model, some) for some in (images, images[:1]))
+        checked = f"matched {same} of {count} tensors; {target.library} differs by {gap:.1e} of the largest feature of "
+        checked += f"{len(images)} images (bar {BAR:g})."
+        if same < count or not gap <= BAR:
+            return f"{target.library} does not compute the same.", checked
+        target.card(part).write_text(target.heading + describe(checked))
+        if not target.folder:
+            target.card(part).replace(target.card(out))
+        part.replace(out)
+        return "", checked
+    finally:
+        for left in (part, target.card(part)):
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+
+
+def write(saved: SavedEncoder, target: Target, part: Path) -> None:
+    """Write what the library loads. Raises OSError, and RuntimeError where tensors do not fit."""
+    if target.folder:
+        part.mkdir()
+    if target.write:
+        target.write(target, part)
+    else:
+        part.write_bytes(saved.content() if target.described else save(dict(target.renamed), {"format": "pt"}))
+
+
+def matched(target: Target, model: nn.Module) -> tuple[int, int]:
+    """Return how many tensors of the file the library's network has by name and shape, and how many it has in all."""
+    state = model.tensors() if isinstance(model, SavedEncoder | LoadedNetwork) else model.state_dict()
+    own = {name: value for name, value in state.items() if not name.endswith(COUNTERS)}
+    same = [name for name, value in own.items() if name in target.renamed and target.renamed[name].shape == value.shape]
+    return len(same), len(own.keys() | target.renamed.keys())
+
+
+def difference(saved: SavedEncoder, model: nn.Module, images: Tensor) -> float:
+    """Return the largest difference of features, as a share of the largest feature. Raises UserError if none is."""
+    with torch.inference_mode():
+        own, other = saved(images), model(images)
+    if not own.isfinite().all():
+        raise UserError("The features of the encoder are not finite: it has diverged.", "Name an earlier checkpoint.")
+    if own.shape != other.shape:
+        return float("inf")
+    return float((own - other).abs().max() / own.abs().max().clamp_min(1e-30))

@@ -1,0 +1,204 @@
+"""An encoder as transformers has it: a folder with its configuration, weights and preparation of images.
+
+The names of the tensors are those of the files on its hub, which all versions read. transformers draws at random what a
+file lacks and says so in a warning only; here that is an error.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from dist_ssl.errors import ConfigError
+from dist_ssl.saved_encoder import COUNTERS, POSITIONS, Description, SavedEncoder
+from launch.target import LoadedNetwork, Target, is_resnet, needs, plain_sizes, with_path
+
+LIBRARY = "transformers"
+WEIGHTS, PREPARATION = "model.safetensors", "preprocessor_config.json"
+"""Names by which the library finds them in a folder."""
+BILINEAR = 2
+"""PIL's number of the filter with which images are resized."""
+OF_RESNETS = (
+    (r"conv1\.", "embedder.embedder.convolution."),
+    (r"bn1\.", "embedder.embedder.normalization."),
+    (r"(layer\d+\.\d+)\.conv(\d)\.", r"\1.layer.\2.convolution."),
+    (r"(layer\d+\.\d+)\.bn(\d)\.", r"\1.layer.\2.normalization."),
+    (r"(layer\d+\.\d+)\.downsample\.0\.", r"\1.shortcut.convolution."),
+    (r"(layer\d+\.\d+)\.downsample\.1\.", r"\1.shortcut.normalization."),
+)
+"""Beginnings of timm's names, and the library's, which counts stages and layers from 0."""
+OF_BLOCKS = {
+    "norm1": "layernorm_before",
+    "norm2": "layernorm_after",
+    "attn.proj": "attention.output.dense",
+    "mlp.fc1": "intermediate.dense",
+    "mlp.fc2": "output.dense",
+}
+"""timm's names within a block of a transformer, and the library's."""
+OF_TRANSFORMERS = {
+    "cls_token": "embeddings.cls_token",
+    POSITIONS: "embeddings.position_embeddings",
+    "patch_embed.proj": "embeddings.patch_embeddings.projection",
+    "norm": "layernorm",
+}
+"""The other names of a transformer."""
+
+
+def of_huggingface(saved: SavedEncoder) -> Target:
+    """Return the encoder as transformers has it. Raises ConfigError where transformers has no such network."""
+    resnet = is_resnet(saved)
+    values = resnet_values(saved) if resnet else transformer_values(saved)
+    try:
+        import transformers
+    except ImportError as error:
+        raise needs("huggingface", LIBRARY) from error
+    config = (transformers.ResNetConfig if resnet else transformers.ViTConfig)(**values)
+    config.architectures = ["ResNetModel" if resnet else "ViTModel"]
+    options = {} if resnet else {"add_pooling_layer": False}
+
+    def write(target: Target, folder: Path) -> None:
+        config.save_pretrained(folder)
+        save_file(with_counters(target.renamed) if resnet else dict(target.renamed), folder / WEIGHTS, {"format": "pt"})
+        (folder / PREPARATION).write_text(json.dumps(preparation(saved.description), indent=2) + "\n")
+
+    def load(folder: Path) -> nn.Module:
+        model = loaded(folder, **options)
+        return LoadedNetwork(pooled(model) if resnet else class_token(model), written_again(model, folder))
+
+    given = "".join(f", {key}={value}" for key, value in options.items())
+    features = "pooler_output.flatten(1)" if resnet else "last_hidden_state[:, 0]"
+    lines = (
+        f"import {LIBRARY}",
+        f"model = {LIBRARY}.AutoModel.from_pretrained({{path!r}}{given})",
+        f"features = model(images).{features}",
+    )
+    tensors = resnet_names(saved.tensors()) if resnet else transformer_names(saved.tensors())
+    heading = f"---\nlibrary_name: {LIBRARY}\npipeline_tag: image-feature-extraction\n---\n\n"
+    return Target(LIBRARY, tensors, False, load, with_path(lines), write, folder=True, heading=heading)
+
+
+def loaded(folder: Path, **options: Any) -> Any:
+    """Return the network that transformers builds from a folder. Raises RuntimeError where a tensor has no place."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    model, found = transformers.AutoModel.from_pretrained(
+        folder, local_files_only=True, output_loading_info=True, **options
+    )
+    for kind in ("missing", "unexpected", "mismatched"):
+        if names := sorted(map(str, found[f"{kind}_keys"])):
+            raise RuntimeError(f"{len(names)} tensors are {kind}, such as {names[0]}.")
+    return model
+
+
+def written_again(model: Any, inside: Path) -> dict[str, Tensor]:
+    """Return the tensors of a network as the library writes them: it may have other names for them in memory."""
+    with TemporaryDirectory(dir=inside) as folder:
+        model.save_pretrained(folder)
+        return {name: value for file in Path(folder).glob("*.safetensors") for name, value in load_file(file).items()}
+
+
+def pooled(model: Any) -> Callable[[Tensor], Tensor]:
+    """Return the function that computes the features of a ResNet, [B, 3, S, S] -> [B, D]."""
+    return lambda x: model(x).pooler_output.flatten(1)
+
+
+def class_token(model: Any) -> Callable[[Tensor], Tensor]:
+    """Return the function that computes the features of a transformer, [B, 3, S, S] -> [B, D]."""
+    return lambda x: model(x).last_hidden_state[:, 0]
+
+
+def resnet_values(saved: SavedEncoder) -> dict[str, Any]:
+    """Return the configuration of a ResNet. Raises ConfigError where its first layers are those for small images."""
+    own: Any = saved.encoder
+    if saved.description.encoder.get("stem") == "small":
+        raise ConfigError(
+            f"ResNets of {LIBRARY} begin with a 7x7 convolution of stride 2; encoder.stem=small has another beginning.",
+            "Use to=timm, to=torchvision or to=onnx.",
+        )
+    stages = [own.layer1, own.layer2, own.layer3, own.layer4]
+    wide = hasattr(own.layer1[0], "conv3")
+    last = [(stage[-1].conv3 if wide else stage[-1].conv2).out_channels for stage in stages]
+    return {
+        "embedding_size": own.conv1.out_channels,
+        "hidden_sizes": last,
+        "depths": [len(stage) for stage in stages],
+        "layer_type": "bottleneck" if wide else "basic",
+    }
+
+
+def transformer_values(saved: SavedEncoder) -> dict[str, Any]:
+    """Return the configuration of a plain transformer. Raises ConfigError where it is none."""
+    own: Any = saved.encoder
+    sizes = plain_sizes(saved, LIBRARY)
+    return {
+        "image_size": sizes.image,
+        "patch_size": sizes.patch,
+        "hidden_size": sizes.width,
+        "num_hidden_layers": sizes.depth,
+        "num_attention_heads": sizes.heads,
+        "intermediate_size": sizes.hidden,
+        "layer_norm_eps": own.norm.eps,
+        "qkv_bias": own.blocks[0].attn.qkv.bias is not None,
+    }
+
+
+def resnet_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of a ResNet by the library's names in place of timm's."""
+    found = {}
+    for name, value in tensors.items():
+        new = name
+        for pattern, replacement in OF_RESNETS:
+            new = re.sub(f"^{pattern}", replacement, new)
+        new = re.sub(r"^layer(\d+)\.(\d+)\.", lambda at: f"encoder.stages.{int(at[1]) - 1}.layers.{at[2]}.", new)
+        found[re.sub(r"\.layer\.(\d)\.", lambda at: f".layer.{int(at[1]) - 1}.", new)] = value
+    return found
+
+
+def transformer_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of a transformer by the library's names: queries, keys and values are three of them."""
+    found = {}
+    for name, value in tensors.items():
+        layer, _, kind = name.rpartition(".") if "." in name else (name, "", "")
+        ending = f".{kind}" if kind else ""
+        if not layer.startswith("blocks."):
+            found[OF_TRANSFORMERS.get(layer, layer) + ending] = value
+            continue
+        _, number, inner = layer.split(".", 2)
+        block = f"encoder.layer.{number}"
+        if inner == "attn.qkv":
+            for part, own in zip(("query", "key", "value"), value.chunk(3), strict=True):
+                found[f"{block}.attention.attention.{part}{ending}"] = own.contiguous()
+        else:
+            found[f"{block}.{OF_BLOCKS.get(inner, inner)}{ending}"] = value
+    return found
+
+
+def with_counters(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors and the counters of batch norms, which the library expects and no evaluation uses."""
+    norms = [name.rpartition(".")[0] for name in tensors if name.endswith(".running_mean")]
+    return {**tensors, **{f"{norm}.{COUNTERS}": torch.zeros((), dtype=torch.int64) for norm in norms}}
+
+
+def preparation(own: Description) -> dict[str, Any]:
+    """Return how the library prepares images: the shorter side resized, the centre cut out, normalised."""
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": own.resize},
+        "resample": BILINEAR,
+        "do_center_crop": True,
+        "crop_size": {"height": own.crop, "width": own.crop},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(own.mean),
+        "image_std": list(own.std),
+    }
