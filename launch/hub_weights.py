@@ -24,6 +24,8 @@ class HubWeights:
     encoder: str
     heads: list[int]
     colours: tuple[tuple[float, ...], tuple[float, ...]]
+    convert: str
+    """How to get a file by timm's names, if this one has others."""
 
 
 def of_timm(name: str) -> HubWeights:
@@ -47,6 +49,7 @@ def of_timm(name: str) -> HubWeights:
         f"encoder.name={known.architecture}",
         heads,
         (tuple(known.mean), tuple(known.std)),
+        _convert(name),
     )
 
 

@@ -47,6 +47,8 @@ class WeightSource:
     """Number of heads of every attention; empty where it is unknown."""
     colours: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     """Mean and standard deviation by which its images were normalised; None where they are unknown."""
+    convert: str = ""
+    """How to get the same weights by timm's names, in case these have others; empty where it is unknown."""
 
 
 def initial_weights(config: dict[str, Any], trusted: bool, console: Console) -> bytes | None:
@@ -64,7 +66,7 @@ def initial_weights(config: dict[str, Any], trusted: bool, console: Console) -> 
         encoder: nn.Module = instantiate(config["encoder"], "encoder")
     names, library = in_timm_names(source.tensors)
     found = match(encoder, names)
-    refuse_other(init, source, found, encoder)
+    refuse_other(init, source, found, encoder, str(config["encoder"].get("name")))
     content = save(found.weights, {"format": "pt"})
     config["init_sha256"] = own = hashlib.sha256(content).hexdigest()
     if expected not in (None, own):
@@ -79,14 +81,19 @@ def initial_weights(config: dict[str, Any], trusted: bool, console: Console) -> 
     return content
 
 
-def refuse_other(init: str, source: WeightSource, found: Match, encoder: nn.Module) -> None:
-    """Raise ConfigError where the weights are not those of such an encoder; it names every tensor that differs."""
+def refuse_other(init: str, source: WeightSource, found: Match, encoder: nn.Module, name: str) -> None:
+    """Raise ConfigError where the weights are not those of such an encoder; it names every tensor that differs.
+
+    `name`: that of the encoder in timm, if it has one.
+    """
     hint = f" These are weights of {source.encoder}." if source.encoder else ""
+    remedy = f"Choose the encoder that the weights are of: encoder=...{hint}"
     if problems := found.problems:
         lines = "".join(f"\n  {line}" for line in problems)
+        of_other_names = found.missing and source.convert and source.encoder == f"encoder.name={name}"
         raise ConfigError(
             f"init={init} does not fit the encoder: {found.count} of {source.origin}.{lines}",
-            f"Choose the encoder that the weights are of: encoder=...{hint}",
+            source.convert if of_other_names else remedy,
         )
     own = heads_of(encoder)
     if source.heads and source.heads != own:
@@ -94,7 +101,7 @@ def refuse_other(init: str, source: WeightSource, found: Match, encoder: nn.Modu
         raise ConfigError(
             f"init={init} does not fit the encoder: its attention has {shown[0]} heads, the encoder's {shown[1]}, and "
             "the same weights would compute something else.",
-            f"Choose the encoder that the weights are of: encoder=...{hint}",
+            remedy,
         )
 
 
@@ -117,7 +124,8 @@ def source_of(init: str, trusted: bool) -> WeightSource:
     if init.startswith(hub_weights.PREFIX):
         hub = hub_weights.of_timm(init.removeprefix(hub_weights.PREFIX))
         source = of_file(hub.file)
-        return replace(source, origin=hub.origin, encoder=hub.encoder, heads=hub.heads, colours=hub.colours)
+        source = replace(source, origin=hub.origin, convert=hub.convert)
+        return replace(source, encoder=hub.encoder, heads=hub.heads, colours=hub.colours)
     path = Path(init).expanduser()
     if not init or not path.exists():
         raise ConfigError(f"init={init} is neither a file nor a run folder.", WAYS)

@@ -18,7 +18,7 @@ from dist_ssl.models.vit import Patches, stored_positions
 from dist_ssl.saved_encoder import COUNTERS, POSITIONS
 
 PROJECTION = "patch_embed.proj.weight"
-HEADS = ("fc.", "head.", "heads.", "classifier.", "pooler.", "pre.")
+HEADS = ("fc.", "head.", "head_dist.", "heads.", "classifier.", "pooler.", "pre.")
 """Beginnings of names of classifiers and of what feeds them alone: timm's, torchvision's and Hugging Face's.
 
 The last is the layer that EMP-SSL adds to an encoder, which a method brings anew.

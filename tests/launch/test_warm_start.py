@@ -21,8 +21,8 @@ from dist_ssl.methods.emp_ssl import Widened
 from dist_ssl.models.encoders import TinyResNet
 from dist_ssl.models.vit import vit
 from dist_ssl.saved_encoder import SavedEncoder
-from launch import forking, hub_weights, model_card, preparation, slurm
-from launch.run_dir import RunDir
+from launch import forking, hub_weights, model_card, preparation, settings, slurm
+from launch.run_dir import PROJECT, RunDir
 from launch.run_files import write_yaml
 from launch.warm_start import initial_weights
 from tests.jobs import SMALL, attempt, run_job, same_bits, small_job
@@ -43,11 +43,11 @@ def words(data: Path, runs: Path, *more: str) -> list[str]:
     return [*small, "nodes=1", "cluster=local", "epochs=2", "probe.every=9 epochs", *places, *more]
 
 
-def started(data: Path, runs: Path, *more: str, trusted: bool = False) -> tuple[RunDir, str]:
-    """A run that has its initial weights, and what was printed."""
+def started(data: Path, runs: Path, *more: str, trusted: bool = False, checked: bool = False) -> tuple[RunDir, str]:
+    """A run that has its initial weights, and what was printed. `checked`: its whole config was checked before."""
     console = Console(file=io.StringIO(), width=10000)
     given = words(data, runs, *more)
-    config = preparation.new_config(given, console)
+    config = preparation.new_config(given, console) if checked else settings.compose(given, PROJECT / "configs")
     run = preparation.begin(given, config, initial_weights(config, trusted, console))
     assert isinstance(console.file, io.StringIO)
     return run, console.file.getvalue()
@@ -217,6 +217,12 @@ def test_weights_of_another_encoder_are_refused_with_the_one_that_they_are_of(
     assert "\n  missing: stem.0.weight, " in caught.value.problem
     assert "\n  left over: blocks.0.attn.proj.bias, " in caught.value.problem
     assert caught.value.remedy.endswith("These are weights of encoder.name=test_vit.")
+    tensors = load_file(hub)
+    tensors["visual.norm.weight"] = tensors.pop("norm.weight")
+    save_file(tensors, hub)
+    with pytest.raises(ConfigError, match=r"missing: norm\.weight\n  left over: visual\.norm\.weight") as caught:
+        started(demo_shards, tmp_path / "runs", *TRANSFORMER, f"init=timm:{NAME}")
+    assert caught.value.remedy.startswith("Convert them with timm"), "the encoder is the right one"
 
 
 def test_a_renamed_tensor_is_refused_by_name_and_no_folder_is_left(
@@ -275,8 +281,8 @@ def test_expected_weights_are_compared(demo_shards: Path, tmp_path: Path, file: 
 
 
 def test_a_resume_needs_no_source_and_may_not_change_it(demo_shards: Path, tmp_path: Path, file: Path) -> None:
-    run, _ = started(demo_shards, tmp_path / "runs", f"init={file}", "save_every=2 steps", "name=cut")
-    whole, _ = started(demo_shards, tmp_path / "runs", f"init={file}", "save_every=2 steps", "name=whole")
+    run, _ = started(demo_shards, tmp_path / "runs", f"init={file}", "save_every=2 steps", "name=cut", checked=True)
+    whole, _ = started(demo_shards, tmp_path / "runs", f"init={file}", "save_every=2 steps", "name=whole", checked=True)
     _, expected = run_job(World(), plain(whole), whole.folder)
     assert attempt(World(), plain(run), run.folder, 1, batches=0) is None, "before the first checkpoint"
     file.unlink()
@@ -307,7 +313,7 @@ def test_a_source_that_changes_does_not_change_the_run_and_a_changed_copy_ends_i
 
 
 def test_a_fork_takes_the_weights_over(demo_shards: Path, tmp_path: Path, file: Path) -> None:
-    run, _ = started(demo_shards, tmp_path / "runs", f"init={file}", "name=first")
+    run, _ = started(demo_shards, tmp_path / "runs", f"init={file}", "name=first", checked=True)
     trained(run)
     file.unlink()
     console = Console(quiet=True)
@@ -336,5 +342,5 @@ def test_a_dry_run_reads_no_weights(demo_shards: Path, tmp_path: Path, capsys: p
 
 def test_timm_itself_is_not_asked_for_weights(demo_shards: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"encoder\.pretrained=True is not possible") as caught:
-        started(demo_shards, tmp_path / "runs", "encoder=resnet18", "+encoder.pretrained=true")
+        started(demo_shards, tmp_path / "runs", "encoder=resnet18", "+encoder.pretrained=true", checked=True)
     assert "init=timm:resnet18" in caught.value.remedy
