@@ -102,7 +102,7 @@ def build_engine(config: Config, p: Parts, world: World) -> Engine:
 
 def build(config: Config, world: World, signals: Signals, place: Place) -> Job:
     """Return the job of one rank."""
-    p = parts(config, world, world.size)
+    p = parts(config, world, world.size, place.folder)
     process = p.data.process(world.device)
     return Job(
         fresh=Progress(epochs=p.run.all_epochs, attempt=place.attempt),

@@ -6,10 +6,13 @@ against its annotations. Derived values (learning rate, dtype, ...) are computed
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
 
+from dist_ssl.checkpoint.folder_names import INITIAL
+from dist_ssl.checkpoint.initial_weights import start_from
 from dist_ssl.config.instantiate import accepted_by, fit, instantiate, keywords, resolve, shared_keywords
 from dist_ssl.config.run_keys import Config, Run, top_level
 from dist_ssl.core.candidates import check_candidates
@@ -54,8 +57,12 @@ class Parts:
     """Number of virtual ranks in bitwise mode; None outside of it."""
 
 
-def parts(config: Config, world: World, ranks: int) -> Parts:
-    """Build the parts that are alike on all ranks, and check that they fit together. Raises ConfigError, DataError."""
+def parts(config: Config, world: World, ranks: int, folder: Path | None = None) -> Parts:
+    """Build the parts that are alike on all ranks, and check that they fit together.
+
+    `folder`: the run folder, whose initial weights the encoder gets if it has any; None: random weights, for all that
+    is not a start of the run. Raises ConfigError, DataError, CheckpointError.
+    """
     run, data = top_level(config), Data(**keywords(Data, config["data"], "data"))
     access = data.access(run.ranks_per_node or 1)
     dataset = data.open(access)
@@ -64,6 +71,8 @@ def parts(config: Config, world: World, ranks: int) -> Parts:
     virtual = virtual_ranks(config, run.batch_size, ranks)
     torch.manual_seed(run.seed)
     encoder = instantiate(config["encoder"], "encoder")
+    if folder is not None and run.init is not None:
+        start_from(encoder, folder / INITIAL, run.init_sha256)  # before a method copies the encoder for its teacher
     method = make_method(config, encoder, len(train.samples), world if virtual is None else World(device=world.device))
     optimizer = instantiate(config["optim"], "optim")
     schedule, timeline = make_schedule(config, run, optimizer, method, len(train.samples))

@@ -30,7 +30,7 @@ from dist_ssl.data.images.unreadable import DAMAGED, UnreadableError
 from dist_ssl.errors import CheckpointError, ConfigError, DataError
 from dist_ssl.methods.emp_ssl import Widened
 from dist_ssl.models.branch import width_of
-from dist_ssl.models.vit import Patches, positions
+from dist_ssl.models.vit import Patches, stored_positions
 from dist_ssl.runtime.files import write_atomically
 
 FILE = "encoder.safetensors"
@@ -148,9 +148,7 @@ class SavedEncoder(nn.Module):
         found = {name: x.contiguous() for name, x in self.encoder.state_dict().items() if not name.endswith(COUNTERS)}
         patches = getattr(self.encoder, "patch_embed", None)
         if isinstance(patches, Patches):
-            grid, width = self.description.crop // patches.proj.multiple_of, patches.width
-            own = positions(grid, grid, width, torch.float32, torch.device("cpu"))
-            found[POSITIONS] = torch.cat([torch.zeros(1, width), own])[None].contiguous()
+            found[POSITIONS] = stored_positions(self.description.crop // patches.proj.multiple_of, patches.width)
         return found
 
     def content(self) -> bytes:
@@ -213,18 +211,27 @@ def load_encoder(path: str | Path) -> SavedEncoder:
         values = None if text is None else json.loads(text)
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise DataError(f"{file} is damaged: {error}.", "Export it again.") from error
+    description = description_of(values, str(file))
+    return filled(description, state, str(file))
+
+
+def description_of(values: Any, origin: str) -> Description:
+    """Return the description in a file's metadata, given as plain values. `origin`: the file, for messages.
+
+    Raises DataError where there is none, ConfigError where it is not one that this version reads.
+    """
     if not isinstance(values, dict):
         raise DataError(
-            f"{file} does not say how its encoder is built.", "Load it with the library that it was exported to."
+            f"{origin} does not say how its encoder is built.", "Load it with the library that it was exported to."
         )
     if values.get("format") != FORMAT:
         raise ConfigError(
-            f"{file} has format {values.get('format')}: this version reads {FORMAT}.",
+            f"{origin} has format {values.get('format')}: this version reads {FORMAT}.",
             "Load it with the version of dist_ssl that wrote it, or export it again: python launch/export.py run=...",
         )
     description = Description(**keywords(Description, values, KEY))
     description.check()
-    return filled(description, state, str(file))
+    return description
 
 
 def filled(description: Description, state: Mapping[str, Tensor], origin: str) -> SavedEncoder:

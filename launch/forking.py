@@ -13,8 +13,9 @@ from typing import Any
 
 from rich.console import Console
 
-from dist_ssl.checkpoint.folder_names import KEPT, LATEST
+from dist_ssl.checkpoint.folder_names import INITIAL, KEPT, LATEST
 from dist_ssl.checkpoint.index import progress_of, read_table, verify
+from dist_ssl.checkpoint.initial_weights import verified
 from dist_ssl.checkpoint.rank_file import DamagedError
 from dist_ssl.core.progress import Progress
 from dist_ssl.errors import CheckpointError, ConfigError
@@ -69,6 +70,7 @@ def forked_config(
         kept.append(f"extend={json.dumps(appended)}")
     words = [*kept, *overrides]
     config = preparation.new_config(words, console)
+    config["init_sha256"] = config["init_sha256"] or source.config.get("init_sha256")
     refuse_other_science(source.config, config)
     if not config["dry_run"]:
         refuse_other_position(config, progress)
@@ -142,6 +144,9 @@ def _take_over(run: RunDir, source: RunDir, checkpoint: Path, progress: Progress
     copy_for_owner(checkpoint, folder / checkpoint.name, [KEPT], links=True)  # its hashes are compared
     verify(folder / checkpoint.name)
     write_atomically(folder / LATEST, checkpoint.name + "\n")
+    if source.config.get("init") is not None:
+        content = verified(source.folder / INITIAL, source.config.get("init_sha256"))
+        write_atomically(run.folder / INITIAL, content)
     if (source.folder / QUARANTINE).is_file():
         shutil.copyfile(source.folder / QUARANTINE, run.folder / QUARANTINE)
     reports = read_reports(source.folder / "metrics.jsonl")  # later ones would count as work that the fork has lost

@@ -11,6 +11,7 @@ from dist_ssl.metrics.sinks import read_reports
 from dist_ssl.runtime import jsonl
 from dist_ssl.saved_encoder import SavedEncoder
 from launch.handover import files
+from launch.hub_weights import PREFIX
 from launch.run_dir import RunDir
 from launch.run_files import read_report
 from launch.settings import PLACES
@@ -18,7 +19,7 @@ from launch.source_commit import SOURCE, UNKNOWN
 
 RECIPE = (
     *("method", "aux", "encoder", "epochs", "extend", "batch_size", "optim", "schedule", "views"),
-    *("seed", "precision"),
+    *("seed", "precision", "init_sha256"),
 )
 """Keys of the config that say how the encoder was trained."""
 
@@ -84,6 +85,8 @@ def command_of(run: RunDir) -> str:
 
 def _of_a_place(override: str) -> bool:
     key, _, value = override.lstrip("+~").partition("=")
+    if key == "init" and value.startswith(PREFIX):
+        return False
     inside = value.lstrip("'\" ").startswith("{") and any(place.startswith(f"{key}.") for place in PLACES)
     return key in PLACES or inside
 

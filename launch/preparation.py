@@ -8,12 +8,13 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from dist_ssl.checkpoint.folder_names import PUBLISHED
+from dist_ssl.checkpoint.folder_names import INITIAL, PUBLISHED
 from dist_ssl.config.durations import Duration
 from dist_ssl.config.run_keys import all_epochs, check_units
 from dist_ssl.data.storage.address import Address
 from dist_ssl.errors import ConfigError
 from dist_ssl.runtime import jsonl
+from dist_ssl.runtime.files import write_atomically
 from dist_ssl.runtime.strange_files import numbers
 from launch import (
     batch_shape,
@@ -154,8 +155,8 @@ def fit_batch(config: dict[str, Any], overrides: list[str], console: Console) ->
         console.print(f"For {ranks} ranks: lanes={chosen[0]} batch_size={chosen[1]}.", highlight=False)
 
 
-def begin(overrides: list[str], config: dict[str, Any]) -> RunDir:
-    """Create and return the run folder of a checked config.
+def begin(overrides: list[str], config: dict[str, Any], weights: bytes | None = None) -> RunDir:
+    """Create and return the run folder of a checked config. `weights`: content of the file of initial weights, if any.
 
     Raises ConfigError if its name is taken or it cannot be written: then it is not left behind.
     """
@@ -163,6 +164,8 @@ def begin(overrides: list[str], config: dict[str, Any]) -> RunDir:
     chosen = [f"{key}={config[key]}" for key in batch_shape.KEYS if key not in batch_shape.said(overrides)]
     with half_made.being_made(run.folder):
         try:
+            if weights is not None:
+                write_atomically(run.folder / INITIAL, weights, sync=True)
             run.begin(config, [*of_the_run(overrides), *chosen])
         except OSError as error:
             raise ConfigError(
@@ -201,6 +204,7 @@ def resume(overrides: list[str], folder: Path, console: Console) -> tuple[RunDir
     config = settings.compose([*kept, *overrides], configs)
     config["data"]["identity"] = run.config["data"]["identity"]
     config["extend"] = run.config.get("extend", [])
+    config["init_sha256"] = config["init_sha256"] or run.config.get("init_sha256")
     settings.check_resume(run.config, config)
     launch_keys.check_types(config)
     refuse_lost_checkpoints(run)

@@ -10,6 +10,7 @@ runs/NAME/config.yaml    the resolved config that the run started with, and the 
           slurm/         batch files and logs of its jobs
           attempts/0001/ config.yaml, rendezvous.json, logs/, reasons/, outcome.json; of every node node_0000.json,
                          environment_0000.json, energy_0000.json
+          init.safetensors     the weights that the encoder started from, where they are not random
           encoder.safetensors  the encoder of a finished run; exports/ others
           checkpoints/ ledger/ metrics.jsonl plan.jsonl quarantine.jsonl status.json
 """

@@ -6,6 +6,8 @@ Examples:
     python launch/slurm.py resume=runs/mocov3-1121-0907 nodes=2                resume it, on other nodes
     python launch/slurm.py resume=runs/mocov3-1121-0907 extend='24 epochs'     append a cycle to a finished run
     python launch/slurm.py fork=runs/mocov3-1121-0907@12000 epochs=20          start a run from a checkpoint of another
+    python launch/slurm.py init=timm:resnet50 encoder=resnet50                 start from weights of timm, of a file
+                                                                               (init=FILE), or of a run (init=runs/X)
     python launch/slurm.py follow=runs/mocov3-1121-0907                        show the progress of a submitted run
     python launch/slurm.py -m method=mocov3 seed=0,1,2                         start a sweep: a run per combination
     python launch/slurm.py data=folder data.path=pictures nodes=1              train on a folder of pictures
@@ -31,7 +33,7 @@ import yaml
 from rich.console import Console
 
 from dist_ssl.config.command import INTERRUPTED_CODE, Screen, run_command
-from dist_ssl.errors import ConfigError
+from dist_ssl.errors import ConfigError, UserError
 from launch import credentials, following, launch_keys, preparation, run_lock, scheduler, submission, sweep, trust
 from launch.config_groups import keys_of_a_run
 from launch.ending import CODE_OF_OUTCOME, STOPPED, STOPPED_CODE
@@ -176,7 +178,7 @@ def command(arguments: list[str], console: Console) -> int:
         return show(config, run.folder, console) if config["dry_run"] else go([(run, config)], others, console)
     if "fork" in given:
         return start_fork(given["fork"], others, complete, trusted, console)
-    return start(arguments, console)
+    return start(arguments, console, trusted)
 
 
 def of_a_run(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
@@ -228,7 +230,7 @@ def go_or_discard(prepared: list[Prepared], console: Console) -> int:
         raise
 
 
-def start(arguments: list[str], console: Console) -> int:
+def start(arguments: list[str], console: Console, trusted: bool) -> int:
     """Start a new run, or several of a sweep; return the exit code. Raises UserError."""
     overrides = [argument for argument in arguments if argument not in sweep.FLAGS]
     combinations = sweep.expand(overrides) if overrides != arguments else [overrides]
@@ -237,11 +239,13 @@ def start(arguments: list[str], console: Console) -> int:
     if configs[0]["dry_run"]:
         names = [config["name"] or preparation.method_of(config) for config in configs]
         return max(show(c, Path(c["runs"]) / name, console) for c, name in zip(configs, names, strict=True))
+    from launch.warm_start import initial_weights  # needs torch, which a dry run does without
+
     runs: list[RunDir] = []
     try:
         for combination, config in zip(combinations, configs, strict=True):
-            runs.append(preparation.begin(combination, config))
-    except (ConfigError, KeyboardInterrupt):
+            runs.append(preparation.begin(combination, config, initial_weights(config, trusted, console)))
+    except (UserError, KeyboardInterrupt):
         for run in runs:
             run.discard()
         raise

@@ -2,7 +2,8 @@
 
 A resume executes the code in the run folder, and its configs say what that code does. So a folder that belongs to
 somebody else, or that others may write to, is refused unless the command says trust=true. Looking at such a folder
-(follow, audit) executes nothing of it. What root owns is as safe as the machine.
+(follow, audit) executes nothing of it. What root owns is as safe as the machine. A run that starts from the weights of
+such a folder executes nothing of it either, and asks for the same word: what it becomes depends on them.
 """
 
 import contextlib
@@ -44,10 +45,9 @@ def check(run: RunDir, trusted: bool) -> None:
         return
     if problems := list(dangers(run)):
         own = run.folder.stat().st_uid == os.geteuid()
-        more = f" ({len(problems)} such files)" if len(problems) > 1 else ""
         close = f" To take the right from them: chmod -R go-w {shlex.quote(str(run.folder))}" if own else ""
         raise ConfigError(
-            f"{run.folder} is not yours alone, and its code would run as you: {problems[0]}{more}.",
+            f"{run.folder} is not yours alone, and its code would run as you: {problems[0]}{_more(problems)}.",
             f"{_differences(run)} If you trust everybody who can write to it, add {KEY}=true.{close}",
         )
     if added := additions(run):
@@ -55,6 +55,20 @@ def check(run: RunDir, trusted: bool) -> None:
             f"{added[0]} is no part of a run's code, and would be found in place of a module of that name.",
             f"Remove it, or add {KEY}=true.",
         )
+
+
+def check_weights(run: RunDir, trusted: bool) -> None:
+    """Raise ConfigError unless a run whose weights another one starts from is the user's alone, or `trusted`."""
+    if not trusted and (problems := list(dangers(run))):
+        raise ConfigError(
+            f"{run.folder} is not yours alone, and a run would start from weights that others may have changed: "
+            f"{problems[0]}{_more(problems)}.",
+            f"If you trust everybody who can write to it, add {KEY}=true.",
+        )
+
+
+def _more(problems: list[str]) -> str:
+    return f" ({len(problems)} such files)" if len(problems) > 1 else ""
 
 
 def forget_compiled(run: RunDir) -> None:

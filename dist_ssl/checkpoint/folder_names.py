@@ -9,6 +9,8 @@ LATEST is for people, who read the name, and for its modification time, the time
 epilogue (has this attempt saved?), `launch/status.py` and the metric `checkpoint_age_seconds` read that. A restore
 lists the folders.
 """
+INITIAL = "init.safetensors"
+"""File in the run folder with the weights that the encoder starts from, where they are not random."""
 PUBLISHED = re.compile(r"step_(\d{8,})")
 
 

@@ -35,6 +35,10 @@ class Run:
     """Lengths of the cycles after the first one, which has `epochs`."""
     ema: float | None = None
     """Momentum of the average of the encoder's weights, more than 0 and less than 1; None: none is kept."""
+    init: str | None = None
+    """Where the encoder's initial weights come from; None: they are random."""
+    init_sha256: str | None = None
+    """Hash of the run's own file of them, which the launcher records."""
 
     @property
     def cycles(self) -> tuple[int, ...]:

@@ -96,7 +96,8 @@ def timm_encoder(name: str, stem: Literal["standard", "small"] = "standard", **o
             raise ConfigError(
                 f"encoder.{key}={options[key]} is not possible: an encoder starts untrained, and files of weights are "
                 "not read here.",
-                f"Leave encoder.{key} out.",
+                f"Leave encoder.{key} out. To start from existing weights: init=timm:{name}, init=FILE.safetensors or "
+                "init=runs/NAME.",
             )
     for key in TAKEN:
         if key in options:

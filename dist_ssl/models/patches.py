@@ -119,13 +119,18 @@ class Projection(nn.Conv2d):
 
     def resized(self, side: int) -> Tensor:
         """Return the weights for patches of this side, [D, 3, side, side]; for its own side the parameter itself."""
-        own, weight = self.multiple_of, self.weight
-        if side == own:
-            return weight
-        exact = torch.promote_types(weight.dtype, torch.float32)
-        with torch.autocast(weight.device.type, enabled=False):
-            found = weight.to(exact).flatten(2) @ patch_resampling(own, side, exact, weight.device).T
-        return found.to(weight.dtype).reshape(*weight.shape[:2], side, side)
+        return resized_projection(self.weight, side)
+
+
+def resized_projection(weight: Tensor, side: int) -> Tensor:
+    """Return the weights of a projection, [D, 3, p, p], for patches of another side, [D, 3, side, side]."""
+    own = weight.shape[-1]
+    if side == own:
+        return weight
+    exact = torch.promote_types(weight.dtype, torch.float32)
+    with torch.autocast(weight.device.type, enabled=False):
+        found = weight.to(exact).flatten(2) @ patch_resampling(own, side, exact, weight.device).T
+    return found.to(weight.dtype).reshape(*weight.shape[:2], side, side)
 
 
 def check_side(encoder: nn.Module, side: int | None, key: str, tokens: Tokens = ALL_TOKENS) -> None:

@@ -41,6 +41,12 @@ def positions(
         return found
 
 
+def stored_positions(side: int, width: int) -> Tensor:
+    """Return fixed positions as other libraries store them, [1, 1 + side^2, width] fp32, zeros for the class token."""
+    own = positions(side, side, width, torch.float32, torch.device("cpu"))
+    return torch.cat([torch.zeros(1, width), own])[None].contiguous()
+
+
 class Patches(nn.Module):
     """Projections of square patches plus position embeddings: [B, 3, S, S] -> [B, (S / patch)^2, width].
 

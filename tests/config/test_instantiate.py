@@ -201,8 +201,11 @@ def test_an_encoder_of_timm_is_built_from_its_config() -> None:
 @pytest.mark.parametrize("option", ["pretrained", "checkpoint_path", "pretrained_cfg"])
 def test_an_encoder_of_timm_reads_no_weights(option: str) -> None:
     node = {"_target_": "dist_ssl.models.encoders.timm_encoder", "name": "resnet18", option: "x"}
-    with pytest.raises(ConfigError, match=rf"encoder\.{option}=x is not possible: an encoder starts untrained"):
+    with pytest.raises(
+        ConfigError, match=rf"encoder\.{option}=x is not possible: an encoder starts untrained"
+    ) as caught:
         instantiate(node, "encoder")
+    assert "init=timm:resnet18" in caught.value.remedy
 
 
 def test_what_is_no_class_and_what_names_none_is_refused() -> None:

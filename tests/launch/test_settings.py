@@ -15,7 +15,7 @@ from launch.sweep import expand
 CONFIGS = PROJECT / "configs"
 
 SCIENCE_TOP = {
-    *("epochs", "extend", "batch_size", "lanes", "window", "seed", "precision", "ema"),
+    *("epochs", "extend", "batch_size", "lanes", "window", "seed", "precision", "ema", "init", "init_sha256"),
     *("method", "encoder", "aux", "optim", "schedule", "difficulty", "views", "data", "engine"),
 }
 MACHINE_TOP = {

@@ -1,0 +1,182 @@
+"""A run that starts from existing weights: `init=timm:NAME`, `init=FILE.safetensors` or `init=runs/NAME`.
+
+The launcher reads the weights once, gives them the encoder's names, and writes them into the run folder; their hash is
+part of the config. They must fill the whole encoder, or the run is refused with the names of all tensors that do not
+match. Only safetensors and our own checkpoints are read: nothing is unpickled.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from dist_ssl.config.command import say
+from dist_ssl.config.instantiate import instantiate
+from dist_ssl.config.meta_device import on_meta_device
+from dist_ssl.errors import ConfigError, DataError
+from dist_ssl.runtime.strange_files import parsed, read_regular
+from dist_ssl.saved_encoder import KEY, Description, description_of
+from launch import hub_weights, trust
+from launch.checkpoint_encoder import of_checkpoint
+from launch.evaluation import checkpoint_of
+from launch.run_dir import RunDir
+from launch.weight_match import Match, heads_of, match
+from launch.weight_names import in_timm_names
+
+MOST_BYTES = 1 << 36
+"""Bytes of a file of weights, at most: 64 GiB."""
+WAYS = "Write init=timm:NAME, init=FILE.safetensors or init=runs/NAME."
+
+
+@dataclass(frozen=True)
+class WeightSource:
+    """Weights by the names of their library, and what is known of the encoder that they are of."""
+
+    origin: str
+    """The file or checkpoint, for people."""
+    tensors: Mapping[str, Tensor]
+    encoder: str = ""
+    """The keys that describe it; empty where they are unknown."""
+    heads: list[int] = field(default_factory=list)
+    """Number of heads of every attention; empty where it is unknown."""
+    colours: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    """Mean and standard deviation by which its images were normalised; None where they are unknown."""
+    convert: str = ""
+    """How to get the same weights by timm's names, in case these have others; empty where it is unknown."""
+
+
+def initial_weights(config: dict[str, Any], trusted: bool, console: Console) -> bytes | None:
+    """Return the content of the file with a run's initial weights, None without any; write its hash into the config.
+
+    `trusted`: also from the run folder of somebody else. Prints what matches. Raises UserError where not all does.
+    """
+    init, expected = config["init"], config["init_sha256"]
+    if init is None:
+        if expected is not None:
+            raise ConfigError(f"init_sha256={expected} has no effect without init.", WAYS)
+        return None
+    source = source_of(init, trusted)
+    with on_meta_device():
+        encoder: nn.Module = instantiate(config["encoder"], "encoder")
+    names, library = in_timm_names(source.tensors)
+    found = match(encoder, names)
+    refuse_other(init, source, found, encoder, str(config["encoder"].get("name")))
+    content = save(found.weights, {"format": "pt"})
+    config["init_sha256"] = own = hashlib.sha256(content).hexdigest()
+    if expected not in (None, own):
+        raise ConfigError(
+            f"init={init} has init_sha256={own}, not {expected}: they are other weights.",
+            "Name the weights that have this hash, or leave init_sha256 out.",
+        )
+    of_another = "" if library == "timm" else f" by the names of {library}"
+    say(console, f"init={init}: {found.count} of {source.origin}{of_another}, sha256 {own[:12]}.")
+    for line in [*found.notes, *_of_head(found), *_of_colours(source, config["data"])]:
+        say(console, f"  {line}")
+    return content
+
+
+def refuse_other(init: str, source: WeightSource, found: Match, encoder: nn.Module, name: str) -> None:
+    """Raise ConfigError where the weights are not those of such an encoder; it names every tensor that differs.
+
+    `name`: that of the encoder in timm, if it has one.
+    """
+    hint = f" These are weights of {source.encoder}." if source.encoder else ""
+    remedy = f"Choose the encoder that the weights are of: encoder=...{hint}"
+    if problems := found.problems:
+        lines = "".join(f"\n  {line}" for line in problems)
+        of_other_names = found.missing and source.convert and source.encoder == f"encoder.name={name}"
+        raise ConfigError(
+            f"init={init} does not fit the encoder: {found.count} of {source.origin}.{lines}",
+            source.convert if of_other_names else remedy,
+        )
+    own = heads_of(encoder)
+    if source.heads and source.heads != own:
+        shown = [", ".join(map(str, sorted(set(heads)))) or "no" for heads in (source.heads, own)]
+        raise ConfigError(
+            f"init={init} does not fit the encoder: its attention has {shown[0]} heads, the encoder's {shown[1]}, and "
+            "the same weights would compute something else.",
+            remedy,
+        )
+
+
+def _of_head(found: Match) -> list[str]:
+    return [f"Left out, as no part of the encoder: {', '.join(found.head)}."] if found.head else []
+
+
+def _of_colours(source: WeightSource, data: Mapping[str, Any]) -> list[str]:
+    """Return a line where the weights have seen images that were normalised otherwise than those of the run."""
+    own = (tuple(data["mean"]), tuple(data["std"]))
+    if source.colours in (None, own):
+        return []
+    assert source.colours is not None
+    mean, std = (",".join(f"{value:g}" for value in values) for values in source.colours)
+    return [f"They have seen images normalised by data.mean=[{mean}] data.std=[{std}], unlike those of this run."]
+
+
+def source_of(init: str, trusted: bool) -> WeightSource:
+    """Return the weights that `init` names. Raises UserError."""
+    if init.startswith(hub_weights.PREFIX):
+        hub = hub_weights.of_timm(init.removeprefix(hub_weights.PREFIX))
+        source = of_file(hub.file)
+        source = replace(source, origin=hub.origin, convert=hub.convert)
+        return replace(source, encoder=hub.encoder, heads=hub.heads, colours=hub.colours)
+    path = Path(init).expanduser()
+    if not init or not path.exists():
+        raise ConfigError(f"init={init} is neither a file nor a run folder.", WAYS)
+    return of_run(path, trusted) if path.is_dir() else of_file(path)
+
+
+def of_file(path: Path) -> WeightSource:
+    """Return the weights in a safetensors file. Raises DataError; ConfigError where its description is impossible."""
+    try:
+        content = read_regular(path, min(path.stat().st_size, MOST_BYTES))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{path} cannot be read: {reason}.", "Name another file: init=FILE.safetensors") from error
+    try:
+        tensors = load(content)
+    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise DataError(
+            f"{path} is no whole safetensors file: {error}. Other kinds of files are not read, since reading a pickle "
+            "executes what is in it.",
+            "Convert weights that you trust, once: safetensors.torch.save_file(torch.load('x.pth', weights_only=True), "
+            "'x.safetensors')",
+        ) from error
+    return described(WeightSource(str(path), tensors), description_in(content, str(path)))
+
+
+def description_in(content: bytes, origin: str) -> Description | None:
+    """Return the description of the encoder in a safetensors file of ours, None in another. Raises UserError."""
+    header = parsed(content[8 : 8 + int.from_bytes(content[:8], "little")]) or {}
+    metadata = header.get("__metadata__") or {}
+    return description_of(parsed(metadata[KEY]), origin) if KEY in metadata else None
+
+
+def described(source: WeightSource, own: Description | None) -> WeightSource:
+    """Return a source with what its description says. Raises ConfigError where it describes no encoder."""
+    if own is None:
+        return source
+    with on_meta_device():
+        heads = heads_of(instantiate(own.encoder, "encoder"))
+    tensors = source.tensors
+    if own.extra_layer is not None:  # EMP-SSL's, beside the encoder
+        tensors = {name.removeprefix("encoder."): x for name, x in tensors.items()}
+    words = " ".join(f"encoder.{key}={value}" for key, value in own.encoder.items())
+    return replace(source, tensors=tensors, encoder=words, heads=heads, colours=(own.mean, own.std))
+
+
+def of_run(folder: Path, trusted: bool) -> WeightSource:
+    """Return the encoder of a run's newest checkpoint, of the branch that its probe measures. Raises UserError."""
+    run = RunDir.open(folder)
+    trust.check_weights(run, trusted)
+    checkpoint = checkpoint_of(run, "latest")
+    config = {**run.config, "probe": run.last_config()["probe"]}
+    saved = of_checkpoint(config, run.folder.resolve().name, checkpoint)
+    origin = f"{checkpoint.name}, {saved.description.branch}"
+    return described(WeightSource(origin, saved.tensors()), saved.description)
