@@ -1,5 +1,6 @@
 """No checkpoint comes from shards that are not the manifest's: changed ones are named, whatever their size."""
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -69,8 +70,9 @@ def test_whole_shards_are_verified_once_and_recorded(shards: Path, tmp_path: Pat
 def test_a_changed_image_is_named_and_its_shard_is_not_vouched_for(shards: Path, tmp_path: Path) -> None:
     path = exchanged(shards, 0)
     found = ShardContents(manifest.read(shards).split("train"), Access(), tmp_path / "ledger", 1, world=World())
-    with pytest.raises(DataError, match="has changed since the manifest was made") as caught:
+    with contextlib.suppress(DataError):  # where the thread was faster
         found.record(SimpleNamespace(opened=(0, 1)))  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="has changed since the manifest was made") as caught:
         found.check()
     assert str(path) in caught.value.problem
     with pytest.raises(DataError):
