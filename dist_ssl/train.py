@@ -79,7 +79,7 @@ def train(job: Job) -> Outcome:
         ):
             return Outcome.STOPPED
         progress = progress.begin(plan)
-        for batch in job.stream.epoch(plan, start=progress.lane_offset):
+        for batch in job.stream.epoch(plan, progress.lane_offset, progress.samples_before):
             hyper = job.schedule.hyperparameters(progress)
             job.ledger.record(progress, batch)
             job.quarantine.record(progress, batch)

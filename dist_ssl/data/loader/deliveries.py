@@ -46,6 +46,7 @@ class ResultMessage:
     valid: Flags
     unreadable: Mapping[int, str]
     slow: Mapping[str, int]
+    draw_ids: Ints
     costs: Mapping[str, float]
 
 
@@ -100,10 +101,8 @@ class Delivery:
         slot = self.slots.number(loaded.views)
         handle = self.slots.unsent_handle(slot)
         shapes = [view.shape for view in loaded.views]
-        costs = self.loader.costs()
-        message = ResultMessage(
-            slot, handle is not None, shapes, loaded.ids, loaded.valid, loaded.unreadable, loaded.slow, costs
-        )
+        own = loaded.ids, loaded.valid, loaded.unreadable, loaded.slow, loaded.draw_ids
+        message = ResultMessage(slot, handle is not None, shapes, *own, self.loader.costs())
         try:
             self.connection.send(message)
             if handle is not None:

@@ -139,7 +139,8 @@ class Served(SampleLoader):
                     if self.process.pin and pin(slots[message.slot]):
                         pinned.append(slots[message.slot])
                 wait = time.monotonic() - started
-                yield Loaded(message.ids, slots[message.slot], message.valid, wait, message.unreadable, message.slow)
+                own = message.unreadable, message.slow, message.draw_ids
+                yield Loaded(message.ids, slots[message.slot], message.valid, wait, *own)
                 with contextlib.suppress(OSError):  # `_next` raises the reason
                     connection.send_bytes(b"")
         finally:
