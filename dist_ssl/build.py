@@ -16,6 +16,8 @@ from dist_ssl.data.epoch_views import Colours
 from dist_ssl.data.loader.loader_process import LoaderProcess
 from dist_ssl.data.order.ledger import Ledger
 from dist_ssl.data.order.quarantine import Quarantine
+from dist_ssl.data.order.source_shares import described
+from dist_ssl.data.order.source_shares import metrics as of_sources
 from dist_ssl.data.storage import manifest
 from dist_ssl.data.storage.contents import ShardContents
 from dist_ssl.data.stream import Stream
@@ -25,7 +27,7 @@ from dist_ssl.distributed.world import World
 from dist_ssl.engines.memory_need import MemoryEstimate, check_memory, is_small
 from dist_ssl.engines.parallel import Parallel
 from dist_ssl.engines.saved_tensors import AbsentRanks
-from dist_ssl.evaluate.evidence import doubts
+from dist_ssl.evaluate.evidence import check_probed, doubts
 from dist_ssl.evaluate.features import Extractor, subset
 from dist_ssl.evaluate.inputs import CentreView, Inputs
 from dist_ssl.evaluate.knn import KNN, NoProbe
@@ -65,12 +67,14 @@ def check(config: Config, ranks: int, note: Callable[[str], object] | None = Non
         found = parts(config, World(), ranks)
         build_engine(config, found, World(device=META))
     found.access.check(found.train, -(-found.run.lanes // found.run.nodes), found.run.window)
+    remarks = list(described(found.train))
     if found.data.val is not None:
         replace(found.access, cache=None).check(val := found.dataset.split(found.data.val), 1, 1)
-        manifest.check_probed(found.train, val)
-        if note and probed(found):
-            for doubt in doubts(found.train, val):
-                note(doubt)
+        check_probed(found.reference, val)
+        remarks += doubts(found.reference, val) if probed(found) else []
+    for remark in remarks:
+        if note:
+            note(remark)
     for key, kind in (("port", int), ("bind", str | None), ("textfile", str | None)):
         fit(config["metrics"][key], kind, f"metrics.{key}")
     trackers(config["tracker"], Path())
@@ -188,9 +192,9 @@ def extractor(
 
 
 def probed(p: Parts) -> manifest.Split | None:
-    """Return the held-out split that is probed, None without one or where one of both splits has no labels."""
+    """Return the held-out split that is probed, None without one or where it or its training split has no labels."""
     val = p.dataset.split(p.data.val) if p.data.val is not None else None
-    return val if val is not None and p.train.labelled and val.labelled else None
+    return val if val is not None and p.reference.labelled and val.labelled else None
 
 
 def probe(config: Config, p: Parts, world: World, process: LoaderProcess | None) -> Probe:
@@ -200,7 +204,7 @@ def probe(config: Config, p: Parts, world: World, process: LoaderProcess | None)
         return NoProbe()
     seen = centre_view(p, node)
     return KNN(
-        (extractor(p, p.train, seen, world, process), subset(len(p.train.samples), node.bank, p.run.seed)),
+        (extractor(p, p.reference, seen, world, process), subset(len(p.reference.samples), node.bank, p.run.seed)),
         (extractor(p, val, seen, world, process), subset(len(val.samples), node.queries, p.run.seed)),
         every=node.every,
         k=node.k,
@@ -217,9 +221,14 @@ def sinks(config: Config, p: Parts, world: World, place: Place) -> list[Sink]:
     node, checkpoints = config["metrics"], place.folder / "checkpoints"
     queries = min(probing(config).queries, len(val.samples)) if (val := probed(p)) else 0
     labels = {"run": name, "method": config["method"]["_target_"].split(".")[-2]}
+
+    def more(progress: Progress) -> Mapping[str, float]:
+        """Return the samples used of every source, in files only: a run has as many series as it may have."""
+        return of_sources(p.train, progress.samples)
+
     return [
-        JsonLines(place.folder / "metrics.jsonl"),
-        Status(place.folder / "status.json", p.timeline.total, p.timeline.steps, queries),
+        JsonLines(place.folder / "metrics.jsonl", more),
+        Status(place.folder / "status.json", p.timeline.total, p.timeline.steps, queries, more),
         Prometheus(labels, own_addresses()[0], node["port"], targets / f"{name}.json", checkpoints, bind=node["bind"]),
         *([TextFile(Path(node["textfile"]) / f"{name}.prom", labels, checkpoints)] if node["textfile"] else []),
         *trackers(config["tracker"], place.folder),

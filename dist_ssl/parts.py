@@ -22,6 +22,7 @@ from dist_ssl.core.timeline import Timeline
 from dist_ssl.data.data_keys import Data
 from dist_ssl.data.epoch_views import Difficulty
 from dist_ssl.data.images.views import Augmentation, check_fixed, checked, of_views
+from dist_ssl.data.order.source_shares import check_batch
 from dist_ssl.data.storage import manifest
 from dist_ssl.data.storage.reader_options import Access
 from dist_ssl.distributed.norm_groups import check_groups
@@ -56,6 +57,11 @@ class Parts:
     virtual_ranks: int | None
     """Number of virtual ranks in bitwise mode; None outside of it."""
 
+    @property
+    def reference(self) -> manifest.Split:
+        """Return the training split whose labels the held-out split shares: in a mixture, that of its own source."""
+        return self.dataset.companion or self.train
+
 
 def parts(config: Config, world: World, ranks: int, folder: Path | None = None) -> Parts:
     """Build the parts that are alike on all ranks, and check that they fit together.
@@ -85,7 +91,7 @@ def parts(config: Config, world: World, ranks: int, folder: Path | None = None) 
     probed = probing(config)
     probed.check(method, averaged=run.ema is not None)
     check_side(encoder, probed.sides(schedule.plan(run.all_epochs - 1).image_size)[1], "probe.crop")
-    check = epoch_check(config, len(train.samples), method, recipes, ranks)
+    check = epoch_check(config, train, method, recipes, ranks)
     for plan in reversed(schedule.distinct_plans(run.all_epochs)):  # the last has the values of the config itself
         check(plan)
     own = (recipes, difficulty, optimizer, method, schedule, timeline, check, virtual)
@@ -93,12 +99,13 @@ def parts(config: Config, world: World, ranks: int, folder: Path | None = None) 
 
 
 def epoch_check(
-    config: Config, num_samples: int, method: Method, recipes: list[Augmentation], ranks: int
+    config: Config, train: manifest.Split, method: Method, recipes: list[Augmentation], ranks: int
 ) -> Callable[[EpochPlan], None]:
     """Return the function that raises ConfigError where an epoch of a plan does not fit the other parts of the run."""
 
     def check_epoch(plan: EpochPlan) -> None:
-        check_plan(plan.lanes, plan.batch_size, ranks, num_samples)
+        check_plan(plan.lanes, plan.batch_size, ranks, len(train.samples))
+        check_batch(train, plan.batch_size)
         virtual = virtual_ranks(config, plan.batch_size, ranks)
         over, accumulate = (ranks, config["engine"].get("accumulate", 1)) if virtual is None else (1, virtual)
         possible = [n for n in range(1, plan.lanes + 1) if plan.lanes % n == 0] if virtual is None else []

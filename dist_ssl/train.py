@@ -47,9 +47,9 @@ class Job:
     contents: ShardContents
     log_every: Duration
 
-    def batches(self, plan: EpochPlan, start: int = 0) -> Iterator[Batch]:
-        """Yield the batches of an epoch; the shards that they were read from are verified meanwhile."""
-        for batch in self.stream.epoch(plan, start=start):
+    def batches(self, plan: EpochPlan, start: int = 0, before: int | None = None) -> Iterator[Batch]:
+        """Yield the batches of an epoch (see `Stream`); the shards that they were read from are verified meanwhile."""
+        for batch in self.stream.epoch(plan, start, before):
             self.contents.record(batch)
             yield batch
 
@@ -94,7 +94,7 @@ def train(job: Job) -> Outcome:
         ):
             return Outcome.STOPPED
         progress = progress.begin(plan)
-        for batch in job.batches(plan, progress.lane_offset):
+        for batch in job.batches(plan, progress.lane_offset, progress.samples_before):
             hyper = job.schedule.hyperparameters(progress)
             job.ledger.record(progress, batch)
             job.quarantine.record(progress, batch)

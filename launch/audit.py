@@ -16,7 +16,7 @@ Exit codes: 0 clean; 1 a sample was lost, repeated or moved; 2 the run cannot be
 import itertools
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +31,17 @@ from dist_ssl.core.plan import EpochPlan
 from dist_ssl.data.data_keys import Data
 from dist_ssl.data.order import ledger
 from dist_ssl.data.order.ledger_audit import Audit, EpochAudit, epochs
+from dist_ssl.data.order.source_shares import asked
 from dist_ssl.data.storage.contents import CACHED, IN_PLACE, vouched
 from dist_ssl.data.storage.fetch import Fetcher
 from dist_ssl.data.storage.manifest import Split
+from dist_ssl.data.storage.mixture import MixedSplit
 from dist_ssl.data.storage.reader_options import Access
 from dist_ssl.errors import EXIT_CODE, ConfigError, DataError
 from dist_ssl.runtime import jsonl
 from launch import trust
 from launch.ending import FINISHED
+from launch.launch_keys import listed
 from launch.run_dir import RunDir
 
 KEYS = ("run", "data.path")
@@ -56,7 +59,7 @@ def open_split(run: RunDir, path: str | None) -> Split:
     `path`: where the data lies now, by default where the newest attempt read it. Raises DataError.
     """
     began = value_of(run.config, "data", dict)
-    node = {**began, "path": path or value_of(run.last_config(), "data.path", str)}
+    node = {**began, "path": listed(path) if path else value_of(run.last_config(), "data.path", Any)}
     try:
         # a command in somebody else's config is not run: it is not the user's own
         own = path is not None or not any(trust.dangers(run))
@@ -119,7 +122,7 @@ def audit(run: RunDir, split: Split) -> tuple[list[EpochAudit], list[str], list[
         raise ConfigError(f"seed={seed} window={window} of the run's config are impossible.", "Put back a copy of it.")
     if any(plan.batch_size > len(split.samples) for plan in plans):
         raise DataError(f"{run.folder / 'plan.jsonl'} has batches larger than the data set.", RESTORE)
-    found = epochs(plans, split.shard_sizes, seed, window)
+    found = epochs(plans, split, seed, window)
     covered = found[-1].first_step + found[-1].steps if found else 0
     if covered < final:
         raise DataError(
@@ -184,6 +187,16 @@ def details(tally: EpochAudit, split: Split) -> list[str]:
     return said
 
 
+def of_sources(tallies: Sequence[EpochAudit], split: Split) -> Iterator[str]:
+    """Yield the number of deliveries of every source of a mixture, and how far it is from its share."""
+    if isinstance(split, MixedSplit):
+        counts = [sum(own) for own in zip(*(tally.of_sources for tally in tallies), strict=True)]
+        shares = asked(split, sum(counts))
+        for number, (source, count, share) in enumerate(zip(split.sources, counts, shares, strict=True), start=1):
+            passes = f"{count / source.samples:.2f} passes over its {source.samples} samples"
+            yield f"source {number}, {source.folder}: {count} samples, {count - share:+.2f} from its share; {passes}"
+
+
 def report(run: RunDir, split: Split, console: Console) -> int:
     """Print the audit of a run; return the exit code."""
     tallies, problems, attempts = audit(run, split)
@@ -194,6 +207,8 @@ def report(run: RunDir, split: Split, console: Console) -> int:
         console.print("There is no checkpoint yet, so no step is final: nothing can be audited.")
         return EXIT_CODE
     console.print(table(tallies))
+    for line in of_sources(tallies, split):
+        console.print(line, highlight=False, markup=False)
     for line in [*problems, *(line for tally in tallies for line in details(tally, split))]:
         console.print(line)
     say(console, contents(run, split, attempts))

@@ -62,15 +62,23 @@ def has_secret(text: str) -> bool:
 
 
 def restored(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the config with the credentials of its data.path, if the environment has them."""
-    for text in os.environ.get(ADDRESS, "").splitlines():
-        if Address.parse(text).shown == config["data"]["path"]:
-            return {**config, "data": {**config["data"], "path": text}}
-    return config
+    """Return the config with the credentials of its data.path, or of each in a list, if the environment has them."""
+    known = {Address.parse(text).shown: text for text in reversed(os.environ.get(ADDRESS, "").splitlines())}
+    if not known:
+        return config
+
+    def whole(path: Any) -> Any:
+        return known.get(path, path) if isinstance(path, str) else path
+
+    path = config["data"]["path"]
+    found = list(map(whole, path)) if isinstance(path, list) else whole(path)
+    return {**config, "data": {**config["data"], "path": found}} if found != path else config
 
 
 def _without(text: str) -> str:
     """Return the address without credentials; the complete one is added to the environment."""
+    if "," in text and not {"@", "?"} & set(text):
+        return text  # several places of a list, none of which has anything to hide
     address = Address.parse(text)
     if not address.secret:
         return text

@@ -10,6 +10,7 @@ from dist_ssl.config.command import known_pair
 from dist_ssl.config.instantiate import fit
 from dist_ssl.errors import ConfigError
 from dist_ssl.evaluate.linear_recipes import LINEAR, LinearRecipe
+from launch.launch_keys import listed
 
 MOST = {"patches": 4096, "threads": 4096}
 """Largest value of a key; draws are keyed by at most so many views of an image."""
@@ -18,7 +19,7 @@ SHOWN = {"queries": 10, "k": 8}
 MOST_SHOWN = {"queries": 200, "k": 50}
 """The most that a sheet shows."""
 DATA = ("data.path", "data.val")
-Place = dict[str, str | None]
+Place = dict[str, str | list[str] | None]
 """Values of these keys, by their names without `data.`."""
 OPTIONAL = ("data.val",)
 VOTING = ("knn", "bag_of_patches")
@@ -64,7 +65,7 @@ class Options:
             if not text:
                 raise ConfigError(f"{key} has no value.", f"Write {key}=...")
             if key in DATA:
-                data[key.removeprefix("data.")] = None if text == "null" and key in OPTIONAL else text
+                data[key.removeprefix("data.")] = None if text == "null" and key in OPTIONAL else listed(text)
             else:
                 values[key] = text if types[key] is str else fit(_plain(key, text), types[key], key)
         if "run" not in values:

@@ -42,6 +42,7 @@ from dist_ssl.config.instantiate import fit
 from dist_ssl.errors import ConfigError, UserError
 from launch import credentials, trust
 from launch.handover import hand_over
+from launch.launch_keys import listed
 from launch.run_dir import RunDir, write_for_owner_alone
 
 if TYPE_CHECKING:
@@ -148,8 +149,8 @@ def sample(run: RunDir, path: str | None, saved: "SavedEncoder") -> "Tensor":
     from dist_ssl.errors import DataError
     from dist_ssl.evaluate.features import subset
 
-    now = credentials.restored(run.last_config())["data"]["path"]
-    data = Data(**keywords(Data, {**run.config["data"], "path": path or now, "pyramid": None}, "data"))
+    place = listed(path) if path else credentials.restored(run.last_config())["data"]["path"]
+    data = Data(**keywords(Data, {**run.config["data"], "path": place, "pyramid": None}, "data"))
     try:
         access = data.access(1)
         split = data.open(access).split(data.val or data.train)

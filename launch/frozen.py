@@ -85,21 +85,28 @@ class Frozen:
         return cls(found, engine, world, probing(config), patches, recipe, say)
 
     def labelled(self) -> tuple[Split, Split]:
-        """Return the training split and the held-out one. Raises ConfigError where they or their labels are missing."""
+        """Return the training split and the held-out one. Raises ConfigError where they or their labels are missing.
+
+        In a mixture the training split is that of the source that the held-out one is of.
+        """
         held = self.held_out()
         if held is self.parts.train:
             named = self.parts.data.val
             what = "There is no held-out split." if named is None else f"data.val={named} is trained on: not held out."
             raise ConfigError(what, "Name one: data.val=..., or use protocol=unlabelled.")
-        for split in (self.parts.train, held):
+        for split in (self.parts.reference, held):
             if not split.labelled:
                 raise ConfigError(f"The split '{split.name}' has no labels.", "Use protocol=unlabelled.")
-        return self.parts.train, held
+        return self.parts.reference, held
 
     def held_out(self) -> Split:
         """Return the held-out split, or the training split where there is none."""
         p = self.parts
         return p.train if p.data.val is None else p.dataset.split(p.data.val)
+
+    def neighbours_of(self, held: Split) -> Split:
+        """Return the training images that held-out ones are compared with: in a mixture those of the same source."""
+        return held if held is self.parts.train else self.parts.reference
 
     def chosen(self, split: Split, most: int) -> Ints:
         """Return the numbers of at most `most` samples of a split, ascending, always the same."""

@@ -127,7 +127,8 @@ def neighbours(frozen: Frozen) -> Measured:
 
     Without a held-out split the images are of the training split, and none is a neighbour of itself.
     """
-    train, held, k = frozen.parts.train, frozen.held_out(), frozen.node.k
+    held, k = frozen.held_out(), frozen.node.k
+    train = frozen.neighbours_of(held)
     asked, own = _numbered_features(frozen, held, frozen.node.queries)
     bank, known = _numbered_features(frozen, train, frozen.node.bank)
     similar, rows = (found.cpu() for found in nearest(bank, asked, k + (held is train), frozen.world.device))
@@ -156,7 +157,7 @@ def _numbered_features(frozen: Frozen, split: Split, most: int) -> tuple[Tensor,
 
 def _sheet(frozen: Frozen, asked: Tensor, found: Tensor, similar: Tensor, same: Tensor | None) -> Image.Image:
     """Return the sheet: each of the `asked` images, [Q], in a row with its neighbours `found`, [Q, k], as encoded."""
-    splits = frozen.held_out(), frozen.parts.train
+    splits = (held := frozen.held_out()), frozen.neighbours_of(held)
     pixels = []
     for split, ids in zip(splits, (asked, found), strict=True):
         numbers = np.unique(ids.numpy())

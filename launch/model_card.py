@@ -92,9 +92,12 @@ def _of_a_place(override: str) -> bool:
 
 
 def split_of(config: Mapping[str, Any]) -> str:
-    """Return the last part of the data's path, and the split that was trained on."""
-    name = str(config["data"]["path"]).rstrip("/").rpartition("/")[2]
-    return f"{name}, split {config['data']['train']}"
+    """Return the last part of the data's path, of each place that it names, and the split that was trained on."""
+    path, weights = config["data"]["path"], config["data"].get("weights")
+    places = path if isinstance(path, list) else [path]
+    names = " and ".join(str(place).rstrip("/").rpartition("/")[2] for place in places)
+    shares = f", weights {', '.join(map(str, weights))}" if weights else ""
+    return f"{names}{shares}, split {config['data']['train']}"
 
 
 def revision(run: RunDir) -> str:

@@ -87,8 +87,11 @@ def _of_this_machine(nodes: int) -> tuple[int, int]:
 
 def make_data(config: dict[str, Any], console: Console) -> None:
     """Write the shards of a data set that our own code draws, on its first use. Raises ConfigError, DataError."""
-    address, source = Address.parse(config["data"]["path"]), config["data"]["source"]
-    if source is None or not address.local or (address.path / "manifest.json").exists():
+    path, source = config["data"]["path"], config["data"]["source"]
+    if source is None or not isinstance(path, str):  # the sources of a mixture have been made before
+        return
+    address = Address.parse(path)
+    if not address.local or (address.path / "manifest.json").exists():
         return
     from shards.make import make, source_of
 

@@ -46,8 +46,8 @@ class Recorder:
         self.stream = stream
         self.ids: list[list[int]] = []
 
-    def epoch(self, plan: EpochPlan, start: int = 0) -> Iterator[Batch]:
-        for batch in self.stream.epoch(plan, start):
+    def epoch(self, plan: EpochPlan, start: int = 0, before: int | None = None) -> Iterator[Batch]:
+        for batch in self.stream.epoch(plan, start, before):
             self.ids.append(batch.ids.tolist())
             yield batch
 
@@ -101,8 +101,8 @@ class CutStream:
     def __init__(self, stream: Stream, batches: int) -> None:
         self.stream, self.left = stream, batches
 
-    def epoch(self, plan: EpochPlan, start: int = 0) -> Iterator[Batch]:
-        for batch in self.stream.epoch(plan, start):
+    def epoch(self, plan: EpochPlan, start: int = 0, before: int | None = None) -> Iterator[Batch]:
+        for batch in self.stream.epoch(plan, start, before):
             if self.left == 0:
                 raise Cut
             self.left -= 1

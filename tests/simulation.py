@@ -5,7 +5,7 @@ restored like weights, so that what a run has truly used is known beside what it
 """
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,10 @@ from dist_ssl.data.order import ledger
 from dist_ssl.data.order.ledger import Ledger
 from dist_ssl.data.order.ledger_audit import Audit, epochs
 from dist_ssl.data.order.quarantine import Quarantine
+from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.contents import ShardContents
 from dist_ssl.data.storage.manifest import Shard, Split, columns
+from dist_ssl.data.storage.mixture import MixedSplit, Source
 from dist_ssl.data.storage.reader_options import Access
 from dist_ssl.data.stream import Stream
 from dist_ssl.distributed.world import World
@@ -151,7 +153,10 @@ class Attempt:
 
 @dataclass
 class Run:
-    """A run in a folder. `batches`: per epoch the samples of a step; `spoil` may change what a rank's stream yields."""
+    """A run in a folder. `batches`: per epoch the samples of a step; `spoil` may change what a rank's stream yields.
+
+    `weights`: makes every shard a source of a mixture.
+    """
 
     folder: Path
     shard_sizes: list[int]
@@ -162,6 +167,7 @@ class Run:
     bad: frozenset[int] = frozenset()
     max_bad: str = "100 %"
     spoil: Callable[[Iterator[Batch], int, EpochPlan, int], Iterator[Batch]] | None = None
+    weights: Sequence[int] = ()
     attempts: int = 0
     saved: tuple[Progress, list[list[int]]] | None = None
     used: list[list[int]] = field(default_factory=list)
@@ -171,7 +177,11 @@ class Run:
         names = [f"train-{n:03d}.tar" for n in range(len(self.shard_sizes))]
         shards = tuple(Shard(name, size, 0, "") for name, size in zip(names, self.shard_sizes, strict=True))
         rows = columns([(f"key{n}", 0, 1, -1) for n in range(sum(self.shard_sizes))])
-        self.split = Split(self.folder, "train", shards, rows)
+        self.split = Split(Address(str(self.folder)), "train", shards, rows)
+        if self.weights:
+            pairs = zip(self.shard_sizes, self.weights, strict=True)
+            sources = tuple(Source(self.split.folder, 1, size, weight) for size, weight in pairs)
+            self.split = MixedSplit(self.split.folder, "train", shards, rows, sources=sources)
 
     @property
     def plans(self) -> list[EpochPlan]:
@@ -249,7 +259,7 @@ class Run:
     def audit(self) -> Audit:
         """The audit of what is final."""
         listed = {row["number"] for row in self.quarantine()}
-        found = epochs(self.plans, self.split.shard_sizes, self.seed, self.window)
+        found = epochs(self.plans, self.split, self.seed, self.window)
         final = self.saved[0].step if self.saved else 0
         return Audit(ledger.read(self.folder / "ledger"), found, final, listed)
 
@@ -336,8 +346,8 @@ class Spoilt:
     spoil: Callable[[Iterator[Batch], int, EpochPlan, int], Iterator[Batch]]
     rank: int
 
-    def epoch(self, plan: EpochPlan, start: int = 0) -> Iterator[Batch]:
-        return self.spoil(self.stream.epoch(plan, start), self.rank, plan, start)
+    def epoch(self, plan: EpochPlan, start: int = 0, before: int | None = None) -> Iterator[Batch]:
+        return self.spoil(self.stream.epoch(plan, start, before), self.rank, plan, start)
 
 
 class Silence:
@@ -355,10 +365,10 @@ def bare(monkeypatch: Any) -> None:
     drawn: dict[Any, Any] = {}
     draw = Draws.order
 
-    def order(draws: Draws, purpose: Purpose, ids: Any) -> Any:
-        key = (draws, purpose, ids.tobytes())
+    def order(draws: Draws, purpose: Purpose, ids: Any, slot: int = 0) -> Any:
+        key = (draws, purpose, ids.tobytes(), slot)
         if key not in drawn:
-            drawn[key] = draw(draws, purpose, ids)
+            drawn[key] = draw(draws, purpose, ids, slot)
         return drawn[key]
 
     monkeypatch.setattr(Draws, "order", order)
@@ -368,5 +378,5 @@ def bare(monkeypatch: Any) -> None:
 
 def expected(run: Run) -> list[list[int]]:
     """The global batches of an undisturbed run, from the lanes alone."""
-    found = epochs(run.plans, run.split.shard_sizes, run.seed, run.window)
+    found = epochs(run.plans, run.split, run.seed, run.window)
     return [np.asarray(e.batch(e.first_step + n)).tolist() for e in found for n in range(e.steps)]

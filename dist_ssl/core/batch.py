@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from dist_ssl.core.candidates import CandidateViews
-from dist_ssl.core.draws import Draws, SampleDraws
+from dist_ssl.core.draws import Draws, Ints, SampleDraws
 from dist_ssl.core.tokens import ALL_TOKENS, Tokens
 
 
@@ -42,6 +42,14 @@ class Batch:
     """How a transformer cuts the views."""
     candidates: CandidateViews | None = None
     """Views from which the model chooses; until then `views` is empty. None where there is no choice to make."""
+    uses: Tensor | None = None
+    """Numbers that key the random numbers of the rows, [B] int64 on the host: a sample may be used several times in an
+    epoch. None: the sample numbers."""
+
+    @property
+    def draw_ids(self) -> Ints:
+        """Return the numbers that key the random numbers of the rows, [B]."""
+        return (self.ids if self.uses is None else self.uses).numpy()
 
     @property
     def on_device(self) -> list[Tensor]:
@@ -56,7 +64,7 @@ class Batch:
         """
         size, rest = divmod(len(self.ids), number)
         assert not rest
-        ids = self.ids.numpy()
+        ids = self.draw_ids
         return [
             ([view[at : at + size] for view in self.views], self.draws.of(ids[at : at + size], self.tokens))
             for at in range(0, len(ids), size)

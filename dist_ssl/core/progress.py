@@ -41,6 +41,11 @@ class Progress:
         """Return whether at least one epoch is done and the next step is the first of another one."""
         return self.epoch > 0 and self.lane_offset == 0
 
+    @property
+    def samples_before(self) -> int:
+        """Return the number of samples seen before this epoch, which has started, whole job."""
+        return self.samples - self.lane_offset * self.plans[self.epoch].lanes
+
     def begin(self, plan: EpochPlan) -> "Progress":
         """Return the position with this plan recorded as started; unchanged if it already is (after a resume)."""
         if len(self.plans) > plan.epoch:

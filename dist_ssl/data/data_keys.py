@@ -10,7 +10,7 @@ from dist_ssl.config.percentage import Share
 from dist_ssl.data.images.image_rules import FULL, MAX_PIXELS, ImageRules
 from dist_ssl.data.loader.load import Loader, SampleLoader
 from dist_ssl.data.loader.loader_process import LoaderProcess
-from dist_ssl.data.storage import manifest, pyramid
+from dist_ssl.data.storage import manifest, mixture, pyramid
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.read import Reader
 from dist_ssl.data.storage.reader_options import Access
@@ -21,10 +21,11 @@ from dist_ssl.errors import ConfigError, DataError
 class Data:
     """The keys of the `data` config node.
 
-    Sizes in bytes and pyramid levels are typed loosely: their own checks give better messages than a type check.
+    Paths, weights, sizes in bytes and pyramid levels are typed loosely: their own checks give better messages than a
+    type check.
     """
 
-    path: str
+    path: Any
     train: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -42,6 +43,7 @@ class Data:
     ahead_bytes: Any = "64MB"
     max_upsample: float = pyramid.MAX_UPSAMPLE
     pyramid: list[Any] | None = None
+    weights: Any = None
     loader_process: Literal["auto", True, False] = "auto"
 
     def access(self, sharers: int) -> Access:
@@ -69,7 +71,8 @@ class Data:
             pyramid.check_sides(self.pyramid, "data.pyramid")
         parse_bytes(self.ahead_bytes, "data.ahead_bytes")
         size = parse_bytes(self.cache_bytes, "data.cache_bytes")
-        return Access.to(Address.parse(self.path), self.cache, size, self.allow_pipe, sharers)
+        first, *more = mixture.places(self.path, self.weights)
+        return Access.to(first, self.cache, size, self.allow_pipe, sharers, more)
 
     @property
     def rules(self) -> ImageRules:
@@ -77,21 +80,27 @@ class Data:
         return ImageRules(self.max_pixels, self.range, self.alpha)
 
     def open(self, access: Access) -> manifest.Manifest:
-        """Read the data set's manifest and attach the configured levels.
+        """Read the manifests of the data set, or of all sources of a mixture, and attach the configured levels.
 
-        Raises DataError where it cannot be read, or `identity`, the one that the run started with, is another.
+        Raises DataError where one cannot be read, or `identity`, the one that the run started with, is another.
         """
-        where = Address.parse(self.path)
-        found = manifest.read(where, access.fetcher)
-        if self.pyramid is not None:
-            found = pyramid.attach(found, where, self.pyramid, access.fetcher, self.rules)
+        places = mixture.places(self.path, self.weights)
+        each = [(where, self._open(where, access)) for where in places]
+        found = each[0][1] if len(each) == 1 else mixture.mix(each, self.weights, self.train, self.val)
         if self.identity not in (None, found.identity):
             raise DataError(
-                f"The data in {where} is not the run's: the hash of its manifest is {found.identity}, not "
-                f"{self.identity}.",
+                f"The data in {' and '.join(map(str, places))} is not the run's: the hash of its manifest is "
+                f"{found.identity}, not {self.identity}.",
                 "Set data.path to the shards that the run started with, or start a new run.",
             )
         return found
+
+    def _open(self, where: Address, access: Access) -> manifest.Manifest:
+        """Read the manifest of a data set and attach the configured levels. Raises DataError."""
+        found = manifest.read(where, access.fetcher)
+        if self.pyramid is None:
+            return found
+        return pyramid.attach(found, where, self.pyramid, access.fetcher, self.rules)
 
     def process(self, device: torch.device) -> LoaderProcess | None:
         """Return a loader process for a rank on this device; None where samples are loaded in the rank's process."""

@@ -1,8 +1,8 @@
 """The stream: yields the batches of an epoch from any position; it is stateless, the position lives in `Progress`.
 
-Lanes determine the samples (lanes.py), threads decode and crop them (load.py), photometric augmentation runs on the
-device (photometric.py), on a GPU beside the training step (feed.py). All randomness is keyed by sample, so a batch is
-the same in whichever process it is computed.
+Lanes determine the samples (lanes.py; where there are several sources, mixed_order.py), threads decode and crop them
+(load.py), photometric augmentation runs on the device (photometric.py), on a GPU beside the training step (feed.py).
+All randomness is keyed by sample, so a batch is the same in whichever process it is computed.
 """
 
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -21,7 +21,7 @@ from dist_ssl.data.images.packed import send
 from dist_ssl.data.images.views import Augmentation, Cutter
 from dist_ssl.data.loader.feed import Feed, GpuSide, Side
 from dist_ssl.data.loader.load import Loaded, SampleLoader
-from dist_ssl.data.order.lanes import EpochOrder
+from dist_ssl.data.order.mixed_order import order_of
 from dist_ssl.data.order.requests import Steps
 from dist_ssl.distributed.world import World
 from dist_ssl.runtime.step_clock import StepClock
@@ -61,10 +61,14 @@ class Stream:
         self.clock = clock or StepClock()
         self.side = side or (GpuSide(world.device) if world.device.type == "cuda" else None)
 
-    def epoch(self, plan: EpochPlan, start: int = 0) -> Iterator[Batch]:
-        """Yield the batches of an epoch from offset `start` in every lane on; an incomplete last one is left out."""
+    def epoch(self, plan: EpochPlan, start: int = 0, before: int | None = None) -> Iterator[Batch]:
+        """Yield the batches of an epoch from offset `start` in every lane on; an incomplete last one is left out.
+
+        `before`: samples that the run has used in earlier epochs, from which a mixture of sources continues; None: a
+        pass in which no sample is used twice, whatever the weights of the sources are.
+        """
         draws = Draws(self.seed, plan.epoch)
-        order = EpochOrder(self.split.shard_sizes, draws, plan.lanes, self.window)
+        order = order_of(self.split, draws, plan.lanes, self.window, before)
         epoch_views = self._views(plan)
         cutter = epoch_views.cutter
         place = self.world.rank, self.world.size, start, plan.samples_per_lane
@@ -75,8 +79,8 @@ class Stream:
             batch = self._batch(pixels, views, epoch_views, draws, at // steps.count)
             batch.tokens = plan.tokens
             if pyramid := self.loader.pyramid:
-                unreadable = np.array(list(pixels.unreadable), dtype=np.int64)
-                batch.levels = pyramid.levels(cutter, draws, unreadable, len(pixels.views))
+                bad = np.flatnonzero(np.isin(pixels.ids, list(pixels.unreadable)))
+                batch.levels = pyramid.levels(cutter, draws, pixels.ids[bad], len(pixels.views), pixels.draw_ids[bad])
             return batch
 
         items = self._items(steps, cutter, epoch_views.number_cut)
@@ -115,7 +119,7 @@ class Stream:
 
     def _batch(self, pixels: Loaded, views: list[Tensor], epoch_views: EpochViews, draws: Draws, step: int) -> Batch:
         ids = pixels.ids
-        found = epoch_views.finish(views, ids, draws, step)
+        found = epoch_views.finish(views, pixels.draw_ids, draws, step)
         labels = torch.from_numpy(self.split.samples.labels[ids]) if self.split.labelled else None
         return Batch(
             views=found.views,
@@ -127,6 +131,7 @@ class Stream:
             step=step,
             unreadable=pixels.unreadable,
             opened=pixels.opened,
+            uses=torch.from_numpy(pixels.draw_ids),
             costs={
                 "data_wait_seconds": pixels.wait_seconds,
                 "replaced_samples": float((~pixels.valid).sum()),

@@ -26,7 +26,7 @@ def with_chosen_views(
         return batch, {}
     first, second = F.normalize(features(embed, given, given.parts * parts).double(), dim=-1)
     cosines = first @ second.mT
-    choice = choose((1 - cosines).cpu().numpy(), given.temperature, batch.draws, batch.ids.numpy())
+    choice = choose((1 - cosines).cpu().numpy(), given.temperature, batch.draws, batch.draw_ids)
     metrics = {key: torch.tensor(value) for key, value in choice.metrics.items()}
     return replace(batch, views=given.finish(choice.pairs), candidates=None), metrics
 

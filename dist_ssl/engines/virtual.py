@@ -93,8 +93,11 @@ class VirtualRanks:
 
     def whole(self, batch: Batch) -> Batch:
         """Return the batch with the ids and validity of the whole job, as losses use it; the views stay this rank's."""
-        gathered = self.everyone(torch.stack([batch.ids.to(batch.valid.device), batch.valid.long()], dim=1))
-        return replace(batch, ids=gathered[:, 0].cpu(), valid=gathered[:, 1].bool())
+        own = [batch.ids, batch.ids if batch.uses is None else batch.uses]
+        ids, uses, valid = self.everyone(
+            torch.stack([*(numbers.to(batch.valid.device) for numbers in own), batch.valid.long()], dim=1)
+        ).unbind(1)
+        return replace(batch, ids=ids.cpu(), uses=uses.cpu(), valid=valid.bool())
 
     def each(self, batch: Batch) -> Iterable[Batch]:
         """Yield the batches of all virtual ranks in order, with gathered views."""
@@ -103,7 +106,10 @@ class VirtualRanks:
         rows = len(job.ids) // self.number
         for start in range(0, len(job.ids), rows):
             own = slice(start, start + rows)
-            yield replace(job, views=[aligned(v[own]) for v in views], ids=job.ids[own], valid=job.valid[own])
+            uses = None if job.uses is None else job.uses[own]
+            yield replace(
+                job, views=[aligned(v[own]) for v in views], ids=job.ids[own], uses=uses, valid=job.valid[own]
+            )
 
     def gradients(self, root: Root, loss: Loss, batch: Batch, method: Method, lap: Lap = no_lap) -> LossOutput:
         """Leave the gradients of the whole job in the method's parameters, update running statistics, return the loss.

@@ -1,10 +1,11 @@
-"""Data of which an accuracy says little."""
+"""Data of which an accuracy says little, or nothing."""
 
 from collections.abc import Iterator
 
 import numpy as np
 
 from dist_ssl.data.storage.manifest import Split
+from dist_ssl.errors import DataError
 
 
 def doubts(train: Split, val: Split) -> Iterator[str]:
@@ -19,3 +20,16 @@ def doubts(train: Split, val: Split) -> Iterator[str]:
             f"{classes} classes of '{val.name}', {int(lacking.sum())} of its {len(lacking)} images, are not in "
             f"'{train.name}': their images always count as wrong."
         )
+
+
+def check_probed(*splits: Split) -> None:
+    """Raise DataError where some samples of a split have a label and others have none: a probe needs all."""
+    for split in splits:
+        samples = split.samples
+        lacking = np.flatnonzero(samples.labels < 0)
+        if 0 < len(lacking) < len(samples):
+            raise DataError(
+                f"{len(lacking)} of the {len(samples)} samples of split {split.name} in {split.folder} have no label "
+                f"(the first: {samples.key(int(lacking[0]))}), so there is nothing to probe with.",
+                "Add the labels, make the shards with labels=false, or train without a probe: data.val=null.",
+            )

@@ -131,7 +131,7 @@ class Rotation(Method):
         """Return the method's loss plus the weighted loss of the task, over the job's valid samples."""
         own = {name: value for name, value in embeddings.items() if not name.startswith(OWN)}
         out = self.method.loss(own, batch, hyper)
-        draws = batch.draws.of(batch.ids.numpy())
+        draws = batch.draws.of(batch.draw_ids)
         rows = [
             rotation_cross_entropy(embeddings[f"{OWN}{slot}"], self._turns(draws, slot, batch.views[0]))
             for slot in range(self.turned)

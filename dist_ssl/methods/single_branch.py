@@ -171,7 +171,7 @@ class SingleBranch(Method):
         own, valid = batch.ids.to(self.world.device), batch.valid
         if not self.mix:
             return own[None], valid[None].to(dtype)
-        mix = self._mix(batch.draws, batch.ids, batch.views[0].shape[-1])
+        mix = self._mix(batch.draws, torch.from_numpy(batch.draw_ids), batch.views[0].shape[-1])
         everyone = self.world.gather_const(torch.stack([own, valid.to(own.dtype)], dim=1))
         part = slice(self.world.rank * len(own), (self.world.rank + 1) * len(own))
         partners, partner_valid = everyone[torch.from_numpy(mix.partners[part]).to(own.device)].unbind(1)

@@ -6,7 +6,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -53,11 +53,20 @@ def read_totals(path: Path) -> dict[str, float]:
     return {key: float(value) for key, value in numbers(found).items() if value >= 0}
 
 
+More = Callable[[Progress], Mapping[str, float]]
+"""Numbers that follow from the position, by keys of their own: they stand in files, and are no metrics."""
+
+
+def nothing(_: Progress) -> Mapping[str, float]:
+    """Return no numbers."""
+    return {}
+
+
 class JsonLines:
     """A file with one JSON line per report. A resume drops the lines beyond the restored step and repeats the steps."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, more: More = nothing) -> None:
+        self.path, self.more = path, more
         self._restored: Progress | None = None
         """The position whose later lines have still to be dropped."""
 
@@ -78,8 +87,9 @@ class JsonLines:
     def write(self, progress: Progress, values: Mapping[str, float]) -> None:
         """Append the values and the time as one line. Raises OSError."""
         self._drop_later_lines()
+        line = {"time": round(time.time(), 3), **finite(values), **self.more(progress)}
         with jsonl.open_to_append(self.path) as file:  # the last line may have been cut short by a full disk
-            file.write(json.dumps({"time": round(time.time(), 3), **finite(values)}) + "\n")
+            file.write(json.dumps(line) + "\n")
 
     def close(self) -> None:
         """Do nothing: the file is not held open."""
@@ -91,8 +101,10 @@ class Status:
     `total_samples`, `total_steps`: of the run; `queries`: number of images that its probe asks for, 0 without one.
     """
 
-    def __init__(self, path: Path, total_samples: int, total_steps: int, queries: int = 0) -> None:
-        self.path = path
+    def __init__(
+        self, path: Path, total_samples: int, total_steps: int, queries: int = 0, more: More = nothing
+    ) -> None:
+        self.path, self.more = path, more
         self.values: dict[str, float] = {"total_samples": total_samples, "total_steps": total_steps}
         self.values |= {"queries": queries} if queries else {}
 
@@ -102,7 +114,8 @@ class Status:
 
     def write(self, progress: Progress, values: Mapping[str, float]) -> None:
         """Replace the file; a metric without a new value keeps its last one."""
-        self.values |= {**finite(values), "epochs": progress.epochs, "attempt": progress.attempt}
+        self.values |= {**finite(values), **self.more(progress)}
+        self.values |= {"epochs": progress.epochs, "attempt": progress.attempt}
         write_atomically(self.path, json.dumps(self.values))
 
     def close(self) -> None:

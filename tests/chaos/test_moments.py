@@ -183,8 +183,8 @@ class Watched:
     stream: Any
     told: Any
 
-    def epoch(self, plan: EpochPlan, start: int = 0) -> Iterator[Batch]:
-        for batch in self.stream.epoch(plan, start):
+    def epoch(self, plan: EpochPlan, start: int = 0, before: int | None = None) -> Iterator[Batch]:
+        for batch in self.stream.epoch(plan, start, before):
             self.told(batch.step + EPOCH * plan.epoch)
             yield batch
 

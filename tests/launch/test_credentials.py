@@ -145,3 +145,20 @@ def test_a_login_in_a_file_of_the_configs_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", ["https://host/x", "s3://bucket/x", "data/a:b", "https://h/a b"])
 def test_other_addresses_are_left_alone(path: str) -> None:
     credentials.check_config({"data": {"path": path, "more": [path, 3, None]}})
+
+
+def test_places_of_a_list_without_credentials_are_left_as_they_are() -> None:
+    given = ["data.path=[http://127.0.0.1:80/a,/data/b,https://host:443,c]"]
+    assert credentials.set_aside(given) == given
+    assert settings.compose([*given, "data=shards"], PROJECT / "configs")["data"]["path"] == [
+        *("http://127.0.0.1:80/a", "/data/b", "https://host:443", "c")
+    ]
+
+
+def test_each_place_of_a_list_gets_its_own_back() -> None:
+    other = "https://u2:secret@other/set"
+    words = credentials.set_aside([f"data.path=[{WHOLE}, data/b,{other},s3://c/d]"])
+    assert words == [f"data.path=[{BARE}, data/b,https://other/set,s3://c/d]"]
+    config = settings.compose([*words, "data=shards"], PROJECT / "configs")
+    assert config["data"]["path"] == [BARE, "data/b", "https://other/set", "s3://c/d"]
+    assert credentials.restored(config)["data"]["path"] == [WHOLE, "data/b", other, "s3://c/d"]

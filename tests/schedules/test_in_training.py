@@ -34,8 +34,8 @@ class Observed:
         self.ids: list[list[int]] = []
         self.sides: list[int] = []
 
-    def epoch(self, plan: EpochPlan, start: int = 0) -> Iterator[Batch]:
-        for batch in self.stream.epoch(plan, start):
+    def epoch(self, plan: EpochPlan, start: int = 0, before: int | None = None) -> Iterator[Batch]:
+        for batch in self.stream.epoch(plan, start, before):
             if len(self.ids) == self.dies_at:
                 raise KilledError
             self.ids.append(batch.ids.tolist())

@@ -18,6 +18,7 @@ from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.fetch import Fetcher
 from dist_ssl.data.storage.read import Reader
 from dist_ssl.errors import DataError
+from dist_ssl.evaluate.evidence import check_probed
 from shards import verify
 from shards.command_line import HeldOut
 from shards.make import make, report
@@ -127,7 +128,7 @@ def test_a_missing_label_is_named(tmp_path: Path) -> None:
     assert "00017" in said
     found = manifest.read(tmp_path)
     with pytest.raises(DataError, match=r"1 of the 120 samples of split train .*\(the first: 00017\)") as caught:
-        manifest.check_probed(found.split("train"))
+        check_probed(found.split("train"))
     assert "data.val=null" in caught.value.remedy
 
 

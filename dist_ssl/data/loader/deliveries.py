@@ -47,6 +47,7 @@ class ResultMessage:
     unreadable: Mapping[int, str]
     slow: Mapping[str, int]
     opened: tuple[int, ...]
+    draw_ids: Ints
     costs: Mapping[str, float]
 
 
@@ -101,9 +102,8 @@ class Delivery:
         slot = self.slots.number(loaded.views)
         handle = self.slots.unsent_handle(slot)
         shapes = [view.shape for view in loaded.views]
-        costs = self.loader.costs()
-        row = (loaded.ids, loaded.valid, loaded.unreadable, loaded.slow, loaded.opened)
-        message = ResultMessage(slot, handle is not None, shapes, *row, costs)
+        row = (loaded.ids, loaded.valid, loaded.unreadable, loaded.slow, loaded.opened, loaded.draw_ids)
+        message = ResultMessage(slot, handle is not None, shapes, *row, self.loader.costs())
         try:
             self.connection.send(message)
             if handle is not None:

@@ -56,6 +56,8 @@ class Loaded:
     """Number of images that were slow to decode, by reason, since the previous result."""
     opened: tuple[int, ...]
     """Places (see `Reader`) of the local shards that were opened for the first time since the previous result."""
+    draw_ids: Ints
+    """Numbers that key the random numbers of the rows, [B]; see `Request`."""
 
 
 @dataclass(frozen=True)
@@ -249,7 +251,7 @@ class Pipeline:
         count = self.views if request.views is None else request.views
         sides = map(self.cutter.side, range(count))
         views = self.buffers.take([(len(request.ids), side, side, 3) for side in sides])
-        numbers = self.cutter.draw(request.draws, request.ids)[:count]
+        numbers = self.cutter.draw(request.draws, request.draw_ids)[:count]
         parts = np.array_split(np.arange(len(request.ids)), self.loader.threads)
         tasks = [self._pool.submit(self._fill, request, part, numbers, views) for part in parts if len(part)]
         return Started(request, views, tasks)
@@ -262,7 +264,7 @@ class Pipeline:
         valid[list(reasons)] = False
         unreadable = {int(request.ids[row]): why for row, why in reasons.items()}
         slow, opened = self.loader.slow.take(), self.loader.reader.opened()
-        return Loaded(request.ids, started.views, valid, wait, unreadable, slow, opened)
+        return Loaded(request.ids, started.views, valid, wait, unreadable, slow, opened, request.draw_ids)
 
     def _fill(self, request: Request, part: Ints, numbers: list[Floats], views: list[Pixels]) -> Reasons:
         """Cut these rows of a request, unreadable ones from replacement samples; return the reasons of those."""
@@ -293,8 +295,9 @@ class Pipeline:
                 return self._cut(candidate, numbers, out)
             except UnreadableError:
                 continue
+        number, split = int(request.ids[row]), self.loader.split
+        where = split.address(split.shard_of(number))
         raise DataError(
-            f"Sample {int(request.ids[row])} and every candidate to replace it are unreadable in "
-            f"{self.loader.split.folder}.",
+            f"Sample {number} and every candidate to replace it are unreadable in {where}.",
             "Check the shards: these are not images that can be decoded.",
         )

@@ -139,7 +139,7 @@ class Served(SampleLoader):
                     if self.process.pin and pin(slots[message.slot]):
                         pinned.append(slots[message.slot])
                 wait = time.monotonic() - started
-                row = message.valid, wait, message.unreadable, message.slow, message.opened
+                row = message.valid, wait, message.unreadable, message.slow, message.opened, message.draw_ids
                 yield Loaded(message.ids, slots[message.slot], *row)
                 with contextlib.suppress(OSError):  # `_next` raises the reason
                     connection.send_bytes(b"")

@@ -7,6 +7,7 @@ A step takes the same number of samples from every lane, and rank r of W holds l
 at every world size, and resuming needs two integers, the epoch and the offset within the lanes.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import lru_cache
 
@@ -16,23 +17,50 @@ from dist_ssl.core.draws import Draws, Ints, Purpose
 from dist_ssl.core.partition import partition
 
 
-class EpochOrder:
+class SampleOrder(ABC):
+    """The order of the samples of one epoch. A step takes `count` samples of every lane, from offset `start` on."""
+
+    draws: Draws
+    """Random numbers of the epoch."""
+    lanes: int
+    lane_length: int
+    """Samples of every lane in the epoch."""
+
+    def batch(self, rank: int, size: int, start: int, count: int) -> Ints:
+        """Return the sample numbers of the part of a step of rank `rank` of `size`, [lanes * count / size]."""
+        return self.uses(rank, size, start, count)[0]
+
+    @abstractmethod
+    def uses(self, rank: int, size: int, start: int, count: int) -> tuple[Ints, Ints]:
+        """Return `batch`, and the number that keys the random numbers of each row: another one for each use."""
+
+    @abstractmethod
+    def windows(self, rank: int, size: int, start: int, count: int, row: int) -> Iterator[Ints]:
+        """Yield the sample numbers near to that of a row of a part, window by window, to find a replacement sample."""
+
+    @abstractmethod
+    def shards_from(self, rank: int, size: int, start: int) -> Ints:
+        """Return the shards that a rank reads from offset `start` of its lanes on, in the order of their first use."""
+
+
+class EpochOrder(SampleOrder):
     """The order of one epoch's samples.
 
-    `sizes` [number of shards]: samples per shard; `window`: number of samples shuffled together within a lane.
+    `sizes` [number of shards]: samples per shard; `window`: number of samples shuffled together within a lane. `slot`:
+    keys the order, beside seed and epoch; 0 but for the sources of a mixture.
     """
 
-    def __init__(self, sizes: Ints, draws: Draws, lanes: int, window: int) -> None:
-        self.sizes, self.draws, self.lanes, self.window = sizes, draws, lanes, window
-        self.shards = draws.order(Purpose.SHARD_ORDER, np.arange(len(sizes), dtype=np.int64))
+    def __init__(self, sizes: Ints, draws: Draws, lanes: int, window: int, slot: int = 0) -> None:
+        self.sizes, self.draws, self.lanes, self.window, self.slot = sizes, draws, lanes, window, slot
+        self.shards = draws.order(Purpose.SHARD_ORDER, np.arange(len(sizes), dtype=np.int64), slot)
         self.string_starts = np.concatenate([[0], np.cumsum(sizes[self.shards])])
         self.id_starts = np.concatenate([[0], np.cumsum(sizes)])
         self.lane_length = int(sizes.sum()) // lanes
         self._window_order = lru_cache(maxsize=4 * lanes)(self._shuffle_window)
 
-    def __reduce__(self) -> tuple[type["EpochOrder"], tuple[Ints, Draws, int, int]]:
+    def __reduce__(self) -> tuple[type["EpochOrder"], tuple[Ints, Draws, int, int, int]]:
         """Pickle the arguments only: another process recomputes the order from them."""
-        return EpochOrder, (self.sizes, self.draws, self.lanes, self.window)
+        return EpochOrder, (self.sizes, self.draws, self.lanes, self.window, self.slot)
 
     def ids(self, lane: int, start: int, stop: int) -> Ints:
         """Return the sample numbers [stop - start] at places [start, stop) of a lane.
@@ -44,15 +72,17 @@ class EpochOrder:
         windows = [self._window_order(lane, number) for number in range(first, last + 1)]
         return np.concatenate(windows)[start - first * self.window : stop - first * self.window]
 
-    def batch(self, rank: int, size: int, start: int, count: int) -> Ints:
-        """Return a rank's sample numbers for the step that takes `count` samples of every lane from `start` on.
+    def uses(self, rank: int, size: int, start: int, count: int) -> tuple[Ints, Ints]:
+        """See `SampleOrder`. A part is lane-major; a sample is used once in an epoch, so its number keys the use."""
+        own = np.concatenate([self.ids(lane, start, start + count) for lane in partition(self.lanes, rank, size)])
+        return own, own
 
-        They are lane-major, [lanes of the rank * count].
-        """
-        return np.concatenate([self.ids(lane, start, start + count) for lane in partition(self.lanes, rank, size)])
+    def windows(self, rank: int, size: int, start: int, count: int, row: int) -> Iterator[Ints]:
+        """See `SampleOrder`; the windows are of the same lane."""
+        return self.windows_from(partition(self.lanes, rank, size).start + row // count, start + row % count)
 
     def shards_from(self, rank: int, size: int, start: int) -> Ints:
-        """Return the shards that a rank reads from place `start` of its lanes on, in the order of their first use."""
+        """See `SampleOrder`."""
         shards, windows = [], []
         for lane in partition(self.lanes, rank, size):
             begin = lane * self.lane_length
@@ -83,9 +113,9 @@ class EpochOrder:
         start = number * self.window
         stop = min(start + self.window, self.lane_length)
         places = np.arange(lane * self.lane_length + start, lane * self.lane_length + stop, dtype=np.int64)
-        return self._sample_numbers(places[self.draws.order(Purpose.WINDOW_ORDER, places)])
+        return self.sample_numbers(places[self.draws.order(Purpose.WINDOW_ORDER, places, self.slot)])
 
-    def _sample_numbers(self, places: Ints) -> Ints:
+    def sample_numbers(self, places: Ints) -> Ints:
         """Convert places in the concatenated sequence of all samples to sample numbers of the manifest."""
         position_of_shard = np.searchsorted(self.string_starts, places, side="right") - 1
         within = places - self.string_starts[position_of_shard]

@@ -13,8 +13,11 @@ import numpy as np
 
 from dist_ssl.core.draws import Draws, Ints
 from dist_ssl.core.plan import EpochPlan, epoch_samples
-from dist_ssl.data.order.lanes import EpochOrder
+from dist_ssl.data.order.lanes import SampleOrder
 from dist_ssl.data.order.ledger import Deliveries, hash_ids, mix
+from dist_ssl.data.order.mixed_order import order_of
+from dist_ssl.data.storage.manifest import Split
+from dist_ssl.data.storage.mixture import MixedSplit
 
 MODULUS = 1 << 64
 """Hashes are added modulo this number."""
@@ -30,21 +33,23 @@ class EpochAudit:
     of_steps: int
     """Steps of the whole epoch."""
     used: int
-    """Number of samples that were delivered exactly once, at their step."""
+    """Number of samples that were delivered exactly once, at their step; in a mixture, as often as planned."""
     replaced: int
     """Number of unreadable samples for which a replacement sample was delivered, at their step."""
     dropped: int
     """Number of samples left over after the last whole batch, as planned; 0 until the epoch is complete."""
     lost: Sequence[int]
-    """Samples that were never delivered."""
+    """Samples that were never delivered; in a mixture, less often than planned."""
     repeated: Sequence[int]
-    """Samples that were delivered more than once."""
+    """Samples that were delivered more than once; in a mixture, more often than planned."""
     moved: Sequence[int]
     """Samples that were delivered once, but not at their step."""
     unclear: int
     """Number of samples in steps with a wrong hash that does not show whether they were lost or repeated."""
     notes: Sequence[str]
     """One line for each wrong delivery: the step, and what is wrong."""
+    of_sources: Sequence[int] = ()
+    """Number of deliveries of the samples of each source of a mixture, at their step or not."""
 
     @property
     def clean(self) -> bool:
@@ -56,19 +61,37 @@ class EpochAudit:
 class Epoch:
     """The samples of one epoch as they should have been delivered, per step and rank.
 
-    `first_step`: the run's number of its first step; `num_samples`: in the whole data set.
+    `first_step`: the run's number of its first step.
     """
 
     plan: EpochPlan
-    order: EpochOrder
+    order: SampleOrder
     first_step: int
-    num_samples: int
+    split: Split
     _parts: dict[int, dict[int, tuple[int, int]]] = field(default_factory=dict)
+
+    @property
+    def num_samples(self) -> int:
+        """Return the number of samples in the whole data set."""
+        return len(self.split.samples)
+
+    @property
+    def dropped(self) -> int:
+        """Return the number of samples that the epoch leaves over; those of a mixture come in the next epoch."""
+        over = self.num_samples - epoch_samples(self.num_samples, self.plan.batch_size)
+        return 0 if isinstance(self.split, MixedSplit) else over
 
     @property
     def steps(self) -> int:
         """Return the number of steps of the whole epoch."""
         return epoch_samples(self.num_samples, self.plan.batch_size) // self.plan.batch_size
+
+    def by_source(self, times: Ints) -> list[int]:
+        """Return the sum of numbers of all samples, [N], over those of each source of a mixture; else nothing."""
+        if not isinstance(self.split, MixedSplit):
+            return []
+        ends = np.cumsum([source.samples for source in self.split.sources])
+        return [int(own.sum()) for own in np.split(times, ends[:-1])]
 
     def batch(self, step: int) -> Ints:
         """Return the sample numbers of the global batch of a step of the run, [batch_size], in rank order."""
@@ -91,15 +114,21 @@ class Epoch:
         return self._parts[ranks].get(hashed)
 
 
-def epochs(plans: Sequence[EpochPlan], sizes: Ints, seed: int, window: int) -> list[Epoch]:
-    """Return the epochs of a run, in order. `sizes`: samples per shard."""
+def epochs(plans: Sequence[EpochPlan], split: Split, seed: int, window: int) -> list[Epoch]:
+    """Return the epochs of a run over a split, in order."""
     found: list[Epoch] = []
-    first = 0
+    first = before = 0
     for plan in plans:
-        order = EpochOrder(sizes, Draws(seed, plan.epoch), plan.lanes, window)
-        found.append(Epoch(plan, order, first, int(sizes.sum())))
+        order = order_of(split, Draws(seed, plan.epoch), plan.lanes, window, before)
+        found.append(Epoch(plan, order, first, split))
         first += found[-1].steps
+        before += epoch_samples(len(split.samples), plan.batch_size)
     return found
+
+
+def without(part: Ints, number: int) -> Ints:
+    """Return samples but for one occurrence of one of them."""
+    return np.delete(part, np.flatnonzero(part == number)[0])
 
 
 class Audit:
@@ -137,14 +166,14 @@ class Audit:
 
     def _tally(self, epoch: Epoch) -> EpochAudit:
         first, end = epoch.first_step, min(epoch.first_step + epoch.steps, self.final)
-        times = np.zeros(epoch.num_samples, dtype=np.int64)
-        due, unclear = np.zeros_like(times, dtype=np.bool_), np.zeros_like(times, dtype=np.bool_)
+        times, due = np.zeros((2, epoch.num_samples), dtype=np.int64)
+        unclear = np.zeros_like(times, dtype=np.bool_)
         strays: list[Ints] = []
         notes: list[str] = []
         replaced = 0
         for step in range(first, end):
             batch = epoch.batch(step)
-            due[batch] = True
+            np.add.at(due, batch, 1)
             for part, found, note in self._step(epoch, step, batch):
                 notes += [note] if note else []
                 if found is None:
@@ -153,27 +182,27 @@ class Audit:
                     np.add.at(times, found, 1)
                     strays.append(np.setdiff1d(found, part))
                 else:
-                    times[part] += 1
+                    np.add.at(times, part, 1)
             replaced += self._replaced(step, batch, notes)
         out_of_place = np.unique(np.concatenate([np.empty(0, dtype=np.int64), *strays]))
-        lost = np.flatnonzero(due & ~unclear & (times == 0))
-        repeated = np.flatnonzero(times > 1)
-        moved = out_of_place[(times[out_of_place] == 1) & ~unclear[out_of_place]]
-        once = due & ~unclear & (times == 1)
-        once[moved] = False
-        complete = epoch_samples(epoch.num_samples, epoch.plan.batch_size)
+        lost = np.flatnonzero(~unclear & (times < due))
+        often = times > np.maximum(due, 1)
+        moved = out_of_place[((times > 0) & ~often & ~unclear)[out_of_place]]
+        right = ~unclear & (times == due)
+        right[moved] = False
         return EpochAudit(
             epoch=epoch.plan.epoch,
             steps=max(end - first, 0),
             of_steps=epoch.steps,
-            used=int(once.sum()) - replaced,
+            used=int(due[right].sum()) - replaced,
             replaced=replaced,
-            dropped=epoch.num_samples - complete if end == first + epoch.steps else 0,
+            dropped=epoch.dropped if end == first + epoch.steps else 0,
             lost=lost.tolist(),
-            repeated=repeated.tolist(),
+            repeated=np.flatnonzero(often).tolist(),
             moved=moved.tolist(),
             unclear=int(unclear.sum()),
             notes=notes,
+            of_sources=epoch.by_source(times),
         )
 
     def _step(self, epoch: Epoch, step: int, batch: Ints) -> Iterator[tuple[Ints, Ints | None, str]]:
@@ -206,12 +235,12 @@ class Audit:
         if count == len(part) and more == 0:
             return part, "as planned"
         if count == len(part) - 1 and (gone := self._number(less)) is not None and gone in part:
-            return part[part != gone], f"sample {gone} is missing"
+            return without(part, gone), f"sample {gone} is missing"
         if count == len(part) + 1 and (extra := self._number(more)) is not None:
             return np.append(part, extra), f"sample {extra} was added"
         if count == len(part) and (swap := self._swap(part, more)):
             gone, extra = swap
-            return np.append(part[part != gone], extra), f"sample {extra} instead of sample {gone}"
+            return np.append(without(part, gone), extra), f"sample {extra} instead of sample {gone}"
         for ranks in {epoch.plan.lanes, *np.unique(self.ledger.ranks).tolist()}:
             for near in self.epochs[max(epoch.plan.epoch - 1, 0) : epoch.plan.epoch + 2]:
                 if count * ranks == near.plan.batch_size and (other := near.find_part(hashed, ranks)):

@@ -17,6 +17,7 @@ from dist_ssl.config.percentage import Share
 from dist_ssl.core.batch import Batch
 from dist_ssl.core.progress import Progress
 from dist_ssl.data.storage.manifest import Split
+from dist_ssl.data.storage.mixture import MixedSplit
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import DataError
 from dist_ssl.runtime import jsonl
@@ -84,9 +85,11 @@ class Quarantine:
     def _row(self, progress: Progress, number: int, reason: str, level: int) -> Row:
         """Return the line of a sample: its identity, the reason, and where the run first met it."""
         read = self.split.levels[level - 1] if level else self.split
+        source = {"source": self.split.source_of(number) + 1} if isinstance(self.split, MixedSplit) else {}
         return {
             "split": self.split.name,
             "number": number,
+            **source,
             "shard": read.shards[read.shard_of(number)].name,
             "key": self.split.samples.key(number),
             "reason": reason,

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dist_ssl.core.draws import Draws, Ints, Purpose
-from dist_ssl.core.partition import partition
-from dist_ssl.data.order.lanes import EpochOrder
+from dist_ssl.data.order.lanes import SampleOrder
 
 
 @dataclass(frozen=True)
@@ -16,13 +15,20 @@ class Request:
 
     `ids`: [B] sample numbers in the manifest; `draws`: random numbers for the crops; `replacements`: the replacement
     candidates for a row of the batch, as sample numbers in the order in which they are tried; `views`: number of views
-    to cut, the first ones; None: all.
+    to cut, the first ones; None: all. `uses`: [B] numbers that key the random numbers of the rows; None: the sample
+    numbers.
     """
 
     ids: Ints
     draws: Draws
     replacements: Callable[[int], Iterable[int]]
     views: int | None = None
+    uses: Ints | None = None
+
+    @property
+    def draw_ids(self) -> Ints:
+        """Return the numbers that key the random numbers of the rows, [B]."""
+        return self.ids if self.uses is None else self.uses
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,7 @@ class Steps:
     of views to cut for a step, by its number within the epoch; None: all for every step.
     """
 
-    order: EpochOrder
+    order: SampleOrder
     rank: int
     size: int
     start: int
@@ -56,16 +62,15 @@ class Steps:
     def _request(self, start: int) -> Request:
         """Return the request for one step: this rank's samples, and the replacement candidates of each."""
         order, count = self.order, self.count
-        ids = order.batch(self.rank, self.size, start, count)
-        first_lane = partition(order.lanes, self.rank, self.size).start
+        ids, uses = order.uses(self.rank, self.size, start, count)
 
         def replacements(row: int) -> Iterator[int]:
-            turn = order.draws.uniform(Purpose.REPLACEMENT, ids[row : row + 1], 0, 1)
-            for window in order.windows_from(first_lane + row // count, start + row % count):
+            turn = order.draws.uniform(Purpose.REPLACEMENT, uses[row : row + 1], 0, 1)
+            for window in order.windows(self.rank, self.size, start, count, row):
                 yield from (int(n) for n in np.roll(window, -int(turn[0, 0] * len(window))) if n != ids[row])
 
         views = None if self.views is None else self.views(start // count)
-        return Request(ids, order.draws, replacements, views)
+        return Request(ids, order.draws, replacements, views, uses)
 
 
 @dataclass(frozen=True)

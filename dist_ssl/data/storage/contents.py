@@ -52,7 +52,7 @@ class ShardContents:
 
     def record(self, batch: Batch) -> None:
         """Begin to verify the shards that this batch was the first to be read from. Raises the DataError of `check`."""
-        if self.how == IN_PLACE and (new := set(batch.opened) - self._seen):
+        if self.how != UNVERIFIED and (new := set(batch.opened) - self._seen):
             self._begin(new)
         if self._problem:
             raise self._problem
@@ -119,9 +119,10 @@ def sha256_of(path: Path) -> str:
 
 
 def _how(split: Split, access: Access) -> str:
-    if access.cache is not None:
-        return CACHED
-    return IN_PLACE if split.folder.local else BY_RANGE
+    """Return how the shards of a split are read; of several ways, the one that says least of their contents."""
+    if access.cache is None and not all(folder.local for folder, _ in split.runs):
+        return BY_RANGE
+    return IN_PLACE if any(access.in_place(folder) for folder, _ in split.runs) else CACHED
 
 
 class _Verified:

@@ -124,9 +124,18 @@ class Split:
         """Return whether every sample has a label."""
         return bool((self.samples.labels >= 0).all())
 
+    @property
+    def runs(self) -> "list[tuple[Address, range]]":
+        """Return the folders of the shards, and which shards each of them has: here one folder for all."""
+        return [(self.folder, range(len(self.shards)))]
+
+    def folder_of(self, shard: int) -> Address:
+        """Return the folder of a shard."""
+        return self.folder
+
     def address(self, shard: int) -> Address:
         """Return the address of a shard."""
-        return self.folder / self.shards[shard].name
+        return self.folder_of(shard) / self.shards[shard].name
 
     def path(self, shard: int) -> Path:
         """Return the path of a shard in a local folder."""
@@ -141,28 +150,30 @@ class Split:
         """Return the number behind each shard's last sample, [shards]: the cumulative sum of `shard_sizes`."""
         return np.cumsum(self.shard_sizes)
 
-    def check(self) -> None:
-        """Raise DataError where a shard of a local folder is missing or its size differs from the manifest's.
+    def check(self, shards: range | None = None) -> None:
+        """Raise DataError where a shard (one of these) of a local folder is missing or has another size.
 
         Queries the file system for every shard, so call it only once, when a run is submitted.
         """
         for level in self.levels:
-            level.check()
-        for number, shard in enumerate(self.shards):
-            check_shard(self.path(number), shard)
+            level.check(shards)
+        for number in range(len(self.shards)) if shards is None else shards:
+            check_shard(self.path(number), self.shards[number])
 
 
 @dataclass(frozen=True)
 class Manifest:
     """A data set: its identity, its splits, and the names of its classes in the order of their labels, if known.
 
-    `copied`: parameters of its creation if it is a smaller copy of another data set, otherwise empty.
+    `copied`: parameters of its creation if it is a smaller copy of another data set, otherwise empty. `companion`: in a
+    mixture, the training split whose labels the other splits share; otherwise None.
     """
 
     identity: str
     splits: Mapping[str, Split]
     classes: tuple[str, ...] = ()
     copied: Mapping[str, Any] = field(default_factory=dict)
+    companion: Split | None = None
 
     def split(self, name: str) -> Split:
         """Return a split. Raises DataError where it does not exist or is empty."""
@@ -172,19 +183,6 @@ class Manifest:
         if not len(split.samples):
             raise DataError(f"Split '{name}' in {split.folder} has no samples.", "Make its shards again.")
         return split
-
-
-def check_probed(*splits: Split) -> None:
-    """Raise DataError where some samples of a split have a label and others have none: a probe needs all."""
-    for split in splits:
-        samples = split.samples
-        lacking = np.flatnonzero(samples.labels < 0)
-        if 0 < len(lacking) < len(samples):
-            raise DataError(
-                f"{len(lacking)} of the {len(samples)} samples of split {split.name} in {split.folder} have no label "
-                f"(the first: {samples.key(int(lacking[0]))}), so there is nothing to probe with.",
-                "Add the labels, make the shards with labels=false, or train without a probe: data.val=null.",
-            )
 
 
 def check_shard(path: Path, shard: Shard) -> None:

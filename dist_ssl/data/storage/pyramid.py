@@ -250,10 +250,14 @@ class Pyramid:
         some = known[np.unique(np.linspace(0, max(0, len(known) - 1), LOOKED_AT).astype(np.int64))[: len(known)]]
         return set(self.levels(cutter, draws, some).values())
 
-    def levels(self, cutter: ViewCutter, draws: Draws, ids: Ints, views: int | None = None) -> dict[int, int]:
+    def levels(
+        self, cutter: ViewCutter, draws: Draws, ids: Ints, views: int | None = None, draw_ids: Ints | None = None
+    ) -> dict[int, int]:
         """Return the level at which each of these samples, [B], is read, by its number.
 
-        `views`: number of views that are cut, the first ones; None: all.
+        `views`: number of views that are cut, the first ones; None: all. `draw_ids`: numbers that key the random
+        numbers, [B]; None: those of the samples.
         """
-        drawn, rows = cutter.draw(draws, ids)[:views], enumerate(ids.tolist())
+        drawn = cutter.draw(draws, ids if draw_ids is None else draw_ids)[:views]
+        rows = enumerate(ids.tolist())
         return {number: self.level(self.crops(number, cutter, [n[row] for n in drawn])) for row, number in rows}

@@ -15,6 +15,8 @@ from io import FileIO
 from types import TracebackType
 from typing import TypeVar
 
+import numpy as np
+
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.cache import USED_SECONDS, Cache, use
 from dist_ssl.data.storage.manifest import Shard, Split
@@ -67,7 +69,11 @@ class Reader:
         self._news: list[int] = []
         self._lock = threading.Lock()
         cache = self.access.cache
-        self._in_place = split.folder.local and (cache is None or scattered)
+        whole = [
+            (self.access.in_place(folder) or (scattered and folder.local), shards) for folder, shards in split.runs
+        ]
+        self._in_place = np.repeat([here for here, _ in whole], [len(shards) for _, shards in whole])
+        """Whether each shard is read where it is, [shards]."""
         self._prefetcher: Prefetcher | None = None
         if cache and not scattered:
             most = cache.size // (PREFETCH_SHARE * self.access.sharers)
@@ -93,7 +99,7 @@ class Reader:
         """
         self._expected = set(range(len(self.levels)) if levels is None else levels)
         if self._prefetcher:
-            self._prefetcher.expect((int(shard) for shard in shards), self._sizes())
+            self._prefetcher.expect((int(shard) for shard in shards if not self._in_place[shard]), self._sizes())
 
     def _sizes(self) -> list[int]:
         """Return the bytes of every shard, summed over the expected levels."""
@@ -156,7 +162,7 @@ class Reader:
                 self._note_use(place, file)
                 return file
         shard, address = self._shard(place)
-        if self._in_place:
+        if self._in_place[place % len(self.split.shards)]:
             self._note_opened(place)
             return self._keep(place, open_regular(address.path))
         cache = self.access.cache
@@ -176,14 +182,15 @@ class Reader:
 
     def _note_use(self, place: int, file: FileIO) -> None:
         """Update the shard's last-use time in the cache, at most every `USED_SECONDS`."""
-        if not self._in_place and time.monotonic() - self._used.get(place, 0.0) > USED_SECONDS:
+        here = self._in_place[place % len(self.split.shards)]
+        if not here and time.monotonic() - self._used.get(place, 0.0) > USED_SECONDS:
             self._used[place] = time.monotonic()
             use(file)
 
     def _keep(self, place: int, file: FileIO) -> FileIO:
         """Keep a file open; drop files that the cache has evicted, so that their disk space is freed."""
         with self._lock:
-            if not self._in_place:
+            if not self._in_place.all():
                 for other in [s for s, f in self._files.items() if not os.fstat(f.fileno()).st_nlink]:
                     del self._files[other]
             self._files[place] = file

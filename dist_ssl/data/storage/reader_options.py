@@ -3,6 +3,7 @@
 import itertools
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,25 +19,43 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class Access:
-    """Access to shards. `cache`: None to read them in place; `sharers`: number of the node's ranks that share it."""
+    """Access to shards. `cache`: None to read them in place; `sharers`: number of the node's ranks that share it.
+
+    `only_remote`: shards on this machine's file systems are read in place whether or not there is a cache.
+    """
 
     fetcher: Fetcher = field(default_factory=Fetcher)
     cache: Cache | None = None
     sharers: int = 1
+    only_remote: bool = False
 
     @classmethod
-    def to(cls, address: Address, cache: str | None, size: int, allow_pipe: bool = False, sharers: int = 1) -> "Access":
+    def to(
+        cls,
+        address: Address,
+        cache: str | None,
+        size: int,
+        allow_pipe: bool = False,
+        sharers: int = 1,
+        more: Sequence[Address] = (),
+    ) -> "Access":
         """Build the access from config keys. `cache`: a folder, `auto` or None; `size`: its bound in bytes.
 
-        `auto` caches remote shards in the node's temporary folder and does not cache local ones. Raises ConfigError.
+        `auto` caches remote shards in the node's temporary folder and does not cache local ones. `more`: addresses that
+        are read too. Raises ConfigError.
         """
         folder: Path | None = Path(cache) if cache else None
+        remote = [one for one in (address, *more) if not one.local]
         if cache == AUTO:
-            folder = None if address.local else Path(tempfile.gettempdir()) / f"dist_ssl-{os.geteuid()}"
+            folder = Path(tempfile.gettempdir()) / f"dist_ssl-{os.geteuid()}" if remote else None
         fetcher = Fetcher(allow_pipe=allow_pipe)
-        if not address.local:
-            fetcher.source(address)  # raises ConfigError here rather than at the first read
-        return cls(fetcher, Cache(folder, size) if folder else None, sharers)
+        for one in remote:
+            fetcher.source(one)  # raises ConfigError here rather than at the first read
+        return cls(fetcher, Cache(folder, size) if folder else None, sharers, cache == AUTO)
+
+    def in_place(self, folder: Address) -> bool:
+        """Return whether the shards of a folder are read where they are, without a copy in a cache."""
+        return folder.local and (self.cache is None or self.only_remote)
 
     def check(self, split: Split, lanes: int, window: int) -> None:
         """Raise DataError where a split's shards are missing, ConfigError where the cache is too small for the lanes.
@@ -46,25 +65,33 @@ class Access:
         again and again. With a pyramid each of them counts at every level and as the original. `lanes`: number of
         lanes that the node reads; `window`: number of samples shuffled together within a lane.
         """
-        if split.folder.local:
-            split.check()
+        least = sum(self._check_run(split, folder, shards, lanes, window) for folder, shards in split.runs)
+        if self.cache and self.cache.size < least:
+            largest = max(_sizes(split, range(len(split.shards))))
+            each = " of every source" if len(split.runs) > 1 else ""
+            raise ConfigError(
+                f"data.cache_bytes={show_bytes(self.cache.size)} is too little: {lanes} lanes of a node read as many"
+                f" shards{each} at once, of up to {show_bytes(largest)}.",
+                f"Set data.cache_bytes={show_bytes(least)} at least, make smaller shards, or set data.cache=null.",
+            )
+
+    def _check_run(self, split: Split, folder: Address, shards: range, lanes: int, window: int) -> int:
+        """Check some shards, which lie in one folder; return the bytes of cache that they need. See `check`."""
+        if folder.local:
+            split.check(shards)
         else:
-            ends = {0, len(split.shards) - 1}
-            for part, number in itertools.product((split, *split.levels), ends):
+            for part, number in itertools.product((split, *split.levels), {shards[0], shards[-1]}):
                 shard, address = part.shards[number], part.address(number)
                 size = self.fetcher.size(address)
                 if size not in (None, shard.bytes):
                     raise size_differs(address, size, shard)
-        if self.cache is None:
-            return
-        sizes = [
-            sum(part.shards[number].bytes for part in (split, *split.levels)) for number in range(len(split.shards))
-        ]
-        total, largest = sum(sizes), max(sizes)
-        least = min(total, lanes * (largest + window * total // len(split.samples)))
-        if self.cache.size < least:
-            raise ConfigError(
-                f"data.cache_bytes={show_bytes(self.cache.size)} is too little: {lanes} lanes of a node read as many"
-                f" shards at once, of up to {show_bytes(largest)}.",
-                f"Set data.cache_bytes={show_bytes(least)} at least, make smaller shards, or set data.cache=null.",
-            )
+        if self.cache is None or self.in_place(folder):
+            return 0
+        sizes = _sizes(split, shards)
+        samples = sum(split.shards[number].samples for number in shards)
+        return min(sum(sizes), lanes * (max(sizes) + window * sum(sizes) // samples))
+
+
+def _sizes(split: Split, shards: range) -> list[int]:
+    """Return the bytes of some shards, summed over the levels."""
+    return [sum(part.shards[number].bytes for part in (split, *split.levels)) for number in shards]
