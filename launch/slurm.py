@@ -6,8 +6,7 @@ Examples:
     python launch/slurm.py resume=runs/mocov3-1121-0907 nodes=2                resume it, on other nodes
     python launch/slurm.py resume=runs/mocov3-1121-0907 extend='24 epochs'     append a cycle to a finished run
     python launch/slurm.py fork=runs/mocov3-1121-0907@12000 epochs=20          start a run from a checkpoint of another
-    python launch/slurm.py init=timm:resnet50 encoder=resnet50                 start from weights of timm, of a file
-                                                                               (init=FILE), or of a run (init=runs/X)
+    python launch/slurm.py init=timm:resnet50 encoder=resnet50                 start from weights (timm, FILE, runs/X)
     python launch/slurm.py follow=runs/mocov3-1121-0907                        show the progress of a submitted run
     python launch/slurm.py -m method=mocov3 seed=0,1,2                         start a sweep: a run per combination
     python launch/slurm.py data=folder data.path=pictures nodes=1              train on a folder of pictures

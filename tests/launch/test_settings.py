@@ -25,7 +25,7 @@ MACHINE_TOP = {
 }
 MACHINE_IN_SCIENCE = {
     *("data.path", "data.source", "data.cache", "data.cache_bytes", "data.allow_pipe", "data.ahead_bytes"),
-    "data.loader_process",
+    *("data.loader_process", "data.verify"),
     *("engine._target_", "engine.deterministic", "engine.accumulate"),
     *("engine.compile", "engine.activation_checkpointing"),
     *("engine.block_parameters", "engine.reshard", "engine.cpu_offload", "engine.replicate"),

@@ -59,7 +59,7 @@ def test_what_stops_a_run_is_said_as_ever(
     code, text = Launch(*given, "name=odd", "data.max_pixels=10", "data.max_bad=100%").finish()
     assert code == 2, text
     assert "and every candidate to replace it are unreadable in" in text
-    assert "Check the shards: these are not images that can be decoded." in text
+    assert "Check the shards: they hold no images." in text
     assert "Traceback" not in text
     assert slurm.main([*given, "name=wrong", "data.loader_process=maybe"]) == 2
     text = capsys.readouterr().out

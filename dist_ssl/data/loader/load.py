@@ -55,7 +55,7 @@ class Loaded:
     slow: Mapping[str, int]
     """Number of images that were slow to decode, by reason, since the previous result."""
     opened: tuple[int, ...]
-    """Places (see `Reader`) of the local shards that were opened for the first time since the previous result."""
+    """Places (`Reader`) of local shards that were opened for the first time since the previous result."""
     draw_ids: Ints
     """Numbers that key the random numbers of the rows, [B]; see `Request`."""
 
@@ -263,8 +263,8 @@ class Pipeline:
         valid = np.ones(len(request.ids), dtype=np.bool_)
         valid[list(reasons)] = False
         unreadable = {int(request.ids[row]): why for row, why in reasons.items()}
-        slow, opened = self.loader.slow.take(), self.loader.reader.opened()
-        return Loaded(request.ids, started.views, valid, wait, unreadable, slow, opened, request.draw_ids)
+        news = self.loader.slow.take(), self.loader.reader.opened()
+        return Loaded(request.ids, started.views, valid, wait, unreadable, *news, request.draw_ids)
 
     def _fill(self, request: Request, part: Ints, numbers: list[Floats], views: list[Pixels]) -> Reasons:
         """Cut these rows of a request, unreadable ones from replacement samples; return the reasons of those."""
@@ -296,8 +296,5 @@ class Pipeline:
             except UnreadableError:
                 continue
         number, split = int(request.ids[row]), self.loader.split
-        where = split.address(split.shard_of(number))
-        raise DataError(
-            f"Sample {number} and every candidate to replace it are unreadable in {where}.",
-            "Check the shards: these are not images that can be decoded.",
-        )
+        problem = f"Sample {number} and every candidate to replace it are unreadable in "
+        raise DataError(problem + f"{split.address(split.shard_of(number))}.", "Check the shards: they hold no images.")
