@@ -123,13 +123,13 @@ def test_what_is_not_read_in_place_is_not_hashed_again(shards: Path, tmp_path: P
     split = manifest.read(shards).split("train")
     remote = dataclasses.replace(split, folder=Address.parse("http://host/data"))
     cases = [
-        (split, Access(cache=Cache(tmp_path / "cache", 10**9)), True, CACHED),
-        (remote, Access(), True, BY_RANGE),
-        (split, Access(), False, UNVERIFIED),
+        (split, Access(cache=Cache(tmp_path / "cache", 10**9)), True, CACHED, ()),
+        (remote, Access(), True, BY_RANGE, ()),
+        (split, Access(), False, UNVERIFIED, (0,)),
     ]
-    for attempt, (own, access, verify, how) in enumerate(cases, start=1):
+    for attempt, (own, access, verify, how, opened) in enumerate(cases, start=1):
         found = ShardContents(own, access, tmp_path / "ledger", attempt, world=World(), verify=verify)
-        found.record(SimpleNamespace(opened=(0,)))  # type: ignore[arg-type]
+        found.record(SimpleNamespace(opened=opened))  # type: ignore[arg-type]
         found.check()
         found.close()
         assert vouched(tmp_path / "ledger")[attempt] == Vouched(frozenset({how}), frozenset())
