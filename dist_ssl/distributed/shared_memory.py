@@ -7,6 +7,8 @@ written its message notifies the waiting ranks through a futex; these sleep unti
 A rank that waits for one whose process has ended gets an error at once, as from a socket.
 """
 
+import contextlib
+import fcntl
 import mmap
 import os
 import re
@@ -25,6 +27,8 @@ from dist_ssl.errors import LostPeerError
 NAME = re.compile(r"dist_ssl-[0-9a-f]{32}")
 """Name of a shared file: whatever a message says, no other file is written to."""
 HASH_BYTES = 8
+LEFT_SECONDS = 5.0
+"""Age of a file that nobody has locked from which on it is left over: its creator locks it at once."""
 LOOK_SECONDS = 0.2
 """Delay after which a waiting rank checks whether the other rank's process has ended."""
 Bytes = npt.NDArray[np.uint8]
@@ -48,22 +52,46 @@ def place_of(folder: Path, name: object) -> Path:
     return folder / name
 
 
-def create(folder: Path, size: int, capacity: int) -> Path:
-    """Create the file for the shared memory of `size` ranks and reserve its space; remove it once all have opened it.
+class SharedFile:
+    """The file for the shared memory of `size` ranks, which has its space; `remove` it once all have opened it.
 
-    Return its path, whose name `place_of` accepts. No other user may read or write it. Raises OSError where there is no
-    space or no permission.
+    The name of its `path` is one that `place_of` accepts. No other user may read or write it. Raises OSError where
+    there is no space or no permission.
     """
-    path = folder / f"dist_ssl-{uuid.uuid4().hex}"
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+
+    def __init__(self, folder: Path, size: int, capacity: int) -> None:
+        self.path = folder / f"dist_ssl-{uuid.uuid4().hex}"
+        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX)  # until `remove`, or until this process is killed
+            os.posix_fallocate(self._file, 0, file_bytes(size, capacity))
+        except OSError:
+            self.remove()
+            raise
+
+    def remove(self) -> None:
+        """Remove the file's name: the ranks that have opened it keep it."""
+        self.path.unlink(missing_ok=True)
+        os.close(self._file)
+
+
+def remove_left_over(folder: Path) -> None:
+    """Remove the shared files of this user whose creators were killed before they could remove them."""
+    for path in folder.glob("dist_ssl-*"):
+        if NAME.fullmatch(path.name):
+            with contextlib.suppress(OSError):  # another process has removed it, or its creator still runs
+                _remove_unlocked(path)
+
+
+def _remove_unlocked(path: Path) -> None:
+    file = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        os.posix_fallocate(file, 0, file_bytes(size, capacity))
-    except OSError:
-        path.unlink()
-        raise
+        state = os.fstat(file)
+        if state.st_uid == os.geteuid() and time.time() - state.st_mtime > LEFT_SECONDS:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
     finally:
         os.close(file)
-    return path
 
 
 class SharedMemory:

@@ -24,7 +24,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 
 from dist_ssl.distributed.devices import own_device
 from dist_ssl.distributed.rendezvous import machine_id
-from dist_ssl.distributed.shared_memory import SharedMemory, create, place_of
+from dist_ssl.distributed.shared_memory import SharedFile, SharedMemory, place_of, remove_left_over
 from dist_ssl.distributed.store import meet
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -232,18 +232,22 @@ def open_shared_memory(world: World, seconds: float) -> SharedMemory | None:
     machines = world.collect(machine_id() + world.device.type)
     if len(set(machines)) > 1 or world.device.type != "cpu":
         return None
-    path: Path | None = None
+    own: SharedFile | None = None
     found: SharedMemory | None = None
     capacity = message_capacity(world.size)
     folder = SHARED_MEMORY if SHARED_MEMORY.is_dir() else Path(tempfile.gettempdir())
     with contextlib.suppress(OSError):  # no space or permission: sockets work too, only slower
-        path = create(folder, world.size, capacity) if world.rank == 0 else None
-    name = world.share(path.name if path else None)
-    with contextlib.suppress(OSError, ValueError):
-        found = SharedMemory(place_of(folder, name), world.rank, world.size, capacity, seconds)
-    lacking, unlocked = world.agree_later(int(not found), int(not (found and found.liveness.locked))).result()
-    if world.rank == 0 and path:
-        path.unlink()
+        if world.rank == 0:
+            remove_left_over(folder)
+            own = SharedFile(folder, world.size, capacity)
+    try:
+        name = world.share(own.path.name if own else None)
+        with contextlib.suppress(OSError, ValueError):
+            found = SharedMemory(place_of(folder, name), world.rank, world.size, capacity, seconds)
+        lacking, unlocked = world.agree_later(int(not found), int(not (found and found.liveness.locked))).result()
+    finally:
+        if own:
+            own.remove()
     if found:
         found.all_locked = not unlocked
     return None if lacking else found

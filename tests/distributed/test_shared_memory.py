@@ -1,15 +1,17 @@
 """Messages arrive whole and in rank order at any speed of the ranks, and a rank that does not write is named."""
 
+import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from dist_ssl.distributed.shared_memory import SharedMemory, create, file_bytes, place_of
+from dist_ssl.distributed.shared_memory import SharedFile, SharedMemory, file_bytes, place_of, remove_left_over
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import UserError
 from tests.ranks import Ranks
@@ -18,7 +20,7 @@ CAPACITY = 4096
 
 
 def test_every_round_of_threads_at_random_speeds_is_whole(tmp_path: Path) -> None:
-    path = create(tmp_path, 3, CAPACITY)
+    path = SharedFile(tmp_path, 3, CAPACITY).path
     wrong: list[tuple[int, int]] = []
 
     def talk(rank: int) -> None:
@@ -42,10 +44,28 @@ def test_every_round_of_threads_at_random_speeds_is_whole(tmp_path: Path) -> Non
 
 
 def test_a_silent_rank_is_named(tmp_path: Path) -> None:
-    path = create(tmp_path, 2, CAPACITY)
+    path = SharedFile(tmp_path, 2, CAPACITY).path
     memory = SharedMemory(path, 0, 2, CAPACITY, seconds=0.1)
     with pytest.raises(UserError, match="Rank 1 did not answer for 0 s"):
         memory.exchange(np.zeros(8, dtype=np.uint8))
+
+
+def test_the_file_of_a_killed_rank_is_removed_at_the_next_start_and_no_other(tmp_path: Path) -> None:
+    old = time.time() - 60
+    creating = "from dist_ssl.distributed.shared_memory import SharedFile; import pathlib, os, sys; "
+    creating += "SharedFile(pathlib.Path(sys.argv[1]), 2, 4096); os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", creating, str(tmp_path)], check=False)
+    (left,) = tmp_path.iterdir()
+    remove_left_over(tmp_path)
+    assert left.exists(), "it may have been created a moment ago"
+    held, others = SharedFile(tmp_path, 2, CAPACITY), tmp_path / "dist_ssl-notes"
+    others.touch()
+    for path in (left, held.path, others):
+        os.utime(path, (old, old))
+    remove_left_over(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted([held.path, others])
+    held.remove()
+    assert list(tmp_path.iterdir()) == [others]
 
 
 HOLDER = """
@@ -59,7 +79,7 @@ time.sleep(600)
 
 
 def test_a_wait_for_a_rank_that_was_killed_ends_with_an_error(tmp_path: Path) -> None:
-    path = create(tmp_path, 2, CAPACITY)
+    path = SharedFile(tmp_path, 2, CAPACITY).path
     with subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout
         assert holder.stdout.readline() == "True\n"
@@ -87,7 +107,7 @@ except UserError as error:
 
 
 def test_the_last_message_of_a_rank_that_has_ended_is_read(tmp_path: Path) -> None:
-    path = create(tmp_path, 2, CAPACITY)
+    path = SharedFile(tmp_path, 2, CAPACITY).path
     memory = SharedMemory(path, 0, 2, CAPACITY, seconds=60)
     memory.all_locked = True
     words = [sys.executable, "-c", WRITER, str(path)]
@@ -101,7 +121,7 @@ def test_the_last_message_of_a_rank_that_has_ended_is_read(tmp_path: Path) -> No
 
 
 def test_a_message_of_another_round_is_not_taken(tmp_path: Path) -> None:
-    path = create(tmp_path, 2, CAPACITY)
+    path = SharedFile(tmp_path, 2, CAPACITY).path
     early = SharedMemory(path, 1, 2, CAPACITY, seconds=0.05)
     early.round = 6  # its next message is of round 7
     with pytest.raises(UserError):
@@ -131,7 +151,7 @@ def test_sums_have_the_same_bits_through_shared_memory_and_through_sockets(ranks
 def test_a_message_does_not_say_which_file_is_written_to(tmp_path: Path, name: object) -> None:
     with pytest.raises(ValueError, match="no name of shared memory"):
         place_of(tmp_path, name)
-    path = create(tmp_path, 2, CAPACITY)
+    path = SharedFile(tmp_path, 2, CAPACITY).path
     assert place_of(tmp_path, path.name) == path
 
 
