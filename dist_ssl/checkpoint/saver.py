@@ -10,6 +10,7 @@ lack of space costs that checkpoint only, as long as a later one succeeds.
 """
 
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -24,7 +25,7 @@ from dist_ssl.checkpoint.background import Background
 from dist_ssl.checkpoint.costs import SaveCosts
 from dist_ssl.checkpoint.folder_names import KEPT, LATEST, PUBLISHED, name_of
 from dist_ssl.checkpoint.index import own_pieces, progress_of, read, write_table
-from dist_ssl.checkpoint.rank_file import DamagedError, Written, sync, write
+from dist_ssl.checkpoint.rank_file import NO_ROOM, DamagedError, Written, sync, write
 from dist_ssl.checkpoint.read_on_all import read_on_all
 from dist_ssl.checkpoint.staging import Staged, Staging
 from dist_ssl.config.durations import Duration
@@ -32,7 +33,7 @@ from dist_ssl.core.progress import Progress
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import CheckpointError, printable
 from dist_ssl.protocols.engine import Engine, State
-from dist_ssl.runtime.files import write_atomically
+from dist_ssl.runtime.files import remove, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -177,8 +178,11 @@ class Checkpoint:
         if self.world.rank == 0:
             for name in damaged:
                 aside = self.folder / f"damaged_{name}"
-                shutil.rmtree(aside, ignore_errors=True)
-                (self.folder / name).rename(aside)
+                try:
+                    remove(aside)
+                    (self.folder / name).rename(aside)
+                except OSError as error:  # it is damaged under this name too, and passed over again
+                    log.warning("The damaged checkpoint %s cannot be renamed: %s", self.folder / name, error)
 
     def _begin(self, work: Callable[[], None]) -> None:
         """Start the work in a thread; the first call makes the process group of these threads."""
@@ -228,9 +232,11 @@ class Checkpoint:
             if superseded:
                 failure = SupersededError(problem, "Nothing is lost: the newer attempt goes on.")
             elif problem and failure is None:
+                full = any(os.strerror(number) in problem for number in NO_ROOM)
                 failure = CheckpointError(
                     f"The checkpoint could not be written to {self.folder}: {problem}.",
-                    "The checkpoint before it is whole. Free some space; if the run has ended, resume it then.",
+                    f"The checkpoint before it is whole. {'Free some space' if full else 'Remove what is in the way'}; "
+                    "if the run has ended, resume it then.",
                 )
         if failure:
             self._costs.failed += 1
@@ -257,7 +263,7 @@ class Checkpoint:
         if not self.newest():
             raise SupersededError(f"Nothing was saved: attempt {self.attempt} is not the newest of this run.", "")
         whole = self.folder / name_of(progress.step)
-        shutil.rmtree(whole, ignore_errors=True)  # from an attempt that had been superseded unnoticed
+        remove(whole)  # from an attempt that had been superseded unnoticed, or a person's file
         part.rename(whole)
         write_atomically(self.folder / LATEST, whole.name + "\n", sync=True)
         sync(self.folder)
@@ -277,6 +283,7 @@ class Checkpoint:
         self._on_all_ranks(lambda: (self.folder / name_of(step) / KEPT).touch() if self.world.rank == 0 else None)
 
     def _whole(self) -> list[Path]:
-        """Return the published checkpoints, newest first, without a person's own folders (`step_00000100_good`)."""
-        found = {int(m[1]): path for path in self.folder.glob("step_*") if (m := PUBLISHED.fullmatch(path.name))}
+        """Return the published checkpoints, newest first, without a person's own (`step_00000100_good`, or a file)."""
+        named = {int(m[1]): path for path in self.folder.glob("step_*") if (m := PUBLISHED.fullmatch(path.name))}
+        found = {step: path for step, path in named.items() if path.is_dir()}
         return [found[step] for step in sorted(found, reverse=True)]

@@ -5,6 +5,7 @@ system is atomic. This module imports nothing heavy, so that launchers and agent
 """
 
 import os
+import shutil
 from pathlib import Path
 
 
@@ -27,3 +28,11 @@ def write_atomically(path: Path, content: str | bytes, sync: bool = False, *, pr
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a whole folder, whichever it is; do nothing where there is none. Raises OSError."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

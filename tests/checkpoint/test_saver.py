@@ -591,3 +591,23 @@ def test_an_engine_refuses_a_state_that_does_not_fit(engine: DDP, kind: str) -> 
     with pytest.raises(CheckpointError, match=name):
         engine.load(OTHERS[kind](before))
     assert_same_bits(engine.state(), before)
+
+
+def test_foreign_names_among_checkpoints_are_left_alone_and_stop_nothing(tmp_path: Path) -> None:
+    own = keeper(tmp_path)
+    for step in (1, 2):
+        own.save(Store(step), at(step))  # type: ignore[arg-type]
+        own.wait()
+    (tmp_path / "step_00000002" / "state.json").write_text("{}")
+    foreign = [tmp_path / "damaged_step_00000002", tmp_path / "step_00000099", tmp_path / "step_00000003"]
+    for path in foreign:
+        path.write_text("a person's")
+    step, held = restore(tmp_path)
+    assert step == 1
+    assert_same_bits(held, tensors(1))
+    assert foreign[0].is_dir(), "the damaged one has this name"
+    own = keeper(tmp_path)
+    own.save(Store(3), at(3))  # type: ignore[arg-type]
+    own.wait()
+    assert restore(tmp_path)[0] == 3
+    assert foreign[1].read_text() == "a person's"

@@ -37,7 +37,7 @@ class Quarantine:
         self.path, self.split, self.world, self.attempt, self.max_bad = path, split, world, attempt, max_bad
         self._known: dict[int, Row] = {}
         self._found: dict[int, Row] = {}
-        self._enter(world.share(jsonl.read(path) if world.rank == 0 else None))
+        self._enter(world.share(self._listed() if world.rank == 0 else None))
         self._judge(len(self._known))
 
     @property
@@ -76,6 +76,11 @@ class Quarantine:
         judged = progress.step - (progress.lane_offset > 0)
         self._judge(sum(row["step"] < judged for row in self._known.values()))
 
+    def _listed(self) -> list[Row]:
+        """Return the lines of the file that name a sample of this split; whatever else somebody left there is none."""
+        listed = [row for row in jsonl.read(self.path) if row.get("split") == self.split.name and _names_sample(row)]
+        return [row for row in listed if row["number"] < len(self.split.samples)]
+
     def _row(self, progress: Progress, number: int, reason: str, level: int) -> Row:
         """Return the line of a sample: its identity, the reason, and where the run first met it."""
         read = self.split.levels[level - 1] if level else self.split
@@ -113,3 +118,9 @@ class Quarantine:
             f"They are listed in {self.path}. Fix them and make the shards again, or allow for them in a new run: "
             f"data.max_bad='{math.ceil(100 * count / samples)} %'.",
         )
+
+
+def _names_sample(row: Row) -> bool:
+    """Return whether a line has the numbers and the reason that a quarantine computes with."""
+    whole = all(type(row.get(key)) is int and row[key] >= 0 for key in ("number", "step"))
+    return whole and isinstance(row.get("reason"), str)

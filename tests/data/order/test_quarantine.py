@@ -129,3 +129,20 @@ def test_all_ranks_know_the_same_and_stop_together(ranks: Ranks, demo_shards: Pa
         assert known == ["bad_samples/reason 0", "bad_samples/reason 1"]
         assert stopped
     assert [row["number"] for row in jsonl.read(tmp_path / "quarantine.jsonl")] == [0, 10, 20, 1, 11, 21, 51]
+
+
+def test_a_line_that_names_no_sample_is_none(demo_shards: Path, tmp_path: Path) -> None:
+    whole = {"split": "train", "number": 3, "reason": "empty", "step": 1}
+    strange = [
+        *({key: value for key, value in whole.items() if key != lost} for lost in whole),
+        *({**whole, "number": value} for value in ("3", -1, 60, None, True, 3.0)),
+        {**whole, "reason": ["empty"]},
+        {**whole, "step": "x"},
+        {**whole, "split": "val"},
+    ]
+    jsonl.append(tmp_path / "quarantine.jsonl", [*strange, {**whole, "number": 9}])
+    kept = quarantine(tmp_path, demo_shards, attempt=2)
+    assert kept.metrics == {"bad_samples/empty": 1.0}
+    kept.record(at(5), batch({3: "not an image"}))
+    kept.share_news(at(6))
+    assert kept.metrics == {"bad_samples/empty": 1.0, "bad_samples/not an image": 1.0}
