@@ -1,8 +1,10 @@
 """The meter: collects metrics without waiting for the device, reduces them over the ranks, and feeds the sinks."""
 
+import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import psutil
 import torch
@@ -14,6 +16,8 @@ from dist_ssl.metrics.goodput import COSTS, Goodput
 from dist_ssl.metrics.table import check_keys, series_of
 from dist_ssl.metrics.table_row import Reduction
 from dist_ssl.protocols.sink import Sink
+
+log = logging.getLogger(__name__)
 
 
 class Meter:
@@ -33,7 +37,8 @@ class Meter:
         if self.goodput:
             self.goodput.open(progress)
         for sink in self._own_sinks():
-            sink.open(progress)
+            with _reported(sink):
+                sink.open(progress)
         self._clear()
         if self.goodput:
             self._send(progress, {})
@@ -61,13 +66,15 @@ class Meter:
     def close(self) -> None:
         """Close the sinks at the orderly end of an attempt."""
         for sink in self._own_sinks():
-            sink.close()
+            with _reported(sink):
+                sink.close()
 
     def _send(self, progress: Progress, values: Mapping[str, float]) -> None:
         """Write a report to the sinks, with the position and the account of the wall clock."""
         spent = self.goodput.spend(self._own_costs()) if self.goodput else {}
         for sink in self._own_sinks():
-            sink.write(progress, {**values, **self._position(progress), **spent})
+            with _reported(sink):
+                sink.write(progress, {**values, **self._position(progress), **spent})
 
     def _own_costs(self) -> dict[str, float]:
         """Return this rank's sums of the metrics that say for what training waited."""
@@ -145,6 +152,15 @@ class Meter:
         speed = {"images_per_second": rate, "views_per_second": rate * (plan.views + plan.local_views)}
         left = (self.total_samples - progress.samples) / rate
         return {**speed, "step_seconds": seconds / steps, "seconds_left": left}
+
+
+@contextmanager
+def _reported(sink: Sink) -> Iterator[None]:
+    """Log an error of the file system within as a warning: no number is worth a run that could go on."""
+    try:
+        yield
+    except OSError as error:
+        log.warning("A report could not be written by %s: %s", type(sink).__name__, error)
 
 
 def without_graph(value: Tensor | float) -> Tensor | float:

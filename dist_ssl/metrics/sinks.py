@@ -58,15 +58,27 @@ class JsonLines:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._restored: Progress | None = None
+        """The position whose later lines have still to be dropped."""
 
     def open(self, progress: Progress) -> None:
-        """Keep the lines up to this step; drop also what a kill or a lost disk left that is no report."""
-        kept = [report for report in read_reports(self.path) if stands(report, progress)]
-        write_atomically(self.path, "".join(f"{json.dumps(report)}\n" for report in kept))
+        """Keep the lines up to this step; drop also what a kill or a lost disk left that is no report.
+
+        Raises OSError; the next report tries it again then, so that no step is reported twice.
+        """
+        self._restored = progress
+        self._drop_later_lines()
+
+    def _drop_later_lines(self) -> None:
+        if self._restored:
+            kept = [report for report in read_reports(self.path) if stands(report, self._restored)]
+            write_atomically(self.path, "".join(f"{json.dumps(report)}\n" for report in kept))
+            self._restored = None
 
     def write(self, progress: Progress, values: Mapping[str, float]) -> None:
-        """Append the values and the time as one line."""
-        with self.path.open("a") as file:
+        """Append the values and the time as one line. Raises OSError."""
+        self._drop_later_lines()
+        with jsonl.open_to_append(self.path) as file:  # the last line may have been cut short by a full disk
             file.write(json.dumps({"time": round(time.time(), 3), **finite(values)}) + "\n")
 
     def close(self) -> None:

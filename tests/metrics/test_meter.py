@@ -185,3 +185,31 @@ def test_a_metric_that_is_not_in_the_table_is_refused_when_it_is_recorded() -> N
 def test_the_rates_of_parts_do_not_mix_and_keep_their_keys() -> None:
     found = metered(Two(), {"lr": 0.5, "lr/predictor": 0.25}, {"lr": 0.4, "lr/predictor": 0.2})
     assert (found["lr"], found["lr/predictor"]) == (0.4, 0.2)
+
+
+class Full(Listener):
+    """A sink on a disk that takes nothing."""
+
+    def open(self, progress: Progress) -> None:
+        raise OSError(28, "No space left on device")
+
+    def write(self, progress: Progress, values: Mapping[str, float]) -> None:
+        raise OSError(21, "Is a directory")
+
+    def close(self) -> None:
+        raise OSError(30, "Read-only file system")
+
+
+def test_a_report_that_cannot_be_written_stops_neither_the_run_nor_the_other_sinks(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    listener = Listener()
+    meter = Meter(World(), [Full(), listener], total_samples=960)
+    meter.open(HERE)
+    meter.record({"loss": 1.0})
+    meter.flush(HERE)
+    meter.close()
+    assert [kind for kind, *_ in listener.heard] == ["open", "write", "close"]
+    for reason in ("No space left", "Is a directory", "Read-only"):
+        assert "A report could not be written by Full: " in caplog.text
+        assert reason in caplog.text

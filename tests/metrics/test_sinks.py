@@ -60,6 +60,28 @@ def test_lines_beyond_the_restored_step_are_dropped(tmp_path: Path) -> None:
     assert steps(again.path) == [5, 10, 15]
 
 
+def test_lines_that_could_not_be_dropped_are_dropped_before_the_next_report(tmp_path: Path) -> None:
+    sink = JsonLines(tmp_path / "metrics.jsonl")
+    sink.path.mkdir()
+    with pytest.raises(OSError, match=r"metrics\.jsonl"):
+        sink.open(at(12))
+    with pytest.raises(OSError, match=r"metrics\.jsonl"):
+        sink.write(at(13), {"step": 13})
+    sink.path.rmdir()
+    sink.path.write_text('{"step": 5}\n{"step": 15}\n')
+    for step in (14, 15):
+        sink.write(at(step), {"step": step})
+    assert steps(sink.path) == [5, 14, 15]
+
+
+def test_a_line_cut_short_by_a_full_disk_does_not_spoil_the_next(tmp_path: Path) -> None:
+    sink = JsonLines(tmp_path / "metrics.jsonl")
+    sink.open(at(0))
+    sink.path.write_text('{"step": 5}\n{"step": 1')
+    sink.write(at(11), {"step": 11})
+    assert [row["step"] for row in jsonl.read(sink.path)] == [5, 11]
+
+
 def test_the_line_of_the_restored_step_stays(tmp_path: Path) -> None:
     sink = JsonLines(tmp_path / "metrics.jsonl")
     sink.write(at(10), {"step": 10})
