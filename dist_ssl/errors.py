@@ -69,8 +69,15 @@ def explained(error: BaseException) -> UserError | None:
     """Return the error as a UserError if the user can fix it, as a full disk is, otherwise None."""
     if isinstance(error, UserError):
         return error
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if not isinstance(error, OSError):
+        return None
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return UserError(f"The disk is full: {error}.", "Free some space, then try again.")
+    if error.errno == errno.EROFS:
+        return UserError(f"The disk is read-only: {error}.", "Have it mounted for writing, or name another folder.")
+    if error.errno in (errno.EISDIR, errno.ENOTDIR) and error.filename:
+        problem = f"{error.filename} cannot be used: {error.strerror}."
+        return UserError(problem, "A file or a folder of a run is something else: move that away, then try again.")
     return None
 
 

@@ -19,10 +19,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from dist_ssl.errors import printable
+from dist_ssl.errors import EXIT_CODE, UserError, explained, printable
 from dist_ssl.runtime.signals import STOPPING, Signals
 from launch.cluster_options import seconds
-from launch.ending import CODE_OF_OUTCOME, LOST_CODE, OUTCOME_OF_CODE, REFUSED, STOPPED_CODE, of_ranks
+from launch.ending import CODE_OF_OUTCOME, LOST_CODE, OUTCOME_OF_CODE, REFUSED, STOPPED_CODE, Ending, of_ranks
 from launch.environment_record import changes, write_record
 from launch.memory_kills import memory_kills
 from launch.node_monitor import monitored
@@ -240,9 +240,18 @@ def main(arguments: list[str]) -> int:
     signals = Signals().listen()
     write_for_owner_alone()
     folder, attempt, node, nodes, ranks = Path(arguments[0]), *map(int, arguments[1:5])
-    found = AttemptDir(RunDir.open(folder), attempt)
-    with monitored(found, node, nodes):
-        return Agent(found, node, nodes, ranks).run(signals)
+    found = AttemptDir(RunDir(folder), attempt)
+    try:
+        RunDir.open(folder)
+        with monitored(found, node, nodes):
+            return Agent(found, node, nodes, ranks).run(signals)
+    except (UserError, OSError) as error:
+        if (known := explained(error)) is None:
+            raise
+        print(known, file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # on a full disk the exit code is the only report
+            Ending(REFUSED, str(known), time.time()).write(found.node(node))
+        return EXIT_CODE
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from dist_ssl.errors import CheckpointError, ConfigError
 from dist_ssl.metrics.sinks import read_reports, stands
 from dist_ssl.runtime import jsonl
 from dist_ssl.runtime.files import write_atomically
-from launch import preparation, settings
+from launch import half_made, preparation, settings
 from launch.evaluation import checkpoint_of
 from launch.run_dir import PROJECT, RunDir
 from launch.run_files import write_yaml
@@ -117,7 +117,7 @@ def begin(config: dict[str, Any], words: list[str], source: RunDir, checkpoint: 
     What cannot be started leaves no folder.
     """
     run = RunDir.create(Path(config["runs"]), config["name"], preparation.method_of(config))
-    with run.or_nothing():
+    with half_made.being_made(run.folder):
         try:
             _take_over(run, source, checkpoint, progress)
             run.begin(config, preparation.of_the_run(words))

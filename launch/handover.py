@@ -7,10 +7,11 @@ from pathlib import Path
 
 from rich.console import Console
 
+from dist_ssl.errors import ConfigError, printable
 from dist_ssl.runtime.strange_files import read_regular
 from launch.private_cache import private_caches
 from launch.run_dir import PROJECT, SNAPSHOT, RunDir
-from launch.source_commit import LEFT_OUT
+from launch.source_commit import LEFT_OUT, SOURCE, lost_files
 
 MOST_CODE = 1 << 24
 """Bytes of a file of code, at most."""
@@ -20,10 +21,17 @@ def hand_over(run: RunDir, arguments: list[str], console: Console, script: str =
     """Replace this process by the same script in the run folder, if that folder's code differs from this code.
 
     `arguments`: the complete command line; `script`: name of the script in `launch/`. Returns only if the code is the
-    same, or older than the script.
+    same, or older than the script. Raises ConfigError where files of the run's code are missing.
     """
-    if files(run.code) == files(PROJECT):
+    present = files(run.code)
+    if present == files(PROJECT):
         return
+    if lost := lost_files(run.folder, present):
+        more = f", and {len(lost) - 1} more" if lost[1:] else ""
+        raise ConfigError(
+            f"{run.code} is not complete: {printable(lost[0])} is missing{more}.",
+            f"Put it back from a copy of the run, or from another run of the same code ({SOURCE} names its commit).",
+        )
     own = run.code.resolve() / "launch" / script
     if not own.is_file():
         console.print(f"{run.folder} was started with code that has no {script}: this code is used.", highlight=False)

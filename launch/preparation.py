@@ -8,14 +8,18 @@ from typing import Any
 import yaml
 from rich.console import Console
 
+from dist_ssl.checkpoint.folder_names import PUBLISHED
 from dist_ssl.config.durations import Duration
 from dist_ssl.config.run_keys import all_epochs, check_units
 from dist_ssl.data.storage.address import Address
 from dist_ssl.errors import ConfigError
+from dist_ssl.runtime import jsonl
+from dist_ssl.runtime.strange_files import numbers
 from launch import (
     batch_shape,
     cluster_options,
     credentials,
+    half_made,
     launch_keys,
     scheduler,
     settings,
@@ -157,7 +161,7 @@ def begin(overrides: list[str], config: dict[str, Any]) -> RunDir:
     """
     run = RunDir.create(Path(config["runs"]), config["name"], method_of(config))
     chosen = [f"{key}={config[key]}" for key in batch_shape.KEYS if key not in batch_shape.said(overrides)]
-    with run.or_nothing():
+    with half_made.being_made(run.folder):
         try:
             run.begin(config, [*of_the_run(overrides), *chosen])
         except OSError as error:
@@ -199,6 +203,7 @@ def resume(overrides: list[str], folder: Path, console: Console) -> tuple[RunDir
     config["extend"] = run.config.get("extend", [])
     settings.check_resume(run.config, config)
     launch_keys.check_types(config)
+    refuse_lost_checkpoints(run)
     if further:
         config["extend"] = [*config["extend"], *_further_cycles(run, further)]
     choose_cluster(config, console)
@@ -209,6 +214,19 @@ def resume(overrides: list[str], folder: Path, console: Console) -> tuple[RunDir
     if further and not config["dry_run"]:
         run.extend(config["extend"])
     return run, config
+
+
+def refuse_lost_checkpoints(run: RunDir) -> None:
+    """Raise ConfigError where a run has saved checkpoints and has none: it would begin at step 0 without a word."""
+    folder = run.folder / "checkpoints"
+    if any(PUBLISHED.fullmatch(path.name) for path in folder.glob("step_*")):
+        return
+    reports = map(numbers, jsonl.read(run.folder / "metrics.jsonl"))
+    if step := int(max((report.get("saved_step", 0) for report in reports), default=0)):
+        raise ConfigError(
+            f"There is no checkpoint in {folder}, and the run has saved one of step {step}.",
+            "Put the folder back (is its disk mounted?). To train from the first step again, start a new run.",
+        )
 
 
 def local_again(run: RunDir, config: dict[str, Any]) -> bool:

@@ -19,7 +19,6 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ import yaml
 
 from dist_ssl.errors import ConfigError, nearest
 from dist_ssl.runtime.strange_files import close_to_others, read_regular
+from launch.half_made import was_left
 from launch.run_files import read_report, read_words, read_yaml, write_yaml
 from launch.run_names import check_name, check_place
 from launch.source_commit import copy_for_owner, write_source
@@ -67,6 +67,8 @@ class RunDir:
         for number in range(1, 1000):
             folder = runs / (requested if number == 1 else f"{requested}-{number}")
             try:
+                if was_left(folder):
+                    shutil.rmtree(folder)
                 folder.mkdir(mode=0o755, parents=True)
                 close_to_others(folder)
                 return cls(folder)
@@ -90,6 +92,9 @@ class RunDir:
             raise ConfigError(f"{folder} may not be read.", "Ask its owner: chmod -R go+rX FOLDER.") from error
         except OSError:
             version = None
+        if was_left(folder):
+            problem = f"{folder} is not a run folder: the command that made it has ended before it was complete."
+            raise ConfigError(problem, "Start the run again with the words of that command: the folder is replaced.")
         if type(version) is not int or not 0 < version < 1 << 32:
             others = [path.parent.name for path in folder.parent.glob("*/config.yaml") if _of_a_run(path)]
             remedy = nearest(folder.name, others) if others else "Start one: python launch/slurm.py method=mocov3."
@@ -125,18 +130,10 @@ class RunDir:
         """Store the code, the overrides and the config; the config last, so that an incomplete folder is not a run."""
         for name in SNAPSHOT:
             copy_for_owner(PROJECT / name, self.code / name)
-        write_source(self.folder, PROJECT)
+        copied = (path.relative_to(self.code) for path in self.code.rglob("*") if path.is_file())
+        write_source(self.folder, PROJECT, sorted(map(str, copied)))
         (self.folder / "overrides.yaml").write_text(yaml.safe_dump(overrides))
         write_yaml(self.folder / "config.yaml", {"format": FORMAT, **config})
-
-    @contextlib.contextmanager
-    def or_nothing(self) -> Iterator[None]:
-        """Remove the folder where what is done within raises an error, so that its name can be used again."""
-        try:
-            yield
-        except BaseException:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            raise
 
     def extend(self, lengths: list[str]) -> None:
         """Store the lengths of the run's cycles after the first: these alone may change after the start."""

@@ -16,7 +16,7 @@ import time
 import traceback
 from pathlib import Path
 
-from dist_ssl.errors import EXIT_CODE, DisagreementError, TrainingError, UserError, explained
+from dist_ssl.errors import EXIT_CODE, DisagreementError, TrainingError, UserError, explained, printable
 from dist_ssl.runtime.log_setup import open_journal
 from dist_ssl.runtime.signals import Signals
 from launch import cluster_options, credentials
@@ -122,16 +122,27 @@ def main(arguments: list[str]) -> int:
     use_private_cache()
     die_with_parent()
     open_journal()
-    attempt = AttemptDir(RunDir.open(Path(arguments[0])), int(arguments[1]))
+    attempt = AttemptDir(RunDir(Path(arguments[0])), int(arguments[1]))
     try:
+        RunDir.open(attempt.run.folder)
         return train_attempt(attempt, signals)
     except Exception as error:
         known = explained(error)
-        if known:
-            attempt.give_reason(int(os.environ.get("RANK", "0")), str(known))
         with contextlib.suppress(OSError):  # the log may lie on a full disk
-            print(known, file=sys.stderr) if known else traceback.print_exc()
+            if known:
+                attempt.give_reason(int(os.environ.get("RANK", "0")), str(known))
+            say_why(error)
         return code_of(error)
+
+
+def say_why(error: Exception) -> None:
+    """Print to the log why this rank ends: with a stack trace only where the error may be one of this code."""
+    if known := explained(error):
+        print(known, file=sys.stderr)
+    elif something_is_gone(error):
+        print(printable(f"Something else is gone: {type(error).__name__}: {error}"), file=sys.stderr)
+    else:
+        traceback.print_exc()
 
 
 def end(code: int) -> None:

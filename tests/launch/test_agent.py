@@ -3,6 +3,8 @@
 import errno
 import resource
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,8 +12,8 @@ import pytest
 from dist_ssl.runtime.signals import Signals
 from launch import agent
 from launch.agent import Agent
-from launch.ending import CODE_OF_OUTCOME, FAILED, FINISHED, LOST_CODE, STOPPED, Ending
-from launch.run_dir import RunDir
+from launch.ending import CODE_OF_OUTCOME, FAILED, FINISHED, LOST_CODE, REFUSED, STOPPED, Ending
+from launch.run_dir import PROJECT, RunDir
 
 
 class Worker:
@@ -134,3 +136,16 @@ def test_workers_may_open_as_many_files_as_the_machine_allows() -> None:
         assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == min(agent.MOST_FILES, before[1])
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_run_that_was_damaged_meanwhile_is_reported_without_a_stack_trace(found: Agent) -> None:
+    folder = found.attempt.run.folder
+    (folder / "config.yaml").write_text("[")
+    command = [sys.executable, "-m", "launch.agent", str(folder), "1", "0", "1", "1"]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    ending = Ending.read(found.attempt.node(0))
+    assert ending
+    assert ending.outcome == REFUSED
+    assert "config.yaml is damaged" in ending.reason

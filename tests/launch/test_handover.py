@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from dist_ssl.errors import ConfigError
+from dist_ssl.runtime.files import remove
 from launch.handover import files, hand_over
 from launch.run_dir import PROJECT, RunDir
 
@@ -48,6 +50,7 @@ def test_another_script_is_that_of_the_other_code(run: RunDir, monkeypatch: pyte
 
 def test_a_script_that_the_other_code_does_not_have_goes_on_here(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     (run.code / "launch" / "evaluate.py").unlink()
+    (run.folder / "source.json").unlink()  # the run of a version that did not list its files, nor have that one
     monkeypatch.setattr(os, "execve", lambda *_: pytest.fail("there is nothing to hand over to"))
     console = Console(record=True, quiet=False, width=200)
     hand_over(run, ["run=run"], console, "evaluate.py")
@@ -62,3 +65,11 @@ def test_a_document_that_was_edited_is_no_other_code(tmp_path: Path) -> None:
         (project / "dist_ssl" / place).parent.mkdir(parents=True, exist_ok=True)
         (project / "dist_ssl" / place).write_text(content)
     assert files(project) == {Path("dist_ssl/train.py"): b"code"}
+
+
+@pytest.mark.parametrize("lost", ["dist_ssl/train.py", "configs", ""])
+def test_code_of_which_something_was_lost_is_refused_by_name(lost: str, run: RunDir) -> None:
+    remove(run.code / lost)
+    with pytest.raises(ConfigError, match=r"code is not complete: .* is missing") as caught:
+        hand_over(run, ["resume=run"], Console(quiet=True))
+    assert (lost or "configs/aux/none.yaml") in caught.value.problem

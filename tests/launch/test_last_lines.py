@@ -21,7 +21,7 @@ from launch.ending import (
 )
 from launch.last_lines import ENCODER, say_how_it_ended
 from launch.run_dir import AttemptDir, RunDir
-from launch.worker import code_of
+from launch.worker import code_of, say_why
 
 
 @pytest.fixture
@@ -87,3 +87,27 @@ def test_a_finished_run_is_used_or_its_encoder_written_first(run: RunDir) -> Non
     (run.folder / "config.yaml").write_text("data: {source: demo}\n")
     assert "Next: your own images (data=folder data.path=...), or a larger encoder" in said(run, Ending(FINISHED))
     assert f"Train longer: python launch/slurm.py 'resume={run.folder}' extend='24 epochs'" in text
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ConnectionError("Rank 1 has ended: its log says why."), "Something else is gone: ConnectionError: Rank 1 has"),
+        (RuntimeError("[gloo] Connection closed by peer"), "Something else is gone: RuntimeError: [gloo] Connection"),
+        (OSError(30, "Read-only file system", "metrics"), "The disk is read-only: "),
+        (IsADirectoryError(21, "Is a directory", "plan.jsonl"), "plan.jsonl cannot be used: Is a directory."),
+    ],
+)
+def test_what_is_no_error_of_this_code_is_said_without_a_stack_trace(
+    error: Exception, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    say_why(error)
+    assert capsys.readouterr().err.startswith(said)
+
+
+def test_an_error_of_this_code_is_logged_with_its_stack_trace(capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        raise ValueError("a bug")
+    except ValueError as error:
+        say_why(error)
+    assert "Traceback" in capsys.readouterr().err

@@ -15,6 +15,7 @@ from dist_ssl.data.storage import manifest
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import ConfigError, DataError
 from dist_ssl.parts import parts
+from dist_ssl.runtime import jsonl
 from launch import cluster_options, preparation, settings
 from launch.run_dir import PROJECT, RunDir
 from shards import make
@@ -259,3 +260,21 @@ def test_the_config_of_the_last_attempt_is_not_checked_again_where_ranks_start_a
     run.new_attempt({**first, **changed})
     preparation.resume(words, run.folder, screen)
     assert len(checks) == 1 + checked
+
+
+@pytest.mark.parametrize("left", ["nothing", "a folder", "a person's copy"])
+def test_a_run_whose_checkpoints_are_gone_is_refused_and_not_begun_again(left: str, tmp_path: Path) -> None:
+    run, start = RunDir(tmp_path / "run"), ["cluster=local", "nodes=2"]
+    run.folder.mkdir()
+    run.begin(config(*start), start)
+    folder = run.folder / "checkpoints"
+    if left != "nothing":
+        (folder / ("step_00000012_good" if left == "a person's copy" else "")).mkdir(parents=True)
+    preparation.refuse_lost_checkpoints(run)  # it was killed before its first save
+    rows = [{"step": 7}, {"step": 13, "saved_step": 12}, {"step": 2, "saved_step": 0}]
+    jsonl.append(run.folder / "metrics.jsonl", rows)
+    with pytest.raises(ConfigError, match="has saved one of step 12") as caught:
+        preparation.resume([], run.folder, Console(quiet=True))
+    assert "is its disk mounted?" in caught.value.remedy
+    (folder / "step_00000012").mkdir(parents=True)
+    preparation.refuse_lost_checkpoints(run)

@@ -1,0 +1,62 @@
+"""A run folder that a command was killed in does not keep its name from the next one; one at work, or a run, does."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dist_ssl.errors import ConfigError
+from launch.half_made import NAME, being_made, was_left
+from launch.run_dir import RunDir
+
+KILLED = """
+import os, pathlib, sys
+from launch.half_made import being_made
+from launch.run_dir import RunDir
+run = RunDir.create(pathlib.Path(sys.argv[1]), "mine", "mocov3")
+with being_made(run.folder):
+    run.code.mkdir()
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_what_a_killed_command_has_left_is_replaced(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False, cwd=Path(__file__).parents[2])
+    assert sorted(path.name for path in folder.iterdir()) == [NAME, "code"]
+    with pytest.raises(ConfigError, match="ended before it was complete") as caught:
+        RunDir.open(folder)
+    assert "Start the run again" in caught.value.remedy
+    run = RunDir.create(tmp_path, "mine", "mocov3")
+    assert not list(run.folder.iterdir())
+    with being_made(run.folder):
+        assert not was_left(run.folder)
+        with pytest.raises(ConfigError, match="exists already"):
+            RunDir.create(tmp_path, "mine", "mocov3")
+        run.begin({}, [])
+    assert not (run.folder / NAME).exists()
+    with pytest.raises(ConfigError, match="exists already"):
+        RunDir.create(tmp_path, "mine", "mocov3")
+
+
+def test_an_error_leaves_the_name_free(tmp_path: Path) -> None:
+    run = RunDir.create(tmp_path, "mine", "mocov3")
+    with pytest.raises(KeyboardInterrupt), being_made(run.folder):
+        raise KeyboardInterrupt
+    assert not run.folder.exists()
+
+
+@pytest.mark.parametrize("content", ["notes.txt", "config.yaml", "attempts/0001/config.yaml"])
+def test_what_somebody_has_made_is_never_replaced(content: str, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    (folder / content).parent.mkdir(parents=True)
+    (folder / content).touch()
+    if content != "notes.txt":  # a run whose command was killed just as it was complete
+        (folder / NAME).touch()
+    assert not was_left(folder)
+    with pytest.raises(ConfigError, match="exists already"):
+        RunDir.create(tmp_path, "mine", "mocov3")
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path)
+    assert not was_left(link)
