@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,18 +30,36 @@ def being_made(folder: Path) -> Iterator[None]:
 
 def was_left(folder: Path) -> bool:
     """Return whether a folder was being made by a command that was killed, and is nobody's work."""
-    if not folder.is_dir() or folder.is_symlink() or any(path for name in COMPLETE for path in folder.glob(name)):
+    if (mark := _locked_mark(folder)) is None:
         return False
-    if not any(folder.iterdir()):
-        return True
+    os.close(mark)
+    return True
+
+
+def remove_left(folder: Path) -> None:
+    """Remove a folder that was left half-made; do nothing to any other. Raises OSError."""
+    if (mark := _locked_mark(folder)) is not None:
+        try:
+            aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+            folder.rename(aside)  # so that the next folder of this name is never taken for this one
+            shutil.rmtree(aside)
+        finally:
+            os.close(mark)
+
+
+def _locked_mark(folder: Path) -> int | None:
+    """Return the descriptor of the mark of a folder that was left half-made, locked; None for any other folder."""
+    if folder.is_symlink() or any(path for name in COMPLETE for path in folder.glob(name)):
+        return None
     try:
         mark = os.open(folder / NAME, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
-        return False
+        return None
     try:
         fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    except OSError:  # the command still runs, or nobody can say whether it does
-        return False
-    finally:
-        os.close(mark)
+        if os.path.samestat(os.fstat(mark), (folder / NAME).stat()):
+            return mark
+    except OSError:  # the command still runs, or has just ended, or there are no locks that could say so
+        pass
+    os.close(mark)
+    return None

@@ -27,7 +27,7 @@ import yaml
 
 from dist_ssl.errors import ConfigError, nearest
 from dist_ssl.runtime.strange_files import close_to_others, read_regular
-from launch.half_made import was_left
+from launch.half_made import remove_left, was_left
 from launch.run_files import read_report, read_words, read_yaml, write_yaml
 from launch.run_names import check_name, check_place
 from launch.source_commit import copy_for_owner, write_source
@@ -67,8 +67,7 @@ class RunDir:
         for number in range(1, 1000):
             folder = runs / (requested if number == 1 else f"{requested}-{number}")
             try:
-                if was_left(folder):
-                    shutil.rmtree(folder)
+                remove_left(folder)
                 folder.mkdir(mode=0o755, parents=True)
                 close_to_others(folder)
                 return cls(folder)
@@ -92,7 +91,7 @@ class RunDir:
             raise ConfigError(f"{folder} may not be read.", "Ask its owner: chmod -R go+rX FOLDER.") from error
         except OSError:
             version = None
-        if was_left(folder):
+        if version is None and was_left(folder):
             problem = f"{folder} is not a run folder: the command that made it has ended before it was complete."
             raise ConfigError(problem, "Start the run again with the words of that command: the folder is replaced.")
         if type(version) is not int or not 0 < version < 1 << 32:
