@@ -56,7 +56,7 @@ class Case:
         self.moves = chance.random() < 0.3
         self.cold = chance.random() < 0.08
         self.disk = chance.choice(["", "", "", "", "", "full", "read-only"])
-        self.save_every = chance.choice(["1 step", "2 steps", "3 steps", "7 steps", "1 epoch", "1 second"])
+        self.save_every = chance.choice(["1 step", "2 steps", "3 steps", "7 steps", "5 steps", "1 second"])
         self.loader = chance.random() < 0.05
         self.events = [self._event() for _ in range(chance.choice([1, 1, 2, 2, 3]))]
 

@@ -191,6 +191,13 @@ def damage_checkpoint(run: Path, data: Path, chance: random.Random) -> Damage | 
     return Damage(f"{newest.name}: {way}", undo)
 
 
+def overwrite(split: manifest.Split, number: int, head: bytes) -> None:
+    """Let a sample consist of these bytes, followed by zeros."""
+    with split.path(split.shard_of(number)).open("r+b") as file:
+        file.seek(int(split.samples.offsets[number]))
+        file.write(head.ljust(int(split.samples.sizes[number]), b"\0"))
+
+
 def damage_shard(run: Path, data: Path, chance: random.Random) -> Damage:
     """Change some bytes within one training image."""
     split = manifest.read(data).split("train")

@@ -26,6 +26,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from dist_ssl.data.storage import manifest
 from dist_ssl.distributed import shared_memory
 from dist_ssl.runtime import jsonl
 from launch.run_dir import RunDir
@@ -34,7 +35,7 @@ from tests.chaos.cases import STEPS, Case, Event
 from tests.chaos.disturbances import CLEAR, DAMAGES, Damage
 from tests.chaos.forked import Command
 from tests.disks import small_disk
-from tests.spoiling import spoil
+from tests.readers import rehashed
 from tests.system.launching import await_that, delivered, saved, weights, words
 
 SEED = int(os.environ.get("CAMPAIGN_SEED") or time.time())
@@ -101,8 +102,10 @@ def campaign(demo_shards: Path, tmp_path_factory: pytest.TempPathFactory, reques
     """The campaign, with a table of what was done at its end."""
     forked.load()
     folder = tmp_path_factory.mktemp("references")
-    spoil(Path(shutil.copytree(demo_shards, folder / "data")), {7: b"GIF89a", 48: b""})
-    found = Campaign(folder / "data", folder)
+    data = Path(shutil.copytree(demo_shards, folder / "data"))
+    for number, head in ((7, b"GIF89a"), (48, b"")):
+        disturbances.overwrite(manifest.read(data).split("train"), number, head)
+    found = Campaign(rehashed(data), folder)
     yield found
     table = Table("", "times", title=f"campaign, seed {SEED}")
     for name, count in sorted(found.counts.items()):
