@@ -278,10 +278,11 @@ def disturb(case: Case, campaign: Campaign, folder: Path) -> list[str]:
         it.run.parent.mkdir()
         finished = False
         for event in case.events:
-            if finished := it.until_moment(event):
+            finished = it.until_moment(event)
+            campaign.counts[f"interrupted: {event.kind}"] += 1
+            if finished:
                 break
             it.harm(event)
-            campaign.counts[f"interrupted: {event.kind}"] += 1
             campaign.counts[f"damage: {event.damage}"] += 1
             if case.disk == "read-only":
                 read_only(it)

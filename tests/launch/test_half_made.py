@@ -1,5 +1,6 @@
 """A run folder that a command was killed in does not keep its name from the next one; one at work, or a run, does."""
 
+import fcntl
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,24 @@ def test_what_a_killed_command_has_left_is_replaced(tmp_path: Path) -> None:
     assert not (run.folder / NAME).exists()
     with pytest.raises(ConfigError, match="exists already"):
         RunDir.create(tmp_path, "mine", "mocov3")
+
+
+def test_two_commands_that_find_the_same_left_over_do_not_share_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False, cwd=Path(__file__).parents[2])
+    usual, others = fcntl.flock, []
+
+    def flock(file: int, how: int) -> None:  # another command is faster, just before this one has the lock
+        monkeypatch.setattr(fcntl, "flock", usual)
+        others.append(RunDir.create(tmp_path, "mine", "mocov3"))
+        (others[0].folder / NAME).touch()
+        usual(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(ConfigError, match="exists already"):
+        RunDir.create(tmp_path, "mine", "mocov3")
+    assert [path.name for path in others[0].folder.iterdir()] == [NAME]
 
 
 def test_an_error_leaves_the_name_free(tmp_path: Path) -> None:
