@@ -87,7 +87,7 @@ def test_the_word_holds_for_the_folders_own_code_too(tmp_path: Path) -> None:
     """Other code than this one takes over: it is trusted already, and does not ask again."""
     run = RunDir(tmp_path / "run")
     run.begin(settings.compose(["cluster=local"], PROJECT / "configs"), ["cluster=local"])
-    (run.code / "launch" / "calibration.py").unlink()
+    (run.code / "launch" / "calibration.py").write_text("# another version\n")
     run.code.chmod(0o777)
     command = [sys.executable, str(PROJECT / "launch" / "slurm.py"), f"resume={run.folder}", "nodes=0", "trust=true"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
