@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -308,7 +309,8 @@ def left_in_memory(before: set[Path]) -> set[Path]:
 def read_only(it: Disturbed) -> None:
     """A resume on a disk that cannot be written is refused."""
     disk = str(it.disk)
-    assert os.system(f"mount -o remount,ro {disk}") == 0
+    remount = ["mount", "-o", "remount,ro", disk]
+    await_that(lambda: not subprocess.run(remount, capture_output=True).returncode, "nobody writes to the disk")
     undo = Damage("disk read-only", lambda: os.system(f"mount -o remount,rw {disk}"), names="Read-only")
     try:
         if (it.run / "attempts").is_dir() and not it.outstanding:
