@@ -23,7 +23,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from dist_ssl.checkpoint.folder_names import PUBLISHED
+from dist_ssl.checkpoint.folder_names import published
 from dist_ssl.config.command import known_pairs, run_command, say
 from dist_ssl.config.instantiate import fit, keywords
 from dist_ssl.config.run_keys import MOST, all_epochs
@@ -106,8 +106,7 @@ def whole(row: Mapping[str, Any], key: str, least: int = 0) -> bool:
 
 def final_steps(run: RunDir) -> int:
     """Return the step of the newest checkpoint, 0 without one; a resume repeats all later steps."""
-    names = [PUBLISHED.fullmatch(path.name) for path in (run.folder / "checkpoints").glob("step_*")]
-    return max((int(name[1]) for name in names if name), default=0)
+    return max(published(run.folder / "checkpoints"), default=0)
 
 
 def audit(run: RunDir, split: Split) -> tuple[list[EpochAudit], list[str], list[int]]:

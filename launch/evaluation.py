@@ -17,7 +17,7 @@ from typing import Any
 from PIL import Image
 from rich.table import Table
 
-from dist_ssl.checkpoint.folder_names import PUBLISHED
+from dist_ssl.checkpoint.folder_names import published
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import ConfigError, DataError
 from dist_ssl.evaluate.linear import Say
@@ -68,16 +68,9 @@ class Evaluation:
         return shown
 
 
-def published(run: RunDir) -> dict[int, Path]:
-    """Return the folders of the run's checkpoints by their steps, ascending."""
-    folders = (run.folder / "checkpoints").glob("step_*")
-    found = {int(name[1]): path for path in folders if (name := PUBLISHED.fullmatch(path.name))}
-    return dict(sorted(found.items()))
-
-
 def checkpoint_of(run: RunDir, name: str) -> Path:
     """Return the folder of a checkpoint: `latest`, `step_00012000`, or 12000. Raises ConfigError."""
-    found = published(run)
+    found = published(run.folder / "checkpoints")
     if not found:
         raise ConfigError(f"{run.folder} has no checkpoint yet.", "Wait for the first one.")
     step = name.removeprefix("step_")

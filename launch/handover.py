@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from dist_ssl.config.command_names import subcommand
-from dist_ssl.errors import ConfigError
+from dist_ssl.errors import ConfigError, printable
 from dist_ssl.runtime.strange_files import read_regular
 from launch.private_cache import private_caches
 from launch.run_dir import PROJECT, SNAPSHOT, RunDir
@@ -31,8 +31,9 @@ def hand_over(run: RunDir, arguments: list[str], console: Console, script: str =
     if present == files(PROJECT):
         return
     if lost := lost_files(run.folder, present):
+        more = f", and {len(lost) - 1} more" if lost[1:] else ""
         raise ConfigError(
-            f"{run.code} is not complete: {lost[0]} is missing{f', and {len(lost) - 1} more' if lost[1:] else ''}.",
+            f"{run.code} is not complete: {printable(lost[0])} is missing{more}.",
             f"Put it back from a copy of the run, or from another run of the same code ({SOURCE} names its commit).",
         )
     own = run.code.resolve() / "launch" / script

@@ -4,6 +4,7 @@ import shlex
 
 from rich.console import Console
 
+from dist_ssl.checkpoint.folder_names import published
 from dist_ssl.runtime import jsonl
 from launch.ending import FINISHED, STOPPED, Ending
 from launch.progress_bar import RunView
@@ -39,7 +40,7 @@ def resume_with(run: RunDir, overrides: list[str]) -> str:
 
 def from_old_weights(run: RunDir) -> str:
     """Return the line with the command that goes on where a resume would diverge again."""
-    if not any((run.folder / "checkpoints").glob("step_*")):
+    if not published(run.folder / "checkpoints"):
         return "Nothing was saved yet: start a new run."
     fork = shlex.join(["python", "launch/slurm.py", f"fork={run.folder}@latest"])
     return f"Start from its last checkpoint with a lower rate: {fork} optim.base_lr=..."

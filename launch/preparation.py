@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from dist_ssl.checkpoint.folder_names import INITIAL, PUBLISHED
+from dist_ssl.checkpoint.folder_names import INITIAL, published
 from dist_ssl.config.durations import Duration
 from dist_ssl.config.run_keys import all_epochs, check_units
 from dist_ssl.data.storage.address import Address
@@ -226,7 +226,7 @@ def resume(overrides: list[str], folder: Path, console: Console) -> tuple[RunDir
 def refuse_lost_checkpoints(run: RunDir) -> None:
     """Raise ConfigError where a run has saved checkpoints and has none: it would begin at step 0 without a word."""
     folder = run.folder / "checkpoints"
-    if any(PUBLISHED.fullmatch(path.name) for path in folder.glob("step_*")):
+    if published(folder):
         return
     reports = map(numbers, jsonl.read(run.folder / "metrics.jsonl"))
     if step := int(max((report.get("saved_step", 0) for report in reports), default=0)):

@@ -56,10 +56,13 @@ def installed_from(folder: Path) -> dict[str, Any]:
 def _recorded(path: Path) -> dict[str, Any]:
     """Return what a run has recorded of its code, and nothing else that may be in the file."""
     found = read_report(path) or {}
-    commit, changed = found.get("commit"), found.get("changed")
-    names = [name for name in changed if isinstance(name, str)] if isinstance(changed, list) else []
+    commit, changed = found.get("commit"), _names(found.get("changed"))
     known = isinstance(commit, str) and COMMIT.fullmatch(commit)
-    return {"commit": commit, "changed": names} if known else UNKNOWN
+    return {"commit": commit, "changed": changed} if known else UNKNOWN
+
+
+def _names(found: Any) -> list[str]:
+    return [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
 
 
 def write_source(folder: Path, project: Path, files: Sequence[str] = ()) -> None:
@@ -69,9 +72,8 @@ def write_source(folder: Path, project: Path, files: Sequence[str] = ()) -> None
 
 def lost_files(folder: Path, present: Collection[Path]) -> list[str]:
     """Return the files of a run's code that were copied at its start and are not present any more."""
-    listed = (read_report(folder / SOURCE) or {}).get("files")
-    names = [name for name in listed if isinstance(name, str)] if isinstance(listed, list) else []
-    return sorted(set(names) - {str(path) for path in present})
+    listed = _names((read_report(folder / SOURCE) or {}).get("files"))
+    return sorted({*listed} - {str(path) for path in present})
 
 
 def copy_for_owner(source: Path, target: Path, left_out: Collection[str] = LEFT_OUT, *, links: bool = False) -> None:

@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from dist_ssl.checkpoint.folder_names import KEPT
+from dist_ssl.checkpoint.folder_names import KEPT, published
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import CheckpointError, ConfigError, UserError
 from dist_ssl.evaluate.linear import Say
 from launch.ending import FINISHED, Ending
-from launch.evaluation import checkpoint_of, config_of, file_of, published
+from launch.evaluation import checkpoint_of, config_of, file_of
 from launch.evaluation_options import Options, Place
 from launch.frozen import RetiredError
 from launch.run_dir import AttemptDir, RunDir
@@ -41,7 +41,7 @@ class Watch:
         """Return the name of a checkpoint to evaluate, "" where there is none yet, None where none will come."""
         ending = self._ending()
         finished = ending is not None and ending.outcome == FINISHED  # before the look: no checkpoint comes later
-        found = published(self.run)
+        found = published(self.run.folder / "checkpoints")
         branch = config_of(self.run, self.options, self.data)["probe"]["branch"]
         for step, folder in found.items():
             kept = self.options.watch == "all" or (folder / KEPT).exists() or (finished and step == max(found))

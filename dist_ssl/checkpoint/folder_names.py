@@ -1,6 +1,7 @@
 """How checkpoints are called, and the files in their folder that others look at. This module does not import torch."""
 
 import re
+from pathlib import Path
 
 LATEST, KEPT = "LATEST", "KEPT"
 """Name of the file that holds the newest checkpoint's name, and name of the empty file in a permanent checkpoint.
@@ -12,6 +13,15 @@ lists the folders.
 INITIAL = "init.safetensors"
 """File in the run folder with the weights that the encoder starts from, where they are not random."""
 PUBLISHED = re.compile(r"step_(\d{8,})")
+
+
+def published(folder: Path) -> dict[int, Path]:
+    """Return the folders of the checkpoints in a folder by their steps, ascending.
+
+    A person's own (`step_00000100_good`, or a file) are none.
+    """
+    named = {int(name[1]): path for path in folder.glob("step_*") if (name := PUBLISHED.fullmatch(path.name))}
+    return {step: named[step] for step in sorted(named) if named[step].is_dir()}
 
 
 def name_of(step: int) -> str:

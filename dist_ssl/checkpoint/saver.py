@@ -23,7 +23,7 @@ import torch.distributed as dist
 
 from dist_ssl.checkpoint.background import Background
 from dist_ssl.checkpoint.costs import SaveCosts
-from dist_ssl.checkpoint.folder_names import KEPT, LATEST, PUBLISHED, name_of
+from dist_ssl.checkpoint.folder_names import KEPT, LATEST, name_of, published
 from dist_ssl.checkpoint.index import own_pieces, progress_of, read, write_table
 from dist_ssl.checkpoint.rank_file import NO_ROOM, DamagedError, Written, sync, write
 from dist_ssl.checkpoint.read_on_all import read_on_all
@@ -233,10 +233,10 @@ class Checkpoint:
                 failure = SupersededError(problem, "Nothing is lost: the newer attempt goes on.")
             elif problem and failure is None:
                 full = any(os.strerror(number) in problem for number in NO_ROOM)
+                first = "Free some space" if full else "See that it can be written"
                 failure = CheckpointError(
                     f"The checkpoint could not be written to {self.folder}: {problem}.",
-                    f"The checkpoint before it is whole. {'Free some space' if full else 'Remove what is in the way'}; "
-                    "if the run has ended, resume it then.",
+                    f"The checkpoint before it is whole. {first}; if the run has ended, resume it then.",
                 )
         if failure:
             self._costs.failed += 1
@@ -283,7 +283,5 @@ class Checkpoint:
         self._on_all_ranks(lambda: (self.folder / name_of(step) / KEPT).touch() if self.world.rank == 0 else None)
 
     def _whole(self) -> list[Path]:
-        """Return the published checkpoints, newest first, without a person's own (`step_00000100_good`, or a file)."""
-        named = {int(m[1]): path for path in self.folder.glob("step_*") if (m := PUBLISHED.fullmatch(path.name))}
-        found = {step: path for step, path in named.items() if path.is_dir()}
-        return [found[step] for step in sorted(found, reverse=True)]
+        """Return the published checkpoints, newest first."""
+        return list(published(self.folder).values())[::-1]

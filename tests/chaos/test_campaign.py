@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from dist_ssl.checkpoint.folder_names import published
 from dist_ssl.data.storage import manifest
 from dist_ssl.distributed import shared_memory
 from dist_ssl.runtime import jsonl
@@ -36,7 +38,7 @@ from tests.chaos.disturbances import CLEAR, DAMAGES, Damage
 from tests.chaos.forked import Command
 from tests.disks import small_disk
 from tests.readers import rehashed
-from tests.system.launching import await_that, delivered, saved, weights, words
+from tests.system.launching import await_that, delivered, weights, words
 
 SEED = int(os.environ.get("CAMPAIGN_SEED") or time.time())
 FIRST, COUNT = (int(os.environ.get(f"CAMPAIGN_{name}", usual)) for name, usual in (("FIRST", 0), ("CASES", 200)))
@@ -295,7 +297,7 @@ def disturb(case: Case, campaign: Campaign, folder: Path) -> list[str]:
         audited(it.run, it.data, folder / "audited")
         await_that(lambda: not forked.left_over(it.known), "no process left behind")
         await_that(lambda: not left_in_memory(shared), "what a killed rank has left is removed by the next one")
-        assert STEPS in saved(it.run)
+        assert STEPS in published(it.run / "checkpoints")
         return it.done
 
 
@@ -308,7 +310,8 @@ def left_in_memory(before: set[Path]) -> set[Path]:
 def read_only(it: Disturbed) -> None:
     """A resume on a disk that cannot be written is refused."""
     disk = str(it.disk)
-    assert os.system(f"mount -o remount,ro {disk}") == 0
+    remount = ["mount", "-o", "remount,ro", disk]
+    await_that(lambda: not subprocess.run(remount, capture_output=True).returncode, "nobody writes to the disk")
     undo = Damage("disk read-only", lambda: os.system(f"mount -o remount,rw {disk}"), names="Read-only")
     try:
         if (it.run / "attempts").is_dir() and not it.outstanding:

@@ -504,9 +504,10 @@ def test_a_disk_that_is_full_stops_the_save_and_leaves_the_last_checkpoint(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, method, full)
-    with pytest.raises(CheckpointError, match=r"Rank 0: .*No space left on device"):
+    with pytest.raises(CheckpointError, match=r"Rank 0: .*No space left on device") as caught:
         saved(keeper(tmp_path), Store(2), 2)
     monkeypatch.undo()
+    assert "Free some space" in caught.value.remedy
     assert names(tmp_path) == before
     step, state = restore(tmp_path)
     assert step == 1
@@ -517,8 +518,9 @@ def test_a_save_that_failed_is_not_taken_for_done(tmp_path: Path, monkeypatch: p
     written = keeper(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(saver, "sync", lambda path: (_ for _ in ()).throw(OSError(errno.EIO, "broken disk")))
-        with pytest.raises(CheckpointError, match="broken disk"):
+        with pytest.raises(CheckpointError, match="broken disk") as caught:
             saved(written, Store(2), 2)
+    assert "See that it can be written" in caught.value.remedy
     saved(written, Store(2), 2)
     assert restore(tmp_path)[0] == 2
 
