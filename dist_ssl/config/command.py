@@ -9,6 +9,7 @@ from rich.segment import Segment
 from rich.text import Text
 
 from dist_ssl.errors import EXIT_CODE, ConfigError, UserError, explained, nearest, printable
+from dist_ssl.runtime.log_setup import make_warnings_printable
 
 INTERRUPTED_CODE = 130
 """Exit code after Ctrl-C."""
@@ -52,6 +53,7 @@ def run_command(
     trace, and end with exit code 2. `interrupted`: what is printed after Ctrl-C.
     """
     console = console or Screen()
+    make_warnings_printable()
     if {"-h", "--help"} & set(arguments):
         say(console, str(sys.modules[run.__module__].__doc__))
         return 0
