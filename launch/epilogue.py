@@ -109,11 +109,11 @@ def main(arguments: list[str]) -> int:
     ending = replace(ending, saved=has_progressed(attempt))
     why = why_again(ending, record, ending.saved, lost_in_a_row(run, number))
     note(replace(ending, again=why), outcome)  # first: a requeue kills this process
-    announce(attempt, ending)
     print(f"attempt {number}: {ending.outcome}{f', requeued ({why})' if why else ''}", flush=True)
     if why and (refusal := persist(lambda: scheduler.requeue(job), lambda refusal: not refusal)):
         print(f"Slurm refused to requeue job {job}: {refusal}", flush=True)
         note(replace(ending, reason=f"Slurm refused to requeue the job ({why}): {refusal}"), outcome)
+    announce(attempt, ending)  # last: the folder that it looks into may be another user's
     return 0
 
 

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from dist_ssl.config.command_names import as_typed
 from dist_ssl.errors import EXIT_CODE, ConfigError, UserError, explained, nearest, printable
+from dist_ssl.runtime.log_setup import make_warnings_printable
 
 INTERRUPTED_CODE = 130
 """Exit code after Ctrl-C."""
@@ -55,6 +56,7 @@ def run_command(
     are printed to `errors` without a stack trace, and end with exit code 2. `interrupted`: printed after Ctrl-C.
     """
     console = console or Screen()
+    make_warnings_printable()
     if {"-h", "--help"} & set(arguments):
         usage = str(sys.modules[run.__module__].__doc__)
         say(console, f"{usage}\n{more_help()}" if more_help else usage)

@@ -22,6 +22,7 @@ from dist_ssl.errors import ConfigError
 from dist_ssl.metrics.bounded_connections import CONNECTION_SECONDS, BoundedConnections
 from dist_ssl.metrics.table_row import Metric
 from dist_ssl.runtime.files import write_atomically
+from dist_ssl.runtime.strange_files import read_regular
 
 log = logging.getLogger(__name__)
 Family = CounterMetricFamily | GaugeMetricFamily
@@ -31,6 +32,13 @@ PORTS = 10
 """Number of ports that are tried, from the configured one on."""
 WAKE_SECONDS = 5.0
 """Longest wait for a server to end."""
+MOST_TARGET = 1 << 16
+"""Bytes of a target file, at most: it has some hundred."""
+
+
+def read_target(path: Path) -> bytes:
+    """Return the content of a target file, which may be another user's. Raises OSError; ValueError if it is large."""
+    return read_regular(path, MOST_TARGET)
 
 
 class Exported(Collector):
@@ -181,8 +189,10 @@ class Endpoint:
         """
         if self.server:
             try:
-                if self.target.exists() and self.target.read_text() == self.announcement:
+                if read_target(self.target) == self.announcement.encode():
                     self.target.unlink()
+            except FileNotFoundError:
+                pass
             except (OSError, ValueError) as error:
                 log.warning("%s cannot be removed: %s", self.target, error)
             self.server.shutdown()

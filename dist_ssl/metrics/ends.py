@@ -10,8 +10,9 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry, generate_latest
 
-from dist_ssl.metrics.endpoint import Exported
+from dist_ssl.metrics.endpoint import Exported, read_target
 from dist_ssl.metrics.table_row import Metric
+from dist_ssl.runtime import jsonl
 from dist_ssl.runtime.files import write_atomically
 
 ENDS = ("loss not finite", "plans differ", "refused", "worker died", "out of memory", "node lost")
@@ -36,13 +37,15 @@ def note_end(target: Path, end: str, textfile: Path | None = None) -> None:
 
     Raises OSError; ValueError where the target file is damaged.
     """
-    if not target.exists():
-        return
     try:
-        [group] = json.loads(target.read_text())
+        [group] = jsonl.parsed(read_target(target))
         labels = {**group["labels"], "end": end}
+    except FileNotFoundError:
+        return
     except (TypeError, KeyError) as error:
         raise ValueError(f"{target} is no target file") from error
+    if not all(isinstance(value, str) for value in labels.values()):
+        raise ValueError(f"{target} has a label that is no text")
     write_atomically(target, json.dumps([{**group, "labels": labels}]))
     if textfile and textfile.exists():
         series = Exported(END_METRICS, {key: value for key, value in labels.items() if key in OWN})

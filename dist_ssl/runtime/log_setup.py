@@ -1,4 +1,4 @@
-"""Logging of every process of a run: to stderr, which goes into the log file of the rank."""
+"""Logging to stderr, which goes into the log file of a rank, or from a command to the terminal."""
 
 import logging
 
@@ -20,3 +20,9 @@ def open_journal() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(PrintableFormatter(FORMAT))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+def make_warnings_printable() -> None:
+    """Let warnings of a process without a journal, which Python itself writes to stderr, not act on a terminal."""
+    if logging.lastResort:
+        logging.lastResort.setFormatter(PrintableFormatter())

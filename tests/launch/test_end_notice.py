@@ -1,6 +1,7 @@
 """A run that ended by itself tells Prometheus which end it was, and one that a person ended tells nothing."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -103,6 +104,31 @@ def test_a_damaged_target_ends_no_attempt_otherwise(
     announce(attempt, Ending(FAILED))
     assert f"How the attempt ended cannot be added to {target}" in capsys.readouterr().out
     assert target.read_text() == text
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a link to a device", "nested", "labels that are no text"])
+@pytest.mark.parametrize("ending", [FAILED, STOPPED])
+def test_a_target_of_somebody_else_neither_holds_up_nor_ends_the_last_step(
+    attempt: AttemptDir, kind: str, ending: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever used the folder of the runs first owns `targets/`, and can put anything there; a requeue comes next."""
+    target, collected = left(attempt)
+    target.unlink()
+    if kind == "a pipe":
+        os.mkfifo(target)
+    elif kind == "a link to a device":
+        target.symlink_to("/dev/zero")
+    else:
+        labels = "[" * 100_000 if kind == "nested" else '{"run": ["r"], "method": {"m": 1}}'
+        target.write_text('[{"targets": [], "labels": ' + labels + "}]")
+    before = collected.read_text()
+    announce(attempt, Ending(ending))
+    if ending == FAILED:
+        assert f"How the attempt ended cannot be added to {target}" in capsys.readouterr().out
+        assert collected.read_text() == before
+    else:
+        assert not target.is_symlink()
+        assert not target.exists()
 
 
 def test_a_node_that_failed_later_does_not_hide_the_cause(attempt: AttemptDir) -> None:

@@ -115,6 +115,7 @@ def test_a_full_disk_does_not_keep_a_preempted_job_from_coming_back(
     attempt = run.new_attempt(run.config)
     Ending(STOPPED, signal="SIGTERM").write(attempt.node(0))
     requeued: list[str] = []
+    told: list[list[str]] = []
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
     monkeypatch.setattr(scheduler, "record", lambda job: PREEMPTED)
@@ -124,6 +125,8 @@ def test_a_full_disk_does_not_keep_a_preempted_job_from_coming_back(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("launch.ending.write_atomically", full)
+    monkeypatch.setattr("launch.epilogue.announce", lambda *_: told.append([*requeued]))
     assert main([str(run.folder), "1", "75"]) == 0
     assert requeued == ["7"]
+    assert told == [["7"]], "the alerts come after what the job depends on"
     assert "outcome.json cannot be written: [Errno 28] No space left" in capsys.readouterr().out

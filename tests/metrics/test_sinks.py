@@ -417,6 +417,22 @@ def test_a_late_end_leaves_the_target_of_a_newer_attempt(tmp_path: Path, sink: P
     assert place(sink) == newer
 
 
+@pytest.mark.parametrize("kind", ["a pipe", "a link to a device"])
+def test_an_end_does_not_wait_for_what_another_user_made_of_the_target(
+    tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever used the folder of the runs first owns `targets/`."""
+    sink = prometheus(tmp_path)
+    sink.open(at(0))
+    address = place(sink)
+    sink.target.unlink()
+    os.mkfifo(sink.target) if kind == "a pipe" else sink.target.symlink_to("/dev/zero")
+    sink.close()
+    assert f"{sink.target} cannot be removed: " in caplog.text
+    with pytest.raises(urllib.error.URLError):
+        scrape(address)
+
+
 def test_an_endpoint_that_never_opened_can_be_closed(tmp_path: Path) -> None:
     prometheus(tmp_path).close()
     assert list(tmp_path.iterdir()) == []
