@@ -9,6 +9,7 @@ import yaml
 
 from dist_ssl.metrics.sinks import read_reports
 from dist_ssl.runtime import jsonl
+from dist_ssl.runtime.strange_files import writable
 from dist_ssl.saved_encoder import SavedEncoder
 from launch.handover import files
 from launch.run_dir import RunDir
@@ -30,7 +31,7 @@ def card(run: RunDir, saved: SavedEncoder, lines: Sequence[str], checked: str) -
     recipe = yaml.safe_dump({key: config[key] for key in RECIPE if key in config}, sort_keys=False)
     images = f"shorter side {own.resize} px, centre {own.crop} px, RGB / 255, mean {own.mean}, std {own.std}"
     numbers = "\n".join(f"| {name} | {value} |" for name, value in measured(run, own.step, own.branch))
-    return f"""# {own.run}: {own.method}, {own.branch}, step {own.step}
+    text = f"""# {own.run}: {own.method}, {own.branch}, step {own.step}
 
 Features [N, {saved.num_features}] of images: {images}.
 
@@ -53,6 +54,7 @@ Checked when it was exported: {checked}
 ```yaml
 {recipe}```
 """
+    return writable(text)
 
 
 def measured(run: RunDir, step: int, branch: str) -> Iterator[tuple[str, str]]:
