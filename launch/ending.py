@@ -15,6 +15,7 @@ from launch.run_files import read_report
 FINISHED, STOPPED, REFUSED, FAILED = "finished", "stopped", "refused", "failed"
 PREEMPTED, OUT_OF_TIME, LOST = "preempted", "time limit", "something was lost"
 """Why the epilogue requeues a job."""
+AGAIN = ("", PREEMPTED, OUT_OF_TIME, LOST)
 WORKER_DIED, OUT_OF_MEMORY, NODE_LOST = "worker died", "out of memory", "node lost"
 NOT_FINITE, PLANS_DIFFER = "loss not finite", "plans differ"
 STOPPED_CODE, LOST_CODE, DIVERGED_CODE, DISAGREED_CODE = 75, 76, 77, 78
@@ -57,11 +58,12 @@ class Ending:
 
     @classmethod
     def read(cls, path: Path) -> "Ending | None":
-        """Return the ending in a file, or None without a whole one whose values have the types of the fields."""
+        """Return the ending in a file, or None without a whole one whose values can be those of the fields."""
         report = read_report(path) or {}
         types = {field.name: type(field.default) for field in fields(cls)} | {"outcome": str}
         typed = all(type(value) is types.get(key) for key, value in report.items())
-        return cls(**report) if typed and report.get("outcome") in CODE_OF_OUTCOME else None
+        known = typed and report.get("outcome") in CODE_OF_OUTCOME and report.get("again", "") in AGAIN
+        return cls(**report) if known else None
 
 
 def worst(endings: list[Ending]) -> Ending:

@@ -9,6 +9,7 @@ import yaml
 
 from dist_ssl.metrics.sinks import read_reports
 from dist_ssl.runtime import jsonl
+from dist_ssl.runtime.strange_files import writable
 from dist_ssl.saved_encoder import SavedEncoder
 from launch.handover import files
 from launch.hub_weights import PREFIX
@@ -31,7 +32,7 @@ def card(run: RunDir, saved: SavedEncoder, lines: Sequence[str], checked: str) -
     code = "\n".join([*lines, *(["model.eval()"] if plain else [])])
     images = f"shorter side {own.resize} px, centre {own.crop} px, RGB / 255, mean {own.mean}, std {own.std}"
     numbers = "\n".join(f"| {name} | {value} |" for name, value in measured(run, own.step, own.branch))
-    return f"""# {own.run}: {own.method}, {own.branch}, step {own.step}
+    text = f"""# {own.run}: {own.method}, {own.branch}, step {own.step}
 
 Features [N, {saved.num_features}] of images: {images}.
 
@@ -54,6 +55,7 @@ Checked when it was exported: {checked}
 ```yaml
 {recipe(config)}```
 """
+    return writable(text)
 
 
 def recipe(config: Mapping[str, Any]) -> str:

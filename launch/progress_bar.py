@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from dist_ssl.evaluate.confidence import interval
 from dist_ssl.runtime.strange_files import numbers, parsed
-from launch.run_files import read_report
+from launch.run_files import read_numbers
 
 DASH = "-"
 MOST_LINE = 1 << 20
@@ -108,7 +108,7 @@ class RunView:
 
     def _status(self) -> dict[str, float]:
         """Return the numbers of the newest status; empty without one."""
-        return numbers(read_report(self.folder / "status.json") or {})
+        return read_numbers(self.folder / "status.json")
 
     def _skip_old(self) -> None:
         """Skip the reports of earlier attempts, which have been shown; a new attempt may remove some of them."""

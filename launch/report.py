@@ -13,6 +13,7 @@ Exit codes: 0; 2 something in the command must be corrected; 130 interrupted.
 """
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
@@ -25,19 +26,21 @@ from dist_ssl.errors import ConfigError
 from dist_ssl.metrics.goodput import CAUSES
 from dist_ssl.metrics.sinks import read_reports
 from dist_ssl.runtime.files import write_atomically
-from dist_ssl.runtime.strange_files import numbers
+from dist_ssl.runtime.strange_files import writable
 from launch.charts import COLOURS, Span, Trace, curves, duration, number, percent, stacked, timeline
 from launch.ending import FAILED, FINISHED, REFUSED, STOPPED, Ending
 from launch.prediction import Prediction
 from launch.report_style import COLOURS as CLASSES
 from launch.report_style import STYLE
 from launch.run_dir import AttemptDir, RunDir
-from launch.run_files import read_report
+from launch.run_files import read_numbers
 
 KEYS = ("run", "plan", "out")
 PLANNED = ("train", "data", "probe")
 """Causes whose time a plan predicts."""
 JOULES_PER_KWH = 3.6e6
+SOURCES = ("gpus", "processors")
+"""What a node counts the energy of."""
 PLACE = {"time", "samples"}
 """Keys that place a report on both axes."""
 CHARTS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
@@ -59,7 +62,7 @@ class RunRecord:
     """A run as its folder describes it."""
 
     def __init__(self, run: RunDir) -> None:
-        self.run, self.name = run, run.folder.resolve().name.encode(errors="replace").decode()
+        self.run, self.name = run, writable(run.folder.resolve().name)
         self.reports = [report for report in read_reports(run.folder / "metrics.jsonl") if report.keys() >= PLACE]
         files = [path for name in ("config.yaml", "overrides.yaml") if (path := run.folder / name).is_file()]
         self.created = min(path.stat().st_mtime for path in files)  # an extension rewrites the config
@@ -110,15 +113,17 @@ class RunRecord:
 
         It is at least this much where attempts are missing.
         """
-        attempts = [AttemptDir(self.run, count) for count in self.run.attempts()]
-        found = [[numbers(read_report(file) or {}) for file in each.folder.glob("energy_*.json")] for each in attempts]
-        sources = sorted({source for records in found for record in records for source in record})
-        if not sources:
+        joules: Counter[str] = Counter()
+        counted = 0
+        for count in self.run.attempts():
+            files = [*AttemptDir(self.run, count).folder.glob("energy_*.json")]
+            counted += bool(files)
+            for found in map(read_numbers, files):
+                joules.update({source: found[source] for source in SOURCES if source in found})
+        if not joules:
             return "unknown"
-        joules = sum(sum(record.values()) for records in found for record in records)
-        whole = all(found) and len(found) == self.run.newest_attempt()
-        least = "" if whole else "at least "
-        return f"{least}{number(joules / JOULES_PER_KWH)} kWh ({', '.join(sources)})"
+        least = "" if counted == self.run.newest_attempt() else "at least "
+        return f"{least}{number(joules.total() / JOULES_PER_KWH)} kWh ({', '.join(sorted(joules))})"
 
     def cells(self) -> list[str]:
         """Return the run's line of the first table."""
@@ -252,7 +257,7 @@ def run(arguments: list[str], console: Console) -> int:
     out = Path(dict(given).get("out") or runs[0].run.folder / "report.html")
     plan = Prediction.read(Path(named)) if (named := dict(given).get("plan")) else None
     try:
-        write_atomically(out, page(runs, plan))  # in place of a link that somebody may have put there
+        write_atomically(out, writable(page(runs, plan)))  # in place of a link that somebody may have put there
     except OSError as error:
         reason = error.strerror or error
         raise ConfigError(f"{out} cannot be written: {reason}.", "Name another file: out=report.html") from error

@@ -10,10 +10,11 @@ import yaml
 
 from dist_ssl.errors import ConfigError
 from dist_ssl.runtime.files import write_atomically
-from dist_ssl.runtime.strange_files import parsed, read_regular
+from dist_ssl.runtime.strange_files import numbers, parsed, read_regular
 
-MOST_YAML, MOST_REPORT = 1 << 18, 1 << 24
-"""Bytes of a file, at most: a config has some thousand, of which a second reads a hundred thousand."""
+MOST_YAML, MOST_REPORT, MOST_NUMBERS = 1 << 18, 1 << 19, 1 << 16
+"""Bytes of a file, at most: a config has some thousand, of which a second reads a hundred thousand; a report may quote
+a long line of a log; and the numbers that a run or a node reports again and again are few."""
 MOST_WRITTEN_OUT = 1 << 20
 """Values and characters of a YAML file, at most, where what it refers to is written out: few references make many."""
 
@@ -72,18 +73,26 @@ def _damaged(path: Path) -> ConfigError:
     )
 
 
+def read_numbers(path: Path) -> dict[str, float]:
+    """Return the numbers in a JSON file that a run or a node writes anew; none where it is no whole one of their size.
+
+    Raises PermissionError.
+    """
+    return numbers(read_report(path, MOST_NUMBERS) or {})
+
+
 def write_yaml(path: Path, values: dict[str, Any]) -> None:
     """Write a mapping to a YAML file, atomically; it is on disk then."""
     write_atomically(path, yaml.safe_dump(values, sort_keys=False), sync=True)
 
 
-def read_report(path: Path) -> dict[str, Any] | None:
+def read_report(path: Path, most: int = MOST_REPORT) -> dict[str, Any] | None:
     """Return the mapping in a JSON file; None where there is none, or a kill or a full disk has cut it short.
 
-    Raises PermissionError.
+    `most`: bytes of it, at most; None where it has more. Raises PermissionError.
     """
     try:
-        return parsed(read_regular(path, MOST_REPORT))
+        return parsed(read_regular(path, most))
     except PermissionError:
         raise
     except (OSError, ValueError):

@@ -5,12 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dist_ssl.checkpoint.folder_names import LATEST
-from dist_ssl.runtime.strange_files import numbers
 from launch import run_lock, scheduler
 from launch.charts import duration
 from launch.ending import LOST, OUT_OF_TIME, PREEMPTED, STOPPED, Ending
 from launch.run_dir import AttemptDir, RunDir
-from launch.run_files import read_report
+from launch.run_files import read_numbers
 
 NOT_STARTED, QUEUED, RUNNING, KILLED, SILENT = "not started", "queued", "running", "killed", "silent"
 """States beside how an attempt ended and, while its job waits to start again, why that was requeued."""
@@ -43,7 +42,7 @@ class RunState:
         status, latest = run.folder / "status.json", run.folder / "checkpoints" / LATEST
         reported, saved = (path.stat().st_mtime if path.is_file() else None for path in (status, latest))
         state, why = state_of(run, reported)
-        return cls(run, state, why, numbers(read_report(status) or {}), reported, saved)
+        return cls(run, state, why, read_numbers(status), reported, saved)
 
 
 def state_of(run: RunDir, reported: float | None) -> tuple[str, str]:

@@ -73,6 +73,8 @@ PICTURES = [
     *(picture("TIFF"), picture("TIFF", compression="tiff_lzw"), picture("WEBP"), picture("WEBP", lossless=True)),
     *(picture("PPM"), picture("JPEG2000"), picture("TIFF", mode="F"), picture("PNG", mode="I;16")),
     png_of(np.arange(480).reshape(10, 12, 4) * 100),
+    *(b"P%d 4 3%s " % (kind, white) + b"1 # a\n0 " * 18 for kind, white in [(1, b""), (2, b" 255"), (3, b" 65535")]),
+    b"P2 2 2 255 1" + b"#\n" * 100_000 + b" 2 3 4",
 ]
 
 

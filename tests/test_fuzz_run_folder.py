@@ -45,7 +45,11 @@ TEXTS = (
     "{",
     "!!int ''",
     "a: &a [*a]",
+    "\ud800",
+    "x" * 300_000,
 )
+MANY = json.dumps({str(row): row for row in range(100_000)}).encode()
+"""Numbers in a file of more than a megabyte."""
 ATTEMPTS = ("99999999999", "9" * 18, "9" * 200, "00001", "0007", "\u0663\u0663\u0663\u0663", "0001_old", "1\x1b[2J")
 
 
@@ -91,6 +95,8 @@ def changed(name: str, data: bytes, chance: random.Random) -> bytes:
         return mutated(data, chance)
     if kind == 1:
         return chance.choice(["[" * DEEP, '{"a":' * DEEP, "- " * DEEP]).encode()
+    if kind == 3 and name.endswith(".json"):
+        return MANY
     if name == "job" or kind == 2:
         return chance.choice([*TEXTS, "7 -1", "71_3 2", "\u0667 0"]).encode("utf-8", "replace")
     if name.endswith(".yaml"):
@@ -129,6 +135,10 @@ def doctored(folder: Path, whole: dict[str, bytes], chance: random.Random) -> No
         [os.mkfifo, Path.mkdir, lambda own: own.symlink_to("/dev/zero"), lambda own: own.symlink_to(own)][
             chance.randrange(4)
         ](path)
+    if chance.random() < 0.1:
+        energy = folder / "attempts" / "0001" / "energy_0000.json"
+        for node in range(1, 30):
+            energy.with_name(f"energy_{node:04d}.json").symlink_to(energy.name)
 
 
 @pytest.fixture

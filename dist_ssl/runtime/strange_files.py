@@ -98,6 +98,11 @@ def parsed(text: bytes | str) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
+def writable(text: str) -> str:
+    """Return a text that can be written: JSON, YAML and file names may hold halves of characters, which become `?`."""
+    return text.encode(errors="replace").decode()
+
+
 def numbers(found: Mapping[str, Any]) -> dict[str, float]:
     """Return those values of an object that are finite numbers."""
     return {key: value for key, value in found.items() if type(value) in (int, float) and abs(value) < HUGE}

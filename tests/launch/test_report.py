@@ -332,6 +332,25 @@ def test_energy_that_is_no_number_counts_as_none(tmp_path: Path) -> None:
     assert RunRecord(RunDir.open(folder)).energy() == "1 kWh (gpus)"
 
 
+def test_energy_is_that_of_known_sources_in_small_files(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path, "one", REPORTS, ("failed",)) / "attempts" / "0001"
+    (folder / "energy_0000.json").write_text(json.dumps({"gpus": 3.6e6, "\ud800": 7.0, "x" * 1000: 7.0}))
+    (folder / "energy_0001.json").write_text(json.dumps({"gpus": 3.6e6, **{str(row): 1 for row in range(1 << 15)}}))
+    for node in range(2, 9):
+        (folder / f"energy_{node:04d}.json").symlink_to("energy_0001.json")
+    assert RunRecord(RunDir.open(folder.parents[1])).energy() == "1 kWh (gpus)"
+
+
+def test_halves_of_characters_do_not_keep_the_page_from_being_written(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path, "one", REPORTS, ("failed",))
+    (folder / "attempts" / "0001" / "outcome.json").write_text(r'{"outcome": "failed", "reason": "a \ud800 disk"}')
+    (tmp_path / "plan.json").write_text(json.dumps({**PLAN, "source": "b \udfff"}))
+    assert written(f"run={folder}", f"plan={tmp_path / 'plan.json'}") == 0
+    text = (folder / "report.html").read_text()
+    assert "a ? disk" in text
+    assert "b ?" in text
+
+
 def test_an_attempt_of_an_absurd_number_does_not_hold_up_the_report(tmp_path: Path) -> None:
     folder = run_folder(tmp_path, "one", REPORTS, ("failed",))
     (folder / "attempts" / "99999999999").mkdir()
@@ -339,7 +358,15 @@ def test_an_attempt_of_an_absurd_number_does_not_hold_up_the_report(tmp_path: Pa
     assert len(RunRecord(RunDir.open(folder)).attempts()) == 1
 
 
-@pytest.mark.parametrize("ending", [{"outcome": 5}, {"outcome": "failed", "reason": 5}, {"outcome": ["failed"]}])
+@pytest.mark.parametrize(
+    "ending",
+    [
+        {"outcome": 5},
+        {"outcome": "failed", "reason": 5},
+        {"outcome": ["failed"]},
+        {"outcome": "failed", "again": "x" * 99},
+    ],
+)
 def test_an_outcome_of_another_kind_is_none(tmp_path: Path, ending: dict[str, Any]) -> None:
     folder = run_folder(tmp_path, "one", REPORTS, ("failed",))
     (folder / "attempts" / "0001" / "outcome.json").write_text(json.dumps(ending))

@@ -11,7 +11,7 @@ import pytest
 
 from dist_ssl.checkpoint.folder_names import LATEST
 from launch import run_lock, scheduler
-from launch.ending import FAILED, FINISHED, LOST, OUT_OF_TIME, PREEMPTED, REFUSED, STOPPED, Ending
+from launch.ending import FAILED, FINISHED, LOST, OUT_OF_TIME, PREEMPTED, REFUSED, STOPPED, TAIL_BYTES, Ending
 from launch.run_dir import RunDir
 from launch.run_state import KILLED, NOT_STARTED, QUEUED, RUNNING, SILENT, SILENT_SECONDS, RunState
 
@@ -193,3 +193,21 @@ def test_numbers_and_ages_are_those_of_the_files(run: RunDir) -> None:
     found = RunState.of(run)
     assert found.numbers == {"step": 7, "loss": 1.5}
     assert (found.reported, found.saved) == (2000, 1000)
+
+
+def test_a_reason_to_start_again_that_there_is_not_is_not_a_state(run: RunDir) -> None:
+    attempt(run, Ending(STOPPED, again="x" * 1_000_000))
+    assert state(run) == (SILENT, "it never reported")
+
+
+def test_numbers_are_read_from_a_file_of_their_size_only(run: RunDir) -> None:
+    attempt(run)
+    report(run)
+    assert RunState.of(run).numbers["step"] == 7
+    (run.folder / "status.json").write_text(json.dumps({"step": 7, **{str(row): 1 for row in range(1 << 15)}}))
+    assert not RunState.of(run).numbers
+
+
+def test_an_ending_may_quote_the_longest_line_of_a_log(run: RunDir) -> None:
+    attempt(run, Ending(FAILED, "\x1b" * TAIL_BYTES))
+    assert state(run) == (FAILED, "\x1b" * TAIL_BYTES)

@@ -74,6 +74,9 @@ SEQUENTIAL = (0xC0, 0xC1)
 """Markers of JPEGs whose scans hold all of the coefficients, so that their range need not be said."""
 JPEG = b"\xff\xd8\xff"
 PNG = b"\x89PNG\r\n\x1a\n"
+PLAIN = (b"P1", b"P2", b"P3")
+"""First bytes of PPM files that are written as text."""
+COMMENT = re.compile(rb"#[^\r\n]*[\r\n]?")
 TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 """Chunks of a PNG that have no say in the pixels that are read, and whose size PIL bounds."""
 FORMAT, CMYK, TURNED, SAMPLING = "format", "cmyk", "orientation", "sampling"
@@ -154,8 +157,7 @@ def _decode_jpeg(data: bytes, space: str, sides: dict[str, int]) -> Pixels:
 
 def _other(data: bytes, rules: ImageRules, slow: str) -> Decoded:
     """Decode by PIL. Its decoders raise many kinds of errors for damaged bytes; all mean an unreadable sample."""
-    if data.startswith(PNG):
-        data = _without_text(data)
+    data = _without_text(data) if data.startswith(PNG) else _without_comments(data)
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(*image.size, rules.max_pixels)
@@ -215,13 +217,18 @@ def _without_text(png: bytes) -> bytes:
     return made if len(made) < len(png) and at + 12 <= len(png) else png
 
 
+def _without_comments(data: bytes) -> bytes:
+    """Return a PPM that is written as text without its comments: PIL copies the rest for each. Others are unchanged."""
+    return data[:3] + COMMENT.sub(b"", data[3:]) if data.startswith(PLAIN) else data
+
+
 def largest_value(data: bytes) -> int | None:
     """Return the largest value of an image of 16 bits, without alpha; None for others, and where it cannot be read."""
     if not data or data.startswith(JPEG) or (data.startswith(PNG) and data[24:25] != b"\x10"):
         return None
     rules = ImageRules(range=FULL)
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(_without_comments(data)), formats=FORMATS) as image:
             _check_size(*image.size, rules.max_pixels)
             image.load()
             known = image.mode not in ("I", "F") or image.format == "PPM"

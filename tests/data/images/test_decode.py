@@ -3,6 +3,7 @@
 import io
 import math
 import struct
+import warnings
 import zlib
 from contextlib import suppress
 from typing import Any
@@ -11,13 +12,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, ImageOps, PngImagePlugin, PpmImagePlugin
 
 from dist_ssl.data.images import decode as decoding
 from dist_ssl.data.images import image_rules
-from dist_ssl.data.images.decode import decode, resize
+from dist_ssl.data.images.decode import decode, largest_value, resize
 from dist_ssl.data.images.image_rules import MAX_PIXELS, ImageRules
 from dist_ssl.data.images.unreadable import UnreadableError
+from tests.fuzzing import bounded_memory
 
 
 def picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
@@ -340,3 +342,42 @@ def test_pixels_that_are_not_read_are_unsupported_and_not_damaged(bits: int, for
 def test_jpegs_of_12_bits_and_lossless_ones_are_unsupported(change: tuple[bytes, bytes]) -> None:
     assert WHOLE.count(change[0]) == 1
     assert reason(WHOLE.replace(*change)) == "unsupported pixels"
+
+
+PLAIN = {
+    "P1": (b"2 3\n1 0 1\n0 1 1", (3, 2)),
+    "P2": (b"2 2\n255\n1 20 30 4\n", (2, 2)),
+    "P3": (b"1 2\n65535\n1 2 3 40000 5 6", (2, 1)),
+}
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_comments_of_a_picture_in_text_take_no_work_each(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    text, shape = PLAIN[kind]
+    plain = decode(kind.encode() + b"\n" + text, 1).pixels
+    said = b" # made by hand 1 2\n".join(part + (b" " if at % 2 else b"\t") for at, part in enumerate(text.split(b" ")))
+    searched: list[bytes] = []
+    find = PpmImagePlugin.PpmPlainDecoder._find_comment_end
+    monkeypatch.setattr(
+        PpmImagePlugin.PpmPlainDecoder,
+        "_find_comment_end",
+        lambda self, block, start=0: searched.append(block) or find(self, block, start),
+    )
+    for data in (said, said + b"\n" + b"#\n" * 2000, b"# first\n" + said + b" # no end"):
+        found = decode(kind.encode() + b"\n" + data, 1).pixels
+        assert found.shape == (*shape, 3)
+        assert (found == plain).all()
+        largest_value(kind.encode() + b"\n" + data)
+    assert not searched, "PIL copies the rest of the picture for each comment"
+
+
+def test_overlapping_tags_of_a_tiff_take_no_memory_each() -> None:
+    data, size = bytearray(encoded(picture(8, 8), "TIFF")), 1 << 20
+    at = struct.unpack_from("<L", data, 4)[0]
+    [count] = struct.unpack_from("<H", data, at)
+    rows = bytes(data[at + 2 : at + 2 + 12 * count])
+    over = b"".join(struct.pack("<HHLL", 52000 + number, 7, size - 16, 8) for number in range(1500))
+    tags = struct.pack("<H", count + 1500) + rows + over + bytes(4)
+    struct.pack_into("<L", data, 4, len(data))
+    with bounded_memory(), warnings.catch_warnings(action="ignore"):  # 1,500 tags over the whole of 1 MB
+        assert decode((bytes(data) + tags).ljust(size, b"\0"), 1).pixels.shape == (8, 8, 3)
