@@ -21,17 +21,18 @@ import sys
 import textwrap
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from rich.console import Console
 
+from dist_ssl.config.byte_sizes import show_bytes
 from dist_ssl.config.command import run_command, say
 from dist_ssl.data.storage import manifest, pyramid
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.fetch import Fetcher
 from dist_ssl.errors import ConfigError, nearest
 from shards import depth, levels
-from shards.command_line import fill, pairs, shortened
+from shards.command_line import Bytes, fill, pairs, shortened
 from shards.image_source import ImageSource
 from shards.sources import demo, garments, imagefolder, tars, vision
 
@@ -123,15 +124,18 @@ def options_help() -> str:
 
 def options_of(kind: type[Any]) -> str:
     """Return the options of a dataclass as `path=... val=2000`; `val=` where the command chooses the default."""
+    hints = get_type_hints(kind)
     named = [(field.name, field.default) for field in fields(kind) if field.name != "pyramid"]
-    return " ".join(f"{name}={shown(default)}" for name, default in named)
+    return " ".join(f"{name}={shown(default, hints[name])}" for name, default in named)
 
 
-def shown(default: Any) -> str:
-    """Return a default as it is written on a command line."""
+def shown(default: Any, hint: Any) -> str:
+    """Return a default as a command line has it, `...` where there is none. `hint`: annotation of the option."""
     if default is MISSING:
         return "..."
-    return "" if default is None else str(default).lower() if isinstance(default, bool) else str(default)
+    if default is None:
+        return ""
+    return show_bytes(default) if hint is Bytes else str(default).lower() if hint is bool else str(default)
 
 
 def main(arguments: list[str]) -> int:

@@ -2,6 +2,7 @@
 
 import errno
 import re
+from dataclasses import MISSING, fields
 from pathlib import Path
 from types import ModuleType
 from unittest.mock import MagicMock
@@ -12,6 +13,7 @@ from launch import audit, completion, embed, evaluate, export, finetune, plan, r
 from launch.config_groups import config_groups, keys_of_a_run, run_keys
 from launch.run_dir import PROJECT
 from shards import make, show, verify
+from shards.command_line import fill, pairs
 
 SCRIPTS = [slurm, audit, completion, embed, evaluate, export, finetune, plan, report, status, make, show, verify]
 BELOW = {
@@ -65,8 +67,13 @@ def test_help_of_a_run_has_all_groups_and_keys() -> None:
 def test_help_of_the_shards_has_the_options_of_every_source() -> None:
     text = re.sub(r"\n {8}", " ", make.options_help())
     assert set(make.SOURCES) <= set(re.findall(r"\w+", text))
-    assert "\n    source=imagefolder: path=... shard_bytes=256000000 val= labels= threads=" in text
+    assert "\n    source=imagefolder: path=... shard_bytes=256MB val= labels= threads=" in text
     assert re.search(r"\n    source=cifar10, .*places365: path=... download=false", text)
+    for found in make.SOURCES.values():
+        words = make.options_of(found.options).split()
+        given = pairs([word for word in words if not word.endswith(("=", "=..."))])
+        needed = {field.name: Path("p") for field in fields(found.options) if field.default is MISSING}
+        assert fill(found.options, {**given, **dict.fromkeys(needed, "p")}, "") == found.options(**needed)
 
 
 def test_the_usage_of_the_launcher_names_every_way_to_use_it() -> None:
