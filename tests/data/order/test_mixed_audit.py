@@ -15,7 +15,7 @@ from dist_ssl.train import Outcome
 from tests.data.order.test_ledger_audit import FAULTS
 from tests.simulation import Attempt, Run, bare, expected
 
-RUNS = 50
+RUNS = 30
 LANES = 6
 
 

@@ -11,7 +11,7 @@ from dist_ssl.core.draws import Draws
 from dist_ssl.data.order.interleaving import Interleaving
 from dist_ssl.data.order.mixed_order import MixedOrder, SourcePass, stride
 
-FEW = settings(max_examples=15)
+FEW = settings(max_examples=10)
 
 
 class Case(NamedTuple):
