@@ -40,7 +40,7 @@ PLANNED = ("train", "data", "probe")
 """Causes whose time a plan predicts."""
 JOULES_PER_KWH = 3.6e6
 SOURCES = ("gpus", "processors")
-"""What a node counts the energy of."""
+"""The parts of a node whose energy is counted."""
 PLACE = {"time", "samples"}
 """Keys that place a report on both axes."""
 CHARTS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
