@@ -2,17 +2,32 @@
 
 import os
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from io import BufferedReader
 from pathlib import Path, PurePosixPath
 
 from dist_ssl.data.images.decode import decode, looks_like_image
 from dist_ssl.data.images.unreadable import UnreadableError
 from dist_ssl.data.storage.fields import MOST_IMAGE
+from dist_ssl.errors import DataError
+from dist_ssl.runtime.strange_files import NotRegularError, open_regular
 from shards.archive import KINDS
 
+MOST_WAYS = 1000
+"""Ways by links to one folder: some folders that link to each other have more than can be followed."""
 Ancestors = tuple[tuple[int, int], ...]
 """Device and inode of a folder and of all its ancestors, so that a link to an ancestor is not followed for ever."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inner:
+    """A folder to be listed: its path within the tree, itself and its ancestors, and whether a link leads there."""
+
+    name: str
+    above: Ancestors
+    linked: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,27 +52,50 @@ class Found:
     left_out: Counter[str] = field(default_factory=Counter)
     unreadable: list[str] = field(default_factory=list)
 
+    def add(self, other: "Found") -> None:
+        """Add the contents of another folder."""
+        self.files += other.files
+        self.folders += other.folders
+        self.left_out += other.left_out
+        self.unreadable += other.unreadable
+
 
 def scan(root: Path, threads: int) -> Found:
-    """Return all files below a folder; links are followed, and folders are listed in parallel."""
-    found = Found()
+    """Return all files below a folder; links are followed, and folders are listed in parallel.
+
+    Raises DataError where links lead to one folder in more than MOST_WAYS ways.
+    """
+    found, ways = Found(), Counter[tuple[int, int]]()
     top = root.stat()
-    level: list[tuple[str, Ancestors]] = [("", ((top.st_dev, top.st_ino),))]
+    level = [Inner("", ((top.st_dev, top.st_ino),), linked=False)]
     with ThreadPoolExecutor(threads) as pool:
-        while level:
-            listed = list(pool.map(lambda entry: listing(root, *entry), level))
-            for part, _ in listed:
-                found.files += part.files
-                found.folders += part.folders
-                found.left_out += part.left_out
-                found.unreadable += part.unreadable
-            level = [below for _, inner in listed for below in inner]
+        try:
+            while level:
+                listed, level = pool.map(lambda folder: listing(root, folder), level), []
+                for part, inner in listed:
+                    found.add(part)
+                    check_ways(root, inner, ways)
+                    level += inner
+        finally:
+            pool.shutdown(cancel_futures=True)
     return found
 
 
-def listing(root: Path, folder: str, above: Ancestors) -> tuple[Found, list[tuple[str, Ancestors]]]:
-    """Return the contents of one folder, and its sub-folders with their ancestors."""
-    found, inner = Found(folders=[folder]), []
+def check_ways(root: Path, folders: Sequence[Inner], ways: Counter[tuple[int, int]]) -> None:
+    """Count the ways to folders that lead over links. Raises DataError where there are more than MOST_WAYS to one."""
+    for folder in folders:
+        ways[folder.above[-1]] += folder.linked
+        if ways[folder.above[-1]] > MOST_WAYS:
+            raise DataError(
+                f"Links lead to {root / folder.name} in more than {MOST_WAYS} ways.",
+                "Remove some: everything is packed once for every way to it.",
+            )
+
+
+def listing(root: Path, listed: Inner) -> tuple[Found, list[Inner]]:
+    """Return the contents of one folder, and its sub-folders."""
+    folder, above, inner = listed.name, listed.above, list[Inner]()
+    found = Found(folders=[folder])
     try:
         entries = list(os.scandir(root / folder))
     except OSError as error:
@@ -70,7 +108,8 @@ def listing(root: Path, folder: str, above: Ancestors) -> tuple[Found, list[tupl
             stat = entry.stat()
             if entry.is_dir():
                 own = (stat.st_dev, stat.st_ino)
-                inner += [(name, (*above, own))] if own not in above else []
+                linked = listed.linked or entry.is_symlink()
+                inner += [Inner(name, (*above, own), linked)] if own not in above else []
             elif not os.access(entry.path, os.R_OK):
                 found.unreadable.append(f"{name}: Permission denied")
             elif stat.st_size > MOST_IMAGE:
@@ -90,12 +129,17 @@ def is_image(entry: os.DirEntry[str]) -> bool:
         return False
     if extension(entry.name).lower() in KINDS:
         return True
-    path = Path(entry.path)
-    with path.open("rb") as opened:
-        if not looks_like_image(opened.read(16)):
-            return False
     try:
-        decode(path.read_bytes(), 1)
+        with BufferedReader(open_regular(Path(entry.path))) as opened:
+            return looks_like_image(opened.peek(16)) and can_be_decoded(opened.read(MOST_IMAGE))
+    except NotRegularError:  # exchanged since it was listed
+        return False
+
+
+def can_be_decoded(data: bytes) -> bool:
+    """Return whether a file is an image that can be read."""
+    try:
+        decode(data, 1)
     except UnreadableError:
         return False
     return True

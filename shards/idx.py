@@ -5,16 +5,23 @@ numbers, and the values.
 """
 
 import gzip
+import os
 import zlib
+from io import BufferedReader
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dist_ssl.errors import DataError
+from dist_ssl.runtime.strange_files import open_regular
 
 GZIP = b"\x1f\x8b"
 UNSIGNED_BYTES = 8
+ANY_FILE = 1 << 28
+"""Values that a file of any size may hold when it is decompressed; Fashion-MNIST has 47 million."""
+MOST_EXPANDED = 100
+"""Values for a byte of a larger file, at most: gzip makes a thousand zeros of one."""
 
 
 def find(folder: Path, name: str, remedy: str) -> Path:
@@ -28,20 +35,25 @@ def find(folder: Path, name: str, remedy: str) -> Path:
 def read(path: Path, dimensions: int, remedy: str) -> NDArray[np.uint8]:
     """Return the values of a file with that many dimensions. Raises DataError with `remedy` if it is damaged."""
     try:
-        data = path.read_bytes()
-        if data.startswith(GZIP):
-            data = gzip.decompress(data)
+        with BufferedReader(open_regular(path)) as file:
+            most = max(ANY_FILE, MOST_EXPANDED * os.fstat(file.fileno()).st_size)
+            source = gzip.GzipFile(fileobj=file) if file.peek(2)[:2] == GZIP else file
+            shape = _shape(source.read(4 + 4 * dimensions), path, dimensions, remedy)
+            expected = int(np.prod(shape, dtype=object))
+            values = np.frombuffer(source.read(min(expected, most) + 1), np.uint8)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {error}.", remedy) from error
-    magic = bytes((0, 0, UNSIGNED_BYTES, dimensions))
-    if data[:4] != magic:
-        raise DataError(f"{path} begins with {data[:4].hex()}, not {magic.hex()}: it is another kind of file.", remedy)
-    begin = 4 + 4 * dimensions
-    header = data[4:begin].ljust(4 * dimensions, b"\0")
-    shape = [int.from_bytes(header[at : at + 4], "big") for at in range(0, 4 * dimensions, 4)]
-    values = np.frombuffer(data, np.uint8)[begin:]
-    expected = int(np.prod(shape, dtype=object))
-    if len(data) < begin or len(values) != expected:
-        size = " x ".join(map(str, shape))
-        raise DataError(f"{path} is damaged: it has {len(values)} values, and its header says {size}.", remedy)
+    if len(values) != expected:
+        size, there = " x ".join(map(str, shape)), f"more than {most}" if len(values) > most else len(values)
+        raise DataError(f"{path} is damaged: it has {there} values, and its header says {size}.", remedy)
     return values.reshape(shape)
+
+
+def _shape(header: bytes, path: Path, dimensions: int, remedy: str) -> list[int]:
+    magic = bytes((0, 0, UNSIGNED_BYTES, dimensions))
+    if header[:4] != magic:
+        said = f"{path} begins with {header[:4].hex()}, not {magic.hex()}: it is another kind of file."
+        raise DataError(said, remedy)
+    if len(header) < 4 + 4 * dimensions:
+        raise DataError(f"{path} is damaged: it ends within its header.", remedy)
+    return [int.from_bytes(header[at : at + 4], "big") for at in range(4, len(header), 4)]

@@ -140,7 +140,7 @@ def locked(part: Path) -> Iterator[None]:
 
 def bar(console: Console) -> Progress:
     """Return a progress bar that disappears when it ends; disabled if the console is not a terminal."""
-    shown = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    shown = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*shown, console=console, transient=True, disable=not console.is_terminal)
 
 

@@ -32,6 +32,7 @@ from dist_ssl.data.storage import manifest, pyramid
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.fetch import Fetcher
 from dist_ssl.errors import DataError, printable
+from dist_ssl.runtime.strange_files import open_regular
 from shards import depth
 from shards.archive import UNLABELLED, Index, index
 from shards.command_line import ONE_PER_CORE, Threads, fill, folder_and_pairs
@@ -176,7 +177,7 @@ def differences(tar: Tar, own: Index, classes: Sequence[str], changed: bool) -> 
 def decoded(tar: Tar, numbers: Sequence[int], progress: Progress, task: TaskID) -> list[Damage]:
     """Return the damage of those of a tar's samples whose images cannot be decoded."""
     wrong = []
-    with tar.path.open("rb", buffering=0) as file:
+    with open_regular(tar.path) as file:
         for number in numbers:
             size = int(tar.samples.sizes[number])
             try:

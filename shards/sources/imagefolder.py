@@ -13,17 +13,19 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from io import BufferedReader
 from pathlib import Path, PurePosixPath
 
 import xxhash
 from rich.console import Console
 
 from dist_ssl.config.command import say
-from dist_ssl.data.images.decode import kind_of, looks_like_image
+from dist_ssl.data.images.decode import kind_of, surely_image
 from dist_ssl.errors import ConfigError, DataError, printable
+from dist_ssl.runtime.strange_files import open_regular
 from shards.archive import KINDS, META, Sample, spelt
 from shards.command_line import Bytes, HeldOut, Threads, counted_kinds, shortened
-from shards.folder_scan import File, Found, extension, scan
+from shards.folder_scan import File, Found, can_be_decoded, extension, scan
 from shards.image_source import ImageSource
 from shards.pack import THREADS, Contents, pack
 
@@ -257,8 +259,9 @@ def read(root: Path, file: File) -> bytes:
     """Return the bytes of a file. Raises DataError if it is unreadable or has changed since the folder was listed."""
     path = root / file.name
     try:
-        with path.open("rb") as opened:
-            data, changed = opened.read(), os.fstat(opened.fileno()).st_mtime_ns
+        with BufferedReader(open_regular(path)) as opened:
+            data, changed = opened.read(file.size + 1), os.fstat(opened.fileno()).st_mtime_ns
+            elsewhere = None if surely_image(data) else leads_out(opened.fileno(), path, root)
     except OSError as error:
         raise DataError(
             f"{path} cannot be read: {error.strerror}.", "Fix that and run the same command again."
@@ -268,12 +271,19 @@ def read(root: Path, file: File) -> bytes:
             f"{path} has changed since the folder was listed.",
             "Leave the folder unchanged and run the same command again.",
         )
-    if not looks_like_image(data) and not path.resolve().is_relative_to(root.resolve()):
+    if elsewhere and not can_be_decoded(data):
         raise DataError(
-            f"{path} is a link to {path.resolve()}, which lies elsewhere and is not an image.",
+            f"{path} is a link to {elsewhere}, which lies elsewhere and is not an image.",
             "Remove the link: everything in the folder is copied into the shards.",
         )
     return data
+
+
+def leads_out(descriptor: int, path: Path, root: Path) -> Path | None:
+    """Return where an open file lies, if that is not below the folder; a link may have been exchanged since."""
+    own = Path(f"/proc/self/fd/{descriptor}")
+    place = own.readlink() if own.is_symlink() else path.resolve()  # no system but Linux has the former
+    return None if place.is_relative_to(root.resolve()) else place
 
 
 SOURCES = {"imagefolder": ImageSource(FolderOptions, write)}

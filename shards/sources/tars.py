@@ -28,6 +28,7 @@ from rich.progress import Progress, TaskID
 from dist_ssl.config.command import say
 from dist_ssl.data.storage import manifest
 from dist_ssl.errors import DataError
+from dist_ssl.runtime.strange_files import open_regular
 from shards.archive import KINDS, index
 from shards.command_line import ONE_PER_CORE, Threads, counted_kinds, shortened
 from shards.image_source import ImageSource
@@ -138,7 +139,7 @@ class Counted:
     """A file that advances a progress bar as it is read."""
 
     def __init__(self, path: Path, progress: Progress, task: TaskID) -> None:
-        self.file, self.progress, self.task = path.open("rb"), progress, task
+        self.file, self.progress, self.task = open_regular(path), progress, task
 
     def read(self, size: int) -> bytes:
         """Return at most `size` bytes; empty at the end."""
@@ -168,8 +169,8 @@ class Indexed:
 
 def read(path: Path, folder: Path, options: TarOptions, last_dot: bool, progress: Progress, task: TaskID) -> Indexed:
     """Return the index of one tar, named relative to the folder of the manifest. Raises DataError."""
-    counted = Counted(path, progress, task)
     try:
+        counted = Counted(path, progress, task)
         with counted.file:
             own = index(counted, str(path), options.image, labels=options.labels, last_dot=last_dot)
     except OSError as error:

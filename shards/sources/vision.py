@@ -18,7 +18,9 @@ import xxhash
 from PIL import Image
 from rich.console import Console
 
+from dist_ssl.data.storage.fields import MOST_IMAGE
 from dist_ssl.errors import DataError
+from dist_ssl.runtime.strange_files import read_regular
 from shards.archive import Sample
 from shards.command_line import Bytes, Threads
 from shards.image_source import ImageSource
@@ -98,7 +100,7 @@ def opened(name: str, split: str, options: VisionOptions) -> Any:
 
 def encoded(path: str | Path) -> Encoded:
     """Return a file without decoding it; torchvision calls this as its `loader`."""
-    return Encoded(Path(path).suffix[1:], Path(path).read_bytes())
+    return Encoded(Path(path).suffix[1:], read_regular(Path(path), MOST_IMAGE))
 
 
 def contents(prefix: str, data: Any, path: Path) -> Contents:
@@ -109,7 +111,7 @@ def contents(prefix: str, data: Any, path: Path) -> Contents:
     def sample(number: int) -> Sample:
         try:
             image, label = data[order[number]]
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: larger than an image can be
             raise DataError(
                 f"torchvision cannot read {keys[order[number]]}: {error}.", "Download the data set again."
             ) from error

@@ -1,7 +1,9 @@
 """IDX files are read whole, compressed or not; what is damaged or another file is one message with a remedy."""
 
 import gzip
+import os
 import re
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +43,7 @@ def test_a_file_may_be_empty_of_items(tmp_path: Path) -> None:
         (idx_bytes(VALUES[0]), "begins with 00000802, not 00000803: it is another kind of file."),
         (b"\0\0\x0d\3" + WHOLE[4:], "begins with 00000d03, not 00000803"),
         (b"\x89PNG" + WHOLE, "begins with 89504e47, not 00000803"),
-        (WHOLE[:9], "is damaged: it has 0 values, and its header says"),
+        (WHOLE[:9], "is damaged: it ends within its header."),
         (WHOLE[:-1], "is damaged: it has 23 values, and its header says 2 x 3 x 4."),
         (WHOLE + b"\0", "is damaged: it has 25 values, and its header says 2 x 3 x 4."),
         (WHOLE[:4] + b"\xff" * 12 + WHOLE[16:], "says 4294967295 x 4294967295 x 4294967295."),
@@ -58,6 +60,26 @@ def test_a_damaged_file_is_one_message(data: bytes, problem: str, tmp_path: Path
         idx.read(tmp_path / "a", 3, REMEDY)
     assert str(tmp_path / "a") in raised.value.problem
     assert raised.value.remedy == REMEDY
+
+
+@pytest.mark.parametrize("begin", [WHOLE[:4] + bytes((0, 8, 0, 0, 0, 0, 0, 32, 0, 0, 0, 32)), b""], ids=["one", "none"])
+def test_a_file_that_decompresses_to_very_much_is_not_kept_in_memory(tmp_path: Path, begin: bytes) -> None:
+    """512 MB in less than one, of which a header says that they are values."""
+    (tmp_path / "a").write_bytes(gzip.compress(begin) + gzip.compress(bytes(1 << 24)) * 32)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=r"more than 268435456 values|begins with 00000000"):
+            idx.read(tmp_path / "a", 3, REMEDY)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 29
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a link to a device"])
+def test_what_has_no_end_is_refused(tmp_path: Path, kind: str) -> None:
+    os.mkfifo(tmp_path / "a") if kind == "a pipe" else (tmp_path / "a").symlink_to("/dev/zero")
+    with pytest.raises(DataError, match=r"cannot be read: .*no regular file"):
+        idx.read(tmp_path / "a", 3, REMEDY)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -200,6 +200,55 @@ def test_a_link_to_something_else_than_an_image_elsewhere_is_refused(tmp_path: P
         made(tmp_path)
 
 
+@pytest.mark.parametrize("text", ["P4ssw0rd-of-the-cluster\n", "P1\n2 secrets", "BMW: the code of the garage"])
+def test_a_text_elsewhere_that_begins_like_an_image_is_refused(tmp_path: Path, text: str) -> None:
+    folder_of(tmp_path / "in", "a/1.jpg", "b/2.ppm")
+    (tmp_path / "secret").write_text(text)
+    (tmp_path / "in" / "a" / "3.jpg").symlink_to(tmp_path / "secret")
+    with pytest.raises(DataError, match=r"3\.jpg is a link to .*secret, which lies elsewhere and is not an image"):
+        made(tmp_path)
+
+
+def test_images_elsewhere_are_packed_and_texts_within_stay_unreadable_images(tmp_path: Path) -> None:
+    files = folder_of(tmp_path / "elsewhere", *(f"{n}.{kind}" for n, kind in enumerate(("jpg", "bmp", "ppm", "webp"))))
+    folder_of(tmp_path / "in", "a.jpg")
+    (tmp_path / "in" / "text.jpg").write_text("P4 is no image")
+    for name in files:
+        (tmp_path / "in" / name).symlink_to(tmp_path / "elsewhere" / name)
+    found = held(made(tmp_path))
+    assert {name: found[name[0]][0] for name in files} == files
+    assert found["text"] == (b"P4 is no image", -1)
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a link to a device"])
+def test_a_picture_that_was_exchanged_for_something_without_an_end_is_refused(tmp_path: Path, kind: str) -> None:
+    folder_of(tmp_path, "a.jpg")
+    [file] = scan(tmp_path, 1).files
+    (tmp_path / "a.jpg").unlink()
+    os.mkfifo(tmp_path / "a.jpg") if kind == "a pipe" else (tmp_path / "a.jpg").symlink_to("/dev/zero")
+    with pytest.raises(DataError, match=r"a\.jpg cannot be read: it is no regular file"):
+        imagefolder.read(tmp_path, file)
+
+
+def test_a_picture_that_grew_is_not_read_to_its_end(tmp_path: Path) -> None:
+    folder_of(tmp_path, "a.jpg")
+    [file] = scan(tmp_path, 1).files
+    os.truncate(tmp_path / "a.jpg", 1 << 40)  # it takes no room on the disk
+    with pytest.raises(DataError, match="has changed since the folder was listed"):
+        imagefolder.read(tmp_path, file)
+
+
+def test_folders_that_link_to_each_other_in_very_many_ways_are_refused(tmp_path: Path) -> None:
+    """Their number grows with the factorial of that of the folders."""
+    names = [f"d{number}" for number in range(7)]
+    for name in names:
+        (tmp_path / name).mkdir()
+        for other in set(names) - {name}:
+            (tmp_path / name / f"to-{other}").symlink_to(tmp_path / other)
+    with pytest.raises(DataError, match=r"Links lead to .* in more than 1000 ways"):
+        scan(tmp_path, 2)
+
+
 def test_links_are_followed_but_not_for_ever(tmp_path: Path) -> None:
     files = folder_of(tmp_path / "in", "a/1.jpg", "b/2.jpg")
     (tmp_path / "in" / "a" / "up").symlink_to(tmp_path / "in")

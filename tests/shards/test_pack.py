@@ -1,5 +1,6 @@
 """What a kill leaves of a data set is gone on with, and what was half-written or is another's is not."""
 
+import io
 import json
 import os
 import re
@@ -12,12 +13,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from dist_ssl.config.command import Screen
 from dist_ssl.data.storage import manifest
 from dist_ssl.errors import DataError
 from launch.run_dir import PROJECT
 from shards.command_line import Bytes
 from shards.make import make
-from shards.pack import Contents, Sample, locked, pack
+from shards.pack import Contents, Sample, bar, locked, pack
 from shards.sources.imagefolder import FolderOptions
 from tests.shards.pictures import files_in, folder_of
 
@@ -230,6 +232,16 @@ def test_everything_is_on_disk_before_the_folder_gets_its_name(
     monkeypatch.setattr(Path, "rename", renamed)
     packed(tmp_path / "out")
     assert files_in(tmp_path / "out") == whole
+
+
+@pytest.mark.parametrize("name", ["[link=http://evil/]val[/link]", "[/x]"])
+def test_the_name_of_a_split_is_no_markup(name: str) -> None:
+    file = io.StringIO()
+    with bar(Screen(file=file, force_terminal=True, width=200)) as shown:
+        shown.add_task(name, total=3)
+        shown.refresh()
+    assert name in file.getvalue()
+    assert "\x1b]8;" not in file.getvalue(), "a link of the terminal"
 
 
 def test_files_of_a_person_are_not_removed(tmp_path: Path, whole: dict[str, bytes]) -> None:

@@ -68,6 +68,8 @@ EXTENSIONS = {
 """Usual extensions of files by PIL's name of their format."""
 FORMATS = tuple(name for name in EXTENSIONS if name in Image.OPEN)
 """Formats that PIL may try; its other formats are rare, and some run external programs."""
+TWO_LETTERS = (EXTENSIONS["BMP"], EXTENSIONS["PPM"])
+"""Formats that are known by two letters."""
 SCALES = (8, 4, 2, 1)
 ORIENTATION = 0x0112
 SEQUENTIAL = (0xC0, 0xC1)
@@ -245,6 +247,11 @@ def largest_value(data: bytes) -> int | None:
 def looks_like_image(data: bytes) -> bool:
     """Return whether the first bytes are those of an image in one of the formats that are read."""
     return bool(kind_of(data))
+
+
+def surely_image(data: bytes) -> bool:
+    """Return whether the first bytes are those of an image, and more than two letters with which a text may begin."""
+    return kind_of(data) not in ("", *TWO_LETTERS)
 
 
 def kind_of(data: bytes) -> str:
