@@ -108,7 +108,7 @@ def test_commands_name_scripts_and_targets_that_exist(document: Path) -> None:
 
 def test_the_readmes_show_the_installed_command() -> None:
     shown = [command for room in (".", "launch") for command in commands(ROOT / room / "README.md")]
-    assert {"run", "status", "follow"} <= {command.split()[1] for command in shown if command.startswith(f"{PROGRAM} ")}
+    assert {"run", "follow"} <= {command.split()[1] for command in shown if command.startswith(f"{PROGRAM} ")}
     rows = re.findall(r"^\| `(\w+)` \| `(\w+/\w+\.py)`", (ROOT / "launch" / "README.md").read_text(), re.MULTILINE)
     assert rows == [(own.name, own.script) for own in SUBCOMMANDS.values()]
 
