@@ -28,6 +28,7 @@ from rich.console import Console
 from dist_ssl.config.command import known_pair, run_command
 from dist_ssl.config.instantiate import fit
 from dist_ssl.errors import ConfigError, UserError
+from dist_ssl.runtime.files import write_atomically
 from launch import credentials, trust
 from launch.handover import hand_over
 from launch.run_dir import RunDir, write_for_owner_alone
@@ -103,7 +104,7 @@ def export(options: ExportOptions, run: RunDir, console: Console) -> int:
         if problem:
             console.print(f"Not written: {problem}")
             return FAILED_CODE
-        Path(f"{out}.md").write_text(card(run, saved, target.lines(out), checked))
+        write_atomically(Path(f"{out}.md"), card(run, saved, target.lines(out), checked))
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error.strerror or error}.", "Name another file: out=...") from error
     console.print(f"Written to {out}, with its card {out.name}.md. To load it:")
@@ -123,9 +124,10 @@ def keep_if_equal(
 
     from launch.export_targets import matched
 
-    part = out.with_name(f".{os.getpid()}.{out.name}")
+    part = out.with_name(f".{os.getpid()}-{os.urandom(4).hex()}.{out.name}")  # nobody can have made a link of it
     try:
-        part.write_bytes(saved.content() if target.described else save(dict(target.renamed), {"format": "pt"}))
+        with part.open("xb") as file:
+            file.write(saved.content() if target.described else save(dict(target.renamed), {"format": "pt"}))
         try:
             model = target.load(part).eval()
         except (RuntimeError, UserError) as error:

@@ -5,6 +5,7 @@
 The images are chosen by the hash of their numbers, so the sheet of a data set is always the same.
 """
 
+import io
 import math
 import sys
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.fetch import Fetcher
 from dist_ssl.data.storage.read import Reader
 from dist_ssl.errors import DataError
+from dist_ssl.runtime.files import write_output
 from shards.command_line import fill, folder_and_pairs, shortened
 
 SIDE = 128
@@ -66,7 +68,9 @@ def show(folder: Path, options: ShowOptions, console: Console) -> None:
         split = level_of(found.split(options.split or next(iter(found.splits))), options.level)
         out = options.out or Path(f"{folder.resolve().name}.png")
         try:
-            sheet(split, found.classes, options.images).save(out, "PNG")
+            file = io.BytesIO()
+            sheet(split, found.classes, options.images).save(file, "PNG")
+            write_output(out, file.getvalue())
         except OSError as error:
             raise DataError(f"{out} cannot be written: {error}.", "Name another file with out=.") from error
         shown = min(options.images, len(split.samples))

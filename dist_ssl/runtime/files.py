@@ -5,6 +5,7 @@ system is atomic. This module imports nothing heavy, so that launchers and agent
 """
 
 import os
+from io import BufferedWriter, FileIO
 from pathlib import Path
 
 
@@ -27,3 +28,16 @@ def write_atomically(path: Path, content: str | bytes, sync: bool = False, *, pr
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def write_output(path: Path, content: bytes) -> None:
+    """Write what a command makes to the file that it was given: a link is replaced and not followed.
+
+    A device or a pipe, as /dev/null and /dev/stdout may be, is written to. Raises OSError.
+    """
+    if not (path.is_char_device() or path.is_fifo()):
+        write_atomically(path, content)
+        return
+    with BufferedWriter(FileIO(path, "w", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))) as file:
+        os.set_blocking(file.fileno(), True)  # it did not wait for a reader of the pipe
+        file.write(content)

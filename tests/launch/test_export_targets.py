@@ -1,5 +1,6 @@
 """Exports are loaded by their libraries, compute the same there, and are refused where they do not."""
 
+import os
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -131,3 +132,11 @@ def test_networks_that_a_library_lacks_are_refused() -> None:
     other = saved_of("timm's transformer")
     with pytest.raises(ConfigError, match="images of one side, here 32 px, not 48 px"):
         TARGETS["torchvision"](SavedEncoder(other.encoder, replace(other.description, resize=48, crop=48)))
+
+
+def test_no_link_in_the_place_of_the_unfinished_file_is_followed(tmp_path: Path) -> None:
+    canary, saved = tmp_path / "thesis", saved_of("own transformer")
+    canary.write_text("years of work")
+    (tmp_path / f".{os.getpid()}.x.safetensors").symlink_to(canary)
+    keep_if_equal(saved, TARGETS["timm"](saved), IMAGES, tmp_path / "x.safetensors", "timm")
+    assert canary.read_text() == "years of work"
