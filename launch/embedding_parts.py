@@ -19,12 +19,16 @@ import numpy.typing as npt
 import xxhash
 
 from dist_ssl.errors import ConfigError
+from dist_ssl.runtime import jsonl
 from dist_ssl.runtime.files import write_atomically
+from dist_ssl.runtime.strange_files import read_regular
 from dist_ssl.saved_encoder import SavedEncoder
 from launch.run_files import read_report
 
 DESCRIPTION = "_embeddings.json"
 FORMAT = 1
+MOST_LISTED = 1 << 28
+"""Bytes of a list of images that could not be read, at most: some 150 for an image."""
 OTHER_FOLDER = "Name another folder: out=..."
 Kind = Literal["npz", "parquet"]
 
@@ -123,8 +127,18 @@ def parquet_library() -> tuple[Any, Any]:
 
 
 def unreadable(folder: Path) -> int:
-    """Return how many images of the parts in a folder could not be read."""
-    return sum(len(json.loads(path.read_text())) for path in folder.glob("_unreadable_*.json"))
+    """Return how many images of the parts in a folder could not be read. Raises ConfigError, OSError."""
+    return sum(map(_listed, folder.glob("_unreadable_*.json")))
+
+
+def _listed(path: Path) -> int:
+    try:
+        found = jsonl.parsed(read_regular(path, MOST_LISTED))
+    except ValueError:
+        found = None
+    if not isinstance(found, list):
+        raise ConfigError(f"{path} is damaged: it does not list images.", "Remove it with its part, and run again.")
+    return len(found)
 
 
 def described(encoder: SavedEncoder) -> dict[str, Any]:

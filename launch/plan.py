@@ -20,6 +20,7 @@ not in it.
 Exit codes: 0; 2 something in the command or the data must be corrected; 130 interrupted.
 """
 
+import io
 import itertools
 import math
 import sys
@@ -46,6 +47,7 @@ from dist_ssl.engines.memory_need import GIB, MemoryEstimate, check_memory
 from dist_ssl.errors import ConfigError
 from dist_ssl.parts import Parts, parts
 from dist_ssl.protocols.schedule import Schedule
+from dist_ssl.runtime.files import write_output
 from launch import calibration, credentials, curve_sheet, preparation
 from launch.calibration import Cost
 from launch.config_groups import keys_of_a_run
@@ -262,8 +264,10 @@ def check_room(config: dict[str, Any], found: Parts, plans: list[EpochPlan], ran
 
 def draw(schedule: Schedule, timeline: Timeline, out: Path) -> None:
     """Write the picture of the curves. Raises ConfigError."""
+    file = io.BytesIO()
+    curve_sheet.sheet(panels(schedule, timeline), [float(n) for n in timeline.bounds[1:]]).save(file, "PNG")
     try:
-        curve_sheet.sheet(panels(schedule, timeline), [float(n) for n in timeline.bounds[1:]]).save(out, "PNG")
+        write_output(out, file.getvalue())
     except OSError as error:
         raise ConfigError(f"{out} cannot be written: {error}.", "Name another file: out=...") from error
 

@@ -12,6 +12,7 @@ first split.
 Exit codes: 0; 2 there is no data set, or something in the command must be corrected; 130 interrupted.
 """
 
+import io
 import math
 import sys
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.fetch import Fetcher
 from dist_ssl.data.storage.read import Reader
 from dist_ssl.errors import DataError
+from dist_ssl.runtime.files import write_output
 from shards.command_line import fill, folder_and_pairs, shortened
 
 SIDE = 128
@@ -73,7 +75,9 @@ def show(folder: Path, options: ShowOptions, console: Console) -> None:
         split = level_of(found.split(options.split or next(iter(found.splits))), options.level)
         out = options.out or Path(f"{folder.resolve().name}.png")
         try:
-            sheet(split, found.classes, options.images).save(out, "PNG")
+            file = io.BytesIO()
+            sheet(split, found.classes, options.images).save(file, "PNG")
+            write_output(out, file.getvalue())
         except OSError as error:
             raise DataError(f"{out} cannot be written: {error}.", "Name another file with out=.") from error
         shown = min(options.images, len(split.samples))

@@ -6,6 +6,7 @@ system is atomic. This module imports nothing heavy, so that launchers and agent
 
 import os
 import shutil
+from io import BufferedWriter, FileIO
 from pathlib import Path
 
 
@@ -36,3 +37,16 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def write_output(path: Path, content: bytes) -> None:
+    """Write what a command makes to the file that it was given: a link is replaced and not followed.
+
+    A device or a pipe, as /dev/null and /dev/stdout may be, is written to. Raises OSError.
+    """
+    if not (path.is_char_device() or path.is_fifo()):
+        write_atomically(path, content)
+        return
+    with BufferedWriter(FileIO(path, "w", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))) as file:
+        os.set_blocking(file.fileno(), True)  # it did not wait for a reader of the pipe
+        file.write(content)

@@ -148,6 +148,19 @@ def test_an_image_that_cannot_be_read_is_left_out_and_listed(encoder: Path, pict
     assert "1 could not be read" in text
 
 
+@pytest.mark.parametrize("kind", ["a pipe", "a link to a device", "nested", "no list"])
+def test_a_list_of_somebody_else_is_read_as_a_strangers(tmp_path: Path, kind: str) -> None:
+    listed = tmp_path / "_unreadable_00000.json"
+    if kind == "a pipe":
+        os.mkfifo(listed)
+    elif kind == "a link to a device":
+        listed.symlink_to("/dev/zero")
+    else:
+        listed.write_text("[" * 100_000 if kind == "nested" else '{"a": 1}')
+    with pytest.raises(ConfigError, match=r"_unreadable_00000\.json is damaged"):
+        embedding_parts.unreadable(tmp_path)
+
+
 def test_parquet_is_read_as_one_table(encoder: Path, demo_shards: Path, tmp_path: Path) -> None:
     words = [f"encoder={encoder}", f"data.path={demo_shards}", "split=train", "rows=16"]
     embedded(*words, f"out={tmp_path / 'npz'}")

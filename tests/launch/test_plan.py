@@ -160,3 +160,15 @@ def test_without_watts_the_energy_is_unknown() -> None:
     options, others = plan.PlanOptions.parse(["method=mocov3", "steps=2"])
     assert math.isnan(options.watts)
     assert others == ["method=mocov3"]
+
+
+def test_a_link_in_the_place_of_the_picture_is_not_followed(
+    demo_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    canary = tmp_path / "thesis"
+    canary.write_text("years of work")
+    (tmp_path / "plan.png").symlink_to(canary)
+    assert shown(capsys, demo_shards, tmp_path, *GROWING, "steps=0")[0] == 0
+    assert canary.read_text() == "years of work"
+    with Image.open(tmp_path / "plan.png") as image:
+        assert image.width == 900

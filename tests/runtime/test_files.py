@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dist_ssl.runtime import files
-from dist_ssl.runtime.files import write_atomically
+from dist_ssl.runtime.files import write_atomically, write_output
 
 
 @pytest.mark.parametrize("content", ["", "text: ä €\n", b"", b"\x00\xff\n"])
@@ -127,3 +127,20 @@ def test_the_module_is_light() -> None:
     code = "import sys, dist_ssl.runtime.files; print(*[m for m in ('torch', 'numpy', 'yaml') if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.split() == []
+
+
+def test_an_output_replaces_a_link_and_goes_into_a_device_or_a_pipe(tmp_path: Path) -> None:
+    canary, link, device, pipe = (tmp_path / name for name in ("thesis", "link", "null", "pipe"))
+    canary.write_text("years of work")
+    link.symlink_to(canary)
+    device.symlink_to("/dev/null")
+    os.mkfifo(pipe)
+    with pytest.raises(OSError, match="No such device"):  # nobody reads it
+        write_output(pipe, b"sheet")
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    for path in (link, device, pipe):
+        write_output(path, b"sheet")
+    assert os.read(reader, 100) == b"sheet"
+    os.close(reader)
+    assert (canary.read_text(), link.read_bytes()) == ("years of work", b"sheet")
+    assert (device.is_char_device(), pipe.is_fifo()) == (True, True)

@@ -100,3 +100,17 @@ def test_a_level_that_does_not_say_how_it_was_made_is_shown(
     monkeypatch.setattr(pyramid, "attach", lambda found, *_: found)
     text = shown([str(data), f"out={tmp_path / 'sheet.png'}"])
     assert f"level 160: identity {'f' * 32}; lossy: 160 px on the shorter side, JPEG of quality unknown" in text
+
+
+def test_a_link_in_the_place_of_the_sheet_is_not_followed(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever may write to the current folder knows how the sheet will be called."""
+    canary, here = tmp_path / "thesis", tmp_path / "here"
+    canary.write_text("years of work")
+    here.mkdir()
+    (here / "data.png").symlink_to(canary)
+    monkeypatch.chdir(here)
+    shown([str(data)])
+    assert canary.read_text() == "years of work"
+    assert Image.open(here / "data.png").width == 3 * 128

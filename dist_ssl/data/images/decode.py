@@ -68,8 +68,8 @@ EXTENSIONS = {
 """Usual extensions of files by PIL's name of their format."""
 FORMATS = tuple(name for name in EXTENSIONS if name in Image.OPEN)
 """Formats that PIL may try; its other formats are rare, and some run external programs."""
-TWO_LETTERS = (EXTENSIONS["BMP"], EXTENSIONS["PPM"])
-"""Formats that are known by two letters."""
+TWO_BYTES = (EXTENSIONS["BMP"], EXTENSIONS["PPM"])
+"""Formats that are known by their first two bytes."""
 SCALES = (8, 4, 2, 1)
 ORIENTATION = 0x0112
 SEQUENTIAL = (0xC0, 0xC1)
@@ -250,8 +250,8 @@ def looks_like_image(data: bytes) -> bool:
 
 
 def surely_image(data: bytes) -> bool:
-    """Return whether the first bytes are those of an image, and more than two letters with which a text may begin."""
-    return kind_of(data) not in ("", *TWO_LETTERS)
+    """Return whether the first bytes are those of an image, and more than two bytes with which a text may begin."""
+    return kind_of(data) not in ("", *TWO_BYTES)
 
 
 def kind_of(data: bytes) -> str:
