@@ -35,7 +35,7 @@ PLANNED = ("train", "data", "probe")
 """Causes whose time a plan predicts."""
 JOULES_PER_KWH = 3.6e6
 SOURCES = ("gpus", "processors")
-"""What a node counts the energy of."""
+"""Names of what a node counts the energy of."""
 PLACE = {"time", "samples"}
 """Keys that place a report on both axes."""
 CHARTS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
