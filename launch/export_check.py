@@ -26,7 +26,7 @@ def keep_if_equal(
     computed of all of them, and of one by itself. `describe`: returns the text of the card, given the second text.
     Raises OSError.
     """
-    part = out.with_name(f".{os.getpid()}.{out.name}")
+    part = out.with_name(f".{os.getpid()}-{os.urandom(4).hex()}.{out.name}")  # nobody can have made a link of it
     try:
         try:
             write(saved, target, part)

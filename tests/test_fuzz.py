@@ -3,9 +3,11 @@
 A few hundred inputs in the suite, 20,000 of each kind under `make chaos`.
 """
 
+import copy
 import io
 import itertools
 import json
+import math
 import os
 import random
 import shutil
@@ -212,9 +214,18 @@ def test_manifests_of_strangers_are_read_or_refused(count: int, guarded: Path, d
     assert 0 < tried(count, work) < count
 
 
+SHAPES = ([1 << 40], [1 << 36], [1 << 20, 1 << 10], [0, 1 << 40, 1 << 40], [1] * 1000, [0] * 65, [], [1 << 62])
+"""Shapes of tensors that no file holds."""
+
+
 def state_of(table: dict[str, Any], chance: random.Random) -> str:
     """Return state.json with something edited, sealed again: what somebody writes who knows the format."""
-    content = {key: value for key, value in table.items() if key != "xxh3"}
+    content = {key: copy.deepcopy(value) for key, value in table.items() if key != "xxh3"}
+    if chance.random() < 0.3:
+        row = content["tensors"][chance.choice(sorted(content["tensors"]))]
+        row["shape"] = chance.choice(SHAPES)
+        row["pieces"] = [{**row["pieces"][0], "start": 0, "count": math.prod(row["shape"])}]
+        return checkpoints.sealed_text(content)
     for _ in range(chance.randint(1, 2)):
         content = edited(content, chance)
     return checkpoints.sealed_text(content) if isinstance(content, dict) else json.dumps(content)

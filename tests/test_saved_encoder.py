@@ -21,9 +21,11 @@ from dist_ssl.data.epoch_views import Colours
 from dist_ssl.errors import CheckpointError, ConfigError, DataError
 from dist_ssl.evaluate.inputs import CentreView
 from dist_ssl.methods.emp_ssl import Widened
+from dist_ssl.models import encoders
 from dist_ssl.models.encoders import TinyResNet
 from dist_ssl.models.vit import vit
 from dist_ssl.saved_encoder import KEY, Description, SavedEncoder
+from tests.fuzzing import bounded_memory
 
 TINY = {"_target_": "dist_ssl.models.encoders.TinyResNet", "width": 4, "pool": "mean"}
 DESCRIPTION = Description(
@@ -202,3 +204,23 @@ def test_the_package_imports_no_torch_before_it_is_asked_for_an_encoder() -> Non
     code = "import sys, dist_ssl; assert 'torch' not in sys.modules; dist_ssl.nothing"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "AttributeError: module 'dist_ssl' has no attribute 'nothing'" in ended.stderr
+
+
+@pytest.mark.parametrize("size", [{"blocks": 200_000}, {"width": 1 << 13}, {"width": 1 << 24}])
+def test_a_small_file_that_describes_a_large_encoder_is_refused_before_it_is_built(
+    tmp_path: Path, size: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[int] = []
+    block = encoders.ResidualBlock.__init__
+
+    def counted(self: Any, *arguments: Any, **options: Any) -> None:
+        built.append(1)
+        assert len(built) < 1000, "a network of any depth is built"
+        block(self, *arguments, **options)
+
+    monkeypatch.setattr(encoders.ResidualBlock, "__init__", counted)
+    description = replace(DESCRIPTION, encoder={**TINY, **size})
+    file = rewritten(tmp_path, {"a": torch.zeros(1)}, asdict(description))
+    with bounded_memory(), pytest.raises(CheckpointError, match="describes an encoder that cannot be built"):
+        dist_ssl.load_encoder(file)
+    assert TinyResNet(2), "networks of other files can be built again"

@@ -11,6 +11,7 @@ import heapq
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -33,7 +34,9 @@ FORMAT = 2
 READERS = 4
 """Number of reading threads: enough to keep a disk and two cores busy."""
 MOST_ELEMENTS = 1 << 40
-"""No tensor has more elements."""
+"""No tensor has more elements, even where one of its sides is 0."""
+MOST_SIDES = 64
+"""No tensor has more sides: torch reads no more."""
 RANK_FILE = re.compile(r"rank_\d{5}\.safetensors")
 Table = dict[str, Any]
 """Tensor names to {shape, dtype, pieces: [{file, start, count, xxh3}, ...]}, as plain values."""
@@ -157,6 +160,8 @@ def _check(name: str, row: Mapping[str, Any]) -> None:
         raise DamagedError(
             f"state.json: a number of elements of tensor '{name}' is not a whole number from 0 to {MOST_ELEMENTS}"
         )
+    if len(row["shape"]) > MOST_SIDES or math.prod(side or 1 for side in row["shape"]) > MOST_ELEMENTS:
+        raise DamagedError(f"state.json: tensor '{name}' has a shape that no tensor has")
     if problem := _gap(row):
         raise DamagedError(f"state.json: the pieces of tensor '{name}' {problem}")
     for piece in row["pieces"]:
@@ -195,18 +200,40 @@ def read(folder: Path, wants: Wants = everything) -> tuple[dict[str, Any], dict[
     progress, table, known = read_table(folder)
     state: dict[str, Tensor | Piece] = {}
     copies: list[Copy] = []
+    spans = {name: wants(name, tuple(row["shape"])) for name, row in table.items()}
     with _rank_files(folder, known) as file:
+        _check_lengths(table, spans, file)
         for name, row in table.items():
-            shape = tuple(row["shape"])
-            span = wants(name, shape)
+            shape, span = tuple(row["shape"]), spans[name]
             taken = range(math.prod(shape)) if span is None else span
             out = torch.empty(len(taken), dtype=getattr(torch, row["dtype"]))
-            for piece in row["pieces"]:
-                if max(taken.start, piece["start"]) < min(taken.stop, piece["start"] + piece["count"]):
-                    copies.append(_copying(file(piece["file"]), name, piece, taken, out))
+            copies += [_copying(file(piece["file"]), name, piece, taken, out) for piece in _within(row, span)]
             state[name] = out.view(shape) if span is None else Piece(out, shape, taken.start)
         _do_all(copies)
     return progress, state
+
+
+def _within(row: Mapping[str, Any], span: range | None) -> Iterator[Mapping[str, Any]]:
+    """Yield the pieces of a tensor that hold some of the elements in `span`; None: all of them."""
+    for piece in row["pieces"]:
+        first, end = piece["start"], piece["start"] + piece["count"]
+        if first < end and (span is None or max(span.start, first) < min(span.stop, end)):
+            yield piece
+
+
+def _check_lengths(table: Table, spans: Mapping[str, range | None], file: Callable[[str], RankFile]) -> None:
+    """Raise DamagedError where the pieces that are to be read are more than the files that hold them.
+
+    Anybody can seal a table: memory is taken for what there is, and not for what it says.
+    """
+    taken: Counter[str] = Counter()
+    for name, row in table.items():
+        width = getattr(torch, row["dtype"]).itemsize
+        for piece in _within(row, spans[name]):
+            taken[piece["file"]] += piece["count"] * width
+    for name, count in taken.items():
+        if count > file(name).length:
+            raise DamagedError(f"state.json: it lists {count:,} bytes of {name}, which has {file(name).length:,}")
 
 
 def verify(folder: Path) -> None:

@@ -33,7 +33,7 @@ from dist_ssl.errors import CheckpointError
 from dist_ssl.optim.recipes import AdamW
 from dist_ssl.protocols.engine import State
 from dist_ssl.protocols.method import Embeddings, LossOutput, Method
-from tests.fuzzing import nested
+from tests.fuzzing import bounded_memory, nested
 
 PLAN = EpochPlan(0, 32, 1.0, 2, 48, 48)
 FRESH = Progress(epochs=5, attempt=2)
@@ -294,12 +294,24 @@ def test_what_one_rank_cannot_open_is_an_error_on_all(tmp_path: Path) -> None:
     assert (tmp_path / "step_00000007").is_dir()
 
 
+def reshaped(row: dict[str, Any], count: int) -> None:
+    """Let a row of a table say that its tensor is a vector of so many elements, in one piece."""
+    row.update(shape=[count], pieces=[{**row["pieces"][0], "count": count}])
+
+
 SEALED: dict[str, Callable[[dict[str, Any]], object]] = {
     "a length as a text": lambda table: table["files"]["rank_00000.safetensors"].update(length="9"),
     "a list as a header": lambda table: table["files"]["rank_00000.safetensors"].update(header=[]),
     "a piece without a hash": lambda table: table["tensors"]["model/weight"]["pieces"][0].pop("xxh3"),
     "a number as a hash": lambda table: table["tensors"]["model/weight"]["pieces"][0].update(xxh3=5),
     "a side beyond 64 bits": lambda table: table["tensors"]["model/empty"].update(shape=[0, 2**64]),
+    "an empty tensor with absurd sides": lambda table: table["tensors"]["model/empty"].update(shape=[0, 2**40, 2**40]),
+    "a thousand sides": lambda table: table["tensors"]["model/empty"].update(shape=[1] * 999 + [0]),
+    "more elements than memory": lambda table: reshaped(table["tensors"]["model/weight"], 2**40),
+    "more elements than the file": lambda table: reshaped(table["tensors"]["model/weight"], 2**34),
+    "the same bytes again and again": lambda table: table["tensors"].update(
+        {f"model/{number}": table["tensors"]["model/weight"] for number in range(1000)}
+    ),
     "a deep nesting": lambda table: table.update(more=nested(300)),
 }
 
@@ -313,9 +325,10 @@ def test_a_table_that_was_edited_and_sealed_is_damage(tmp_path: Path, what: str)
     table.pop("xxh3")
     SEALED[what](table)
     path.write_text(index.sealed_text(table))
-    with pytest.raises(DamagedError, match=r"state\.json"):
-        read(path.parent)
-    assert restore(tmp_path)[0] == 1
+    with bounded_memory():
+        with pytest.raises(DamagedError, match=r"state\.json"):
+            read(path.parent)
+        assert restore(tmp_path)[0] == 1
 
 
 def test_two_files_swapped_within_a_checkpoint_are_noticed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
