@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from io import BufferedReader
 from pathlib import Path, PurePosixPath
 
-from dist_ssl.data.images.decode import decode, looks_like_image
+from dist_ssl.data.images.decode import decode
+from dist_ssl.data.images.file_formats import looks_like_image
 from dist_ssl.data.images.unreadable import UnreadableError
 from dist_ssl.data.storage.fields import MOST_IMAGE
 from dist_ssl.errors import DataError

@@ -20,7 +20,8 @@ from PIL import Image
 from rich.console import Console
 
 from dist_ssl.config.command import say
-from dist_ssl.data.images.decode import decode, kind_of, resize_whole
+from dist_ssl.data.images.decode import decode, resize_whole
+from dist_ssl.data.images.file_formats import kind_of
 from dist_ssl.data.images.image_rules import RULES, ImageRules
 from dist_ssl.data.images.unreadable import UnreadableError
 from dist_ssl.data.storage import manifest, pyramid

@@ -20,7 +20,7 @@ import xxhash
 from rich.console import Console
 
 from dist_ssl.config.command import say
-from dist_ssl.data.images.decode import kind_of, surely_image
+from dist_ssl.data.images.file_formats import kind_of, surely_image
 from dist_ssl.errors import ConfigError, DataError, printable
 from dist_ssl.runtime.strange_files import open_regular
 from shards.archive import KINDS, META, Sample, spelt

@@ -28,6 +28,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch.nn.functional import interpolate
 
+from dist_ssl.data.images.file_formats import FORMATS, looks_like_image
 from dist_ssl.data.images.image_rules import FULL, RULES, ImageRules, Pixels, deep_pixels, to_rgb
 from dist_ssl.data.images.unreadable import (
     DAMAGED,
@@ -53,23 +54,6 @@ NOT_READ = re.compile("Unsupported (JPEG data precision|JPEG process|color conve
 """Errors of libjpeg for a JPEG that may be whole, but has 12 bits, or is of a kind that it was built without."""
 SMALL_TEXT = 1 << 10
 """Bytes of a text chunk of a PNG that is read, for its orientation; compressed text may be a thousand times as long."""
-Image.init()
-EXTENSIONS = {
-    "JPEG": "jpg",
-    "PNG": "png",
-    "WEBP": "webp",
-    "GIF": "gif",
-    "TIFF": "tif",
-    "BMP": "bmp",
-    "PPM": "ppm",
-    "JPEG2000": "jp2",
-    "AVIF": "avif",
-}
-"""Usual extensions of files by PIL's name of their format."""
-FORMATS = tuple(name for name in EXTENSIONS if name in Image.OPEN)
-"""Formats that PIL may try; its other formats are rare, and some run external programs."""
-TWO_BYTES = (EXTENSIONS["BMP"], EXTENSIONS["PPM"])
-"""Formats that are known by their first two bytes."""
 SCALES = (8, 4, 2, 1)
 ORIENTATION = 0x0112
 SEQUENTIAL = (0xC0, 0xC1)
@@ -242,22 +226,6 @@ def largest_value(data: bytes) -> int | None:
     if deep is None:
         return None
     return int((deep[..., :-1] if deep.shape[2] in (2, 4) else deep).max())
-
-
-def looks_like_image(data: bytes) -> bool:
-    """Return whether the first bytes are those of an image in one of the formats that are read."""
-    return bool(kind_of(data))
-
-
-def surely_image(data: bytes) -> bool:
-    """Return whether the first bytes are those of an image, and more than two bytes with which a text may begin."""
-    return kind_of(data) not in ("", *TWO_BYTES)
-
-
-def kind_of(data: bytes) -> str:
-    """Return the usual extension of an image file by its first bytes; empty if they are of no format that is read."""
-    accepts = ((name, Image.OPEN[name][1]) for name in FORMATS)
-    return next((EXTENSIONS[name] for name, accept in accepts if accept and accept(data[:16])), "")
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
