@@ -186,8 +186,8 @@ def damage_checkpoint(run: Path, data: Path, chance: random.Random) -> Damage | 
         (newest.parent / f"damaged_{newest.name}").write_text("a file")
         (newest / "state.json").write_text("{}")
         (newest.parent / "step_00099999").write_text("a file")
-        (newest.parent / "step_00000001_good").mkdir(mode=0o755)
-        (run / "attempts" / "0001_old").mkdir(mode=0o755)
+        (newest.parent / "step_00000001_good").mkdir(mode=0o755, exist_ok=True)
+        (run / "attempts" / "0001_old").mkdir(mode=0o755, exist_ok=True)
     return Damage(f"{newest.name}: {way}", undo)
 
 

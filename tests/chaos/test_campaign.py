@@ -183,8 +183,8 @@ class Disturbed:
     def harm(self, event: Event) -> None:
         """Do to the files what the event says."""
         await_that(lambda: not forked.left_over(self.known), "no process left behind")
-        found = DAMAGES[event.damage](self.run, self.data, self.case.chance) if (self.run / "code").is_dir() else None
-        if found:
+        complete = all((self.run / name).exists() for name in ("code", "config.yaml"))  # or the next start replaces it
+        if complete and (found := DAMAGES[event.damage](self.run, self.data, self.case.chance)):
             self.outstanding.append(found)
             self.done.append(found.what)
         if event.moved and (self.run / "attempts").is_dir():
