@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from dist_ssl.errors import ConfigError
@@ -64,7 +64,8 @@ def of_huggingface(saved: SavedEncoder) -> Target:
 
     def write(target: Target, folder: Path) -> None:
         config.save_pretrained(folder)
-        save_file(with_counters(target.renamed) if resnet else dict(target.renamed), folder / WEIGHTS, {"format": "pt"})
+        tensors = with_counters(target.renamed) if resnet else dict(target.renamed)
+        (folder / WEIGHTS).write_bytes(save(tensors, {"format": "pt"}))
         (folder / PREPARATION).write_text(json.dumps(preparation(saved.description), indent=2) + "\n")
 
     def load(folder: Path) -> nn.Module:

@@ -117,6 +117,7 @@ def test_a_folder_of_transformers_says_what_images_it_takes(tmp_path: Path) -> N
     assert kept(saved, TARGETS["huggingface"](saved), out)[0] == ""
     names = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"}
     assert {path.name for path in out.iterdir()} == names
+    assert len({path.stat().st_mode for path in out.iterdir()}) == 1, "as readable as what else the run writes"
     assert json.loads((out / "config.json").read_text())["architectures"] == ["ViTModel"]
     pixels = np.random.default_rng(2).integers(0, 256, (5, 6, 3), dtype=np.uint8)
     picture = Image.fromarray(pixels).resize((90, 60), Image.Resampling.BICUBIC)  # smooth: filters round differently
