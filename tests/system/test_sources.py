@@ -59,6 +59,7 @@ def moved(places: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+@pytest.mark.chaos
 def test_its_samples_are_those_of_an_uninterrupted_run(moved: Path, places: list[str], tmp_path: Path) -> None:
     alone = small_config(
         Path(places[0]), f"data.path={listed(places)}", SHARES, f"epochs={EPOCHS}", "probe.every=3 epochs"
@@ -69,6 +70,7 @@ def test_its_samples_are_those_of_an_uninterrupted_run(moved: Path, places: list
     assert len(accuracies) == EPOCHS // 3, "the probe compares the source that has a held-out split"
 
 
+@pytest.mark.chaos
 def test_its_audit_is_clean_and_its_shares_are_exact(moved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert audit.main([f"run={moved}"]) == 0
     text = " ".join(capsys.readouterr().out.split())
@@ -86,6 +88,7 @@ def test_its_audit_is_clean_and_its_shares_are_exact(moved: Path, capsys: pytest
     assert status(moved)[f"{METRIC}/1"] == total / 2
 
 
+@pytest.mark.chaos
 def test_what_the_run_began_with_may_not_change(
     moved: Path, places: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -98,6 +101,7 @@ def test_what_the_run_began_with_may_not_change(
         assert message in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.chaos
 def test_the_audit_and_the_evaluation_find_moved_data(
     moved: Path, places: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
