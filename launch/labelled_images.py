@@ -151,7 +151,10 @@ def class_names(found: Manifest) -> list[str]:
     """
     labels = [split.samples.labels for split in found.splits.values()]
     last = max(int(own.max(initial=-1)) for own in labels)
-    most = len(found.classes) or max(MOST_CLASSES, sum(len(own) for own in labels))
+    room = max(MOST_CLASSES, sum(len(own) for own in labels))
+    if len(found.classes) > room:
+        raise DataError(f"The data set names {len(found.classes)} classes, and has fewer images.", "Make it again.")
+    most = len(found.classes) or room
     if last >= most:
         raise DataError(
             f"The data set has the label {last}: its labels are 0 to {most - 1} at most.", "Number its classes anew."

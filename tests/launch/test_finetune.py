@@ -253,7 +253,7 @@ def test_options_that_cannot_be_are_refused(words: list[str], problem: str) -> N
 
 
 def test_the_values_in_the_usage_are_the_defaults() -> None:
-    text = " ".join((finetune.__doc__ or "").split("Further keys:")[1].split())
+    text = " ".join((finetune.__doc__ or "").split("Keys:")[1].split())
     values = re.findall(r"\b(epochs|batch|lr|encoder_lr|weight_decay|seed|workers)=([\d.e-]*\d)", text)
     assert len(values) == 7
     plain = FinetuneOptions.parse(["data.path=x", "out=y", "run=a"])

@@ -52,6 +52,7 @@ def test_the_installed_command_stays_what_the_user_sees(run: RunDir, monkeypatch
     assert became[2]["PYTHONPATH"].split(os.pathsep)[0] == str(run.code)
     became.clear()
     (run.code / "launch" / "subcommands.py").unlink()  # code that is older than the installed command
+    (run.folder / "source.json").unlink()  # which lists what was copied
     hand_over(run, ["run=run"], Console(quiet=True), "evaluate.py")
     assert became[1] == [sys.executable, "-P", str(run.code / "launch" / "evaluate.py"), "run=run"]
 

@@ -29,6 +29,12 @@ def test_classes_are_those_of_the_manifest_or_the_numbers_of_the_labels(tmp_path
     assert len(class_names(replace(many, splits={"train": replace(many.splits["train"], samples=samples)}))) > 32770
 
 
+def test_more_classes_than_the_data_can_have_are_refused(tmp_path: Path) -> None:
+    many = replace(labelled(tmp_path, [0, 1], []), classes=tuple(map(str, range(MOST_CLASSES + 1))))
+    with pytest.raises(DataError, match=f"names {MOST_CLASSES + 1} classes, and has fewer images"):
+        class_names(many)
+
+
 @pytest.mark.parametrize(("label", "classes"), [(1 << 59, []), (MOST_CLASSES, []), (2, ["a", "b"])])
 def test_a_label_beyond_the_classes_is_refused(tmp_path: Path, label: int, classes: list[str]) -> None:
     with pytest.raises(DataError, match=f"has the label {label}: its labels are 0 to"):
