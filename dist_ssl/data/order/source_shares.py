@@ -38,7 +38,7 @@ def used(split: MixedSplit, samples: int) -> list[int]:
 
 
 def asked(split: MixedSplit, samples: int) -> list[float]:
-    """Return how many of so many samples the weights ask for, of each source."""
+    """Return the share of each source in this number of samples, by the weights; not rounded, [sources]."""
     return [samples * source.weight / sum(split.weights) for source in split.sources]
 
 
