@@ -25,6 +25,16 @@ settings.register_profile("quiet", deadline=None, max_examples=50, derandomize=T
 settings.load_profile("quiet")
 
 
+@pytest.fixture(autouse=True)
+def environment() -> Iterator[None]:
+    """Each test leaves the environment variables as it found them: which test comes next in a process is chance."""
+    before = dict(os.environ)
+    yield
+    if dict(os.environ) != before:
+        os.environ.clear()
+        os.environ.update(before)
+
+
 @pytest.fixture(scope="session")
 def demo_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of demo shards: 60 training and 20 held-out images of 48 px; treat it as read-only."""

@@ -39,11 +39,14 @@ class Installation:
 
     def __init__(self, folder: Path, wheel: Path) -> None:
         self.environment, self.empty = folder / "environment", folder / "empty"
+        kept = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
+        self.variables = {**kept, "OMP_NUM_THREADS": "1"}
         venv.create(self.environment, symlinks=True)
         self.empty.mkdir()
         python = self.environment / "bin" / "python"
         install = ["install", "--quiet", "--no-deps", "--no-index", str(wheel)]
-        subprocess.run([sys.executable, "-m", "pip", "--python", str(python), *install], check=True)
+        pip = [sys.executable, "-m", "pip", "--python", str(python), *install]
+        subprocess.run(pip, env=self.variables, check=True)  # with PYTHONPATH it may find the package there already
         (self.site,) = self.environment.glob("lib/python*/site-packages")
         others = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
         (self.site / "borrowed.pth").write_text("".join(f"{place}\n" for place in others))
@@ -51,9 +54,7 @@ class Installation:
     def __call__(self, *words: str, code: int = 0) -> str:
         """Run `dist-ssl WORDS` in the empty folder; return what it prints."""
         command = [str(self.environment / "bin" / "dist-ssl"), *words]
-        kept = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
-        variables = {**kept, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, cwd=self.empty, env=variables, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=self.empty, env=self.variables, capture_output=True, text=True)
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout
 
