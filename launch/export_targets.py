@@ -11,20 +11,11 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dist_ssl.saved_encoder import POSITIONS, SavedEncoder, load_encoder
+from dist_ssl.saved_encoder import SavedEncoder, load_encoder
 from launch.huggingface_export import of_huggingface
 from launch.onnx_export import of_onnx
 from launch.target import Target, is_resnet, plain_sizes, timm_call, with_path
-
-PER_BLOCK = {
-    "ln_1": "norm1",
-    "self_attention.in_proj_": "attn.qkv.",
-    "self_attention.out_proj": "attn.proj",
-    "ln_2": "norm2",
-    "mlp.0": "mlp.fc1",
-    "mlp.3": "mlp.fc2",
-}
-"""torchvision's names within a block of a transformer, and timm's."""
+from launch.weight_names import TORCHVISION_VIT, renamed
 
 
 def of_dist_ssl(saved: SavedEncoder) -> Target:
@@ -91,7 +82,7 @@ def of_torchvision(saved: SavedEncoder) -> Target:
     given = ", ".join(f"{key}={value}" for key, value in sizes.items())
     made = (f"model = torchvision.models.VisionTransformer({given})", "model.heads = torch.nn.Identity()")
     lines = ("import torch, torchvision", *made, *LOADING)
-    return Target("torchvision", in_torchvision(saved.tensors()), False, transformer, with_path(lines))
+    return Target("torchvision", renamed(saved.tensors(), TORCHVISION_VIT), False, transformer, with_path(lines))
 
 
 SMALL_STEM = (
@@ -113,21 +104,6 @@ def _loaded(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     """Load all tensors of a file into a network, as the printed lines do. Raises RuntimeError where names differ."""
     model.load_state_dict(state)
     return model
-
-
-def in_torchvision(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors of a transformer by torchvision's names in place of timm's."""
-    found = {}
-    fixed = {"cls_token": "class_token", POSITIONS: "encoder.pos_embedding"}
-    for name, value in tensors.items():
-        new = fixed.get(name, name).replace("patch_embed.proj.", "conv_proj.")
-        new = f"encoder.ln.{new.removeprefix('norm.')}" if new.startswith("norm.") else new
-        if new.startswith("blocks."):
-            _, number, inner = new.split(".", 2)
-            ours = next((pair for pair in PER_BLOCK.items() if inner.startswith(pair[1])), ("", ""))
-            new = f"encoder.layers.encoder_layer_{number}.{ours[0]}{inner.removeprefix(ours[1])}"
-        found[new] = value
-    return found
 
 
 TARGETS: dict[str, Callable[[SavedEncoder], Target]] = {

@@ -5,7 +5,6 @@ file lacks and says so in a warning only; here that is an error.
 """
 
 import json
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,43 +15,20 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from dist_ssl.errors import ConfigError
-from dist_ssl.saved_encoder import COUNTERS, POSITIONS, Description, SavedEncoder
+from dist_ssl.saved_encoder import COUNTERS, Description, SavedEncoder
 from launch.target import LoadedNetwork, Target, is_resnet, needs, plain_sizes, with_path
+from launch.weight_names import HUGGINGFACE_RESNET, in_huggingface_vit_names, renamed
 
 LIBRARY = "transformers"
 WEIGHTS, PREPARATION = "model.safetensors", "preprocessor_config.json"
 """Names by which the library finds them in a folder."""
 BILINEAR = 2
 """PIL's number of the filter with which images are resized."""
-OF_RESNETS = (
-    (r"conv1\.", "embedder.embedder.convolution."),
-    (r"bn1\.", "embedder.embedder.normalization."),
-    (r"(layer\d+\.\d+)\.conv(\d)\.", r"\1.layer.\2.convolution."),
-    (r"(layer\d+\.\d+)\.bn(\d)\.", r"\1.layer.\2.normalization."),
-    (r"(layer\d+\.\d+)\.downsample\.0\.", r"\1.shortcut.convolution."),
-    (r"(layer\d+\.\d+)\.downsample\.1\.", r"\1.shortcut.normalization."),
-)
-"""Beginnings of timm's names, and the library's, which counts stages and layers from 0."""
-OF_BLOCKS = {
-    "norm1": "layernorm_before",
-    "norm2": "layernorm_after",
-    "attn.proj": "attention.output.dense",
-    "mlp.fc1": "intermediate.dense",
-    "mlp.fc2": "output.dense",
-}
-"""timm's names within a block of a transformer, and the library's."""
-OF_TRANSFORMERS = {
-    "cls_token": "embeddings.cls_token",
-    POSITIONS: "embeddings.position_embeddings",
-    "patch_embed.proj": "embeddings.patch_embeddings.projection",
-    "norm": "layernorm",
-}
-"""The other names of a transformer."""
 
 
 def of_huggingface(saved: SavedEncoder) -> Target:
     """Return the encoder as transformers has it. Raises ConfigError where transformers has no such network."""
-    resnet = is_resnet(saved)
+    own, resnet = saved.tensors(), is_resnet(saved)
     values = resnet_values(saved) if resnet else transformer_values(saved)
     try:
         import transformers
@@ -79,7 +55,7 @@ def of_huggingface(saved: SavedEncoder) -> Target:
         f"model = {LIBRARY}.AutoModel.from_pretrained({{path!r}}{given})",
         f"features = model(images).{features}",
     )
-    tensors = resnet_names(saved.tensors()) if resnet else transformer_names(saved.tensors())
+    tensors = renamed(own, HUGGINGFACE_RESNET) if resnet else in_huggingface_vit_names(own)
     heading = f"---\nlibrary_name: {LIBRARY}\npipeline_tag: image-feature-extraction\n---\n\n"
     return Target(LIBRARY, tensors, False, load, with_path(lines), write, folder=True, heading=heading)
 
@@ -148,37 +124,6 @@ def transformer_values(saved: SavedEncoder) -> dict[str, Any]:
         "layer_norm_eps": own.norm.eps,
         "qkv_bias": own.blocks[0].attn.qkv.bias is not None,
     }
-
-
-def resnet_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors of a ResNet by the library's names in place of timm's."""
-    found = {}
-    for name, value in tensors.items():
-        new = name
-        for pattern, replacement in OF_RESNETS:
-            new = re.sub(f"^{pattern}", replacement, new)
-        new = re.sub(r"^layer(\d+)\.(\d+)\.", lambda at: f"encoder.stages.{int(at[1]) - 1}.layers.{at[2]}.", new)
-        found[re.sub(r"\.layer\.(\d)\.", lambda at: f".layer.{int(at[1]) - 1}.", new)] = value
-    return found
-
-
-def transformer_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors of a transformer by the library's names: queries, keys and values are three of them."""
-    found = {}
-    for name, value in tensors.items():
-        layer, _, kind = name.rpartition(".") if "." in name else (name, "", "")
-        ending = f".{kind}" if kind else ""
-        if not layer.startswith("blocks."):
-            found[OF_TRANSFORMERS.get(layer, layer) + ending] = value
-            continue
-        _, number, inner = layer.split(".", 2)
-        block = f"encoder.layer.{number}"
-        if inner == "attn.qkv":
-            for part, own in zip(("query", "key", "value"), value.chunk(3), strict=True):
-                found[f"{block}.attention.attention.{part}{ending}"] = own.contiguous()
-        else:
-            found[f"{block}.{OF_BLOCKS.get(inner, inner)}{ending}"] = value
-    return found
 
 
 def with_counters(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -204,3 +204,13 @@ def test_numbers_of_heads_are_counted_for_each_attention() -> None:
     assert heads_of(fresh(OWN_VIT)) == [4, 4]
     assert heads_of(fresh(TIMM_VIT)) == [3, 3]
     assert heads_of(fresh(NODES["narrow resnet"])) == []
+
+
+def test_the_names_in_torchvisions_published_transformers_are_read() -> None:
+    saved = saved_of("timm's transformer")
+    tensors = dict(TARGETS["torchvision"](saved).renamed)
+    older = {
+        key.replace(".mlp.0.", ".mlp.linear_1.").replace(".mlp.3.", ".mlp.linear_2."): x for key, x in tensors.items()
+    }
+    assert older.keys() != tensors.keys()
+    assert filled(TIMM_VIT, older)[0].problems == []
