@@ -5,12 +5,18 @@ address at the other end, before anything is sent to it.
 """
 
 import socket
+import time
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
+from urllib3.util.connection import allowed_gai_family
 
 from dist_ssl.data.storage.patient_answers import PatientAnswer
 from dist_ssl.data.storage.redirects import is_public
+
+CONNECT_SECONDS = 30.0
+"""Bound of the time for which the addresses of a name are tried, one after the other: it may have thousands."""
 
 
 class InnerAddressError(Exception):
@@ -28,9 +34,31 @@ class _Known(HTTPConnection):
     public = True
 
     def _new_conn(self) -> socket.socket:
-        sock = super()._new_conn()
+        sock = self._to_first_address()
         self.public = is_public(sock.getpeername()[0])
         return sock
+
+    def _to_first_address(self) -> socket.socket:
+        """Return a socket to the first address of the host that answers. Raises what urllib3 raises where none does."""
+        host, timeout, ends = self._dns_host, self.timeout, time.monotonic() + CONNECT_SECONDS
+        try:
+            rows = socket.getaddrinfo(host, self.port, allowed_gai_family(), socket.SOCK_STREAM)
+        except (OSError, UnicodeError):
+            return super()._new_conn()  # which raises urllib3's error
+        problem: Exception | None = None
+        try:
+            for address in dict.fromkeys(str(own[0]) for *_, own in rows):
+                left = ends - time.monotonic()
+                if problem and left <= 0:
+                    break
+                self._dns_host, self.timeout = address, left if timeout is None else min(timeout, left)
+                try:
+                    return super()._new_conn()
+                except (ConnectTimeoutError, NewConnectionError) as error:
+                    problem = error
+        finally:
+            self._dns_host, self.timeout = host, timeout
+        raise problem or NewConnectionError(self, f"{host} has no address")
 
 
 class _Connection(_Known):

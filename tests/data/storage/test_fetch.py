@@ -8,6 +8,8 @@ import ssl
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import urllib3
@@ -18,7 +20,7 @@ from dist_ssl.data.storage import connections, fetch, redirects, transports
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.fetch import Fetcher, Patience
 from dist_ssl.data.storage.redirects import check_redirect
-from dist_ssl.data.storage.transports import NoRangesError
+from dist_ssl.data.storage.transports import NoRangesError, Web
 from dist_ssl.errors import ConfigError, DataError, ServerAwayError
 from tests.web import FAULTS, HEADS, Server, serving
 
@@ -463,3 +465,27 @@ def test_a_command_is_run_only_if_that_was_allowed(tmp_path: Path) -> None:
     assert fetched(fetcher, address, 70_000) == DATA[70_000:]
     with pytest.raises(DataError, match="could not be fetched in 4 tries"):
         fetcher.read(Address.parse(f"pipe:cat {tmp_path}/%s 2>&-") / "b.tar", MOST)
+
+
+def test_the_addresses_of_a_name_are_tried_for_a_bounded_time_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each waits in vain for as long as it may, on a clock that only waiting moves."""
+    clock, waited = [0.0], list[tuple[str, float]]()
+
+    class Silent(socket.socket):
+        def connect(self, address: Any) -> None:
+            seconds = self.gettimeout()
+            assert seconds is not None
+            waited.append((address[0], seconds))
+            clock[0] += seconds
+            raise TimeoutError
+
+    rows = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (f"10.0.{n // 256}.{n % 256}", 80)) for n in range(3000)]
+    found = lambda host, *_: rows if host == "many.example" else [row for row in rows if row[4][0] == host]  # noqa: E731
+    monkeypatch.setattr("urllib.request.getproxies", dict)
+    monkeypatch.setattr(socket, "getaddrinfo", found)
+    monkeypatch.setattr(socket, "socket", Silent)
+    monkeypatch.setattr("dist_ssl.data.storage.connections.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    with pytest.raises(OSError, match="ConnectTimeoutError"):
+        Web().size(Address("http://many.example/x"))
+    assert waited[:2] == [("10.0.0.0", 10.0), ("10.0.0.1", 10.0)]
+    assert clock[0] <= 30
