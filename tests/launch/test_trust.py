@@ -174,6 +174,18 @@ def test_a_group_with_other_members_is_not_ones_own(run: RunDir, monkeypatch: py
         trust.check(run, trusted=False)
 
 
+def poisons_until_checked(run: RunDir, canary: Path) -> None:
+    """The import of a module of the run's code writes the canary, and no longer does once the folder was checked."""
+    command = [sys.executable, "-P", "-c", "import launch.run_names"]
+    own = {**os.environ, "PYTHONPATH": str(run.code)}
+    subprocess.run(command, env=own, check=True)
+    assert canary.exists(), "the poison works"
+    canary.unlink()
+    trust.check(run, trusted=False)
+    subprocess.run(command, env=own, check=True)
+    assert not canary.exists()
+
+
 def test_compiled_python_in_a_run_folder_is_not_executed(run: RunDir, tmp_path: Path) -> None:
     module, canary = run.code / "launch" / "run_names.py", tmp_path / "canary"
     compiled = module.parent / "__pycache__" / f"run_names.{sys.implementation.cache_tag}.pyc"
@@ -183,14 +195,7 @@ def test_compiled_python_in_a_run_folder_is_not_executed(run: RunDir, tmp_path: 
     code = compile(poison.read_text(), str(module), "exec")
     compiled.parent.mkdir(exist_ok=True)
     compiled.write_bytes(importlib._bootstrap_external._code_to_timestamp_pyc(code, time, size))
-    command = [sys.executable, "-P", "-c", "import launch.run_names"]
-    own = {**os.environ, "PYTHONPATH": str(run.code)}
-    subprocess.run(command, env=own, check=True)
-    assert canary.exists(), "the poison works"
-    canary.unlink()
-    trust.check(run, trusted=False)
-    subprocess.run(command, env=own, check=True)
-    assert not canary.exists()
+    poisons_until_checked(run, canary)
 
 
 def test_compiled_python_in_place_of_a_module_is_not_executed(run: RunDir, tmp_path: Path) -> None:
@@ -198,14 +203,7 @@ def test_compiled_python_in_place_of_a_module_is_not_executed(run: RunDir, tmp_p
     code = compile(f"open({str(canary)!r}, 'w')\n", "poison", "exec")
     package.mkdir()
     (package / "__init__.pyc").write_bytes(importlib._bootstrap_external._code_to_timestamp_pyc(code, 0, 0))
-    command = [sys.executable, "-P", "-c", "import launch.run_names"]
-    own = {**os.environ, "PYTHONPATH": str(run.code)}
-    subprocess.run(command, env=own, check=True)
-    assert canary.exists(), "the poison works"
-    canary.unlink()
-    trust.check(run, trusted=False)
-    subprocess.run(command, env=own, check=True)
-    assert not canary.exists()
+    poisons_until_checked(run, canary)
 
 
 @pytest.mark.parametrize("kind", ["link", "closed"])
