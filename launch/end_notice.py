@@ -1,4 +1,4 @@
-"""The last word about an attempt to Prometheus: how it ended, where its processes could not say so themselves.
+"""Reports to Prometheus how an attempt ended, where its processes could not do so themselves.
 
 An attempt that ends in order takes its targets away. One that a person ended by force leaves them, so they are removed
 here; one that failed leaves them too, and how it failed is added, so that an alert says which end it was.

@@ -1,4 +1,4 @@
-"""A run folder that is being made: nothing is in the way of the next command where one fails or is killed."""
+"""Marks a run folder while it is made, so that a command that fails or is killed blocks no later one."""
 
 import contextlib
 import fcntl

@@ -22,7 +22,7 @@ def newest(metric: str) -> str:
 
 
 def total(key: str) -> Query:
-    """Return a query of what a counter has come to over the whole run: of rare events a rate says little."""
+    """Return a query of a counter's total over the whole run: of rare events a rate says little."""
     return Query(f"{BY_KEY[key].name}{CHOSEN}", f"{{{{run}}}} {key.replace('_', ' ')}")
 
 

@@ -53,7 +53,7 @@ class Batch:
 
     @property
     def on_device(self) -> list[Tensor]:
-        """All tensors on the device."""
+        """Return all tensors on the device."""
         given = self.candidates
         return [*self.views, self.valid, *([*given.small, *given.pixels] if given else [])]
 

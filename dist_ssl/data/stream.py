@@ -109,7 +109,7 @@ class Stream:
             yield make(item, self._copied(item))
 
     def _items(self, steps: Steps, cutter: Cutter, views: int) -> Generator[tuple[int, Loaded], None, None]:
-        """Where in the lanes each step begins, and its pixels."""
+        """Yield where in the lanes each step begins, and its pixels."""
         pyramid = self.loader.pyramid
         upcoming = steps.shards, pyramid.expected(cutter, steps.order.draws) if pyramid else None
         yield from zip(steps.starts, self.loader.load(steps, cutter, views, upcoming, WAITING), strict=True)

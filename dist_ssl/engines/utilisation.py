@@ -56,7 +56,7 @@ class UsefulWork:
         return cls(method.encoder, method.teacher and method.teacher.get_submodule("encoder"), peak)
 
     def start(self) -> None:
-        """Count passes anew: in another epoch encoders may see other tokens."""
+        """Count passes again: in another epoch encoders may see other tokens."""
         self._known = {}
         self._flops = 0
 

@@ -27,7 +27,7 @@ ENDED = Metric(
     values=ENDS,
 )
 END_METRICS: tuple[Metric, ...] = (ENDED,)
-"""The table of what is exported of a run that is no more at work; it takes the place of all series of the run."""
+"""The table of what is exported of a run that has ended; it takes the place of all series of the run."""
 OWN = ("run", "method")
 """Labels of the target that the series of a text file have."""
 

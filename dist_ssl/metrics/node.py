@@ -41,7 +41,7 @@ class NodeSeries(Exported):
         self.values = {}
 
     def sample(self) -> None:
-        """Take all numbers anew."""
+        """Read all numbers again."""
         gpus: Values = {(key, ""): value for key, value in self.gpus.sample().items()} if self.gpus else {}
         self.values = {**self._machine(), **self._processes(), **self._space(), **gpus, **self._energy()}
 

@@ -7,7 +7,7 @@ Names follow Prometheus: `dist_ssl_<noun>_<unit>`, base units; those of counters
 and unit. The dashboards of `monitoring/` show every metric on the panel that its row names. A key without a row is
 refused where it is first known: the hyperparameters' names at submission, all others when they are first recorded.
 
-A report holds a counter's increase since the last report, or, where its reduction is `last`, what it has come to. The
+A report holds a counter's increase since the last report, or, where its reduction is `last`, its total. The
 endpoint exports the sum over all attempts of a run: a run is one target with the same labels, and no counter goes back.
 """
 

@@ -60,7 +60,7 @@ class Metric:
 
     @property
     def increments(self) -> bool:
-        """Return whether a report holds a counter's increase since the last one, and not what it has come to."""
+        """Return whether a report holds a counter's increase since the last one, and not its total."""
         return self.counter and self.reduction != "last"
 
     @property

@@ -158,7 +158,7 @@ def _statistics(x: Tensor, eps: float, total: Sum | None, groups: int) -> Statis
 
 
 def _own_statistics(x: Tensor, eps: float, groups: int) -> tuple[Rows, Rows]:
-    """Means and scales of this rank's share of each group."""
+    """Return the means and scales of this rank's share of each group."""
     if by_triton(x):
         from dist_ssl.models.norm_triton import statistics
 
@@ -171,7 +171,7 @@ def _own_statistics(x: Tensor, eps: float, groups: int) -> tuple[Rows, Rows]:
 def _shared(
     own: list[tuple[Tensor, Tensor]], seen: Statistics, total: Sum | None, x: Tensor
 ) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
-    """Per group what the kernel divides by the count, over all ranks: sums of dy and of dy * (x - mean); the count."""
+    """Return what the kernel divides by the count, per group over all ranks: sums of dy, dy * (x - mean); the count."""
     if total is None:
         return own, _constant(1, _count(x, len(own)), torch.int32, x.device)
     packed = torch.stack([row for kind in zip(*own, strict=True) for row in kind]).view(2, len(own), -1)
@@ -180,13 +180,13 @@ def _shared(
 
 
 def _over_ranks(own: Tensor, seen: Statistics, total: Sum) -> Tensor:
-    """The means over all ranks' values of what this rank's sums [2, G, C] are of."""
+    """Return the means over the values of all ranks, where `own` are this rank's sums, [2, G, C]."""
     assert seen.counts is not None
     return (total(own.double()) / seen.counts).float()  # counts may differ: divided here, where they are exact
 
 
 def _added(own: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """The sum over groups of each of two tensors."""
+    """Return the sums over groups of each of two tensors."""
     first, *others = own
     found = list(first)
     for other in others:
@@ -195,7 +195,7 @@ def _added(own: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 
 def averaged(seen: Sequence[Sequence[Statistics]]) -> list[Tensor]:
-    """[2, C] for each batch norm: mean and unbiased variance, averaged over groups and passes, in a dozen launches."""
+    """Return mean and unbiased variance, [2, C], of each batch norm, averaged over groups and passes in a dozen launches."""
     rows = [[row for s in own for row in zip(s.means, s.scales, s.bessel, strict=True)] for own in seen]
     alike: dict[tuple[int, float], list[int]] = {}
     for place, own in enumerate(seen):
@@ -211,7 +211,7 @@ def averaged(seen: Sequence[Sequence[Statistics]]) -> list[Tensor]:
 
 
 def _count(x: Tensor, groups: int) -> int:
-    """How many values of this rank a channel of a group has."""
+    """Return how many values of this rank a channel of a group has."""
     return x.numel() // (groups * x.shape[1])
 
 
@@ -222,7 +222,7 @@ def _constant(size: int, value: float, dtype: torch.dtype, device: torch.device)
 
 
 def _layout(x: Tensor) -> torch.memory_format:
-    """How x lies in memory, as these kernels know it."""
+    """Return the memory format of x as these kernels know it."""
     dense = x.is_contiguous() and not x.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if x.dim() == 4 and not dense else torch.contiguous_format
 

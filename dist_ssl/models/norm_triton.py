@@ -83,19 +83,19 @@ def elements(
 
 
 def _size(x: Tensor, groups: int) -> tuple[int, int]:
-    """Rows of a group, and channels."""
+    """Return the rows of a group, and the channels."""
     return x.numel() // (groups * x.shape[1]), x.shape[1]
 
 
 def _form(channels: int, tiles: int) -> dict[str, int]:
-    """Rows and channels of a tile: 32 to 128 channels, in which they part without a rest where that is possible."""
+    """Return rows and channels of a tile: 32 to 128 channels, a divisor of their number where that is possible."""
     width = channels & -channels
     width = min(width if width >= 32 else triton.next_power_of_2(channels), 128)
     return {"height": tiles * TILE.value // width, "width": width}
 
 
 def _blocks(rows: int, channels: int) -> tuple[int, int, dict[str, int]]:
-    """Rows of a block of those that are added up, how many blocks a group has, and the form of a tile."""
+    """Return the rows of a block that are summed, how many blocks a group has, and the form of a tile."""
     form = _form(channels, 1)
     several = form["height"] * 4
     most = max(PROGRAMS // triton.cdiv(channels, form["width"]), 1)
@@ -104,7 +104,7 @@ def _blocks(rows: int, channels: int) -> tuple[int, int, dict[str, int]]:
 
 
 def _padded(blocks: int) -> int:
-    """Blocks that the program of a merge reads; few sizes, since each is compiled."""
+    """Return how many blocks the program of a merge reads; few sizes, since each is compiled."""
     return 64 if blocks <= 64 else PROGRAMS
 
 

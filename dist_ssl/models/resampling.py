@@ -24,7 +24,7 @@ from dist_ssl.models.patches import Grid, Projection
 
 @lru_cache(maxsize=32)
 def resampling(old: Grid, new: Grid, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """[new patches, old patches] the matrix that resizes a grid as antialiased bicubic interpolation does.
+    """Return the matrix, [new patches, old patches], that resizes a grid as antialiased bicubic interpolation does.
 
     It is computed in double precision on the host, and kept for every size that was asked for.
     """
@@ -36,7 +36,7 @@ def resampling(old: Grid, new: Grid, dtype: torch.dtype, device: torch.device) -
 
 
 def resized(positions: Tensor, old: Grid, new: Grid) -> Tensor:
-    """[1, old patches, D] -> [1, new patches, D], in the precision of the positions."""
+    """Return resized positions, [1, old patches, D] -> [1, new patches, D], in their own precision."""
     if old == new:
         return positions
     with torch.autocast(positions.device.type, enabled=False):  # as interpolation, which is never cast down
@@ -54,7 +54,7 @@ class ResizedPositions(VisionTransformer):  # type: ignore[misc]
     """timm's transformer, which resizes its positions by a matrix product."""
 
     def _pos_embed(self, x: Tensor) -> Tensor:
-        """[B, K, D] patches -> [B, tokens, D] with positions, class and register tokens in front."""
+        """Return patches, [B, K, D], with positions, and class and register tokens in front, [B, tokens, D]."""
         count = 0 if self.no_embed_class else self.num_prefix_tokens
         prefix, learnt = self.pos_embed[:, :count], self.pos_embed[:, count:]
         layout = self.patch_embed.proj.latest

@@ -52,7 +52,7 @@ class Rows:
 
 
 def strides(p: Tensor) -> tuple[int, ...]:
-    """Those of a tensor without holes that lies in memory as this one does."""
+    """Return the strides of a dense tensor with the memory order of this one."""
     return torch.empty_like(p, device="meta").stride()
 
 

@@ -25,7 +25,7 @@ def check_finite(gradient_norm: float, loss: float) -> None:
 
 
 class FiniteCheck:
-    """The question of every step, answered at once on a host, and a step later where the host runs ahead of a device.
+    """Checks the gradient norm of every step: at once on a CPU, one step later on a GPU, ahead of which the host runs.
 
     The answer is copied beside what the device computes and read when the next step comes to its update, or when the
     state is asked for. So weights may have moved by a gradient that was not finite, but they never reach a checkpoint.
@@ -39,7 +39,7 @@ class FiniteCheck:
         self._open = False
 
     def ask(self, gradient_norm: Tensor, loss: Tensor) -> None:
-        """Ask of one step, after the answer to the step before. Raises TrainingError."""
+        """Check one step; on a GPU, check the step before and start to copy this one's numbers. Raises TrainingError."""
         if not self.later:
             check_finite(float(gradient_norm), float(loss))
             return

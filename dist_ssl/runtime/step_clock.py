@@ -83,7 +83,7 @@ class DeviceMarker:
         return event
 
     def passed(self, mark: Any) -> bool:
-        """Return whether the GPU has come to an event."""
+        """Return whether the GPU has reached an event."""
         return bool(mark.query())
 
     def seconds(self, first: Any, second: Any) -> float:

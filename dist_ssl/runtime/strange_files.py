@@ -1,4 +1,4 @@
-"""Reading of files that somebody else may have written: neither endless ones, nor what they hold, stop the reader."""
+"""Reads files that another user may have written, endless ones too, and checks and changes who may write to a path."""
 
 import contextlib
 import errno

@@ -32,7 +32,7 @@ class Event(Protocol):
     """A point in a device's work."""
 
     def synchronize(self) -> None:
-        """Wait until the device has come to it."""
+        """Wait until the device has reached it."""
         ...
 
 
