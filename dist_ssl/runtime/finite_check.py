@@ -39,7 +39,7 @@ class FiniteCheck:
         self._open = False
 
     def ask(self, gradient_norm: Tensor, loss: Tensor) -> None:
-        """Check one step; on a GPU, check the step before and start to copy this one's numbers. Raises TrainingError."""
+        """Check a step; on a GPU, check the one before and start to copy this one's numbers. Raises TrainingError."""
         if not self.later:
             check_finite(float(gradient_norm), float(loss))
             return
