@@ -195,7 +195,7 @@ def _added(own: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 
 def averaged(seen: Sequence[Sequence[Statistics]]) -> list[Tensor]:
-    """Return mean and unbiased variance, [2, C], of each batch norm, averaged over groups and passes, in few launches."""
+    """Return mean and unbiased variance, [2, C], of each batch norm, averaged over groups and passes."""
     rows = [[row for s in own for row in zip(s.means, s.scales, s.bessel, strict=True)] for own in seen]
     alike: dict[tuple[int, float], list[int]] = {}
     for place, own in enumerate(seen):
