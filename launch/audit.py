@@ -17,6 +17,7 @@ import itertools
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
@@ -109,8 +110,8 @@ def final_steps(run: RunDir) -> int:
     return max(published(run.folder / "checkpoints"), default=0)
 
 
-def audit(run: RunDir, split: Split) -> tuple[list[EpochAudit], list[str], list[int]]:
-    """Return the audit of every epoch's samples, all other problems as sentences, and the attempts of final steps.
+def audit(run: RunDir, split: Split) -> tuple[list[EpochAudit], list[str], dict[int, set[int]]]:
+    """Return the audit of every epoch's samples, all other problems, and the shards that each attempt used.
 
     Raises DataError.
     """
@@ -129,7 +130,7 @@ def audit(run: RunDir, split: Split) -> tuple[list[EpochAudit], list[str], list[
             RESTORE,
         )
     if not final:
-        return [], [], []
+        return [], [], {}
     bad = [row for row in jsonl.read(run.folder / "quarantine.jsonl") if row.get("split") == split.name]
     listed = {row["number"] for row in bad if whole(row, "number")}
     compared = Audit(ledger.read(run.folder / "ledger"), found, final, listed)
@@ -142,22 +143,31 @@ def audit(run: RunDir, split: Split) -> tuple[list[EpochAudit], list[str], list[
     planned = all_epochs({"epochs": value_of(now, "epochs", int), "extend": fit(now.get("extend", []), list, "extend")})
     if run.outcome() == FINISHED and (final, len(found)) != (covered, planned):
         problems.append(f"The run has finished at step {final} of epoch {len(found)}, before its end.")
-    return compared.tallies(), problems, sorted({*compared.attempt_of.tolist()})
+    return compared.tallies(), problems, compared.shards_used()
 
 
-def contents(run: RunDir, split: Split, attempts: list[int]) -> str:
-    """Return a sentence on the attempts that have verified the contents of the shards that they read."""
+def contents(run: RunDir, split: Split, used: Mapping[int, AbstractSet[int]]) -> str:
+    """Return a sentence on the attempts that have verified the contents of the shards that they used, by attempt."""
     found = vouched(run.folder / "ledger")
-    verified = {number for number in attempts if number in found and found[number].how <= {IN_PLACE, CACHED}}
-    if verified == {*attempts}:
+    local = {shard for folder, shards in split.runs if folder.local for shard in shards}
+    verified = {
+        number
+        for number, shards in used.items()
+        if number in found
+        and found[number].how <= {IN_PLACE, CACHED}
+        and (IN_PLACE not in found[number].how or local & shards <= found[number].shards)
+    }
+    if verified == used.keys():
         return "All shards that were read had the sha256 that the manifest says."
-    others = [number for number in attempts if number not in verified]
+    others = sorted(used.keys() - verified)
     how = sorted({how for number in others if number in found for how in found[number].how - {IN_PLACE, CACHED}})
+    how += [] if found.keys() >= {*others} else ["no record of it"]
+    commands = [f"python shards/verify.py {shlex.quote(str(folder))}" for folder, _ in split.runs]
     named = f"attempt{'s' if len(others) > 1 else ''} {', '.join(map(str, others[:NUMBERS_SHOWN]))}"
     named += ", ..." if len(others) > NUMBERS_SHOWN else ""
     return (
-        f"The contents of shards were not verified in {named} ({', '.join(how) or 'no record of it'}): "
-        f"python shards/verify.py {shlex.quote(str(split.folder))} verifies them as they are now."
+        f"The contents of shards were not verified in {named} ({', '.join(how) or 'not all of them'}): "
+        f"{' and '.join(commands)} verifies them as they are now."
     )
 
 
@@ -198,7 +208,7 @@ def of_sources(tallies: Sequence[EpochAudit], split: Split) -> Iterator[str]:
 
 def report(run: RunDir, split: Split, console: Console) -> int:
     """Print the audit of a run; return the exit code."""
-    tallies, problems, attempts = audit(run, split)
+    tallies, problems, used = audit(run, split)
     final = final_steps(run)
     if run.outcome() != FINISHED:
         console.print(f"The run has not finished: the audit covers the {final} steps up to its newest checkpoint.")
@@ -210,7 +220,7 @@ def report(run: RunDir, split: Split, console: Console) -> int:
         console.print(line, highlight=False, markup=False)
     for line in [*problems, *(line for tally in tallies for line in details(tally, split))]:
         console.print(line)
-    say(console, contents(run, split, attempts))
+    say(console, contents(run, split, used))
     clean = not problems and all(tally.clean for tally in tallies)
     console.print("Clean: nothing was lost or repeated." if clean else "NOT CLEAN: the lines above say where.")
     return 0 if clean else 1

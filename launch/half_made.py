@@ -8,6 +8,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from dist_ssl.errors import ConfigError
+
 NAME = ".making"
 """File of a folder that is being made, which the command that makes it holds locked."""
 COMPLETE = ("config.yaml", "attempts/*/config.yaml")
@@ -17,15 +19,22 @@ COMPLETE = ("config.yaml", "attempts/*/config.yaml")
 @contextlib.contextmanager
 def being_made(folder: Path) -> Iterator[None]:
     """Mark a new folder until the block ends; remove it where the block raises an error, so that its name is free."""
+    own = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)  # kept open, so that no other folder gets its number
     try:
         with (folder / NAME).open("wb") as file:
             with contextlib.suppress(OSError):  # a file system without locks
                 fcntl.flock(file, fcntl.LOCK_EX)
+            if not _same(own, folder):
+                raise ConfigError(f"{folder} was removed by another command while it was made.", "Start the run again.")
             yield
-        (folder / NAME).unlink()
+        with contextlib.suppress(OSError):  # the folder is complete, whatever becomes of its mark
+            (folder / NAME).unlink()
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        if _same(own, folder):
+            shutil.rmtree(folder, ignore_errors=True)
         raise
+    finally:
+        os.close(own)
 
 
 def was_left(folder: Path) -> bool:
@@ -45,6 +54,14 @@ def remove_left(folder: Path) -> None:
             shutil.rmtree(aside)
         finally:
             os.close(mark)
+
+
+def _same(own: int, folder: Path) -> bool:
+    """Return whether a path leads to the folder of a descriptor."""
+    try:
+        return os.path.samestat(os.fstat(own), folder.lstat())
+    except OSError:
+        return False
 
 
 def _locked_mark(folder: Path) -> int | None:

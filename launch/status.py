@@ -40,6 +40,8 @@ HEADINGS = (
 NUMBERS_FROM = 2
 """The first heading of a column of numbers."""
 WIDTH = 120
+MOST = 1e12
+"""Largest number that is shown: the file may be anybody's."""
 LOOK_SECONDS, ASK_SECONDS = 0.5, 5.0
 """Between two looks at a run that is followed, and between two questions about its state, some of them to Slurm."""
 
@@ -49,12 +51,16 @@ def cells(found: RunState, now: float) -> list[str]:
     numbers = found.numbers
 
     def text(key: str, form: str, scale: float = 1.0) -> str:
-        return format(scale * float(numbers[key]), form) if key in numbers else DASH
+        return format(scale * max(-MOST, min(float(numbers[key]), MOST)), form) if key in numbers else DASH
 
     def age(moment: float | None) -> str:
         return DASH if moment is None else duration(max(0.0, now - moment))
 
-    left = duration(float(numbers["seconds_left"])) if "seconds_left" in numbers and found.state in GOING else DASH
+    left = (
+        duration(min(float(numbers["seconds_left"]), MOST))
+        if "seconds_left" in numbers and found.state in GOING
+        else DASH
+    )
     return [
         found.run.folder.resolve().name,
         found.state,

@@ -100,7 +100,11 @@ def renamed(tensors: Mapping[str, Tensor], names: Iterable[tuple[str, str]]) -> 
                 return _counted(old, new, found.groups()) + name[found.end() :]
         return name
 
-    return {translated(name): value for name, value in tensors.items()}
+    found: dict[str, Tensor] = {}
+    for name, value in tensors.items():
+        new = translated(name)
+        found[name if new in found else new] = value  # the match reports the name of the second of two for one place
+    return found
 
 
 def _counted(old: str, new: str, numbers: Iterable[str]) -> str:

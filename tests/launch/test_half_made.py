@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dist_ssl.errors import ConfigError
-from launch.half_made import NAME, being_made, was_left
+from launch.half_made import NAME, being_made, remove_left, was_left
 from launch.run_dir import RunDir
 
 KILLED = """
@@ -79,3 +79,29 @@ def test_what_somebody_has_made_is_never_replaced(content: str, tmp_path: Path) 
     link = tmp_path / "link"
     link.symlink_to(tmp_path)
     assert not was_left(link)
+
+
+def test_a_folder_that_was_replaced_while_it_was_made_is_left_to_the_other_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, usual = RunDir.create(tmp_path, "mine", "mocov3"), fcntl.flock
+
+    def flock(file: int, how: int) -> None:  # before this command has its lock, another takes the folder for a left one
+        monkeypatch.setattr(fcntl, "flock", usual)
+        remove_left(run.folder)
+        run.folder.mkdir()
+        (run.folder / "theirs").touch()
+        usual(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(ConfigError, match="removed by another command"), being_made(run.folder):
+        raise AssertionError("the folder is not this command's any more")
+    assert [path.name for path in run.folder.iterdir()] == ["theirs"]
+
+
+def test_a_complete_folder_stays_where_its_mark_cannot_be_removed(tmp_path: Path) -> None:
+    run = RunDir.create(tmp_path, "mine", "mocov3")
+    with being_made(run.folder):
+        run.begin({}, [])
+        (run.folder / NAME).unlink()
+    assert RunDir.open(run.folder)

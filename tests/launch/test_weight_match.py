@@ -214,3 +214,11 @@ def test_the_names_in_torchvisions_published_transformers_are_read() -> None:
     }
     assert older.keys() != tensors.keys()
     assert filled(TIMM_VIT, older)[0].problems == []
+
+
+def test_two_tensors_of_a_file_for_one_place_are_named() -> None:
+    tensors = dict(TARGETS["torchvision"](saved_of("timm's transformer")).renamed)
+    name = next(key for key in tensors if key.endswith("mlp.0.weight"))
+    second = name.replace("mlp.0", "mlp.linear_1")
+    found, _ = filled(TIMM_VIT, {**tensors, second: torch.zeros_like(tensors[name])})
+    assert found.problems == [f"left over: {second}"]

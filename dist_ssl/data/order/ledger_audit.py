@@ -6,10 +6,12 @@ and the samples of another step or rank by their sum (probability of a chance ma
 a million). Any other difference is called unclear: samples were lost or repeated, and the hash cannot say which.
 """
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from dist_ssl.core.draws import Draws, Ints
 from dist_ssl.core.plan import EpochPlan, epoch_samples
@@ -137,7 +139,7 @@ class Audit:
     `final`: number of steps that the last checkpoint holds; `listed`: the samples that the quarantine lists.
     """
 
-    def __init__(self, ledger: Deliveries, epochs: Sequence[Epoch], final: int, listed: Container[int]) -> None:
+    def __init__(self, ledger: Deliveries, epochs: Sequence[Epoch], final: int, listed: AbstractSet[int]) -> None:
         self.ledger, self.epochs, self.final, self.listed = ledger, epochs, final, listed
         mixed = mix(np.arange(epochs[0].num_samples, dtype=np.int64))
         self._by_hash = np.argsort(mixed)
@@ -150,6 +152,8 @@ class Audit:
         valid = valid[ledger.attempt[valid] == self.attempt_of[ledger.step[valid]]]
         self._rows = valid[np.lexsort((ledger.rank[valid], ledger.step[valid]))]
         self._starts = np.searchsorted(ledger.step[self._rows], np.arange(final + 1))
+        self._ends = np.cumsum(epochs[0].split.shard_sizes)
+        self._used: dict[int, npt.NDArray[np.bool_]] = {}
 
     def unsaved(self) -> list[str]:
         """Return a message for each attempt that resumed from a step that no earlier attempt saved."""
@@ -159,6 +163,10 @@ class Audit:
             for attempt, step in sorted(self.ledger.restored().items())
             if step > 0 and not any(saved == step and by < attempt for by, saved in saved_by)
         ]
+
+    def shards_used(self) -> dict[int, set[int]]:
+        """Return the shards that the samples of every attempt's final steps are in, as far as `tallies` has come."""
+        return {attempt: {*np.flatnonzero(used).tolist()} for attempt, used in self._used.items()}
 
     def tallies(self) -> list[EpochAudit]:
         """Return the fate of the samples of every epoch of which a checkpoint holds at least one step."""
@@ -205,8 +213,15 @@ class Audit:
             of_sources=epoch.by_source(times),
         )
 
+    def _note_shards(self, step: int, batch: Ints) -> None:
+        """Add a step's shards to those of its attempt; unreadable samples are not read again once they are known."""
+        read = batch[~np.isin(batch, [*self.listed])] if self.listed else batch
+        used = self._used.setdefault(int(self.attempt_of[step]), np.zeros(len(self._ends), dtype=np.bool_))
+        used[np.searchsorted(self._ends, read, side="right")] = True
+
     def _step(self, epoch: Epoch, step: int, batch: Ints) -> Iterator[tuple[Ints, Ints | None, str]]:
         """Yield per rank the expected samples, the delivered ones (None: unknown), and what is wrong ("": nothing)."""
+        self._note_shards(step, batch)
         rows = self._rows[self._starts[step] : self._starts[step + 1]]
         if not len(rows):
             yield batch, batch[:0], f"step {step}: the ledger has no line for it"

@@ -12,9 +12,10 @@ METRIC = "source_samples"
 
 
 def check_batch(split: Split, batch_size: int) -> None:
-    """Raise ConfigError where batches of a mixture have fewer samples than sources, or a sample of one of them twice.
+    """Raise ConfigError where batches of a mixture have fewer samples than sources, or need more of one than it has.
 
-    From as many samples as sources on, shares are exact to one batch at every step, see interleaving.py.
+    A batch in which a pass of a source ends and the next one begins may still hold a sample twice. From as many samples
+    as sources on, shares are exact to one batch at every step, see interleaving.py.
     """
     if not isinstance(split, MixedSplit):
         return
@@ -27,7 +28,7 @@ def check_batch(split: Split, batch_size: int) -> None:
         if share > source.samples:
             raise ConfigError(
                 f"{source.folder} has {source.samples} samples, and its share of a batch of {batch_size} is "
-                f"{share:.4g}: some would be in a batch twice.",
+                f"{share:.4g}: some would be in every batch twice.",
                 "Give it a lower weight in data.weights, or use a smaller batch_size.",
             )
 

@@ -45,6 +45,7 @@ class ShardContents:
         self._known = _Verified(self.path, len(split.shards))
         self._waiting: Queue[int] = Queue()
         self._problem: UserError | None = None
+        self._closed = False
         self._thread = threading.Thread(target=self._verify_all, name="contents", daemon=True)
         self._file = jsonl.open_to_append(self.path)
         if world.local_rank == 0:
@@ -68,6 +69,7 @@ class ShardContents:
 
     def close(self) -> None:
         """Close the record; shards that are not verified yet never will be."""
+        self._closed = True
         self._file.close()
 
     def _begin(self, places: Iterable[int]) -> None:
@@ -81,11 +83,13 @@ class ShardContents:
         while True:
             place = self._waiting.get()
             try:
-                if not self._problem and place not in self._known:
+                if not self._closed and not self._problem and place not in self._known:
                     self._verify(place)
             except UserError as error:
                 self._problem = error
             except Exception as error:
+                if self._closed:  # the record, and perhaps its folder, are gone
+                    continue
                 log.exception("The contents of shards cannot be verified")
                 self._problem = DataError(f"The contents of shards cannot be verified: {error!r}.", "See the log.")
             finally:
@@ -146,7 +150,7 @@ class _Verified:
 
 @dataclass(frozen=True)
 class Vouched:
-    """The records of an attempt's nodes: how they read shards, and the numbers of the shards that they verified."""
+    """The records of an attempt's nodes: how they read shards, and the shards that they verified at any level."""
 
     how: frozenset[str]
     shards: frozenset[int]
@@ -159,6 +163,6 @@ def vouched(folder: Path) -> dict[int, Vouched]:
         if named := NAME.fullmatch(path.stem):
             rows, before = jsonl.read(path), found.get(int(named[1]), Vouched(frozenset(), frozenset()))
             how = {row["how"] for row in rows if row.get("how") in HOW}
-            shards = {row["shard"] for row in rows if type(row.get("shard")) is int and row.get("level") == 0}
+            shards = {row["shard"] for row in rows if type(row.get("shard")) is int}
             found[int(named[1])] = Vouched(before.how | how, before.shards | shards)
     return found

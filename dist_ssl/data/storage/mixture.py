@@ -15,6 +15,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -63,10 +64,15 @@ class MixedSplit(Split):
     @property
     def runs(self) -> list[tuple[Address, range]]:
         """See `Split`."""
-        ends = np.cumsum([source.shards for source in self.sources]).tolist()
+        ends = self._ends.tolist()
         return [
             (source.folder, range(end - source.shards, end)) for source, end in zip(self.sources, ends, strict=True)
         ]
+
+    @cached_property
+    def _ends(self) -> Ints:
+        """Return the number of shards up to the end of each source, [sources]."""
+        return np.cumsum([source.shards for source in self.sources], dtype=np.int64)
 
     def source_of(self, number: int) -> int:
         """Return the number of the source, from 0, that a sample belongs to."""
@@ -74,7 +80,7 @@ class MixedSplit(Split):
 
     def folder_of(self, shard: int) -> Address:
         """See `Split`."""
-        return next(folder for folder, shards in self.runs if shard in shards)
+        return self.sources[int(np.searchsorted(self._ends, shard, side="right"))].folder
 
 
 def places(path: Any, weights: Any) -> list[Address]:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import shutil
+import threading
 from io import FileIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -172,7 +173,32 @@ def test_the_audit_says_which_attempts_verified_what_they_read(shards: Path, tmp
     run: Any = SimpleNamespace(folder=tmp_path)
     split = manifest.read(shards).split("train")
     checked(shards, tmp_path / "ledger", 0).check()
-    assert audit.contents(run, split, [1]) == "All shards that were read had the sha256 that the manifest says."
+    assert audit.contents(run, split, {1: {0}}) == "All shards that were read had the sha256 that the manifest says."
+    assert "not verified in attempt 1 (not all of them)" in audit.contents(run, split, {1: {0, 1}}), "of another shard"
     checked(shards, tmp_path / "ledger", attempt=2, verify=False).check()
-    assert "not verified in attempt 2 (unverified): python shards/verify.py" in audit.contents(run, split, [1, 2])
-    assert "not verified in attempts 3, 4 (no record of it)" in audit.contents(run, split, [1, 3, 4])
+    said = audit.contents(run, split, {1: {0}, 2: {0}})
+    assert "not verified in attempt 2 (unverified): python shards/verify.py" in said
+    said = audit.contents(run, split, {1: {0}, 3: {0}, 4: {0}})
+    assert "not verified in attempts 3, 4 (no record of it)" in said
+
+
+def test_after_it_is_closed_nothing_is_hashed_or_said(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    reached, hashed, gate = threading.Event(), [], threading.Event()
+
+    def digest(path: Path) -> str:
+        hashed.append(path)
+        reached.set()
+        gate.wait(60)
+        return sha256_of(path)
+
+    sha256_of = contents.sha256_of
+    monkeypatch.setattr(contents, "sha256_of", digest)
+    found = checked(shards, tmp_path / "ledger", 0, 1)
+    assert reached.wait(60)
+    found.close()
+    gate.set()
+    found.check()
+    assert len(hashed) == 1
+    assert not caplog.records
