@@ -28,6 +28,8 @@ STALL_SECONDS = 30.0
 CHUNK_BYTES = 1 << 18
 PIECE_BYTES = 1 << 23
 """Bytes per request to an object store."""
+MOST_SAID = 300
+"""Characters of an error that are shown: it may quote what a server has answered."""
 CONNECTIONS = 32
 """Number of connections kept open per host."""
 REDIRECTS = 5
@@ -188,7 +190,9 @@ def _refusal(address: Address, response: urllib3.BaseHTTPResponse) -> OSError | 
 def _describe(address: Address, error: Exception) -> str:
     """Return a message for an error of urllib3, which may quote the address, without credentials."""
     reason = getattr(error, "reason", None) or error
-    return f"{address}: {type(reason).__name__}: {address.scrub(str(reason))}"
+    said = address.scrub(str(reason))
+    said = said if len(said) <= MOST_SAID else f"{said[:MOST_SAID]}..."
+    return f"{address}: {type(reason).__name__}: {said}"
 
 
 class Store:

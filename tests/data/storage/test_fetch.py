@@ -489,3 +489,22 @@ def test_the_addresses_of_a_name_are_tried_for_a_bounded_time_together(monkeypat
         Web().size(Address("http://many.example/x"))
     assert waited[:2] == [("10.0.0.0", 10.0), ("10.0.0.1", 10.0)]
     assert clock[0] <= 30
+
+
+def test_a_long_answer_is_not_quoted_whole() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer() -> None:
+            for _ in range(2):
+                connection, _ = listening.accept()
+                with connection:
+                    connection.recv(1 << 16)
+                    connection.sendall(b"HTT" + b"[" * 5000 + b"\r\n\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        address = Address.parse(f"http://127.0.0.1:{listening.getsockname()[1]}/a.tar")
+        with pytest.raises(DataError, match=r"BadStatusLine\(.HTT\[\[\[") as caught:
+            Fetcher(Patience(tries=2, first_seconds=0.001)).read(address, MOST)
+        thread.join()
+    assert len(str(caught.value)) < 700
