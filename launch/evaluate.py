@@ -108,7 +108,7 @@ def evaluate(run: RunDir, options: Options, data: Place, console: Console) -> No
                 console.print(f"{name}, {settings['branch']}, {options.protocol}:")
                 console.print(found.table())
                 write(found)
-                console.print(f"Written to {found.file}.")
+                console.print(f"Written to {' and '.join(map(str, found.files))}.")
 
         if options.watch:
             follow(Watch(run, options, data, console.print), world, one)

@@ -40,13 +40,18 @@ class Evaluation:
     content: dict[str, Any]
     sheet: Image.Image | None
 
+    @property
+    def files(self) -> list[Path]:
+        """Return the files: that of the numbers, and that of the sheet if there is one."""
+        return [self.file, *([self.file.with_suffix(".png")] if self.sheet else [])]
+
     def write(self) -> None:
         """Write the files; that of the numbers comes last, so that it stands for all of them. Raises OSError."""
         self.file.parent.mkdir(exist_ok=True)
         if self.sheet:
             buffer = io.BytesIO()
             self.sheet.save(buffer, "PNG")
-            write_atomically(self.file.with_suffix(".png"), buffer.getvalue())
+            write_atomically(self.files[-1], buffer.getvalue())
         text = json.dumps(self.content, indent=1, allow_nan=False) + "\n"
         row = {
             "time": round(time.time(), 3),

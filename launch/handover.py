@@ -11,8 +11,8 @@ from dist_ssl.config.command_names import subcommand
 from dist_ssl.errors import ConfigError, printable
 from dist_ssl.runtime.strange_files import read_regular
 from launch.private_cache import private_caches
-from launch.run_dir import PROJECT, SNAPSHOT, RunDir
-from launch.source_commit import LEFT_OUT, SOURCE, lost_files
+from launch.run_dir import PROJECT, RunDir
+from launch.source_commit import LEFT_OUT, SNAPSHOT, SOURCE, lost_files
 
 MOST_CODE = 1 << 24
 """Bytes of a file of code, at most."""

@@ -28,8 +28,7 @@ RECIPE = (
 def card(run: RunDir, saved: SavedEncoder, lines: Sequence[str], checked: str) -> str:
     """Return the text of the card. `lines`: of Python that load the file; `checked`: what its check has found."""
     own, config = saved.description, run.config
-    plain = any(line.startswith("model") for line in lines) and not lines[-1].startswith("features")
-    code = "\n".join([*lines, *(["model.eval()"] if plain else [])])
+    code = "\n".join(lines)
     images = f"shorter side {own.resize} px, centre {own.crop} px, RGB / 255, mean {own.mean}, std {own.std}"
     numbers = "\n".join(f"| {name} | {value} |" for name, value in measured(run, own.step, own.branch))
     text = f"""# {own.run}: {own.method}, {own.branch}, step {own.step}

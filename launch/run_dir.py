@@ -31,7 +31,7 @@ from dist_ssl.runtime.strange_files import close_to_others, read_regular
 from launch.half_made import remove_left, was_left
 from launch.run_files import read_report, read_words, read_yaml, write_yaml
 from launch.run_names import check_name, check_place
-from launch.source_commit import copy_for_owner, write_source
+from launch.source_commit import SNAPSHOT, copy_for_owner, write_source
 
 FORMAT = 1
 ATTEMPT_NAME = re.compile(r"[0-9]{4,18}")
@@ -40,7 +40,6 @@ MOST_JOB = 100
 """Bytes of the file that holds a job's id and the number of attempts before it, at most."""
 REASON_BYTES = 4096
 PROJECT = Path(__file__).resolve().parent.parent
-SNAPSHOT = ("dist_ssl", "launch", "shards", "configs")
 
 
 def write_for_owner_alone() -> None:
@@ -97,7 +96,8 @@ class RunDir:
             raise ConfigError(problem, "Start the run again with the words of that command: the folder is replaced.")
         if type(version) is not int or not 0 < version < 1 << 32:
             others = [path.parent.name for path in folder.parent.glob("*/config.yaml") if _of_a_run(path)]
-            remedy = nearest(folder.name, others) if others else "Start one: python launch/slurm.py method=mocov3."
+            paths = [str(folder.with_name(other)) for other in others]
+            remedy = nearest(str(folder), paths) if others else "Start one: python launch/slurm.py method=mocov3."
             raise ConfigError(f"{folder} is not a run folder.", remedy)
         if version != FORMAT:
             raise ConfigError(

@@ -15,6 +15,8 @@ from launch.run_files import read_report
 SOURCE = "source.json"
 COMMIT = re.compile(r"[0-9a-f]{40,64}")
 GIT_SECONDS = 10
+SNAPSHOT = ("dist_ssl", "launch", "shards", "configs")
+"""Folders of the project that a run copies."""
 LEFT_OUT = ("__pycache__", "*.pyc", "*.md", "*.svg")
 """Files of a project that a run does not copy: what documents say does not change what code does."""
 DIRECT_URL = "dist_ssl-*.dist-info/direct_url.json"
@@ -39,7 +41,7 @@ def source_of(project: Path) -> dict[str, Any]:
         top, commit = git("rev-parse", "--show-toplevel", "HEAD")
         if Path(top).resolve() != project.resolve():
             return installed_from(project)  # somewhere below another project
-        return {"commit": commit, "changed": [line[3:] for line in git("status", "--porcelain")]}
+        return {"commit": commit, "changed": [line[3:] for line in git("status", "--porcelain", "--", *SNAPSHOT)]}
     except (OSError, ValueError, subprocess.SubprocessError):
         return installed_from(project)
 

@@ -132,7 +132,9 @@ def with_path(lines: tuple[str, ...]) -> Callable[[Path], list[str]]:
     """Return the function that puts the path of a file into lines of Python."""
     needs_torch = any("torch.nn" in line for line in lines) and not any("import torch" in line for line in lines[:1])
     ahead = ("import torch",) if needs_torch else ()
-    return lambda path: [line.replace("{path!r}", repr(str(path))) for line in (*ahead, *lines)]
+    plain = any(line.startswith("model =") for line in lines) and not lines[-1].startswith("features")
+    after = ("model.eval()",) if plain else ()  # it is built as for training
+    return lambda path: [line.replace("{path!r}", repr(str(path))) for line in (*ahead, *lines, *after)]
 
 
 def refuse_extra_layer(saved: SavedEncoder, library: str) -> None:

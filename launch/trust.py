@@ -18,7 +18,8 @@ from pathlib import Path
 from dist_ssl.errors import ConfigError
 from dist_ssl.runtime.strange_files import others_may_change
 from launch.handover import files
-from launch.run_dir import PROJECT, SNAPSHOT, RunDir
+from launch.run_dir import PROJECT, RunDir
+from launch.source_commit import SNAPSHOT
 
 KEY = "trust"
 ROOT = 0

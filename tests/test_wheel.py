@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.run_dir import PROJECT, SNAPSHOT
+from launch.run_dir import PROJECT
+from launch.source_commit import SNAPSHOT
 from launch.subcommands import SUBCOMMANDS
 from tests.jobs import SMALL
 

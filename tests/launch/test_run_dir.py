@@ -126,7 +126,7 @@ def test_runs_without_a_name_get_distinct_names(tmp_path: Path, monkeypatch: pyt
 def test_a_folder_that_is_no_run_is_refused_with_the_nearest_one(run: RunDir) -> None:
     with pytest.raises(ConfigError, match="is not a run folder") as raised:
         RunDir.open(run.folder.parent / "frist")
-    assert "'first'" in raised.value.remedy
+    assert raised.value.remedy == f"Did you mean '{run.folder}'?"
 
 
 def test_where_there_are_no_runs_the_remedy_is_to_start_one(tmp_path: Path) -> None:

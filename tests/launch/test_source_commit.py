@@ -12,10 +12,10 @@ from launch.source_commit import UNKNOWN, copy_for_owner, source_of, write_sourc
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     folder = tmp_path / "project"
-    folder.mkdir()
-    (folder / "a.py").write_text("a = 1\n")
+    (folder / "dist_ssl").mkdir(parents=True)
+    (folder / "dist_ssl" / "a.py").write_text("a = 1\n")
     who = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
-    for words in (["init", "--quiet"], ["add", "a.py"], [*who, "commit", "--quiet", "-m", "first"]):
+    for words in (["init", "--quiet"], ["add", "dist_ssl"], [*who, "commit", "--quiet", "-m", "first"]):
         subprocess.run(["git", "-C", str(folder), *words], check=True)
     return folder
 
@@ -27,9 +27,10 @@ def commit_of(project: Path) -> str:
 
 def test_commit_and_changed_files_are_gits(project: Path) -> None:
     assert source_of(project) == {"commit": commit_of(project), "changed": []}
-    (project / "a.py").write_text("a = 2\n")
-    (project / "b.py").write_text("b = 1\n")
-    assert source_of(project) == {"commit": commit_of(project), "changed": ["a.py", "b.py"]}
+    (project / "dist_ssl" / "a.py").write_text("a = 2\n")
+    (project / "dist_ssl" / "b.py").write_text("b = 1\n")
+    (project / "plan.png").write_text("a picture that a command has written, no code")
+    assert source_of(project) == {"commit": commit_of(project), "changed": ["dist_ssl/a.py", "dist_ssl/b.py"]}
 
 
 def test_code_that_git_does_not_know_has_no_commit(project: Path, tmp_path: Path) -> None:

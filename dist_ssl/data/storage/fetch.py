@@ -13,9 +13,10 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from dist_ssl.data.storage.address import Address
-from dist_ssl.data.storage.transports import STALL_SECONDS, BusyError, Transport, source
-from dist_ssl.errors import DataError, ServerAwayError
+from dist_ssl.data.storage.address import WEB, Address
+from dist_ssl.data.storage.object_store import Store
+from dist_ssl.data.storage.transports import STALL_SECONDS, BusyError, Files, Pipe, Transport, Web
+from dist_ssl.errors import ConfigError, DataError, ServerAwayError
 from dist_ssl.runtime.strange_files import open_regular
 
 log = logging.getLogger(__name__)
@@ -86,7 +87,7 @@ class Fetcher:
         """Return the transport for an address, created on first use of its scheme. Raises ConfigError."""
         with self._lock:
             if address.scheme not in self._sources:
-                self._sources[address.scheme] = source(address, self.allow_pipe, self.patience.stall_seconds)
+                self._sources[address.scheme] = transport_of(address, self.allow_pipe, self.patience.stall_seconds)
             return self._sources[address.scheme]
 
     def stream(self, address: Address, start: int, stop: int | None, ranged: bool = False) -> Iterator[bytes]:
@@ -197,3 +198,19 @@ def _too_long(address: Address, size: int) -> DataError:
         f"{address} has more than the {size} bytes that its manifest lists.",
         "It has changed since it was indexed: put the old one back, or make the shards again.",
     )
+
+
+def transport_of(address: Address, allow_pipe: bool, stall_seconds: float) -> Transport:
+    """Return the transport for an address. Raises ConfigError where it is not allowed or its package is missing."""
+    if address.local:
+        return Files()
+    if address.scheme in WEB:
+        return Web(stall_seconds)
+    if address.scheme != "pipe":
+        return Store(address.scheme, stall_seconds)
+    if not allow_pipe:
+        raise ConfigError(
+            f"data.path={address} runs a shell command on every node, with all your rights, for every shard.",
+            "If you wrote the command yourself, allow it: data.allow_pipe=true.",
+        )
+    return Pipe()

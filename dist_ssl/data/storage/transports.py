@@ -1,4 +1,4 @@
-"""Transports: one attempt to get bytes from a web server, an object store, a command or a file; fetch.py retries.
+"""Transports: one attempt to get bytes from a web server, a command or a file; fetch.py retries.
 
 A failure that may go away is an OSError (a stall, a reset, a busy server, a body cut short); a permanent one is a
 DataError with its remedy (missing, not allowed). No error quotes the credentials in an address.
@@ -16,25 +16,22 @@ from urllib.parse import unquote, urlsplit
 
 import urllib3
 
-from dist_ssl.data.storage.address import WEB, Address
+from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.connections import POOLS, InnerAddressError, from_public
 from dist_ssl.data.storage.redirects import inner_host, redirected
-from dist_ssl.errors import ConfigError, DataError
+from dist_ssl.errors import DataError
 from dist_ssl.runtime.strange_files import open_regular
 
 CONNECT_SECONDS = 10.0
 STALL_SECONDS = 30.0
 """Time without a byte after which a connection is given up."""
 CHUNK_BYTES = 1 << 18
-PIECE_BYTES = 1 << 23
-"""Bytes per request to an object store."""
 MOST_SAID = 300
 """Characters of an error that are shown: it may quote what a server has answered."""
 CONNECTIONS = 32
 """Number of connections kept open per host."""
 REDIRECTS = 5
 """Redirects that are followed for one request."""
-PACKAGES = {"s3": "s3fs", "gs": "gcsfs"}
 BUSY = (408, 425, 429)
 REFUSED = {
     401: ("asks for credentials", "Give them with the address: data.path=https://USER:PASSWORD@host/folder."),
@@ -195,62 +192,6 @@ def _describe(address: Address, error: Exception) -> str:
     return f"{address}: {type(reason).__name__}: {said}"
 
 
-class Store:
-    """The transport for object stores, through fsspec. Raises ConfigError where s3fs or gcsfs is not installed."""
-
-    def __init__(self, scheme: str, stall_seconds: float = STALL_SECONDS) -> None:
-        package = PACKAGES[scheme]
-        try:
-            importlib.import_module(package)
-        except ImportError as error:
-            raise ConfigError(
-                f"{scheme}:// needs the package {package}, which is not installed.",
-                f"pip install 'dist_ssl[{scheme}]', or pip install {package}.",
-            ) from error
-        import fsspec
-
-        options: dict[str, Any] = {}
-        if scheme == "s3":
-            limits = {"read_timeout": stall_seconds, "connect_timeout": CONNECT_SECONDS}
-            options = {"config_kwargs": {**limits, "retries": {"max_attempts": 1}}}
-        self.files = fsspec.filesystem(scheme, skip_instance_cache=True, use_listings_cache=False, **options)
-
-    def stream(self, address: Address, start: int, stop: int | None, ranged: bool) -> Iterator[bytes]:
-        """See `Transport`."""
-        end = self.size(address) if stop is None else stop
-        assert end is not None
-        for at in range(start, end, PIECE_BYTES):
-            until = min(at + PIECE_BYTES, end)
-            piece = self._ask(address, self.files.cat_file, start=at, end=until)
-            if piece:  # an empty chunk would reset the caller's count of failures
-                yield piece
-            if len(piece) < until - at:
-                raise OSError(f"{address} was cut short after {at + len(piece)} bytes")
-
-    def size(self, address: Address) -> int | None:
-        """See `Transport`."""
-        return int(self._ask(address, self.files.info)["size"])
-
-    def _ask(self, address: Address, ask: Any, **options: Any) -> Any:
-        try:
-            return ask(_unquoted(address), **options)
-        except (FileNotFoundError, PermissionError) as error:
-            what, remedy = REFUSED[404 if isinstance(error, FileNotFoundError) else 403]
-            raise DataError(f"{address} {what}: {error}.", remedy) from error
-        except Exception as error:  # the store clients raise dozens of error classes, few of them OSErrors
-            if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
-                raise DataError(
-                    f"{address}: {str(error).rstrip('.')}.",
-                    "Give them by AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or set FSSPEC_S3_ANON=true.",
-                ) from error
-            raise OSError(f"{address}: {type(error).__name__}: {error}") from error
-
-
-def _unquoted(address: Address) -> str:
-    """Return an object's name in its store: unlike a URL it is not percent-encoded."""
-    return unquote(address.shown)
-
-
 class Pipe:
     """The transport for the output of shell commands, through webdataset's opener."""
 
@@ -284,19 +225,3 @@ class Files:
     def size(self, address: Address) -> int | None:
         """See `Transport`."""
         return address.path.stat().st_size
-
-
-def source(address: Address, allow_pipe: bool, stall_seconds: float) -> Transport:
-    """Return the transport for an address. Raises ConfigError where it is not allowed or its package is missing."""
-    if address.local:
-        return Files()
-    if address.scheme in WEB:
-        return Web(stall_seconds)
-    if address.scheme != "pipe":
-        return Store(address.scheme, stall_seconds)
-    if not allow_pipe:
-        raise ConfigError(
-            f"data.path={address} runs a shell command on every node, with all your rights, for every shard.",
-            "If you wrote the command yourself, allow it: data.allow_pipe=true.",
-        )
-    return Pipe()

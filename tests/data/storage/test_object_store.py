@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_ssl.data.storage import fetch, manifest, transports
+from dist_ssl.data.storage import fetch, manifest, object_store
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.fetch import Fetcher, Patience
 from dist_ssl.data.storage.read import Reader
@@ -42,7 +42,7 @@ def bucket(demo_shards: Path) -> Iterator[str]:
 def test_samples_of_a_bucket_are_those_of_the_folder(
     bucket: str, cached: bool, demo_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transports, "PIECE_BYTES", 9_000)
+    monkeypatch.setattr(object_store, "PIECE_BYTES", 9_000)
     monkeypatch.setattr(fetch, "SLOWEST_BYTES", 1)  # each of so small pieces costs a request
     found = access(tmp_path if cached else None)
     split = remote(bucket, found)
@@ -58,12 +58,12 @@ def test_samples_of_a_bucket_are_those_of_the_folder(
 def test_a_piece_that_was_cut_short_is_asked_for_again(
     bucket: str, demo_shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transports, "PIECE_BYTES", 1_000)
+    monkeypatch.setattr(object_store, "PIECE_BYTES", 1_000)
     monkeypatch.setattr(fetch, "SLOWEST_BYTES", 1)  # each of so small pieces costs a request
     found, short = access(None), {3, 5}
     address = Address.parse(bucket) / "manifest.json"
     store = found.fetcher.source(address)
-    assert isinstance(store, transports.Store)
+    assert isinstance(store, object_store.Store)
     whole = store.files.cat_file
 
     def cut(path: str, start: int, end: int) -> bytes:
@@ -80,7 +80,7 @@ def test_a_store_that_gives_nothing_is_given_up(bucket: str, monkeypatch: pytest
     found = access(None, tries=2)
     address = Address.parse(bucket) / "manifest.json"
     store = found.fetcher.source(address)
-    assert isinstance(store, transports.Store)
+    assert isinstance(store, object_store.Store)
     monkeypatch.setattr(store.files, "cat_file", lambda path, start, end: b"")
     with pytest.raises(DataError, match=r"could not be fetched in 2 tries: .* was cut short after 0 bytes"):
         found.fetcher.read(address, MOST)
