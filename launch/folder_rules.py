@@ -68,11 +68,21 @@ def side(facts: Facts) -> int:
     return min(most, max(64, shortest // 32 * 32))
 
 
+def batch(facts: Facts) -> int:
+    """Return the batch size: the default, or one that few pictures fill at least twice."""
+    return next((size for size in (BATCH, 48, 24, 12, 6, 4) if 2 * size <= facts.train), 2)
+
+
+def used(facts: Facts) -> int:
+    """Return the number of pictures of an epoch: those that whole batches have; which ones differs between epochs."""
+    return facts.train - facts.train % batch(facts)
+
+
 def epochs(facts: Facts) -> int:
     """Return the number of epochs."""
     if small(facts):
-        return min(400, max(20, round(TINY_CROPS / facts.train)))
-    return min(400, max(100, round(FEW_CROPS / facts.train)))
+        return min(400, max(20, round(TINY_CROPS / used(facts))))
+    return min(400, max(100, round(FEW_CROPS / used(facts))))
 
 
 def share_of_crops(facts: Facts) -> float:
@@ -120,13 +130,11 @@ def of_the_encoder(facts: Facts) -> list[KeyChoice]:
 
 def of_the_length(facts: Facts) -> list[KeyChoice]:
     """Choose the number of epochs, and a batch that few pictures fill at least twice."""
-    seen = epochs(facts) * facts.train
-    found = [
-        KeyChoice("epochs", str(epochs(facts)), f"{facts.train} pictures, each seen {epochs(facts)} times: {seen:,}")
-    ]
-    if facts.train < 2 * BATCH:
-        batch = next((size for size in (48, 24, 12, 6, 4) if 2 * size <= facts.train), 2)
-        found.append(KeyChoice("batch_size", str(batch), f"only {facts.train} pictures"))
+    own, seen = used(facts), epochs(facts) * used(facts)
+    why = f"{own} of {facts.train} pictures in each, whole batches of {batch(facts)}: {seen:,}"
+    found = [KeyChoice("epochs", str(epochs(facts)), why)]
+    if batch(facts) != BATCH:
+        found.append(KeyChoice("batch_size", str(batch(facts)), f"only {facts.train} pictures"))
     return found
 
 
