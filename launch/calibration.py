@@ -110,7 +110,7 @@ def measured(
 
         seconds = {}
         for number, (kind, plan) in enumerate(by_kind.items(), start=1):
-            say(f"Measuring kind {number} of {len(by_kind)}: {steps} steps with {described(plan)} ...")
+            say(f"Measuring kind {number} of {len(by_kind)}: {steps} steps with {described(plan)} (steps=0 measures none) ...")
             first, step = timed_steps(job, plan, ranks, steps)
             seconds[kind] = (of_all(first), of_all(step))
         say("Measuring the probe ...")

@@ -285,7 +285,7 @@ def main(arguments: list[str]) -> int:
     console = Screen()
     console.width = max(console.width, WIDTH)
     keys = partial(keys_of_a_run, PROJECT / "configs")
-    return run_command(run, arguments, console, interrupted="Interrupted: nothing was kept.", more_help=keys)
+    return run_command(run, arguments, console, interrupted="Interrupted: no plan is written.", more_help=keys)
 
 
 if __name__ == "__main__":
