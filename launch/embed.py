@@ -41,6 +41,7 @@ from dist_ssl.data.images.centre_crop import cut_centre
 from dist_ssl.data.images.image_rules import ImageRules, Pixels
 from dist_ssl.data.images.unreadable import UnreadableError
 from dist_ssl.errors import UserError
+from dist_ssl.runtime.own_cores import own_cores
 from dist_ssl.saved_encoder import SavedEncoder, load_encoder
 from launch import credentials
 from launch.command_options import RANK, check_least, device_of, one_encoder, parse, place_among, with_credentials
@@ -52,7 +53,7 @@ from shards.pack import bar
 
 AHEAD = 2
 """Batches that are decoded while another one is computed."""
-CORES = Threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+CORES = Threads(own_cores())
 INTERRUPTED = "Interrupted. The files that are written are complete; the same command goes on with the others."
 
 

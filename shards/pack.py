@@ -27,6 +27,7 @@ from dist_ssl.data.storage import manifest
 from dist_ssl.errors import DataError
 from dist_ssl.runtime import jsonl
 from dist_ssl.runtime.files import write_atomically
+from dist_ssl.runtime.own_cores import own_cores
 from dist_ssl.runtime.strange_files import NotRegularError, open_regular, read_regular
 from shards.archive import Sample, Writer
 from shards.command_line import Threads
@@ -39,7 +40,7 @@ MOST_RECORD = 1 << 30
 """Bytes of the record of a tar, at most: some 60 for a sample."""
 NOT_A_RECORD = (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError, OverflowError)
 """Errors of reading a record that is missing, is no regular file, or does not say what one says."""
-THREADS = Threads(min(32, 4 * (os.cpu_count() or 1)))
+THREADS = Threads(min(32, 4 * own_cores()))
 """Default number of threads that read images: more than cores, because they mostly wait for the disk."""
 
 
