@@ -81,7 +81,7 @@ class JsonLines:
     def _drop_later_lines(self) -> None:
         if self._restored:
             kept = [report for report in read_reports(self.path) if stands(report, self._restored)]
-            write_atomically(self.path, "".join(f"{json.dumps(report)}\n" for report in kept))
+            write_atomically(self.path, "".join(map(jsonl.line_of, kept)))
             self._restored = None
 
     def write(self, progress: Progress, values: Mapping[str, float]) -> None:
@@ -89,7 +89,7 @@ class JsonLines:
         self._drop_later_lines()
         line = {"time": round(time.time(), 3), **finite(values), **self.more(progress)}
         with jsonl.open_to_append(self.path) as file:  # the last line may have been cut short by a full disk
-            file.write(json.dumps(line) + "\n")
+            file.write(jsonl.line_of(line))
 
     def close(self) -> None:
         """Do nothing: the file is not held open."""

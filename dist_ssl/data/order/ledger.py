@@ -10,7 +10,6 @@ save, {"saved": 8}: every line before it belongs to a step below 8. Where a late
 of earlier attempts for steps >= s are void.
 """
 
-import json
 import os
 import re
 from dataclasses import dataclass
@@ -73,7 +72,7 @@ class Ledger:
         self.file.close()
 
     def _write(self, line: dict[str, int]) -> None:
-        self.file.write(json.dumps(line) + "\n")
+        self.file.write(jsonl.line_of(line))
 
 
 @dataclass(frozen=True)

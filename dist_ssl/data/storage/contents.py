@@ -7,7 +7,6 @@ are read through a node's cache were verified when they entered it.
 """
 
 import hashlib
-import json
 import logging
 import re
 import threading
@@ -105,7 +104,7 @@ class ShardContents:
         self._write({"level": level, "shard": number})
 
     def _write(self, row: dict[str, Any]) -> None:
-        self._file.write(json.dumps(row) + "\n")
+        self._file.write(jsonl.line_of(row))
 
 
 def sha256_of(path: Path) -> str:
