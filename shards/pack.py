@@ -28,7 +28,7 @@ from dist_ssl.errors import DataError
 from dist_ssl.runtime import jsonl
 from dist_ssl.runtime.files import write_atomically
 from dist_ssl.runtime.own_cores import own_cores
-from dist_ssl.runtime.strange_files import NotRegularError, open_regular, read_regular
+from dist_ssl.runtime.strange_files import NotRegularError, read_regular, sha256_of
 from shards.archive import Sample, Writer
 from shards.command_line import Threads
 
@@ -258,7 +258,6 @@ def record_of(tar: Path) -> Path:
 def hash_of(path: Path) -> str:
     """Return the sha256 of a file, in hex; empty if it is missing or is no regular file."""
     try:
-        with open_regular(path) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(path)
     except (FileNotFoundError, NotRegularError):
         return ""

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import grp
+import hashlib
 import os
 import pwd
 import stat
@@ -46,6 +47,12 @@ def read_regular(path: Path, most: int) -> bytes:
     if len(content) > most:
         raise ValueError(f"{path} has more than {most} bytes")
     return content
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a regular file, in hexadecimal digits. Raises OSError, NotRegularError."""
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _at_once(path: str, flags: int) -> int:

@@ -6,7 +6,6 @@ checkpoint comes from other images. The ranks of a node share the work by a file
 are read through a node's cache were verified when they entered it.
 """
 
-import hashlib
 import logging
 import re
 import threading
@@ -23,7 +22,7 @@ from dist_ssl.data.storage.reader_options import Access
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import DataError, UserError
 from dist_ssl.runtime import jsonl
-from dist_ssl.runtime.strange_files import open_regular, parsed
+from dist_ssl.runtime.strange_files import parsed, sha256_of
 
 log = logging.getLogger(__name__)
 IN_PLACE, CACHED, BY_RANGE, UNVERIFIED = HOW = ("in place", "from the cache", "by range requests", "unverified")
@@ -94,7 +93,8 @@ class ShardContents:
         """Record that the shard at a place (see `Reader`) has the manifest's sha256. Raises DataError if it has not."""
         level, number = divmod(place, len(self.parts[0].shards))
         path, known = self.parts[level].path(number), self.parts[level].shards[number].sha256
-        if (found := sha256_of(path)) != known:
+        found = in_several_tries(lambda: sha256_of(path), f"Shard {path}")
+        if found != known:
             raise DataError(
                 f"Shard {path} has changed since the manifest was made: its sha256 is {found[:12]}..., not "
                 f"{known[:12]}.... Nothing has been saved that was learned from it.",
@@ -105,16 +105,6 @@ class ShardContents:
 
     def _write(self, row: dict[str, Any]) -> None:
         self._file.write(jsonl.line_of(row))
-
-
-def sha256_of(path: Path) -> str:
-    """Return the sha256 of a shard, in hexadecimal digits. Raises DataError where it cannot be read."""
-
-    def digest() -> str:
-        with open_regular(path) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
-    return in_several_tries(digest, f"Shard {path}")
 
 
 def _how(split: Split, access: Access) -> str:
