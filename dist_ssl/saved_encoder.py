@@ -33,6 +33,7 @@ from dist_ssl.errors import CheckpointError, ConfigError, DataError
 from dist_ssl.methods.emp_ssl import Widened
 from dist_ssl.models.branch import width_of
 from dist_ssl.models.vit import Patches, stored_positions
+from dist_ssl.runtime import jsonl
 from dist_ssl.runtime.files import write_atomically
 
 FILE = "encoder.safetensors"
@@ -212,8 +213,8 @@ def load_encoder(path: str | Path) -> SavedEncoder:
         with safe_open(file, "pt") as opened:
             text = (opened.metadata() or {}).get(KEY)
             state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        values = None if text is None else json.loads(text)
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        values = None if text is None else jsonl.parsed(text)
+    except (SafetensorError, OSError, ValueError) as error:
         raise DataError(f"{file} is damaged: {error}.", "Export it again.") from error
     description = description_of(values, str(file))
     return filled(description, state, str(file))

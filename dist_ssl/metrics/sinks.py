@@ -19,7 +19,7 @@ from dist_ssl.metrics.evaluations import Evaluations
 from dist_ssl.metrics.table import METRICS, series_of
 from dist_ssl.runtime import jsonl
 from dist_ssl.runtime.files import write_atomically
-from dist_ssl.runtime.strange_files import numbers, parsed, read_regular
+from dist_ssl.runtime.strange_files import numbers, parsed_object, read_regular
 
 log = logging.getLogger(__name__)
 COUNTERS = "counters.json"
@@ -47,7 +47,7 @@ def stands(report: Mapping[str, float], progress: Progress) -> bool:
 def read_totals(path: Path) -> dict[str, float]:
     """Return what the counters of earlier attempts have come to, by key; empty if there is no whole file of numbers."""
     try:
-        found = parsed(read_regular(path, MOST_TOTALS)) or {}
+        found = parsed_object(read_regular(path, MOST_TOTALS)) or {}
     except (OSError, ValueError):
         return {}
     return {key: float(value) for key, value in numbers(found).items() if value >= 0}

@@ -96,7 +96,7 @@ def _of_one_user(group: int) -> bool:
         return False
 
 
-def parsed(text: bytes | str) -> dict[str, Any] | None:
+def parsed_object(text: bytes | str) -> dict[str, Any] | None:
     """Return the object in a JSON text; None where it holds anything else, or is nested too deeply to be read."""
     try:
         found = jsonl.parsed(text)

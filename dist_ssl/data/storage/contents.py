@@ -22,7 +22,7 @@ from dist_ssl.data.storage.reader_options import Access
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import DataError, UserError
 from dist_ssl.runtime import jsonl
-from dist_ssl.runtime.strange_files import parsed, sha256_of
+from dist_ssl.runtime.strange_files import parsed_object, sha256_of
 
 log = logging.getLogger(__name__)
 IN_PLACE, CACHED, BY_RANGE, UNVERIFIED = HOW = ("in place", "from the cache", "by range requests", "unverified")
@@ -128,7 +128,7 @@ class _Verified:
             news = file.read()
         self._read += len(news)
         *lines, self._rest = (self._rest + news).split(b"\n")
-        rows = filter(None, map(parsed, lines))
+        rows = filter(None, map(parsed_object, lines))
         self._places |= {row["level"] * self.shards + row["shard"] for row in rows if "shard" in row}
         return place in self._places
 
