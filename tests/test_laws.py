@@ -28,6 +28,7 @@ FLOORS: dict[str, float] = {
     "dist_ssl.runtime.signals": 1.1,
     "dist_ssl.runtime.step_clock": 1.1,
     "dist_ssl.runtime.strange_files": 1.1,
+    "dist_ssl.runtime.tries": 1.1,
     "dist_ssl.checkpoint.background": 1.1,
     "dist_ssl.checkpoint.folder_names": 1.1,
     "dist_ssl.core.*": 1.2,

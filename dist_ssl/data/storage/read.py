@@ -25,6 +25,7 @@ from dist_ssl.data.storage.reader_options import Access
 from dist_ssl.data.storage.transports import NoRangesError
 from dist_ssl.errors import DataError
 from dist_ssl.runtime.strange_files import open_regular
+from dist_ssl.runtime.tries import tried_again
 
 MOST_OPEN = 32
 READ_TRIES = 4
@@ -37,17 +38,14 @@ T = TypeVar("T")
 
 def in_several_tries(read: Callable[[], T], what: str) -> T:
     """Return what `read` returns, tried again where the file system fails. Raises DataError that says of what."""
-    for pause in range(READ_TRIES):
-        try:
-            return read()
-        except OSError as error:
-            if pause == READ_TRIES - 1:
-                raise DataError(
-                    f"{what} could not be read in {READ_TRIES} tries: {error}.",
-                    "This is the file system's fault, not the data's: resume the run once it answers again.",
-                ) from error
-        time.sleep(FIRST_PAUSE_SECONDS * 2**pause)
-    raise AssertionError("unreachable")
+    pauses = [FIRST_PAUSE_SECONDS * 2**number for number in range(READ_TRIES - 1)]
+    try:
+        return tried_again(read, pauses)
+    except OSError as error:
+        raise DataError(
+            f"{what} could not be read in {READ_TRIES} tries: {error}.",
+            "This is the file system's fault, not the data's: resume the run once it answers again.",
+        ) from error
 
 
 class Reader:
