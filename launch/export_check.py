@@ -1,6 +1,5 @@
 """The check of an export: its library loads it and computes the same features, or nothing stays on disk."""
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from dist_ssl.errors import UserError
+from dist_ssl.runtime.files import hidden_beside
 from dist_ssl.saved_encoder import COUNTERS, SavedEncoder
 from launch.target import LoadedNetwork, Target
 
@@ -26,7 +26,7 @@ def keep_if_equal(
     computed of all of them, and of one by itself. `describe`: returns the text of the card, given the second text.
     Raises OSError.
     """
-    part = out.with_name(f".{os.getpid()}-{os.urandom(4).hex()}.{out.name}")  # nobody can have made a link of it
+    part = hidden_beside(out, out.suffix)  # libraries look at the suffix; nobody can have made a link of this name
     try:
         try:
             write(saved, target, part)

@@ -26,7 +26,7 @@ from dist_ssl.config.command import say
 from dist_ssl.data.storage import manifest
 from dist_ssl.errors import DataError
 from dist_ssl.runtime import jsonl
-from dist_ssl.runtime.files import write_atomically
+from dist_ssl.runtime.files import hidden_beside, write_atomically
 from dist_ssl.runtime.own_cores import own_cores
 from dist_ssl.runtime.strange_files import NotRegularError, read_regular, sha256_of
 from shards.archive import Sample, Writer
@@ -215,8 +215,7 @@ class Packer:
         for number in islice(tars, len(self.made), None):
             if sample is None and self.contents.ends is None:
                 break
-            unknown = f"{os.getpid()}-{os.urandom(4).hex()}.part"  # nobody else can have made a link of this name
-            writer = Writer(self.part / f".{self.tar(number).name}.{unknown}")
+            writer = Writer(hidden_beside(self.tar(number)))  # nobody else can have made a link of this name
             while sample is not None and not self._full(writer, number):
                 writer.add(sample)
                 self.progress.advance(task)
