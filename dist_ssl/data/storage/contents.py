@@ -30,6 +30,11 @@ IN_PLACE, CACHED, BY_RANGE, UNVERIFIED = HOW = ("in place", "from the cache", "b
 NAME = re.compile(r"attempt_([0-9]{4,18})_node_([0-9]{5,18})")
 
 
+def file_of(folder: Path, attempt: int, node: int) -> Path:
+    """Return the record of an attempt and node, whose stem matches NAME."""
+    return folder / f"attempt_{attempt:04d}_node_{node:05d}.jsonl"
+
+
 class ShardContents:
     """The check of one rank's shards. `folder`: of the ledger; `verify`: False takes shards as they are."""
 
@@ -37,7 +42,7 @@ class ShardContents:
         self, split: Split, access: Access, folder: Path, attempt: int, *, world: World, verify: bool = True
     ) -> None:
         self.parts = (split, *split.levels)
-        self.path = folder / f"attempt_{attempt:04d}_node_{world.rank // world.local_size:05d}.jsonl"
+        self.path = file_of(folder, attempt, world.rank // world.local_size)
         self.how = _how(split, access) if verify else UNVERIFIED
         self._seen: set[int] = set()
         self._known = _Verified(self.path, len(split.shards))
