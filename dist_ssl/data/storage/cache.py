@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
 
-from dist_ssl.data.storage.fields import HASHES
+from dist_ssl.data.storage.fields import CHANGED, HASHES
 from dist_ssl.errors import DataError
 from dist_ssl.runtime.strange_files import others_may_change
 
@@ -130,7 +130,7 @@ class Cache:
             log.warning("%s has the sha256 %s; the manifest says %s", name, found, sha256)
         raise DataError(
             f"{name} has the sha256 {found}; the manifest says {sha256}. Fetching it again did not help.",
-            "It has changed since it was indexed: put the old one back, or make the shards again.",
+            CHANGED,
         )
 
     @contextmanager

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from dist_ssl.data.storage.address import Address
+from dist_ssl.data.storage.fields import CHANGED
 from dist_ssl.data.storage.transports import STALL_SECONDS, BusyError, Transport, source
 from dist_ssl.errors import DataError, ServerAwayError
 from dist_ssl.runtime.strange_files import open_regular
@@ -195,5 +196,5 @@ def _too_large(address: Address, most: int) -> DataError:
 def _too_long(address: Address, size: int) -> DataError:
     return DataError(
         f"{address} has more than the {size} bytes that its manifest lists.",
-        "It has changed since it was indexed: put the old one back, or make the shards again.",
+        CHANGED,
     )

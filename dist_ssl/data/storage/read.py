@@ -19,6 +19,7 @@ import numpy as np
 
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.cache import USED_SECONDS, Cache, use
+from dist_ssl.data.storage.fields import CHANGED
 from dist_ssl.data.storage.manifest import Shard, Split
 from dist_ssl.data.storage.prefetch import Prefetcher
 from dist_ssl.data.storage.reader_options import Access
@@ -124,7 +125,7 @@ class Reader:
         if len(data) != size:
             raise DataError(
                 f"Shard {self._shard(place)[1]} ends within sample {number}.",
-                "The tar has changed since it was indexed: put the old one back, or make the shards again.",
+                CHANGED,
             )
         if self._counted:
             self.access.fetcher.counts.add(self._counted[level])
