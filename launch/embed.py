@@ -40,7 +40,7 @@ from dist_ssl.config.command import Screen, run_command, say
 from dist_ssl.data.images.centre_crop import cut_centre
 from dist_ssl.data.images.image_rules import ImageRules, Pixels
 from dist_ssl.data.images.unreadable import UnreadableError
-from dist_ssl.errors import UserError
+from dist_ssl.errors import cannot_be_written
 from dist_ssl.runtime.own_cores import own_cores
 from dist_ssl.saved_encoder import SavedEncoder, load_encoder
 from launch import credentials
@@ -168,8 +168,7 @@ def embed(options: EmbedOptions, rank: int, size: int, console: Console) -> None
             embedder = Embedder(encoder, images, pool, options.batch)
             write_parts(parts, embedder, range(rank, parts.number, size), progress)
     except OSError as error:
-        where = error.filename or options.out
-        raise UserError(f"{where} cannot be written: {error.strerror or error}.", "Name another out=...") from error
+        raise cannot_be_written(error.filename or options.out, error, "Name another out=...") from error
     say_what_is_there(parts, console)
 
 
