@@ -65,6 +65,21 @@ class TrainingError(UserError):
     """The training itself has failed, and continuing would corrupt the weights."""
 
 
+def reason_of(error: BaseException) -> object:
+    """Return why a call of the system failed, without its error number and path; of other errors all that they say."""
+    return getattr(error, "strerror", None) or error
+
+
+def cannot_be_written(place: object, error: OSError, remedy: str) -> UserError:
+    """Return the error for a file or folder, named by the user, that a command could not write."""
+    return UserError(f"{place} cannot be written: {reason_of(error)}.", remedy)
+
+
+def cannot_be_used(error: OSError, remedy: str) -> UserError:
+    """Return the error for the path that an error of the system names."""
+    return UserError(f"{error.filename} cannot be used: {error.strerror}.", remedy)
+
+
 def explained(error: BaseException) -> UserError | None:
     """Return the error as a UserError if the user can fix it, as a full disk is, otherwise None."""
     if isinstance(error, UserError):
@@ -76,8 +91,7 @@ def explained(error: BaseException) -> UserError | None:
     if error.errno == errno.EROFS:
         return UserError(f"The disk is read-only: {error}.", "Have it mounted for writing, or name another folder.")
     if error.errno in (errno.EISDIR, errno.ENOTDIR) and error.filename:
-        problem = f"{error.filename} cannot be used: {error.strerror}."
-        return UserError(problem, "A file or a folder of a run is something else: move that away, then try again.")
+        return cannot_be_used(error, "A file or a folder of a run is something else: move that away, then try again.")
     return None
 
 

@@ -32,7 +32,9 @@ from dist_ssl.data.images.unreadable import DAMAGED, UnreadableError
 from dist_ssl.errors import CheckpointError, ConfigError, DataError
 from dist_ssl.methods.emp_ssl import Widened
 from dist_ssl.models.branch import width_of
+from dist_ssl.models.named_weights import load_weights, without_counters
 from dist_ssl.models.vit import Patches, stored_positions
+from dist_ssl.runtime import jsonl
 from dist_ssl.runtime.files import write_atomically
 
 FILE = "encoder.safetensors"
@@ -41,8 +43,6 @@ KEY = "dist_ssl"
 FORMAT = 1
 POSITIONS = "pos_embed"
 """Tensor that is computed here and stored for other libraries: fixed positions of the patches of a view."""
-COUNTERS = "num_batches_tracked"
-"""Ending of names of batch norms' counters, which no checkpoint has and no evaluation uses."""
 SPARE, SPARE_TENSORS, SPARE_NUMBERS = 2, 1000, 1 << 24
 """How many times as many parameters, and how many more, a network may have while it is built than its file has."""
 BATCH = 64
@@ -149,7 +149,7 @@ class SavedEncoder(nn.Module):
 
         Counters of batch norms are left out: no evaluation uses them.
         """
-        found = {name: x.contiguous() for name, x in self.encoder.state_dict().items() if not name.endswith(COUNTERS)}
+        found = {name: x.contiguous() for name, x in without_counters(self.encoder.state_dict()).items()}
         patches = getattr(self.encoder, "patch_embed", None)
         if isinstance(patches, Patches):
             found[POSITIONS] = stored_positions(self.description.crop // patches.proj.multiple_of, patches.width)
@@ -212,8 +212,8 @@ def load_encoder(path: str | Path) -> SavedEncoder:
         with safe_open(file, "pt") as opened:
             text = (opened.metadata() or {}).get(KEY)
             state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        values = None if text is None else json.loads(text)
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        values = None if text is None else jsonl.parsed(text)
+    except (SafetensorError, OSError, ValueError) as error:
         raise DataError(f"{file} is damaged: {error}.", "Export it again.") from error
     description = description_of(values, str(file))
     return filled(description, state, str(file))
@@ -279,14 +279,11 @@ def filled(description: Description, state: Mapping[str, Tensor], origin: str) -
             encoder = Widened(encoder, description.extra_layer)
     if isinstance(getattr(encoder, "patch_embed", None), Patches):
         state = {name: x for name, x in state.items() if name != POSITIONS}  # computed for every grid
-    own = {name: x for name, x in encoder.state_dict().items() if not name.endswith(COUNTERS)}
-    fitting = [name for name, x in own.items() if name in state and state[name].shape == x.shape]
-    if len(fitting) != len(own) or state.keys() != own.keys():
-        wrong = sorted(state.keys() ^ own.keys()) or sorted(own.keys() - set(fitting))
+    if wrong := load_weights(encoder, state):
+        own = without_counters(encoder.state_dict()).keys()
         raise CheckpointError(
-            f"{origin} matches {len(fitting)} of {len(own)} tensors: '{wrong[0]}' is missing, unknown or of another "
-            "shape.",
+            f"{origin} matches {len(own - {*wrong})} of {len(own)} tensors: '{wrong[0]}' is missing, unknown or of "
+            "another shape.",
             "Use the encoder that it was trained with.",
         )
-    encoder.load_state_dict(state, strict=False)  # what is missing are the counters
     return SavedEncoder(encoder, description)

@@ -6,7 +6,6 @@ so a step takes at least the processor time of all ranks divided by the cores. W
 """
 
 import itertools
-import os
 import statistics
 import tempfile
 import time
@@ -25,6 +24,7 @@ from dist_ssl.distributed.devices import own_device
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import ConfigError
 from dist_ssl.runtime import jsonl
+from dist_ssl.runtime.own_cores import own_cores
 from dist_ssl.runtime.signals import Signals
 from dist_ssl.train import Job
 from launch.audit import plans_of
@@ -99,7 +99,7 @@ def measured(
     torch.set_num_threads(config["threads"])
     ranks = config["nodes"] * config["ranks_per_node"]
     here = ranks if config["cluster"]["kind"] == "local" else 1
-    cores = len(os.sched_getaffinity(0))
+    cores = own_cores()
     by_kind = {kind_of(plan): plan for plan in plans}
     with tempfile.TemporaryDirectory() as folder:
         job = build(of_one_rank(config), World(device=own_device(0)), Signals(), Place(Path(folder), 1, lambda: True))
@@ -110,7 +110,7 @@ def measured(
 
         seconds = {}
         for number, (kind, plan) in enumerate(by_kind.items(), start=1):
-            say(f"Measuring kind {number} of {len(by_kind)}: {steps} steps with {described(plan)} (steps=0 measures none) ...")
+            say(f"Measuring kind {number} of {len(by_kind)} (steps=0: none): {steps} steps with {described(plan)} ...")
             first, step = timed_steps(job, plan, ranks, steps)
             seconds[kind] = (of_all(first), of_all(step))
         say("Measuring the probe ...")

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from dist_ssl.config.command import known_pairs
+from dist_ssl.config.command import filled_pair
 from dist_ssl.distributed.devices import set_single_precision
 from dist_ssl.errors import ConfigError
 from launch import credentials
@@ -26,11 +26,7 @@ def parse(kind: type[T], arguments: list[str], usage: str) -> T:
     Raises ConfigError for an unknown key, for a value of another type, and for a key that is missing.
     """
     names = {key_of(field.name): field for field in fields(kind)}  # type: ignore[arg-type]
-    given = {}
-    for key, text in known_pairs(arguments, names):
-        if not text:
-            raise ConfigError(f"{key} has no value.", f"Write {key}=...")
-        given[names[key].name] = text
+    given = {names[key].name: text for key, text in (filled_pair(argument, names) for argument in arguments)}
     for key, field in names.items():
         if field.default is MISSING and field.name not in given:
             raise ConfigError(f"{key} is not given.", f"Usage: {usage}")

@@ -40,7 +40,8 @@ from dist_ssl.config.command import Screen, run_command, say
 from dist_ssl.data.images.centre_crop import cut_centre
 from dist_ssl.data.images.image_rules import ImageRules, Pixels
 from dist_ssl.data.images.unreadable import UnreadableError
-from dist_ssl.errors import UserError
+from dist_ssl.errors import cannot_be_written
+from dist_ssl.runtime.own_cores import own_cores
 from dist_ssl.saved_encoder import SavedEncoder, load_encoder
 from launch import credentials
 from launch.command_options import RANK, check_least, device_of, one_encoder, parse, place_among, with_credentials
@@ -52,7 +53,7 @@ from shards.pack import bar
 
 AHEAD = 2
 """Batches that are decoded while another one is computed."""
-CORES = Threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+CORES = Threads(own_cores())
 INTERRUPTED = "Interrupted. The files that are written are complete; the same command goes on with the others."
 
 
@@ -167,8 +168,7 @@ def embed(options: EmbedOptions, rank: int, size: int, console: Console) -> None
             embedder = Embedder(encoder, images, pool, options.batch)
             write_parts(parts, embedder, range(rank, parts.number, size), progress)
     except OSError as error:
-        where = error.filename or options.out
-        raise UserError(f"{where} cannot be written: {error.strerror or error}.", "Name another out=...") from error
+        raise cannot_be_written(error.filename or options.out, error, "Name another out=...") from error
     say_what_is_there(parts, console)
 
 

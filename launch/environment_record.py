@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 
 from dist_ssl.runtime.files import write_atomically
+from dist_ssl.runtime.own_cores import own_cores
 from launch.run_dir import AttemptDir, RunDir
 from launch.run_files import read_report
 
@@ -33,7 +34,7 @@ def record(driver: Path = DRIVER, processors: Path = PROCESSORS) -> dict[str, An
         "python": platform.python_version(),
         "system": " ".join((os.uname().sysname, os.uname().release, os.uname().machine)),
         "processor": _value(_lines(processors), "model name") or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": own_cores(),
         "memory": psutil.virtual_memory().total,
         "gpus": [_value(_lines(path), "Model") for path in sorted(driver.glob("gpus/*/information"))],
         "driver": next(iter(_lines(driver / "version")), ""),

@@ -51,7 +51,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from dist_ssl.config.command import Screen, run_command
-from dist_ssl.errors import UserError
+from dist_ssl.errors import UserError, cannot_be_written
 from launch import trust
 from launch.evaluation_options import Options, Place
 from launch.handover import hand_over
@@ -121,10 +121,8 @@ def write(found: "Evaluation") -> None:
     try:
         found.write()
     except OSError as error:
-        raise UserError(
-            f"{error.filename or found.file} cannot be written: {error.strerror or error}.",
-            "Free some space or fix the permissions.",
-        ) from error
+        place = error.filename or found.file
+        raise cannot_be_written(place, error, "Free some space or fix the permissions.") from error
 
 
 if __name__ == "__main__":

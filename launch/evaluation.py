@@ -7,7 +7,6 @@ runs/NAME/evaluations/STEP_BRANCH_PROTOCOL.json   an evaluation: numbers, settin
 
 import io
 import json
-import os
 import re
 import time
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from dist_ssl.errors import ConfigError, DataError
 from dist_ssl.evaluate.linear import Say
 from dist_ssl.runtime import jsonl
 from dist_ssl.runtime.files import write_atomically
+from dist_ssl.runtime.own_cores import own_cores
 from launch import credentials
 from launch.evaluation_options import Options, Place
 from launch.run_dir import RunDir
@@ -95,7 +95,7 @@ def config_of(run: RunDir, options: Options, data: Place, sharers: int = 1) -> d
     `sharers`: ranks that share the cores of this machine. Raises ConfigError.
     """
     began, now = run.config, credentials.restored(run.last_config())
-    threads = options.threads or max(1, len(os.sched_getaffinity(0)) // sharers)
+    threads = options.threads or max(1, own_cores() // sharers)
     probe = {"bank": options.bank or ALL, "queries": options.shown("queries") or ALL, "k": options.shown("k")}
     probe |= {key: getattr(options, key) for key in ("branch", "temperature", "resize", "crop")}
     if "planner" not in began["schedule"]:

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_type_hints
 
 import yaml
 
-from dist_ssl.config.command import known_pair
+from dist_ssl.config.command import filled_pair
 from dist_ssl.config.instantiate import fit
 from dist_ssl.errors import ConfigError
 from dist_ssl.evaluate.linear_recipes import LINEAR, LinearRecipe
@@ -61,9 +61,7 @@ class Options:
         values: dict[str, Any] = {}
         data: Place = {}
         for argument in arguments:
-            key, text = known_pair(argument, (*names, *DATA))
-            if not text:
-                raise ConfigError(f"{key} has no value.", f"Write {key}=...")
+            key, text = filled_pair(argument, (*names, *DATA))
             if key in DATA:
                 data[key.removeprefix("data.")] = None if text == "null" and key in OPTIONAL else listed(text)
             else:

@@ -37,9 +37,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from rich.console import Console
 
-from dist_ssl.config.command import known_pair, run_command
+from dist_ssl.config.command import filled_pair, run_command
 from dist_ssl.config.instantiate import fit
-from dist_ssl.errors import ConfigError, UserError
+from dist_ssl.errors import ConfigError, cannot_be_written
 from launch import credentials, trust
 from launch.handover import hand_over
 from launch.launch_keys import listed
@@ -80,9 +80,7 @@ class ExportOptions:
         names = {PATH if field.name == "data_path" else field.name: field.name for field in fields(cls)}
         values: dict[str, Any] = {}
         for argument in arguments:
-            key, text = known_pair(argument, names)
-            if not text:
-                raise ConfigError(f"{key} has no value.", f"Write {key}=...")
+            key, text = filled_pair(argument, names)
             values[names[key]] = fit(text, types[names[key]], key)
         for key in ("run", "to"):
             if key not in values:
@@ -122,7 +120,7 @@ def export(options: ExportOptions, run: RunDir, console: Console) -> int:
         describe = partial(card, run, saved, target.lines(out))
         problem, checked = keep_if_equal(saved, target, images, out, describe)
     except OSError as error:
-        raise UserError(f"{out} cannot be written: {error.strerror or error}.", "Name another file: out=...") from error
+        raise cannot_be_written(out, error, "Name another file: out=...") from error
     console.print(f"{checkpoint.name}, {saved.description.branch}: {checked}")
     if problem:
         console.print(f"Not written: {problem}")

@@ -1,6 +1,5 @@
 """The check of an export: its library loads it and computes the same features, or nothing stays on disk."""
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from dist_ssl.errors import UserError
-from dist_ssl.saved_encoder import COUNTERS, SavedEncoder
+from dist_ssl.models.named_weights import without_counters
+from dist_ssl.runtime.files import hidden_beside
+from dist_ssl.saved_encoder import SavedEncoder
 from launch.target import LoadedNetwork, Target
 
 BAR = 1e-5
@@ -26,7 +27,7 @@ def keep_if_equal(
     computed of all of them, and of one by itself. `describe`: returns the text of the card, given the second text.
     Raises OSError.
     """
-    part = out.with_name(f".{os.getpid()}-{os.urandom(4).hex()}.{out.name}")  # nobody can have made a link of it
+    part = hidden_beside(out, out.suffix)  # libraries look at the suffix; nobody can have made a link of this name
     try:
         try:
             write(saved, target, part)
@@ -62,7 +63,7 @@ def write(saved: SavedEncoder, target: Target, part: Path) -> None:
 def matched(target: Target, model: nn.Module) -> tuple[int, int]:
     """Return how many tensors of the file the library's network has by name and shape, and how many it has in all."""
     state = model.tensors() if isinstance(model, SavedEncoder | LoadedNetwork) else model.state_dict()
-    own = {name: value for name, value in state.items() if not name.endswith(COUNTERS)}
+    own = without_counters(state)
     same = [name for name, value in own.items() if name in target.renamed and target.renamed[name].shape == value.shape]
     return len(same), len(own.keys() | target.renamed.keys())
 

@@ -45,7 +45,7 @@ from dist_ssl.config.command import run_command, say
 from dist_ssl.data.images.centre_crop import write_centre
 from dist_ssl.data.images.image_rules import ImageRules
 from dist_ssl.data.storage.address import Address
-from dist_ssl.errors import ConfigError, DataError, TrainingError, UserError
+from dist_ssl.errors import ConfigError, DataError, TrainingError, cannot_be_written
 from dist_ssl.evaluate.confidence import interval
 from dist_ssl.runtime.files import write_atomically
 from dist_ssl.saved_encoder import FILE, SavedEncoder, load_encoder
@@ -226,7 +226,7 @@ def prepare(out: Path) -> None:
         write_atomically(out / RESULTS, "{}\n")
         (out / RESULTS).unlink()
     except OSError as error:
-        raise UserError(f"out={out} cannot be written: {error.strerror or error}.", "Name another out=...") from error
+        raise cannot_be_written(f"out={out}", error, "Name another out=...") from error
 
 
 def write(out: Path, saved: SavedEncoder, model: Classifier, classes: list[str], results: dict[str, Any]) -> None:

@@ -4,11 +4,11 @@ import contextlib
 import fcntl
 import os
 import shutil
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 from dist_ssl.errors import ConfigError
+from dist_ssl.runtime.files import hidden_beside
 
 NAME = ".making"
 """File of a folder that is being made, which the command that makes it holds locked."""
@@ -49,7 +49,7 @@ def remove_left(folder: Path) -> None:
     """Remove a folder that was left half-made; do nothing to any other. Raises OSError."""
     if (mark := _locked_mark(folder)) is not None:
         try:
-            aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+            aside = hidden_beside(folder)
             folder.rename(aside)  # so that the next folder of this name is never taken for this one
             shutil.rmtree(aside)
         finally:

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from dist_ssl.errors import ConfigError
+from dist_ssl.models.named_weights import COUNTERS, without_counters
 from dist_ssl.models.resampling import ResizedPositions, resized
-from dist_ssl.saved_encoder import COUNTERS, KEY, SavedEncoder
+from dist_ssl.saved_encoder import KEY, SavedEncoder
 from launch.target import OWN_VIT, LoadedNetwork, Target, needs, timm_call, with_path
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -35,7 +36,7 @@ def of_onnx(saved: SavedEncoder) -> Target:
     except ImportError as error:
         raise needs("onnx", *PACKAGES) from error
     network = self_contained(saved)
-    tensors = {name: x.contiguous() for name, x in network.state_dict().items() if not name.endswith(COUNTERS)}
+    tensors = {name: x.contiguous() for name, x in without_counters(network.state_dict()).items()}
     if (size := sum(value.nbytes for value in tensors.values())) > LARGEST:
         raise ConfigError(
             f"The encoder has {size / 1e9:.1f} GB of weights, and one ONNX file has less than 2 GiB.",

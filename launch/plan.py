@@ -44,7 +44,7 @@ from dist_ssl.distributed.devices import own_device
 from dist_ssl.distributed.memory_size import memory_size
 from dist_ssl.distributed.world import World
 from dist_ssl.engines.memory_need import GIB, MemoryEstimate, check_memory
-from dist_ssl.errors import ConfigError
+from dist_ssl.errors import ConfigError, cannot_be_written
 from dist_ssl.parts import Parts, parts
 from dist_ssl.protocols.schedule import Schedule
 from dist_ssl.runtime.files import write_output
@@ -263,13 +263,13 @@ def check_room(config: dict[str, Any], found: Parts, plans: list[EpochPlan], ran
 
 
 def draw(schedule: Schedule, timeline: Timeline, out: Path) -> None:
-    """Write the picture of the curves. Raises ConfigError."""
+    """Write the picture of the curves. Raises UserError."""
     file = io.BytesIO()
     curve_sheet.sheet(panels(schedule, timeline), [float(n) for n in timeline.bounds[1:]]).save(file, "PNG")
     try:
         write_output(out, file.getvalue())
     except OSError as error:
-        raise ConfigError(f"{out} cannot be written: {error}.", "Name another file: out=...") from error
+        raise cannot_be_written(out, error, "Name another file: out=...") from error
 
 
 def run(arguments: list[str], console: Console) -> int:

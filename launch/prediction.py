@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dist_ssl.errors import ConfigError
+from dist_ssl.errors import ConfigError, cannot_be_written
+from dist_ssl.runtime import jsonl
 from dist_ssl.runtime.files import write_atomically
 from dist_ssl.runtime.strange_files import read_regular
 
@@ -36,20 +37,20 @@ class Prediction:
         return begin + (end - begin) * (samples - first) / (last - first)
 
     def write(self, path: Path) -> None:
-        """Write the prediction as JSON. Raises ConfigError."""
+        """Write the prediction as JSON. Raises UserError."""
         try:
             write_atomically(path, json.dumps({"source": self.source, "points": list(self.points)}) + "\n")
         except OSError as error:
-            raise ConfigError(f"{path} cannot be written: {error}.", "Name another file: out=...") from error
+            raise cannot_be_written(path, error, "Name another file: out=...") from error
 
     @classmethod
     def read(cls, path: Path) -> "Prediction":
         """Read what `write` wrote. Raises ConfigError where the file is something else."""
         try:
-            found = json.loads(read_regular(path, MOST_BYTES))
+            found = jsonl.parsed(read_regular(path, MOST_BYTES))
             points = [(float(samples), float(seconds)) for samples, seconds in found["points"]]
             whole = cls(points, str(found["source"]))
-        except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+        except (OSError, ValueError, TypeError, KeyError, OverflowError) as error:
             raise ConfigError(f"plan={path} is no prediction: {error!r}.", REMEDY) from error
         if not _rising(points):
             raise ConfigError(f"plan={path} is no prediction: its points do not rise from 0.", REMEDY)

@@ -15,6 +15,7 @@ from dist_ssl.data.storage.address import Address
 from dist_ssl.errors import ConfigError
 from dist_ssl.runtime import jsonl
 from dist_ssl.runtime.files import write_atomically
+from dist_ssl.runtime.own_cores import own_cores
 from dist_ssl.runtime.strange_files import numbers
 from launch import (
     batch_shape,
@@ -81,7 +82,7 @@ def _requested(config: dict[str, Any]) -> tuple[int, int]:
 
 def _of_this_machine(nodes: int) -> tuple[int, int]:
     """Return the GPUs and cores per "node" if this machine is divided into `nodes`."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = own_cores()
     return visible_gpus.count() // nodes, max(1, cores // nodes)
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from dist_ssl.evaluate.confidence import interval
-from dist_ssl.runtime.strange_files import numbers, parsed
+from dist_ssl.runtime.strange_files import numbers, parsed_object
 from launch.run_files import read_numbers
 
 DASH = "-"
@@ -135,6 +135,6 @@ class RunView:
             file.seek(self.read_to)
             while (line := file.readline(MOST_LINE)).endswith(b"\n"):
                 self.read_to += len(line)
-                report = numbers(parsed(line) or {})
+                report = numbers(parsed_object(line) or {})
                 if report.keys() >= OF_AN_EPOCH:
                     yield report

@@ -22,7 +22,7 @@ from typing import Any
 from rich.console import Console
 
 from dist_ssl.config.command import known_pairs, run_command
-from dist_ssl.errors import ConfigError
+from dist_ssl.errors import ConfigError, cannot_be_written
 from dist_ssl.metrics.goodput import CAUSES
 from dist_ssl.metrics.sinks import read_reports
 from dist_ssl.runtime.files import write_atomically
@@ -259,8 +259,7 @@ def run(arguments: list[str], console: Console) -> int:
     try:
         write_atomically(out, writable(page(runs, plan)))  # in place of a link that somebody may have put there
     except OSError as error:
-        reason = error.strerror or error
-        raise ConfigError(f"{out} cannot be written: {reason}.", "Name another file: out=report.html") from error
+        raise cannot_be_written(out, error, "Name another file: out=report.html") from error
     console.print(f"Written: {out}")
     return 0
 

@@ -10,7 +10,7 @@ import yaml
 
 from dist_ssl.errors import ConfigError
 from dist_ssl.runtime.files import write_atomically
-from dist_ssl.runtime.strange_files import numbers, parsed, read_regular
+from dist_ssl.runtime.strange_files import numbers, parsed_object, read_regular
 
 MOST_YAML, MOST_REPORT, MOST_NUMBERS = 1 << 18, 1 << 19, 1 << 16
 """Bytes of a file, at most: a config has some thousand, of which a second reads a hundred thousand; a report may quote
@@ -92,7 +92,7 @@ def read_report(path: Path, most: int = MOST_REPORT) -> dict[str, Any] | None:
     `most`: bytes of it, at most; None where it has more. Raises PermissionError.
     """
     try:
-        return parsed(read_regular(path, most))
+        return parsed_object(read_regular(path, most))
     except PermissionError:
         raise
     except (OSError, ValueError):

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from dist_ssl.config.command import say
 from dist_ssl.config.instantiate import instantiate
 from dist_ssl.config.meta_device import on_meta_device
-from dist_ssl.errors import ConfigError, DataError
-from dist_ssl.runtime.strange_files import parsed, read_regular
+from dist_ssl.errors import ConfigError, DataError, reason_of
+from dist_ssl.runtime.strange_files import parsed_object, read_regular
 from dist_ssl.saved_encoder import KEY, Description, description_of
 from launch import hub_weights, trust
 from launch.checkpoint_encoder import of_checkpoint
@@ -137,8 +137,9 @@ def of_file(path: Path) -> WeightSource:
     try:
         content = read_regular(path, min(path.stat().st_size, MOST_BYTES))
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{path} cannot be read: {reason}.", "Name another file: init=FILE.safetensors") from error
+        raise DataError(
+            f"{path} cannot be read: {reason_of(error)}.", "Name another file: init=FILE.safetensors"
+        ) from error
     try:
         tensors = load(content)
     except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
@@ -153,9 +154,9 @@ def of_file(path: Path) -> WeightSource:
 
 def description_in(content: bytes, origin: str) -> Description | None:
     """Return the description of the encoder in a safetensors file of ours, None in another. Raises UserError."""
-    header = parsed(content[8 : 8 + int.from_bytes(content[:8], "little")]) or {}
+    header = parsed_object(content[8 : 8 + int.from_bytes(content[:8], "little")]) or {}
     metadata = header.get("__metadata__") or {}
-    return description_of(parsed(metadata[KEY]), origin) if KEY in metadata else None
+    return description_of(parsed_object(metadata[KEY]), origin) if KEY in metadata else None
 
 
 def described(source: WeightSource, own: Description | None) -> WeightSource:

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from dist_ssl.models.named_weights import without_counters
 from dist_ssl.models.patches import resized_projection
 from dist_ssl.models.resampling import resized
 from dist_ssl.models.vit import Patches, stored_positions
-from dist_ssl.saved_encoder import COUNTERS, POSITIONS
+from dist_ssl.saved_encoder import POSITIONS
 
 PROJECTION = "patch_embed.proj.weight"
 HEADS = ("fc.", "head.", "head_dist.", "heads.", "classifier.", "pooler.", "pre.")
@@ -62,8 +63,8 @@ class Match:
 
 def match(encoder: nn.Module, tensors: Mapping[str, Tensor]) -> Match:
     """Return the match of tensors by timm's names with an encoder, of which only names and shapes are used."""
-    own = {name: x for name, x in encoder.state_dict().items() if not name.endswith(COUNTERS)}
-    found = {name: x for name, x in tensors.items() if not name.endswith(COUNTERS)}
+    own = without_counters(encoder.state_dict())
+    found = without_counters(tensors)
     result = Match(len(own))
     if has_fixed_positions(encoder, found):
         del found[POSITIONS]

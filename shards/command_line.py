@@ -4,7 +4,6 @@ A script's options are exactly the fields of its dataclass: any other key is ref
 """
 
 import math
-import os
 import typing
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import Any, NewType, TypeVar
 from dist_ssl.config.byte_sizes import parse_bytes
 from dist_ssl.data.storage.pyramid import check_sides
 from dist_ssl.errors import ConfigError, nearest
+from dist_ssl.runtime.own_cores import own_cores
 
 Bytes = NewType("Bytes", int)
 """Number of bytes, written like 256MB."""
@@ -27,7 +27,7 @@ NotNegative = NewType("NotNegative", float)
 TRUTHS = {"true": True, "false": False}
 Threads = NewType("Threads", int)
 """Number of threads, at least one."""
-ONE_PER_CORE = Threads(os.cpu_count() or 1)
+ONE_PER_CORE = Threads(own_cores())
 """Default number of threads for work that keeps the processor busy."""
 T = TypeVar("T")
 

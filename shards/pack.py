@@ -26,8 +26,9 @@ from dist_ssl.config.command import say
 from dist_ssl.data.storage import manifest
 from dist_ssl.errors import DataError
 from dist_ssl.runtime import jsonl
-from dist_ssl.runtime.files import write_atomically
-from dist_ssl.runtime.strange_files import NotRegularError, open_regular, read_regular
+from dist_ssl.runtime.files import hidden_beside, write_atomically
+from dist_ssl.runtime.own_cores import own_cores
+from dist_ssl.runtime.strange_files import NotRegularError, read_regular, sha256_of
 from shards.archive import Sample, Writer
 from shards.command_line import Threads
 
@@ -39,7 +40,7 @@ MOST_RECORD = 1 << 30
 """Bytes of the record of a tar, at most: some 60 for a sample."""
 NOT_A_RECORD = (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError, OverflowError)
 """Errors of reading a record that is missing, is no regular file, or does not say what one says."""
-THREADS = Threads(min(32, 4 * (os.cpu_count() or 1)))
+THREADS = Threads(min(32, 4 * own_cores()))
 """Default number of threads that read images: more than cores, because they mostly wait for the disk."""
 
 
@@ -214,8 +215,7 @@ class Packer:
         for number in islice(tars, len(self.made), None):
             if sample is None and self.contents.ends is None:
                 break
-            unknown = f"{os.getpid()}-{os.urandom(4).hex()}.part"  # nobody else can have made a link of this name
-            writer = Writer(self.part / f".{self.tar(number).name}.{unknown}")
+            writer = Writer(hidden_beside(self.tar(number)))  # nobody else can have made a link of this name
             while sample is not None and not self._full(writer, number):
                 writer.add(sample)
                 self.progress.advance(task)
@@ -257,7 +257,6 @@ def record_of(tar: Path) -> Path:
 def hash_of(path: Path) -> str:
     """Return the sha256 of a file, in hex; empty if it is missing or is no regular file."""
     try:
-        with open_regular(path) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(path)
     except (FileNotFoundError, NotRegularError):
         return ""

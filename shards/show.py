@@ -31,7 +31,7 @@ from dist_ssl.data.storage import manifest, pyramid
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.fetch import Fetcher
 from dist_ssl.data.storage.read import Reader
-from dist_ssl.errors import DataError
+from dist_ssl.errors import DataError, cannot_be_written
 from dist_ssl.runtime.files import write_output
 from shards.command_line import fill, folder_and_pairs, shortened
 
@@ -57,7 +57,7 @@ class ShowOptions:
 
 
 def show(folder: Path, options: ShowOptions, console: Console) -> None:
-    """Print the table and write the sheet. Raises DataError."""
+    """Print the table and write the sheet. Raises UserError."""
     found, where, get = manifest.read(folder), Address(str(folder)), Fetcher()
     if not found.splits:
         raise DataError(f"{folder} has no splits.", "Write its shards again.")
@@ -79,7 +79,7 @@ def show(folder: Path, options: ShowOptions, console: Console) -> None:
             sheet(split, found.classes, options.images).save(file, "PNG")
             write_output(out, file.getvalue())
         except OSError as error:
-            raise DataError(f"{out} cannot be written: {error}.", "Name another file with out=.") from error
+            raise cannot_be_written(out, error, "Name another file with out=.") from error
         shown = min(options.images, len(split.samples))
         say(console, f"{shown} images of {called(split)}: {out}")
 

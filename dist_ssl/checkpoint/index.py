@@ -37,9 +37,14 @@ MOST_ELEMENTS = 1 << 40
 """No tensor has more elements, even where one of its sides is 0."""
 MOST_SIDES = 64
 """No tensor has more sides: torch reads no more."""
-RANK_FILE = re.compile(r"rank_\d{5}\.safetensors")
+RANK_FILE = re.compile(r"rank_[0-9]{5,18}\.safetensors")
 Table = dict[str, Any]
 """Tensor names to {shape, dtype, pieces: [{file, start, count, xxh3}, ...]}, as plain values."""
+
+
+def rank_file_name(rank: int) -> str:
+    """Return the name of a rank's file in the folder of a checkpoint, which matches RANK_FILE."""
+    return f"rank_{rank:05d}.safetensors"
 
 
 def seal(content: Mapping[str, Any]) -> str:

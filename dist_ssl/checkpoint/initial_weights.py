@@ -11,11 +11,9 @@ from pathlib import Path
 from safetensors.torch import load
 from torch import nn
 
-from dist_ssl.errors import CheckpointError
+from dist_ssl.errors import CheckpointError, reason_of
+from dist_ssl.models.named_weights import load_weights
 from dist_ssl.runtime.strange_files import read_regular
-
-COUNTER = "num_batches_tracked"
-"""Ending of the names of batch norms' counters, which are no weights and not in the file."""
 
 
 def verified(file: Path, sha256: str | None) -> bytes:
@@ -24,8 +22,9 @@ def verified(file: Path, sha256: str | None) -> bytes:
     try:
         content = read_regular(file, file.stat().st_size)
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise CheckpointError(f"{file}, the initial weights of the run, cannot be read: {reason}.", remedy) from error
+        raise CheckpointError(
+            f"{file}, the initial weights of the run, cannot be read: {reason_of(error)}.", remedy
+        ) from error
     found = hashlib.sha256(content).hexdigest()
     if found != sha256:
         raise CheckpointError(
@@ -36,12 +35,8 @@ def verified(file: Path, sha256: str | None) -> bytes:
 
 def start_from(encoder: nn.Module, file: Path, sha256: str | None) -> None:
     """Give an encoder the weights in a run's file, all of them. Raises CheckpointError."""
-    state = load(verified(file, sha256))
-    own = {name: x for name, x in encoder.state_dict().items() if not name.endswith(COUNTER)}
-    same = [name for name, x in own.items() if name in state and state[name].shape == x.shape]
-    if wrong := sorted((own.keys() | state.keys()) - set(same)):
+    if wrong := load_weights(encoder, load(verified(file, sha256))):
         raise CheckpointError(
             f"{file} does not fit the encoder: '{wrong[0]}' is missing, unknown or of another shape.",
             "Use the versions of dist_ssl and timm that made the run.",
         )
-    encoder.load_state_dict(state, strict=False)  # what is missing are the counters

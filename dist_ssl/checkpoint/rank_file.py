@@ -23,6 +23,7 @@ from torch import Tensor
 from dist_ssl.checkpoint.retries import TRANSIENT, with_retries
 from dist_ssl.errors import CheckpointError
 from dist_ssl.protocols.engine import Piece
+from dist_ssl.runtime import jsonl
 
 CHUNK_BYTES = 1 << 20
 HEADER_MOST_BYTES = 100_000_000
@@ -212,11 +213,11 @@ class RankFile:
         if written and xxhash.xxh3_128_hexdigest(bytes(size + text)) != written[1]:
             raise DamagedError(f"{self.name}: its header is not what was written")
         try:
-            rows: dict[str, Any] = json.loads(text)
+            rows: dict[str, Any] = jsonl.parsed(bytes(text))
             rows.pop("__metadata__", None)
             ends = {name: row["data_offsets"] for name, row in rows.items()}
             return {name: (8 + count + begin, 8 + count + end) for name, (begin, end) in ends.items()}
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DamagedError(f"{self.name}: its header cannot be read ({error})") from error
 
     def copy(self, name: str, piece: Mapping[str, Any], to: memoryview, skip: int, width: int) -> None:

@@ -6,12 +6,12 @@ about the file: only a wrong length or a wrong hash is damage, for which a check
 
 import errno
 import logging
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
 from dist_ssl.errors import CheckpointError
+from dist_ssl.runtime.tries import tried_again
 
 T = TypeVar("T")
 TRANSIENT = frozenset(
@@ -31,16 +31,14 @@ def with_retries(path: Path, read: Callable[[], T]) -> T:
 
     Raises its other errors as they are, and CheckpointError where the last try has a transient one.
     """
-    for pause in PAUSES:
-        try:
-            return read()
-        except OSError as error:
-            if error.errno not in TRANSIENT:
-                raise
+
+    def again(error: OSError, pause: float) -> bool:
+        if error.errno in TRANSIENT:
             log.warning("%s: %s; trying again in %.1f s", path, error.strerror, pause)
-            time.sleep(pause)
+        return error.errno in TRANSIENT
+
     try:
-        return read()
+        return tried_again(read, PAUSES, again)
     except OSError as error:
         if error.errno not in TRANSIENT:
             raise

@@ -24,7 +24,7 @@ import torch.distributed as dist
 from dist_ssl.checkpoint.background import Background
 from dist_ssl.checkpoint.costs import SaveCosts
 from dist_ssl.checkpoint.folder_names import KEPT, LATEST, name_of, published
-from dist_ssl.checkpoint.index import own_pieces, progress_of, read, write_table
+from dist_ssl.checkpoint.index import own_pieces, progress_of, rank_file_name, read, write_table
 from dist_ssl.checkpoint.rank_file import NO_ROOM, DamagedError, Written, sync, write
 from dist_ssl.checkpoint.read_on_all import read_on_all
 from dist_ssl.checkpoint.staging import Staged, Staging
@@ -206,7 +206,7 @@ class Checkpoint:
         part = self.folder / f".{name_of(progress.step)}.{self.attempt:04d}.part"
         try:
             self._on_all_ranks(lambda: self._make(part))
-            own = part / f"rank_{self.world.rank:05d}.safetensors"
+            own = part / rank_file_name(self.world.rank)
             written = self._on_all_ranks(lambda: asdict(write(own, staged.pieces())))
             self._on_all_ranks(lambda: self._publish(part, progress, written, permanent))
         except CheckpointError:

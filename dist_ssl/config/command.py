@@ -9,7 +9,7 @@ from rich.segment import Segment
 from rich.text import Text
 
 from dist_ssl.config.command_names import as_typed
-from dist_ssl.errors import EXIT_CODE, ConfigError, UserError, explained, nearest, printable
+from dist_ssl.errors import EXIT_CODE, ConfigError, UserError, cannot_be_used, explained, nearest, printable
 from dist_ssl.runtime.log_setup import make_warnings_printable
 
 INTERRUPTED_CODE = 130
@@ -76,8 +76,7 @@ def run_command(
 def known_error(error: Exception) -> UserError | None:
     """Return the error as a UserError if the user of a command can correct it, otherwise None."""
     if isinstance(error, PermissionError) and error.filename:
-        problem = f"{error.filename} cannot be used: {error.strerror}."
-        return UserError(problem, "Change its permissions, or name another one.")
+        return cannot_be_used(error, "Change its permissions, or name another one.")
     return explained(error)
 
 
@@ -92,7 +91,22 @@ def known_pair(argument: str, keys: Collection[str]) -> tuple[str, str]:
     if key in keys and equals:
         return key, value
     if key in keys:
-        raise ConfigError(f"{key} has no value.", f"Write {key}=...")
+        raise _no_value(key)
     if equals:
         raise ConfigError(f"There is no key '{key}'.", nearest(key, keys))
     raise ConfigError(f"'{argument}' is not KEY=VALUE.", f"Valid keys: {', '.join(sorted(keys))}.")
+
+
+def filled_pair(argument: str, keys: Collection[str]) -> tuple[str, str]:
+    """Return key and value of a word KEY=VALUE whose key is one of these and whose value is not empty.
+
+    Raises ConfigError.
+    """
+    key, value = known_pair(argument, keys)
+    if not value:
+        raise _no_value(key)
+    return key, value
+
+
+def _no_value(key: str) -> ConfigError:
+    return ConfigError(f"{key} has no value.", f"Write {key}=...")

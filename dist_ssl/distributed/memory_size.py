@@ -8,11 +8,7 @@ import psutil
 import torch
 
 from dist_ssl.distributed.world import World
-
-GROUPS = Path("/sys/fs/cgroup")
-OWN_GROUPS = Path("/proc/self/cgroup")
-LIMITS = {"": ("", "memory.max"), "memory": ("memory", "memory.limit_in_bytes")}
-"""Where a control group's limit is, by the controllers that a line of OWN_GROUPS names: none in version 2."""
+from dist_ssl.runtime.control_groups import GROUPS, OWN_GROUPS, memory_files
 
 
 def memory_size(world: World) -> int:
@@ -36,11 +32,7 @@ def host_memory(groups: Path = GROUPS, own: Path = OWN_GROUPS) -> int:
 
 def limits(groups: Path, own: Path) -> Iterator[int]:
     """Yield the limits of this process's control group and of those above it, in bytes; none where there is none."""
-    with contextlib.suppress(OSError):
-        for line in own.read_text().splitlines():
-            _, kinds, path = line.split(":", 2)
-            folder, name = LIMITS.get(kinds, ("", ""))
-            inside = Path(path.strip("/"))
-            for group in (inside, *inside.parents) if name else ():
-                with contextlib.suppress(OSError, ValueError):  # not seen from here, or no limit: max
-                    yield int((groups / folder / group / name).read_text())
+    for files in memory_files("memory.limit_in_bytes", "memory.max", groups, own):
+        for file in files:
+            with contextlib.suppress(OSError, ValueError):  # not seen from here, or no limit: max
+                yield int(file.read_text())

@@ -16,10 +16,14 @@ from typing import TypeVar
 import psutil
 
 from dist_ssl.errors import UserError
+from dist_ssl.runtime import jsonl
 from dist_ssl.runtime.files import write_atomically
+from dist_ssl.runtime.strange_files import read_regular
 
 POLL_SECONDS = 0.05
 LOOPBACK = "127.0.0.1"
+MOST_BYTES = 1 << 20
+"""Bytes of the file of a meeting, at most: it has a line for each address of a machine."""
 
 T = TypeVar("T")
 
@@ -41,7 +45,7 @@ class Meeting:
     def read(cls, path: Path) -> "Meeting | None":
         """Return the published meeting, or None where there is none yet."""
         try:
-            values = json.loads(path.read_text())
+            values = jsonl.parsed(read_regular(path, MOST_BYTES))
         except FileNotFoundError:
             return None
         return cls(tuple(values["addresses"]), values["port"], values["secret"])

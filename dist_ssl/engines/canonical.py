@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from dist_ssl.engines.average import EMA, Average, fitting
 from dist_ssl.engines.spread import held_here, laid_out, loaded_moments, spread_of, whole
 from dist_ssl.errors import CheckpointError
+from dist_ssl.models.named_weights import misfits
 from dist_ssl.protocols.engine import Piece, State
 from dist_ssl.protocols.method import Method
 from dist_ssl.runtime.finite_check import FiniteCheck
@@ -75,7 +76,7 @@ class Canonical(ABC):
         found = {name.removeprefix("model/"): state[name] for name in state if name.startswith("model/")}
         model = fitting(found, self.average)
         own = self._model()
-        if wrong := sorted(own.keys() ^ model.keys()) or [n for n in own if own[n].shape != model[n].shape]:
+        if wrong := misfits(own, model):
             raise CheckpointError(
                 f"The checkpoint does not fit the model: '{wrong[0]}' is missing, unknown or of another shape.",
                 "Resume with the method, the encoder and the data that wrote it.",

@@ -19,7 +19,7 @@ from dist_ssl.metrics.evaluations import Evaluations
 from dist_ssl.metrics.table import METRICS, series_of
 from dist_ssl.runtime import jsonl
 from dist_ssl.runtime.files import write_atomically
-from dist_ssl.runtime.strange_files import numbers, parsed, read_regular
+from dist_ssl.runtime.strange_files import numbers, parsed_object, read_regular
 
 log = logging.getLogger(__name__)
 COUNTERS = "counters.json"
@@ -47,7 +47,7 @@ def stands(report: Mapping[str, float], progress: Progress) -> bool:
 def read_totals(path: Path) -> dict[str, float]:
     """Return what the counters of earlier attempts have come to, by key; empty if there is no whole file of numbers."""
     try:
-        found = parsed(read_regular(path, MOST_TOTALS)) or {}
+        found = parsed_object(read_regular(path, MOST_TOTALS)) or {}
     except (OSError, ValueError):
         return {}
     return {key: float(value) for key, value in numbers(found).items() if value >= 0}
@@ -81,7 +81,7 @@ class JsonLines:
     def _drop_later_lines(self) -> None:
         if self._restored:
             kept = [report for report in read_reports(self.path) if stands(report, self._restored)]
-            write_atomically(self.path, "".join(f"{json.dumps(report)}\n" for report in kept))
+            write_atomically(self.path, "".join(map(jsonl.line_of, kept)))
             self._restored = None
 
     def write(self, progress: Progress, values: Mapping[str, float]) -> None:
@@ -89,7 +89,7 @@ class JsonLines:
         self._drop_later_lines()
         line = {"time": round(time.time(), 3), **finite(values), **self.more(progress)}
         with jsonl.open_to_append(self.path) as file:  # the last line may have been cut short by a full disk
-            file.write(json.dumps(line) + "\n")
+            file.write(jsonl.line_of(line))
 
     def close(self) -> None:
         """Do nothing: the file is not held open."""

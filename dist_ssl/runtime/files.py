@@ -10,6 +10,11 @@ from io import BufferedWriter, FileIO
 from pathlib import Path
 
 
+def hidden_beside(path: Path, ending: str = ".part") -> Path:
+    """Return a new hidden name in the folder of a path: no other process, on whatever node, uses or foresees it."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}{ending}")
+
+
 def write_atomically(path: Path, content: str | bytes, sync: bool = False, *, private: bool = False) -> None:
     """Write text (as UTF-8) or bytes to `path`, replacing what is there; the permission bits follow the umask.
 
@@ -18,7 +23,7 @@ def write_atomically(path: Path, content: str | bytes, sync: bool = False, *, pr
     call alone, on whatever node it runs. Raises OSError; the target is then unchanged and the temporary file removed.
     """
     data = content.encode() if isinstance(content, str) else content
-    part = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.part")
+    part = hidden_beside(path)
     try:
         with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666), "wb") as file:
             file.write(data)

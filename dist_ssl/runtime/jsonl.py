@@ -62,6 +62,11 @@ def _check_depth(value: Any) -> None:
     raise ValueError(TOO_DEEP)
 
 
+def line_of(row: Mapping[str, Any]) -> str:
+    """Return the line of a file that holds a row, with its end."""
+    return json.dumps(row) + "\n"
+
+
 def open_to_append(path: Path) -> TextIO:
     """Open a file to append whole lines, each in one write; make the folder if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,6 +85,6 @@ def _ends_in_newline(path: Path) -> bool:
 def append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Append rows; they are on disk when this returns."""
     with open_to_append(path) as file:
-        file.write("".join(json.dumps(row) + "\n" for row in rows))
+        file.write("".join(map(line_of, rows)))
         file.flush()
         os.fsync(file.fileno())

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import grp
+import hashlib
 import os
 import pwd
 import stat
@@ -48,6 +49,12 @@ def read_regular(path: Path, most: int) -> bytes:
     return content
 
 
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a regular file, in hexadecimal digits. Raises OSError, NotRegularError."""
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _at_once(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
 
@@ -89,7 +96,7 @@ def _of_one_user(group: int) -> bool:
         return False
 
 
-def parsed(text: bytes | str) -> dict[str, Any] | None:
+def parsed_object(text: bytes | str) -> dict[str, Any] | None:
     """Return the object in a JSON text; None where it holds anything else, or is nested too deeply to be read."""
     try:
         found = jsonl.parsed(text)

@@ -9,7 +9,6 @@ training step while a save is written; exits 1 where a bar is missed.
 """
 
 import ctypes
-import os
 import statistics
 import sys
 import tempfile
@@ -36,9 +35,10 @@ from dist_ssl.config.byte_sizes import parse_bytes, show_bytes
 from dist_ssl.core.progress import Progress
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import ConfigError
+from dist_ssl.runtime.own_cores import own_cores
 from tests.benchmarks.turns import in_turns, quotient, seconds, verdict
 
-CORES = len(os.sched_getaffinity(0))
+CORES = own_cores()
 FRESH = Progress(epochs=1)
 
 

@@ -9,7 +9,6 @@ is to stay flat. `pip install -e '.[peers]'` adds rows; one that cannot run is n
 bar is missed.
 """
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -25,10 +24,11 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from dist_ssl.runtime.own_cores import own_cores
 from tests.benchmarks.pipelines import ROWS, Images, Work, draw, draw_small, ours, pack
 from tests.benchmarks.turns import Quotient, in_turns, quotient, verdict
 
-CORES = len(os.sched_getaffinity(0))
+CORES = own_cores()
 TWO_VIEWS, CROPS, ONE_CROP = Work(2, 224), Work(2, 224, coloured=False), Work(1, 224, coloured=False)
 PATCHES = Work(20, 96)
 SMALL, SMALL_CROPS = Work(2, 112, pyramid=True), Work(2, 112, coloured=False, pyramid=True)

@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 
 from dist_ssl.checkpoint import rank_file
+from dist_ssl.checkpoint.index import RANK_FILE, rank_file_name
 from dist_ssl.checkpoint.rank_file import CODES, DamagedError, RankFile, as_bytes, write
 from dist_ssl.protocols.engine import Piece
 from tests.checkpoint.test_staging import KINDS, pieces
@@ -90,3 +91,9 @@ def test_a_file_system_that_reserves_nothing_is_written_once_all_the_same(
     monkeypatch.setattr(os, "posix_fallocate", None)  # writes to every block
     write(tmp_path / "rank_00000.safetensors", pieces(KINDS))
     assert safetensors.torch.load_file(tmp_path / "rank_00000.safetensors").keys() == KINDS.keys()
+
+
+@pytest.mark.parametrize("rank", [0, 99_999, 100_000])
+def test_every_name_that_a_rank_writes_is_known_to_the_reader(rank: int) -> None:
+    assert RANK_FILE.fullmatch(rank_file_name(rank))
+    assert not RANK_FILE.fullmatch(f"../{rank_file_name(rank)}")

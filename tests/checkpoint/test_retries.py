@@ -2,13 +2,13 @@
 
 import errno
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dist_ssl.checkpoint import retries
 from dist_ssl.checkpoint.index import read
 from dist_ssl.checkpoint.rank_file import DamagedError
 from dist_ssl.checkpoint.retries import PAUSES, TRANSIENT, with_retries
@@ -19,7 +19,7 @@ from tests.checkpoint.test_saver import assert_same_bits, save
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is waited for."""
-    monkeypatch.setattr(retries.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
 
 
 def failing(times: int, number: int, work: Callable[..., Any]) -> Callable[..., Any]:

@@ -9,8 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from dist_ssl.config import command_names
-from dist_ssl.config.command import Screen, known_pairs, say
-from dist_ssl.errors import ConfigError
+from dist_ssl.config.command import Screen, filled_pair, known_pairs, say
+from dist_ssl.errors import ConfigError, cannot_be_written
 
 
 def test_pairs_stand_in_the_order_of_the_command_line() -> None:
@@ -29,6 +29,21 @@ def test_what_is_no_pair_of_these_keys_is_refused(argument: str, message: str) -
     with pytest.raises(ConfigError) as caught:
         known_pairs(["run=a", argument], ("run", "out"))
     assert str(caught.value) == message
+
+
+def test_a_pair_that_must_be_filled_is_refused_without_a_value() -> None:
+    assert filled_pair("run=a=b", ("run", "out")) == ("run", "a=b")
+    for argument in ("out", "out="):
+        with pytest.raises(ConfigError, match=r"^out has no value\.\n  Write out=\.\.\.$"):
+            filled_pair(argument, ("run", "out"))
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(OSError(28, "No space left on device", ".x.7-1.part"), "No space left on device"), (OSError("odd"), "odd")],
+)
+def test_what_cannot_be_written_is_named_as_the_user_did(error: OSError, reason: str) -> None:
+    assert str(cannot_be_written("x", error, "Name another.")) == f"x cannot be written: {reason}.\n  Name another."
 
 
 def test_nothing_that_is_shown_acts_on_the_terminal() -> None:

@@ -24,6 +24,7 @@ from dist_ssl.build import Place, build
 from dist_ssl.core.batch import Batch
 from dist_ssl.core.progress import Progress
 from dist_ssl.distributed.world import World
+from dist_ssl.runtime.own_cores import own_cores
 from dist_ssl.runtime.signals import Signals
 from dist_ssl.train import Job
 from tests.gpu.pictures import drawn, write_shards
@@ -34,7 +35,7 @@ from tests.gpu.rows import Claim, Row, Setting, leave, seen, speed
 from tests.gpu.rows import main as run
 from tests.gpu.throughput import plain_loop
 
-CORES = len(os.sched_getaffinity(0))
+CORES = own_cores()
 IMAGES, SHARDS = 192, 128
 """Pictures that are drawn, and shards that hold all of them."""
 

@@ -22,6 +22,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from dist_ssl.runtime.own_cores import own_cores
 from tests.gpu.rows import Claim, Row, Setting, judged, leave, main, seen
 
 PACKAGES = (
@@ -44,7 +45,7 @@ def versions(setting: Setting) -> Iterator[Row]:
     yield seen("packages", ", ".join(map(installed, PACKAGES)))
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     room = shutil.disk_usage(tempfile.gettempdir()).free
-    cores = len(os.sched_getaffinity(0))
+    cores = own_cores()
     yield seen("host", f"{cores} cores, {pages / 2**30:.0f} GiB of memory, {room / 2**30:.0f} GiB of scratch")
     if setting.gpu:
         card = torch.cuda.get_device_properties(0)

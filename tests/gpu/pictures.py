@@ -1,7 +1,6 @@
 """JPEGs as large as ImageNet's, drawn by us, in shards: a few hundred pictures, each of them many samples."""
 
 import io
-import os
 import tarfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from dist_ssl.data.storage import manifest
+from dist_ssl.runtime.own_cores import own_cores
 
 WIDTH, HEIGHT = 500, 375
 QUALITY = 88
@@ -32,7 +32,7 @@ def jpeg(seed: int) -> bytes:
 
 def drawn(count: int) -> list[bytes]:
     """So many pictures, by all cores."""
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(own_cores()) as pool:
         return list(pool.map(jpeg, range(count)))
 
 

@@ -62,7 +62,7 @@ def test_a_few_measured_steps_predict_time_and_energy(
 ) -> None:
     code, text = shown(capsys, demo_shards, tmp_path, *GROWING, "steps=1", "watts=100")
     assert code == 0
-    assert "Measuring kind 2 of 3: 1 steps with 2 views of 12 px, batch 12 ..." in text, "it takes long"
+    assert "Measuring kind 2 of 3 (steps=0: none): 1 steps with 2 views of 12 px, batch 12 ..." in text, "it takes long"
     assert "Measured here: 1 steps of each of 3 kinds on one cpu process; 2 ranks share" in text
     found = re.search(r"Predicted: (\d+):(\d+), of which probes \d+:\d+; (\S+) node-hours; energy: (\S+) Wh\.", text)
     assert found

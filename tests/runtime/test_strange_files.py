@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dist_ssl.runtime import strange_files
-from dist_ssl.runtime.strange_files import close_to_others, numbers, others_may_change, parsed, read_regular
+from dist_ssl.runtime.strange_files import close_to_others, numbers, others_may_change, parsed_object, read_regular
 
 
 def test_an_ordinary_file_is_read_up_to_its_bound(tmp_path: Path) -> None:
@@ -33,8 +33,8 @@ def test_what_is_no_file_is_neither_waited_for_nor_read_for_ever(tmp_path: Path)
 
 @pytest.mark.parametrize("text", ["", "[1]", "3", "{", '{"a": ' * 100_000, "[" * 100_000, b"\xff{}"])
 def test_what_is_no_object_is_none(text: str | bytes) -> None:
-    assert parsed(text) is None
-    assert parsed('{"a": 1}') == {"a": 1}
+    assert parsed_object(text) is None
+    assert parsed_object('{"a": 1}') == {"a": 1}
 
 
 def test_only_finite_numbers_are_numbers() -> None:

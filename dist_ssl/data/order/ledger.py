@@ -10,7 +10,6 @@ save, {"saved": 8}: every line before it belongs to a step below 8. Where a late
 of earlier attempts for steps >= s are void.
 """
 
-import json
 import os
 import re
 from dataclasses import dataclass
@@ -32,6 +31,11 @@ NAME = re.compile(r"attempt_([0-9]{4,18})_rank_([0-9]{5,18})")
 Hashes = npt.NDArray[np.uint64]
 
 
+def file_of(folder: Path, attempt: int, rank: int) -> Path:
+    """Return the ledger file of an attempt and rank, whose stem matches NAME."""
+    return folder / f"attempt_{attempt:04d}_rank_{rank:05d}.jsonl"
+
+
 def mix(ids: Ints) -> Hashes:
     """Return a 64-bit hash of every sample number, same shape: splitmix64 (Steele et al. 2014)."""
     z = ids.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
@@ -51,7 +55,7 @@ class Ledger:
 
     def __init__(self, folder: Path, attempt: int, world: World) -> None:
         self.ranks = world.size
-        self.file: TextIO = jsonl.open_to_append(folder / f"attempt_{attempt:04d}_rank_{world.rank:05d}.jsonl")
+        self.file: TextIO = jsonl.open_to_append(file_of(folder, attempt, world.rank))
 
     def record(self, progress: Progress, batch: Batch) -> None:
         """Write the line of the step at this position, which used this batch."""
@@ -73,7 +77,7 @@ class Ledger:
         self.file.close()
 
     def _write(self, line: dict[str, int]) -> None:
-        self.file.write(json.dumps(line) + "\n")
+        self.file.write(jsonl.line_of(line))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ import fcntl
 import hashlib
 import logging
 import os
-import re
 import shlex
 import stat
 import time
@@ -24,12 +23,12 @@ from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
 
+from dist_ssl.data.storage.fields import CHANGED, HASHES
 from dist_ssl.errors import DataError
 from dist_ssl.runtime.strange_files import others_may_change
 
 log = logging.getLogger(__name__)
 WHOLE, PART = ".tar", ".part"
-HASH = re.compile(r"[0-9a-f]{64}")
 POLL_SECONDS = 0.05
 USED_SECONDS = 5.0
 """Longest time between two updates of the last-use time of a shard that is being read."""
@@ -86,7 +85,7 @@ class Cache:
 
     def _named(self, sha256: str, ending: str) -> Path:
         """Return the path of a file of this folder; a manifest's text that is no hash could lead elsewhere."""
-        assert HASH.fullmatch(sha256), f"{sha256!r} is no sha256"
+        assert HASHES["sha256"].fullmatch(sha256), f"{sha256!r} is no sha256"
         return self.folder / (sha256 + ending)
 
     def _check_owner(self, state: os.stat_result) -> None:
@@ -131,7 +130,7 @@ class Cache:
             log.warning("%s has the sha256 %s; the manifest says %s", name, found, sha256)
         raise DataError(
             f"{name} has the sha256 {found}; the manifest says {sha256}. Fetching it again did not help.",
-            "It has changed since it was indexed: put the old one back, or make the shards again.",
+            CHANGED,
         )
 
     @contextmanager
@@ -176,7 +175,7 @@ class Cache:
 
     def _files(self, ending: str) -> list[Path]:
         """Return the cache's own files; others that lie in its folder are never removed."""
-        return [path for path in self.folder.glob(f"*{ending}") if HASH.fullmatch(path.stem)]
+        return [path for path in self.folder.glob(f"*{ending}") if HASHES["sha256"].fullmatch(path.stem)]
 
     def _parts(self, own: str) -> int:
         """Return the total bytes of other processes' parts; remove those of dead processes."""

@@ -6,8 +6,6 @@ checkpoint comes from other images. The ranks of a node share the work by a file
 are read through a node's cache were verified when they entered it.
 """
 
-import hashlib
-import json
 import logging
 import re
 import threading
@@ -24,12 +22,17 @@ from dist_ssl.data.storage.reader_options import Access
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import DataError, UserError
 from dist_ssl.runtime import jsonl
-from dist_ssl.runtime.strange_files import open_regular, parsed
+from dist_ssl.runtime.strange_files import parsed_object, sha256_of
 
 log = logging.getLogger(__name__)
 IN_PLACE, CACHED, BY_RANGE, UNVERIFIED = HOW = ("in place", "from the cache", "by range requests", "unverified")
 """How an attempt reads its shards."""
 NAME = re.compile(r"attempt_([0-9]{4,18})_node_([0-9]{5,18})")
+
+
+def file_of(folder: Path, attempt: int, node: int) -> Path:
+    """Return the record of an attempt and node, whose stem matches NAME."""
+    return folder / f"attempt_{attempt:04d}_node_{node:05d}.jsonl"
 
 
 class ShardContents:
@@ -39,7 +42,7 @@ class ShardContents:
         self, split: Split, access: Access, folder: Path, attempt: int, *, world: World, verify: bool = True
     ) -> None:
         self.parts = (split, *split.levels)
-        self.path = folder / f"attempt_{attempt:04d}_node_{world.rank // world.local_size:05d}.jsonl"
+        self.path = file_of(folder, attempt, world.rank // world.local_size)
         self.how = _how(split, access) if verify else UNVERIFIED
         self._seen: set[int] = set()
         self._known = _Verified(self.path, len(split.shards))
@@ -99,7 +102,8 @@ class ShardContents:
         """Record that the shard at a place (see `Reader`) has the manifest's sha256. Raises DataError if it has not."""
         level, number = divmod(place, len(self.parts[0].shards))
         path, known = self.parts[level].path(number), self.parts[level].shards[number].sha256
-        if (found := sha256_of(path)) != known:
+        found = in_several_tries(lambda: sha256_of(path), f"Shard {path}")
+        if found != known:
             raise DataError(
                 f"Shard {path} has changed since the manifest was made: its sha256 is {found[:12]}..., not "
                 f"{known[:12]}.... Nothing has been saved that was learned from it.",
@@ -109,17 +113,7 @@ class ShardContents:
         self._write({"level": level, "shard": number})
 
     def _write(self, row: dict[str, Any]) -> None:
-        self._file.write(json.dumps(row) + "\n")
-
-
-def sha256_of(path: Path) -> str:
-    """Return the sha256 of a shard, in hexadecimal digits. Raises DataError where it cannot be read."""
-
-    def digest() -> str:
-        with open_regular(path) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
-    return in_several_tries(digest, f"Shard {path}")
+        self._file.write(jsonl.line_of(row))
 
 
 def _how(split: Split, access: Access) -> str:
@@ -143,7 +137,7 @@ class _Verified:
             news = file.read()
         self._read += len(news)
         *lines, self._rest = (self._rest + news).split(b"\n")
-        rows = filter(None, map(parsed, lines))
+        rows = filter(None, map(parsed_object, lines))
         self._places |= {row["level"] * self.shards + row["shard"] for row in rows if "shard" in row}
         return place in self._places
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from dist_ssl.data.storage.address import WEB, Address
+from dist_ssl.data.storage.fields import CHANGED
 from dist_ssl.data.storage.object_store import Store
 from dist_ssl.data.storage.transports import STALL_SECONDS, BusyError, Files, Pipe, Transport, Web
 from dist_ssl.errors import ConfigError, DataError, ServerAwayError
@@ -196,7 +197,7 @@ def _too_large(address: Address, most: int) -> DataError:
 def _too_long(address: Address, size: int) -> DataError:
     return DataError(
         f"{address} has more than the {size} bytes that its manifest lists.",
-        "It has changed since it was indexed: put the old one back, or make the shards again.",
+        CHANGED,
     )
 
 

@@ -30,6 +30,8 @@ MOST_COLUMN_BYTES = 1 << 35
 """Largest file of columns that is read: a sample takes some 50 bytes, so that is 600 million samples of a split."""
 HEADER_BYTES = 1 << 20
 """No file of columns has more bytes before its columns."""
+CHANGED = "It has changed since it was indexed: put the old one back, or make the shards again."
+"""Remedy for a shard that is not what its manifest says."""
 HASHES = {"sha256": re.compile(r"[0-9a-f]{64}"), "xxh3": re.compile(r"[0-9a-f]{32}")}
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udc7f\udd00-\udfff]")
 """Characters of no file name; the surrogates left out stand for bytes that are not UTF-8."""

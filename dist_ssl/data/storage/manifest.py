@@ -201,7 +201,7 @@ def size_differs(where: object, size: object, shard: Shard) -> DataError:
     """Return the error for a tar whose size differs from the manifest's."""
     return DataError(
         f"Shard {where} has {size} bytes; the manifest says {shard.bytes}.",
-        "The tar has changed since it was indexed: put the old one back, or make the shards again.",
+        fields.CHANGED,
     )
 
 

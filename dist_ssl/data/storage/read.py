@@ -19,12 +19,14 @@ import numpy as np
 
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.cache import USED_SECONDS, Cache, use
+from dist_ssl.data.storage.fields import CHANGED
 from dist_ssl.data.storage.manifest import Shard, Split
 from dist_ssl.data.storage.prefetch import Prefetcher
 from dist_ssl.data.storage.reader_options import Access
 from dist_ssl.data.storage.transports import NoRangesError
 from dist_ssl.errors import DataError
 from dist_ssl.runtime.strange_files import open_regular
+from dist_ssl.runtime.tries import tried_again
 
 MOST_OPEN = 32
 READ_TRIES = 4
@@ -37,17 +39,14 @@ T = TypeVar("T")
 
 def in_several_tries(read: Callable[[], T], what: str) -> T:
     """Return what `read` returns, tried again where the file system fails. Raises DataError that says of what."""
-    for pause in range(READ_TRIES):
-        try:
-            return read()
-        except OSError as error:
-            if pause == READ_TRIES - 1:
-                raise DataError(
-                    f"{what} could not be read in {READ_TRIES} tries: {error}.",
-                    "This is the file system's fault, not the data's: resume the run once it answers again.",
-                ) from error
-        time.sleep(FIRST_PAUSE_SECONDS * 2**pause)
-    raise AssertionError("unreachable")
+    pauses = [FIRST_PAUSE_SECONDS * 2**number for number in range(READ_TRIES - 1)]
+    try:
+        return tried_again(read, pauses)
+    except OSError as error:
+        raise DataError(
+            f"{what} could not be read in {READ_TRIES} tries: {error}.",
+            "This is the file system's fault, not the data's: resume the run once it answers again.",
+        ) from error
 
 
 class Reader:
@@ -126,7 +125,7 @@ class Reader:
         if len(data) != size:
             raise DataError(
                 f"Shard {self._shard(place)[1]} ends within sample {number}.",
-                "The tar has changed since it was indexed: put the old one back, or make the shards again.",
+                CHANGED,
             )
         if self._counted:
             self.access.fetcher.counts.add(self._counted[level])

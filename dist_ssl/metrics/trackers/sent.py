@@ -7,7 +7,12 @@ from typing import Any
 
 import yaml
 
+from dist_ssl.runtime import jsonl
 from dist_ssl.runtime.files import write_atomically
+from dist_ssl.runtime.strange_files import read_regular
+
+MOST_SENT, MOST_CONFIG = 1 << 20, 1 << 18
+"""Bytes of the record and of a config, at most: both have some thousand."""
 
 
 class Sent:
@@ -25,7 +30,7 @@ class Sent:
     def read(self) -> None:
         """Read the file, where there is one."""
         if self.path.is_file():
-            known = json.loads(self.path.read_text())
+            known = jsonl.parsed(read_regular(self.path, MOST_SENT))
             self.id, self.step, self.names = known["id"], known["step"], set(known["names"])
 
     def register(self, identity: str) -> None:
@@ -51,4 +56,4 @@ class Sent:
 def config_of(folder: Path) -> dict[str, Any]:
     """Return the config as the run folder shows it, which has no credentials; empty where it has none."""
     path = folder / "config.yaml"
-    return dict(yaml.safe_load(path.read_text())) if path.is_file() else {}
+    return dict(yaml.safe_load(read_regular(path, MOST_CONFIG))) if path.is_file() else {}

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from dist_ssl.core.draws import Draws
 from dist_ssl.core.progress import Progress
 from dist_ssl.data.order import ledger
 from dist_ssl.data.order.ledger import Ledger, hash_ids, mix
+from dist_ssl.data.storage import contents
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import DataError
 
@@ -100,3 +102,12 @@ def test_a_line_that_no_rank_wrote_is_refused(tmp_path: Path, change: dict[str, 
 def test_a_file_that_is_no_ledger_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "attempt_x_rank_y_z.jsonl").write_text('{"step": 0}\n')
     assert not len(ledger.read(tmp_path).step)
+
+
+@pytest.mark.parametrize("module", [ledger, contents])
+@pytest.mark.parametrize(("attempt", "number"), [(1, 0), (12_345, 100_000)])
+def test_every_file_that_is_written_is_one_that_is_read(
+    tmp_path: Path, module: ModuleType, attempt: int, number: int
+) -> None:
+    named = module.NAME.fullmatch(module.file_of(tmp_path, attempt, number).stem)
+    assert (int(named[1]), int(named[2])) == (attempt, number)

@@ -5,7 +5,6 @@ import dataclasses
 import json
 import shutil
 import threading
-from io import FileIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -140,14 +139,14 @@ def test_a_read_that_fails_now_and_then_is_tried_again(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(read, "FIRST_PAUSE_SECONDS", 0.0)
-    own, failures = contents.open_regular, [OSError(5, "Input/output error")] * 3
+    own, failures = contents.sha256_of, [OSError(5, "Input/output error")] * 3
 
-    def open_regular(path: Path) -> FileIO:
+    def sha256_of(path: Path) -> str:
         if failures:
             raise failures.pop()
         return own(path)
 
-    monkeypatch.setattr(contents, "open_regular", open_regular)
+    monkeypatch.setattr(contents, "sha256_of", sha256_of)
     checked(shards, tmp_path / "ledger", 0).check()
     failures.extend([OSError(5, "Input/output error")] * 4)
     with pytest.raises(DataError, match="could not be read in 4 tries"):

@@ -1,0 +1,29 @@
+"""Reads that are tried again after an error of the file system, since such an error often goes away by itself."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
+Verdict = Callable[[OSError, float], bool]
+"""Whether to try again after this error, given the seconds of the pause before."""
+
+
+def always(_error: OSError, _pause: float) -> bool:
+    """Return True: every error of the file system may go away."""
+    return True
+
+
+def tried_again(read: Callable[[], T], pauses: Sequence[float], again: Verdict = always) -> T:
+    """Return what `read` returns, called once more after each of the `pauses`, in seconds, as long as it fails.
+
+    Raises the OSError of the last call, the first one after which `again` says no, and every other error at once.
+    """
+    for pause in pauses:
+        try:
+            return read()
+        except OSError as error:
+            if not again(error, pause):
+                raise
+        time.sleep(pause)
+    return read()
