@@ -16,9 +16,10 @@ from dist_ssl.core.draws import Draws, Purpose
 from dist_ssl.data.images import photometric
 from dist_ssl.data.images.photometric import Photometry
 from dist_ssl.data.images.views import Augmentation
+from launch.folder_rules import IMAGENET
 from tests.colours import MOCO
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MEAN, STD = IMAGENET
 FULL = replace(MOCO, solarize_p=0.3, invert_p=0.3, turn_p=0.5)
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}
 
