@@ -8,7 +8,6 @@
 import os
 import sys
 import time
-import warnings
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -31,7 +30,7 @@ from dist_ssl.data.images.views import Augmentation
 from dist_ssl.data.loader.feed import Feed, GpuSide
 from dist_ssl.data.loader.loader_process import pin, unpin
 from launch.folder_rules import IMAGENET
-from tests.gpu.rows import Claim, Setting, claim, leave, main
+from tests.gpu.rows import Claim, Setting, claim, host_stops, leave, main
 
 MEAN, STD = IMAGENET
 FIRST = Augmentation(
@@ -178,20 +177,13 @@ def rate(device: torch.device, dtype: torch.dtype, kernels: bool) -> tuple[bool,
     return holds, f"{alone:,.0f} views/s on the GPU, {whole:,.0f} with the host; {len(events)} launches and copies"
 
 
-def stops(device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
+def stops(setting: Setting, device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
     """Count how often the host waits for the GPU while it issues a batch's colours."""
     views = [torch.from_numpy(pixels(8, 64, seed)).to(device) for seed in range(2)]
     changes = [Photometry(r, slot, MEAN, STD) for slot, r in enumerate((FULL, FULL))]
     photometric.colour(changes, views, np.arange(8), Draws(0), dtype)
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with warnings.catch_warnings(record=True) as seen:
-            warnings.simplefilter("always")
-            photometric.colour(changes, views, np.arange(8), Draws(1), dtype)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    found = [str(warning.message).splitlines()[0] for warning in seen]
-    return not found, f"{len(found)} stops {found[:2]}"
+    count, places = host_stops(lambda: photometric.colour(changes, views, np.arange(8), Draws(1), dtype), setting)
+    return not count, f"{count} stops: {places}"
 
 
 def claims(setting: Setting) -> Iterator[Claim]:
@@ -211,7 +203,7 @@ def claims(setting: Setting) -> Iterator[Claim]:
     yield claim("colours: made beside training", partial(beside, device))
     if setting.gpu:
         for dtype in (torch.float32, torch.bfloat16, torch.float64):
-            yield claim(f"colours: host stops, {dtype}", partial(stops, device, dtype))
+            yield claim(f"colours: host stops, {dtype}", partial(stops, setting, device, dtype))
         for dtype in (torch.bfloat16, torch.float32):
             yield claim(f"colours: MoCo v3, 2 x 256 x 224 px, {dtype}", partial(rate, device, dtype, True))
         yield claim("colours: the same by torch's operations, fp32", partial(rate, device, torch.float32, False))
