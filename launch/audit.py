@@ -25,9 +25,10 @@ from rich.console import Console
 from rich.table import Table
 
 from dist_ssl.checkpoint.folder_names import published
+from dist_ssl.config.bounds import MOST_COUNT, MOST_SEED
 from dist_ssl.config.command import known_pairs, run_command, say
 from dist_ssl.config.instantiate import fit, keywords
-from dist_ssl.config.run_keys import MOST, all_epochs
+from dist_ssl.config.run_keys import all_epochs
 from dist_ssl.core.plan import EpochPlan
 from dist_ssl.data.data_keys import Data
 from dist_ssl.data.order import ledger
@@ -48,8 +49,6 @@ from launch.run_dir import RunDir
 KEYS = ("run", "data.path")
 NOTES_SHOWN = 20
 NUMBERS_SHOWN = 5
-MOST_NUMBER = 1 << 60
-"""A number that no count of a run reaches, and with which int64 can still compute."""
 RESTORE = "Restore the complete file: the expected samples of the run's steps are computed from it."
 COLUMNS = ("epoch", "steps", "used once", "replaced", "dropped", "lost", "repeated", "moved", "unclear")
 
@@ -102,7 +101,7 @@ def plans_of(run: RunDir) -> tuple[list[EpochPlan], list[int]]:
 
 def whole(row: Mapping[str, Any], key: str, least: int = 0) -> bool:
     """Return whether a value of a row is a whole number of at least `least`."""
-    return type(row.get(key)) is int and least <= row[key] <= MOST_NUMBER
+    return type(row.get(key)) is int and least <= row[key] <= MOST_COUNT
 
 
 def final_steps(run: RunDir) -> int:
@@ -118,7 +117,7 @@ def audit(run: RunDir, split: Split) -> tuple[list[EpochAudit], list[str], dict[
     config, final = run.config, final_steps(run)
     plans, began = plans_of(run)
     seed, window = value_of(config, "seed", int), value_of(config, "window", int)
-    if not (0 <= seed <= MOST["seed"] and window >= 1):
+    if not (0 <= seed <= MOST_SEED and window >= 1):
         raise ConfigError(f"seed={seed} window={window} of the run's config are impossible.", "Put back a copy of it.")
     if any(plan.batch_size > len(split.samples) for plan in plans):
         raise DataError(f"{run.folder / 'plan.jsonl'} has batches larger than the data set.", RESTORE)

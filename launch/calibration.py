@@ -69,11 +69,10 @@ def kind_of(plan: EpochPlan) -> Kind:
 
 def described(plan: EpochPlan) -> str:
     """Return what the cost of a plan's steps depends on, in words."""
-    local = f" and {plan.local_views} of {plan.local_size} px" if plan.local_views else ""
     tokens = f", {100 * plan.keep_tokens:.3g} % of the tokens" if plan.keep_tokens < 1 else ""
     tokens += f", patches of {plan.patch_size} px" if plan.patch_size else ""
     candidates = f", {plan.candidates} candidates" if plan.candidates > 1 else ""
-    return f"{plan.views} views of {plan.image_size} px{local}{tokens}{candidates}, batch {plan.batch_size}"
+    return f"{plan.views_in_words}{tokens}{candidates}, batch {plan.batch_size}"
 
 
 def pixels(kind: Kind) -> int:

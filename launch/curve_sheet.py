@@ -2,13 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from dist_ssl.data.images.sheet_text import BACK, INK, font_of_line
 
 WIDTH, HEIGHT = 900, 150
 """Size of a panel, px."""
 LEFT, RIGHT, TOP, BOTTOM = 90, 20, 30, 25
 """Margins of a panel, px."""
-BACK, INK, LINE, GRID = (255, 255, 255), (0, 0, 0), (30, 90, 180), (220, 220, 220)
+TEXT = 15
+"""Height of a line of text, px."""
+LINE, GRID = (30, 90, 180), (220, 220, 220)
 Series = Sequence[tuple[float, float]]
 """Points (epoch, value), by epoch."""
 
@@ -23,7 +27,7 @@ def sheet(panels: Mapping[str, Series], marks: Sequence[float]) -> Image.Image:
 
 def panel(name: str, points: Series, marks: Sequence[float]) -> Image.Image:
     """Return one panel: the values as a line, with the least and the largest beside the axis."""
-    image, font = Image.new("RGB", (WIDTH, HEIGHT), BACK), ImageFont.load_default(12)
+    image, font = Image.new("RGB", (WIDTH, HEIGHT), BACK), font_of_line(TEXT)
     draw = ImageDraw.Draw(image)
     low, high, end = min(y for _, y in points), max(y for _, y in points), max(marks[-1], 1)
     spread = (high - low) or 1.0

@@ -40,6 +40,7 @@ from dist_ssl.config.command import Screen, run_command, say
 from dist_ssl.data.images.centre_crop import cut_centre
 from dist_ssl.data.images.image_rules import ImageRules, Pixels
 from dist_ssl.data.images.unreadable import UnreadableError
+from dist_ssl.data.storage.reader_options import CACHE_BYTES
 from dist_ssl.errors import cannot_be_written
 from dist_ssl.runtime.own_cores import own_cores
 from dist_ssl.saved_encoder import SavedEncoder, load_encoder
@@ -73,7 +74,7 @@ class EmbedOptions:
     threads: Threads = CORES
     """Threads that decode."""
     data_cache: str = "auto"
-    data_cache_bytes: str = "50GB"
+    data_cache_bytes: str = CACHE_BYTES
 
     @classmethod
     def parse(cls, arguments: list[str]) -> "EmbedOptions":

@@ -49,6 +49,7 @@ from dist_ssl.errors import ConfigError, DataError, TrainingError, cannot_be_wri
 from dist_ssl.evaluate.confidence import interval
 from dist_ssl.runtime.files import write_atomically
 from dist_ssl.saved_encoder import FILE, SavedEncoder, load_encoder
+from dist_ssl.schedules.half_cosine import half_cosine
 from launch.command_options import device_of, one_encoder, with_credentials
 from launch.finetune_options import ENCODER_LR, FinetuneOptions
 from launch.labelled_images import EncodedImages, Item, LabelledImages, LabelledSplits, labelled_splits
@@ -214,7 +215,7 @@ def rate_share(step: int, warm: int, steps: int) -> float:
     """Return the learning rate of a step as a share of the largest one."""
     if step < warm:
         return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+    return half_cosine(1.0, 0.0, step - warm, max(1, steps - warm))
 
 
 def prepare(out: Path) -> None:

@@ -4,13 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from dist_ssl.config.bounds import MOST_SEED
+from dist_ssl.data.storage.reader_options import CACHE_BYTES
 from dist_ssl.errors import ConfigError
 from launch import credentials
 from launch.command_options import check_least, one_encoder, parse, place_among
 from shards.command_line import HeldOut, NotNegative
 
 ENCODER_LR = 1e-4
-LARGEST_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class FinetuneOptions:
     """Processes that decode."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     data_cache: str = "auto"
-    data_cache_bytes: str = "50GB"
+    data_cache_bytes: str = CACHE_BYTES
 
     @classmethod
     def parse(cls, arguments: list[str]) -> "FinetuneOptions":
@@ -46,8 +47,8 @@ class FinetuneOptions:
         found = parse(cls, credentials.set_aside(arguments), usage)
         one_encoder(found.run, found.encoder)
         check_least(found, epochs=1, batch=2)
-        if found.seed > LARGEST_SEED:
-            raise ConfigError(f"seed={found.seed} is too large.", f"Use at most {LARGEST_SEED}.")
+        if found.seed > MOST_SEED:
+            raise ConfigError(f"seed={found.seed} is too large.", f"Use at most {MOST_SEED}.")
         if found.train == "head" and found.encoder_lr is not None:
             raise ConfigError("encoder_lr=... has no effect with train=head.", "Leave one of them out.")
         if place_among()[1] > 1:

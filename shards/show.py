@@ -19,13 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 from rich.console import Console
 from rich.table import Table
 
 from dist_ssl.config.command import run_command, say
 from dist_ssl.core.draws import Draws, Purpose
 from dist_ssl.data.images.decode import decode
+from dist_ssl.data.images.sheet_text import BACK, INK, LINE, drawable, font_of_line
 from dist_ssl.data.images.unreadable import UnreadableError
 from dist_ssl.data.storage import manifest, pyramid
 from dist_ssl.data.storage.address import Address
@@ -37,8 +38,9 @@ from shards.command_line import fill, folder_and_pairs, shortened
 
 SIDE = 128
 """Side of an image on the sheet, px."""
-LINE = 14
-BACK, INK, BAD = (255, 255, 255), (0, 0, 0), (200, 0, 0)
+LONGEST = 20
+"""Most characters below an image."""
+BAD = (200, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ def sheet(split: manifest.Split, classes: tuple[str, ...], count: int) -> Image.
     numbers = Draws(0).order(Purpose.PROBE, np.arange(len(split.samples), dtype=np.int64))[:count]
     columns = math.ceil(math.sqrt(len(numbers)))
     size = (columns * SIDE, math.ceil(len(numbers) / columns) * (SIDE + LINE))
-    page, font = Image.new("RGB", size, BACK), ImageFont.load_default(LINE - 3)
+    page, font = Image.new("RGB", size, BACK), font_of_line()
     draw = ImageDraw.Draw(page)
     with Reader(split) as reader:
         for place, number in enumerate(numbers):
@@ -151,11 +153,10 @@ def thumbnail(data: bytes) -> Image.Image:
 
 
 def caption(label: int, classes: tuple[str, ...]) -> str:
-    """Return the text below an image: label and class name, without characters that the font lacks."""
+    """Return the text below an image: label and class name, as far as there is room and the font has them."""
     if label < 0:
         return ""
-    text = f"{label} {classes[label]}" if label < len(classes) else str(label)
-    return text.encode("latin-1", "ignore").decode("latin-1")[:20]
+    return drawable(f"{label} {classes[label]}" if label < len(classes) else str(label), LONGEST)
 
 
 def run(arguments: list[str], console: Console) -> int:

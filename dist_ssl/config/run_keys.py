@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from dist_ssl.config.bounds import MOST_EPOCHS, MOST_SEED
 from dist_ssl.config.durations import Duration
 from dist_ssl.config.instantiate import keywords
 from dist_ssl.errors import ConfigError, nearest
@@ -56,8 +57,7 @@ GROUPS = (
     *("probe", "metrics", "tracker"),
 )
 LEAST = {"epochs": 1, "keep_last": 1, "window": 1, "seed": 0}
-MOST = {"all_epochs": 1_000_000, "seed": (1 << 63) - 1}
-"""Every epoch is planned before a run starts, and random numbers are keyed by 64 bits."""
+MOST = {"all_epochs": MOST_EPOCHS, "seed": MOST_SEED}
 LAUNCH_KEYS = ("cluster", "runs", "name", "resume", "wait", "dry_run", "format")
 """Keys that only the launcher reads; the training process ignores them."""
 TOP = (*Run.__dataclass_fields__, *GROUPS, *LAUNCH_KEYS)

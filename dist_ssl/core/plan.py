@@ -60,6 +60,12 @@ class EpochPlan:
         return self.batch_size // self.lanes
 
     @property
+    def views_in_words(self) -> str:
+        """The views of an image, as in `2 views of 224 px and 6 of 96 px`."""
+        local = f" and {self.local_views} of {self.local_size} px" if self.local_views else ""
+        return f"{self.views} views of {self.image_size} px{local}"
+
+    @property
     def tokens(self) -> Tokens:
         """Return how a transformer cuts the views."""
         return Tokens(self.keep_tokens, self.patch_size)

@@ -4,12 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from dist_ssl.config.bounds import MOST_COUNT, MOST_EPOCHS
 from dist_ssl.core.plan import EpochPlan
-
-LARGEST = 1 << 60
-"""No run has as many samples."""
-MOST_EPOCHS = 1_000_000
-"""Largest number of epochs whose plans are read."""
 
 
 @dataclass(frozen=True)
@@ -110,5 +106,5 @@ def check_numbers(values: Mapping[str, Any], kind: type) -> None:
     for name, value in values.items():
         expected = types.get(name, int)
         number = type(value) is int or (expected is float and type(value) is float)
-        if expected in (int, float) and not (number and 0 <= value <= LARGEST):
-            raise ValueError(f"{name} is {value!r:.60}, which is no number from 0 to {LARGEST}")
+        if expected in (int, float) and not (number and 0 <= value <= MOST_COUNT):
+            raise ValueError(f"{name} is {value!r:.60}, which is no number from 0 to {MOST_COUNT}")

@@ -5,15 +5,15 @@ from typing import Any, Literal
 
 import torch
 
-from dist_ssl.config.byte_sizes import parse_bytes
+from dist_ssl.config.byte_sizes import parse_bytes, show_bytes
 from dist_ssl.config.percentage import Share
 from dist_ssl.data.images.image_rules import FULL, MAX_PIXELS, ImageRules
-from dist_ssl.data.loader.load import Loader, SampleLoader
+from dist_ssl.data.loader.load import AHEAD_BYTES, Loader, SampleLoader
 from dist_ssl.data.loader.loader_process import LoaderProcess
 from dist_ssl.data.storage import manifest, mixture, pyramid
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.read import Reader
-from dist_ssl.data.storage.reader_options import Access
+from dist_ssl.data.storage.reader_options import CACHE_BYTES, Access
 from dist_ssl.errors import ConfigError, DataError
 
 
@@ -34,13 +34,13 @@ class Data:
     source: str | None = None
     identity: str | None = None
     cache: str | None = None
-    cache_bytes: Any = "50GB"
+    cache_bytes: Any = CACHE_BYTES
     allow_pipe: bool = False
     verify: bool = True
     max_pixels: int = MAX_PIXELS
     range: float | None = None
     alpha: Literal["white", "black", "drop"] = "white"
-    ahead_bytes: Any = "64MB"
+    ahead_bytes: Any = show_bytes(AHEAD_BYTES)
     max_upsample: float = pyramid.MAX_UPSAMPLE
     pyramid: list[Any] | None = None
     weights: Any = None

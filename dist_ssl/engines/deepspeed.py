@@ -20,13 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from dist_ssl.core.plan import Hyperparameters
-from dist_ssl.engines.average import EMA, average_of
+from dist_ssl.engines.average import average_of
 from dist_ssl.engines.deepspeed_config import Stage, check, written
 from dist_ssl.engines.deepspeed_parts import Part, parts_of_groups, parts_of_parameters
 from dist_ssl.engines.parallel import Parallel, T
 from dist_ssl.engines.shares import Shares
 from dist_ssl.engines.shell import Shell
-from dist_ssl.engines.spread import held_here, whole
+from dist_ssl.engines.spread import held_here, place_of, whole
 from dist_ssl.errors import CheckpointError
 from dist_ssl.optim.lars import local_norms
 from dist_ssl.protocols.engine import Piece
@@ -173,13 +173,10 @@ class DeepSpeed(Parallel):
 
     def piece(self, name: str) -> Piece | None:
         """Return this rank's piece of a canonical tensor, parameters and moments included; None if it is whole."""
-        kind, _, rest = name.partition("/")
-        if kind == "model":
-            own = self.parts.get(rest.removeprefix(EMA)) if self.stage == 3 else None
-            return own.of(own.flat) if own else super().piece(name)
-        parameter, _, moment = rest.rpartition("/")
-        own = self.parts.get(parameter) if moment != "step" else None
-        return own.of(own.flat) if own else None
+        kind, parameter, moment = place_of(name)
+        sharded = self.stage == 3 if kind == "model" else moment != "step"
+        own = self.parts.get(parameter) if sharded else None
+        return own.of(own.flat) if own else super().piece(name)
 
     def load(self, state: Any) -> None:
         """Load a canonical state that contains at least the elements this rank `wants`. Raises CheckpointError."""

@@ -21,10 +21,10 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from dist_ssl.core.batch import Batch
 from dist_ssl.core.plan import Hyperparameters
 from dist_ssl.distributed.world import World
-from dist_ssl.engines.average import EMA
 from dist_ssl.engines.parallel import Parallel, T
 from dist_ssl.engines.shares import Shares
 from dist_ssl.engines.shell import Shell
+from dist_ssl.engines.spread import place_of
 from dist_ssl.errors import ConfigError
 from dist_ssl.optim.recipes import Muon
 from dist_ssl.protocols.engine import Piece, State
@@ -213,10 +213,7 @@ class FSDP(Parallel):
 
     def _shard_of(self, name: str) -> Piece | None:
         """Return the shard with the layout of a canonical tensor; None if the tensor is not sharded."""
-        kind, _, rest = name.partition("/")
-        parameter, _, moment = rest.rpartition("/")
-        if kind == "model":
-            return self.shards.get(rest.removeprefix(EMA))
+        _, parameter, moment = place_of(name)
         return self.shards.get(parameter) if moment != "step" else None
 
     def state(self) -> State:

@@ -181,10 +181,9 @@ def check_memory(estimate: MemoryEstimate, room: int, plans: Sequence[EpochPlan]
     for plan in plans:
         need = estimate(plan)
         if need.total > room:
-            local = f" and {plan.local_views} of {plan.local_size} px" if plan.local_views else ""
             raise ConfigError(
-                f"Epoch {plan.epoch + 1} does not fit into memory: its {plan.views} views of {plan.image_size} px"
-                f"{local}, batch {plan.batch_size} on {estimate.ranks} ranks, need at least {gib(need.total)} on each "
+                f"Epoch {plan.epoch + 1} does not fit into memory: its {plan.views_in_words}, "
+                f"batch {plan.batch_size} on {estimate.ranks} ranks, need at least {gib(need.total)} on each "
                 f"rank ({gib(need.activations)} of it activations), and a rank has {gib(room)}.",
                 estimate.remedy(need),
             )

@@ -5,8 +5,21 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from dist_ssl.engines.average import EMA
 from dist_ssl.errors import CheckpointError
 from dist_ssl.protocols.engine import Piece, Spread, State
+
+
+def place_of(name: str) -> tuple[str, str, str]:
+    """Return `model` or `optim`, the parameter or buffer, and the moment that a canonical name consists of.
+
+    The moment is empty in `model`, where an average goes by the name of what it averages: it is sharded as that is.
+    """
+    kind, _, rest = name.partition("/")
+    if kind == "model":
+        return kind, rest.removeprefix(EMA), ""
+    parameter, _, moment = rest.rpartition("/")
+    return kind, parameter, moment
 
 
 def spread_of(module: nn.Module) -> Mapping[str, Piece]:
@@ -47,7 +60,7 @@ def loaded_moments(state: State, shapes: Mapping[str, tuple[int, ...]]) -> dict[
     """
     found: dict[str, dict[str, Tensor | Piece]] = {}
     for at in (name for name in state if name.startswith("optim/")):
-        name, _, moment = at.removeprefix("optim/").rpartition("/")
+        _, name, moment = place_of(at)
         if name not in shapes or (moment != "step" and state[at].shape != shapes[name]):
             raise CheckpointError(
                 f"The checkpoint does not fit the optimizer: '{at}' is unknown or of another shape.",

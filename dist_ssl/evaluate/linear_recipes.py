@@ -17,6 +17,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from dist_ssl.schedules.half_cosine import half_cosine
+
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 """Learning rates of the fast form: they span what is stable for one shared direction of 4,096 features and for none."""
 MULTIPLES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
@@ -52,7 +54,7 @@ class LinearRecipe:
         if self.drops:
             return math.prod(DROP for drop in self.drops if epoch >= drop)
         at = epoch * steps + (0 if self.by_epoch else step)
-        return (1 + math.cos(math.pi * at / (self.epochs * steps))) / 2
+        return half_cosine(1.0, 0.0, at, self.epochs * steps)
 
     @property
     def swept(self) -> "LinearRecipe":

@@ -6,19 +6,20 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
-SIDE, FRAME, GAP, LINE = 96, 4, 8, 14
-"""Side of an image on the sheet, width of its frame, distance to the next one, and height of a line of text, px."""
+from dist_ssl.data.images.sheet_text import BACK, INK, LINE, Font, drawable, font_of_line
+
+SIDE, FRAME, GAP = 96, 4, 8
+"""Side of an image on the sheet, width of its frame, and distance to the next one, px."""
 FIRST_GAP = 3 * GAP
 """Distance of a row's image to its neighbours, px."""
 LONGEST = 15
 """Most characters of a line below an image."""
 LEAST_WIDTH = 560
 """Width of the legend, px."""
-Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
-BACK, INK, QUERY, SAME, OTHER = (255, 255, 255), (0, 0, 0), (0, 0, 0), (0, 114, 178), (230, 159, 0)
+QUERY, SAME, OTHER = INK, (0, 114, 178), (230, 159, 0)
 COLOURS: dict[bool | None, tuple[int, int, int]] = {True: SAME, False: OTHER, None: (190, 190, 190)}
 """Colours of the frames, which people who cannot tell red from green can tell apart."""
 
@@ -55,7 +56,7 @@ def drawn_sheet(rows: Sequence[Sequence[Tile]]) -> Image.Image:
     known = any(tile.same is not None for row in rows for tile in row)
     above = 2 * LINE
     size = max(LEAST_WIDTH, GAP + len(rows[0]) * pitch + FIRST_GAP - GAP), above + len(rows) * height
-    page, font = Image.new("RGB", size, BACK), ImageFont.load_default(LINE - 3)
+    page, font = Image.new("RGB", size, BACK), font_of_line()
     draw = ImageDraw.Draw(page)
     draw.text((GAP, LINE // 2), "image", INK, font)
     legend = [("neighbours, cosine similarity", INK)]
@@ -82,5 +83,4 @@ def _put(page: Image.Image, font: Font, tile: Tile, colour: tuple[int, int, int]
     smooth = Image.Resampling.NEAREST if image.width <= SIDE else Image.Resampling.LANCZOS
     page.paste(image.resize((SIDE, SIDE), smooth), (x + FRAME, y + FRAME))
     for line, text in enumerate((tile.caption, tile.name)):
-        plain = text.encode("latin-1", "replace").decode("latin-1")  # the font has no other characters
-        draw.text((x, y + whole + line * LINE), plain[:LONGEST], INK, font)
+        draw.text((x, y + whole + line * LINE), drawable(text, LONGEST), INK, font)

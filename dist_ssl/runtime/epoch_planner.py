@@ -48,11 +48,10 @@ def fingerprint(plan: EpochPlan, progress: Progress, hyper: Hyperparameters) -> 
 
 def described(plan: EpochPlan, epochs: int, hyper: Hyperparameters) -> str:
     """Return an epoch's plan as one line."""
-    local = f" and {plan.local_views} of {plan.local_size} px" if plan.local_views else ""
     chosen = f", chosen from {plan.candidates} candidates each" if plan.candidates > 1 else ""
     rate = f", lr {hyper.number('lr'):.4g}" if "lr" in hyper.values else ""
     return (
-        f"Epoch {plan.epoch + 1} of {epochs}: {plan.views} views of {plan.image_size} px{chosen}{local}, "
+        f"Epoch {plan.epoch + 1} of {epochs}: {plan.views_in_words}{chosen}, "
         f"magnitude {plan.magnitude:.4g}, batch {plan.batch_size}{rate}."
     )
 

@@ -6,7 +6,6 @@ proportional to the epoch's batch size. A curve with a warm-up of its own is con
 start of the run.
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
@@ -16,6 +15,7 @@ from dist_ssl.config.validation import positive
 from dist_ssl.core.plan import Curve, Hyperparameters
 from dist_ssl.core.progress import Progress
 from dist_ssl.core.timeline import Cycle, Timeline
+from dist_ssl.schedules.half_cosine import half_cosine
 
 
 class CycleCurves(ABC):
@@ -54,13 +54,6 @@ class CycleCurves(ABC):
     def other(self, curve: Curve, position: int, cycle: Cycle) -> float:
         """Return the value of any other curve: half a cosine over the cycle."""
         return half_cosine(curve.start, curve.end, position, cycle.total)
-
-
-def half_cosine(start: float, end: float, position: float, total: float) -> float:
-    """Return the value of half a cosine from `start` to `end` after `position` of `total`; `start` before it begins."""
-    if start == end or position <= 0:
-        return start
-    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * position / total))
 
 
 def rising(curve: Curve, position: int, warmup: int) -> float:

@@ -17,7 +17,8 @@ from collections.abc import Mapping
 from dist_ssl.config.validation import at_least, require
 from dist_ssl.core.plan import Curve
 from dist_ssl.core.timeline import Cycle, Timeline
-from dist_ssl.schedules.cycle_curves import CycleCurves, half_cosine
+from dist_ssl.schedules.cycle_curves import CycleCurves
+from dist_ssl.schedules.half_cosine import half_cosine
 
 
 class OneCycle(CycleCurves):

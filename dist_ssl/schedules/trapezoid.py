@@ -12,7 +12,8 @@ from dist_ssl.config.validation import counted
 from dist_ssl.core.plan import Curve
 from dist_ssl.core.timeline import Cycle, Timeline
 from dist_ssl.errors import ConfigError
-from dist_ssl.schedules.cycle_curves import CycleCurves, half_cosine, rising
+from dist_ssl.schedules.cycle_curves import CycleCurves, rising
+from dist_ssl.schedules.half_cosine import half_cosine
 from dist_ssl.schedules.warmup_cosine import named, warmup_samples
 
 

@@ -12,8 +12,7 @@ bar is missed.
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from dist_ssl.runtime.own_cores import own_cores
 from tests.benchmarks.pipelines import ROWS, Images, Work, draw, draw_small, ours, pack
-from tests.benchmarks.turns import Quotient, in_turns, quotient, verdict
+from tests.benchmarks.turns import Quotient, in_turns, quotient, rate, verdict
 
 CORES = own_cores()
 TWO_VIEWS, CROPS, ONE_CROP = Work(2, 224), Work(2, 224, coloured=False), Work(1, 224, coloured=False)
@@ -88,14 +87,8 @@ class Ratio:
 
 def compare(pair: Pair, images: Images, rounds: int) -> Ratio:
     """Both pipelines in turns, after one pass of each that is not counted."""
-
-    def speed(run: Callable[[], int]) -> float:
-        started = time.perf_counter()
-        count = run()
-        return count / (time.perf_counter() - started)
-
     runs = [ours(images, pair.own, CORES), ROWS[pair.peer](images, pair.theirs, CORES)]
-    own, peer = in_turns(rounds, *(partial(speed, run) for run in runs))
+    own, peer = in_turns(rounds, *(partial(rate, run) for run in runs))
     return Ratio(max(own), max(peer), quotient(own, peer))
 
 

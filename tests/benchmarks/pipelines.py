@@ -1,7 +1,6 @@
 """The pipelines that the loader's benchmark compares, each as its own users write it, and the images they read."""
 
 import io
-import random
 import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import webdataset
-from PIL import Image, ImageFilter
+from PIL import Image
 from rich.console import Console
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as tv
@@ -33,11 +32,15 @@ from dist_ssl.data.storage.pyramid import attach
 from dist_ssl.data.storage.read import Reader
 from dist_ssl.data.stream import Stream
 from dist_ssl.distributed.world import World
+from launch.folder_rules import IMAGENET
 from shards import levels
 from shards.command_line import Sides
+from tests.gpu.pictures import jpeg, noise
+from tests.gpu.plain import Blur
 
 BATCH = 32
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MEAN, STD = IMAGENET
+GRAIN = 18.0
 LEVELS = Sides((160, 256))
 MOCO = Augmentation(
     crop_min=0.2, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, jitter_p=0.8, gray_p=0.2, blur_p=0.5
@@ -74,22 +77,11 @@ def draw(folder: Path, count: int, bits: float) -> None:
     """Write images of 500 x 375 whose JPEGs take about `bits` per pixel, into one class folder."""
     folder.mkdir(parents=True)
     for number in range(count):
-        image, low, high = noise(number), 5, 98
+        image, low, high = noise(number, GRAIN), 5, 98
         while low < high:  # the best quality within the size
             quality = (low + high + 1) // 2
             low, high = (quality, high) if len(jpeg(image, quality)) * 8 <= bits * 500 * 375 else (low, quality - 1)
         (folder / f"{number:05d}.jpg").write_bytes(jpeg(image, low))
-
-
-def noise(seed: int) -> Image.Image:
-    """Noise at scales from clouds to grain, as photographs have."""
-    rng = np.random.default_rng(seed)
-    total = 18 * rng.standard_normal((375, 500, 3))
-    for cells, weight in ((4, 60), (16, 40), (64, 25), (256, 14)):
-        coarse = rng.standard_normal((3, max(2, 3 * cells // 4), cells)).astype(np.float32)
-        planes = [Image.fromarray(plane).resize((500, 375), Image.Resampling.BICUBIC) for plane in coarse]
-        total += weight * np.stack([np.asarray(plane) for plane in planes], -1)
-    return Image.fromarray((128 + 0.7 * total).clip(0, 255).astype(np.uint8))
 
 
 def draw_small(folder: Path, count: int) -> None:
@@ -99,15 +91,8 @@ def draw_small(folder: Path, count: int) -> None:
     for number in range(count):
         image, tile = divmod(number, len(tiles))
         if not tile:
-            whole = noise(image)
+            whole = noise(image, GRAIN)
         (folder / f"{number:05d}.jpg").write_bytes(jpeg(whole.crop(tiles[tile]), 90))
-
-
-def jpeg(image: Image.Image, quality: int) -> bytes:
-    """The image as a JPEG file."""
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=quality)
-    return file.getvalue()
 
 
 def pack(folder: Path, shards: Path) -> Images:
@@ -153,13 +138,6 @@ def ours(
         return sum(len(found.ids) for found in loader.load(steps, Cutter([MOCO] * work.views, work.size), work.views))
 
     return coloured if work.coloured else cut
-
-
-class Blur:
-    """The blur of MoCo v2's own code."""
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        return image.filter(ImageFilter.GaussianBlur(radius=random.uniform(0.1, 2.0)))
 
 
 class Several:

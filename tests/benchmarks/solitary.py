@@ -20,7 +20,8 @@ from dist_ssl.core.draws import Draws
 from dist_ssl.data.images.views import Cutter
 from dist_ssl.data.storage import manifest
 from dist_ssl.data.storage.read import Reader
-from tests.benchmarks.pipelines import MOCO, Images, Pass, Work, imagefolder, ours
+from tests.benchmarks.pipelines import MOCO, Images, Work, imagefolder, ours
+from tests.benchmarks.turns import rate
 
 
 def unique_bytes(process: psutil.Process) -> int:
@@ -41,11 +42,6 @@ def delivered(shards: Path, rounds: int, threads: int, beside: bool) -> float:
         for number in range(len(split.samples)):
             cutter.cut(reader.read(number), [n[number] for n in numbers], out)
         return len(split.samples)
-
-    def rate(run: Pass) -> float:
-        started = time.perf_counter()
-        count = run()
-        return count / (time.perf_counter() - started)
 
     single(), loader()
     return statistics.median(rate(loader) / (threads * rate(single)) for _ in range(rounds))

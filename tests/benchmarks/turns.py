@@ -35,6 +35,13 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
+def rate(work: Callable[[], int]) -> float:
+    """How many things a second some work does; it returns their number."""
+    started = time.perf_counter()
+    count = work()
+    return count / (time.perf_counter() - started)
+
+
 def in_turns(rounds: int, *works: Callable[[], float]) -> list[list[float]]:
     """What each work measures, in so many rounds of all of them after one that is not counted."""
     found: list[list[float]] = [[] for _ in works]

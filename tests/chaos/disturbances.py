@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import random
-import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ import psutil
 
 from dist_ssl.data.storage import manifest
 from dist_ssl.runtime import jsonl
+from dist_ssl.runtime.files import remove
 from tests.chaos.forked import Command
 
 MOMENTS = ("early", "step", "step", "save", "save")
@@ -121,13 +121,6 @@ def keeping(path: Path) -> Callable[[], None]:
             own.chmod(0o644)
 
     return undo
-
-
-def remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def spoil(path: Path, chance: random.Random) -> str:

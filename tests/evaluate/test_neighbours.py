@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 
-from dist_ssl.evaluate.neighbours import BACK, FRAME, OTHER, QUERY, SAME, SIDE, Tile, drawn_sheet, without_itself
+from dist_ssl.data.images.sheet_text import BACK
+from dist_ssl.evaluate.neighbours import FRAME, OTHER, QUERY, SAME, SIDE, Tile, drawn_sheet, without_itself
 
 
 def tile(value: int, side: int, same: bool | None) -> Tile:

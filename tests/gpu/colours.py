@@ -2,26 +2,25 @@
 
     python tests/gpu/colours.py [--device cpu] [--seconds 45]
 
-Prints a row for each claim, as soon as it is known: name | right or WRONG | what was seen. `--device cpu` runs it
-small: Triton's interpreter takes the GPU's place. `--seconds`: after which no further claim is looked at. Exits 1 where
-a claim is wrong.
+`--device cpu` runs it small: Triton's interpreter takes the GPU's place.
 """
 
-import argparse
 import os
 import sys
 import time
-import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from dist_ssl.core.batch import Batch
 from dist_ssl.core.draws import Draws
@@ -30,8 +29,10 @@ from dist_ssl.data.images.photometric import NUMBERS, SOLARIZE_FROM, Photometry
 from dist_ssl.data.images.views import Augmentation
 from dist_ssl.data.loader.feed import Feed, GpuSide
 from dist_ssl.data.loader.loader_process import pin, unpin
+from launch.folder_rules import IMAGENET
+from tests.gpu.rows import Claim, Setting, claim, host_stops, leave, main
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MEAN, STD = IMAGENET
 FIRST = Augmentation(
     crop_min=0.2, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, jitter_p=0.8, gray_p=0.2, blur_p=1.0
 )
@@ -40,7 +41,6 @@ FULL = replace(FIRST, hue=0.3, blur_p=0.5, solarize_p=0.3, invert_p=0.3, turn_p=
 LAUNCHES, VIEWS_A_SECOND = 12, 50_000
 """Bars: at most so many launches and copies for a view; at least so many views of 224 px coloured by one H100."""
 NEAR = {torch.float32: 1e-5, torch.bfloat16: 2**-7}
-Row = tuple[str, Callable[[], tuple[bool, str]]]
 
 
 class HostSide:
@@ -177,64 +177,37 @@ def rate(device: torch.device, dtype: torch.dtype, kernels: bool) -> tuple[bool,
     return holds, f"{alone:,.0f} views/s on the GPU, {whole:,.0f} with the host; {len(events)} launches and copies"
 
 
-def stops(device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
+def stops(setting: Setting, device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
     """Count how often the host waits for the GPU while it issues a batch's colours."""
     views = [torch.from_numpy(pixels(8, 64, seed)).to(device) for seed in range(2)]
     changes = [Photometry(r, slot, MEAN, STD) for slot, r in enumerate((FULL, FULL))]
     photometric.colour(changes, views, np.arange(8), Draws(0), dtype)
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with warnings.catch_warnings(record=True) as seen:
-            warnings.simplefilter("always")
-            photometric.colour(changes, views, np.arange(8), Draws(1), dtype)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    found = [str(warning.message).splitlines()[0] for warning in seen]
-    return not found, f"{len(found)} stops {found[:2]}"
+    count, places = host_stops(lambda: photometric.colour(changes, views, np.arange(8), Draws(1), dtype), setting)
+    return not count, f"{count} stops: {places}"
 
 
-def rows(device: torch.device) -> Iterator[Row]:
+def claims(setting: Setting) -> Iterator[Claim]:
     """All claims."""
-    gpu = device.type == "cuda"
-    if gpu:
-        yield "colours: kernels are chosen", partial(selected, device)
-    for side in (224, 96, 33) if gpu else (24,):
+    if setting.gpu:
+        device = torch.device("cuda", 0)
+        yield claim("colours: kernels are chosen", partial(selected, device))
+    else:
+        device = setting.device
+        os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are imported, which is in the first row
+    for side in (224, 96, 33) if setting.gpu else (24,):
         for dtype in NEAR:
             name = str(dtype).removeprefix("torch.")
-            yield f"colours: {side} px {name}, kernels as the reference", partial(equal, device, FULL, side, dtype)
-    yield "colours: same bits again", partial(again, device)
-    yield "colours: made beside training", partial(beside, device)
-    if gpu:
+            work = partial(equal, device, FULL, side, dtype)
+            yield claim(f"colours: {side} px {name}, kernels as the reference", work)
+    yield claim("colours: same bits again", partial(again, device))
+    yield claim("colours: made beside training", partial(beside, device))
+    if setting.gpu:
         for dtype in (torch.float32, torch.bfloat16, torch.float64):
-            yield f"colours: host stops, {dtype}", partial(stops, device, dtype)
+            yield claim(f"colours: host stops, {dtype}", partial(stops, setting, device, dtype))
         for dtype in (torch.bfloat16, torch.float32):
-            yield f"colours: MoCo v3, 2 x 256 x 224 px, {dtype}", partial(rate, device, dtype, True)
-        yield "colours: the same by torch's operations, fp32", partial(rate, device, torch.float32, False)
-
-
-def main() -> int:
-    """Print all rows; 1 where one is wrong."""
-    parser = argparse.ArgumentParser(description="Shows that colours on a GPU are right and fast.")
-    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--seconds", type=float, default=float("inf"))
-    asked = parser.parse_args()
-    until = time.monotonic() + asked.seconds
-    if asked.device == "cpu":
-        os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are imported, which is in the first row
-    device = torch.device("cuda", 0) if asked.device == "cuda" else torch.device("cpu")
-    wrong = 0
-    for name, look in rows(device):
-        if time.monotonic() > until:
-            print(name, "SKIPPED", "no time was left", sep=" | ", flush=True)
-            continue
-        try:
-            holds, seen = look()
-        except Exception as error:  # the other claims are still to be looked at
-            holds, seen = False, f"{type(error).__name__}: {error}".replace("\n", " ")[:600]
-        print(name, "right" if holds else "WRONG", seen, sep=" | ", flush=True)
-        wrong += not holds
-    return int(wrong > 0)
+            yield claim(f"colours: MoCo v3, 2 x 256 x 224 px, {dtype}", partial(rate, device, dtype, True))
+        yield claim("colours: the same by torch's operations, fp32", partial(rate, device, torch.float32, False))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main(claims))

@@ -74,9 +74,9 @@ def numba_compiles() -> Iterator[Row]:
 def one_image() -> Iterator[Row]:
     """A JPEG is drawn and decoded by the loader's own code."""
     from dist_ssl.data.images.decode import decode
-    from tests.gpu.pictures import jpeg
+    from tests.gpu.pictures import drawn_jpeg
 
-    data = jpeg(0)
+    data = drawn_jpeg(0)
     shape = decode(data, 375).pixels.shape
     yield judged("a JPEG is decoded", shape == (375, 500, 3), f"{len(data) / 1000:.0f} kB, {shape}")
 

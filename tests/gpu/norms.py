@@ -2,15 +2,14 @@
 
     python tests/gpu/norms.py [--device cpu] [--repeats 20] [--kernels triton|torch]
 
-A row is printed as soon as it is known: `name | right/WRONG | seen`. Exits 1 where one is wrong. `--kernels`: those
-that have to run, Triton's by default; torch's kernels are also timed beside them. `--device cpu` runs the same rows in
-small sizes with the formulas of torch's kernels.
+`--kernels`: those that have to run, Triton's by default; torch's kernels are also timed beside them. `--device cpu`
+runs the same rows in small sizes with the formulas of torch's kernels.
 """
 
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
 from itertools import product
@@ -26,10 +25,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from dist_ssl.models import norm, norm_cuda
 from dist_ssl.models.norm import BatchNorm, Scope
 from tests.emulated_norms import emulated
+from tests.gpu.rows import Claim, Setting, claim, host_stops, lasting, leave
+from tests.gpu.rows import main as run
 
 SHAPES = {"cuda": [(512, 64, 112, 112), (512, 2048, 7, 7)], "cpu": [(32, 8, 12, 12), (32, 64, 3, 3)]}
 CLOSE = {torch.float32: 2e-6, torch.bfloat16: 1e-2}
-Row = tuple[bool, str]
+Found = tuple[bool, str]
+"""Whether a claim holds, and what was seen."""
 
 
 def made(shape: tuple[int, ...], device: str, dtype: torch.dtype, views: int, scope: Scope) -> BatchNorm:
@@ -61,7 +63,7 @@ def passed(own: nn.Module, x: Tensor, dy: Tensor) -> list[Tensor]:
     return [y.detach(), x.grad, *[p.grad for p in own.parameters() if p.grad is not None], *own.buffers()]
 
 
-def as_reference(shape: tuple[int, ...], device: str, dtype: torch.dtype, views: int, scope: Scope) -> Row:
+def as_reference(shape: tuple[int, ...], device: str, dtype: torch.dtype, views: int, scope: Scope) -> Found:
     """Compare with double precision, which the kernels leave to the reference."""
     x, dy = data(shape, device, dtype)
     found = passed(made(shape, device, torch.float32, views, scope), x, dy)
@@ -70,17 +72,10 @@ def as_reference(shape: tuple[int, ...], device: str, dtype: torch.dtype, views:
     return max(gaps) <= CLOSE[dtype], f"y, dx, dw, db, mean, var apart by {', '.join(f'{gap:.1e}' for gap in gaps)}"
 
 
-def seconds(work: Callable[[], object], device: str, repeats: int) -> float:
+def seconds(work: Callable[[], object], setting: Setting, repeats: int) -> float:
     """The time that a piece of work takes, warm."""
-    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
-    for _ in range(3):
-        work()
-    wait()
-    started = time.perf_counter()
-    for _ in range(repeats):
-        work()
-    wait()
-    return (time.perf_counter() - started) / repeats
+    lasting(work, setting, 3)
+    return lasting(work, setting, repeats) / repeats
 
 
 def launches(work: Callable[[], object], device: str) -> int:
@@ -93,8 +88,9 @@ def launches(work: Callable[[], object], device: str) -> int:
     return sum(event.count for event in seen.key_averages() if "Synchronize" not in event.key)
 
 
-def beside_torch(shape: tuple[int, ...], device: str, repeats: int) -> Row:
+def beside_torch(shape: tuple[int, ...], setting: Setting, repeats: int) -> Found:
     """Forward and backward beside torch's own norm over both views at once, in bf16; at most half as slow again."""
+    device = setting.device.type
     x, dy = data(shape, device, torch.bfloat16)
     torchs = nn.BatchNorm2d(shape[1]).to(device)
 
@@ -107,16 +103,17 @@ def beside_torch(shape: tuple[int, ...], device: str, repeats: int) -> Row:
         work(ours)
         ours.seen.clear()
 
-    own, theirs = seconds(step, device, repeats), seconds(partial(work, torchs), device, repeats)
+    own, theirs = seconds(step, setting, repeats), seconds(partial(work, torchs), setting, repeats)
     counts = launches(step, device), launches(partial(work, torchs), device)
     with patch.object(norm_cuda, "TRITON_DEVICES", ()):
-        other = f"with torch's kernels {seconds(step, device, repeats) * 1e6:.0f} us, {launches(step, device)} launches"
+        spent, count = seconds(step, setting, repeats), launches(step, device)
+    other = f"with torch's kernels {spent * 1e6:.0f} us, {count} launches"
     moved = 16 * x.numel() / own / 1e9
     seen = f"{own * 1e6:.0f} us, nn.BatchNorm2d {theirs * 1e6:.0f} us; {counts[0]} launches, {counts[1]}; {other}"
     return own <= 1.5 * theirs or device == "cpu", f"{seen}; {moved:.0f} GB/s of 16 bytes a number"
 
 
-def by_kernel(shape: tuple[int, ...], device: str) -> Row:
+def by_kernel(shape: tuple[int, ...], device: str) -> Found:
     """The time of each kernel of a step, and the bytes a second that it moves where it reads or writes x or dy."""
     x, dy = data(shape, device, torch.bfloat16)
     own = made(shape, device, torch.float32, 2, Scope())
@@ -134,7 +131,7 @@ def by_kernel(shape: tuple[int, ...], device: str) -> Row:
     return True, ", ".join(f"{name[:40]} {us:.0f} us{rates.get(name, '')}" for name, us in rows)
 
 
-def which(device: str, asked: str) -> Row:
+def which(device: str, asked: str) -> Found:
     """The kernels that run for channels_last and for rows, and how long it took until they could."""
     since = time.perf_counter()
     inputs = [torch.zeros(shape, device=device, dtype=torch.bfloat16) for shape in ((2, 8, 3, 3), (4, 8))]
@@ -143,22 +140,17 @@ def which(device: str, asked: str) -> Row:
     return found == {asked} or device == "cpu", f"{', '.join(sorted(found))}; {time.perf_counter() - since:.1f} s"
 
 
-def never_waits(shape: tuple[int, ...], device: str) -> Row:
-    """Torch raises an error where the host waits for a GPU."""
+def never_waits(shape: tuple[int, ...], setting: Setting) -> Found:
+    """The host does not wait for the device."""
+    device = setting.device.type
     own = made(shape, device, torch.float32, 2, Scope())
     x, dy = data(shape, device, torch.bfloat16)
     passed(own, x, dy)
-    if device == "cuda":
-        torch.cuda.set_sync_debug_mode("error")
-    try:
-        passed(own, x, dy)
-    finally:
-        if device == "cuda":
-            torch.cuda.set_sync_debug_mode("default")
-    return True, "the host did not wait"
+    stops, places = host_stops(partial(passed, own, x, dy), setting)
+    return not stops, f"the host waited {stops} times: {places}"
 
 
-def twice(shape: tuple[int, ...], device: str) -> Row:
+def twice(shape: tuple[int, ...], device: str) -> Found:
     """The same bits, run after run."""
     x, dy = data(shape, device, torch.bfloat16)
     one, other = (passed(made(shape, device, torch.float32, 2, Scope()), x, dy) for _ in range(2))
@@ -166,53 +158,44 @@ def twice(shape: tuple[int, ...], device: str) -> Row:
     return same, "equal bits" if same else "bits differ"
 
 
-def claims(device: str, repeats: int, kernels: str) -> Iterator[tuple[str, Callable[[], Row]]]:
-    """Every row's name and how to find out."""
+def claims(setting: Setting, repeats: int, kernels: str) -> Iterator[Claim]:
+    """All claims."""
+    device = setting.device.type
 
     def summed(x: Tensor) -> Tensor:
         return 3 * x  # as of three ranks with the same samples
 
-    yield "norm's kernels", partial(which, device, kernels)
+    yield claim("norm's kernels", partial(which, device, kernels))
     for shape in SHAPES[device]:
-        yield f"norm {list(shape)} bf16", partial(as_reference, (64, *shape[1:]), device, torch.bfloat16, 2, Scope())
-        yield f"norm {list(shape)} bits", partial(twice, (64, *shape[1:]), device)
-        yield f"norm {list(shape)} host", partial(never_waits, (64, *shape[1:]), device)
-        yield f"norm {list(shape)} time", partial(beside_torch, shape, device, repeats)
-        yield f"norm {list(shape)} kernels", partial(by_kernel, shape, device)
+        name, few = f"norm {list(shape)}", (64, *shape[1:])
+        yield claim(f"{name} bf16", partial(as_reference, few, device, torch.bfloat16, 2, Scope()))
+        yield claim(f"{name} bits", partial(twice, few, device))
+        yield claim(f"{name} host", partial(never_waits, few, setting))
+        yield claim(f"{name} time", partial(beside_torch, shape, setting, repeats))
+        yield claim(f"{name} kernels", partial(by_kernel, shape, device))
     small = {"4-d": (48, 16, 9, 9), "2-d": (48, 16), "1 px": (48, 16, 1, 1), "odd": (48, 37, 40, 30)}
     for dtype, (name, size) in product(CLOSE, small.items()):
         for views, scope in ((1, Scope()), (2, Scope()), (2, Scope(samples=6)), (2, Scope(summed))):
             groups = ", groups of 6" * bool(scope.samples) + ", ranks" * (scope.total is summed)
             work = partial(as_reference, size, device, dtype, views, scope)
-            yield f"norm {name} {dtype} {views} views{groups}", work
+            yield claim(f"norm {name} {dtype} {views} views{groups}", work)
 
 
-def main() -> int:
-    """Print all rows; 1 where one is wrong."""
-    parser = argparse.ArgumentParser(description="Proves and times batch norm's kernels on a GPU.")
-    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+def with_kernels(setting: Setting, repeats: int, kernels: str) -> Iterator[Claim]:
+    """The claims, which are looked at while these kernels are chosen; on a CPU, their formulas."""
+    forced = patch.object(norm_cuda, "TRITON_DEVICES", ("cuda",) if kernels == "triton" else ())
+    with nullcontext() if setting.gpu else emulated(), forced:
+        yield from claims(setting, repeats, kernels)
+
+
+def main(words: Sequence[str]) -> int:
+    """Run the part; 1 where a claim does not hold."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--kernels", choices=["triton", "torch"], default="triton")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="after which no further row is started")
-    asked, start = parser.parse_args(), time.monotonic()
-    if asked.device == "cuda" and not torch.cuda.is_available():
-        print("SKIPPED tests/gpu/norms.py: no GPU is here (--device cpu runs it without)")
-        return 0
-    wrong = 0
-    forced = patch.object(norm_cuda, "TRITON_DEVICES", ("cuda",) if asked.kernels == "triton" else ())
-    with emulated() if asked.device == "cpu" else nullcontext(), forced:
-        for name, find_out in claims(asked.device, asked.repeats, asked.kernels):
-            if time.monotonic() - start > asked.seconds:
-                print(name, "SKIPPED", "no time was left", sep=" | ", flush=True)
-                continue
-            try:
-                right, seen = find_out()
-            except Exception as error:  # one row is not to keep the others from being known
-                right, seen = False, f"{type(error).__name__}: {error}"[:300]
-            wrong += not right
-            print(name, "right" if right else "WRONG", seen, sep=" | ", flush=True)
-    return int(wrong > 0)
+    asked, rest = parser.parse_known_args(words)
+    return run(partial(with_kernels, repeats=asked.repeats, kernels=asked.kernels), words=rest)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main(sys.argv[1:]))

@@ -13,27 +13,40 @@ from dist_ssl.data.storage import manifest
 from dist_ssl.runtime.own_cores import own_cores
 
 WIDTH, HEIGHT = 500, 375
-QUALITY = 88
-"""At which these pictures take about 4 bits per pixel."""
+GRAIN, QUALITY = 12.0, 88
+"""At which pictures take about 4 bits per pixel."""
 
 
-def jpeg(seed: int) -> bytes:
-    """A picture of 500 x 375 px: noise at scales from clouds to grain, as photographs have."""
+def noise(seed: int, grain: float) -> Image.Image:
+    """A picture of 500 x 375 px: noise at scales from clouds to grain, as photographs have.
+
+    `grain`: standard deviation of what is no larger than a pixel.
+    """
     rng = np.random.default_rng(seed)
-    total = 12 * rng.standard_normal((HEIGHT, WIDTH, 3), dtype=np.float32)
+    total = grain * rng.standard_normal((HEIGHT, WIDTH, 3), dtype=np.float32)
     for cells, weight in ((4, 60), (16, 40), (64, 25), (256, 14)):
         coarse = rng.standard_normal((3, max(2, 3 * cells // 4), cells), dtype=np.float32)
         planes = [Image.fromarray(plane).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC) for plane in coarse]
         total += weight * np.stack([np.asarray(plane) for plane in planes], -1)
+    return Image.fromarray((128 + 0.7 * total).clip(0, 255).astype(np.uint8))
+
+
+def jpeg(image: Image.Image, quality: int) -> bytes:
+    """The picture as a JPEG file."""
     file = io.BytesIO()
-    Image.fromarray((128 + 0.7 * total).clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=QUALITY)
+    image.save(file, "JPEG", quality=quality)
     return file.getvalue()
+
+
+def drawn_jpeg(seed: int) -> bytes:
+    """A picture as a JPEG of about 4 bits per pixel."""
+    return jpeg(noise(seed, GRAIN), QUALITY)
 
 
 def drawn(count: int) -> list[bytes]:
     """So many pictures, by all cores."""
     with ThreadPoolExecutor(own_cores()) as pool:
-        return list(pool.map(jpeg, range(count)))
+        return list(pool.map(drawn_jpeg, range(count)))
 
 
 def write_shards(folder: Path, pictures: Sequence[bytes], shards: int) -> int:

@@ -14,7 +14,9 @@ from PIL import Image, ImageFilter
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+from launch.folder_rules import IMAGENET
+
+MEAN, STD = IMAGENET
 
 
 def head(widths: Sequence[int], last_norm: bool) -> nn.Sequential:

@@ -102,21 +102,29 @@ Claim = tuple[str, Callable[[], Iterable[Row]]]
 """What is found out, and how."""
 
 
-def speed(work: Callable[[], Any], setting: Setting, seconds: float, warm: int = 3) -> float:
-    """How often a second the work is done, after so many times of warming up; on a CPU it is done once.
+def claim(name: str, find_out: Callable[[], tuple[bool, str]]) -> Claim:
+    """A claim of one row. `find_out` returns whether it holds, and what was seen."""
+    return name, lambda: [judged(name, *find_out())]
+
+
+def lasting(work: Callable[[], Any], setting: Setting, times: int) -> float:
+    """The seconds that the work takes, done so many times.
 
     The device is not waited for in between: the host may run ahead of it, as in training.
     """
-    for _ in range(warm if setting.gpu else 1):
-        work()
-    first = setting.wait()
-    work()
-    once = setting.wait() - first
-    times = max(2, int(seconds / max(once, 1e-4))) if setting.gpu else 1
     start = setting.wait()
     for _ in range(times):
         work()
-    return times / (setting.wait() - start)
+    return setting.wait() - start
+
+
+def speed(work: Callable[[], Any], setting: Setting, seconds: float, warm: int = 3) -> float:
+    """How often a second the work is done, after so many times of warming up; on a CPU it is done once."""
+    for _ in range(warm if setting.gpu else 1):
+        work()
+    once = lasting(work, setting, 1)
+    times = max(2, int(seconds / max(once, 1e-4))) if setting.gpu else 1
+    return times / lasting(work, setting, times)
 
 
 class Reads(TorchDispatchMode):
@@ -178,15 +186,20 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def main(claims: Callable[[Setting], Iterable[Claim]], subjects: Sequence[str] = ()) -> int:
-    """Run the part that these claims are, as the command line says; 1 where a claim does not hold."""
+def main(
+    claims: Callable[[Setting], Iterable[Claim]], subjects: Sequence[str] = (), words: Sequence[str] | None = None
+) -> int:
+    """Run the part that these claims are, as the command line says; 1 where a claim does not hold.
+
+    `words`: those of the command line that the part has not taken itself; by default all.
+    """
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     parser = argparse.ArgumentParser()
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--seconds", type=float, default=600.0, help="after which no further claim is started")
     parser.add_argument("--only", default="", help=f"some of {', '.join(subjects)}, as in A+B")
     parser.add_argument("--bars", action="store_true", help="only what bars need")
-    asked = parser.parse_args()
+    asked = parser.parse_args(words)
     only = tuple(filter(None, asked.only.split("+")))
     if unknown := set(only) - set(subjects):
         parser.error(f"--only: {', '.join(sorted(unknown))} is not known")

@@ -12,7 +12,7 @@ from dist_ssl.config.command import run_command
 from dist_ssl.data.storage import manifest, pyramid
 from shards.command_line import HeldOut
 from shards.make import make
-from shards.show import run
+from shards.show import caption, run
 from shards.sources.imagefolder import FolderOptions
 from tests.shards.pictures import files_in, folder_of
 
@@ -91,6 +91,11 @@ def test_unlabelled_images_are_shown(tmp_path: Path) -> None:
 def test_bad_input_is_refused(data: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(run, [str(data) if word == "DATA" else word for word in words]) == 2
     assert message in capsys.readouterr().out
+
+
+def test_a_character_that_the_font_does_not_have_is_a_question_mark() -> None:
+    names = "Käfer", "猫 of a long name, cut"
+    assert [caption(label, names) for label in (-1, 0, 1, 2)] == ["", "0 Käfer", "1 ? of a long name, ", "2"]
 
 
 def test_a_level_that_does_not_say_how_it_was_made_is_shown(

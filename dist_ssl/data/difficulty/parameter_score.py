@@ -22,7 +22,8 @@ from dist_ssl.core.candidates import PAIRED, Choice, candidate_slots, choose, sl
 from dist_ssl.core.draws import Doubles, Draws, Floats, Ints, Purpose
 from dist_ssl.core.plan import EpochPlan
 from dist_ssl.data.epoch_views import EpochViews, Finished, Look
-from dist_ssl.data.images.photometric import HUE, NOTHING, NUMBERS, PARTS, SATURATION, Photometry
+from dist_ssl.data.images.colour_constants import HUE, NOTHING, PARTS, SATURATION
+from dist_ssl.data.images.photometric import NUMBERS, Photometry
 from dist_ssl.data.images.views import CROP_DRAWS, TRIES, Augmentation, Cutter
 
 DRAWN = {Purpose.CROP: CROP_DRAWS, Purpose.JITTER: NUMBERS[Purpose.JITTER], Purpose.GRAY: NUMBERS[Purpose.GRAY]}

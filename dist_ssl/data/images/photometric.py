@@ -20,14 +20,12 @@ import torch
 from torch import Tensor
 
 from dist_ssl.core.draws import Draws, Flags, Floats, Ints, Purpose
+from dist_ssl.data.images.colour_constants import CONTRAST, HUE, LUMA, NOTHING, PARTS, SATURATION
 from dist_ssl.data.images.packed import send
 from dist_ssl.data.images.resize import SMALLEST_LOOPED
 from dist_ssl.data.images.views import Augmentation
 
-LUMA = (0.2989, 0.587, 0.114)
 SOLARIZE_FROM = 128 / 255
-BRIGHTNESS, CONTRAST, SATURATION, HUE, NOTHING = range(5)
-PARTS = 4
 CENTRE = np.array([1.0, 1.0, 1.0, 0.0], dtype=np.float32)
 LOWEST = np.array([0.0, 0.0, 0.0, -0.5], dtype=np.float32)
 """Smallest allowed factors of the four parts; `CENTRE` holds the factors that change nothing."""

@@ -20,15 +20,13 @@ import numpy.typing as npt
 import torch
 
 from dist_ssl.core.draws import Floats, Ints
+from dist_ssl.data.images.colour_constants import BRIGHTNESS, CONTRAST, HUE, LUMA, REACH, SATURATION
 from dist_ssl.data.images.image_rules import Pixels
 from dist_ssl.data.images.numba_tools import compiled, entrance
 from dist_ssl.data.loader.buffers import Returning
 
 F = np.float32
-RED, GREEN, BLUE = F(0.2989), F(0.587), F(0.114)
-BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
-REACH = 5.5
-"""Number of standard deviations at which a Gaussian is cut off: the rest is below float32 resolution."""
+RED, GREEN, BLUE = map(F, LUMA)
 LINE = 16
 """Floats per cache line: the memory of each view begins at a multiple of it."""
 BLOCK = 2048

@@ -23,6 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dist_ssl.core.triton_tools import kernel, launch, works
+from dist_ssl.data.images import colour_constants
 from dist_ssl.data.images.packed import send
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -44,10 +45,11 @@ MIRROR_ROWS = tl.constexpr(13)
 MIRROR_COLUMNS = tl.constexpr(14)
 BLURRED = tl.constexpr(15)
 WIDTH = tl.constexpr(16)
-CONTRAST, SATURATION, HUE = tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
-RED, GREEN, BLUE = tl.constexpr(0.2989), tl.constexpr(0.587), tl.constexpr(0.114)
-REACH = tl.constexpr(5.5)
-"""Standard deviations at which a Gaussian is cut off: less lies beyond than single precision resolves."""
+CONTRAST = tl.constexpr(colour_constants.CONTRAST)
+SATURATION = tl.constexpr(colour_constants.SATURATION)
+HUE = tl.constexpr(colour_constants.HUE)
+RED, GREEN, BLUE = map(tl.constexpr, colour_constants.LUMA)
+REACH = tl.constexpr(colour_constants.REACH)
 
 
 @kernel

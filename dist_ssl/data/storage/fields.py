@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-LARGEST = 1 << 60
-"""No file has as many bytes, and sums of two of them fit into 64 bits."""
+from dist_ssl.config.bounds import MOST_COUNT
+
 MOST_SIDE = 1 << 30
 """Largest side of an image, px."""
 MOST_IMAGE = (1 << 31) - (1 << 12)
@@ -38,7 +38,7 @@ CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udc7f\udd00-\udfff]")
 Column = npt.NDArray[Any]
 
 
-def whole(entry: Mapping[str, Any], key: str, least: int = 0, most: int = LARGEST) -> int:
+def whole(entry: Mapping[str, Any], key: str, least: int = 0, most: int = MOST_COUNT) -> int:
     """Return a whole number from `least` to `most`."""
     value = entry[key]
     if type(value) is not int or not least <= value <= most:
@@ -99,10 +99,10 @@ def check_columns(columns: Mapping[str, Column], counts: Sequence[int], sizes: S
         raise ValueError(f"column keys is {keys.dtype}{list(keys.shape)}, not uint8[bytes]")
     if (np.diff(ends, prepend=0) < 0).any() or (ends[-1] if total else 0) != len(keys):
         raise ValueError("column key_ends does not cut column keys into the samples' keys")
-    for name, least, most in (("labels", -1, LARGEST), ("widths", 0, MOST_SIDE), ("heights", 0, MOST_SIDE)):
+    for name, least, most in (("labels", -1, MOST_COUNT), ("widths", 0, MOST_SIDE), ("heights", 0, MOST_SIDE)):
         _check_range(columns, name, least, most)
     for name in ("offsets", "sizes"):
-        _check_range(columns, name, 0, LARGEST)
+        _check_range(columns, name, 0, MOST_COUNT)
     last = np.repeat(np.array(sizes, dtype=np.int64), np.array(counts, dtype=np.int64))
     if (columns["offsets"] + columns["sizes"] > last).any():
         raise ValueError("columns offsets and sizes point behind the end of a shard")

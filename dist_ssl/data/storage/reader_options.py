@@ -15,6 +15,8 @@ from dist_ssl.data.storage.manifest import Split, size_differs
 from dist_ssl.errors import ConfigError
 
 AUTO = "auto"
+CACHE_BYTES = "50GB"
+"""Default size of the node cache."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from dist_ssl.core.draws import Draws, Purpose
 from dist_ssl.core.plan import EpochPlan
 from dist_ssl.data.difficulty.parameter_score import HardSlots, ParameterScore, colour_values, unit_boxes
 from dist_ssl.data.epoch_views import Colours
-from dist_ssl.data.images.photometric import NOTHING, NUMBERS, Photometry
+from dist_ssl.data.images.colour_constants import NOTHING
+from dist_ssl.data.images.photometric import NUMBERS, Photometry
 from dist_ssl.data.images.views import CROP_DRAWS, Augmentation, Cutter, crop_box
 from dist_ssl.data.loader.load import Loader
 from dist_ssl.data.storage import manifest

@@ -22,8 +22,9 @@ from dist_ssl.core.draws import Draws
 from dist_ssl.data.images import photometric
 from dist_ssl.data.images.photometric import NUMBERS, Looks, Photometry
 from dist_ssl.data.images.views import Augmentation
+from launch.folder_rules import IMAGENET
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MEAN, STD = IMAGENET
 CALM = Augmentation(crop_min=1, flip_p=0)
 JITTER = replace(CALM, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.2, jitter_p=0.9)
 FULL = replace(

@@ -14,11 +14,13 @@ from torchvision.transforms.v2 import functional as tv
 
 from dist_ssl.core.draws import Draws, Purpose
 from dist_ssl.data.images import photometric
+from dist_ssl.data.images.colour_constants import BRIGHTNESS, CONTRAST, HUE, NOTHING, PARTS, SATURATION
 from dist_ssl.data.images.photometric import Photometry
 from dist_ssl.data.images.views import Augmentation
+from launch.folder_rules import IMAGENET
 from tests.colours import MOCO
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MEAN, STD = IMAGENET
 FULL = replace(MOCO, solarize_p=0.3, invert_p=0.3, turn_p=0.5)
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}
 
@@ -55,14 +57,14 @@ def column(values: list[float]) -> Tensor:
 @pytest.mark.parametrize(
     ("part", "change"),
     [
-        (photometric.BRIGHTNESS, tv.adjust_brightness),
-        (photometric.CONTRAST, tv.adjust_contrast),
-        (photometric.SATURATION, tv.adjust_saturation),
+        (BRIGHTNESS, tv.adjust_brightness),
+        (CONTRAST, tv.adjust_contrast),
+        (SATURATION, tv.adjust_saturation),
     ],
     ids=["brightness", "contrast", "saturation"],
 )
 def test_blends_equal_torchvision(part: int, change: Callable[[Tensor, float], Tensor]) -> None:
-    factors = np.full((6, photometric.PARTS), 99.0)
+    factors = np.full((6, PARTS), 99.0)
     factors[:, part] = [0.0, 0.3, 0.6, 1.0, 1.4, 2.5]
     x = floats(len(factors))
     expected = torch.stack([change(image, factor) for image, factor in zip(x, factors[:, part], strict=True)])
@@ -70,11 +72,11 @@ def test_blends_equal_torchvision(part: int, change: Callable[[Tensor, float], T
     torch.testing.assert_close(own, expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("part", [photometric.HUE, photometric.NOTHING])
+@pytest.mark.parametrize("part", [HUE, NOTHING])
 def test_a_sample_that_is_not_blended_keeps_its_bits(part: int) -> None:
     x = floats(6, torch.float32)
-    parts = np.array([part, photometric.CONTRAST, part, part, photometric.SATURATION, part])
-    own = photometric._blend_some(x, parts, np.full((6, photometric.PARTS), 0.3))
+    parts = np.array([part, CONTRAST, part, part, SATURATION, part])
+    own = photometric._blend_some(x, parts, np.full((6, PARTS), 0.3))
     assert [torch.equal(a, b) for a, b in zip(own, x, strict=True)] == [p == part for p in parts]
 
 

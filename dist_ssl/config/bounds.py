@@ -1,0 +1,8 @@
+"""The largest numbers that keys of the config and files of a run or of a data set may hold."""
+
+MOST_EPOCHS = 1_000_000
+"""Every epoch of a run is planned before it starts, and a checkpoint holds all plans."""
+MOST_SEED = (1 << 63) - 1
+"""Random numbers are keyed by 64 bits."""
+MOST_COUNT = 1 << 60
+"""No run has as many samples and no file as many bytes; sums of several such numbers fit into int64."""
