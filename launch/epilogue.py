@@ -64,7 +64,7 @@ def lost_in_a_row(run: RunDir, number: int) -> int:
     """Return how many attempts just before this one were lost without having saved anything."""
     count = 0
     for before in range(number - 1, 0, -1):
-        ending = Ending.read(AttemptDir(run, before).folder / "outcome.json")
+        ending = Ending.read(AttemptDir(run, before).outcome_file)
         if ending is None or ending.again != LOST or ending.saved:
             break
         count += 1
@@ -83,7 +83,7 @@ def persist(ask: Callable[[], T], good: Callable[[T], bool]) -> T:
 
 def has_progressed(attempt: AttemptDir) -> bool:
     """Return whether the attempt has saved a checkpoint; without one, a requeued job might never get further."""
-    latest = attempt.run.folder / "checkpoints" / LATEST
+    latest = attempt.run.checkpoints / LATEST
     return latest.is_file() and latest.stat().st_mtime > attempt.config_file.stat().st_mtime
 
 
@@ -100,7 +100,7 @@ def main(arguments: list[str]) -> int:
     write_for_owner_alone()
     run, number, code = RunDir.open(Path(arguments[0])), int(arguments[1]), int(arguments[2])
     attempt, job = AttemptDir(run, number), own_job()
-    config, outcome = attempt.config, attempt.folder / "outcome.json"
+    config, outcome = attempt.config, attempt.outcome_file
     # srun's own errors have the same exit code as an agent that refuses, but leave no reason
     refused = code == EXIT_CODE and any(map(attempt.reason, range(config["nodes"] * config["ranks_per_node"])))
     codes: list[int | None] = [EXIT_CODE if refused else None] * config["nodes"]

@@ -102,7 +102,7 @@ def evaluate(run: RunDir, options: Options, data: Place, console: Console) -> No
 
         def one(name: str) -> None:
             """Evaluate the checkpoint with this name, and show and write its numbers."""
-            found = evaluated(run, options, data, run.folder / "checkpoints" / name, world, console.print)
+            found = evaluated(run, options, data, run.checkpoints / name, world, console.print)
             if world.rank == 0:
                 settings = found.content["settings"]
                 console.print(f"{name}, {settings['branch']}, {options.protocol}:")

@@ -70,7 +70,7 @@ class Evaluation:
 
 def checkpoint_of(run: RunDir, name: str) -> Path:
     """Return the folder of a checkpoint: `latest`, `step_00012000`, or 12000. Raises ConfigError."""
-    found = published(run.folder / "checkpoints")
+    found = published(run.checkpoints)
     if not found:
         raise ConfigError(f"{run.folder} has no checkpoint yet.", "Wait for the first one.")
     step = name.removeprefix("step_")

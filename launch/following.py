@@ -19,7 +19,7 @@ LATE_SECONDS = 20.0
 def final(run: RunDir, after: int) -> Ending | None:
     """Return how the newest attempt ended; None if its number is not above `after`, it runs, or it was requeued."""
     newest = run.newest_attempt()
-    ending = Ending.read(AttemptDir(run, newest).folder / "outcome.json") if newest > after else None
+    ending = Ending.read(AttemptDir(run, newest).outcome_file) if newest > after else None
     return None if ending is None or ending.again else ending
 
 

@@ -47,7 +47,7 @@ class LocalAttempt:
         ending = of_attempt(self.attempt, self.nodes, self.ranks_per_node, codes, self._log)
         ending = _as_asked(ending, signals, codes)
         with contextlib.suppress(OSError):  # on a full disk the screen is the only report
-            ending.write(self.attempt.folder / "outcome.json")
+            ending.write(self.attempt.outcome_file)
         announce(self.attempt, ending)
         return ending
 

@@ -68,7 +68,7 @@ def measured(run: RunDir, step: int, branch: str) -> Iterator[tuple[str, str]]:
     probe = run.last_config().get("probe")
     probed = isinstance(probe, dict) and probe.get("branch") == branch
     last: dict[str, Any] = {}
-    for report in read_reports(run.folder / "metrics.jsonl"):
+    for report in read_reports(run.metrics):
         last |= report if report["step"] == step and probed else {}
     yield from ((f"run: {key}", f"{last[key]:.4g}") for key in ("knn_accuracy", "loss") if key in last)
     for row in jsonl.read(run.folder / "evaluations.jsonl"):

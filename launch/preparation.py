@@ -225,13 +225,12 @@ def resume(overrides: list[str], folder: Path, console: Console) -> tuple[RunDir
 
 def refuse_lost_checkpoints(run: RunDir) -> None:
     """Raise ConfigError where a run has saved checkpoints and has none: it would begin at step 0 without a word."""
-    folder = run.folder / "checkpoints"
-    if published(folder):
+    if published(run.checkpoints):
         return
-    reports = map(numbers, jsonl.read(run.folder / "metrics.jsonl"))
+    reports = map(numbers, jsonl.read(run.metrics))
     if step := int(max((report.get("saved_step", 0) for report in reports), default=0)):
         raise ConfigError(
-            f"There is no checkpoint in {folder}, and the run has saved one of step {step}.",
+            f"There is no checkpoint in {run.checkpoints}, and the run has saved one of step {step}.",
             "Put the folder back (is its disk mounted?). To train from the first step again, start a new run.",
         )
 

@@ -63,7 +63,7 @@ class RunRecord:
 
     def __init__(self, run: RunDir) -> None:
         self.run, self.name = run, writable(run.folder.resolve().name)
-        self.reports = [report for report in read_reports(run.folder / "metrics.jsonl") if report.keys() >= PLACE]
+        self.reports = [report for report in read_reports(run.metrics) if report.keys() >= PLACE]
         files = [path for name in ("config.yaml", "overrides.yaml") if (path := run.folder / name).is_file()]
         self.created = min(path.stat().st_mtime for path in files)  # an extension rewrites the config
 
@@ -98,7 +98,7 @@ class RunRecord:
             attempt = AttemptDir(self.run, count)
             if not attempt.config_file.is_file():
                 continue
-            started, ended = attempt.config_file.stat().st_mtime, attempt.folder / "outcome.json"
+            started, ended = attempt.config_file.stat().st_mtime, attempt.outcome_file
             known = Ending.read(ended)
             end = ended.stat().st_mtime if known else last.get(count, started)
             outcome = str(known.outcome) if known else ""

@@ -27,6 +27,7 @@ from typing import Any
 import yaml
 
 from dist_ssl.errors import ConfigError, nearest
+from dist_ssl.runtime.run_folder import RunFolder
 from dist_ssl.runtime.strange_files import close_to_others, read_regular
 from launch.half_made import remove_left, was_left
 from launch.run_files import read_report, read_words, read_yaml, write_yaml
@@ -52,10 +53,8 @@ def write_for_owner_alone() -> None:
 
 
 @dataclass(frozen=True)
-class RunDir:
+class RunDir(RunFolder):
     """One run folder."""
-
-    folder: Path
 
     @classmethod
     def create(cls, runs: Path, name: str | None, method: str) -> "RunDir":
@@ -191,7 +190,7 @@ class RunDir:
                 continue
             (attempt.folder / "logs").mkdir()
             (attempt.folder / "reasons").mkdir()
-            write_yaml(attempt.folder / "config.yaml", config)
+            write_yaml(attempt.config_file, config)
             return attempt
 
     def last_config(self) -> dict[str, Any]:
@@ -213,7 +212,7 @@ class RunDir:
 
     def outcome(self) -> str | None:
         """Return the outcome of the newest attempt; None if it has not ended."""
-        report = read_report(AttemptDir(self, self.newest_attempt()).folder / "outcome.json")
+        report = read_report(AttemptDir(self, self.newest_attempt()).outcome_file)
         outcome = report.get("outcome") if report else None
         return outcome if isinstance(outcome, str) else None
 
@@ -244,6 +243,11 @@ class AttemptDir:
     def meeting(self) -> Path:
         """File through which the ranks find the rendezvous address."""
         return self.folder / "rendezvous.json"
+
+    @property
+    def outcome_file(self) -> Path:
+        """File of how the attempt ended."""
+        return self.folder / "outcome.json"
 
     @property
     def failure(self) -> Path:

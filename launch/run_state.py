@@ -39,7 +39,7 @@ class RunState:
     @classmethod
     def of(cls, run: RunDir) -> "RunState":
         """Read the state of a run. Raises ConfigError, OSError."""
-        status, latest = run.folder / "status.json", run.folder / "checkpoints" / LATEST
+        status, latest = run.status, run.checkpoints / LATEST
         reported, saved = (path.stat().st_mtime if path.is_file() else None for path in (status, latest))
         state, why = state_of(run, reported)
         return cls(run, state, why, read_numbers(status), reported, saved)
@@ -50,7 +50,7 @@ def state_of(run: RunDir, reported: float | None) -> tuple[str, str]:
     (job, before), held = run.job, run_lock.is_held(run.folder)
     attempt = newest_started(run)
     started = attempt is not None and attempt.number > before
-    ending = Ending.read(attempt.folder / "outcome.json") if attempt and started else None
+    ending = Ending.read(attempt.outcome_file) if attempt and started else None
     if held and not ending:
         return RUNNING, ""  # here, whatever became of an earlier job
     if ending and not ending.again:

@@ -24,6 +24,7 @@ FLOORS: dict[str, float] = {
     "dist_ssl.config.*": 1.1,
     "dist_ssl.runtime.files": 1.1,
     "dist_ssl.runtime.jsonl": 1.1,
+    "dist_ssl.runtime.run_folder": 1.1,
     "dist_ssl.runtime.signals": 1.1,
     "dist_ssl.runtime.step_clock": 1.1,
     "dist_ssl.runtime.strange_files": 1.1,

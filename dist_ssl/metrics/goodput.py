@@ -20,6 +20,7 @@ import psutil
 
 from dist_ssl.core.progress import Progress
 from dist_ssl.metrics.sinks import read_reports, stands
+from dist_ssl.runtime.run_folder import RunFolder
 
 AT_WORK = {"data_wait_seconds": "data", "save_stall_seconds": "save", "probe_seconds": "probe"}
 """Keys of metrics that measure how long training waited, and the causes they stand for."""
@@ -55,7 +56,7 @@ class Goodput:
         """Return the account of the run in `folder`, which is as old as its config, kept by this process."""
         started, config = psutil.Process().create_time(), folder / "config.yaml"
         created = config.stat().st_mtime if config.is_file() else started
-        return cls(folder / "metrics.jsonl", created, started, restarts=restarts)
+        return cls(RunFolder(folder).metrics, created, started, restarts=restarts)
 
     def open(self, progress: Progress) -> None:
         """Take over the account of the earlier attempts, before the reports beyond this position are dropped."""
