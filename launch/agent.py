@@ -20,9 +20,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from dist_ssl.errors import EXIT_CODE, UserError, explained, printable
+from dist_ssl.runtime.end_names import REFUSED
 from dist_ssl.runtime.signals import STOPPING, Signals
 from launch.cluster_options import seconds
-from launch.ending import CODE_OF_OUTCOME, LOST_CODE, OUTCOME_OF_CODE, REFUSED, STOPPED_CODE, Ending, of_ranks
+from launch.ending import CODE_OF_OUTCOME, LOST_CODE, OUTCOME_OF_CODE, STOPPED_CODE, Ending, of_ranks
 from launch.environment_record import changes, write_record
 from launch.memory_kills import memory_kills
 from launch.node_monitor import monitored

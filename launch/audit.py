@@ -39,8 +39,8 @@ from dist_ssl.data.storage.mixture import MixedSplit
 from dist_ssl.data.storage.reader_options import Access
 from dist_ssl.errors import EXIT_CODE, ConfigError, DataError
 from dist_ssl.runtime import jsonl
+from dist_ssl.runtime.end_names import FINISHED
 from launch import trust
-from launch.ending import FINISHED
 from launch.launch_keys import listed
 from launch.run_dir import RunDir
 

@@ -8,18 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from dist_ssl.errors import UserError
-from dist_ssl.metrics.ends import ENDS, note_end, withdraw
-from launch.ending import FAILED, REFUSED, WORKER_DIED, Ending
+from dist_ssl.metrics.ends import note_end, withdraw
+from dist_ssl.runtime.end_names import ENDS, FAILED, REFUSED, WORKER_DIED
+from launch.ending import Ending
 from launch.node_monitor import forget_nodes
 from launch.run_dir import AttemptDir
-
-REFUSAL = "refused"
-"""The end by an error that a person can fix, and that is none of those with a name of their own."""
 
 
 def end_of(ending: Ending) -> str:
     """Return which of ENDS an ending is; empty for one without an error."""
-    usual = {REFUSED: REFUSAL, FAILED: WORKER_DIED}.get(ending.outcome, "")
+    usual = {REFUSED: REFUSED, FAILED: WORKER_DIED}.get(ending.outcome, "")
     return ending.cause if usual and ending.cause in ENDS else usual
 
 

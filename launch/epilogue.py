@@ -20,9 +20,10 @@ from typing import TypeVar
 
 from dist_ssl.checkpoint.folder_names import LATEST
 from dist_ssl.errors import EXIT_CODE
+from dist_ssl.runtime.end_names import FAILED, LOST, OUT_OF_TIME, PREEMPTED, STOPPED
 from launch import scheduler
 from launch.end_notice import announce
-from launch.ending import FAILED, LOST, OUT_OF_TIME, PREEMPTED, STOPPED, Ending, of_attempt
+from launch.ending import Ending, of_attempt
 from launch.run_dir import AttemptDir, RunDir, write_for_owner_alone
 
 TIME_LIMIT = signal.SIGUSR2.name

@@ -4,8 +4,9 @@ import time
 
 from rich.console import Console
 
+from dist_ssl.runtime.end_names import FAILED, STOPPED
 from launch import scheduler
-from launch.ending import FAILED, STOPPED, Ending, last_line
+from launch.ending import Ending, last_line
 from launch.progress_bar import RunView
 from launch.run_dir import AttemptDir, RunDir
 

@@ -6,7 +6,8 @@ from rich.console import Console
 
 from dist_ssl.checkpoint.folder_names import published
 from dist_ssl.runtime import jsonl
-from launch.ending import FINISHED, STOPPED, Ending
+from dist_ssl.runtime.end_names import FINISHED, STOPPED
+from launch.ending import Ending
 from launch.progress_bar import RunView
 from launch.run_dir import RunDir
 

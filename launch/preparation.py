@@ -14,6 +14,7 @@ from dist_ssl.config.run_keys import all_epochs, check_units
 from dist_ssl.data.storage.address import Address
 from dist_ssl.errors import ConfigError
 from dist_ssl.runtime import jsonl
+from dist_ssl.runtime.end_names import FINISHED
 from dist_ssl.runtime.files import write_atomically
 from dist_ssl.runtime.strange_files import numbers
 from launch import (
@@ -27,7 +28,6 @@ from launch import (
     submission,
     visible_gpus,
 )
-from launch.ending import FINISHED
 from launch.run_dir import PROJECT, RunDir
 
 EXTEND = "extend="

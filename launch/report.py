@@ -25,10 +25,11 @@ from dist_ssl.config.command import known_pairs, run_command
 from dist_ssl.errors import ConfigError
 from dist_ssl.metrics.goodput import CAUSES
 from dist_ssl.metrics.sinks import read_reports
+from dist_ssl.runtime.end_names import FAILED, FINISHED, REFUSED, STOPPED
 from dist_ssl.runtime.files import write_atomically
 from dist_ssl.runtime.strange_files import writable
 from launch.charts import COLOURS, Span, Trace, curves, duration, number, percent, stacked, timeline
-from launch.ending import FAILED, FINISHED, REFUSED, STOPPED, Ending
+from launch.ending import Ending
 from launch.prediction import Prediction
 from launch.report_style import COLOURS as CLASSES
 from launch.report_style import STYLE

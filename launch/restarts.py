@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from launch.ending import (
+from dist_ssl.runtime.end_names import (
     FAILED,
     FINISHED,
     LOST,
@@ -12,8 +12,8 @@ from launch.ending import (
     PREEMPTED,
     REFUSED,
     WORKER_DIED,
-    Ending,
 )
+from launch.ending import Ending
 from launch.run_dir import AttemptDir
 
 STOPPED_BY_REQUEST, USER_ERROR = "stopped by request", "error of the user"

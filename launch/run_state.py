@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dist_ssl.checkpoint.folder_names import LATEST
+from dist_ssl.runtime.end_names import LOST, OUT_OF_TIME, PREEMPTED, STOPPED
 from launch import run_lock, scheduler
 from launch.charts import duration
-from launch.ending import LOST, OUT_OF_TIME, PREEMPTED, STOPPED, Ending
+from launch.ending import Ending
 from launch.run_dir import AttemptDir, RunDir
 from launch.run_files import read_numbers
 

@@ -33,9 +33,10 @@ from rich.console import Console
 
 from dist_ssl.config.command import INTERRUPTED_CODE, Screen, run_command
 from dist_ssl.errors import ConfigError, UserError
+from dist_ssl.runtime.end_names import STOPPED
 from launch import credentials, following, launch_keys, preparation, run_lock, scheduler, submission, sweep, trust
 from launch.config_groups import keys_of_a_run
-from launch.ending import CODE_OF_OUTCOME, STOPPED, STOPPED_CODE
+from launch.ending import CODE_OF_OUTCOME, STOPPED_CODE
 from launch.environment_record import changes
 from launch.handover import hand_over
 from launch.last_lines import say_how_it_ended, train_longer

@@ -12,7 +12,8 @@ from dist_ssl.checkpoint.folder_names import KEPT, published
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import CheckpointError, ConfigError, UserError
 from dist_ssl.evaluate.linear import Say
-from launch.ending import FINISHED, Ending
+from dist_ssl.runtime.end_names import FINISHED
+from launch.ending import Ending
 from launch.evaluation import checkpoint_of, config_of, file_of
 from launch.evaluation_options import Options, Place
 from launch.frozen import RetiredError

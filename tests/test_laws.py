@@ -22,6 +22,7 @@ FLOORS: dict[str, float] = {
     "dist_ssl.errors": 1.0,
     "dist_ssl.runtime.log_setup": 1.05,
     "dist_ssl.config.*": 1.1,
+    "dist_ssl.runtime.end_names": 1.1,
     "dist_ssl.runtime.files": 1.1,
     "dist_ssl.runtime.jsonl": 1.1,
     "dist_ssl.runtime.run_folder": 1.1,

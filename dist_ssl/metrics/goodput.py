@@ -20,13 +20,14 @@ import psutil
 
 from dist_ssl.core.progress import Progress
 from dist_ssl.metrics.sinks import read_reports, stands
+from dist_ssl.metrics.table import BY_KEY
 from dist_ssl.runtime.run_folder import RunFolder
 
 AT_WORK = {"data_wait_seconds": "data", "save_stall_seconds": "save", "probe_seconds": "probe"}
 """Keys of metrics that measure how long training waited, and the causes they stand for."""
 COSTS = (*AT_WORK, "restore_seconds")
 WORK = ("train", *AT_WORK.values())
-CAUSES = (*WORK, "restore", "start", "queue", "lost")
+CAUSES = BY_KEY["spent_seconds"].values
 
 
 class Goodput:

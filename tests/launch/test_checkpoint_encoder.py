@@ -12,11 +12,12 @@ from dist_ssl.build import last_side
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import CheckpointError, DataError
 from dist_ssl.parts import parts, probing
+from dist_ssl.runtime.end_names import FINISHED
 from dist_ssl.saved_encoder import FILE
 from dist_ssl.train import Job
 from launch import last_lines, worker
 from launch.checkpoint_encoder import of_checkpoint
-from launch.ending import FINISHED, Ending
+from launch.ending import Ending
 from launch.export import ExportOptions, export
 from launch.run_dir import RunDir
 from launch.run_files import write_yaml
