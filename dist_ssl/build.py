@@ -35,6 +35,7 @@ from dist_ssl.evaluate.probe_keys import Probing
 from dist_ssl.metrics.goodput import Goodput
 from dist_ssl.metrics.meter import Meter
 from dist_ssl.metrics.sinks import JsonLines, Prometheus, Status, TextFile
+from dist_ssl.metrics.target_files import target_of, textfile_of
 from dist_ssl.metrics.trackers.detached import trackers
 from dist_ssl.parts import Parts, make_method, parts, probing
 from dist_ssl.protocols.engine import Engine
@@ -213,10 +214,10 @@ def sinks(config: Config, p: Parts, world: World, place: Place) -> list[Sink]:
     """Return the sinks of rank 0, which receive the run's metrics; no other rank has any."""
     if world.rank != 0:
         return []
-    name, targets = place.folder.name, place.folder.parent / "targets"
     node, checkpoints = config["metrics"], place.checkpoints
+    target, textfile = target_of(place.folder), textfile_of(place.folder, node["textfile"])
     queries = min(probing(config).queries, len(val.samples)) if (val := probed(p)) else 0
-    labels = {"run": name, "method": config["method"]["_target_"].split(".")[-2]}
+    labels = {"run": place.folder.name, "method": config["method"]["_target_"].split(".")[-2]}
 
     def more(progress: Progress) -> Mapping[str, float]:
         """Return the samples used of every source, in files only: a run has as many series as it may have."""
@@ -225,7 +226,7 @@ def sinks(config: Config, p: Parts, world: World, place: Place) -> list[Sink]:
     return [
         JsonLines(place.metrics, more),
         Status(place.status, p.timeline.total, p.timeline.steps, queries, more),
-        Prometheus(labels, own_addresses()[0], node["port"], targets / f"{name}.json", checkpoints, bind=node["bind"]),
-        *([TextFile(Path(node["textfile"]) / f"{name}.prom", labels, checkpoints)] if node["textfile"] else []),
+        Prometheus(labels, own_addresses()[0], node["port"], target, checkpoints, bind=node["bind"]),
+        *([TextFile(textfile, labels, checkpoints)] if textfile else []),
         *trackers(config["tracker"], place.folder),
     ]
