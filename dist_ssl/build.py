@@ -9,7 +9,7 @@ from dist_ssl.checkpoint.saver import Checkpoint
 from dist_ssl.config.instantiate import fit, instantiate
 from dist_ssl.config.meta_device import META, on_meta_device
 from dist_ssl.config.precision import PRECISIONS
-from dist_ssl.config.run_keys import Config
+from dist_ssl.config.run_keys import Config, method_of
 from dist_ssl.core.plan import EpochPlan
 from dist_ssl.core.progress import Progress
 from dist_ssl.data.epoch_views import Colours
@@ -217,7 +217,7 @@ def sinks(config: Config, p: Parts, world: World, place: Place) -> list[Sink]:
     node, checkpoints = config["metrics"], place.checkpoints
     target, textfile = target_of(place.folder), textfile_of(place.folder, node["textfile"])
     queries = min(probing(config).queries, len(val.samples)) if (val := probed(p)) else 0
-    labels = {"run": place.folder.name, "method": config["method"]["_target_"].split(".")[-2]}
+    labels = {"run": place.folder.name, "method": method_of(config)}
 
     def more(progress: Progress) -> Mapping[str, float]:
         """Return the samples used of every source, in files only: a run has as many series as it may have."""

@@ -17,6 +17,7 @@ from dist_ssl.checkpoint.folder_names import INITIAL, KEPT, LATEST
 from dist_ssl.checkpoint.index import progress_of, read_table, verify
 from dist_ssl.checkpoint.initial_weights import verified
 from dist_ssl.checkpoint.rank_file import DamagedError
+from dist_ssl.config.run_keys import method_of
 from dist_ssl.core.progress import Progress
 from dist_ssl.errors import CheckpointError, ConfigError
 from dist_ssl.metrics.sinks import read_reports, stands
@@ -117,7 +118,7 @@ def begin(config: dict[str, Any], words: list[str], source: RunDir, checkpoint: 
 
     What cannot be started leaves no folder.
     """
-    run = RunDir.create(Path(config["runs"]), config["name"], preparation.method_of(config))
+    run = RunDir.create(Path(config["runs"]), config["name"], method_of(config))
     with half_made.being_made(run.folder):
         try:
             _take_over(run, source, checkpoint, progress)

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from dist_ssl.checkpoint.folder_names import INITIAL, published
 from dist_ssl.config.durations import Duration
-from dist_ssl.config.run_keys import all_epochs, check_units
+from dist_ssl.config.run_keys import all_epochs, check_units, method_of
 from dist_ssl.data.storage.address import Address
 from dist_ssl.errors import ConfigError
 from dist_ssl.runtime import jsonl
@@ -180,11 +180,6 @@ def begin(overrides: list[str], config: dict[str, Any], weights: bytes | None = 
 def first_reason(error: OSError) -> Any:
     """Return why a copy has failed: of the errors of several files (shutil.Error), the first."""
     return error.args[0][0] if isinstance(error, shutil.Error) else error
-
-
-def method_of(config: dict[str, Any]) -> str:
-    """Return the name of the method's module, such as `mocov3`."""
-    return str(config["method"]["_target_"].split(".")[-2])
 
 
 def of_the_run(overrides: list[str]) -> list[str]:

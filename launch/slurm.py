@@ -32,6 +32,7 @@ import yaml
 from rich.console import Console
 
 from dist_ssl.config.command import INTERRUPTED_CODE, Screen, run_command
+from dist_ssl.config.run_keys import method_of
 from dist_ssl.errors import ConfigError, UserError
 from dist_ssl.runtime.end_names import STOPPED
 from launch import credentials, following, launch_keys, preparation, run_lock, scheduler, submission, sweep, trust
@@ -210,7 +211,7 @@ def start_fork(name: str, overrides: list[str], complete: list[str], trusted: bo
     hand_over(source, complete, console)
     config, words, progress = forking.forked_config(source, checkpoint, overrides, console)
     if config["dry_run"]:
-        return show(config, Path(config["runs"]) / (config["name"] or preparation.method_of(config)), console)
+        return show(config, Path(config["runs"]) / (config["name"] or method_of(config)), console)
     run = forking.begin(config, words, source, checkpoint, progress)
     return go_or_discard([(run, config)], console)
 
@@ -237,7 +238,7 @@ def start(arguments: list[str], console: Console, trusted: bool) -> int:
     combinations = preparation.pack_folders(combinations, console)
     configs = [preparation.new_config(combination, console) for combination in combinations]
     if configs[0]["dry_run"]:
-        names = [config["name"] or preparation.method_of(config) for config in configs]
+        names = [config["name"] or method_of(config) for config in configs]
         return max(show(c, Path(c["runs"]) / name, console) for c, name in zip(configs, names, strict=True))
     from launch.warm_start import initial_weights  # needs torch, which a dry run does without
 
