@@ -10,7 +10,6 @@ notices a dead node only minutes later, when the other ranks have long ended bec
 """
 
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -21,12 +20,12 @@ from typing import TypeVar
 from dist_ssl.checkpoint.folder_names import LATEST
 from dist_ssl.errors import EXIT_CODE
 from dist_ssl.runtime.end_names import FAILED, LOST, OUT_OF_TIME, PREEMPTED, STOPPED
+from dist_ssl.runtime.signals import TIME_LIMIT
 from launch import scheduler
 from launch.end_notice import announce
 from launch.ending import Ending, of_attempt
 from launch.run_dir import AttemptDir, RunDir, write_for_owner_alone
 
-TIME_LIMIT = signal.SIGUSR2.name
 MOST_LOST = 5
 """Number of attempts in a row that may be lost before they have saved anything; a checkpoint starts the count again."""
 TRIES, PAUSE_SECONDS = 5, 2.0
@@ -55,7 +54,7 @@ def why_again(ending: Ending, record: dict[str, str], progressed: bool, lost_bef
         return ""
     if record.get("PreemptTime", "None") not in ("None", "N/A"):
         return PREEMPTED
-    if ending.signal == TIME_LIMIT and progressed:  # also where a rank died while it stopped
+    if ending.signal == TIME_LIMIT.name and progressed:  # also where a rank died while it stopped
         return OUT_OF_TIME
     lost = ending.outcome == FAILED and ending.lost and not ending.signal
     return LOST if lost and (progressed or lost_before < MOST_LOST) else ""

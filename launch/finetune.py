@@ -41,6 +41,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
+from dist_ssl.checkpoint.folder_names import ENCODER
 from dist_ssl.config.command import run_command, say
 from dist_ssl.data.images.centre_crop import write_centre
 from dist_ssl.data.images.image_rules import ImageRules
@@ -48,7 +49,7 @@ from dist_ssl.data.storage.address import Address
 from dist_ssl.errors import ConfigError, DataError, TrainingError, UserError
 from dist_ssl.evaluate.confidence import interval
 from dist_ssl.runtime.files import write_atomically
-from dist_ssl.saved_encoder import FILE, SavedEncoder, load_encoder
+from dist_ssl.saved_encoder import SavedEncoder, load_encoder
 from launch.command_options import device_of, one_encoder, with_credentials
 from launch.finetune_options import ENCODER_LR, FinetuneOptions
 from launch.labelled_images import EncodedImages, Item, LabelledImages, LabelledSplits, labelled_splits
@@ -231,7 +232,7 @@ def prepare(out: Path) -> None:
 
 def write(out: Path, saved: SavedEncoder, model: Classifier, classes: list[str], results: dict[str, Any]) -> None:
     """Write encoder, classifier and results. Raises OSError."""
-    saved.cpu().write(out / FILE)
+    saved.cpu().write(out / ENCODER)
     head = {name: value.detach().cpu().contiguous() for name, value in model.head.state_dict().items()}
     write_atomically(out / HEAD, save(head, {"classes": json.dumps(classes)}), sync=True)
     write_atomically(out / RESULTS, json.dumps(results, indent=1) + "\n", sync=True)

@@ -4,14 +4,13 @@ import shlex
 
 from rich.console import Console
 
-from dist_ssl.checkpoint.folder_names import published
+from dist_ssl.checkpoint.folder_names import ENCODER, published
 from dist_ssl.runtime import jsonl
 from dist_ssl.runtime.end_names import FINISHED, STOPPED
 from launch.ending import Ending
 from launch.progress_bar import RunView
 from launch.run_dir import RunDir
 
-ENCODER = "encoder.safetensors"
 """File of a finished run, as `dist_ssl.saved_encoder` names it."""
 
 

@@ -31,7 +31,7 @@ from launch import (
 from launch.run_dir import PROJECT, RunDir
 
 EXTEND = "extend="
-OF_THIS_COMMAND = ("wait=", "dry_run=", "follow=", "resume=", "fork=")
+OF_THIS_COMMAND = ("wait=", "dry_run=", *launch_keys.OF_A_RUN)
 """Keys that control one command and are not part of a run."""
 
 

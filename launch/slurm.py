@@ -49,8 +49,6 @@ from launch.visible_gpus import visible_gpus
 INTERRUPTED = "Interrupted. Jobs submitted and run folders made before are listed above."
 CODE_OF_THE_COMMAND = {**CODE_OF_OUTCOME, STOPPED: STOPPED_CODE}
 """Exit codes: a run that was stopped is not finished, so what a shell would do after it is not done."""
-OF_A_RUN = ("resume=", "follow=", "fork=")
-"""Arguments that name an existing run."""
 Prepared = tuple[RunDir, dict[str, Any]]
 
 
@@ -187,8 +185,8 @@ def of_a_run(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
 
     Raises ConfigError for several, for others beside `follow`, which would have no effect, and for a folder to pack.
     """
-    found = [argument for argument in arguments if argument.startswith(OF_A_RUN)]
-    others = [argument for argument in arguments if not argument.startswith(OF_A_RUN)]
+    found = [argument for argument in arguments if argument.startswith(launch_keys.OF_A_RUN)]
+    others = [argument for argument in arguments if not argument.startswith(launch_keys.OF_A_RUN)]
     if len(found) > 1:
         raise ConfigError(f"{' '.join(found)} cannot be done at once.", "Give one of them.")
     given = dict(argument.partition("=")[::2] for argument in found)
