@@ -47,7 +47,7 @@ from dist_ssl.data.images.centre_crop import write_centre
 from dist_ssl.data.images.image_rules import ImageRules
 from dist_ssl.data.storage.address import Address
 from dist_ssl.errors import ConfigError, DataError, TrainingError, UserError
-from dist_ssl.evaluate.confidence import interval
+from dist_ssl.evaluate.confidence import shown_interval
 from dist_ssl.runtime.files import write_atomically
 from dist_ssl.saved_encoder import SavedEncoder, load_encoder
 from launch.command_options import device_of, one_encoder, with_credentials
@@ -260,8 +260,8 @@ def run(arguments: list[str], console: Console) -> int:
     epochs = []
     for numbers in finetune(model, saved, splits, options):
         epochs.append(numbers)
-        low, high = interval(numbers["accuracy"], int(numbers["images"]))
-        text = f"top-1 {100 * numbers['accuracy']:5.1f} % (95 %: {100 * low:.1f} to {100 * high:.1f})"
+        accuracy = numbers["accuracy"]
+        text = f"top-1 {100 * accuracy:5.1f} % {shown_interval(accuracy, int(numbers['images']))}"
         say(console, f"epoch {numbers['epoch']:3d}   loss {numbers['loss']:.3f}   {text}")
     if bad := len(splits.val) - int(epochs[-1]["images"]):
         say(console, f"{bad} of the images to test on cannot be decoded; they do not count.")
