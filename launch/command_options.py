@@ -27,9 +27,7 @@ def parse(kind: type[T], arguments: list[str], usage: str) -> T:
     """
     names = {key_of(field.name): field for field in fields(kind)}  # type: ignore[arg-type]
     given = {}
-    for key, text in known_pairs(arguments, names):
-        if not text:
-            raise ConfigError(f"{key} has no value.", f"Write {key}=...")
+    for key, text in known_pairs(arguments, names, empty=False):
         given[names[key].name] = text
     for key, field in names.items():
         if field.default is MISSING and field.name not in given:

@@ -61,9 +61,7 @@ class Options:
         values: dict[str, Any] = {}
         data: Place = {}
         for argument in arguments:
-            key, text = known_pair(argument, (*names, *DATA))
-            if not text:
-                raise ConfigError(f"{key} has no value.", f"Write {key}=...")
+            key, text = known_pair(argument, (*names, *DATA), empty=False)
             if key in DATA:
                 data[key.removeprefix("data.")] = None if text == "null" and key in OPTIONAL else listed(text)
             else:

@@ -80,9 +80,7 @@ class ExportOptions:
         names = {PATH if field.name == "data_path" else field.name: field.name for field in fields(cls)}
         values: dict[str, Any] = {}
         for argument in arguments:
-            key, text = known_pair(argument, names)
-            if not text:
-                raise ConfigError(f"{key} has no value.", f"Write {key}=...")
+            key, text = known_pair(argument, names, empty=False)
             values[names[key]] = fit(text, types[names[key]], key)
         for key in ("run", "to"):
             if key not in values:

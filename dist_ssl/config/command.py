@@ -81,15 +81,15 @@ def known_error(error: Exception) -> UserError | None:
     return explained(error)
 
 
-def known_pairs(arguments: Sequence[str], keys: Collection[str]) -> list[tuple[str, str]]:
-    """Return the keys and values of a command line whose keys are these. Raises ConfigError."""
-    return [known_pair(argument, keys) for argument in arguments]
+def known_pairs(arguments: Sequence[str], keys: Collection[str], *, empty: bool = True) -> list[tuple[str, str]]:
+    """Return the keys and values of a command line whose keys are these. `empty`: KEY= will do. Raises ConfigError."""
+    return [known_pair(argument, keys, empty=empty) for argument in arguments]
 
 
-def known_pair(argument: str, keys: Collection[str]) -> tuple[str, str]:
-    """Return key and value of a word KEY=VALUE whose key is one of these. Raises ConfigError."""
+def known_pair(argument: str, keys: Collection[str], *, empty: bool = True) -> tuple[str, str]:
+    """Return key and value of a word KEY=VALUE whose key is one of these. `empty`: KEY= will do. Raises ConfigError."""
     key, equals, value = argument.partition("=")
-    if key in keys and equals:
+    if key in keys and (value or (equals and empty)):
         return key, value
     if key in keys:
         raise ConfigError(f"{key} has no value.", f"Write {key}=...")

@@ -22,12 +22,13 @@ def test_pairs_stand_in_the_order_of_the_command_line() -> None:
     [
         ("runs/first", "'runs/first' is not KEY=VALUE.\n  Valid keys: out, run."),
         ("out", "out has no value.\n  Write out=..."),
+        ("out=", "out has no value.\n  Write out=..."),
         ("rum=a", "There is no key 'rum'.\n  Did you mean 'run'?"),
     ],
 )
 def test_what_is_no_pair_of_these_keys_is_refused(argument: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        known_pairs(["run=a", argument], ("run", "out"))
+        known_pairs(["run=a", argument], ("run", "out"), empty=False)
     assert str(caught.value) == message
 
 
