@@ -1,6 +1,7 @@
 """A run folder that is being made: nothing is in the way of the next command where one fails or is killed."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -8,8 +9,12 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from dist_ssl.runtime.strange_files import close_to_others
+
 NAME = ".making"
 """File of a folder that is being made, which the command that makes it holds locked."""
+MOST_ALIKE = 1000
+"""A name is followed by a number below this one."""
 COMPLETE = ("config.yaml", "attempts/*/config.yaml")
 """The file of a run folder that is written last, and those of attempts, which no folder that is being made has."""
 
@@ -26,6 +31,22 @@ def being_made(folder: Path) -> Iterator[None]:
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def new_folder(parent: Path, name: str, *, alone: bool = False) -> Path:
+    """Create the folder NAME in `parent`, or the first of NAME-2, NAME-3, ... that is not there, and return it.
+
+    `alone`: only NAME will do. Nobody but the owner may change what is in it: a job executes that. A folder that was
+    left half-made is replaced. Raises FileExistsError where none of these names is free; OSError.
+    """
+    for number in range(1, 2 if alone else MOST_ALIKE):
+        folder = parent / (name if number == 1 else f"{name}-{number}")
+        with contextlib.suppress(FileExistsError):
+            remove_left(folder)
+            folder.mkdir(mode=0o755, parents=True)
+            close_to_others(folder)
+            return folder
+    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(parent / name))
 
 
 def was_left(folder: Path) -> bool:

@@ -28,8 +28,8 @@ import yaml
 
 from dist_ssl.errors import ConfigError, nearest
 from dist_ssl.runtime.run_folder import RunFolder
-from dist_ssl.runtime.strange_files import close_to_others, read_regular
-from launch.half_made import remove_left, was_left
+from dist_ssl.runtime.strange_files import read_regular
+from launch.half_made import new_folder, was_left
 from launch.run_files import read_report, read_words, read_yaml, write_yaml
 from launch.run_names import check_name, check_place
 from launch.source_commit import copy_for_owner, write_source
@@ -64,22 +64,14 @@ class RunDir(RunFolder):
         """
         requested = str(name or f"{method}-{time.strftime('%m%d-%H%M')}")
         check_name(runs, requested)
-        for number in range(1, 1000):
-            folder = runs / (requested if number == 1 else f"{requested}-{number}")
-            try:
-                remove_left(folder)
-                folder.mkdir(mode=0o755, parents=True)
-                close_to_others(folder)
-                return cls(folder)
-            except FileExistsError:
-                if name:
-                    break
-            except OSError as error:
-                raise ConfigError(f"{folder} cannot be made: {error.strerror}.", "Choose another runs=...") from error
-        raise ConfigError(
-            f"The run folder {runs / requested} exists already.",
-            f"Resume it with resume={runs / requested}, or choose another name=...",
-        )
+        folder = runs / requested
+        try:
+            return cls(new_folder(runs, requested, alone=bool(name)))
+        except FileExistsError as error:
+            remedy = f"Resume it with resume={folder}, or choose another name=..."
+            raise ConfigError(f"The run folder {folder} exists already.", remedy) from error
+        except OSError as error:
+            raise ConfigError(f"{folder} cannot be made: {error.strerror}.", "Choose another runs=...") from error
 
     @classmethod
     def open(cls, folder: Path) -> "RunDir":

@@ -90,7 +90,7 @@ def submit(prepared: list[Prepared], console: Console) -> None:
     alike = all((c["cluster"], c["nodes"]) == (first["cluster"], first["nodes"]) for _, c in prepared)
     if len(prepared) > 1 and first["cluster"]["array"] and alike:
         folders = [run.folder.resolve() for run, _ in prepared]
-        jobs = submission.submit(submission.array(first, sweep.new_folder(folders[0].parent), folders), folders)
+        jobs = submission.submit(submission.array(first, sweep.new_sweep(folders[0].parent), folders), folders)
         for (run, _), job in zip(prepared, jobs, strict=True):
             say_submitted(run, job, console)
         return
