@@ -23,6 +23,7 @@ from dist_ssl.errors import ConfigError, DataError
 from dist_ssl.evaluate.linear import Say
 from dist_ssl.runtime import jsonl
 from dist_ssl.runtime.files import write_atomically
+from dist_ssl.runtime.run_folder import RunFolder
 from launch import credentials
 from launch.evaluation_options import Options, Place
 from launch.run_dir import RunDir
@@ -55,7 +56,7 @@ class Evaluation:
             "protocol": self.content["protocol"],
             "file": self.file.name,
         }
-        jsonl.append(self.file.parent.with_suffix(".jsonl"), [{**row, **self.content["numbers"]}])
+        jsonl.append(RunFolder(self.file.parent.parent).evaluations, [{**row, **self.content["numbers"]}])
         write_atomically(self.file, text)
 
     def table(self) -> Table:

@@ -105,7 +105,7 @@ class RunDir(RunFolder):
     @property
     def config(self) -> dict[str, Any]:
         """The resolved config that the run started with, with the cycles appended since."""
-        return read_yaml(self.folder / "config.yaml")
+        return read_yaml(self.config_file)
 
     @property
     def overrides(self) -> list[str]:
@@ -124,11 +124,11 @@ class RunDir(RunFolder):
         copied = (path.relative_to(self.code) for path in self.code.rglob("*") if path.is_file())
         write_source(self.folder, PROJECT, sorted(map(str, copied)))
         (self.folder / "overrides.yaml").write_text(yaml.safe_dump(overrides))
-        write_yaml(self.folder / "config.yaml", {"format": FORMAT, **config})
+        write_yaml(self.config_file, {"format": FORMAT, **config})
 
     def extend(self, lengths: list[str]) -> None:
         """Store the lengths of the run's cycles after the first: these alone may change after the start."""
-        write_yaml(self.folder / "config.yaml", {**self.config, "extend": lengths})
+        write_yaml(self.config_file, {**self.config, "extend": lengths})
 
     def discard(self) -> None:
         """Remove the folder, unless the run has a job or an attempt of its own (a fork has a number of another run)."""

@@ -55,9 +55,9 @@ class Goodput:
     @classmethod
     def of(cls, folder: Path, restarts: Mapping[str, int]) -> "Goodput":
         """Return the account of the run in `folder`, which is as old as its config, kept by this process."""
-        started, config = psutil.Process().create_time(), folder / "config.yaml"
-        created = config.stat().st_mtime if config.is_file() else started
-        return cls(RunFolder(folder).metrics, created, started, restarts=restarts)
+        started, run = psutil.Process().create_time(), RunFolder(folder)
+        created = run.config_file.stat().st_mtime if run.config_file.is_file() else started
+        return cls(run.metrics, created, started, restarts=restarts)
 
     def open(self, progress: Progress) -> None:
         """Take over the account of the earlier attempts, before the reports beyond this position are dropped."""

@@ -1,4 +1,4 @@
-"""The files of a run folder that its ranks write and launchers read. This module does not import torch."""
+"""The files of a run folder that ranks and launchers share. This module does not import torch."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The folder of a run, by the paths of what its ranks write there; none of them need exist."""
+    """The folder of a run, by the paths of what ranks and launchers share there; none of them need exist."""
 
     folder: Path
 
@@ -14,6 +14,16 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """Folder of the checkpoints."""
         return self.folder / "checkpoints"
+
+    @property
+    def config_file(self) -> Path:
+        """File of the resolved config that the run started with, and of the cycles appended since."""
+        return self.folder / "config.yaml"
+
+    @property
+    def evaluations(self) -> Path:
+        """File of the evaluations of checkpoints, one JSON object a line."""
+        return self.folder / "evaluations.jsonl"
 
     @property
     def ledger(self) -> Path:
