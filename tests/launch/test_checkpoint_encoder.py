@@ -129,7 +129,7 @@ def test_a_run_whose_encoder_cannot_be_written_has_finished_all_the_same(
     _, config, _ = saved_job(demo_shards, tmp_path, "method=mocov3")
     run, console = RunDir(tmp_path), Console(soft_wrap=True)
     attempt = run.new_attempt(config)
-    (tmp_path / last_lines.ENCODER).mkdir()
+    (tmp_path / ENCODER).mkdir()
     worker.write_encoder(attempt)
     assert f"{tmp_path / ENCODER} could not be written" in capsys.readouterr().err
     (tmp_path / "config.yaml").write_text("data: {source: null}\n")
