@@ -9,7 +9,7 @@ from dist_ssl.checkpoint.saver import Checkpoint
 from dist_ssl.config.instantiate import fit, instantiate
 from dist_ssl.config.meta_device import META, on_meta_device
 from dist_ssl.config.precision import PRECISIONS
-from dist_ssl.config.run_keys import Config
+from dist_ssl.config.run_keys import Config, method_of
 from dist_ssl.core.plan import EpochPlan
 from dist_ssl.core.progress import Progress
 from dist_ssl.data.epoch_views import Colours
@@ -35,6 +35,7 @@ from dist_ssl.evaluate.probe_keys import Probing
 from dist_ssl.metrics.goodput import Goodput
 from dist_ssl.metrics.meter import Meter
 from dist_ssl.metrics.sinks import JsonLines, Prometheus, Status, TextFile
+from dist_ssl.metrics.target_files import target_of, textfile_of
 from dist_ssl.metrics.trackers.detached import trackers
 from dist_ssl.parts import Parts, make_method, parts, probing
 from dist_ssl.protocols.engine import Engine
@@ -42,16 +43,16 @@ from dist_ssl.protocols.probe import Probe
 from dist_ssl.protocols.sink import Sink
 from dist_ssl.runtime.agreement import Agreement
 from dist_ssl.runtime.epoch_planner import Coordinator
+from dist_ssl.runtime.run_folder import RunFolder
 from dist_ssl.runtime.signals import Signals
 from dist_ssl.train import Job
 
 
 @dataclass(frozen=True)
-class Place:
+class Place(RunFolder):
     """The run folder and number of an attempt. `newest`: returns whether no newer attempt has started; `restarts`:
     the number of earlier attempts, by the cause for which there was another one."""
 
-    folder: Path
     attempt: int
     newest: Callable[[], bool]
     restarts: Mapping[str, int] = field(default_factory=dict)
@@ -115,7 +116,7 @@ def build(config: Config, world: World, signals: Signals, place: Place) -> Job:
         schedule=p.schedule,
         coordinator=coordinator(config, p, world, place),
         checkpoint=Checkpoint(
-            place.folder / "checkpoints",
+            place.checkpoints,
             world,
             keep_last=p.run.keep_last,
             keep_every=p.run.keep_every,
@@ -125,13 +126,9 @@ def build(config: Config, world: World, signals: Signals, place: Place) -> Job:
         agreement=Agreement(world, signals, p.run.save_every, p.run.keep_every),
         probe=probe(config, p, world, process),
         meter=Meter(world, sinks(config, p, world, place), p.timeline.total, Goodput.of(place.folder, place.restarts)),
-        ledger=Ledger(place.folder / "ledger", place.attempt, world),
-        quarantine=Quarantine(
-            place.folder / "quarantine.jsonl", p.train, world=world, attempt=place.attempt, max_bad=p.data.max_bad
-        ),
-        contents=ShardContents(
-            p.train, p.access, place.folder / "ledger", place.attempt, world=world, verify=p.data.verify
-        ),
+        ledger=Ledger(place.ledger, place.attempt, world),
+        quarantine=Quarantine(place.quarantine, p.train, world=world, attempt=place.attempt, max_bad=p.data.max_bad),
+        contents=ShardContents(p.train, p.access, place.ledger, place.attempt, world=world, verify=p.data.verify),
         log_every=p.run.log_every,
     )
 
@@ -144,7 +141,7 @@ def coordinator(config: Config, p: Parts, world: World, place: Place) -> Coordin
         if not is_small(p.method, plans, world.size, room):
             check_memory(memory_estimate(config, p, world.size, world.local_size), room, plans)
 
-    return Coordinator(p.schedule, world=world, record=place.folder / "plan.jsonl", check=p.check, fit=fit)
+    return Coordinator(p.schedule, world=world, record=place.plans, check=p.check, fit=fit)
 
 
 def stream(p: Parts, world: World, process: LoaderProcess | None, engine: Engine) -> Stream:
@@ -217,19 +214,19 @@ def sinks(config: Config, p: Parts, world: World, place: Place) -> list[Sink]:
     """Return the sinks of rank 0, which receive the run's metrics; no other rank has any."""
     if world.rank != 0:
         return []
-    name, targets = place.folder.name, place.folder.parent / "targets"
-    node, checkpoints = config["metrics"], place.folder / "checkpoints"
+    node, checkpoints = config["metrics"], place.checkpoints
+    target, textfile = target_of(place.folder), textfile_of(place.folder, node["textfile"])
     queries = min(probing(config).queries, len(val.samples)) if (val := probed(p)) else 0
-    labels = {"run": name, "method": config["method"]["_target_"].split(".")[-2]}
+    labels = {"run": place.folder.name, "method": method_of(config)}
 
     def more(progress: Progress) -> Mapping[str, float]:
         """Return the samples used of every source, in files only: a run has as many series as it may have."""
         return of_sources(p.train, progress.samples)
 
     return [
-        JsonLines(place.folder / "metrics.jsonl", more),
-        Status(place.folder / "status.json", p.timeline.total, p.timeline.steps, queries, more),
-        Prometheus(labels, own_addresses()[0], node["port"], targets / f"{name}.json", checkpoints, bind=node["bind"]),
-        *([TextFile(Path(node["textfile"]) / f"{name}.prom", labels, checkpoints)] if node["textfile"] else []),
+        JsonLines(place.metrics, more),
+        Status(place.status, p.timeline.total, p.timeline.steps, queries, more),
+        Prometheus(labels, own_addresses()[0], node["port"], target, checkpoints, bind=node["bind"]),
+        *([TextFile(textfile, labels, checkpoints)] if textfile else []),
         *trackers(config["tracker"], place.folder),
     ]

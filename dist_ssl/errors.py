@@ -6,7 +6,7 @@ Every other error is a bug in this code and propagates with its stack trace.
 import difflib
 import errno
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 """Characters that act on a terminal or change the order of the text: all control characters but tab and line feed."""
@@ -104,11 +104,16 @@ def printable(text: str) -> str:
     return plain.encode("utf-8", "backslashreplace").decode()
 
 
+def shortened(names: Sequence[str], most: int = 10, between: str = ", ") -> str:
+    """Return the first `most` of many names joined by `between`, with the number of the others."""
+    more = [f"... and {len(names) - most} more"] if len(names) > most else []
+    return between.join([*names[:most], *more])
+
+
 def nearest(name: str, options: Iterable[str]) -> str:
     """Return a remedy for a misspelt name: the nearest valid one, or all of them, up to `MOST_NAMES`."""
     names = sorted(options)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     if close:
         return f"Did you mean '{close[0]}'?"
-    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
-    return f"Valid names: {', '.join(names[:MOST_NAMES])}{more}."
+    return f"Valid names: {shortened(names, MOST_NAMES)}."

@@ -24,6 +24,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from dist_ssl.checkpoint.folder_names import ENCODER
 from dist_ssl.config.instantiate import instantiate, keywords
 from dist_ssl.data.images.centre_crop import cut_centre, write_centre
 from dist_ssl.data.images.image_rules import MAX_PIXELS, ImageRules, Pixels, to_rgb
@@ -37,7 +38,6 @@ from dist_ssl.models.vit import Patches, stored_positions
 from dist_ssl.runtime import jsonl
 from dist_ssl.runtime.files import write_atomically
 
-FILE = "encoder.safetensors"
 KEY = "dist_ssl"
 """Key of the file's metadata."""
 FORMAT = 1
@@ -204,7 +204,7 @@ def load_encoder(path: str | Path) -> SavedEncoder:
     Raises DataError, ConfigError, and CheckpointError where the file does not fit the encoder that it describes.
     """
     folder = Path(path).is_dir()
-    file = Path(path) / FILE if folder else Path(path)
+    file = Path(path) / ENCODER if folder else Path(path)
     if not file.is_file():
         command = f"python launch/export.py run={path if folder else '...'} to=safetensors"
         raise DataError(f"{file} does not exist.", f"A run writes it when it has finished; before: {command}")

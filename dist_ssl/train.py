@@ -18,6 +18,7 @@ from dist_ssl.metrics.meter import Meter
 from dist_ssl.protocols.engine import Engine
 from dist_ssl.protocols.probe import Probe
 from dist_ssl.protocols.schedule import Schedule
+from dist_ssl.runtime import end_names
 from dist_ssl.runtime.agreement import Agreement
 from dist_ssl.runtime.epoch_planner import Coordinator
 
@@ -25,8 +26,8 @@ from dist_ssl.runtime.epoch_planner import Coordinator
 class Outcome(Enum):
     """The ways in which an attempt ends without an error."""
 
-    FINISHED = "finished"
-    STOPPED = "stopped"
+    FINISHED = end_names.FINISHED
+    STOPPED = end_names.STOPPED
 
 
 @dataclass

@@ -19,10 +19,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from dist_ssl.distributed.place_variables import LOCAL_RANK, LOCAL_SIZE, RANK, SIZE
 from dist_ssl.errors import EXIT_CODE, UserError, explained, printable
-from dist_ssl.runtime.signals import STOPPING, Signals
+from dist_ssl.runtime.end_names import REFUSED
+from dist_ssl.runtime.signals import STOPPING, TIME_LIMIT, Signals
 from launch.cluster_options import seconds
-from launch.ending import CODE_OF_OUTCOME, LOST_CODE, OUTCOME_OF_CODE, REFUSED, STOPPED_CODE, Ending, of_ranks
+from launch.ending import CODE_OF_OUTCOME, LOST_CODE, OUTCOME_OF_CODE, STOPPED_CODE, Ending, of_ranks
 from launch.environment_record import changes, write_record
 from launch.memory_kills import memory_kills
 from launch.node_monitor import monitored
@@ -51,8 +53,6 @@ LAST_SECONDS = 30.0
 """Time before the job's limit that the batch script needs to requeue it: by then the workers must have ended."""
 MOST_FILES = 1 << 16
 """Open files that a rank may have, if the machine allows: each other rank takes a few, and the usual limit is 1,024."""
-TIME_LIMIT = signal.SIGUSR2
-"""The signal that Slurm sends `cluster.stop_ahead` before the limit."""
 MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=4294967296"
 """glibc settings that keep freed memory in the process.
 
@@ -133,10 +133,10 @@ class Agent:
         self.attempt.reserve_reason(rank)
         config = self.attempt.config
         variables = {
-            "RANK": rank,
-            "WORLD_SIZE": self.nodes * self.ranks,
-            "LOCAL_RANK": local_rank,
-            "LOCAL_WORLD_SIZE": self.ranks,
+            RANK: rank,
+            SIZE: self.nodes * self.ranks,
+            LOCAL_RANK: local_rank,
+            LOCAL_SIZE: self.ranks,
             "OMP_NUM_THREADS": config["threads"],
             "GLIBC_TUNABLES": ":".join(filter(None, [os.environ.get("GLIBC_TUNABLES"), MALLOC])),
             PARENT: os.getpid(),

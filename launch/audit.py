@@ -41,8 +41,8 @@ from dist_ssl.data.storage.mixture import MixedSplit
 from dist_ssl.data.storage.reader_options import Access
 from dist_ssl.errors import EXIT_CODE, ConfigError, DataError
 from dist_ssl.runtime import jsonl
+from dist_ssl.runtime.end_names import FINISHED
 from launch import trust
-from launch.ending import FINISHED
 from launch.launch_keys import listed
 from launch.run_dir import RunDir
 
@@ -85,7 +85,7 @@ def plans_of(run: RunDir) -> tuple[list[EpochPlan], list[int]]:
 
     The last plan of an epoch counts: the steps of an earlier one were never saved. Raises DataError.
     """
-    path = run.folder / "plan.jsonl"
+    path = run.plans
     rows = {row["epoch"]: row for row in jsonl.read(path) if whole(row, "epoch")}
     known = [rows[epoch] for epoch in itertools.takewhile(rows.__contains__, itertools.count())]
     try:
@@ -106,7 +106,7 @@ def whole(row: Mapping[str, Any], key: str, least: int = 0) -> bool:
 
 def final_steps(run: RunDir) -> int:
     """Return the step of the newest checkpoint, 0 without one; a resume repeats all later steps."""
-    return max(published(run.folder / "checkpoints"), default=0)
+    return max(published(run.checkpoints), default=0)
 
 
 def audit(run: RunDir, split: Split) -> tuple[list[EpochAudit], list[str], dict[int, set[int]]]:
@@ -120,19 +120,19 @@ def audit(run: RunDir, split: Split) -> tuple[list[EpochAudit], list[str], dict[
     if not (0 <= seed <= MOST_SEED and window >= 1):
         raise ConfigError(f"seed={seed} window={window} of the run's config are impossible.", "Put back a copy of it.")
     if any(plan.batch_size > len(split.samples) for plan in plans):
-        raise DataError(f"{run.folder / 'plan.jsonl'} has batches larger than the data set.", RESTORE)
+        raise DataError(f"{run.plans} has batches larger than the data set.", RESTORE)
     found = epochs(plans, split, seed, window)
     covered = found[-1].first_step + found[-1].steps if found else 0
     if covered < final:
         raise DataError(
-            f"{run.folder / 'plan.jsonl'} has no plan for the steps from {covered} to {final - 1}.",
+            f"{run.plans} has no plan for the steps from {covered} to {final - 1}.",
             RESTORE,
         )
     if not final:
         return [], [], {}
-    bad = [row for row in jsonl.read(run.folder / "quarantine.jsonl") if row.get("split") == split.name]
+    bad = [row for row in jsonl.read(run.quarantine) if row.get("split") == split.name]
     listed = {row["number"] for row in bad if whole(row, "number")}
-    compared = Audit(ledger.read(run.folder / "ledger"), found, final, listed)
+    compared = Audit(ledger.read(run.ledger), found, final, listed)
     problems = compared.unsaved() + [
         f"Epoch {epoch.plan.epoch + 1} began at step {step}, not {epoch.first_step}."
         for epoch, step in zip(found, began, strict=True)
@@ -147,7 +147,7 @@ def audit(run: RunDir, split: Split) -> tuple[list[EpochAudit], list[str], dict[
 
 def contents(run: RunDir, split: Split, used: Mapping[int, AbstractSet[int]]) -> str:
     """Return a sentence on the attempts that have verified the contents of the shards that they used, by attempt."""
-    found = vouched(run.folder / "ledger")
+    found = vouched(run.ledger)
     local = {shard for folder, shards in split.runs if folder.local for shard in shards}
     verified = {
         number

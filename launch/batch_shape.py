@@ -9,9 +9,9 @@ import math
 from collections.abc import Iterable
 
 from dist_ssl.errors import ConfigError
+from launch.config_groups import RECIPE
 
 KEYS = ("lanes", "batch_size")
-RECIPE = "recipe"
 
 
 def said(overrides: Iterable[str]) -> set[str]:

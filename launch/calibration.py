@@ -209,7 +209,7 @@ def of_run(run: RunDir, ranks: int) -> Cost:
     rows: dict[Kind, list[float]] = {}
     probes: list[float] = []
     attempt = 0
-    for row in jsonl.read(run.folder / "metrics.jsonl"):
+    for row in jsonl.read(run.metrics):
         if "step_seconds" in row and row["attempt"] == attempt:  # the first report of an attempt has its start in it
             plan = plans[min(int(row["epoch"]), len(plans) - 1)]
             if row.get("image_size") == plan.image_size:

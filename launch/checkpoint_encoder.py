@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dist_ssl.checkpoint.index import progress_of, read, read_table
 from dist_ssl.checkpoint.rank_file import DamagedError
+from dist_ssl.config.run_keys import method_of
 from dist_ssl.engines.average import EMA
 from dist_ssl.errors import CheckpointError
 from dist_ssl.parts import probing
@@ -53,7 +54,7 @@ def of_checkpoint(config: Mapping[str, Any], run: str, checkpoint: Path, branch:
         std=tuple(data["std"]),
         branch=branch,
         step=progress.step,
-        method=str(config["method"]["_target_"]).split(".")[-2],
+        method=method_of(config),
         run=run,
         data=data["identity"],
         range=data.get("range"),

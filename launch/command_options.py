@@ -10,6 +10,7 @@ import torch
 
 from dist_ssl.config.command import filled_pair
 from dist_ssl.distributed.devices import set_single_precision
+from dist_ssl.distributed.place_variables import LOCAL_RANK, RANK, SIZE
 from dist_ssl.errors import ConfigError
 from launch import credentials
 from shards.command_line import fill
@@ -17,7 +18,6 @@ from shards.command_line import fill
 T = TypeVar("T")
 OF_DATA = "data_"
 """Beginning of the names of fields whose keys begin with `data.`, as those of a run."""
-RANK, SIZE, LOCAL_RANK = "RANK", "WORLD_SIZE", "LOCAL_RANK"
 
 
 def parse(kind: type[T], arguments: list[str], usage: str) -> T:

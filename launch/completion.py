@@ -16,11 +16,10 @@ from dist_ssl.config.command import run_command
 from dist_ssl.config.command_names import PROGRAM
 from dist_ssl.errors import ConfigError
 from launch.config_groups import config_groups, run_keys
+from launch.launch_keys import OF_A_RUN
 from launch.run_dir import PROJECT
 from launch.subcommands import SUBCOMMANDS
 
-OF_RUNS = ("fork=", "follow=")
-"""Keys of the launcher that are not in config.yaml."""
 BASH = """\
 _dist_ssl() {{
     local word=${{COMP_LINE:0:COMP_POINT}} words="{subcommands}"
@@ -42,7 +41,8 @@ def bash() -> str:
     """Return the lines that complete words in bash."""
     configs = PROJECT / "configs"
     keys = [f"{group}={choice}" for group, choices in config_groups(configs).items() for choice in choices]
-    keys += [*(f"{key}=" for key in run_keys(configs)), *OF_RUNS]
+    own = [f"{key}=" for key in run_keys(configs)]
+    keys += [*own, *(key for key in OF_A_RUN if key not in own)]
     return BASH.format(subcommands=" ".join(SUBCOMMANDS), keys=" ".join(keys), program=PROGRAM)
 
 

@@ -41,11 +41,12 @@ from dist_ssl.data.images.centre_crop import cut_centre
 from dist_ssl.data.images.image_rules import ImageRules, Pixels
 from dist_ssl.data.images.unreadable import UnreadableError
 from dist_ssl.data.storage.reader_options import CACHE_BYTES
+from dist_ssl.distributed.place_variables import RANK
 from dist_ssl.errors import cannot_be_written
 from dist_ssl.runtime.own_cores import own_cores
 from dist_ssl.saved_encoder import SavedEncoder, load_encoder
 from launch import credentials
-from launch.command_options import RANK, check_least, device_of, one_encoder, parse, place_among, with_credentials
+from launch.command_options import check_least, device_of, one_encoder, parse, place_among, with_credentials
 from launch.embedding_parts import EmbeddingPart, EmbeddingParts, Kind, described, parquet_library, unreadable
 from launch.image_collection import ImageCollection, ImagePlace, collection
 from launch.run_dir import write_for_owner_alone

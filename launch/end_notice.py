@@ -4,22 +4,18 @@ An attempt that ends in order takes its targets away. One that a person ended by
 here; one that failed leaves them too, and how it failed is added, so that an alert says which end it was.
 """
 
-from pathlib import Path
-from typing import Any
-
 from dist_ssl.errors import UserError
-from dist_ssl.metrics.ends import ENDS, note_end, withdraw
-from launch.ending import FAILED, REFUSED, WORKER_DIED, Ending
+from dist_ssl.metrics.ends import note_end, withdraw
+from dist_ssl.metrics.target_files import target_of, textfile_of
+from dist_ssl.runtime.end_names import ENDS, FAILED, REFUSED, WORKER_DIED
+from launch.ending import Ending
 from launch.node_monitor import forget_nodes
 from launch.run_dir import AttemptDir
-
-REFUSAL = "refused"
-"""The end by an error that a person can fix, and that is none of those with a name of their own."""
 
 
 def end_of(ending: Ending) -> str:
     """Return which of ENDS an ending is; empty for one without an error."""
-    usual = {REFUSED: REFUSAL, FAILED: WORKER_DIED}.get(ending.outcome, "")
+    usual = {REFUSED: REFUSED, FAILED: WORKER_DIED}.get(ending.outcome, "")
     return ending.cause if usual and ending.cause in ENDS else usual
 
 
@@ -31,9 +27,9 @@ def announce(attempt: AttemptDir, ending: Ending) -> None:
     run = attempt.run
     if attempt.number != run.newest_attempt():
         return
-    target, end = run.folder.parent / "targets" / f"{run.folder.name}.json", end_of(ending)
+    target, end = target_of(run.folder), end_of(ending)
     try:
-        textfile = _textfile(run.folder.name, attempt.config)
+        textfile = textfile_of(run.folder, attempt.config["metrics"]["textfile"])
         if end:
             note_end(target, end, textfile)
         else:
@@ -41,8 +37,3 @@ def announce(attempt: AttemptDir, ending: Ending) -> None:
             forget_nodes(run.folder, 0)
     except (OSError, ValueError, LookupError, UserError) as error:
         print(f"How the attempt ended cannot be added to {target}: {error}", flush=True)
-
-
-def _textfile(name: str, config: dict[str, Any]) -> Path | None:
-    folder = config["metrics"]["textfile"]
-    return Path(folder) / f"{name}.prom" if folder else None

@@ -8,16 +8,26 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from dist_ssl.errors import EXIT_CODE
+from dist_ssl.runtime.end_names import (
+    FAILED,
+    FINISHED,
+    LOST,
+    NODE_LOST,
+    NOT_FINITE,
+    OUT_OF_MEMORY,
+    OUT_OF_TIME,
+    PLANS_DIFFER,
+    PREEMPTED,
+    REFUSED,
+    STOPPED,
+    WORKER_DIED,
+)
 from dist_ssl.runtime.files import write_atomically
 from launch.run_dir import AttemptDir
 from launch.run_files import read_report
 
-FINISHED, STOPPED, REFUSED, FAILED = "finished", "stopped", "refused", "failed"
-PREEMPTED, OUT_OF_TIME, LOST = "preempted", "time limit", "something was lost"
-"""Why the epilogue requeues a job."""
 AGAIN = ("", PREEMPTED, OUT_OF_TIME, LOST)
-WORKER_DIED, OUT_OF_MEMORY, NODE_LOST = "worker died", "out of memory", "node lost"
-NOT_FINITE, PLANS_DIFFER = "loss not finite", "plans differ"
+"""Why the epilogue requeued a job; empty if it did not."""
 STOPPED_CODE, LOST_CODE, DIVERGED_CODE, DISAGREED_CODE = 75, 76, 77, 78
 """Exit codes of ranks: stopped as it was asked to; ended because of another rank, a node or a server that is gone;
 ended because the training diverged, as it would again after a resume; ended because ranks would not train the same."""

@@ -10,7 +10,6 @@ notices a dead node only minutes later, when the other ranks have long ended bec
 """
 
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -20,12 +19,13 @@ from typing import TypeVar
 
 from dist_ssl.checkpoint.folder_names import LATEST
 from dist_ssl.errors import EXIT_CODE
+from dist_ssl.runtime.end_names import FAILED, LOST, OUT_OF_TIME, PREEMPTED, STOPPED
+from dist_ssl.runtime.signals import TIME_LIMIT
 from launch import scheduler
 from launch.end_notice import announce
-from launch.ending import FAILED, LOST, OUT_OF_TIME, PREEMPTED, STOPPED, Ending, of_attempt
+from launch.ending import Ending, of_attempt
 from launch.run_dir import AttemptDir, RunDir, write_for_owner_alone
 
-TIME_LIMIT = signal.SIGUSR2.name
 MOST_LOST = 5
 """Number of attempts in a row that may be lost before they have saved anything; a checkpoint starts the count again."""
 TRIES, PAUSE_SECONDS = 5, 2.0
@@ -54,7 +54,7 @@ def why_again(ending: Ending, record: dict[str, str], progressed: bool, lost_bef
         return ""
     if record.get("PreemptTime", "None") not in ("None", "N/A"):
         return PREEMPTED
-    if ending.signal == TIME_LIMIT and progressed:  # also where a rank died while it stopped
+    if ending.signal == TIME_LIMIT.name and progressed:  # also where a rank died while it stopped
         return OUT_OF_TIME
     lost = ending.outcome == FAILED and ending.lost and not ending.signal
     return LOST if lost and (progressed or lost_before < MOST_LOST) else ""
@@ -64,7 +64,7 @@ def lost_in_a_row(run: RunDir, number: int) -> int:
     """Return how many attempts just before this one were lost without having saved anything."""
     count = 0
     for before in range(number - 1, 0, -1):
-        ending = Ending.read(AttemptDir(run, before).folder / "outcome.json")
+        ending = Ending.read(AttemptDir(run, before).outcome_file)
         if ending is None or ending.again != LOST or ending.saved:
             break
         count += 1
@@ -83,7 +83,7 @@ def persist(ask: Callable[[], T], good: Callable[[T], bool]) -> T:
 
 def has_progressed(attempt: AttemptDir) -> bool:
     """Return whether the attempt has saved a checkpoint; without one, a requeued job might never get further."""
-    latest = attempt.run.folder / "checkpoints" / LATEST
+    latest = attempt.run.checkpoints / LATEST
     return latest.is_file() and latest.stat().st_mtime > attempt.config_file.stat().st_mtime
 
 
@@ -100,7 +100,7 @@ def main(arguments: list[str]) -> int:
     write_for_owner_alone()
     run, number, code = RunDir.open(Path(arguments[0])), int(arguments[1]), int(arguments[2])
     attempt, job = AttemptDir(run, number), own_job()
-    config, outcome = attempt.config, attempt.folder / "outcome.json"
+    config, outcome = attempt.config, attempt.outcome_file
     # srun's own errors have the same exit code as an agent that refuses, but leave no reason
     refused = code == EXIT_CODE and any(map(attempt.reason, range(config["nodes"] * config["ranks_per_node"])))
     codes: list[int | None] = [EXIT_CODE if refused else None] * config["nodes"]

@@ -51,6 +51,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from dist_ssl.config.command import Screen, run_command
+from dist_ssl.distributed.place_variables import RANK
 from dist_ssl.errors import UserError, cannot_be_written
 from launch import trust
 from launch.evaluation_options import Options, Place
@@ -83,7 +84,7 @@ def run(arguments: list[str], console: Console) -> int:
 def main(arguments: list[str]) -> int:
     """Run the command line; return the exit code. Of several processes the first one prints, and each its errors."""
     write_for_owner_alone()  # what Python compiles of the run's code is in its folder
-    first = os.environ.get("RANK", "0") == "0"
+    first = os.environ.get(RANK, "0") == "0"
     console = Screen(quiet=not first)
     errors = None if first else Screen(stderr=True)
     interrupted = "Interrupted: nothing was written of what was computed last."
@@ -102,7 +103,7 @@ def evaluate(run: RunDir, options: Options, data: Place, console: Console) -> No
 
         def one(name: str) -> None:
             """Evaluate the checkpoint with this name, and show and write its numbers."""
-            found = evaluated(run, options, data, run.folder / "checkpoints" / name, world, console.print)
+            found = evaluated(run, options, data, run.checkpoints / name, world, console.print)
             if world.rank == 0:
                 settings = found.content["settings"]
                 console.print(f"{name}, {settings['branch']}, {options.protocol}:")

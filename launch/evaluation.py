@@ -23,6 +23,7 @@ from dist_ssl.evaluate.linear import Say
 from dist_ssl.runtime import jsonl
 from dist_ssl.runtime.files import write_atomically
 from dist_ssl.runtime.own_cores import own_cores
+from dist_ssl.runtime.run_folder import RunFolder
 from launch import credentials
 from launch.evaluation_options import Options, Place
 from launch.run_dir import RunDir
@@ -60,7 +61,7 @@ class Evaluation:
             "protocol": self.content["protocol"],
             "file": self.file.name,
         }
-        jsonl.append(self.file.parent.with_suffix(".jsonl"), [{**row, **self.content["numbers"]}])
+        jsonl.append(RunFolder(self.file.parent.parent).evaluations, [{**row, **self.content["numbers"]}])
         write_atomically(self.file, text)
 
     def table(self) -> Table:
@@ -75,7 +76,7 @@ class Evaluation:
 
 def checkpoint_of(run: RunDir, name: str) -> Path:
     """Return the folder of a checkpoint: `latest`, `step_00012000`, or 12000. Raises ConfigError."""
-    found = published(run.folder / "checkpoints")
+    found = published(run.checkpoints)
     if not found:
         raise ConfigError(f"{run.folder} has no checkpoint yet.", "Wait for the first one.")
     step = name.removeprefix("step_")

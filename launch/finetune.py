@@ -41,14 +41,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
+from dist_ssl.checkpoint.folder_names import ENCODER
 from dist_ssl.config.command import run_command, say
 from dist_ssl.data.images.centre_crop import write_centre
 from dist_ssl.data.images.image_rules import ImageRules
 from dist_ssl.data.storage.address import Address
 from dist_ssl.errors import ConfigError, DataError, TrainingError, cannot_be_written
-from dist_ssl.evaluate.confidence import interval
+from dist_ssl.evaluate.confidence import shown_interval
 from dist_ssl.runtime.files import write_atomically
-from dist_ssl.saved_encoder import FILE, SavedEncoder, load_encoder
+from dist_ssl.saved_encoder import SavedEncoder, load_encoder
 from dist_ssl.schedules.half_cosine import half_cosine
 from launch.command_options import device_of, one_encoder, with_credentials
 from launch.finetune_options import ENCODER_LR, FinetuneOptions
@@ -232,7 +233,7 @@ def prepare(out: Path) -> None:
 
 def write(out: Path, saved: SavedEncoder, model: Classifier, classes: list[str], results: dict[str, Any]) -> None:
     """Write encoder, classifier and results. Raises OSError."""
-    saved.cpu().write(out / FILE)
+    saved.cpu().write(out / ENCODER)
     head = {name: value.detach().cpu().contiguous() for name, value in model.head.state_dict().items()}
     write_atomically(out / HEAD, save(head, {"classes": json.dumps(classes)}), sync=True)
     write_atomically(out / RESULTS, json.dumps(results, indent=1) + "\n", sync=True)
@@ -260,8 +261,8 @@ def run(arguments: list[str], console: Console) -> int:
     epochs = []
     for numbers in finetune(model, saved, splits, options):
         epochs.append(numbers)
-        low, high = interval(numbers["accuracy"], int(numbers["images"]))
-        text = f"top-1 {100 * numbers['accuracy']:5.1f} % (95 %: {100 * low:.1f} to {100 * high:.1f})"
+        accuracy = numbers["accuracy"]
+        text = f"top-1 {100 * accuracy:5.1f} % {shown_interval(accuracy, int(numbers['images']))}"
         say(console, f"epoch {numbers['epoch']:3d}   loss {numbers['loss']:.3f}   {text}")
     if bad := len(splits.val) - int(epochs[-1]["images"]):
         say(console, f"{bad} of the images to test on cannot be decoded; they do not count.")

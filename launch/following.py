@@ -4,8 +4,9 @@ import time
 
 from rich.console import Console
 
+from dist_ssl.runtime.end_names import FAILED, STOPPED
 from launch import scheduler
-from launch.ending import FAILED, STOPPED, Ending, last_line
+from launch.ending import Ending, last_line
 from launch.progress_bar import RunView
 from launch.run_dir import AttemptDir, RunDir
 
@@ -19,7 +20,7 @@ LATE_SECONDS = 20.0
 def final(run: RunDir, after: int) -> Ending | None:
     """Return how the newest attempt ended; None if its number is not above `after`, it runs, or it was requeued."""
     newest = run.newest_attempt()
-    ending = Ending.read(AttemptDir(run, newest).folder / "outcome.json") if newest > after else None
+    ending = Ending.read(AttemptDir(run, newest).outcome_file) if newest > after else None
     return None if ending is None or ending.again else ending
 
 

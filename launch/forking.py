@@ -17,6 +17,7 @@ from dist_ssl.checkpoint.folder_names import INITIAL, KEPT, LATEST
 from dist_ssl.checkpoint.index import progress_of, read_table, verify
 from dist_ssl.checkpoint.initial_weights import verified
 from dist_ssl.checkpoint.rank_file import DamagedError
+from dist_ssl.config.run_keys import method_of
 from dist_ssl.core.progress import Progress
 from dist_ssl.errors import CheckpointError, ConfigError
 from dist_ssl.metrics.sinks import read_reports, stands
@@ -30,7 +31,6 @@ from launch.source_commit import copy_for_owner
 
 MAY_CHANGE = ("epochs", "extend", "schedule", "difficulty", "ema", "optim.base_lr", "optim.weight_decay", "engine.clip")
 """Keys and nodes of the science that a fork may change."""
-QUARANTINE = "quarantine.jsonl"
 
 
 def source_of(text: str) -> tuple[RunDir, Path]:
@@ -118,7 +118,7 @@ def begin(config: dict[str, Any], words: list[str], source: RunDir, checkpoint: 
 
     What cannot be started leaves no folder.
     """
-    run = RunDir.create(Path(config["runs"]), config["name"], preparation.method_of(config))
+    run = RunDir.create(Path(config["runs"]), config["name"], method_of(config))
     with half_made.being_made(run.folder):
         try:
             _take_over(run, source, checkpoint, progress)
@@ -140,20 +140,19 @@ def _damaged(checkpoint: Path, damage: DamagedError) -> CheckpointError:
 
 def _take_over(run: RunDir, source: RunDir, checkpoint: Path, progress: Progress) -> None:
     """Copy the checkpoint and what the other run has recorded up to it. Raises OSError, DamagedError."""
-    folder = run.folder / "checkpoints"
-    copy_for_owner(checkpoint, folder / checkpoint.name, [KEPT], links=True)  # its hashes are compared
-    verify(folder / checkpoint.name)
-    write_atomically(folder / LATEST, checkpoint.name + "\n")
+    copy_for_owner(checkpoint, run.checkpoints / checkpoint.name, [KEPT], links=True)  # its hashes are compared
+    verify(run.checkpoints / checkpoint.name)
+    write_atomically(run.checkpoints / LATEST, checkpoint.name + "\n")
     if source.config.get("init") is not None:
         content = verified(source.folder / INITIAL, source.config.get("init_sha256"))
         write_atomically(run.folder / INITIAL, content)
-    if (source.folder / QUARANTINE).is_file():
-        shutil.copyfile(source.folder / QUARANTINE, run.folder / QUARANTINE)
-    reports = read_reports(source.folder / "metrics.jsonl")  # later ones would count as work that the fork has lost
-    jsonl.append(run.folder / "metrics.jsonl", [report for report in reports if stands(report, progress)])
-    rows = jsonl.read(source.folder / "plan.jsonl")
-    jsonl.append(run.folder / "plan.jsonl", [row for row in rows if row["epoch"] < len(progress.plans)])
-    copy_for_owner(source.folder / "ledger", run.folder / "ledger", [])
+    if source.quarantine.is_file():
+        shutil.copyfile(source.quarantine, run.quarantine)
+    reports = read_reports(source.metrics)  # later ones would count as work that the fork has lost
+    jsonl.append(run.metrics, [report for report in reports if stands(report, progress)])
+    rows = jsonl.read(source.plans)
+    jsonl.append(run.plans, [row for row in rows if row["epoch"] < len(progress.plans)])
+    copy_for_owner(source.ledger, run.ledger, [])
     # the numbers of attempts go on: ledger and checkpoints tell attempts apart by them
     (run.folder / "attempts" / f"{source.newest_attempt():04d}").mkdir(parents=True)
     write_yaml(run.folder / "forked.yaml", {"run": str(source.folder), "step": progress.step})

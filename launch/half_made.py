@@ -1,6 +1,7 @@
 """Marks a run folder while it is made, so that a command that fails or is killed blocks no later one."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -9,9 +10,12 @@ from pathlib import Path
 
 from dist_ssl.errors import ConfigError
 from dist_ssl.runtime.files import hidden_beside
+from dist_ssl.runtime.strange_files import close_to_others
 
 NAME = ".making"
 """File of a folder that is being made, which the command that makes it holds locked."""
+MOST_ALIKE = 1000
+"""A name is followed by a number below this one."""
 COMPLETE = ("config.yaml", "attempts/*/config.yaml")
 """The file of a run folder that is written last, and those of attempts, which no folder that is being made has."""
 
@@ -35,6 +39,22 @@ def being_made(folder: Path) -> Iterator[None]:
         raise
     finally:
         os.close(own)
+
+
+def new_folder(parent: Path, name: str, *, alone: bool = False) -> Path:
+    """Create the folder NAME in `parent`, or the first of NAME-2, NAME-3, ... that is not there, and return it.
+
+    `alone`: only NAME will do. Nobody but the owner may change what is in it: a job executes that. A folder that was
+    left half-made is replaced. Raises FileExistsError where none of these names is free; OSError.
+    """
+    for number in range(1, 2 if alone else MOST_ALIKE):
+        folder = parent / (name if number == 1 else f"{name}-{number}")
+        with contextlib.suppress(FileExistsError):
+            remove_left(folder)
+            folder.mkdir(mode=0o755, parents=True)
+            close_to_others(folder)
+            return folder
+    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(parent / name))
 
 
 def was_left(folder: Path) -> bool:

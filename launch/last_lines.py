@@ -4,13 +4,13 @@ import shlex
 
 from rich.console import Console
 
-from dist_ssl.checkpoint.folder_names import published
+from dist_ssl.checkpoint.folder_names import ENCODER, published
 from dist_ssl.runtime import jsonl
-from launch.ending import FINISHED, STOPPED, Ending
+from dist_ssl.runtime.end_names import FINISHED, STOPPED
+from launch.ending import Ending
 from launch.progress_bar import RunView
 from launch.run_dir import RunDir
 
-ENCODER = "encoder.safetensors"
 """File of a finished run, as `dist_ssl.saved_encoder` names it."""
 
 
@@ -40,7 +40,7 @@ def resume_with(run: RunDir, overrides: list[str]) -> str:
 
 def from_old_weights(run: RunDir) -> str:
     """Return the line with the command that goes on where a resume would diverge again."""
-    if not published(run.folder / "checkpoints"):
+    if not published(run.checkpoints):
         return "Nothing was saved yet: start a new run."
     fork = shlex.join(["python", "launch/slurm.py", f"fork={run.folder}@latest"])
     return f"Start from its last checkpoint with a lower rate: {fork} optim.base_lr=..."
@@ -54,9 +54,9 @@ def train_longer(run: RunDir) -> str:
 
 def of_a_finished_run(run: RunDir) -> list[str]:
     """Return the lines about the files of a finished run, and its use."""
-    lines = [f"Run folder: {run.folder}", f"Metrics: {run.folder}/metrics.jsonl"]
-    if bad := len(jsonl.read(run.folder / "quarantine.jsonl")):
-        lines.append(f"Samples that could not be read: {bad}, in {run.folder}/quarantine.jsonl")
+    lines = [f"Run folder: {run.folder}", f"Metrics: {run.metrics}"]
+    if bad := len(jsonl.read(run.quarantine)):
+        lines.append(f"Samples that could not be read: {bad}, in {run.quarantine}")
     lines.append(train_longer(run))
     data = run.config.get("data")
     if isinstance(data, dict) and data.get("source") is not None:  # data that our own code draws

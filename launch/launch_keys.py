@@ -9,6 +9,9 @@ from dist_ssl.errors import ConfigError
 FOLDER = "data=folder"
 """Argument that packs a folder of pictures at the start of a run; the run itself has the shards."""
 
+OF_A_RUN = ("resume=", "fork=", "follow=")
+"""Beginnings of arguments that name an existing run."""
+
 TYPES: dict[str, Any] = {
     "runs": str,
     "name": str | None,

@@ -13,9 +13,10 @@ from typing import IO, Any, cast
 
 from rich.console import Console
 
+from dist_ssl.runtime.end_names import FAILED, STOPPED
 from dist_ssl.runtime.signals import Signals
 from launch.end_notice import announce
-from launch.ending import FAILED, STOPPED, Ending, of_attempt, without_report
+from launch.ending import Ending, of_attempt, without_report
 from launch.progress_bar import RunView
 from launch.run_dir import AttemptDir
 from launch.variables import PARENT
@@ -47,7 +48,7 @@ class LocalAttempt:
         ending = of_attempt(self.attempt, self.nodes, self.ranks_per_node, codes, self._log)
         ending = _as_asked(ending, signals, codes)
         with contextlib.suppress(OSError):  # on a full disk the screen is the only report
-            ending.write(self.attempt.folder / "outcome.json")
+            ending.write(self.attempt.outcome_file)
         announce(self.attempt, ending)
         return ending
 

@@ -67,10 +67,10 @@ def measured(run: RunDir, step: int, branch: str) -> Iterator[tuple[str, str]]:
     probe = run.last_config().get("probe")
     probed = isinstance(probe, dict) and probe.get("branch") == branch
     last: dict[str, Any] = {}
-    for report in read_reports(run.folder / "metrics.jsonl"):
+    for report in read_reports(run.metrics):
         last |= report if report["step"] == step and probed else {}
     yield from ((f"run: {key}", f"{last[key]:.4g}") for key in ("knn_accuracy", "loss") if key in last)
-    for row in jsonl.read(run.folder / "evaluations.jsonl"):
+    for row in jsonl.read(run.evaluations):
         if (row.get("step"), row.get("branch")) == (step, branch):
             kept = {key: value for key, value in row.items() if isinstance(value, float) and key != "time"}
             yield from ((f"{row.get('protocol')}: {key}", f"{value:.4g}") for key, value in kept.items())

@@ -11,7 +11,6 @@ goes on as with it: what goes wrong here is a line in the agent's log.
 import contextlib
 import json
 import os
-import re
 import socket
 import tempfile
 import threading
@@ -28,6 +27,7 @@ from dist_ssl.metrics.energy import Rapl
 from dist_ssl.metrics.gpus import Gpus
 from dist_ssl.metrics.node import NodeSeries
 from dist_ssl.metrics.node_table import NODE_JOB
+from dist_ssl.metrics.target_files import OF_A_NODE, target_of
 from dist_ssl.runtime.files import write_atomically
 from launch.run_dir import AttemptDir
 
@@ -98,21 +98,16 @@ class NodeMonitor:
         machine = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
         labels = {"job": NODE_JOB, "run": run, "node": str(self.node), "instance": machine}
         port = node["port"] + 1 if node["port"] else 0  # the configured one is rank 0's
-        file = target(self.attempt.run.folder, self.node)
+        file = target_of(self.attempt.run.folder, self.node)
         return Endpoint(series, labels, own_addresses()[0], port, file, node["bind"])
-
-
-def target(run: Path, node: int) -> Path:
-    """Return the target file of a node, beside that of its run."""
-    return run.parent / "targets" / f"{run.name}.node_{node:04d}.json"
 
 
 def forget_nodes(run: Path, nodes: int) -> None:
     """Remove the target files that earlier attempts on more nodes than these left behind."""
-    own = re.compile(re.escape(run.name) + r"\.node_(\d{4,})\.json")
-    folder = target(run, 0).parent
+    folder = target_of(run).parent
     for path in folder.iterdir() if folder.is_dir() else ():
-        if (found := own.fullmatch(path.name)) and int(found[1]) >= nodes:
+        found = OF_A_NODE.fullmatch(path.name.removesuffix(".json"))
+        if found and path.suffix == ".json" and found[1] == run.name and int(found[2]) >= nodes:
             path.unlink(missing_ok=True)
 
 

@@ -19,11 +19,11 @@ from rich.console import Console
 from dist_ssl.config.command import say
 from dist_ssl.config.instantiate import fit
 from dist_ssl.data.storage import manifest
-from dist_ssl.errors import ConfigError, DataError, printable
+from dist_ssl.errors import ConfigError, DataError, printable, shortened
 from launch import launch_keys, settings
 from launch.folder_rules import KeyChoice, choices
 from launch.run_dir import PROJECT
-from shards.command_line import parse_held_out, shortened
+from shards.command_line import parse_held_out
 from shards.folder_facts import Facts, copies, measure
 from shards.sources.imagefolder import FolderOptions, Pictures, find, pack_pictures
 

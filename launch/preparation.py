@@ -10,10 +10,11 @@ from rich.console import Console
 
 from dist_ssl.checkpoint.folder_names import INITIAL, published
 from dist_ssl.config.durations import Duration
-from dist_ssl.config.run_keys import all_epochs, check_units
+from dist_ssl.config.run_keys import all_epochs, check_units, method_of
 from dist_ssl.data.storage.address import Address
 from dist_ssl.errors import ConfigError
 from dist_ssl.runtime import jsonl
+from dist_ssl.runtime.end_names import FINISHED
 from dist_ssl.runtime.files import write_atomically
 from dist_ssl.runtime.own_cores import own_cores
 from dist_ssl.runtime.strange_files import numbers
@@ -28,11 +29,10 @@ from launch import (
     submission,
     visible_gpus,
 )
-from launch.ending import FINISHED
 from launch.run_dir import PROJECT, RunDir
 
 EXTEND = "extend="
-OF_THIS_COMMAND = ("wait=", "dry_run=", "follow=", "resume=", "fork=")
+OF_THIS_COMMAND = ("wait=", "dry_run=", *launch_keys.OF_A_RUN)
 """Keys that control one command and are not part of a run."""
 
 
@@ -183,11 +183,6 @@ def first_reason(error: OSError) -> Any:
     return error.args[0][0] if isinstance(error, shutil.Error) else error
 
 
-def method_of(config: dict[str, Any]) -> str:
-    """Return the name of the method's module, such as `mocov3`."""
-    return str(config["method"]["_target_"].split(".")[-2])
-
-
 def of_the_run(overrides: list[str]) -> list[str]:
     """Return the overrides that a resume must repeat."""
     return [override for override in overrides if not override.startswith(OF_THIS_COMMAND)]
@@ -226,13 +221,12 @@ def resume(overrides: list[str], folder: Path, console: Console) -> tuple[RunDir
 
 def refuse_lost_checkpoints(run: RunDir) -> None:
     """Raise ConfigError where a run has saved checkpoints and has none: it would begin at step 0 without a word."""
-    folder = run.folder / "checkpoints"
-    if published(folder):
+    if published(run.checkpoints):
         return
-    reports = map(numbers, jsonl.read(run.folder / "metrics.jsonl"))
+    reports = map(numbers, jsonl.read(run.metrics))
     if step := int(max((report.get("saved_step", 0) for report in reports), default=0)):
         raise ConfigError(
-            f"There is no checkpoint in {folder}, and the run has saved one of step {step}.",
+            f"There is no checkpoint in {run.checkpoints}, and the run has saved one of step {step}.",
             "Put the folder back (is its disk mounted?). To train from the first step again, start a new run.",
         )
 

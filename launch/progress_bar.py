@@ -8,7 +8,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from dist_ssl.evaluate.confidence import interval
+from dist_ssl.evaluate.confidence import shown_interval
+from dist_ssl.runtime.run_folder import RunFolder
 from dist_ssl.runtime.strange_files import numbers, parsed_object
 from launch.run_files import read_numbers
 
@@ -38,7 +39,7 @@ class RunView:
     """The display of the run in `folder` on a console; a context manager, within which `refresh` shows what is new."""
 
     def __init__(self, folder: Path, console: Console) -> None:
-        self.folder, self.console = folder, console
+        self.files, self.console = RunFolder(folder), console
         words = [TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[numbers]}")]
         columns = (words[0], BarColumn(bar_width=24), words[1])
         self.bar = Progress(*columns, console=console, transient=True)
@@ -89,8 +90,7 @@ class RunView:
         found, images = float(status["knn_accuracy"]), int(status.get("queries", 0))
         if images < 1 or not 0 <= found <= 1:
             return f"kNN accuracy {100 * found:.1f} %"
-        low, high = interval(found, images)
-        return f"kNN accuracy {100 * found:.1f} % of {images} images (95 %: {100 * low:.1f} to {100 * high:.1f})"
+        return f"kNN accuracy {100 * found:.1f} % of {images} images {shown_interval(found, images)}"
 
     def _description(self, status: dict[str, float]) -> str:
         epoch = min(int(status["epoch"]) + 1, int(status["epochs"]))
@@ -108,7 +108,7 @@ class RunView:
 
     def _status(self) -> dict[str, float]:
         """Return the numbers of the newest status; empty without one."""
-        return read_numbers(self.folder / "status.json")
+        return read_numbers(self.files.status)
 
     def _skip_old(self) -> None:
         """Skip the reports of earlier attempts, which have been shown; a new attempt may remove some of them."""
@@ -125,7 +125,7 @@ class RunView:
 
         A line that is not complete yet is read again; from one of more than MOST_LINE bytes on nothing is.
         """
-        path = self.folder / "metrics.jsonl"
+        path = self.files.metrics
         if not path.is_file():
             return
         with path.open("rb") as file:

@@ -25,10 +25,11 @@ from dist_ssl.config.command import known_pairs, run_command
 from dist_ssl.errors import ConfigError, cannot_be_written
 from dist_ssl.metrics.goodput import CAUSES
 from dist_ssl.metrics.sinks import read_reports
+from dist_ssl.runtime.end_names import FAILED, FINISHED, REFUSED, STOPPED
 from dist_ssl.runtime.files import write_atomically
 from dist_ssl.runtime.strange_files import writable
 from launch.charts import COLOURS, Span, Trace, curves, duration, number, percent, stacked, timeline
-from launch.ending import FAILED, FINISHED, REFUSED, STOPPED, Ending
+from launch.ending import Ending
 from launch.prediction import Prediction
 from launch.report_style import COLOURS as CLASSES
 from launch.report_style import STYLE
@@ -63,7 +64,7 @@ class RunRecord:
 
     def __init__(self, run: RunDir) -> None:
         self.run, self.name = run, writable(run.folder.resolve().name)
-        self.reports = [report for report in read_reports(run.folder / "metrics.jsonl") if report.keys() >= PLACE]
+        self.reports = [report for report in read_reports(run.metrics) if report.keys() >= PLACE]
         files = [path for name in ("config.yaml", "overrides.yaml") if (path := run.folder / name).is_file()]
         self.created = min(path.stat().st_mtime for path in files)  # an extension rewrites the config
 
@@ -98,7 +99,7 @@ class RunRecord:
             attempt = AttemptDir(self.run, count)
             if not attempt.config_file.is_file():
                 continue
-            started, ended = attempt.config_file.stat().st_mtime, attempt.folder / "outcome.json"
+            started, ended = attempt.config_file.stat().st_mtime, attempt.outcome_file
             known = Ending.read(ended)
             end = ended.stat().st_mtime if known else last.get(count, started)
             outcome = str(known.outcome) if known else ""

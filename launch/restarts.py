@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from launch.ending import (
+from dist_ssl.runtime.end_names import (
     FAILED,
     FINISHED,
     LOST,
@@ -12,8 +12,8 @@ from launch.ending import (
     PREEMPTED,
     REFUSED,
     WORKER_DIED,
-    Ending,
 )
+from launch.ending import Ending
 from launch.run_dir import AttemptDir
 
 STOPPED_BY_REQUEST, USER_ERROR = "stopped by request", "error of the user"
@@ -24,7 +24,7 @@ CAUSES = (PREEMPTED, OUT_OF_TIME, STOPPED_BY_REQUEST, USER_ERROR, WORKER_DIED, O
 def restarts_before(attempt: AttemptDir) -> dict[str, int]:
     """Return the number of earlier attempts of a run by the cause of their restart, for all CAUSES."""
     earlier = (AttemptDir(attempt.run, number) for number in attempt.run.attempts() if number < attempt.number)
-    counts = Counter(cause_of(Ending.read(each.folder / "outcome.json")) for each in earlier)
+    counts = Counter(cause_of(Ending.read(each.outcome_file)) for each in earlier)
     return {cause: counts[cause] for cause in CAUSES}
 
 

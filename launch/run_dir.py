@@ -27,8 +27,9 @@ from typing import Any
 import yaml
 
 from dist_ssl.errors import ConfigError, nearest
-from dist_ssl.runtime.strange_files import close_to_others, read_regular
-from launch.half_made import remove_left, was_left
+from dist_ssl.runtime.run_folder import RunFolder
+from dist_ssl.runtime.strange_files import read_regular
+from launch.half_made import new_folder, was_left
 from launch.run_files import read_report, read_words, read_yaml, write_yaml
 from launch.run_names import check_name, check_place
 from launch.source_commit import SNAPSHOT, copy_for_owner, write_source
@@ -51,10 +52,8 @@ def write_for_owner_alone() -> None:
 
 
 @dataclass(frozen=True)
-class RunDir:
+class RunDir(RunFolder):
     """One run folder."""
-
-    folder: Path
 
     @classmethod
     def create(cls, runs: Path, name: str | None, method: str) -> "RunDir":
@@ -64,22 +63,14 @@ class RunDir:
         """
         requested = str(name or f"{method}-{time.strftime('%m%d-%H%M')}")
         check_name(runs, requested)
-        for number in range(1, 1000):
-            folder = runs / (requested if number == 1 else f"{requested}-{number}")
-            try:
-                remove_left(folder)
-                folder.mkdir(mode=0o755, parents=True)
-                close_to_others(folder)
-                return cls(folder)
-            except FileExistsError:
-                if name:
-                    break
-            except OSError as error:
-                raise ConfigError(f"{folder} cannot be made: {error.strerror}.", "Choose another runs=...") from error
-        raise ConfigError(
-            f"The run folder {runs / requested} exists already.",
-            f"Resume it with resume={runs / requested}, or choose another name=...",
-        )
+        folder = runs / requested
+        try:
+            return cls(new_folder(runs, requested, alone=bool(name)))
+        except FileExistsError as error:
+            remedy = f"Resume it with resume={folder}, or choose another name=..."
+            raise ConfigError(f"The run folder {folder} exists already.", remedy) from error
+        except OSError as error:
+            raise ConfigError(f"{folder} cannot be made: {error.strerror}.", "Choose another runs=...") from error
 
     @classmethod
     def open(cls, folder: Path) -> "RunDir":
@@ -114,7 +105,7 @@ class RunDir:
     @property
     def config(self) -> dict[str, Any]:
         """The resolved config that the run started with, with the cycles appended since."""
-        return read_yaml(self.folder / "config.yaml")
+        return read_yaml(self.config_file)
 
     @property
     def overrides(self) -> list[str]:
@@ -133,11 +124,11 @@ class RunDir:
         copied = (path.relative_to(self.code) for path in self.code.rglob("*") if path.is_file())
         write_source(self.folder, PROJECT, sorted(map(str, copied)))
         (self.folder / "overrides.yaml").write_text(yaml.safe_dump(overrides))
-        write_yaml(self.folder / "config.yaml", {"format": FORMAT, **config})
+        write_yaml(self.config_file, {"format": FORMAT, **config})
 
     def extend(self, lengths: list[str]) -> None:
         """Store the lengths of the run's cycles after the first: these alone may change after the start."""
-        write_yaml(self.folder / "config.yaml", {**self.config, "extend": lengths})
+        write_yaml(self.config_file, {**self.config, "extend": lengths})
 
     def discard(self) -> None:
         """Remove the folder, unless the run has a job or an attempt of its own (a fork has a number of another run)."""
@@ -191,7 +182,7 @@ class RunDir:
                 continue
             (attempt.folder / "logs").mkdir()
             (attempt.folder / "reasons").mkdir()
-            write_yaml(attempt.folder / "config.yaml", config)
+            write_yaml(attempt.config_file, config)
             return attempt
 
     def last_config(self) -> dict[str, Any]:
@@ -213,7 +204,7 @@ class RunDir:
 
     def outcome(self) -> str | None:
         """Return the outcome of the newest attempt; None if it has not ended."""
-        report = read_report(AttemptDir(self, self.newest_attempt()).folder / "outcome.json")
+        report = read_report(AttemptDir(self, self.newest_attempt()).outcome_file)
         outcome = report.get("outcome") if report else None
         return outcome if isinstance(outcome, str) else None
 
@@ -244,6 +235,11 @@ class AttemptDir:
     def meeting(self) -> Path:
         """File through which the ranks find the rendezvous address."""
         return self.folder / "rendezvous.json"
+
+    @property
+    def outcome_file(self) -> Path:
+        """File of how the attempt ended."""
+        return self.folder / "outcome.json"
 
     @property
     def failure(self) -> Path:

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from dist_ssl.errors import ConfigError
+from dist_ssl.metrics.target_files import OF_A_NODE, TARGETS
 
 NAME = re.compile(r"\w[\w .@=+,?%~-]*")
 IMPOSSIBLE = re.compile(r"[:\x00-\x1f\x7f]")
@@ -15,9 +16,7 @@ A colon would end its place in PYTHONPATH, so that other code would run; a contr
 
 LONGEST = 200
 """Bytes of a name, at most: file systems allow 255, and names of files are made of it."""
-NODES_OWN = re.compile(r"\.node_\d{4,}$")
-"""The end of the names of files with the address of a node's metrics; the file of a run is called after the run."""
-BESIDE_RUNS = ("targets", "mlflow")
+BESIDE_RUNS = (TARGETS, "mlflow")
 """Folders that runs share, beside their own: of the addresses of metrics, and of MLflow's files."""
 
 
@@ -30,7 +29,7 @@ def check_name(runs: Path, name: str) -> None:
         )
     if len(name.encode()) > LONGEST:
         raise ConfigError(f"name={name[:20]}... is too long for a folder.", f"Use at most {LONGEST} bytes.")
-    if NODES_OWN.search(name):
+    if OF_A_NODE.fullmatch(name):
         raise ConfigError(
             f"name={name} cannot be the name of a run: the metrics of another run's nodes have such names.",
             f"Choose another one: name={name}-1, say.",

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dist_ssl.checkpoint.folder_names import LATEST
+from dist_ssl.runtime.end_names import LOST, OUT_OF_TIME, PREEMPTED, STOPPED
 from launch import run_lock, scheduler
 from launch.charts import duration
-from launch.ending import LOST, OUT_OF_TIME, PREEMPTED, STOPPED, Ending
+from launch.ending import Ending
 from launch.run_dir import AttemptDir, RunDir
 from launch.run_files import read_numbers
 
@@ -39,7 +40,7 @@ class RunState:
     @classmethod
     def of(cls, run: RunDir) -> "RunState":
         """Read the state of a run. Raises ConfigError, OSError."""
-        status, latest = run.folder / "status.json", run.folder / "checkpoints" / LATEST
+        status, latest = run.status, run.checkpoints / LATEST
         reported, saved = (path.stat().st_mtime if path.is_file() else None for path in (status, latest))
         state, why = state_of(run, reported)
         return cls(run, state, why, read_numbers(status), reported, saved)
@@ -50,7 +51,7 @@ def state_of(run: RunDir, reported: float | None) -> tuple[str, str]:
     (job, before), held = run.job, run_lock.is_held(run.folder)
     attempt = newest_started(run)
     started = attempt is not None and attempt.number > before
-    ending = Ending.read(attempt.folder / "outcome.json") if attempt and started else None
+    ending = Ending.read(attempt.outcome_file) if attempt and started else None
     if held and not ending:
         return RUNNING, ""  # here, whatever became of an earlier job
     if ending and not ending.again:

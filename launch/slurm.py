@@ -32,10 +32,12 @@ import yaml
 from rich.console import Console
 
 from dist_ssl.config.command import INTERRUPTED_CODE, Screen, run_command
+from dist_ssl.config.run_keys import method_of
 from dist_ssl.errors import ConfigError, UserError
+from dist_ssl.runtime.end_names import STOPPED
 from launch import credentials, following, launch_keys, preparation, run_lock, scheduler, submission, sweep, trust
 from launch.config_groups import keys_of_a_run
-from launch.ending import CODE_OF_OUTCOME, STOPPED, STOPPED_CODE
+from launch.ending import CODE_OF_OUTCOME, STOPPED_CODE
 from launch.environment_record import changes
 from launch.handover import hand_over
 from launch.last_lines import say_how_it_ended, train_longer
@@ -47,8 +49,6 @@ from launch.visible_gpus import visible_gpus
 INTERRUPTED = "Interrupted. Jobs submitted and run folders made before are listed above."
 CODE_OF_THE_COMMAND = {**CODE_OF_OUTCOME, STOPPED: STOPPED_CODE}
 """Exit codes: a run that was stopped is not finished, so what a shell would do after it is not done."""
-OF_A_RUN = ("resume=", "follow=", "fork=")
-"""Arguments that name an existing run."""
 Prepared = tuple[RunDir, dict[str, Any]]
 
 
@@ -90,7 +90,7 @@ def submit(prepared: list[Prepared], console: Console) -> None:
     alike = all((c["cluster"], c["nodes"]) == (first["cluster"], first["nodes"]) for _, c in prepared)
     if len(prepared) > 1 and first["cluster"]["array"] and alike:
         folders = [run.folder.resolve() for run, _ in prepared]
-        jobs = submission.submit(submission.array(first, sweep.new_folder(folders[0].parent), folders), folders)
+        jobs = submission.submit(submission.array(first, sweep.new_sweep(folders[0].parent), folders), folders)
         for (run, _), job in zip(prepared, jobs, strict=True):
             say_submitted(run, job, console)
         return
@@ -185,8 +185,8 @@ def of_a_run(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
 
     Raises ConfigError for several, for others beside `follow`, which would have no effect, and for a folder to pack.
     """
-    found = [argument for argument in arguments if argument.startswith(OF_A_RUN)]
-    others = [argument for argument in arguments if not argument.startswith(OF_A_RUN)]
+    found = [argument for argument in arguments if argument.startswith(launch_keys.OF_A_RUN)]
+    others = [argument for argument in arguments if not argument.startswith(launch_keys.OF_A_RUN)]
     if len(found) > 1:
         raise ConfigError(f"{' '.join(found)} cannot be done at once.", "Give one of them.")
     given = dict(argument.partition("=")[::2] for argument in found)
@@ -209,7 +209,7 @@ def start_fork(name: str, overrides: list[str], complete: list[str], trusted: bo
     hand_over(source, complete, console)
     config, words, progress = forking.forked_config(source, checkpoint, overrides, console)
     if config["dry_run"]:
-        return show(config, Path(config["runs"]) / (config["name"] or preparation.method_of(config)), console)
+        return show(config, Path(config["runs"]) / (config["name"] or method_of(config)), console)
     run = forking.begin(config, words, source, checkpoint, progress)
     return go_or_discard([(run, config)], console)
 
@@ -236,7 +236,7 @@ def start(arguments: list[str], console: Console, trusted: bool) -> int:
     combinations = preparation.pack_folders(combinations, console)
     configs = [preparation.new_config(combination, console) for combination in combinations]
     if configs[0]["dry_run"]:
-        names = [config["name"] or preparation.method_of(config) for config in configs]
+        names = [config["name"] or method_of(config) for config in configs]
         return max(show(c, Path(c["runs"]) / name, console) for c, name in zip(configs, names, strict=True))
     from launch.warm_start import initial_weights  # needs torch, which a dry run does without
 

@@ -97,7 +97,7 @@ def runs_in(folder: Path, console: Console) -> list[RunState]:
     states: list[RunState] = []
     for path in sorted(folder.iterdir()):
         try:
-            if (path / "config.yaml").exists():
+            if RunDir(path).config_file.exists():
                 states.append(RunState.of(RunDir.open(path)))
         except (UserError, OSError, ValueError) as error:
             say(console, f"{path}: cannot be read: {error}")

@@ -18,15 +18,15 @@ import submitit
 from submitit.slurm.slurm import SlurmExecutor, SlurmJobEnvironment
 
 from dist_ssl.errors import ConfigError
+from dist_ssl.runtime.signals import TIME_LIMIT
 from launch.agent import on_slurm
 from launch.cluster_options import gpus, seconds
-from launch.epilogue import TIME_LIMIT
 from launch.variables import ATTEMPT, RUN
 
 FROM_CLUSTER = ("partition", "account", "qos", "gpus_per_node", "cpus_per_task", "mem", "constraint", "exclude")
 
 
-STOP_SIGNAL = TIME_LIMIT.removeprefix("SIG")
+STOP_SIGNAL = TIME_LIMIT.name.removeprefix("SIG")
 HIDDEN = ("SLURM_", "SBATCH_", "SUBMITIT_")
 KEPT = {
     *("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT"),

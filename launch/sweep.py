@@ -1,14 +1,13 @@
 """Sweeps: `-m method=mocov3,simclr seed=0,1` starts a run for every combination."""
 
-import contextlib
 import time
-from itertools import count, product
+from itertools import product
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from dist_ssl.runtime.strange_files import close_to_others
 from launch import settings
+from launch.half_made import new_folder
 
 FLAGS = ("-m", "--multirun")
 
@@ -26,16 +25,9 @@ def expand(overrides: list[str]) -> list[list[str]]:
     return [_named(list(combination), number) for number, combination in enumerate(product(*choices), start=1)]
 
 
-def new_folder(runs: Path) -> Path:
+def new_sweep(runs: Path) -> Path:
     """Create a new folder in `runs` for the files of an array of jobs; exclusive creation makes it unique."""
-    name = f"sweep-{time.strftime('%m%d-%H%M%S')}"
-    for number in count(1):
-        folder = runs / (name if number == 1 else f"{name}-{number}")
-        with contextlib.suppress(FileExistsError):
-            folder.mkdir(mode=0o755, parents=True)
-            close_to_others(folder)  # the job executes what is in it
-            return folder
-    raise AssertionError("unreachable")
+    return new_folder(runs, f"sweep-{time.strftime('%m%d-%H%M%S')}")
 
 
 def _named(overrides: list[str], number: int) -> list[str]:

@@ -15,7 +15,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from dist_ssl.errors import ConfigError
+from dist_ssl.errors import ConfigError, shortened
 from dist_ssl.runtime.strange_files import others_may_change
 from launch.handover import files
 from launch.run_dir import PROJECT, RunDir
@@ -132,9 +132,7 @@ def _differences(run: RunDir) -> str:
     places = sorted({place for place in own.keys() | theirs.keys() if own.get(place) != theirs.get(place)} | extra)
     if not places:
         return "Its code is the same as this code."
-    names = ", ".join(str(place) for place in places[:SHOWN])
-    rest = f" and {len(places) - SHOWN} more" if len(places) > SHOWN else ""
-    return f"Its code differs from this code in {names}{rest}."
+    return f"Its code differs from this code in {shortened([str(place) for place in places], SHOWN)}."
 
 
 def parse(arguments: list[str]) -> tuple[bool, list[str]]:

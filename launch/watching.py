@@ -12,7 +12,8 @@ from dist_ssl.checkpoint.folder_names import KEPT, published
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import CheckpointError, ConfigError, UserError
 from dist_ssl.evaluate.linear import Say
-from launch.ending import FINISHED, Ending
+from dist_ssl.runtime.end_names import FINISHED
+from launch.ending import Ending
 from launch.evaluation import checkpoint_of, config_of, file_of
 from launch.evaluation_options import Options, Place
 from launch.frozen import RetiredError
@@ -41,7 +42,7 @@ class Watch:
         """Return the name of a checkpoint to evaluate, "" where there is none yet, None where none will come."""
         ending = self._ending()
         finished = ending is not None and ending.outcome == FINISHED  # before the look: no checkpoint comes later
-        found = published(self.run.folder / "checkpoints")
+        found = published(self.run.checkpoints)
         branch = config_of(self.run, self.options, self.data)["probe"]["branch"]
         for step, folder in found.items():
             kept = self.options.watch == "all" or (folder / KEPT).exists() or (finished and step == max(found))
@@ -59,7 +60,7 @@ class Watch:
 
     def _ending(self) -> Ending | None:
         """Return how the newest attempt ended, if it has and Slurm does not start the next one."""
-        ending = Ending.read(AttemptDir(self.run, self.run.newest_attempt()).folder / "outcome.json")
+        ending = Ending.read(AttemptDir(self.run, self.run.newest_attempt()).outcome_file)
         return None if ending is None or ending.again else ending
 
     def _note(self, ending: Ending) -> None:

@@ -16,6 +16,8 @@ import time
 import traceback
 from pathlib import Path
 
+from dist_ssl.checkpoint.folder_names import ENCODER
+from dist_ssl.distributed.place_variables import RANK
 from dist_ssl.errors import EXIT_CODE, DisagreementError, TrainingError, UserError, explained, printable
 from dist_ssl.runtime.log_setup import open_journal
 from dist_ssl.runtime.signals import Signals
@@ -77,16 +79,15 @@ def train_attempt(attempt: AttemptDir, signals: Signals) -> int:
 
 def write_encoder(attempt: AttemptDir) -> None:
     """Write the encoder of the last checkpoint into the run folder; what prevents it is logged, and fails nothing."""
-    from dist_ssl.saved_encoder import FILE
     from launch.checkpoint_encoder import of_checkpoint
     from launch.evaluation import checkpoint_of
 
     folder = attempt.run.folder
     try:
         saved = of_checkpoint(attempt.config, folder.resolve().name, checkpoint_of(attempt.run, "latest"))
-        saved.write(folder / FILE)
+        saved.write(folder / ENCODER)
     except Exception as error:  # whatever it is: the run has finished
-        print(f"{folder / FILE} could not be written: {error!r}", file=sys.stderr)
+        print(f"{folder / ENCODER} could not be written: {error!r}", file=sys.stderr)
 
 
 LOST = re.compile(
@@ -130,7 +131,7 @@ def main(arguments: list[str]) -> int:
         known = explained(error)
         with contextlib.suppress(OSError):  # the log may lie on a full disk
             if known:
-                attempt.give_reason(int(os.environ.get("RANK", "0")), str(known))
+                attempt.give_reason(int(os.environ.get(RANK, "0")), str(known))
             say_why(error)
         return code_of(error)
 

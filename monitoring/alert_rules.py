@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from dist_ssl.runtime.end_names import NOT_FINITE, PLANS_DIFFER, REFUSED
 from monitoring.alert_form import Alert, rule
 from monitoring.recordings import median, recordings, share, shares
 
@@ -21,7 +22,7 @@ HEADER = """\
 FILE = Path(__file__).parent / "alerts.yml"
 
 
-NAMED_ENDS = ("loss not finite", "plans differ", "refused")
+NAMED_ENDS = (NOT_FINITE, PLANS_DIFFER, REFUSED)
 """Ends of attempts (launch/end_notice.py) that have an alert of their own."""
 
 
@@ -44,16 +45,16 @@ ALERTS = (
         "critical",
         "1m",
         "has ended: its loss or its gradient was not finite.",
-        ended("loss not finite"),
+        ended(NOT_FINITE),
     ),
     Alert(
         "PlansDiffer",
         "critical",
         "1m",
         "has ended: its ranks would not have trained the same epoch.",
-        ended("plans differ"),
+        ended(PLANS_DIFFER),
     ),
-    Alert("RunRefused", "critical", "1m", "has ended with an error that a person has to fix.", ended("refused")),
+    Alert("RunRefused", "critical", "1m", "has ended with an error that a person has to fix.", ended(REFUSED)),
     Alert(
         "StoppedEarly",
         "warning",

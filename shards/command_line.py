@@ -13,7 +13,7 @@ from typing import Any, NewType, TypeVar
 
 from dist_ssl.config.byte_sizes import parse_bytes
 from dist_ssl.data.storage.pyramid import check_sides
-from dist_ssl.errors import ConfigError, nearest
+from dist_ssl.errors import ConfigError, nearest, shortened
 from dist_ssl.runtime.own_cores import own_cores
 
 Bytes = NewType("Bytes", int)
@@ -180,12 +180,6 @@ def counted_kinds(kinds: Counter[str], most: int = 20) -> str:
         for kind, count in sorted(kinds.items(), key=lambda pair: (-pair[1], pair[0]))
     ]
     return shortened(listed, most)
-
-
-def shortened(names: Sequence[str], most: int = 10, between: str = ", ") -> str:
-    """Return the first `most` of many names joined by `between`, with the number of the others."""
-    more = [f"... and {len(names) - most} more"] if len(names) > most else []
-    return between.join([*names[:most], *more])
 
 
 def fill(options: type[T], given: Mapping[str, str], what: str) -> T:

@@ -30,9 +30,9 @@ from dist_ssl.config.command import run_command, say
 from dist_ssl.data.storage import manifest, pyramid
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.fetch import Fetcher
-from dist_ssl.errors import ConfigError, nearest
+from dist_ssl.errors import ConfigError, nearest, shortened
 from shards import depth, levels
-from shards.command_line import Bytes, fill, pairs, shortened
+from shards.command_line import Bytes, fill, pairs
 from shards.image_source import ImageSource
 from shards.sources import demo, garments, imagefolder, tars, vision
 

@@ -32,9 +32,9 @@ from dist_ssl.data.storage import manifest, pyramid
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.fetch import Fetcher
 from dist_ssl.data.storage.read import Reader
-from dist_ssl.errors import DataError, cannot_be_written
+from dist_ssl.errors import DataError, cannot_be_written, shortened
 from dist_ssl.runtime.files import write_output
-from shards.command_line import fill, folder_and_pairs, shortened
+from shards.command_line import fill, folder_and_pairs
 
 SIDE = 128
 """Side of an image on the sheet, px."""

@@ -21,8 +21,9 @@ from dist_ssl.config.command import Screen, run_command
 from dist_ssl.core.plan import EpochPlan
 from dist_ssl.errors import EXIT_CODE
 from dist_ssl.metrics.evaluations import Evaluations
+from dist_ssl.runtime.end_names import FAILED
 from launch import audit, following, model_card, report, scheduler, slurm, status
-from launch.ending import FAILED, STOPPED_CODE, Ending
+from launch.ending import STOPPED_CODE, Ending
 from launch.prediction import Prediction
 from launch.run_dir import RunDir
 from tests.fuzzing import bounded_memory, edited, mutated, tried

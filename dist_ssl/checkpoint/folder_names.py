@@ -1,4 +1,7 @@
-"""How checkpoints are called, and the files in their folder that others look at. This module does not import torch."""
+"""How checkpoints are called, the files in their folder that others look at, and the files of encoders in a run folder.
+
+This module does not import torch.
+"""
 
 import re
 from pathlib import Path
@@ -12,6 +15,8 @@ lists the folders.
 """
 INITIAL = "init.safetensors"
 """File in the run folder with the weights that the encoder starts from, where they are not random."""
+ENCODER = "encoder.safetensors"
+"""File with the encoder of a finished run, in its folder, and with one that was fine-tuned."""
 PUBLISHED = re.compile(r"step_(\d{8,})")
 
 

@@ -81,12 +81,12 @@ def known_error(error: Exception) -> UserError | None:
 
 
 def known_pairs(arguments: Sequence[str], keys: Collection[str]) -> list[tuple[str, str]]:
-    """Return the keys and values of a command line whose keys are these. Raises ConfigError."""
+    """Return the keys and values, which may be empty, of a command line whose keys are these. Raises ConfigError."""
     return [known_pair(argument, keys) for argument in arguments]
 
 
 def known_pair(argument: str, keys: Collection[str]) -> tuple[str, str]:
-    """Return key and value of a word KEY=VALUE whose key is one of these. Raises ConfigError."""
+    """Return key and value, which may be empty, of a word KEY=VALUE whose key is one of these. Raises ConfigError."""
     key, equals, value = argument.partition("=")
     if key in keys and equals:
         return key, value

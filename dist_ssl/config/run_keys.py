@@ -100,6 +100,11 @@ def all_epochs(config: Config) -> int:
     return sum([config["epochs"], *(int(Duration.parse(length).amount) for length in config.get("extend", ()))])
 
 
+def method_of(config: Config) -> str:
+    """Return the name of the method of a checked config: that of the module of its class, such as `mocov3`."""
+    return str(config["method"]["_target_"]).split(".")[-2]
+
+
 def check_units(key: str, duration: Duration, *units: str) -> None:
     """Raise ConfigError if the duration is not in one of these units."""
     if duration.unit not in units:

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore
 
 from dist_ssl.distributed.devices import own_device
+from dist_ssl.distributed.place_variables import LOCAL_RANK, LOCAL_SIZE, RANK, SIZE
 from dist_ssl.distributed.rendezvous import machine_id
 from dist_ssl.distributed.shared_memory import SharedFile, SharedMemory, place_of, remove_left_over
 from dist_ssl.distributed.store import meet
@@ -198,8 +199,8 @@ def joined(
     must end, as the groups are not destroyed then. Raises UserError that names the ranks that did not arrive, or the
     node that lacks GPUs.
     """
-    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    local_rank, local_size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    rank, size = int(os.environ.get(RANK, "0")), int(os.environ.get(SIZE, "1"))
+    local_rank, local_size = int(os.environ.get(LOCAL_RANK, "0")), int(os.environ.get(LOCAL_SIZE, "1"))
     device = own_device(local_rank, gpus)
     os.environ["DS_ACCELERATOR"] = device.type  # DeepSpeed would detect another device
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is not deterministic without it

@@ -16,3 +16,9 @@ def interval(accuracy: float, images: int) -> tuple[float, float]:
     middle = accuracy + square / 2
     half = Z_95 * math.sqrt(accuracy * (1 - accuracy) / images + square / (4 * images))
     return max(0.0, (middle - half) / (1 + square)), min(1.0, (middle + half) / (1 + square))
+
+
+def shown_interval(accuracy: float, images: int) -> str:
+    """Return the confidence interval in per cent: `(95 %: 61.0 to 100.0)`. `accuracy`: 0 to 1; `images`: at least 1."""
+    low, high = interval(accuracy, images)
+    return f"(95 %: {100 * low:.1f} to {100 * high:.1f})"

@@ -13,10 +13,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 from dist_ssl.metrics.endpoint import Exported, read_target
 from dist_ssl.metrics.table_row import Metric
 from dist_ssl.runtime import jsonl
+from dist_ssl.runtime.end_names import ENDS
 from dist_ssl.runtime.files import write_atomically
 
-ENDS = ("loss not finite", "plans differ", "refused", "worker died", "out of memory", "node lost")
-"""The ends that a target can name (`launch/ending.py`); one at a time."""
 ENDED = Metric(
     "ended",
     "ended",

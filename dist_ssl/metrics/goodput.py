@@ -20,12 +20,14 @@ import psutil
 
 from dist_ssl.core.progress import Progress
 from dist_ssl.metrics.sinks import read_reports, stands
+from dist_ssl.metrics.table import BY_KEY
+from dist_ssl.runtime.run_folder import RunFolder
 
 AT_WORK = {"data_wait_seconds": "data", "save_stall_seconds": "save", "probe_seconds": "probe"}
 """Keys of metrics that measure how long training waited, and the causes they stand for."""
 COSTS = (*AT_WORK, "restore_seconds")
 WORK = ("train", *AT_WORK.values())
-CAUSES = (*WORK, "restore", "start", "queue", "lost")
+CAUSES = BY_KEY["spent_seconds"].values
 
 
 class Goodput:
@@ -53,9 +55,9 @@ class Goodput:
     @classmethod
     def of(cls, folder: Path, restarts: Mapping[str, int]) -> "Goodput":
         """Return the account of the run in `folder`, which is as old as its config, kept by this process."""
-        started, config = psutil.Process().create_time(), folder / "config.yaml"
-        created = config.stat().st_mtime if config.is_file() else started
-        return cls(folder / "metrics.jsonl", created, started, restarts=restarts)
+        started, run = psutil.Process().create_time(), RunFolder(folder)
+        created = run.config_file.stat().st_mtime if run.config_file.is_file() else started
+        return cls(run.metrics, created, started, restarts=restarts)
 
     def open(self, progress: Progress) -> None:
         """Take over the account of the earlier attempts, before the reports beyond this position are dropped."""

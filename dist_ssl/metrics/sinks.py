@@ -19,6 +19,7 @@ from dist_ssl.metrics.evaluations import Evaluations
 from dist_ssl.metrics.table import METRICS, series_of
 from dist_ssl.runtime import jsonl
 from dist_ssl.runtime.files import write_atomically
+from dist_ssl.runtime.run_folder import RunFolder
 from dist_ssl.runtime.strange_files import numbers, parsed_object, read_regular
 
 log = logging.getLogger(__name__)
@@ -132,7 +133,7 @@ class Series(Exported):
     def __init__(self, checkpoints: Path, labels: Mapping[str, str] | None = None) -> None:
         super().__init__(METRICS, labels)
         self.latest, self.totals = checkpoints / LATEST, checkpoints.parent / COUNTERS
-        self.evaluations = Evaluations(checkpoints.parent / "evaluations.jsonl")
+        self.evaluations = Evaluations(RunFolder(checkpoints.parent).evaluations)
 
     def open(self, progress: Progress) -> None:
         """Continue the counters of the attempt before, and set the position."""

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 
 from dist_ssl.errors import UserError, nearest
 from dist_ssl.metrics.table_row import Metric
+from dist_ssl.runtime.end_names import RESTARTS
 
 METRICS: tuple[Metric, ...] = (
     Metric("loss", "loss", "Training loss, mean over the job.", "Loss"),
@@ -230,7 +231,7 @@ METRICS: tuple[Metric, ...] = (
         "Restarts",
         "last",
         label="cause",
-        values=("preempted", "time limit", "worker died", "out of memory", "node lost"),
+        values=RESTARTS,
         rest="by hand",
     ),
     Metric("attempt", "attempts_total", "Attempts of this run, this one included.", "Attempts", "last"),

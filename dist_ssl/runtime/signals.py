@@ -8,7 +8,9 @@ import signal
 from dataclasses import dataclass
 from types import FrameType
 
-STOPPING = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+TIME_LIMIT = signal.SIGUSR2
+"""The signal that Slurm sends `cluster.stop_ahead` before the limit."""
+STOPPING = (signal.SIGTERM, TIME_LIMIT, signal.SIGINT)
 
 
 @dataclass

@@ -21,10 +21,10 @@ from rich.console import Console
 
 from dist_ssl.config.command import say
 from dist_ssl.data.images.file_formats import kind_of, surely_image
-from dist_ssl.errors import ConfigError, DataError, printable
+from dist_ssl.errors import ConfigError, DataError, printable, shortened
 from dist_ssl.runtime.strange_files import open_regular
 from shards.archive import KINDS, META, Sample, spelt
-from shards.command_line import Bytes, HeldOut, Threads, counted_kinds, shortened
+from shards.command_line import Bytes, HeldOut, Threads, counted_kinds
 from shards.folder_scan import File, Found, can_be_decoded, extension, scan
 from shards.image_source import ImageSource
 from shards.pack import THREADS, Contents, pack

@@ -27,10 +27,10 @@ from rich.progress import Progress, TaskID
 
 from dist_ssl.config.command import say
 from dist_ssl.data.storage import manifest
-from dist_ssl.errors import DataError
+from dist_ssl.errors import DataError, shortened
 from dist_ssl.runtime.strange_files import open_regular
 from shards.archive import KINDS, index
-from shards.command_line import ONE_PER_CORE, Threads, counted_kinds, shortened
+from shards.command_line import ONE_PER_CORE, Threads, counted_kinds
 from shards.image_source import ImageSource
 from shards.pack import bar
 

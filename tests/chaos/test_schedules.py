@@ -13,7 +13,8 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from launch.ending import FINISHED, Ending
+from dist_ssl.runtime.end_names import FINISHED
+from launch.ending import Ending
 from launch.run_dir import AttemptDir, RunDir
 from tests.system.launching import Launch, await_that, nothing_left, words
 from tests.system.test_audit import audited, rows, spoilt_shards

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from dist_ssl.runtime.end_names import FAILED, FINISHED, REFUSED, STOPPED
 from dist_ssl.runtime.signals import Signals
 from launch import agent
 from launch.agent import Agent
-from launch.ending import CODE_OF_OUTCOME, FAILED, FINISHED, LOST_CODE, REFUSED, STOPPED, Ending
+from launch.ending import CODE_OF_OUTCOME, LOST_CODE, Ending
 from launch.run_dir import PROJECT, RunDir
 
 

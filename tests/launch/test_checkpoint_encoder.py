@@ -9,14 +9,15 @@ from rich.console import Console
 
 import dist_ssl
 from dist_ssl.build import last_side
+from dist_ssl.checkpoint.folder_names import ENCODER
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import CheckpointError, DataError
 from dist_ssl.parts import parts, probing
-from dist_ssl.saved_encoder import FILE
+from dist_ssl.runtime.end_names import FINISHED
 from dist_ssl.train import Job
 from launch import last_lines, worker
 from launch.checkpoint_encoder import of_checkpoint
-from launch.ending import FINISHED, Ending
+from launch.ending import Ending
 from launch.export import ExportOptions, export
 from launch.run_dir import RunDir
 from launch.run_files import write_yaml
@@ -128,13 +129,12 @@ def test_a_run_whose_encoder_cannot_be_written_has_finished_all_the_same(
     _, config, _ = saved_job(demo_shards, tmp_path, "method=mocov3")
     run, console = RunDir(tmp_path), Console(soft_wrap=True)
     attempt = run.new_attempt(config)
-    (tmp_path / last_lines.ENCODER).mkdir()
+    (tmp_path / ENCODER).mkdir()
     worker.write_encoder(attempt)
-    assert f"{tmp_path / FILE} could not be written" in capsys.readouterr().err
+    assert f"{tmp_path / ENCODER} could not be written" in capsys.readouterr().err
     (tmp_path / "config.yaml").write_text("data: {source: null}\n")
     last_lines.say_how_it_ended(run, [], Ending(FINISHED), console)
     assert f"Write it: python launch/export.py run={tmp_path} to=safetensors" in capsys.readouterr().out
-    (tmp_path / FILE).rmdir()
+    (tmp_path / ENCODER).rmdir()
     worker.write_encoder(attempt)
     assert dist_ssl.load_encoder(tmp_path).description.run == tmp_path.name
-    assert last_lines.ENCODER == FILE

@@ -8,18 +8,9 @@ from pathlib import Path
 import pytest
 
 from dist_ssl.metrics.ends import END_METRICS, ENDED
-from launch.end_notice import ENDS, announce, end_of
-from launch.ending import (
-    DISAGREED_CODE,
-    DIVERGED_CODE,
-    FAILED,
-    FINISHED,
-    OUT_OF_MEMORY,
-    REFUSED,
-    STOPPED,
-    Ending,
-    of_ranks,
-)
+from dist_ssl.runtime.end_names import ENDS, FAILED, FINISHED, OUT_OF_MEMORY, REFUSED, STOPPED
+from launch.end_notice import announce, end_of
+from launch.ending import DISAGREED_CODE, DIVERGED_CODE, Ending, of_ranks
 from launch.run_dir import AttemptDir, RunDir
 from monitoring.alert_rules import NAMED_ENDS
 

@@ -5,20 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.ending import (
-    CODE_OF_OUTCOME,
-    FAILED,
-    FINISHED,
-    REFUSED,
-    STOPPED,
-    STOPPED_CODE,
-    Ending,
-    describe,
-    last_words,
-    of_attempt,
-    of_ranks,
-    worst,
-)
+from dist_ssl.runtime.end_names import FAILED, FINISHED, REFUSED, STOPPED
+from launch.ending import CODE_OF_OUTCOME, STOPPED_CODE, Ending, describe, last_words, of_attempt, of_ranks, worst
 from launch.run_dir import AttemptDir, RunDir
 
 

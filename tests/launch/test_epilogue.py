@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from dist_ssl.runtime.end_names import FAILED, FINISHED, PLANS_DIFFER, REFUSED, STOPPED
 from launch import scheduler
-from launch.ending import DISAGREED_CODE, FAILED, FINISHED, PLANS_DIFFER, REFUSED, STOPPED, Ending, of_ranks
+from launch.ending import DISAGREED_CODE, Ending, of_ranks
 from launch.epilogue import LOST, MOST_LOST, lost_in_a_row, main, own_job, persist, why_again
 from launch.run_dir import FORMAT, RunDir
 from launch.run_files import write_yaml

@@ -8,8 +8,9 @@ import pytest
 from rich.console import Console
 
 from dist_ssl.errors import ConfigError
+from dist_ssl.runtime.end_names import FINISHED, STOPPED
 from launch import preparation
-from launch.ending import FINISHED, STOPPED, Ending
+from launch.ending import Ending
 from launch.run_dir import RunDir
 from tests.jobs import SMALL
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from dist_ssl.runtime.end_names import FAILED, FINISHED, STOPPED
 from launch import following, scheduler
-from launch.ending import FAILED, FINISHED, STOPPED, Ending
+from launch.ending import Ending
 from launch.following import follow
 from launch.run_dir import RunDir
 

@@ -13,9 +13,10 @@ from dist_ssl.build import Place, build
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import CheckpointError, ConfigError
 from dist_ssl.runtime import jsonl
+from dist_ssl.runtime.end_names import FINISHED
 from dist_ssl.runtime.signals import Signals
 from launch import audit, forking, preparation, settings, slurm
-from launch.ending import FINISHED, Ending
+from launch.ending import Ending
 from launch.run_dir import PROJECT, RunDir
 from launch.run_files import read_yaml
 from tests.jobs import SMALL, finished, same_bits

@@ -7,18 +7,8 @@ import pytest
 from rich.console import Console
 
 from dist_ssl.errors import DisagreementError, TrainingError, UserError
-from launch.ending import (
-    DISAGREED_CODE,
-    DIVERGED_CODE,
-    FAILED,
-    FINISHED,
-    NOT_FINITE,
-    PLANS_DIFFER,
-    REFUSED,
-    STOPPED,
-    Ending,
-    of_ranks,
-)
+from dist_ssl.runtime.end_names import FAILED, FINISHED, NOT_FINITE, PLANS_DIFFER, REFUSED, STOPPED
+from launch.ending import DISAGREED_CODE, DIVERGED_CODE, Ending, of_ranks
 from launch.last_lines import ENCODER, say_how_it_ended
 from launch.run_dir import AttemptDir, RunDir
 from launch.worker import code_of, say_why

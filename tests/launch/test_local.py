@@ -13,8 +13,9 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from dist_ssl.runtime.end_names import FAILED, NODE_LOST, STOPPED
 from launch import local
-from launch.ending import FAILED, LOST_CODE, NODE_LOST, STOPPED, Ending, of_ranks
+from launch.ending import LOST_CODE, Ending, of_ranks
 from launch.local import LocalAttempt
 from launch.run_dir import RunDir
 

@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from dist_ssl.metrics.energy import Rapl, Zone
+from dist_ssl.metrics.target_files import target_of
 from launch import node_monitor
-from launch.node_monitor import forget_nodes, monitored, places, target
+from launch.node_monitor import forget_nodes, monitored, places
 from launch.run_dir import AttemptDir, RunDir
 from tests.metrics.nvml import Nvml, zone
 from tests.system.launching import await_that
@@ -33,7 +34,7 @@ def answer(address: str, page: str) -> str:
 
 
 def test_a_node_is_found_and_scraped_while_its_agent_lives(attempt: AttemptDir) -> None:
-    file = target(attempt.run.folder, 2)
+    file = target_of(attempt.run.folder, 2)
     assert file == attempt.run.folder.parent / "targets" / "a.run.node_0002.json"
     with monitored(attempt, 2, 4):
         await_that(file.exists, "the target of the node")
@@ -55,7 +56,11 @@ def test_a_node_is_found_and_scraped_while_its_agent_lives(attempt: AttemptDir) 
 
 def test_nodes_that_earlier_attempts_lost_are_forgotten_where_there_are_fewer_now(tmp_path: Path) -> None:
     run, other = tmp_path / "a.run", tmp_path / "a.run.node_0009"
-    for path in (*(target(run, node) for node in range(4)), target(other, 3), tmp_path / "targets" / "a.run.json"):
+    for path in (
+        *(target_of(run, node) for node in range(4)),
+        target_of(other, 3),
+        tmp_path / "targets" / "a.run.json",
+    ):
         path.parent.mkdir(exist_ok=True)
         path.write_text("[]")
     forget_nodes(run, 2)
@@ -71,7 +76,7 @@ def test_a_run_goes_on_without_an_endpoint(attempt: AttemptDir, capsys: pytest.C
         pass
     said = capsys.readouterr().out
     assert "The metrics of node 1 are not available: metrics.port=0 on metrics.bind=192.0.2.1 cannot" in said
-    assert not target(attempt.run.folder, 1).exists()
+    assert not target_of(attempt.run.folder, 1).exists()
 
 
 def test_the_energy_of_a_node_is_recorded_in_its_attempt(
@@ -82,7 +87,7 @@ def test_the_energy_of_a_node_is_recorded_in_its_attempt(
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(node_monitor.Rapl, "open", lambda: Rapl([Zone(file, 10**9, 100)]))
     with monitored(attempt, 0, 1):
-        await_that(target(attempt.run.folder, 0).exists, "the target of the node")
+        await_that(target_of(attempt.run.folder, 0).exists, "the target of the node")
         gpu["energy"] += 2_000
         file.write_text("3000100\n")
     assert json.loads(attempt.energy(0).read_text()) == {"gpus": 2.0, "processors": 3.0}
@@ -92,7 +97,7 @@ def test_without_counters_no_energy_is_recorded(attempt: AttemptDir, monkeypatch
     monkeypatch.setitem(sys.modules, "pynvml", None)
     monkeypatch.setattr(node_monitor.Rapl, "open", lambda: None)
     with monitored(attempt, 0, 1):
-        await_that(target(attempt.run.folder, 0).exists, "the target of the node")
+        await_that(target_of(attempt.run.folder, 0).exists, "the target of the node")
     assert not attempt.energy(0).exists()
 
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.ending import FAILED, FINISHED, REFUSED, STOPPED, Ending, of_attempt, of_ranks
+from dist_ssl.runtime.end_names import FAILED, FINISHED, REFUSED, STOPPED
+from launch.ending import Ending, of_attempt, of_ranks
 from launch.memory_kills import memory_kills
 from launch.restarts import CAUSES, cause_of, restarts_before
 from launch.run_dir import AttemptDir, RunDir

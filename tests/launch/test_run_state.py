@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from dist_ssl.checkpoint.folder_names import LATEST
+from dist_ssl.runtime.end_names import FAILED, FINISHED, LOST, OUT_OF_TIME, PREEMPTED, REFUSED, STOPPED
 from launch import run_lock, scheduler
-from launch.ending import FAILED, FINISHED, LOST, OUT_OF_TIME, PREEMPTED, REFUSED, STOPPED, TAIL_BYTES, Ending
+from launch.ending import TAIL_BYTES, Ending
 from launch.run_dir import RunDir
 from launch.run_state import KILLED, NOT_STARTED, QUEUED, RUNNING, SILENT, SILENT_SECONDS, RunState
 

@@ -13,8 +13,9 @@ from rich.console import Console
 
 from dist_ssl.checkpoint.folder_names import LATEST
 from dist_ssl.config.command import Screen
+from dist_ssl.runtime.end_names import FINISHED, REFUSED
 from launch import run_lock, status
-from launch.ending import FINISHED, REFUSED, Ending
+from launch.ending import Ending
 from launch.run_dir import PROJECT, RunDir
 from launch.run_files import write_yaml
 from launch.run_state import RunState

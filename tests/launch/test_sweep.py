@@ -12,7 +12,7 @@ from dist_ssl.errors import ConfigError
 from launch import slurm
 from launch.ending import STOPPED_CODE
 from launch.run_dir import RunDir
-from launch.sweep import expand, new_folder
+from launch.sweep import expand, new_sweep
 
 
 def test_without_a_choice_there_is_one_run() -> None:
@@ -38,7 +38,7 @@ def test_the_folder_of_a_sweeps_jobs_is_closed_to_others(tmp_path: Path, monkeyp
     monkeypatch.setattr(os, "removexattr", lambda place, name: removed.append(str(place)))
     before = os.umask(0)
     try:
-        folder = new_folder(tmp_path)
+        folder = new_sweep(tmp_path)
     finally:
         os.umask(before)
     assert not folder.stat().st_mode & 0o022

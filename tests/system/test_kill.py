@@ -10,7 +10,8 @@ import pytest
 
 from dist_ssl.data.loader.loader_process import MAIN
 from dist_ssl.runtime import jsonl
-from launch.ending import STOPPED, STOPPED_CODE
+from dist_ssl.runtime.end_names import STOPPED
+from launch.ending import STOPPED_CODE
 from launch.run_dir import RunDir
 from launch.run_state import RUNNING, RunState
 from tests.system.launching import (

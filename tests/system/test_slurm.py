@@ -11,9 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from dist_ssl.runtime.end_names import FAILED, FINISHED
 from launch import following
 from launch import slurm as launcher
-from launch.ending import FAILED, FINISHED, STOPPED_CODE, Ending
+from launch.ending import STOPPED_CODE, Ending
 from launch.run_dir import RunDir
 from tests import slurm as cluster
 from tests.slurm import Slurm

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from dist_ssl.checkpoint.folder_names import KEPT
+from dist_ssl.runtime.end_names import FAILED, FINISHED, STOPPED
 from launch import evaluate, frozen
-from launch.ending import FAILED, FINISHED, STOPPED, Ending
+from launch.ending import Ending
 from launch.evaluation_options import Options
 from launch.run_dir import PROJECT, RunDir
 from launch.watching import Watch
