@@ -12,9 +12,10 @@ import threading
 import urllib.request
 from collections.abc import Iterator
 from typing import Any, Protocol
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import urllib3
+from urllib3.util import parse_url
 
 from dist_ssl.data.storage.address import WEB, Address
 from dist_ssl.data.storage.connections import POOLS, InnerAddressError, from_public
@@ -132,7 +133,7 @@ class Web:
             response.close()
             url, public = redirected(address, url, place, outside)
             led = led or public
-            if urlsplit(before).netloc != urlsplit(url).netloc:
+            if parse_url(before).netloc != parse_url(url).netloc:
                 headers = {key: value for key, value in headers.items() if key != "Authorization"}
         raise DataError(f"{address} leads from one address to the next without end.", "Check data.path.")
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from dist_ssl.data.storage import connections, fetch, redirects, transports
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.fetch import Fetcher, Patience
-from dist_ssl.data.storage.redirects import check_redirect
+from dist_ssl.data.storage.redirects import check_redirect, redirected
 from dist_ssl.data.storage.transports import NoRangesError, Web
 from dist_ssl.errors import ConfigError, DataError, ServerAwayError
 from tests.web import FAULTS, HEADS, Server, serving
@@ -273,6 +273,31 @@ def test_a_redirect_does_not_lead_into_the_network(names: None, place: str, prob
     address = Address.parse("http://data.example.org/a")
     with pytest.raises(DataError, match=problem):
         check_redirect(address, "http://data.example.org/a", place)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        r"http://10.0.0.7\@93.184.216.34/a",
+        r"//10.0.0.7\@93.184.216.34/a",
+        "http://10.0.0.7\t/a",
+        "http://user:word@cdn.example.org/a",
+        "http://[fe80::1%25eth0]/a",
+        "https:10.0.0.7/a",
+        "http://[10.0.0.7/a",
+    ],
+)
+def test_a_redirect_whose_host_can_be_read_in_two_ways_is_not_followed(names: None, place: str) -> None:
+    address = Address.parse("http://data.example.org/a")
+    with pytest.raises(DataError, match="leads to an address that makes no sense"):
+        redirected(address, "http://data.example.org/a", place, None)
+
+
+def test_a_redirect_is_spelt_out_for_a_proxy(names: None) -> None:
+    address = Address.parse("http://data.example.org/a")
+    for place in ("HTTP://CDN.example.org/a b?x=%2f", "//cdn.example.org/a%20b?x=%2F"):
+        found = redirected(address, "http://data.example.org/a", place, True)
+        assert found == ("http://cdn.example.org/a%20b?x=%2F", True)
 
 
 NAMES = {
