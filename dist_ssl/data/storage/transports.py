@@ -18,7 +18,7 @@ import urllib3
 from urllib3.util import parse_url
 
 from dist_ssl.data.storage.address import WEB, Address
-from dist_ssl.data.storage.connections import POOLS, InnerAddressError, from_public
+from dist_ssl.data.storage.connections import InnerAddressError, from_public, pools
 from dist_ssl.data.storage.redirects import inner_host, redirected
 from dist_ssl.errors import ConfigError, DataError
 from dist_ssl.runtime.strange_files import open_regular
@@ -29,8 +29,6 @@ STALL_SECONDS = 30.0
 CHUNK_BYTES = 1 << 18
 PIECE_BYTES = 1 << 23
 """Bytes per request to an object store."""
-CONNECTIONS = 32
-"""Number of connections kept open per host."""
 REDIRECTS = 5
 """Redirects that are followed for one request."""
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs"}
@@ -159,9 +157,7 @@ class Web:
         proxy = "" if urllib.request.proxy_bypass(host) else proxy
         with self._lock:
             if (proxy, led) not in self._pools:
-                make = urllib3.PoolManager if not proxy else lambda **options: urllib3.ProxyManager(proxy, **options)
-                pool = self._pools[proxy, led] = make(num_pools=8, maxsize=CONNECTIONS)
-                pool.pool_classes_by_scheme = POOLS[led]
+                self._pools[proxy, led] = pools(proxy, f"{address.scheme}_proxy", led)
             return self._pools[proxy, led]
 
 

@@ -6,6 +6,7 @@ import random
 import socket
 import ssl
 import threading
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -200,6 +201,28 @@ def test_user_password_and_signature_are_sent_and_never_shown(server: Server, ca
         Fetcher(NO_TRIES).read(Address.parse("http://g4711:opensesame@127.0.0.1:9/x?sig=abc123"), MOST)
     told += [str(caught.value), caplog.text]
     assert not [text for text in told for word in ("opensesame", "wrong", "abc123", "old99", "g4711") if word in text]
+
+
+@pytest.mark.parametrize(
+    "proxy",
+    [
+        "http://g4711:opensesame/1@proxy:3128",
+        "http://g4711:opensesame@proxy:31x28",
+        "g4711:opensesame@proxy:3128",
+        "socks5://g4711:opensesame@proxy:1",
+        "opensesame://g4711@proxy:1",
+        "http://g4711:12/opensesame@proxy:1",
+    ],
+)
+def test_a_proxy_that_cannot_be_used_is_named_and_not_quoted(
+    proxy: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("http_proxy", proxy)
+    with pytest.raises(DataError, match="The proxy in http_proxy cannot be used") as caught:
+        Fetcher(NO_TRIES).read(Address.parse("http://data.example.org/x"), MOST)
+    shown = "".join(traceback.format_exception(caught.value)) + caplog.text
+    assert "opensesame" not in shown
+    assert "g4711" not in shown
 
 
 @pytest.mark.parametrize("fault", ["", "endless"])
