@@ -8,6 +8,7 @@ Examples:
 The printed lines name the choices that there are now, so completing starts no Python. Elsewhere files are completed.
 """
 
+import re
 import sys
 
 from rich.console import Console
@@ -19,15 +20,17 @@ from launch.config_groups import config_groups, run_keys
 from launch.run_dir import PROJECT
 from launch.subcommands import SUBCOMMANDS
 
+PLAIN = re.compile(r"\+?[\w./-]+=?[\w.+-]*", re.ASCII)
+"""Words that bash takes as they are: it would execute a file name like `$(command)`, in what `compgen -W` reads too."""
 OF_RUNS = ("fork=", "follow=")
 """Keys of the launcher that are not in config.yaml."""
 BASH = """\
 _dist_ssl() {{
-    local word=${{COMP_LINE:0:COMP_POINT}} words="{subcommands}"
+    local word=${{COMP_LINE:0:COMP_POINT}} words='{subcommands}'
     word=${{word##* }}
     case $COMP_CWORD:${{COMP_WORDS[1]}} in
         1:*) ;;
-        *:run | *:plan) words="{keys}" ;;
+        *:run | *:plan) words='{keys}' ;;
         *) return ;;
     esac
     COMPREPLY=($(compgen -W "$words" -- "$word"))
@@ -39,11 +42,11 @@ complete -o default -F _dist_ssl {program}
 
 
 def bash() -> str:
-    """Return the lines that complete words in bash."""
+    """Return the lines that complete words in bash, without files of configs/ that have characters of a shell."""
     configs = PROJECT / "configs"
     keys = [f"{group}={choice}" for group, choices in config_groups(configs).items() for choice in choices]
     keys += [*(f"{key}=" for key in run_keys(configs)), *OF_RUNS]
-    return BASH.format(subcommands=" ".join(SUBCOMMANDS), keys=" ".join(keys), program=PROGRAM)
+    return BASH.format(subcommands=" ".join(SUBCOMMANDS), keys=" ".join(filter(PLAIN.fullmatch, keys)), program=PROGRAM)
 
 
 def run(arguments: list[str], _console: Console) -> int:
