@@ -232,6 +232,12 @@ def test_a_file_that_is_too_large_is_refused_before_it_fills_the_memory(server: 
         Fetcher(QUICK).read(file(server), 99_999)
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux has files whose sizes are unknown")
+def test_a_local_file_that_turns_out_larger_than_its_size_is_refused() -> None:
+    with pytest.raises(DataError, match="is larger than the 99 bytes that such a file has at most"):
+        Fetcher().read(Address("/proc/self/maps"), 99)
+
+
 def test_a_server_that_sends_a_byte_now_and_then_is_given_up_like_a_silent_one(server: Server) -> None:
     server.fault = lambda path: "drip"
     with pytest.raises(DataError, match=r"could not be fetched in 4 tries: .* sent only \d+ bytes in \d+ s"):
