@@ -8,6 +8,7 @@ Examples:
 The printed lines name the choices that there are now, so completing starts no Python. Elsewhere files are completed.
 """
 
+import re
 import sys
 
 from rich.console import Console
@@ -20,13 +21,15 @@ from launch.launch_keys import OF_A_RUN
 from launch.run_dir import PROJECT
 from launch.subcommands import SUBCOMMANDS
 
+PLAIN = re.compile(r"\+?[\w./-]+=?[\w.+-]*", re.ASCII)
+"""Words that bash takes as they are: it would execute a file name like `$(command)`, in what `compgen -W` reads too."""
 BASH = """\
 _dist_ssl() {{
-    local word=${{COMP_LINE:0:COMP_POINT}} words="{subcommands}"
+    local word=${{COMP_LINE:0:COMP_POINT}} words='{subcommands}'
     word=${{word##* }}
     case $COMP_CWORD:${{COMP_WORDS[1]}} in
         1:*) ;;
-        *:run | *:plan) words="{keys}" ;;
+        *:run | *:plan) words='{keys}' ;;
         *) return ;;
     esac
     COMPREPLY=($(compgen -W "$words" -- "$word"))
@@ -38,12 +41,12 @@ complete -o default -F _dist_ssl {program}
 
 
 def bash() -> str:
-    """Return the lines that complete words in bash."""
+    """Return the lines that complete words in bash, without files of configs/ that have characters of a shell."""
     configs = PROJECT / "configs"
     keys = [f"{group}={choice}" for group, choices in config_groups(configs).items() for choice in choices]
     own = [f"{key}=" for key in run_keys(configs)]
     keys += [*own, *(key for key in OF_A_RUN if key not in own)]
-    return BASH.format(subcommands=" ".join(SUBCOMMANDS), keys=" ".join(keys), program=PROGRAM)
+    return BASH.format(subcommands=" ".join(SUBCOMMANDS), keys=" ".join(filter(PLAIN.fullmatch, keys)), program=PROGRAM)
 
 
 def run(arguments: list[str], _console: Console) -> int:

@@ -147,7 +147,7 @@ def sample(run: RunDir, path: str | None, saved: "SavedEncoder") -> "Tensor":
     from dist_ssl.errors import DataError
     from dist_ssl.evaluate.features import subset
 
-    place = listed(path) if path else credentials.restored(run.last_config())["data"]["path"]
+    place = credentials.restored({"data": {"path": listed(path)}} if path else run.last_config())["data"]["path"]
     data = Data(**keywords(Data, {**run.config["data"], "path": place, "pyramid": None}, "data"))
     try:
         access = data.access(1)

@@ -1,6 +1,5 @@
 """The check of an export: its library loads it and computes the same features, or nothing stays on disk."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +9,8 @@ from torch import Tensor, nn
 
 from dist_ssl.errors import UserError
 from dist_ssl.models.named_weights import without_counters
-from dist_ssl.runtime.files import hidden_beside
+from dist_ssl.runtime.files import hidden_beside, remove, write_atomically
+from dist_ssl.runtime.strange_files import close_to_others
 from dist_ssl.saved_encoder import SavedEncoder
 from launch.target import LoadedNetwork, Target
 
@@ -40,20 +40,19 @@ def keep_if_equal(
         checked += f"{len(images)} images (bar {BAR:g})."
         if same < count or not gap <= BAR:
             return f"{target.library} does not compute the same.", checked
-        target.card(part).write_text(target.heading + describe(checked))
-        if not target.folder:
-            target.card(part).replace(target.card(out))
+        card = target.card(part if target.folder else out)  # not beside `part`, whose name others have seen by now
+        write_atomically(card, target.heading + describe(checked))
         part.replace(out)
         return "", checked
     finally:
-        for left in (part, target.card(part)):
-            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+        remove(part)
 
 
 def write(saved: SavedEncoder, target: Target, part: Path) -> None:
     """Write what the library loads. Raises OSError, and RuntimeError where tensors do not fit."""
     if target.folder:
-        part.mkdir()
+        part.mkdir(mode=0o755)
+        close_to_others(part)
     if target.write:
         target.write(target, part)
     else:

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from dist_ssl.errors import ConfigError
 from dist_ssl.models.named_weights import COUNTERS
+from dist_ssl.runtime.files import write_atomically
 from dist_ssl.saved_encoder import Description, SavedEncoder
 from launch.target import LoadedNetwork, Target, is_resnet, needs, plain_sizes, with_path
 from launch.weight_names import HUGGINGFACE_RESNET, in_huggingface_vit_names, renamed
 
 LIBRARY = "transformers"
-WEIGHTS, PREPARATION = "model.safetensors", "preprocessor_config.json"
+CONFIG, WEIGHTS, PREPARATION = "config.json", "model.safetensors", "preprocessor_config.json"
 """Names by which the library finds them in a folder."""
 BILINEAR = 2
 """PIL's number of the filter with which images are resized."""
@@ -40,10 +41,10 @@ def of_huggingface(saved: SavedEncoder) -> Target:
     options = {} if resnet else {"add_pooling_layer": False}
 
     def write(target: Target, folder: Path) -> None:
-        config.save_pretrained(folder)
+        write_atomically(folder / CONFIG, config.to_json_string())
         tensors = with_counters(target.renamed) if resnet else dict(target.renamed)
-        (folder / WEIGHTS).write_bytes(save(tensors, {"format": "pt"}))
-        (folder / PREPARATION).write_text(json.dumps(preparation(saved.description), indent=2) + "\n")
+        write_atomically(folder / WEIGHTS, save(tensors, {"format": "pt"}))
+        write_atomically(folder / PREPARATION, json.dumps(preparation(saved.description), indent=2) + "\n")
 
     def load(folder: Path) -> nn.Module:
         model = loaded(folder, **options)

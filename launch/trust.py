@@ -40,18 +40,16 @@ def check(run: RunDir, trusted: bool) -> None:
     """
     if run.code.resolve() == PROJECT and not run.code.is_symlink():
         return  # this is the run's own code: it is executed already
-    if run.folder.stat().st_uid == os.geteuid() and not run.code.is_symlink():
-        forget_compiled(run)
-    if trusted:
-        return
-    if problems := list(dangers(run)):
+    if not trusted and (problems := list(dangers(run))):
         own = run.folder.stat().st_uid == os.geteuid()
         close = f" To take the right from them: chmod -R go-w {shlex.quote(str(run.folder))}" if own else ""
         raise ConfigError(
             f"{run.folder} is not yours alone, and its code would run as you: {problems[0]}{_more(problems)}.",
             f"{_differences(run)} If you trust everybody who can write to it, add {KEY}=true.{close}",
         )
-    if added := additions(run):
+    if forgets_compiled(run):  # only now: others cannot exchange what is removed
+        forget_compiled(run)
+    if not trusted and (added := additions(run)):
         raise ConfigError(
             f"{added[0]} is no part of a run's code, and would be found in place of a module of that name.",
             f"Remove it, or add {KEY}=true.",
@@ -70,6 +68,16 @@ def check_weights(run: RunDir, trusted: bool) -> None:
 
 def _more(problems: list[str]) -> str:
     return f" ({len(problems)} such files)" if len(problems) > 1 else ""
+
+
+def forgets_compiled(run: RunDir) -> bool:
+    """Return whether what Python has compiled of the code is removed before the code is executed."""
+    return run.folder.stat().st_uid == os.geteuid() and not run.code.is_symlink()
+
+
+def is_compiled(path: Path) -> bool:
+    """Return whether a path inside the code is something that `forget_compiled` removes."""
+    return CACHED in path.parts or path.suffix == ".pyc"
 
 
 def forget_compiled(run: RunDir) -> None:
@@ -91,11 +99,17 @@ def forget_compiled(run: RunDir) -> None:
 
 
 def dangers(run: RunDir) -> Iterator[str]:
-    """Yield what another user owns or may change among the folder, its configs and its code."""
+    """Yield what another user owns or may change among the folder, its configs and its code.
+
+    What Python has compiled is left out where it is never executed.
+    """
     configs = [path for pattern in CONFIGS for path in run.folder.glob(pattern)]
     folders = [path for pattern in FOLDERS for path in run.folder.glob(pattern)]
     inside = [] if run.code.is_symlink() else run.code.rglob("*")  # it may lead anywhere
+    forgets = forgets_compiled(run)
     for path in [run.folder, run.code, *folders, *configs, *inside]:
+        if forgets and path.is_relative_to(run.code) and is_compiled(path.relative_to(run.code)):
+            continue
         if path.is_symlink() and path.is_relative_to(run.code):
             yield f"{path} is a link, and a run's code has none"
             continue
@@ -129,6 +143,7 @@ def _differences(run: RunDir) -> str:
         return f"Its code is a link to {run.code.readlink()}."
     own, theirs = files(PROJECT), files(run.code)
     extra = {path.relative_to(run.code) for path in run.code.rglob("*") if path.is_file()} - theirs.keys()
+    extra = {path for path in extra if not is_compiled(path)} if forgets_compiled(run) else extra
     places = sorted({place for place in own.keys() | theirs.keys() if own.get(place) != theirs.get(place)} | extra)
     if not places:
         return "Its code is the same as this code."

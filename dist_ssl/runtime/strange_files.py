@@ -77,6 +77,15 @@ def _has_access_list(place: Path | int) -> bool:
         return False
 
 
+def is_ones_own(path: Path) -> bool:
+    """Return whether a path, and where it is a link what it leads to, is the user's and no other user may write to it.
+
+    A path that leads nowhere is not. Raises OSError.
+    """
+    users = {path.lstat().st_uid, path.stat().st_uid} if path.exists() else set[int]()
+    return users == {os.geteuid()} and not others_may_change(path)
+
+
 def close_to_others(folder: Path) -> None:
     """Let no other user write to a folder of one's own, or to what will be made in it. Raises OSError.
 

@@ -1,6 +1,8 @@
 """The encoder of a checkpoint computes what the engine computes that wrote it, for every branch."""
 
+import base64
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,13 +17,15 @@ from dist_ssl.errors import CheckpointError, DataError
 from dist_ssl.parts import parts, probing
 from dist_ssl.runtime.end_names import FINISHED
 from dist_ssl.train import Job
-from launch import last_lines, worker
+from launch import credentials, last_lines, worker
 from launch.checkpoint_encoder import of_checkpoint
 from launch.ending import Ending
-from launch.export import ExportOptions, export
+from launch.export import IMAGES, ExportOptions, export, sample
 from launch.run_dir import RunDir
 from launch.run_files import write_yaml
+from launch.variables import ADDRESS
 from tests.jobs import small_config, small_job
+from tests.web import serving
 
 
 def saved_job(data: Path, folder: Path, *words: str) -> tuple[Job, dict[str, Any], Path]:
@@ -108,6 +112,21 @@ def test_an_export_is_of_the_branch_that_the_probe_measures_now(demo_shards: Pat
     assert export(options, run, Console(quiet=True)) == 0
     own = dist_ssl.load_encoder(out).description
     assert (own.branch, own.crop, own.resize) == ("teacher", 24, 28)
+
+
+def test_an_export_reads_data_with_the_login_in_its_address(
+    demo_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(ADDRESS, raising=False)
+    run = RunDir(tmp_path / "run")
+    run.begin(small_config(demo_shards, "nodes=1", f"data.cache={tmp_path / 'cache'}"), [])
+    with serving(demo_shards) as server:
+        server.login = "Basic " + base64.b64encode(b"g4711:opensesame").decode()
+        address = server.url.replace("://", "://g4711:opensesame@")
+        words = credentials.set_aside(["run=x", "to=safetensors", f"data.path={address}"])
+        assert not [word for word in words if "opensesame" in word]
+        encoder: Any = SimpleNamespace(prepared=len)
+        assert sample(run, ExportOptions.parse(words).data_path, encoder) == IMAGES
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no room"), DataError("no room", "x")])

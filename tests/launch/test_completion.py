@@ -58,6 +58,16 @@ def test_bash_uses_it_for_the_command_and_completes_files_elsewhere(tmp_path: Pa
     assert done.stdout == "complete -o default -F _dist_ssl dist-ssl\n"
 
 
+def test_a_name_of_a_file_executes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(PROJECT / "configs", tmp_path / "configs")
+    names = ("$(touch canary)", "`touch canary`", "'; touch canary; '", '"; touch canary; "', "a b", "a\nb", "x*", "é")
+    for name in names:
+        (tmp_path / "configs" / "method" / f"{name}.yaml").touch()
+    monkeypatch.setattr(completion, "PROJECT", tmp_path)
+    assert completed("dist-ssl run method=", tmp_path) == METHODS
+    assert not (tmp_path / "canary").exists()
+
+
 @pytest.mark.parametrize("words", [[], ["fish"], ["bash", "zsh"]])
 def test_another_shell_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert completion.main(words) == 2

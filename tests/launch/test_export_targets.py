@@ -1,6 +1,7 @@
 """Exports are loaded by their libraries, compute the same there, and are refused where they do not."""
 
 import json
+import os
 import sys
 from dataclasses import replace
 from functools import cache
@@ -253,6 +254,31 @@ def test_a_tensor_of_the_library_that_the_file_lacks_is_refused(tmp_path: Path) 
     problem, checked = kept(saved, replace(target, load=careless), tmp_path / "x.safetensors")
     assert problem == "timm does not compute the same."
     assert checked.startswith(f"matched {names} of {names + 2} tensors")
+
+
+@pytest.mark.parametrize("library", ["safetensors", "huggingface"])
+def test_a_link_that_another_user_makes_while_the_file_is_checked_is_not_written_through(
+    library: str, tmp_path: Path
+) -> None:
+    saved, out, canary, modes = saved_of("narrow resnet"), tmp_path / "x", tmp_path / "canary", list[int]()
+    canary.write_text("mine")
+    target = TARGETS[library](saved)
+
+    def plant(path: Path) -> nn.Module:
+        modes.append(path.stat().st_mode & 0o022)
+        target.card(path).symlink_to(canary)
+        return target.load(path)
+
+    umask = os.umask(0 if target.folder else 0o022)
+    try:
+        problem, checked = kept(saved, replace(target, load=plant), out)
+    finally:
+        os.umask(umask)
+    assert problem == "", checked
+    assert canary.read_text() == "mine"
+    assert target.card(out).read_text() == f"{target.heading}The card. {checked}"
+    assert not target.card(out).is_symlink()
+    assert modes == [0], "nobody else could write into the folder"
 
 
 def test_networks_that_a_library_lacks_are_refused() -> None:

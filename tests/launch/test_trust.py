@@ -3,6 +3,7 @@
 import importlib._bootstrap_external
 import os
 import shutil
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +75,28 @@ def test_the_refusal_names_what_differs(run: RunDir) -> None:
     assert f"differs from this code in {files}." in caught.value.remedy
     assert "trust=true" in caught.value.remedy
     assert caught.value.remedy.endswith(f"chmod -R go-w {run.folder}"), "the owner can close it"
+
+
+@pytest.mark.parametrize("open_folder", [".", "code", "code/launch"])
+def test_nothing_is_removed_below_a_folder_that_others_can_change(run: RunDir, open_folder: str) -> None:
+    compiled = run.code / "launch" / "__pycache__"
+    compiled.mkdir(mode=0o750)
+    (run.folder / open_folder).chmod(0o777)
+    with pytest.raises(ConfigError, match="is not yours alone"):
+        trust.check(run, trusted=False)
+    assert stat.S_IMODE(compiled.stat().st_mode) == 0o750
+    trust.check(run, trusted=True)
+    assert not compiled.exists()
+
+
+def test_compiled_code_that_others_can_change_is_removed_and_no_danger(run: RunDir) -> None:
+    compiled = run.code / "launch" / "__pycache__"
+    compiled.mkdir()
+    (compiled / "slurm.cpython-311.pyc").touch()
+    for path in (compiled, *compiled.iterdir()):
+        path.chmod(0o777)
+    trust.check(run, trusted=False)
+    assert not compiled.exists()
 
 
 def test_the_word_is_taken_out_of_the_arguments() -> None:

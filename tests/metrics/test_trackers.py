@@ -3,21 +3,25 @@
 import importlib.util
 import json
 import logging
+import os
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
 from dist_ssl.core.progress import Progress
-from dist_ssl.errors import ConfigError
+from dist_ssl.errors import ConfigError, DataError
 from dist_ssl.metrics.sinks import COUNTERS, Series
 from dist_ssl.metrics.trackers import detached
 from dist_ssl.metrics.trackers.detached import Detached, Tracker, trackers
-from dist_ssl.metrics.trackers.mlflow import MLflow
+from dist_ssl.metrics.trackers.mlflow import MLflow, local_folder, make_own
 from dist_ssl.metrics.trackers.tensorboard import TensorBoard
 from dist_ssl.metrics.trackers.wandb import WeightsAndBiases
+from dist_ssl.runtime.strange_files import is_ones_own
 from launch import settings
 from launch.run_dir import PROJECT
 from tests.monitoring.prometheus import await_that
@@ -248,3 +252,58 @@ def test_mlflow_gets_every_step_once_and_the_config(tmp_path: Path, caplog: pyte
     assert run.data.params == {"method._target_": "dist_ssl.methods.byol.BYOL", "epochs": "4"}
     assert (run.info.run_name, run.info.status) == ("a", "FINISHED")
     assert not warnings(caplog)
+    assert is_ones_own(tmp_path / "mlflow")
+    kept = sorted(map(str, (tmp_path / "mlflow").rglob("*")))
+    (tmp_path / "mlflow").chmod(0o777)
+    reported(MLflow(tmp_path / "b", "trials"), (5, {"loss": 1.0}))
+    [warning] = warnings(caplog)
+    assert f"{tmp_path / 'mlflow'} belongs to another user, or others can change it.\n  Take the right" in warning
+    assert sorted(map(str, (tmp_path / "mlflow").rglob("*"))) == kept, "MLflow was not opened"
+
+
+def planted(folder: Path, how: str) -> None:
+    """Prepare the folder of MLflow as another user may have prepared it, or as one's own may be."""
+    (folder.parent / "elsewhere").mkdir()
+    if how.endswith("link"):
+        folder.symlink_to(folder.parent / "elsewhere")
+    else:
+        folder.mkdir()
+    if how == "open experiment":
+        (folder / "1").mkdir()
+        (folder / "1").chmod(0o777)
+    elif how == "file of another":
+        (folder / "1").touch()
+        os.chown(folder / "1", 12345, 12345)
+    elif how.startswith("another's"):
+        os.chown(folder, 12345, 12345, follow_symlinks=False)
+    elif how == "link to nothing":
+        folder.rmdir()
+        folder.symlink_to(folder.parent / "nothing")
+
+
+@pytest.mark.parametrize("uri", ["{}", "file://{}", "file:{}"])
+@pytest.mark.parametrize(
+    ("how", "refused"),
+    [
+        ("own folder", False),
+        ("own link", False),
+        ("open experiment", True),
+        ("link to nothing", True),
+        *(
+            pytest.param(how, True, marks=pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away"))
+            for how in ("another's folder", "another's link", "file of another")
+        ),
+    ],
+)
+def test_mlflow_writes_only_where_nobody_else_can(tmp_path: Path, how: str, refused: bool, uri: str) -> None:
+    place = tmp_path / "a b"
+    planted(place, how)
+    found = local_folder(uri.format(str(place) if uri == "{}" else quote(str(place))))
+    assert found == place
+    with pytest.raises(DataError, match=r"(?s)another user, .*tracker\.mlflow\.uri=") if refused else nullcontext():
+        make_own(found)
+
+
+@pytest.mark.parametrize("uri", ["http://host/a", "sqlite:///a.db", "databricks"])
+def test_a_server_of_mlflow_is_no_folder(uri: str) -> None:
+    assert local_folder(uri) is None

@@ -6,15 +6,20 @@ address at the other end, before anything is sent to it.
 
 import socket
 import time
+from typing import Any
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
+from urllib3.util import parse_url
 from urllib3.util.connection import allowed_gai_family
 
 from dist_ssl.data.storage.patient_answers import PatientAnswer
 from dist_ssl.data.storage.redirects import is_public
+from dist_ssl.errors import DataError
 
+CONNECTIONS = 32
+"""Number of connections kept open per host."""
 CONNECT_SECONDS = 30.0
 """Bound of the time for which the addresses of a name are tried, one after the other: it may have thousands."""
 
@@ -106,6 +111,27 @@ class _LedSecurePool(urllib3.HTTPSConnectionPool):
 
 POOLS = {False: {"http": _Pool, "https": _SecurePool}, True: {"http": _LedPool, "https": _LedSecurePool}}
 """Kinds of connection pools by whether a public host has led to theirs, and by scheme."""
+
+
+def pools(proxy: str, variable: str, led: bool) -> urllib3.PoolManager:
+    """Return pools of connections through a proxy, or without one where `proxy` is empty.
+
+    `variable`: of the environment, which holds the proxy; `led`: a public host has led away from the address. Raises
+    DataError for a proxy that cannot be used, and quotes nothing of it: a part of a password may stand for its host.
+    """
+    options: dict[str, Any] = {"num_pools": 8, "maxsize": CONNECTIONS}
+    try:
+        read = parse_url(proxy)
+        if any("@" in (part or "") for part in (read.path, read.query, read.fragment)):
+            raise ValueError
+        made = urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)
+    except ValueError:
+        raise DataError(
+            f"The proxy in {variable} cannot be used: it is no address of the form http://host:port.",
+            "Correct the variable, with %2F for / and %40 for @ in a password, or unset it.",
+        ) from None
+    made.pool_classes_by_scheme = POOLS[led]
+    return made
 
 
 def from_public(response: urllib3.BaseHTTPResponse) -> bool | None:

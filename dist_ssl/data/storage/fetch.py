@@ -6,7 +6,6 @@ the order of the samples.
 """
 
 import logging
-import os
 import random
 import threading
 import time
@@ -18,7 +17,7 @@ from dist_ssl.data.storage.fields import CHANGED
 from dist_ssl.data.storage.object_store import Store
 from dist_ssl.data.storage.transports import STALL_SECONDS, BusyError, Files, Pipe, Transport, Web
 from dist_ssl.errors import ConfigError, DataError, ServerAwayError
-from dist_ssl.runtime.strange_files import open_regular
+from dist_ssl.runtime.strange_files import read_regular
 
 log = logging.getLogger(__name__)
 SLOWEST_BYTES = 1 << 14
@@ -123,14 +122,13 @@ class Fetcher:
         """
         if address.local:
             try:
-                with open_regular(address.path) as file:
-                    if os.fstat(file.fileno()).st_size > most:
-                        raise _too_large(address, most)
-                    return file.readall()
+                return read_regular(address.path, most)
             except FileNotFoundError:
                 raise
             except OSError as error:
                 raise unreadable(address, error) from error
+            except ValueError as error:
+                raise _too_large(address, most) from error
         size = self.size(address)  # requested first: without it a body that is cut off would look complete
         content = bytearray()
         for chunk in self.stream(address, 0, size):

@@ -96,13 +96,13 @@ def places(path: Any, weights: Any) -> list[Address]:
         fit(path, str, "data.path")
     if not all(isinstance(one, str) for one in path):
         raise ConfigError(
-            f"data.path={_text(path)} is not possible: every place is a text.",
+            f"data.path={_text(_without_logins(path))} is not possible: every place is a text.",
             f"Write {EXAMPLE}; put a name that looks like a number in quotes.",
         )
     found = [Address.parse(one) for one in path[: MOST_SOURCES + 1]]
     if not 2 <= len(found) <= MOST_SOURCES:
         raise ConfigError(
-            f"data.path={_text(path)} is a list of {len(path)}.",
+            f"data.path={_text(list(map(str, found)))} is a list of {len(path)}.",
             f"Name from 2 to {MOST_SOURCES} places, or one without brackets.",
         )
     if twice := {str(one) for one in found if [str(other) for other in found].count(str(one)) > 1}:
@@ -187,6 +187,11 @@ def _union(parts: Sequence[Split], sources: tuple[Source, ...]) -> MixedSplit:
 def _twice(first: str, second: str) -> ConfigError:
     names = first if first == second else f"{first} and {second}"
     return ConfigError(f"data.path names the same data twice: {names}.", "Name it once, with a larger weight.")
+
+
+def _without_logins(path: Sequence[Any]) -> list[Any]:
+    """Return the first places of a list, addresses without their credentials. Raises ConfigError."""
+    return [str(Address.parse(one)) if isinstance(one, str) else one for one in path[:MOST_SHOWN]]
 
 
 def _text(value: Any) -> str:

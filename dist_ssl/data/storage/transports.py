@@ -12,12 +12,13 @@ import threading
 import urllib.request
 from collections.abc import Iterator
 from typing import Any, Protocol
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import urllib3
+from urllib3.util import parse_url
 
 from dist_ssl.data.storage.address import Address
-from dist_ssl.data.storage.connections import POOLS, InnerAddressError, from_public
+from dist_ssl.data.storage.connections import InnerAddressError, from_public, pools
 from dist_ssl.data.storage.redirects import inner_host, redirected
 from dist_ssl.errors import DataError
 from dist_ssl.runtime.strange_files import open_regular
@@ -28,8 +29,6 @@ STALL_SECONDS = 30.0
 CHUNK_BYTES = 1 << 18
 MOST_SAID = 300
 """Characters of an error that are shown: it may quote what a server has answered."""
-CONNECTIONS = 32
-"""Number of connections kept open per host."""
 REDIRECTS = 5
 """Redirects that are followed for one request."""
 BUSY = (408, 425, 429)
@@ -131,7 +130,7 @@ class Web:
             response.close()
             url, public = redirected(address, url, place, outside)
             led = led or public
-            if urlsplit(before).netloc != urlsplit(url).netloc:
+            if parse_url(before).netloc != parse_url(url).netloc:
                 headers = {key: value for key, value in headers.items() if key != "Authorization"}
         raise DataError(f"{address} leads from one address to the next without end.", "Check data.path.")
 
@@ -157,9 +156,7 @@ class Web:
         proxy = "" if urllib.request.proxy_bypass(host) else proxy
         with self._lock:
             if (proxy, led) not in self._pools:
-                make = urllib3.PoolManager if not proxy else lambda **options: urllib3.ProxyManager(proxy, **options)
-                pool = self._pools[proxy, led] = make(num_pools=8, maxsize=CONNECTIONS)
-                pool.pool_classes_by_scheme = POOLS[led]
+                self._pools[proxy, led] = pools(proxy, f"{address.scheme}_proxy", led)
             return self._pools[proxy, led]
 
 

@@ -117,7 +117,7 @@ class Detached:
         """Warn of a problem the first time that it occurs."""
         if problem not in self._warned:
             self._warned.add(problem)
-            reason = f": {type(error).__name__}: {error}" if error else ""
+            reason = f": {type(error).__name__}: {str(error).rstrip('.')}" if error else ""
             log.warning("The tracker %s %s%s Training goes on.", self.name, problem, f"{reason}." if reason else "")
 
 

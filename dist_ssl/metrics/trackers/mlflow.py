@@ -1,12 +1,17 @@
 """The tracker MLflow: one of its runs for all attempts of a run, in a folder or on a server."""
 
+import shlex
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
+from dist_ssl.errors import DataError
 from dist_ssl.metrics.trackers.detached import require
 from dist_ssl.metrics.trackers.sent import Sent, config_of
+from dist_ssl.runtime.strange_files import close_to_others, is_ones_own
 
 LONGEST = 500
 """Characters of a parameter's value that every version of MLflow takes."""
@@ -17,19 +22,21 @@ AT_ONCE = 100
 class MLflow:
     """A run of MLflow. `folder`: of the run; `experiment`: the name under which MLflow groups runs.
 
-    `uri`: of the tracking server; null: the folder `mlflow` beside the runs. Raises ConfigError where mlflow is not
-    installed.
+    `uri`: of the tracking server, or of a folder; null: the folder `mlflow` beside the runs. Raises ConfigError where
+    mlflow is not installed.
     """
 
     def __init__(self, folder: Path, experiment: str, uri: str | None = None) -> None:
         require("mlflow")
         self.folder, self.experiment = folder, experiment
-        self.uri = uri or (folder.parent / "mlflow").resolve().as_uri()
+        self.uri = uri or (folder.parent / "mlflow").absolute().as_uri()
         self.sent = Sent(folder / "mlflow.json")
         self.client: Any = None
 
     def open(self, step: int) -> None:
-        """Create the run with the config as its parameters, or continue it."""
+        """Create the run with the config as its parameters, or continue it. Raises DataError for another's folder."""
+        if place := local_folder(self.uri):
+            make_own(place)
         from mlflow import environment_variables
         from mlflow.tracking import MlflowClient
 
@@ -65,6 +72,32 @@ class MLflow:
     def close(self) -> None:
         """Mark the run as ended."""
         self.client.set_terminated(self.sent.id)
+
+
+def local_folder(uri: str) -> Path | None:
+    """Return the folder that a URI names, None where it names a server or a database."""
+    parts = urlsplit(uri)
+    if parts.scheme not in ("", "file") or uri == "databricks":  # this word means the server of that name
+        return None
+    return Path(url2pathname(parts.path))
+
+
+def make_own(folder: Path) -> None:
+    """Make a folder in which no other user can write, or check that it is one. Raises DataError, OSError.
+
+    MLflow reads whatever is in it, and writes through links: another user could make it append to any file.
+    """
+    try:
+        folder.mkdir(mode=0o755, parents=True)
+        close_to_others(folder)
+    except FileExistsError:
+        for path in (folder, *(folder.iterdir() if is_ones_own(folder) else ())):
+            if not is_ones_own(path):
+                raise DataError(
+                    f"{path} belongs to another user, or others can change it.",
+                    f"Take the right from them, chmod -R go-w {shlex.quote(str(folder))}, or name a folder of your own "
+                    "or a server: tracker.mlflow.uri=...",
+                ) from None
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -6,6 +6,7 @@ import random
 import socket
 import ssl
 import threading
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from dist_ssl.data.storage import connections, fetch, redirects, transports
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.fetch import Fetcher, Patience
-from dist_ssl.data.storage.redirects import check_redirect
+from dist_ssl.data.storage.redirects import check_redirect, redirected
 from dist_ssl.data.storage.transports import NoRangesError, Web
 from dist_ssl.errors import ConfigError, DataError, ServerAwayError
 from tests.web import FAULTS, HEADS, Server, serving
@@ -202,11 +203,39 @@ def test_user_password_and_signature_are_sent_and_never_shown(server: Server, ca
     assert not [text for text in told for word in ("opensesame", "wrong", "abc123", "old99", "g4711") if word in text]
 
 
+@pytest.mark.parametrize(
+    "proxy",
+    [
+        "http://g4711:opensesame/1@proxy:3128",
+        "http://g4711:opensesame@proxy:31x28",
+        "g4711:opensesame@proxy:3128",
+        "socks5://g4711:opensesame@proxy:1",
+        "opensesame://g4711@proxy:1",
+        "http://g4711:12/opensesame@proxy:1",
+    ],
+)
+def test_a_proxy_that_cannot_be_used_is_named_and_not_quoted(
+    proxy: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("http_proxy", proxy)
+    with pytest.raises(DataError, match="The proxy in http_proxy cannot be used") as caught:
+        Fetcher(NO_TRIES).read(Address.parse("http://data.example.org/x"), MOST)
+    shown = "".join(traceback.format_exception(caught.value)) + caplog.text
+    assert "opensesame" not in shown
+    assert "g4711" not in shown
+
+
 @pytest.mark.parametrize("fault", ["", "endless"])
 def test_a_file_that_is_too_large_is_refused_before_it_fills_the_memory(server: Server, fault: str) -> None:
     server.fault = lambda path: fault
     with pytest.raises(DataError, match="is larger than the 99999 bytes that such a file has at most"):
         Fetcher(QUICK).read(file(server), 99_999)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux has files whose sizes are unknown")
+def test_a_local_file_that_turns_out_larger_than_its_size_is_refused() -> None:
+    with pytest.raises(DataError, match="is larger than the 99 bytes that such a file has at most"):
+        Fetcher().read(Address("/proc/self/maps"), 99)
 
 
 def test_a_server_that_sends_a_byte_now_and_then_is_given_up_like_a_silent_one(server: Server) -> None:
@@ -273,6 +302,31 @@ def test_a_redirect_does_not_lead_into_the_network(names: None, place: str, prob
     address = Address.parse("http://data.example.org/a")
     with pytest.raises(DataError, match=problem):
         check_redirect(address, "http://data.example.org/a", place)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        r"http://10.0.0.7\@93.184.216.34/a",
+        r"//10.0.0.7\@93.184.216.34/a",
+        "http://10.0.0.7\t/a",
+        "http://user:word@cdn.example.org/a",
+        "http://[fe80::1%25eth0]/a",
+        "https:10.0.0.7/a",
+        "http://[10.0.0.7/a",
+    ],
+)
+def test_a_redirect_whose_host_can_be_read_in_two_ways_is_not_followed(names: None, place: str) -> None:
+    address = Address.parse("http://data.example.org/a")
+    with pytest.raises(DataError, match="leads to an address that makes no sense"):
+        redirected(address, "http://data.example.org/a", place, None)
+
+
+def test_a_redirect_is_spelt_out_for_a_proxy(names: None) -> None:
+    address = Address.parse("http://data.example.org/a")
+    for place in ("HTTP://CDN.example.org/a b?x=%2f", "//cdn.example.org/a%20b?x=%2F"):
+        found = redirected(address, "http://data.example.org/a", place, True)
+        assert found == ("http://cdn.example.org/a%20b?x=%2F", True)
 
 
 NAMES = {

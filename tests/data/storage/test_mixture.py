@@ -228,6 +228,8 @@ REFUSED = [
     (["a", "b"], 3, "data.weights=3 is not possible"),
     (["a", "b", "./a/"], None, "data.path names the same data twice: a"),
     (["a"], None, "data.path=[a] is a list of 1"),
+    (["https://user:word@host/a"], None, "data.path=[https://host/a] is a list of 1"),
+    (["https://user:word@host/a", 7], None, "data.path=[https://host/a,7] is not possible"),
     ([], None, "data.path=[] is a list of 0"),
     ([f"{n}" for n in range(200)], None, "is a list of 200"),
     (["a", 2012], None, "every place is a text"),
