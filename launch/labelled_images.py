@@ -29,8 +29,8 @@ from shards.sources import imagefolder
 
 View = Callable[[Tensor], Tensor]
 """A function that makes a view [3, S, S] of an image, pixels [3, h, w] uint8."""
-Item = tuple[Tensor, int] | DataError | None
-"""A view and its label; None where the image cannot be decoded; why it cannot be read, as no worker can raise that."""
+Item = tuple[Tensor, int] | int | DataError
+"""A view and its label; the number of an undecodable image; why one cannot be read, as no worker can raise that."""
 HELD_OUT = HeldOut(share=0.2)
 MOST_CLASSES = 1 << 15
 """Classes that a data set of fewer samples may have: it may be a part of a larger one and keep its numbers."""
@@ -94,7 +94,7 @@ class LabelledImages(Dataset[Item]):
             data, label = self.samples(number)
             pixels = decode(data, self.rules.max_pixels, self.rules).pixels  # as large as it is
         except UnreadableError:
-            return None
+            return number
         except DataError as error:
             return error
         return self.view(torch.from_numpy(pixels).permute(2, 0, 1)), label
