@@ -28,6 +28,7 @@ from launch.evaluation import checkpoint_of
 from launch.run_dir import RunDir
 from launch.weight_match import Match, heads_of, match
 from launch.weight_names import in_timm_names
+from shards.command_line import parse_path
 
 MOST_BYTES = 1 << 36
 """Bytes of a file of weights, at most: 64 GiB."""
@@ -126,7 +127,7 @@ def source_of(init: str, trusted: bool) -> WeightSource:
         source = of_file(hub.file)
         source = replace(source, origin=hub.origin, convert=hub.convert)
         return replace(source, encoder=hub.encoder, heads=hub.heads, colours=hub.colours)
-    path = Path(init).expanduser()
+    path = parse_path(init, "init")
     if not init or not path.exists():
         raise ConfigError(f"init={init} is neither a file nor a run folder.", WAYS)
     return of_run(path, trusted) if path.is_dir() else of_file(path)

@@ -15,13 +15,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dist_ssl.checkpoint.folder_names import INITIAL
+from dist_ssl.config.command import known_error
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import CheckpointError, ConfigError, DataError
 from dist_ssl.methods.emp_ssl import Widened
 from dist_ssl.models.encoders import TinyResNet
 from dist_ssl.models.vit import vit
 from dist_ssl.saved_encoder import SavedEncoder
-from launch import forking, hub_weights, model_card, preparation, settings, slurm
+from launch import forking, hub_weights, model_card, preparation, settings, slurm, warm_start
 from launch.run_dir import PROJECT, RunDir
 from launch.run_files import write_yaml
 from launch.warm_start import initial_weights
@@ -268,6 +269,14 @@ def test_a_folder_that_is_no_run_and_a_device_are_refused(demo_shards: Path, tmp
         started(demo_shards, tmp_path / "runs", f"init={tmp_path / 'empty'}")
     with pytest.raises(DataError, match="/dev/zero cannot be read: it is no regular file"):
         started(demo_shards, tmp_path / "runs", "init=/dev/zero")
+
+
+def test_a_name_that_is_too_long_is_one_line() -> None:
+    with pytest.raises(OSError, match="File name too long") as caught:
+        warm_start.source_of("x" * 5000, False)
+    known = known_error(caught.value)
+    assert known is not None
+    assert known.problem == f"A path is too long: {'x' * 60}..."
 
 
 def test_expected_weights_are_compared(demo_shards: Path, tmp_path: Path, file: Path) -> None:
