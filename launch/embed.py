@@ -142,8 +142,9 @@ def write_parts(parts: EmbeddingParts, embedder: Embedder, own: range, progress:
     """Write the missing ones of this process's parts, `own`."""
     missing = [part for part in own if not parts.path(part).is_file()]
     embedder.images.expect(parts.ids(part) for part in missing)
-    task = progress.add_task("images", total=sum(len(parts.ids(part)) for part in own))
-    progress.advance(task, sum(len(parts.ids(part)) for part in own if part not in missing))
+    total, left = (sum(len(parts.ids(part)) for part in those) for those in (own, missing))
+    task = progress.add_task("images", total=total)
+    progress.advance(task, total - left)
     for part in missing:
         parts.write(part, embedder.part(parts.ids(part)))
         progress.advance(task, len(parts.ids(part)))

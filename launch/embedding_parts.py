@@ -77,8 +77,10 @@ class EmbeddingParts:
         path = self.folder / DESCRIPTION
         new = {"format": FORMAT, "kind": self.kind, "rows": self.rows, "images": self.count, **about}
         self.folder.mkdir(parents=True, exist_ok=True)
+        # Listed before it is read: another process that begins meanwhile describes the folder before it fills it.
+        filled = any(not path.name.startswith(".") for path in self.folder.iterdir())
         old = read_report(path)
-        if old is None and any(not path.name.startswith(".") for path in self.folder.iterdir()):
+        if old is None and filled:
             raise ConfigError(f"{self.folder} holds other files, and no whole {DESCRIPTION}.", OTHER_FOLDER)
         if old is not None and old != new:
             key = next(key for key in [*new, *old] if old.get(key) != new.get(key))

@@ -3,7 +3,7 @@
 Everything in here can be pickled: the worker processes of a DataLoader open their own files and connections.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -48,11 +48,11 @@ class EncodedImages(Protocol):
 
 @dataclass(frozen=True)
 class FolderSamples:
-    """Pictures of a folder; the label is the place of the first part of a picture's name among the classes."""
+    """Pictures of a folder. `labels`: of the classes, which are the first parts of the pictures' names."""
 
     root: Path
     files: Sequence[File]
-    classes: Sequence[str]
+    labels: Mapping[str, int]
 
     def __len__(self) -> int:
         return len(self.files)
@@ -60,7 +60,7 @@ class FolderSamples:
     def __call__(self, number: int) -> tuple[bytes, int]:
         """See `EncodedImages`."""
         file = self.files[number]
-        return imagefolder.read(self.root, file), self.classes.index(class_of(file))
+        return imagefolder.read(self.root, file), self.labels[class_of(file)]
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,8 @@ def of_folder(path: str, held_out: HeldOut | None, console: Console) -> Labelled
     classes = sorted({class_of(file) for file in train})
     if others := sorted({class_of(file) for file in val} - {*classes}):
         raise DataError(f"No picture of class '{others[0]}' is there to train on.", "Add some, or hold fewer out.")
-    return LabelledSplits(FolderSamples(roots[0], train, classes), FolderSamples(roots[1], val, classes), classes)
+    labels = {name: label for label, name in enumerate(classes)}
+    return LabelledSplits(FolderSamples(roots[0], train, labels), FolderSamples(roots[1], val, labels), classes)
 
 
 def class_of(file: File) -> str:
