@@ -164,6 +164,8 @@ def embed(options: EmbedOptions, rank: int, size: int, console: Console) -> None
     try:
         parts.begin({**described(encoder), **ran_with})
         say(console, f"{images.count} images of {images.origin}, {encoder.num_features} numbers each, on {device}.")
+        if encoder.description.finetuned:
+            say(console, f"The encoder was fine-tuned with labels: {encoder.description.finetuned}.")
         with ThreadPoolExecutor(options.threads) as pool, bar(console) as progress:
             embedder = Embedder(encoder, images, pool, options.batch)
             write_parts(parts, embedder, range(rank, parts.number, size), progress)

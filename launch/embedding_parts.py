@@ -10,7 +10,7 @@ Names that begin with `_` are left out by libraries that read a folder of Parque
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -149,5 +149,5 @@ def described(encoder: SavedEncoder) -> dict[str, Any]:
     for name, tensor in sorted(encoder.tensors().items()):
         hashed.update(name.encode())
         hashed.update(tensor.cpu().numpy().tobytes())
-    own: dict[str, Any] = json.loads(json.dumps(asdict(encoder.description)))
+    own: dict[str, Any] = json.loads(json.dumps(encoder.description.values()))
     return {"encoder": own, "width": encoder.num_features, "weights": hashed.hexdigest()}

@@ -26,7 +26,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from multiprocessing.context import BaseContext
 from typing import Any
@@ -44,7 +44,7 @@ from dist_ssl.data.images.image_rules import ImageRules
 from dist_ssl.data.storage.address import Address
 from dist_ssl.errors import DataError, TrainingError
 from dist_ssl.evaluate.confidence import interval
-from dist_ssl.saved_encoder import SavedEncoder, load_encoder
+from dist_ssl.saved_encoder import Description, SavedEncoder, load_encoder
 from launch.command_options import device_of, one_encoder, with_credentials
 from launch.finetune_files import prepare, say_how_to_use, write
 from launch.finetune_options import ENCODER_LR, FinetuneOptions
@@ -217,6 +217,14 @@ def finetune(
         yield {**numbers, **{f"undecodable_{use}": len(those) for use, those in bad.items()}}
 
 
+def description_after(before: Description, images: int, classes: int, options: FinetuneOptions) -> Description:
+    """Return the description of the encoder after this training, which says so wherever its weights have changed."""
+    if options.train == "head":
+        return before
+    now = f"{options.epochs} epochs on {images} images of {classes} classes"
+    return replace(before, finetuned=f"{before.finetuned}, then {now}" if before.finetuned else now)
+
+
 def rate_share(step: int, warm: int, steps: int) -> float:
     """Return the learning rate of a step as a share of the largest one."""
     if step < warm:
@@ -252,8 +260,10 @@ def run(arguments: list[str], console: Console) -> int:
         low, high = interval(numbers["accuracy"], int(numbers["images"]))
         text = f"top-1 {100 * numbers['accuracy']:5.1f} % (95 %: {100 * low:.1f} to {100 * high:.1f})"
         say(console, f"epoch {numbers['epoch']:3d}   loss {numbers['loss']:.3f}   {text}")
+    decoded = len(splits.train) - int(epochs[-1]["undecodable_train"])
+    saved.description = description_after(saved.description, decoded, len(splits.classes), options)
     own = {**asdict(options), "data_path": Address.parse(path).shown, "out": str(options.out)}
-    results = {"accuracy": epochs[-1]["accuracy"], "options": own, "encoder": asdict(saved.description)}
+    results = {"accuracy": epochs[-1]["accuracy"], "options": own, "encoder": saved.description.values()}
     write(options.out, saved, model.head, splits.classes, {**results, "epochs": epochs})
     say_how_to_use(options.out, console)
     return 0

@@ -48,6 +48,8 @@ class WeightSource:
     """Number of heads of every attention; empty where it is unknown."""
     colours: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     """Mean and standard deviation by which its images were normalised; None where they are unknown."""
+    finetuned: str = ""
+    """The training with labels that followed the pre-training, for people; empty where none is known."""
     convert: str = ""
     """How to get the same weights by timm's names, in case these have others; empty where it is unknown."""
 
@@ -77,7 +79,7 @@ def initial_weights(config: dict[str, Any], trusted: bool, console: Console) -> 
         )
     of_another = "" if library == "timm" else f" by the names of {library}"
     say(console, f"init={init}: {found.count} of {source.origin}{of_another}, sha256 {own[:12]}.")
-    for line in [*found.notes, *_of_head(found), *_of_colours(source, config["data"])]:
+    for line in [*found.notes, *_of_head(found), *_of_labels(source), *_of_colours(source, config["data"])]:
         say(console, f"  {line}")
     return content
 
@@ -108,6 +110,10 @@ def refuse_other(init: str, source: WeightSource, found: Match, encoder: nn.Modu
 
 def _of_head(found: Match) -> list[str]:
     return [f"Left out, as no part of the encoder: {', '.join(found.head)}."] if found.head else []
+
+
+def _of_labels(source: WeightSource) -> list[str]:
+    return [f"They were fine-tuned with labels: {source.finetuned}."] if source.finetuned else []
 
 
 def _of_colours(source: WeightSource, data: Mapping[str, Any]) -> list[str]:
@@ -169,7 +175,9 @@ def described(source: WeightSource, own: Description | None) -> WeightSource:
     if own.extra_layer is not None:  # EMP-SSL's, beside the encoder
         tensors = {name.removeprefix("encoder."): x for name, x in tensors.items()}
     words = " ".join(f"encoder.{key}={value}" for key, value in own.encoder.items())
-    return replace(source, tensors=tensors, encoder=words, heads=heads, colours=(own.mean, own.std))
+    return replace(
+        source, tensors=tensors, encoder=words, heads=heads, colours=(own.mean, own.std), finetuned=own.finetuned or ""
+    )
 
 
 def of_run(folder: Path, trusted: bool) -> WeightSource:

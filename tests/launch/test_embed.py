@@ -235,6 +235,17 @@ def test_parts_that_are_there_are_counted_without_comparing_them_with_each_other
     assert (task.completed, task.total, len(bits(tmp_path))) == (99, 99, 50)
 
 
+def test_an_encoder_that_was_fine_tuned_is_said_to_be(encoder: Path, pictures: Path, tmp_path: Path) -> None:
+    saved = load_encoder(encoder)
+    assert "finetuned" not in embedding_parts.described(saved)["encoder"]  # folders of earlier versions fit
+    saved.description = replace(saved.description, finetuned="3 epochs on 9 images of 2 classes")
+    saved.write(encoder)
+    text = embedded(f"encoder={encoder}", f"data.path={pictures}", f"out={tmp_path / 'out'}")
+    assert "The encoder was fine-tuned with labels: 3 epochs on 9 images of 2 classes." in text
+    described = json.loads((tmp_path / "out" / "_embeddings.json").read_text())
+    assert described["encoder"]["finetuned"] == "3 epochs on 9 images of 2 classes"
+
+
 @pytest.mark.parametrize("damage", ["missing", "cut"])
 def test_parts_that_nothing_describes_are_not_taken_for_ones_own(
     damage: str, encoder: Path, pictures: Path, tmp_path: Path

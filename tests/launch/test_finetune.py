@@ -86,6 +86,7 @@ def test_classes_of_colours_are_learnt_and_the_files_hold_what_was_learnt(
     for number, name in enumerate(COLOURS):
         features = found.embed(tmp_path / "data" / name / "0.png")
         assert int((features @ head["weight"].T + head["bias"]).argmax(1)) == number
+    assert found.description.finetuned == ("12 epochs on 48 images of 3 classes" if train == "all" else None)
     same = all(torch.equal(a, b) for a, b in zip(found.parameters(), load_encoder(encoder).parameters(), strict=True))
     assert same is (train == "head")
 
@@ -164,6 +165,7 @@ def test_a_picture_that_cannot_be_decoded_does_not_count_and_one_that_is_gone_en
     text = tuned(encoder, tmp_path / "data", tmp_path / "out", capsys, *words)
     last = json.loads((tmp_path / "out" / "results.json").read_text())["epochs"][-1]
     assert (last["images"], last["undecodable_test"], last["undecodable_train"]) == (5, 1, 2)
+    assert load_encoder(tmp_path / "out").description.finetuned == "2 epochs on 13 images of 3 classes"
     assert text.count("1 of 6 images to test on cannot be decoded; they do not count.") == 1
     assert text.count("2 of 15 images to train on cannot be decoded; they do not count.") == 1
 

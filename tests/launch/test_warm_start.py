@@ -3,6 +3,7 @@
 import io
 import re
 import shutil
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,13 @@ def test_a_file_of_ours_says_what_it_is_of(demo_shards: Path, tmp_path: Path) ->
     colours = "data.mean=[0.4,0.5,0.6] data.std=[0.2,0.3,0.4]"
     assert text.splitlines()[-1] == f"  They have seen images normalised by {colours}, unlike those of this run."
     assert same_bits(encoders_of(run)[0], load_file(tmp_path / "ours.safetensors"))
+
+
+def test_a_file_that_was_fine_tuned_is_said_to_be(demo_shards: Path, tmp_path: Path) -> None:
+    described = replace(DESCRIPTION, finetuned="3 epochs on 9 images of 2 classes")
+    SavedEncoder(TinyResNet(4), described).write(tmp_path / "ours.safetensors")
+    _, text = started(demo_shards, tmp_path / "runs", f"init={tmp_path / 'ours.safetensors'}")
+    assert "\n  They were fine-tuned with labels: 3 epochs on 9 images of 2 classes.\n" in text
 
 
 def test_the_layer_that_emp_ssl_adds_is_left_out(demo_shards: Path, tmp_path: Path) -> None:
