@@ -12,6 +12,8 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u20
 """Characters that act on a terminal or change the order of the text: all control characters but tab and line feed."""
 EXIT_CODE = 2
 """Exit code of every process that ends with a `UserError`."""
+MOST_SHOWN = 60
+"""Characters that are shown of a path that is too long."""
 MOST_NAMES = 60
 """Names that a remedy lists: timm has more than a thousand."""
 
@@ -90,6 +92,8 @@ def explained(error: BaseException) -> UserError | None:
         return UserError(f"The disk is full: {error}.", "Free some space, then try again.")
     if error.errno == errno.EROFS:
         return UserError(f"The disk is read-only: {error}.", "Have it mounted for writing, or name another folder.")
+    if error.errno == errno.ENAMETOOLONG:
+        return UserError(f"A path is too long: {str(error.filename)[:MOST_SHOWN]}...", "Name a shorter one.")
     if error.errno in (errno.EISDIR, errno.ENOTDIR) and error.filename:
         return cannot_be_used(error, "A file or a folder of a run is something else: move that away, then try again.")
     return None

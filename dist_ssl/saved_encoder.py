@@ -75,6 +75,12 @@ class Description:
     """The value that is white in deep pixels, see `ImageRules`."""
     alpha: Literal["white", "black", "drop"] = "white"
     """The background of transparent images, see `ImageRules`."""
+    finetuned: str | None = None
+    """The training with labels that followed the pre-training, for people; None without any."""
+
+    def values(self) -> dict[str, Any]:
+        """Return the fields; `finetuned`, which older versions do not know, only where there is something to say."""
+        return {key: value for key, value in asdict(self).items() if (key, value) != ("finetuned", None)}
 
     def check(self) -> None:
         """Raise ConfigError where a value cannot be that of an encoder."""
@@ -157,7 +163,7 @@ class SavedEncoder(nn.Module):
 
     def content(self) -> bytes:
         """Return the bytes of the file."""
-        return save(self.tensors(), {KEY: json.dumps(asdict(self.description)), "format": "pt"})
+        return save(self.tensors(), {KEY: json.dumps(self.description.values()), "format": "pt"})
 
     def write(self, path: Path) -> None:
         """Write the file, at once as a whole. Raises OSError."""

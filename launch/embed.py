@@ -145,8 +145,9 @@ def write_parts(parts: EmbeddingParts, embedder: Embedder, own: range, progress:
     """Write the missing ones of this process's parts, `own`."""
     missing = [part for part in own if not parts.path(part).is_file()]
     embedder.images.expect(parts.ids(part) for part in missing)
-    task = progress.add_task("images", total=sum(len(parts.ids(part)) for part in own))
-    progress.advance(task, sum(len(parts.ids(part)) for part in own if part not in missing))
+    total, left = (sum(len(parts.ids(part)) for part in those) for those in (own, missing))
+    task = progress.add_task("images", total=total)
+    progress.advance(task, total - left)
     for part in missing:
         parts.write(part, embedder.part(parts.ids(part)))
         progress.advance(task, len(parts.ids(part)))
@@ -166,6 +167,8 @@ def embed(options: EmbedOptions, rank: int, size: int, console: Console) -> None
     try:
         parts.begin({**described(encoder), **ran_with})
         say(console, f"{images.count} images of {images.origin}, {encoder.num_features} numbers each, on {device}.")
+        if encoder.description.finetuned:
+            say(console, f"The encoder was fine-tuned with labels: {encoder.description.finetuned}.")
         with ThreadPoolExecutor(options.threads) as pool, bar(console) as progress:
             embedder = Embedder(encoder, images, pool, options.batch)
             write_parts(parts, embedder, range(rank, parts.number, size), progress)

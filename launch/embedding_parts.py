@@ -10,7 +10,7 @@ Names that begin with `_` are left out by libraries that read a folder of Parque
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -77,8 +77,10 @@ class EmbeddingParts:
         path = self.folder / DESCRIPTION
         new = {"format": FORMAT, "kind": self.kind, "rows": self.rows, "images": self.count, **about}
         self.folder.mkdir(parents=True, exist_ok=True)
+        # Listed before it is read: another process that begins meanwhile describes the folder before it fills it.
+        filled = any(not path.name.startswith(".") for path in self.folder.iterdir())
         old = read_report(path)
-        if old is None and any(not path.name.startswith(".") for path in self.folder.iterdir()):
+        if old is None and filled:
             raise ConfigError(f"{self.folder} holds other files, and no whole {DESCRIPTION}.", OTHER_FOLDER)
         if old is not None and old != new:
             key = next(key for key in [*new, *old] if old.get(key) != new.get(key))
@@ -147,5 +149,5 @@ def described(encoder: SavedEncoder) -> dict[str, Any]:
     for name, tensor in sorted(encoder.tensors().items()):
         hashed.update(name.encode())
         hashed.update(tensor.cpu().numpy().tobytes())
-    own: dict[str, Any] = json.loads(json.dumps(asdict(encoder.description)))
+    own: dict[str, Any] = json.loads(json.dumps(encoder.description.values()))
     return {"encoder": own, "width": encoder.num_features, "weights": hashed.hexdigest()}

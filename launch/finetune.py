@@ -20,38 +20,34 @@ Keys:
 Exit codes: 0; 2 something in the command, the encoder or the data must be corrected; 130 interrupted.
 """
 
-import json
 import math
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from multiprocessing.context import BaseContext
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from rich.console import Console
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from dist_ssl.checkpoint.folder_names import ENCODER
 from dist_ssl.config.command import run_command, say
 from dist_ssl.data.images.centre_crop import write_centre
 from dist_ssl.data.images.image_rules import ImageRules
 from dist_ssl.data.storage.address import Address
-from dist_ssl.errors import ConfigError, DataError, TrainingError, cannot_be_written
+from dist_ssl.errors import DataError, TrainingError
 from dist_ssl.evaluate.confidence import shown_interval
-from dist_ssl.runtime.files import write_atomically
-from dist_ssl.saved_encoder import SavedEncoder, load_encoder
+from dist_ssl.saved_encoder import Description, SavedEncoder, load_encoder
 from dist_ssl.schedules.half_cosine import half_cosine
 from launch.command_options import device_of, one_encoder, with_credentials
+from launch.finetune_files import prepare, say_how_to_use, write
 from launch.finetune_options import ENCODER_LR, FinetuneOptions
 from launch.labelled_images import EncodedImages, Item, LabelledImages, LabelledSplits, labelled_splits
 from launch.run_dir import write_for_owner_alone
@@ -59,8 +55,7 @@ from launch.run_dir import write_for_owner_alone
 Batch = tuple[Tensor, Tensor]
 """Views [B, 3, S, S] and labels [B]."""
 Loader = DataLoader[Any]
-"""A loader of batches, or of why one cannot be read."""
-HEAD, RESULTS = "head.safetensors", "results.json"
+"""A loader of what `collated` returns."""
 SMALLEST_SHARE = 0.2
 """Least share of an image's area that a view of training shows."""
 
@@ -86,22 +81,28 @@ class Classifier(nn.Module):
         return logits
 
 
-def collated(items: list[Item]) -> Batch | DataError | None:
-    """Return the batch of the items that can be decoded, None without one; or why an item cannot be read."""
+def collated(items: list[Item]) -> tuple[Batch | None, list[int]] | DataError:
+    """Return the batch of the items that can be decoded, None without one, and the numbers of the others.
+
+    Or why an item cannot be read.
+    """
     if problem := next((item for item in items if isinstance(item, DataError)), None):
         return problem
     found = [item for item in items if isinstance(item, tuple)]
+    undecodable = [item for item in items if isinstance(item, int)]
     if not found:
-        return None
+        return None, undecodable
     views, labels = zip(*found, strict=True)
-    return torch.stack(views), torch.tensor(labels)
+    return (torch.stack(views), torch.tensor(labels)), undecodable
 
 
-def loaded(loader: Loader, saved: SavedEncoder, device: torch.device) -> Iterator[Batch]:
-    """Yield the batches, normalised and on the device. Raises DataError."""
-    for batch in loader:
-        if isinstance(batch, DataError):
-            raise batch
+def loaded(loader: Loader, saved: SavedEncoder, device: torch.device, undecodable: set[int]) -> Iterator[Batch]:
+    """Yield the batches, normalised and on the device; add the numbers of undecodable images. Raises DataError."""
+    for found in loader:
+        if isinstance(found, DataError):
+            raise found
+        batch, numbers = found
+        undecodable.update(numbers)
         if batch is not None:
             views, labels = batch
             yield saved.normalised(views.permute(0, 2, 3, 1)).to(device), labels.to(device)
@@ -145,8 +146,10 @@ def train_epoch(
 ) -> float:
     """Train for one epoch; return the mean loss. Raises TrainingError where it is not finite, DataError."""
     model.train()
-    losses = []
+    losses, least = [], 1 if model.frozen else 2  # batch norms cannot normalise by the statistics of one image
     for x, labels in epoch:
+        if len(x) < least:
+            continue
         loss = F.cross_entropy(model(x), labels, label_smoothing=0.1)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -154,7 +157,8 @@ def train_epoch(
         scheduler.step()
         losses.append(loss.item())
     if not losses:
-        raise DataError("No image to train on can be decoded.", "Name other images: data.path=...")
+        problem = f"Too few images to train on can be decoded: a batch needs {least}."
+        raise DataError(problem, "Name other images: data.path=...")
     if not math.isfinite(sum(losses)):
         raise TrainingError("The loss is not finite.", "Use smaller rates: lr=..., encoder_lr=...")
     return sum(losses) / len(losses)
@@ -205,11 +209,21 @@ def finetune(
     steps, warm = options.epochs * len(train), len(train)  # one epoch of linear warm-up, then half a cosine
     share = partial(rate_share, warm=min(warm, steps // 2), steps=steps)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
-    device = model.head.weight.device
+    bad: dict[str, set[int]] = {"train": set(), "test": set()}
+    load = partial(loaded, saved=saved, device=model.head.weight.device)
     for epoch in range(1, options.epochs + 1):
-        loss = train_epoch(model, optimizer, scheduler, loaded(train, saved, device))
-        found, count = accuracy(model, loaded(val, saved, device))
-        yield {"epoch": epoch, "loss": loss, "accuracy": found, "images": count}
+        loss = train_epoch(model, optimizer, scheduler, load(train, undecodable=bad["train"]))
+        found, count = accuracy(model, load(val, undecodable=bad["test"]))
+        numbers = {"epoch": epoch, "loss": loss, "accuracy": found, "images": count}
+        yield {**numbers, **{f"undecodable_{use}": len(those) for use, those in bad.items()}}
+
+
+def description_after(before: Description, images: int, classes: int, options: FinetuneOptions) -> Description:
+    """Return the description of the encoder after this training, which says so wherever its weights have changed."""
+    if options.train == "head":
+        return before
+    now = f"{options.epochs} epochs on {images} images of {classes} classes"
+    return replace(before, finetuned=f"{before.finetuned}, then {now}" if before.finetuned else now)
 
 
 def rate_share(step: int, warm: int, steps: int) -> float:
@@ -219,32 +233,14 @@ def rate_share(step: int, warm: int, steps: int) -> float:
     return half_cosine(1.0, 0.0, step - warm, max(1, steps - warm))
 
 
-def prepare(out: Path) -> None:
-    """Make the folder of the results. Raises ConfigError where it holds anything, UserError where it cannot be made."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if any(out.iterdir()):
-            raise ConfigError(f"out={out} holds files already.", "Name a new folder: out=...")
-        write_atomically(out / RESULTS, "{}\n")
-        (out / RESULTS).unlink()
-    except OSError as error:
-        raise cannot_be_written(f"out={out}", error, "Name another out=...") from error
-
-
-def write(out: Path, saved: SavedEncoder, model: Classifier, classes: list[str], results: dict[str, Any]) -> None:
-    """Write encoder, classifier and results. Raises OSError."""
-    saved.cpu().write(out / ENCODER)
-    head = {name: value.detach().cpu().contiguous() for name, value in model.head.state_dict().items()}
-    write_atomically(out / HEAD, save(head, {"classes": json.dumps(classes)}), sync=True)
-    write_atomically(out / RESULTS, json.dumps(results, indent=1) + "\n", sync=True)
-
-
-def say_how_to_use(out: Path, console: Console) -> None:
-    """Print the lines of Python that classify an image."""
-    say(console, f"Written to {out}. To use it:")
-    say(console, "  import dist_ssl; from safetensors.torch import load_file")
-    say(console, f"  encoder, head = dist_ssl.load_encoder({str(out)!r}), load_file({str(out / HEAD)!r})")
-    say(console, "  labels = (encoder.embed(['a.jpg']) @ head['weight'].T + head['bias']).argmax(1)")
+def say_what_is_left_out(
+    splits: LabelledSplits, now: Mapping[str, float], before: Mapping[str, float], console: Console
+) -> None:
+    """Print how many images cannot be decoded, where an epoch has found more of them than the one before."""
+    for use, images in (("train", splits.train), ("test", splits.val)):
+        key = f"undecodable_{use}"
+        if now[key] > before.get(key, 0):
+            say(console, f"{now[key]} of {len(images)} images to {use} on cannot be decoded; they do not count.")
 
 
 def run(arguments: list[str], console: Console) -> int:
@@ -258,17 +254,18 @@ def run(arguments: list[str], console: Console) -> int:
     prepare(options.out)
     counts = f"{len(splits.train)} images to train on, {len(splits.val)} to test on"
     say(console, f"{counts}; {len(splits.classes)} classes.")
-    epochs = []
+    epochs: list[dict[str, float]] = []
     for numbers in finetune(model, saved, splits, options):
+        say_what_is_left_out(splits, numbers, epochs[-1] if epochs else {}, console)
         epochs.append(numbers)
         accuracy = numbers["accuracy"]
         text = f"top-1 {100 * accuracy:5.1f} % {shown_interval(accuracy, int(numbers['images']))}"
         say(console, f"epoch {numbers['epoch']:3d}   loss {numbers['loss']:.3f}   {text}")
-    if bad := len(splits.val) - int(epochs[-1]["images"]):
-        say(console, f"{bad} of the images to test on cannot be decoded; they do not count.")
+    decoded = len(splits.train) - int(epochs[-1]["undecodable_train"])
+    saved.description = description_after(saved.description, decoded, len(splits.classes), options)
     own = {**asdict(options), "data_path": Address.parse(path).shown, "out": str(options.out)}
-    results = {"accuracy": epochs[-1]["accuracy"], "options": own, "encoder": asdict(saved.description)}
-    write(options.out, saved, model, splits.classes, {**results, "epochs": epochs})
+    results = {"accuracy": epochs[-1]["accuracy"], "options": own, "encoder": saved.description.values()}
+    write(options.out, saved, model.head, splits.classes, {**results, "epochs": epochs})
     say_how_to_use(options.out, console)
     return 0
 

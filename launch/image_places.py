@@ -10,6 +10,7 @@ from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.manifest import Manifest
 from dist_ssl.data.storage.reader_options import Access
 from dist_ssl.errors import DataError
+from shards.command_line import parse_path
 from shards.folder_scan import Found, scan
 from shards.sources.imagefolder import check
 
@@ -19,7 +20,7 @@ def shards_at(path: str) -> Address | None:
     address = Address.parse(path)
     if not address.local:
         return address
-    folder = address.path.expanduser()
+    folder = parse_path(str(address.path), "data.path")
     if (folder / manifest.NAME).is_file():
         return Address.parse(str(folder))
     if not folder.is_dir():
@@ -38,7 +39,7 @@ def open_shards(address: Address, cache: str | None, cache_bytes: str, sharers: 
 
 def scanned(path: str, threads: int, console: Console) -> tuple[Path, Found]:
     """Return a folder of pictures, and what is in it. Prints what is left out. Raises DataError."""
-    folder = Path(path).expanduser()
+    folder = parse_path(path, "data.path")
     found = scan(folder, threads)
     check(found, folder, console)
     return folder, found

@@ -3,7 +3,7 @@
 Everything in here can be pickled: the worker processes of a DataLoader open their own files and connections.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -29,8 +29,8 @@ from shards.sources import imagefolder
 
 View = Callable[[Tensor], Tensor]
 """A function that makes a view [3, S, S] of an image, pixels [3, h, w] uint8."""
-Item = tuple[Tensor, int] | DataError | None
-"""A view and its label; None where the image cannot be decoded; why it cannot be read, as no worker can raise that."""
+Item = tuple[Tensor, int] | int | DataError
+"""A view and its label; the number of an undecodable image; why one cannot be read, as no worker can raise that."""
 HELD_OUT = HeldOut(share=0.2)
 MOST_CLASSES = 1 << 15
 """Classes that a data set of fewer samples may have: it may be a part of a larger one and keep its numbers."""
@@ -48,11 +48,11 @@ class EncodedImages(Protocol):
 
 @dataclass(frozen=True)
 class FolderSamples:
-    """Pictures of a folder; the label is the place of the first part of a picture's name among the classes."""
+    """Pictures of a folder. `labels`: of the classes, which are the first parts of the pictures' names."""
 
     root: Path
     files: Sequence[File]
-    classes: Sequence[str]
+    labels: Mapping[str, int]
 
     def __len__(self) -> int:
         return len(self.files)
@@ -60,7 +60,7 @@ class FolderSamples:
     def __call__(self, number: int) -> tuple[bytes, int]:
         """See `EncodedImages`."""
         file = self.files[number]
-        return imagefolder.read(self.root, file), self.classes.index(class_of(file))
+        return imagefolder.read(self.root, file), self.labels[class_of(file)]
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class LabelledImages(Dataset[Item]):
             data, label = self.samples(number)
             pixels = decode(data, self.rules.max_pixels, self.rules).pixels  # as large as it is
         except UnreadableError:
-            return None
+            return number
         except DataError as error:
             return error
         return self.view(torch.from_numpy(pixels).permute(2, 0, 1)), label
@@ -182,7 +182,8 @@ def of_folder(path: str, held_out: HeldOut | None, console: Console) -> Labelled
     classes = sorted({class_of(file) for file in train})
     if others := sorted({class_of(file) for file in val} - {*classes}):
         raise DataError(f"No picture of class '{others[0]}' is there to train on.", "Add some, or hold fewer out.")
-    return LabelledSplits(FolderSamples(roots[0], train, classes), FolderSamples(roots[1], val, classes), classes)
+    labels = {name: label for label, name in enumerate(classes)}
+    return LabelledSplits(FolderSamples(roots[0], train, labels), FolderSamples(roots[1], val, labels), classes)
 
 
 def class_of(file: File) -> str:

@@ -7,7 +7,6 @@ import copy
 import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +88,7 @@ def properties(saved: SavedEncoder) -> dict[str, str]:
     """Return what the file says of the encoder: all in one, and by itself what a program needs to use it."""
     own = saved.description
     alone = {"image_size": own.crop, "resize": own.resize, "mean": own.mean, "std": own.std, "data": own.data}
-    return {KEY: json.dumps(asdict(own)), **{key: json.dumps(value) for key, value in alone.items()}}
+    return {KEY: json.dumps(own.values()), **{key: json.dumps(value) for key, value in alone.items()}}
 
 
 def write_network(network: nn.Module, side: int, path: Path, said: Mapping[str, str]) -> None:

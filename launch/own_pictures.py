@@ -23,7 +23,7 @@ from dist_ssl.errors import ConfigError, DataError, printable, shortened
 from launch import launch_keys, settings
 from launch.folder_rules import KeyChoice, choices
 from launch.run_dir import PROJECT
-from shards.command_line import parse_held_out
+from shards.command_line import parse_held_out, parse_path
 from shards.folder_facts import Facts, copies, measure
 from shards.sources.imagefolder import FolderOptions, Pictures, find, pack_pictures
 
@@ -82,7 +82,7 @@ def rewritten(shards: Path, chosen: Sequence[KeyChoice]) -> list[str]:
 
 def options_of(node: dict[str, Any]) -> FolderOptions:
     """Return what the keys of the data say about the folder. Raises ConfigError."""
-    path, held = Path(fit(node["path"], str, "data.path")).expanduser(), node["hold_out"]
+    path, held = parse_path(fit(node["path"], str, "data.path"), "data.path"), node["hold_out"]
     if (path / manifest.NAME).is_file():
         raise ConfigError(f"data.path={path} holds shards, not pictures.", f"Write data=shards data.path={path}")
     labels = fit(node["labels"], bool | None, "data.labels")
@@ -91,7 +91,7 @@ def options_of(node: dict[str, Any]) -> FolderOptions:
 
 def into_of(node: dict[str, Any], options: FolderOptions) -> Path:
     """Return the folder below which the shards go. Raises ConfigError where it lies among the pictures."""
-    into = Path(fit(node["into"], str, "data.into")).expanduser()
+    into = parse_path(fit(node["into"], str, "data.into"), "data.into")
     if into.resolve().is_relative_to(options.path.resolve()):
         raise ConfigError(
             f"data.into={into} lies in the folder of the pictures, {options.path}: nothing is written there.",

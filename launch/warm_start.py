@@ -28,6 +28,7 @@ from launch.evaluation import checkpoint_of
 from launch.run_dir import RunDir
 from launch.weight_match import Match, heads_of, match
 from launch.weight_names import in_timm_names
+from shards.command_line import parse_path
 
 MOST_BYTES = 1 << 36
 """Bytes of a file of weights, at most: 64 GiB."""
@@ -47,6 +48,8 @@ class WeightSource:
     """Number of heads of every attention; empty where it is unknown."""
     colours: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     """Mean and standard deviation by which its images were normalised; None where they are unknown."""
+    finetuned: str = ""
+    """The training with labels that followed the pre-training, for people; empty where none is known."""
     convert: str = ""
     """How to get the same weights by timm's names, in case these have others; empty where it is unknown."""
 
@@ -76,7 +79,7 @@ def initial_weights(config: dict[str, Any], trusted: bool, console: Console) -> 
         )
     of_another = "" if library == "timm" else f" by the names of {library}"
     say(console, f"init={init}: {found.count} of {source.origin}{of_another}, sha256 {own[:12]}.")
-    for line in [*found.notes, *_of_head(found), *_of_colours(source, config["data"])]:
+    for line in [*found.notes, *_of_head(found), *_of_labels(source), *_of_colours(source, config["data"])]:
         say(console, f"  {line}")
     return content
 
@@ -109,6 +112,10 @@ def _of_head(found: Match) -> list[str]:
     return [f"Left out, as no part of the encoder: {', '.join(found.head)}."] if found.head else []
 
 
+def _of_labels(source: WeightSource) -> list[str]:
+    return [f"They were fine-tuned with labels: {source.finetuned}."] if source.finetuned else []
+
+
 def _of_colours(source: WeightSource, data: Mapping[str, Any]) -> list[str]:
     """Return a line where the weights have seen images that were normalised otherwise than those of the run."""
     own = (tuple(data["mean"]), tuple(data["std"]))
@@ -126,7 +133,7 @@ def source_of(init: str, trusted: bool) -> WeightSource:
         source = of_file(hub.file)
         source = replace(source, origin=hub.origin, convert=hub.convert)
         return replace(source, encoder=hub.encoder, heads=hub.heads, colours=hub.colours)
-    path = Path(init).expanduser()
+    path = parse_path(init, "init")
     if not init or not path.exists():
         raise ConfigError(f"init={init} is neither a file nor a run folder.", WAYS)
     return of_run(path, trusted) if path.is_dir() else of_file(path)
@@ -169,7 +176,9 @@ def described(source: WeightSource, own: Description | None) -> WeightSource:
     if own.extra_layer is not None:  # EMP-SSL's, beside the encoder
         tensors = {name.removeprefix("encoder."): x for name, x in tensors.items()}
     words = " ".join(f"encoder.{key}={value}" for key, value in own.encoder.items())
-    return replace(source, tensors=tensors, encoder=words, heads=heads, colours=(own.mean, own.std))
+    return replace(
+        source, tensors=tensors, encoder=words, heads=heads, colours=(own.mean, own.std), finetuned=own.finetuned or ""
+    )
 
 
 def of_run(folder: Path, trusted: bool) -> WeightSource:

@@ -78,6 +78,17 @@ def parse_not_negative(text: str, key: str) -> NotNegative:
     return NotNegative(0.0 if zero else parse_positive(text, key))
 
 
+def parse_path(text: str, key: str = "") -> Path:
+    """Return the path in a text, in which `~` and `~NAME` are home folders. Raises ConfigError for an unknown NAME."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        given = f"{key}={text}" if key else text
+        raise ConfigError(
+            f"{given} is not possible: nobody here has this home folder.", "Write the whole path."
+        ) from error
+
+
 def parse_choice(text: str, key: str, choices: Sequence[str]) -> str:
     """Return the text where it is one of the choices. Raises ConfigError."""
     if text not in choices:
@@ -138,7 +149,7 @@ def parse_held_out(text: str, key: str) -> HeldOut:
 
 PARSERS: dict[Any, Callable[[str, str], Any]] = {
     str: lambda text, _key: text,
-    Path: lambda text, _key: Path(text).expanduser(),
+    Path: parse_path,
     int: parse_whole,
     float: parse_positive,
     NotNegative: parse_not_negative,
@@ -170,7 +181,7 @@ def folder_and_pairs(arguments: Sequence[str], usage: str) -> tuple[Path, dict[s
     if len(folders) != 1:
         given = f"{len(folders)} folders are given ({', '.join(folders)})" if folders else "No folder is given"
         raise ConfigError(f"{given}: this script takes one folder of shards.", f"Usage: {usage}")
-    return Path(folders[0]).expanduser(), pairs([argument for argument in arguments if "=" in argument])
+    return parse_path(folders[0]), pairs([argument for argument in arguments if "=" in argument])
 
 
 def counted_kinds(kinds: Counter[str], most: int = 20) -> str:

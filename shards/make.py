@@ -32,7 +32,7 @@ from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.fetch import Fetcher
 from dist_ssl.errors import ConfigError, nearest, shortened
 from shards import depth, levels
-from shards.command_line import Bytes, fill, pairs
+from shards.command_line import Bytes, fill, pairs, parse_path
 from shards.image_source import ImageSource
 from shards.sources import demo, garments, imagefolder, tars, vision
 
@@ -84,7 +84,7 @@ def run(arguments: list[str], console: Console) -> int:
     given = pairs(arguments)
     source, out = given.pop("source", None), given.pop("out", None)
     smaller = levels_of(given, source)
-    folder = Path(out).expanduser() if out else None
+    folder = parse_path(out, "out") if out else None
     if source is None and not (smaller and folder):
         raise ConfigError("source=... is missing.", f"Set it to one of: {', '.join(SOURCES)}.")
     if source is not None:

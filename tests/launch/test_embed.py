@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from rich.console import Console
+from rich.progress import Progress
 
 from dist_ssl.data.storage import manifest
 from dist_ssl.data.storage.read import Reader
@@ -22,9 +24,23 @@ from dist_ssl.errors import ConfigError, DataError
 from dist_ssl.saved_encoder import load_encoder
 from launch import command_options, embed, embedding_parts, image_collection
 from launch.embed import EmbedOptions
+from launch.embedding_parts import EmbeddingPart
 from launch.run_dir import PROJECT
 from launch.variables import ADDRESS
 from tests.test_saved_encoder import tiny
+
+
+class Compared(int):
+    """A number that counts how often any of its kind is compared."""
+
+    count = 0
+
+    def __eq__(self, other: object) -> bool:
+        Compared.count += 1
+        return int(self) == other
+
+    __hash__ = int.__hash__
+
 
 NAMES = ("a.png", "b/c d.jpg", "b/ünï.png", "z/y/x.gif")
 
@@ -185,6 +201,49 @@ def test_a_folder_of_other_embeddings_is_left_alone(encoder: Path, pictures: Pat
     with pytest.raises(ConfigError, match="images were changed, added or removed since"):
         embedded(*words)
     assert bits(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("moment", ["before it is read", "after it was read"])
+def test_a_process_that_begins_while_another_one_does_finds_the_folder_described(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts, read_report = embedding_parts.EmbeddingParts(tmp_path / "out", "npz", 1, 2), embedding_parts.read_report
+
+    def beside_another(path: Path) -> Any:
+        monkeypatch.setattr(embedding_parts, "read_report", read_report)
+        found = read_report(path) if moment == "after it was read" else None
+        parts.begin({"data": "abc"})
+        parts.path(0).touch()
+        return found or (read_report(path) if moment == "before it is read" else None)
+
+    monkeypatch.setattr(embedding_parts, "read_report", beside_another)
+    parts.begin({"data": "abc"})
+    assert {path.name for path in parts.folder.iterdir()} == {"_embeddings.json", "part_00000.npz"}
+
+
+def test_parts_that_are_there_are_counted_without_comparing_them_with_each_other(tmp_path: Path) -> None:
+    parts = embedding_parts.EmbeddingParts(tmp_path, "npz", 2, 99)
+    for part in range(40):
+        parts.path(part).touch()
+    images = SimpleNamespace(expect=lambda ids: None)
+    ending = EmbeddingPart(["a"], np.zeros(1, dtype=np.int64), np.zeros((1, 2), dtype=np.float32), [])
+    embedder = SimpleNamespace(images=images, part=lambda ids: ending)
+    progress, compared = Progress(console=Console(quiet=True)), Compared.count
+    embed.write_parts(parts, embedder, [Compared(part) for part in range(50)], progress)  # type: ignore[arg-type]
+    assert Compared.count == compared
+    [task] = progress.tasks
+    assert (task.completed, task.total, len(bits(tmp_path))) == (99, 99, 50)
+
+
+def test_an_encoder_that_was_fine_tuned_is_said_to_be(encoder: Path, pictures: Path, tmp_path: Path) -> None:
+    saved = load_encoder(encoder)
+    assert "finetuned" not in embedding_parts.described(saved)["encoder"]  # folders of earlier versions fit
+    saved.description = replace(saved.description, finetuned="3 epochs on 9 images of 2 classes")
+    saved.write(encoder)
+    text = embedded(f"encoder={encoder}", f"data.path={pictures}", f"out={tmp_path / 'out'}")
+    assert "The encoder was fine-tuned with labels: 3 epochs on 9 images of 2 classes." in text
+    described = json.loads((tmp_path / "out" / "_embeddings.json").read_text())
+    assert described["encoder"]["finetuned"] == "3 epochs on 9 images of 2 classes"
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut"])

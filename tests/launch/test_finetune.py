@@ -1,11 +1,13 @@
 """Fine-tuning: a classifier that learns what is there to learn, from folders and shards, and the files of it."""
 
+import errno
 import json
 import os
 import pickle
 import re
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,10 +20,12 @@ from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from dist_ssl.config.instantiate import instantiate
 from dist_ssl.errors import ConfigError, DataError
 from dist_ssl.models.encoders import TinyResNet
+from dist_ssl.runtime.files import write_atomically
 from dist_ssl.saved_encoder import SavedEncoder, load_encoder
-from launch import finetune, labelled_images
+from launch import finetune, finetune_files, labelled_images
 from launch.finetune import rate_share
 from launch.finetune_options import ENCODER_LR, FinetuneOptions
 from launch.labelled_images import LabelledSplits, labelled_splits
@@ -30,6 +34,7 @@ from launch.variables import ADDRESS
 from tests.test_saved_encoder import DESCRIPTION
 from tests.web import serving
 
+UNDECODABLE = b"\x89PNG\r\n\x1a\n nothing more"
 COLOURS = {"blue": (20, 40, 220), "green": (30, 200, 40), "red": (220, 30, 20)}
 
 
@@ -81,6 +86,7 @@ def test_classes_of_colours_are_learnt_and_the_files_hold_what_was_learnt(
     for number, name in enumerate(COLOURS):
         features = found.embed(tmp_path / "data" / name / "0.png")
         assert int((features @ head["weight"].T + head["bias"]).argmax(1)) == number
+    assert found.description.finetuned == ("12 epochs on 48 images of 3 classes" if train == "all" else None)
     same = all(torch.equal(a, b) for a, b in zip(found.parameters(), load_encoder(encoder).parameters(), strict=True))
     assert same is (train == "head")
 
@@ -101,8 +107,9 @@ def test_workers_read_a_server_of_shards_and_give_the_batches_of_this_process(en
         assert (len(splits.train), len(splits.val), len(splits.classes)) == (60, 20, 10)
         images = finetune.views_of(load_encoder(encoder), splits, flip=True)[1]
         found = [list(finetune.batches(images, replace(options, workers=n), shuffle=False)) for n in (0, 2)]
-    assert [len(labels) for _, labels in found[0]] == [7, 7, 6]
-    for (views, labels), (same, alike) in zip(*found, strict=True):
+    assert [len(labels) for (_, labels), _ in found[0]] == [7, 7, 6]
+    for ((views, labels), bad), ((same, alike), _) in zip(*found, strict=True):
+        assert not bad
         assert torch.equal(views, same)
         assert torch.equal(labels, alike)
 
@@ -112,6 +119,31 @@ def test_shards_are_trained_on(
 ) -> None:
     text = tuned(encoder, demo_shards, tmp_path / "out", capsys, "epochs=1", "train=head")
     assert "60 images to train on, 20 to test on; 10 classes." in text
+
+
+@pytest.mark.parametrize("spare", ["spare", "none"])
+def test_what_was_trained_is_kept_where_the_folder_fails_meanwhile(
+    spare: str, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw(tmp_path / "data", 2)
+    (tmp_path / "spare").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / spare))
+
+    def failing(path: Path, content: str | bytes, sync: bool = False) -> None:
+        if sync and path.parent == tmp_path / "out":
+            raise OSError(errno.EIO, "Input/output error")
+        write_atomically(path, content, sync)
+
+    monkeypatch.setattr(finetune_files, "write_atomically", failing)
+    code, text = tried(encoder, tmp_path / "data", tmp_path / "out", capsys, "epochs=1")
+    assert (code, f"out={tmp_path / 'out'} cannot be written: Input/output error." in text) == (2, True)
+    if spare == "none":
+        assert "they are lost: No such file or directory." in text
+        return
+    [folder] = (tmp_path / "spare").iterdir()
+    assert f"The files are in {folder} of this machine instead" in text
+    assert {path.name for path in folder.iterdir()} == {"encoder.safetensors", "head.safetensors", "results.json"}
+    assert load_encoder(folder).num_features == load_encoder(encoder).num_features
 
 
 def test_the_same_seed_gives_the_same_bits(encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -125,13 +157,17 @@ def test_the_same_seed_gives_the_same_bits(encoder: Path, tmp_path: Path, capsys
 def test_a_picture_that_cannot_be_decoded_does_not_count_and_one_that_is_gone_ends_it(
     encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    draw(tmp_path / "data" / "train", 3)
+    draw(tmp_path / "data" / "train", 5)  # a multiple of the batch: every epoch sees all
     draw(tmp_path / "data" / "val", 2)
-    (tmp_path / "data" / "val" / "red" / "0.png").write_bytes(b"\x89PNG\r\n\x1a\n nothing more")
-    words = ["epochs=1", "batch=5"]  # of the six to test on the last one is alone in its batch
+    for name in ("val/red/0.png", "train/red/0.png", "train/blue/1.png"):
+        (tmp_path / "data" / name).write_bytes(UNDECODABLE)
+    words = ["epochs=2", "batch=5"]  # of the six to test on the last one is alone in its batch
     text = tuned(encoder, tmp_path / "data", tmp_path / "out", capsys, *words)
-    assert json.loads((tmp_path / "out" / "results.json").read_text())["epochs"][0]["images"] == 5
-    assert "1 of the images to test on cannot be decoded; they do not count." in text
+    last = json.loads((tmp_path / "out" / "results.json").read_text())["epochs"][-1]
+    assert (last["images"], last["undecodable_test"], last["undecodable_train"]) == (5, 1, 2)
+    assert load_encoder(tmp_path / "out").description.finetuned == "2 epochs on 13 images of 3 classes"
+    assert text.count("1 of 6 images to test on cannot be decoded; they do not count.") == 1
+    assert text.count("2 of 15 images to train on cannot be decoded; they do not count.") == 1
 
     split = finetune.labelled_splits
 
@@ -147,15 +183,27 @@ def test_a_picture_that_cannot_be_decoded_does_not_count_and_one_that_is_gone_en
     assert not any((tmp_path / "b").iterdir())
 
 
-def test_images_of_which_none_can_be_decoded_are_refused(
-    encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("damaged", "words", "problem"),
+    [
+        ("val/*/*.png", [], "No image to test on can be decoded."),
+        ("train/[br]*/*.png", [], "Too few images to train on can be decoded: a batch needs 2."),
+        ("train/[br]*/*.png", ["train=head"], ""),
+        ("train/*/*.png", ["train=head"], "Too few images to train on can be decoded: a batch needs 1."),
+    ],
+)
+def test_too_few_images_that_can_be_decoded_are_refused(
+    damaged: str, words: list[str], problem: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    draw(tmp_path / "data" / "train", 3)
-    draw(tmp_path / "data" / "val", 1)
-    for path in (tmp_path / "data" / "val").glob("*/*.png"):
-        path.write_bytes(b"\x89PNG\r\n\x1a\n nothing more")
-    code, text = tried(encoder, tmp_path / "data", tmp_path / "out", capsys, "epochs=1")
-    assert (code, "No image to test on can be decoded." in text) == (2, True)
+    for split in ("train", "val"):
+        draw(tmp_path / "data" / split, 1)
+    for path in (tmp_path / "data").glob(damaged):
+        path.write_bytes(UNDECODABLE)
+    node = {"_target_": "dist_ssl.models.encoders.timm_encoder", "name": "resnet18", "stem": "standard"}
+    encoder = tmp_path / "resnet.safetensors"  # whose maps end at 1 x 1 px
+    SavedEncoder(instantiate(node, "encoder"), replace(DESCRIPTION, encoder=node)).write(encoder)
+    code, text = tried(encoder, tmp_path / "data", tmp_path / "out", capsys, "epochs=1", *words)
+    assert (code, problem in text) == (2 if problem else 0, True), text
 
 
 def test_nothing_that_is_there_is_overwritten(

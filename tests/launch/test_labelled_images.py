@@ -5,10 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+from rich.console import Console
 
 from dist_ssl.data.storage import manifest
 from dist_ssl.errors import DataError
-from launch.labelled_images import MOST_CLASSES, class_names
+from launch.labelled_images import MOST_CLASSES, FolderSamples, class_names, labelled_splits
 
 
 def labelled(folder: Path, labels: list[int], classes: list[str]) -> manifest.Manifest:
@@ -39,3 +41,15 @@ def test_more_classes_than_the_data_can_have_are_refused(tmp_path: Path) -> None
 def test_a_label_beyond_the_classes_is_refused(tmp_path: Path, label: int, classes: list[str]) -> None:
     with pytest.raises(DataError, match=f"has the label {label}: its labels are 0 to"):
         class_names(labelled(tmp_path, [0, label], classes))
+
+
+def test_labels_are_looked_up_without_a_search_through_the_classes(tmp_path: Path) -> None:
+    for name in "abcd":
+        (tmp_path / name).mkdir()
+        for number in range(5):
+            Image.new("RGB", (8, 8)).save(tmp_path / name / f"{number}.png")
+    splits = labelled_splits(str(tmp_path), None, None, "1GB", Console(quiet=True))
+    for samples in (splits.train, splits.val):
+        assert isinstance(samples, FolderSamples)
+        assert [samples(n)[1] for n in range(len(samples))] == ["abcd".index(file.name[0]) for file in samples.files]
+        assert samples.labels == {"a": 0, "b": 1, "c": 2, "d": 3}

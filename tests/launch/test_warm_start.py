@@ -3,6 +3,7 @@
 import io
 import re
 import shutil
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dist_ssl.checkpoint.folder_names import INITIAL
+from dist_ssl.config.command import known_error
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import CheckpointError, ConfigError, DataError
 from dist_ssl.methods.emp_ssl import Widened
 from dist_ssl.models.encoders import TinyResNet
 from dist_ssl.models.vit import vit
 from dist_ssl.saved_encoder import SavedEncoder
-from launch import forking, hub_weights, model_card, preparation, settings, slurm
+from launch import forking, hub_weights, model_card, preparation, settings, slurm, warm_start
 from launch.run_dir import PROJECT, RunDir
 from launch.run_files import write_yaml
 from launch.warm_start import initial_weights
@@ -119,6 +121,13 @@ def test_a_file_of_ours_says_what_it_is_of(demo_shards: Path, tmp_path: Path) ->
     colours = "data.mean=[0.4,0.5,0.6] data.std=[0.2,0.3,0.4]"
     assert text.splitlines()[-1] == f"  They have seen images normalised by {colours}, unlike those of this run."
     assert same_bits(encoders_of(run)[0], load_file(tmp_path / "ours.safetensors"))
+
+
+def test_a_file_that_was_fine_tuned_is_said_to_be(demo_shards: Path, tmp_path: Path) -> None:
+    described = replace(DESCRIPTION, finetuned="3 epochs on 9 images of 2 classes")
+    SavedEncoder(TinyResNet(4), described).write(tmp_path / "ours.safetensors")
+    _, text = started(demo_shards, tmp_path / "runs", f"init={tmp_path / 'ours.safetensors'}")
+    assert "\n  They were fine-tuned with labels: 3 epochs on 9 images of 2 classes.\n" in text
 
 
 def test_the_layer_that_emp_ssl_adds_is_left_out(demo_shards: Path, tmp_path: Path) -> None:
@@ -268,6 +277,14 @@ def test_a_folder_that_is_no_run_and_a_device_are_refused(demo_shards: Path, tmp
         started(demo_shards, tmp_path / "runs", f"init={tmp_path / 'empty'}")
     with pytest.raises(DataError, match="/dev/zero cannot be read: it is no regular file"):
         started(demo_shards, tmp_path / "runs", "init=/dev/zero")
+
+
+def test_a_name_that_is_too_long_is_one_line() -> None:
+    with pytest.raises(OSError, match="File name too long") as caught:
+        warm_start.source_of("x" * 5000, False)
+    known = known_error(caught.value)
+    assert known is not None
+    assert known.problem == f"A path is too long: {'x' * 60}..."
 
 
 def test_expected_weights_are_compared(demo_shards: Path, tmp_path: Path, file: Path) -> None:
