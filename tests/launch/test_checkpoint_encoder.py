@@ -17,7 +17,7 @@ from dist_ssl.train import Job
 from launch import last_lines, worker
 from launch.checkpoint_encoder import of_checkpoint
 from launch.ending import FINISHED, Ending
-from launch.export import ExportOptions, export
+from launch.export import ExportOptions, export, sample
 from launch.run_dir import RunDir
 from launch.run_files import write_yaml
 from tests.jobs import small_config, small_job
@@ -107,6 +107,15 @@ def test_an_export_is_of_the_branch_that_the_probe_measures_now(demo_shards: Pat
     assert export(options, run, Console(quiet=True)) == 0
     own = dist_ssl.load_encoder(out).description
     assert (own.branch, own.crop, own.resize) == ("teacher", 24, 28)
+
+
+def test_the_images_of_a_check_may_be_of_one_place_of_a_mixture_or_other_ones(
+    demo_shards: Path, tmp_path: Path
+) -> None:
+    config = small_config(demo_shards, "nodes=1", "method=mocov3")
+    mixture = {"path": ["/gone", "/away"], "weights": [3, 1], "identity": "xxh3:0"}
+    write_yaml(tmp_path / "config.yaml", {"format": 1, **config, "data": {**config["data"], **mixture}})
+    assert len(sample(RunDir(tmp_path), str(demo_shards))) == 16
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no room"), DataError("no room", "x")])
