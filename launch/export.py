@@ -16,7 +16,7 @@ Keys:
                         probe measures
     checkpoint=latest   or step_00012000, for example
     out=FILE            by default in runs/NAME/exports/
-    data.path=PATH      where the run's data is now
+    data.path=PATH      where the run's data is now; also one place of several, or other data
     trust=true          export from a run whose folder others can change too
 
 The file is checked before it is kept: all tensors must have their place in the library's network, and the library,
@@ -43,12 +43,9 @@ from dist_ssl.errors import ConfigError, cannot_be_written
 from launch import credentials, trust
 from launch.handover import hand_over
 from launch.launch_keys import listed
-from launch.run_dir import RunDir, write_for_owner_alone
+from launch.run_dir import RunDir, of_a_run, write_for_owner_alone
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from dist_ssl.saved_encoder import SavedEncoder
     from launch.target import Target
 
 FAILED_CODE = 1
@@ -58,6 +55,8 @@ TRIED = 64
 """Images that are tried, since some may be unreadable."""
 PATH = "data.path"
 SUFFIX = ".safetensors"
+EXPORTS = "exports"
+"""Folder of a run for its exports. A file is written over an earlier one there, and over one that has a card."""
 SUFFIXES = {"huggingface": "", "onnx": ".onnx"}
 """Endings of names of what is written, where it is no safetensors file; a folder has none."""
 
@@ -112,13 +111,14 @@ def export(options: ExportOptions, run: RunDir, console: Console) -> int:
     saved = of_checkpoint(config, run.folder.resolve().name, checkpoint, options.branch)
     target = replace(TARGETS[options.to](saved), recipe=recipe(config))
     name = f"{saved.description.step:08d}_{saved.description.branch}_{options.to}{options.suffix}"
-    out = Path(options.out) if options.out else run.folder / "exports" / name
+    out = Path(options.out) if options.out else run.folder / EXPORTS / name
     refuse_full(out, target)
-    images = sample(run, options.data_path, saved)
+    files = sample(run, options.data_path)
+    images = saved.prepared(files)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         describe = partial(card, run, saved, target.lines(out))
-        problem, checked = keep_if_equal(saved, target, images, out, describe)
+        problem, checked = keep_if_equal(saved, target, images, out, describe, files)
     except OSError as error:
         raise cannot_be_written(out, error, "Name another file: out=...") from error
     console.print(f"{checkpoint.name}, {saved.description.branch}: {checked}")
@@ -132,13 +132,25 @@ def export(options: ExportOptions, run: RunDir, console: Console) -> int:
 
 
 def refuse_full(out: Path, target: "Target") -> None:
-    """Raise ConfigError where a folder is to be written in the place of something else."""
-    if target.folder and os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
+    """Raise ConfigError where something else would be lost: by a folder, or by a file among those of a run."""
+    if not out.name or out.name == "..":
+        raise ConfigError(f"out={out} has no name of its own.", "Name a new folder: out=NAME")
+    if not target.folder:
+        run = run_around(out) if os.path.lexists(out) else None
+        if run and out.parent.resolve() != run / EXPORTS and not target.card(out).exists():
+            raise ConfigError(f"{out} is a file of the run {run}.", f"Name another file, or one in {EXPORTS}/: out=...")
+    elif os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
         raise ConfigError(f"{out} is there already, and a folder is not written over.", "Name a new folder: out=...")
 
 
-def sample(run: RunDir, path: str | None, saved: "SavedEncoder") -> "Tensor":
-    """Return some images of the run's data as the encoder sees them, [N, 3, S, S]. Raises DataError."""
+def run_around(out: Path) -> Path | None:
+    """Return the run folder that a file is in, at any depth; None where it is in none."""
+    inner = out.parent.resolve()
+    return next((folder for folder in (inner, *inner.parents) if of_a_run(folder / "config.yaml")), None)
+
+
+def sample(run: RunDir, path: str | None) -> list[bytes]:
+    """Return the contents of some image files of the run's data, or of other data at `path`. Raises DataError."""
     from dist_ssl.config.instantiate import keywords
     from dist_ssl.data.data_keys import Data
     from dist_ssl.data.images.decode import decode
@@ -147,8 +159,11 @@ def sample(run: RunDir, path: str | None, saved: "SavedEncoder") -> "Tensor":
     from dist_ssl.errors import DataError
     from dist_ssl.evaluate.features import subset
 
-    place = credentials.restored({"data": {"path": listed(path)}} if path else run.last_config())["data"]["path"]
-    data = Data(**keywords(Data, {**run.config["data"], "path": place, "pyramid": None}, "data"))
+    given = {"path": listed(path)} if path else run.last_config()["data"]
+    place: dict[str, Any] = {"path": credentials.restored({"data": given})["data"]["path"]}
+    if path:  # of the run's mixture one place may be given, or other data: some images are enough
+        place |= {"weights": None, "identity": None}
+    data = Data(**keywords(Data, {**run.config["data"], **place, "pyramid": None}, "data"))
     try:
         access = data.access(1)
         split = data.open(access).split(data.val or data.train)
@@ -169,7 +184,7 @@ def sample(run: RunDir, path: str | None, saved: "SavedEncoder") -> "Tensor":
         raise DataError(
             f"None of {TRIED} images of '{split.name}' can be read.", "Export from other data: data.path=..."
         )
-    return saved.prepared(found)
+    return found
 
 
 def run(arguments: list[str], console: Console) -> int:

@@ -1,6 +1,6 @@
 """The check of an export: its library loads it and computes the same features, or nothing stays on disk."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from dist_ssl.models.named_weights import without_counters
 from dist_ssl.runtime.files import hidden_beside, remove, write_atomically
 from dist_ssl.runtime.strange_files import close_to_others
 from dist_ssl.saved_encoder import SavedEncoder
+from launch.image_check import prepared_otherwise
 from launch.target import LoadedNetwork, Target
 
 BAR = 1e-5
@@ -19,33 +20,72 @@ BAR = 1e-5
 
 
 def keep_if_equal(
-    saved: SavedEncoder, target: Target, images: Tensor, out: Path, describe: Callable[[str], str]
+    saved: SavedEncoder,
+    target: Target,
+    images: Tensor,
+    out: Path,
+    describe: Callable[[str], str],
+    files: Sequence[bytes] = (),
 ) -> tuple[str, str]:
     """Write a file or folder, load it by the library, and remove it where it is not the same; return why and what.
 
     The first text is empty where it was kept; the second says what was compared. `images`: [N, 3, S, S]; features are
     computed of all of them, and of one by itself. `describe`: returns the text of the card, given the second text.
-    Raises OSError.
+    `files`: contents of image files, which the library prepares too. Raises OSError.
     """
     part = hidden_beside(out, out.suffix)  # libraries look at the suffix; nobody can have made a link of this name
     try:
-        try:
-            write(saved, target, part)
-            model = target.load(part).eval()
-        except (RuntimeError, UserError) as error:
-            return f"{target.library} does not take the file: {str(error).strip()}", "the file was not loaded."
-        same, count = matched(target, model)
-        gap = max(difference(saved, model, some) for some in (images, images[:1]))
-        checked = f"matched {same} of {count} tensors; {target.library} differs by {gap:.1e} of the largest feature of "
-        checked += f"{len(images)} images (bar {BAR:g})."
-        if same < count or not gap <= BAR:
-            return f"{target.library} does not compute the same.", checked
+        problem, checked = compared(saved, target, images, part)
+        if not problem:
+            problem, more = prepared_otherwise(saved, target, part, files)
+            checked += more
+        if problem:
+            return problem, checked
         card = target.card(part if target.folder else out)  # not beside `part`, whose name others have seen by now
         write_atomically(card, target.heading + describe(checked))
         part.replace(out)
         return "", checked
     finally:
         remove(part)
+
+
+def compared(saved: SavedEncoder, target: Target, images: Tensor, part: Path) -> tuple[str, str]:
+    """Write a file or folder, load it by the library, and return why it is not the same, and what was compared.
+
+    The first text is empty where it is the same. Raises OSError where it cannot be written; UserError where the
+    features of the encoder itself are not finite.
+    """
+    samples = (images, images[:1])
+    expected = [features(saved, some) for some in samples]
+    if not all(own.isfinite().all() for own in expected):
+        raise UserError("The features of the encoder are not finite: it has diverged.", "Name an earlier checkpoint.")
+    loading = False
+    try:
+        write(saved, target, part)
+        loading = True
+        model = target.load(part).eval()
+        found = [features(model, some) for some in samples]
+    except Exception as error:  # those of the libraries have no class in common
+        if isinstance(error, OSError) and not loading:
+            raise
+        kind = "" if isinstance(error, RuntimeError | UserError) else f"{type(error).__name__}: "
+        return f"{target.library} does not take the file: {kind}{str(error).strip()}", "the file was not loaded."
+    same, count = matched(target, model)
+    pairs = zip(expected, found, strict=True)
+    gaps = torch.tensor([difference(own, other) for own, other in pairs], dtype=torch.float64)
+    gap = float(gaps.max())  # NaN if any is, unlike that of Python
+    checked = f"matched {same} of {count} tensors; {target.library} differs by {gap:.1e} of the largest feature of "
+    checked += f"{len(images)} images (bar {BAR:g})."
+    if same < count:
+        return f"{target.library} does not have the same tensors.", checked
+    return "" if gap <= BAR else f"{target.library} does not compute the same.", checked
+
+
+@torch.inference_mode()
+def features(model: nn.Module, images: Tensor) -> Tensor:
+    """Return the features of normalised images, [N, 3, S, S] -> [N, D]."""
+    found: Tensor = model(images)
+    return found
 
 
 def write(saved: SavedEncoder, target: Target, part: Path) -> None:
@@ -67,12 +107,8 @@ def matched(target: Target, model: nn.Module) -> tuple[int, int]:
     return len(same), len(own.keys() | target.renamed.keys())
 
 
-def difference(saved: SavedEncoder, model: nn.Module, images: Tensor) -> float:
-    """Return the largest difference of features, as a share of the largest feature. Raises UserError if none is."""
-    with torch.inference_mode():
-        own, other = saved(images), model(images)
-    if not own.isfinite().all():
-        raise UserError("The features of the encoder are not finite: it has diverged.", "Name an earlier checkpoint.")
+def difference(own: Tensor, other: Tensor) -> float:
+    """Return the largest difference of features, as a share of the largest own one; infinity for other shapes."""
     if own.shape != other.shape:
         return float("inf")
     return float((own - other).abs().max() / own.abs().max().clamp_min(1e-30))

@@ -12,7 +12,9 @@ from launch.weight_match import heads_of
 
 PREFIX = "timm:"
 FILE = "model.safetensors"
-SUFFIX = ".safetensors"
+SUFFIX, PICKLES = ".safetensors", ".bin"
+SAFE = {"pytorch_model.bin": FILE, "open_clip_pytorch_model.bin": "open_clip_model.safetensors"}
+"""Names of pickles on the hub, and of the same weights beside them; of others, only the ending differs."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ def of_timm(name: str) -> HubWeights:
         )
     known = timm.get_pretrained_cfg(name)
     repository, _, revision = str(known.hf_hub_id or "").partition("@")
-    file = known.hf_hub_filename or FILE
+    file = safe_name(known.hf_hub_filename or FILE)
     if not repository or not file.endswith(SUFFIX):
         raise ConfigError(f"init={PREFIX}{name}: timm has these weights as a pickle alone.", _convert(name))
     with on_meta_device():
@@ -51,6 +53,11 @@ def of_timm(name: str) -> HubWeights:
         (tuple(known.mean), tuple(known.std)),
         _convert(name),
     )
+
+
+def safe_name(file: str) -> str:
+    """Return the name under which the hub has the weights of a pickle as safetensors, if it has them at all."""
+    return SAFE.get(file, file.removesuffix(PICKLES) + SUFFIX if file.endswith(PICKLES) else file)
 
 
 def fetched(name: str, repository: str, file: str, revision: str | None) -> Path:

@@ -4,16 +4,19 @@ The names of the tensors are those of the files on its hub, which all versions r
 file lacks and says so in a warning only; here that is an error.
 """
 
+import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from dist_ssl.data.images.file_formats import FORMATS
 from dist_ssl.errors import ConfigError
 from dist_ssl.models.named_weights import COUNTERS
 from dist_ssl.runtime.files import write_atomically
@@ -59,7 +62,7 @@ def of_huggingface(saved: SavedEncoder) -> Target:
     )
     tensors = renamed(own, HUGGINGFACE_RESNET) if resnet else in_huggingface_vit_names(own)
     heading = f"---\nlibrary_name: {LIBRARY}\npipeline_tag: image-feature-extraction\n---\n\n"
-    return Target(LIBRARY, tensors, False, load, with_path(lines), write, folder=True, heading=heading)
+    return Target(LIBRARY, tensors, False, load, with_path(lines), write, True, heading=heading, prepare=prepared)
 
 
 def loaded(folder: Path, **options: Any) -> Any:
@@ -74,6 +77,16 @@ def loaded(folder: Path, **options: Any) -> Any:
         if names := sorted(map(str, found[f"{kind}_keys"])):
             raise RuntimeError(f"{len(names)} tensors are {kind}, such as {names[0]}.")
     return model
+
+
+def prepared(folder: Path, files: Sequence[bytes]) -> Tensor:
+    """Return images as the library prepares them, by what a folder says of it, [N, 3, S, S]. Raises many errors."""
+    import transformers
+
+    prepare = transformers.AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+    pictures = [Image.open(io.BytesIO(content), formats=FORMATS) for content in files]
+    found: Tensor = prepare(pictures, return_tensors="pt")["pixel_values"]
+    return found
 
 
 def written_again(model: Any, inside: Path) -> dict[str, Tensor]:

@@ -6,7 +6,8 @@ The file has the tensors by their names, and in its properties what images it ta
 import copy
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,8 @@ def of_onnx(saved: SavedEncoder) -> Target:
         "session = onnxruntime.InferenceSession({path!r}, providers=['CPUExecutionProvider'])",
         f"{OUTPUT} = session.run(None, {{{INPUT!r}: {INPUT}}})[0]",
     )
-    return Target("onnxruntime", tensors, False, loaded, with_path(lines), write)
+    computed = {name for name, _ in network.named_buffers()} - network.state_dict().keys()
+    return Target("onnxruntime", tensors, False, partial(loaded, computed=computed), with_path(lines), write)
 
 
 def self_contained(saved: SavedEncoder) -> nn.Module:
@@ -112,8 +114,12 @@ def write_network(network: nn.Module, side: int, path: Path, said: Mapping[str, 
     program.save(path, external_data=False)
 
 
-def loaded(path: Path) -> nn.Module:
-    """Return the network that onnxruntime loads from a file, and the tensors of the file. Raises RuntimeError."""
+def loaded(path: Path, computed: Collection[str] = ()) -> nn.Module:
+    """Return the network that onnxruntime loads from a file, and the tensors of the file. Raises RuntimeError.
+
+    `computed`: names of tensors that the network computes when it is built, and that no file of weights has, such as
+    masks of windows. The ONNX file has them as constants.
+    """
     import onnx
     import onnxruntime
 
@@ -125,7 +131,7 @@ def loaded(path: Path) -> nn.Module:
     (images,) = session.get_inputs()
     if isinstance(images.shape[0], int):
         raise RuntimeError(f"it computes only {images.shape[0]} images at a time.")
-    stored = onnx.load(str(path)).graph.initializer
+    stored = [one for one in onnx.load(str(path)).graph.initializer if one.name not in computed]
     tensors = {one.name: torch.from_numpy(onnx.numpy_helper.to_array(one).copy()) for one in stored}
 
     def features(x: Tensor) -> Tensor:

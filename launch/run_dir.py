@@ -86,7 +86,7 @@ class RunDir(RunFolder):
             problem = f"{folder} is not a run folder: the command that made it has ended before it was complete."
             raise ConfigError(problem, "Start the run again with the words of that command: the folder is replaced.")
         if type(version) is not int or not 0 < version < 1 << 32:
-            others = [path.parent.name for path in folder.parent.glob("*/config.yaml") if _of_a_run(path)]
+            others = [path.parent.name for path in folder.parent.glob("*/config.yaml") if of_a_run(path)]
             paths = [str(folder.with_name(other)) for other in others]
             remedy = nearest(str(folder), paths) if others else "Start one: python launch/slurm.py method=mocov3."
             raise ConfigError(f"{folder} is not a run folder.", remedy)
@@ -283,7 +283,8 @@ class AttemptDir:
         return self.folder / f"energy_{node:04d}.json"
 
 
-def _of_a_run(config: Path) -> bool:
+def of_a_run(config: Path) -> bool:
+    """Return whether a file is the config of a run."""
     try:
         return "format" in read_yaml(config)
     except (ConfigError, OSError):

@@ -3,14 +3,16 @@
 Here is what the libraries share: how an encoder is recognised that they have too, and what is said of others.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from dist_ssl.config.instantiate import defaults_of
 from dist_ssl.errors import ConfigError
+from dist_ssl.models.vit import vit
 from dist_ssl.saved_encoder import POSITIONS, SavedEncoder
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
@@ -46,6 +48,8 @@ class Target:
     """How the encoder was trained, for formats that keep it beside the weights."""
     heading: str = ""
     """Lines above the card, for programs that read it."""
+    prepare: Callable[[Path, Sequence[bytes]], Tensor] | None = None
+    """Function that prepares images of files by the library, [N, 3, S, S]; None where it says nothing about that."""
 
     def card(self, place: Path) -> Path:
         """Return where the card of a file or folder is."""
@@ -124,6 +128,7 @@ def timm_call(saved: SavedEncoder) -> tuple[str, dict[str, Any]]:
             f"timm has no {str(node['_target_']).rpartition('.')[2]}.",
             "Use to=safetensors: dist_ssl.load_encoder loads it.",
         )
+    node = {**defaults_of(vit), **node}  # a config may leave out what the function has a default for
     sizes = {"img_size": own.crop, "patch_size": node["patch"], "embed_dim": node["width"], "depth": node["depth"]}
     return ANY_VIT, {**sizes, "num_heads": node["heads"], "mlp_ratio": node["mlp_ratio"]}
 

@@ -6,6 +6,7 @@ match. Only safetensors and our own checkpoints are read: nothing is unpickled.
 """
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from dist_ssl.config.command import say
-from dist_ssl.config.instantiate import instantiate
+from dist_ssl.config.instantiate import SHOWN, defaults_of, instantiate, resolve
 from dist_ssl.config.meta_device import on_meta_device
 from dist_ssl.errors import ConfigError, DataError, reason_of
 from dist_ssl.runtime.strange_files import parsed_object, read_regular
@@ -25,13 +26,23 @@ from dist_ssl.saved_encoder import KEY, Description, description_of
 from launch import hub_weights, trust
 from launch.checkpoint_encoder import of_checkpoint
 from launch.evaluation import checkpoint_of
-from launch.run_dir import RunDir
+from launch.run_dir import RunDir, of_a_run
+from launch.target import TIMM
 from launch.weight_match import Match, heads_of, match
 from launch.weight_names import in_timm_names
 from shards.command_line import parse_path
 
 MOST_BYTES = 1 << 36
 """Bytes of a file of weights, at most: 64 GiB."""
+LIBRARY_CONFIG, MOST_CONFIG, MOST_LAYERS = "config.json", 1 << 20, 10_000
+"""File beside weights in a folder of transformers or timm, its bytes, and blocks of a transformer, at most."""
+WORD = re.compile(" (?=encoder[.])")
+"""Between two keys of an encoder."""
+HARMLESS = (
+    *("zero_init_last", "frozen_patches", "drop_path_rate", "dynamic_img_size", "img_size"),
+    *("patch", "patch_size"),
+)
+"""Keys of encoders with which weights compute the same, and sizes, of which the match speaks."""
 WAYS = "Write init=timm:NAME, init=FILE.safetensors or init=runs/NAME."
 
 
@@ -50,6 +61,8 @@ class WeightSource:
     """Mean and standard deviation by which its images were normalised; None where they are unknown."""
     finetuned: str = ""
     """The training with labels that followed the pre-training, for people; empty where none is known."""
+    note: str = ""
+    """A sentence about what they were trained with, where it may differ from the encoder."""
     convert: str = ""
     """How to get the same weights by timm's names, in case these have others; empty where it is unknown."""
 
@@ -79,7 +92,8 @@ def initial_weights(config: dict[str, Any], trusted: bool, console: Console) -> 
         )
     of_another = "" if library == "timm" else f" by the names of {library}"
     say(console, f"init={init}: {found.count} of {source.origin}{of_another}, sha256 {own[:12]}.")
-    for line in [*found.notes, *_of_head(found), *_of_labels(source), *_of_colours(source, config["data"])]:
+    notes = [*found.notes, *_of_head(found), *of_function(source, encoder, config["encoder"]), *_of_labels(source)]
+    for line in [*notes, *_of_colours(source, config["data"])]:
         say(console, f"  {line}")
     return content
 
@@ -106,6 +120,33 @@ def refuse_other(init: str, source: WeightSource, found: Match, encoder: nn.Modu
             "the same weights would compute something else.",
             remedy,
         )
+
+
+def of_function(source: WeightSource, encoder: nn.Module, node: Mapping[str, Any]) -> list[str]:
+    """Return lines about what no shape of a tensor shows, and with which the same weights compute something else.
+
+    `node`: the config of the encoder.
+    """
+    lines = [source.note] if source.note else []
+    if (own := heads_of(encoder)) and not source.heads:
+        counts = ", ".join(map(str, sorted(set(own))))
+        lines.append(f"With how many heads they were trained is not known; the encoder has {counts}.")
+    if not source.encoder:
+        return lines
+    given = dict(word.removeprefix("encoder.").partition("=")[::2] for word in WORD.split(source.encoder))
+    theirs, ours = written_out({"_target_": TIMM, **given}), written_out(node)
+    if differing := [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key) and key not in HARMLESS]:
+        shown = [" ".join(f"encoder.{key}={one.get(key)}" for key in differing) for one in (theirs, ours)]
+        lines.append(
+            f"They are of an encoder with {shown[0]}, here it has {shown[1]}: check that it computes the same."
+        )
+    return lines
+
+
+def written_out(node: Mapping[str, Any]) -> dict[str, str]:
+    """Return the values of an encoder's keys as texts, also of those that are left out."""
+    whole = {**defaults_of(resolve(node["_target_"], "encoder._target_")), **node}
+    return {key: str(value) for key, value in whole.items()}
 
 
 def _of_head(found: Match) -> list[str]:
@@ -136,7 +177,10 @@ def source_of(init: str, trusted: bool) -> WeightSource:
     path = parse_path(init, "init")
     if not init or not path.exists():
         raise ConfigError(f"init={init} is neither a file nor a run folder.", WAYS)
-    return of_run(path, trusted) if path.is_dir() else of_file(path)
+    if not path.is_dir():
+        return of_file(path)
+    file = path / hub_weights.FILE
+    return of_file(file) if file.exists() and not of_a_run(path / "config.yaml") else of_run(path, trusted)
 
 
 def of_file(path: Path) -> WeightSource:
@@ -156,7 +200,24 @@ def of_file(path: Path) -> WeightSource:
             "Convert weights that you trust, once: safetensors.torch.save_file(torch.load('x.pth', weights_only=True), "
             "'x.safetensors')",
         ) from error
-    return described(WeightSource(str(path), tensors), description_in(content, str(path)))
+    own = description_in(content, str(path))
+    source = WeightSource(str(path), tensors)
+    return described(source, own) if own or path.name != hub_weights.FILE else of_library(source, path.parent)
+
+
+def of_library(source: WeightSource, folder: Path) -> WeightSource:
+    """Return a source with what the library's configuration says, beside the file in a folder of the hub's form."""
+    try:
+        said = parsed_object(read_regular(folder / LIBRARY_CONFIG, MOST_CONFIG)) or {}
+    except (OSError, ValueError):
+        return source
+    if isinstance(name := said.get("architecture"), str):  # timm's
+        return replace(source, encoder=f"encoder.name={name}")
+    heads, layers, activation = (said.get(key) for key in ("num_attention_heads", "num_hidden_layers", "hidden_act"))
+    if not (type(heads) is int and type(layers) is int and 0 < layers <= MOST_LAYERS):
+        return source
+    note = "" if activation in (None, "gelu") else f"They were trained with the activation {SHOWN.repr(activation)}."
+    return replace(source, heads=[heads] * layers, note=note)
 
 
 def description_in(content: bytes, origin: str) -> Description | None:

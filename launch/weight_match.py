@@ -24,6 +24,8 @@ HEADS = ("fc.", "head.", "head_dist.", "heads.", "classifier.", "pooler.", "pre.
 
 The last is the layer that EMP-SSL adds to an encoder, which a method brings anew.
 """
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Types of numbers that weights may have; integers and smaller floats are meant to be scaled by something else."""
 FIXED = 1e-3
 """Largest difference of positions that are still the fixed ones: they may have been stored in half precision."""
 
@@ -42,6 +44,7 @@ class Match:
     missing: list[str] = field(default_factory=list)
     left_over: list[str] = field(default_factory=list)
     of_another_shape: list[str] = field(default_factory=list)
+    of_another_type: list[str] = field(default_factory=list)
     not_finite: list[str] = field(default_factory=list)
 
     @property
@@ -56,6 +59,7 @@ class Match:
             "missing": self.missing,
             "left over": self.left_over,
             "of another shape": self.of_another_shape,
+            "of another type": self.of_another_type,
             "not finite": self.not_finite,
         }
         return [f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names]
@@ -73,13 +77,17 @@ def match(encoder: nn.Module, tensors: Mapping[str, Tensor]) -> Match:
         if name not in found:
             result.missing.append(name)
             continue
+        if found[name].dtype not in (FLOATS if tensor.is_floating_point() else (tensor.dtype,)):
+            result.of_another_type.append(f"{name} {_type(found[name])}, in the encoder {_type(tensor)}")
+            continue
         value, note = fitted(encoder, name, found[name], tensor.shape)
+        value = value.to(tensor.dtype)  # which may turn large numbers into infinity
         if value.shape != tensor.shape:
             result.of_another_shape.append(f"{name} {list(value.shape)}, in the encoder {list(tensor.shape)}")
-        elif value.is_floating_point() and not value.isfinite().all():
+        elif not value.isfinite().all():
             result.not_finite.append(name)
         else:
-            result.weights[name] = value.to(tensor.dtype).contiguous()
+            result.weights[name] = value.contiguous()
             result.notes += [note] if note else []
     rest = sorted(found.keys() - own.keys())  # files have no order
     result.head = [name for name in rest if name.startswith(HEADS)]
@@ -112,10 +120,14 @@ def fitted(encoder: nn.Module, name: str, value: Tensor, shape: torch.Size) -> t
 def has_fixed_positions(encoder: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
     """Return whether the tensors include positions that this encoder computes by itself, for any grid."""
     patches, value = getattr(encoder, "patch_embed", None), tensors.get(POSITIONS)
-    if not isinstance(patches, Patches) or value is None or value.ndim != 3:
+    if not isinstance(patches, Patches) or value is None or value.ndim != 3 or value.dtype not in FLOATS:
         return False
     own = stored_positions(math.isqrt(max(0, value.shape[1] - 1)), patches.width)
     return value.shape == own.shape and torch.allclose(value.float(), own, rtol=0, atol=FIXED)
+
+
+def _type(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def heads_of(module: nn.Module) -> list[int]:

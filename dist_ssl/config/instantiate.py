@@ -85,6 +85,12 @@ def accepted_by(make: Any, offered: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in offered.items() if name in inspect.signature(make).parameters}
 
 
+def defaults_of(make: Any) -> dict[str, Any]:
+    """Return the default values of the arguments that `make` has some for."""
+    parameters = inspect.signature(make).parameters
+    return {name: p.default for name, p in parameters.items() if p.default is not inspect.Parameter.empty}
+
+
 def resolve(target: Any, key: str) -> Any:
     """Return the class or function that `target` names, the value of `key`.
 

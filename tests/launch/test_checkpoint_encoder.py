@@ -2,7 +2,6 @@
 
 import base64
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -125,8 +124,16 @@ def test_an_export_reads_data_with_the_login_in_its_address(
         address = server.url.replace("://", "://g4711:opensesame@")
         words = credentials.set_aside(["run=x", "to=safetensors", f"data.path={address}"])
         assert not [word for word in words if "opensesame" in word]
-        encoder: Any = SimpleNamespace(prepared=len)
-        assert sample(run, ExportOptions.parse(words).data_path, encoder) == IMAGES
+        assert len(sample(run, ExportOptions.parse(words).data_path)) == IMAGES
+
+
+def test_the_images_of_a_check_may_be_of_one_place_of_a_mixture_or_other_ones(
+    demo_shards: Path, tmp_path: Path
+) -> None:
+    config = small_config(demo_shards, "nodes=1", "method=mocov3")
+    mixture = {"path": ["/gone", "/away"], "weights": [3, 1], "identity": "xxh3:0"}
+    write_yaml(tmp_path / "config.yaml", {"format": 1, **config, "data": {**config["data"], **mixture}})
+    assert len(sample(RunDir(tmp_path), str(demo_shards))) == 16
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no room"), DataError("no room", "x")])

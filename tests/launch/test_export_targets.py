@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from dataclasses import replace
 from functools import cache
@@ -21,10 +22,12 @@ from dist_ssl.config.instantiate import instantiate
 from dist_ssl.errors import ConfigError
 from dist_ssl.methods.emp_ssl import Widened
 from dist_ssl.saved_encoder import KEY, SavedEncoder
+from launch import huggingface_export
 from launch.export import refuse_full
 from launch.export_check import keep_if_equal
 from launch.export_targets import TARGETS
-from launch.target import Target
+from launch.image_check import drawn
+from launch.target import LoadedNetwork, Target
 from tests.test_saved_encoder import DESCRIPTION, TINY, shaken
 
 RESNET = {"_target_": "dist_ssl.models.encoders.timm_encoder", "name": "resnet18", "zero_init_last": True}
@@ -47,6 +50,7 @@ NODES: dict[str, dict[str, Any]] = {
     "bottlenecks": {**NARROW, "name": "resnet50", "stem": "standard", "layers": [1, 1, 2, 1]},
     "small stem": {**RESNET, "stem": "small"},
     "own transformer": {**OWN_VIT, "frozen_patches": True},
+    "defaults left out": {"_target_": OWN_VIT["_target_"], "width": 16, "depth": 1, "heads": 2},
     "timm's transformer": TIMM_VIT,
     "mean of tokens": {**TIMM_VIT, "global_pool": "avg", "fc_norm": False},
 }
@@ -72,6 +76,7 @@ PAIRS = [
     ("bottlenecks", "huggingface"),
     *(("small stem", library) for library in ("timm", "torchvision")),
     *(("own transformer", library) for library in (*FILES, "huggingface")),
+    ("defaults left out", "timm"),
     *(("timm's transformer", library) for library in (*FILES, "huggingface")),
 ]
 
@@ -124,6 +129,40 @@ def test_a_folder_of_transformers_says_what_images_it_takes(tmp_path: Path) -> N
     picture = Image.fromarray(pixels).resize((90, 60), Image.Resampling.BICUBIC)  # smooth: filters round differently
     found = transformers.AutoImageProcessor.from_pretrained(out, local_files_only=True)(picture, return_tensors="pt")
     torch.testing.assert_close(found["pixel_values"], saved.prepared([picture]), rtol=0, atol=0.02)
+
+
+def test_the_preparation_of_images_is_checked_and_what_differs_is_said(tmp_path: Path) -> None:
+    own, files = saved_of("own transformer"), drawn(40, None)[:1]
+    saved = SavedEncoder(own.encoder, replace(own.description, resize=40, alpha="drop", range=4095))
+    problem, checked = keep_if_equal(saved, TARGETS["huggingface"](saved), IMAGES, tmp_path / "x", str, files)
+    assert problem == ""
+    first, *said = checked.split(" It prepares ")
+    assert first.endswith("(bar 1e-05).")
+    assert [line.partition(" images")[0] for line in said] == ["transparent", "deep"]
+    assert "than in training (data.alpha=drop): convert" in said[0]
+    assert "than in training (data.range=4095): convert" in said[1]
+    share = re.search(r" As it prepares them, the largest difference of features is ([\d.]+)% of the", checked)
+    assert share, checked
+    assert float(share[1]) < 5
+    assert checked in (tmp_path / "x" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_mean": [0.0, 0.0, 0.0]}, r"\(\d+ of 255 levels\)"),
+        ({"do_center_crop": False}, r"\(\[1, 3, \d+, \d+\], not \[1, 3, 32, 32\]\)"),
+        ({"image_processor_type": "Missing"}, r"\(\w+Error: .*\)"),
+    ],
+)
+def test_a_preparation_of_images_that_is_not_ours_is_refused(
+    change: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved, right = saved_of("own transformer"), huggingface_export.preparation
+    monkeypatch.setattr(huggingface_export, "preparation", lambda own: {**right(own), **change})
+    problem, _ = kept(saved, TARGETS["huggingface"](saved), tmp_path / "x")
+    assert re.fullmatch(f"transformers prepares images otherwise {message}\\.", problem, re.DOTALL), problem
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_onnx_file_says_what_images_it_takes_and_how_it_was_trained(
@@ -214,7 +253,7 @@ def cut(model: onnx.ModelProto) -> None:
 @pytest.mark.parametrize(
     ("change", "message", "more"),
     [
-        (rename, "onnxruntime does not compute the same.", (-1, 1)),
+        (rename, "onnxruntime does not have the same tensors.", (-1, 1)),
         (scale, "onnxruntime does not compute the same.", (0, 0)),
         (fix_batch, "onnxruntime does not take the file: it computes only", None),
         (cut, "onnxruntime does not take the file: ", None),
@@ -252,7 +291,7 @@ def test_a_tensor_of_the_library_that_the_file_lacks_is_refused(tmp_path: Path) 
         return model
 
     problem, checked = kept(saved, replace(target, load=careless), tmp_path / "x.safetensors")
-    assert problem == "timm does not compute the same."
+    assert problem == "timm does not have the same tensors."
     assert checked.startswith(f"matched {names} of {names + 2} tensors")
 
 
@@ -279,6 +318,63 @@ def test_a_link_that_another_user_makes_while_the_file_is_checked_is_not_written
     assert target.card(out).read_text() == f"{target.heading}The card. {checked}"
     assert not target.card(out).is_symlink()
     assert modes == [0], "nobody else could write into the folder"
+
+
+def nan_for_one(own: torch.Tensor) -> torch.Tensor:
+    return own * (1.0 if len(own) > 1 else float("nan"))
+
+
+def failing(error: Exception) -> Any:
+    def fail(_: Any) -> Any:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("loading", "computing", "message"),
+    [
+        (None, nan_for_one, "dist_ssl does not compute the same."),
+        (None, failing(ValueError("of a shape")), "dist_ssl does not take the file: ValueError: of a shape"),
+        (failing(KeyError("x")), None, "dist_ssl does not take the file: KeyError: 'x'"),
+        (failing(OSError("no config")), None, "dist_ssl does not take the file: OSError: no config"),
+    ],
+)
+def test_a_library_that_fails_in_any_way_is_refused(loading: Any, computing: Any, message: str, tmp_path: Path) -> None:
+    saved = saved_of("own transformer")
+    network = LoadedNetwork(lambda x: computing(saved(x)), saved.tensors())
+    target = replace(TARGETS["safetensors"](saved), load=loading or (lambda _: network))
+    assert kept(saved, target, tmp_path / "x.safetensors")[0] == message
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_cannot_be_written_is_no_fault_of_the_library(tmp_path: Path) -> None:
+    saved = saved_of("own transformer")
+    full = replace(TARGETS["safetensors"](saved), write=lambda *_: failing(OSError("disk full"))(0))
+    with pytest.raises(OSError, match="disk full"):
+        kept(saved, full, tmp_path / "x.safetensors")
+
+
+class Masked(nn.Module):
+    """An encoder with a tensor that it computes when it is built: it is in no file of weights."""
+
+    num_features = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, 4, 32)
+        self.register_buffer("mask", torch.arange(4.0), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features: torch.Tensor = self.proj(x).flatten(1) + self.mask
+        return features
+
+
+def test_what_a_network_computes_when_it_is_built_is_no_tensor_of_a_file(tmp_path: Path) -> None:
+    saved = SavedEncoder(Masked(), replace(DESCRIPTION, encoder={"_target_": "x"}, resize=32, crop=32))
+    problem, checked = kept(saved, TARGETS["onnx"](saved), tmp_path / "x.onnx")
+    assert (problem, checked.partition(";")[0]) == ("", "matched 2 of 2 tensors")
+    assert "mask" in {one.name for one in onnx.load(tmp_path / "x.onnx").graph.initializer}
 
 
 def test_networks_that_a_library_lacks_are_refused() -> None:
@@ -336,3 +432,34 @@ def test_a_folder_is_written_over_nothing(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="not empty"):
         kept(saved, folder, out)
     assert set(tmp_path.iterdir()) == {out, link}
+    for place in (".", "/", "x/.."):
+        with pytest.raises(ConfigError, match="has no name of its own"):
+            refuse_full(Path(place), folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "fits"),
+    [
+        ("run/init.safetensors", False),
+        ("run/checkpoints/step_1/rank_0.safetensors", False),
+        ("link/init.safetensors", False),
+        ("run/new.safetensors", True),
+        ("run/earlier.safetensors", True),
+        ("run/exports/x.safetensors", True),
+        ("elsewhere.safetensors", True),
+    ],
+)
+def test_no_file_of_a_run_is_written_over_but_an_earlier_export(name: str, fits: bool, tmp_path: Path) -> None:
+    (tmp_path / "run" / "checkpoints" / "step_1").mkdir(parents=True)
+    (tmp_path / "run" / "exports").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("format: 1\n")
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    (tmp_path / "run" / "earlier.safetensors.md").touch()
+    out, target = tmp_path / name, TARGETS["safetensors"](saved_of("own transformer"))
+    if "new" not in name:
+        out.touch()
+    if fits:
+        refuse_full(out, target)
+    else:
+        with pytest.raises(ConfigError, match=f"is a file of the run {tmp_path}/run"):
+            refuse_full(out, target)

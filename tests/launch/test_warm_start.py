@@ -1,6 +1,7 @@
 """A run starts from existing weights of every origin, keeps them as its own, and refuses what does not fit."""
 
 import io
+import json
 import re
 import shutil
 from dataclasses import replace
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 
 from dist_ssl.checkpoint.folder_names import INITIAL
 from dist_ssl.config.command import known_error
+from dist_ssl.config.instantiate import instantiate
+from dist_ssl.config.meta_device import on_meta_device
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import CheckpointError, ConfigError, DataError
 from dist_ssl.methods.emp_ssl import Widened
@@ -24,11 +27,13 @@ from dist_ssl.models.encoders import TinyResNet
 from dist_ssl.models.vit import vit
 from dist_ssl.saved_encoder import SavedEncoder
 from launch import forking, hub_weights, model_card, preparation, settings, slurm, warm_start
+from launch.export_targets import TARGETS
 from launch.run_dir import PROJECT, RunDir
 from launch.run_files import write_yaml
-from launch.warm_start import initial_weights
+from launch.warm_start import WeightSource, initial_weights, of_function, source_of
 from tests.jobs import SMALL, attempt, run_job, same_bits, small_job
 from tests.launch.test_checkpoint_encoder import saved_job
+from tests.launch.test_export_targets import saved_of
 from tests.launch.test_forking import trained
 from tests.test_saved_encoder import DESCRIPTION, shaken
 
@@ -210,12 +215,84 @@ def test_names_that_timm_does_not_have_are_refused(demo_shards: Path, tmp_path: 
 
 def test_weights_that_timm_has_as_a_pickle_are_refused(monkeypatch: pytest.MonkeyPatch, hub: Path) -> None:
     known = timm.get_pretrained_cfg(NAME)
-    for change in ({"hf_hub_id": None}, {"hf_hub_filename": "pytorch_model.bin"}):
+    for change in ({"hf_hub_id": None}, {"hf_hub_filename": "x.pth"}):
         other = type(known)(**{**known.__dict__, **change})
         monkeypatch.setattr(timm, "get_pretrained_cfg", lambda _, other=other: other)
         with pytest.raises(ConfigError, match="timm has these weights as a pickle alone") as caught:
             hub_weights.of_timm(NAME)
         assert f"timm.create_model('{NAME}', pretrained=True).state_dict()" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("named", "read"),
+    [
+        ("open_clip_pytorch_model.bin", "open_clip_model.safetensors"),
+        ("pytorch_model.bin", "model.safetensors"),
+        ("other.bin", "other.safetensors"),
+    ],
+)
+def test_the_safetensors_file_beside_a_pickle_is_read(
+    named: str, read: str, monkeypatch: pytest.MonkeyPatch, hub: Path
+) -> None:
+    known = timm.get_pretrained_cfg(NAME)
+    other = type(known)(**{**known.__dict__, "hf_hub_filename": named})
+    monkeypatch.setattr(timm, "get_pretrained_cfg", lambda _: other)
+    hub.rename(hub.with_name(read))
+    assert hub_weights.of_timm(NAME).file == hub.with_name(read)
+
+
+PLAIN = {"_target_": "dist_ssl.models.vit.vit", "width": 16, "depth": 1, "heads": 2, "patch": 8}
+CLIP = {"_target_": "dist_ssl.models.encoders.timm_encoder", "name": "vit_base_patch16_clip_224"}
+QUICK = "encoder.name=vit_base_patch16_clip_quickgelu_224"
+
+
+@pytest.mark.parametrize(
+    ("node", "encoder", "heads", "lines"),
+    [
+        (PLAIN, "", [], ["With how many heads they were trained is not known; the encoder has 2."]),
+        (PLAIN, " ".join(f"encoder.{key}={value}" for key, value in PLAIN.items()), [2], []),
+        (CLIP, "encoder.name=vit_base_patch16_clip_224", [12], []),
+        (
+            CLIP,
+            QUICK,
+            [12],
+            [
+                f"They are of an encoder with {QUICK}, here it has encoder.name={CLIP['name']}: "
+                "check that it computes the same."
+            ],
+        ),
+        (
+            {**CLIP, "act_layer": "quick_gelu"},
+            "encoder.name=vit_base_patch16_clip_224",
+            [12],
+            [
+                "They are of an encoder with encoder.act_layer=None, here it has encoder.act_layer=quick_gelu: "
+                "check that it computes the same."
+            ],
+        ),
+    ],
+)
+def test_what_no_shape_shows_is_said(node: dict[str, Any], encoder: str, heads: list[int], lines: list[str]) -> None:
+    with on_meta_device():
+        own = instantiate(node, "encoder")
+    assert of_function(WeightSource("x", {}, encoder, heads), own, node) == lines
+
+
+def test_a_folder_of_transformers_is_a_source_whose_heads_are_known(demo_shards: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    save_file(TARGETS["timm"](saved_of("defaults left out")).renamed, folder / "model.safetensors")
+    more = ["encoder=vit_tiny_demo", "encoder.width=16", "encoder.depth=1", "encoder.patch=16", f"init={folder}"]
+    said = {"num_attention_heads": 2, "num_hidden_layers": 1, "hidden_act": "quick_gelu"}
+    (folder / "config.json").write_text(json.dumps(said))
+    with pytest.raises(ConfigError, match="its attention has 2 heads, the encoder's 4"):
+        started(demo_shards, tmp_path / "runs", *more)
+    _, text = started(demo_shards, tmp_path / "runs", *more, "encoder.heads=2")
+    assert "  They were trained with the activation 'quick_gelu'.\n" in text
+    assert "is not known" not in text
+    for content in ("[", '{"num_hidden_layers": 1e99}', json.dumps({**said, "num_hidden_layers": 1 << 40})):
+        (folder / "config.json").write_text(content)
+        assert source_of(str(folder), trusted=False).heads == []
 
 
 def test_weights_of_another_encoder_are_refused_with_the_one_that_they_are_of(

@@ -93,7 +93,9 @@ def test_every_export_fills_the_encoder_that_it_is_of(name: str, library: str) -
     own = [key for key in encoder.state_dict() if not key.endswith("num_batches_tracked")]
     assert (found.problems, found.head, found.count) == ([], [], f"matched {len(own)} of {len(own)} tensors")
     assert found.notes == (
-        ["pos_embed: this encoder computes the same positions."] if name == "own transformer" else []
+        ["pos_embed: this encoder computes the same positions."]
+        if NODES[name]["_target_"] == OWN_VIT["_target_"]
+        else []
     )
     with torch.inference_mode():
         assert torch.equal(encoder(IMAGES), saved(IMAGES))
@@ -198,6 +200,32 @@ def test_half_precision_becomes_that_of_the_encoder() -> None:
     found, _ = filled(NODES["narrow resnet"], tensors)
     assert not found.problems
     assert {x.dtype for x in found.weights.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("name", ["narrow resnet", "own transformer"])
+@pytest.mark.parametrize(
+    ("dtype", "short"),
+    [
+        *((torch.int8, "int8"), (torch.bool, "bool"), (torch.complex64, "complex64")),
+        (torch.float8_e4m3fn, "float8_e4m3fn"),
+    ],
+)
+def test_tensors_that_are_no_numbers_of_16_to_64_bits_are_refused(name: str, dtype: torch.dtype, short: str) -> None:
+    tensors = {key: x.to(dtype) for key, x in saved_of(name).tensors().items()}
+    found, _ = filled(NODES[name], tensors)
+    assert found.weights == {}
+    problem = found.problems[-1]
+    assert problem.startswith(f"of another type: {found.of_another_type[0]}, ")
+    assert problem.endswith(f" {short}, in the encoder float32")
+    assert len(found.of_another_type) == found.total
+
+
+@pytest.mark.parametrize("patch", [8, 4])
+def test_numbers_that_are_too_large_for_the_encoder_are_named(patch: int) -> None:
+    name = "patch_embed.proj.weight"
+    tensors = {key: x.double() for key, x in saved_of("own transformer").tensors().items()}
+    found, _ = filled({**OWN_VIT, "patch": patch}, {**tensors, name: tensors[name] * 1e60})
+    assert found.problems == [f"not finite: {name}"]
 
 
 def test_numbers_of_heads_are_counted_for_each_attention() -> None:
