@@ -9,9 +9,8 @@ metadata says how to build the encoder, and what it expects of images. Nothing i
 and it may name only classes of `dist_ssl.models`.
 """
 
-import contextlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,10 +21,10 @@ from PIL import Image, ImageOps
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from dist_ssl.checkpoint.folder_names import ENCODER
 from dist_ssl.config.instantiate import instantiate, keywords
+from dist_ssl.config.meta_device import on_meta_device
 from dist_ssl.data.images.centre_crop import cut_centre, write_centre
 from dist_ssl.data.images.image_rules import MAX_PIXELS, ImageRules, Pixels, to_rgb
 from dist_ssl.data.images.photometric import normalise
@@ -33,7 +32,8 @@ from dist_ssl.data.images.unreadable import DAMAGED, UnreadableError
 from dist_ssl.errors import CheckpointError, ConfigError, DataError
 from dist_ssl.methods.emp_ssl import Widened
 from dist_ssl.models.branch import width_of
-from dist_ssl.models.named_weights import load_weights, without_counters
+from dist_ssl.models.named_weights import load_weights, misfits, without_counters
+from dist_ssl.models.size_bound import no_larger_than
 from dist_ssl.models.vit import Patches, stored_positions
 from dist_ssl.runtime import jsonl
 from dist_ssl.runtime.files import write_atomically
@@ -43,8 +43,8 @@ KEY = "dist_ssl"
 FORMAT = 1
 POSITIONS = "pos_embed"
 """Tensor that is computed here and stored for other libraries: fixed positions of the patches of a view."""
-SPARE, SPARE_TENSORS, SPARE_NUMBERS = 2, 1000, 1 << 24
-"""How many times as many parameters, and how many more, a network may have while it is built than its file has."""
+MOST_CROP = 4096
+"""Side of the centre of an image, px, at most."""
 BATCH = 64
 Picture = str | Path | bytes | Image.Image | Pixels
 """An image: a file, the bytes of one, a PIL image, or pixels [h, w, 3] uint8."""
@@ -84,7 +84,7 @@ class Description:
 
     def check(self) -> None:
         """Raise ConfigError where a value cannot be that of an encoder."""
-        sides = 0 < self.crop <= self.resize <= MAX_PIXELS
+        sides = 0 < self.crop <= self.resize and self.resize**2 <= MAX_PIXELS and self.crop <= MOST_CROP
         layer = self.extra_layer is None or self.extra_layer > 0
         if not (sides and layer and min(self.std) > 0 and (self.range is None or self.range > 0)):
             raise ConfigError(
@@ -244,52 +244,34 @@ def description_of(values: Any, origin: str) -> Description:
     return description
 
 
-@contextlib.contextmanager
-def _no_larger_than(state: Mapping[str, Tensor], origin: str) -> Iterator[None]:
-    """Let a network that is built within have little more parameters than a file has tensors.
-
-    Its description may name any width and depth, and a parameter takes memory once it is initialised. Raises
-    CheckpointError.
-    """
-    tensors, numbers = (
-        SPARE * len(state) + SPARE_TENSORS,
-        SPARE * sum(x.numel() for x in state.values()) + SPARE_NUMBERS,
-    )
-
-    def count(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> None:
-        nonlocal tensors, numbers
-        tensors, numbers = tensors - 1, numbers - (0 if parameter is None else parameter.numel())
-        if min(tensors, numbers) < 0:
-            raise RuntimeError("it has more parameters than the file")
-
-    counting = register_module_parameter_registration_hook(count)
-    try:
-        yield
-    except RuntimeError as error:  # of torch, where not even the addresses suffice
-        raise CheckpointError(
-            f"{origin} describes an encoder that cannot be built: {str(error).partition(chr(10))[0]}.",
-            "Use the encoder that it was trained with.",
-        ) from error
-    finally:
-        counting.remove()
-
-
 def filled(description: Description, state: Mapping[str, Tensor], origin: str) -> SavedEncoder:
     """Return the described encoder with these weights. `origin`: where they come from, for messages.
 
     Raises ConfigError, and CheckpointError where names or shapes differ.
     """
-    with _no_larger_than(state, origin):
-        encoder = instantiate(description.encoder, "encoder")
-        if description.extra_layer is not None:
-            encoder = Widened(encoder, description.extra_layer)
+    values = {"encoder": description.encoder, "extra_layer": description.extra_layer}
+    with no_larger_than(state, values, origin), on_meta_device():
+        encoder = _untrained(description)
+    state = _fitting(encoder, state, origin)
+    encoder = _untrained(description)
+    load_weights(encoder, state)
+    return SavedEncoder(encoder, description)
+
+
+def _untrained(description: Description) -> nn.Module:
+    encoder: nn.Module = instantiate(description.encoder, "encoder")
+    return encoder if description.extra_layer is None else Widened(encoder, description.extra_layer)
+
+
+def _fitting(encoder: nn.Module, state: Mapping[str, Tensor], origin: str) -> Mapping[str, Tensor]:
+    """Return the weights that an encoder loads. Raises CheckpointError where names or shapes differ."""
     if isinstance(getattr(encoder, "patch_embed", None), Patches):
         state = {name: x for name, x in state.items() if name != POSITIONS}  # computed for every grid
-    if wrong := load_weights(encoder, state):
-        own = without_counters(encoder.state_dict()).keys()
+    own = without_counters(encoder.state_dict())
+    if wrong := misfits(own, state):
         raise CheckpointError(
-            f"{origin} matches {len(own - {*wrong})} of {len(own)} tensors: '{wrong[0]}' is missing, unknown or of "
+            f"{origin} matches {len(own.keys() - {*wrong})} of {len(own)} tensors: '{wrong[0]}' is missing, unknown or of "
             "another shape.",
             "Use the encoder that it was trained with.",
         )
-    return SavedEncoder(encoder, description)
+    return state

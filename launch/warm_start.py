@@ -21,6 +21,7 @@ from dist_ssl.config.command import say
 from dist_ssl.config.instantiate import SHOWN, defaults_of, instantiate, resolve
 from dist_ssl.config.meta_device import on_meta_device
 from dist_ssl.errors import ConfigError, DataError, reason_of
+from dist_ssl.models.size_bound import no_larger_than
 from dist_ssl.runtime.strange_files import parsed_object, read_regular
 from dist_ssl.saved_encoder import KEY, Description, description_of
 from launch import hub_weights, trust
@@ -228,10 +229,13 @@ def description_in(content: bytes, origin: str) -> Description | None:
 
 
 def described(source: WeightSource, own: Description | None) -> WeightSource:
-    """Return a source with what its description says. Raises ConfigError where it describes no encoder."""
+    """Return a source with what its description says. Raises ConfigError where it describes no encoder.
+
+    Raises CheckpointError where it describes one that is much larger than the source.
+    """
     if own is None:
         return source
-    with on_meta_device():
+    with no_larger_than(source.tensors, own.encoder, source.origin), on_meta_device():
         heads = heads_of(instantiate(own.encoder, "encoder"))
     tensors = source.tensors
     if own.extra_layer is not None:  # EMP-SSL's, beside the encoder

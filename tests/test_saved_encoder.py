@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from dist_ssl.models import encoders
 from dist_ssl.models.encoders import TinyResNet
 from dist_ssl.models.vit import vit
 from dist_ssl.saved_encoder import KEY, Description, SavedEncoder
+from launch import warm_start
 from tests.fuzzing import bounded_memory
 
 TINY = {"_target_": "dist_ssl.models.encoders.TinyResNet", "width": 4, "pool": "mean"}
@@ -173,6 +175,8 @@ def test_other_files_are_refused_by_what_is_wrong_with_them(tmp_path: Path) -> N
         (good, "[1]", DataError, "does not say how its encoder is built"),
         (good, {**values, "further": 1}, ConfigError, "dist_ssl.further is not known"),
         (good, {**values, "crop": 0}, ConfigError, "describe no encoder"),
+        (good, {**values, "crop": 4097, "resize": 5000}, ConfigError, "describe no encoder"),
+        (good, {**values, "resize": 10_001}, ConfigError, "describe no encoder"),
         (good, {**values, "range": 0.0}, ConfigError, "describe no encoder"),
         (good, {**values, "extra_layer": -1}, ConfigError, "describe no encoder"),
         (good, {**values, "format": 2, "further": 1}, ConfigError, "has format 2: this version reads 1"),
@@ -206,9 +210,13 @@ def test_the_package_imports_no_torch_before_it_is_asked_for_an_encoder() -> Non
     assert "AttributeError: module 'dist_ssl' has no attribute 'nothing'" in ended.stderr
 
 
-@pytest.mark.parametrize("size", [{"blocks": 200_000}, {"width": 1 << 13}, {"width": 1 << 24}])
+SIZES = [{"blocks": 200_000}, {"blocks": 100_000_000}, {"width": 1 << 13}, {"width": 1 << 24}]
+
+
+@pytest.mark.parametrize("read", [dist_ssl.load_encoder, warm_start.of_file])
+@pytest.mark.parametrize("size", SIZES)
 def test_a_small_file_that_describes_a_large_encoder_is_refused_before_it_is_built(
-    tmp_path: Path, size: dict[str, int], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, size: dict[str, int], read: Callable[[Path], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built: list[int] = []
     block = encoders.ResidualBlock.__init__
@@ -222,5 +230,5 @@ def test_a_small_file_that_describes_a_large_encoder_is_refused_before_it_is_bui
     description = replace(DESCRIPTION, encoder={**TINY, **size})
     file = rewritten(tmp_path, {"a": torch.zeros(1)}, asdict(description))
     with bounded_memory(), pytest.raises(CheckpointError, match="describes an encoder that cannot be built"):
-        dist_ssl.load_encoder(file)
+        read(file)
     assert TinyResNet(2), "networks of other files can be built again"

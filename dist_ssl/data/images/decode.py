@@ -10,14 +10,14 @@ use make nothing unreadable. A file that is whole and whose kind of pixels is no
 is unsupported, which is counted apart from damage.
 
 What one image may cost is bounded by numbers that stand in its bytes, not by time, so that the same images are readable
-on every machine: its pixels, and for a progressive JPEG its pixels times its scans, since each scan goes over all of
-them.
+on every machine: its pixels, for a progressive JPEG its pixels times its scans, since each scan goes over all of them,
+the pixels of a TIFF's tiles, and the number of parts that a file has (`file_parts`): segments, chunks, strips, tiles.
 """
 
-import io
 import re
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
@@ -29,12 +29,14 @@ from PIL import Image, UnidentifiedImageError
 from torch.nn.functional import interpolate
 
 from dist_ssl.data.images.file_formats import FORMATS, looks_like_image
+from dist_ssl.data.images.file_parts import MOST_PARTS, FileInPieces, check_tags, prepare_to_load
 from dist_ssl.data.images.image_rules import FULL, RULES, ImageRules, Pixels, deep_pixels, to_rgb
 from dist_ssl.data.images.unreadable import (
     DAMAGED,
     EMPTY,
     NO_IMAGE,
     TOO_LARGE,
+    TOO_MANY_PARTS,
     TOO_MANY_SCANS,
     UNSUPPORTED,
     UnreadableError,
@@ -145,11 +147,7 @@ def _other(data: bytes, rules: ImageRules, slow: str) -> Decoded:
     """Decode by PIL. Its decoders raise many kinds of errors for damaged bytes; all mean an unreadable sample."""
     data = _without_text(data) if data.startswith(PNG) else _without_comments(data)
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            _check_size(*image.size, rules.max_pixels)
-            if data.startswith(JPEG):  # also where PIL calls it MPO, a file of several
-                _check_scans(data, image.width * image.height, rules.max_pixels)
-            image.load()
+        with _loaded(data, rules.max_pixels) as image:
             pixels = _upright(to_rgb(image, data, rules), _orientation(image.getexif))
             return Decoded(pixels, slow, (pixels.shape[1], pixels.shape[0]))
     except (UnreadableError, MemoryError):
@@ -160,6 +158,20 @@ def _other(data: bytes, rules: ImageRules, slow: str) -> Decoded:
     except Exception as error:
         reason = DAMAGED if looks_like_image(data) else NO_IMAGE
         raise UnreadableError(reason, f"{type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def _loaded(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
+    """Load an image by PIL for this context. Raises UnreadableError where that would cost too much."""
+    check_tags(data, max_pixels)
+    file = FileInPieces(data)
+    with Image.open(file, formats=FORMATS) as image:
+        _check_size(*image.size, max_pixels)
+        if data.startswith(JPEG):  # also where PIL calls it MPO, a file of several
+            _check_scans(data, image.width * image.height, max_pixels)
+        prepare_to_load(image, file)
+        image.load()
+        yield image
 
 
 def _with_range_of_scans(jpeg: bytes) -> bytes:
@@ -179,19 +191,29 @@ def _with_range_of_scans(jpeg: bytes) -> bytes:
 def _segments(jpeg: bytes) -> Iterator[tuple[int, int, int]]:
     """Yield the marker of each segment of a JPEG up to its end, where its content starts and where it ends.
 
-    Thumbnails within a segment and films behind the end have markers of their own, which are not among them.
+    Thumbnails within a segment and films behind the end have markers of their own, which are not among them. Raises
+    UnreadableError where there are too many.
     """
-    at = 2
+    at, left = 2, MOST_PARTS
     while (marker := MARKER.search(jpeg, at)) and (kind := jpeg[marker.end() - 1]) != END:
         start = marker.end()
         at = start if kind in ALONE else start + int.from_bytes(jpeg[start : start + 2])
+        left -= 1
+        if left < 0:
+            raise UnreadableError(TOO_MANY_PARTS)
         yield kind, start + 2, at
 
 
 def _without_text(png: bytes) -> bytes:
-    """Return a PNG without large chunks of text or of a colour profile; unchanged if there are none."""
-    kept, at = [PNG], len(PNG)
+    """Return a PNG without large chunks of text or of a colour profile; unchanged if there are none.
+
+    Raises UnreadableError where there are too many chunks before those of the pixels.
+    """
+    kept, at, left = [PNG], len(PNG), MOST_PARTS
     while at + 12 <= len(png):
+        left -= 1
+        if left < 0:
+            raise UnreadableError(TOO_MANY_PARTS)
         size, kind = int.from_bytes(png[at : at + 4]), png[at + 4 : at + 8]
         if kind == b"IDAT":
             kept.append(png[at:])
@@ -214,9 +236,7 @@ def largest_value(data: bytes) -> int | None:
         return None
     rules = ImageRules(range=FULL)
     try:
-        with Image.open(io.BytesIO(_without_comments(data)), formats=FORMATS) as image:
-            _check_size(*image.size, rules.max_pixels)
-            image.load()
+        with _loaded(_without_comments(data), rules.max_pixels) as image:
             known = image.mode not in ("I", "F") or image.format == "PPM"
             deep = deep_pixels(image, data, FULL) if known else None
     except MemoryError:

@@ -2,7 +2,7 @@
 
 EMPTY, NO_IMAGE, DAMAGED = "empty", "not an image", "damaged image"
 TOO_LARGE, NO_RANGE, TOO_MANY_SCANS = "too many pixels", "pixels without a range", "too many scans"
-UNSUPPORTED = "unsupported pixels"
+UNSUPPORTED, TOO_MANY_PARTS = "unsupported pixels", "too many parts"
 
 
 class UnreadableError(Exception):
