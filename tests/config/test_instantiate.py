@@ -210,7 +210,7 @@ def test_an_encoder_of_timm_reads_no_weights(option: str) -> None:
 
 def test_what_is_no_class_and_what_names_none_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"schedule\.planner=dist_ssl.* is neither a class nor a function"):
-        resolve("dist_ssl.schedules.cycle_curves.math", "schedule.planner")
+        resolve("dist_ssl.schedules.half_cosine.math", "schedule.planner")
     with pytest.raises(ConfigError, match=r"schedule\.planner is missing"):
         resolve(None, "schedule.planner")
 
