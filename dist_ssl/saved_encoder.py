@@ -270,8 +270,8 @@ def _fitting(encoder: nn.Module, state: Mapping[str, Tensor], origin: str) -> Ma
     own = without_counters(encoder.state_dict())
     if wrong := misfits(own, state):
         raise CheckpointError(
-            f"{origin} matches {len(own.keys() - {*wrong})} of {len(own)} tensors: '{wrong[0]}' is missing, unknown or of "
-            "another shape.",
+            f"{origin} matches {len(own.keys() - {*wrong})} of {len(own)} tensors: '{wrong[0]}' is missing, unknown "
+            "or of another shape.",
             "Use the encoder that it was trained with.",
         )
     return state

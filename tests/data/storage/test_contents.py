@@ -20,6 +20,7 @@ from dist_ssl.distributed.world import World
 from dist_ssl.errors import DataError
 from dist_ssl.runtime import jsonl
 from launch import audit
+from launch.run_dir import RunDir
 from tests.jobs import run_job, small_config
 from tests.readers import rehashed
 
@@ -169,7 +170,7 @@ def test_a_run_on_a_changed_shard_saves_nothing_and_lists_no_image(shards: Path,
 
 
 def test_the_audit_says_which_attempts_verified_what_they_read(shards: Path, tmp_path: Path) -> None:
-    run: Any = SimpleNamespace(folder=tmp_path)
+    run = RunDir(tmp_path)
     split = manifest.read(shards).split("train")
     checked(shards, tmp_path / "ledger", 0).check()
     assert audit.contents(run, split, {1: {0}}) == "All shards that were read had the sha256 that the manifest says."
