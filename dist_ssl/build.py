@@ -42,7 +42,7 @@ from dist_ssl.protocols.engine import Engine
 from dist_ssl.protocols.probe import Probe
 from dist_ssl.protocols.sink import Sink
 from dist_ssl.runtime.agreement import Agreement
-from dist_ssl.runtime.epoch_planner import Coordinator
+from dist_ssl.runtime.coordinator import Coordinator
 from dist_ssl.runtime.run_folder import RunFolder
 from dist_ssl.runtime.signals import Signals
 from dist_ssl.train import Job

@@ -34,7 +34,7 @@ from dist_ssl.models.patches import check_side, check_support
 from dist_ssl.optim.recipes import OptimizerRecipe
 from dist_ssl.protocols.method import Method
 from dist_ssl.protocols.schedule import EpochPlanner, Schedule
-from dist_ssl.runtime.epoch_planner import check_plan
+from dist_ssl.runtime.coordinator import check_plan
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from dist_ssl.protocols.probe import Probe
 from dist_ssl.protocols.schedule import Schedule
 from dist_ssl.runtime import end_names
 from dist_ssl.runtime.agreement import Agreement
-from dist_ssl.runtime.epoch_planner import Coordinator
+from dist_ssl.runtime.coordinator import Coordinator
 
 
 class Outcome(Enum):

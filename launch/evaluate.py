@@ -54,7 +54,7 @@ from dist_ssl.config.command import Screen, run_command
 from dist_ssl.distributed.place_variables import RANK
 from dist_ssl.errors import UserError, cannot_be_written
 from launch import trust
-from launch.evaluation_options import Options, Place
+from launch.evaluation_options import DataValues, Options
 from launch.handover import hand_over
 from launch.run_dir import RunDir, write_for_owner_alone
 
@@ -91,11 +91,11 @@ def main(arguments: list[str]) -> int:
     return run_command(run, arguments, console, errors=errors, interrupted=interrupted)
 
 
-def evaluate(run: RunDir, options: Options, data: Place, console: Console) -> None:
+def evaluate(run: RunDir, options: Options, data: DataValues, console: Console) -> None:
     """Evaluate one checkpoint, or those of a run that is followed, on all ranks. Raises UserError."""
     from dist_ssl.distributed.world import joined
+    from launch.checkpoint_choice import Watch, evaluate_named, follow
     from launch.evaluation import evaluated
-    from launch.watching import Watch, evaluate_named, follow
 
     if options.protocol == "bag_of_patches":
         console.print(f"Computing {options.patches} views of every image; bank=N and queries=N make it shorter.")

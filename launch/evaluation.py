@@ -25,7 +25,7 @@ from dist_ssl.runtime.files import write_atomically
 from dist_ssl.runtime.own_cores import own_cores
 from dist_ssl.runtime.run_folder import RunFolder
 from launch import credentials
-from launch.evaluation_options import Options, Place
+from launch.evaluation_options import DataValues, Options
 from launch.run_dir import RunDir
 
 NUMBER = re.compile(r"[0-9]{1,18}")
@@ -90,7 +90,7 @@ def checkpoint_of(run: RunDir, name: str) -> Path:
     return found[int(step)]
 
 
-def config_of(run: RunDir, options: Options, data: Place, sharers: int = 1) -> dict[str, Any]:
+def config_of(run: RunDir, options: Options, data: DataValues, sharers: int = 1) -> dict[str, Any]:
     """Return the run's config with the options and with the place where its data was read last.
 
     `sharers`: ranks that share the cores of this machine. Raises ConfigError.
@@ -118,13 +118,13 @@ def file_of(run: RunDir, options: Options, checkpoint: str, branch: str) -> Path
     return run.folder / "evaluations" / name
 
 
-def evaluated(run: RunDir, options: Options, data: Place, checkpoint: Path, world: World, say: Say) -> Evaluation:
+def evaluated(run: RunDir, options: Options, data: DataValues, checkpoint: Path, world: World, say: Say) -> Evaluation:
     """Evaluate a checkpoint on all ranks. Raises UserError; RetiredError where the run has removed it meanwhile."""
     import torch
 
     from dist_ssl.build import last_side
+    from launch.evaluation_protocols import PROTOCOLS
     from launch.frozen import Frozen
-    from launch.measures import PROTOCOLS
 
     config = config_of(run, options, data, world.local_size)
     torch.set_num_threads(config["threads"])

@@ -19,7 +19,7 @@ SHOWN = {"queries": 10, "k": 8}
 MOST_SHOWN = {"queries": 200, "k": 50}
 """The most that a sheet shows."""
 DATA = ("data.path", "data.val")
-Place = dict[str, str | list[str] | None]
+DataValues = dict[str, str | list[str] | None]
 """Values of these keys, by their names without `data.`."""
 OPTIONAL = ("data.val",)
 VOTING = ("knn", "bag_of_patches")
@@ -55,11 +55,11 @@ class Options:
     threads: int | None = None
 
     @classmethod
-    def parse(cls, arguments: list[str]) -> tuple["Options", Place]:
+    def parse(cls, arguments: list[str]) -> tuple["Options", DataValues]:
         """Return the options, and the keys of the data. Raises ConfigError."""
         names, types = [field.name for field in fields(cls)], get_type_hints(cls)
         values: dict[str, Any] = {}
-        data: Place = {}
+        data: DataValues = {}
         for argument in arguments:
             key, text = filled_pair(argument, (*names, *DATA))
             if key in DATA:

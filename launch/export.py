@@ -46,7 +46,7 @@ from launch.launch_keys import listed
 from launch.run_dir import RunDir, of_a_run, write_for_owner_alone
 
 if TYPE_CHECKING:
-    from launch.target import Target
+    from launch.export_target import Target
 
 FAILED_CODE = 1
 IMAGES = 16

@@ -12,8 +12,8 @@ from dist_ssl.models.named_weights import without_counters
 from dist_ssl.runtime.files import hidden_beside, remove, write_atomically
 from dist_ssl.runtime.strange_files import close_to_others
 from dist_ssl.saved_encoder import SavedEncoder
+from launch.export_target import LoadedNetwork, Target
 from launch.image_check import prepared_otherwise
-from launch.target import LoadedNetwork, Target
 
 BAR = 1e-5
 """Largest difference of a feature, as a share of the largest feature."""

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dist_ssl.saved_encoder import SavedEncoder, load_encoder
+from launch.export_target import Target, is_resnet, plain_sizes, timm_call, with_path
 from launch.huggingface_export import of_huggingface
 from launch.onnx_export import of_onnx
-from launch.target import Target, is_resnet, plain_sizes, timm_call, with_path
 from launch.weight_names import TORCHVISION_VIT, renamed
 
 

@@ -21,7 +21,7 @@ from dist_ssl.errors import ConfigError
 from dist_ssl.models.named_weights import COUNTERS
 from dist_ssl.runtime.files import write_atomically
 from dist_ssl.saved_encoder import Description, SavedEncoder
-from launch.target import LoadedNetwork, Target, is_resnet, needs, plain_sizes, with_path
+from launch.export_target import LoadedNetwork, Target, is_resnet, needs, plain_sizes, with_path
 from launch.weight_names import HUGGINGFACE_RESNET, in_huggingface_vit_names, renamed
 
 LIBRARY = "transformers"

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dist_ssl.data.images.image_rules import FULL
 from dist_ssl.saved_encoder import SavedEncoder
-from launch.target import Target
+from launch.export_target import Target
 
 ROUNDING, SHIFT = 2.0, 1.5
 """Largest difference of pixels, in levels of 255, and how far a picture may be moved, in pixels of the resized one."""

@@ -18,7 +18,7 @@ from dist_ssl.errors import ConfigError
 from dist_ssl.models.named_weights import COUNTERS, without_counters
 from dist_ssl.models.resampling import ResizedPositions, resized
 from dist_ssl.saved_encoder import KEY, SavedEncoder
-from launch.target import OWN_VIT, LoadedNetwork, Target, needs, timm_call, with_path
+from launch.export_target import OWN_VIT, LoadedNetwork, Target, needs, timm_call, with_path
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 INPUT, OUTPUT, BATCH = "images", "features", "batch"

@@ -113,7 +113,7 @@ def pack_folders(combinations: list[list[str]], console: Console) -> list[list[s
 def check_shape(config: dict[str, Any]) -> None:
     """Check the top-level keys, and that the ranks can share the lanes: all that needs no data. Raises UserError."""
     from dist_ssl.config.run_keys import top_level
-    from dist_ssl.runtime.epoch_planner import check_plan
+    from dist_ssl.runtime.coordinator import check_plan
 
     run = top_level(config)
     check_plan(run.lanes, run.batch_size, config["nodes"] * config["ranks_per_node"], num_samples=run.batch_size)

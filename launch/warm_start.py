@@ -27,8 +27,8 @@ from dist_ssl.saved_encoder import KEY, Description, description_of
 from launch import hub_weights, trust
 from launch.checkpoint_encoder import of_checkpoint
 from launch.evaluation import checkpoint_of
+from launch.export_target import TIMM
 from launch.run_dir import RunDir, of_a_run
-from launch.target import TIMM
 from launch.weight_match import Match, heads_of, match
 from launch.weight_names import in_timm_names
 from shards.command_line import parse_path

@@ -75,7 +75,7 @@ IMAGE = (
     ),
 )
 BESIDE = (
-    Box("ranks", "epoch plan", "rank 0 plans each epoch,", "all ranks use its plan", "runtime/epoch_planner.py"),
+    Box("ranks", "epoch plan", "rank 0 plans each epoch,", "all ranks use its plan", "runtime/coordinator.py"),
     Box("disk", "ledger", "hash of the sample ids of", "each step; for the audit", "data/order/ledger.py"),
     Box("ranks", "meter", "one all-reduce per report:", "metrics.jsonl, Prometheus", "metrics/meter.py"),
     Box("ranks", "agreement", "after each step: save? stop?", "the same on every rank", "runtime/agreement.py"),

@@ -41,7 +41,7 @@ from dist_ssl.protocols.engine import StepOutput
 from dist_ssl.protocols.schedule import Schedule
 from dist_ssl.runtime import jsonl
 from dist_ssl.runtime.agreement import Agreement
-from dist_ssl.runtime.epoch_planner import Coordinator, check_plan
+from dist_ssl.runtime.coordinator import Coordinator, check_plan
 from dist_ssl.runtime.signals import STOPPING, Signals
 from dist_ssl.runtime.step_clock import StepClock
 from dist_ssl.train import Job, train

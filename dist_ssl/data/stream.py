@@ -16,8 +16,8 @@ from dist_ssl.core.draws import Draws
 from dist_ssl.core.plan import EpochPlan
 from dist_ssl.data.epoch_views import Colours, Difficulty, EpochViews, Look
 from dist_ssl.data.images.decode import SLOW
+from dist_ssl.data.images.host_to_device import send
 from dist_ssl.data.images.image_rules import RULES, ImageRules
-from dist_ssl.data.images.packed import send
 from dist_ssl.data.images.views import Augmentation, Cutter
 from dist_ssl.data.loader.feed import Feed, GpuSide, Side
 from dist_ssl.data.loader.load import Loaded, SampleLoader

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from dist_ssl.errors import ConfigError
-from dist_ssl.runtime.epoch_planner import check_plan
+from dist_ssl.runtime.coordinator import check_plan
 from launch import preparation, settings
 from launch.batch_shape import fitted, said
 from launch.run_dir import PROJECT

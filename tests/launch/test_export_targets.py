@@ -25,9 +25,9 @@ from dist_ssl.saved_encoder import KEY, SavedEncoder
 from launch import huggingface_export
 from launch.export import refuse_full
 from launch.export_check import keep_if_equal
+from launch.export_target import LoadedNetwork, Target
 from launch.export_targets import TARGETS
 from launch.image_check import drawn
-from launch.target import LoadedNetwork, Target
 from tests.test_saved_encoder import DESCRIPTION, TINY, shaken
 
 RESNET = {"_target_": "dist_ssl.models.encoders.timm_encoder", "name": "resnet18", "zero_init_last": True}

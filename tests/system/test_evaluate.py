@@ -24,12 +24,12 @@ from dist_ssl.evaluate.linear_recipes import LINEAR, LinearRecipe
 from dist_ssl.protocols.engine import Branch
 from dist_ssl.runtime import jsonl
 from launch import evaluate, frozen
+from launch.checkpoint_choice import Watch, evaluate_named, follow
 from launch.evaluation import config_of, evaluated
 from launch.evaluation_options import Options, Place
+from launch.evaluation_protocols import PROTOCOLS
 from launch.frozen import Frozen
-from launch.measures import PROTOCOLS
 from launch.run_dir import PROJECT, RunDir
-from launch.watching import Watch, evaluate_named, follow
 from tests.jobs import small_config, small_job
 from tests.monitoring.prometheus import free_port
 from tests.ranks import Ranks

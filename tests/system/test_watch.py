@@ -15,10 +15,10 @@ import pytest
 from dist_ssl.checkpoint.folder_names import KEPT
 from dist_ssl.runtime.end_names import FAILED, FINISHED, STOPPED
 from launch import evaluate, frozen
+from launch.checkpoint_choice import Watch
 from launch.ending import Ending
 from launch.evaluation_options import Options
 from launch.run_dir import PROJECT, RunDir
-from launch.watching import Watch
 from tests.system.launching import WAIT_SECONDS, await_that, saved
 
 MEASURE = ("threads=1", "protocol=unlabelled", "queries=8")

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from dist_ssl.core.draws import Draws, Flags, Floats, Ints, Purpose
 from dist_ssl.data.images.colour_constants import CONTRAST, HUE, LUMA, NOTHING, PARTS, SATURATION
-from dist_ssl.data.images.packed import send
+from dist_ssl.data.images.host_to_device import send
 from dist_ssl.data.images.resize import SMALLEST_LOOPED
 from dist_ssl.data.images.views import Augmentation
 

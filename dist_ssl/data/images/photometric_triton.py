@@ -24,7 +24,7 @@ from torch import Tensor
 
 from dist_ssl.core.triton_tools import kernel, launch, works
 from dist_ssl.data.images import colour_constants
-from dist_ssl.data.images.packed import send
+from dist_ssl.data.images.host_to_device import send
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 """Types of views that can be written."""

@@ -14,7 +14,7 @@ from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 from urllib3.util import parse_url
 from urllib3.util.connection import allowed_gai_family
 
-from dist_ssl.data.storage.patient_answers import PatientAnswer
+from dist_ssl.data.storage.bounded_responses import BoundedResponse
 from dist_ssl.data.storage.redirects import is_public
 from dist_ssl.errors import DataError
 
@@ -35,7 +35,7 @@ class InnerAddressError(Exception):
 class _Known(HTTPConnection):
     """A connection that remembers whether a public address is at its other end, also once it is closed."""
 
-    response_class = PatientAnswer
+    response_class = BoundedResponse
     public = True
 
     def _new_conn(self) -> socket.socket:

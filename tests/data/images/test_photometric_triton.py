@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dist_ssl.core.draws import Draws
 from dist_ssl.data.images import photometric
 from dist_ssl.data.images.colour_constants import CONTRAST
-from dist_ssl.data.images.packed import send
+from dist_ssl.data.images.host_to_device import send
 from dist_ssl.data.images.photometric import SOLARIZE_FROM, Photometry
 from tests.data.images.interpreted import CASES, COUNT, FULL, MEAN, PART, RECIPES, STD, Case
 from tests.interpreting import interpret

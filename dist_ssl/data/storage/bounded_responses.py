@@ -30,7 +30,7 @@ class _Within(io.RawIOBase):
         super().close()
 
 
-class PatientAnswer(http.client.HTTPResponse):
+class BoundedResponse(http.client.HTTPResponse):
     """An answer whose head, and each next part of whose body, must arrive within the timeout of the connection.
 
     The time may be exceeded by one wait for a byte, which is as long at most.

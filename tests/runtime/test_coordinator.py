@@ -15,7 +15,7 @@ from dist_ssl.core.progress import Progress
 from dist_ssl.errors import ConfigError, DisagreementError
 from dist_ssl.protocols.schedule import Schedule
 from dist_ssl.runtime import jsonl
-from dist_ssl.runtime.epoch_planner import Coordinator, described
+from dist_ssl.runtime.coordinator import Coordinator, described
 from tests.simulation import Side, Table
 
 PLAN = EpochPlan(0, 24, 0.75, 2, 96, 48, local_views=4, local_size=12)

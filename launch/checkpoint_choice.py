@@ -15,7 +15,7 @@ from dist_ssl.evaluate.linear import Say
 from dist_ssl.runtime.end_names import FINISHED
 from launch.ending import Ending
 from launch.evaluation import checkpoint_of, config_of, file_of
-from launch.evaluation_options import Options, Place
+from launch.evaluation_options import DataValues, Options
 from launch.frozen import RetiredError
 from launch.run_dir import AttemptDir, RunDir
 
@@ -32,7 +32,7 @@ class Watch:
 
     run: RunDir
     options: Options
-    data: Place
+    data: DataValues
     say: Say
     passed: set[str] = field(default_factory=set)
     ended: int = 0
