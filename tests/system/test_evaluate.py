@@ -26,7 +26,7 @@ from dist_ssl.runtime import jsonl
 from launch import evaluate, frozen
 from launch.checkpoint_choice import Watch, evaluate_named, follow
 from launch.evaluation import config_of, evaluated
-from launch.evaluation_options import Options, Place
+from launch.evaluation_options import DataValues, Options
 from launch.evaluation_protocols import PROTOCOLS
 from launch.frozen import Frozen
 from launch.run_dir import PROJECT, RunDir
@@ -256,7 +256,7 @@ def hindered(world: World, run: Path) -> list[str]:
     frozen.read = read  # type: ignore[attr-defined]
     try:
         options = Options(run=str(run), threads=1, watch="all")
-        data: Place = {}
+        data: DataValues = {}
         watch = Watch(RunDir.open(run), options, data, lines.append)
 
         def one(name: str) -> None:
