@@ -21,6 +21,8 @@ FIELD = re.compile(rb"(\d{1,7}) ")
 MANY_DIGITS = re.compile(rb"\d{256}")
 """More digits than a name can have: tarfile looks for the end of digits from each of them on."""
 FIELDS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+SPARSE = "GNU.sparse."
+"""Beginning of the fields of sparse members."""
 LONG = (*FIELDS, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 
 
@@ -106,6 +108,8 @@ class _Header(tarfile.TarInfo):
         found: tarfile.TarInfo | None = super()._proc_member(archive)  # type: ignore[misc]
         if found is not None and found.size < 0:
             raise DamagedTarError(f"at byte {self.offset}: a member of {found.size} bytes")
+        if found is not None and any(name.startswith(SPARSE) for name in found.pax_headers):
+            found.sparse = []  # type: ignore[assignment]  # its size is then what its fields say, with a map or without one
         return found
 
     def _content(self, archive: tarfile.TarFile) -> bytes:

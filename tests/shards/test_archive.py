@@ -216,6 +216,7 @@ def fields(**values: str) -> bytes:
 
 
 IMAGE, END = header("a.jpg", tarfile.REGTYPE), bytes(10240)
+REAL = fields(**{"GNU.sparse.realsize": "9" * 20})
 SPARSE = fields(**{"GNU.sparse.major": "1", "GNU.sparse.minor": "0"})
 
 
@@ -259,7 +260,9 @@ def test_fields_of_all_members_do_not_grow_without_end() -> None:
         index(io.BytesIO(many + END), "a.tar")
 
 
-@pytest.mark.parametrize("version", [SPARSE, fields(**{"GNU.sparse.map": "x,y"}), fields(**{"GNU.sparse.size": "7"})])
+@pytest.mark.parametrize(
+    "version", [SPARSE, fields(**{"GNU.sparse.map": "x,y"}), fields(**{"GNU.sparse.size": "7"}), REAL]
+)
 def test_the_map_of_a_sparse_member_is_not_read(version: bytes) -> None:
     other = described(version) + header("b.json", tarfile.REGTYPE, 1024) + b"5\n1" + bytes(1021)
     with bounded_memory():
