@@ -114,10 +114,13 @@ def shortened(names: Sequence[str], most: int = 10, between: str = ", ") -> str:
     return between.join([*names[:most], *more])
 
 
-def nearest(name: str, options: Iterable[str]) -> str:
-    """Return a remedy for a misspelt name: the nearest valid one, or all of them, up to `MOST_NAMES`."""
+def nearest(name: str, options: Iterable[str], before: str = "") -> str:
+    """Return a remedy for a misspelt name: the nearest valid one, or all of them, up to `MOST_NAMES`.
+
+    `before`: what a user writes before the nearest one.
+    """
     names = sorted(options)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     if close:
-        return f"Did you mean '{close[0]}'?"
+        return f"Did you mean '{before}{close[0]}'?"
     return f"Valid names: {shortened(names, MOST_NAMES)}."

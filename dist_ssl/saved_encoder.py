@@ -23,16 +23,17 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from dist_ssl.checkpoint.folder_names import ENCODER
+from dist_ssl.config.bounds import MAX_PIXELS
 from dist_ssl.config.instantiate import instantiate, keywords
 from dist_ssl.config.meta_device import on_meta_device
 from dist_ssl.data.images.centre_crop import cut_centre, write_centre
-from dist_ssl.data.images.image_rules import MAX_PIXELS, ImageRules, Pixels, to_rgb
+from dist_ssl.data.images.image_rules import ImageRules, Pixels, to_rgb
 from dist_ssl.data.images.photometric import normalise
 from dist_ssl.data.images.unreadable import DAMAGED, UnreadableError
-from dist_ssl.errors import CheckpointError, ConfigError, DataError
+from dist_ssl.errors import CheckpointError, ConfigError, DataError, reason_of
 from dist_ssl.methods.emp_ssl import Widened
 from dist_ssl.models.branch import width_of
-from dist_ssl.models.named_weights import load_weights, misfits, without_counters
+from dist_ssl.models.named_weights import misfits, without_counters
 from dist_ssl.models.size_bound import no_larger_than
 from dist_ssl.models.vit import Patches, stored_positions
 from dist_ssl.runtime import jsonl
@@ -177,7 +178,7 @@ def centre(image: Picture, resize: int, rules: ImageRules, out: Pixels) -> None:
         try:
             image = path.read_bytes()
         except OSError as error:
-            raise DataError(f"{path} cannot be read: {error.strerror}.", "Correct its name.") from error
+            raise DataError(f"{path} cannot be read: {reason_of(error)}.", "Correct its name.") from error
     if isinstance(image, bytes):
         cut_centre(image, resize, rules, out)
         return
@@ -252,9 +253,9 @@ def filled(description: Description, state: Mapping[str, Tensor], origin: str) -
     values = {"encoder": description.encoder, "extra_layer": description.extra_layer}
     with no_larger_than(state, values, origin), on_meta_device():
         encoder = _untrained(description)
-    state = _fitting(encoder, state, origin)
+    _fitting(encoder, state, origin)
     encoder = _untrained(description)
-    load_weights(encoder, state)
+    encoder.load_state_dict(_fitting(encoder, state, origin), strict=False)  # what is missing are the counters
     return SavedEncoder(encoder, description)
 
 

@@ -134,8 +134,10 @@ def export(options: ExportOptions, run: RunDir, console: Console) -> int:
 def refuse_full(out: Path, target: "Target") -> None:
     """Raise ConfigError where something else would be lost: by a folder, or by a file among those of a run."""
     if not out.name or out.name == "..":
-        raise ConfigError(f"out={out} has no name of its own.", "Name a new folder: out=NAME")
+        raise ConfigError(f"out={out} has no name of its own.", "Name a new file or folder: out=NAME")
     if not target.folder:
+        if out.is_dir():
+            raise ConfigError(f"out={out} is a folder.", f"Name a file in it: out={out / 'encoder'}")
         run = run_around(out) if os.path.lexists(out) else None
         if run and out.parent.resolve() != run / EXPORTS and not target.card(out).exists():
             raise ConfigError(f"{out} is a file of the run {run}.", f"Name another file, or one in {EXPORTS}/: out=...")

@@ -74,8 +74,11 @@ def batch(facts: Facts) -> int:
 
 
 def used(facts: Facts) -> int:
-    """Return the number of pictures of an epoch: those that whole batches have; which ones differs between epochs."""
-    return facts.train - facts.train % batch(facts)
+    """Return the number of pictures of an epoch, those that whole batches have; which ones differs between epochs.
+
+    Of a single picture, with which no run is possible, it is 1.
+    """
+    return facts.train - facts.train % batch(facts) or facts.train
 
 
 def epochs(facts: Facts) -> int:
@@ -131,7 +134,7 @@ def of_the_encoder(facts: Facts) -> list[KeyChoice]:
 def of_the_length(facts: Facts) -> list[KeyChoice]:
     """Choose the number of epochs, and a batch that few pictures fill at least twice."""
     own, seen = used(facts), epochs(facts) * used(facts)
-    why = f"{own} of {facts.train} pictures in each, whole batches of {batch(facts)}: {seen:,}"
+    why = f"{own} of {facts.train} pictures in each, as many as fill whole batches: {seen:,}"
     found = [KeyChoice("epochs", str(epochs(facts)), why)]
     if batch(facts) != BATCH:
         found.append(KeyChoice("batch_size", str(batch(facts)), f"only {facts.train} pictures"))

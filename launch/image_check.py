@@ -19,6 +19,8 @@ from launch.export_target import Target
 
 ROUNDING, SHIFT = 2.0, 1.5
 """Largest difference of pixels, in levels of 255, and how far a picture may be moved, in pixels of the resized one."""
+LARGEST = 4096
+"""Side of resized images, px, up to which pictures are drawn for the check."""
 
 
 def prepared_otherwise(saved: SavedEncoder, target: Target, place: Path, files: Sequence[bytes]) -> tuple[str, str]:
@@ -30,6 +32,8 @@ def prepared_otherwise(saved: SavedEncoder, target: Target, place: Path, files: 
     if target.prepare is None:
         return "", ""
     own, said = saved.description, ""
+    if own.resize > LARGEST:
+        return "", f" How it prepares images is not checked: they are larger than {LARGEST} px."
     opaque, transparent, deep = drawn(own.resize, own.range)
     bar = ROUNDING + SHIFT * 255 / own.resize
     gap, reason = _levels(saved, target, place, opaque)
@@ -49,9 +53,9 @@ def _of_data(saved: SavedEncoder, target: Target, place: Path, files: Sequence[b
     """Return how much the features of images of the data change where the library prepares them."""
     assert target.prepare is not None
     try:
-        theirs = target.prepare(place, files)
+        theirs = torch.cat([target.prepare(place, [one]) for one in files])  # they may be large
     except Exception as error:  # those of the libraries have no class in common
-        return f" It cannot prepare the images of the data: {error or type(error).__name__}."
+        return f" It cannot prepare the images of the data: {str(error) or type(error).__name__}."
     with torch.inference_mode():
         own, other = saved(saved.prepared(files)), saved(theirs)
     share = float((own - other).abs().max() / own.abs().max().clamp_min(1e-30))

@@ -11,7 +11,8 @@ from launch.ending import Ending
 from launch.progress_bar import RunView
 from launch.run_dir import RunDir
 
-"""File of a finished run, as `dist_ssl.saved_encoder` names it."""
+RUN_FOLDER = "Run folder: "
+"""Beginning of the line that names the run folder."""
 
 
 def say_how_it_ended(run: RunDir, overrides: list[str], ending: Ending, console: Console, *, number: int = 0) -> None:
@@ -54,7 +55,7 @@ def train_longer(run: RunDir) -> str:
 
 def of_a_finished_run(run: RunDir) -> list[str]:
     """Return the lines about the files of a finished run, and its use."""
-    lines = [f"Run folder: {run.folder}", f"Metrics: {run.metrics}"]
+    lines = [f"{RUN_FOLDER}{run.folder}", f"Metrics: {run.metrics}"]
     if bad := len(jsonl.read(run.quarantine)):
         lines.append(f"Samples that could not be read: {bad}, in {run.quarantine}")
     lines.append(train_longer(run))

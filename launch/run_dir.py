@@ -87,8 +87,8 @@ class RunDir(RunFolder):
             raise ConfigError(problem, "Start the run again with the words of that command: the folder is replaced.")
         if type(version) is not int or not 0 < version < 1 << 32:
             others = [path.parent.name for path in folder.parent.glob("*/config.yaml") if of_a_run(path)]
-            paths = [str(folder.with_name(other)) for other in others]
-            remedy = nearest(str(folder), paths) if others else "Start one: python launch/slurm.py method=mocov3."
+            start = "Start one: python launch/slurm.py method=mocov3."
+            remedy = nearest(folder.name, others, str(folder.parent / "_")[:-1]) if others else start
             raise ConfigError(f"{folder} is not a run folder.", remedy)
         if version != FORMAT:
             raise ConfigError(

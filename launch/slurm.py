@@ -40,7 +40,7 @@ from launch.config_groups import keys_of_a_run
 from launch.ending import CODE_OF_OUTCOME, STOPPED_CODE
 from launch.environment_record import changes
 from launch.handover import hand_over
-from launch.last_lines import say_how_it_ended, train_longer
+from launch.last_lines import RUN_FOLDER, say_how_it_ended, train_longer
 from launch.local import LocalAttempt
 from launch.run_dir import PROJECT, RunDir, write_for_owner_alone
 from launch.run_names import check_place
@@ -59,7 +59,7 @@ def run_here(run: RunDir, config: dict[str, Any], overrides: list[str], console:
     if 0 < gpus < (ranks := nodes * config["ranks_per_node"]):
         note = f"{gpus} GPUs are too few for {ranks} ranks: all ranks use the CPU. nodes=1 uses the GPUs."
         console.print(note, highlight=False)
-    console.print(f"Run folder: {run.folder}", highlight=False)
+    console.print(f"{RUN_FOLDER}{run.folder}", highlight=False)
     if note := changes(run, run.newest_attempt()):
         console.print(note, highlight=False, markup=False)
     with run_lock.held(run.folder):

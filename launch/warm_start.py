@@ -147,7 +147,15 @@ def of_function(source: WeightSource, encoder: nn.Module, node: Mapping[str, Any
 def written_out(node: Mapping[str, Any]) -> dict[str, str]:
     """Return the values of an encoder's keys as texts, also of those that are left out."""
     whole = {**defaults_of(resolve(node["_target_"], "encoder._target_")), **node}
-    return {key: str(value) for key, value in whole.items()}
+    return {key: text_of(value) for key, value in whole.items()}
+
+
+def text_of(value: Any) -> str:
+    """Return a value as a text, which is the same for 4, 4.0 and "4"."""
+    try:
+        return str(value) if isinstance(value, bool) else f"{float(value):g}"
+    except (TypeError, ValueError):
+        return str(value)
 
 
 def _of_head(found: Match) -> list[str]:

@@ -90,7 +90,7 @@ def in_huggingface_vit_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]
 def renamed(tensors: Mapping[str, Tensor], names: Iterable[tuple[str, str]]) -> dict[str, Tensor]:
     """Return the tensors with the beginnings of their names replaced by the first pair that fits."""
     pairs = [
-        (re.compile(COUNTED.sub(r"(\\d+)", re.escape(old).replace(r"\{", "{").replace(r"\}", "}"))), old, new)
+        (re.compile(COUNTED.sub(r"(\\d{1,9})", re.escape(old).replace(r"\{", "{").replace(r"\}", "}"))), old, new)
         for old, new in names
     ]
 
@@ -125,7 +125,7 @@ def _joined(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if PARTS[0] in name:
             names = [name.replace(PARTS[0], part) for part in PARTS]
             three = [tensors[other] for other in names if other in tensors]
-            if len(three) == len(names) and len({x.shape for x in three}) == 1:
+            if len(three) == len(names) and len({x.shape for x in three}) == 1 and three[0].ndim:
                 found[name.replace(PARTS[0], QKV)] = torch.cat(three)
                 for other in names:
                     del found[other]

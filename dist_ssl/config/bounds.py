@@ -6,3 +6,5 @@ MOST_SEED = (1 << 63) - 1
 """Random numbers are keyed by 64 bits."""
 MOST_COUNT = 1 << 60
 """No run has as many samples and no file as many bytes; sums of several such numbers fit into int64."""
+MAX_PIXELS = 100_000_000
+"""The default of `data.max_pixels`: pixels of an image that is decoded."""

@@ -5,9 +5,10 @@ from typing import Any, Literal
 
 import torch
 
+from dist_ssl.config.bounds import MAX_PIXELS
 from dist_ssl.config.byte_sizes import parse_bytes, show_bytes
 from dist_ssl.config.percentage import Share
-from dist_ssl.data.images.image_rules import FULL, MAX_PIXELS, ImageRules
+from dist_ssl.data.images.image_rules import FULL, ImageRules
 from dist_ssl.data.loader.load import AHEAD_BYTES, Loader, SampleLoader
 from dist_ssl.data.loader.loader_process import LoaderProcess
 from dist_ssl.data.storage import manifest, mixture, pyramid

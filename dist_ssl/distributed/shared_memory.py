@@ -45,7 +45,7 @@ def file_bytes(size: int, capacity: int) -> int:
     return size * (LINE_BYTES + 2 * (HASH_BYTES + capacity))
 
 
-def place_of(folder: Path, name: object) -> Path:
+def shared_path(folder: Path, name: object) -> Path:
     """Return the path of a shared file. Raises ValueError where the name, which another process sent, is not one."""
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise ValueError(f"{name!r} is no name of shared memory")
@@ -55,7 +55,7 @@ def place_of(folder: Path, name: object) -> Path:
 class SharedFile:
     """The file for the shared memory of `size` ranks, which has its space; `remove` it once all have opened it.
 
-    The name of its `path` is one that `place_of` accepts. No other user may read or write it. Raises OSError where
+    The name of its `path` is one that `shared_path` accepts. No other user may read or write it. Raises OSError where
     there is no space or no permission.
     """
 

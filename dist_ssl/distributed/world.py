@@ -25,7 +25,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from dist_ssl.distributed.devices import own_device
 from dist_ssl.distributed.place_variables import LOCAL_RANK, LOCAL_SIZE, RANK, SIZE
 from dist_ssl.distributed.rendezvous import machine_id
-from dist_ssl.distributed.shared_memory import SharedFile, SharedMemory, place_of, remove_left_over
+from dist_ssl.distributed.shared_memory import SharedFile, SharedMemory, remove_left_over, shared_path
 from dist_ssl.distributed.store import meet
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -244,7 +244,7 @@ def open_shared_memory(world: World, seconds: float) -> SharedMemory | None:
     try:
         name = world.share(own.path.name if own else None)
         with contextlib.suppress(OSError, ValueError):
-            found = SharedMemory(place_of(folder, name), world.rank, world.size, capacity, seconds)
+            found = SharedMemory(shared_path(folder, name), world.rank, world.size, capacity, seconds)
         lacking, unlocked = world.agree_later(int(not found), int(not (found and found.liveness.locked))).result()
     finally:
         if own:

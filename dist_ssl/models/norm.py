@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from dist_ssl.core.collectives import Sum
 from dist_ssl.models import norm_cuda
 from dist_ssl.models.moments import moments, wide
+from dist_ssl.models.named_weights import COUNTERS
 from dist_ssl.models.norm_cpu import NormaliseCPU
 
 M = TypeVar("M", bound=nn.Module)
@@ -233,7 +234,7 @@ def convert(module: M, scope: Scope) -> M:
         return module
     momentum = 0.1 if module.momentum is None else module.momentum
     own = BatchNorm(module.num_features, eps=module.eps, momentum=momentum, affine=module.affine, scope=scope)
-    state = {name: value for name, value in module.state_dict().items() if name != "num_batches_tracked"}
+    state = {name: value for name, value in module.state_dict().items() if name != COUNTERS}
     own.to(state["running_mean"].dtype).load_state_dict(state)
     own.requires_grad_(all(p.requires_grad for p in module.parameters()))
     after = [getattr(module, name) for name in ("drop", "act") if hasattr(module, name)]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from dist_ssl.distributed.shared_memory import SharedFile, SharedMemory, file_bytes, place_of, remove_left_over
+from dist_ssl.distributed.shared_memory import SharedFile, SharedMemory, file_bytes, remove_left_over, shared_path
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import UserError
 from tests.ranks import Ranks
@@ -150,9 +150,9 @@ def test_sums_have_the_same_bits_through_shared_memory_and_through_sockets(ranks
 @pytest.mark.parametrize("name", ["/etc/passwd", "../thesis", "thesis", "dist_ssl-", None, 3, f"dist_ssl-{'a' * 32}\n"])
 def test_a_message_does_not_say_which_file_is_written_to(tmp_path: Path, name: object) -> None:
     with pytest.raises(ValueError, match="no name of shared memory"):
-        place_of(tmp_path, name)
+        shared_path(tmp_path, name)
     path = SharedFile(tmp_path, 2, CAPACITY).path
-    assert place_of(tmp_path, path.name) == path
+    assert shared_path(tmp_path, path.name) == path
 
 
 def test_a_file_that_is_not_the_ranks_own_stays_as_it_is(tmp_path: Path) -> None:

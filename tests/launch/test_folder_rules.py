@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from launch import settings
-from launch.folder_rules import IMAGENET, KeyChoice, choices
+from launch.folder_rules import IMAGENET, KeyChoice, choices, of_the_length
 from launch.run_dir import PROJECT
 from shards.folder_facts import Facts
 
@@ -138,6 +138,14 @@ def test_statistics_are_imagenets_where_they_are_close() -> None:
     assert config(PHOTOGRAPHS)["data"]["mean"] == list(IMAGENET[0])
     assert config(SCANS)["data"]["std"] == [0.1, 0.1, 0.1]
     assert config(SCANS)["data"]["mean"] == list(SCANS.mean)
+
+
+@pytest.mark.parametrize("train", [1, 2, 3, 97, 251])
+def test_the_length_counts_pictures_that_fill_batches(train: int) -> None:
+    (length, *_) = of_the_length(replace(PHOTOGRAPHS, train=train))
+    assert length.value == "400"
+    used = {1: 1, 2: 2, 3: 2, 97: 96, 251: 192}[train]
+    assert length.reason == f"{used} of {train} pictures in each, as many as fill whole batches: {400 * used:,}"
 
 
 def test_without_labels_nothing_is_probed_and_few_pictures_fill_a_batch_twice() -> None:

@@ -127,6 +127,18 @@ def test_a_folder_that_is_no_run_is_refused_with_the_nearest_one(run: RunDir) ->
     with pytest.raises(ConfigError, match="is not a run folder") as raised:
         RunDir.open(run.folder.parent / "frist")
     assert raised.value.remedy == f"Did you mean '{run.folder}'?"
+    with pytest.raises(ConfigError, match="is not a run folder") as raised:
+        RunDir.open(run.folder.parent / "another")
+    assert raised.value.remedy == "Valid names: first.", "the folders above are no part of the comparison"
+
+
+def test_the_current_folder_is_no_run(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run.folder.parent)
+    with pytest.raises(ConfigError, match=r"^\. is not a run folder"):
+        RunDir.open(Path())
+    with pytest.raises(ConfigError) as raised:
+        RunDir.open(Path("frist"))
+    assert raised.value.remedy == "Did you mean 'first'?"
 
 
 def test_where_there_are_no_runs_the_remedy_is_to_start_one(tmp_path: Path) -> None:

@@ -250,3 +250,10 @@ def test_two_tensors_of_a_file_for_one_place_are_named() -> None:
     second = name.replace("mlp.0", "mlp.linear_1")
     found, _ = filled(TIMM_VIT, {**tensors, second: torch.zeros_like(tensors[name])})
     assert found.problems == [f"left over: {second}"]
+
+
+def test_names_of_many_digits_and_parts_without_dimensions_are_left_over() -> None:
+    tensors = vit_of_hugging_face(saved_of("timm's transformer").tensors())
+    name = f"encoder.layer.{'7' * 5000}.layernorm_before.weight"
+    bare = {f"encoder.layer.8.attention.attention.{part}.bias": torch.zeros(()) for part in ("query", "key", "value")}
+    assert {name, *bare} <= in_timm_names({**tensors, name: torch.zeros(1), **bare})[0].keys()

@@ -81,6 +81,7 @@ def test_the_values_of_labels_are_those_that_occur() -> None:
     """Where a value is missing from the table, it is exported with others or refused."""
     found = {metric.key: metric for metric in (*METRICS, *NODE_METRICS)}
     assert {*WORK} < {*found["spent_seconds"].values}
+    assert {*found["spent_seconds"].values} == {*WORK, "restore", "start", "queue", "lost"}
     assert found["step_parts"].values == PARTS
     assert {*found["bad_samples"].values} < {text for text in vars(unreadable).values() if isinstance(text, str)}
     assert {*found["restarts"].values} < {*restarts.CAUSES}

@@ -83,3 +83,12 @@ def test_a_folder_is_closed_with_what_will_be_made_in_it(tmp_path: Path, monkeyp
     close_to_others(tmp_path)
     assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o2755
     assert removed == ["system.posix_acl_default"]
+
+
+def test_a_large_bound_costs_no_memory_for_a_small_file(tmp_path: Path) -> None:
+    path = tmp_path / "small"
+    path.write_bytes(b"abc")
+    assert read_regular(path, 1 << 62) == b"abc", "a read of so many bytes would ask for them first"
+    assert read_regular(path, 3) == b"abc"
+    with pytest.raises(ValueError, match="more than 2 bytes"):
+        read_regular(path, 2)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from PIL import Image, ImageFile
 
+from dist_ssl.config.bounds import MAX_PIXELS
 from dist_ssl.data.images.file_formats import EXTENSIONS, kind_of
 from dist_ssl.data.images.unreadable import TOO_LARGE, TOO_MANY_PARTS, UnreadableError
 
@@ -57,9 +58,10 @@ def check_tags(data: bytes, max_pixels: int) -> None:
     if kind_of(data) != EXTENSIONS["TIFF"]:
         return
     sides: dict[int, int] = {}
+    most = MOST_PARTS * max(1, max_pixels // MAX_PIXELS)
     for tag, kind, count, value in _tags(data):
         held = kind in FRACTIONS and count <= len(data) // 8  # PIL leaves out what is larger than the file
-        if count > MOST_PARTS and (tag in LISTS or held):
+        if count > (most if tag in LISTS else MOST_PARTS) and (tag in LISTS or held):
             raise UnreadableError(TOO_MANY_PARTS, f"{count} values of tag {tag}")
         sides[tag] = max(sides.get(tag, 0), value)
     width, length = sides.get(TILE_WIDTH, 0), sides.get(TILE_LENGTH, 0)

@@ -15,11 +15,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from dist_ssl.config.bounds import MAX_PIXELS
+from dist_ssl.data.images.file_parts import FileInPieces, prepare_to_load
 from dist_ssl.data.images.unreadable import NO_RANGE, UNSUPPORTED, UnreadableError
 
 Pixels = npt.NDArray[np.uint8]
 Deep = npt.NDArray[Any]
-MAX_PIXELS = 100_000_000
 FULL = 65535
 BAND_PIXELS = 1 << 22
 """Pixels that are converted to RGB at a time, so that a large picture is not held three times."""
@@ -113,11 +114,13 @@ def _low_bytes(data: bytes, kind: str) -> Pixels | None:
     PIL has no colours of 16 bits: it keeps the upper byte of each, or the lower one where bytes are said to have the
     other order.
     """
-    with Image.open(io.BytesIO(data), formats=[kind]) as image:
+    file = FileInPieces(data)
+    with Image.open(file, formats=[kind]) as image:
         tiles = list(getattr(image, "tile", []))
         if not any(ORDER.search(str(tile.args)) for tile in tiles):
             return None
         image.tile = [tile._replace(args=_reversed(tile.args)) for tile in tiles]
+        prepare_to_load(image, file)
         try:
             image.load()
         except ValueError as error:  # PIL knows this kind in one order only

@@ -152,7 +152,7 @@ class Audit:
         valid = valid[ledger.attempt[valid] == self.attempt_of[ledger.step[valid]]]
         self._rows = valid[np.lexsort((ledger.rank[valid], ledger.step[valid]))]
         self._starts = np.searchsorted(ledger.step[self._rows], np.arange(final + 1))
-        self._ends = np.cumsum(epochs[0].split.shard_sizes)
+        self._bad = np.array(sorted(listed), dtype=np.int64)
         self._used: dict[int, npt.NDArray[np.bool_]] = {}
 
     def unsaved(self) -> list[str]:
@@ -215,9 +215,12 @@ class Audit:
 
     def _note_shards(self, step: int, batch: Ints) -> None:
         """Add a step's shards to those of its attempt; unreadable samples are not read again once they are known."""
-        read = batch[~np.isin(batch, [*self.listed])] if self.listed else batch
-        used = self._used.setdefault(int(self.attempt_of[step]), np.zeros(len(self._ends), dtype=np.bool_))
-        used[np.searchsorted(self._ends, read, side="right")] = True
+        if len(self._bad):
+            places = np.minimum(np.searchsorted(self._bad, batch), len(self._bad) - 1)
+            batch = batch[self._bad[places] != batch]
+        ends = self.epochs[0].split.ends
+        used = self._used.setdefault(int(self.attempt_of[step]), np.zeros(len(ends), dtype=np.bool_))
+        used[np.searchsorted(ends, batch, side="right")] = True
 
     def _step(self, epoch: Epoch, step: int, batch: Ints) -> Iterator[tuple[Ints, Ints | None, str]]:
         """Yield per rank the expected samples, the delivered ones (None: unknown), and what is wrong ("": nothing)."""

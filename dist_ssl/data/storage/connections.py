@@ -10,7 +10,7 @@ from typing import Any
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
+from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
 from urllib3.util import parse_url
 from urllib3.util.connection import allowed_gai_family
 
@@ -20,7 +20,7 @@ from dist_ssl.errors import DataError
 
 CONNECTIONS = 32
 """Number of connections kept open per host."""
-CONNECT_SECONDS = 30.0
+ALL_ADDRESSES_SECONDS = 30.0
 """Bound of the time for which the addresses of a name are tried, one after the other: it may have thousands."""
 
 
@@ -45,11 +45,14 @@ class _Known(HTTPConnection):
 
     def _to_first_address(self) -> socket.socket:
         """Return a socket to the first address of the host that answers. Raises what urllib3 raises where none does."""
-        host, timeout, ends = self._dns_host, self.timeout, time.monotonic() + CONNECT_SECONDS
+        host, timeout = self._dns_host, self.timeout
         try:
             rows = socket.getaddrinfo(host, self.port, allowed_gai_family(), socket.SOCK_STREAM)
-        except (OSError, UnicodeError):
+        except socket.gaierror as error:
+            raise NameResolutionError(self.host, self, error) from error
+        except UnicodeError:
             return super()._new_conn()  # which raises urllib3's error
+        ends = time.monotonic() + ALL_ADDRESSES_SECONDS
         problem: Exception | None = None
         try:
             for address in dict.fromkeys(str(own[0]) for *_, own in rows):

@@ -16,7 +16,7 @@ from dist_ssl.data.storage.address import WEB, Address
 from dist_ssl.data.storage.fields import CHANGED
 from dist_ssl.data.storage.object_store import Store
 from dist_ssl.data.storage.transports import STALL_SECONDS, BusyError, Files, Pipe, Transport, Web
-from dist_ssl.errors import ConfigError, DataError, ServerAwayError
+from dist_ssl.errors import ConfigError, DataError, ServerAwayError, reason_of
 from dist_ssl.runtime.strange_files import read_regular
 
 log = logging.getLogger(__name__)
@@ -182,7 +182,7 @@ class _Rate:
 
 def unreadable(where: object, error: OSError) -> DataError:
     """Return the error for a local file that exists and cannot be read."""
-    return DataError(f"{where} cannot be read: {error.strerror}.", "Make it readable for the user who runs this.")
+    return DataError(f"{where} cannot be read: {reason_of(error)}.", "Make it readable for the user who runs this.")
 
 
 def _too_large(address: Address, most: int) -> DataError:

@@ -96,7 +96,7 @@ def make_own(folder: Path) -> None:
                 raise DataError(
                     f"{path} belongs to another user, or others can change it.",
                     f"Take the right from them, chmod -R go-w {shlex.quote(str(folder))}, or name a folder of your own "
-                    "or a server: tracker.mlflow.uri=...",
+                    "or a server: tracker.mlflow.uri=URI",
                 ) from None
 
 

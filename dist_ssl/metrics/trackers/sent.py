@@ -9,6 +9,7 @@ import yaml
 
 from dist_ssl.runtime import jsonl
 from dist_ssl.runtime.files import write_atomically
+from dist_ssl.runtime.run_folder import RunFolder
 from dist_ssl.runtime.strange_files import read_regular
 
 MOST_SENT, MOST_CONFIG = 1 << 20, 1 << 18
@@ -55,5 +56,5 @@ class Sent:
 
 def config_of(folder: Path) -> dict[str, Any]:
     """Return the config as the run folder shows it, which has no credentials; empty where it has none."""
-    path = folder / "config.yaml"
+    path = RunFolder(folder).config_file
     return dict(yaml.safe_load(read_regular(path, MOST_CONFIG))) if path.is_file() else {}

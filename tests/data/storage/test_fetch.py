@@ -562,3 +562,29 @@ def test_a_long_answer_is_not_quoted_whole() -> None:
             Fetcher(Patience(tries=2, first_seconds=0.001)).read(address, MOST)
         thread.join()
     assert len(str(caught.value)) < 700
+
+
+def test_a_name_that_is_found_slowly_is_tried_all_the_same(monkeypatch: pytest.MonkeyPatch, server: Server) -> None:
+    clock, own = [0.0], socket.getaddrinfo
+
+    def slow(*given: Any, **options: Any) -> Any:
+        clock[0] += 100
+        return own(*given, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    monkeypatch.setattr("dist_ssl.data.storage.connections.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    assert Web().size(file(server)) == len(DATA)
+
+
+def test_a_name_that_is_not_found_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[str]()
+
+    def nobody(host: str, *_: Any, **__: Any) -> Any:
+        asked.append(host)
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr("urllib.request.getproxies", dict)
+    monkeypatch.setattr(socket, "getaddrinfo", nobody)
+    with pytest.raises(OSError, match="NameResolutionError"):
+        Web().size(Address("http://nowhere.example/x"))
+    assert asked == ["nowhere.example"]
