@@ -144,7 +144,7 @@ def test_what_cannot_be_audited_is_refused_with_a_remedy(
 
     assert "No run is given.\n  python launch/audit.py run=runs/NAME" in refusal()
     assert "There is no key 'rum'.\n  Did you mean 'run'?" in refusal(f"rum={moved}")
-    assert "is not a run folder.\n  Did you mean 'moved'?" in refusal(f"run={moved.parent / 'move'}")
+    assert f"is not a run folder.\n  Did you mean '{moved}'?" in refusal(f"run={moved.parent / 'move'}")
     assert "nowhere does not exist." in (text := refusal(f"run={moved}", "data.path=nowhere"))
     assert "Say where the run's data is now: data.path=..." in text
     other = tmp_path / "other"

@@ -126,7 +126,7 @@ def test_a_resume_with_a_changed_science_key_is_refused_by_name(
 
 def test_a_resume_of_what_is_no_run_names_the_nearest_one(followed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = refusal(capsys, f"resume={followed.parent / 'folowed'}")
-    assert "is not a run folder.\n  Did you mean 'followed'?" in text
+    assert f"is not a run folder.\n  Did you mean '{followed}'?" in text
 
 
 def test_a_resume_with_other_data_is_refused(

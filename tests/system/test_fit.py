@@ -16,7 +16,8 @@ from tests.jobs import SMALL
 from tests.system.launching import await_that, status
 
 INTERRUPTED = """
-import dist_ssl, sys
+import dist_ssl, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may start what is in the background without it
 try:
     dist_ssl.fit(*sys.argv[1:], epochs=1000)
 except KeyboardInterrupt as stopped:
