@@ -63,8 +63,8 @@ class Ending:
     any other."""
 
     def write(self, path: Path) -> None:
-        """Write this ending to a file, atomically."""
-        write_atomically(path, json.dumps(asdict(self)) + "\n")
+        """Write this ending to a file, atomically; it is on disk then."""
+        write_atomically(path, json.dumps(asdict(self)) + "\n", sync=True)
 
     @classmethod
     def read(cls, path: Path) -> "Ending | None":

@@ -27,6 +27,7 @@ from typing import Any
 import yaml
 
 from dist_ssl.errors import ConfigError, nearest
+from dist_ssl.runtime.files import write_atomically
 from dist_ssl.runtime.run_folder import RunFolder
 from dist_ssl.runtime.strange_files import read_regular
 from launch.half_made import new_folder, was_left
@@ -123,7 +124,7 @@ class RunDir(RunFolder):
             copy_for_owner(PROJECT / name, self.code / name)
         copied = (path.relative_to(self.code) for path in self.code.rglob("*") if path.is_file())
         write_source(self.folder, PROJECT, sorted(map(str, copied)))
-        (self.folder / "overrides.yaml").write_text(yaml.safe_dump(overrides))
+        write_atomically(self.folder / "overrides.yaml", yaml.safe_dump(overrides), sync=True)
         write_yaml(self.config_file, {"format": FORMAT, **config})
 
     def extend(self, lengths: list[str]) -> None:
@@ -147,7 +148,7 @@ class RunDir(RunFolder):
 
     def note_job(self, job: str) -> None:
         """Store the id of the run's newest Slurm job, and the number of attempts before it."""
-        (self.folder / "job").write_text(f"{job} {self.newest_attempt()}\n")
+        write_atomically(self.folder / "job", f"{job} {self.newest_attempt()}\n", sync=True)
 
     @property
     def job(self) -> tuple[str, int]:
@@ -186,10 +187,14 @@ class RunDir(RunFolder):
             return attempt
 
     def last_config(self) -> dict[str, Any]:
-        """Return the config of the newest attempt that has one: a kill may leave one without; else that of the run."""
+        """Return the config of the newest attempt that has a whole one; else that of the run.
+
+        A kill may leave an attempt without one, and a lost power supply an empty one.
+        """
         for number in reversed(self.attempts()):
             if (file := AttemptDir(self, number).config_file).is_file():
-                return read_yaml(file)
+                with contextlib.suppress(ConfigError):
+                    return read_yaml(file)
         return self.config
 
     def attempts(self) -> list[int]:

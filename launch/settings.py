@@ -217,6 +217,11 @@ def science(config: dict[str, Any]) -> dict[str, Any]:
 def check_resume(began: dict[str, Any], now: dict[str, Any]) -> None:
     """Raise ConfigError if a science key differs from the config that the run started with."""
     old, new = science(began), science(now)
+    if now["engine"].get("bitwise") and began["engine"].get("virtual_ranks") is None:
+        raise ConfigError(
+            "engine.bitwise=true is not possible for this run: it began without virtual ranks.",
+            "Leave it out to resume, or start a new run with it and engine.virtual_ranks.",
+        )
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key):
             longer = "To train longer, append a cycle: extend='24 epochs'. " if key == "epochs" else ""

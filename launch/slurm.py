@@ -101,8 +101,8 @@ def submit(prepared: list[Prepared], console: Console) -> None:
 
 def say_submitted(run: RunDir, job: str, console: Console) -> None:
     """Store the job's id in its run, and print how to follow and cancel the job."""
-    run.note_job(job)
     console.print(f"Submitted job {job}.\n  Run folder: {run.folder}", highlight=False)
+    run.note_job(job)  # after its number is printed: a full disk may keep it out of the file
     console.print(f"  Follow it: python launch/slurm.py {shlex.quote(f'follow={run.folder}')}", highlight=False)
     console.print(f"  Cancel it: scancel {job}", highlight=False)
 

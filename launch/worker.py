@@ -49,9 +49,12 @@ def train_attempt(attempt: AttemptDir, signals: Signals) -> int:
     from dist_ssl.build import Place, build
     from dist_ssl.config.durations import Duration
     from dist_ssl.distributed.world import joined
+    from dist_ssl.runtime.deferred_compiler import defer_compiler
     from dist_ssl.train import Outcome, train
 
     config = credentials.restored(attempt.config)
+    if not config["engine"].get("compile"):
+        defer_compiler()
     torch.set_num_threads(config["threads"])
     torchrun = "TORCHELASTIC_RUN_ID" in os.environ
     gpus = cluster_options.gpus(config["cluster"]) if config["cluster"]["kind"] == "slurm" else 0

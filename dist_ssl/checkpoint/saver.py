@@ -267,13 +267,16 @@ class Checkpoint:
         part.rename(whole)
         write_atomically(self.folder / LATEST, whole.name + "\n", sync=True)
         sync(self.folder)
-        self._retire()
+        self._retire(whole)
 
-    def _retire(self) -> None:
-        """Remove the checkpoints that are neither among the newest nor permanent."""
+    def _retire(self, own: Path | None = None) -> None:
+        """Remove the checkpoints that are neither among the newest nor permanent; never `own`, just published.
+
+        A forgotten process of an earlier attempt may have published a later step.
+        """
         for old in self._whole()[self.keep_last :]:
             try:
-                if not (old / KEPT).exists():
+                if old != own and not (old / KEPT).exists():
                     shutil.rmtree(old)
             except OSError as error:
                 log.warning("The old checkpoint %s cannot be removed: %s", old, error)

@@ -626,3 +626,9 @@ def test_foreign_names_among_checkpoints_are_left_alone_and_stop_nothing(tmp_pat
     own.wait()
     assert restore(tmp_path)[0] == 3
     assert foreign[1].read_text() == "a person's"
+
+
+def test_what_was_just_saved_stays_though_a_forgotten_attempt_has_saved_a_later_step(tmp_path: Path) -> None:
+    save(tmp_path, 200, attempt=1, keep_last=1)
+    save(tmp_path, 150, attempt=2, keep_last=1)
+    assert {"step_00000150", "step_00000200"} <= {*names(tmp_path)}

@@ -83,6 +83,24 @@ def test_an_allocation_around_the_command_does_not_change_the_job(monkeypatch: p
     assert os.environ["SLURM_NTASKS"] == "7"
 
 
+class Recorder:
+    """An executor that keeps the environment in which a job is submitted."""
+
+    def submit(self, *_: object) -> SimpleNamespace:
+        self.environment = dict(os.environ)
+        return SimpleNamespace(job_id=5)
+
+
+def test_a_job_is_submitted_without_the_allocation_around_the_command(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SLURM_NTASKS", "7")
+    recorder: Any = Recorder()
+    assert submission.submit(recorder, [tmp_path]) == ["5"]
+    assert "SLURM_NTASKS" not in recorder.environment
+    assert os.environ["SLURM_NTASKS"] == "7"
+
+
 def test_a_folder_whose_name_sbatch_would_change_is_refused() -> None:
     config = settings.compose(WORDS, PROJECT / "configs")
     preparation.fill_in(config)

@@ -139,6 +139,16 @@ def test_workers_may_open_as_many_files_as_the_machine_allows() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
+def test_an_agent_allows_its_workers_as_many_open_files(found: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
+        assert run(found, monkeypatch, Worker(0)) == 0
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == min(agent.MOST_FILES, before[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
 def test_a_run_that_was_damaged_meanwhile_is_reported_without_a_stack_trace(found: Agent) -> None:
     folder = found.attempt.run.folder
     (folder / "config.yaml").write_text("[")

@@ -10,6 +10,7 @@ import pytest
 
 from dist_ssl.errors import ConfigError
 from launch import run_dir, slurm
+from dist_ssl.runtime.end_names import FAILED
 from launch.ending import Ending
 from launch.run_dir import PROJECT, SNAPSHOT, AttemptDir, RunDir
 from launch.run_files import read_yaml, write_yaml
@@ -263,6 +264,24 @@ def test_the_last_config_is_that_of_the_newest_attempt_that_has_one(run: RunDir)
     run.new_attempt({**CONFIG, "threads": 3})
     (run.folder / "attempts" / "0002").mkdir()  # killed before its config was written
     assert run.last_config()["threads"] == 3
+    for content in (b"", b"threads: ["):  # the power was lost
+        (run.folder / "attempts" / "0002" / "config.yaml").write_bytes(content)
+        assert run.last_config()["threads"] == 3
+
+
+def test_what_a_run_stands_on_is_on_disk_before_it_counts(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: set[str] = set()
+    own = os.fsync
+
+    def fsync(file: int) -> None:
+        synced.add(Path(os.readlink(f"/proc/self/fd/{file}")).name)
+        own(file)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    for change in (lambda: run.note_job("7"), lambda: Ending(FAILED).write(run.folder / "outcome.json")):
+        synced.clear()
+        change()
+        assert synced, "the content is synced before the rename"
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'{"outc', b'"finished"', b"\xff", b"{}"])

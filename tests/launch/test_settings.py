@@ -127,6 +127,10 @@ def test_the_number_of_virtual_ranks_belongs_to_a_run_for_life() -> None:
         with pytest.raises(ConfigError, match=r"engine.virtual_ranks=(None|8) is not what the run began with \(4\)"):
             settings.check_resume(began, settings.compose(words, CONFIGS))
     settings.check_resume(settings.compose([], CONFIGS), settings.compose(["engine=fsdp"], CONFIGS))
+    for words in (["engine.bitwise=true"], ["engine.bitwise=true", "engine.virtual_ranks=4"]):
+        with pytest.raises(ConfigError, match="it began without virtual ranks") as raised:
+            settings.check_resume(settings.compose([], CONFIGS), settings.compose(words, CONFIGS))
+        assert "start a new run" in raised.value.remedy
 
 
 def test_every_top_level_key_is_science_or_machine_on_purpose() -> None:

@@ -39,7 +39,7 @@ class Quarantine:
         self._known: dict[int, Row] = {}
         self._found: dict[int, Row] = {}
         self._enter(world.share(self._listed() if world.rank == 0 else None))
-        self._judge(len(self._known))
+        self._judge(list(self._known.values()))
 
     @property
     def news(self) -> bool:
@@ -75,7 +75,7 @@ class Quarantine:
         if new and self.world.rank == 0:
             jsonl.append(self.path, new)
         judged = progress.step - (progress.lane_offset > 0)
-        self._judge(sum(row["step"] < judged for row in self._known.values()))
+        self._judge([row for row in self._known.values() if row["step"] < judged])
 
     def _listed(self) -> list[Row]:
         """Return the lines of the file that name a sample of this split; whatever else somebody left there is none."""
@@ -109,12 +109,12 @@ class Quarantine:
         self._metrics = {f"bad_samples/{reason}": float(count) for reason, count in counts.items()}
         return list(new.values())
 
-    def _judge(self, count: int) -> None:
-        """Raise DataError where `count` unreadable samples are more than `max_bad` allows."""
-        samples = len(self.split.samples)
+    def _judge(self, bad: list[Row]) -> None:
+        """Raise DataError where these unreadable samples are more than `max_bad` allows."""
+        count, samples = len(bad), len(self.split.samples)
         if count <= self.max_bad.of(samples):
             return
-        reasons = Counter(row["reason"] for row in self._known.values()).most_common(REASONS_SHOWN)
+        reasons = Counter(row["reason"] for row in bad).most_common(REASONS_SHOWN)
         worst = ", ".join(f"{number} x {reason}" for reason, number in reasons)
         raise DataError(
             f"{count} of the {samples} samples cannot be read ({worst}): more than data.max_bad={self.max_bad}.",

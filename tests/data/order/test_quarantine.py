@@ -146,3 +146,12 @@ def test_a_line_that_names_no_sample_is_none(demo_shards: Path, tmp_path: Path) 
     kept.record(at(5), batch({3: "not an image"}))
     kept.share_news(at(6))
     assert kept.metrics == {"bad_samples/empty": 1.0, "bad_samples/not an image": 1.0}
+
+
+def test_the_reasons_that_are_said_are_those_of_the_samples_that_are_counted(demo_shards: Path, tmp_path: Path) -> None:
+    kept = quarantine(tmp_path, demo_shards, most="1 %")
+    kept.record(at(2), batch({3: "empty"}))
+    kept.record(at(3), batch({5: "no image"}))
+    with pytest.raises(DataError) as caught:
+        kept.share_news(at(3))  # the sample of step 3 is judged one step later, whenever a save exchanges it
+    assert caught.value.problem.startswith("1 of the 60 samples cannot be read (1 x empty): more than")
