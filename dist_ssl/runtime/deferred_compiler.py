@@ -21,12 +21,12 @@ def defer_compiler() -> None:
 
 
 class Deferred(ModuleType):
-    """The module in the place of the compiler: functions stay as they are, and what it does not know loads the compiler."""
+    """The module in the place of the compiler: functions stay as they are, and what is unknown here loads it."""
 
     def __init__(self) -> None:
         super().__init__(NAME)
-        self.utils = Part("utils", get_optimize_ddp_mode=lambda: "ddp_optimizer")  # as without any setting
-        self.trace_rules = Part("trace_rules", clear_lru_cache=lambda: None)
+        self.utils = CompilerPart("utils", get_optimize_ddp_mode=lambda: "ddp_optimizer")  # as without any setting
+        self.trace_rules = CompilerPart("trace_rules", clear_lru_cache=lambda: None)
 
     @staticmethod
     def disable(function: Callable[..., Any] | None = None, *_: Any, **__: Any) -> Callable[..., Any]:
@@ -39,11 +39,11 @@ class Deferred(ModuleType):
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") and name != "__path__":
-            raise AttributeError(f"module '{NAME}' has no attribute '{name}'")  # what looks at all modules asks for these
+            raise AttributeError(f"module '{NAME}' has no attribute '{name}'")  # they are asked of all modules
         return getattr(_loaded(), name)
 
 
-class Part:
+class CompilerPart:
     """A module of the compiler of which some functions are known; any other attribute loads the compiler."""
 
     def __init__(self, name: str, **known: Callable[..., Any]) -> None:

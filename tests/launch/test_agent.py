@@ -143,7 +143,7 @@ def test_an_agent_allows_its_workers_as_many_open_files(found: Agent, monkeypatc
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
-        assert run(found, monkeypatch, Worker(0)) == 0
+        assert run(found, monkeypatch, Worker(0), Worker(0)) == 0
         assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == min(agent.MOST_FILES, before[1])
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)

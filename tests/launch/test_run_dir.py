@@ -9,8 +9,8 @@ from threading import Barrier
 import pytest
 
 from dist_ssl.errors import ConfigError
-from launch import run_dir, slurm
 from dist_ssl.runtime.end_names import FAILED
+from launch import run_dir, slurm
 from launch.ending import Ending
 from launch.run_dir import PROJECT, SNAPSHOT, AttemptDir, RunDir
 from launch.run_files import read_yaml, write_yaml
@@ -274,7 +274,7 @@ def test_what_a_run_stands_on_is_on_disk_before_it_counts(run: RunDir, monkeypat
     own = os.fsync
 
     def fsync(file: int) -> None:
-        synced.add(Path(os.readlink(f"/proc/self/fd/{file}")).name)
+        synced.add(Path(f"/proc/self/fd/{file}").readlink().name)
         own(file)
 
     monkeypatch.setattr(os, "fsync", fsync)

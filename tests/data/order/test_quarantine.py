@@ -153,5 +153,5 @@ def test_the_reasons_that_are_said_are_those_of_the_samples_that_are_counted(dem
     kept.record(at(2), batch({3: "empty"}))
     kept.record(at(3), batch({5: "no image"}))
     with pytest.raises(DataError) as caught:
-        kept.share_news(at(3))  # the sample of step 3 is judged one step later, whenever a save exchanges it
+        kept.share_news(at(4))  # the sample of step 3 is judged one step later, whenever a save exchanges it
     assert caught.value.problem.startswith("1 of the 60 samples cannot be read (1 x empty): more than")
