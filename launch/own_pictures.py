@@ -19,12 +19,12 @@ from rich.console import Console
 from dist_ssl.config.command import say
 from dist_ssl.config.instantiate import fit
 from dist_ssl.data.storage import manifest
-from dist_ssl.errors import ConfigError, DataError, printable, shortened
+from dist_ssl.errors import ConfigError, DataError, shortened
 from launch import launch_keys, settings
-from launch.folder_rules import KeyChoice, choices
 from launch.run_dir import PROJECT
 from shards.command_line import parse_held_out, parse_path
 from shards.folder_facts import Facts, copies, measure
+from shards.picture_rules import KeyChoice, choices, lines
 from shards.sources.imagefolder import FolderOptions, Pictures, find, pack_pictures
 
 OWN = ("data.path", "data.into", "data.labels", "data.hold_out")
@@ -186,14 +186,3 @@ def open_choices(found: Iterable[KeyChoice], overrides: Sequence[str]) -> list[K
         return key in given or (group != "data" and (group in groups or "recipe" in given))
 
     return [choice for choice in found if not made(choice.key) and not (choice.beside and made(choice.beside))]
-
-
-def lines(chosen: Sequence[KeyChoice]) -> list[str]:
-    """Return a line for each reason: its keys with their values, then the reason."""
-    by_reason: dict[str, list[str]] = {}
-    for choice in chosen:
-        key = choice.key.replace("views.view1.", "views.*.")
-        if not key.startswith("views.view2."):
-            by_reason.setdefault(choice.reason, []).append(f"{key}={choice.value}")
-    shown = [f"  {' '.join(keys)}   {reason}" for reason, keys in by_reason.items()]
-    return [printable("Chosen for these pictures; what you set yourself wins:"), *shown] if shown else []

@@ -1,18 +1,22 @@
-"""Facts about a folder of pictures, measured on a sample of it: all that the rules for a run on them may use."""
+"""Facts about pictures in a folder or in shards, measured on a sample: all that the rules for a run on them may use."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import xxhash
 
-from dist_ssl.core.draws import Doubles
+from dist_ssl.core.draws import Doubles, Draws, Purpose
 from dist_ssl.data.images.decode import decode, largest_value, resize_whole
 from dist_ssl.data.images.image_rules import RULES, ImageRules, Pixels
 from dist_ssl.data.images.unreadable import UnreadableError
+from dist_ssl.data.storage.manifest import Manifest
+from dist_ssl.data.storage.read import Reader
+from dist_ssl.data.storage.reader_options import Access
 from dist_ssl.errors import DataError
 from shards.depth import white_of
 from shards.folder_scan import File
@@ -20,7 +24,8 @@ from shards.invariance import SIDE, recoloured, turned
 from shards.sources.imagefolder import Pictures, read
 
 SAMPLE = 1000
-"""Pictures that are decoded, at most: the first in the order of packing, which is that of a hash of their names."""
+"""Pictures that are decoded, at most: of a folder the first in the order of packing, which is that of a hash of their
+names, of shards a random choice that is always the same."""
 LEAST = 128
 """Shorter side, px, at which they are decoded at least, if they have it."""
 SMALL = SIDE
@@ -82,28 +87,64 @@ class Glance(NamedTuple):
 
 def measure(pictures: Pictures, threads: int, sample: int = SAMPLE) -> Facts:
     """Return the facts of a folder. Raises DataError where none of the pictures of the sample can be read."""
-    chosen, root = pictures.train[:sample], pictures.roots[0]
+    root = pictures.roots[0]
+    chosen = [partial(read, root, file) for file in pictures.train[:sample]]
+    counts = PictureCounts(len(pictures.train), len(pictures.val), len(pictures.classes))
+    return facts_of(chosen, counts, str(root), threads)
+
+
+def measure_shards(data: Manifest, threads: int, access: Access | None = None, sample: int = SAMPLE) -> Facts:
+    """Return the facts of a data set. Raises DataError where none of the pictures of the sample can be read.
+
+    Classes count where every sample of both splits has a label, which is what a probe needs.
+    """
+    train, val = data.split("train"), data.splits.get("val")
+    labelled = val is not None and train.labelled and val.labelled
+    classes = len(np.unique(train.samples.labels)) if labelled else 0
+    numbers = np.sort(Draws(0).order(Purpose.PROBE, np.arange(len(train.samples), dtype=np.int64))[:sample])
+    with Reader(train, access, scattered=True) as reader:
+        chosen = [partial(reader.read, int(number)) for number in numbers]
+        counts = PictureCounts(len(train.samples), len(val.samples) if val else 0, classes)
+        return facts_of(chosen, counts, str(train.folder), threads)
+
+
+class PictureCounts(NamedTuple):
+    """Numbers of pictures to train on, of held-out pictures, and of classes (0 without labels)."""
+
+    train: int
+    val: int
+    classes: int
+
+
+def facts_of(chosen: Sequence[Callable[[], bytes]], counts: PictureCounts, where: str, threads: int) -> Facts:
+    """Return the facts that follow from a sample of pictures. `chosen`: functions that return their bytes.
+
+    `where`: their folder, for the message. Raises DataError where none of them can be read.
+    """
     with ThreadPoolExecutor(threads) as pool:
-        values = pool.map(lambda file: largest_value(read(root, file)), chosen)
+        values = pool.map(lambda take: largest_value(take()), chosen)
         deepest = max((value for value in values if value is not None), default=0)
         rules = ImageRules(range=white_of(deepest))
-        looks = list(pool.map(lambda file: look(read(root, file), rules), chosen))
+        looks = list(pool.map(lambda take: look(take(), rules), chosen))
     found = [one for one in looks if one is not None]
     if not found:
         raise DataError(
-            f"None of the {len(chosen)} pictures of {pictures.roots[0]} that were tried can be read.",
+            f"None of the {len(chosen)} pictures of {where} that were tried can be read.",
             "See whether they are images: python shards/make.py source=imagefolder path=... out=...",
         )
+    return summary(found, counts, len(chosen), deepest)
+
+
+def summary(found: Sequence["Glance"], counts: PictureCounts, measured: int, deepest: int) -> Facts:
+    """Return the facts of the pictures that could be decoded, at least one, of `measured` that were tried."""
     mean = np.mean([one.mean for one in found], 0)
     std = np.sqrt(np.maximum(np.mean([one.mean_square for one in found], 0) - mean**2, 0))
     centres, hued = np.stack([one.centre for one in found]), [not one.grey for one in found]
     low, middle, high = np.percentile([one.side for one in found], PERCENTILES, method="lower")
     return Facts(
-        train=len(pictures.train),
-        val=len(pictures.val),
-        classes=len(pictures.classes),
-        measured=len(chosen),
-        unreadable=len(chosen) - len(found),
+        **counts._asdict(),
+        measured=measured,
+        unreadable=measured - len(found),
         short_sides=(int(low), int(middle), int(high)),
         grey=float(np.mean([one.grey for one in found])),
         colour=between(found),

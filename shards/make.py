@@ -19,6 +19,7 @@ Exit codes: 0; 2 something in the command or the data must be corrected; 130 int
 import shlex
 import sys
 import textwrap
+from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -30,10 +31,12 @@ from dist_ssl.config.command import run_command, say
 from dist_ssl.data.storage import manifest, pyramid
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.fetch import Fetcher
-from dist_ssl.errors import ConfigError, nearest, shortened
+from dist_ssl.errors import ConfigError, DataError, nearest, shortened
 from shards import depth, levels
-from shards.command_line import Bytes, fill, pairs, parse_path
+from shards.command_line import ONE_PER_CORE, Bytes, fill, pairs, parse_path
+from shards.folder_facts import measure_shards
 from shards.image_source import ImageSource
+from shards.picture_rules import KeyChoice, choices, lines
 from shards.sources import demo, garments, imagefolder, tars, vision
 
 SOURCES: dict[str, ImageSource] = {
@@ -43,6 +46,8 @@ SOURCES: dict[str, ImageSource] = {
     **tars.SOURCES,
     **vision.SOURCES,
 }
+
+QUOTE = "'"
 
 
 def source_of(name: str) -> ImageSource:
@@ -60,23 +65,57 @@ def make(source: str, out: Path | None, console: Console, options: Any = None) -
     found.write(out, options or found.options(), console)
 
 
-def report(folder: Path, console: Console) -> None:
-    """Print what was made, and the command that trains on it."""
+def report(folder: Path, console: Console, fit: bool = True) -> None:
+    """Print what was made, and the command that trains on it.
+
+    `fit`: choose encoder, sizes, views and length by what the pictures are; the defaults are those of the demo data.
+    """
     found = manifest.read(folder)
     for name, split in found.splits.items():
         labels = "labelled" if split.labelled else "no labels"
         say(console, f"{name}: {len(split.samples)} images in {len(split.shards)} shards, {labels}")
     if found.classes:
         say(console, f"{len(found.classes)} classes: {shortened(found.classes)}")
-    probed = "val" in found.splits and all(found.splits[name].labelled for name in ("train", "val"))
     sides = sorted(pyramid.read(Address(str(folder)), found, Fetcher()))
     if sides:
         say(console, f"levels: {', '.join(f'{side} px' for side in sides)}")
-    options = ["method=mocov3", "nodes=1", "data=shards", f"data.path={folder}", *(["data.val=val"] if probed else [])]
-    options += [f"data.pyramid=[{','.join(map(str, sides))}]"] if sides else []
     white = depth.warn_of(folder, found, console)
+    chosen = choices_for(found, console) if fit else plain_choices(found)
+    options = ["method=mocov3", "nodes=1", "data=shards", f"data.path={folder}", *words(chosen)]
+    options += [f"data.pyramid=[{','.join(map(str, sides))}]"] if sides else []
     options += [f"data.range={white}"] if white else []
     say(console, f"python launch/slurm.py {shlex.join(options)}")
+
+
+def plain_choices(data: manifest.Manifest) -> list[KeyChoice]:
+    """Return the choice of the split to probe, where both splits have labels: all else stays as it is by default."""
+    probed = "val" in data.splits and all(data.splits[name].labelled for name in ("train", "val"))
+    return [KeyChoice("data.val", "val", "both splits have labels")] if probed else []
+
+
+def choices_for(data: manifest.Manifest, console: Console) -> list[KeyChoice]:
+    """Return the keys that fit a run to the pictures, and print why; those of `plain_choices` where none can be read.
+
+    The range of deep pictures is not among them: `depth` looks at all splits.
+    """
+    try:
+        facts = measure_shards(data, ONE_PER_CORE)
+    except DataError as error:
+        say(console, f"{error.problem} So the command below has the settings of the demo data.")
+        return plain_choices(data)
+    found = [choice for choice in choices(facts) if choice.key != "data.range"]
+    for line in lines(found):
+        say(console, line)
+    return sorted(found, key=lambda choice: choice.key != "data.val")
+
+
+def words(chosen: Sequence[KeyChoice]) -> list[str]:
+    """Return the words of a command that make these choices; `data.val=null` is the default.
+
+    Quotes of the config's grammar are left out: a shell's own do the same.
+    """
+    named = [choice for choice in chosen if (choice.key, choice.value) != ("data.val", "null")]
+    return [f"{choice.key}={choice.value.replace(QUOTE, '')}" for choice in named]
 
 
 def run(arguments: list[str], console: Console) -> int:
@@ -98,7 +137,7 @@ def run(arguments: list[str], console: Console) -> int:
     assert folder
     if smaller:
         levels.write(folder, smaller, console)
-    report(folder, console)
+    report(folder, console, fit=source is None or not source_of(source).drawn)
     return 0
 
 

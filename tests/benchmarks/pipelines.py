@@ -32,9 +32,9 @@ from dist_ssl.data.storage.pyramid import attach
 from dist_ssl.data.storage.read import Reader
 from dist_ssl.data.stream import Stream
 from dist_ssl.distributed.world import World
-from launch.folder_rules import IMAGENET
 from shards import levels
 from shards.command_line import Sides
+from shards.picture_rules import IMAGENET
 from tests.gpu.pictures import jpeg, noise
 from tests.gpu.plain import Blur
 

@@ -29,7 +29,7 @@ from dist_ssl.data.images.photometric import NUMBERS, SOLARIZE_FROM, Photometry
 from dist_ssl.data.images.views import Augmentation
 from dist_ssl.data.loader.feed import Feed, GpuSide
 from dist_ssl.data.loader.loader_process import pin, unpin
-from launch.folder_rules import IMAGENET
+from shards.picture_rules import IMAGENET
 from tests.gpu.rows import Claim, Setting, claim, host_stops, leave, main
 
 MEAN, STD = IMAGENET

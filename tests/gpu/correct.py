@@ -35,8 +35,8 @@ from dist_ssl.optim.recipes import LARS, SGD, AdamW, OptimizerRecipe
 from dist_ssl.parts import make_method
 from dist_ssl.protocols.method import Method
 from launch import settings
-from launch.folder_rules import IMAGENET
 from launch.run_dir import PROJECT
+from shards.picture_rules import IMAGENET
 from tests.colours import MOCO
 from tests.engines.jobs import CONFIGS, batch, filled, hyper, small_engine, small_method, whole_state
 from tests.gpu.recipes import IMAGES, Form

@@ -14,7 +14,7 @@ from PIL import Image, ImageFilter
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from launch.folder_rules import IMAGENET
+from shards.picture_rules import IMAGENET
 
 MEAN, STD = IMAGENET
 

@@ -78,8 +78,8 @@ def test_what_the_command_says_wins(tmp_path: Path) -> None:
 
 
 def test_a_learning_rate_for_a_larger_encoder_goes_with_that_encoder_only() -> None:
-    from launch.folder_rules import KeyChoice
     from launch.own_pictures import open_choices
+    from shards.picture_rules import KeyChoice
 
     chosen = [KeyChoice("encoder", "resnet18", "a"), KeyChoice("optim.base_lr", "1e-3", "b", beside="encoder")]
     assert [choice.key for choice in open_choices(chosen, [])] == ["encoder", "optim.base_lr"]

@@ -9,9 +9,11 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from dist_ssl.data.storage import manifest
 from dist_ssl.errors import DataError
-from shards.folder_facts import Facts, copies, measure, moments
-from shards.sources.imagefolder import FolderOptions, find
+from shards.command_line import HeldOut
+from shards.folder_facts import Facts, copies, measure, measure_shards, moments
+from shards.sources.imagefolder import FolderOptions, find, write
 from tests.shards.pictures import folder_of
 
 SHAPE = (40, 60, 3)
@@ -134,3 +136,16 @@ def test_copies_are_files_with_the_bytes_of_another(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"")
     pictures = find(FolderOptions(tmp_path), Console(quiet=True))
     assert copies(tmp_path, pictures.train) == ["x/c.jpg", "z.jpg"]
+
+
+def test_shards_have_the_facts_of_the_folder_that_they_were_packed_from(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    for kind in ("a", "b"):
+        written(tmp_path / "in", *rng.integers(0, 256, (8, *SHAPE)), folder=kind)
+    console = Console(quiet=True)
+    write(tmp_path / "out", FolderOptions(tmp_path / "in", val=HeldOut(4)), console)
+    packed = manifest.read(tmp_path / "out")
+    assert measure_shards(packed, 2) == measure(find(FolderOptions(tmp_path / "in", val=HeldOut(4)), console), 2)
+    assert measure_shards(packed, 2, sample=3).measured == 3
+    write(tmp_path / "bare", FolderOptions(tmp_path / "in", labels=False), console)
+    assert measure_shards(manifest.read(tmp_path / "bare"), 2).classes == 0

@@ -13,7 +13,7 @@ from launch.run_dir import PROJECT
 from shards import make, show, verify
 from shards.command_line import HeldOut, parse_held_out
 from shards.make import run
-from tests.shards.pictures import folder_of, forbidden
+from tests.shards.pictures import folder_of, forbidden, picture
 
 
 @pytest.mark.parametrize(
@@ -110,10 +110,48 @@ def test_the_command_that_trains_on_it_is_printed(
     assert run_command(run, ["source=imagefolder", f"path={tmp_path / 'in'}", f"out={tmp_path / 'o=1'}"]) == 0
     text = capsys.readouterr().out
     words = f"data=shards data.path={tmp_path / 'o=1'}" + (" data.val=val" if labelled else "")
-    assert f"python launch/slurm.py method=mocov3 nodes=1 {words}\n" in text
+    assert f"python launch/slurm.py method=mocov3 nodes=1 {words} " in text
     config = settings.compose(shlex.split(text.partition("launch/slurm.py ")[2]), PROJECT / "configs")
     assert config["data"]["path"] == str(tmp_path / "o=1")
     assert ("train: 9 images in 1 shards, labelled" if labelled else "train: 10 images in 1 shards, no labels") in text
+
+
+def test_the_command_fits_the_pictures_and_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The defaults are those of the demo data, of 32 px: with them photographs are learnt from thumbnails."""
+    for number in range(24):
+        path = tmp_path / "in" / "ab"[number % 2] / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture(number, side=300))
+    assert run_command(run, ["source=imagefolder", f"path={tmp_path / 'in'}", f"out={tmp_path / 'o'}", "val=6"]) == 0
+    text = capsys.readouterr().out
+    assert "  encoder=resnet18   photographs, fewer than 100000" in text
+    config = settings.compose(shlex.split(text.partition("launch/slurm.py ")[2]), PROJECT / "configs")
+    assert (config["schedule"]["image_size"], config["epochs"], config["batch_size"]) == (96, 400, 6)
+    assert config["encoder"]["name"] == "resnet18"
+    assert (config["data"]["val"], config["probe"]["every"]) == ("val", "5 epochs")
+    assert (tmp_path / "in").is_dir()
+
+
+def test_drawn_data_keeps_the_settings_that_were_made_for_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(run, ["source=demo", f"out={tmp_path / 'o'}", "train=20", "val=5"]) == 0
+    text = capsys.readouterr().out
+    assert text.endswith(
+        f"python launch/slurm.py method=mocov3 nodes=1 data=shards data.path={tmp_path / 'o'} data.val=val\n"
+    )
+
+
+def test_pictures_of_which_none_can_be_read_are_said_to_be_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    for number in range(3):
+        (tmp_path / "in" / f"{number}.jpg").write_bytes(b"<html>")
+    assert run_command(run, ["source=imagefolder", f"path={tmp_path / 'in'}", f"out={tmp_path / 'o'}"]) == 0
+    text = capsys.readouterr().out
+    assert f"None of the 3 pictures of {tmp_path / 'o'} that were tried can be read." in text
+    assert text.endswith(f"python launch/slurm.py method=mocov3 nodes=1 data=shards data.path={tmp_path / 'o'}\n")
 
 
 def test_shares() -> None:

@@ -22,7 +22,7 @@ from dist_ssl.core.draws import Draws
 from dist_ssl.data.images import photometric
 from dist_ssl.data.images.photometric import NUMBERS, Looks, Photometry
 from dist_ssl.data.images.views import Augmentation
-from launch.folder_rules import IMAGENET
+from shards.picture_rules import IMAGENET
 
 MEAN, STD = IMAGENET
 CALM = Augmentation(crop_min=1, flip_p=0)

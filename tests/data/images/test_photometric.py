@@ -17,7 +17,7 @@ from dist_ssl.data.images import photometric
 from dist_ssl.data.images.colour_constants import BRIGHTNESS, CONTRAST, HUE, NOTHING, PARTS, SATURATION
 from dist_ssl.data.images.photometric import Photometry
 from dist_ssl.data.images.views import Augmentation
-from launch.folder_rules import IMAGENET
+from shards.picture_rules import IMAGENET
 from tests.colours import MOCO
 
 MEAN, STD = IMAGENET

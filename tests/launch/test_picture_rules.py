@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from launch import settings
-from launch.folder_rules import IMAGENET, KeyChoice, choices, of_the_length
 from launch.run_dir import PROJECT
 from shards.folder_facts import Facts
+from shards.picture_rules import IMAGENET, KeyChoice, choices, of_the_length
 
 PHOTOGRAPHS = Facts(
     train=3000,

@@ -1,13 +1,14 @@
-"""The rules by which a run is fitted to a folder of pictures: facts in, keys with values and reasons out.
+"""The rules by which a run is fitted to pictures of a folder or of shards: facts in, keys with values and reasons out.
 
 Each rule is a pure function of the facts. The table in configs/README.md says the same in words; to add a rule, append
 its function to RULES and its row to that table. Where a command sets a key, or the choice of its group, it wins.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from dist_ssl.errors import printable
 from shards.depth import white_of
 from shards.folder_facts import PAIRS, Facts
 
@@ -100,7 +101,11 @@ def share_of_crops(facts: Facts) -> float:
 def of_the_probe(facts: Facts) -> list[KeyChoice]:
     """Choose the held-out split, and the part of a picture that the probe sees."""
     labelled = facts.val > 0 and facts.classes > 0
-    why = f"{facts.val} held-out pictures, {facts.classes} classes" if labelled else "no labels: no accuracy is probed"
+    why = (
+        f"{facts.val} held-out pictures, {facts.classes} classes"
+        if labelled
+        else "no labelled pictures are held out: no accuracy is probed"
+    )
     found = [KeyChoice("data.val", "val" if labelled else "null", why)]
     seen = str(side(facts)) if small(facts) else "null"
     why = "whole small pictures" if small(facts) else "the centre of a picture"
@@ -242,3 +247,14 @@ RULES: tuple[Rule, ...] = (
 def choices(facts: Facts) -> list[KeyChoice]:
     """Return what all rules choose."""
     return [choice for rule in RULES for choice in rule(facts)]
+
+
+def lines(chosen: Sequence[KeyChoice]) -> list[str]:
+    """Return a line for each reason: its keys with their values, then the reason."""
+    by_reason: dict[str, list[str]] = {}
+    for choice in chosen:
+        key = choice.key.replace("views.view1.", "views.*.")
+        if not key.startswith("views.view2."):
+            by_reason.setdefault(choice.reason, []).append(f"{key}={choice.value}")
+    shown = [f"  {' '.join(keys)}   {reason}" for reason, keys in by_reason.items()]
+    return [printable("Chosen for these pictures; what you set yourself wins:"), *shown] if shown else []
