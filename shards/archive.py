@@ -108,6 +108,8 @@ class Index:
     sha256: str
     several: int
     bare: int
+    hidden: int = 0
+    """Number of images that are not used because their sample has another one."""
     dotted: int = 0
     """Number of images that would be lost because names have dots of their own: kinds are then parts of names."""
     others: Counter[str] = field(default_factory=Counter)
@@ -206,11 +208,21 @@ class _Found:
             )
         return str(int(text)) if text.isascii() and text.isdigit() else text
 
+    def _hidden(self) -> int:
+        """Return how many images are hidden behind the one of their sample that is used."""
+        return sum(len(images) - 1 for images in self.images.values())
+
     def _dotted(self) -> int:
-        """Return how many images are hidden behind the first of their sample by kinds that are no kinds but names."""
+        """Return how many images are hidden by kinds that are no kinds but names: nearly every image has its own.
+
+        Of few images, kinds are names if they are numbers, `cam1.000001.jpg`, and there are more of them than samples.
+        """
         kinds = Counter(kind for images in self.images.values() for (_, kind), *_ in images if kind)
-        hidden = sum(len(images) - 1 for images in self.images.values())
-        return hidden if len(kinds) > max(10, len(self.images)) and max(kinds.values()) <= len(self.images) else 0
+        if not kinds or max(kinds.values()) > len(self.images):
+            return 0
+        numbers = all(kind.rpartition(".")[0].isdecimal() for kind in kinds)
+        least = len(self.images) if numbers else max(10, len(self.images))
+        return self._hidden() if len(kinds) > least else 0
 
     def index(self, read: Hashed) -> Index:
         """Return the index of all samples, ordered by the offset of their images."""
@@ -228,6 +240,7 @@ class _Found:
             read.hash.hexdigest(),
             several=sum(len(images) > 1 for images in self.images.values()),
             bare=len(self.keys) - len(rows),
+            hidden=self._hidden(),
             dotted=self._dotted(),
             others=self.others,
             ended=self.ended,

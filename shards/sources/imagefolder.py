@@ -2,11 +2,11 @@
 
     python shards/make.py source=imagefolder path=pictures out=data/mine [shard_bytes=256MB] [val=2%] [labels=true]
 
-If the folder, or its only sub-folder, has `train/` and `val/` (or training, validation, test, eval, dev, in any case),
-these are the splits; otherwise `val` images are held out by the hash of their paths. If all images are in sub-folders,
-and there are several of these, their sorted names are the classes. Images are packed in the order of the hash of their
-paths, so that every tar mixes the classes. A file is an image by its extension, or, if that is unknown, because it can
-be decoded. Hidden files and folders are left out; links are followed.
+If the folder, or the only one in it, has `train/` and `val/` (or training, validation, test, eval, dev, in any case,
+with a year or without one: `val2017`), these are the splits; otherwise `val` images are held out by the hash of their
+paths. If all images are in sub-folders, and there are several of these, their sorted names are the classes. Images are
+packed in the order of the hash of their paths, so that every tar mixes the classes. A file is an image by its
+extension, or, if that is unknown, because it can be decoded. Hidden files and folders are left out; links are followed.
 """
 
 import os
@@ -28,10 +28,8 @@ from shards.command_line import Bytes, HeldOut, Threads, counted_kinds
 from shards.folder_scan import File, Found, can_be_decoded, extension, scan
 from shards.image_source import ImageSource
 from shards.pack import THREADS, Contents, pack
+from shards.split_names import TRAIN_NAMES, VAL_NAMES, check_inner_splits, folder_of_splits, named_like
 
-TRAIN_NAMES = ("train", "training")
-VAL_NAMES = ("val", "valid", "validation", "dev", "eval", "evaluation", "test", "testing")
-"""Names of the folders of splits, in any case; of several held-out ones, the first in this order is used."""
 HELD_OUT = HeldOut(share=0.02)
 
 
@@ -136,12 +134,13 @@ def split_of(found: Found, root: Path, console: Console) -> tuple[list[File], li
 
     Raises DataError if some images belong to neither.
     """
-    inside = folder_of_splits(found.files)
+    inside = folder_of_splits([file.name for file in found.files])
     tops = {name.removeprefix(inside).partition("/")[0] for name in (file.name for file in found.files)}
     train = named_like(TRAIN_NAMES, tops)
     held = named_like(VAL_NAMES, tops)
     rest = sorted(tops - {*train[:1], *held})
     if not train or (rest and not held):  # trains may be a class beside cars
+        check_inner_splits([file.name for file in found.files], root)
         return ordered(found.files), [], (root, root)
     if rest or len(train) > 1:
         besides = f" and {held[0]}/" if held else ""
@@ -157,25 +156,6 @@ def split_of(found: Found, root: Path, console: Console) -> tuple[list[File], li
         below(found.files, inside + val) if held else [],
         (root / inside / train[0], root / inside / val),
     )
-
-
-def folder_of_splits(files: Sequence[File]) -> str:
-    """Return `NAME/` if all images lie in one folder NAME that has the folders of splits; else an empty text."""
-    tops = {file.name.partition("/")[0] for file in files}
-    if len(tops) != 1:
-        return ""
-    inside = f"{tops.pop()}/"
-    below_it = {file.name.removeprefix(inside) for file in files}
-    second = {name.partition("/")[0] for name in below_it if "/" in name}
-    if any("/" not in name for name in below_it) or not named_like(TRAIN_NAMES, second):
-        return ""
-    return inside if named_like(VAL_NAMES, second) else ""
-
-
-def named_like(names: Sequence[str], folders: Iterable[str]) -> list[str]:
-    """Return the folders with one of these names in any case, in the order of the names."""
-    found = [folder for folder in folders if folder.lower() in names]
-    return sorted(found, key=lambda folder: (names.index(folder.lower()), folder))
 
 
 def below(files: Iterable[File], folder: str | None) -> list[File]:

@@ -1,12 +1,15 @@
 """Existing WebDataset tars as a source: they are neither changed nor moved, only indexed by a manifest.
 
     python shards/make.py source=tars path=data/mine [train='train-*.tar'] [val='val-*.tar'] [image=jpg] [labels=false]
+        [keys=auto|first|last]
 
-`train` and `val` are patterns below `path`, with `*`, `?` and `{000..146}`. Without them, `train*.tar` and `val*.tar`
-are the splits, or `test*.tar` where there are no `val*.tar`; without such files, all tars are `train`. A sample's image
-is its member `KEY.EXT` with the first EXT of jpg, jpeg, png, webp, bmp, tif, tiff, gif, ... that it has; otherwise
-`KEY.ANYTHING.EXT`. With `image`, it is `KEY.image`. KEY ends before the first dot of a name, as webdataset reads it; if
-most images would be lost that way, because names have dots of their own (`cam1.000001.jpg`), before the last one.
+`train` and `val` are patterns below `path`, with `*`, `?` and `{000..146}`. Without them, the words train, val (valid,
+validation, dev, eval) and test in the names of the tars, or of their folders, tell the splits; `test` is held out where
+nothing else is. Tars without such a word are `train` where no tar has the word, and otherwise left out and named. A
+sample's image is its member `KEY.EXT` with the first EXT of jpg, jpeg, png, webp, bmp, tif, tiff, gif, ... that it has;
+otherwise `KEY.ANYTHING.EXT`. With `image`, it is `KEY.image`. KEY ends before the first dot of a name, as webdataset
+reads it (`keys=first`), or before the last (`keys=last`); by default before the last if most images would be lost
+otherwise, because names have dots of their own (`cam1.000001.jpg`), which is said.
 
 The text of `KEY.cls` is the sample's label. If the labels are 0, 1, ..., n - 1, these are the numbers of the classes;
 else the sorted labels are numbered, and the manifest lists them. `labels=false` leaves them out.
@@ -18,8 +21,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
-import braceexpand
 import numpy as np
 import xxhash
 from rich.console import Console
@@ -33,6 +36,7 @@ from shards.archive import KINDS, index
 from shards.command_line import ONE_PER_CORE, Threads, counted_kinds
 from shards.image_source import ImageSource
 from shards.pack import bar
+from shards.tar_files import DECOMPRESS, all_tars, compressed_tars, compression_of, tars_of_splits
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class TarOptions:
     """Options of the source.
 
     `train`, `val`: patterns of the tars below `path`; `image`: extension of the members that are images; `labels`:
-    take the labels of `.cls` members.
+    take the labels of `.cls` members; `keys`: where the key of a name ends, before its first or its last dot.
     """
 
     path: Path
@@ -48,6 +52,7 @@ class TarOptions:
     val: str | None = None
     image: str | None = None
     labels: bool = True
+    keys: Literal["auto", "first", "last"] = "auto"
     threads: Threads = ONE_PER_CORE
 
 
@@ -58,20 +63,11 @@ def write(out: Path | None, options: TarOptions, console: Console) -> None:
         raise DataError(f"path={options.path} is not a folder.", "Set path to the folder of the tars.")
     if (folder / manifest.NAME).exists():
         raise DataError(f"{folder} has a manifest.json already.", "Remove it to index the tars again.")
-    paths = found(options)
-    files = [path for own in paths.values() for path in own]
-    indexed = read_all(files, folder, options, console, last_dot=False)
-    if (lost := sum(tar.dotted for tar in indexed)) and options.image is None:
-        images = lost + sum(tar.shard.samples for tar in indexed)
-        say(
-            console,
-            f"Names have dots of their own: by keys that end before the first dot, {lost} of {images} images would be "
-            "lost. Keys end before the last dot.",
-        )
-        indexed = read_all(files, folder, options, console, last_dot=True)
+    paths = tars_of_splits(options.path, options.train, options.val)
+    indexed = with_keys([path for own in paths.values() for path in own], folder, options, console)
     left = iter(indexed)
     tars = {split: [next(left) for _ in own] for split, own in paths.items()}
-    check(tars, options, console)
+    check(tars, folder, options, console)
     classes, numbered = with_numbers(tars)
     folder.mkdir(parents=True, exist_ok=True)
     rows = {
@@ -79,6 +75,24 @@ def write(out: Path | None, options: TarOptions, console: Console) -> None:
         for split, own in numbered.items()
     }
     manifest.write(folder, rows, classes)
+
+
+def with_keys(files: Sequence[Path], folder: Path, options: TarOptions, console: Console) -> "list[Indexed]":
+    """Return the indexes of all tars by the rule for keys that `options.keys` says; prints which where it matters.
+
+    Raises DataError.
+    """
+    indexed = read_all(files, folder, options, console, last_dot=options.keys == "last")
+    lost = sum(tar.dotted for tar in indexed)
+    if options.keys != "auto" or not lost:
+        return indexed
+    images = lost + sum(tar.shard.samples for tar in indexed)
+    say(
+        console,
+        f"Names have dots of their own: by keys that end before the first dot, {lost} of {images} images would be "
+        "lost. Keys end before the last dot (keys=first: before the first one all the same).",
+    )
+    return read_all(files, folder, options, console, last_dot=True)
 
 
 def read_all(
@@ -98,41 +112,6 @@ def with_numbers(tars: "Tars") -> "tuple[list[str], dict[str, list[Indexed]]]":
     numbers = {name: number for number, name in enumerate(classes)}
     made = {split: [tar.numbered(numbers) for tar in own] for split, own in tars.items()}
     return ([] if classes == [str(number) for number in range(len(classes))] else classes), made
-
-
-def found(options: TarOptions) -> dict[str, list[Path]]:
-    """Return the tars of every split, sorted by name. Raises DataError."""
-    patterns = {"train": options.train, "val": options.val}
-    if options.train is None:
-        there = (pattern for pattern in ("val*.tar", "test*.tar") if any(options.path.glob(pattern)))
-        patterns["val"] = options.val or next(there, None)
-        val = set(matches(options.path, patterns["val"])) if patterns["val"] else set()
-        named = any(options.path.glob("train*.tar"))
-        tars = [path for path in matches(options.path, "train*.tar" if named else "*.tar") if path not in val]
-    else:
-        tars = matches(options.path, options.train)
-    splits = {"train": tars, "val": matches(options.path, patterns["val"]) if patterns["val"] else []}
-    twice = set(splits["train"]) & set(splits["val"])
-    if twice:
-        raise DataError(
-            f"{min(twice)} is in train and in val.", "Change train=... or val=... so that no tar fits both."
-        )
-    if not tars:
-        raise DataError(
-            f"{options.path} holds no tars (*.tar).", "Set a pattern for their names: train='images-*', for example."
-        )
-    return {split: paths for split, paths in splits.items() if paths}
-
-
-def matches(folder: Path, pattern: str) -> list[Path]:
-    """Return the tars that fit a pattern, sorted. Raises DataError if an alternative in braces fits none."""
-    paths: set[Path] = set()
-    for part in braceexpand.braceexpand(pattern):
-        own = {path for path in folder.glob(part) if path.is_file()}
-        if not own:
-            raise DataError(f"No tar in {folder} fits {part}.", "Correct the pattern, or fetch the missing tar.")
-        paths |= own
-    return sorted(paths)
 
 
 class Counted:
@@ -157,6 +136,7 @@ class Indexed:
     names: tuple[str, ...]
     several: int
     bare: int
+    hidden: int
     dotted: int
     others: Counter[str]
     ended: bool
@@ -170,6 +150,8 @@ class Indexed:
 def read(path: Path, folder: Path, options: TarOptions, last_dot: bool, progress: Progress, task: TaskID) -> Indexed:
     """Return the index of one tar, named relative to the folder of the manifest. Raises DataError."""
     try:
+        if program := compression_of(path):
+            raise DataError(f"{path} is compressed by {program}.", f"{DECOMPRESS}.")
         counted = Counted(path, progress, task)
         with counted.file:
             own = index(counted, str(path), options.image, labels=options.labels, last_dot=last_dot)
@@ -177,32 +159,39 @@ def read(path: Path, folder: Path, options: TarOptions, last_dot: bool, progress
         raise DataError(f"{path} cannot be read: {error}.", "Fix that and run the same command again.") from error
     shard = manifest.Shard(os.path.relpath(path, folder), len(own.rows), own.bytes, own.sha256)
     columns = manifest.columns(own.rows)
-    return Indexed(shard, columns, own.names, own.several, own.bare, own.dotted, own.others, own.ended)
+    return Indexed(shard, columns, own.names, own.several, own.bare, own.hidden, own.dotted, own.others, own.ended)
 
 
 Tars = Mapping[str, Sequence[Indexed]]
 """Indexed tars by the name of their split."""
 
 
-def check(tars: Tars, options: TarOptions, console: Console) -> None:
+def check(tars: Tars, folder: Path, options: TarOptions, console: Console) -> None:
     """Print what may not be as intended. Raises DataError if a split has no images."""
     for split, own in tars.items():
         if not any(tar.shard.samples for tar in own):
             kinds = f".{options.image}" if options.image else ", ".join(f".{kind}" for kind in KINDS)
             raise DataError(
                 f"No tar of {split} in {options.path} holds {kinds} members.",
-                "Set image=EXT to the extension of its images.",
+                "Set image=EXT to the extension of its images"
+                + ("; where names have dots of their own, with keys=last." if options.image else "."),
             )
-    for line in (*notes(tars), *left_out(tars, options)):
+    for line in (*notes(tars), *left_out(tars, folder, options)):
         say(console, line)
 
 
-def left_out(tars: "Tars", options: TarOptions) -> Iterator[str]:
-    """Yield what of the folder and of its tars is not used: other tars, members of other kinds, missing labels."""
-    used = {tar.shard.name.rpartition("/")[2] for own in tars.values() for tar in own}
-    others = sorted(path.name for path in options.path.glob("*.tar") if path.name not in used)
+def left_out(tars: "Tars", folder: Path, options: TarOptions) -> Iterator[str]:
+    """Yield what of the tars' folder and of the tars is not used: other tars, members of other kinds, missing labels.
+
+    `folder`: that of the manifest.
+    """
+    names = {os.path.realpath(folder / tar.shard.name) for own in tars.values() for tar in own}
+    others = [path.name for path in all_tars(options.path) if os.path.realpath(path) not in names]
     if others:
         yield f"{len(others)} tars are in no split (val=... or train=... takes them): {shortened(others)}."
+    packed = [path.name for path in compressed_tars(options.path)]
+    if packed:
+        yield f"{len(packed)} compressed tars are left out: {shortened(packed)}. {DECOMPRESS}."
     kinds = sum((tar.others for own in tars.values() for tar in own), Counter[str]())
     if kinds:
         yield f"Left out, as neither images nor labels (.cls): {counted_kinds(kinds)}."
@@ -231,7 +220,11 @@ def notes(tars: Tars) -> Iterator[str]:
     if bare:
         yield f"{bare} samples have no image: left out."
     if several:
-        yield f"{several} samples have several images: one was chosen (set image=EXT to choose another)."
+        yield (
+            f"{several} samples have several images: one was chosen (set image=EXT to choose another), "
+            f"{sum(tar.hidden for tar in everything)} images are not used. If these are samples of their own, with "
+            "dots in their names: keys=last."
+        )
     hashes = Counter(tar.shard.sha256 for tar in everything)
     for sha256 in (text for text, count in hashes.items() if count > 1):
         names = ", ".join(tar.shard.name for tar in everything if tar.shard.sha256 == sha256)

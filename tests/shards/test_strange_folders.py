@@ -1,9 +1,8 @@
-"""Tars and folders as people have them: everything is read right, or one line says what is not read and why."""
+"""Folders as people have them: everything is read right, or one line says what is not read and why."""
 
 import io
 import os
 import tarfile
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,6 @@ from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.fetch import Fetcher
 from dist_ssl.data.storage.read import Reader
 from dist_ssl.errors import DataError
-from dist_ssl.evaluate.evidence import check_probed
 from shards import verify
 from shards.command_line import HeldOut
 from shards.make import make, report
@@ -27,22 +25,11 @@ from shards.sources.imagefolder import FolderOptions
 from shards.sources.tars import TarOptions
 from tests.shards.pictures import folder_of
 
-HUGE = 123456789012345678
-
 
 def jpeg(number: int = 0, kind: str = "JPEG") -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (8, 8), (number % 256, number // 256, 7)).save(file, kind)
     return file.getvalue()
-
-
-def tar(path: Path, members: Mapping[str, bytes]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as out:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            out.addfile(info, io.BytesIO(data))
 
 
 def indexed(folder: Path, **options: object) -> tuple[manifest.Manifest, str]:
@@ -62,111 +49,18 @@ def packed(folder: Path, out: Path, **options: object) -> tuple[manifest.Manifes
     return manifest.read(out), console.export_text()
 
 
-@pytest.mark.parametrize("name", ["cam1.{:06d}", "a/b.c.{:03d}", "2024-01-31 10.15.{:02d}"])
-def test_names_with_dots_of_their_own_lose_no_image(tmp_path: Path, name: str) -> None:
-    members = {f"{name.format(n)}.{kind}": data for n in range(60) for kind, data in (("jpg", jpeg(n)), ("cls", b"1"))}
-    tar(tmp_path / "train-000000.tar", members)
-    found, said = indexed(tmp_path)
-    samples = found.split("train").samples
-    assert [samples.key(n) for n in range(len(samples))] == [name.format(n) for n in range(60)]
-    assert "59 of 60 images would be lost. Keys end before the last dot." in said
-    assert found.split("train").labelled
-
-
-def test_several_images_of_one_sample_are_still_that(tmp_path: Path) -> None:
-    tar(tmp_path / "train.tar", {f"{n}.{side}.jpg": jpeg(n) for n in range(60) for side in ("left", "right")})
-    found, said = indexed(tmp_path)
-    assert len(found.split("train").samples) == 60
-    assert "60 samples have several images: one was chosen" in said
-
-
-@pytest.mark.parametrize(
-    ("labels", "classes", "numbers"),
-    [
-        (["cat", "dog", "cat"], ("cat", "dog"), [0, 1, 0]),
-        (["7", "5", "7"], ("5", "7"), [1, 0, 1]),
-        ([f"{HUGE + 1}", f"{HUGE}", "10"], ("10", f"{HUGE}", f"{HUGE + 1}"), [2, 1, 0]),
-        (["1", "0", "2"], (), [1, 0, 2]),
-        (["01", "00", "1"], (), [1, 0, 1]),
-        (["ä b", "n01440764", "-7"], ("-7", "n01440764", "ä b"), [2, 1, 0]),
-    ],
-)  # fmt: skip
-def test_labels_are_names(tmp_path: Path, labels: list[str], classes: tuple[str, ...], numbers: list[int]) -> None:
-    members = {f"{n}.jpg": jpeg(n) for n in range(3)} | {f"{n}.cls": text.encode() for n, text in enumerate(labels)}
-    tar(tmp_path / "train.tar", members)
-    found, said = indexed(tmp_path)
-    assert found.classes == classes
-    assert found.split("train").samples.labels.tolist() == numbers
-    assert not classes or f"{len(classes)} classes: {', '.join(classes)}" in said
-
-
-def test_train_and_val_share_the_numbers_of_their_classes(tmp_path: Path) -> None:
-    tar(tmp_path / "train.tar", {"1.jpg": jpeg(1), "1.cls": b"owl", "2.jpg": jpeg(2), "2.cls": b"ant"})
-    tar(tmp_path / "val.tar", {"3.jpg": jpeg(3), "3.cls": b"bee", "4.jpg": jpeg(4), "4.cls": b"owl"})
-    found, _ = indexed(tmp_path)
-    assert found.classes == ("ant", "bee", "owl")
-    assert found.split("train").samples.labels.tolist() == [2, 0]
-    assert found.split("val").samples.labels.tolist() == [1, 2]
-
-
-@pytest.mark.parametrize("text", [b"", b"two\nlines", b"\xff\xfe", b"x" * 201, b"\x1b[2J"])
-def test_a_label_that_is_no_name_is_refused_and_can_be_left_out(tmp_path: Path, text: bytes) -> None:
-    tar(tmp_path / "train.tar", {"1.jpg": jpeg(), "1.cls": text})
-    with pytest.raises(DataError, match="a label is a number or a name of one line") as caught:
-        indexed(tmp_path)
-    assert "labels=false" in caught.value.remedy
-    found, _ = indexed(tmp_path, labels=False)
-    assert not found.split("train").labelled
-
-
-def test_a_missing_label_is_named(tmp_path: Path) -> None:
-    members = {f"{n:05d}.jpg": jpeg(n) for n in range(120)}
-    members |= {f"{n:05d}.cls": str(n % 3).encode() for n in range(120) if n != 17}
-    tar(tmp_path / "train-000000.tar", members)
-    _, said = indexed(tmp_path)
-    assert "train: 1 of 120 samples have no label" in said
-    assert "00017" in said
-    found = manifest.read(tmp_path)
-    with pytest.raises(DataError, match=r"1 of the 120 samples of split train .*\(the first: 00017\)") as caught:
-        check_probed(found.split("train"))
-    assert "data.val=null" in caught.value.remedy
-
-
-def test_tars_and_members_that_are_not_used_are_named(tmp_path: Path) -> None:
-    tar(
-        tmp_path / "train-0.tar",
-        {"1.jpg": jpeg(), "1.json": b"{}", "1.txt": b"a cat", "2.jpg": jpeg(), "2.json": b"{}"},
-    )
-    tar(tmp_path / "val-0.tar", {"1.jpg": jpeg(1)})
-    tar(tmp_path / "test-0.tar", {"1.jpg": jpeg(2)})
-    found, said = indexed(tmp_path)
-    assert set(found.splits) == {"train", "val"}
-    assert "1 tars are in no split (val=... or train=... takes them): test-0.tar." in said
-    assert "Left out, as neither images nor labels (.cls): 2 .json, 1 .txt." in said
-
-
-def test_a_test_set_beside_the_training_set_is_held_out(tmp_path: Path) -> None:
-    tar(tmp_path / "train-0.tar", {"1.jpg": jpeg()})
-    tar(tmp_path / "test-0.tar", {"1.jpg": jpeg(2)})
-    found, _ = indexed(tmp_path)
-    assert [shard.name for shard in found.split("val").shards] == ["test-0.tar"]
-
-
-def test_a_tar_without_its_last_blocks_is_read_and_said(tmp_path: Path) -> None:
-    tar(tmp_path / "t", {f"{n:05d}.jpg": jpeg(n) for n in range(60)})
-    data = (tmp_path / "t").read_bytes().rstrip(b"\0")
-    (tmp_path / "train-000000.tar").write_bytes(data + bytes(-len(data) % 512))
-    (tmp_path / "t").unlink()
-    found, said = indexed(tmp_path)
-    assert len(found.split("train").samples) == 60
-    assert "1 tars lack the empty blocks at their end, members are whole: train-000000.tar." in said
-
-
 @pytest.mark.parametrize(
     ("first", "second"),
-    [("train", "test"), ("training", "validation"), ("Train", "Val"), ("train", "dev"), ("TRAIN", "eval")],
+    [
+        ("train", "test"),
+        ("training", "validation"),
+        ("Train", "Val"),
+        ("train", "dev"),
+        ("TRAIN", "eval"),
+        ("train2017", "val2017"),
+    ],
 )
-@pytest.mark.parametrize("inside", ["", "images/"])
+@pytest.mark.parametrize("inside", ["", "images/", "ILSVRC/Data/CLS-LOC/"])
 def test_folders_of_splits_are_splits_whatever_they_are_called(
     tmp_path: Path, first: str, second: str, inside: str
 ) -> None:
@@ -176,6 +70,22 @@ def test_folders_of_splits_are_splits_whatever_they_are_called(
     assert found.classes == ("a", "b")
     assert "2 classes: a, b" in said
     assert {name: len(split.samples) for name, split in found.splits.items()} == {"train": 8, "val": 8}
+
+
+@pytest.mark.parametrize(
+    ("names", "first"),
+    [
+        (["images/train/1.jpg", "images/val/1.jpg", "masks/train/1.png", "masks/val/1.png"], "images"),
+        (["cat/train/1.jpg", "cat/test/1.jpg", "dog/train/1.jpg", "dog/test/1.jpg"], "cat"),
+    ],
+)
+def test_splits_inside_several_folders_are_refused(tmp_path: Path, names: list[str], first: str) -> None:
+    folder_of(tmp_path / "in", *names)
+    with pytest.raises(DataError, match=f"has folders of splits inside others: {first}/, ") as caught:
+        packed(tmp_path / "in", tmp_path / "out")
+    assert f"path={tmp_path / 'in' / first};" in caught.value.remedy
+    folder_of(tmp_path / "plain", "trains/old/1.jpg", "trains/train/1.jpg", "cars/1.jpg")
+    assert packed(tmp_path / "plain", tmp_path / "out")[0].classes == ("cars", "trains")
 
 
 def test_of_several_held_out_folders_one_is_used_and_the_others_are_named(tmp_path: Path) -> None:

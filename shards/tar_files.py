@@ -1,0 +1,99 @@
+"""Finds the tars of each split in a folder: by patterns, or by the words for splits in their names."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import braceexpand
+
+from dist_ssl.errors import DataError, shortened
+from dist_ssl.runtime.strange_files import open_regular
+from shards.split_names import VAL_NAMES, split_of_tar
+
+COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
+"""Endings of compressed tars. They have to be decompressed: samples are read by their place in a tar."""
+DECOMPRESS = "Decompress them (gunzip, zstd -d, ...): samples are read by their place in a tar"
+MAGIC = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\x04\x22\x4d\x18": "lz4",
+}
+"""First bytes of compressed files, and the program that reads them."""
+
+
+def tars_of_splits(folder: Path, train: str | None, val: str | None) -> dict[str, list[Path]]:
+    """Return the tars of every split, sorted by name. `train`, `val`: patterns below the folder. Raises DataError."""
+    held_out = matches(folder, val) if val else []
+    if train is None:
+        tars, named = by_names(folder, [path for path in all_tars(folder) if path not in held_out])
+        splits = {"train": tars, "val": held_out or named}
+    else:
+        splits = {"train": matches(folder, train), "val": held_out}
+    twice = set(splits["train"]) & set(splits["val"])
+    if twice:
+        raise DataError(
+            f"{min(twice)} is in train and in val.", "Change train=... or val=... so that no tar fits both."
+        )
+    if not splits["train"]:
+        raise nothing_to_train_on(folder, splits["val"])
+    return {split: paths for split, paths in splits.items() if paths}
+
+
+def by_names(folder: Path, tars: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Return the tars to train on and those held out, by the words for splits in their paths below the folder.
+
+    Where no tar is named for training, all that are named for no split are. Of several held-out splits, the first of
+    VAL_NAMES is used.
+    """
+    words = {path: split_of_tar(str(path.relative_to(folder))) for path in tars}
+    train = "train" if "train" in words.values() else ""
+    held = next((name for name in VAL_NAMES if name in words.values()), None)
+    return [path for path in tars if words[path] == train], [path for path in tars if words[path] == held]
+
+
+def all_tars(folder: Path) -> list[Path]:
+    """Return the tars in a folder, or, where there are none, in its sub-folders, sorted."""
+    return sorted(path for path in folder.glob("*.tar") if path.is_file()) or sorted(
+        path for path in folder.glob("*/*.tar") if path.is_file()
+    )
+
+
+def compressed_tars(folder: Path) -> list[Path]:
+    """Return the compressed tars in a folder and in its sub-folders, sorted."""
+    found = (path for pattern in ("*", "*/*") for path in folder.glob(pattern))
+    return sorted(path for path in found if path.name.lower().endswith(COMPRESSED) and path.is_file())
+
+
+def compression_of(path: Path) -> str:
+    """Return the program that compressed a file, by its first bytes; empty if none has. Raises OSError."""
+    with open_regular(path) as file:
+        start = file.read(8)
+    return next((program for magic, program in MAGIC.items() if start.startswith(magic)), "")
+
+
+def matches(folder: Path, pattern: str) -> list[Path]:
+    """Return the tars that fit a pattern, sorted. Raises DataError if an alternative in braces fits none."""
+    paths: set[Path] = set()
+    for part in braceexpand.braceexpand(pattern):
+        own = {path for path in folder.glob(part) if path.is_file()}
+        if not own:
+            raise DataError(f"No tar in {folder} fits {part}.", "Correct the pattern, or fetch the missing tar.")
+        paths |= own
+    return sorted(paths)
+
+
+def nothing_to_train_on(folder: Path, held_out: Sequence[Path]) -> DataError:
+    """Return the error for a folder without tars to train on."""
+    if held_out:
+        names = shortened([path.name for path in held_out])
+        return DataError(
+            f"By their names, all tars in {folder} are held out: {names}.", "Say which to train on: train='test-*.tar'."
+        )
+    packed = compressed_tars(folder)
+    if packed:
+        return DataError(
+            f"{folder} holds compressed tars only ({len(packed)}): {shortened([path.name for path in packed])}.",
+            f"{DECOMPRESS}, then run the same command again.",
+        )
+    return DataError(f"No tar in {folder} fits *.tar.", "Set a pattern for their names: train='images-*', for example.")

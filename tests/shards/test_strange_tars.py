@@ -1,0 +1,243 @@
+"""Tars as people have them: everything is read right, or one line says what is not read and why."""
+
+import bz2
+import gzip
+import io
+import lzma
+import tarfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from dist_ssl.config.command import run_command
+from dist_ssl.data.storage import manifest
+from dist_ssl.errors import DataError
+from dist_ssl.evaluate.evidence import check_probed
+from shards import verify
+from shards.make import make, report
+from shards.make import run as make_command
+from shards.sources.imagefolder import FolderOptions
+from shards.sources.tars import TarOptions
+
+HUGE = 123456789012345678
+
+
+def jpeg(number: int = 0, kind: str = "JPEG") -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), (number % 256, number // 256, 7)).save(file, kind)
+    return file.getvalue()
+
+
+def tar(path: Path, members: Mapping[str, bytes]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as out:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            out.addfile(info, io.BytesIO(data))
+
+
+def indexed(folder: Path, **options: object) -> tuple[manifest.Manifest, str]:
+    """The manifest of the tars in a folder, and what was printed."""
+    console = Console(record=True, soft_wrap=True, file=io.StringIO())
+    make("tars", None, console, TarOptions(folder, **options))  # type: ignore[arg-type]
+    report(folder, console)
+    assert verify.verify(folder, verify.VerifyOptions(), Console(quiet=True)) == []
+    return manifest.read(folder), console.export_text()
+
+
+def packed(folder: Path, out: Path, **options: object) -> tuple[manifest.Manifest, str]:
+    console = Console(record=True, soft_wrap=True, file=io.StringIO())
+    make("imagefolder", out, console, FolderOptions(folder, **options))  # type: ignore[arg-type]
+    report(out, console)
+    assert verify.verify(out, verify.VerifyOptions(), Console(quiet=True)) == []
+    return manifest.read(out), console.export_text()
+
+
+@pytest.mark.parametrize("name", ["cam1.{:06d}", "a/b.c.{:03d}", "2024-01-31 10.15.{:02d}"])
+def test_names_with_dots_of_their_own_lose_no_image(tmp_path: Path, name: str) -> None:
+    members = {f"{name.format(n)}.{kind}": data for n in range(60) for kind, data in (("jpg", jpeg(n)), ("cls", b"1"))}
+    tar(tmp_path / "train-000000.tar", members)
+    found, said = indexed(tmp_path)
+    samples = found.split("train").samples
+    assert [samples.key(n) for n in range(len(samples))] == [name.format(n) for n in range(60)]
+    assert "59 of 60 images would be lost. Keys end before the last dot (keys=first" in said
+    assert found.split("train").labelled
+
+
+def test_of_few_images_numbers_are_names(tmp_path: Path) -> None:
+    """Two pictures of a sample are `1.left.jpg` and `1.right.jpg`; `cam1.1.jpg` and `cam1.2.jpg` are two samples."""
+    tar(tmp_path / "train.tar", {f"cam{camera}.{n}.jpg": jpeg(n) for camera in (1, 2) for n in range(3)})
+    found, said = indexed(tmp_path)
+    assert len(found.split("train").samples) == 6
+    assert "4 of 6 images would be lost" in said
+
+
+@pytest.mark.parametrize(("keys", "samples"), [("first", 2), ("last", 10)])
+def test_where_keys_end_can_be_said(tmp_path: Path, keys: str, samples: int) -> None:
+    members = {f"{camera}.{day}.jpg": jpeg() for camera in "ab" for day in ("mo", "tu", "we", "th", "fr")}
+    tar(tmp_path / "train.tar", members)
+    found, said = indexed(tmp_path, keys=keys)
+    assert len(found.split("train").samples) == samples
+    assert ("8 images are not used. If these are samples of their own" in said) == (keys == "first")
+
+
+def test_a_rule_for_keys_that_does_not_exist_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(make_command, ["source=tars", f"path={tmp_path}", "keys=middle"]) == 2
+    assert "keys=middle is not possible.\n  It may be auto, first, last." in capsys.readouterr().out
+
+
+def test_an_image_that_is_named_is_found_behind_dots(tmp_path: Path) -> None:
+    tar(tmp_path / "train.tar", {f"cam1.{n:03d}.jpg": jpeg(n) for n in range(20)})
+    with pytest.raises(DataError, match=r"holds \.jpg members") as caught:
+        indexed(tmp_path, image="jpg")
+    assert "keys=last" in caught.value.remedy
+    found, _ = indexed(tmp_path, image="jpg", keys="last")
+    assert len(found.split("train").samples) == 20
+
+
+def test_several_images_of_one_sample_are_still_that(tmp_path: Path) -> None:
+    tar(tmp_path / "train.tar", {f"{n}.{side}.jpg": jpeg(n) for n in range(60) for side in ("left", "right")})
+    found, said = indexed(tmp_path)
+    assert len(found.split("train").samples) == 60
+    assert "60 samples have several images: one was chosen" in said
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "numbers"),
+    [
+        (["cat", "dog", "cat"], ("cat", "dog"), [0, 1, 0]),
+        (["7", "5", "7"], ("5", "7"), [1, 0, 1]),
+        ([f"{HUGE + 1}", f"{HUGE}", "10"], ("10", f"{HUGE}", f"{HUGE + 1}"), [2, 1, 0]),
+        (["1", "0", "2"], (), [1, 0, 2]),
+        (["01", "00", "1"], (), [1, 0, 1]),
+        (["ä b", "n01440764", "-7"], ("-7", "n01440764", "ä b"), [2, 1, 0]),
+    ],
+)  # fmt: skip
+def test_labels_are_names(tmp_path: Path, labels: list[str], classes: tuple[str, ...], numbers: list[int]) -> None:
+    members = {f"{n}.jpg": jpeg(n) for n in range(3)} | {f"{n}.cls": text.encode() for n, text in enumerate(labels)}
+    tar(tmp_path / "train.tar", members)
+    found, said = indexed(tmp_path)
+    assert found.classes == classes
+    assert found.split("train").samples.labels.tolist() == numbers
+    assert not classes or f"{len(classes)} classes: {', '.join(classes)}" in said
+
+
+def test_train_and_val_share_the_numbers_of_their_classes(tmp_path: Path) -> None:
+    tar(tmp_path / "train.tar", {"1.jpg": jpeg(1), "1.cls": b"owl", "2.jpg": jpeg(2), "2.cls": b"ant"})
+    tar(tmp_path / "val.tar", {"3.jpg": jpeg(3), "3.cls": b"bee", "4.jpg": jpeg(4), "4.cls": b"owl"})
+    found, _ = indexed(tmp_path)
+    assert found.classes == ("ant", "bee", "owl")
+    assert found.split("train").samples.labels.tolist() == [2, 0]
+    assert found.split("val").samples.labels.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("text", [b"", b"two\nlines", b"\xff\xfe", b"x" * 201, b"\x1b[2J"])
+def test_a_label_that_is_no_name_is_refused_and_can_be_left_out(tmp_path: Path, text: bytes) -> None:
+    tar(tmp_path / "train.tar", {"1.jpg": jpeg(), "1.cls": text})
+    with pytest.raises(DataError, match="a label is a number or a name of one line") as caught:
+        indexed(tmp_path)
+    assert "labels=false" in caught.value.remedy
+    found, _ = indexed(tmp_path, labels=False)
+    assert not found.split("train").labelled
+
+
+def test_a_missing_label_is_named(tmp_path: Path) -> None:
+    members = {f"{n:05d}.jpg": jpeg(n) for n in range(120)}
+    members |= {f"{n:05d}.cls": str(n % 3).encode() for n in range(120) if n != 17}
+    tar(tmp_path / "train-000000.tar", members)
+    _, said = indexed(tmp_path)
+    assert "train: 1 of 120 samples have no label" in said
+    assert "00017" in said
+    found = manifest.read(tmp_path)
+    with pytest.raises(DataError, match=r"1 of the 120 samples of split train .*\(the first: 00017\)") as caught:
+        check_probed(found.split("train"))
+    assert "data.val=null" in caught.value.remedy
+
+
+def test_tars_and_members_that_are_not_used_are_named(tmp_path: Path) -> None:
+    tar(
+        tmp_path / "train-0.tar",
+        {"1.jpg": jpeg(), "1.json": b"{}", "1.txt": b"a cat", "2.jpg": jpeg(), "2.json": b"{}"},
+    )
+    tar(tmp_path / "val-0.tar", {"1.jpg": jpeg(1)})
+    tar(tmp_path / "test-0.tar", {"1.jpg": jpeg(2)})
+    found, said = indexed(tmp_path)
+    assert set(found.splits) == {"train", "val"}
+    assert "1 tars are in no split (val=... or train=... takes them): test-0.tar." in said
+    assert "Left out, as neither images nor labels (.cls): 2 .json, 1 .txt." in said
+
+
+def test_a_test_set_beside_the_training_set_is_held_out(tmp_path: Path) -> None:
+    tar(tmp_path / "train-0.tar", {"1.jpg": jpeg()})
+    tar(tmp_path / "test-0.tar", {"1.jpg": jpeg(2)})
+    found, _ = indexed(tmp_path)
+    assert [shard.name for shard in found.split("val").shards] == ["test-0.tar"]
+
+
+@pytest.mark.parametrize(
+    ("names", "train", "val"),
+    [
+        (["imagenet-train-0", "imagenet-validation-0"], ["imagenet-train-0"], ["imagenet-validation-0"]),
+        (["train2017", "val2017"], ["train2017"], ["val2017"]),
+        (["Training_1", "DEV_1", "test_1"], ["Training_1"], ["DEV_1"]),
+        (["train/0", "train/1", "val/0"], ["train/0", "train/1"], ["val/0"]),
+        (["images-0", "images-1", "images-test-0"], ["images-0", "images-1"], ["images-test-0"]),
+        (["trainset-0", "testset-0"], ["trainset-0"], ["testset-0"]),
+        (["valley-0", "testament-0"], ["testament-0", "valley-0"], []),
+        (["train-val-0", "b"], ["b", "train-val-0"], []),
+    ],
+)
+def test_names_of_tars_tell_their_splits(tmp_path: Path, names: list[str], train: list[str], val: list[str]) -> None:
+    for number, name in enumerate(names):
+        tar(tmp_path / f"{name}.tar", {f"{number}.jpg": jpeg(number)})
+    found, said = indexed(tmp_path)
+    shards = {split: [shard.name.removesuffix(".tar") for shard in own.shards] for split, own in found.splits.items()}
+    assert shards == ({"train": train, "val": val} if val else {"train": train})
+    unused = sorted({*names} - {*train, *val})
+    assert not unused or f"1 tars are in no split (val=... or train=... takes them): {unused[0]}.tar." in said
+
+
+def test_the_folder_of_the_tars_names_no_split(tmp_path: Path) -> None:
+    tar(tmp_path / "test" / "0.tar", {"1.jpg": jpeg()})
+    assert len(indexed(tmp_path / "test")[0].split("train").samples) == 1
+
+
+def test_tars_that_are_all_held_out_by_their_names_are_refused(tmp_path: Path) -> None:
+    tar(tmp_path / "test-0.tar", {"1.jpg": jpeg()})
+    with pytest.raises(DataError, match=r"all tars in .* are held out: test-0\.tar"):
+        indexed(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["train-1.tar.gz", "train-1.tgz", "TRAIN-1.TAR.ZST"])
+def test_compressed_tars_are_named_with_what_helps(tmp_path: Path, name: str) -> None:
+    tar(tmp_path / "t", {"1.jpg": jpeg()})
+    (tmp_path / name).write_bytes(gzip.compress((tmp_path / "t").read_bytes()))
+    with pytest.raises(DataError, match=rf"holds compressed tars only \(1\): {name}") as caught:
+        indexed(tmp_path)
+    assert "Decompress them (gunzip" in caught.value.remedy
+    (tmp_path / "t").rename(tmp_path / "train-0.tar")
+    assert f"1 compressed tars are left out: {name}. Decompress them" in indexed(tmp_path)[1]
+
+
+@pytest.mark.parametrize(("pack", "program"), [(gzip.compress, "gzip"), (bz2.compress, "bzip2"), (lzma.compress, "xz")])
+def test_a_compressed_tar_by_the_name_of_another_is_not_called_damaged(
+    tmp_path: Path, pack: Callable[[bytes], bytes], program: str
+) -> None:
+    tar(tmp_path / "t", {"1.jpg": jpeg()})
+    (tmp_path / "train.tar").write_bytes(pack((tmp_path / "t").read_bytes()))
+    with pytest.raises(DataError, match=rf"train\.tar is compressed by {program}\."):
+        indexed(tmp_path)
+
+
+def test_a_tar_without_its_last_blocks_is_read_and_said(tmp_path: Path) -> None:
+    tar(tmp_path / "t", {f"{n:05d}.jpg": jpeg(n) for n in range(60)})
+    data = (tmp_path / "t").read_bytes().rstrip(b"\0")
+    (tmp_path / "train-000000.tar").write_bytes(data + bytes(-len(data) % 512))
+    (tmp_path / "t").unlink()
+    found, said = indexed(tmp_path)
+    assert len(found.split("train").samples) == 60
+    assert "1 tars lack the empty blocks at their end, members are whole: train-000000.tar." in said
