@@ -2,11 +2,14 @@
 
 import os
 import re
+from pathlib import Path
 from typing import Any
 
 from dist_ssl.data.storage.address import PIPE, STORES, WEB, Address
 from dist_ssl.errors import ConfigError
-from launch.variables import ADDRESS
+from dist_ssl.runtime.strange_files import read_regular
+from launch.address_file import addresses_in
+from launch.variables import ADDRESS, ADDRESS_FILE
 
 WEB_ADDRESS = re.compile(
     rf"(?:{'|'.join(WEB)})://(?:[^\s,'\"\]}}]|[\]}}](?![\s,\]}}]|$)|,(?!\s|[a-z][a-z0-9+.-]*://|$))+", re.IGNORECASE
@@ -14,14 +17,20 @@ WEB_ADDRESS = re.compile(
 """An address on a web server, wherever it stands in an argument, up to the quote, bracket or comma that ends it."""
 SOME_ADDRESS = re.compile(rf"(?:{'|'.join((*WEB, *STORES))}):/.*", re.IGNORECASE | re.DOTALL)
 
+COMMENT = re.compile(r"(.*?)((?:^|(?<=\s))#.*|$)", re.DOTALL)
+"""A line of YAML: what comes before a comment, and the comment."""
+MOST_CONFIG = 1 << 20
+"""Bytes of a file of `configs/` that is searched."""
+
 
 def set_aside(arguments: list[str]) -> list[str]:
     """Return the arguments without credentials, and keep the complete addresses in the environment.
 
-    The processes that this one starts inherit them. Every web address is found, however its key is spelt
-    (`++data.path=`, `data={path: ...}`, lists of a sweep). Raises ConfigError for a malformed one, and for one in a
-    command, which would not get them back.
+    The processes that this one starts inherit them, and those of the user's file of addresses. Every web address is
+    found, however its key is spelt (`++data.path=`, `data={path: ...}`, lists of a sweep). Raises ConfigError for a
+    malformed one, for one in a command, which would not get them back, and for a file that others can read.
     """
+    take_file()
     for argument in arguments:
         key, _, value = argument.partition("=")
         command = PIPE in value or key.lstrip("+").startswith("cluster")
@@ -48,8 +57,41 @@ def check_config(node: Any, key: str = "") -> None:
     elif isinstance(node, str) and any(has_secret(found[0]) for found in SOME_ADDRESS.finditer(node)):
         raise ConfigError(
             f"{key} is an address with credentials or a query, which no file of a run may contain.",
-            f"Write it as one plain word of the command, {key}=https://..., or into the environment as {ADDRESS}.",
+            f"Write it as one plain word of the command, {key}=https://..., or into the environment as {ADDRESS}, or "
+            f"into a file of mode 0600 that {ADDRESS_FILE} names.",
         )
+
+
+def check_files(folder: Path) -> None:
+    """Raise ConfigError where a file of the configs has an address with credentials: every run copies all of them.
+
+    Comments are copied too, so a login in one counts; a query does not there, as addresses of documents have some.
+    """
+    for path in sorted(folder.rglob("*")):
+        for number, line in enumerate(_lines(path), 1):
+            value, comment = COMMENT.match(line).groups()  # type: ignore[union-attr]  # it matches any line
+            found = any(has_secret(own[0]) for own in SOME_ADDRESS.finditer(value))
+            if found or any(has_login(own[0]) for own in WEB_ADDRESS.finditer(comment)):
+                raise ConfigError(
+                    f"{path} has an address with credentials in line {number}, and every run keeps a copy of {folder}.",
+                    f"Take it out: put it into a file of mode 0600 that {ADDRESS_FILE} names.",
+                )
+
+
+def _lines(path: Path) -> list[str]:
+    """Return the lines of a file of text; none of what is no such file, as a run copies no link and no large file."""
+    try:
+        return [] if path.is_symlink() else read_regular(path, MOST_CONFIG).decode(errors="replace").splitlines()
+    except (OSError, ValueError):
+        return []
+
+
+def has_login(text: str) -> bool:
+    """Return whether an address has a user or a password; true of one that cannot be read and has an @."""
+    try:
+        return bool(Address.parse(text).login)
+    except ConfigError:
+        return "@" in text
 
 
 def has_secret(text: str) -> bool:
@@ -61,8 +103,21 @@ def has_secret(text: str) -> bool:
         return "@" in text or "?" in text
 
 
+def take_file() -> None:
+    """Add the addresses of the file that the environment names to those in the environment, which come first.
+
+    The file is read once: the processes that this one starts inherit its addresses, not its name. Raises ConfigError.
+    """
+    if name := os.environ.pop(ADDRESS_FILE, ""):
+        os.environ[ADDRESS] = "\n".join([*os.environ.get(ADDRESS, "").splitlines(), *addresses_in(Path(name))])
+
+
 def restored(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the config with the credentials of its data.path, or of each in a list, if the environment has them."""
+    """Return the config with the credentials of its data.path, or of each in a list, if the environment has them.
+
+    Raises ConfigError for a file of addresses that others can read.
+    """
+    take_file()
     known = {Address.parse(text).shown: text for text in reversed(os.environ.get(ADDRESS, "").splitlines())}
     if not known:
         return config

@@ -23,7 +23,7 @@ from dist_ssl.errors import CheckpointError, ConfigError
 from dist_ssl.metrics.sinks import read_reports, stands
 from dist_ssl.runtime import jsonl
 from dist_ssl.runtime.files import write_atomically
-from launch import half_made, preparation, settings
+from launch import credentials, half_made, preparation, settings
 from launch.evaluation import checkpoint_of
 from launch.run_dir import PROJECT, RunDir
 from launch.run_files import write_yaml
@@ -116,8 +116,9 @@ def refuse_other_position(config: dict[str, Any], progress: Progress) -> None:
 def begin(config: dict[str, Any], words: list[str], source: RunDir, checkpoint: Path, progress: Progress) -> RunDir:
     """Create and return the run folder of a fork. Raises ConfigError if its name is taken, CheckpointError.
 
-    What cannot be started leaves no folder.
+    What cannot be started leaves no folder; nor does one whose copy of the configs would hold a login (ConfigError).
     """
+    credentials.check_files(PROJECT / "configs")
     run = RunDir.create(Path(config["runs"]), config["name"], method_of(config))
     with half_made.being_made(run.folder):
         try:

@@ -162,8 +162,10 @@ def fit_batch(config: dict[str, Any], overrides: list[str], console: Console) ->
 def begin(overrides: list[str], config: dict[str, Any], weights: bytes | None = None) -> RunDir:
     """Create and return the run folder of a checked config. `weights`: content of the file of initial weights, if any.
 
-    Raises ConfigError if its name is taken or it cannot be written: then it is not left behind.
+    Raises ConfigError if its name is taken, its copy of the configs would hold a login, or it cannot be written: it
+    is not left behind then.
     """
+    credentials.check_files(PROJECT / "configs")
     run = RunDir.create(Path(config["runs"]), config["name"], method_of(config))
     chosen = [f"{key}={config[key]}" for key in batch_shape.KEYS if key not in batch_shape.said(overrides)]
     with half_made.being_made(run.folder):

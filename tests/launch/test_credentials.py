@@ -3,12 +3,13 @@
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dist_ssl.data.storage.address import Address
 from dist_ssl.errors import ConfigError
-from launch import credentials, settings
+from launch import credentials, forking, preparation, settings
 from launch.run_dir import PROJECT
 from launch.variables import ADDRESS
 
@@ -140,6 +141,38 @@ def test_a_login_in_a_file_of_the_configs_is_refused(tmp_path: Path) -> None:
     own.write_text(re.sub(r"(?m)^path: .*$", "path: https://u:pw@host/x", text))
     with pytest.raises(ConfigError, match=r"data\.path is an address with credentials"):
         settings.compose(["data=mine"], tmp_path / "configs")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "path: https://u:pw@host/x",
+        "path: https://host/x?signature=pw",
+        "# path: https://u:pw@host/x",
+        "path: data/demo  # was https://pw@host/x",
+        "  - 's3://u:pw@bucket/x'",
+        "command: pipe:curl https://u:pw@host/%s",
+    ],
+)
+def test_no_run_copies_a_login_from_a_config_that_it_does_not_use(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(PROJECT / "configs", tmp_path / "configs")
+    credentials.check_files(tmp_path / "configs")
+    mine = tmp_path / "configs" / "data" / "mine.yaml"
+    mine.write_text(f"# of the institute: https://host/documents?page=3\n{line}\n")
+    monkeypatch.setattr("launch.preparation.PROJECT", tmp_path)
+    monkeypatch.setattr("launch.forking.PROJECT", tmp_path)
+    config = {"runs": str(tmp_path / "runs"), "name": "x", "method": {"_target_": "x.X"}}
+    unused: Any = None  # it is refused before it looks at anything else
+    for begin in (
+        lambda: preparation.begin([], config),
+        lambda: forking.begin(config, [], unused, unused, unused),
+    ):
+        with pytest.raises(ConfigError, match=r"mine\.yaml has an address with credentials in line 2") as caught:
+            begin()
+        assert "pw" not in str(caught.value)
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("path", ["https://host/x", "s3://bucket/x", "data/a:b", "https://h/a b"])

@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import random
+import threading
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,15 +13,19 @@ from pathlib import Path
 import pytest
 
 from launch import report
-from launch.variables import ADDRESS
+from launch.variables import ADDRESS, ADDRESS_FILE
 from tests.jobs import run_job, same_bits, small_config
 from tests.ranks import Ranks
 from tests.system.launching import WAIT_SECONDS, Launch, await_that, delivered, losses, status, targets, weights, words
 from tests.web import FAULTS, Server, serving
 
-PLANTED = {"SERVICE_TOKEN": "planted7x", "AWS_SECRET_ACCESS_KEY": "planted7x/aws"}
+USER, PASSWORD, SIGNATURE, TOKEN = (
+    f"{text}x{os.getpid()}" for text in ("g4711", "opensesame", "sig=abc123", "planted7")
+)
+"""Those of another process that runs these tests are not taken for its own."""
+PLANTED = {"SERVICE_TOKEN": TOKEN, "AWS_SECRET_ACCESS_KEY": f"{TOKEN}/aws", "https_proxy": f"http://{TOKEN}@proxy:1"}
 """Secrets of the environment, in which every process of a run is started."""
-SECRETS = ("g4711", "opensesame", "sig=abc123", "planted7x")
+SECRETS = (USER, PASSWORD, SIGNATURE, TOKEN)
 
 
 @pytest.fixture
@@ -38,23 +43,15 @@ def server(demo_shards: Path) -> Iterator[Server]:
         return choice.choice(faults) if choice.random() < 0.1 else ""
 
     with serving(demo_shards) as server:
-        server.login = "Basic " + base64.b64encode(b"g4711:opensesame").decode()
-        server.signature = "sig=abc123"
+        server.login = "Basic " + base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
+        server.signature = SIGNATURE
         server.fault = fault
         yield server
 
 
 def address(server: Server) -> str:
     """The address with its credentials."""
-    return f"http://g4711:opensesame@{server.url.removeprefix('http://')}?sig=abc123"
-
-
-def finish(*given: str) -> str:
-    """Run the command to its end in an environment without credentials; what it printed."""
-    environment = {key: value for key, value in os.environ.items() if key != ADDRESS}
-    code, text = Launch(*given, environment=environment | PLANTED).finish()
-    assert code == 0, text
-    return text
+    return f"http://{USER}:{PASSWORD}@{server.url.removeprefix('http://')}?{SIGNATURE}"
 
 
 def scraped(run: Path) -> dict[int | None, str]:
@@ -68,7 +65,7 @@ def scraped(run: Path) -> dict[int | None, str]:
 
 def told(folder: Path) -> list[str]:
     """Files of a run, or of its metrics, that hold a secret."""
-    files = [path for path in folder.rglob("*") if path.is_file() and "code" not in path.relative_to(folder).parts]
+    files = [path for path in folder.rglob("*") if path.is_file()]
     assert files
     return [str(path) for path in files if any(word.encode() in path.read_bytes() for word in SECRETS)]
 
@@ -81,6 +78,38 @@ def telling_processes() -> set[int]:
             if any(word.encode() in path.read_bytes() for word in SECRETS):
                 found.add(int(path.parent.name))
     return found
+
+
+def resumed(run: Path, server: Server, folder: Path) -> tuple[str, set[int]]:
+    """Resume a run from a server that a file names, to its end; what it printed, and the processes that told a secret.
+
+    These are looked at while all its ranks wait for the server.
+    """
+    file = folder / "addresses"
+    file.touch(mode=0o600)
+    file.write_text(f"{address(server)}\n")
+    environment = {key: value for key, value in os.environ.items() if key != ADDRESS}
+    kept = (f"data.cache={folder / 'cache'}", "tracker=wandb")
+    held, go_on, fault = threading.Event(), threading.Event(), server.fault
+
+    def hold(path: str) -> str:
+        if "train" in path and (run / "attempts" / "0002").exists():  # the launcher has checked the data before
+            held.set()
+            go_on.wait()
+        return fault(path)
+
+    server.fault = hold
+    launch = Launch(
+        *(f"resume={run}", f"data.path={server.url}", *kept),
+        environment=environment | PLANTED | {ADDRESS_FILE: str(file)},
+    )
+    await_that(lambda: launch.process.poll() is not None or held.is_set(), "a rank that waits for the server")
+    telling, workers = telling_processes(), launch.processes("launch.worker")
+    go_on.set()
+    code, text = launch.finish()
+    assert len(workers) == 2, text
+    assert code == 0, text
+    return text, telling
 
 
 def test_a_run_from_a_bad_server_ends_like_one_from_the_folder(
@@ -119,8 +148,8 @@ def test_a_run_that_moves_to_a_server_ends_with_the_same_bits_and_tells_no_secre
     assert not told(tmp_path / "series")
     assert not told(tmp_path / "targets")
     assert not told(run)
-    kept = (f"data.cache={tmp_path / 'cache'}", "tracker=wandb")
-    text = finish(f"resume={run}", f"data.path={address(server)}", *kept)
+    text, telling = resumed(run, server, tmp_path)
+    assert not telling, "what a file has told no process repeats"
     assert same_bits(weights(run), weights(tmp_path / "local"))
     assert losses(run) == losses(tmp_path / "local")
     assert delivered(run) == delivered(tmp_path / "local")
