@@ -14,7 +14,7 @@ MOST_BYTES = 1 << 16
 """Size of such a file, at most."""
 ROOT = 0
 OTHERS = stat.S_IRWXG | stat.S_IRWXO
-"""What an access list gives to further users stands in the bits of the group, too."""
+"""Rights of others; those that an access list gives to further users stand in the bits of the group."""
 
 
 def addresses_in(path: Path) -> list[str]:
