@@ -1,7 +1,6 @@
-"""Documents are true where a test can see it: paths lead somewhere, commands compose, the picture is current."""
+"""Documents are true where a test can see it: links and paths lead somewhere, names are there, pictures are current."""
 
 import re
-import shlex
 from pathlib import Path
 
 import pytest
@@ -10,17 +9,13 @@ from dist_ssl.config.command_names import PROGRAM
 from dist_ssl.metrics.ends import END_METRICS
 from dist_ssl.metrics.node_table import NODE_METRICS
 from dist_ssl.metrics.table import METRICS
-from launch import settings
 from launch.subcommands import SUBCOMMANDS
+from tests.documented_commands import commands, documents, name_of
 from tests.draw_readme import PICTURE, boxes, picture, source
 from tests.golden.agreed import agree
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("configs", "dist_ssl", "launch", "monitoring", "shards", "tests/benchmarks")
-DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", *(f"{room}/README.md" for room in ROOMS))]
-DOCUMENTS += [ROOT / name for name in ("launch/SECURITY.md", "monitoring/RUNBOOK.md", "monitoring/METRICS.md")]
 MOST_BYTES = 9000
-LAUNCHER = re.compile(rf"python launch/slurm\.py|{PROGRAM} run")
 EXAMPLES = {
     f"{folder}/x.py"
     for folder in (
@@ -40,46 +35,44 @@ EXAMPLES |= {"tests/schedules/golden/x.yaml"}
 """Files that a document tells to write."""
 
 
-def name_of(document: Path) -> str:
-    return str(document.relative_to(ROOT))
-
-
 def places(document: Path) -> tuple[Path, ...]:
     """The folders from which a document may name a file."""
     return ROOT, ROOT / "dist_ssl", document.parent
 
 
-def commands(document: Path) -> list[str]:
-    """The lines of a document's code blocks that begin with a program, continued lines joined."""
-    blocks = re.findall(r"```\n(.*?)```", document.read_text(), re.DOTALL)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [line for line in lines if line.startswith(("python ", "make ", "sh ", "pip ", f"{PROGRAM} "))]
-
-
-def composed(command: str) -> list[str]:
-    """The arguments of a command of the launcher that make a config; optional ones, in brackets, are included."""
-    words = shlex.split(re.sub(r"\[((?:--)?[\w.]+=[^\]]*\]?)\](?=\s|$)", r"\1", command), comments=True)[2:]
-    return [
-        word for word in words if word not in ("-m", "...") and not word.startswith(("resume=", "follow=", "fork="))
-    ]
+def anchors(document: Path) -> set[str]:
+    """The names by which a link can lead to a heading of a document, as GitHub makes them."""
+    text = re.sub(r"^```.*?^```", "", document.read_text(), flags=re.DOTALL | re.MULTILINE)
+    found: set[str] = set()
+    for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE):
+        plain = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        number = sum(known == plain or re.fullmatch(rf"{re.escape(plain)}-\d+", known) is not None for known in found)
+        found.add(f"{plain}-{number}" if number else plain)
+    return found
 
 
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_bytes()) <= MOST_BYTES
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def leads_somewhere(document: Path, path: str, anchor: str) -> bool:
+    """Whether a link of a document leads to a file, and to a heading of it where it names one."""
+    there = document.parent / path if path else document
+    return there.exists() and (not anchor or anchor in anchors(there))
+
+
+@pytest.mark.parametrize("document", documents(), ids=name_of)
 def test_links_and_paths_lead_somewhere(document: Path) -> None:
     text = document.read_text()
-    links = re.findall(r"\]\(([^)#]+)\)", text)
-    missing = [link for link in links if "://" not in link and not (document.parent / link).exists()]
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+    missing = [link for link in links if not leads_somewhere(document, *link.partition("#")[::2])]
     for path in re.findall(r"`([\w./-]*\w+\.(?:py|yaml|yml|md|sh|svg))`", text):
         if not any((place / path).exists() for place in places(document)) and path not in EXAMPLES:
             missing.append(path)
     assert not missing, f"{name_of(document)} names what does not exist: {', '.join(missing)}"
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+@pytest.mark.parametrize("document", documents(), ids=name_of)
 def test_names_in_files_are_there(document: Path) -> None:
     for name, path in re.findall(r"`([\w.]+)` in\s`([\w./-]+\.py)`", document.read_text()):
         found = next(place / path for place in places(document) if (place / path).exists()).read_text()
@@ -87,7 +80,7 @@ def test_names_in_files_are_there(document: Path) -> None:
         assert re.search(rf"^ *(def|class) {last}\b|^{last}\b.*=", found, re.MULTILINE), f"{path} has no {name}"
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+@pytest.mark.parametrize("document", documents(), ids=name_of)
 def test_metrics_are_those_of_the_table(document: Path) -> None:
     named = set(re.findall(r"`(dist_ssl_\w+)`", document.read_text()))
     assert named <= {metric.name for metric in (*METRICS, *NODE_METRICS, *END_METRICS)}
@@ -97,29 +90,11 @@ def test_metrics_are_those_of_the_table(document: Path) -> None:
         assert keys - {"metrics"} <= {metric.key for metric in METRICS}
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
-def test_commands_name_scripts_and_targets_that_exist(document: Path) -> None:
-    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    for command in commands(document):
-        program, first = command.split()[:2]
-        known = {"make": first in targets, "pip": True, PROGRAM: first in SUBCOMMANDS}
-        assert known.get(program, (ROOT / first).is_file()), command
-
-
 def test_the_readmes_show_the_installed_command() -> None:
     shown = [command for room in (".", "launch") for command in commands(ROOT / room / "README.md")]
     assert {"run", "follow"} <= {command.split()[1] for command in shown if command.startswith(f"{PROGRAM} ")}
     rows = re.findall(r"^\| `(\w+)` \| `(\w+/\w+\.py)`", (ROOT / "launch" / "README.md").read_text(), re.MULTILINE)
     assert rows == [(own.name, own.script) for own in SUBCOMMANDS.values()]
-
-
-@pytest.mark.parametrize(
-    "command",
-    sorted({c for document in DOCUMENTS for c in commands(document) if LAUNCHER.match(c) and "resume=" not in c}),
-)
-def test_commands_of_the_launcher_compose(command: str) -> None:
-    words = [word for word in composed(command) if not word.startswith("seed=")]
-    settings.compose(words, ROOT / "configs")
 
 
 def test_every_module_of_launch_has_a_row() -> None:
