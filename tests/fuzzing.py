@@ -12,18 +12,43 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from enum import IntEnum
+from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
+from tests.confined import confine
+
+ALL = 20_000
 HANG_SECONDS = 120
-"""An input takes milliseconds. One that takes longer than this ends the process, with the stacks of all threads."""
+"""After so many seconds of the clock on the wall a process that waits for ever ends, with the stacks of all threads."""
 MORE_BYTES = 1 << 30
-"""How much the memory of the process may grow over all inputs of a kind."""
-INPUT_SECONDS = 5
-"""Processor time that an input may take in `tried_in_child`."""
+"""How much memory an input may take."""
+INPUT_SECONDS = 10.0
+"""How long an input may take, by default."""
+
+
+PEAK = Path("/proc/self/clear_refs")
+"""Where a process says that the peak of its memory is to begin anew."""
+
+
+class Told(IntEnum):
+    """The numbers that a process of `tried` shares with its parent."""
+
+    NUMBER = 0
+    """Of the newest input."""
+    ACCEPTED = 1
+    LONGEST = 2
+    MICROSECONDS = 3
+    """Those of input LONGEST."""
+    LARGEST = 4
+    BYTES = 5
+    """Those of input LARGEST."""
 
 
 def nested(depth: int) -> Any:
@@ -82,56 +107,65 @@ def edited(value: Any, chance: random.Random) -> Any:
     return chance.choice(NASTY)
 
 
-def tried(count: int, work: Callable[[random.Random], bool]) -> int:
-    """Run the work with the random numbers of every input below `count`; return how many inputs it accepted.
+def shares(count: int) -> list[Any]:
+    """Return the inputs of a test, as parameters: the first `count` in the suite, all of them under `make chaos`.
 
-    A failure names its input. What the longest one took is printed, for `make chaos`.
+    FUZZ_INPUTS=FIRST:LAST in the environment, LAST left out, repeats one of all or goes on where some were tried.
     """
-    accepted, longest = 0, (0.0, 0)
-    for number in range(count):
-        faulthandler.dump_traceback_later(HANG_SECONDS, exit=True)
-        start = time.perf_counter()
-        try:
-            accepted += work(random.Random(number))
-        except Exception as error:
-            raise AssertionError(f"input {number}: {error!r}") from error
-        finally:
-            faulthandler.cancel_dump_traceback_later()
-        longest = max(longest, (time.perf_counter() - start, number))
-    print(f"{count} inputs, {accepted} accepted; the longest was number {longest[1]}: {longest[0]:.3f} s")
-    return accepted
+    first, _, last = os.environ.get("FUZZ_INPUTS", f"0:{ALL}").partition(":")
+    chosen = range(int(first), int(last))
+    return [pytest.param(range(count), id=str(count)), pytest.param(chosen, id=str(ALL), marks=pytest.mark.chaos)]
 
 
-def tried_in_child(count: int, work: Callable[[random.Random], bool]) -> int:
-    """Do what `tried` does in a forked process, which ends at an input that takes MORE_BYTES or INPUT_SECONDS.
+def tried(inputs: range, work: Callable[[random.Random], bool], *inside: Path, seconds: float | None = None) -> int:
+    """Run the work with the random numbers of every input in a forked process; return how many inputs it accepted.
 
-    A decoder that crashes ends that process alone, and the input is named.
+    That process ends at an input that raises, takes more than `seconds` (by default INPUT_SECONDS), needs MORE_BYTES,
+    changes a file outside of the folders `inside`, starts a command or leaves this machine; the input is named. The
+    seconds are those of the processor and those of waiting, not those in which other processes ran.
     """
-    place = mmap.mmap(-1, 16)
-    child = os.fork()
+    tally = memoryview(mmap.mmap(-1, 8 * len(Told))).cast("q")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with warnings.catch_warnings(action="ignore"):  # a server of the test may have threads
+        child = os.fork()
     if not child:
-        os._exit(_bounded(count, work, place))
+        os._exit(_of_child(inputs, work, inside, INPUT_SECONDS if seconds is None else seconds, tally))
     ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    number, accepted = (int.from_bytes(place[own : own + 8], "little") for own in (0, 8))
-    assert ended == 0, f"input {number} ended its process: {signal.Signals(-ended).name if ended < 0 else 'see above'}"
-    return accepted
+    how = signal.Signals(-ended).name if ended < 0 else "see above"
+    assert ended == 0, f"input {tally[Told.NUMBER]} ended its process: {how}"
+    _say(tally, len(inputs))
+    return tally[Told.ACCEPTED]
 
 
-def _bounded(count: int, work: Callable[[random.Random], bool], place: mmap.mmap) -> int:
-    """Run the work of a child; return its exit code. `place`: where the input's number and the accepted ones go."""
-    number = -1
+def _say(tally: memoryview, count: int) -> None:
+    """Print what the inputs have cost, for `make chaos`."""
+    print(
+        f"{count} inputs to {tally[Told.NUMBER]}, {tally[Told.ACCEPTED]} accepted; "
+        f"the longest was {tally[Told.LONGEST]}: {tally[Told.MICROSECONDS] / 1e6:.3f} s; "
+        f"the largest was {tally[Told.LARGEST]}: {tally[Told.BYTES] / 2**20:.0f} MiB",
+        flush=True,
+    )
 
-    def next_input(chance: random.Random) -> bool:
-        nonlocal number
-        number += 1
-        place[:8] = number.to_bytes(8, "little")
-        signal.setitimer(signal.ITIMER_PROF, INPUT_SECONDS)  # its signal ends the process
-        return work(chance)
 
+def _of_child(
+    inputs: range, work: Callable[[random.Random], bool], inside: Sequence[Path], seconds: float, tally: memoryview
+) -> int:
+    """Try the inputs in the forked process; return its exit code."""
     try:
         most = psutil.Process().memory_info().vms + MORE_BYTES
         resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))
-        place[8:] = tried(count, next_input).to_bytes(8, "little")
+        refused = confine([*inside, PEAK])
+        for count, number in enumerate(inputs, 1):
+            tally[Told.NUMBER] = number
+            faulthandler.dump_traceback_later(HANG_SECONDS, exit=True)
+            signal.setitimer(signal.ITIMER_PROF, seconds)  # its signal ends the process
+            cost = Cost()
+            tally[Told.ACCEPTED] += work(random.Random(number))
+            _add(cost, tally, seconds)
+            assert not refused, refused
+            if count % 1000 == 0:
+                _say(tally, count)
         return 0
     except BaseException:
         traceback.print_exc()
@@ -139,6 +173,45 @@ def _bounded(count: int, work: Callable[[random.Random], bool], place: mmap.mmap
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
+
+
+def _add(cost: "Cost", tally: memoryview, seconds: float) -> None:
+    """Enter what the newest input has cost. Raises AssertionError where it has waited for too long."""
+    taken, grown = cost.seconds(), cost.bytes()
+    assert taken <= seconds, f"it took {taken:.1f} s, of which it may have waited for most"
+    if taken * 1e6 > tally[Told.MICROSECONDS]:
+        tally[Told.LONGEST], tally[Told.MICROSECONDS] = tally[Told.NUMBER], int(taken * 1e6)
+    if grown > tally[Told.BYTES]:
+        tally[Told.LARGEST], tally[Told.BYTES] = tally[Told.NUMBER], grown
+
+
+class Cost:
+    """What this process has used since the object was made."""
+
+    def __init__(self) -> None:
+        PEAK.write_text("5")  # it begins anew
+        self.begun, self.before = _times(), _memory("VmRSS")
+
+    def seconds(self) -> float:
+        """Return those of all its threads on a processor, or those in which its first one was not kept from running."""
+        processor, mine = (after - before for after, before in zip(_times(), self.begun, strict=True))
+        return max(processor, mine)
+
+    def bytes(self) -> int:
+        """Return by how much the peak of the process's memory was above its start."""
+        return max(0, _memory("VmHWM") - self.before)
+
+
+def _times() -> tuple[float, float]:
+    """Return the processor time of this process, and a clock that stops while others keep its thread from running."""
+    delayed = int(Path("/proc/thread-self/schedstat").read_text().split()[1])
+    return time.process_time(), time.monotonic() - delayed / 1e9
+
+
+def _memory(key: str) -> int:
+    """Return a number of bytes that Linux tells of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
 
 
 @contextmanager

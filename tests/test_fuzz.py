@@ -5,13 +5,11 @@ A few hundred inputs in the suite, 20,000 of each kind under `make chaos`.
 
 import copy
 import io
-import itertools
 import json
 import math
 import os
 import random
 import shutil
-import signal
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,25 +36,23 @@ from dist_ssl.errors import DataError, UserError
 from dist_ssl.runtime import jsonl
 from shards.archive import index
 from shards.tar_headers import LONG
-from tests import fuzzing
 from tests.checkpoint.test_saver import FRESH, Store, at, tensors
 from tests.data.images.test_image_rules import png_of
-from tests.fuzzing import MORE_BYTES, NASTY, bounded_memory, edited, mutated, tried, tried_in_child
+from tests.fuzzing import NASTY, edited, mutated, shares, tried
 from tests.shards.test_archive import described, fields, header
 
-COUNTS = [100, pytest.param(20_000, marks=pytest.mark.chaos)]
 MOST_PIXELS = 1 << 22
+IMAGE_SECONDS = 5.0
 RULES = [ImageRules(MOST_PIXELS), ImageRules(MOST_PIXELS, 4095, "black"), ImageRules(MOST_PIXELS, 1.0, "drop")]
 
 
 @pytest.fixture
 def guarded(tmp_path: Path) -> Iterator[Path]:
-    """A folder beside a file that nothing may change, in a process that may not grow without bound."""
+    """A folder beside a file that nothing may change."""
     canary, folder = tmp_path / "thesis.tar", tmp_path / "data"
     canary.write_text("years of work")
     folder.mkdir()
-    with bounded_memory():
-        yield folder
+    yield folder
     assert canary.read_text() == "years of work"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "thesis.tar"]
 
@@ -80,9 +76,9 @@ PICTURES = [
 ]
 
 
-@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("inputs", shares(100))
 @pytest.mark.filterwarnings("ignore")
-def test_damaged_images_are_read_or_unreadable(count: int, guarded: Path) -> None:
+def test_damaged_images_are_read_or_unreadable(inputs: range, guarded: Path) -> None:
     def work(chance: random.Random) -> bool:
         data = mutated(chance.choice(PICTURES), chance)
         largest_value(data)
@@ -94,7 +90,7 @@ def test_damaged_images_are_read_or_unreadable(count: int, guarded: Path) -> Non
         assert 0 < height * width <= MOST_PIXELS
         return True
 
-    assert 0 < tried_in_child(count, work) < count
+    assert 0 < tried(inputs, work, guarded, seconds=IMAGE_SECONDS) < len(inputs)
 
 
 def small_tar() -> bytes:
@@ -141,8 +137,8 @@ def described_tar(chance: random.Random) -> bytes:
     return b"".join(parts) + small_tar()
 
 
-@pytest.mark.parametrize("count", COUNTS)
-def test_damaged_tars_are_indexed_or_refused(count: int, guarded: Path) -> None:
+@pytest.mark.parametrize("inputs", shares(100))
+def test_damaged_tars_are_indexed_or_refused(inputs: range, guarded: Path) -> None:
     whole = small_tar()
 
     def work(chance: random.Random) -> bool:
@@ -154,7 +150,7 @@ def test_damaged_tars_are_indexed_or_refused(count: int, guarded: Path) -> None:
         assert all(0 <= offset <= offset + size <= len(data) for _, offset, size, *_ in found.rows)
         return True
 
-    assert 0 < tried(count, work) < count
+    assert 0 < tried(inputs, work, guarded) < len(inputs)
 
 
 def doctored(folder: Path, whole: dict[str, bytes], chance: random.Random) -> None:
@@ -185,8 +181,8 @@ def doctored(folder: Path, whole: dict[str, bytes], chance: random.Random) -> No
 SAMPLES = "train.samples.safetensors"
 
 
-@pytest.mark.parametrize("count", COUNTS)
-def test_manifests_of_strangers_are_read_or_refused(count: int, guarded: Path, demo_shards: Path) -> None:
+@pytest.mark.parametrize("inputs", shares(100))
+def test_manifests_of_strangers_are_read_or_refused(inputs: range, guarded: Path, demo_shards: Path) -> None:
     whole = {path.name: path.read_bytes() for path in demo_shards.iterdir()}
     level = {"side": 8, "identity": "f" * 32, "range": None, "alpha": "white"}
     lists = [{"format": 1, "of": manifest.read(demo_shards).identity, "levels": own} for own in ([], [level])]
@@ -211,7 +207,7 @@ def test_manifests_of_strangers_are_read_or_refused(count: int, guarded: Path, d
             return False
         return True
 
-    assert 0 < tried(count, work) < count
+    assert 0 < tried(inputs, work, guarded) < len(inputs)
 
 
 SHAPES = ([1 << 40], [1 << 36], [1 << 20, 1 << 10], [0, 1 << 40, 1 << 40], [1] * 1000, [0] * 65, [], [1 << 62])
@@ -231,9 +227,9 @@ def state_of(table: dict[str, Any], chance: random.Random) -> str:
     return checkpoints.sealed_text(content) if isinstance(content, dict) else json.dumps(content)
 
 
-@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("inputs", shares(100))
 def test_a_checkpoint_that_was_edited_and_sealed_is_loaded_whole_or_passed_over(
-    count: int, guarded: Path, monkeypatch: pytest.MonkeyPatch
+    inputs: range, guarded: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "fsync", lambda handle: None)
     folder = guarded / "step_00000002"
@@ -253,11 +249,11 @@ def test_a_checkpoint_that_was_edited_and_sealed_is_loaded_whole_or_passed_over(
             return False
         return True
 
-    assert tried(count, work) < count
+    assert tried(inputs, work, guarded) < len(inputs)
 
 
-@pytest.mark.parametrize("count", COUNTS)
-def test_lines_of_strangers_are_rows_or_passed_over(count: int, guarded: Path) -> None:
+@pytest.mark.parametrize("inputs", shares(100))
+def test_lines_of_strangers_are_rows_or_passed_over(inputs: range, guarded: Path) -> None:
     path, row = guarded / "rows.jsonl", {"step": 1, "names": ["a", "b"], "values": {"x": 1.5}}
 
     def work(chance: random.Random) -> bool:
@@ -268,18 +264,4 @@ def test_lines_of_strangers_are_rows_or_passed_over(count: int, guarded: Path) -
         json.dumps(rows)  # what is read can be written again
         return len(rows) > 1
 
-    assert 0 < tried(count, work) < count
-
-
-@pytest.mark.parametrize(
-    ("work", "why"),
-    [
-        (lambda chance: bool(bytearray(2 * MORE_BYTES)), "see above"),
-        (lambda chance: all(True for _ in itertools.count()), "SIGPROF"),
-        (lambda chance: os.kill(os.getpid(), signal.SIGKILL), "SIGKILL"),
-    ],
-)
-def test_an_input_that_takes_too_much_is_named(monkeypatch: pytest.MonkeyPatch, work: Any, why: str) -> None:
-    monkeypatch.setattr(fuzzing, "INPUT_SECONDS", 0.05)
-    with pytest.raises(AssertionError, match=f"input 3 ended its process: {why}"):
-        tried_in_child(9, lambda chance: work(chance) if chance.getstate() == random.Random(3).getstate() else True)
+    assert 0 < tried(inputs, work, guarded) < len(inputs)

@@ -26,10 +26,9 @@ from launch import audit, following, model_card, report, scheduler, slurm, statu
 from launch.ending import STOPPED_CODE, Ending
 from launch.prediction import Prediction
 from launch.run_dir import RunDir
-from tests.fuzzing import bounded_memory, edited, mutated, tried
+from tests.fuzzing import edited, mutated, shares, tried
 
 Found = tuple[Path, dict[str, bytes]]
-COUNTS = [100, pytest.param(20_000, marks=pytest.mark.chaos)]
 DEEP = 3000
 """Levels of brackets within each other, more than Python nests calls."""
 STEPS = 4
@@ -145,18 +144,22 @@ def doctored(folder: Path, whole: dict[str, bytes], chance: random.Random) -> No
 @pytest.fixture
 def theirs(tmp_path: Path, demo_shards: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Found]:
     """The folder of a run beside a file that nothing may change, and its files; Slurm knows none of its jobs."""
-    asked: list[str] = []
-    monkeypatch.setattr(scheduler, "queue_state", lambda job: asked.append(job) or "")
-    monkeypatch.setattr(scheduler, "record", lambda job: asked.append(job) or {})
+    monkeypatch.setattr(scheduler, "queue_state", lambda job: "" if a_number(job) else None)
+    monkeypatch.setattr(scheduler, "record", lambda job: {} if a_number(job) else None)
     monkeypatch.setattr(following, "LATE_SECONDS", 0.0)
     monkeypatch.setattr(following, "LOOK_SECONDS", 0.0)
     canary, folder = tmp_path / "thesis.tar", tmp_path / "runs" / "theirs"
     canary.write_text("years of work")
-    with bounded_memory():
-        yield folder, run_folder(folder, demo_shards)
+    yield folder, run_folder(folder, demo_shards)
     assert canary.read_text() == "years of work"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["runs", "thesis.tar"]
-    assert all(job.replace("_", "").isdigit() and job.isascii() for job in asked), "only numbers reach Slurm's commands"
+
+
+def a_number(job: str) -> bool:
+    """Return True. Raises AssertionError for a job that is no number: nothing else reaches Slurm's commands."""
+    assert job.replace("_", "").isdigit()
+    assert job.isascii()
+    return True
 
 
 def printed(file: io.StringIO) -> str:
@@ -177,8 +180,8 @@ def accepted(run: Any, *arguments: str) -> bool:
     return code != EXIT_CODE
 
 
-@pytest.mark.parametrize("count", COUNTS)
-def test_a_colleagues_run_is_in_the_table_or_named(count: int, theirs: Found) -> None:
+@pytest.mark.parametrize("inputs", shares(100))
+def test_a_colleagues_run_is_in_the_table_or_named(inputs: range, theirs: Found) -> None:
     folder, whole = theirs
 
     def work(chance: random.Random) -> bool:
@@ -186,11 +189,11 @@ def test_a_colleagues_run_is_in_the_table_or_named(count: int, theirs: Found) ->
         assert accepted(status.run, f"runs={folder.parent}"), "one run must not hide the others"
         return accepted(status.run, f"run={folder}")
 
-    assert 0 < tried(count, work) < count
+    assert 0 < tried(inputs, work, folder) < len(inputs)
 
 
-@pytest.mark.parametrize("count", COUNTS)
-def test_a_report_of_a_colleagues_run_is_a_page_or_one_message(count: int, theirs: Found) -> None:
+@pytest.mark.parametrize("inputs", shares(100))
+def test_a_report_of_a_colleagues_run_is_a_page_or_one_message(inputs: range, theirs: Found) -> None:
     folder, whole = theirs
 
     def work(chance: random.Random) -> bool:
@@ -199,33 +202,33 @@ def test_a_report_of_a_colleagues_run_is_a_page_or_one_message(count: int, their
         page.unlink(missing_ok=True)
         return accepted(report.run, f"run={folder}", f"out={page}")
 
-    assert 0 < tried(count, work) < count
+    assert 0 < tried(inputs, work, folder) < len(inputs)
 
 
-@pytest.mark.parametrize("count", COUNTS)
-def test_an_audit_of_a_colleagues_run_has_an_answer(count: int, theirs: Found) -> None:
+@pytest.mark.parametrize("inputs", shares(100))
+def test_an_audit_of_a_colleagues_run_has_an_answer(inputs: range, theirs: Found) -> None:
     folder, whole = theirs
 
     def work(chance: random.Random) -> bool:
         doctored(folder, whole, chance)
         return accepted(audit.run, f"run={folder}")
 
-    assert 0 < tried(count, work) < count
+    assert 0 < tried(inputs, work, folder) < len(inputs)
 
 
-@pytest.mark.parametrize("count", COUNTS)
-def test_a_followed_run_is_shown_to_its_end(count: int, theirs: Found) -> None:
+@pytest.mark.parametrize("inputs", shares(100))
+def test_a_followed_run_is_shown_to_its_end(inputs: range, theirs: Found) -> None:
     folder, whole = theirs
 
     def work(chance: random.Random) -> bool:
         doctored(folder, whole, chance)
         return accepted(slurm.command, f"follow={folder}")
 
-    assert 0 < tried(count, work) < count
+    assert 0 < tried(inputs, work, folder) < len(inputs)
 
 
-@pytest.mark.parametrize("count", COUNTS)
-def test_evaluations_of_a_colleagues_run_are_numbers_or_left_out(count: int, theirs: Found) -> None:
+@pytest.mark.parametrize("inputs", shares(100))
+def test_evaluations_of_a_colleagues_run_are_numbers_or_left_out(inputs: range, theirs: Found) -> None:
     folder, whole = theirs
     (folder / "attempts" / "0001" / "config.yaml").write_bytes(whole["config.yaml"])
 
@@ -236,11 +239,11 @@ def test_evaluations_of_a_colleagues_run_are_numbers_or_left_out(count: int, the
         assert all(math.isfinite(value) for value in exported.values())
         return bool(list(model_card.measured(RunDir(folder), STEPS, "student")))
 
-    assert 0 < tried(count, work) <= count
+    assert 0 < tried(inputs, work, folder) <= len(inputs)
 
 
-@pytest.mark.parametrize("count", COUNTS)
-def test_any_plan_is_a_prediction_or_refused(count: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("inputs", shares(100))
+def test_any_plan_is_a_prediction_or_refused(inputs: range, tmp_path: Path) -> None:
     plan, path = {"source": "Measured.", "points": [[0, 0], [2400, 40], [4800, 50]]}, tmp_path / "plan.json"
 
     def read(arguments: list[str], console: Any) -> int:
@@ -251,7 +254,7 @@ def test_any_plan_is_a_prediction_or_refused(count: int, tmp_path: Path) -> None
         path.write_bytes(changed("plan.json", json.dumps(plan).encode(), chance))
         return accepted(read)
 
-    assert 0 < tried(count, work) < count
+    assert 0 < tried(inputs, work, tmp_path) < len(inputs)
 
 
 def test_the_folder_of_these_tests_is_one_that_every_command_accepts(theirs: Found) -> None:

@@ -10,7 +10,7 @@ import pytest
 from dist_ssl.errors import ConfigError
 from launch import credentials
 from launch.variables import ADDRESS
-from tests.fuzzing import tried
+from tests.fuzzing import shares, tried
 
 SPELLINGS = (
     *("data.path={}", "+data.path={}", "++data.path={}", "'data.path={}'", 'data.path="{}"', "data.path='{}'"),
@@ -58,12 +58,12 @@ def refused_or_left(given: str) -> str:
         return str(refused)
 
 
-@pytest.mark.parametrize("count", [300, pytest.param(20_000, marks=pytest.mark.chaos)])
-def test_no_spelling_leaves_a_secret_in_the_words(count: int) -> None:
+@pytest.mark.parametrize("inputs", shares(300))
+def test_no_spelling_leaves_a_secret_in_the_words(inputs: range) -> None:
     def work(chance: random.Random) -> bool:
         given, secret = word(chance)
         os.environ[ADDRESS] = ""
         assert secret not in refused_or_left(given), given
         return secret in os.environ[ADDRESS]
 
-    assert tried(count, work) > count // 2
+    assert tried(inputs, work) > len(inputs) // 2
