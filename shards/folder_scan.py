@@ -16,6 +16,13 @@ from dist_ssl.errors import DataError
 from dist_ssl.runtime.strange_files import NotRegularError, open_regular
 from shards.archive import KINDS
 
+RAW = (
+    "3fr", "arw", "cr2", "cr3", "dcr", "dng", "erf", "iiq", "kdc", "mrw", "nef", "nrw", "orf", "pef", "raf", "rw2",
+    "rwl", "sr2", "srf", "srw", "x3f",
+)  # fmt: skip
+"""Extensions of cameras' own files. Many are TIFFs whose first picture is a thumbnail."""
+NOT_READ = (*RAW, "heic", "heif", "jxl", "psd", "svg", "exr", "hdr", "dcm", "nii", "mrc", "czi", "nd2")
+"""Extensions of pictures in formats that are not read."""
 MOST_WAYS = 1000
 """Ways by links to one folder: some folders that link to each other have more than can be followed."""
 Ancestors = tuple[tuple[int, int], ...]
@@ -125,11 +132,14 @@ def listing(root: Path, listed: Inner) -> tuple[Found, list[Inner]]:
 
 
 def is_image(entry: os.DirEntry[str]) -> bool:
-    """Return whether a file is packed: by its extension, or, if that is unknown, because it can be decoded."""
+    """Return whether a file is packed: by its extension, or, if that is unknown, because it can be decoded.
+
+    Of a camera's own file a decoder would find the thumbnail.
+    """
     if not entry.is_file():
         return False
-    if extension(entry.name).lower() in KINDS:
-        return True
+    if (kind := extension(entry.name).lower()) in (*KINDS, *RAW):
+        return kind in KINDS
     try:
         with BufferedReader(open_regular(Path(entry.path))) as opened:
             return looks_like_image(opened.peek(16)) and can_be_decoded(opened.read(MOST_IMAGE))

@@ -25,7 +25,7 @@ from dist_ssl.errors import ConfigError, DataError, printable, shortened
 from dist_ssl.runtime.strange_files import open_regular
 from shards.archive import KINDS, META, Sample, spelt
 from shards.command_line import Bytes, HeldOut, Threads, counted_kinds
-from shards.folder_scan import File, Found, can_be_decoded, extension, scan
+from shards.folder_scan import NOT_READ, File, Found, can_be_decoded, extension, scan
 from shards.image_source import ImageSource
 from shards.pack import THREADS, Contents, pack
 from shards.split_names import TRAIN_NAMES, VAL_NAMES, check_inner_splits, folder_of_splits, named_like
@@ -123,7 +123,10 @@ def check(found: Found, root: Path, console: Console) -> None:
         kinds = ", ".join(KINDS)
         raise DataError(f"{root} holds no images.", f"Images are recognised by their extension, in any case: {kinds}.")
     if found.left_out:
-        say(console, f"Left out, because they are no images: {counted_kinds(found.left_out)}.")
+        pictures = sorted(kind for kind in found.left_out if kind in NOT_READ)
+        hint = f" Pictures of a kind that is not read (.{', .'.join(pictures)}) can be converted, to PNG say."
+        kinds = counted_kinds(found.left_out)
+        say(console, f"Left out, because they are no images: {kinds}.{hint if pictures else ''}")
     empty = sorted(file.name for file in found.files if not file.size)
     if empty:
         say(console, f"{len(empty)} files are empty, and count as images that cannot be read: {shortened(empty)}.")

@@ -118,6 +118,17 @@ def test_images_are_packed_by_their_content_where_the_extension_is_unknown(tmp_p
     assert "Left out, because they are no images: 1 .bin, 1 .cr2, 1 .txt." in said
 
 
+@pytest.mark.parametrize("name", ["photo.dng", "photo.NEF", "photo.heic"])
+def test_of_a_cameras_own_file_the_thumbnail_is_not_taken(tmp_path: Path, name: str) -> None:
+    """A TIFF whose first picture is a thumbnail decodes well: a whole folder would be trained on at 160 px."""
+    folder_of(tmp_path / "in", "1.jpg")
+    (tmp_path / "in" / name).write_bytes(jpeg(1, "TIFF") if name != "photo.heic" else b"\0\0\0\x18ftypheic")
+    found, said = packed(tmp_path / "in", tmp_path / "out")
+    assert len(found.split("train").samples) == 1
+    kind = name.rpartition(".")[2].lower()
+    assert f"no images: 1 .{kind}. Pictures of a kind that is not read (.{kind}) can be converted" in said
+
+
 def test_unknown_extensions_become_those_of_the_content_so_that_every_reader_finds_the_image(tmp_path: Path) -> None:
     """An extension may be that of a label, or no text: in the tar it would be that, and the image no image."""
     folder = tmp_path / "in"

@@ -16,6 +16,7 @@ the pixels of a TIFF's tiles, and the number of parts that a file has (`file_par
 
 import re
 import struct
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,8 +30,10 @@ from PIL import Image, UnidentifiedImageError
 from torch.nn.functional import interpolate
 
 from dist_ssl.data.images.file_formats import FORMATS, looks_like_image
-from dist_ssl.data.images.file_parts import MOST_PARTS, FileInPieces, check_tags, prepare_to_load
+from dist_ssl.data.images.file_parts import FileInPieces, check_tags, prepare_to_load
 from dist_ssl.data.images.image_rules import FULL, RULES, ImageRules, Pixels, deep_pixels, to_rgb
+from dist_ssl.data.images.jpeg_segments import APP1, SCAN, segments, with_range_of_scans
+from dist_ssl.data.images.tiff_tags import MOST_PARTS, pixels_of_tiff
 from dist_ssl.data.images.unreadable import (
     DAMAGED,
     EMPTY,
@@ -46,20 +49,12 @@ Box = tuple[int, int, int, int]
 SCANS = 20
 """Scans that a JPEG of `max_pixels` may have; a smaller one may have more. Encoders write about 10."""
 START_OF_SCAN = b"\xff\xda"
-SCAN, END, APP1 = 0xDA, 0xD9, 0xE1
-"""Markers of a JPEG: of a scan, of the end, and of a segment that may hold Exif."""
-ALONE = (0x01, 0xD8)
-"""Markers that no segment follows."""
-MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
-"""A marker of a JPEG. Within scans a byte of 0xFF is followed by 0, or is that of a restart."""
 NOT_READ = re.compile("Unsupported (JPEG data precision|JPEG process|color conversion)")
 """Errors of libjpeg for a JPEG that may be whole, but has 12 bits, or is of a kind that it was built without."""
 SMALL_TEXT = 1 << 10
 """Bytes of a text chunk of a PNG that is read, for its orientation; compressed text may be a thousand times as long."""
 SCALES = (8, 4, 2, 1)
 ORIENTATION = 0x0112
-SEQUENTIAL = (0xC0, 0xC1)
-"""Markers of JPEGs whose scans hold all of the coefficients, so that their range need not be said."""
 JPEG = b"\xff\xd8\xff"
 PNG = b"\x89PNG\r\n\x1a\n"
 PLAIN = (b"P1", b"P2", b"P3")
@@ -67,8 +62,8 @@ PLAIN = (b"P1", b"P2", b"P3")
 COMMENT = re.compile(rb"#[^\r\n]*[\r\n]?")
 TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 """Chunks of a PNG that have no say in the pixels that are read, and whose size PIL bounds."""
-FORMAT, CMYK, TURNED, SAMPLING = "format", "cmyk", "orientation", "sampling"
-SLOW = (FORMAT, CMYK, TURNED, SAMPLING)
+FORMAT, CMYK, TURNED, SAMPLING, SCANS_CORRECTED = "format", "cmyk", "orientation", "sampling", "scan header"
+SLOW = (FORMAT, CMYK, TURNED, SAMPLING, SCANS_CORRECTED)
 """Reasons why decoding an image took longer than for a plain JPEG."""
 Image.MAX_IMAGE_PIXELS = None  # `max_pixels` is checked instead
 
@@ -120,17 +115,18 @@ def _jpeg(data: bytes, least: int, rules: ImageRules) -> Decoded:
         return _other(data, rules, SAMPLING)
     _check_size(width, height, rules.max_pixels)
     _check_scans(data, width * height, rules.max_pixels)
-    data = _with_range_of_scans(data)
+    given, data = data, with_range_of_scans(data)
     scale = next((s for s in SCALES if min(width, height) >= s * least), 1)
     sides = {"min_height": -(-height // scale), "min_width": -(-width // scale)}
     if space in ("CMYK", "YCCK"):
         inks = Image.fromarray(255 - _decode_jpeg(data, "CMYK", sides), "CMYK")
         pixels, slow = np.array(inks.convert("RGB")), CMYK
     else:
-        pixels, slow = _decode_jpeg(data, "RGB", sides), ""
+        pixels = _decode_jpeg(data, "RGB", sides)
+        slow = "" if data is given else SCANS_CORRECTED
     orientation = _orientation(partial(_exif, data))
     whole = (height, width) if orientation >= 5 else (width, height)
-    return Decoded(_upright(pixels, orientation), TURNED if orientation > 1 else slow, whole)
+    return Decoded(_upright(pixels, orientation), slow or (TURNED if orientation > 1 else ""), whole)
 
 
 def _decode_jpeg(data: bytes, space: str, sides: dict[str, int]) -> Pixels:
@@ -153,8 +149,9 @@ def _other(data: bytes, rules: ImageRules, slow: str) -> Decoded:
     except (UnreadableError, MemoryError):
         raise
     except UnidentifiedImageError as error:  # a whole TIFF of a kind that PIL does not know is the common case
-        known = data[:4] in (b"II*\0", b"MM\0*")
-        raise UnreadableError(UNSUPPORTED if known else DAMAGED if looks_like_image(data) else NO_IMAGE) from error
+        if kind := pixels_of_tiff(data):
+            raise UnreadableError(UNSUPPORTED, kind) from error
+        raise UnreadableError(DAMAGED if looks_like_image(data) else NO_IMAGE) from error
     except Exception as error:
         reason = DAMAGED if looks_like_image(data) else NO_IMAGE
         raise UnreadableError(reason, f"{type(error).__name__}: {error}") from error
@@ -174,38 +171,8 @@ def _loaded(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
         yield image
 
 
-def _with_range_of_scans(jpeg: bytes) -> bytes:
-    """Return a sequential JPEG whose scans say that they hold all coefficients, as they do.
-
-    Some phones write zeros there; decoders of sequential JPEGs ignore it, and libjpeg warns, as it does of damage.
-    """
-    sequential = False
-    for kind, _, end in _segments(jpeg):
-        if kind == SCAN:
-            right = not sequential or jpeg[end - 3 : end] == b"\0\x3f\0"
-            return jpeg if right else jpeg[: end - 3] + b"\0\x3f\0" + jpeg[end:]
-        sequential = sequential or kind in SEQUENTIAL
-    return jpeg
-
-
-def _segments(jpeg: bytes) -> Iterator[tuple[int, int, int]]:
-    """Yield the marker of each segment of a JPEG up to its end, where its content starts and where it ends.
-
-    Thumbnails within a segment and films behind the end have markers of their own, which are not among them. Raises
-    UnreadableError where there are too many.
-    """
-    at, left = 2, MOST_PARTS
-    while (marker := MARKER.search(jpeg, at)) and (kind := jpeg[marker.end() - 1]) != END:
-        start = marker.end()
-        at = start if kind in ALONE else start + int.from_bytes(jpeg[start : start + 2])
-        left -= 1
-        if left < 0:
-            raise UnreadableError(TOO_MANY_PARTS)
-        yield kind, start + 2, at
-
-
 def _without_text(png: bytes) -> bytes:
-    """Return a PNG without large chunks of text or of a colour profile; unchanged if there are none.
+    """Return a PNG without large or damaged chunks of text or of a colour profile; unchanged if there are none.
 
     Raises UnreadableError where there are too many chunks before those of the pixels.
     """
@@ -218,11 +185,16 @@ def _without_text(png: bytes) -> bytes:
         if kind == b"IDAT":
             kept.append(png[at:])
             break
-        if kind not in TEXT_CHUNKS or size <= SMALL_TEXT:
+        if kind not in TEXT_CHUNKS or (size <= SMALL_TEXT and _is_sound(png[at : at + 12 + size])):
             kept.append(png[at : at + 12 + size])
         at += 12 + size
     made = b"".join(kept)
     return made if len(made) < len(png) and at + 12 <= len(png) else png
+
+
+def _is_sound(chunk: bytes) -> bool:
+    """Return whether the check sum of a chunk of a PNG is right."""
+    return zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:])
 
 
 def _without_comments(data: bytes) -> bytes:
@@ -259,14 +231,14 @@ def _check_scans(jpeg: bytes, pixels: int, max_pixels: int) -> None:
     def too_many(scans: int) -> bool:
         return scans > SCANS and scans * pixels > SCANS * max_pixels
 
-    if too_many(jpeg.count(START_OF_SCAN)) and too_many(scans := sum(kind == SCAN for kind, *_ in _segments(jpeg))):
+    if too_many(jpeg.count(START_OF_SCAN)) and too_many(scans := sum(kind == SCAN for kind, *_ in segments(jpeg))):
         raise UnreadableError(TOO_MANY_SCANS, f"{scans} of {pixels} pixels")
 
 
 def _exif(jpeg: bytes) -> Image.Exif:
     """Return the Exif segment of a JPEG; empty if there is none before the picture data."""
     found = Image.Exif()
-    for kind, start, end in takewhile(lambda segment: segment[0] != SCAN, _segments(jpeg)):
+    for kind, start, end in takewhile(lambda segment: segment[0] != SCAN, segments(jpeg)):
         if kind == APP1 and jpeg[start : start + 6] == b"Exif\0\0":
             found.load(jpeg[start:end])
             break

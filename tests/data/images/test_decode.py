@@ -19,6 +19,7 @@ from dist_ssl.data.images import decode as decoding
 from dist_ssl.data.images import image_rules
 from dist_ssl.data.images.decode import decode, largest_value, resize
 from dist_ssl.data.images.image_rules import ImageRules
+from dist_ssl.data.images.jpeg_segments import with_range_of_scans
 from dist_ssl.data.images.unreadable import UnreadableError
 from tests.fuzzing import bounded_memory
 
@@ -300,7 +301,7 @@ def test_the_range_is_ignored_behind_a_thumbnail_too(before: bytes) -> None:
 
 def test_the_range_of_a_progressive_scan_is_not() -> None:
     data = encoded(picture(61, 50), "JPEG", progressive=True)
-    assert decoding._with_range_of_scans(data) == data
+    assert with_range_of_scans(data) == data
 
 
 @pytest.mark.parametrize("kind", ["zip", "plain", "international", "profile"])
