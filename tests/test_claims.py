@@ -389,7 +389,7 @@ def test_the_committed_results_are_whole_lines_of_the_table() -> None:
 def test_rows_that_were_measured_are_still_those_of_the_table() -> None:
     """A new key that results depend on makes every row another one, unless ADDED names the value that changes none."""
     plan, results = plan_of(data="garments"), Results(Path(OPTIONS["out"]))
-    rows = [row for pair in plan.pairs() for row in plan.tried(*pair)]
+    rows = [row for pair in plan.pairs() for row in plan.tried(*pair)[:1]]
     unknown = [row.name for row in rows if results.get(row) is None]
     assert len(unknown) < len(rows), "Name the new key in ADDED (claims_digest.py), or tune again: stage=tune"
 
