@@ -50,6 +50,7 @@ def train_attempt(attempt: AttemptDir, signals: Signals) -> int:
     from dist_ssl.config.durations import Duration
     from dist_ssl.distributed.world import joined
     from dist_ssl.runtime.deferred_compiler import defer_compiler
+    from dist_ssl.runtime.freed_memory import keep_freed_memory
     from dist_ssl.train import Outcome, train
 
     config = credentials.restored(attempt.config)
@@ -61,6 +62,8 @@ def train_attempt(attempt: AttemptDir, signals: Signals) -> int:
     one_machine = config["nodes"] == 1 or config["cluster"]["kind"] == "local"
     meeting, seconds = None if torchrun else attempt.meeting, Duration.parse(config["timeout"]).amount
     with joined(meeting, seconds, one_machine=one_machine, gpus=gpus) as world:
+        if world.device.type == "cpu":
+            keep_freed_memory()
         run = attempt.run
         place = Place(
             run.folder, attempt.number, lambda: run.newest_attempt() == attempt.number, restarts_before(attempt)
