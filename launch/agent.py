@@ -49,6 +49,8 @@ OVERRUN = (
 )
 ENDED_BY_STOP_SIGNAL = tuple(-number for number in STOPPING)
 """Exit codes of workers that were asked to stop before they had installed their signal handlers."""
+STOPPED_EARLY = "A rank was stopped before it listened.\n"
+"""Content of the attempt's marker file where a rank has ended so, for which others wait; empty for a failure."""
 LAST_SECONDS = 30.0
 """Time before the job's limit that the batch script needs to requeue it: by then the workers must have ended."""
 MOST_FILES = 1 << 16
@@ -76,6 +78,8 @@ class Agent:
         self.killed: set[int] = set()
         """Ranks that this agent killed: because of another rank, or because the time was over."""
         self.out_of_time = False
+        self.stopped_early = False
+        """True if a rank, of any node, was stopped before it listened to signals: no rank can train then."""
 
     def run(self, signals: Signals) -> int:
         """Start the workers, wait for all of them, write the node's report and return the agent's exit code."""
@@ -153,7 +157,10 @@ class Agent:
             return False
         self.look_at = time.monotonic() + LOOK_SECONDS
         try:
-            return self.attempt.failure.exists()
+            if not self.attempt.failure.exists():
+                return False
+            self.stopped_early = self.stopped_early or self.attempt.failure.stat().st_size > 0
+            return True
         except OSError as error:  # a file system that does not answer says nothing about the other nodes
             self.unanswered += 1
             if self.unanswered % REPORTED == 0:
@@ -173,8 +180,9 @@ class Agent:
         self._send(signal.SIGKILL)
 
     def _code_of_killed(self) -> int:
-        """Return the exit code of a worker that this agent killed: because of another one, or as time was over."""
-        return STOPPED_CODE if self.out_of_time and self.first_failed is None else LOST_CODE
+        """Return the exit code of a worker that this agent killed: because of another one, or as it had to stop."""
+        stopped = self.out_of_time or self.stopped_early
+        return STOPPED_CODE if stopped and self.first_failed is None else LOST_CODE
 
     def _send(self, number: signal.Signals) -> None:
         """Send a signal to every worker that still runs."""
@@ -183,8 +191,8 @@ class Agent:
                 worker.send_signal(number)
 
     def _collect(self) -> bool:
-        """Record the exit codes of workers that have ended; return whether one of these has failed."""
-        failed = False
+        """Record the exit codes of workers that have ended; return whether the others cannot go on without one."""
+        missed = False
         for rank, worker in self.workers.items():
             code = worker.poll()
             if code is None or rank in self.codes:
@@ -192,11 +200,22 @@ class Agent:
             if rank in self.killed and code == -signal.SIGKILL:
                 self.codes[rank] = self._code_of_killed()
                 continue
-            self.codes[rank] = STOPPED_CODE if self.asked_to_stop and code in ENDED_BY_STOP_SIGNAL else code
-            if OUTCOME_OF_CODE.get(self.codes[rank], REFUSED) == REFUSED:
-                failed = True
+            early = self.asked_to_stop and code in ENDED_BY_STOP_SIGNAL
+            self.codes[rank] = STOPPED_CODE if early else code
+            if early:
+                missed = True
+                self._tell_of_early_stop()
+            elif OUTCOME_OF_CODE.get(code, REFUSED) == REFUSED:
+                missed = True
                 self._blame(rank)
-        return failed
+        return missed
+
+    def _tell_of_early_stop(self) -> None:
+        """Let the agents of all nodes end their ranks, which would wait for the one that has ended."""
+        self.stopped_early = True
+        # on a full disk, or where a failure has been noted before
+        with contextlib.suppress(OSError), self.attempt.failure.open("x") as file:
+            file.write(STOPPED_EARLY)
 
     def _blame(self, rank: int) -> None:
         """Record which rank failed first; one that only noticed that something is gone gives way to a later one."""

@@ -24,7 +24,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from dist_ssl.checkpoint.folder_names import published
+from dist_ssl.checkpoint.retention import newest_step
 from dist_ssl.config.bounds import MOST_COUNT, MOST_SEED
 from dist_ssl.config.command import known_pairs, run_command, say
 from dist_ssl.config.instantiate import fit, keywords
@@ -106,7 +106,7 @@ def whole(row: Mapping[str, Any], key: str, least: int = 0) -> bool:
 
 def final_steps(run: RunDir) -> int:
     """Return the step of the newest checkpoint, 0 without one; a resume repeats all later steps."""
-    return max(published(run.checkpoints), default=0)
+    return newest_step(run.checkpoints)
 
 
 def audit(run: RunDir, split: Split) -> tuple[list[EpochAudit], list[str], dict[int, set[int]]]:

@@ -248,7 +248,7 @@ class AttemptDir:
 
     @property
     def failure(self) -> Path:
-        """Marker file that an agent creates as soon as a rank has failed."""
+        """Marker file that an agent creates as soon as a rank has failed, or was stopped too early to say so."""
         return self.folder / "failed"
 
     def log(self, name: str) -> Path:

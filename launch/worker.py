@@ -15,6 +15,7 @@ import threading
 import time
 import traceback
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dist_ssl.checkpoint.folder_names import ENCODER
 from dist_ssl.distributed.place_variables import RANK
@@ -28,7 +29,12 @@ from launch.private_cache import use_private_cache
 from launch.restarts import restarts_before
 from launch.run_dir import AttemptDir, RunDir, write_for_owner_alone
 
+if TYPE_CHECKING:
+    from dist_ssl.train import Job, Outcome
+
 WATCH_SECONDS = 0.5
+LOST_SECONDS = 3.0
+"""Time that a save may still take when another rank is gone: enough for what only this rank has left to do."""
 
 
 def die_with_parent() -> None:
@@ -51,7 +57,7 @@ def train_attempt(attempt: AttemptDir, signals: Signals) -> int:
     from dist_ssl.distributed.world import joined
     from dist_ssl.runtime.deferred_compiler import defer_compiler
     from dist_ssl.runtime.freed_memory import keep_freed_memory
-    from dist_ssl.train import Outcome, train
+    from dist_ssl.train import Outcome
 
     config = credentials.restored(attempt.config)
     if not config["engine"].get("compile"):
@@ -65,14 +71,9 @@ def train_attempt(attempt: AttemptDir, signals: Signals) -> int:
         if world.device.type == "cpu":
             keep_freed_memory()
         run = attempt.run
-        place = Place(
-            run.folder, attempt.number, lambda: run.newest_attempt() == attempt.number, restarts_before(attempt)
-        )
+        place = Place(run.folder, attempt.number, lambda: is_newest(attempt), restarts_before(attempt))
         job = build(config, world, signals, place)
-        try:
-            outcome = train(job)
-        finally:
-            job.checkpoint.close()
+        outcome = train_to_the_last_save(job)
         job.agreement.drain()
         job.meter.close()
         job.ledger.close()
@@ -81,6 +82,31 @@ def train_attempt(attempt: AttemptDir, signals: Signals) -> int:
     if outcome is Outcome.FINISHED and world.rank == 0:
         write_encoder(attempt)
     return 0 if outcome is Outcome.FINISHED else STOPPED_CODE
+
+
+def is_newest(attempt: AttemptDir) -> bool:
+    """Return whether no newer attempt of the run has been made, as the file server knows it.
+
+    A client of NFS lists a folder from its own copy, up to a minute old, until it has changed the folder itself.
+    """
+    look = attempt.folder.with_name(f".look.{attempt.number:04d}")
+    with contextlib.suppress(OSError):  # a full disk: an old list is better than none
+        look.touch()
+        look.unlink()
+    return attempt.run.newest_attempt() == attempt.number
+
+
+def train_to_the_last_save(job: "Job") -> "Outcome":
+    """Train, and wait for a save that is being written; after an error too, unless a rank that it needs is gone."""
+    from dist_ssl.train import train
+
+    try:
+        outcome = train(job)
+    except Exception as error:
+        job.checkpoint.close(LOST_SECONDS if something_is_gone(error) else None)
+        raise
+    job.checkpoint.close()
+    return outcome
 
 
 def write_encoder(attempt: AttemptDir) -> None:

@@ -17,9 +17,9 @@ class Background:
         """Return whether the work has ended."""
         return not self._thread.is_alive()
 
-    def wait(self) -> None:
-        """Wait until the work has ended, with or without an error."""
-        self._thread.join()
+    def wait(self, seconds: float | None = None) -> None:
+        """Wait until the work has ended, with or without an error; at most so many seconds, if given."""
+        self._thread.join(seconds)
 
     def result(self) -> None:
         """Wait until the work has ended. Raises what the work raised."""

@@ -21,12 +21,14 @@ from typing import Any
 
 import torch.distributed as dist
 
+from dist_ssl.checkpoint.await_all import await_on_all
 from dist_ssl.checkpoint.background import Background
 from dist_ssl.checkpoint.costs import SaveCosts
-from dist_ssl.checkpoint.folder_names import KEPT, LATEST, name_of, published
+from dist_ssl.checkpoint.folder_names import KEPT, LATEST, name_of
 from dist_ssl.checkpoint.index import own_pieces, progress_of, rank_file_name, read, write_table
 from dist_ssl.checkpoint.rank_file import NO_ROOM, DamagedError, Written, sync, write
 from dist_ssl.checkpoint.read_on_all import read_on_all
+from dist_ssl.checkpoint.retention import newest_first, remove_unfinished, retire
 from dist_ssl.checkpoint.staging import Staged, Staging
 from dist_ssl.config.durations import Duration
 from dist_ssl.core.progress import Progress
@@ -125,10 +127,13 @@ class Checkpoint:
         """Return whether this rank is writing beside training."""
         return self._running is not None and not self._running.ended
 
-    def close(self) -> None:
-        """Wait for the end of a running save, failed or not, before the process groups are destroyed."""
+    def close(self, seconds: float | None = None) -> None:
+        """Wait for the end of a running save, failed or not, before the process groups are destroyed.
+
+        `seconds`: at most so long. Where a rank is gone, the others' threads may wait for it for half an hour.
+        """
         if self._running:
-            self._running.wait()
+            self._running.wait(seconds)
 
     def metrics(self) -> Mapping[str, float]:
         """Return the costs since the last call, and how saves ended, by the keys of the metric table."""
@@ -144,9 +149,8 @@ class Checkpoint:
 
     def _restore(self, engine: Engine, fresh: Progress) -> Progress:
         if self.world.rank == 0:
-            for debris in self.folder.glob(".*.part"):
-                shutil.rmtree(debris, ignore_errors=True)  # its writer may still be running
-        candidates = self.world.share([p.name for p in self._whole()] if self.world.rank == 0 else None)
+            remove_unfinished(self.folder)
+        candidates = self.world.share([p.name for p in newest_first(self.folder)] if self.world.rank == 0 else None)
         for name in candidates:
             try:
                 found, state = read_on_all(self.world, partial(self._read, name, engine))
@@ -190,7 +194,12 @@ class Checkpoint:
         self._running = Background(work, "checkpoint")
 
     def _finish(self) -> CheckpointError | None:
-        """Wait for the running save; return its error, the same on every rank, or None."""
+        """Wait for the running save; return its error, the same on every rank, or None.
+
+        Raises what an exchange raises where a rank is gone.
+        """
+        if self._running:
+            await_on_all(self.world, self._running)
         running, self._running = self._running, None
         try:
             if running:
@@ -247,7 +256,8 @@ class Checkpoint:
 
     def _make(self, part: Path) -> None:
         if self.world.rank == 0:
-            self._retire()  # a save that was killed between steps 5 and 7 has retired nothing
+            # a save that was killed between steps 5 and 7 has retired nothing
+            retire(self.folder, self.keep_last, self.attempt)
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True)
 
@@ -267,24 +277,8 @@ class Checkpoint:
         part.rename(whole)
         write_atomically(self.folder / LATEST, whole.name + "\n", sync=True)
         sync(self.folder)
-        self._retire(whole)
-
-    def _retire(self, own: Path | None = None) -> None:
-        """Remove the checkpoints that are neither among the newest nor permanent; never `own`, just published.
-
-        A forgotten process of an earlier attempt may have published a later step.
-        """
-        for old in self._whole()[self.keep_last :]:
-            try:
-                if old != own and not (old / KEPT).exists():
-                    shutil.rmtree(old)
-            except OSError as error:
-                log.warning("The old checkpoint %s cannot be removed: %s", old, error)
+        retire(self.folder, self.keep_last, self.attempt, whole)
 
     def _mark(self, step: int) -> None:
         """Make a published checkpoint permanent."""
         self._on_all_ranks(lambda: (self.folder / name_of(step) / KEPT).touch() if self.world.rank == 0 else None)
-
-    def _whole(self) -> list[Path]:
-        """Return the published checkpoints, newest first."""
-        return list(published(self.folder).values())[::-1]

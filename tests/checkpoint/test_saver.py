@@ -217,10 +217,11 @@ def test_a_damaged_checkpoint_is_passed_over_loudly(
 
 @dataclass(frozen=True)
 class Thread(World):
-    """A rank that is a thread: what ranks tell each other passes through one list."""
+    """A rank that is a thread: what ranks tell each other passes through a list, beside training through another."""
 
     table: list[Any] = field(default_factory=list)
     together: Barrier = field(default_factory=lambda: Barrier(1))
+    beside: "Thread | None" = None
 
     def collect(self, obj: Any) -> list[Any]:
         self.table[self.rank] = obj
@@ -232,20 +233,24 @@ class Thread(World):
     def share(self, obj: Any) -> Any:
         return self.collect(obj)[0]
 
+    def agree(self, value: int) -> int:
+        return max(self.collect(value))
+
 
 @pytest.fixture(autouse=True)
-def one_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ranks that are threads exchange nothing else while they save: they need no second way to do it."""
-    monkeypatch.setattr(saver, "with_own_group", lambda world: world)
+def without_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks that are threads have no process groups."""
+    monkeypatch.setattr(saver, "with_own_group", lambda world: getattr(world, "beside", None) or world)
 
 
 def on_ranks(size: int, work: Callable[[World], Any]) -> list[Any]:
     """What the work comes to on every rank; an error is a result too."""
-    table, together = [None] * size, Barrier(size)
+    tables, barriers = [[None] * size, [None] * size], [Barrier(size), Barrier(size)]
 
     def run(rank: int) -> Any:
+        beside = Thread(rank=rank, size=size, table=tables[1], together=barriers[1])
         try:
-            return work(Thread(rank=rank, size=size, table=table, together=together))
+            return work(Thread(rank=rank, size=size, table=tables[0], together=barriers[0], beside=beside))
         except CheckpointError as error:
             return error
 

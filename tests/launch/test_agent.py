@@ -105,6 +105,36 @@ def test_workers_that_overrun_the_time_limit_are_ended_before_it(found: Agent, m
     assert "Raise cluster.stop_ahead" in ending.reason
 
 
+def test_ranks_that_wait_for_one_that_was_stopped_before_it_listened_are_ended_as_stopped(
+    found: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    early, waits = Worker(None), Deaf(None)
+    monkeypatch.setattr(early, "send_signal", lambda number: setattr(early, "code", -number))
+    left: list[Worker] = [early, waits]
+    monkeypatch.setattr(agent.subprocess, "Popen", lambda *_, **__: left.pop(0))
+    assert found.run(Signals(signal.SIGTERM, 1)) == 0
+    assert waits.sent[:2] == [signal.SIGTERM, signal.SIGKILL]
+    ending = Ending.read(found.attempt.node(0))
+    assert ending
+    assert (ending.outcome, ending.signal) == (STOPPED, "SIGTERM")
+    assert other_node(found, monkeypatch) == STOPPED
+
+
+def other_node(found: Agent, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How a second node ends, whose ranks are deaf, after what the first one has left in the attempt's folder."""
+    left = [Deaf(None), Deaf(None)]
+    monkeypatch.setattr(agent.subprocess, "Popen", lambda *_, **__: left.pop(0))
+    Agent(found.attempt, 1, 2, 2).run(Signals(signal.SIGTERM, 1))
+    ending = Ending.read(found.attempt.node(1))
+    assert ending
+    return ending.outcome
+
+
+def test_a_node_that_failed_is_no_early_stop_for_the_others(found: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    found.attempt.failure.touch()
+    assert other_node(found, monkeypatch) == FAILED
+
+
 def test_a_preempted_worker_has_all_the_time_that_it_is_given(found: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found._seconds_left(Signals(signal.SIGTERM, 1)) == float("inf")
 

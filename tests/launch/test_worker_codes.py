@@ -1,5 +1,7 @@
 """The exit code of a worker says whether its run may be resumed by itself: what was lost may come back."""
 
+from pathlib import Path
+
 import pytest
 
 from dist_ssl.errors import (
@@ -12,7 +14,8 @@ from dist_ssl.errors import (
     UserError,
 )
 from launch.ending import DISAGREED_CODE, DIVERGED_CODE, LOST_CODE
-from launch.worker import code_of
+from launch.run_dir import RunDir
+from launch.worker import code_of, is_newest
 
 
 @pytest.mark.parametrize(
@@ -47,3 +50,31 @@ def test_what_is_lost_may_come_back(error: Exception) -> None:
 )
 def test_a_fault_of_the_run_itself_does_not(error: Exception, code: int) -> None:
     assert code_of(error) == code
+
+
+def test_a_new_attempt_is_noticed_through_a_stale_copy_of_the_folder_and_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On NFS attempts are listed from a copy until this machine itself has changed their folder."""
+    run, copies, touch, attempts = RunDir(tmp_path), [[1]], Path.touch, RunDir.attempts
+    first, _ = run.new_attempt({}), run.new_attempt({})
+
+    def touched(path: Path) -> None:
+        touch(path)
+        if path.parent == tmp_path / "attempts":
+            copies.clear()
+
+    monkeypatch.setattr(RunDir, "attempts", lambda own: copies[0] if copies else attempts(own))
+    monkeypatch.setattr(Path, "touch", touched)
+    assert run.newest_attempt() == 1, "the copy is stale"
+    assert not is_newest(first)
+    assert sorted(path.name for path in (tmp_path / "attempts").iterdir()) == ["0001", "0002"]
+
+
+def test_a_disk_without_room_does_not_make_an_attempt_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    first = RunDir(tmp_path).new_attempt({})
+    monkeypatch.setattr(Path, "touch", full)
+    assert is_newest(first)
