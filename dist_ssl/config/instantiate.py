@@ -3,8 +3,9 @@
 There is no registry: the config names the class by its import path. Values are checked against the constructor's
 annotations, so a wrong one is refused by the name of its key before anything is built.
 
-A config may come from somebody else, so each group names classes and functions of its own package, and only those that
-are defined there: whatever a config calls, it builds a part of this system.
+A config may come from somebody else, so each group names classes and functions of its own package, only those that are
+defined there, and only those that make a part of the group's kind: whatever a config calls, it builds a part of this
+system.
 """
 
 import importlib
@@ -31,6 +32,19 @@ ALLOWED = {
     "tracker": "dist_ssl.metrics.trackers",
 }
 """The package whose classes and functions a group of the config may name."""
+METHOD = "dist_ssl.protocols.method.Method"
+BASES = {
+    "method": METHOD,
+    "aux": METHOD,
+    "encoder": "torch.nn.modules.module.Module",
+    "optim": "dist_ssl.optim.recipes.OptimizerRecipe",
+    "schedule.planner": "dist_ssl.protocols.schedule.EpochPlanner",
+    "schedule.curves": "dist_ssl.schedules.cycle_curves.CycleCurves",
+    "difficulty": "dist_ssl.data.epoch_views.Difficulty",
+    "engine": "dist_ssl.engines.canonical.Canonical",
+    "tracker": "dist_ssl.metrics.trackers.detached.Tracker",
+}
+"""The class from which those derive that a group, or a key of it, may name; a function says that it returns one."""
 SHOWN = reprlib.Repr()
 """How a value appears in a message: in full up to a length that can be read, whatever it holds."""
 SHOWN.maxstring = SHOWN.maxother = SHOWN.maxlong = 200
@@ -94,9 +108,11 @@ def defaults_of(make: Any) -> dict[str, Any]:
 def resolve(target: Any, key: str) -> Any:
     """Return the class or function that `target` names, the value of `key`.
 
-    Raises ConfigError where it is outside the group's package (see ALLOWED) or does not exist.
+    Raises ConfigError where it is outside the group's package (see ALLOWED), does not exist or makes something else
+    than the group holds (see BASES).
     """
-    package = ALLOWED[key.partition(".")[0]]
+    group = key.partition(".")[0]
+    package = ALLOWED[group]
     if target is None:
         raise ConfigError(f"{key} is missing: it names the class.", "Choose an option of the group.")
     module, _, name = str(target).rpartition(".")
@@ -112,7 +128,21 @@ def resolve(target: Any, key: str) -> Any:
         raise ConfigError(
             f"{key}={target} is defined elsewhere, in {found.__module__}.", f"Name one that {module} defines."
         )
+    base = BASES.get(key) or BASES[group]
+    if not makes(found, base):
+        raise ConfigError(f"{key}={target} is no {base.rpartition('.')[2]}.", f"Name a class that derives from {base}.")
     return found
+
+
+def makes(make: Any, base: str) -> bool:
+    """Return whether a class derives from the class of this name and can be built, or a function returns such a class.
+
+    The classes are compared by their names, so that nothing is imported for it.
+    """
+    made = make if inspect.isclass(make) else make.__annotations__.get("return")
+    if not inspect.isclass(made) or base not in {f"{own.__module__}.{own.__qualname__}" for own in made.__mro__}:
+        return False
+    return made is not make or not (inspect.isabstract(make) or vars(make).get("_is_protocol"))
 
 
 def shared_keywords(

@@ -20,6 +20,7 @@ from functools import cached_property
 from dist_ssl.config.validation import at_least, positive, require
 from dist_ssl.core.plan import EpochPlan
 from dist_ssl.errors import ConfigError
+from dist_ssl.protocols.schedule import EpochPlanner
 from dist_ssl.schedules.same_every_epoch import candidates_at, check_local_size, check_share, within_cycle
 
 LARGE = 128
@@ -27,7 +28,7 @@ LARGE = 128
 
 
 @dataclass(frozen=True)
-class Progressive:
+class Progressive(EpochPlanner):
     """Plans the epochs of each cycle in stages with growing views; those of the last stage are as published.
 
     Raises ConfigError.

@@ -7,12 +7,13 @@ from itertools import accumulate
 from dist_ssl.config.validation import require
 from dist_ssl.core.plan import EpochPlan
 from dist_ssl.errors import ConfigError
+from dist_ssl.protocols.schedule import EpochPlanner
 
 ROUNDING = 1e-9
 """Error of a share multiplied by a number of epochs: 0.07 * 100 is a little more than 7."""
 
 
-class SameEveryEpoch:
+class SameEveryEpoch(EpochPlanner):
     """Plans the same epoch again and again, but for the candidates of views.
 
     `image_size`, `local_size`: sides of global and of local views, px. Raises ConfigError where the method takes local

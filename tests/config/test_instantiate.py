@@ -1,16 +1,23 @@
 """A node of plain values becomes an object, or is refused by the name of the key that is wrong."""
 
-import sys
+import contextlib
+import importlib
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
+from itertools import product
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
 from dist_ssl.config.durations import Duration
-from dist_ssl.config.instantiate import ALLOWED, fit, instantiate, keywords, resolve, shared_keywords
+from dist_ssl.config.instantiate import fit, instantiate, keywords, resolve, shared_keywords
 from dist_ssl.errors import ConfigError
 from dist_ssl.models.encoders import TinyResNet
 from dist_ssl.optim.recipes import SGD, AdamW
+from launch.run_dir import PROJECT
 
 
 @dataclass
@@ -169,22 +176,100 @@ def test_what_a_module_only_imports_is_refused(name: str) -> None:
         instantiate({"_target_": f"dist_ssl.models.encoders.{name}"}, "encoder")
 
 
-def callables(root: str) -> set[str]:
-    """Every callable that can be reached by an import path of a package's modules that are imported now."""
-    modules = [name for name in sys.modules if name == root or name.startswith(f"{root}.")]
-    return {f"{m}.{name}" for m in modules for name, value in list(vars(sys.modules[m]).items()) if callable(value)}
+KEYS = ("method._target_", "aux._target_", "encoder._target_", "optim._target_", "schedule.planner", "schedule.curves")
+KEYS += ("difficulty._target_", "engine._target_", "tracker.wandb._target_")
+PARTS_OF_ENCODERS = {"branch.Branch", "drop_path.DropPath", "encoders.ResidualBlock", "heads.mlp", "norm.BatchNorm"}
+PARTS_OF_ENCODERS |= {"patches.Projection", "resampling.ChosenPatches", "resampling.ResizedPositions", "vit.Patches"}
+"""Networks that no config names, and that one could call."""
+NAMED = re.compile(
+    r"^(?:async )?(?:def|class) (\w+)|^(\w+)(?::[^=\n]+)? ?=|^from \S+ import (.*)|^import (.*)", re.MULTILINE
+)
+"""What a line of a module gives a name to: a function, a class, a value, or what it imports."""
 
 
-@pytest.mark.parametrize("group", sorted(ALLOWED))
-def test_of_all_that_torch_and_this_package_have_a_group_gets_its_own_definitions_alone(group: str) -> None:
-    reached = {target for root in ("torch", "dist_ssl") for target in callables(root)}
-    assert len(reached) > 3000
-    for target in reached:
-        try:
-            found = resolve(target, group)
-        except ConfigError:
-            continue
-        assert found.__module__.startswith(f"{ALLOWED[group]}.")
+def modules_of(package: str) -> Iterator[tuple[str, str]]:
+    """Name and text of every module in the folder of a package, none of which is imported for it."""
+    spec = find_spec(package)
+    assert spec is not None
+    for root in map(Path, spec.submodule_search_locations or []):
+        for path in sorted(root.rglob("*.py")):
+            own = path.relative_to(root).with_suffix("")
+            yield ".".join([package, *own.parts]).removesuffix(".__init__"), path.read_text(errors="replace")
+
+
+def named_in(text: str) -> set[str]:
+    """Every name that a module's text defines or imports at its top."""
+    defined, imported = set(), []
+    for function, value, *names in NAMED.findall(text):
+        defined |= {function or value} - {""}
+        imported += [word for name in names for word in name.replace("(", "").replace(")", "").split(",")]
+    return defined | {last for word in imported if (last := word.split(" as ")[-1].strip()).isidentifier()}
+
+
+def test_a_config_can_call_what_our_own_configs_call_and_nothing_else_of_this_package() -> None:
+    text = "\n".join(path.read_text() for path in (PROJECT / "configs").rglob("*.yaml"))
+    ours = set(re.findall(r"^\s*(?:_target_|planner|curves): (dist_ssl\.\S+)", text, re.MULTILINE))
+    assert len(ours) > 25
+    found = set()
+    for module, source in modules_of("dist_ssl"):
+        for name, key in product(named_in(source), KEYS):
+            with contextlib.suppress(ConfigError):
+                resolve(f"{module}.{name}", key)
+                found.add(f"{module}.{name}")
+    assert found - ours == {f"dist_ssl.models.{own}" for own in PARTS_OF_ENCODERS}
+    assert ours - found == set()
+
+
+@pytest.mark.parametrize("every", [40, pytest.param(1, marks=pytest.mark.chaos)])
+@pytest.mark.parametrize("package", ["torch", "timm"])
+def test_nothing_of_other_packages_is_called_or_imported(
+    package: str, every: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def imported(name: str) -> None:
+        raise AssertionError(f"{name} is imported")
+
+    modules = list(modules_of(package))[::every]
+    monkeypatch.setattr(importlib, "import_module", imported)
+    count = 0
+    for (module, text), key in product(modules, KEYS):
+        for name in named_in(text):
+            count += 1
+            with pytest.raises(ConfigError, match="is outside dist_ssl"):
+                resolve(f"{module}.{name}", key)
+    print(f"{count} names of {len(modules)} modules of {package} refused")
+    assert count > 20_000 // every
+
+
+WAYS_ROUND = (
+    *("dist_ssl.models.encoders.nn.Module", "dist_ssl.models.encoders.timm.create_model", "dist_ssl.models..os.system"),
+    *("dist_ssl.models.encoders.__builtins__.eval", "dist_ssl.models.encoders.TinyResNet.load_state_dict"),
+    *(
+        "dist_ssl.models.\nos.system",
+        "dist_ssl.models.../../os.system",
+        "dist_ssl.models.encoders.",
+        "dist_ssl.models.os:x",
+    ),
+    *(
+        "dist_ssl.models.encoders.TinyResNet.__init__",
+        "dist_ssl.models.encoders.nearest",
+        "dist_ssl.models.norm.convert",
+    ),
+    *("dist_ssl.models.named_weights.load_weights", "dist_ssl.models.vit.stored_positions", "dist_ssl.models.\0.x"),
+)
+
+
+@pytest.mark.parametrize("target", WAYS_ROUND)
+def test_no_way_leads_round_that(target: str) -> None:
+    with pytest.raises(ConfigError, match=r"encoder\._target_="):
+        resolve(target, "encoder._target_")
+
+
+@pytest.mark.parametrize(
+    "target", ["dist_ssl.optim.recipes.OptimizerRecipe", "dist_ssl.optim.lars.LARSX", "dist_ssl.optim.lars.Rows"]
+)
+def test_what_is_no_part_of_the_groups_kind_is_refused(target: str) -> None:
+    with pytest.raises(ConfigError, match=r"optim\._target_=.* (is no OptimizerRecipe|does not exist)"):
+        instantiate({"_target_": target}, "optim")
 
 
 @pytest.mark.parametrize("target", ["dist_ssl.optim.recipes.AdamX", "dist_ssl.optim.nothing.AdamW"])

@@ -21,7 +21,7 @@ from dist_ssl.config.validation import at_least, require
 from dist_ssl.core.candidates import PAIRED, CandidateViews, candidate_slots, slots_of
 from dist_ssl.core.draws import Draws, Ints
 from dist_ssl.core.plan import EpochPlan
-from dist_ssl.data.epoch_views import EpochViews, Finished, Look
+from dist_ssl.data.epoch_views import Difficulty, EpochViews, Finished, Look
 from dist_ssl.data.images.photometric import colour
 from dist_ssl.data.images.views import Cutter
 
@@ -29,7 +29,7 @@ CHANNELS = 3
 
 
 @dataclass(frozen=True)
-class ModelScore:
+class ModelScore(Difficulty):
     """How the model scores candidates. Raises ConfigError."""
 
     temperature: float

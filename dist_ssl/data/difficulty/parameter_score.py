@@ -21,7 +21,7 @@ from dist_ssl.config.validation import at_least
 from dist_ssl.core.candidates import PAIRED, Choice, candidate_slots, choose, slots_of
 from dist_ssl.core.draws import Doubles, Draws, Floats, Ints, Purpose
 from dist_ssl.core.plan import EpochPlan
-from dist_ssl.data.epoch_views import EpochViews, Finished, Look
+from dist_ssl.data.epoch_views import Difficulty, EpochViews, Finished, Look
 from dist_ssl.data.images.colour_constants import HUE, NOTHING, PARTS, SATURATION
 from dist_ssl.data.images.photometric import NUMBERS, Photometry
 from dist_ssl.data.images.views import CROP_DRAWS, TRIES, Augmentation, Cutter
@@ -31,7 +31,7 @@ DRAWN = {Purpose.CROP: CROP_DRAWS, Purpose.JITTER: NUMBERS[Purpose.JITTER], Purp
 
 
 @dataclass(frozen=True)
-class ParameterScore:
+class ParameterScore(Difficulty):
     """Weights, from 0, of the three differences, each of which is between 0 and about 1. Raises ConfigError."""
 
     temperature: float

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from dist_ssl.errors import DataError
-from dist_ssl.metrics.trackers.detached import require
+from dist_ssl.metrics.trackers.detached import Tracker, require
 from dist_ssl.metrics.trackers.sent import Sent, config_of
 from dist_ssl.runtime.strange_files import close_to_others, is_ones_own
 
@@ -19,7 +19,7 @@ AT_ONCE = 100
 """Parameters that MLflow takes in one call."""
 
 
-class MLflow:
+class MLflow(Tracker):
     """A run of MLflow. `folder`: of the run; `experiment`: the name under which MLflow groups runs.
 
     `uri`: of the tracking server, or of a folder; null: the folder `mlflow` beside the runs. Raises ConfigError where

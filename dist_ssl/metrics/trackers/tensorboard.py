@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dist_ssl.metrics.trackers.detached import require
+from dist_ssl.metrics.trackers.detached import Tracker, require
 
 
-class TensorBoard:
+class TensorBoard(Tracker):
     """Event files of a run. `folder`: of the run. Raises ConfigError where tensorboard is not installed."""
 
     def __init__(self, folder: Path) -> None:

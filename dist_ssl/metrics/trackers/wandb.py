@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from dist_ssl.metrics.trackers.detached import require
+from dist_ssl.metrics.trackers.detached import Tracker, require
 from dist_ssl.metrics.trackers.sent import Sent, config_of
 
 
-class WeightsAndBiases:
+class WeightsAndBiases(Tracker):
     """A run of Weights & Biases. `folder`: of the run; `project`, `entity`: where it is kept (null: your default).
 
     `mode`: offline writes to `runs/NAME/wandb`, for `wandb sync`; online sends to the server that `wandb login` named.

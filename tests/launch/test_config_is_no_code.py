@@ -1,0 +1,83 @@
+"""A config that somebody else wrote makes the launcher execute nothing and read nothing of the environment."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch.utils.collect_env
+
+from launch import slurm
+from tests.system.launching import words
+
+
+class Touch:
+    """A pickle that makes a file when it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> object:
+        return Path.touch, (self.path,)
+
+
+@pytest.fixture
+def canary(tmp_path: Path) -> Path:
+    """A file that is there once code of a config has run."""
+    return tmp_path / "canary"
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *given: str) -> str:
+    """What the launcher prints when it refuses these words."""
+    assert slurm.main(list(given)) == 2
+    text = capsys.readouterr().out
+    assert "Traceback" not in text
+    return text
+
+
+def test_what_these_tests_are_about_can_happen(canary: Path) -> None:
+    torch.utils.collect_env.run(f"touch {canary}")
+    assert canary.exists()
+    canary.unlink()
+    pickle.loads(pickle.dumps(Touch(canary)))
+    assert canary.exists()
+
+
+CALLS = {
+    "a shell command": ["encoder._target_=torch.utils.collect_env.run", "+encoder.command='touch {canary}'"],
+    "a shell command of another group": ["method._target_=os.system", "+method.command='touch {canary}'"],
+    "a program": ["encoder._target_=subprocess.call", "+encoder.args=[touch,'{canary}']"],
+    "Python": ["encoder._target_=builtins.exec", "+encoder.source='open(\\'{canary}\\', \\'w\\')'"],
+    "a pickle": ["encoder._target_=torch.load", "+encoder.f='{pickle}'", "+encoder.weights_only=false"],
+    "code of a folder": ["encoder._target_=torch.hub.load", "+encoder.repo_or_dir='{folder}'", "+encoder.source=local"],
+    "a pickle through timm": ["encoder=resnet18", "+encoder.checkpoint_path='{pickle}'"],
+    "a pickle in place of timm's": ["encoder=resnet18", "+encoder.pretrained_cfg={{file: '{pickle}'}}"],
+    "a model's folder": ["encoder=resnet18", "encoder.name='local-dir:{folder}'"],
+    "a model of the hub": ["encoder=resnet18", "encoder.name='hf-hub:somebody/model'"],
+    "a half of a schedule": ["schedule.planner=torch.utils.collect_env.run", "+schedule.command='touch {canary}'"],
+}
+
+
+@pytest.mark.parametrize("what", CALLS)
+def test_a_config_calls_nothing(
+    what: str, canary: Path, demo_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    (folder / "weights.pt").write_bytes(pickle.dumps(Touch(canary)))
+    (folder / "hubconf.py").write_text(f"open({str(canary)!r}, 'w')\n")
+    given = [word.format(canary=canary, folder=folder, pickle=folder / "weights.pt") for word in CALLS[what]]
+    base = words(demo_shards, tmp_path / "runs", "nodes=1")
+    base = [word for word in base if "encoder=resnet18" not in given or not word.startswith("encoder.")]
+    text = refusal(capsys, *base, *given)
+    assert "is outside dist_ssl" in text or "is not possible" in text or "is not a model of timm" in text
+    assert not canary.exists()
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("way", ["oc.env:SERVICE_TOKEN", "env:SERVICE_TOKEN", "oc.decode:${{oc.env:SERVICE_TOKEN}}"])
+def test_a_config_reads_nothing_of_the_environment(
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SERVICE_TOKEN", "hush4711")
+    text = refusal(capsys, "dry_run=true", f"name=${{{way}}}".replace("{{", "{").replace("}}", "}"))
+    assert "hush" not in text
