@@ -43,7 +43,7 @@ from launch.handover import hand_over
 from launch.last_lines import RUN_FOLDER, say_how_it_ended, train_longer
 from launch.local import LocalAttempt
 from launch.run_dir import PROJECT, RunDir, write_for_owner_alone
-from launch.run_names import check_place
+from launch.run_names import check_name, check_place
 from launch.visible_gpus import visible_gpus
 
 INTERRUPTED = "Interrupted. Jobs submitted and run folders made before are listed above."
@@ -209,9 +209,16 @@ def start_fork(name: str, overrides: list[str], complete: list[str], trusted: bo
     hand_over(source, complete, console)
     config, words, progress = forking.forked_config(source, checkpoint, overrides, console)
     if config["dry_run"]:
-        return show(config, Path(config["runs"]) / (config["name"] or method_of(config)), console)
+        return show(config, planned(config), console)
     run = forking.begin(config, words, source, checkpoint, progress)
     return go_or_discard([(run, config)], console)
+
+
+def planned(config: dict[str, Any]) -> Path:
+    """Return the folder that a dry run shows for a new run, whose time is not part of it. Raises ConfigError."""
+    runs, name = Path(config["runs"]), config["name"] or method_of(config)
+    check_name(runs, name)
+    return runs / name
 
 
 def go_or_discard(prepared: list[Prepared], console: Console) -> int:
@@ -236,8 +243,7 @@ def start(arguments: list[str], console: Console, trusted: bool) -> int:
     combinations = preparation.pack_folders(combinations, console)
     configs = [preparation.new_config(combination, console) for combination in combinations]
     if configs[0]["dry_run"]:
-        names = [config["name"] or method_of(config) for config in configs]
-        return max(show(c, Path(c["runs"]) / name, console) for c, name in zip(configs, names, strict=True))
+        return max(show(config, planned(config), console) for config in configs)
     from launch.warm_start import initial_weights  # needs torch, which a dry run does without
 
     runs: list[RunDir] = []

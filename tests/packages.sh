@@ -12,11 +12,16 @@ if [ ! -d /usr/share/datasets/fashion-mnist ]; then wanted="$wanted dataset-fash
 if [ -n "$wanted" ] && [ "$(id -u)" = 0 ] && [ -f /etc/debian_version ]; then
     echo "installing$wanted for the tests"
     export DEBIAN_FRONTEND=noninteractive
-    # only the programs are wanted: no service must start; a policy of the machine's own stays as it is
-    policy=/usr/sbin/policy-rc.d
-    if [ -e $policy ]; then policy=""; else printf '#!/bin/sh\nexit 101\n' >$policy && chmod +x $policy; fi
+    # only the programs are wanted: no service must start; a policy of the machine's own, or a link to one, stays
+    policy=${POLICY:-/usr/sbin/policy-rc.d}
+    if (set -C && printf '#!/bin/sh\nexit 101\n' >"$policy") 2>/dev/null; then
+        trap 'rm -f "$policy"' EXIT
+        trap 'exit 129' HUP
+        trap 'exit 130' INT
+        trap 'exit 143' TERM
+        chmod +x "$policy"
+    fi
     # shellcheck disable=SC2086
     { apt-get -qq update && apt-get -qq install -y --no-install-recommends $wanted; } >/dev/null 2>&1 ||
         echo "they could not be installed: their tests will be skipped"
-    if [ -n "$policy" ]; then rm -f "$policy"; fi
 fi

@@ -197,8 +197,21 @@ def test_a_full_disk_loses_nothing(disk: Path, demo_shards: Path) -> None:
     assert sorted(losses(run)) == list(range(1, 31))
 
 
-@pytest.mark.parametrize("word", ["nodes=5", "batch_size=20", "epochs=0", "save_every=30"])
+@pytest.mark.parametrize("word", ["nodes=5", "batch_size=20", "epochs=0", "save_every=30", "name=a:b"])
 def test_what_a_run_refuses_a_dry_run_refuses_too(
     word: str, demo_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert word.partition("=")[2] in refusal(capsys, *words(demo_shards, tmp_path, "nodes=1", "dry_run=true"), word)
+
+
+@pytest.mark.parametrize("dry_run", ["true", "false"])
+@pytest.mark.parametrize("key", ["name", "runs"])
+def test_no_line_of_a_batch_script_comes_from_the_name_of_a_run(
+    key: str, dry_run: str, demo_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [*words(demo_shards, tmp_path / "runs", "nodes=1", f"dry_run={dry_run}"), "cluster.kind=local"]
+    text = refusal(capsys, *given, f"{key}={tmp_path if key == 'runs' else ''}x\n#SBATCH --wrap=id")
+    assert "#SBATCH" not in [line.strip()[:7] for line in text.splitlines()]
+    assert "cannot be" in text
+    assert not (tmp_path / "runs").exists()
+    assert [path for path in tmp_path.iterdir() if "SBATCH" in path.name] == []
