@@ -47,6 +47,10 @@ class DataError(UserError):
     """The shards do not provide what the run needs."""
 
 
+class TooManyUnreadableError(DataError):
+    """More samples cannot be read than the run allows, as it would find again after a resume."""
+
+
 class ServerAwayError(DataError):
     """A server of data does not answer."""
 

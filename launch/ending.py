@@ -28,11 +28,13 @@ from launch.run_files import read_report
 
 AGAIN = ("", PREEMPTED, OUT_OF_TIME, LOST)
 """Why the epilogue requeued a job; empty if it did not."""
-STOPPED_CODE, LOST_CODE, DIVERGED_CODE, DISAGREED_CODE = 75, 76, 77, 78
+STOPPED_CODE, LOST_CODE, DIVERGED_CODE, DISAGREED_CODE, UNREADABLE_CODE = 75, 76, 77, 78, 79
 """Exit codes of ranks: stopped as it was asked to; ended because of another rank, a node or a server that is gone;
-ended because the training diverged, as it would again after a resume; ended because ranks would not train the same."""
+ended because the training diverged, as it would again after a resume; ended because ranks would not train the same;
+ended because too many samples cannot be read, as would be found again after a resume."""
 CAUSE_OF_CODE = {DIVERGED_CODE: NOT_FINITE, DISAGREED_CODE: PLANS_DIFFER}
-OUTCOME_OF_CODE = {0: FINISHED, STOPPED_CODE: STOPPED, EXIT_CODE: REFUSED, **dict.fromkeys(CAUSE_OF_CODE, REFUSED)}
+REFUSALS = (EXIT_CODE, UNREADABLE_CODE, *CAUSE_OF_CODE)
+OUTCOME_OF_CODE = {0: FINISHED, STOPPED_CODE: STOPPED, **dict.fromkeys(REFUSALS, REFUSED)}
 CODE_OF_OUTCOME = {FINISHED: 0, STOPPED: 0, REFUSED: EXIT_CODE, FAILED: 1}
 
 TAIL_BYTES = 1 << 16
@@ -58,6 +60,8 @@ class Ending:
     """True if the attempt has saved a checkpoint; filled in by the epilogue."""
     diverged: bool = False
     """True if the training diverged: a resume would fail in the same way."""
+    unreadable: bool = False
+    """True if too many samples cannot be read: a resume would find the same."""
     cause: str = ""
     """Cause of a failure: WORKER_DIED, OUT_OF_MEMORY or NODE_LOST; of a refusal: NOT_FINITE or PLANS_DIFFER; empty for
     any other."""
@@ -108,7 +112,8 @@ def of_ranks(
             short = ("OutOfMemoryError" in said or "MemoryError" in said) if code > 0 else memory_kills > 0
             reason = reason or f"Rank {rank} {describe(code)}{said}\n  Its log: {log}"
             cause = NODE_LOST if lost else OUT_OF_MEMORY if short else WORKER_DIED
-        endings.append(Ending(outcome, reason, noticed, lost=lost, diverged=code == DIVERGED_CODE, cause=cause))
+        found = Ending(outcome, reason, noticed, lost=lost, cause=cause)
+        endings.append(replace(found, diverged=code == DIVERGED_CODE, unreadable=code == UNREADABLE_CODE))
     return worst(endings)
 
 

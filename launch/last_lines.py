@@ -28,7 +28,7 @@ def say_how_it_ended(run: RunDir, overrides: list[str], ending: Ending, console:
         lines = [f"{ending.reason or 'Stopped after saving; nothing is lost.'}{score}", resume_with(run, overrides)]
     else:
         lines = [ending.reason or "The attempt failed."]
-        if not 0 < number < run.newest_attempt():
+        if not ending.unreadable and not 0 < number < run.newest_attempt():
             lines.append(from_old_weights(run) if ending.diverged else resume_with(run, overrides))
     console.print("\n  ".join(lines), highlight=False, markup=False)
 

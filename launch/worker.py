@@ -19,11 +19,19 @@ from typing import TYPE_CHECKING
 
 from dist_ssl.checkpoint.folder_names import ENCODER
 from dist_ssl.distributed.place_variables import RANK
-from dist_ssl.errors import EXIT_CODE, DisagreementError, TrainingError, UserError, explained, printable
+from dist_ssl.errors import (
+    EXIT_CODE,
+    DisagreementError,
+    TooManyUnreadableError,
+    TrainingError,
+    UserError,
+    explained,
+    printable,
+)
 from dist_ssl.runtime.log_setup import open_journal
 from dist_ssl.runtime.signals import Signals
 from launch import cluster_options, credentials
-from launch.ending import DISAGREED_CODE, DIVERGED_CODE, LOST_CODE, STOPPED_CODE
+from launch.ending import DISAGREED_CODE, DIVERGED_CODE, LOST_CODE, STOPPED_CODE, UNREADABLE_CODE
 from launch.parent import alone
 from launch.private_cache import use_private_cache
 from launch.restarts import restarts_before
@@ -145,6 +153,8 @@ def code_of(error: Exception) -> int:
         return DIVERGED_CODE
     if isinstance(error, DisagreementError):
         return DISAGREED_CODE
+    if isinstance(error, TooManyUnreadableError):
+        return UNREADABLE_CODE
     return EXIT_CODE if explained(error) else 1
 
 

@@ -80,7 +80,7 @@ def report(folder: Path, console: Console, fit: bool = True) -> None:
     if sides:
         say(console, f"levels: {', '.join(f'{side} px' for side in sides)}")
     white = depth.warn_of(folder, found, console)
-    chosen = choices_for(found, console) if fit else plain_choices(found)
+    chosen = choices_for(folder, found, console) if fit else plain_choices(found)
     options = ["method=mocov3", "nodes=1", "data=shards", f"data.path={folder}", *words(chosen)]
     options += [f"data.pyramid=[{','.join(map(str, sides))}]"] if sides else []
     options += [f"data.range={white}"] if white else []
@@ -93,7 +93,7 @@ def plain_choices(data: manifest.Manifest) -> list[KeyChoice]:
     return [KeyChoice("data.val", "val", "both splits have labels")] if probed else []
 
 
-def choices_for(data: manifest.Manifest, console: Console) -> list[KeyChoice]:
+def choices_for(folder: Path, data: manifest.Manifest, console: Console) -> list[KeyChoice]:
     """Return the keys that fit a run to the pictures, and print why; those of `plain_choices` where none can be read.
 
     The range of deep pictures is not among them: `depth` looks at all splits.
@@ -103,6 +103,9 @@ def choices_for(data: manifest.Manifest, console: Console) -> list[KeyChoice]:
     except DataError as error:
         say(console, f"{error.problem} So the command below has the settings of the demo data.")
         return plain_choices(data)
+    if facts.unreadable:
+        count = f"{facts.unreadable} of {facts.measured} pictures that were tried cannot be read"
+        say(console, f"{count}: python shards/verify.py {shlex.quote(str(folder))} lists all, with reasons.")
     found = [choice for choice in choices(facts) if choice.key != "data.range"]
     for line in lines(found):
         say(console, line)

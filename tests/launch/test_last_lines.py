@@ -1,6 +1,7 @@
 """The launcher ends with the command that fits: none is advised that would fail in the same way."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from rich.console import Console
 
 from dist_ssl.errors import DisagreementError, TrainingError, UserError
 from dist_ssl.runtime.end_names import FAILED, FINISHED, NOT_FINITE, PLANS_DIFFER, REFUSED, STOPPED
-from launch.ending import DISAGREED_CODE, DIVERGED_CODE, Ending, of_ranks
+from launch.ending import DISAGREED_CODE, DIVERGED_CODE, UNREADABLE_CODE, Ending, of_ranks
 from launch.last_lines import ENCODER, say_how_it_ended
 from launch.run_dir import AttemptDir, RunDir
 from launch.worker import code_of, say_why
@@ -56,6 +57,14 @@ def test_a_rank_that_diverged_says_so_by_its_exit_code(run: RunDir) -> None:
     assert of_ranks(attempt, {0: DIVERGED_CODE, 1: DIVERGED_CODE}, 0).diverged
     assert of_ranks(attempt, {0: DIVERGED_CODE}, 0).outcome == REFUSED
     assert not of_ranks(attempt, {0: 2}, 0).diverged
+
+
+def test_a_run_of_too_many_unreadable_samples_is_not_advised_to_resume(run: RunDir) -> None:
+    """A resume finds the same list, and other data is refused: the remedy is a new run."""
+    found = of_ranks(AttemptDir(run, 1), {0: UNREADABLE_CODE, 1: UNREADABLE_CODE}, 0)
+    assert (found.outcome, found.unreadable, found.diverged) == (REFUSED, True, False)
+    assert said(run, replace(found, reason="Too many.")) == "Too many.\n"
+    assert not of_ranks(AttemptDir(run, 1), {0: 2}, 0).unreadable
 
 
 def test_ranks_that_disagree_say_so_by_their_exit_code_and_are_resumed_once_that_is_put_right(run: RunDir) -> None:

@@ -10,10 +10,11 @@ from dist_ssl.errors import (
     DisagreementError,
     LostPeerError,
     ServerAwayError,
+    TooManyUnreadableError,
     TrainingError,
     UserError,
 )
-from launch.ending import DISAGREED_CODE, DIVERGED_CODE, LOST_CODE
+from launch.ending import DISAGREED_CODE, DIVERGED_CODE, LOST_CODE, UNREADABLE_CODE
 from launch.run_dir import RunDir
 from launch.worker import code_of, is_newest
 
@@ -43,6 +44,7 @@ def test_what_is_lost_may_come_back(error: Exception) -> None:
         (DisagreementError("a", "b"), DISAGREED_CODE),
         (ConfigError("a", "b"), 2),
         (DataError("a", "b"), 2),
+        (TooManyUnreadableError("a", "b"), UNREADABLE_CODE),
         (UserError("a", "b"), 2),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), 1),
         (KeyError("x"), 1),

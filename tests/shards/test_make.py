@@ -154,6 +154,17 @@ def test_pictures_of_which_none_can_be_read_are_said_to_be_so(
     assert text.endswith(f"python launch/slurm.py method=mocov3 nodes=1 data=shards data.path={tmp_path / 'o'}\n")
 
 
+def test_pictures_that_cannot_be_read_are_counted_before_a_run_stops_at_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder_of(tmp_path / "in", *(f"{number}.jpg" for number in range(10)))
+    for number in range(4):
+        (tmp_path / "in" / f"{number}.jpg").write_bytes(b"<html>")
+    assert run_command(run, ["source=imagefolder", f"path={tmp_path / 'in'}", f"out={tmp_path / 'o'}"]) == 0
+    said = f"4 of 10 pictures that were tried cannot be read: python shards/verify.py {tmp_path / 'o'} lists all"
+    assert said in capsys.readouterr().out
+
+
 def test_shares() -> None:
     assert parse_held_out("5", "val") == HeldOut(number=5)
     assert parse_held_out("2.5%", "val").of(1000) == 25

@@ -19,7 +19,7 @@ from dist_ssl.core.progress import Progress
 from dist_ssl.data.storage.manifest import Split
 from dist_ssl.data.storage.mixture import MixedSplit
 from dist_ssl.distributed.world import World
-from dist_ssl.errors import DataError
+from dist_ssl.errors import TooManyUnreadableError
 from dist_ssl.runtime import jsonl
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ class Quarantine:
     """The unreadable samples of a run, one line each in `path`, which rank 0 writes.
 
     `max_bad`: the share of the split's samples above which the run is stopped. All ranks construct it together. Raises
-    DataError where the list already holds more than that.
+    TooManyUnreadableError where the list already holds more than that.
     """
 
     def __init__(self, path: Path, split: Split, *, world: World, attempt: int, max_bad: Share) -> None:
@@ -39,7 +39,7 @@ class Quarantine:
         self._known: dict[int, Row] = {}
         self._found: dict[int, Row] = {}
         self._enter(world.share(self._listed() if world.rank == 0 else None))
-        self._judge(list(self._known.values()))
+        self._judge(list(self._known.values()), None)
 
     @property
     def news(self) -> bool:
@@ -65,9 +65,9 @@ class Quarantine:
     def share_news(self, progress: Progress) -> None:
         """Exchange new unreadable samples between all ranks; every rank calls it after the step before this position.
 
-        Raises DataError on every rank where too many are known. A save exchanges them one step earlier than the
-        agreement would, so within an epoch the samples of the last step are not counted yet: the step at which the run
-        stops does not depend on when it saves.
+        Raises TooManyUnreadableError on every rank where too many are known. A save exchanges them one step earlier
+        than the agreement would, so within an epoch the samples of the last step are not counted yet: the step at which
+        the run stops does not depend on when it saves.
         """
         gathered = self.world.collect(list(self._found.values()))
         new = self._enter(sorted((row for own in gathered for row in own), key=lambda row: row["step"]))
@@ -75,7 +75,7 @@ class Quarantine:
         if new and self.world.rank == 0:
             jsonl.append(self.path, new)
         judged = progress.step - (progress.lane_offset > 0)
-        self._judge([row for row in self._known.values() if row["step"] < judged])
+        self._judge([row for row in self._known.values() if row["step"] < judged], progress.samples)
 
     def _listed(self) -> list[Row]:
         """Return the lines of the file that name a sample of this split; whatever else somebody left there is none."""
@@ -109,17 +109,26 @@ class Quarantine:
         self._metrics = {f"bad_samples/{reason}": float(count) for reason, count in counts.items()}
         return list(new.values())
 
-    def _judge(self, bad: list[Row]) -> None:
-        """Raise DataError where these unreadable samples are more than `max_bad` allows."""
+    def _judge(self, bad: list[Row], read: int | None) -> None:
+        """Raise TooManyUnreadableError where these unreadable samples are more than `max_bad` allows.
+
+        `read`: number of samples that were read so far, None where it is not known. Until all have been, twice the
+        share of these is advised as limit: how many of the others cannot be read is not known yet.
+        """
         count, samples = len(bad), len(self.split.samples)
         if count <= self.max_bad.of(samples):
             return
+        whole = read is not None and read >= samples
+        part = f"the first {max(count, read)}" if read is not None and not whole else f"the {samples}"
+        share = count / (samples if read is None or whole else max(count, read))
+        advised = min(100, math.ceil(100 * share if whole else 200 * share))
+        limit = f"{self.max_bad.of(samples)} of the {samples}"
         reasons = Counter(row["reason"] for row in bad).most_common(REASONS_SHOWN)
         worst = ", ".join(f"{number} x {reason}" for reason, number in reasons)
-        raise DataError(
-            f"{count} of the {samples} samples cannot be read ({worst}): more than data.max_bad={self.max_bad}.",
-            f"They are listed in {self.path}. Fix them and make the shards again, or allow for them in a new run: "
-            f"data.max_bad='{math.ceil(100 * count / samples)} %'.",
+        raise TooManyUnreadableError(
+            f"{count} of {part} samples cannot be read ({worst}): more than data.max_bad={self.max_bad}, {limit}.",
+            f"They are listed in {self.path}; shards/verify.py lists all that there are. Fix them and make the shards "
+            f"again, or allow for them in a new run: data.max_bad='{advised} %'.",
         )
 
 

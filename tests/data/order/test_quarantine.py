@@ -13,7 +13,7 @@ from dist_ssl.core.progress import Progress
 from dist_ssl.data.order.quarantine import Quarantine
 from dist_ssl.data.storage import manifest
 from dist_ssl.distributed.world import World
-from dist_ssl.errors import DataError
+from dist_ssl.errors import DataError, TooManyUnreadableError
 from dist_ssl.runtime import jsonl
 from tests.ranks import Ranks
 
@@ -25,8 +25,8 @@ def batch(unreadable: dict[int, str]) -> Batch:
 
 
 def at(step: int) -> Progress:
-    """A position within the first epoch."""
-    return Progress(epochs=9, step=step, lane_offset=step)
+    """A position within the first epoch, of batches of 6."""
+    return Progress(epochs=9, step=step, lane_offset=step, samples=6 * step)
 
 
 def quarantine(folder: Path, shards: Path, world: World | None = None, attempt: int = 1, most: str = "100 %"):
@@ -94,8 +94,10 @@ def test_one_bad_image_of_sixty_is_more_than_one_percent(demo_shards: Path, tmp_
     kept.share_news(at(3))  # by a save: the agreement brings it a step later
     with pytest.raises(DataError) as caught:
         kept.share_news(at(4))
-    assert caught.value.problem == ("1 of the 60 samples cannot be read (1 x empty): more than data.max_bad=1 %.")
-    assert "data.max_bad='2 %'" in caught.value.remedy
+    assert caught.value.problem == (
+        "1 of the first 24 samples cannot be read (1 x empty): more than data.max_bad=1 %, 0 of the 60."
+    )
+    assert "data.max_bad='9 %'" in caught.value.remedy, "twice the share: of the others nothing is known"
     with pytest.raises(DataError, match=r"more than data\.max_bad=1 %"):
         quarantine(tmp_path, demo_shards, attempt=2, most="1 %")
     assert quarantine(tmp_path, demo_shards, attempt=2, most="2 %").metrics == {"bad_samples/empty": 1.0}
@@ -120,7 +122,7 @@ def find_and_share(world: World, folder: Path, shards: Path) -> tuple[list[str],
     try:
         kept.share_news(at(4))
     except DataError as error:
-        return known, "7 of the 60 samples" in error.problem
+        return known, "7 of the first 24 samples" in error.problem
     return known, False
 
 
@@ -154,4 +156,16 @@ def test_the_reasons_that_are_said_are_those_of_the_samples_that_are_counted(dem
     kept.record(at(3), batch({5: "no image"}))
     with pytest.raises(DataError) as caught:
         kept.share_news(at(4))  # the sample of step 3 is judged one step later, whenever a save exchanges it
-    assert caught.value.problem.startswith("1 of the 60 samples cannot be read (1 x empty): more than")
+    assert caught.value.problem.startswith("1 of the first 24 samples cannot be read (1 x empty): more than")
+
+
+def test_the_limit_that_is_advised_is_enough_once_all_samples_were_read(demo_shards: Path, tmp_path: Path) -> None:
+    kept = quarantine(tmp_path, demo_shards, most="1 %")
+    kept.record(at(10), batch({3: "empty", 7: "empty"}))
+    with pytest.raises(TooManyUnreadableError) as caught:
+        kept.share_news(at(12))
+    assert caught.value.problem.startswith("2 of the 60 samples cannot be read")
+    assert "data.max_bad='4 %'" in caught.value.remedy
+    with pytest.raises(TooManyUnreadableError) as again:
+        quarantine(tmp_path, demo_shards, attempt=2, most="1 %")
+    assert "data.max_bad='7 %'" in again.value.remedy, "how many were read is not known at the start"
