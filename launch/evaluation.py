@@ -18,7 +18,9 @@ from rich.table import Table
 
 from dist_ssl.checkpoint.folder_names import published
 from dist_ssl.distributed.world import World
-from dist_ssl.errors import ConfigError, DataError
+from dist_ssl.errors import ConfigError, DataError, printable
+from dist_ssl.evaluate.confidence import shown_interval
+from dist_ssl.evaluate.evidence import doubts
 from dist_ssl.evaluate.linear import Say
 from dist_ssl.runtime import jsonl
 from dist_ssl.runtime.files import write_atomically
@@ -29,6 +31,8 @@ from launch.evaluation_options import DataValues, Options
 from launch.run_dir import RunDir
 
 NUMBER = re.compile(r"[0-9]{1,18}")
+OF_QUERIES = ("knn_accuracy", "linear_accuracy", "best_epoch_accuracy")
+"""Accuracies that are shares of the queries, so that their confidence intervals follow."""
 ALL = 1 << 62
 """More images than any split has."""
 
@@ -67,10 +71,15 @@ class Evaluation:
     def table(self) -> Table:
         """Return the numbers as a table."""
         shown = Table(box=None, header_style="", pad_edge=False, show_header=False)
-        for key, value in self.content["numbers"].items():
+        numbers = self.content["numbers"]
+        for key, value in numbers.items():
             accuracy = key.partition(" ")[0].endswith(("accuracy", "same_class"))
             text = f"{100 * value:.2f} %" if accuracy else f"{value:.4g}" if isinstance(value, float) else str(value)
+            if key in OF_QUERIES and 0 <= value <= 1 and numbers.get("queries", 0) >= 1:
+                text = f"{text} {shown_interval(value, numbers['queries'])}"
             shown.add_row(key.replace("_", " "), text)
+        for doubt in self.content.get("doubts", ()):
+            shown.add_row("note", printable(doubt))
         return shown
 
 
@@ -150,5 +159,6 @@ def evaluated(run: RunDir, options: Options, data: DataValues, checkpoint: Path,
         "threads": config["threads"],
         "ranks": world.size,
         "seconds": round(time.monotonic() - started, 3),
+        "doubts": list(doubts(*frozen.labelled())) if any(key in measured.numbers for key in OF_QUERIES) else [],
     }
     return Evaluation(file_of(run, options, checkpoint.name, node.branch), content, measured.sheet)

@@ -21,7 +21,7 @@ def say_how_it_ended(run: RunDir, overrides: list[str], ending: Ending, console:
     `number`: that of the attempt, where a newer one may have taken the run over.
     """
     accuracy = RunView(run.folder, console).accuracy()
-    score = f" {accuracy}." if accuracy else ""
+    score = f" {accuracy}{of_what(run)}." if accuracy else ""
     if ending.outcome == FINISHED:
         lines = [f"Finished.{score}", *of_a_finished_run(run)]
     elif ending.outcome == STOPPED:
@@ -31,6 +31,13 @@ def say_how_it_ended(run: RunDir, overrides: list[str], ending: Ending, console:
         if not ending.unreadable and not 0 < number < run.newest_attempt():
             lines.append(from_old_weights(run) if ending.diverged else resume_with(run, overrides))
     console.print("\n  ".join(lines), highlight=False, markup=False)
+
+
+def of_what(run: RunDir) -> str:
+    """Return what must be said of an accuracy that was measured on the images of the training split; else nothing."""
+    data = run.config.get("data")
+    same = isinstance(data, dict) and data.get("val") is not None and data.get("val") == data.get("train")
+    return ", which are trained on: it says nothing of other images" if same else ""
 
 
 def resume_with(run: RunDir, overrides: list[str]) -> str:

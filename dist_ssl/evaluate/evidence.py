@@ -6,12 +6,19 @@ import numpy as np
 
 from dist_ssl.data.storage.manifest import Split
 from dist_ssl.errors import DataError
+from dist_ssl.evaluate.confidence import interval
+
+FEW = 100
+"""Images of which an accuracy is uncertain by more than 10 %."""
 
 
 def doubts(train: Split, val: Split) -> Iterator[str]:
     """Yield in sentences why the accuracy on a split says little of other images, if it does."""
     if val.name == train.name:
         yield f"data.val={val.name} is trained on: the accuracy says nothing of other images."
+    if (count := len(val.samples.labels)) < FEW:
+        low, high = interval(0.5, count)
+        yield f"'{val.name}' has {count} images only: an accuracy of a half is {100 * low:.0f} to {100 * high:.0f} %."
     known = np.unique(train.samples.labels)
     lacking = ~np.isin(val.samples.labels, known)
     if lacking.any():

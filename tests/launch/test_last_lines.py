@@ -41,6 +41,13 @@ def test_an_attempt_that_a_newer_one_took_over_is_not_resumed(run: RunDir) -> No
     assert "Resume with" in said(run, Ending(REFUSED, "The disk is full."), number=2)
 
 
+def test_an_accuracy_on_images_that_are_trained_on_is_said_to_be_that(run: RunDir) -> None:
+    (run.folder / "status.json").write_text('{"knn_accuracy": 0.5, "queries": 40, "step": 3, "epoch": 1}')
+    assert "40 images (95 %: 35.2 to 64.8).\n" in said(run, Ending(FINISHED))
+    (run.folder / "config.yaml").write_text("data: {source: null, train: train, val: train}\n")
+    assert "35.2 to 64.8), which are trained on: it says nothing of other images.\n" in said(run, Ending(FINISHED))
+
+
 def test_what_diverged_starts_anew_from_its_last_checkpoint_if_there_is_one(run: RunDir) -> None:
     diverged = Ending(REFUSED, "The loss is nan.", diverged=True)
     assert said(run, diverged) == "The loss is nan.\n  Nothing was saved yet: start a new run.\n"
