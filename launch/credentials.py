@@ -17,6 +17,18 @@ WEB_ADDRESS = re.compile(
 """An address on a web server, wherever it stands in an argument, up to the quote, bracket or comma that ends it."""
 SOME_ADDRESS = re.compile(rf"(?:{'|'.join((*WEB, *STORES))}):/.*", re.IGNORECASE | re.DOTALL)
 
+QUOTED = r"[\s\"'\\]*"
+LITERAL = r"(?![\s\"'\\]*[$`@])[^\s\"'$`]+"
+"""A value that is written out: no variable, no output of another command, no file."""
+IN_COMMANDS = (
+    rf"authorization{QUOTED}[:=]{QUOTED}(?:(?:bearer|basic|token|digest)\s+)?+{LITERAL}",
+    rf"(?<![\w-])[\w-]*(?:token|secret|password|passwd|sshpass|api-?_?key|access_?key)(?:_id)?{QUOTED}[:=]{QUOTED}{LITERAL}",
+    rf"(?<![\w-])--?[\w-]*(?:token|secret|password|passwd|api-?key)\s+{QUOTED}{LITERAL}",
+    rf"(?<![\w-])(?:-u|--user[ =]|--proxy-user[ =])\s*{QUOTED}[^\s\"'$:]+:{LITERAL}",
+    rf"(?<![\w-])sshpass\s+-p\s*{QUOTED}{LITERAL}",
+)
+IN_COMMAND = re.compile("|".join(IN_COMMANDS), re.IGNORECASE)
+"""How secrets are usually given to programs that fetch files; there are other ways, so it is a help and no promise."""
 COMMENT = re.compile(r"(.*?)((?:^|(?<=\s))#.*|$)", re.DOTALL)
 """A line of YAML: what comes before a comment, and the comment."""
 MOST_CONFIG = 1 << 20
@@ -33,6 +45,7 @@ def set_aside(arguments: list[str]) -> list[str]:
     take_file()
     for argument in arguments:
         key, _, value = argument.partition("=")
+        _check_command(key, value)
         command = PIPE in value or key.lstrip("+").startswith("cluster")
         if command and any(Address.parse(found).secret for found in WEB_ADDRESS.findall(argument)):
             raise ConfigError(
@@ -54,11 +67,27 @@ def check_config(node: Any, key: str = "") -> None:
     elif isinstance(node, list):
         for value in node:
             check_config(value, key)
-    elif isinstance(node, str) and any(has_secret(found[0]) for found in SOME_ADDRESS.finditer(node)):
+    elif isinstance(node, str):
+        _check_command(key, node)
+        if any(has_secret(found[0]) for found in SOME_ADDRESS.finditer(node)):
+            raise _with_login(key)
+
+
+def _with_login(key: str) -> ConfigError:
+    return ConfigError(
+        f"{key} is an address with credentials or a query, which no file of a run may contain.",
+        f"Write it as one plain word of the command, {key}=https://..., or into the environment as {ADDRESS}, or "
+        f"into a file of mode 0600 that {ADDRESS_FILE} names.",
+    )
+
+
+def _check_command(key: str, text: str) -> None:
+    """Raise ConfigError where a text has a `pipe:` command with a secret in it: the run keeps and shows the command."""
+    if PIPE in text and IN_COMMAND.search(text.partition(PIPE)[2]):
         raise ConfigError(
-            f"{key} is an address with credentials or a query, which no file of a run may contain.",
-            f"Write it as one plain word of the command, {key}=https://..., or into the environment as {ADDRESS}, or "
-            f"into a file of mode 0600 that {ADDRESS_FILE} names.",
+            f"The command in {key} has what looks like a secret, and files of the run would show it to others.",
+            "Let the command read it where it runs: from a file of yours, or from a variable, such as "
+            '-H "Authorization: Bearer $TOKEN".',
         )
 
 

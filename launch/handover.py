@@ -10,6 +10,7 @@ from rich.console import Console
 from dist_ssl.config.command_names import subcommand
 from dist_ssl.errors import ConfigError, printable
 from dist_ssl.runtime.strange_files import read_regular
+from launch import credentials
 from launch.private_cache import private_caches
 from launch.run_dir import PROJECT, RunDir
 from launch.source_commit import LEFT_OUT, SNAPSHOT, SOURCE, lost_files
@@ -24,8 +25,9 @@ def hand_over(run: RunDir, arguments: list[str], console: Console, script: str =
     """Replace this process by the same script in the run folder, if that folder's code differs from this code.
 
     `arguments`: the complete command line; `script`: name of the script in `launch/`. Returns only if the code is the
-    same, or older than the script. Where the installed command started this process, that of the run's code is used,
-    so that messages name it as before. Raises ConfigError where files of the run's code are missing.
+    same, or older than the script. Logins in addresses go by the environment. Where the installed command started this
+    process, that of the run's code is used, so that messages name it as before. Raises ConfigError where files of the
+    run's code are missing.
     """
     present = files(run.code)
     if present == files(PROJECT):
@@ -46,7 +48,8 @@ def hand_over(run: RunDir, arguments: list[str], console: Console, script: str =
     )
     name = subcommand(f"launch/{script}")
     start = ["-m", INSTALLED, name] if name and own.with_name("subcommands.py").is_file() else [str(own)]
-    command = [sys.executable, "-P", *start, *arguments]  # -P: its packages are found through PYTHONPATH only
+    words = credentials.set_aside(arguments)  # other users can read the words, and not the environment
+    command = [sys.executable, "-P", *start, *words]  # -P: its packages are found through PYTHONPATH only
     sys.stdout.flush()
     variables = {**private_caches(run.code), "PYTHONPATH": run.python_path()}
     os.execve(sys.executable, command, {**os.environ, **variables})

@@ -64,6 +64,59 @@ def test_a_command_would_not_get_them_back_and_is_refused(word: str) -> None:
     assert "sesame" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "curl -H 'Authorization: Bearer opensesame' https://host/%s",
+        "curl --header='authorization: Basic opensesame=' https://host/%s",
+        "curl -H X-Api-Key:opensesame https://host/%s",
+        'curl -H "PRIVATE-TOKEN: opensesame" https://host/%s',
+        "curl -u g4711:opensesame https://host/%s",
+        "curl -ug4711:opensesame https://host/%s",
+        "curl --user 'g4711:opensesame' https://host/%s",
+        "wget --password=opensesame -O - https://host/%s",
+        "wget --http-password opensesame -O - https://host/%s",
+        "TOKEN=opensesame fetch %s",
+        "AWS_SECRET_ACCESS_KEY=opensesame aws s3 cp s3://b/%s -",
+        "sshpass -p opensesame ssh host cat %s",
+        "SSHPASS=opensesame sshpass -e ssh host cat %s",
+    ],
+)
+def test_a_secret_in_a_command_is_refused_since_the_run_would_keep_the_command(command: str) -> None:
+    for word in (f"data.path=pipe:{command}", f"++data.path='pipe:{command}'", f"+data={{path: 'pipe:{command}'}}"):
+        with pytest.raises(ConfigError, match="looks like a secret") as caught:
+            credentials.set_aside([word])
+        assert "sesame" not in str(caught.value)
+        assert "4711" not in str(caught.value)
+    with pytest.raises(ConfigError, match="looks like a secret"):
+        credentials.check_config({"data": {"path": ["data/demo", f"pipe:{command}"]}})
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("cat /data/%s", "ssh host cat /data/%s", "aws s3 cp s3://bucket/%s -", "gsutil -u my-project cat gs://b/%s"),
+        *('curl -H "Authorization: Bearer $TOKEN" https://host/%s', "curl -H @$HOME/header https://host/%s"),
+        *(
+            'curl -u "$LOGIN" https://host/%s',
+            "curl -u ${USER}:${PASSWORD} https://host/%s",
+            "curl --netrc https://h/%s",
+        ),
+        *("curl -K ~/.curlrc https://host/%s", "get --token-file=/home/me/token %s", "get --token $(cat token) %s"),
+        *(
+            "sshpass -f pw ssh host cat %s",
+            "tar -xOf /token/secret.tar %s",
+            "PASSWORD_FILE=/x get %s",
+            "ssh u@h cat %s",
+        ),
+    ],
+)
+def test_a_command_that_reads_its_secret_where_it_runs_is_taken(command: str) -> None:
+    word = f"data.path=pipe:{command}"
+    assert credentials.set_aside([word]) == [word]
+    credentials.check_config({"data": {"path": f"pipe:{command}"}})
+
+
 def test_an_encoded_password_is_decoded_where_it_is_sent_and_never_shown() -> None:
     credentials.set_aside(["data.path=https://g4711:open%2Fsesame@host:8443/a@b/set"])
     address = Address.parse(restored("https://host:8443/a@b/set"))

@@ -13,6 +13,7 @@ from dist_ssl.errors import ConfigError
 from dist_ssl.runtime.files import remove
 from launch.handover import files, hand_over
 from launch.run_dir import PROJECT, RunDir
+from launch.variables import ADDRESS
 
 
 @pytest.fixture
@@ -55,6 +56,17 @@ def test_the_installed_command_stays_what_the_user_sees(run: RunDir, monkeypatch
     (run.folder / "source.json").unlink()  # which lists what was copied
     hand_over(run, ["run=run"], Console(quiet=True), "evaluate.py")
     assert became[1] == [sys.executable, "-P", str(run.code / "launch" / "evaluate.py"), "run=run"]
+
+
+def test_a_login_that_was_typed_is_no_word_of_the_new_command(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stands in the environment, where other users of the machine cannot read it."""
+    (run.code / "configs" / "config.yaml").write_text("seed: 1\n")
+    became: list[Any] = []
+    monkeypatch.setattr(os, "execve", lambda *given: became.extend(given))
+    monkeypatch.setenv(ADDRESS, "")
+    hand_over(run, ["resume=run", "data.path=https://g4711:opensesame@host/x"], Console(quiet=True))
+    assert became[1][-2:] == ["resume=run", "data.path=https://host/x"]
+    assert became[2][ADDRESS] == "https://g4711:opensesame@host/x"
 
 
 def test_another_script_is_that_of_the_other_code(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,10 @@ PIPE = "pipe:"
 PLACE = "%s"
 PORTLESS = re.compile(r"[^\[]*:(?!\d*$)")
 """A host that is followed by something else than a port: the beginning of a password."""
+AS_WRITTEN = "!$&'()*+,;=:@/?%-._~"
+"""Characters that libraries do not encode in a login or a query."""
+SHORTEST_SECRET = 6
+"""Characters of a value of a query, at least, that is hidden where it stands alone: a day is shorter."""
 SHELL_SAFE = re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_./-]*")
 
 
@@ -118,13 +122,22 @@ class Address:
 
     def scrub(self, text: str) -> str:
         """Return a library's message, which may quote the address, with credentials and query replaced by ***."""
-        login = (self.login, unquote(self.login))
-        for secret in filter(None, (self.query, *login, *(part for own in login for part in own.split(":", 1)))):
+        logins = _spellings(self.login)
+        parts = {part for own in logins for part in own.split(":", 1)}
+        values = {value for own in self.query.split("&") if len(value := own.partition("=")[2]) >= SHORTEST_SECRET}
+        found = logins | parts | _spellings(self.query).union(*map(_spellings, values))
+        for secret in sorted(filter(None, found), key=len, reverse=True):  # the whole before its parts
             text = text.replace(secret, "***")
         return text
 
     def __str__(self) -> str:
         return self.shown
+
+
+def _spellings(secret: str) -> set[str]:
+    """Return a part of an address as it is written, as libraries send it, and decoded."""
+    encoded = re.sub("%[0-9A-Fa-f]{2}", lambda found: found[0].upper(), quote(secret, safe=AS_WRITTEN))
+    return {secret, encoded, unquote(secret), unquote(encoded)}
 
 
 def _file(text: str) -> Address:

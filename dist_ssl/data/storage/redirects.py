@@ -65,7 +65,8 @@ def redirected(address: Address, before: str, place: str, from_public: bool | No
         url = parse_url(urljoin(before, place)).url
         public = check_redirect(address, before, url, from_public)
     except ValueError as error:  # of either library too, for brackets that are no address
-        raise DataError(f"{address} leads to an address that makes no sense ({error}).", "Check data.path.") from error
+        said = address.scrub(str(error))
+        raise DataError(f"{address} leads to an address that makes no sense ({said}).", "Check data.path.") from error
     return url, public
 
 

@@ -11,11 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 import urllib3
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from urllib3.util import parse_url
 
 from dist_ssl.data.storage import connections, fetch, redirects, transports
 from dist_ssl.data.storage.address import Address
@@ -201,6 +203,36 @@ def test_user_password_and_signature_are_sent_and_never_shown(server: Server, ca
         Fetcher(NO_TRIES).read(Address.parse("http://g4711:opensesame@127.0.0.1:9/x?sig=abc123"), MOST)
     told += [str(caught.value), caplog.text]
     assert not [text for text in told for word in ("opensesame", "wrong", "abc123", "old99", "g4711") if word in text]
+
+
+QUERIES = ("sig=open%2fsesame4711", "sig=open%2Fsesame4711", "sig=open%20sesame4711", "sig=opens\u00e9same4711")
+QUERIES += ("a=1&sig=opensesame4711==", 'sig=open"sesame4711')
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_what_a_library_makes_of_a_signature_is_not_shown_either(query: str) -> None:
+    """It may quote the address as it would send it, decode it, or quote one value of it."""
+    address = Address.parse(f"https://u4711:pass%2fword4711@host/x?{query}")
+    url = parse_url(f"https://u4711:pass%2fword4711@host/x?{query}")
+    value = query.rpartition("sig=")[2]
+    for text in (
+        url.url,
+        str(url.query),
+        str(url.auth),
+        unquote(url.url),
+        value,
+        unquote(value),
+        parse_url(address.url).url,
+    ):
+        assert "4711" not in address.scrub(f"cannot open {text}: no route"), text
+        assert address.scrub(f"cannot open {text}: no route").endswith(": no route")
+
+
+def test_a_redirect_that_makes_no_sense_is_not_quoted_with_the_signature(server: Server) -> None:
+    server.moved = {"/x": "http://[bad/?sig=opensesame4711"}
+    with pytest.raises(DataError, match="makes no sense") as caught:
+        Fetcher(QUICK).read(Address.parse(f"{server.url}/x?sig=opensesame4711"), MOST)
+    assert "opensesame4711" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
