@@ -102,7 +102,7 @@ def test_a_secret_in_a_command_is_refused_since_the_run_would_keep_the_command(c
             "curl -u ${USER}:${PASSWORD} https://host/%s",
             "curl --netrc https://h/%s",
         ),
-        *("curl -K ~/.curlrc https://host/%s", "get --token-file=/home/me/token %s", "get --token $(cat token) %s"),
+        *("curl -K ~/.curlrc https://host/%s", "get --token-file=/etc/token %s", "get --token $(cat token) %s"),
         *(
             "sshpass -f pw ssh host cat %s",
             "tar -xOf /token/secret.tar %s",
