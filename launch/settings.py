@@ -1,11 +1,13 @@
 """Composition of a config from command-line overrides, and the check of what a resume may change."""
 
+import contextlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import hydra
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
@@ -58,6 +60,8 @@ MACHINE = (
 
 OmegaConf.clear_resolver("oc.env")  # a value of the environment may be a secret, and configs are kept in files
 
+HYDRA = re.compile(r"""[\s+~'"]*hydra['"]*[.=:@/]""")
+"""The beginning of an override that sets Hydra itself."""
 PLACES = ("data.path", "data.into", "data.cache", "runs", "resume", "init")
 """Keys of folders and addresses: their value is taken literally, even where it has meaning in Hydra's grammar."""
 OF_A_RECIPE = ("schedule", "engine")
@@ -95,6 +99,7 @@ def _quoted(key: str, value: str) -> str:
 
 def compose(overrides: list[str], folder: Path) -> dict[str, Any]:
     """Return the resolved config of the tree in `folder` under overrides (`key=value`). Raises ConfigError."""
+    _refuse_hydras_own(overrides, folder)
     try:
         with hydra.initialize_config_dir(str(folder.resolve()), version_base="1.3"):
             found = hydra.compose("config", overrides=[legible(override) for override in overrides])
@@ -115,6 +120,22 @@ def compose(overrides: list[str], folder: Path) -> dict[str, Any]:
         values["extend"] = [values["extend"]]  # one length may be written without brackets
     credentials.check_config(values)
     return {str(key): value for key, value in values.items()}
+
+
+def _refuse_hydras_own(overrides: list[str], folder: Path) -> None:
+    """Raise ConfigError for settings of Hydra: it would look for configs elsewhere, and import a package for that."""
+    given = [override for override in overrides if HYDRA.match(override)]
+    file = folder / "config.yaml"
+    with contextlib.suppress(
+        OSError, ValueError, yaml.YAMLError, RecursionError
+    ):  # Hydra says what is wrong with such a file
+        found = yaml.load(file.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        given += [f"hydra in {file}"] if isinstance(found, dict) and "hydra" in found else []
+    if given:
+        raise ConfigError(
+            f"{given[0]} is not possible: configs are read from configs/ alone.",
+            "Leave it out, and put your files there.",
+        )
 
 
 def _drop_strays(values: dict[Any, Any], overrides: list[str], folder: Path) -> None:

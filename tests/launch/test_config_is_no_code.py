@@ -1,12 +1,16 @@
 """A config that somebody else wrote makes the launcher execute nothing and read nothing of the environment."""
 
 import pickle
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import torch.utils.collect_env
 
-from launch import slurm
+from dist_ssl.errors import ConfigError
+from launch import settings, slurm
+from launch.run_dir import PROJECT
 from tests.system.launching import words
 
 
@@ -72,6 +76,28 @@ def test_a_config_calls_nothing(
     assert "is outside dist_ssl" in text or "is not possible" in text or "is not a model of timm" in text
     assert not canary.exists()
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("by", ["word", "added word", "group", "file"])
+@pytest.mark.parametrize("place", ["pkg://theirs", "file://{folder}"])
+def test_a_config_imports_no_package_and_reads_no_other_folder(
+    by: str, place: str, canary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hydra imports a package in which it looks for configs."""
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "__init__.py").write_text(f"open({str(canary)!r}, 'w').close()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    shutil.copytree(PROJECT / "configs", tmp_path / "configs")
+    found = f"[{place.format(folder=tmp_path)}]"
+    kinds = {"word": "hydra.searchpath={}", "added word": "+hydra.searchpath={}", "group": "+hydra={{searchpath: {}}}"}
+    if by == "file":
+        config = tmp_path / "configs" / "config.yaml"
+        config.write_text(f'{config.read_text()}\n"h\\x79dra":\n  searchpath: {found}\n')
+    given = [kinds[by].format(found)] if by in kinds else []
+    with pytest.raises(ConfigError, match="configs are read from configs/ alone"):
+        settings.compose(given, tmp_path / "configs")
+    assert not canary.exists()
+    assert "theirs" not in sys.modules
 
 
 @pytest.mark.parametrize("way", ["oc.env:SERVICE_TOKEN", "env:SERVICE_TOKEN", "oc.decode:${{oc.env:SERVICE_TOKEN}}"])
