@@ -105,7 +105,7 @@ def train(job: Job) -> Outcome:
             job.meter.record(job.quarantine.metrics)
             if job.log_every.due(progress):
                 job.report(progress)
-            decision = job.agreement.step(progress, job.quarantine.news, job.checkpoint.writing)
+            decision = job.agreement.step(progress, job.quarantine.news, job.checkpoint.writing, job.checkpoint.stall)
             if decision.news:
                 job.contents.check()  # an image that cannot be read may be one of a shard that has changed
                 job.quarantine.share_news(progress)

@@ -10,13 +10,15 @@ UNKNOWN = float("nan")
 
 @dataclass
 class SaveCosts:
-    """Times in seconds. `stall`: that training waited since the last report; `written`: of the last save.
+    """Times in seconds. `stall`: that training waited since the last report; `last_stall`: when it last waited;
+    `written`: of the last save.
 
     `size`: bytes of the newest checkpoint, known to rank 0; `failed`, `damaged`: saves that failed and checkpoints that
     a restore passed over since the last report; `restored`: of the restore, until it has been reported.
     """
 
     stall: float = 0.0
+    last_stall: float = 0.0
     written: float = UNKNOWN
     size: float = UNKNOWN
     failed: int = 0
@@ -28,7 +30,8 @@ class SaveCosts:
         """Count the time within as a stall of training."""
         started = time.monotonic()
         yield
-        self.stall += time.monotonic() - started
+        self.last_stall = time.monotonic() - started
+        self.stall += self.last_stall
 
     @contextmanager
     def restoring(self) -> Iterator[None]:

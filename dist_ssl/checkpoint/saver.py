@@ -127,6 +127,11 @@ class Checkpoint:
         """Return whether this rank is writing beside training."""
         return self._running is not None and not self._running.ended
 
+    @property
+    def stall(self) -> float:
+        """Return the seconds for which training on this rank has waited for the newest save."""
+        return self._costs.last_stall
+
     def close(self, seconds: float | None = None) -> None:
         """Wait for the end of a running save, failed or not, before the process groups are destroyed.
 

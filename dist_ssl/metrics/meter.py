@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import psutil
@@ -17,17 +17,29 @@ from dist_ssl.metrics.table import check_keys, series_of
 from dist_ssl.metrics.table_row import Reduction
 from dist_ssl.protocols.sink import Sink
 
+LOOK_SECONDS = 10.0
+"""Seconds between two looks for a newer attempt, while reports are written."""
 log = logging.getLogger(__name__)
 
 
 class Meter:
     """The metrics recorded since the last flush. `total_samples`: of the whole run.
 
-    `sinks` and `goodput`, the account of the wall clock, are used by rank 0 only.
+    `sinks` and `goodput`, the account of the wall clock, are used by rank 0 only. `newest`: returns whether no newer
+    attempt has started: one that was forgotten, and has slept, must not write into the files of the newer one.
     """
 
-    def __init__(self, world: World, sinks: Sequence[Sink], total_samples: int, goodput: Goodput | None = None) -> None:
-        self.world, self.sinks, self.total_samples = world, sinks, total_samples
+    def __init__(
+        self,
+        world: World,
+        sinks: Sequence[Sink],
+        total_samples: int,
+        goodput: Goodput | None = None,
+        newest: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self.world, self.sinks, self.total_samples, self.newest = world, sinks, total_samples, newest
+        self._looked = -LOOK_SECONDS
+        self._superseded = False
         self.goodput = goodput if world.rank == 0 else None
         self._process = psutil.Process()
         self._clear()
@@ -70,11 +82,22 @@ class Meter:
                 sink.close()
 
     def _send(self, progress: Progress, values: Mapping[str, float]) -> None:
-        """Write a report to the sinks, with the position and the account of the wall clock."""
+        """Write a report to the sinks, with the position and the account of the wall clock; not of an old attempt."""
+        if self._is_superseded():
+            return
         spent = self.goodput.spend(self._own_costs()) if self.goodput else {}
         for sink in self._own_sinks():
             with _reported(sink):
                 sink.write(progress, {**values, **self._position(progress), **spent})
+
+    def _is_superseded(self) -> bool:
+        """Return whether a newer attempt has started; looked up by rank 0, now and then."""
+        now = time.monotonic()
+        if self.world.rank == 0 and not self._superseded and now - self._looked >= LOOK_SECONDS:
+            self._superseded, self._looked = not self.newest(), now
+            if self._superseded:
+                log.warning("A newer attempt of this run has started: this one reports nothing any more.")
+        return self._superseded
 
     def _own_costs(self) -> dict[str, float]:
         """Return this rank's sums of the metrics that say for what training waited."""

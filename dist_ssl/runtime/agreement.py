@@ -13,6 +13,9 @@ from dist_ssl.core.progress import Progress
 from dist_ssl.distributed.world import Pending, World
 from dist_ssl.runtime.signals import Signals
 
+MOST_SHARE = 0.05
+"""Share of the time for which training may wait for timed saves; those at counted steps are made as asked."""
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -28,7 +31,8 @@ class Agreement:
     """The agreement, called once per step. `save_every`: counted in steps or epochs, or timed by rank 0's clock.
 
     A timed interval begins at the end of the save before it, on the rank that writes longest: however slow the disk is,
-    the ranks train that long between two saves, and none waits for a timed save to make room for the next one.
+    the ranks train that long between two saves, and none waits for a timed save to make room for the next one. It is
+    lengthened where training would wait for saves for more than MOST_SHARE of the time.
     `keep_every`: counted; permanent checkpoints are saved at these positions too.
     """
 
@@ -40,12 +44,15 @@ class Agreement:
         self.save_every, self.keep_every = save_every, keep_every
         self._pending: Pending | None = None
         self._saved_at = time.monotonic()
+        self._stall = 0.0
 
-    def step(self, progress: Progress, news: bool = False, saving: bool = False) -> Decision:
+    def step(self, progress: Progress, news: bool = False, saving: bool = False, stall: float = 0.0) -> Decision:
         """Return the decision on the requests of the previous step; those of this step are decided at the next one.
 
         `news`: this rank has found something that all ranks must exchange. `saving`: it is writing a checkpoint.
+        `stall`: seconds for which it has waited for the newest save.
         """
+        self._stall = stall
         save, stop, reported, busy = self._pending.result() if self._pending else (0, 0, 0, 0)
         due = bool(save) or self.save_every.due(progress)
         due = due or (self.keep_every is not None and self.keep_every.due(progress))
@@ -68,5 +75,6 @@ class Agreement:
         """Return this rank's requests to save and to stop, 0 or 1 each."""
         if self.signals.received is not None:
             return 1, 1
-        late = time.monotonic() - self._saved_at >= self.save_every.amount
+        interval = max(self.save_every.amount, self._stall / MOST_SHARE)
+        late = time.monotonic() - self._saved_at >= interval
         return int(self.save_every.timed and self.world.rank == 0 and late), 0

@@ -77,6 +77,7 @@ def test_a_second_save_waits_for_the_first_and_the_wait_is_counted(tmp_path: Pat
     assert second.is_alive()
     gate.opened.set()
     second.join(WAIT)
+    assert own.stall >= 0.2
     assert own.metrics()["save_stall_seconds"] >= 0.2
     assert own.metrics()["save_stall_seconds"] == 0
     own.wait()

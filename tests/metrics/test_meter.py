@@ -213,3 +213,20 @@ def test_a_report_that_cannot_be_written_stops_neither_the_run_nor_the_other_sin
     for reason in ("No space left", "Is a directory", "Read-only"):
         assert "A report could not be written by Full: " in caplog.text
         assert reason in caplog.text
+
+
+def test_an_attempt_that_has_slept_reports_nothing_once_a_newer_one_has_started(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    newest, now, listener = [True], [5.0], Listener()
+    monkeypatch.setattr("dist_ssl.metrics.meter.time.monotonic", lambda: now[0])
+    meter = Meter(World(), [listener], total_samples=960, newest=lambda: newest[0])
+    meter.open(HERE)
+    meter.flush(HERE)
+    newest[0] = False
+    now[0] += 3600  # it was stopped, and is woken
+    meter.flush(HERE)
+    meter.flush(HERE)
+    meter.close()
+    assert [kind for kind, *_ in listener.heard] == ["open", "write", "close"]
+    assert caplog.text.count("A newer attempt of this run has started") == 1

@@ -96,6 +96,22 @@ def test_a_save_that_takes_longer_than_the_interval_leaves_the_interval_to_train
     assert saves == 1 + (3600 - 61) // 131  # each takes 70 s, 60 s pass after it, and two steps until the ranks agree
 
 
+@pytest.mark.parametrize(
+    ("interval", "expected"), [("60 seconds", [200, 401, 602]), ("300 seconds", [300, 601]), ("250 steps", [250, 500])]
+)
+def test_training_waits_for_timed_saves_for_a_twentieth_of_the_time_at_most(
+    clock: Callable[[float], None], interval: str, expected: list[int]
+) -> None:
+    agreed = Agreement(World(), Signals(), Duration.parse(interval))
+    found = []
+    for step in range(1, 700):
+        clock(step)
+        if agreed.step(at(step), stall=10.0).save:
+            found.append(step)
+    late = 0 if "steps" in interval else 1  # a timed save is decided a step after it is due
+    assert found == [step + late for step in expected]
+
+
 def slowest_writer(world: World) -> list[int]:
     """The steps at which a save is decided, where only rank 1 is still writing at steps 5 to 9."""
     with patch.object(agreement.time, "monotonic", lambda: 1e9):
