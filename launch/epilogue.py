@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from dist_ssl.checkpoint.folder_names import LATEST
-from dist_ssl.errors import EXIT_CODE
+from dist_ssl.errors import EXIT_CODE, printable
 from dist_ssl.runtime.end_names import FAILED, LOST, OUT_OF_TIME, PREEMPTED, STOPPED
 from dist_ssl.runtime.signals import TIME_LIMIT
 from launch import scheduler
@@ -111,7 +111,7 @@ def main(arguments: list[str]) -> int:
     note(replace(ending, again=why), outcome)  # first: a requeue kills this process
     print(f"attempt {number}: {ending.outcome}{f', requeued ({why})' if why else ''}", flush=True)
     if why and (refusal := persist(lambda: scheduler.requeue(job), lambda refusal: not refusal)):
-        print(f"Slurm refused to requeue job {job}: {refusal}", flush=True)
+        print(printable(f"Slurm refused to requeue job {job}: {refusal}"), flush=True)
         note(replace(ending, reason=f"Slurm refused to requeue the job ({why}): {refusal}"), outcome)
     announce(attempt, ending)  # last: the folder that it looks into may be another user's
     return 0

@@ -185,7 +185,7 @@ def say_why(error: Exception) -> None:
     elif something_is_gone(error):
         print(printable(f"Something else is gone: {type(error).__name__}: {error}"), file=sys.stderr)
     else:
-        traceback.print_exc()
+        print(printable(traceback.format_exc()), file=sys.stderr)
 
 
 def end(code: int) -> None:

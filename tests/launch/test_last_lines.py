@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from dist_ssl.errors import DisagreementError, TrainingError, UserError
+from dist_ssl.errors import DataError, DisagreementError, TrainingError, UserError
 from dist_ssl.runtime.end_names import FAILED, FINISHED, NOT_FINITE, PLANS_DIFFER, REFUSED, STOPPED
 from launch.ending import DISAGREED_CODE, DIVERGED_CODE, UNREADABLE_CODE, Ending, of_ranks
 from launch.last_lines import ENCODER, say_how_it_ended
@@ -117,3 +117,15 @@ def test_an_error_of_this_code_is_logged_with_its_stack_trace(capsys: pytest.Cap
     except ValueError as error:
         say_why(error)
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_no_log_of_a_rank_acts_on_the_terminal_of_whoever_reads_it(capsys: pytest.CaptureFixture[str]) -> None:
+    for error in (DataError("\x1b[2Ja", "b"), ConnectionResetError("\x1b[2Ja"), ZeroDivisionError("\x1b[2Ja\u202e")):
+        try:
+            raise error
+        except type(error):
+            say_why(error)
+    text = capsys.readouterr().err
+    assert text.count("\\x1b[2Ja") == 3
+    assert "Traceback" in text
+    assert all(character.isprintable() or character == "\n" for character in text)
