@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dist_ssl.config.bounds import MOST_COUNT
+from dist_ssl.errors import printable
 
 MOST_SIDE = 1 << 30
 """Largest side of an image, px."""
@@ -28,6 +29,10 @@ MOST_VALUES = 1 << 21
 """Most JSON values in it; a shard has five. A small text of empty objects would take 25 times its size in memory."""
 MOST_COLUMN_BYTES = 1 << 35
 """Largest file of columns that is read: a sample takes some 50 bytes, so that is 600 million samples of a split."""
+MOST_WHITE = 1e300
+"""Largest value that is white; JSON has whole numbers that no float can hold."""
+ALPHAS = ("white", "black", "drop")
+"""What shows through where an image is transparent."""
 HEADER_BYTES = 1 << 20
 """No file of columns has more bytes before its columns."""
 CHANGED = "It has changed since it was indexed: put the old one back, or make the shards again."
@@ -66,6 +71,33 @@ def place(entry: Mapping[str, Any], key: str, *, outside: bool = False) -> str:
     if not all(_is_name(part) for part in parts):
         raise ValueError(f"{key} is {value!r:.60}, which is no name of a file within the data set")
     return str(value)
+
+
+def names(entry: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    """Return a list of names, none where there is no such key; characters that act on a terminal are escaped."""
+    value = entry.get(key, [])
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise ValueError(f"{key} is {value!r:.60}, which is no list of names")
+    return tuple(printable(name) for name in value)
+
+
+def level(entry: object) -> dict[str, Any]:
+    """Return how a smaller copy was made. `side` is always there; older versions wrote some of the other keys only."""
+    if not isinstance(entry, dict):
+        raise ValueError(f"{entry!r:.60} describes no smaller copy")
+    whole(entry, "side", 1, MOST_SIDE)
+    if "quality" in entry:
+        whole(entry, "quality", 1, 100)
+    for key in entry.keys() & {"of", "identity"}:
+        digest(entry, key, "xxh3")
+    white, chroma, alpha = entry.get("range"), entry.get("chroma", ""), entry.get("alpha", "drop")
+    if not (white is None or (type(white) in (int, float) and 0 < white <= MOST_WHITE)):
+        raise ValueError(f"range is {white!r:.60}, which is no number above 0")
+    if not isinstance(chroma, str) or CONTROL.search(chroma):
+        raise ValueError(f"chroma is {chroma!r:.60}, which is no text")
+    if alpha not in ALPHAS:
+        raise ValueError(f"alpha is {alpha!r:.60}, which is none of {', '.join(ALPHAS)}")
+    return dict(entry)
 
 
 def split_name(value: object) -> str:

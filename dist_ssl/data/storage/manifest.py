@@ -264,10 +264,8 @@ def read(folder: Path | Address, fetcher: Fetcher | None = None, inside: str = "
             fields.split_name(name): _split(where, name, entry, get, inside)
             for name, entry in content["splits"].items()
         }
-        classes = tuple(str(name) for name in content.get("classes", ()))
-        copied = dict(content.get("copied", {}))
-        if copied:
-            fields.whole(copied, "side", 1, fields.MOST_SIDE)
+        classes = fields.names(content, "classes")
+        copied = fields.level(content["copied"]) if content.get("copied", {}) != {} else {}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is damaged: {error!r}.", "Make the shards again.") from error
     return Manifest(xxhash.xxh3_128_hexdigest(text), splits, classes, copied)

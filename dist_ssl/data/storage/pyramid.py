@@ -8,7 +8,6 @@ copy is read, and the level follows from the boxes alone: it is the same on ever
 Images that are no larger than a level are stored in it unchanged.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -87,24 +86,26 @@ def read(where: Address, originals: Manifest, get: Fetcher) -> dict[int, dict[st
         content = jsonl.parsed(text, fields.MOST_VALUES)
         if content["format"] != FORMAT:
             raise DataError(f"{path} has format {content['format']}: this version reads {FORMAT}.", _remade(where))
-        levels = {fields.whole(level, "side", 1, fields.MOST_SIDE): dict(level) for level in content["levels"]}
-        identities = [fields.digest(level, "identity", "xxh3") for level in levels.values()]
-        for level in levels.values():
-            _check_made(level)
+        of, levels = fields.digest(content, "of", "xxh3"), _levels(content["levels"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is damaged: {error!r}.", _remade(where)) from error
-    if identities and content["of"] != originals.identity:
+    if levels and of != originals.identity:
         raise DataError(f"{path} is of other originals than {where / manifest.NAME}.", _remade(where))
     return levels
 
 
-def _check_made(level: Mapping[str, Any]) -> None:
-    """Raise ValueError where an entry of a level names rules of images that cannot be; old ones have none."""
-    white, alpha = level.get("range"), level.get("alpha", "drop")
-    if not (white is None or (isinstance(white, int | float) and math.isfinite(white))):
-        raise ValueError(f"range is {white!r:.60}, which is no number")
-    if not isinstance(alpha, str):
-        raise ValueError(f"alpha is {alpha!r:.60}, which is no text")
+def _levels(entries: object) -> dict[int, dict[str, Any]]:
+    """Return the entries by the side of their level, px. Raises ValueError, KeyError where one is of no level."""
+    if not isinstance(entries, list):
+        raise ValueError(f"levels is {entries!r:.60}, which is no list")
+    levels: dict[int, dict[str, Any]] = {}
+    for entry in entries:
+        found = fields.level(entry)
+        fields.digest(found, "identity", "xxh3")
+        if found["side"] in levels:
+            raise ValueError(f"the level of {found['side']} px is there twice")
+        levels[found["side"]] = found
+    return levels
 
 
 def attach(

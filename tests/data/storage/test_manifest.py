@@ -485,11 +485,84 @@ def made_with(copy: Path, edit: dict[str, Any]) -> Path:
     return copy
 
 
-@pytest.mark.parametrize("edit", [{"range": [1]}, {"range": float("nan")}, {"range": {}}, {"alpha": 5}, {"side": "8"}])
+@pytest.mark.parametrize(
+    "edit",
+    [
+        *({"range": value} for value in ([1], float("nan"), {}, True, 10**400, -(10**400), 0, -1, "1")),
+        *({"alpha": value} for value in (5, None, "purple", ["white"], "\x1b[2J")),
+        *({"side": value} for value in ("8", True, 8.0, 0, -8, 2**31, None, [8])),
+        *({"identity": value} for value in (None, 7, "F" * 32, "0" * 31, "../" + "0" * 29, ["0" * 32])),
+        *({"quality": value} for value in ("95", 0, 101, True, 1.5, 2**70)),
+        *({"chroma": value} for value in (444, None, "\x1b[2J", ["444"])),
+        *({"of": value} for value in (7, None, "../x")),
+    ],
+    ids=ascii,
+)
 def test_a_level_with_rules_of_another_kind_is_damaged(copy: Path, edit: dict[str, Any]) -> None:
     where = Address(str(made_with(copy, edit)))
     with pytest.raises(DataError, match=r"pyramid\.json is damaged"):
         pyramid.attach(manifest.read(copy), where, [8], Fetcher(), RULES)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        *({"of": value} for value in (None, 7, ["0" * 32], "0" * 31, "\x1b[2J", {})),
+        *({"levels": value} for value in (None, 7, {}, "ab", [7], [None], [[["side", 8]]], {"side": 8})),
+    ],
+    ids=ascii,
+)
+def test_a_pyramid_of_another_kind_is_damaged(copy: Path, edit: dict[str, Any]) -> None:
+    path = made_with(copy, {}) / "pyramid.json"
+    assert pyramid.read(Address(str(copy)), manifest.read(copy), Fetcher()).keys() == {8}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **edit}))
+    with pytest.raises(DataError, match=r"pyramid\.json (is damaged|has format)"):
+        pyramid.read(Address(str(copy)), manifest.read(copy), Fetcher())
+
+
+@pytest.mark.parametrize("key", ["format", "of", "levels"])
+def test_a_pyramid_that_lacks_a_key_is_damaged(copy: Path, key: str) -> None:
+    path = made_with(copy, {}) / "pyramid.json"
+    content = json.loads(path.read_text())
+    del content[key]
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=rf"pyramid\.json is damaged: .*{key}"):
+        pyramid.read(Address(str(copy)), manifest.read(copy), Fetcher())
+
+
+def test_a_level_is_listed_once(copy: Path) -> None:
+    path = made_with(copy, {}) / "pyramid.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "levels": content["levels"] * 2}))
+    with pytest.raises(DataError, match=r"pyramid\.json is damaged: .*twice"):
+        pyramid.read(Address(str(copy)), manifest.read(copy), Fetcher())
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        *({"classes": value} for value in ("abc", {"a": 0}, [1, 2], [["a"]], [None], 7, None)),
+        *({"copied": value} for value in ([["side", 8]], "ab", 7, None, {"side": True}, {"side": 8, "quality": "x"})),
+        *({"splits": value} for value in ([], "ab", 7, None, {"val": []})),
+    ],
+    ids=ascii,
+)
+def test_a_manifest_of_another_kind_is_damaged(copy: Path, edit: dict[str, Any]) -> None:
+    change(copy, lambda content: content.update(edit))
+    with pytest.raises(DataError, match=r"manifest\.json (is damaged|has format)"):
+        manifest.read(copy)
+
+
+@pytest.mark.parametrize("shards", [None, 7, {}, "ab", [7], [None], [[]]], ids=ascii)
+def test_shards_of_another_kind_are_damage(copy: Path, shards: object) -> None:
+    change(copy, lambda content: content["splits"]["val"].update(shards=shards))
+    with pytest.raises(DataError, match=r"(is damaged|does not fit)"):
+        manifest.read(copy)
+
+
+def test_names_of_a_strangers_classes_do_not_act_on_a_terminal(copy: Path) -> None:
+    change(copy, lambda content: content.update(classes=["a\x1b[2J", "\ud800", "größe"]))
+    assert manifest.read(copy).classes == (r"a\x1b[2J", r"\ud800", "größe")
 
 
 def test_a_deeply_nested_pyramid_is_damaged(copy: Path) -> None:
