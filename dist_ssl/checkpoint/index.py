@@ -10,7 +10,6 @@ them, reads them with several threads, and verifies every piece that it reads fr
 import heapq
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -23,23 +22,20 @@ import torch
 import xxhash
 from torch import Tensor
 
-from dist_ssl.checkpoint.rank_file import CODES, DamagedError, RankFile, Written, as_bytes, not_opened, sync
+from dist_ssl.checkpoint.rank_file import DamagedError, RankFile, Written, as_bytes, not_opened, sync
 from dist_ssl.checkpoint.retries import with_retries
+from dist_ssl.checkpoint.table_rules import Table, gap, whole_table
 from dist_ssl.core.progress import Progress
 from dist_ssl.errors import CheckpointError
 from dist_ssl.protocols.engine import Piece, State
 from dist_ssl.runtime import jsonl
+from dist_ssl.runtime.strange_files import read_regular
 
 FORMAT = 2
+MOST_TABLE = 1 << 30
+"""Bytes of `state.json`, at most: a piece takes some 150."""
 READERS = 4
 """Number of reading threads: enough to keep a disk and two cores busy."""
-MOST_ELEMENTS = 1 << 40
-"""No tensor has more elements, even where one of its sides is 0."""
-MOST_SIDES = 64
-"""No tensor has more sides: torch reads no more."""
-RANK_FILE = re.compile(r"rank_[0-9]{5,18}\.safetensors")
-Table = dict[str, Any]
-"""Tensor names to {shape, dtype, pieces: [{file, start, count, xxh3}, ...]}, as plain values."""
 
 
 def rank_file_name(rank: int) -> str:
@@ -87,19 +83,9 @@ def join(written: Iterable[Written]) -> Table:
             row["pieces"].append({"file": e.file, "start": e.start, "count": e.count, "xxh3": e.xxh3})
     for name, row in table.items():
         row["pieces"].sort(key=lambda piece: (piece["start"], piece["count"]))
-        problem = _gap(row)
+        problem = gap(row)
         assert not problem, f"the pieces of '{name}' {problem}"
     return table
-
-
-def _gap(row: Mapping[str, Any]) -> str:
-    """Return why pieces, in order, do not make up a whole tensor; empty if they do."""
-    end = 0
-    for piece in row["pieces"]:
-        if piece["start"] != end and piece["count"]:
-            return "overlap or leave a gap"
-        end += piece["count"]
-    return "" if end == math.prod(row["shape"]) else "are not all of it"
 
 
 def write_table(file: Path, progress: Mapping[str, Any], written: list[Written]) -> None:
@@ -116,11 +102,12 @@ def read_table(folder: Path) -> tuple[dict[str, Any], Table, dict[str, tuple[int
     Raises DamagedError, CheckpointError.
     """
     try:
-        text = with_retries(folder / "state.json", (folder / "state.json").read_text)
+        path = folder / "state.json"
+        text = with_retries(path, lambda: read_regular(path, MOST_TABLE)).decode()
         content = jsonl.parsed(text)
         version, sealed = content["format"], content.pop("xxh3")
     except OSError as error:
-        raise not_opened(folder / "state.json", error) from error
+        raise not_opened(path, error) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"state.json: {error}") from error
     if sealed != seal(content) or text != sealed_text(content):
@@ -131,10 +118,7 @@ def read_table(folder: Path) -> tuple[dict[str, Any], Table, dict[str, tuple[int
             "Resume with the version of dist_ssl that wrote it.",
         )
     try:
-        table: Table = _of_whole_tensors(content["tensors"]) if version == 1 else content["tensors"]
-        files = {name: _of_file(row) for name, row in content.get("files", {}).items()}
-        for name, row in table.items():
-            _check(name, row)
+        table, files = whole_table(content, first=version == 1)
         return content["progress"], table, files
     except (KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"state.json: a key is missing or has another type ({error!r})") from error
@@ -146,46 +130,6 @@ def progress_of(values: dict[str, Any]) -> Progress:
         return Progress.from_json(values)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DamagedError(f"state.json: its progress cannot be read ({error!r})") from error
-
-
-def _of_file(row: Mapping[str, Any]) -> tuple[int, str]:
-    """Return the length and the header hash of a file. Raises TypeError, KeyError."""
-    length, header = row["length"], row["header"]
-    if type(length) is not int or not isinstance(header, str):
-        raise TypeError(f"a file has the length {length!r:.60} and the header {header!r:.60}")
-    return length, header
-
-
-def _check(name: str, row: Mapping[str, Any]) -> None:
-    """Raise DamagedError where a row of the table is impossible, even if the seal fits."""
-    if row["dtype"] not in CODES:
-        raise DamagedError(f"state.json: tensor '{name}' is of {row['dtype']}, which is unknown")
-    numbers = [*row["shape"], *(piece[key] for piece in row["pieces"] for key in ("start", "count"))]
-    if not all(type(number) is int and 0 <= number <= MOST_ELEMENTS for number in numbers):
-        raise DamagedError(
-            f"state.json: a number of elements of tensor '{name}' is not a whole number from 0 to {MOST_ELEMENTS}"
-        )
-    if len(row["shape"]) > MOST_SIDES or math.prod(side or 1 for side in row["shape"]) > MOST_ELEMENTS:
-        raise DamagedError(f"state.json: tensor '{name}' has a shape that no tensor has")
-    if problem := _gap(row):
-        raise DamagedError(f"state.json: the pieces of tensor '{name}' {problem}")
-    for piece in row["pieces"]:
-        if not RANK_FILE.fullmatch(piece["file"]):
-            raise DamagedError(f"state.json: tensor '{name}' lies in {piece['file']!r}, which is no rank's file")
-        if not isinstance(piece["xxh3"], str):
-            raise DamagedError(f"state.json: a hash of tensor '{name}' is no text")
-
-
-def _of_whole_tensors(table: Table) -> Table:
-    """Convert the table of format 1, in which every tensor lay whole in one file."""
-    return {
-        name: {
-            "shape": row["shape"],
-            "dtype": row["dtype"],
-            "pieces": [{"file": row["file"], "start": 0, "count": math.prod(row["shape"]), "xxh3": row["xxh3"]}],
-        }
-        for name, row in table.items()
-    }
 
 
 Wants = Callable[[str, tuple[int, ...]], range | None]

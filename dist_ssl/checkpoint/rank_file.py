@@ -24,6 +24,7 @@ from dist_ssl.checkpoint.retries import TRANSIENT, with_retries
 from dist_ssl.errors import CheckpointError
 from dist_ssl.protocols.engine import Piece
 from dist_ssl.runtime import jsonl
+from dist_ssl.runtime.strange_files import open_regular
 
 CHUNK_BYTES = 1 << 20
 HEADER_MOST_BYTES = 100_000_000
@@ -185,11 +186,11 @@ class RankFile:
     def __init__(self, path: Path, written: tuple[int, str] | None) -> None:
         self.path, self.name = path, path.name
         try:
-            self._handle = with_retries(path, lambda: os.open(path, os.O_RDONLY))
+            self._file = with_retries(path, lambda: open_regular(path))
         except OSError as error:
             raise not_opened(path, error) from error
         try:
-            self.length = os.fstat(self._handle).st_size
+            self.length = os.fstat(self._file.fileno()).st_size
             self._places = self._read_header(written)
         except (DamagedError, CheckpointError):
             self.close()
@@ -197,7 +198,7 @@ class RankFile:
 
     def close(self) -> None:
         """Close the file."""
-        os.close(self._handle)
+        self._file.close()
 
     def _read_header(self, written: tuple[int, str] | None) -> dict[str, tuple[int, int]]:
         """Return begin and end of each tensor's bytes, from the start of the file. Raises DamagedError."""
@@ -215,8 +216,7 @@ class RankFile:
         try:
             rows: dict[str, Any] = jsonl.parsed(bytes(text))
             rows.pop("__metadata__", None)
-            ends = {name: row["data_offsets"] for name, row in rows.items()}
-            return {name: (8 + count + begin, 8 + count + end) for name, (begin, end) in ends.items()}
+            return _places({name: row["data_offsets"] for name, row in rows.items()}, 8 + count, self.length)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DamagedError(f"{self.name}: its header cannot be read ({error})") from error
 
@@ -257,7 +257,7 @@ class RankFile:
     def _read(self, buffer: memoryview, offset: int) -> int:
         """Return how many bytes were read; after a transient error the file is opened anew, as a stale handle needs."""
         try:
-            return os.preadv(self._handle, [buffer], offset)
+            return os.preadv(self._file.fileno(), [buffer], offset)
         except OSError as error:
             if error.errno not in TRANSIENT:
                 raise
@@ -265,8 +265,24 @@ class RankFile:
 
 
 def _read_anew(path: Path, buffer: memoryview, offset: int) -> int:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        return os.preadv(handle, [buffer], offset)
-    finally:
-        os.close(handle)
+    with open_regular(path) as file:
+        return os.preadv(file.fileno(), [buffer], offset)
+
+
+def _places(offsets: Mapping[str, Any], first: int, length: int) -> dict[str, tuple[int, int]]:
+    """Return begin and end of each tensor's bytes, which lie between `first` and `length`, without an overlap.
+
+    `offsets`: the same as the header has them, counted from `first`; anybody may have written it. Raises ValueError,
+    TypeError.
+    """
+    found = {}
+    for name, (begin, end) in offsets.items():
+        if not (type(begin) is int and type(end) is int and 0 <= begin <= end <= length - first):
+            raise ValueError(f"tensor {name!r:.60} lies from {begin!r:.60} to {end!r:.60} of {length - first} bytes")
+        found[name] = (first + begin, first + end)
+    before = first
+    for name, (begin, end) in sorted(found.items(), key=lambda place: place[1]):
+        if begin < before:
+            raise ValueError(f"tensor {name!r:.60} and the one before it overlap")
+        before = end
+    return found

@@ -6,5 +6,7 @@ MOST_SEED = (1 << 63) - 1
 """Random numbers are keyed by 64 bits."""
 MOST_COUNT = 1 << 60
 """No run has as many samples and no file as many bytes; sums of several such numbers fit into int64."""
+MOST_OF_A_VIEW = 1 << 16
+"""The largest side of a view or of a patch in a recorded plan, px, and the most views of an image."""
 MAX_PIXELS = 100_000_000
 """The default of `data.max_pixels`: pixels of an image that is decoded."""

@@ -4,8 +4,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from dist_ssl.config.bounds import MOST_COUNT, MOST_EPOCHS
+from dist_ssl.config.bounds import MOST_COUNT, MOST_EPOCHS, MOST_OF_A_VIEW
 from dist_ssl.core.plan import EpochPlan
+
+RANGES = {
+    **dict.fromkeys(("lanes", "batch_size"), (1, MOST_COUNT)),
+    **dict.fromkeys(("image_size", "views", "candidates"), (1, MOST_OF_A_VIEW)),
+    **dict.fromkeys(("local_size", "local_views", "patch_size"), (0, MOST_OF_A_VIEW)),
+}
+"""The least and the largest value that a plan's whole numbers may have."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,7 @@ class Progress:
             count = row.get("count", 1)
             first = EpochPlan(**{key: value for key, value in row.items() if key != "count"})
             check_numbers({**vars(first), "count": count}, EpochPlan)
+            check_plan(first, row.get("fixed", []))
             if len(plans) + count > MOST_EPOCHS:
                 raise ValueError(f"a plan for {count} epochs is more than the {MOST_EPOCHS} that a run may have")
             plans += [first.numbered(first.epoch + further) for further in range(count)]
@@ -94,6 +102,8 @@ class Progress:
         found = cls(**{**values, "plans": tuple(plans)})
         if found.epoch > len(plans) or any(plan.epoch != number for number, plan in enumerate(plans)):
             raise ValueError(f"the plans are not those of the epochs up to {found.epoch + 1}")
+        if found.lane_offset:
+            check_place(found)
         return found
 
 
@@ -108,3 +118,23 @@ def check_numbers(values: Mapping[str, Any], kind: type) -> None:
         number = type(value) is int or (expected is float and type(value) is float)
         if expected in (int, float) and not (number and 0 <= value <= MOST_COUNT):
             raise ValueError(f"{name} is {value!r:.60}, which is no number from 0 to {MOST_COUNT}")
+
+
+def check_plan(plan: EpochPlan, fixed: object) -> None:
+    """Raise ValueError where no epoch can have this plan, whose values are numbers. `fixed`: that field, as written."""
+    for name, (least, most) in RANGES.items():
+        if not least <= getattr(plan, name) <= most:
+            raise ValueError(f"{name} is {getattr(plan, name)}, which is not from {least} to {most}")
+    if plan.batch_size % plan.lanes:
+        raise ValueError(f"batch_size is {plan.batch_size}, which is no multiple of lanes, {plan.lanes}")
+    if not 0 < plan.keep_tokens <= 1:
+        raise ValueError(f"keep_tokens is {plan.keep_tokens}, which is no share")
+    if not isinstance(fixed, list | tuple) or not all(isinstance(name, str) for name in fixed):
+        raise ValueError(f"fixed is {fixed!r:.60}, which is no list of names")
+
+
+def check_place(found: Progress) -> None:
+    """Raise ValueError where no step of its epoch's plan leads to a position within an epoch."""
+    plan = found.plans[found.epoch] if found.epoch < len(found.plans) else None
+    if plan is None or found.lane_offset % plan.samples_per_lane or found.samples_before < 0:
+        raise ValueError(f"lane_offset is {found.lane_offset}, to which no step of epoch {found.epoch + 1} leads")

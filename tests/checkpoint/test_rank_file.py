@@ -2,7 +2,9 @@
 
 import ctypes
 import errno
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,8 +14,9 @@ import safetensors.torch
 import torch
 
 from dist_ssl.checkpoint import rank_file
-from dist_ssl.checkpoint.index import RANK_FILE, rank_file_name
+from dist_ssl.checkpoint.index import rank_file_name
 from dist_ssl.checkpoint.rank_file import CODES, DamagedError, RankFile, as_bytes, write
+from dist_ssl.checkpoint.table_rules import RANK_FILE
 from dist_ssl.protocols.engine import Piece
 from tests.checkpoint.test_staging import KINDS, pieces
 
@@ -58,6 +61,54 @@ def test_what_has_no_header_is_damaged(tmp_path: Path, data: bytes) -> None:
 def test_a_header_that_says_nothing_is_damaged(tmp_path: Path, header: bytes) -> None:
     (tmp_path / "rank_00000.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     with pytest.raises(DamagedError, match="header cannot be read"):
+        RankFile(tmp_path / "rank_00000.safetensors", None)
+
+
+def described(file: Path, rows: dict[str, Any], data: bytes = bytes(16)) -> Path:
+    """Write a rank's file whose header has these rows."""
+    header = json.dumps(rows).encode()
+    file.write_bytes(len(header).to_bytes(8, "little") + header + data)
+    return file
+
+
+@pytest.mark.parametrize(
+    "offsets",
+    [
+        *([0, 16.0], [0.0, 16], [0.5, 15.5], [0, float("nan")], [float("-inf"), 16], [0, 1e308], [False, True]),
+        *(["0", "16"], [None, 16], [[], []], [0, {}], "01", {"0": 0, "16": 1}, 16, None, [], [16], [0, 8, 16]),
+        *(
+            [-1, 16],
+            [-16, 0],
+            [16, 0],
+            [8, 4],
+            [0, 17],
+            [17, 17],
+            [0, 2**63],
+            [2**64, 2**65],
+            [-(2**63), 16],
+            [10**400] * 2,
+        ),
+    ],
+    ids=repr,
+)
+def test_a_tensor_that_lies_nowhere_in_the_file_is_damage(tmp_path: Path, offsets: Any) -> None:
+    file = described(tmp_path / "rank_00000.safetensors", {"x": {"data_offsets": offsets}})
+    with pytest.raises(DamagedError, match="header cannot be read"):
+        RankFile(file, None)
+
+
+def test_tensors_that_overlap_are_damage(tmp_path: Path) -> None:
+    rows = {name: {"data_offsets": ends} for name, ends in (("a", [0, 8]), ("b", [8, 16]), ("none", [8, 8]))}
+    RankFile(described(tmp_path / "rank_00000.safetensors", rows), None).close()
+    rows["c"] = {"data_offsets": [7, 9]}
+    with pytest.raises(DamagedError, match=r"header cannot be read .*'c'.* overlap"):
+        RankFile(described(tmp_path / "rank_00000.safetensors", rows), None)
+
+
+@pytest.mark.parametrize("kind", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_what_is_no_regular_file_is_damage_and_not_waited_for(tmp_path: Path, kind: Callable[[Path], None]) -> None:
+    kind(tmp_path / "rank_00000.safetensors")
+    with pytest.raises(DamagedError, match="rank_00000"):
         RankFile(tmp_path / "rank_00000.safetensors", None)
 
 

@@ -318,7 +318,23 @@ SEALED: dict[str, Callable[[dict[str, Any]], object]] = {
         {f"model/{number}": table["tensors"]["model/weight"] for number in range(1000)}
     ),
     "a deep nesting": lambda table: table.update(more=nested(300)),
+    "no files": lambda table: table.pop("files"),
+    "a file without its length": lambda table: table["files"].clear(),
+    "a negative length": lambda table: table["files"]["rank_00000.safetensors"].update(length=-1),
+    "a file elsewhere": lambda table: table["files"].update({"../x": table["files"]["rank_00000.safetensors"]}),
+    "another number of ranks": lambda table: table.update(ranks="1"),
+    "a hash that is none": lambda table: table["tensors"]["model/weight"]["pieces"][0].update(xxh3="../x"),
+    "a text as a shape": lambda table: table["tensors"]["model/weight"].update(shape="35"),
+    "a repeated text as a shape of format 1": lambda table: of_format_1(table, ["x", 2**40]),
+    "a repeated list as a shape of format 1": lambda table: of_format_1(table, [[0] * 1000, 2**30]),
 }
+
+
+def of_format_1(table: dict[str, Any], shape: list[Any]) -> None:
+    """Let a table be one of format 1, with a tensor of this shape."""
+    row = table["tensors"]["model/weight"]
+    own = {"shape": shape, "dtype": row["dtype"], "file": "rank_00000.safetensors", "xxh3": "0" * 32}
+    table.update(format=1, tensors={"model/weight": own})
 
 
 @pytest.mark.parametrize("what", SEALED)
@@ -334,6 +350,25 @@ def test_a_table_that_was_edited_and_sealed_is_damage(tmp_path: Path, what: str)
         with pytest.raises(DamagedError, match=r"state\.json"):
             read(path.parent)
         assert restore(tmp_path)[0] == 1
+
+
+@pytest.mark.parametrize("kind", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_a_table_that_is_no_regular_file_is_damage_and_not_waited_for(
+    tmp_path: Path, kind: Callable[[Path], None]
+) -> None:
+    save(tmp_path, 1, 2)
+    state_file(tmp_path, 2).unlink()
+    kind(state_file(tmp_path, 2))
+    assert restore(tmp_path)[0] == 1
+
+
+def test_a_table_has_a_largest_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, 1, 2)
+    monkeypatch.setattr(index, "MOST_TABLE", state_file(tmp_path, 2).stat().st_size)
+    assert restore(tmp_path)[0] == 2
+    state_file(tmp_path, 2).open("a").write(" ")
+    with pytest.raises(DamagedError, match=r"state\.json: .* has more than"):
+        read(state_file(tmp_path, 2).parent)
 
 
 def test_two_files_swapped_within_a_checkpoint_are_noticed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -19,26 +19,26 @@ COUNTS = st.integers(0, 2**53)
 def of_its_epochs(progress: Progress, within: bool) -> Progress:
     """The position with plans that are those of its epochs, in the newest of which it is or behind which."""
     plans = tuple(plan.numbered(number) for number, plan in enumerate(progress.plans))
-    return replace(progress, plans=plans, epoch=max(0, len(plans) - within))
+    found = replace(progress, plans=plans, epoch=max(0, len(plans) - within))
+    return found.advance() if within and plans else found
 
 
 PLANS = st.builds(
-    EpochPlan,
+    lambda steps, **values: EpochPlan(batch_size=steps * values["lanes"], **values),
+    steps=st.integers(1, 2**20),
     epoch=COUNTS,
-    image_size=COUNTS,
+    image_size=st.integers(1, 2**16),
     magnitude=st.floats(0, 1),
-    views=COUNTS,
-    batch_size=COUNTS,
-    lanes=COUNTS,
-    keep_tokens=st.floats(0, 1),
-    patch_size=COUNTS,
+    views=st.integers(1, 2**16),
+    lanes=st.integers(1, 2**30),
+    keep_tokens=st.floats(0, 1, exclude_min=True),
+    patch_size=st.integers(0, 2**16),
 )
 POSITIONS = st.builds(
     Progress,
     epochs=COUNTS,
     step=COUNTS,
     epoch=COUNTS,
-    lane_offset=COUNTS,
     samples=COUNTS,
     attempt=COUNTS,
     plans=st.lists(PLANS, max_size=4).map(tuple),
@@ -95,12 +95,31 @@ def test_a_position_that_no_run_has_is_refused(key: str, value: object) -> None:
         Progress.from_json({**written, key: value})
 
 
-@pytest.mark.parametrize(("key", "value"), [("count", 2**40), ("count", -1), ("epoch", 1), ("magnitude", float("nan"))])
-def test_a_plan_that_no_epoch_has_is_refused(key: str, value: float) -> None:
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("count", 2**40), ("count", -1), ("epoch", 1), ("magnitude", float("nan")), ("scale", float("inf"))),
+        *(("lanes", 0), ("batch_size", 0), ("batch_size", 25), ("lanes", 5), ("lanes", 2**61)),
+        *(("image_size", 0), ("image_size", 2**40), ("local_size", 2**40), ("patch_size", 2**40)),
+        *(("views", 0), ("views", 2**40), ("local_views", 2**40), ("candidates", 0), ("candidates", 2**40)),
+        *(("keep_tokens", 0.0), ("keep_tokens", 1.5), ("fixed", "hue"), ("fixed", [1]), ("fixed", [["hue"]])),
+    ],
+)
+def test_a_plan_that_no_epoch_has_is_refused(key: str, value: object) -> None:
     written = json.loads(json.dumps(Progress(epochs=3).begin(PLAN).to_json()))
     written["plans"][0][key] = value
-    with pytest.raises(ValueError, match=r"which is no number|that a run may have|are not those of the epochs"):
+    with pytest.raises(ValueError, match=rf"{key}|that a run may have|are not those of the epochs"):
         Progress.from_json(written)
+
+
+@pytest.mark.parametrize(
+    "place", [{"lane_offset": 5}, {"lane_offset": 8, "samples": 40}, {"lane_offset": 8, "epoch": 1}]
+)
+def test_a_place_within_an_epoch_that_no_step_leads_to_is_refused(place: dict[str, int]) -> None:
+    written = Progress(epochs=3, samples=48, step=2).begin(PLAN).to_json()
+    assert Progress.from_json({**written, "lane_offset": 8}).samples_before == 0
+    with pytest.raises(ValueError, match="lane_offset"):
+        Progress.from_json({**written, **place})
 
 
 def test_a_position_is_frozen() -> None:
