@@ -32,7 +32,7 @@ MOST_COLUMN_BYTES = 1 << 35
 MOST_WHITE = 1e300
 """Largest value that is white; JSON has whole numbers that no float can hold."""
 ALPHAS = ("white", "black", "drop")
-"""What shows through where an image is transparent."""
+"""Backgrounds that show through where an image is transparent."""
 HEADER_BYTES = 1 << 20
 """No file of columns has more bytes before its columns."""
 CHANGED = "It has changed since it was indexed: put the old one back, or make the shards again."
