@@ -117,6 +117,11 @@ def shares(count: int) -> list[Any]:
     return [pytest.param(range(count), id=str(count)), pytest.param(chosen, id=str(ALL), marks=pytest.mark.chaos)]
 
 
+def some(accepted: int, inputs: range) -> bool:
+    """Return whether inputs were accepted and others were not, where there were enough of them to tell."""
+    return 0 < accepted < len(inputs) or len(inputs) < 100
+
+
 def tried(inputs: range, work: Callable[[random.Random], bool], *inside: Path, seconds: float | None = None) -> int:
     """Run the work with the random numbers of every input in a forked process; return how many inputs it accepted.
 

@@ -6,6 +6,7 @@ address at the other end, before anything is sent to it.
 
 import socket
 import time
+from contextlib import ExitStack
 from typing import Any
 
 import urllib3
@@ -15,11 +16,14 @@ from urllib3.util import parse_url
 from urllib3.util.connection import allowed_gai_family
 
 from dist_ssl.data.storage.bounded_responses import BoundedResponse
+from dist_ssl.data.storage.deadlines import Until
 from dist_ssl.data.storage.redirects import is_public
 from dist_ssl.errors import DataError
 
 CONNECTIONS = 32
 """Number of connections kept open per host."""
+HANDSHAKES = 3
+"""How many times the timeout of a connection agreeing on TLS may take: with a proxy, through it, and with the host."""
 ALL_ADDRESSES_SECONDS = 30.0
 """Bound of the time for which the addresses of a name are tried, one after the other: it may have thousands."""
 
@@ -38,9 +42,17 @@ class _Known(HTTPConnection):
     response_class = BoundedResponse
     public = True
 
+    def connect(self) -> None:
+        """See urllib3; the time of all handshakes together is bounded."""
+        with ExitStack() as self._while_connecting:
+            super().connect()
+
     def _new_conn(self) -> socket.socket:
         sock = self._to_first_address()
         self.public = is_public(sock.getpeername()[0])
+        if self.timeout is not None:
+            again = self._while_connecting.enter_context(sock.dup())  # TLS takes this one's place before it begins
+            self._while_connecting.enter_context(Until(again, time.monotonic() + HANDSHAKES * self.timeout))
         return sock
 
     def _to_first_address(self) -> socket.socket:
