@@ -45,6 +45,8 @@ BASES = {
     "tracker": "dist_ssl.metrics.trackers.detached.Tracker",
 }
 """The class from which those derive that a group, or a key of it, may name; a function says that it returns one."""
+MOST_TARGET = 128
+"""Characters of the import path of a class, at most: it may come from somebody else, and is imported step by step."""
 SHOWN = reprlib.Repr()
 """How a value appears in a message: in full up to a length that can be read, whatever it holds."""
 SHOWN.maxstring = SHOWN.maxother = SHOWN.maxlong = 200
@@ -115,7 +117,12 @@ def resolve(target: Any, key: str) -> Any:
     package = ALLOWED[group]
     if target is None:
         raise ConfigError(f"{key} is missing: it names the class.", "Choose an option of the group.")
-    module, _, name = str(target).rpartition(".")
+    if not isinstance(target, str) or len(target) > MOST_TARGET:
+        raise ConfigError(
+            f"{key}={SHOWN.repr(target)} is no import path of at most {MOST_TARGET} characters.",
+            f"Name a class or a function that is defined in {package}.",
+        )
+    module, _, name = target.rpartition(".")
     if not f"{module}.".startswith(f"{package}."):
         raise ConfigError(f"{key}={target} is outside {package}.", "Name a class or a function that is defined there.")
     try:

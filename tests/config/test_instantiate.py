@@ -170,6 +170,15 @@ def test_a_target_outside_of_the_groups_package_is_refused(target: str) -> None:
         instantiate({"_target_": target, "command": "true"}, "encoder")
 
 
+@pytest.mark.parametrize(
+    "target", [f"dist_ssl.models{'.a' * 5000}", "dist_ssl.models.encoders." + "x" * 10**6, 5, [[]]]
+)
+def test_a_target_that_is_no_import_path_is_one_short_message(target: object) -> None:
+    with pytest.raises(ConfigError, match=r"encoder\._target_=.* is no import path of at most") as caught:
+        resolve(target, "encoder._target_")
+    assert len(str(caught.value)) < 400
+
+
 @pytest.mark.parametrize("name", ["width_of", "Literal", "at_least", "ConfigError"])
 def test_what_a_module_only_imports_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=r"elsewhere|neither a class|does not exist"):
