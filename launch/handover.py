@@ -11,6 +11,7 @@ from dist_ssl.config.command_names import subcommand
 from dist_ssl.errors import ConfigError, printable
 from dist_ssl.runtime.strange_files import read_regular
 from launch import credentials
+from launch.compiled_code import copy_compiled
 from launch.private_cache import private_caches
 from launch.run_dir import PROJECT, RunDir
 from launch.source_commit import LEFT_OUT, SNAPSHOT, SOURCE, lost_files
@@ -25,12 +26,15 @@ def hand_over(run: RunDir, arguments: list[str], console: Console, script: str =
     """Replace this process by the same script in the run folder, if that folder's code differs from this code.
 
     `arguments`: the complete command line; `script`: name of the script in `launch/`. Returns only if the code is the
-    same, or older than the script. Logins in addresses go by the environment. Where the installed command started this
-    process, that of the run's code is used, so that messages name it as before. Raises ConfigError where files of the
-    run's code are missing.
+    same, or older than the script; the same code is given what is compiled of it here. Logins in addresses go by the
+    environment. Where the installed command started this process, that of the run's code is used, so that messages name
+    it as before. Raises ConfigError where files of the run's code are missing.
     """
     present = files(run.code)
     if present == files(PROJECT):
+        mine = run.folder.stat().st_uid == os.geteuid() and not run.code.is_symlink()
+        if mine and run.code.resolve() != PROJECT:
+            copy_compiled(PROJECT, run.code)
         return
     if lost := lost_files(run.folder, present):
         more = f", and {len(lost) - 1} more" if lost[1:] else ""

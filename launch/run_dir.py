@@ -30,6 +30,7 @@ from dist_ssl.errors import ConfigError, nearest
 from dist_ssl.runtime.files import write_atomically
 from dist_ssl.runtime.run_folder import RunFolder
 from dist_ssl.runtime.strange_files import read_regular
+from launch.compiled_code import copy_compiled
 from launch.half_made import new_folder, was_left
 from launch.run_files import read_report, read_words, read_yaml, write_yaml
 from launch.run_names import check_name, check_place
@@ -124,6 +125,7 @@ class RunDir(RunFolder):
             copy_for_owner(PROJECT / name, self.code / name)
         copied = (path.relative_to(self.code) for path in self.code.rglob("*") if path.is_file())
         write_source(self.folder, PROJECT, sorted(map(str, copied)))
+        copy_compiled(PROJECT, self.code)
         write_atomically(self.folder / "overrides.yaml", yaml.safe_dump(overrides), sync=True)
         write_yaml(self.config_file, {"format": FORMAT, **config})
 
