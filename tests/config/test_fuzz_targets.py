@@ -44,15 +44,17 @@ def foreign_targets() -> list[str]:
 
 def spelling(foreign: list[str], module: str, chance: random.Random) -> Any:
     """A target: of others, of this module, of what the module has only imported, or no name at all."""
-    kind = chance.randrange(6)
+    kind = chance.randrange(8)
     if kind == 0:
         return chance.choice(foreign)
     if kind == 1:
         return chance.choice(NASTY)
-    known = sorted(vars(importlib.import_module(module)))
+    known = sorted(vars(own := importlib.import_module(module)))
+    if kind in (2, 3, 4):
+        known = [name for name in known if getattr(getattr(own, name), "__module__", "") == module] or known
     name = chance.choice([*known, chance.choice(foreign), "__builtins__.eval", "os.system", "torch.hub.load"])
-    target = f"{module}{chance.choice(BETWEEN)}.{name}" if kind == 2 else f"{module}.{name}"
-    return mutated(target.encode(), chance).decode(errors="replace") if kind == 3 else target
+    target = f"{module}{chance.choice(BETWEEN)}.{name}" if kind == 5 else f"{module}.{name}"
+    return mutated(target.encode(), chance).decode(errors="replace") if kind == 4 else target
 
 
 @pytest.mark.parametrize("inputs", shares(300))
