@@ -1,4 +1,4 @@
-"""What Python has compiled of this code, for a run's copy of it: the processes of an attempt need not compile it again.
+"""Compiled modules for the copy of the code that a run makes: the processes of an attempt need not compile them again.
 
 What lay in the run's folder before is never kept, since it may be of somebody else: see `trust`.
 """

@@ -50,7 +50,7 @@ class _Known(HTTPConnection):
     def _new_conn(self) -> socket.socket:
         sock = self._to_first_address()
         self.public = is_public(sock.getpeername()[0])
-        if self.timeout is not None:
+        if self.timeout is not None and isinstance(self, HTTPSConnection):
             again = self._while_connecting.enter_context(sock.dup())  # TLS takes this one's place before it begins
             self._while_connecting.enter_context(Until(again, time.monotonic() + HANDSHAKES * self.timeout))
         return sock
