@@ -175,7 +175,8 @@ def doctored(folder: Path, whole: dict[str, bytes], chance: random.Random) -> No
         name = chance.choice([name for name in files if not name.endswith(".tar")])
         files[name] = mutated(files[name], chance)
     for name, data in files.items():
-        (folder / name).write_bytes(data)
+        if not (path := folder / name).is_file() or path.read_bytes() != data:
+            path.write_bytes(data)  # some file systems wait for the disk before a file is written anew
 
 
 SAMPLES = "train.samples.safetensors"

@@ -124,6 +124,8 @@ def doctored(folder: Path, whole: dict[str, bytes], chance: random.Random) -> No
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_symlink() or not path.is_file():
             path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+        elif path.read_bytes() == data:
+            continue  # some file systems wait for the disk before a file is written anew
         path.write_bytes(data)
     for name in chance.choices(sorted(whole), k=chance.randint(1, 3)):
         (folder / name).write_bytes(changed(name, whole[name], chance))
