@@ -1,6 +1,6 @@
 """The agent of a node: starts a worker per rank, forwards signals, and reports how the workers ended.
 
-    python -m launch.agent RUN_FOLDER ATTEMPT NODE NODES RANKS_PER_NODE
+    python -m launch.agent RUN_FOLDER ATTEMPT NODE NODES RANKS_PER_NODE     # NODE=allocation: as srun has numbered it
 
 A worker that fails ends the attempt: its agent creates a marker file in the attempt's folder, and on every node the
 other workers get a few seconds to notice the failure by themselves before they are killed. An agent whose parent
@@ -32,6 +32,10 @@ from launch.parent import alone
 from launch.run_dir import AttemptDir, RunDir, write_for_owner_alone
 from launch.variables import ATTEMPT, PARENT
 
+IN_ALLOCATION = "allocation"
+"""In place of a node's number: srun gives it."""
+STOP_IN_ALLOCATION = TIME_LIMIT
+"""Signal that srun passes on to agents and ranks, and an agent takes for SIGTERM: at that one srun would kill them."""
 POLL_SECONDS = 0.1
 LOOK_SECONDS = 1.0
 """Seconds between checks for the failure of another node."""
@@ -58,7 +62,8 @@ MOST_FILES = 1 << 16
 MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=4294967296"
 """glibc settings that keep freed memory in the process.
 
-The activations of the next step need it again; returning it to the system would cost a page fault per page.
+The activations of the next step need it again; returning it to the system would cost a page fault per page. The loader
+process of a rank inherits them: it decodes a third faster, and keeps no more than its threads once needed at a time.
 """
 
 
@@ -258,6 +263,9 @@ def main(arguments: list[str]) -> int:
     """Run the agent that the command line describes; return its exit code."""
     signals = Signals().listen()
     write_for_owner_alone()
+    if arguments[2] == IN_ALLOCATION:
+        arguments = [*arguments[:2], os.environ["SLURM_NODEID"], *arguments[3:]]
+        signal.signal(STOP_IN_ALLOCATION, lambda *_: signal.raise_signal(signal.SIGTERM))
     folder, attempt, node, nodes, ranks = Path(arguments[0]), *map(int, arguments[1:5])
     found = AttemptDir(RunDir(folder), attempt)
     try:

@@ -19,7 +19,7 @@ TYPES: dict[str, Any] = {
     "dry_run": bool,
     "data.path": Any,
     "data.source": str | None,
-    "cluster.kind": Literal["auto", "slurm", "local"],
+    "cluster.kind": Literal["auto", "slurm", "local", "allocation", "torchrun"],
     "cluster.extra": dict,
     "cluster.array": bool,
     "metrics.bind": str | None,

@@ -30,6 +30,9 @@ PATIENCE_SECONDS = 4.0
 class LocalAttempt:
     """One attempt whose agents all run on this machine."""
 
+    STOP = signal.SIGTERM
+    """Signal that asks an agent to stop its ranks."""
+
     def __init__(self, attempt: AttemptDir, nodes: int, ranks_per_node: int) -> None:
         self.attempt, self.nodes, self.ranks_per_node = attempt, nodes, ranks_per_node
         self.agents: list[subprocess.Popen[bytes]] = []
@@ -38,19 +41,26 @@ class LocalAttempt:
         """Start the agents, show the run until all of them have ended, and return how it ended."""
         signals = Signals().listen()
         console.file = cast(IO[str], Unread(console.file))
-        self.agents = [self._start(node) for node in range(self.nodes)]
+        self.agents = self._start_all()
         try:
             with RunView(self.attempt.run.folder, console) as view:
                 self._watch(signals, view)
         finally:
             self._kill()
-        codes = [agent.returncode for agent in self.agents]
+        codes = self._codes()
         ending = of_attempt(self.attempt, self.nodes, self.ranks_per_node, codes, self._log)
-        ending = _as_asked(ending, signals, codes)
+        ending = _as_asked(ending, signals, [agent.returncode for agent in self.agents])
         with contextlib.suppress(OSError):  # on a full disk the screen is the only report
             ending.write(self.attempt.outcome_file)
         announce(self.attempt, ending)
         return ending
+
+    def _start_all(self) -> "list[subprocess.Popen[bytes]]":
+        return [self._start(node) for node in range(self.nodes)]
+
+    def _codes(self) -> list[int | None]:
+        """Return the exit code of each node's agent, once it has ended."""
+        return [agent.returncode for agent in self.agents]
 
     def _start(self, node: int) -> "subprocess.Popen[bytes]":
         run = self.attempt.run
@@ -105,7 +115,7 @@ class LocalAttempt:
         view.say("Stopping: all ranks save at the same step. Press Ctrl-C again to kill them.")
         for agent in self.agents:
             if agent.poll() is None:
-                agent.send_signal(signal.SIGTERM)
+                agent.send_signal(self.STOP)
 
     def _kill(self) -> None:
         """Kill the remaining processes of every node: an agent and its workers are one process group."""
@@ -156,14 +166,14 @@ def fall_silent(*descriptors: int) -> None:
     os.close(nowhere)
 
 
-def _as_asked(ending: Ending, signals: Signals, codes: list[int]) -> Ending:
+def _as_asked(ending: Ending, signals: Signals, codes: list[int | None]) -> Ending:
     """Return the ending, with a failure turned into a stop if the user's own interrupts caused it."""
     if ending.outcome == FAILED and signals.count and _asked_for(signals, codes):
         return Ending(STOPPED, "Killed on request: a resume continues from the last checkpoint.")
     return ending
 
 
-def _asked_for(signals: Signals, codes: list[int]) -> bool:
+def _asked_for(signals: Signals, codes: list[int | None]) -> bool:
     """Return whether an agent was ended by what the user sent: SIGTERM at the first Ctrl-C, SIGKILL at the second."""
     sent = {-signal.SIGTERM, -signal.SIGKILL} if signals.count > 1 else {-signal.SIGTERM}
     return any(code in sent for code in codes)

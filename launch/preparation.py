@@ -19,6 +19,7 @@ from dist_ssl.runtime.files import write_atomically
 from dist_ssl.runtime.own_cores import own_cores
 from dist_ssl.runtime.strange_files import numbers
 from launch import (
+    allocation,
     batch_shape,
     cluster_options,
     credentials,
@@ -37,9 +38,9 @@ OF_THIS_COMMAND = ("wait=", "dry_run=", *launch_keys.OF_A_RUN)
 
 
 def choose_cluster(config: dict[str, Any], console: Console) -> None:
-    """Set `cluster.kind` to slurm or local; for `auto`, print why the nodes are local. Raises ConfigError."""
+    """Set a `cluster.kind` of `auto` to slurm or local, and print why the nodes are local. Raises ConfigError."""
     kind = config["cluster"]["kind"]
-    lacks = "" if kind == "local" or config["dry_run"] else _what_is_missing()
+    lacks = "" if kind in ("local", "allocation", "torchrun") or config["dry_run"] else _what_is_missing()
     if kind == "auto":
         config["cluster"]["kind"] = "local" if lacks else "slurm"
         if lacks:
@@ -48,7 +49,9 @@ def choose_cluster(config: dict[str, Any], console: Console) -> None:
             console.print(f"{lacks}: {nodes}.", highlight=False)
     elif lacks:
         raise ConfigError(f"cluster=slurm is not possible: {lacks}.", "Leave cluster out to run local processes.")
-    if config["cluster"]["kind"] == "slurm":
+    if kind == "allocation":
+        allocation.fit(config)
+    if config["cluster"]["kind"] != "local":
         submission.check(config["cluster"])
 
 
@@ -76,7 +79,7 @@ def fill_in(config: dict[str, Any]) -> None:
 
 
 def _requested(config: dict[str, Any]) -> tuple[int, int]:
-    """Return the GPUs and cores that a Slurm job requests per node."""
+    """Return the GPUs and cores that a Slurm job requests per node, or that torchrun finds there."""
     return cluster_options.gpus(config["cluster"]), config["cluster"]["cpus_per_task"] or 1
 
 

@@ -68,9 +68,9 @@ def state_of(run: RunDir, reported: float | None) -> tuple[str, str]:
 
 
 def is_local(attempt: AttemptDir) -> bool:
-    """Return whether an attempt was started without Slurm, as its config says."""
+    """Return whether an attempt was started without a job of its own, as its config says."""
     cluster = attempt.config.get("cluster")
-    return isinstance(cluster, dict) and cluster.get("kind") == "local"
+    return isinstance(cluster, dict) and cluster.get("kind") in ("local", "allocation", "torchrun")
 
 
 def newest_started(run: RunDir) -> AttemptDir | None:

@@ -35,7 +35,19 @@ from dist_ssl.config.command import INTERRUPTED_CODE, Screen, run_command
 from dist_ssl.config.run_keys import method_of
 from dist_ssl.errors import ConfigError, UserError
 from dist_ssl.runtime.end_names import STOPPED
-from launch import credentials, following, launch_keys, preparation, run_lock, scheduler, submission, sweep, trust
+from launch import (
+    credentials,
+    following,
+    launch_keys,
+    preparation,
+    run_lock,
+    scheduler,
+    submission,
+    sweep,
+    torchrun,
+    trust,
+)
+from launch.allocation import AllocationAttempt
 from launch.config_groups import keys_of_a_run
 from launch.ending import CODE_OF_OUTCOME, STOPPED_CODE
 from launch.environment_record import changes
@@ -55,8 +67,9 @@ Prepared = tuple[RunDir, dict[str, Any]]
 def run_here(run: RunDir, config: dict[str, Any], overrides: list[str], console: Console) -> int:
     """Run an attempt on this machine to its end; return the exit code. `overrides`: those of the resume command."""
     nodes, gpus = config["nodes"], len(visible_gpus())
+    kind = AllocationAttempt if config["cluster"]["kind"] == "allocation" else LocalAttempt
     refuse_second_job(run)
-    if 0 < gpus < (ranks := nodes * config["ranks_per_node"]):
+    if kind is LocalAttempt and 0 < gpus < (ranks := nodes * config["ranks_per_node"]):
         note = f"{gpus} GPUs are too few for {ranks} ranks: all ranks use the CPU. nodes=1 uses the GPUs."
         console.print(note, highlight=False)
     console.print(f"{RUN_FOLDER}{run.folder}", highlight=False)
@@ -64,7 +77,7 @@ def run_here(run: RunDir, config: dict[str, Any], overrides: list[str], console:
         console.print(note, highlight=False, markup=False)
     with run_lock.held(run.folder):
         attempt = run.new_attempt(config)
-        ending = LocalAttempt(attempt, nodes, config["ranks_per_node"]).run(console)
+        ending = kind(attempt, nodes, config["ranks_per_node"]).run(console)
     say_how_it_ended(run, overrides, ending, console, number=attempt.number)
     return CODE_OF_THE_COMMAND[ending.outcome]
 
@@ -146,8 +159,11 @@ def go(prepared: list[Prepared], overrides: list[str], console: Console) -> int:
     for run in {run for run, _ in prepared} - {run for run, _ in unfinished}:
         done = f"{run.folder} has finished: nothing is left to train."
         console.print(f"{done}\n  {train_longer(run)}", highlight=False, markup=False)
-    here = [(run, config) for run, config in unfinished if config["cluster"]["kind"] == "local"]
+    here = [(run, config) for run, config in unfinished if config["cluster"]["kind"] in ("local", "allocation")]
     jobs = [(run, config) for run, config in unfinished if config["cluster"]["kind"] == "slurm"]
+    for run, config in unfinished:
+        if config["cluster"]["kind"] == "torchrun":
+            torchrun.say_how(run, config, overrides, console)
     if jobs:
         submit(jobs, console)
     codes = run_all_here(here, overrides, console)

@@ -1,6 +1,7 @@
 """The worker of a rank: joins the process group, builds the job, trains, and reports the outcome as its exit code.
 
     python -m launch.worker RUN_FOLDER ATTEMPT
+    torchrun ... -m launch.worker run=RUN_FOLDER        # a new attempt, which rank 0 makes; further keys may follow
 
 RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE come from the agent, or from torchrun. The worker installs its signal
 handlers before it imports torch, and dies with its parent process, so that no rank is left behind on a node.
@@ -14,8 +15,9 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dist_ssl.checkpoint.folder_names import ENCODER
 from dist_ssl.distributed.place_variables import RANK
@@ -30,16 +32,20 @@ from dist_ssl.errors import (
 )
 from dist_ssl.runtime.log_setup import open_journal
 from dist_ssl.runtime.signals import Signals
-from launch import cluster_options, credentials
+from launch import cluster_options, credentials, run_lock
 from launch.ending import DISAGREED_CODE, DIVERGED_CODE, LOST_CODE, STOPPED_CODE, UNREADABLE_CODE
 from launch.parent import alone
 from launch.private_cache import use_private_cache
 from launch.restarts import restarts_before
 from launch.run_dir import AttemptDir, RunDir, write_for_owner_alone
+from launch.variables import PARENT
 
 if TYPE_CHECKING:
+    from dist_ssl.distributed.world import World
     from dist_ssl.train import Job, Outcome
 
+OF_TORCHRUN = "run="
+"""Beginning of the argument that names the run where torchrun starts the ranks."""
 WATCH_SECONDS = 0.5
 LOST_SECONDS = 3.0
 """Time that a save may still take when another rank is gone: enough for what only this rank has left to do."""
@@ -57,36 +63,63 @@ def die_with_parent() -> None:
 
 
 def train_attempt(attempt: AttemptDir, signals: Signals) -> int:
-    """Train until the end of the run or an agreed stop; return the exit code."""
+    """Train an attempt until the end of the run or an agreed stop; return the exit code."""
+    RunDir.open(attempt.run.folder)
+    with joined_ranks(attempt.config, attempt.meeting) as world:
+        return train_on(world, attempt, signals)
+
+
+def train_under_torchrun(run: RunDir, overrides: list[str], signals: Signals) -> int:
+    """Train a new attempt of a run on the ranks that torchrun has started; return the exit code."""
+    from launch import torchrun
+
+    RunDir.open(run.folder)
+    torchrun.check_place(run)
+    with joined_ranks(run.last_config(), None) as world:
+        attempt = torchrun.shared_attempt(run, overrides, world)
+        if attempt is None:
+            return 0
+        with run_lock.held(run.folder) if world.rank == 0 else contextlib.nullcontext():
+            code = explained_code(lambda: train_on(world, attempt, signals), attempt)
+            if world.rank == 0:
+                torchrun.note_ending(attempt, code)
+        if code not in (0, STOPPED_CODE):
+            end(code)  # the process groups cannot be left in order
+        return code
+
+
+@contextlib.contextmanager
+def joined_ranks(config: dict[str, Any], meeting: Path | None) -> "Iterator[World]":
+    """Yield the world of the ranks, which meet through the file `meeting`, or as torchrun says."""
     import torch
 
-    from dist_ssl.build import Place, build
     from dist_ssl.config.durations import Duration
     from dist_ssl.distributed.world import joined
     from dist_ssl.runtime.deferred_compiler import defer_compiler
     from dist_ssl.runtime.freed_memory import keep_freed_memory
-    from dist_ssl.train import Outcome
 
-    config = credentials.restored(attempt.config)
     if not config["engine"].get("compile"):
         defer_compiler()
     torch.set_num_threads(config["threads"])
-    torchrun = "TORCHELASTIC_RUN_ID" in os.environ
-    gpus = cluster_options.gpus(config["cluster"]) if config["cluster"]["kind"] == "slurm" else 0
-    one_machine = config["nodes"] == 1 or config["cluster"]["kind"] == "local"
-    meeting, seconds = None if torchrun else attempt.meeting, Duration.parse(config["timeout"]).amount
-    with joined(meeting, seconds, one_machine=one_machine, gpus=gpus) as world:
+    local = config["cluster"]["kind"] == "local"
+    gpus, one_machine = 0 if local else cluster_options.gpus(config["cluster"]), local or config["nodes"] == 1
+    with joined(meeting, Duration.parse(config["timeout"]).amount, one_machine=one_machine, gpus=gpus) as world:
         if world.device.type == "cpu":
             keep_freed_memory()
-        run = attempt.run
-        place = Place(run.folder, attempt.number, lambda: is_newest(attempt), restarts_before(attempt))
-        job = build(config, world, signals, place)
-        outcome = train_to_the_last_save(job)
-        job.agreement.drain()
-        job.meter.close()
-        job.ledger.close()
-        job.contents.close()
-        job.stream.close()
+        yield world
+
+
+def train_on(world: "World", attempt: AttemptDir, signals: Signals) -> int:
+    """Train on these ranks; return the exit code."""
+    from dist_ssl.build import Place, build
+    from dist_ssl.train import Outcome
+
+    place = Place(attempt.run.folder, attempt.number, lambda: is_newest(attempt), restarts_before(attempt))
+    job = build(credentials.restored(attempt.config), world, signals, place)
+    outcome = train_to_the_last_save(job)
+    job.agreement.drain()
+    for part in (job.meter, job.ledger, job.contents, job.stream):
+        part.close()
     if outcome is Outcome.FINISHED and world.rank == 0:
         write_encoder(attempt)
     return 0 if outcome is Outcome.FINISHED else STOPPED_CODE
@@ -163,16 +196,28 @@ def main(arguments: list[str]) -> int:
     signals = Signals().listen()
     write_for_owner_alone()
     use_private_cache()
+    if torchrun := arguments[0].startswith(OF_TORCHRUN):
+        os.environ[PARENT] = str(os.getppid())
     die_with_parent()
     open_journal()
-    attempt = AttemptDir(RunDir(Path(arguments[0])), int(arguments[1]))
+    run = RunDir(Path(arguments[0].removeprefix(OF_TORCHRUN)))
+    if torchrun:
+        return explained_code(lambda: train_under_torchrun(run, arguments[1:], signals))
+    attempt = AttemptDir(run, int(arguments[1]))
+    return explained_code(lambda: train_attempt(attempt, signals), attempt)
+
+
+def explained_code(work: Callable[[], int], attempt: AttemptDir | None = None) -> int:
+    """Return the exit code that the work returns, or that of its error, which is explained in the log.
+
+    The attempt keeps what a user can fix, if it is known.
+    """
     try:
-        RunDir.open(attempt.run.folder)
-        return train_attempt(attempt, signals)
+        return work()
     except Exception as error:
         known = explained(error)
         with contextlib.suppress(OSError):  # the log may lie on a full disk
-            if known:
+            if known and attempt:
                 attempt.give_reason(int(os.environ.get(RANK, "0")), str(known))
             say_why(error)
         return code_of(error)

@@ -1,5 +1,6 @@
 """The device of a rank: the GPU with its local rank's number, or the CPU; and how it computes in single precision."""
 
+import os
 import socket
 
 import torch
@@ -14,6 +15,12 @@ def own_device(local_rank: int, least: int = 0) -> torch.device:
     than it has ranks.
     """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    parts = os.environ.get("CUDA_VISIBLE_DEVICES", "").count("MIG-")
+    if parts > 1 and gpus < max(least, local_rank + 1):
+        raise ConfigError(
+            f"{socket.gethostname()} grants {parts} MIG instances: a process can use one, and NCCL connects none.",
+            "Train on one of them (ranks_per_node=1, and cluster.gpus_per_node=1), or on whole GPUs.",
+        )
     if gpus < least:
         raise ConfigError(
             f"{least} GPUs were requested for each node, and {socket.gethostname()} shows {gpus}.",

@@ -31,6 +31,8 @@ LEFT_SECONDS = 5.0
 """Age of a file that nobody has locked from which on it is left over: its creator locks it at once."""
 LOOK_SECONDS = 0.2
 """Delay after which a waiting rank checks whether the other rank's process has ended."""
+MOST_COUNTED = 1.0
+"""Seconds that count as waited between two looks, at most: it was suspended for the rest."""
 Bytes = npt.NDArray[np.uint8]
 
 
@@ -138,9 +140,10 @@ class SharedMemory:
 
     def _read(self, slot: int, rank: int, out: Bytes) -> None:
         """Copy a message once it is whole. Raises ConnectionError, or LostPeerError where its writer still runs."""
-        started = 0.0
+        late, looked = 0.0, 0.0
         while True:
-            late = time.monotonic() - started if started else 0.0
+            if looked:
+                late += min(time.monotonic() - looked, MOST_COUNTED)
             gone = self.all_locked and late > LOOK_SECONDS and self.liveness.gone(rank)  # before the last read
             seen = self.futexes.read(rank)
             hashed = int(self.hashes[slot, rank].copy().view(np.uint64)[0])
@@ -155,7 +158,7 @@ class SharedMemory:
                     f"Rank {rank} did not answer for {self.seconds:.0f} s.",
                     "Its log says why; timeout=10 minutes waits longer.",
                 )
-            started = started or time.monotonic()
+            looked = time.monotonic()
             self.futexes.wait(rank, seen)
 
     def fits(self, count: int) -> bool:

@@ -21,9 +21,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from dist_ssl.distributed.devices import own_device
-from dist_ssl.distributed.place_variables import LOCAL_RANK, LOCAL_SIZE, RANK, SIZE
+from dist_ssl.distributed.place_variables import LOCAL_RANK, LOCAL_SIZE, RANK, RESTARTS, SIZE
 from dist_ssl.distributed.rendezvous import machine_id
 from dist_ssl.distributed.shared_memory import SharedFile, SharedMemory, remove_left_over, shared_path
 from dist_ssl.distributed.store import meet
@@ -211,7 +212,8 @@ def joined(
     # with its device NCCL connects at once: a rank that cannot is known now, and later groups share connections
     backend, own = ("nccl", device) if device.type == "cuda" else ("gloo", None)
     if meeting is None:
-        dist.init_process_group(backend, timeout=wait, device_id=own)
+        store = torchrun_store(wait)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=wait, device_id=own)
     else:
         signed = meet(meeting, rank, size, seconds, one_machine=one_machine)
         store = PrefixStore("groups", signed if own is None else signed.inner)
@@ -221,6 +223,15 @@ def joined(
     world = World(rank, size, local_rank, local_size, device, host)
     yield replace(world, shared_memory=open_shared_memory(world, seconds) if size > 1 else None)
     dist.destroy_process_group()  # not after a failure: NCCL would wait for ranks that wait for this one
+
+
+def torchrun_store(wait: timedelta) -> PrefixStore:
+    """Return the store at MASTER_ADDR and MASTER_PORT, from which this start of the ranks sees its own values alone.
+
+    torchrun keeps it when it starts the ranks again: they would find the addresses of those that have ended.
+    """
+    store, *_ = next(rendezvous("env://", timeout=wait))
+    return PrefixStore(f"start {os.environ.get(RESTARTS, '0')}", store)
 
 
 def message_capacity(size: int) -> int:

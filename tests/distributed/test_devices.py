@@ -46,6 +46,21 @@ def test_a_node_that_lacks_gpus_is_named_and_does_not_train_on_its_cpu(
     assert own_device(0, shown).type == ("cuda" if shown else "cpu")
 
 
+@pytest.mark.parametrize(("rank", "asked"), [(0, 2), (1, 0)])
+def test_several_parts_of_a_gpu_are_refused_as_such(monkeypatch: pytest.MonkeyPatch, rank: int, asked: int) -> None:
+    show(monkeypatch, 1)  # torch finds the first MIG instance alone
+    monkeypatch.setattr("socket.gethostname", lambda: "n17")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-5c1c,MIG-77ab")
+    with pytest.raises(ConfigError, match="n17 grants 2 MIG instances: a process can use one"):
+        own_device(rank, asked)
+
+
+def test_one_part_of_a_gpu_is_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    show(monkeypatch, 1)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-5c1c")
+    assert own_device(0, 1) == torch.device("cuda", 0)
+
+
 def test_single_precision_is_exact_on_a_gpu_unless_tf32_is_asked_for() -> None:
     def products_and_convolutions() -> tuple[bool, bool]:
         return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32

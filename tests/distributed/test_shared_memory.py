@@ -50,6 +50,24 @@ def test_a_silent_rank_is_named(tmp_path: Path) -> None:
         memory.exchange(np.zeros(8, dtype=np.uint8))
 
 
+def test_the_time_for_which_a_job_was_suspended_does_not_count_as_waited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = SharedFile(tmp_path, 2, CAPACITY).path
+    own, other = (SharedMemory(path, rank, 2, CAPACITY, seconds=60) for rank in (0, 1))
+    now, zeros = [1.0], np.zeros(8, dtype=np.uint8)
+    woken_after = [86_400.0, 0.05]
+
+    def suspended(*_: int) -> None:
+        now[0] += woken_after.pop(0)
+        if not woken_after:
+            other.exchange(zeros)
+
+    monkeypatch.setattr("dist_ssl.distributed.shared_memory.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(own.futexes, "wait", suspended)
+    assert own.exchange(zeros).shape == (2, 8)
+
+
 def test_the_file_of_a_killed_rank_is_removed_at_the_next_start_and_no_other(tmp_path: Path) -> None:
     old = time.time() - 60
     creating = "from dist_ssl.distributed.shared_memory import SharedFile; import pathlib, os, sys; "

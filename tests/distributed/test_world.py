@@ -2,6 +2,7 @@
 
 import os
 import socket
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -147,9 +148,27 @@ def test_nccl_is_told_its_device(monkeypatch: pytest.MonkeyPatch, device: str) -
 
     monkeypatch.setattr(dist, "init_process_group", init)
     monkeypatch.setattr(world, "own_device", lambda *_: torch.device(device))
+    monkeypatch.setattr(world, "torchrun_store", lambda _: None)
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(Started), joined(None):
         pass
     expected = ("nccl", torch.device(device)) if device != "cpu" else ("gloo", None)
     assert (asked["backend"], asked["device_id"]) == expected
+
+
+def test_ranks_that_torchrun_starts_again_do_not_find_the_addresses_of_those_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """torchrun keeps its store, as this process does for the same port."""
+    with socket.create_server((LOOPBACK, 0)) as server:
+        port = server.getsockname()[1]
+    place = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": LOOPBACK, "MASTER_PORT": str(port)}
+    stores = []
+    for start in ("0", "1"):
+        for name, value in {**place, "TORCHELASTIC_RESTART_COUNT": start}.items():
+            monkeypatch.setenv(name, value)
+        stores.append(world.torchrun_store(timedelta(seconds=20)))
+    stores[0].set("address", "of a rank that has ended")
+    assert stores[0].check(["address"])
+    assert not stores[1].check(["address"])

@@ -31,10 +31,10 @@ PRINTED = "printed.txt"
 
 
 class Launch:
-    """`python launch/slurm.py WORDS` as a process group of its own."""
+    """`python launch/slurm.py WORDS` as a process group of its own; `within`: the command that starts it, if any."""
 
-    def __init__(self, *words: str, environment: dict[str, str] | None = None) -> None:
-        command = [sys.executable, str(PROJECT / "launch" / "slurm.py"), *words]
+    def __init__(self, *words: str, environment: dict[str, str] | None = None, within: tuple[str, ...] = ()) -> None:
+        command = [*within, sys.executable, str(PROJECT / "launch" / "slurm.py"), *words]
         self.process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,

@@ -1,6 +1,7 @@
 """On a real Slurm: the literal command finishes; preempted or out of time it goes on by itself with the same bits."""
 
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ from dist_ssl.runtime.end_names import FAILED, FINISHED
 from launch import following
 from launch import slurm as launcher
 from launch.ending import STOPPED_CODE, Ending
-from launch.run_dir import RunDir
+from launch.run_dir import PROJECT, RunDir
 from tests import slurm as cluster
 from tests.slurm import Slurm
 from tests.system.launching import (
@@ -218,6 +219,38 @@ def test_a_job_whose_node_dies_comes_back_by_itself(slurm: Slurm, demo_shards: P
         assert node not in slurm.record(job)["NodeList"]
         slurm.ask("scancel", job)
         await_that(lambda: nothing_left(folder), "its processes are gone")
+
+
+def test_a_run_in_an_allocation_stops_there_and_goes_on_and_a_killed_command_leaves_nothing(
+    slurm: Slurm, demo_shards: Path, tmp_path: Path
+) -> None:
+    folder, within = tmp_path / "held", ("salloc", "--quiet", "--nodes=2", "--exclusive")
+    given = words(demo_shards, tmp_path, "cluster=allocation", "name=held", *LONG)
+    code, text = run(slurm, *given)
+    assert code == 2, text
+    assert "this shell is in no allocation of Slurm" in text
+    launch = Launch(*given, environment=slurm.environment, within=within)
+    await_that(lambda: status(folder)["step"] > 5, "some steps")
+    command_of(launch).send_signal(signal.SIGINT)
+    code, text = launch.finish()
+    assert code == STOPPED_CODE, text
+    assert max(saved(folder)) == status(folder)["step"], "the last step made is the step saved"
+    for node in (0, 1):
+        assert Ending.read(folder / f"attempts/0001/node_000{node}.json"), "each node had an agent"
+        assert (folder / f"attempts/0001/logs/node_000{node}.log").is_file()
+    before = max(saved(folder))
+    launch = Launch(f"resume={folder}", environment=slurm.environment, within=within)
+    await_that(lambda: status(folder)["step"] > before + 5, "it has gone on")
+    command_of(launch).kill()
+    launch.finish()
+    await_that(lambda: nothing_left(folder), "its processes are gone")
+    assert max(saved(folder)) > before
+
+
+def command_of(launch: Launch) -> psutil.Process:
+    """The launcher that salloc has started."""
+    children = psutil.Process(launch.process.pid).children(recursive=True)
+    return next(p for p in children if str(PROJECT / "launch" / "slurm.py") in p.cmdline())
 
 
 def test_a_sweep_is_one_array(slurm: Slurm, demo_shards: Path, tmp_path: Path) -> None:

@@ -1,0 +1,103 @@
+"""A run whose ranks are started by torchrun, by hand or by Kubernetes: nobody but the ranks makes its attempts.
+
+`cluster=torchrun` makes the run folder and prints the command that every node executes (`command`). Each execution of
+it, and each restart by torchrun, is a new attempt, which rank 0 makes once the ranks have met (`shared_attempt`).
+"""
+
+import os
+import shlex
+import time
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from dist_ssl.distributed.place_variables import RESTARTS
+from dist_ssl.errors import ConfigError, UserError
+from dist_ssl.runtime.end_names import FAILED, NODE_LOST
+from launch import preparation
+from launch.ending import LOST_CODE, OUTCOME_OF_CODE, Ending
+from launch.environment_record import write_record
+from launch.run_dir import PROJECT, AttemptDir, RunDir
+
+if TYPE_CHECKING:
+    from dist_ssl.distributed.world import World
+
+SIGNS = ("TORCHELASTIC_RUN_ID", RESTARTS)
+"""Variables that torchrun sets."""
+
+
+def command(run: RunDir, config: dict[str, Any], overrides: list[str]) -> str:
+    """Return the command that starts and resumes the ranks of a node; `overrides`: those of a resume."""
+    nodes, folder = config["nodes"], run.folder.resolve()
+    place = "" if nodes == 1 else f"--nnodes={nodes} --node-rank=NODE --master-addr=HOST "
+    words = shlex.join([f"run={folder}", *overrides])
+    code = shlex.quote(str(folder / "code"))
+    return (
+        f"PYTHONSAFEPATH=1 PYTHONPATH={code} torchrun {place}--nproc-per-node={config['ranks_per_node']} "
+        f"--max-restarts=3 -m launch.worker {words}"
+    )
+
+
+def say_how(run: RunDir, config: dict[str, Any], overrides: list[str], console: Console) -> None:
+    """Print how to start the ranks of a run that was made for torchrun."""
+    console.print(f"Run folder: {run.folder}", highlight=False, markup=False)
+    where = "here" if config["nodes"] == 1 else "on every node (NODE: its number from 0; HOST: the address of node 0)"
+    console.print(f"Start its ranks {where}; the same command resumes it:", highlight=False, markup=False)
+    console.print(f"  {command(run, config, overrides)}", highlight=False, markup=False, soft_wrap=True)
+
+
+def check_place(run: RunDir) -> None:
+    """Raise ConfigError where this process runs other code than that of the run, or was not started by torchrun."""
+    if not all(sign in os.environ for sign in SIGNS):
+        raise ConfigError(
+            "launch.worker run=... was not started by torchrun.", f"Write: {command(run, run.last_config(), [])}"
+        )
+    if run.code.resolve() != PROJECT:
+        raise ConfigError(
+            f"The ranks run the code in {PROJECT}, and not that of the run.",
+            f"Write: {command(run, run.last_config(), [])}",
+        )
+
+
+def shared_attempt(run: RunDir, overrides: list[str], world: "World") -> AttemptDir | None:
+    """Return the new attempt that rank 0 makes for all ranks, on as many nodes and ranks as torchrun has started.
+
+    None where the run has finished: a restarted command then ends in order. Raises on every rank rank 0's UserError.
+    """
+    made: dict[str, Any] | None = None
+    if world.rank == 0:
+        try:
+            made = {"number": _new_attempt(run, overrides, world)}
+        except UserError as error:
+            made = {"problem": error.problem, "remedy": error.remedy}
+    answer = world.share(made)
+    if "problem" in answer:
+        raise ConfigError(answer["problem"], answer["remedy"])
+    return AttemptDir(run, answer["number"]) if answer["number"] else None
+
+
+def _new_attempt(run: RunDir, overrides: list[str], world: "World") -> int:
+    """Make an attempt whose config was checked for these ranks; return its number, 0 where nothing is left to train.
+
+    Raises UserError.
+    """
+    place = [f"nodes={world.size // world.local_size}", f"ranks_per_node={world.local_size}"]
+    run, config = preparation.resume([*overrides, *place], run.folder, Console(highlight=False))
+    if config["cluster"]["kind"] != "torchrun":
+        raise ConfigError(
+            f"cluster.kind={config['cluster']['kind']} is not for ranks that torchrun starts.", "Add cluster=torchrun."
+        )
+    if preparation.trained(run, config):
+        print(f"{run.folder} has finished: nothing is left to train.", flush=True)
+        return 0
+    attempt = run.new_attempt(config)
+    write_record(attempt, 0)
+    return attempt.number
+
+
+def note_ending(attempt: AttemptDir, code: int) -> None:
+    """Write how the attempt ended, as rank 0 knows it by its own exit code."""
+    outcome = OUTCOME_OF_CODE.get(code, FAILED)
+    lost = code == LOST_CODE
+    cause = NODE_LOST if lost else ""
+    Ending(outcome, attempt.reason(0), time.time(), lost=lost, cause=cause).write(attempt.outcome_file)
