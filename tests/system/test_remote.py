@@ -89,7 +89,7 @@ def resumed(run: Path, server: Server, folder: Path) -> tuple[str, set[int]]:
     file.touch(mode=0o600)
     file.write_text(f"{address(server)}\n")
     environment = {key: value for key, value in os.environ.items() if key != ADDRESS}
-    kept = (f"data.cache={folder / 'cache'}", "tracker=wandb")
+    kept = (f"data.cache={folder / 'cache'}", "tracker=[wandb,tensorboard]")
     held, go_on, fault = threading.Event(), threading.Event(), server.fault
 
     def hold(path: str) -> str:
@@ -155,6 +155,7 @@ def test_a_run_that_moves_to_a_server_ends_with_the_same_bits_and_tells_no_secre
     assert delivered(run) == delivered(tmp_path / "local")
     assert list((tmp_path / "cache").glob("*.tar"))
     assert list(run.glob("wandb/offline-run-*/*.wandb")), "what the tracker would send is searched too"
+    assert list(run.glob("tensorboard/events.*"))
     assert report.main([f"run={run}"]) == 0
     for path in ("report.html", "attempts/0001/logs/rank_00000.log", "attempts/0002/outcome.json", "counters.json"):
         assert (run / path).is_file(), "it is searched too"
