@@ -6,10 +6,12 @@ A job that saves and exits cleanly during its preemption grace time counts as co
 A rank must not requeue it either, because it cannot distinguish a preempted job from one that the user cancelled.
 The epilogue can: Slurm does not run it for a cancelled job, and Slurm's record of the job has the time of a preemption.
 A job is requeued too if no rank failed by itself, but a node, a rank's connection or a data server was lost: Slurm
-notices a dead node only minutes later, when the other ranks have long ended because of it.
+notices a dead node only minutes later, when the other ranks have long ended because of it. The node where something was
+lost is left out of the next attempt.
 """
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -25,6 +27,7 @@ from launch import scheduler
 from launch.end_notice import announce
 from launch.ending import Ending, of_attempt
 from launch.run_dir import AttemptDir, RunDir, write_for_owner_alone
+from launch.suspect_nodes import suspect_names
 
 MOST_LOST = 5
 """Number of attempts in a row that may be lost before they have saved anything; a checkpoint starts the count again."""
@@ -95,6 +98,14 @@ def note(ending: Ending, path: Path) -> None:
         print(f"{path} cannot be written: {error}", flush=True)
 
 
+def leave_out(job: str, suspects: list[str], given: str | None) -> None:
+    """Let a requeued job get none of the nodes where it was lost, besides those that the user excludes (`given`)."""
+    nodes = [*([given] if given else []), *suspects]
+    refusal = persist(lambda: scheduler.exclude(job, nodes), lambda refusal: not refusal)
+    said = f"could not be left out: {refusal}" if refusal else "is left out of the next attempt"
+    print(printable(f"{', '.join(suspects)} {said}"), flush=True)
+
+
 def main(arguments: list[str]) -> int:
     """Run the command line; return the exit code."""
     write_for_owner_alone()
@@ -110,9 +121,13 @@ def main(arguments: list[str]) -> int:
     why = why_again(ending, record, ending.saved, lost_in_a_row(run, number))
     note(replace(ending, again=why), outcome)  # first: a requeue kills this process
     print(f"attempt {number}: {ending.outcome}{f', requeued ({why})' if why else ''}", flush=True)
-    if why and (refusal := persist(lambda: scheduler.requeue(job), lambda refusal: not refusal)):
-        print(printable(f"Slurm refused to requeue job {job}: {refusal}"), flush=True)
-        note(replace(ending, reason=f"Slurm refused to requeue the job ({why}): {refusal}"), outcome)
+    if why:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what a requeue sends at once; this and its children have time
+        if refusal := persist(lambda: scheduler.requeue(job), lambda refusal: not refusal):
+            print(printable(f"Slurm refused to requeue job {job}: {refusal}"), flush=True)
+            note(replace(ending, reason=f"Slurm refused to requeue the job ({why}): {refusal}"), outcome)
+        elif why == LOST and (suspects := suspect_names(attempt, config["nodes"])):
+            leave_out(job, suspects, config["cluster"]["exclude"])
     announce(attempt, ending)  # last: the folder that it looks into may be another user's
     return 0
 

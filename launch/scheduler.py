@@ -46,6 +46,17 @@ def requeue(job: str) -> str:
     return complaints.strip() or f"exit code {code}" if code else ""
 
 
+def hosts(nodes: str) -> list[str]:
+    """Return the names of the nodes in Slurm's short form, `n[1-4]`, in order; none if Slurm does not answer."""
+    return run("scontrol", "show", "hostnames", nodes)[1].split() if nodes else []
+
+
+def exclude(job: str, nodes: list[str]) -> str:
+    """Let a job that waits to start get none of these nodes; return Slurm's error message, empty on success."""
+    code, _, complaints = run("scontrol", "update", f"JobId={job}", f"ExcNodeList={','.join(nodes)}")
+    return complaints.strip() or f"exit code {code}" if code else ""
+
+
 def is_configured() -> bool:
     """Return whether a cluster is configured, even if it does not answer now."""
     return NO_CLUSTER not in run("scontrol", "ping")[2]

@@ -102,7 +102,8 @@ class Slurm:
         self.nodes[name].wait()
         yield
         self.start_node(name)
-        self.ask("scontrol", "update", f"NodeName={name}", "State=RESUME")
+        words = ("scontrol", "update", f"NodeName={name}", "State=RESUME")  # refused where it has come back by itself
+        subprocess.run(words, env=self.environment, capture_output=True, check=False, timeout=60)
         _await_nodes(self)
 
 

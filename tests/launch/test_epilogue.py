@@ -10,7 +10,7 @@ from dist_ssl.runtime.end_names import FAILED, FINISHED, PLANS_DIFFER, REFUSED, 
 from launch import scheduler
 from launch.ending import DISAGREED_CODE, Ending, of_ranks
 from launch.epilogue import LOST, MOST_LOST, lost_in_a_row, main, own_job, persist, why_again
-from launch.run_dir import FORMAT, RunDir
+from launch.run_dir import FORMAT, AttemptDir, RunDir
 from launch.run_files import write_yaml
 from launch.scheduler import read_record
 
@@ -131,3 +131,46 @@ def test_a_full_disk_does_not_keep_a_preempted_job_from_coming_back(
     assert requeued == ["7"]
     assert told == [["7"]], "the alerts come after what the job depends on"
     assert "outcome.json cannot be written: [Errno 28] No space left" in capsys.readouterr().out
+
+
+@pytest.fixture
+def lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[RunDir, list[tuple[str, ...]]]:
+    """A run whose attempt on n1 to n3 is lost, and what Slurm is asked for after it; SIGTERM is as before then."""
+    run, asked = RunDir(tmp_path / "run"), []  # type: ignore[var-annotated]
+    run.begin({"nodes": 3, "ranks_per_node": 1, "cluster": {"exclude": "n7"}}, [])
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "n[1-3]")
+    monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
+    monkeypatch.setattr("launch.epilogue.announce", lambda *_: None)
+    monkeypatch.setattr("launch.epilogue.signal.signal", lambda *_: None)
+
+    def answer(*words: str) -> tuple[int, str, str]:
+        asked.append(words[1:])
+        return 0, {"hostnames": "n1\nn2\nn3\n", "job": "JobState=RUNNING"}.get(words[2], ""), ""
+
+    monkeypatch.setattr(scheduler, "run", answer)
+    run.new_attempt(run.config)
+    return run, asked
+
+
+@pytest.mark.parametrize(
+    ("reasons", "left_out"),
+    [
+        (("Rank 0: Connection closed by peer", None, "Rank 2: Connection reset"), "n7,n2"),
+        (("Rank 0: Connection closed", "Rank 1: CUDA error: uncorrectable ECC error encountered", None), "n7,n2"),
+        (("Rank 0: Connection closed", "Rank 1: Connection closed", "Rank 2: Connection closed"), ""),
+        ((None, None, None), ""),
+    ],
+)
+def test_a_node_where_something_was_lost_is_left_out_of_the_next_attempt(
+    lost: tuple[RunDir, list[tuple[str, ...]]], reasons: tuple[str | None, ...], left_out: str
+) -> None:
+    run, asked = lost
+    for node, reason in enumerate(reasons):
+        if reason:
+            Ending(FAILED, reason, lost=True).write(AttemptDir(run, 1).node(node))
+    assert main([str(run.folder), "1", "1"]) == 0
+    _, *after = asked[asked.index(("requeue", "7")) :]
+    assert [words for words in after if words[0] == "update"] == (
+        [("update", "JobId=7", f"ExcNodeList={left_out}")] if left_out else []
+    )

@@ -213,6 +213,7 @@ def test_a_job_whose_node_dies_comes_back_by_itself(slurm: Slurm, demo_shards: P
         (ending,) = endings(folder)
         assert (ending.outcome, ending.again, ending.lost) == (FAILED, "something was lost", True)
         before = max(saved(folder))
+        await_that(lambda: slurm.record(job)["ExcNodeList"] == node, "it is left out, by its job")
         # Slurm notices the dead node after SlurmdTimeout, minutes; until then the job waits for what it had there
         slurm.ask("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=dead")
         await_that(lambda: max(saved(folder)) > before, "it has gone on")
