@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NewType, TypeVar
 
 from dist_ssl.config.byte_sizes import parse_bytes
+from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.pyramid import check_sides
 from dist_ssl.errors import ConfigError, nearest, shortened
 from dist_ssl.runtime.own_cores import own_cores
@@ -89,6 +90,12 @@ def parse_path(text: str, key: str = "") -> Path:
         ) from error
 
 
+def parse_place(text: str, key: str) -> Path | Address:
+    """Return the path in a text, or the address of a folder elsewhere: `s3://bucket/set`. Raises ConfigError."""
+    where = Address.parse(text)
+    return parse_path(where.shown, key) if where.local else where
+
+
 def parse_choice(text: str, key: str, choices: Sequence[str]) -> str:
     """Return the text where it is one of the choices. Raises ConfigError."""
     if text not in choices:
@@ -150,6 +157,7 @@ def parse_held_out(text: str, key: str) -> HeldOut:
 PARSERS: dict[Any, Callable[[str, str], Any]] = {
     str: lambda text, _key: text,
     Path: parse_path,
+    Address: parse_place,
     int: parse_whole,
     float: parse_positive,
     NotNegative: parse_not_negative,

@@ -20,7 +20,7 @@ import shlex
 import sys
 import textwrap
 from collections.abc import Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -48,6 +48,8 @@ SOURCES: dict[str, ImageSource] = {
 }
 
 QUOTE = "'"
+AT_ONCE, FEW = 8, 100
+"""Requests at a time, and pictures that are looked at, where tars are elsewhere."""
 
 
 def source_of(name: str) -> ImageSource:
@@ -65,10 +67,11 @@ def make(source: str, out: Path | None, console: Console, options: Any = None) -
     found.write(out, options or found.options(), console)
 
 
-def report(folder: Path, console: Console, fit: bool = True) -> None:
+def report(folder: Path, console: Console, fit: bool = True, away: Address | None = None) -> None:
     """Print what was made, and the command that trains on it.
 
     `fit`: choose encoder, sizes, views and length by what the pictures are; the defaults are those of the demo data.
+    `away`: where the tars are, if that is elsewhere.
     """
     found = manifest.read(folder)
     for name, split in found.splits.items():
@@ -80,11 +83,20 @@ def report(folder: Path, console: Console, fit: bool = True) -> None:
     if sides:
         say(console, f"levels: {', '.join(f'{side} px' for side in sides)}")
     white = depth.warn_of(folder, found, console)
+    if away:
+        found = elsewhere(found, away)
+        files = ", ".join([manifest.NAME, *(f"{name}.samples.safetensors" for name in found.splits)])
+        say(console, f"Copy {files} from {folder} to {away}, beside the tars. Then:")
     chosen = choices_for(folder, found, console) if fit else plain_choices(found)
-    options = ["method=mocov3", "nodes=1", "data=shards", f"data.path={folder}", *words(chosen)]
+    options = ["method=mocov3", "nodes=1", "data=shards", f"data.path={away or folder}", *words(chosen)]
     options += [f"data.pyramid=[{','.join(map(str, sides))}]"] if sides else []
     options += [f"data.range={white}"] if white else []
     say(console, f"python launch/slurm.py {shlex.join(options)}")
+
+
+def elsewhere(data: manifest.Manifest, where: Address) -> manifest.Manifest:
+    """Return the same data set with its shards behind an address."""
+    return replace(data, splits={name: replace(split, folder=where) for name, split in data.splits.items()})
 
 
 def plain_choices(data: manifest.Manifest) -> list[KeyChoice]:
@@ -99,7 +111,8 @@ def choices_for(folder: Path, data: manifest.Manifest, console: Console) -> list
     The range of deep pictures is not among them: `depth` looks at all splits.
     """
     try:
-        facts = measure_shards(data, ONE_PER_CORE)
+        here = all(split.folder.local for split in data.splits.values())
+        facts = measure_shards(data, ONE_PER_CORE) if here else measure_shards(data, AT_ONCE, sample=FEW)
     except DataError as error:
         say(console, f"{error.problem} So the command below has the settings of the demo data.")
         return plain_choices(data)
@@ -129,18 +142,23 @@ def run(arguments: list[str], console: Console) -> int:
     folder = parse_path(out, "out") if out else None
     if source is None and not (smaller and folder):
         raise ConfigError("source=... is missing.", f"Set it to one of: {', '.join(SOURCES)}.")
+    away: Address | None = None
     if source is not None:
         options = fill(source_of(source).options, given, f"source={source}")
-        made = folder or (options.path if source_of(source).in_place else None)
+        place = options.path if source_of(source).in_place else None
+        away = place if isinstance(place, Address) else None
+        made = folder or (None if away else place)
         if smaller and made and (made / manifest.NAME).exists():
             say(console, f"{made} has its shards already: they are not changed.")
         else:
             make(source, folder, console, options)
         folder = made
     assert folder
+    if smaller and away:
+        raise ConfigError(f"pyramid=... reads every image of {away}.", "Download the tars, and make the levels there.")
     if smaller:
         levels.write(folder, smaller, console)
-    report(folder, console, fit=source is None or not source_of(source).drawn)
+    report(folder, console, fit=source is None or not source_of(source).drawn, away=away)
     return 0
 
 

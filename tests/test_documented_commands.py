@@ -44,6 +44,7 @@ NOT_RUN = {
     r"python launch/slurm\.py method=uniform": "the reader writes its files; tests/test_contributing.py trains it",
     r"python launch/slurm\.py follow=": "needs a job of Slurm; tests/launch/test_following.py",
     r"python shards/make\.py source=(cifar10|garments)": "downloads; tests/shards has their readers",
+    r"python shards/make\.py source=tars path=(s3|https):": "needs a server; tests/shards/test_remote_tars.py has one",
     r"python launch/slurm\.py KEY=VALUE|python shards/verify\.py$|torchrun --standalone$": "names a command, runs none",
 }
 """Commands that no test runs, and why; what they name is checked instead."""

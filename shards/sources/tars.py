@@ -11,13 +11,17 @@ otherwise `KEY.ANYTHING.EXT`. With `image`, it is `KEY.image`. KEY ends before t
 reads it (`keys=first`), or before the last (`keys=last`); by default before the last if most images would be lost
 otherwise, because names have dots of their own (`cam1.000001.jpg`), which is said.
 
+`path=https://host/folder` or `s3://bucket/folder` (`gs://`), with `out=FOLDER`, indexes tars elsewhere: each is fetched
+once, and nothing of it is kept but its index. A web server does not list its files, so `train='train-{000..146}.tar'`
+names them there. Put the files of FOLDER beside the tars, and train with `data.path=` that address.
+
 The text of `KEY.cls` is the sample's label. If the labels are 0, 1, ..., n - 1, these are the numbers of the classes;
 else the sorted labels are numbered, and the manifest lists them. `labels=false` leaves them out.
 """
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,12 +34,15 @@ from rich.progress import Progress, TaskID
 
 from dist_ssl.config.command import say
 from dist_ssl.data.storage import manifest
-from dist_ssl.errors import DataError, shortened
+from dist_ssl.data.storage.address import Address
+from dist_ssl.data.storage.fetch import Fetcher
+from dist_ssl.errors import ConfigError, DataError, shortened
 from dist_ssl.runtime.strange_files import open_regular
-from shards.archive import KINDS, index
+from shards.archive import KINDS, Index, index
 from shards.command_line import ONE_PER_CORE, Threads, counted_kinds
 from shards.image_source import ImageSource
 from shards.pack import bar
+from shards.remote_tars import RemoteTars, Rules, names_of_splits, records
 from shards.tar_files import DECOMPRESS, all_tars, compressed_tars, compression_of, tars_of_splits
 
 
@@ -47,7 +54,7 @@ class TarOptions:
     take the labels of `.cls` members; `keys`: where the key of a name ends, before its first or its last dot.
     """
 
-    path: Path
+    path: Address | Path
     train: str | None = None
     val: str | None = None
     image: str | None = None
@@ -57,16 +64,41 @@ class TarOptions:
 
 
 def write(out: Path | None, options: TarOptions, console: Console) -> None:
-    """Index the tars and write the manifest into `out`, by default beside them. Raises DataError."""
-    folder = out or options.path
-    if not options.path.is_dir():
-        raise DataError(f"path={options.path} is not a folder.", "Set path to the folder of the tars.")
+    """Index the tars and write the manifest into `out`, by default beside them. Raises ConfigError, DataError."""
+    where = options.path
+    if out is None and isinstance(where, Address):
+        raise ConfigError(
+            f"path={where} needs out=..., a folder of this machine.",
+            "Write out=data/index; copy its files to the tars.",
+        )
+    folder = out or Path(str(where))
+    if isinstance(where, Path) and not where.is_dir():
+        raise DataError(f"path={where} is not a folder.", "Set path to the folder of the tars.")
     if (folder / manifest.NAME).exists():
         raise DataError(f"{folder} has a manifest.json already.", "Remove it to index the tars again.")
-    paths = tars_of_splits(options.path, options.train, options.val)
-    indexed = with_keys([path for own in paths.values() for path in own], folder, options, console)
-    left = iter(indexed)
-    tars = {split: [next(left) for _ in own] for split, own in paths.items()}
+    if isinstance(where, Address):
+        fetcher = Fetcher()
+        with records(folder) as part:
+            names = names_of_splits(where, options.train, options.val, fetcher)
+            tars = RemoteTars(where, fetcher, part)
+            write_manifest(names, lambda last: remotely(tars, names, options, last, console), folder, options, console)
+        return
+    paths = tars_of_splits(where, options.train, options.val)
+    write_manifest(
+        paths, lambda last: read_all(paths, folder, options, console, last_dot=last), folder, options, console
+    )
+
+
+def write_manifest(
+    splits: Mapping[str, Sequence[object]],
+    read: "Callable[[bool], list[Indexed]]",
+    folder: Path,
+    options: TarOptions,
+    console: Console,
+) -> None:
+    """Write the manifest of the tars of every split. `read`: see `with_keys`; it reads them in this order."""
+    left = iter(with_keys(read, options, console))
+    tars = {split: [next(left) for _ in own] for split, own in splits.items()}
     check(tars, folder, options, console)
     classes, numbered = with_numbers(tars)
     folder.mkdir(parents=True, exist_ok=True)
@@ -77,12 +109,12 @@ def write(out: Path | None, options: TarOptions, console: Console) -> None:
     manifest.write(folder, rows, classes)
 
 
-def with_keys(files: Sequence[Path], folder: Path, options: TarOptions, console: Console) -> "list[Indexed]":
+def with_keys(read: "Callable[[bool], list[Indexed]]", options: TarOptions, console: Console) -> "list[Indexed]":
     """Return the indexes of all tars by the rule for keys that `options.keys` says; prints which where it matters.
 
-    Raises DataError.
+    `read`: function that returns the indexes, given whether keys end before the last dot. Raises DataError.
     """
-    indexed = read_all(files, folder, options, console, last_dot=options.keys == "last")
+    indexed = read(options.keys == "last")
     lost = sum(tar.dotted for tar in indexed)
     if options.keys != "auto" or not lost:
         return indexed
@@ -92,13 +124,24 @@ def with_keys(files: Sequence[Path], folder: Path, options: TarOptions, console:
         f"Names have dots of their own: by keys that end before the first dot, {lost} of {images} images would be "
         "lost. Keys end before the last dot (keys=first: before the first one all the same).",
     )
-    return read_all(files, folder, options, console, last_dot=True)
+    return read(True)
+
+
+def remotely(
+    tars: RemoteTars, names: Mapping[str, Sequence[str]], options: TarOptions, last_dot: bool, console: Console
+) -> "list[Indexed]":
+    """Return the indexes of tars elsewhere. Raises DataError."""
+    files = [name for own in names.values() for name in own]
+    rules = Rules(options.image, options.labels, last_dot)
+    found = tars.indexes(files, rules, options.threads, console)
+    return [Indexed.of(name, own) for name, own in zip(files, found, strict=True)]
 
 
 def read_all(
-    files: Sequence[Path], folder: Path, options: TarOptions, console: Console, *, last_dot: bool
+    paths: Mapping[str, Sequence[Path]], folder: Path, options: TarOptions, console: Console, *, last_dot: bool
 ) -> "list[Indexed]":
     """Return the indexes of all tars; `last_dot`: keys end before the last dot of a name. Raises DataError."""
+    files = [path for own in paths.values() for path in own]
     with bar(console) as progress, ThreadPoolExecutor(options.threads) as pool:
         task = progress.add_task("bytes", total=sum(path.stat().st_size for path in files))
         return list(pool.map(lambda path: read(path, folder, options, last_dot, progress, task), files))
@@ -141,6 +184,13 @@ class Indexed:
     others: Counter[str]
     ended: bool
 
+    @classmethod
+    def of(cls, name: str, own: Index) -> "Indexed":
+        """Return a tar of this name as the manifest lists it."""
+        shard = manifest.Shard(name, len(own.rows), own.bytes, own.sha256)
+        columns = manifest.columns(own.rows)
+        return cls(shard, columns, own.names, own.several, own.bare, own.hidden, own.dotted, own.others, own.ended)
+
     def numbered(self, numbers: Mapping[str, int]) -> "Indexed":
         """Return the same with labels that are the numbers of their names."""
         table = np.array([*(numbers[name] for name in self.names), -1], dtype=np.int64)  # the last one is that of -1
@@ -157,9 +207,7 @@ def read(path: Path, folder: Path, options: TarOptions, last_dot: bool, progress
             own = index(counted, str(path), options.image, labels=options.labels, last_dot=last_dot)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}.", "Fix that and run the same command again.") from error
-    shard = manifest.Shard(os.path.relpath(path, folder), len(own.rows), own.bytes, own.sha256)
-    columns = manifest.columns(own.rows)
-    return Indexed(shard, columns, own.names, own.several, own.bare, own.hidden, own.dotted, own.others, own.ended)
+    return Indexed.of(os.path.relpath(path, folder), own)
 
 
 Tars = Mapping[str, Sequence[Indexed]]
@@ -185,13 +233,8 @@ def left_out(tars: "Tars", folder: Path, options: TarOptions) -> Iterator[str]:
 
     `folder`: that of the manifest.
     """
-    names = {os.path.realpath(folder / tar.shard.name) for own in tars.values() for tar in own}
-    others = [path.name for path in all_tars(options.path) if os.path.realpath(path) not in names]
-    if others:
-        yield f"{len(others)} tars are in no split (val=... or train=... takes them): {shortened(others)}."
-    packed = [path.name for path in compressed_tars(options.path)]
-    if packed:
-        yield f"{len(packed)} compressed tars are left out: {shortened(packed)}. {DECOMPRESS}."
+    if isinstance(options.path, Path):
+        yield from other_tars(tars, folder, options.path)
     kinds = sum((tar.others for own in tars.values() for tar in own), Counter[str]())
     if kinds:
         yield f"Left out, as neither images nor labels (.cls): {counted_kinds(kinds)}."
@@ -200,6 +243,17 @@ def left_out(tars: "Tars", folder: Path, options: TarOptions) -> Iterator[str]:
         yield f"{len(open_ended)} tars lack the empty blocks at their end, members are whole: {shortened(open_ended)}."
     for split, own in tars.items():
         yield from unlabelled(split, own)
+
+
+def other_tars(tars: "Tars", folder: Path, place: Path) -> Iterator[str]:
+    """Yield which tars of a folder are in no split. `folder`: that of the manifest."""
+    names = {os.path.realpath(folder / tar.shard.name) for own in tars.values() for tar in own}
+    others = [path.name for path in all_tars(place) if os.path.realpath(path) not in names]
+    if others:
+        yield f"{len(others)} tars are in no split (val=... or train=... takes them): {shortened(others)}."
+    packed = [path.name for path in compressed_tars(place)]
+    if packed:
+        yield f"{len(packed)} compressed tars are left out: {shortened(packed)}. {DECOMPRESS}."
 
 
 def unlabelled(split: str, tars: "Sequence[Indexed]") -> Iterator[str]:

@@ -51,6 +51,11 @@ class Store:
         """See `Transport`."""
         return int(self._ask(address, self.files.info)["size"])
 
+    def names(self, address: Address) -> list[str]:
+        """Return the names of the files in a folder, sorted; not those in its sub-folders. Raises like `stream`."""
+        rows = self._ask(address, self.files.ls, detail=True)
+        return sorted(str(row["name"]).rpartition("/")[2] for row in rows if row["type"] == "file")
+
     def _ask(self, address: Address, ask: Any, **options: Any) -> Any:
         try:
             return ask(_unquoted(address), **options)

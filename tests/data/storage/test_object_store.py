@@ -11,6 +11,7 @@ from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.fetch import Fetcher, Patience
 from dist_ssl.data.storage.read import Reader
 from dist_ssl.errors import ConfigError, DataError
+from shards.remote_tars import names_of_splits
 from tests.readers import access, remote
 
 MOST = 1 << 30
@@ -108,3 +109,11 @@ def test_a_missing_package_is_named(scheme: str, package: str, monkeypatch: pyte
     with pytest.raises(ConfigError, match=f"{scheme}:// needs the package {package}") as caught:
         Fetcher().read(Address.parse(f"{scheme}://bucket/x"), MOST)
     assert f"dist_ssl[{scheme}]" in caught.value.remedy
+
+
+def test_in_a_bucket_the_names_tell_the_splits(bucket: str) -> None:
+    found = names_of_splits(Address.parse(bucket), None, None, Fetcher())
+    assert set(found) == {"train", "val"}
+    assert all(name.startswith(split) for split, names in found.items() for name in names)
+    only = names_of_splits(Address.parse(bucket), "train-00000[01].tar", None, Fetcher())
+    assert only == {"train": ["train-000000.tar", "train-000001.tar"]}

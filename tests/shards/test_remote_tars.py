@@ -1,0 +1,157 @@
+"""Tars on a server get a manifest without being kept: the same as on this machine, and each is fetched once."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from dist_ssl.config.command import run_command
+from dist_ssl.data.storage import fetch, manifest
+from dist_ssl.data.storage.address import Address
+from dist_ssl.data.storage.fetch import Fetcher, Patience
+from dist_ssl.errors import ConfigError, DataError
+from shards import make as command
+from shards.make import make
+from shards.remote_tars import fitting, named
+from shards.sources import tars
+from shards.sources.tars import TarOptions
+from tests.shards.pictures import picture
+from tests.shards.test_strange_tars import tar
+from tests.web import Server, serving
+
+PATTERNS = {"train": "train-{0..2}.tar", "val": "val-0.tar"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three tars to train on and one held out, of two classes by name."""
+    for number, name in enumerate(("train-0", "train-1", "train-2", "val-0")):
+        members: dict[str, bytes] = {}
+        for n in range(6):
+            members |= {f"{number}{n}.jpg": picture(10 * number + n), f"{number}{n}.cls": (b"bee", b"owl")[n % 2]}
+        tar(tmp_path / "tars" / f"{name}.tar", members)
+    return tmp_path / "tars"
+
+
+@pytest.fixture
+def server(folder: Path) -> Iterator[Server]:
+    with serving(folder) as found:
+        yield found
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fetches are given up after few tries, without long pauses."""
+    monkeypatch.setattr(tars, "Fetcher", lambda: Fetcher(Patience(3, 0.002, stall_seconds=0.3)))
+
+
+def indexed(url: str, out: Path, **options: object) -> str:
+    console = Console(record=True, soft_wrap=True, file=io.StringIO())
+    make("tars", out, console, TarOptions(Address.parse(url), **{**PATTERNS, "threads": 1, **options}))  # type: ignore[arg-type]
+    return console.export_text()
+
+
+def asked(server: Server) -> dict[str, int]:
+    """Requests for the content of each tar; one for a single byte asks for its size."""
+    own = [path.strip("/") for path, part in server.requests if part != "bytes=0-0"]
+    return {name: own.count(name) for name in sorted(set(own))}
+
+
+def test_the_manifest_is_that_of_the_same_tars_here(server: Server, folder: Path, tmp_path: Path) -> None:
+    indexed(server.url, tmp_path / "away")
+    make("tars", None, Console(quiet=True), TarOptions(folder))
+    assert manifest.read(tmp_path / "away").identity == manifest.read(folder).identity
+    assert manifest.read(tmp_path / "away").classes == ("bee", "owl")
+    assert asked(server) == {f"{name}.tar": 1 for name in ("train-0", "train-1", "train-2", "val-0")}
+    assert not (tmp_path / "away.part").exists()
+
+
+def test_a_transfer_that_breaks_off_goes_on_at_its_byte(
+    server: Server, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "SLOWEST_BYTES", 1)
+    wanted = "/train-1.tar"  # its size is asked for first
+    server.fault = lambda path: (
+        "short" if path == wanted and [own for own, _ in server.requests].count(path) == 2 else ""
+    )
+    indexed(server.url, tmp_path / "away")
+    parts = [part for path, part in server.requests if path == wanted]
+    make("tars", None, Console(quiet=True), TarOptions(folder))
+    assert manifest.read(tmp_path / "away").identity == manifest.read(folder).identity
+    assert parts[:2] == ["bytes=0-0", ""]
+    (rest,) = parts[2:]
+    assert rest.startswith("bytes=")
+    assert not rest.startswith("bytes=0-"), "the rest alone is asked for"
+
+
+def test_after_a_failure_only_the_other_tars_are_fetched(server: Server, tmp_path: Path) -> None:
+    server.fault = lambda path: "404" if path == "/val-0.tar" and len(asked(server)) > 1 else ""
+    with pytest.raises(DataError, match=r"val-0\.tar does not exist"):
+        indexed(server.url, tmp_path / "away")
+    assert not (tmp_path / "away").exists()
+    before = asked(server)
+    server.fault = lambda path: ""
+    said = indexed(server.url, tmp_path / "away")
+    assert f"Resuming in {tmp_path / 'away.part'}: 3 of 4 tars are indexed already." in said
+    after = asked(server)
+    assert all(after[name] == before[name] for name in ("train-0.tar", "train-1.tar", "train-2.tar"))
+    assert not (tmp_path / "away.part").exists()
+
+
+def test_a_record_of_other_rules_or_of_a_tar_that_has_changed_is_not_used(server: Server, tmp_path: Path) -> None:
+    missing = {"/val-0.tar"}
+    server.fault = lambda path: "404" if path in missing and len(asked(server)) > 2 else ""
+    with pytest.raises(DataError):
+        indexed(server.url, tmp_path / "away")
+    tar(server.folder / "train-0.tar", {"new.jpg": picture(99)})
+    missing.clear()
+    said = indexed(server.url, tmp_path / "away")
+    assert "2 of 4 tars are indexed already" in said
+    assert len(manifest.read(tmp_path / "away").split("train").samples) == 13
+
+
+def test_the_command_says_where_the_manifest_goes_and_fits_the_pictures(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"path={server.url}", f"out={tmp_path / 'away'}", *(f"{key}={value}" for key, value in PATTERNS.items())]
+    assert run_command(command.run, ["source=tars", *words]) == 0
+    text = capsys.readouterr().out
+    files = "manifest.json, train.samples.safetensors, val.samples.safetensors"
+    assert f"Copy {files} from {tmp_path / 'away'} to {server.url}, beside the tars. Then:" in text
+    assert f"data=shards data.path={server.url} data.val=val schedule.image_size=16 encoder=tiny" in text
+
+
+def test_credentials_are_used_and_never_shown(server: Server, tmp_path: Path) -> None:
+    server.login = "Basic dXNlcjpzZWNyZXQ="
+    url = server.url.replace("//", "//user:secret@")
+    indexed(url, tmp_path / "away")
+    assert not any(b"secret" in path.read_bytes() for path in (tmp_path / "away").iterdir())
+    server.login = "Basic another"
+    with pytest.raises(DataError, match="asks for credentials") as caught:
+        indexed(url, tmp_path / "again")
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("pattern", [None, "train-*.tar", "train-?.tar"])
+def test_a_server_that_lists_nothing_needs_the_names(server: Server, tmp_path: Path, pattern: str | None) -> None:
+    with pytest.raises(ConfigError, match="does not list its files") as caught:
+        indexed(server.url, tmp_path / "away", train=pattern)
+    assert "train='train-{000..146}.tar'" in caught.value.remedy
+
+
+def test_a_manifest_needs_a_folder_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(command.run, ["source=tars", "path=https://host/set", "train=a.tar"]) == 2
+    assert "path=https://host/set needs out=..., a folder of this machine." in capsys.readouterr().out
+    assert run_command(command.run, ["source=tars", "path=ftp://host/set", f"out={tmp_path}/o"]) == 2
+    assert "ftp:// addresses are not supported." in capsys.readouterr().out
+
+
+def test_patterns_find_what_a_store_lists() -> None:
+    here, there = Address("s3://bucket/set", "s3"), ["a-0.tar", "a-1.tar", "b-0.tar"]
+    assert fitting(here, there, "a-*.tar") == ["a-0.tar", "a-1.tar"]
+    assert fitting(here, there, "{b,a}-0.tar") == ["a-0.tar", "b-0.tar"]
+    with pytest.raises(DataError, match=r"No tar in s3://bucket/set fits c\.tar"):
+        fitting(here, there, "{a-0,c}.tar")
+    assert named(here, "x-{0..1}.tar", "train") == ["x-0.tar", "x-1.tar"]
