@@ -107,7 +107,16 @@ def test_what_may_be_a_split_or_a_class_is_refused(tmp_path: Path, names: list[s
 def test_images_are_packed_by_their_content_where_the_extension_is_unknown(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder_of(folder, "1.jpg", "2.jpg")
-    kinds = {"jfif": "JPEG", "jpe": "JPEG", "ppm": "PPM", "pgm": "PPM", "jp2": "JPEG2000", "dat": "PNG", "": "JPEG"}
+    kinds = {
+        "jfif": "JPEG",
+        "jpe": "JPEG",
+        "ppm": "PPM",
+        "pgm": "PPM",
+        "jp2": "JPEG2000",
+        "avif": "AVIF",
+        "dat": "PNG",
+        "": "JPEG",
+    }
     for number, (ending, kind) in enumerate(kinds.items()):
         (folder / f"n{number}{f'.{ending}' if ending else ''}").write_bytes(jpeg(number, kind))
     (folder / "notes.txt").write_text("x")

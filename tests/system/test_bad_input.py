@@ -1,6 +1,7 @@
 """Bad input gets one clear message with value, rule and remedy, exit code 2, and loses nothing."""
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,6 +80,38 @@ def test_a_wrong_word_is_refused_before_a_run_folder_is_made(
 )
 def test_a_command_is_about_one_run(given: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert message in refusal(capsys, *given)
+
+
+@pytest.mark.parametrize("name", ["1", "nan", "true"])
+def test_a_name_may_look_like_a_number(
+    name: str, demo_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [*words(demo_shards, tmp_path / "runs", "nodes=1"), f"name={name}", "dry_run=true"]
+    assert slurm.main(given) == 0
+    assert re.search(rf"^name: '?{name}'?$", capsys.readouterr().out, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        (f"name={'x' * 300}", "is too long for a folder.\n  Use at most 200 bytes."),
+        ("runs=/proc/abc", "cannot be made: No such file or directory.\n  Choose another runs=..."),
+        ("runs=FILE/x", "cannot be made: Not a directory.\n  Choose another runs=..."),
+        ("resume", "resume= is not possible here: a new run is described.\n  A run is resumed by:"),
+        ("simclr", "'simclr' is not of the form key=value."),
+    ],
+)
+def test_a_folder_or_a_word_that_cannot_be_is_one_message(
+    word: str,
+    message: str,
+    demo_shards: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "FILE").touch()
+    assert message in refusal(capsys, *words(demo_shards, tmp_path / "runs", "nodes=1"), word)
 
 
 def test_the_exit_code_of_the_command_is_2(demo_shards: Path, tmp_path: Path) -> None:
