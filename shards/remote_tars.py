@@ -37,7 +37,7 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Rules:
-    """What the index of a tar depends on besides its bytes: see `archive.index`."""
+    """Rules by which a tar is indexed; `archive.index` says what they mean."""
 
     image: str | None
     labels: bool
