@@ -34,7 +34,7 @@ INPUT_SECONDS = 10.0
 
 
 PEAK = Path("/proc/self/clear_refs")
-"""Where a process says that the peak of its memory is to begin anew."""
+"""Where a process of Linux says that the peak of its memory is to begin anew."""
 
 
 class Told(IntEnum):
@@ -194,7 +194,8 @@ class Cost:
     """What this process has used since the object was made."""
 
     def __init__(self) -> None:
-        PEAK.write_text("5")  # it begins anew
+        if PEAK.exists():
+            PEAK.write_text("5")  # it begins anew
         self.begun, self.before = _times(), _memory("VmRSS")
 
     def seconds(self) -> float:
@@ -209,14 +210,15 @@ class Cost:
 
 def _times() -> tuple[float, float]:
     """Return the processor time of this process, and a clock that stops while others keep its thread from running."""
-    delayed = int(Path("/proc/thread-self/schedstat").read_text().split()[1])
+    told = Path("/proc/thread-self/schedstat")  # not every kernel has it, or PEAK
+    delayed = int(told.read_text().split()[1]) if told.exists() else 0
     return time.process_time(), time.monotonic() - delayed / 1e9
 
 
 def _memory(key: str) -> int:
     """Return a number of bytes that Linux tells of this process."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:")), 0)
 
 
 @contextmanager
