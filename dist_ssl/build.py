@@ -37,7 +37,8 @@ from dist_ssl.metrics.meter import Meter
 from dist_ssl.metrics.sinks import JsonLines, Prometheus, Status, TextFile
 from dist_ssl.metrics.target_files import target_of, textfile_of
 from dist_ssl.metrics.trackers.detached import trackers
-from dist_ssl.parts import Parts, make_method, parts, probing
+from dist_ssl.models.first_layer import make_encoder
+from dist_ssl.parts import Parts, left_out, make_method, parts, probing
 from dist_ssl.protocols.engine import Engine
 from dist_ssl.protocols.probe import Probe
 from dist_ssl.protocols.sink import Sink
@@ -68,7 +69,7 @@ def check(config: Config, ranks: int, note: Callable[[str], object] | None = Non
         found = parts(config, World(), ranks)
         build_engine(config, found, World(device=META))
     found.access.check(found.train, -(-found.run.lanes // found.run.nodes), found.run.window)
-    remarks = list(described(found.train))
+    remarks = [*described(found.train), *left_out(config, found.data.rules.channels)]
     if found.data.val is not None:
         replace(found.access, cache=None).check(val := found.dataset.split(found.data.val), 1, 1)
         check_probed(found.reference, val)
@@ -91,10 +92,14 @@ def memory_estimate(config: Config, p: Parts, ranks: int, per_node: int | None =
     """
     with on_meta_device():
         world = AbsentRanks(size=ranks) if p.virtual_ranks is None else World()
-        method = make_method(config, instantiate(config["encoder"], "encoder"), len(p.train.samples), world)
+        method = make_method(
+            config, make_encoder(config["encoder"], p.data.rules.channels), len(p.train.samples), world
+        )
         engine = build_engine(config, replace(p, method=method), World(device=META))
     assert isinstance(engine, Parallel)
-    return MemoryEstimate(engine, ranks, per_node or p.run.ranks_per_node or 1, p.difficulty.scored_bytes)
+    return MemoryEstimate(
+        engine, ranks, per_node or p.run.ranks_per_node or 1, p.difficulty.scored_bytes, p.data.rules.channels
+    )
 
 
 def build_engine(config: Config, p: Parts, world: World) -> Engine:

@@ -13,6 +13,7 @@ from torch import nn
 
 from dist_ssl.checkpoint.folder_names import INITIAL
 from dist_ssl.checkpoint.initial_weights import start_from
+from dist_ssl.config.bounds import RGB
 from dist_ssl.config.instantiate import accepted_by, fit, instantiate, keywords, resolve, shared_keywords
 from dist_ssl.config.run_keys import Config, Run, top_level
 from dist_ssl.core.candidates import check_candidates
@@ -21,7 +22,7 @@ from dist_ssl.core.progress import Progress
 from dist_ssl.core.timeline import Timeline
 from dist_ssl.data.data_keys import Data
 from dist_ssl.data.epoch_views import Difficulty
-from dist_ssl.data.images.views import Augmentation, check_fixed, checked, of_views
+from dist_ssl.data.images.views import OF_COLOURS, Augmentation, check_fixed, checked, of_views
 from dist_ssl.data.order.source_shares import check_batch
 from dist_ssl.data.storage import manifest
 from dist_ssl.data.storage.reader_options import Access
@@ -30,6 +31,7 @@ from dist_ssl.distributed.world import World
 from dist_ssl.engines.virtual import check_number
 from dist_ssl.evaluate.probe_keys import Probing
 from dist_ssl.metrics.table import check_keys
+from dist_ssl.models.first_layer import make_encoder
 from dist_ssl.models.patches import check_side, check_support
 from dist_ssl.optim.recipes import OptimizerRecipe
 from dist_ssl.protocols.method import Method
@@ -76,7 +78,7 @@ def parts(config: Config, world: World, ranks: int, folder: Path | None = None) 
     check_plan(run.lanes, run.batch_size, ranks, len(train.samples))
     virtual = virtual_ranks(config, run.batch_size, ranks)
     torch.manual_seed(run.seed)
-    encoder = instantiate(config["encoder"], "encoder")
+    encoder = make_encoder(config["encoder"], data.rules.channels)
     if folder is not None and run.init is not None:
         start_from(encoder, folder / INITIAL, run.init_sha256)  # before a method copies the encoder for its teacher
     method = make_method(config, encoder, len(train.samples), world if virtual is None else World(device=world.device))
@@ -85,9 +87,9 @@ def parts(config: Config, world: World, ranks: int, folder: Path | None = None) 
     check_keys(schedule.hyperparameters(Progress(epochs=run.all_epochs)).values)
     named = {f"views.{name}": view for name, view in sorted(config["views"].items())}
     recipes = [checked(Augmentation(**keywords(Augmentation, view, place)), place) for place, view in named.items()]
-    difficulty = instantiate(
-        config["difficulty"], "difficulty", offered={"multiple": getattr(encoder, "multiple_of", 1)}
-    )
+    recipes = [recipe.of_channels(data.rules.channels) for recipe in recipes]
+    offered = {"multiple": getattr(encoder, "multiple_of", 1), "channels": data.rules.channels}
+    difficulty = instantiate(config["difficulty"], "difficulty", offered=offered)
     probed = probing(config)
     probed.check(method, averaged=run.ema is not None)
     check_side(encoder, probed.sides(schedule.plan(run.all_epochs - 1).image_size)[1], "probe.crop")
@@ -96,6 +98,14 @@ def parts(config: Config, world: World, ranks: int, folder: Path | None = None) 
         check(plan)
     own = (recipes, difficulty, optimizer, method, schedule, timeline, check, virtual)
     return Parts(run, data, access, dataset, train, *own)
+
+
+def left_out(config: Config, channels: int) -> list[str]:
+    """Return what a person should know of keys of views that images of so many channels leave without effect."""
+    named = [key for key in OF_COLOURS if any(view.get(key) for view in config["views"].values())]
+    if channels == RGB or not named:
+        return []
+    return [f"Left out of the views, as it needs red, green and blue: {', '.join(named)}. The images have {channels}."]
 
 
 def epoch_check(

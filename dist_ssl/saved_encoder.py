@@ -11,7 +11,7 @@ and it may name only classes of `dist_ssl.models`.
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,16 +23,17 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from dist_ssl.checkpoint.folder_names import ENCODER
-from dist_ssl.config.bounds import MAX_PIXELS
-from dist_ssl.config.instantiate import instantiate, keywords
+from dist_ssl.config.bounds import MAX_PIXELS, MOST_CHANNELS
+from dist_ssl.config.instantiate import keywords
 from dist_ssl.config.meta_device import on_meta_device
 from dist_ssl.data.images.centre_crop import cut_centre, write_centre
-from dist_ssl.data.images.image_rules import ImageRules, Pixels, to_rgb
+from dist_ssl.data.images.image_rules import ImageRules, Pixels, to_channels
 from dist_ssl.data.images.photometric import normalise
 from dist_ssl.data.images.unreadable import DAMAGED, UnreadableError
 from dist_ssl.errors import CheckpointError, ConfigError, DataError, reason_of
 from dist_ssl.methods.emp_ssl import Widened
 from dist_ssl.models.branch import width_of
+from dist_ssl.models.first_layer import make_encoder
 from dist_ssl.models.named_weights import misfits, without_counters
 from dist_ssl.models.size_bound import no_larger_than
 from dist_ssl.models.vit import Patches, stored_positions
@@ -48,7 +49,7 @@ MOST_CROP = 4096
 """Side of the centre of an image, px, at most."""
 BATCH = 64
 Picture = str | Path | bytes | Image.Image | Pixels
-"""An image: a file, the bytes of one, a PIL image, or pixels [h, w, 3] uint8."""
+"""An image: a file, the bytes of one, a PIL image, or pixels [h, w, C] uint8."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,9 @@ class Description:
     """Length of an image's shorter side before its centre is cut out, px."""
     crop: int
     """Side of that centre, px."""
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    """Mean of every channel, for values in [0, 1]; as many as the images have channels."""
+    std: tuple[float, ...]
     branch: str
     step: int
     method: str
@@ -79,6 +81,11 @@ class Description:
     finetuned: str | None = None
     """The training with labels that followed the pre-training, for people; None without any."""
 
+    @property
+    def rules(self) -> ImageRules:
+        """Return how the bytes of an image become pixels."""
+        return ImageRules(range=self.range, alpha=self.alpha, channels=len(self.mean))
+
     def values(self) -> dict[str, Any]:
         """Return the fields; `finetuned`, which older versions do not know, only where there is something to say."""
         return {key: value for key, value in asdict(self).items() if (key, value) != ("finetuned", None)}
@@ -87,9 +94,10 @@ class Description:
         """Raise ConfigError where a value cannot be that of an encoder."""
         sides = 0 < self.crop <= self.resize and self.resize**2 <= MAX_PIXELS and self.crop <= MOST_CROP
         layer = self.extra_layer is None or self.extra_layer > 0
-        if not (sides and layer and min(self.std) > 0 and (self.range is None or self.range > 0)):
+        colours = 0 < len(self.mean) == len(self.std) <= MOST_CHANNELS and min(self.std) > 0
+        if not (sides and layer and colours and (self.range is None or self.range > 0)):
             raise ConfigError(
-                f"resize={self.resize} crop={self.crop} std={list(self.std)} range={self.range} "
+                f"resize={self.resize} crop={self.crop} mean={list(self.mean)} std={list(self.std)} range={self.range} "
                 f"extra_layer={self.extra_layer} describe no encoder.",
                 "Export it again: python launch/export.py run=...",
             )
@@ -113,7 +121,7 @@ class SavedEncoder(nn.Module):
         return super().train(False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the features of normalised images, [B, 3, S, S] -> [B, D]."""
+        """Return the features of normalised images, [B, C, S, S] -> [B, D]."""
         features: Tensor = self.encoder(x)
         return features
 
@@ -121,7 +129,7 @@ class SavedEncoder(nn.Module):
     def embed(self, images: Picture | Iterable[Picture], batch: int = BATCH) -> Tensor:
         """Return the features of images, [N, D] fp32 on the host; they are prepared as in `launch/evaluate.py`.
 
-        `images`: files, bytes of files, PIL images or pixels, [h, w, 3] uint8; `batch`: images at a time. Raises
+        `images`: files, bytes of files, PIL images or pixels, [h, w, C] uint8; `batch`: images at a time. Raises
         DataError where one cannot be read, ConfigError where `batch` is less than 1.
         """
         if batch < 1:
@@ -136,19 +144,19 @@ class SavedEncoder(nn.Module):
         return torch.cat(parts) if parts else torch.empty(0, self.num_features)
 
     def prepared(self, images: Sequence[Picture]) -> Tensor:
-        """Return the normalised centres of images, [N, 3, S, S] fp32. Raises DataError where one cannot be read."""
+        """Return the normalised centres of images, [N, C, S, S] fp32. Raises DataError where one cannot be read."""
         own = self.description
-        pixels = np.empty((len(images), own.crop, own.crop, 3), dtype=np.uint8)
+        pixels = np.empty((len(images), own.crop, own.crop, own.rules.channels), dtype=np.uint8)
         for number, image in enumerate(images):
             try:
-                centre(image, own.resize, ImageRules(range=own.range, alpha=own.alpha), pixels[number])
+                centre(image, own.resize, own.rules, pixels[number])
             except UnreadableError as error:
                 name = f" ({image})" if isinstance(image, str | Path) else ""
                 raise DataError(f"Image {number}{name} cannot be read: {error}.", "Leave it out.") from error
         return self.normalised(torch.from_numpy(pixels))
 
     def normalised(self, pixels: Tensor) -> Tensor:
-        """Return what the encoder takes, [N, 3, S, S] fp32, of centres of images, [N, S, S, 3] uint8."""
+        """Return what the encoder takes, [N, C, S, S] fp32, of centres of images, [N, S, S, C] uint8."""
         return normalise(pixels.permute(0, 3, 1, 2).float() / 255, self.description.mean, self.description.std)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -172,7 +180,7 @@ class SavedEncoder(nn.Module):
 
 
 def centre(image: Picture, resize: int, rules: ImageRules, out: Pixels) -> None:
-    """Write the centre of an image into `out` [crop, crop, 3]. Raises UnreadableError, DataError."""
+    """Write the centre of an image into `out` [crop, crop, C]. Raises UnreadableError, DataError."""
     if isinstance(image, str | Path):
         path = Path(image)
         try:
@@ -187,18 +195,19 @@ def centre(image: Picture, resize: int, rules: ImageRules, out: Pixels) -> None:
     if not isinstance(image, np.ndarray):
         kind = type(image).__name__
         raise DataError(f"An object of type {kind} is no image.", "Give a file, bytes, a PIL image or pixels.")
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != rules.channels or 0 in image.shape:
         raise DataError(
-            f"An array of {image.dtype} and shape {list(image.shape)} is no image.", "Give pixels [h, w, 3] of uint8."
+            f"An array of {image.dtype} and shape {list(image.shape)} is no image.",
+            f"Give pixels [h, w, {rules.channels}] of uint8.",
         )
     write_centre(image if image.flags.writeable else image.copy(), resize, out)  # torch warns of others
 
 
 def pixels_of(image: Image.Image, rules: ImageRules) -> Pixels:
-    """Return the upright pixels [h, w, 3] of a PIL image, which may not have been loaded. Raises UnreadableError."""
+    """Return the upright pixels [h, w, C] of a PIL image, which may not have been loaded. Raises UnreadableError."""
     deep = image.mode in ("I", "F") or image.mode.startswith("I;16")
     try:
-        return to_rgb(ImageOps.exif_transpose(image), b"", rules if deep else ImageRules(alpha=rules.alpha))
+        return to_channels(ImageOps.exif_transpose(image), b"", rules if deep else replace(rules, range=None))
     except UnreadableError:
         raise
     except (OSError, ValueError, SyntaxError, ArithmeticError) as error:  # a truncated file, an image without pixels
@@ -260,7 +269,7 @@ def filled(description: Description, state: Mapping[str, Tensor], origin: str) -
 
 
 def _untrained(description: Description) -> nn.Module:
-    encoder: nn.Module = instantiate(description.encoder, "encoder")
+    encoder = make_encoder(description.encoder, len(description.mean))
     return encoder if description.extra_layer is None else Widened(encoder, description.extra_layer)
 
 

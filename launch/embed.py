@@ -38,7 +38,7 @@ from rich.progress import Progress
 
 from dist_ssl.config.command import Screen, run_command, say
 from dist_ssl.data.images.centre_crop import cut_centre
-from dist_ssl.data.images.image_rules import ImageRules, Pixels
+from dist_ssl.data.images.image_rules import Pixels
 from dist_ssl.data.images.unreadable import UnreadableError
 from dist_ssl.data.storage.reader_options import CACHE_BYTES
 from dist_ssl.distributed.place_variables import RANK
@@ -99,7 +99,7 @@ class Embedder:
     def __init__(self, encoder: SavedEncoder, images: ImageCollection, pool: ThreadPoolExecutor, batch: int) -> None:
         self.encoder, self.images, self.pool, self.batch = encoder, images, pool, batch
         own = encoder.description
-        self.rules = ImageRules(range=own.range, alpha=own.alpha)
+        self.rules = own.rules
 
     @torch.inference_mode()
     def part(self, ids: range) -> EmbeddingPart:
@@ -116,10 +116,10 @@ class Embedder:
         return EmbeddingPart([self.images.key(n) for n in read], np.array(read, dtype=np.int64), rows, bad)
 
     def _decoded(self, batches: Sequence[range]) -> Iterator[tuple[range, Pixels, list[str]]]:
-        """Yield numbers, pixels [B, S, S, 3] and why an image is unreadable, [B], of every batch, some ahead."""
+        """Yield numbers, pixels [B, S, S, C] and why an image is unreadable, [B], of every batch, some ahead."""
         waiting: deque[tuple[range, Pixels, list[Future[str]]]] = deque()
         for numbers in batches:
-            pixels = np.zeros((len(numbers), *[self.encoder.description.crop] * 2, 3), dtype=np.uint8)
+            pixels = np.zeros((len(numbers), *[self.encoder.description.crop] * 2, self.rules.channels), dtype=np.uint8)
             tasks = [self.pool.submit(self._cut, n, out) for n, out in zip(numbers, pixels, strict=True)]
             waiting.append((numbers, pixels, tasks))
             if len(waiting) > AHEAD:

@@ -10,7 +10,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from dist_ssl.config.bounds import RGB
 from dist_ssl.config.instantiate import defaults_of
+from dist_ssl.data.images.image_rules import counted
 from dist_ssl.errors import ConfigError
 from dist_ssl.models.vit import vit
 from dist_ssl.saved_encoder import POSITIONS, SavedEncoder
@@ -38,7 +40,7 @@ class Target:
     renamed: Mapping[str, Tensor]
     described: bool
     load: Callable[[Path], nn.Module]
-    """Function that builds the encoder by the library, from what was written; [B, 3, S, S] -> [B, D]."""
+    """Function that builds the encoder by the library, from what was written; [B, C, S, S] -> [B, D]."""
     lines: Callable[[Path], list[str]]
     """Lines of Python that do the same."""
     write: Callable[["Target", Path], None] | None = None
@@ -57,7 +59,7 @@ class Target:
 
 
 class LoadedNetwork(nn.Module):
-    """A network that another library has loaded: [B, 3, S, S] -> [B, D]. `tensors`: by the names in the file."""
+    """A network that another library has loaded: [B, C, S, S] -> [B, D]. `tensors`: by the names in the file."""
 
     def __init__(self, features: Callable[[Tensor], Tensor], tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -89,6 +91,7 @@ class PlainSizes:
 def plain_sizes(saved: SavedEncoder, library: str) -> PlainSizes:
     """Return the sizes of a plain transformer. Raises ConfigError where the encoder is none."""
     refuse_extra_layer(saved, library)
+    refuse_channels(saved, library)
     own: Any = saved.encoder
     tensors = saved.tensors()
     if not tensors.keys() >= PLAIN:
@@ -122,7 +125,8 @@ def timm_call(saved: SavedEncoder) -> tuple[str, dict[str, Any]]:
     refuse_extra_layer(saved, "timm")
     if node["_target_"] == TIMM:
         options = {key: value for key, value in node.items() if key not in ("_target_", "name", "stem")}
-        return str(node["name"]), {key: value for key, value in options.items() if key != "zero_init_last"}
+        options = {key: value for key, value in options.items() if key != "zero_init_last"}
+        return str(node["name"]), {**options, **in_chans(saved)}
     if node["_target_"] != OWN_VIT:
         raise ConfigError(
             f"timm has no {str(node['_target_']).rpartition('.')[2]}.",
@@ -130,7 +134,22 @@ def timm_call(saved: SavedEncoder) -> tuple[str, dict[str, Any]]:
         )
     node = {**defaults_of(vit), **node}  # a config may leave out what the function has a default for
     sizes = {"img_size": own.crop, "patch_size": node["patch"], "embed_dim": node["width"], "depth": node["depth"]}
-    return ANY_VIT, {**sizes, "num_heads": node["heads"], "mlp_ratio": node["mlp_ratio"]}
+    return ANY_VIT, {**sizes, "num_heads": node["heads"], "mlp_ratio": node["mlp_ratio"], **in_chans(saved)}
+
+
+def in_chans(saved: SavedEncoder) -> dict[str, int]:
+    """Return timm's option for images of other channels than RGB, nothing for RGB."""
+    channels = saved.description.rules.channels
+    return {} if channels == RGB else {"in_chans": channels}
+
+
+def refuse_channels(saved: SavedEncoder, library: str) -> None:
+    """Raise ConfigError where the encoder takes images of other channels than RGB, for a library that has no such."""
+    if (channels := saved.description.rules.channels) != RGB:
+        raise ConfigError(
+            f"The encoder takes images of {counted(channels)}, and {library} takes RGB.",
+            "Use to=timm, to=onnx or to=safetensors.",
+        )
 
 
 def with_path(lines: tuple[str, ...]) -> Callable[[Path], list[str]]:

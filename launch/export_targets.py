@@ -11,8 +11,9 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from dist_ssl.config.bounds import RGB
 from dist_ssl.saved_encoder import SavedEncoder, load_encoder
-from launch.export_target import Target, is_resnet, plain_sizes, timm_call, with_path
+from launch.export_target import Target, is_resnet, plain_sizes, refuse_channels, timm_call, with_path
 from launch.huggingface_export import of_huggingface
 from launch.onnx_export import of_onnx
 from launch.weight_names import TORCHVISION_VIT, renamed
@@ -29,11 +30,11 @@ def of_timm(saved: SavedEncoder) -> Target:
     import timm
 
     name, options = timm_call(saved)
-    small = saved.description.encoder.get("stem") == "small"
+    small, channels = saved.description.encoder.get("stem") == "small", saved.description.rules.channels
 
     def build() -> nn.Module:
         model: nn.Module = timm.create_model(name, num_classes=0, **options)
-        return _small_stem(model) if small else model
+        return _small_stem(model, channels) if small else model
 
     def load(path: Path) -> nn.Module:
         if not small:
@@ -44,7 +45,12 @@ def of_timm(saved: SavedEncoder) -> Target:
     given = "".join(f", {key}={value!r}" for key, value in options.items())
     lines: tuple[str, ...]
     if small:
-        lines = ("import timm", f"model = timm.create_model({name!r}, num_classes=0{given})", *SMALL_STEM, *LOADING)
+        lines = (
+            "import timm",
+            f"model = timm.create_model({name!r}, num_classes=0{given})",
+            *small_stem(channels),
+            *LOADING,
+        )
     else:
         lines = (
             "import timm",
@@ -60,6 +66,7 @@ def of_torchvision(saved: SavedEncoder) -> Target:
 
     node = saved.description.encoder
     if is_resnet(saved):
+        refuse_channels(saved, "torchvision")
         name, small = str(node["name"]), node.get("stem") == "small"
 
         def resnet(path: Path) -> nn.Module:
@@ -68,7 +75,7 @@ def of_torchvision(saved: SavedEncoder) -> Target:
             return _loaded(_small_stem(model) if small else model, load_file(path))
 
         made = (f"model = torchvision.models.{name}()", "model.fc = torch.nn.Identity()")
-        lines = ("import torch, torchvision", *made, *(SMALL_STEM if small else ()), *LOADING)
+        lines = ("import torch, torchvision", *made, *(small_stem() if small else ()), *LOADING)
         return Target("torchvision", saved.tensors(), True, resnet, with_path(lines))
     own = plain_sizes(saved, "torchvision")
     sizes = {"image_size": own.image, "patch_size": own.patch, "num_layers": own.depth}
@@ -85,16 +92,18 @@ def of_torchvision(saved: SavedEncoder) -> Target:
     return Target("torchvision", renamed(saved.tensors(), TORCHVISION_VIT), False, transformer, with_path(lines))
 
 
-SMALL_STEM = (
-    "model.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)",
-    "model.maxpool = torch.nn.Identity()",
-)
 LOADING = ("import safetensors.torch", "model.load_state_dict(safetensors.torch.load_file({path!r}))")
 
 
-def _small_stem(model: Any) -> nn.Module:
+def small_stem(channels: int = RGB) -> tuple[str, str]:
+    """Return the lines of Python that replace the first layers of a ResNet by those for small images."""
+    conv = f"model.conv1 = torch.nn.Conv2d({channels}, 64, 3, padding=1, bias=False)"
+    return conv, "model.maxpool = torch.nn.Identity()"
+
+
+def _small_stem(model: Any, channels: int = RGB) -> nn.Module:
     """Replace the first layers of a ResNet by those for small images, as the printed lines do."""
-    model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    model.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
     model.maxpool = nn.Identity()
     found: nn.Module = model
     return found

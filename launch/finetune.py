@@ -40,7 +40,6 @@ from torchvision.transforms import v2
 
 from dist_ssl.config.command import run_command, say
 from dist_ssl.data.images.centre_crop import write_centre
-from dist_ssl.data.images.image_rules import ImageRules
 from dist_ssl.data.storage.address import Address
 from dist_ssl.errors import DataError, TrainingError
 from dist_ssl.evaluate.confidence import shown_interval
@@ -53,7 +52,7 @@ from launch.labelled_images import EncodedImages, Item, LabelledImages, Labelled
 from launch.run_dir import write_for_owner_alone
 
 Batch = tuple[Tensor, Tensor]
-"""Views [B, 3, S, S] and labels [B]."""
+"""Views [B, C, S, S] and labels [B]."""
 Loader = DataLoader[Any]
 """A loader of what `collated` returns."""
 SMALLEST_SHARE = 0.2
@@ -74,7 +73,7 @@ class Classifier(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits, [B, 3, S, S] -> [B, C]."""
+        """Return the logits, [B, channels, S, S] -> [B, C]."""
         with torch.no_grad() if self.frozen else nullcontext():
             features = self.encoder(x)
         logits: Tensor = self.head(features)
@@ -109,8 +108,8 @@ def loaded(loader: Loader, saved: SavedEncoder, device: torch.device, undecodabl
 
 
 def centre(resize: int, crop: int, pixels: Tensor) -> Tensor:
-    """Return the centre of an image as evaluations see it, [3, h, w] uint8 -> [3, crop, crop]."""
-    out = torch.empty(crop, crop, 3, dtype=torch.uint8)
+    """Return the centre of an image as evaluations see it, [C, h, w] uint8 -> [C, crop, crop]."""
+    out = torch.empty(crop, crop, len(pixels), dtype=torch.uint8)
     write_centre(pixels.permute(1, 2, 0).contiguous().numpy(), resize, out.numpy())
     return out.permute(2, 0, 1)
 
@@ -187,7 +186,7 @@ def made(saved: SavedEncoder, classes: int, options: FinetuneOptions) -> Classif
 def views_of(saved: SavedEncoder, splits: LabelledSplits, flip: bool) -> tuple[LabelledImages, LabelledImages]:
     """Return the images of both splits: drawn views to train on, centres to test on."""
     own = saved.description
-    rules = ImageRules(range=own.range, alpha=own.alpha)
+    rules = own.rules
     drawn = [v2.RandomResizedCrop(own.crop, (SMALLEST_SHARE, 1.0), antialias=True), v2.RandomHorizontalFlip(flip / 2)]
 
     def images(samples: EncodedImages, view: Any) -> LabelledImages:

@@ -21,7 +21,7 @@ from dist_ssl.errors import ConfigError
 from dist_ssl.models.named_weights import COUNTERS
 from dist_ssl.runtime.files import write_atomically
 from dist_ssl.saved_encoder import Description, SavedEncoder
-from launch.export_target import LoadedNetwork, Target, is_resnet, needs, plain_sizes, with_path
+from launch.export_target import LoadedNetwork, Target, is_resnet, needs, plain_sizes, refuse_channels, with_path
 from launch.weight_names import HUGGINGFACE_RESNET, in_huggingface_vit_names, renamed
 
 LIBRARY = "transformers"
@@ -33,6 +33,7 @@ BILINEAR = 2
 
 def of_huggingface(saved: SavedEncoder) -> Target:
     """Return the encoder as transformers has it. Raises ConfigError where transformers has no such network."""
+    refuse_channels(saved, "huggingface")
     own, resnet = saved.tensors(), is_resnet(saved)
     values = resnet_values(saved) if resnet else transformer_values(saved)
     try:

@@ -28,7 +28,7 @@ from shards.folder_scan import File
 from shards.sources import imagefolder
 
 View = Callable[[Tensor], Tensor]
-"""A function that makes a view [3, S, S] of an image, pixels [3, h, w] uint8."""
+"""A function that makes a view [C, S, S] of an image, pixels [C, h, w] uint8."""
 Item = tuple[Tensor, int] | int | DataError
 """A view and its label; the number of an undecodable image; why one cannot be read, as no worker can raise that."""
 HELD_OUT = HeldOut(share=0.2)

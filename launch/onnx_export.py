@@ -49,7 +49,7 @@ def of_onnx(saved: SavedEncoder) -> Target:
         wrong = [*missing.unexpected_keys, *(name for name in missing.missing_keys if not name.endswith(COUNTERS))]
         if wrong:
             raise RuntimeError(f"{len(wrong)} tensors are missing or unexpected, such as {wrong[0]}.")
-        write_network(own, saved.description.crop, path, {**properties(saved), "recipe": target.recipe})
+        write_network(own, saved, path, {**properties(saved), "recipe": target.recipe})
 
     lines = (
         "import onnxruntime",
@@ -93,9 +93,10 @@ def properties(saved: SavedEncoder) -> dict[str, str]:
     return {KEY: json.dumps(own.values()), **{key: json.dumps(value) for key, value in alone.items()}}
 
 
-def write_network(network: nn.Module, side: int, path: Path, said: Mapping[str, str]) -> None:
-    """Write a network, [B, 3, S, S] -> [B, D]. Raises RuntimeError where torch cannot write it."""
-    two = torch.zeros(2, 3, side, side)  # torch takes one of one image as a constant
+def write_network(network: nn.Module, saved: SavedEncoder, path: Path, said: Mapping[str, str]) -> None:
+    """Write the network of an encoder, [B, C, S, S] -> [B, D]. Raises RuntimeError where torch cannot write it."""
+    side = saved.description.crop
+    two = torch.zeros(2, saved.description.rules.channels, side, side)  # torch takes one of one image as a constant
     network = network.eval()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")

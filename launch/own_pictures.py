@@ -16,8 +16,10 @@ from typing import Any
 import xxhash
 from rich.console import Console
 
+from dist_ssl.config.bounds import RGB
 from dist_ssl.config.command import say
 from dist_ssl.config.instantiate import fit
+from dist_ssl.data.images.image_rules import counted
 from dist_ssl.data.storage import manifest
 from dist_ssl.errors import ConfigError, DataError, shortened
 from launch import launch_keys, settings
@@ -27,9 +29,15 @@ from shards.folder_facts import Facts, copies, measure
 from shards.picture_rules import KeyChoice, choices, lines
 from shards.sources.imagefolder import FolderOptions, Pictures, find, pack_pictures
 
-OWN = ("data.path", "data.into", "data.labels", "data.hold_out")
+OWN = ("data.path", "data.into", "data.labels", "data.hold_out", "data.channels")
 """Keys that say what is packed and where to; they are no keys of the run."""
-IN_OUR_KEYS = {"path": "data.path", "out": "data.into", "labels": "data.labels", "val": "data.hold_out"}
+IN_OUR_KEYS = {
+    "path": "data.path",
+    "out": "data.into",
+    "labels": "data.labels",
+    "val": "data.hold_out",
+    "channels": "data.channels",
+}
 """The options of shards/make.py, by which its messages call them, and the keys that stand for them here."""
 DRY = "dry_run"
 LEAST_HELD_OUT = 50
@@ -86,7 +94,8 @@ def options_of(node: dict[str, Any]) -> FolderOptions:
     if (path / manifest.NAME).is_file():
         raise ConfigError(f"data.path={path} holds shards, not pictures.", f"Write data=shards data.path={path}")
     labels = fit(node["labels"], bool | None, "data.labels")
-    return FolderOptions(path, val=None if held is None else parse_held_out(str(held), "data.hold_out"), labels=labels)
+    val = None if held is None else parse_held_out(str(held), "data.hold_out")
+    return FolderOptions(path, val=val, labels=labels, channels=fit(node["channels"], int | None, "data.channels"))
 
 
 def into_of(node: dict[str, Any], options: FolderOptions) -> Path:
@@ -149,6 +158,7 @@ def name_of(path: Path, pictures: Pictures) -> str:
     """Return the name of a folder's shards: that of the folder and a hash of what is in it."""
     plain = re.sub(r"[^A-Za-z0-9_-]+", "-", path.resolve().name).strip("-") or "pictures"
     stamps = [f"{name} {split.count} {split.stamp}" for name, split in pictures.splits().items()]
+    stamps += [counted(pictures.channels)] if pictures.channels != RGB else []
     return f"{plain[:60]}-{xxhash.xxh3_64_hexdigest(' '.join(stamps).encode())[:10]}"
 
 
@@ -158,7 +168,8 @@ def described(facts: Facts) -> str:
     held = f", {facts.val} of them held out" if facts.val else ""
     labels = f"{facts.classes} classes" if facts.classes else "no labels"
     bad = f", {facts.unreadable} of {facts.measured} that were tried cannot be read" if facts.unreadable else ""
-    grey = f"{100 * facts.grey:.0f} % grey"
+    channels = len(facts.mean)
+    grey = f"{100 * facts.grey:.0f} % grey" if channels == RGB else counted(channels)
     sides = f"shorter sides {low} to {high} px (median {middle})"
     return f"{facts.train + facts.val} pictures{held}, {labels}, {sides}, {grey}{bad}"
 

@@ -18,9 +18,10 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from dist_ssl.config.command import say
-from dist_ssl.config.instantiate import SHOWN, defaults_of, instantiate, resolve
+from dist_ssl.config.instantiate import SHOWN, defaults_of, resolve
 from dist_ssl.config.meta_device import on_meta_device
 from dist_ssl.errors import ConfigError, DataError, reason_of
+from dist_ssl.models.first_layer import make_encoder
 from dist_ssl.models.size_bound import no_larger_than
 from dist_ssl.runtime.strange_files import parsed_object, read_regular
 from dist_ssl.saved_encoder import KEY, Description, description_of
@@ -80,7 +81,7 @@ def initial_weights(config: dict[str, Any], trusted: bool, console: Console) -> 
         return None
     source = source_of(init, trusted)
     with on_meta_device():
-        encoder: nn.Module = instantiate(config["encoder"], "encoder")
+        encoder = make_encoder(config["encoder"], len(config["data"]["mean"]))
     names, library = in_timm_names(source.tensors)
     found = match(encoder, names)
     refuse_other(init, source, found, encoder, str(config["encoder"].get("name")))
@@ -244,7 +245,7 @@ def described(source: WeightSource, own: Description | None) -> WeightSource:
     if own is None:
         return source
     with no_larger_than(source.tensors, own.encoder, source.origin), on_meta_device():
-        heads = heads_of(instantiate(own.encoder, "encoder"))
+        heads = heads_of(make_encoder(own.encoder, len(own.mean)))
     tensors = source.tensors
     if own.extra_layer is not None:  # EMP-SSL's, beside the encoder
         tensors = {name.removeprefix("encoder."): x for name, x in tensors.items()}

@@ -1,7 +1,8 @@
 """The match of existing weights with the encoder that starts from them: its tensors are all found, or named.
 
 Two kinds of tensors may have another size, as the encoder itself resizes them during training: learnt positions of
-patches (antialiased bicubic interpolation), and the projection of the patches (the pseudo-inverse of FlexiViT). A
+patches (antialiased bicubic interpolation), and the projection of the patches (the pseudo-inverse of FlexiViT). A first
+layer for RGB is adapted to images of other channels. A
 classifier on top is left out. Everything else that is missing, left over or of another shape is named.
 """
 
@@ -12,6 +13,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from dist_ssl.config.bounds import RGB
+from dist_ssl.data.images.image_rules import counted
+from dist_ssl.models.first_layer import for_channels
 from dist_ssl.models.named_weights import without_counters
 from dist_ssl.models.patches import resized_projection
 from dist_ssl.models.resampling import resized
@@ -102,6 +106,9 @@ def fitted(encoder: nn.Module, name: str, value: Tensor, shape: torch.Size) -> t
     """
     if value.shape == shape or not value.is_floating_point() or value.ndim != len(shape):
         return value, ""
+    if len(shape) == 4 and value.shape[1] == RGB != shape[1] and value.shape[0] == shape[0]:  # only a first layer has 3
+        adapted, note = fitted(encoder, name, for_channels(value.float(), shape[1]), shape)
+        return adapted, f"{name}: adapted from RGB to images of {counted(shape[1])}. {note}".rstrip()
     square = len(shape) == 4 and value.shape[2] == value.shape[3] and shape[2] == shape[3]
     if name == PROJECTION and square and value.shape[:2] == shape[:2]:
         sides = f"{value.shape[3]} px to {shape[3]} px"

@@ -18,7 +18,10 @@ from dist_ssl.data.storage.manifest import Row, Shard
 from dist_ssl.errors import DataError
 from shards.tar_headers import DamagedTarError, Hashed, Readable, opened
 
-KINDS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif", "jfif", "jpe", "ppm", "pgm", "pnm", "jp2", "avif")
+KINDS = (
+    *("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif", "jfif", "jpe", "ppm", "pgm", "pnm", "jp2", "avif"),
+    "npy",
+)
 """File name extensions of images, in order of preference for samples with several images."""
 NAME = re.compile(r"((?:.*/|)[^./]+)\.([^/]*)", re.DOTALL)
 NAME_TO_LAST_DOT = re.compile(r"((?:.*/|)[^./][^/]*)\.([^./]*)", re.DOTALL)

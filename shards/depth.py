@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from dist_ssl.config.bounds import RGB
 from dist_ssl.config.command import say
 from dist_ssl.core.draws import Draws, Purpose
 from dist_ssl.data.images.decode import largest_value
-from dist_ssl.data.images.image_rules import FULL
+from dist_ssl.data.images.image_rules import FULL, RULES, ImageRules
 from dist_ssl.data.storage.manifest import Manifest, Split
 from dist_ssl.data.storage.read import Reader
 
@@ -27,6 +28,14 @@ def found_range(split: Split) -> tuple[int, int, int]:
         values = [largest_value(reader.read(int(number))) for number in numbers]
     deep = [value for value in values if value is not None]
     return len(numbers), len(deep), max(deep, default=0)
+
+
+def rules_of(split: Split, channels: int) -> ImageRules:
+    """Return how the bytes of a split's images become pixels for people, and for statistics. RGB: as by default."""
+    if channels == RGB:
+        return RULES
+    _, deep, largest = found_range(split)
+    return ImageRules(range=(white_of(largest) or FULL) if deep else None, channels=channels)
 
 
 def white_of(largest: int) -> int | None:

@@ -1,4 +1,7 @@
-"""Facts about pictures in a folder or in shards, measured on a sample: all that the rules for a run on them may use."""
+"""Facts about pictures in a folder or in shards, measured on a sample: all that the rules for a run on them may use.
+
+Of images of other channels than three, colours are those of the first three channels, or of one as grey.
+"""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,9 +13,11 @@ from typing import NamedTuple
 import numpy as np
 import xxhash
 
+from dist_ssl.config.bounds import RGB
 from dist_ssl.core.draws import Doubles, Draws, Purpose
-from dist_ssl.data.images.decode import decode, largest_value, resize_whole
-from dist_ssl.data.images.image_rules import RULES, ImageRules, Pixels
+from dist_ssl.data.images.decode import decode, largest_value
+from dist_ssl.data.images.image_rules import RULES, ImageRules, Pixels, in_colours
+from dist_ssl.data.images.resize import resize_whole
 from dist_ssl.data.images.unreadable import UnreadableError
 from dist_ssl.data.storage.manifest import Manifest
 from dist_ssl.data.storage.read import Reader
@@ -35,7 +40,8 @@ GREY_BELOW = 8 / 255
 PAIRS = 4
 """Pictures that a comparison with changed copies needs at least; of fewer, the change counts as noticed."""
 PERCENTILES = (10, 50, 90)
-Triple = tuple[float, float, float]
+Moments = tuple[Doubles, Doubles]
+"""Mean and mean square of each channel of an image, [C] each, for values in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +70,9 @@ class Facts:
     """How often a picture that is not grey is distinguished from its copy with other hues, 0.5 (never) to 1."""
     deepest: int
     """Largest value of the pictures of 16 bits; 0 where there are none."""
-    mean: Triple
+    mean: tuple[float, ...]
     """Mean of the channels, for values in [0, 1]."""
-    std: Triple
+    std: tuple[float, ...]
     """Standard deviation of the channels over all pixels, for values in [0, 1]."""
 
 
@@ -90,7 +96,7 @@ def measure(pictures: Pictures, threads: int, sample: int = SAMPLE) -> Facts:
     root = pictures.roots[0]
     chosen = [partial(read, root, file) for file in pictures.train[:sample]]
     counts = PictureCounts(len(pictures.train), len(pictures.val), len(pictures.classes))
-    return facts_of(chosen, counts, str(root), threads)
+    return facts_of(chosen, counts, str(root), threads, pictures.channels)
 
 
 def measure_shards(data: Manifest, threads: int, access: Access | None = None, sample: int = SAMPLE) -> Facts:
@@ -105,7 +111,7 @@ def measure_shards(data: Manifest, threads: int, access: Access | None = None, s
     with Reader(train, access, scattered=True) as reader:
         chosen = [partial(reader.read, int(number)) for number in numbers]
         counts = PictureCounts(len(train.samples), len(val.samples) if val else 0, classes)
-        return facts_of(chosen, counts, str(train.folder), threads)
+        return facts_of(chosen, counts, str(train.folder), threads, data.channels)
 
 
 class PictureCounts(NamedTuple):
@@ -116,15 +122,18 @@ class PictureCounts(NamedTuple):
     classes: int
 
 
-def facts_of(chosen: Sequence[Callable[[], bytes]], counts: PictureCounts, where: str, threads: int) -> Facts:
-    """Return the facts that follow from a sample of pictures. `chosen`: functions that return their bytes.
+def facts_of(
+    chosen: Sequence[Callable[[], bytes]], counts: PictureCounts, where: str, threads: int, channels: int
+) -> Facts:
+    """Return the facts that follow from a sample of pictures of so many channels.
 
-    `where`: their folder, for the message. Raises DataError where none of them can be read.
+    `chosen`: functions that return their bytes; `where`: their folder, for the message. Raises DataError where none of
+    them can be read.
     """
     with ThreadPoolExecutor(threads) as pool:
         values = pool.map(lambda take: largest_value(take()), chosen)
         deepest = max((value for value in values if value is not None), default=0)
-        rules = ImageRules(range=white_of(deepest))
+        rules = ImageRules(range=white_of(deepest), channels=channels)
         looks = list(pool.map(lambda take: look(take(), rules), chosen))
     found = [one for one in looks if one is not None]
     if not found:
@@ -151,8 +160,8 @@ def summary(found: Sequence["Glance"], counts: PictureCounts, measured: int, dee
         turned=turned(centres) if len(found) >= PAIRS else 1.0,
         recoloured=recoloured(centres[hued]) if sum(hued) >= PAIRS else 1.0,
         deepest=deepest,
-        mean=triple(mean),
-        std=triple(std),
+        mean=rounded(mean),
+        std=rounded(std),
     )
 
 
@@ -163,17 +172,18 @@ def look(data: bytes, rules: ImageRules = RULES) -> Glance | None:
     except UnreadableError:
         return None
     mean, mean_square = moments(image.pixels)
-    small = reduced(image.pixels).reshape(-1, 3)
+    shown = in_colours(image.pixels)
+    small = reduced(shown).reshape(-1, RGB)
     red, green, blue = small.T
     opposed = np.stack([red - green, (red + green) / 2 - blue])  # what is left of a colour without its light
     grey = bool((small.max(1) - small.min(1)).max() <= GREY_BELOW)
     colour, spread = opposed.mean(1), float(opposed.var(1).sum())
-    middle = reduced(centre_of(image.pixels))
+    middle = reduced(centre_of(shown))
     return Glance(min(image.sides), mean, mean_square, grey, colour, spread, middle)
 
 
-def moments(pixels: Pixels) -> tuple[Doubles, Doubles]:
-    """Return mean and mean square of each channel, [3] for values in [0, 1], of [H, W, 3].
+def moments(pixels: Pixels) -> Moments:
+    """Return mean and mean square of each channel, [C] for values in [0, 1], of [H, W, C].
 
     In whole numbers and without a copy: in floating point a large picture would take some 30 times its memory, in every
     thread.
@@ -204,10 +214,9 @@ def between(looks: Sequence[Glance]) -> float:
     return apart / total if total > GREY_BELOW**2 else 0.0
 
 
-def triple(values: Doubles) -> Triple:
-    """Return the values of the three channels, to three digits; of a standard deviation of 0 at least 0.001."""
-    red, green, blue = (max(0.001, round(float(value), 3)) for value in values)
-    return red, green, blue
+def rounded(values: Doubles) -> tuple[float, ...]:
+    """Return the values of the channels, to three digits; of a standard deviation of 0 at least 0.001."""
+    return tuple(max(0.001, round(float(value), 3)) for value in values)
 
 
 def copies(root: Path, files: Sequence[File]) -> list[str]:

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from io import BufferedReader
 from pathlib import Path, PurePosixPath
 
+from dist_ssl.data.images.array_files import HEAD_BYTES, header_of, is_array
 from dist_ssl.data.images.decode import decode
-from dist_ssl.data.images.file_formats import looks_like_image
+from dist_ssl.data.images.file_formats import ARRAYS, looks_like_image
 from dist_ssl.data.images.unreadable import UnreadableError
 from dist_ssl.data.storage.fields import MOST_IMAGE
 from dist_ssl.errors import DataError
@@ -134,21 +135,36 @@ def listing(root: Path, listed: Inner) -> tuple[Found, list[Inner]]:
 def is_image(entry: os.DirEntry[str]) -> bool:
     """Return whether a file is packed: by its extension, or, if that is unknown, because it can be decoded.
 
-    Of a camera's own file a decoder would find the thumbnail.
+    Of a camera's own file a decoder would find the thumbnail. A file of numpy is packed where its header is that of an
+    image.
     """
     if not entry.is_file():
         return False
-    if (kind := extension(entry.name).lower()) in (*KINDS, *RAW):
+    kind = extension(entry.name).lower()
+    if kind in (*KINDS, *RAW) and kind != ARRAYS:
         return kind in KINDS
     try:
         with BufferedReader(open_regular(Path(entry.path))) as opened:
+            if kind == ARRAYS:  # which may hold anything
+                return can_be_image(opened.read(HEAD_BYTES))
             return looks_like_image(opened.peek(16)) and can_be_decoded(opened.read(MOST_IMAGE))
     except NotRegularError:  # exchanged since it was listed
         return False
 
 
+def can_be_image(head: bytes) -> bool:
+    """Return whether a file of numpy holds an image, by its first HEAD_BYTES."""
+    try:
+        header_of(head)
+    except UnreadableError:
+        return False
+    return True
+
+
 def can_be_decoded(data: bytes) -> bool:
     """Return whether a file is an image that can be read."""
+    if is_array(data):
+        return can_be_image(data)
     try:
         decode(data, 1)
     except UnreadableError:

@@ -19,10 +19,12 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from dist_ssl.config.bounds import RGB
 from dist_ssl.config.command import say
-from dist_ssl.data.images.decode import decode, resize_whole
+from dist_ssl.data.images.decode import decode
 from dist_ssl.data.images.file_formats import kind_of
-from dist_ssl.data.images.image_rules import RULES, ImageRules
+from dist_ssl.data.images.image_rules import RULES, ImageRules, counted
+from dist_ssl.data.images.resize import resize_whole
 from dist_ssl.data.images.unreadable import UnreadableError
 from dist_ssl.data.storage import manifest, pyramid
 from dist_ssl.data.storage.manifest import Split
@@ -59,6 +61,11 @@ class LevelOptions:
 def write(folder: Path, options: LevelOptions, console: Console) -> None:
     """Write the levels that are missing. Raises DataError."""
     originals = manifest.read(folder)
+    if originals.channels != RGB:
+        raise DataError(
+            f"pyramid=... makes JPEGs, which are RGB: the images in {folder} have {counted(originals.channels)}.",
+            "Leave it out.",
+        )
     pixels = {"range": options.range, "alpha": options.alpha}
     for side in options.pyramid:
         copied = {"side": side, "quality": int(options.quality), "chroma": CHROMA, **pixels, "of": originals.identity}

@@ -22,6 +22,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from dist_ssl.config.bounds import RGB
 from dist_ssl.config.command import say
 from dist_ssl.data.storage import manifest
 from dist_ssl.errors import DataError
@@ -73,11 +74,12 @@ def pack(
     classes: Sequence[str] = (),
     *,
     copied: Mapping[str, Any] | None = None,
+    channels: int = RGB,
     shard_bytes: int,
     threads: int,
     console: Console,
 ) -> None:
-    """Write a data set into a new folder; splits without samples are left out. `copied`: see `Manifest`.
+    """Write a data set into a new folder; splits without samples are left out. `copied`, `channels`: see `Manifest`.
 
     Raises DataError.
     """
@@ -95,7 +97,7 @@ def pack(
             ]
             resume(part, packers, console)
             rows = {packer.name: packer.run(depth=2 * threads) for packer in packers}
-            manifest.write(part, rows, classes, copied)
+            manifest.write(part, rows, classes, copied, channels)
             records = sorted(part.glob("*.record"), reverse=True)  # after a kill here, the first tars keep theirs
             for path in (*records, part / LOCK):
                 path.unlink()

@@ -8,6 +8,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from dist_ssl.config.bounds import RGB
+from dist_ssl.data.images.image_rules import counted
+from dist_ssl.data.images.views import OF_COLOURS
 from dist_ssl.errors import printable
 from shards.depth import white_of
 from shards.folder_facts import PAIRS, Facts
@@ -180,9 +183,12 @@ def of_the_turns(facts: Facts) -> list[KeyChoice]:
 
 def of_the_colours(facts: Facts) -> list[KeyChoice]:
     """Choose how strongly colours are changed."""
+    if len(facts.mean) != RGB:
+        why = f"{counted(len(facts.mean))}: these need red, green and blue"
+        return [choice for key in OF_COLOURS for choice in both(key, "0.0", why)]
     if facts.grey >= GREY:
         why = f"{100 * facts.grey:.0f} % of the pictures are grey"
-        return [choice for key in ("saturation", "hue", "gray_p") for choice in both(key, "0.0", why)]
+        return [choice for key in OF_COLOURS for choice in both(key, "0.0", why)]
     if facts.recoloured + uncertain((1 - facts.grey) * looked_at(facts)) < NOTICED:
         why = f"any colour is as likely: {100 * facts.recoloured:.0f} % of other hues are noticed"
         return [choice for key, value in ANY_COLOUR.items() for choice in both(key, value, why)]
@@ -195,9 +201,9 @@ def of_the_colours(facts: Facts) -> list[KeyChoice]:
 
 def of_the_statistics(facts: Facts) -> list[KeyChoice]:
     """Choose mean and standard deviation for normalisation: ImageNet's where the pictures' are close to them."""
-    own = (facts.mean, facts.std)
-    gap = max(abs(a - b) for mine, theirs in zip(own, IMAGENET, strict=True) for a, b in zip(mine, theirs, strict=True))
-    near = not small(facts) and gap <= LIKE_IMAGENET
+    own, rgb = (facts.mean, facts.std), len(facts.mean) == RGB
+    pairs = (pair for mine, theirs in zip(own, IMAGENET, strict=True) for pair in zip(mine, theirs, strict=rgb))
+    near = rgb and not small(facts) and max(abs(a - b) for a, b in pairs) <= LIKE_IMAGENET
     mean, std = IMAGENET if near else own
     why = "the pictures' own are close to ImageNet's" if near else f"measured on {facts.measured} pictures"
     return [KeyChoice("data.mean", listed(mean), why), KeyChoice("data.std", listed(std), why)]
@@ -224,8 +230,8 @@ def both(key: str, value: str, reason: str) -> list[KeyChoice]:
     return [KeyChoice(f"views.{view}.{key}", value, reason) for view in ("view1", "view2")]
 
 
-def listed(values: tuple[float, float, float]) -> str:
-    """Return three numbers as a list of the command line: `[0.5,0.5,0.5]`."""
+def listed(values: tuple[float, ...]) -> str:
+    """Return numbers as a list of the command line: `[0.5,0.5,0.5]`."""
     return f"[{','.join(f'{value:g}' for value in values)}]"
 
 

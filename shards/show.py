@@ -26,6 +26,7 @@ from rich.table import Table
 from dist_ssl.config.command import run_command, say
 from dist_ssl.core.draws import Draws, Purpose
 from dist_ssl.data.images.decode import decode
+from dist_ssl.data.images.image_rules import RULES, ImageRules, in_colours
 from dist_ssl.data.images.sheet_text import BACK, INK, LINE, drawable, font_of_line
 from dist_ssl.data.images.unreadable import UnreadableError
 from dist_ssl.data.storage import manifest, pyramid
@@ -34,6 +35,7 @@ from dist_ssl.data.storage.fetch import Fetcher
 from dist_ssl.data.storage.read import Reader
 from dist_ssl.errors import DataError, cannot_be_written, shortened
 from dist_ssl.runtime.files import write_output
+from shards import depth
 from shards.command_line import fill, folder_and_pairs
 
 SIDE = 128
@@ -78,7 +80,8 @@ def show(folder: Path, options: ShowOptions, console: Console) -> None:
         out = options.out or Path(f"{folder.resolve().name}.png")
         try:
             file = io.BytesIO()
-            sheet(split, found.classes, options.images).save(file, "PNG")
+            rules = depth.rules_of(split, found.channels)
+            sheet(split, found.classes, options.images, rules).save(file, "PNG")
             write_output(out, file.getvalue())
         except OSError as error:
             raise cannot_be_written(out, error, "Name another file with out=.") from error
@@ -124,8 +127,11 @@ def table(found: manifest.Manifest) -> Table:
     return rows
 
 
-def sheet(split: manifest.Split, classes: tuple[str, ...], count: int) -> Image.Image:
-    """Return a grid of at most `count` images of a split, with label and class name below each."""
+def sheet(split: manifest.Split, classes: tuple[str, ...], count: int, rules: ImageRules = RULES) -> Image.Image:
+    """Return a grid of at most `count` images of a split, with label and class name below each.
+
+    `rules`: how bytes become pixels; of several channels the first three are shown.
+    """
     numbers = Draws(0).order(Purpose.PROBE, np.arange(len(split.samples), dtype=np.int64))[:count]
     columns = math.ceil(math.sqrt(len(numbers)))
     size = (columns * SIDE, math.ceil(len(numbers) / columns) * (SIDE + LINE))
@@ -134,16 +140,16 @@ def sheet(split: manifest.Split, classes: tuple[str, ...], count: int) -> Image.
     with Reader(split) as reader:
         for place, number in enumerate(numbers):
             x, y = place % columns * SIDE, place // columns * (SIDE + LINE)
-            small = thumbnail(reader.read(int(number)))
+            small = thumbnail(reader.read(int(number)), rules)
             page.paste(small, (x + (SIDE - small.width) // 2, y + (SIDE - small.height) // 2))
             draw.text((x + 2, y + SIDE), caption(int(split.samples.labels[number]), classes), INK, font)
     return page
 
 
-def thumbnail(data: bytes) -> Image.Image:
+def thumbnail(data: bytes, rules: ImageRules = RULES) -> Image.Image:
     """Return the image scaled to fit SIDE x SIDE; a red cross if it cannot be decoded."""
     try:
-        image = Image.fromarray(decode(data, SIDE).pixels)
+        image = Image.fromarray(in_colours(decode(data, SIDE, rules).pixels))
     except UnreadableError:
         image = Image.new("RGB", (SIDE, SIDE), BACK)
         corners = (0, SIDE - 1)

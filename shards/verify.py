@@ -25,8 +25,10 @@ from rich.progress import Progress, TaskID
 from rich.table import Column, Table
 from rich.text import Text
 
+from dist_ssl.config.bounds import RGB
 from dist_ssl.config.command import run_command, say
 from dist_ssl.data.images.decode import decode
+from dist_ssl.data.images.image_rules import FULL, RULES, ImageRules
 from dist_ssl.data.images.unreadable import UnreadableError
 from dist_ssl.data.storage import manifest, pyramid
 from dist_ssl.data.storage.address import Address
@@ -36,7 +38,9 @@ from dist_ssl.runtime.strange_files import open_regular
 from shards import depth
 from shards.archive import UNLABELLED, Index, index
 from shards.command_line import ONE_PER_CORE, Threads, fill, folder_and_pairs
+from shards.folder_facts import measure_shards
 from shards.pack import bar
+from shards.picture_rules import lines, of_the_statistics
 from shards.sources.tars import Counted
 
 CHUNK = 64
@@ -101,10 +105,11 @@ def verify(folder: Path, options: VerifyOptions, console: Console) -> list[Damag
             for damage in own
         ]
         if options.decode:
+            rules = RULES if originals.channels == RGB else ImageRules(range=FULL, channels=originals.channels)
             known = {(damage.shard, damage.key) for damage in wrong}
             chunks = [(tar, part) for tar in tars if tar.path.is_file() for part in parts(tar.read)]
             task = progress.add_task("images", total=sum(len(part) for _, part in chunks))
-            for found in pool.map(lambda chunk: decoded(chunk[0], chunk[1], progress, task), chunks):
+            for found in pool.map(lambda chunk: decoded(chunk[0], chunk[1], rules, progress, task), chunks):
                 wrong += [damage for damage in found if (damage.shard, damage.key) not in known]
     return sorted(wrong)
 
@@ -174,8 +179,8 @@ def differences(tar: Tar, own: Index, classes: Sequence[str], changed: bool) -> 
             yield Damage(tar.shard.name, key, "is not in the manifest")
 
 
-def decoded(tar: Tar, numbers: Sequence[int], progress: Progress, task: TaskID) -> list[Damage]:
-    """Return the damage of those of a tar's samples whose images cannot be decoded."""
+def decoded(tar: Tar, numbers: Sequence[int], rules: ImageRules, progress: Progress, task: TaskID) -> list[Damage]:
+    """Return the damage of those of a tar's samples whose images cannot be decoded by the rules."""
     wrong = []
     with open_regular(tar.path) as file:
         for number in numbers:
@@ -184,7 +189,7 @@ def decoded(tar: Tar, numbers: Sequence[int], progress: Progress, task: TaskID) 
                 data = os.pread(file.fileno(), size, int(tar.samples.offsets[number]))
                 if len(data) < size:
                     raise UnreadableError("the tar ends before this image")
-                decode(data, 1)
+                decode(data, 1, rules)
             except (UnreadableError, OSError) as error:
                 wrong.append(Damage(tar.shard.name, tar.samples.key(number), str(error)))
             progress.advance(task)
@@ -211,7 +216,11 @@ def run(arguments: list[str], console: Console) -> int:
     if found:
         report(found, options.rows, console)
         return 1
-    depth.warn_of(folder, manifest.read(folder), console)
+    whole = manifest.read(folder)
+    depth.warn_of(folder, whole, console)
+    if whole.channels != RGB:
+        for line in lines(of_the_statistics(measure_shards(whole, options.threads))):
+            say(console, line)
     how = "every image was decoded" if options.decode else "images were not decoded"
     say(console, f"{folder} is whole: {how}.")
     return 0

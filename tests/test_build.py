@@ -1,5 +1,6 @@
 """What cannot be trained is refused before anything is started: the value, the rule and the remedy."""
 
+import json
 import shutil
 from contextlib import nullcontext
 from dataclasses import replace
@@ -144,7 +145,13 @@ REFUSED = {
     "yes for a count": (("lanes=true",), 1, "lanes=True", "int"),
     "nothing for a count": (("epochs=null",), 1, "epochs=None", "int"),
     "a word deep inside": (("views.view1.hue=red",), 1, "views.view1.hue='red'", "float"),
-    "too few channels": (("data.mean=[0.5,0.5]",), 1, "data.mean=[0.5, 0.5]", "tuple"),
+    "images of three channels": (
+        ("data.mean=[0.5]", "data.std=[0.2]"),
+        1,
+        "data.mean=[0.5] has 1 numbers: the images in",
+        "Set data.mean and data.std to 3 numbers each",
+    ),
+    "too few channels": (("data.mean=[0.5,0.5]",), 1, "data.mean=[0.5, 0.5]", "as many numbers as"),
     "a duration without a unit": (("save_every=30",), 1, "'30' is not a duration", "30 seconds"),
     "a warm-up by the clock": (("schedule.warmup=5 minutes",), 1, "schedule.warmup", "epochs or steps"),
     "a freeze by the clock": (
@@ -417,3 +424,18 @@ def test_ranks_that_torchrun_put_on_one_node_share_its_shards(
         made = dist_ssl.build.coordinator(own, found, Silent(0, 4, 0, local_size), place)
         with nullcontext() if local_size == 4 else pytest.raises(ConfigError, match="does not fit into memory"):
             made.check_memory(Progress(epochs=1))
+
+
+def test_images_of_five_channels_are_accepted_with_what_is_left_out(demo_shards: Path, tmp_path: Path) -> None:
+    own = tmp_path / "five"
+    shutil.copytree(demo_shards, own)
+    content = json.loads((own / manifest.NAME).read_text())
+    (own / manifest.NAME).write_text(json.dumps({**content, "channels": 5}))
+    said: list[str] = []
+    five = ("data.mean=[0.5,0.5,0.5,0.5,0.5]", "data.std=[0.2,0.2,0.2,0.2,0.2]")
+    found = check(config(own, *five, "difficulty=model", "schedule.candidates=2"), 1, said.append, 10**12)
+    assert found == manifest.read(own).identity
+    assert "Left out of the views, as it needs red, green and blue: saturation, hue, gray_p. The images have 5." in said
+    assert not [line for line in said if "Left out" in line and "5." not in line]
+    with pytest.raises(ConfigError, match=r"data.mean=\[0.485, 0.456, 0.406\] has 3 numbers: .* have 5 channels"):
+        check(config(own, "data.mean=[0.485,0.456,0.406]", "data.std=[0.2,0.2,0.2]"), 1)

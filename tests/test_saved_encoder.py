@@ -232,3 +232,25 @@ def test_a_small_file_that_describes_a_large_encoder_is_refused_before_it_is_bui
     with bounded_memory(), pytest.raises(CheckpointError, match="describes an encoder that cannot be built"):
         read(file)
     assert TinyResNet(2), "networks of other files can be built again"
+
+
+def test_images_of_one_channel_are_seen_whatever_they_are_given_as() -> None:
+    own = replace(DESCRIPTION, mean=(0.4,), std=(0.2,))
+    saved = SavedEncoder(shaken(TinyResNet(4, pool="mean", in_channels=1)), own)
+    image = picture("L")
+    expected = saved.embed(encoded(image))
+    for given in (image, image.convert("RGB"), np.asarray(image)[..., None]):
+        assert torch.equal(saved.embed(given), expected)
+    with pytest.raises(DataError, match=r"Give pixels \[h, w, 1\] of uint8"):
+        saved.embed(np.zeros((30, 40, 3), np.uint8))
+
+
+def test_an_encoder_of_other_channels_comes_back(tmp_path: Path) -> None:
+    own = replace(DESCRIPTION, mean=(0.4,) * 5, std=(0.2,) * 5)
+    saved = SavedEncoder(shaken(TinyResNet(4, pool="mean", in_channels=5)), own)
+    saved.write(tmp_path / "encoder.safetensors")
+    x = torch.randn(2, 5, 16, 16)
+    assert torch.equal(dist_ssl.load_encoder(tmp_path)(x), saved(x))
+    for wrong in ({"mean": (0.4,) * 4}, {"mean": (), "std": ()}, {"mean": (0.4,) * 65, "std": (0.2,) * 65}):
+        with pytest.raises(ConfigError, match="describe no encoder"):
+            replace(own, **wrong).check()

@@ -10,3 +10,7 @@ MOST_OF_A_VIEW = 1 << 16
 """The largest side of a view or of a patch in a recorded plan, px, and the most views of an image."""
 MAX_PIXELS = 100_000_000
 """The default of `data.max_pixels`: pixels of an image that is decoded."""
+MOST_CHANNELS = 64
+"""Channels of an image."""
+RGB = 3
+"""Channels of an image of red, green and blue, as those of a data set are that does not say how many they have."""

@@ -8,7 +8,7 @@ import torch
 from dist_ssl.config.bounds import MAX_PIXELS
 from dist_ssl.config.byte_sizes import parse_bytes, show_bytes
 from dist_ssl.config.percentage import Share
-from dist_ssl.data.images.image_rules import FULL, ImageRules
+from dist_ssl.data.images.image_rules import FULL, ImageRules, counted
 from dist_ssl.data.loader.load import AHEAD_BYTES, Loader, SampleLoader
 from dist_ssl.data.loader.loader_process import LoaderProcess
 from dist_ssl.data.storage import manifest, mixture, pyramid
@@ -28,8 +28,9 @@ class Data:
 
     path: Any
     train: str
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    """Mean of every channel, for values in [0, 1]: a run sees images of as many channels as it has entries."""
+    std: tuple[float, ...]
     max_bad: Share
     val: str | None = None
     source: str | None = None
@@ -63,6 +64,12 @@ class Data:
                 f"data.max_upsample={self.max_upsample:g} is not possible: it must be at least 1.",
                 "Set data.max_upsample=1 (crops are never enlarged), or leave it out.",
             )
+        if len(self.mean) != len(self.std) or not self.mean:
+            raise ConfigError(
+                f"data.mean={list(self.mean)} and data.std={list(self.std)} are not possible: each has one number for "
+                "every channel of the images.",
+                "Give both as many numbers as the images have channels.",
+            )
         if min(self.std) <= 0:
             raise ConfigError(
                 f"data.std={list(self.std)} is not possible: pixels are divided by it, so it must be more than 0.",
@@ -78,7 +85,7 @@ class Data:
     @property
     def rules(self) -> ImageRules:
         """Return how the bytes of an image become pixels."""
-        return ImageRules(self.max_pixels, self.range, self.alpha)
+        return ImageRules(self.max_pixels, self.range, self.alpha, len(self.mean))
 
     def open(self, access: Access) -> manifest.Manifest:
         """Read the manifests of the data set, or of all sources of a mixture, and attach the configured levels.
@@ -93,6 +100,13 @@ class Data:
                 f"The data in {' and '.join(map(str, places))} is not the run's: the hash of its manifest is "
                 f"{found.identity}, not {self.identity}.",
                 "Set data.path to the shards that the run started with, or start a new run.",
+            )
+        if found.channels != len(self.mean):
+            raise ConfigError(
+                f"data.mean={list(self.mean)} has {len(self.mean)} numbers: the images in "
+                f"{' and '.join(map(str, places))} have {counted(found.channels)}.",
+                f"Set data.mean and data.std to {found.channels} numbers each. `python shards/verify.py FOLDER` prints "
+                "those of a local data set.",
             )
         return found
 

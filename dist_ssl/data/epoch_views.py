@@ -22,8 +22,8 @@ from dist_ssl.data.images.views import Augmentation, Cutter, of_views
 class Colours:
     """The normalisation of pixels: mean and standard deviation per channel, for values in [0, 1]."""
 
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -70,14 +70,14 @@ class EpochViews:
         self.cut_in: Callable[[int], int] | None = None
 
     def finish(self, pixels: list[Tensor], ids: Ints, draws: Draws, step: int) -> Finished:
-        """Return the views of the samples `ids`, whose pixels were cut by `cutter`, [B, S, S, 3] uint8 each.
+        """Return the views of the samples `ids`, whose pixels were cut by `cutter`, [B, S, S, C] uint8 each.
 
         `step`: number of the step within its epoch.
         """
         return Finished(self.coloured(pixels, ids, draws))
 
     def coloured(self, pixels: list[Tensor], ids: Ints, draws: Draws, slots: Ints | None = None) -> list[Tensor]:
-        """Return all views, coloured and normalised, [B, 3, S, S]; `slots`: of every sample's views, [V, B]."""
+        """Return all views, coloured and normalised, [B, C, S, S]; `slots`: of every sample's views, [V, B]."""
         return colour(self.changes, pixels, ids, draws, self.look.dtype, self.look.parts, slots)
 
 

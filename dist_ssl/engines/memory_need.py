@@ -17,10 +17,11 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from dist_ssl.config.bounds import RGB
 from dist_ssl.core.plan import FROZEN, EpochPlan
 from dist_ssl.engines.parallel import Parallel
 from dist_ssl.engines.passes import check_parts
-from dist_ssl.engines.saved_tensors import CHANNELS, FakeMethod, sized
+from dist_ssl.engines.saved_tensors import FakeMethod, sized
 from dist_ssl.engines.units import checkpointed, units
 from dist_ssl.errors import ConfigError
 from dist_ssl.protocols.method import Method
@@ -66,13 +67,18 @@ class MemoryEstimate:
 
     `engine`: a real one on the meta device in a world of one, whose method was made for `ranks` ranks; it is used up.
     `per_node`: ranks of a node. `scored`: bytes of the candidates of an image that wait for a choice by the model, for
-    a plan and the bytes of a number in views.
+    a plan and the bytes of a number in views. `channels`: of an image.
     """
 
     def __init__(
-        self, engine: Parallel, ranks: int, per_node: int, scored: Callable[[EpochPlan, int], int] = lambda *_: 0
+        self,
+        engine: Parallel,
+        ranks: int,
+        per_node: int,
+        scored: Callable[[EpochPlan, int], int] = lambda *_: 0,
+        channels: int = RGB,
     ) -> None:
-        self.engine, self.ranks, self.scored = engine, ranks, scored
+        self.engine, self.ranks, self.scored, self.channels = engine, ranks, scored, channels
         self.shares, method = engine.shares(ranks, per_node), engine.method
         numbers = engine.dtype.itemsize if self.shares.on_device else 0
         learnt = [p for p in method.parameters() if p.requires_grad]
@@ -84,7 +90,8 @@ class MemoryEstimate:
         self.buffers = sum(sized(method.buffers()).values()) + divided(averaged, self.shares.weights)
         if engine.compile and not engine.activation_checkpointing:  # a compiler keeps of a block what it likes
             checkpointed(method)
-        self.fake = FakeMethod(method, dtype=engine.dtype, compute=engine.compute, gathered=self.shares.weights > 1)
+        gathered = self.shares.weights > 1
+        self.fake = FakeMethod(method, dtype=engine.dtype, compute=engine.compute, gathered=gathered, channels=channels)
         self._known: dict[EpochPlan, MemoryNeed] = {}
 
     def __call__(self, plan: EpochPlan) -> MemoryNeed:
@@ -103,7 +110,7 @@ class MemoryEstimate:
             moments=self.moments,
             buckets=self.buckets,
             buffers=self.buffers,
-            views=rows * (CHANNELS * pixels_of(plan) * itemsize + self.scored(plan, itemsize)),
+            views=rows * (self.channels * pixels_of(plan) * itemsize + self.scored(plan, itemsize)),
             activations=self.fake.kept(plan, rows // self.shares.parts, loss=not two_passes),
             accumulates=two_passes and self.engine.accumulate > 1,
         )

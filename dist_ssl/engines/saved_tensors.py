@@ -22,6 +22,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
+from dist_ssl.config.bounds import RGB
 from dist_ssl.core.batch import Batch
 from dist_ssl.core.draws import Draws
 from dist_ssl.core.plan import EpochPlan, Hyperparameters
@@ -30,7 +31,6 @@ from dist_ssl.models.norm import BatchNorm
 from dist_ssl.protocols.method import Method
 
 log = logging.getLogger(__name__)
-CHANNELS = 3
 
 
 class AbsentRanks(World):
@@ -125,13 +125,20 @@ class FakeMethod:
     """A method whose tensors have been replaced by fake ones, to count what its passes keep; it cannot be trained.
 
     `dtype`: of the loss. `compute`: of matrix products and convolutions, None for that of the weights. `gathered`: the
-    weights are gathered for each use, so that neither they nor copies of them in `compute` are kept.
+    weights are gathered for each use, so that neither they nor copies of them in `compute` are kept. `channels`: of an
+    image.
     """
 
     def __init__(
-        self, method: Method, *, dtype: torch.dtype, compute: torch.dtype | None = None, gathered: bool = False
+        self,
+        method: Method,
+        *,
+        dtype: torch.dtype,
+        compute: torch.dtype | None = None,
+        gathered: bool = False,
+        channels: int = RGB,
     ) -> None:
-        self.method, self.dtype, self.compute = method, dtype, compute
+        self.method, self.dtype, self.compute, self.channels = method, dtype, compute, channels
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.mode._allow_unsafe_data_ptr_access = False  # else a kernel is given address 0, and ends the process
         with self.mode:
@@ -168,7 +175,7 @@ class FakeMethod:
     def _batch(self, plan: EpochPlan, rows: int) -> Batch:
         sides = [plan.image_size] * plan.views + [plan.local_size] * plan.local_views
         with self.mode:
-            views = [torch.empty(rows, CHANNELS, side, side, dtype=self.compute or self.dtype) for side in sides]
+            views = [torch.empty(rows, self.channels, side, side, dtype=self.compute or self.dtype) for side in sides]
             valid = torch.ones(rows, dtype=torch.bool)
         return Batch(views, torch.arange(rows), valid, None, Draws(0), step=0, tokens=plan.tokens)
 

@@ -26,7 +26,7 @@ AT_ONCE = 128
 """Number of views that the encoder computes at once; a smaller number leaves fewer ranks idle in the last turn."""
 
 Cut = tuple[list[Tensor], Ints]
-"""Pixels of every view, [B, S, S, 3] uint8, and [B] sample numbers, -1 where an image was unreadable."""
+"""Pixels of every view, [B, S, S, C] uint8, and [B] sample numbers, -1 where an image was unreadable."""
 
 
 def subset(size: int, count: int, seed: int) -> Ints:
@@ -71,7 +71,7 @@ class Extractor:
             yield found[:, 0], ids
 
     def images(self, numbers: Ints) -> Tensor:
-        """Return the first view of readable samples before it is finished, [N, S, S, 3] uint8, in ascending order."""
+        """Return the first view of readable samples before it is finished, [N, S, S, C] uint8, in ascending order."""
         cuts = [(views[0].clone(), ids) for views, ids in self._decode(numbers, numbers)]  # buffers are reused
         assert all((ids >= 0).all() for _, ids in cuts), "an image has become unreadable"
         return torch.cat([pixels for pixels, _ in cuts])
@@ -117,7 +117,8 @@ class Extractor:
         return found.view(len(views), len(ids), -1).transpose(0, 1), torch.from_numpy(ids)
 
     def _nothing(self, engine: Engine, branch: Branch) -> tuple[Tensor, Tensor]:
-        blank = torch.zeros(1, 3, self.inputs.side, self.inputs.side, dtype=self.inputs.dtype, device=self.world.device)
+        side, channels = self.inputs.side, self.inputs.cutter.rules.channels
+        blank = torch.zeros(1, channels, side, side, dtype=self.inputs.dtype, device=self.world.device)
         empty = engine.embed(blank, branch)[:0]
         return empty[:, None].expand(0, self.inputs.views, -1), torch.empty(0, dtype=torch.int64)
 
@@ -125,7 +126,8 @@ class Extractor:
         """Yield batches of pixels and sample numbers, on the host; those kept by the last call if any."""
         if self.kept is None or not np.array_equal(self.kept[0], numbers):
             decoded = self._decode(numbers, own)
-            if len(own) * self.inputs.views * self.inputs.side**2 * 3 > KEPT_BYTES:
+            pixels = self.inputs.views * self.inputs.side**2 * self.inputs.cutter.rules.channels
+            if len(own) * pixels > KEPT_BYTES:
                 yield from decoded
                 return
             self.kept = (numbers, [([v.clone() for v in views], ids) for views, ids in decoded])  # buffers are reused

@@ -26,7 +26,7 @@ class Inputs(Protocol):
     dtype: torch.dtype
 
     def finish(self, pixels: Sequence[Tensor], ids: Ints) -> list[Tensor]:
-        """Return the normalised views, [B, 3, S, S] each, of uint8 pixels, [B, S, S, 3] each, of the samples `ids`."""
+        """Return the normalised views, [B, C, S, S] each, of uint8 pixels, [B, S, S, C] each, of the samples `ids`."""
         ...
 
 

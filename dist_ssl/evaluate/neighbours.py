@@ -9,6 +9,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from dist_ssl.data.images.image_rules import in_colours
 from dist_ssl.data.images.sheet_text import BACK, INK, LINE, Font, drawable, font_of_line
 
 SIDE, FRAME, GAP = 96, 4, 8
@@ -26,7 +27,7 @@ COLOURS: dict[bool | None, tuple[int, int, int]] = {True: SAME, False: OTHER, No
 
 @dataclass(frozen=True)
 class Tile:
-    """An image of the sheet, [S, S, 3] uint8, and the two lines below it; `same`: its class is that of the row's image.
+    """An image of the sheet, [S, S, C] uint8, and the two lines below it; `same`: its class is that of the row's image.
 
     `same` is None where that is not known, and for the first image of a row.
     """
@@ -79,7 +80,7 @@ def _put(page: Image.Image, font: Font, tile: Tile, colour: tuple[int, int, int]
     """Draw an image, its frame and the lines below it, with the upper left corner of the frame at (x, y)."""
     draw, whole = ImageDraw.Draw(page), SIDE + 2 * FRAME
     draw.rectangle((x, y, x + whole - 1, y + whole - 1), colour)
-    image = Image.fromarray(tile.pixels)
+    image = Image.fromarray(in_colours(tile.pixels))
     smooth = Image.Resampling.NEAREST if image.width <= SIDE else Image.Resampling.LANCZOS
     page.paste(image.resize((SIDE, SIDE), smooth), (x + FRAME, y + FRAME))
     for line, text in enumerate((tile.caption, tile.name)):

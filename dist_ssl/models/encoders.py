@@ -1,16 +1,18 @@
-"""Image encoders: [B, 3, S, S] in, one pooled feature vector [B, num_features] out.
+"""Image encoders: [B, C, S, S] in, one pooled feature vector [B, num_features] out.
 
 Published architectures come from timm by name; their first layers may be replaced by the small-image stem of the CIFAR
 literature. `TinyResNet` is the encoder of the demo: three residual stages that two CPU cores can train. Every encoder
 carries `num_features`, the width D of its output; one that cuts images into patches also carries `multiple_of`: the
-side S must be a multiple of it.
+side S must be a multiple of it. One that has an argument `in_channels` takes images of any number of channels C.
 """
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dist_ssl.config.bounds import RGB
 from dist_ssl.errors import ConfigError, nearest
 
 UNUSABLE = ("pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
@@ -52,18 +54,20 @@ class ResidualBlock(nn.Module):
 
 
 class TinyResNet(nn.Module):
-    """A residual net for images of 24 to 64 px: [B, 3, S, S] -> [B, 8 * width].
+    """A residual net for images of 24 to 64 px: [B, C, S, S] -> [B, 8 * width].
 
     A 3x3 stem at full resolution, then three stages that halve the side and double the channels, then global pooling.
     `width`: channels of the stem, from 1; `blocks`: blocks per stage, from 1; `pool`: over the places of the last
-    stage. Raises ConfigError.
+    stage; `in_channels`: C. Raises ConfigError.
     """
 
-    def __init__(self, width: int = 16, blocks: int = 1, pool: Literal["max", "mean"] = "max") -> None:
+    def __init__(
+        self, width: int = 16, blocks: int = 1, pool: Literal["max", "mean"] = "max", in_channels: int = RGB
+    ) -> None:
         super().__init__()
         at_least_one(width=width, blocks=blocks)
         self.pool = pool
-        self.stem = nn.Sequential(nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        self.stem = nn.Sequential(nn.Conv2d(in_channels, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
         stages: list[nn.Module] = []
         for channels in (2 * width, 4 * width, 8 * width):
             stages.append(ResidualBlock(channels // 2, channels, stride=2))
@@ -79,15 +83,9 @@ class TinyResNet(nn.Module):
         return features.amax((2, 3)) if self.pool == "max" else features.mean((2, 3))
 
 
-def timm_encoder(name: str, stem: Literal["standard", "small"] = "standard", **options: Any) -> nn.Module:
-    """Return an untrained encoder of timm without its classifier. `stem=small`: for images of 32 px, ResNets only.
-
-    `options` go to `timm.create_model`. The small stem is a 3x3 convolution of stride 1 without max-pooling, as in
-    SimCLR's CIFAR experiments (Chen et al. 2020, appendix B.9). Raises ConfigError.
-    """
-    import timm  # slow (torchvision and hundreds of models), so only where it is used
-
-    from dist_ssl.models.resampling import resize_by_products
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Raise ConfigError where timm has no such model, or an option is not for an encoder."""
+    import timm
 
     if not timm.is_model(name):
         raise ConfigError(f"encoder.name={name} is not a model of timm.", nearest(name, timm.list_models()))
@@ -102,11 +100,31 @@ def timm_encoder(name: str, stem: Literal["standard", "small"] = "standard", **o
     for key in TAKEN:
         if key in options:
             raise ConfigError(f"encoder.{key} is not possible: an encoder has no classifier.", "Leave it out.")
+    if "in_chans" in options:
+        raise ConfigError(
+            "encoder.in_chans is not possible: images have the channels of the data set.", "Leave it out."
+        )
+
+
+def timm_encoder(
+    name: str, stem: Literal["standard", "small"] = "standard", in_channels: int = RGB, **options: Any
+) -> nn.Module:
+    """Return an untrained encoder of timm without its classifier. `stem=small`: for images of 32 px, ResNets only.
+
+    `options` go to `timm.create_model`. The small stem is a 3x3 convolution of stride 1 without max-pooling, as in
+    SimCLR's CIFAR experiments (Chen et al. 2020, appendix B.9). Raises ConfigError.
+    """
+    import timm  # slow (torchvision and hundreds of models), so only where it is used
+
+    from dist_ssl.models.resampling import resize_by_products
+
+    check_options(name, options)
+    own = {} if in_channels == RGB else {"in_chans": in_channels}
     try:
-        encoder: nn.Module = timm.create_model(name, num_classes=0, **options)
+        encoder: nn.Module = timm.create_model(name, num_classes=0, **own, **options)
         encoder.num_features = getattr(encoder, "head_hidden_size", None) or encoder.num_features
     except (TypeError, ValueError, AttributeError, AssertionError, KeyError, RuntimeError) as error:
-        if not options:
+        if not options and not own:
             raise
         given = " ".join(f"encoder.{key}={value}" for key, value in options.items())
         raise ConfigError(
@@ -125,6 +143,6 @@ def _shrink_stem(encoder: nn.Module, name: str) -> None:
     conv = getattr(encoder, "conv1", None)
     if not isinstance(conv, nn.Conv2d) or not hasattr(encoder, "maxpool"):
         raise ConfigError(f"encoder.stem=small does not fit {name}.", "It is for ResNets; use stem=standard.")
-    encoder.conv1 = nn.Conv2d(3, conv.out_channels, 3, 1, 1, bias=False)
+    encoder.conv1 = nn.Conv2d(conv.in_channels, conv.out_channels, 3, 1, 1, bias=False)
     nn.init.kaiming_normal_(encoder.conv1.weight, mode="fan_out", nonlinearity="relu")
     encoder.maxpool = nn.Identity()

@@ -76,7 +76,7 @@ class Layout:
 
 
 class Projection(nn.Conv2d):
-    """The projection of square patches, [B, 3, S, S] -> [B, K, D], row by row; a Conv2d by the names of its weights.
+    """The projection of square patches, [B, C, S, S] -> [B, K, D], row by row; a Conv2d by the names of its weights.
 
     In evaluation it sees all patches of its own side.
     """
@@ -94,7 +94,7 @@ class Projection(nn.Conv2d):
         return self.kernel_size[0]
 
     def _layout(self, images: Tensor) -> Layout:
-        """Return how this pass cuts its images, [B, 3, S, S]. Raises ConfigError where patches do not fit."""
+        """Return how this pass cuts its images, [B, C, S, S]. Raises ConfigError where patches do not fit."""
         dropout, patch = (self.dropout, self.patch) if self.training else (None, 0)
         self.dropout = None
         check_side(self, images.shape[-1], "The side of an image or a tile of it", Tokens(patch=patch))
@@ -118,12 +118,12 @@ class Projection(nn.Conv2d):
         return F.linear(cut[image, :, rows, :, columns].flatten(2), weight.flatten(1), self.bias)
 
     def resized(self, side: int) -> Tensor:
-        """Return the weights for patches of this side, [D, 3, side, side]; for its own side the parameter itself."""
+        """Return the weights for patches of this side, [D, C, side, side]; for its own side the parameter itself."""
         return resized_projection(self.weight, side)
 
 
 def resized_projection(weight: Tensor, side: int) -> Tensor:
-    """Return the weights of a projection, [D, 3, p, p], for patches of another side, [D, 3, side, side]."""
+    """Return the weights of a projection, [D, C, p, p], for patches of another side, [D, C, side, side]."""
     own = weight.shape[-1]
     if side == own:
         return weight

@@ -1,4 +1,4 @@
-"""Vision transformers as in MoCo v3 (arXiv 2104.02057): [B, 3, S, S] in, the class token [B, D] out.
+"""Vision transformers as in MoCo v3 (arXiv 2104.02057): [B, C, S, S] in, the class token [B, D] out.
 
 timm's VisionTransformer with fixed instead of learnt position embeddings, the weight initialisation of MoCo v3, and an
 untrained random projection of the patches (`frozen_patches`), which keeps long runs with large batches stable. Position
@@ -13,6 +13,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from dist_ssl.config.bounds import RGB
 from dist_ssl.errors import ConfigError
 from dist_ssl.models.encoders import at_least_one
 from dist_ssl.models.patches import Projection
@@ -48,14 +49,14 @@ def stored_positions(side: int, width: int) -> Tensor:
 
 
 class Patches(nn.Module):
-    """Projections of square patches plus position embeddings: [B, 3, S, S] -> [B, (S / patch)^2, width].
+    """Projections of square patches plus position embeddings: [B, C, S, S] -> [B, (S / patch)^2, width].
 
     With token dropout there are fewer. Raises ConfigError where the side S is no multiple of the patch's.
     """
 
-    def __init__(self, patch: int, width: int) -> None:
+    def __init__(self, patch: int, width: int, in_channels: int = RGB) -> None:
         super().__init__()
-        self.proj = Projection(3, width, patch, patch)
+        self.proj = Projection(in_channels, width, patch, patch)
         self.width = width
         self.num_patches = 0  # timm would size learnt position embeddings by it
 
@@ -66,15 +67,8 @@ class Patches(nn.Module):
         return tokens + layout.of(positions(*layout.grid, self.width, tokens.dtype, tokens.device, scale))
 
 
-def vit(
-    width: int, depth: int, heads: int, patch: int = 16, mlp_ratio: float = 4.0, frozen_patches: bool = True
-) -> nn.Module:
-    """Return an untrained transformer with `num_features` and `multiple_of` (see `encoders`).
-
-    `width`: D, a multiple of 4 and of `heads`; `depth`: number of blocks; `patch`: side of a patch, px; `mlp_ratio`:
-    ratio of a block's hidden width to its width; `frozen_patches`: never train the projection of the patches. Raises
-    ConfigError.
-    """
+def check_sizes(width: int, depth: int, heads: int, patch: int, mlp_ratio: float) -> None:
+    """Raise ConfigError where no transformer has these sizes; see `vit`."""
     least = math.lcm(4, heads) if heads > 0 else 0
     if least == 0 or width < 1 or width % least:
         wider = f"It is a multiple of {least}, say {max(1, round(width / max(1, least))) * least}."
@@ -88,8 +82,26 @@ def vit(
             f"encoder.mlp_ratio={mlp_ratio:g} is not possible: a block's hidden layer has at least one unit.",
             "Set encoder.mlp_ratio=4, say.",
         )
+
+
+def vit(
+    width: int,
+    depth: int,
+    heads: int,
+    patch: int = 16,
+    mlp_ratio: float = 4.0,
+    frozen_patches: bool = True,
+    in_channels: int = RGB,
+) -> nn.Module:
+    """Return an untrained transformer with `num_features` and `multiple_of` (see `encoders`).
+
+    `width`: D, a multiple of 4 and of `heads`; `depth`: number of blocks; `patch`: side of a patch, px; `mlp_ratio`:
+    ratio of a block's hidden width to its width; `frozen_patches`: never train the projection of the patches;
+    `in_channels`: C. Raises ConfigError.
+    """
+    check_sizes(width, depth, heads, patch, mlp_ratio)
     encoder: nn.Module = VisionTransformer(
-        embed_layer=lambda **_: Patches(patch, width),
+        embed_layer=lambda **_: Patches(patch, width, in_channels),
         embed_dim=width,
         depth=depth,
         num_heads=heads,
@@ -108,7 +120,7 @@ def vit(
 
 @torch.no_grad()
 def draw_weights(encoder: nn.Module) -> None:
-    """Draw all weights as MoCo v3 does: queries, keys, values count as three layers, a patch as 3 * patch^2 inputs."""
+    """Draw all weights as MoCo v3 does: queries, keys, values count as three layers, a patch as C * patch^2 inputs."""
     for name, layer in encoder.named_modules():
         if isinstance(layer, nn.Linear):
             fan_out = layer.out_features / 3 if name.endswith(".qkv") else layer.out_features

@@ -1,12 +1,15 @@
 """A folder of pictures as a source: the files are packed into tars byte for byte, without re-encoding.
 
     python shards/make.py source=imagefolder path=pictures out=data/mine [shard_bytes=256MB] [val=2%] [labels=true]
+        [channels=N]
 
 If the folder, or the only one in it, has `train/` and `val/` (or training, validation, test, eval, dev, in any case,
 with a year or without one: `val2017`), these are the splits; otherwise `val` images are held out by the hash of their
 paths. If all images are in sub-folders, and there are several of these, their sorted names are the classes. Images are
 packed in the order of the hash of their paths, so that every tar mixes the classes. A file is an image by its
 extension, or, if that is unknown, because it can be decoded. Hidden files and folders are left out; links are followed.
+Pictures are RGB, or with `channels=1` grey and with `channels=4` RGBA; arrays of numpy (`.npy`, [H, W] or [H, W, C])
+have the channels that they have.
 """
 
 import os
@@ -23,6 +26,7 @@ from dist_ssl.config.command import say
 from dist_ssl.data.images.file_formats import kind_of, surely_image
 from dist_ssl.errors import ConfigError, DataError, printable, shortened
 from dist_ssl.runtime.strange_files import open_regular
+from shards import channels
 from shards.archive import KINDS, META, Sample, spelt
 from shards.command_line import Bytes, HeldOut, Threads, counted_kinds
 from shards.folder_scan import NOT_READ, File, Found, can_be_decoded, extension, scan
@@ -38,13 +42,14 @@ class FolderOptions:
     """Options of the source.
 
     `val`: images held out, by default 2 % if there are labels; `labels`: whether folders are classes, by default if all
-    images are in several sub-folders.
+    images are in several sub-folders; `channels`: of the images, by default measured.
     """
 
     path: Path
     shard_bytes: Bytes = Bytes(256 * 10**6)
     val: HeldOut | None = None
     labels: bool | None = None
+    channels: int | None = None
     threads: Threads = THREADS
 
 
@@ -52,13 +57,14 @@ class FolderOptions:
 class Pictures:
     """The images of a folder, in the order of packing: `train` and `val` with the folders that their names start from.
 
-    `classes`: sorted names, none if folders are not labels.
+    `classes`: sorted names, none if folders are not labels; `channels`: of every image.
     """
 
     train: list[File]
     val: list[File]
     roots: tuple[Path, Path]
     classes: list[str]
+    channels: int
 
     def holding_out(self, least: int) -> "Pictures":
         """Return these pictures with at least `least` labelled ones held out, up to a fifth of all images.
@@ -88,7 +94,8 @@ def pack_pictures(out: Path, found: Pictures, options: FolderOptions, console: C
     """Pack the images that were found. Raises DataError."""
     names = [printable(name) for name in found.classes]
     size, threads = options.shard_bytes, options.threads
-    pack(out, found.splits(), names, shard_bytes=size, threads=threads, console=console)
+    own = found.channels
+    pack(out, found.splits(), names, channels=own, shard_bytes=size, threads=threads, console=console)
 
 
 def find(options: FolderOptions, console: Console) -> Pictures:
@@ -108,7 +115,8 @@ def find(options: FolderOptions, console: Console) -> Pictures:
         count = held_out.of(len(train))
         train, val, roots = train[count:], train[:count], (roots[0], roots[0])
     report_empty(found, classes, roots[0], options.path, console)
-    return Pictures(train, val, roots, classes)
+    paths = [root / file.name for root, files in zip(roots, (train, val), strict=True) for file in files]
+    return Pictures(train, val, roots, classes, channels.of_files(paths, options.channels, options.threads))
 
 
 def check(found: Found, root: Path, console: Console) -> None:

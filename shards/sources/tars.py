@@ -1,7 +1,7 @@
 """Existing WebDataset tars as a source: they are neither changed nor moved, only indexed by a manifest.
 
     python shards/make.py source=tars path=data/mine [train='train-*.tar'] [val='val-*.tar'] [image=jpg] [labels=false]
-        [keys=auto|first|last]
+        [keys=auto|first|last] [channels=N]
 
 `train` and `val` are patterns below `path`, with `*`, `?` and `{000..146}`. Without them, the words train, val (valid,
 validation, dev, eval) and test in the names of the tars, or of their folders, tell the splits; `test` is held out where
@@ -38,6 +38,7 @@ from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.fetch import Fetcher
 from dist_ssl.errors import ConfigError, DataError, shortened
 from dist_ssl.runtime.strange_files import open_regular
+from shards import channels
 from shards.archive import KINDS, Index, index
 from shards.command_line import ONE_PER_CORE, Threads, counted_kinds
 from shards.image_source import ImageSource
@@ -50,8 +51,8 @@ from shards.tar_files import DECOMPRESS, all_tars, compressed_tars, compression_
 class TarOptions:
     """Options of the source.
 
-    `train`, `val`: patterns of the tars below `path`; `image`: extension of the members that are images; `labels`:
-    take the labels of `.cls` members; `keys`: where the key of a name ends, before its first or its last dot.
+    `train`, `val`: patterns of tars below `path`; `image`: extension of the members that are images; `labels`: take the
+    labels of `.cls` members; `keys`: where keys end, before a name's first or last dot; `channels`: None: measured.
     """
 
     path: Address | Path
@@ -60,6 +61,7 @@ class TarOptions:
     image: str | None = None
     labels: bool = True
     keys: Literal["auto", "first", "last"] = "auto"
+    channels: int | None = None
     threads: Threads = ONE_PER_CORE
 
 
@@ -76,6 +78,7 @@ def write(out: Path | None, options: TarOptions, console: Console) -> None:
         raise DataError(f"path={where} is not a folder.", "Set path to the folder of the tars.")
     if (folder / manifest.NAME).exists():
         raise DataError(f"{folder} has a manifest.json already.", "Remove it to index the tars again.")
+    channels.check_option(options.channels)
     if isinstance(where, Address):
         fetcher = Fetcher()
         with records(folder) as part:
@@ -97,16 +100,19 @@ def write_manifest(
     console: Console,
 ) -> None:
     """Write the manifest of the tars of every split. `read`: see `with_keys`; it reads them in this order."""
-    left = iter(with_keys(read, options, console))
+    left = iter(indexed := with_keys(read, options, console))
     tars = {split: [next(left) for _ in own] for split, own in splits.items()}
     check(tars, folder, options, console)
     classes, numbered = with_numbers(tars)
+    here = indexed if isinstance(options.path, Path) else []  # of tars elsewhere no image is read again
+    counted = (one for tar in here for one in channels.of_tar(folder / tar.shard.name, tar.samples))
+    count = channels.of_all(counted, options.channels)
     folder.mkdir(parents=True, exist_ok=True)
     rows = {
         split: ([tar.shard for tar in own], manifest.joined([tar.samples for tar in own]))
         for split, own in numbered.items()
     }
-    manifest.write(folder, rows, classes)
+    manifest.write(folder, rows, classes, channels=count)
 
 
 def with_keys(read: "Callable[[bool], list[Indexed]]", options: TarOptions, console: Console) -> "list[Indexed]":

@@ -1,6 +1,7 @@
 """The sheet of nearest neighbours: an image is no neighbour of itself, and frames say whose class is the same."""
 
 import numpy as np
+import pytest
 import torch
 
 from dist_ssl.data.images.sheet_text import BACK
@@ -43,3 +44,11 @@ def test_without_labels_no_frame_speaks_of_classes() -> None:
     page = np.asarray(drawn_sheet([[tile(10, 32, None), tile(20, 32, None)]]))
     for colour in (SAME, OTHER):
         assert not (page == colour).all(2).any()
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 5])
+def test_images_of_other_channels_are_shown_in_colours(channels: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 20, channels), dtype=np.uint8)
+    shown = pixels[..., :3] if channels > 2 else np.repeat(pixels[..., :1], 3, axis=2)
+    sheets = [drawn_sheet([[Tile(values, "", "", None)]]) for values in (pixels, shown)]
+    assert np.array_equal(*map(np.asarray, sheets))

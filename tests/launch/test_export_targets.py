@@ -15,12 +15,13 @@ import pytest
 import torch
 import transformers
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 import dist_ssl
 from dist_ssl.config.instantiate import instantiate
 from dist_ssl.errors import ConfigError
 from dist_ssl.methods.emp_ssl import Widened
+from dist_ssl.models.first_layer import make_encoder
 from dist_ssl.saved_encoder import KEY, SavedEncoder
 from launch import huggingface_export
 from launch.export import refuse_full
@@ -97,13 +98,13 @@ def test_the_printed_lines_load_a_network_that_computes_the_same(name: str, libr
         assert torch.equal(dist_ssl.load_encoder(out)(IMAGES), saved(IMAGES)), "the file is ours too"
 
 
-def assert_the_same(saved: SavedEncoder, target: Target, out: Path) -> None:
-    space: dict[str, Any] = {"images": IMAGES.numpy() if target.library == "onnxruntime" else IMAGES}
+def assert_the_same(saved: SavedEncoder, target: Target, out: Path, images: Tensor = IMAGES) -> None:
+    space: dict[str, Any] = {"images": images.numpy() if target.library == "onnxruntime" else images}
     with torch.inference_mode():
         exec("\n".join(target.lines(out)), space)
         if "features" not in space:
-            space["features"] = space["encoder" if target.library == "dist_ssl" else "model"].eval()(IMAGES)
-        expected, found = saved(IMAGES), torch.as_tensor(space["features"])
+            space["features"] = space["encoder" if target.library == "dist_ssl" else "model"].eval()(images)
+        expected, found = saved(images), torch.as_tensor(space["features"])
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
 
 
@@ -463,3 +464,42 @@ def test_no_file_of_a_run_is_written_over_but_an_earlier_export(name: str, fits:
     else:
         with pytest.raises(ConfigError, match=f"is a file of the run {tmp_path}/run"):
             refuse_full(out, target)
+
+
+MEANS = {channels: (0.5,) * channels for channels in (1, 5)}
+
+
+@cache
+def of_channels(name: str, channels: int) -> SavedEncoder:
+    """An encoder of images of so many channels."""
+    torch.manual_seed(1)
+    own = replace(DESCRIPTION, encoder=NODES[name], mean=MEANS[channels], std=MEANS[channels], resize=37, crop=32)
+    return SavedEncoder(shaken(make_encoder(NODES[name], channels)), own)
+
+
+@pytest.mark.parametrize(
+    ("name", "library", "channels"),
+    [
+        ("narrow resnet", "timm", 5),
+        ("small stem", "timm", 1),
+        ("own transformer", "timm", 5),
+        ("short resnet", "safetensors", 1),
+        ("short resnet", "onnx", 5),
+    ],
+)
+def test_encoders_of_other_channels_are_loaded_by_those_that_have_them(
+    name: str, library: str, channels: int, tmp_path: Path
+) -> None:
+    saved, out = of_channels(name, channels), tmp_path / f"x.{'onnx' if library == 'onnx' else 'safetensors'}"
+    images = torch.randn(2, channels, 32, 32, generator=torch.Generator().manual_seed(1))
+    target = TARGETS[library](saved)
+    problem, checked = keep_if_equal(saved, target, images, out, str)
+    assert problem == "", checked
+    assert_the_same(saved, target, out, images)
+
+
+@pytest.mark.parametrize("library", ["torchvision", "huggingface"])
+@pytest.mark.parametrize("name", ["resnet", "own transformer"])
+def test_libraries_of_rgb_refuse_other_channels(name: str, library: str) -> None:
+    with pytest.raises(ConfigError, match=f"takes images of 5 channels, and {library} takes RGB"):
+        TARGETS[library](of_channels(name, 5))

@@ -4,6 +4,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -223,3 +224,27 @@ def test_the_keys_of_the_folder_are_those_of_its_config() -> None:
     own = set(settings.compose(["data=folder", "data.path=x"], PROJECT / "configs")["data"])
     shards = set(settings.compose(["data=shards", "data.path=x"], PROJECT / "configs")["data"])
     assert {f"data.{key}" for key in own - shards} == set(OWN) - {"data.path"}
+
+
+def test_a_folder_of_arrays_gets_their_channels_and_statistics(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for number in range(8):
+        pixels = np.random.default_rng(number).integers(0, 200, (20, 20, 5), dtype=np.uint8)
+        np.save(tmp_path / "in" / f"{number}.npy", pixels)
+    found, text = packed("data.path=in")
+    assert manifest.read(Path(found["data.path"])).channels == 5
+    assert found["data.mean"].count(",") == found["data.std"].count(",") == 4
+    assert [found[f"views.view1.{key}"] for key in ("saturation", "hue", "gray_p")] == ["0.0"] * 3
+    assert "8 pictures, no labels, shorter sides 20 to 20 px (median 20), 5 channels." in text
+    assert "5 channels: these need red, green and blue" in text
+
+
+def test_pictures_are_read_as_grey_where_it_is_said_and_that_is_another_data_set(tmp_path: Path) -> None:
+    folder_of(tmp_path / "in", *(f"{n}.jpg" for n in range(8)))
+    colours, _ = packed("data.path=in")
+    grey, _ = packed("data.path=in", "data.channels=1")
+    assert colours["data.path"] != grey["data.path"]
+    assert "," not in grey["data.mean"]
+    assert "data.channels" not in grey
+    with pytest.raises(ConfigError, match=r"data.channels=0 is not possible"):
+        packed("data.path=in", "data.channels=0")

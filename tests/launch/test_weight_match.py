@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from dist_ssl.config.instantiate import instantiate
 from dist_ssl.config.meta_device import on_meta_device
+from dist_ssl.models.first_layer import for_channels, make_encoder
 from dist_ssl.models.patches import set_patch
 from dist_ssl.models.vit import stored_positions
 from launch.export_targets import TARGETS
-from launch.weight_match import Match, heads_of, match
+from launch.weight_match import PROJECTION, Match, heads_of, match
 from launch.weight_names import in_timm_names
 from tests.launch.test_export_targets import IMAGES, NODES, OWN_VIT, PAIRS, TIMM_VIT, saved_of
 from tests.test_saved_encoder import shaken
@@ -257,3 +258,18 @@ def test_names_of_many_digits_and_parts_without_dimensions_are_left_over() -> No
     name = f"encoder.layer.{'7' * 5000}.layernorm_before.weight"
     bare = {f"encoder.layer.8.attention.attention.{part}.bias": torch.zeros(()) for part in ("query", "key", "value")}
     assert {name, *bare} <= in_timm_names({**tensors, name: torch.zeros(1), **bare})[0].keys()
+
+
+@pytest.mark.parametrize(("name", "tensor"), [("narrow resnet", "conv1.weight"), ("own transformer", PROJECTION)])
+def test_weights_for_rgb_are_adapted_to_other_channels_and_it_is_said(name: str, tensor: str) -> None:
+    tensors = saved_of(name).tensors()
+    found = match(make_encoder(NODES[name], 5), tensors)
+    assert found.problems == []
+    assert torch.equal(found.weights[tensor], for_channels(tensors[tensor], 5))
+    assert f"{tensor}: adapted from RGB to images of 5 channels." in found.notes
+
+
+def test_weights_for_other_channels_are_not_adapted() -> None:
+    five = make_encoder(NODES["narrow resnet"], 5)
+    found = match(make_encoder(NODES["narrow resnet"], 3), dict(five.state_dict()))
+    assert found.problems == ["of another shape: conv1.weight [64, 5, 7, 7], in the encoder [64, 3, 7, 7]"]

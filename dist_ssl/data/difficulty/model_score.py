@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dist_ssl.config.bounds import RGB
 from dist_ssl.config.validation import at_least, require
 from dist_ssl.core.candidates import PAIRED, CandidateViews, candidate_slots, slots_of
 from dist_ssl.core.draws import Draws, Ints
@@ -24,8 +25,6 @@ from dist_ssl.core.plan import EpochPlan
 from dist_ssl.data.epoch_views import Difficulty, EpochViews, Finished, Look
 from dist_ssl.data.images.photometric import colour
 from dist_ssl.data.images.views import Cutter
-
-CHANNELS = 3
 
 
 @dataclass(frozen=True)
@@ -40,6 +39,8 @@ class ModelScore(Difficulty):
     """Steps, counted from the start of an epoch, of which the first is scored; the others use the first candidates."""
     multiple: int = 1
     """Sides that the encoder takes are multiples of it, px."""
+    channels: int = RGB
+    """Channels of an image."""
 
     def __post_init__(self) -> None:
         at_least("difficulty", 0, temperature=self.temperature)
@@ -55,7 +56,7 @@ class ModelScore(Difficulty):
         if plan.candidates == 1:
             return 0
         small = itemsize * self.side(plan.image_size) ** 2
-        return PAIRED * plan.candidates * CHANNELS * (plan.image_size**2 + small)
+        return PAIRED * plan.candidates * self.channels * (plan.image_size**2 + small)
 
     def side(self, image_size: int) -> int:
         """Return the side of the views that are scored, px: the nearest that the encoder takes."""
@@ -111,7 +112,7 @@ class ScoredPairs(EpochViews):
         if step % self.score.every:
             return super().finish(pixels, ids, draws, step)
         drawn = [*pixels[:PAIRED], *pixels[own:]]
-        sets = [torch.stack(drawn[slot::PAIRED], dim=1) for slot in range(PAIRED)]  # [B, K, S, S, 3]
+        sets = [torch.stack(drawn[slot::PAIRED], dim=1) for slot in range(PAIRED)]  # [B, K, S, S, C]
         rest = [view.clone() for view in pixels[PAIRED:own]]  # copies all: the pixels' memory is filled again
         shrunk = [resized(candidates.flatten(0, 1), self.side) for candidates in sets]
         slots, each = np.tile(candidate_slots(self.number).T, len(ids)), np.repeat(ids, self.number)
@@ -123,7 +124,7 @@ class ScoredPairs(EpochViews):
     def chosen(self, sets: list[Tensor], rest: list[Tensor], ids: Ints, draws: Draws, pairs: Ints) -> list[Tensor]:
         """Return the finished views with the chosen candidates.
 
-        `sets`: pixels of all candidates of either slot, [B, K, S, S, 3]; `rest`: of the views that have one candidate;
+        `sets`: pixels of all candidates of either slot, [B, K, S, S, C]; `rest`: of the views that have one candidate;
         `pairs`: [2, B].
         """
         device = sets[0].device
@@ -133,7 +134,7 @@ class ScoredPairs(EpochViews):
 
 
 def resized(pixels: Tensor, side: int) -> Tensor:
-    """Return images, [B, S, S, 3] uint8, at another side, px: bilinear, antialiased."""
+    """Return images, [B, S, S, C] uint8, at another side, px: bilinear, antialiased."""
     if pixels.shape[1] == side:
         return pixels
     planes = pixels.permute(0, 3, 1, 2).float()

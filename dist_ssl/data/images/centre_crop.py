@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from dist_ssl.core.draws import Draws, Floats, Ints
-from dist_ssl.data.images.decode import decode, resize_whole
+from dist_ssl.data.images.decode import decode
 from dist_ssl.data.images.image_rules import RULES, ImageRules, Pixels
+from dist_ssl.data.images.resize import resize_whole
 from dist_ssl.data.images.views import Crops, centre_box
 
 LONGEST = (1 / 8, 8)
@@ -61,7 +62,7 @@ class CentreOf(Crops):
 
 
 def cut_centre(data: bytes, resize: int, rules: ImageRules, out: Pixels) -> str:
-    """Decode an image, or any copy of it, and write its view into `out` [crop, crop, 3].
+    """Decode an image, or any copy of it, and write its view into `out` [crop, crop, C].
 
     `resize`: length of the shorter side before the centre is cut, px. Returns the reason if decoding was slow, else an
     empty string. Raises UnreadableError.
@@ -72,7 +73,7 @@ def cut_centre(data: bytes, resize: int, rules: ImageRules, out: Pixels) -> str:
 
 
 def write_centre(whole: Pixels, resize: int, out: Pixels) -> None:
-    """Write the view of an image, pixels [h, w, 3], into `out` [crop, crop, 3]; `resize`: see `cut_centre`."""
+    """Write the view of an image, pixels [h, w, C], into `out` [crop, crop, C]; `resize`: see `cut_centre`."""
     left, top, right, bottom = centre_box(whole.shape[1], whole.shape[0], LONGEST)
     pixels = np.ascontiguousarray(whole[top:bottom, left:right])
     height, width, _ = pixels.shape

@@ -1,13 +1,13 @@
-"""Decode the bytes of an image to upright uint8 RGB pixels, at the smallest sufficient libjpeg scale.
+"""Decode the bytes of an image to upright uint8 pixels, mostly RGB, at the smallest sufficient libjpeg scale.
 
 JPEGs are decoded by libjpeg-turbo (simplejpeg), everything else by PIL: PNG, WebP, GIF, TIFF, BMP and a few more; of
-files with several pictures, the first. The Exif orientation is applied; `ImageRules` say what shows through where an
-image is transparent, and which value of deep pixels is white. Whether a sample can be decoded completely depends on its
-bytes alone: if not, it is unreadable for a named reason, and a replacement sample takes its place in the batch. The
-rule: what a decoder must guess at is damage, and what it may ignore is not. A truncated JPEG is damaged, even where a
-decoder would fill the rest with gray. Extra bytes, metadata of any size, and parameters that a sequential JPEG does not
-use make nothing unreadable. A file that is whole and whose kind of pixels is not read (64 bits, say, or a JPEG of 12)
-is unsupported, which is counted apart from damage.
+files with several pictures, the first. Arrays of numpy are read by `array_files.py`. The Exif orientation is applied;
+`ImageRules` say what shows through where an image is transparent, and which value of deep pixels is white. Whether a
+sample can be decoded completely depends on its bytes alone: if not, it is unreadable for a named reason, and a
+replacement sample takes its place in the batch. The rule: what a decoder must guess at is damage, and what it may
+ignore is not. A truncated JPEG is damaged, even where a decoder would fill the rest with gray. Extra bytes, metadata of
+any size, and parameters that a sequential JPEG does not use make nothing unreadable. A file that is whole and whose
+kind of pixels is not read (64 bits, say, or a JPEG of 12) is unsupported, which is counted apart from damage.
 
 What one image may cost is bounded by numbers that stand in its bytes, not by time, so that the same images are readable
 on every machine: its pixels, for a progressive JPEG its pixels times its scans, since each scan goes over all of them,
@@ -25,13 +25,21 @@ from itertools import takewhile
 
 import numpy as np
 import simplejpeg
-import torch
 from PIL import Image, UnidentifiedImageError
-from torch.nn.functional import interpolate
 
+from dist_ssl.data.images.array_files import array_pixels, is_array, largest_of
 from dist_ssl.data.images.file_formats import FORMATS, looks_like_image
 from dist_ssl.data.images.file_parts import FileInPieces, check_tags, prepare_to_load
-from dist_ssl.data.images.image_rules import FULL, RULES, ImageRules, Pixels, deep_pixels, to_rgb
+from dist_ssl.data.images.image_rules import (
+    FULL,
+    RULES,
+    ImageRules,
+    Pixels,
+    check_picture,
+    deep_pixels,
+    of_picture,
+    to_channels,
+)
 from dist_ssl.data.images.jpeg_segments import APP1, SCAN, segments, with_range_of_scans
 from dist_ssl.data.images.tiff_tags import MOST_PARTS, pixels_of_tiff
 from dist_ssl.data.images.unreadable import (
@@ -70,7 +78,7 @@ Image.MAX_IMAGE_PIXELS = None  # `max_pixels` is checked instead
 
 @dataclass(frozen=True)
 class Decoded:
-    """A decoded image: `pixels` [h, w, 3] uint8, and `slow`: why decoding was slow, one of `SLOW`, or an empty string.
+    """A decoded image: `pixels` [h, w, C] uint8, and `slow`: why decoding was slow, one of `SLOW`, or an empty string.
 
     `sides`: width and height of the upright original in px, independent of the scale at which it was decoded.
     """
@@ -89,23 +97,10 @@ def decode(data: bytes, least: int, rules: ImageRules = RULES) -> Decoded:
         raise UnreadableError(EMPTY)
     if data.startswith(JPEG):
         return _jpeg(data, least, rules)
+    if is_array(data):
+        pixels = array_pixels(data, rules)
+        return Decoded(pixels, "", (pixels.shape[1], pixels.shape[0]))
     return _other(data, rules, FORMAT)
-
-
-def resize(pixels: Pixels, box: Box, size: int) -> Pixels:
-    """Return a box (left, top, right, bottom) resized to [size, size, 3]: bilinear, antialiased.
-
-    The box is copied first: torch resizes contiguous channels_last memory fastest, and without its own threads.
-    """
-    left, top, right, bottom = box
-    return resize_whole(np.ascontiguousarray(pixels[top:bottom, left:right]), size, size)
-
-
-def resize_whole(pixels: Pixels, width: int, height: int) -> Pixels:
-    """Return contiguous pixels resized to [height, width, 3]: bilinear, antialiased."""
-    x = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
-    found: Pixels = interpolate(x, (height, width), mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
-    return found
 
 
 def _jpeg(data: bytes, least: int, rules: ImageRules) -> Decoded:
@@ -113,6 +108,7 @@ def _jpeg(data: bytes, least: int, rules: ImageRules) -> Decoded:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:  # rare sampling factors or a truncated header: PIL finds out which
         return _other(data, rules, SAMPLING)
+    check_picture(rules)
     _check_size(width, height, rules.max_pixels)
     _check_scans(data, width * height, rules.max_pixels)
     given, data = data, with_range_of_scans(data)
@@ -126,7 +122,8 @@ def _jpeg(data: bytes, least: int, rules: ImageRules) -> Decoded:
         slow = "" if data is given else SCANS_CORRECTED
     orientation = _orientation(partial(_exif, data))
     whole = (height, width) if orientation >= 5 else (width, height)
-    return Decoded(_upright(pixels, orientation), slow or (TURNED if orientation > 1 else ""), whole)
+    slow = slow or (TURNED if orientation > 1 else "")
+    return Decoded(_upright(of_picture(pixels, rules), orientation), slow, whole)
 
 
 def _decode_jpeg(data: bytes, space: str, sides: dict[str, int]) -> Pixels:
@@ -144,7 +141,7 @@ def _other(data: bytes, rules: ImageRules, slow: str) -> Decoded:
     data = _without_text(data) if data.startswith(PNG) else _without_comments(data)
     try:
         with _loaded(data, rules.max_pixels) as image:
-            pixels = _upright(to_rgb(image, data, rules), _orientation(image.getexif))
+            pixels = _upright(to_channels(image, data, rules), _orientation(image.getexif))
             return Decoded(pixels, slow, (pixels.shape[1], pixels.shape[0]))
     except (UnreadableError, MemoryError):
         raise
@@ -203,11 +200,16 @@ def _without_comments(data: bytes) -> bytes:
 
 
 def largest_value(data: bytes) -> int | None:
-    """Return the largest value of an image of 16 bits, without alpha; None for others, and where it cannot be read."""
+    """Return the largest value of an image of 16 bits, without alpha; None for others, and where it cannot be read.
+
+    Of an array of floating point it is rounded up.
+    """
     if not data or data.startswith(JPEG) or (data.startswith(PNG) and data[24:25] != b"\x10"):
         return None
     rules = ImageRules(range=FULL)
     try:
+        if is_array(data):
+            return largest_of(data, rules.max_pixels)
         with _loaded(_without_comments(data), rules.max_pixels) as image:
             known = image.mode not in ("I", "F") or image.format == "PPM"
             deep = deep_pixels(image, data, FULL) if known else None
@@ -255,7 +257,7 @@ def _orientation(read: Callable[[], Image.Exif]) -> int:
 
 
 def _upright(pixels: Pixels, orientation: int) -> Pixels:
-    """Turn and mirror the pixels [h, w, 3] as the Exif orientation (1 to 8) requires; the result is contiguous."""
+    """Turn and mirror the pixels [h, w, C] as the Exif orientation (1 to 8) requires; the result is contiguous."""
     if orientation >= 5:
         pixels = pixels.transpose(1, 0, 2)
     if orientation in (2, 3, 6, 7):

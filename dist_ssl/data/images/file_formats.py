@@ -17,6 +17,8 @@ EXTENSIONS = {
 """Usual extensions of files by PIL's name of their format."""
 FORMATS = tuple(name for name in EXTENSIONS if name in Image.OPEN)
 """Formats that PIL may try; its other formats are rare, and some run external programs."""
+ARRAY, ARRAYS = b"\x93NUMPY", "npy"
+"""First bytes of a file of numpy, and its extension."""
 TWO_BYTES = (EXTENSIONS["BMP"], EXTENSIONS["PPM"])
 """Formats that are known by their first two bytes."""
 
@@ -33,5 +35,7 @@ def surely_image(data: bytes) -> bool:
 
 def kind_of(data: bytes) -> str:
     """Return the usual extension of an image file by its first bytes; empty if they are of no format that is read."""
+    if data.startswith(ARRAY):
+        return ARRAYS
     accepts = ((name, Image.OPEN[name][1]) for name in FORMATS)
     return next((EXTENSIONS[name] for name, accept in accepts if accept and accept(data[:16])), "")

@@ -1,4 +1,7 @@
-"""How pixels of any kind become 8-bit RGB: the range of deep pixels, and what shows through transparent ones.
+"""How pixels of any kind become 8-bit channels: the range of deep pixels, and what shows through transparent ones.
+
+A data set has as many channels as its manifest says. Of a picture these are one (its luma), three (RGB) or four (RGB
+and alpha); arrays (`array_files.py`) have as many as they have.
 
 Cameras and microscopes write 10, 12 or 14 bits into files of 16, which look black where 65,535 is taken for white. What
 is transparent has a colour too, which no viewer shows: two files that look the same may differ there in every pixel.
@@ -15,12 +18,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from dist_ssl.config.bounds import MAX_PIXELS
+from dist_ssl.config.bounds import MAX_PIXELS, RGB
 from dist_ssl.data.images.file_parts import FileInPieces, prepare_to_load
 from dist_ssl.data.images.unreadable import NO_RANGE, UNSUPPORTED, UnreadableError
 
 Pixels = npt.NDArray[np.uint8]
-Deep = npt.NDArray[Any]
+Values = npt.NDArray[Any]
 FULL = 65535
 BAND_PIXELS = 1 << 22
 """Pixels that are converted to RGB at a time, so that a large picture is not held three times."""
@@ -28,6 +31,11 @@ REVERSED = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little
 """PIL's names of the orders of two bytes (big, little, the machine's), and the other order of each."""
 ORDER = re.compile("(16[BLN])")
 BACKGROUNDS = {"white": 255, "black": 0}
+GREY, RGBA = 1, 4
+OF_PICTURES = (GREY, RGB, RGBA)
+"""Numbers of channels that a picture can be read as."""
+LUMA = (19595, 38470, 7471)
+"""Weights of ITU-R 601 in units of 1 / 65,536, whose sum is 1, so that the luma of a grey pixel is its value."""
 
 
 @dataclass(frozen=True)
@@ -36,26 +44,60 @@ class ImageRules:
 
     `max_pixels`: images of more pixels are unreadable. `range`: the value that is white in pixels of more than 8 bits
     and in those of floating point; None: 65,535 for pixels of 16 bits, and others have no range. `alpha`: what shows
-    through where an image is transparent, or `drop`: its hidden colours.
+    through where an image is transparent, or `drop`: its hidden colours. `channels`: number of channels.
     """
 
     max_pixels: int = MAX_PIXELS
     range: float | None = None
     alpha: Literal["white", "black", "drop"] = "white"
+    channels: int = RGB
 
 
 RULES = ImageRules()
 
 
-def to_rgb(image: Image.Image, data: bytes, rules: ImageRules) -> Pixels:
-    """Return the pixels of a loaded image as RGB [h, w, 3]. `data`: its bytes. Raises UnreadableError."""
+def counted(channels: int) -> str:
+    """Return a number of channels in words."""
+    return "1 channel" if channels == 1 else f"{channels} channels"
+
+
+def to_channels(image: Image.Image, data: bytes, rules: ImageRules) -> Pixels:
+    """Return the pixels of a loaded image as channels [h, w, C]. `data`: its bytes. Raises UnreadableError."""
     width, height = image.size
+    check_picture(rules)
     rows = _rows(image, data, rules)
-    pixels, band = np.empty((height, width, 3), dtype=np.uint8), max(1, BAND_PIXELS // width)
+    pixels, band = np.empty((height, width, rules.channels), dtype=np.uint8), max(1, BAND_PIXELS // width)
     for top in range(0, height, band):
         below = min(top + band, height)
-        pixels[top:below] = _over(rows(top, below), rules)
+        pixels[top:below] = of_picture(rows(top, below), rules)
     return pixels
+
+
+def check_picture(rules: ImageRules) -> None:
+    """Raise UnreadableError where no picture has the channels of the rules."""
+    if rules.channels not in OF_PICTURES:
+        raise UnreadableError(UNSUPPORTED, f"a picture of 1, 3 or 4 channels, not {rules.channels}")
+
+
+def of_picture(pixels: Pixels, rules: ImageRules) -> Pixels:
+    """Return RGB or RGBA, [h, w, 3 or 4], as the channels of the rules, which a picture can have, [h, w, C]."""
+    if rules.channels == RGBA:
+        opaque = np.full((*pixels.shape[:2], RGBA - pixels.shape[2]), 255, dtype=np.uint8)
+        return np.concatenate([pixels, opaque], axis=2)
+    colours = _over(pixels, rules)
+    if rules.channels == RGB:
+        return colours
+    red, green, blue = (weight * colours[..., at].astype(np.uint32) for at, weight in enumerate(LUMA))
+    grey: Pixels = ((red + green + blue + (1 << 15)) >> 16).astype(np.uint8)
+    return grey[..., None]
+
+
+def in_colours(pixels: Pixels) -> Pixels:
+    """Return pixels [h, w, C] as RGB for people: the first three channels, of fewer the first as grey."""
+    if pixels.shape[2] == RGB:
+        return pixels
+    shown = pixels[..., :RGB] if pixels.shape[2] > RGB else np.repeat(pixels[..., :1], RGB, axis=2)
+    return np.ascontiguousarray(shown)
 
 
 def _rows(image: Image.Image, data: bytes, rules: ImageRules) -> Callable[[int, int], Pixels]:
@@ -64,14 +106,15 @@ def _rows(image: Image.Image, data: bytes, rules: ImageRules) -> Callable[[int, 
     if deep is not None:
         white = FULL if rules.range is None else rules.range
         return lambda top, below: _scaled(deep[top:below], white)
-    mode = "RGBA" if rules.alpha != "drop" and image.has_transparency_data else "RGB"
+    seen = rules.channels == RGBA or rules.alpha != "drop"
+    mode = "RGBA" if seen and image.has_transparency_data else "RGB"
     if "transparency" in image.info:  # PIL converts such a palette by all of its pixels
         whole = np.asarray(image.convert(mode))
         return lambda top, below: whole[top:below]
     return lambda top, below: np.asarray(image.crop((0, top, image.width, below)).convert(mode))
 
 
-def deep_pixels(image: Image.Image, data: bytes, white: float | None) -> Deep | None:
+def deep_pixels(image: Image.Image, data: bytes, white: float | None) -> Values | None:
     """Return the values of pixels of more than 8 bits, [h, w, 1 to 4]; None where PIL's own conversion is right.
 
     `white`: the value that is white; where it is known, pixels of 32 bits or floating point and colours of 16 bits are
@@ -94,7 +137,7 @@ def deep_pixels(image: Image.Image, data: bytes, white: float | None) -> Deep | 
     return values
 
 
-def _gray_map(image: Image.Image, data: bytes, white: float | None) -> Deep:
+def _gray_map(image: Image.Image, data: bytes, white: float | None) -> Values:
     """Return the values of a portable graymap of 16 bits, [h, w, 1].
 
     Such a file names its own white, and PIL scales the values so that it is 65,535. Only where the file names no less
@@ -135,22 +178,28 @@ def _reversed(arguments: Any) -> Any:
     return "".join(REVERSED.get(part, part) for part in ORDER.split(arguments))
 
 
-def _scaled(deep: Deep, white: float) -> Pixels:
+def _scaled(deep: Values, white: float) -> Pixels:
     """Return values [h, w, 1 to 4], of which `white` is 255 and NaN is 0, as 8 bits; gray becomes three colours.
 
     The second or fourth is alpha, of which 65,535 is opaque whatever is white: no camera measures it.
     """
     if deep.shape[2] in (2, 4) and white != FULL:
         return np.concatenate([_scaled(deep[..., :-1], white), _scaled(deep[..., -1:], FULL)[..., :1]], axis=2)
+    pixels = to_8_bits(deep, white)
+    if pixels.shape[2] > 2:
+        return pixels
+    return np.concatenate([np.repeat(pixels[..., :1], 3, axis=2), pixels[..., 1:]], axis=2)
+
+
+def to_8_bits(deep: Values, white: float) -> Pixels:
+    """Return values of any shape, of which `white` is 255 and NaN is 0, as 8 bits."""
     if np.issubdtype(deep.dtype, np.integer) and white == int(white):
         most = int(white)
         found = (np.clip(deep, 0, most).astype(np.int64) * 255 + most // 2) // most
     else:
         found = np.rint(np.nan_to_num(np.clip(deep / white, 0, 1)) * 255)
-    pixels = found.astype(np.uint8)
-    if pixels.shape[2] > 2:
-        return pixels
-    return np.concatenate([np.repeat(pixels[..., :1], 3, axis=2), pixels[..., 1:]], axis=2)
+    pixels: Pixels = found.astype(np.uint8)
+    return pixels
 
 
 def _over(pixels: Pixels, rules: ImageRules) -> Pixels:

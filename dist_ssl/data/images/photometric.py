@@ -6,7 +6,8 @@ never waits; they reach it in one copy. Single-precision views on a CPU are proc
 of all other views, are torch operations: cheap effects run on the whole batch, with parameters that leave the other
 samples unchanged; hue and blur run only on the samples that they change. Order: jitter (its four parts in a random
 order per sample), gray, blur, solarize, invert, flip, turn, normalise. In between, values are floats in [0, 1], clamped
-after each part as torchvision does; unlike torchvision on uint8 images, nothing is rounded after a part.
+after each part as torchvision does; unlike torchvision on uint8 images, nothing is rounded after a part. Images of
+other channels than three take the path of torch operations; contrast blends each channel with its own mean.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dist_ssl.config.bounds import RGB
 from dist_ssl.core.draws import Draws, Flags, Floats, Ints, Purpose
 from dist_ssl.data.images.colour_constants import CONTRAST, HUE, LUMA, NOTHING, PARTS, SATURATION
 from dist_ssl.data.images.host_to_device import send
@@ -116,11 +118,11 @@ class Photometry:
         self.recipe, self.slot, self.mean, self.std = recipe, slot, mean, std
 
     def __call__(self, pixels: Tensor, ids: Ints, draws: Draws, dtype: torch.dtype) -> Tensor:
-        """Augment [B, S, S, 3] uint8 on the device -> [B, 3, S, S] `dtype`, normalised, channels last in memory."""
+        """Augment [B, S, S, C] uint8 on the device -> [B, C, S, S] `dtype`, normalised, channels last in memory."""
         return colour([self], [pixels], ids, draws, dtype)[0]
 
     def change(self, pixels: Tensor, looks: Looks, there: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
-        """Augment [B, S, S, 3] uint8 -> [B, 3, S, S] `dtype` with torch operations; `there`: `looks` on the device."""
+        """Augment [B, S, S, C] uint8 -> [B, C, S, S] `dtype` with torch operations; `there`: `looks` on the device."""
 
         def changed(name: str, x: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
             return torch.where(there[name].view(-1, 1, 1, 1), change(x), x) if getattr(looks, name).any() else x
@@ -182,7 +184,7 @@ def colour(
     parts: int = 1,
     slots: Ints | None = None,
 ) -> list[Tensor]:
-    """Augment each view [B, S, S, 3] of the samples `ids` by its own photometry; same result as one call per view.
+    """Augment each view [B, S, S, C] of the samples `ids` by its own photometry; same result as one call per view.
 
     `parts`: number of equal parts of the batch that torch operations process one after the other. `slots`: those of
     every sample's views, [V, B]; None: as the photometries have them.
@@ -195,12 +197,12 @@ def colour(
 def _finish(
     changes: Sequence[Photometry], views: Sequence[Tensor], looks: Sequence[Looks], dtype: torch.dtype, parts: int
 ) -> list[Tensor]:
-    given, device = list(zip(changes, views, looks, strict=True)), views[0].device
-    if device.type == "cuda" and _has_kernels(device, dtype):
+    given, device, rgb = list(zip(changes, views, looks, strict=True)), views[0].device, views[0].shape[-1] == RGB
+    if rgb and device.type == "cuda" and _has_kernels(device, dtype):
         from dist_ssl.data.images.photometric_triton import colour_views
 
         return colour_views([_numbers(*one) for one in given], dtype)
-    single = device.type == "cpu" and dtype == torch.float32
+    single = rgb and device.type == "cpu" and dtype == torch.float32
     looped = [single and view.shape[1] >= SMALLEST_LOOPED for view in views]
     works = [_numbers(*one) for one, loops in zip(given, looped, strict=True) if loops]
     done = iter(_in_loops(works) if works else [])
@@ -276,9 +278,9 @@ def _blend_some(x: Tensor, part: Ints | Tensor, factors: Floats | Tensor) -> Ten
     part, factors = (torch.as_tensor(given, device=x.device) for given in (part, factors))
     own = factors.gather(1, (part % PARTS).unsqueeze(1)).squeeze(1)
     factor = torch.where(part < HUE, own, 1)
-    gray = luma(x)
+    gray, averaged = (luma(x), (1, 2, 3)) if x.shape[1] == RGB else (x, (2, 3))
     other = gray * _column(part == SATURATION, x)
-    other += gray.mean((1, 2, 3), keepdim=True) * _column(part == CONTRAST, x)
+    other += gray.mean(averaged, keepdim=True) * _column(part == CONTRAST, x)
     return blend(x, other, _column(factor, x))
 
 

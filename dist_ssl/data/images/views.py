@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
+from dist_ssl.config.bounds import RGB
 from dist_ssl.config.validation import at_least, positive, require, shares
 from dist_ssl.core.draws import Draws, Floats, Ints, Purpose
 from dist_ssl.data.images.decode import Box, decode
@@ -68,7 +69,13 @@ class Augmentation:
         found = self if s == 1 else replace(self, **{key: weaker.get(key, s * getattr(self, key)) for key in named})
         return replace(found, blur_min=scale * found.blur_min, blur_max=scale * found.blur_max)
 
+    def of_channels(self, channels: int) -> "Augmentation":
+        """Return the augmentation for images of so many channels: without what needs red, green and blue, if not 3."""
+        return self if channels == RGB else replace(self, saturation=0.0, hue=0.0, gray_p=0.0)
 
+
+OF_COLOURS = ("saturation", "hue", "gray_p")
+"""Fields of what needs red, green and blue; all else changes every channel by itself."""
 SCALED: dict[str, tuple[str, ...]] = {
     "crop": ("crop_min", "crop_max"),
     "brightness": ("brightness",),
@@ -198,7 +205,7 @@ class Crops:
         return found
 
     def cut(self, data: bytes, out: Sequence[Pixels]) -> str:
-        """Decode the image, or any copy of it, and write every view into its [side, side, 3] buffer.
+        """Decode the image, or any copy of it, and write every view into its [side, side, C] buffer.
 
         It is decoded no smaller than the boxes need. Returns the reason if decoding was slow, else an empty string.
         Raises UnreadableError.
@@ -226,7 +233,7 @@ class ViewCutter(Protocol):
         ...
 
     def cut(self, data: bytes, draws: Sequence[Floats], out: Sequence[Pixels]) -> str:
-        """Decode an image and write its views into their [side, side, 3] buffers.
+        """Decode an image and write its views into their [side, side, C] buffers.
 
         `draws`: one row of each of `draw`, or of the first ones, where only those views are cut.
         Returns the reason if decoding was slow (one of `decode.SLOW`), else an empty string. Raises UnreadableError.

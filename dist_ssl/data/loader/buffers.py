@@ -11,7 +11,7 @@ import torch
 from dist_ssl.data.images.image_rules import Pixels
 
 Shapes = list[tuple[int, ...]]
-"""Shapes of the views of a batch, (B, side, side, 3) each."""
+"""Shapes of the views of a batch, (B, side, side, C) each."""
 KEPT = 2
 """Largest number of unused blocks of memory that `Returning` keeps."""
 
@@ -20,7 +20,7 @@ class Buffers(Protocol):
     """A source of buffers that views are cut into."""
 
     def take(self, shapes: Shapes) -> list[Pixels]:
-        """Return buffers of these shapes, [B, side, side, 3] each, with arbitrary contents."""
+        """Return buffers of these shapes, [B, side, side, C] each, with arbitrary contents."""
         ...
 
     def give(self, views: list[Pixels]) -> None:

@@ -45,7 +45,7 @@ class Loaded:
 
     ids: Ints
     views: list[Pixels]
-    """Views, [B, side, side, 3] uint8 each."""
+    """Views, [B, side, side, C] uint8 each."""
     valid: Flags
     """Validity mask, [B]; False where a replacement sample was used."""
     wait_seconds: float
@@ -250,7 +250,7 @@ class Pipeline:
         """Start a request: one task per thread, each for a contiguous part of the batch."""
         count = self.views if request.views is None else request.views
         sides = map(self.cutter.side, range(count))
-        views = self.buffers.take([(len(request.ids), side, side, 3) for side in sides])
+        views = self.buffers.take([(len(request.ids), side, side, self.cutter.rules.channels) for side in sides])
         numbers = self.cutter.draw(request.draws, request.draw_ids)[:count]
         parts = np.array_split(np.arange(len(request.ids)), self.loader.threads)
         tasks = [self._pool.submit(self._fill, request, part, numbers, views) for part in parts if len(part)]

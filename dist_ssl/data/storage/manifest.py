@@ -1,6 +1,6 @@
 """The manifest of a data set: lists the WebDataset tars of a folder and the position of every sample in them.
 
-    manifest.json                 format; per split its shards: name, samples, bytes, sha256; names of classes, if known
+    manifest.json                 format; per split its shards: name, samples, bytes, sha256; names of classes; channels
     train.samples.safetensors     columns over the split's samples in shard order: offset and size of the image's bytes
                                   within its tar, label (-1: none), and all keys concatenated, with the end of each
 
@@ -21,6 +21,7 @@ import safetensors
 import safetensors.numpy
 import xxhash
 
+from dist_ssl.config.bounds import MOST_CHANNELS, RGB
 from dist_ssl.data.storage import fields
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.fetch import Fetcher, unreadable
@@ -166,7 +167,7 @@ class Manifest:
     """A data set: its identity, its splits, and the names of its classes in the order of their labels, if known.
 
     `copied`: parameters of its creation if it is a smaller copy of another data set, otherwise empty. `companion`: in a
-    mixture, the training split whose labels the other splits share; otherwise None.
+    mixture, the training split whose labels the other splits share; otherwise None. `channels`: of every image.
     """
 
     identity: str
@@ -174,6 +175,7 @@ class Manifest:
     classes: tuple[str, ...] = ()
     copied: Mapping[str, Any] = field(default_factory=dict)
     companion: Split | None = None
+    channels: int = RGB
 
     def split(self, name: str) -> Split:
         """Return a split. Raises DataError where it does not exist or is empty."""
@@ -199,10 +201,7 @@ def check_shard(path: Path, shard: Shard) -> None:
 
 def size_differs(where: object, size: object, shard: Shard) -> DataError:
     """Return the error for a tar whose size differs from the manifest's."""
-    return DataError(
-        f"Shard {where} has {size} bytes; the manifest says {shard.bytes}.",
-        fields.CHANGED,
-    )
+    return DataError(f"Shard {where} has {size} bytes; the manifest says {shard.bytes}.", fields.CHANGED)
 
 
 def write(
@@ -210,11 +209,13 @@ def write(
     splits: Mapping[str, tuple[list[Shard], Samples]],
     classes: Sequence[str] = (),
     copied: Mapping[str, Any] | None = None,
+    channels: int = RGB,
 ) -> None:
     """Write the manifest of a data set whose tars are in the folder; manifest.json is written last. See `Manifest`."""
     content: dict[str, Any] = {"format": FORMAT, "splits": {}}
     content |= {"classes": list(classes)} if classes else {}
     content |= {"copied": dict(copied)} if copied else {}
+    content |= {"channels": channels} if channels != RGB else {}
     for name, (shards, samples) in splits.items():
         _check_written(folder, name, samples)
         file = f"{name}.samples.safetensors"
@@ -266,9 +267,10 @@ def read(folder: Path | Address, fetcher: Fetcher | None = None, inside: str = "
         }
         classes = fields.names(content, "classes")
         copied = fields.level(content["copied"]) if content.get("copied", {}) != {} else {}
+        channels = fields.whole({"channels": RGB, **content}, "channels", 1, MOST_CHANNELS)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is damaged: {error!r}.", "Make the shards again.") from error
-    return Manifest(xxhash.xxh3_128_hexdigest(text), splits, classes, copied)
+    return Manifest(xxhash.xxh3_128_hexdigest(text), splits, classes, copied, channels=channels)
 
 
 def _split(folder: Address, name: str, entry: dict[str, Any], get: Fetcher, inside: str) -> Split:

@@ -148,6 +148,7 @@ def mix(found: Sequence[tuple[Address, Manifest]], weights: Any, train: str, val
     for number, identity in enumerate(identities):
         if (first := identities.index(identity)) < number:
             raise _twice(str(found[first][0]), str(found[number][0]))
+    check_channels(found)
     whole = [len(part.samples) for part in parts] if weights is None else whole_weights(weights, len(found))
     sources = tuple(
         Source(where, len(part.shards), len(part.samples), weight)
@@ -158,7 +159,24 @@ def mix(found: Sequence[tuple[Address, Manifest]], weights: Any, train: str, val
     companion = next(holding, 0)
     others = {name: split for name, split in found[companion][1].splits.items() if name != train}
     identity = xxhash.xxh3_128_hexdigest(json.dumps([identities, whole]).encode())
-    return Manifest(identity, {**others, train: union}, found[companion][1].classes, companion=parts[companion])
+    return Manifest(
+        identity,
+        {**others, train: union},
+        found[companion][1].classes,
+        companion=parts[companion],
+        channels=found[0][1].channels,
+    )
+
+
+def check_channels(found: Sequence[tuple[Address, Manifest]]) -> None:
+    """Raise DataError where the images of two sources have different numbers of channels."""
+    first, own = found[0]
+    for where, other in found[1:]:
+        if other.channels != own.channels:
+            raise DataError(
+                f"The images in {first} have {own.channels} channels, those in {where} {other.channels}.",
+                "Mix data sets of as many channels; shards/make.py with channels=1 or 4 reads pictures so.",
+            )
 
 
 def _holds(manifest: Manifest, name: str | None) -> bool:

@@ -17,9 +17,10 @@ from PIL import Image, ImageOps, PngImagePlugin, PpmImagePlugin
 from dist_ssl.config.bounds import MAX_PIXELS
 from dist_ssl.data.images import decode as decoding
 from dist_ssl.data.images import image_rules
-from dist_ssl.data.images.decode import decode, largest_value, resize
+from dist_ssl.data.images.decode import decode, largest_value
 from dist_ssl.data.images.image_rules import ImageRules
 from dist_ssl.data.images.jpeg_segments import with_range_of_scans
+from dist_ssl.data.images.resize import resize
 from dist_ssl.data.images.unreadable import UnreadableError
 from tests.fuzzing import bounded_memory
 

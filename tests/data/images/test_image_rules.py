@@ -201,3 +201,39 @@ def test_pictures_in_bands_have_the_pixels_of_the_whole(width: int, height: int,
 @pytest.mark.parametrize("data", [b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n" + bytes(30), b"II*\0" + bytes(40)])
 def test_what_cannot_be_read_has_no_largest_value(data: bytes) -> None:
     assert largest_value(data) is None
+
+
+def test_a_picture_of_one_channel_is_its_luma_and_a_grey_one_keeps_its_values() -> None:
+    rules = ImageRules(channels=1)
+    grey = RANDOM.integers(0, 256, (9, 11), dtype=np.uint8)
+    for image in (Image.fromarray(grey), Image.fromarray(np.repeat(grey[..., None], 3, axis=2))):
+        assert np.array_equal(decode(file_of(image, "PNG"), 1, rules).pixels, grey[..., None])
+    colours = RANDOM.integers(0, 256, (9, 11, 3), dtype=np.uint8)
+    image = Image.fromarray(colours)
+    assert np.array_equal(decode(file_of(image, "PNG"), 1, rules).pixels[..., 0], np.asarray(image.convert("L")))
+    jpeg = file_of(image, "JPEG", quality=95)
+    rgb = decode(jpeg, 1).pixels
+    assert np.array_equal(decode(jpeg, 1, rules).pixels[..., 0], np.asarray(Image.fromarray(rgb).convert("L")))
+
+
+def test_a_picture_of_four_channels_keeps_its_colours_and_its_alpha() -> None:
+    rules = ImageRules(channels=4)
+    both = RANDOM.integers(0, 256, (9, 11, 4), dtype=np.uint8)
+    assert np.array_equal(decode(file_of(Image.fromarray(both, "RGBA"), "PNG"), 1, rules).pixels, both)
+    opaque = decode(file_of(Image.fromarray(both[..., :3]), "JPEG"), 1, rules).pixels
+    assert np.array_equal(opaque[..., :3], decode(file_of(Image.fromarray(both[..., :3]), "JPEG"), 1).pixels)
+    assert (opaque[..., 3] == 255).all()
+
+
+def test_deep_pictures_have_one_and_four_channels_too() -> None:
+    values = RANDOM.integers(0, 65536, (9, 11, 4), dtype=np.uint16)
+    found = decode(png_of(values), 1, ImageRules(range=FULL, channels=4)).pixels
+    assert np.abs(found.astype(int) - values / 257).max() <= 1
+    gray = decode(png_of(values[..., :1]), 1, ImageRules(channels=1)).pixels
+    assert np.array_equal(gray, decode(png_of(values[..., :1]), 1).pixels[..., :1])
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_picture_cannot_have_five_channels(kind: str) -> None:
+    with pytest.raises(UnreadableError, match="a picture of 1, 3 or 4 channels, not 5"):
+        decode(file_of(Image.new("RGB", (8, 8)), kind), 1, ImageRules(channels=5))

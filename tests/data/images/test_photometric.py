@@ -307,3 +307,36 @@ def test_loops_equal_one_image_at_a_time_at_a_size_that_is_blurred_in_several_bl
     own = Photometry(recipe, 0, (0, 0, 0), (1, 1, 1))(torch.from_numpy(pixels), ids, Draws(8), torch.float32)
     slow = [slow_view(p, int(n), recipe, 0, Draws(8), torch.float32) for p, n in zip(pixels, ids, strict=True)]
     torch.testing.assert_close(own, torch.stack(slow), rtol=0, atol=2e-6)
+
+
+PLAIN = replace(FULL, saturation=0.0, hue=0.0, gray_p=0.0)
+"""What images of other channels than three keep of an augmentation."""
+
+
+def test_what_needs_three_colours_is_left_out_of_other_images() -> None:
+    assert FULL.of_channels(3) is FULL
+    assert FULL.of_channels(1) == FULL.of_channels(5) == PLAIN
+
+
+@pytest.mark.parametrize("channels", [1, 5])
+def test_every_channel_is_changed_as_a_grey_picture_of_its_own_is(channels: int) -> None:
+    ids, draws = np.arange(12), Draws(3)
+    pixels = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (12, 16, 16, channels), dtype=np.uint8))
+    mean, std = [0.3] * channels, [0.2] * channels
+    found = Photometry(PLAIN, 0, mean, std)(pixels, ids, draws, torch.float64)
+    assert found.shape == (12, channels, 16, 16)
+    for channel in range(channels):
+        grey = pixels[..., channel : channel + 1].expand(-1, -1, -1, 3).contiguous()
+        expected = Photometry(PLAIN, 0, [0.3] * 3, [0.2] * 3)(grey, ids, draws, torch.float64)
+        # torchvision's weights of the luma add up to 0.9999
+        torch.testing.assert_close(found[:, channel], expected[:, 0], rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("side", [16, 80])
+def test_a_view_of_five_channels_is_its_own_alone_and_has_its_bits_in_any_batch(side: int) -> None:
+    ids, draws = np.arange(6), Draws(3)
+    pixels = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (6, side, side, 5), dtype=np.uint8))
+    change = Photometry(PLAIN, 0, [0.3] * 5, [0.2] * 5)
+    whole = change(pixels, ids, draws, torch.float32)
+    for row in range(6):
+        assert torch.equal(change(pixels[row : row + 1], ids[row : row + 1], draws, torch.float32)[0], whole[row])

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dist_ssl.data.images import decode, resize
+from dist_ssl.data.images import resize
 from dist_ssl.data.images.decode import Box
 
 
@@ -22,7 +22,7 @@ def same(pixels: np.ndarray, boxes: list[Box], sides: list[int]) -> None:
     out = [m[32:-32].reshape(side, side, 3) for m, side in zip(memory, sides, strict=True)]
     resize.cut_views(pixels, boxes, out)
     for box, side, view, whole in zip(boxes, sides, out, memory, strict=True):
-        np.testing.assert_array_equal(view, decode.resize(pixels, box, side), f"{pixels.shape} {box} {side}")
+        np.testing.assert_array_equal(view, resize.resize(pixels, box, side), f"{pixels.shape} {box} {side}")
         assert set(whole[:32]) | set(whole[-32:]) == {7}
 
 
@@ -56,3 +56,15 @@ def test_small_views_do_without_loops(monkeypatch: pytest.MonkeyPatch) -> None:
     same(pixels, [(0, 0, 60, 50)], [63])
     with pytest.raises(ImportError):
         same(pixels, [(0, 0, 60, 50)], [64])
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 5, 13])
+@pytest.mark.parametrize("side", [20, 80])
+def test_every_channel_is_resized_as_one_of_three(channels: int, side: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 70, channels), dtype=np.uint8)
+    views = [np.zeros((side, side, channels), dtype=np.uint8)]
+    resize.cut_views(pixels, [(3, 2, 66, 89)], views)
+    for channel in range(channels):
+        alike = np.repeat(pixels[..., channel : channel + 1], 3, axis=2)
+        expected = resize.resize(alike, (3, 2, 66, 89), side)[..., 0]
+        assert np.abs(views[0][..., channel].astype(int) - expected).max() <= 1

@@ -575,3 +575,16 @@ def test_a_copy_of_no_side_is_damaged(copy: Path) -> None:
     change(copy, lambda content: content.update(copied={"of": "x"}))
     with pytest.raises(DataError, match=r"is damaged: .*side"):
         manifest.read(copy)
+
+
+def test_channels_are_kept_and_a_manifest_without_them_is_of_rgb(copy: Path) -> None:
+    assert manifest.read(copy).channels == 3
+    change(copy, lambda content: content.update(channels=5))
+    assert manifest.read(copy).channels == 5
+
+
+@pytest.mark.parametrize("value", [0, 65, "3", None, True, 3.0])
+def test_an_impossible_number_of_channels_is_damage(copy: Path, value: object) -> None:
+    change(copy, lambda content: content.update(channels=value))
+    with pytest.raises(DataError, match=r"is damaged: .*channels is"):
+        manifest.read(copy)

@@ -1,5 +1,6 @@
 """Several data sets as one: numbers, labels, held-out splits and identity of the union, and what is refused."""
 
+import json
 import math
 import shutil
 from dataclasses import replace
@@ -261,3 +262,12 @@ def test_columns_that_only_some_sources_have_are_left_out(places: list[str], tmp
     wide = replace(found.samples, widths=sides, heights=sides)
     manifest.write(copy, {"train": (list(found.shards), wide)})
     assert union([places[0], str(copy)]).samples.widths is None
+
+
+def test_sources_of_other_channels_are_refused_with_both_numbers(places: list[str], tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(places[1], other)
+    content = json.loads((other / manifest.NAME).read_text())
+    (other / manifest.NAME).write_text(json.dumps({**content, "channels": 5}))
+    with pytest.raises(DataError, match=f"have 3 channels, those in {other} 5"):
+        opened([places[0], str(other)])

@@ -1,0 +1,137 @@
+"""A data set has images of one number of channels, measured or given; others are refused by their names."""
+
+import io
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from dist_ssl.config.bounds import MOST_CHANNELS
+from dist_ssl.data.storage import manifest
+from dist_ssl.errors import ConfigError, DataError
+from shards import depth, show, verify
+from shards.make import run
+from tests.shards.pictures import folder_of
+from tests.shards.test_tars import tar
+
+
+def array(number: int, channels: int = 5, dtype: str = "u1") -> bytes:
+    """An image of noise in a file of numpy."""
+    file = io.BytesIO()
+    np.save(file, np.random.default_rng(number).integers(0, 200, (12, 14, channels)).astype(dtype))
+    return file.getvalue()
+
+
+def put(root: Path, **files: bytes) -> None:
+    root.mkdir(exist_ok=True)
+    for name, data in files.items():
+        (root / f"{name}.npy").write_bytes(data)
+
+
+def made(tmp_path: Path, *words: str) -> tuple[manifest.Manifest, str]:
+    """The data set of the folder `in`, and what was said."""
+    console = Console(file=io.StringIO(), soft_wrap=True)
+    run(["source=imagefolder", f"path={tmp_path / 'in'}", f"out={tmp_path / 'out'}", *words], console)
+    assert isinstance(console.file, io.StringIO)
+    return manifest.read(tmp_path / "out"), console.file.getvalue()
+
+
+def test_pictures_are_rgb_and_their_manifest_is_the_one_that_it_always_was(tmp_path: Path) -> None:
+    folder_of(tmp_path / "in", "a.jpg", "b.png")
+    Image.new("L", (9, 9)).save(tmp_path / "in" / "grey.png")
+    found, _ = made(tmp_path)
+    assert found.channels == 3
+    assert set(json.loads((tmp_path / "out" / manifest.NAME).read_text())) == {"format", "splits"}
+
+
+def test_the_channels_of_arrays_are_measured_with_their_statistics(tmp_path: Path) -> None:
+    put(tmp_path / "in", **{str(n): array(n) for n in range(6)})
+    found, text = made(tmp_path)
+    assert found.channels == 5
+    values = np.stack([np.random.default_rng(n).integers(0, 200, (12, 14, 5)) for n in range(6)]) / 255
+    keys = {key: json.loads(value) for key, value in re.findall(r"data\.(mean|std)=(\[.*?\])", text)}
+    assert keys["mean"] == pytest.approx(values.mean((0, 1, 2)), abs=1e-3)
+    assert keys["std"] == pytest.approx(values.std((0, 1, 2)), abs=1e-3)
+    assert json.loads((tmp_path / "out" / manifest.NAME).read_text())["channels"] == 5
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (4, "RGBA")])
+def test_pictures_are_read_as_one_and_as_four_channels_where_it_is_said(
+    tmp_path: Path, channels: int, mode: str
+) -> None:
+    folder_of(tmp_path / "in", "a.jpg", "b.png")
+    Image.new(mode, (9, 9), 7 if channels == 1 else (7, 7, 7, 7)).save(tmp_path / "in" / "c.png")
+    found, text = made(tmp_path, f"channels={channels}")
+    assert found.channels == channels
+    assert re.search(rf"data\.mean=\[[0-9.]+(,[0-9.]+){{{channels - 1}}}\]", text)
+
+
+@pytest.mark.parametrize("words", [(), ("channels=5",)], ids=["measured", "given"])
+def test_a_mixture_is_refused_with_the_names_of_both(tmp_path: Path, words: tuple[str, ...]) -> None:
+    put(tmp_path / "in", a=array(0), b=array(1), c=array(2, channels=4))
+    with pytest.raises(DataError) as caught:
+        made(tmp_path, *words)
+    message = str(caught.value)
+    assert str(tmp_path / "in" / "c.npy") in message
+    assert "5" in message
+    assert "4" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_pictures_beside_arrays_of_other_channels_are_refused(tmp_path: Path) -> None:
+    folder_of(tmp_path / "in", "a.jpg")
+    put(tmp_path / "in", b=array(0, channels=1))
+    with pytest.raises(DataError, match="different numbers of channels"):
+        made(tmp_path)
+    assert made(tmp_path, "channels=1")[0].channels == 1
+
+
+@pytest.mark.parametrize("number", [0, MOST_CHANNELS + 1])
+def test_an_impossible_number_is_refused(tmp_path: Path, number: int) -> None:
+    folder_of(tmp_path / "in", "a.jpg")
+    with pytest.raises(ConfigError, match=f"channels={number} is not possible"):
+        made(tmp_path, f"channels={number}")
+
+
+def test_pictures_cannot_have_five_channels(tmp_path: Path) -> None:
+    folder_of(tmp_path / "in", "a.jpg")
+    with pytest.raises(DataError, match=r"channels=5 is given, but .*a.jpg is a picture"):
+        made(tmp_path, "channels=5")
+
+
+def test_a_file_of_numpy_that_holds_no_image_is_left_out(tmp_path: Path) -> None:
+    folder_of(tmp_path / "in", "a.jpg")
+    put(tmp_path / "in", features=array(0)[:90], b=b"\x93NUMPY")
+    np.save(tmp_path / "in" / "labels.npy", np.arange(9))
+    found, text = made(tmp_path)
+    assert len(found.split("train").samples) == 1
+    assert "Left out, because they are no images: 3 .npy" in text
+
+
+def test_tars_of_arrays_have_their_channels_too(tmp_path: Path) -> None:
+    tar(tmp_path / "tars" / "train-0.tar", ("a.npy", array(0)), ("b.npy", array(1)), ("b.json", b"{}"))
+    run(["source=tars", f"path={tmp_path / 'tars'}"], Console(quiet=True))
+    assert manifest.read(tmp_path / "tars").channels == 5
+    tar(tmp_path / "mixed" / "train-0.tar", ("a.npy", array(0)), ("b.npy", array(1, channels=2)))
+    with pytest.raises(DataError, match=r"train-0.tar: a has 5 channels, .*train-0.tar: b has 2"):
+        run(["source=tars", f"path={tmp_path / 'mixed'}"], Console(quiet=True))
+
+
+def test_such_shards_are_shown_and_verified_and_have_no_levels(tmp_path: Path) -> None:
+    put(tmp_path / "in", **{str(n): array(n, dtype="<f4") for n in range(4)})
+    found, text = made(tmp_path)
+    out = tmp_path / "out"
+    assert "data.range=255" in text
+    split = found.split("train")
+    rules = depth.rules_of(split, found.channels)
+    assert (rules.range, rules.channels) == (255, 5)
+    sheet = show.sheet(split, (), 4, rules)
+    assert len(np.unique(np.asarray(sheet).reshape(-1, 3), axis=0)) > 100, "noise, and no red crosses"
+    options = verify.VerifyOptions(decode=True)
+    assert verify.verify(out, options, Console(quiet=True)) == []
+    with pytest.raises(DataError, match=r"JPEGs, which are RGB: the images in .* have 5 channels"):
+        run([f"out={out}", "pyramid=[8]"], Console(quiet=True))
