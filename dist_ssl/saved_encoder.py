@@ -29,6 +29,7 @@ from dist_ssl.config.meta_device import on_meta_device
 from dist_ssl.data.images.centre_crop import cut_centre, write_centre
 from dist_ssl.data.images.image_rules import ImageRules, Pixels, to_channels
 from dist_ssl.data.images.photometric import normalise
+from dist_ssl.data.images.pixel_numbers import white
 from dist_ssl.data.images.unreadable import DAMAGED, UnreadableError
 from dist_ssl.errors import CheckpointError, ConfigError, DataError, reason_of
 from dist_ssl.methods.emp_ssl import Widened
@@ -49,7 +50,7 @@ MOST_CROP = 4096
 """Side of the centre of an image, px, at most."""
 BATCH = 64
 Picture = str | Path | bytes | Image.Image | Pixels
-"""An image: a file, the bytes of one, a PIL image, or pixels [h, w, C] uint8."""
+"""An image: a file, the bytes of one, a PIL image, or pixels [h, w, C] of the bits of the encoder's images."""
 
 
 @dataclass(frozen=True)
@@ -78,17 +79,20 @@ class Description:
     """The value that is white in deep pixels, see `ImageRules`."""
     alpha: Literal["white", "black", "drop"] = "white"
     """The background of transparent images, see `ImageRules`."""
+    bits: Literal[8, 16] = 8
+    """Bits of the numbers of pixels, see `ImageRules`."""
     finetuned: str | None = None
     """The training with labels that followed the pre-training, for people; None without any."""
 
     @property
     def rules(self) -> ImageRules:
         """Return how the bytes of an image become pixels."""
-        return ImageRules(range=self.range, alpha=self.alpha, channels=len(self.mean))
+        return ImageRules(range=self.range, alpha=self.alpha, channels=len(self.mean), bits=self.bits)
 
     def values(self) -> dict[str, Any]:
-        """Return the fields; `finetuned`, which older versions do not know, only where there is something to say."""
-        return {key: value for key, value in asdict(self).items() if (key, value) != ("finetuned", None)}
+        """Return the fields; those that older versions do not know only where they have something to say."""
+        usual = (("finetuned", None), ("bits", 8))
+        return {key: value for key, value in asdict(self).items() if (key, value) not in usual}
 
     def check(self) -> None:
         """Raise ConfigError where a value cannot be that of an encoder."""
@@ -146,7 +150,7 @@ class SavedEncoder(nn.Module):
     def prepared(self, images: Sequence[Picture]) -> Tensor:
         """Return the normalised centres of images, [N, C, S, S] fp32. Raises DataError where one cannot be read."""
         own = self.description
-        pixels = np.empty((len(images), own.crop, own.crop, own.rules.channels), dtype=np.uint8)
+        pixels = np.empty((len(images), own.crop, own.crop, own.rules.channels), dtype=own.rules.dtype)
         for number, image in enumerate(images):
             try:
                 centre(image, own.resize, own.rules, pixels[number])
@@ -156,8 +160,10 @@ class SavedEncoder(nn.Module):
         return self.normalised(torch.from_numpy(pixels))
 
     def normalised(self, pixels: Tensor) -> Tensor:
-        """Return what the encoder takes, [N, C, S, S] fp32, of centres of images, [N, S, S, C] uint8."""
-        return normalise(pixels.permute(0, 3, 1, 2).float() / 255, self.description.mean, self.description.std)
+        """Return what the encoder takes, [N, C, S, S] fp32, of centres of images, [N, S, S, C] of 8 or 16 bits."""
+        return normalise(
+            pixels.permute(0, 3, 1, 2).float() / white(pixels), self.description.mean, self.description.std
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors of the file by their names; where positions are fixed, they too, for a view of `crop` px.
@@ -195,10 +201,10 @@ def centre(image: Picture, resize: int, rules: ImageRules, out: Pixels) -> None:
     if not isinstance(image, np.ndarray):
         kind = type(image).__name__
         raise DataError(f"An object of type {kind} is no image.", "Give a file, bytes, a PIL image or pixels.")
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != rules.channels or 0 in image.shape:
+    if image.dtype != rules.dtype or image.ndim != 3 or image.shape[2] != rules.channels or 0 in image.shape:
         raise DataError(
             f"An array of {image.dtype} and shape {list(image.shape)} is no image.",
-            f"Give pixels [h, w, {rules.channels}] of uint8.",
+            f"Give pixels [h, w, {rules.channels}] of {rules.dtype}.",
         )
     write_centre(image if image.flags.writeable else image.copy(), resize, out)  # torch warns of others
 

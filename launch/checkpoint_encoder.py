@@ -59,6 +59,7 @@ def of_checkpoint(config: Mapping[str, Any], run: str, checkpoint: Path, branch:
         data=data["identity"],
         range=data.get("range"),
         alpha=data.get("alpha", "drop"),  # as before there was the key
+        bits=data.get("bits", 8),
     )
     return filled(description, found, f"{checkpoint}, branch={branch},")
 

@@ -119,7 +119,9 @@ class Embedder:
         """Yield numbers, pixels [B, S, S, C] and why an image is unreadable, [B], of every batch, some ahead."""
         waiting: deque[tuple[range, Pixels, list[Future[str]]]] = deque()
         for numbers in batches:
-            pixels = np.zeros((len(numbers), *[self.encoder.description.crop] * 2, self.rules.channels), dtype=np.uint8)
+            pixels = np.zeros(
+                (len(numbers), *[self.encoder.description.crop] * 2, self.rules.channels), dtype=self.rules.dtype
+            )
             tasks = [self.pool.submit(self._cut, n, out) for n, out in zip(numbers, pixels, strict=True)]
             waiting.append((numbers, pixels, tasks))
             if len(waiting) > AHEAD:

@@ -108,8 +108,8 @@ def loaded(loader: Loader, saved: SavedEncoder, device: torch.device, undecodabl
 
 
 def centre(resize: int, crop: int, pixels: Tensor) -> Tensor:
-    """Return the centre of an image as evaluations see it, [C, h, w] uint8 -> [C, crop, crop]."""
-    out = torch.empty(crop, crop, len(pixels), dtype=torch.uint8)
+    """Return the centre of an image as evaluations see it, [C, h, w] -> [C, crop, crop]."""
+    out = torch.empty(crop, crop, len(pixels), dtype=pixels.dtype)
     write_centre(pixels.permute(1, 2, 0).contiguous().numpy(), resize, out.numpy())
     return out.permute(2, 0, 1)
 

@@ -8,7 +8,7 @@ import xxhash
 import yaml
 
 from dist_ssl.config.bounds import RGB
-from dist_ssl.data.images.image_rules import counted
+from dist_ssl.data.images.image_rules import FULL, counted
 from dist_ssl.metrics.sinks import read_reports
 from dist_ssl.runtime import jsonl
 from dist_ssl.runtime.strange_files import writable
@@ -32,7 +32,8 @@ def card(run: RunDir, saved: SavedEncoder, lines: Sequence[str], checked: str) -
     own, config = saved.description, run.config
     code = "\n".join(lines)
     colours = "RGB" if own.rules.channels == RGB else counted(own.rules.channels)
-    images = f"shorter side {own.resize} px, centre {own.crop} px, {colours} / 255, mean {own.mean}, std {own.std}"
+    white = 255 if own.bits == 8 else FULL
+    images = f"shorter side {own.resize} px, centre {own.crop} px, {colours} / {white}, mean {own.mean}, std {own.std}"
     numbers = "\n".join(f"| {name} | {value} |" for name, value in measured(run, own.step, own.branch))
     text = f"""# {own.run}: {own.method}, {own.branch}, step {own.step}
 

@@ -1,8 +1,8 @@
 """How many channels the images of a data set have, which is the same for all of them.
 
 A picture (JPEG, PNG, ...) counts as RGB, grey or transparent as it may be, unless `channels=1` or `channels=4` says
-otherwise; an array of numpy has the channels that it has. A data set with images of different numbers of channels is
-refused: its message names one image of either kind.
+otherwise; an array of numpy and a TIFF of bands have the channels that they have. A data set with images of different
+numbers of channels is refused: its message names one image of either kind.
 """
 
 import os
@@ -15,21 +15,30 @@ from dist_ssl.config.bounds import MOST_CHANNELS, RGB
 from dist_ssl.data.images.array_files import HEAD_BYTES, header_of, is_array
 from dist_ssl.data.images.file_formats import ARRAYS
 from dist_ssl.data.images.image_rules import OF_PICTURES, counted
+from dist_ssl.data.images.tiff_bands import bands_in, coloured
+from dist_ssl.data.images.tiff_tags import STARTS
 from dist_ssl.data.images.unreadable import UnreadableError
+from dist_ssl.data.storage.fields import MOST_IMAGE
 from dist_ssl.data.storage.manifest import Samples
 from dist_ssl.errors import ConfigError, DataError
 from dist_ssl.runtime.strange_files import open_regular
 
+TIFFS = (".tif", ".tiff")
 Counted = tuple[str, int | None]
 """An image, for people, and its number of channels; None for a picture, which may be read as one of OF_PICTURES."""
 
 
-def channels_in(head: bytes) -> int | None:
-    """Return the channels of an image by its first HEAD_BYTES; None for a picture, and for a file that is damaged."""
-    if not is_array(head):
-        return None
+def channels_in(data: bytes, given: int | None) -> int | None:
+    """Return the channels of an image; None for a picture, and for a file that is damaged.
+
+    `data`: a TIFF, or the first HEAD_BYTES of another file; `given`: the channels that are asked for, None: measured. A
+    TIFF whose first bands are colours is a picture where a picture is asked for.
+    """
     try:
-        return header_of(head).channels
+        if is_array(data):
+            return header_of(data).channels
+        bands = bands_in(data)
+        return None if bands is not None and given in OF_PICTURES and coloured(data) else bands
     except UnreadableError:  # a run counts such a sample
         return None
 
@@ -47,34 +56,36 @@ def of_files(paths: Sequence[Path], given: int | None, threads: int) -> int:
     """Return the number of channels of files. Raises ConfigError, DataError where one has another or is unreadable."""
     check_option(given)
     with ThreadPoolExecutor(threads) as pool:
-        own = list(pool.map(lambda path: channels_in(head_of(path)), paths))
+        own = list(pool.map(lambda path: channels_in(head_of(path), given), paths))
     return of_all(zip(map(str, paths), own, strict=True), given)
 
 
 def head_of(path: Path) -> bytes:
-    """Return the first bytes of an array of numpy; none of a file of another name, which counts as a picture.
+    """Return the first bytes of an array of numpy, all of a TIFF; none of a file of another name, which is a picture.
 
     Raises DataError where it cannot be read.
     """
-    if path.suffix.lower() != f".{ARRAYS}":
+    suffix = path.suffix.lower()
+    if suffix not in (f".{ARRAYS}", *TIFFS):
         return b""
     try:
         with BufferedReader(open_regular(path)) as opened:
-            return opened.read(HEAD_BYTES)
+            return opened.read(MOST_IMAGE if suffix in TIFFS else HEAD_BYTES)
     except OSError as error:
         raise DataError(
             f"{path} cannot be read: {error.strerror}.", "Fix that and run the same command again."
         ) from error
 
 
-def of_tar(path: Path, samples: Samples) -> Iterator[Counted]:
+def of_tar(path: Path, samples: Samples, given: int | None) -> Iterator[Counted]:
     """Yield the images of a tar with their numbers of channels. Raises DataError where it cannot be read."""
     own = Path(os.path.normpath(path))  # it may lead through a folder that is not there yet
     try:
         with open_regular(own) as file:
             for number, (offset, size) in enumerate(zip(samples.offsets, samples.sizes, strict=True)):
                 head = os.pread(file.fileno(), min(int(size), HEAD_BYTES), int(offset))
-                yield f"{own}: {samples.key(number)}", channels_in(head)
+                whole = os.pread(file.fileno(), int(size), int(offset)) if head.startswith(STARTS) else head
+                yield f"{own}: {samples.key(number)}", channels_in(whole, given)
     except OSError as error:
         raise DataError(f"{own} cannot be read: {error}.", "Fix that and run the same command again.") from error
 

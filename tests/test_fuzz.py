@@ -37,13 +37,18 @@ from dist_ssl.runtime import jsonl
 from shards.archive import index
 from shards.tar_headers import LONG
 from tests.checkpoint.test_saver import FRESH, Store, at, tensors
+from tests.data.images.test_array_files import file_of
 from tests.data.images.test_image_rules import png_of
+from tests.data.images.test_tiff_bands import noise, tiff
 from tests.fuzzing import NASTY, edited, mutated, shares, some, tried
 from tests.shards.test_archive import described, fields, header
 
 MOST_PIXELS = 1 << 22
 IMAGE_SECONDS = 5.0
-RULES = [ImageRules(MOST_PIXELS), ImageRules(MOST_PIXELS, 4095, "black"), ImageRules(MOST_PIXELS, 1.0, "drop")]
+RULES = [
+    *(ImageRules(MOST_PIXELS), ImageRules(MOST_PIXELS, 4095, "black"), ImageRules(MOST_PIXELS, 1.0, "drop")),
+    *(ImageRules(MOST_PIXELS, 1.0, channels=5), ImageRules(MOST_PIXELS, channels=1, bits=16)),
+]
 
 
 @pytest.fixture
@@ -73,6 +78,12 @@ PICTURES = [
     png_of(np.arange(480).reshape(10, 12, 4) * 100),
     *(b"P%d 4 3%s " % (kind, white) + b"1 # a\n0 " * 18 for kind, white in [(1, b""), (2, b" 255"), (3, b" 65535")]),
     b"P2 2 2 255 1" + b"#\n" * 100_000 + b" 2 3 4",
+    *(file_of(noise(20, 24, 5, dtype=kind)) for kind in ("u1", "u2", "f4")),
+    *(
+        tiff(noise(20, 24, 5), deflated=deflated, apart=not deflated, rows=rows)
+        for deflated in (False, True)
+        for rows in (7, None)
+    ),
 ]
 
 

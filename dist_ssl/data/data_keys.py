@@ -42,6 +42,7 @@ class Data:
     max_pixels: int = MAX_PIXELS
     range: float | None = None
     alpha: Literal["white", "black", "drop"] = "white"
+    bits: Literal[8, 16] = 8
     ahead_bytes: Any = show_bytes(AHEAD_BYTES)
     max_upsample: float = pyramid.MAX_UPSAMPLE
     pyramid: list[Any] | None = None
@@ -85,7 +86,7 @@ class Data:
     @property
     def rules(self) -> ImageRules:
         """Return how the bytes of an image become pixels."""
-        return ImageRules(self.max_pixels, self.range, self.alpha, len(self.mean))
+        return ImageRules(self.max_pixels, self.range, self.alpha, len(self.mean), self.bits)
 
     def open(self, access: Access) -> manifest.Manifest:
         """Read the manifests of the data set, or of all sources of a mixture, and attach the configured levels.

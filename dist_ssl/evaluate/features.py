@@ -126,7 +126,8 @@ class Extractor:
         """Yield batches of pixels and sample numbers, on the host; those kept by the last call if any."""
         if self.kept is None or not np.array_equal(self.kept[0], numbers):
             decoded = self._decode(numbers, own)
-            pixels = self.inputs.views * self.inputs.side**2 * self.inputs.cutter.rules.channels
+            rules = self.inputs.cutter.rules
+            pixels = self.inputs.views * self.inputs.side**2 * rules.channels * rules.dtype.itemsize
             if len(own) * pixels > KEPT_BYTES:
                 yield from decoded
                 return

@@ -11,6 +11,7 @@ from dist_ssl.data.epoch_views import Colours
 from dist_ssl.data.images.centre_crop import CentreCrop
 from dist_ssl.data.images.image_rules import RULES, ImageRules
 from dist_ssl.data.images.photometric import Photometry, colour, normalise
+from dist_ssl.data.images.pixel_numbers import white
 from dist_ssl.data.images.views import Augmentation, Cutter, ViewCutter
 
 
@@ -44,7 +45,7 @@ class CentreView:
 
     def finish(self, pixels: Sequence[Tensor], ids: Ints) -> list[Tensor]:
         """See `Inputs`."""
-        planes = [view.permute(0, 3, 1, 2).to(self.dtype) / 255 for view in pixels]
+        planes = [view.permute(0, 3, 1, 2).to(self.dtype) / white(view) for view in pixels]
         return [normalise(x, self.colours.mean, self.colours.std) for x in planes]
 
 

@@ -9,7 +9,7 @@ paths. If all images are in sub-folders, and there are several of these, their s
 packed in the order of the hash of their paths, so that every tar mixes the classes. A file is an image by its
 extension, or, if that is unknown, because it can be decoded. Hidden files and folders are left out; links are followed.
 Pictures are RGB, or with `channels=1` grey and with `channels=4` RGBA; arrays of numpy (`.npy`, [H, W] or [H, W, C])
-have the channels that they have.
+and TIFFs of bands have the channels that they have.
 """
 
 import os

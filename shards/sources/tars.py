@@ -104,9 +104,9 @@ def write_manifest(
     tars = {split: [next(left) for _ in own] for split, own in splits.items()}
     check(tars, folder, options, console)
     classes, numbered = with_numbers(tars)
-    here = indexed if isinstance(options.path, Path) else []  # of tars elsewhere no image is read again
-    counted = (one for tar in here for one in channels.of_tar(folder / tar.shard.name, tar.samples))
-    count = channels.of_all(counted, options.channels)
+    given, here = options.channels, indexed if isinstance(options.path, Path) else []  # elsewhere: not read again
+    counted = (one for tar in here for one in channels.of_tar(folder / tar.shard.name, tar.samples, given))
+    count = channels.of_all(counted, given)
     folder.mkdir(parents=True, exist_ok=True)
     rows = {
         split: ([tar.shard for tar in own], manifest.joined([tar.samples for tar in own]))

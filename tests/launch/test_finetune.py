@@ -348,3 +348,20 @@ def test_rates_rise_for_one_epoch_and_end_at_zero() -> None:
     assert shares[12] == pytest.approx(0.5)
     assert shares[20] == pytest.approx(0.0)
     assert rate_share(0, 0, 1) == 1.0
+
+
+def test_images_of_five_bands_of_sixteen_bits_are_learnt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = replace(DESCRIPTION, mean=(0.5,) * 5, std=(0.3,) * 5, bits=16)
+    torch.manual_seed(0)
+    SavedEncoder(TinyResNet(4, pool="mean", in_channels=5), own).write(tmp_path / "encoder.safetensors")
+    for number in range(40):
+        pixels = np.random.default_rng(number).integers(20_000, 30_000, (24, 24, 5)).astype(np.uint16)
+        pixels[..., 4] += np.uint16(30_000 * (number % 2))
+        path = tmp_path / "data" / str(number % 2) / f"{number}.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, pixels)
+    words = ["epochs=8", "lr=0.05", "train=head"]
+    text = tuned(tmp_path / "encoder.safetensors", tmp_path / "data", tmp_path / "out", capsys, *words)
+    assert "32 images to train on, 8 to test on; 2 classes." in text
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["accuracy"] == 1.0
+    assert load_encoder(tmp_path / "out").description == own

@@ -13,8 +13,9 @@ from rich.console import Console
 from dist_ssl.config.bounds import MOST_CHANNELS
 from dist_ssl.data.storage import manifest
 from dist_ssl.errors import ConfigError, DataError
-from shards import depth, show, verify
+from shards import channels, depth, show, verify
 from shards.make import run
+from tests.data.images.test_tiff_bands import tiff
 from tests.shards.pictures import folder_of
 from tests.shards.test_tars import tar
 
@@ -135,3 +136,20 @@ def test_such_shards_are_shown_and_verified_and_have_no_levels(tmp_path: Path) -
     assert verify.verify(out, options, Console(quiet=True)) == []
     with pytest.raises(DataError, match=r"JPEGs, which are RGB: the images in .* have 5 channels"):
         run([f"out={out}", "pyramid=[8]"], Console(quiet=True))
+
+
+def test_tiffs_of_bands_are_counted_and_one_that_begins_with_colours_may_be_a_picture(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    values = np.random.default_rng(0).integers(0, 256, (12, 14, 6), dtype=np.uint8)
+    for number in range(3):
+        (tmp_path / "in" / f"{number}.tif").write_bytes(tiff(values, deflated=True))
+    found, _ = made(tmp_path)
+    assert found.channels == 6
+    tar(tmp_path / "tars" / "train-0.tar", ("a.tif", tiff(values)), ("b.tif", tiff(values)))
+    run(["source=tars", f"path={tmp_path / 'tars'}"], Console(quiet=True))
+    assert manifest.read(tmp_path / "tars").channels == 6
+    with pytest.raises(DataError, match=r"channels=3 is given, but .*0.tif has 6"):
+        channels.of_files([tmp_path / "in" / "0.tif"], 3, 1)
+    (tmp_path / "coloured.tif").write_bytes(tiff(values, t262=2, t338=0))
+    assert channels.of_files([tmp_path / "coloured.tif"], None, 1) == 6
+    assert channels.of_files([tmp_path / "coloured.tif"], 3, 1) == 3

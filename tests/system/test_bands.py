@@ -46,9 +46,11 @@ def write(path: Path, pixels: Values) -> None:
         np.save(path.with_suffix(".npy"), pixels.astype(np.uint16) * 16)
 
 
-@pytest.mark.parametrize(("channels", "words"), [(1, ("channels=1",)), (5, ())], ids=["grey", "five bands"])
+@pytest.mark.parametrize(
+    ("channels", "bits", "words"), [(1, 8, ("channels=1",)), (5, 16, ())], ids=["grey", "five bands of 16 bits"]
+)
 def test_from_files_to_features(
-    channels: int, words: tuple[str, ...], ranks: Ranks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    channels: int, bits: int, words: tuple[str, ...], ranks: Ranks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for number in range(48):
@@ -59,9 +61,18 @@ def test_from_files_to_features(
     assert found.channels == channels
     keys = [f"{choice.key}={choice.value}" for choice in of_the_statistics(measure_shards(found, 1))]
     white = ("data.range=4095",) if channels > 1 else ()
-    bits = ("engine.bitwise=true", "engine.virtual_ranks=4", "save_every=1 steps")
+    bitwise = ("engine.bitwise=true", "engine.virtual_ranks=4", "save_every=1 steps")
     config = small_config(
-        out, "data=shards", *keys, *white, *bits, "data.val=val", "epochs=1", "schedule.warmup=1 step", "probe.k=1"
+        out,
+        "data=shards",
+        *keys,
+        *white,
+        *bitwise,
+        f"data.bits={bits}",
+        "data.val=val",
+        "epochs=1",
+        "schedule.warmup=1 step",
+        "probe.k=1",
     )
 
     alone = attempt(World(), config, tmp_path / "alone", 1, 99)

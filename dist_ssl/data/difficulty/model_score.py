@@ -24,6 +24,7 @@ from dist_ssl.core.draws import Draws, Ints
 from dist_ssl.core.plan import EpochPlan
 from dist_ssl.data.epoch_views import Difficulty, EpochViews, Finished, Look
 from dist_ssl.data.images.photometric import colour
+from dist_ssl.data.images.pixel_numbers import white
 from dist_ssl.data.images.views import Cutter
 
 
@@ -139,4 +140,4 @@ def resized(pixels: Tensor, side: int) -> Tensor:
         return pixels
     planes = pixels.permute(0, 3, 1, 2).float()
     small = F.interpolate(planes, size=(side, side), mode="bilinear", antialias=True)
-    return small.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    return small.round().clamp(0, white(pixels)).to(pixels.dtype).permute(0, 2, 3, 1).contiguous()

@@ -1,7 +1,8 @@
 """Images as arrays in files of numpy (`.npy`): [H, W] or [H, W, C] of uint8, uint16 or float32, channels last.
 
 The header is matched as a text, never evaluated, and nothing is unpickled: a file of objects is refused by its type.
-The header must fit the length of the file before any memory is taken, so a header that lies costs nothing.
+The header must fit the length of the file before any memory is taken, so a header that lies costs nothing. TIFFs of
+bands (`tiff_bands.py`) become pixels as these do.
 """
 
 import re
@@ -13,7 +14,8 @@ import numpy as np
 
 from dist_ssl.config.bounds import MOST_CHANNELS
 from dist_ssl.data.images.file_formats import ARRAY
-from dist_ssl.data.images.image_rules import BAND_PIXELS, FULL, ImageRules, Pixels, Values, to_8_bits
+from dist_ssl.data.images.image_rules import BAND_PIXELS, FULL, OF_PICTURES, WHITER, ImageRules, Pixels, Values, to_bits
+from dist_ssl.data.images.tiff_bands import array_of_bands, bands_in
 from dist_ssl.data.images.unreadable import DAMAGED, NO_RANGE, TOO_LARGE, UNSUPPORTED, UnreadableError
 
 MOST_HEADER = 4096
@@ -85,26 +87,37 @@ def array_of(data: bytes, max_pixels: int) -> Values:
     return flat.reshape(shape, order="F" if head.by_columns else "C")
 
 
+def read_as_array(data: bytes, rules: ImageRules) -> bool:
+    """Return whether a file is read as an array: one of numpy, or a TIFF of bands that is not asked for as a picture.
+
+    Raises UnreadableError.
+    """
+    if is_array(data):
+        return True
+    bands = bands_in(data)
+    return bands is not None and (bands == rules.channels or rules.channels not in OF_PICTURES)
+
+
 def array_pixels(data: bytes, rules: ImageRules) -> Pixels:
     """Return the pixels of an image, [H, W, `rules.channels`]. Raises UnreadableError."""
-    values = array_of(data, rules.max_pixels)
+    values = array_of(data, rules.max_pixels) if is_array(data) else array_of_bands(data, rules.max_pixels)
     height, width, channels = values.shape
     if channels != rules.channels:
         raise UnreadableError(UNSUPPORTED, f"{channels} channels, not {rules.channels}")
     if values.dtype == np.uint8:
-        return np.array(values, order="C")
+        return np.array(values, order="C") if rules.bits == 8 else values * np.uint16(WHITER)
     if rules.range is None and values.dtype.kind == "f":
         raise UnreadableError(NO_RANGE, str(values.dtype))
     white = FULL if rules.range is None else rules.range
-    pixels, band = np.empty(values.shape, dtype=np.uint8), max(1, BAND_PIXELS // (width * channels))
+    pixels, band = np.empty(values.shape, dtype=rules.dtype), max(1, BAND_PIXELS // (width * channels))
     for top in range(0, height, band):
-        pixels[top : top + band] = to_8_bits(values[top : top + band], white)
+        pixels[top : top + band] = to_bits(values[top : top + band], white, rules.bits)
     return pixels
 
 
 def largest_of(data: bytes, max_pixels: int) -> int | None:
     """Return the largest value of an image of more than 8 bits, rounded up; None of 8 bits. Raises UnreadableError."""
-    values = array_of(data, max_pixels)
+    values = array_of(data, max_pixels) if is_array(data) else array_of_bands(data, max_pixels)
     if values.dtype == np.uint8:
         return None
     finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values

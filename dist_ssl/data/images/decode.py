@@ -1,13 +1,14 @@
-"""Decode the bytes of an image to upright uint8 pixels, mostly RGB, at the smallest sufficient libjpeg scale.
+"""Decode the bytes of an image to upright pixels, mostly RGB of 8 bits, at the smallest sufficient libjpeg scale.
 
 JPEGs are decoded by libjpeg-turbo (simplejpeg), everything else by PIL: PNG, WebP, GIF, TIFF, BMP and a few more; of
-files with several pictures, the first. Arrays of numpy are read by `array_files.py`. The Exif orientation is applied;
-`ImageRules` say what shows through where an image is transparent, and which value of deep pixels is white. Whether a
-sample can be decoded completely depends on its bytes alone: if not, it is unreadable for a named reason, and a
-replacement sample takes its place in the batch. The rule: what a decoder must guess at is damage, and what it may
-ignore is not. A truncated JPEG is damaged, even where a decoder would fill the rest with gray. Extra bytes, metadata of
-any size, and parameters that a sequential JPEG does not use make nothing unreadable. A file that is whole and whose
-kind of pixels is not read (64 bits, say, or a JPEG of 12) is unsupported, which is counted apart from damage.
+files with several pictures, the first. Arrays of numpy and TIFFs of bands are read by `array_files.py`. The Exif
+orientation is applied; `ImageRules` say what shows through where an image is transparent, and which value of deep
+pixels is white. Whether a sample can be decoded completely depends on its bytes alone: if not, it is unreadable for a
+named reason, and a replacement sample takes its place in the batch. The rule: what a decoder must guess at is damage,
+and what it may ignore is not. A truncated JPEG is damaged, even where a decoder would fill the rest with gray. Extra
+bytes, metadata of any size, and parameters that a sequential JPEG does not use make nothing unreadable. A file that is
+whole and whose kind of pixels is not read (64 bits, say, or a JPEG of 12) is unsupported, which is counted apart from
+damage.
 
 What one image may cost is bounded by numbers that stand in its bytes, not by time, so that the same images are readable
 on every machine: its pixels, for a progressive JPEG its pixels times its scans, since each scan goes over all of them,
@@ -27,7 +28,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
-from dist_ssl.data.images.array_files import array_pixels, is_array, largest_of
+from dist_ssl.data.images.array_files import array_pixels, is_array, largest_of, read_as_array
 from dist_ssl.data.images.file_formats import FORMATS, looks_like_image
 from dist_ssl.data.images.file_parts import FileInPieces, check_tags, prepare_to_load
 from dist_ssl.data.images.image_rules import (
@@ -41,6 +42,7 @@ from dist_ssl.data.images.image_rules import (
     to_channels,
 )
 from dist_ssl.data.images.jpeg_segments import APP1, SCAN, segments, with_range_of_scans
+from dist_ssl.data.images.tiff_bands import bands_in
 from dist_ssl.data.images.tiff_tags import MOST_PARTS, pixels_of_tiff
 from dist_ssl.data.images.unreadable import (
     DAMAGED,
@@ -78,7 +80,8 @@ Image.MAX_IMAGE_PIXELS = None  # `max_pixels` is checked instead
 
 @dataclass(frozen=True)
 class Decoded:
-    """A decoded image: `pixels` [h, w, C] uint8, and `slow`: why decoding was slow, one of `SLOW`, or an empty string.
+    """A decoded image: `pixels` [h, w, C] of the rules' bits, and `slow`: why decoding was slow, one of `SLOW`, or an
+    empty string.
 
     `sides`: width and height of the upright original in px, independent of the scale at which it was decoded.
     """
@@ -97,7 +100,7 @@ def decode(data: bytes, least: int, rules: ImageRules = RULES) -> Decoded:
         raise UnreadableError(EMPTY)
     if data.startswith(JPEG):
         return _jpeg(data, least, rules)
-    if is_array(data):
+    if read_as_array(data, rules):
         pixels = array_pixels(data, rules)
         return Decoded(pixels, "", (pixels.shape[1], pixels.shape[0]))
     return _other(data, rules, FORMAT)
@@ -208,7 +211,7 @@ def largest_value(data: bytes) -> int | None:
         return None
     rules = ImageRules(range=FULL)
     try:
-        if is_array(data):
+        if is_array(data) or bands_in(data) is not None:
             return largest_of(data, rules.max_pixels)
         with _loaded(_without_comments(data), rules.max_pixels) as image:
             known = image.mode not in ("I", "F") or image.format == "PPM"

@@ -1,4 +1,4 @@
-"""How pixels of any kind become 8-bit channels: the range of deep pixels, and what shows through transparent ones.
+"""How pixels of any kind become channels of 8 or 16 bits: the range of deep ones, what shows through transparent ones.
 
 A data set has as many channels as its manifest says. Of a picture these are one (its luma), three (RGB) or four (RGB
 and alpha); arrays (`array_files.py`) have as many as they have.
@@ -22,7 +22,8 @@ from dist_ssl.config.bounds import MAX_PIXELS, RGB
 from dist_ssl.data.images.file_parts import FileInPieces, prepare_to_load
 from dist_ssl.data.images.unreadable import NO_RANGE, UNSUPPORTED, UnreadableError
 
-Pixels = npt.NDArray[np.uint8]
+Pixels = npt.NDArray[Any]
+"""Pixels of uint8 or, where the rules say so, uint16."""
 Values = npt.NDArray[Any]
 FULL = 65535
 BAND_PIXELS = 1 << 22
@@ -30,10 +31,13 @@ BAND_PIXELS = 1 << 22
 REVERSED = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}
 """PIL's names of the orders of two bytes (big, little, the machine's), and the other order of each."""
 ORDER = re.compile("(16[BLN])")
-BACKGROUNDS = {"white": 255, "black": 0}
+WHITER = 257
+"""A number of 16 bits for each one of 8: 255 becomes 65,535."""
 GREY, RGBA = 1, 4
 OF_PICTURES = (GREY, RGB, RGBA)
 """Numbers of channels that a picture can be read as."""
+BITS: dict[int, np.dtype[Any]] = {8: np.dtype(np.uint8), 16: np.dtype(np.uint16)}
+"""Types of pixels by their number of bits; the largest number is white."""
 LUMA = (19595, 38470, 7471)
 """Weights of ITU-R 601 in units of 1 / 65,536, whose sum is 1, so that the luma of a grey pixel is its value."""
 
@@ -44,13 +48,20 @@ class ImageRules:
 
     `max_pixels`: images of more pixels are unreadable. `range`: the value that is white in pixels of more than 8 bits
     and in those of floating point; None: 65,535 for pixels of 16 bits, and others have no range. `alpha`: what shows
-    through where an image is transparent, or `drop`: its hidden colours. `channels`: number of channels.
+    through where an image is transparent, or `drop`: its hidden colours. `channels`: number of channels; `bits`: of
+    every number of a pixel.
     """
 
     max_pixels: int = MAX_PIXELS
     range: float | None = None
     alpha: Literal["white", "black", "drop"] = "white"
     channels: int = RGB
+    bits: Literal[8, 16] = 8
+
+    @property
+    def dtype(self) -> "np.dtype[Any]":
+        """Return the type of the numbers of pixels."""
+        return BITS[self.bits]
 
 
 RULES = ImageRules()
@@ -66,7 +77,7 @@ def to_channels(image: Image.Image, data: bytes, rules: ImageRules) -> Pixels:
     width, height = image.size
     check_picture(rules)
     rows = _rows(image, data, rules)
-    pixels, band = np.empty((height, width, rules.channels), dtype=np.uint8), max(1, BAND_PIXELS // width)
+    pixels, band = np.empty((height, width, rules.channels), dtype=rules.dtype), max(1, BAND_PIXELS // width)
     for top in range(0, height, band):
         below = min(top + band, height)
         pixels[top:below] = of_picture(rows(top, below), rules)
@@ -80,20 +91,24 @@ def check_picture(rules: ImageRules) -> None:
 
 
 def of_picture(pixels: Pixels, rules: ImageRules) -> Pixels:
-    """Return RGB or RGBA, [h, w, 3 or 4], as the channels of the rules, which a picture can have, [h, w, C]."""
+    """Return RGB or RGBA, [h, w, 3 or 4] of 8 bits or those of the rules, as the channels of the rules, [h, w, C]."""
+    if rules.bits == 16 and pixels.dtype == np.uint8:
+        pixels = pixels * np.uint16(WHITER)
     if rules.channels == RGBA:
-        opaque = np.full((*pixels.shape[:2], RGBA - pixels.shape[2]), 255, dtype=np.uint8)
+        opaque = np.full((*pixels.shape[:2], RGBA - pixels.shape[2]), white_number(pixels.dtype), dtype=pixels.dtype)
         return np.concatenate([pixels, opaque], axis=2)
     colours = _over(pixels, rules)
     if rules.channels == RGB:
         return colours
     red, green, blue = (weight * colours[..., at].astype(np.uint32) for at, weight in enumerate(LUMA))
-    grey: Pixels = ((red + green + blue + (1 << 15)) >> 16).astype(np.uint8)
+    grey: Pixels = ((red + green + blue + (1 << 15)) >> 16).astype(pixels.dtype)
     return grey[..., None]
 
 
 def in_colours(pixels: Pixels) -> Pixels:
     """Return pixels [h, w, C] as RGB for people: the first three channels, of fewer the first as grey."""
+    if pixels.dtype != np.uint8:
+        pixels = (pixels // WHITER).astype(np.uint8)
     if pixels.shape[2] == RGB:
         return pixels
     shown = pixels[..., :RGB] if pixels.shape[2] > RGB else np.repeat(pixels[..., :1], RGB, axis=2)
@@ -105,7 +120,7 @@ def _rows(image: Image.Image, data: bytes, rules: ImageRules) -> Callable[[int, 
     deep = deep_pixels(image, data, rules.range)
     if deep is not None:
         white = FULL if rules.range is None else rules.range
-        return lambda top, below: _scaled(deep[top:below], white)
+        return lambda top, below: _scaled(deep[top:below], white, rules.bits)
     seen = rules.channels == RGBA or rules.alpha != "drop"
     mode = "RGBA" if seen and image.has_transparency_data else "RGB"
     if "transparency" in image.info:  # PIL converts such a palette by all of its pixels
@@ -178,27 +193,34 @@ def _reversed(arguments: Any) -> Any:
     return "".join(REVERSED.get(part, part) for part in ORDER.split(arguments))
 
 
-def _scaled(deep: Values, white: float) -> Pixels:
-    """Return values [h, w, 1 to 4], of which `white` is 255 and NaN is 0, as 8 bits; gray becomes three colours.
+def _scaled(deep: Values, white: float, bits: int) -> Pixels:
+    """Return values [h, w, 1 to 4], of which `white` is the largest and NaN is 0, as bits; gray becomes three colours.
 
     The second or fourth is alpha, of which 65,535 is opaque whatever is white: no camera measures it.
     """
     if deep.shape[2] in (2, 4) and white != FULL:
-        return np.concatenate([_scaled(deep[..., :-1], white), _scaled(deep[..., -1:], FULL)[..., :1]], axis=2)
-    pixels = to_8_bits(deep, white)
+        parts = (_scaled(deep[..., :-1], white, bits), _scaled(deep[..., -1:], FULL, bits)[..., :1])
+        return np.concatenate(parts, axis=2)
+    pixels = to_bits(deep, white, bits)
     if pixels.shape[2] > 2:
         return pixels
     return np.concatenate([np.repeat(pixels[..., :1], 3, axis=2), pixels[..., 1:]], axis=2)
 
 
-def to_8_bits(deep: Values, white: float) -> Pixels:
-    """Return values of any shape, of which `white` is 255 and NaN is 0, as 8 bits."""
+def white_number(dtype: "np.dtype[Any]") -> int:
+    """Return the number that is white in pixels of this type."""
+    return int(np.iinfo(dtype).max)
+
+
+def to_bits(deep: Values, white: float, bits: int) -> Pixels:
+    """Return values of any shape, of which `white` is the largest number of so many bits and NaN is 0, as bits."""
+    largest = white_number(BITS[bits])
     if np.issubdtype(deep.dtype, np.integer) and white == int(white):
         most = int(white)
-        found = (np.clip(deep, 0, most).astype(np.int64) * 255 + most // 2) // most
+        found = (np.clip(deep, 0, most).astype(np.int64) * largest + most // 2) // most
     else:
-        found = np.rint(np.nan_to_num(np.clip(deep / white, 0, 1)) * 255)
-    pixels: Pixels = found.astype(np.uint8)
+        found = np.rint(np.nan_to_num(np.clip(deep / white, 0, 1)) * largest)
+    pixels: Pixels = found.astype(BITS[bits])
     return pixels
 
 
@@ -206,9 +228,10 @@ def _over(pixels: Pixels, rules: ImageRules) -> Pixels:
     """Return pixels [h, w, 3 or 4] over the background of the rules, [h, w, 3]."""
     if pixels.shape[2] == 3:
         return pixels
-    colours, alpha = pixels[..., :3], pixels[..., 3:].astype(np.uint16)
+    wide, most = (np.uint16, 255) if pixels.dtype == np.uint8 else (np.uint32, FULL)  # most squared fits
+    colours, alpha = pixels[..., :3], pixels[..., 3:].astype(wide)
     if rules.alpha == "drop":
         return colours
-    mixed = colours * alpha + BACKGROUNDS[rules.alpha] * (255 - alpha) + 127
-    found: Pixels = (mixed // 255).astype(np.uint8)
+    mixed = colours * alpha + (most if rules.alpha == "white" else 0) * (most - alpha) + most // 2
+    found: Pixels = (mixed // most).astype(pixels.dtype)
     return found

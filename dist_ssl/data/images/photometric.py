@@ -7,7 +7,7 @@ of all other views, are torch operations: cheap effects run on the whole batch, 
 samples unchanged; hue and blur run only on the samples that they change. Order: jitter (its four parts in a random
 order per sample), gray, blur, solarize, invert, flip, turn, normalise. In between, values are floats in [0, 1], clamped
 after each part as torchvision does; unlike torchvision on uint8 images, nothing is rounded after a part. Images of
-other channels than three take the path of torch operations; contrast blends each channel with its own mean.
+other channels than three or of 16 bits take the path of torch; contrast blends each channel with its own mean.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dist_ssl.config.bounds import RGB
 from dist_ssl.core.draws import Draws, Flags, Floats, Ints, Purpose
 from dist_ssl.data.images.colour_constants import CONTRAST, HUE, LUMA, NOTHING, PARTS, SATURATION
 from dist_ssl.data.images.host_to_device import send
+from dist_ssl.data.images.pixel_numbers import loopable, white
 from dist_ssl.data.images.resize import SMALLEST_LOOPED
 from dist_ssl.data.images.views import Augmentation
 
@@ -128,7 +128,7 @@ class Photometry:
             return torch.where(there[name].view(-1, 1, 1, 1), change(x), x) if getattr(looks, name).any() else x
 
         single = torch.promote_types(dtype, torch.float32)  # a shorter type is rounded to once, at the end
-        x = pixels.permute(0, 3, 1, 2).to(single, memory_format=torch.contiguous_format).div_(255)
+        x = pixels.permute(0, 3, 1, 2).to(single, memory_format=torch.contiguous_format).div_(white(pixels))
         x = jitter(x, looks.order, there["order"], there["factors"])
         x = changed("gray", x, luma)
         if blurred := int(np.count_nonzero(looks.sigma)):
@@ -197,7 +197,7 @@ def colour(
 def _finish(
     changes: Sequence[Photometry], views: Sequence[Tensor], looks: Sequence[Looks], dtype: torch.dtype, parts: int
 ) -> list[Tensor]:
-    given, device, rgb = list(zip(changes, views, looks, strict=True)), views[0].device, views[0].shape[-1] == RGB
+    given, device, rgb = list(zip(changes, views, looks, strict=True)), views[0].device, loopable(views[0])
     if rgb and device.type == "cuda" and _has_kernels(device, dtype):
         from dist_ssl.data.images.photometric_triton import colour_views
 
@@ -278,7 +278,7 @@ def _blend_some(x: Tensor, part: Ints | Tensor, factors: Floats | Tensor) -> Ten
     part, factors = (torch.as_tensor(given, device=x.device) for given in (part, factors))
     own = factors.gather(1, (part % PARTS).unsqueeze(1)).squeeze(1)
     factor = torch.where(part < HUE, own, 1)
-    gray, averaged = (luma(x), (1, 2, 3)) if x.shape[1] == RGB else (x, (2, 3))
+    gray, averaged = (luma(x), (1, 2, 3)) if x.shape[1] == len(LUMA) else (x, (2, 3))
     other = gray * _column(part == SATURATION, x)
     other += gray.mean(averaged, keepdim=True) * _column(part == CONTRAST, x)
     return blend(x, other, _column(factor, x))

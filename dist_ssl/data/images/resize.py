@@ -2,7 +2,7 @@
 
 Views of `SMALLEST_LOOPED` px and more are resized by compiled loops (`resize_cpu.py`), all views of an image in one
 call that releases the GIL. With one torch call per view, threads would spend more time on passing the GIL around than
-on pixels. Torch resizes smaller views, and those of other channels than three.
+on pixels. Torch resizes smaller views, those of other channels than three, and those of 16 bits.
 """
 
 from collections.abc import Sequence
@@ -32,16 +32,19 @@ def resize(pixels: Pixels, box: Box, size: int) -> Pixels:
 def resize_whole(pixels: Pixels, width: int, height: int) -> Pixels:
     """Return contiguous pixels resized to [height, width, C]: bilinear, antialiased."""
     x = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
-    found: Pixels = interpolate(x, (height, width), mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
-    return found
+    if pixels.dtype == np.uint8:
+        found: Pixels = interpolate(x, (height, width), mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
+        return found
+    exact = interpolate(x.float(), (height, width), mode="bilinear", antialias=True)[0].permute(1, 2, 0)
+    return exact.round_().numpy().astype(pixels.dtype)
 
 
 def cut_views(pixels: Pixels, boxes: Sequence[Box], out: Sequence[Pixels]) -> None:
     """Fill each [side, side, C] buffer of `out` with its box (left, top, right, bottom) of `pixels` [h, w, C], resized.
 
-    Buffers must be C-contiguous uint8.
+    Buffers must be C-contiguous, of the same type as `pixels`.
     """
-    if max(map(len, out)) < SMALLEST_LOOPED or pixels.shape[2] != RGB:
+    if max(map(len, out)) < SMALLEST_LOOPED or pixels.shape[2] != RGB or pixels.dtype != np.uint8:
         for box, view in zip(boxes, out, strict=True):
             view[:] = resize(pixels, box, len(view))
         return

@@ -1,10 +1,10 @@
 """Tags of a TIFF, read without PIL: what its pixels are, and whether they are in the file."""
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
-from dist_ssl.data.images.unreadable import TOO_MANY_PARTS, UnreadableError
+from dist_ssl.data.images.unreadable import DAMAGED, TOO_MANY_PARTS, UnreadableError
 
 MOST_PARTS = 1 << 16
 """Segments of a JPEG, chunks of a PNG before its pixels, strips or tiles of a TIFF, and fractions in a tag of one."""
@@ -86,6 +86,27 @@ def tags_of(tiff: bytes) -> Iterator[tuple[int, int, int, int]]:
     if layout := _layout(tiff):
         for tag, kind, count, inside in _entries(tiff, layout):
             yield tag, kind, count, _first(tiff, layout, kind, count, inside)
+
+
+def values_of(tiff: bytes, asked: Collection[int]) -> dict[int, list[int]]:
+    """Return all values of these tags, as far as the file has them and they are whole numbers.
+
+    Raises UnreadableError where a tag has too many, or the file ends before them.
+    """
+    found: dict[int, list[int]] = {}
+    if layout := _layout(tiff):
+        for tag, kind, count, inside in _entries(tiff, layout):
+            if tag not in asked or kind not in INTEGERS or not count:
+                continue
+            if count > MOST_PARTS:
+                raise UnreadableError(TOO_MANY_PARTS, f"{count} values of tag {tag}")
+            size = count * struct.calcsize(layout.order + INTEGERS[kind])
+            at = layout.place(inside) if size > layout.room else 0
+            held = inside[:size] if size <= layout.room else tiff[at : at + size]
+            if len(held) < size:
+                raise UnreadableError(DAMAGED, f"tag {tag} ends behind the file")
+            found[tag] = list(struct.unpack(f"{layout.order}{count}{INTEGERS[kind]}", held))
+    return found
 
 
 def _has_all_tags(tiff: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""Cut an encoded image into uint8 views: crops on the CPU, from one decode for all views of the image.
+"""Cut an encoded image into views of 8 or 16 bits: crops on the CPU, from one decode for all views of the image.
 
 `Augmentation` says how one view is augmented: its crop is drawn and cut here, its colours, blur and flips are done on
 the device (`photometric.py`). Crops follow torchvision's RandomResizedCrop: an area and an aspect ratio are drawn up to

@@ -2,25 +2,36 @@
 
 import weakref
 from collections import deque
-from typing import Protocol
+from collections.abc import Iterable
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from dist_ssl.data.images.image_rules import Pixels
+from dist_ssl.data.images.image_rules import ImageRules, Pixels
 
 Shapes = list[tuple[int, ...]]
-"""Shapes of the views of a batch, (B, side, side, C) each."""
+"""Shapes of the views of a batch in bytes, (B, side, side, C times the bytes of a number) each."""
 KEPT = 2
 """Largest number of unused blocks of memory that `Returning` keeps."""
+
+
+def shapes_of(count: int, sides: Iterable[int], rules: ImageRules) -> Shapes:
+    """Return the shapes of so many images' views of these sides, px."""
+    return [(count, side, side, rules.channels * rules.dtype.itemsize) for side in sides]
+
+
+def typed(views: list[Pixels], dtype: "np.dtype[Any]") -> list[Pixels]:
+    """Return buffers of bytes, [B, side, side, n] each, as numbers of this type in the same memory."""
+    return [view.view(dtype) for view in views]
 
 
 class Buffers(Protocol):
     """A source of buffers that views are cut into."""
 
     def take(self, shapes: Shapes) -> list[Pixels]:
-        """Return buffers of these shapes, [B, side, side, C] each, with arbitrary contents."""
+        """Return buffers of bytes of these shapes, with arbitrary contents."""
         ...
 
     def give(self, views: list[Pixels]) -> None:

@@ -101,7 +101,7 @@ class Delivery:
     def _send(self, loaded: Loaded) -> None:
         slot = self.slots.number(loaded.views)
         handle = self.slots.unsent_handle(slot)
-        shapes = [view.shape for view in loaded.views]
+        shapes = [(*view.shape[:-1], view.shape[-1] * view.itemsize) for view in loaded.views]
         row = (loaded.ids, loaded.valid, loaded.unreadable, loaded.slow, loaded.opened, loaded.draw_ids)
         message = ResultMessage(slot, handle is not None, shapes, *row, self.loader.costs())
         try:

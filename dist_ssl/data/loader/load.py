@@ -1,4 +1,4 @@
-"""Decode threads that fill preallocated uint8 buffers a few batches before they are consumed.
+"""Decode threads that fill preallocated buffers a few batches before they are consumed.
 
 `Loader` runs them in this process; `loader_process.py` runs a `Loader` in a process of its own.
 
@@ -22,7 +22,7 @@ from dist_ssl.core.draws import Flags, Floats, Ints
 from dist_ssl.data.images.image_rules import Pixels
 from dist_ssl.data.images.unreadable import UnreadableError
 from dist_ssl.data.images.views import ViewCutter
-from dist_ssl.data.loader.buffers import Buffers, Spare
+from dist_ssl.data.loader.buffers import Buffers, Spare, shapes_of, typed
 from dist_ssl.data.order.requests import Request
 from dist_ssl.data.storage.manifest import Split
 from dist_ssl.data.storage.pyramid import MAX_UPSAMPLE, Pyramid
@@ -45,7 +45,7 @@ class Loaded:
 
     ids: Ints
     views: list[Pixels]
-    """Views, [B, side, side, C] uint8 each."""
+    """Views, [B, side, side, C] each, of 8 or 16 bits."""
     valid: Flags
     """Validity mask, [B]; False where a replacement sample was used."""
     wait_seconds: float
@@ -249,24 +249,24 @@ class Pipeline:
     def _start(self, request: Request) -> Started:
         """Start a request: one task per thread, each for a contiguous part of the batch."""
         count = self.views if request.views is None else request.views
-        sides = map(self.cutter.side, range(count))
-        views = self.buffers.take([(len(request.ids), side, side, self.cutter.rules.channels) for side in sides])
+        views = self.buffers.take(shapes_of(len(request.ids), map(self.cutter.side, range(count)), self.cutter.rules))
         numbers = self.cutter.draw(request.draws, request.draw_ids)[:count]
         parts = np.array_split(np.arange(len(request.ids)), self.loader.threads)
-        tasks = [self._pool.submit(self._fill, request, part, numbers, views) for part in parts if len(part)]
+        given = request, numbers, typed(views, self.cutter.rules.dtype)
+        tasks = [self._pool.submit(self._fill, part, *given) for part in parts if len(part)]
         return Started(request, views, tasks)
 
     def _finish(self, started: Started) -> Loaded:
-        request, since = started.request, time.monotonic()
+        views, request, since = typed(started.views, self.cutter.rules.dtype), started.request, time.monotonic()
         reasons = {row: reason for task in started.tasks for row, reason in task.result().items()}
         wait = time.monotonic() - since
         valid = np.ones(len(request.ids), dtype=np.bool_)
         valid[list(reasons)] = False
         unreadable = {int(request.ids[row]): why for row, why in reasons.items()}
         news = self.loader.slow.take(), self.loader.reader.opened()
-        return Loaded(request.ids, started.views, valid, wait, unreadable, *news, request.draw_ids)
+        return Loaded(request.ids, views, valid, wait, unreadable, *news, request.draw_ids)
 
-    def _fill(self, request: Request, part: Ints, numbers: list[Floats], views: list[Pixels]) -> Reasons:
+    def _fill(self, part: Ints, request: Request, numbers: list[Floats], views: list[Pixels]) -> Reasons:
         """Cut these rows of a request, unreadable ones from replacement samples; return the reasons of those."""
         reasons: Reasons = {}
         for row in part.tolist():

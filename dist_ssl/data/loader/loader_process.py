@@ -28,7 +28,7 @@ import torch
 from torch.cuda import cudart
 
 from dist_ssl.data.images.image_rules import Pixels
-from dist_ssl.data.loader.buffers import Shapes
+from dist_ssl.data.loader.buffers import Shapes, typed
 from dist_ssl.data.loader.deliveries import LoadJob, ResultMessage
 from dist_ssl.data.loader.load import Loaded, Loader, SampleLoader, Workload
 from dist_ssl.data.loader.shared_buffers import mapped
@@ -140,7 +140,7 @@ class Served(SampleLoader):
                         pinned.append(slots[message.slot])
                 wait = time.monotonic() - started
                 row = message.valid, wait, message.unreadable, message.slow, message.opened, message.draw_ids
-                yield Loaded(message.ids, slots[message.slot], *row)
+                yield Loaded(message.ids, typed(slots[message.slot], work.cutter.rules.dtype), *row)
                 with contextlib.suppress(OSError):  # `_next` raises the reason
                     connection.send_bytes(b"")
         finally:

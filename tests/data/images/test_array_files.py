@@ -160,3 +160,13 @@ def test_a_header_is_read_from_the_first_bytes_alone() -> None:
     found = header_of(data[:HEAD_BYTES])
     assert (found.height, found.width, found.channels, found.size) == (100, 90, 5, len(data))
     assert kind_of(data) == "npy"
+
+
+def test_sixteen_bits_keep_every_value() -> None:
+    rules = ImageRules(channels=5, bits=16)
+    values = noise(7, 9, 5, most=65536, dtype="<u2")
+    assert np.array_equal(decode(file_of(values), 1, rules).pixels, values)
+    assert np.array_equal(decode(file_of(noise(7, 9, 5)), 1, rules).pixels, noise(7, 9, 5) * np.uint16(257))
+    floats = np.linspace(0, 1, 7 * 9 * 5, dtype=np.float32).reshape(7, 9, 5)
+    found = decode(file_of(floats), 1, ImageRules(range=1, channels=5, bits=16)).pixels
+    assert np.abs(found / 65535 - floats).max() < 1e-5

@@ -237,3 +237,29 @@ def test_deep_pictures_have_one_and_four_channels_too() -> None:
 def test_a_picture_cannot_have_five_channels(kind: str) -> None:
     with pytest.raises(UnreadableError, match="a picture of 1, 3 or 4 channels, not 5"):
         decode(file_of(Image.new("RGB", (8, 8)), kind), 1, ImageRules(channels=5))
+
+
+def test_sixteen_bits_keep_what_eight_lose_and_are_the_same_pictures() -> None:
+    values = RANDOM.integers(0, 4096, (9, 11, 3), dtype=np.uint16)
+    found = decode(png_of(values), 1, ImageRules(range=4095, bits=16)).pixels
+    assert found.dtype == np.uint16
+    assert np.array_equal(found, (values.astype(np.int64) * 65535 + 2047) // 4095)
+    assert len(np.unique(found)) > 256
+    colours = RANDOM.integers(0, 256, (9, 11, 4), dtype=np.uint8)
+    for data in (file_of(Image.fromarray(colours, "RGBA"), "PNG"), file_of(Image.fromarray(colours[..., :3]), "JPEG")):
+        for channels in (1, 3, 4):
+            narrow = decode(data, 1, ImageRules(channels=channels)).pixels
+            wide = decode(data, 1, ImageRules(channels=channels, bits=16)).pixels
+            assert wide.dtype == np.uint16
+            assert np.abs(wide / 257 - narrow).max() <= (1.01 if channels != 4 else 0)
+
+
+@pytest.mark.parametrize("alpha", ["white", "black", "drop"])
+def test_transparency_of_sixteen_bits_is_mixed_alike(alpha: Any) -> None:
+    values = RANDOM.integers(0, 65536, (9, 11, 4), dtype=np.uint16)
+    values[0, 0] = values[0, 1] = 65535
+    values[0, 1, 3] = 0
+    found = [decode(png_of(values), 1, ImageRules(range=FULL, alpha=alpha, bits=bits)).pixels for bits in (8, 16)]
+    assert np.abs(found[1] / 257 - found[0]).max() < 1.6
+    assert found[1][0, 0].tolist() == [65535] * 3
+    assert found[1][0, 1].tolist() == [0 if alpha == "black" else 65535] * 3

@@ -340,3 +340,13 @@ def test_a_view_of_five_channels_is_its_own_alone_and_has_its_bits_in_any_batch(
     whole = change(pixels, ids, draws, torch.float32)
     for row in range(6):
         assert torch.equal(change(pixels[row : row + 1], ids[row : row + 1], draws, torch.float32)[0], whole[row])
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_sixteen_bits_are_changed_as_eight_are(channels: int) -> None:
+    ids, draws, recipe = np.arange(12), Draws(3), FULL.of_channels(channels)
+    pixels = np.random.default_rng(1).integers(0, 256, (12, 16, 16, channels), dtype=np.uint8)
+    change = Photometry(recipe, 0, [0.3] * channels, [0.2] * channels)
+    narrow, wide = (torch.from_numpy(own) for own in (pixels, pixels * np.uint16(257)))
+    found = change(wide, ids, draws, torch.float64)
+    torch.testing.assert_close(found, change(narrow, ids, draws, torch.float64), rtol=0, atol=1e-12)

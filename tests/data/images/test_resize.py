@@ -68,3 +68,12 @@ def test_every_channel_is_resized_as_one_of_three(channels: int, side: int) -> N
         alike = np.repeat(pixels[..., channel : channel + 1], 3, axis=2)
         expected = resize.resize(alike, (3, 2, 66, 89), side)[..., 0]
         assert np.abs(views[0][..., channel].astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize(("channels", "side"), [(3, 20), (3, 80), (5, 30)])
+def test_sixteen_bits_are_resized_as_precisely(channels: int, side: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 70, channels), dtype=np.uint8)
+    narrow, wide = (np.zeros((side, side, channels), dtype=dtype) for dtype in (np.uint8, np.uint16))
+    resize.cut_views(pixels, [(3, 2, 66, 89)], [narrow])
+    resize.cut_views(pixels * np.uint16(257), [(3, 2, 66, 89)], [wide])
+    assert np.abs(wide / 257 - narrow).max() < 1.6, "eight bits are rounded twice"

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import psutil
@@ -24,6 +25,7 @@ from dist_ssl.core.draws import Draws
 from dist_ssl.core.plan import EpochPlan
 from dist_ssl.data.epoch_views import Colours
 from dist_ssl.data.images.centre_crop import CentreCrop
+from dist_ssl.data.images.image_rules import ImageRules
 from dist_ssl.data.images.views import Augmentation, Cutter
 from dist_ssl.data.loader import loader_process
 from dist_ssl.data.loader.buffers import Spare
@@ -170,6 +172,22 @@ def test_chosen_samples_come_in_batches_of_unequal_length(split: manifest.Split,
         assert own[0] == other[0]
         assert own[2] == other[2] == [number != NOISE for number in own[0]]
         np.testing.assert_array_equal(own[1], other[1])
+
+
+@pytest.mark.parametrize(("channels", "bits"), [(1, 8), (4, 8), (3, 16), (1, 16)])
+def test_other_channels_and_sixteen_bits_come_through_it_too(
+    split: manifest.Split, process: LoaderProcess, channels: int, bits: Literal[8, 16]
+) -> None:
+    numbers, loader = np.arange(0, 16, 2), Loader(Reader(split), 2)
+    crop = CentreCrop(20, 20, ImageRules(channels=channels, bits=bits))
+    known, found = (
+        [x.views[0].copy() for x in one.load(Chosen(numbers, numbers, 5), crop, 1)]
+        for one in (loader, process.serve(loader))
+    )
+    assert [x.shape for x in found] == [(5, 20, 20, channels), (3, 20, 20, channels)]
+    for own, other in zip(found, known, strict=True):
+        assert own.dtype == other.dtype == np.dtype(f"u{bits // 8}")
+        np.testing.assert_array_equal(own, other)
 
 
 def test_an_epoch_that_is_left_early_ends_there_and_the_next_one_is_whole(

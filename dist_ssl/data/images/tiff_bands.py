@@ -1,0 +1,161 @@
+"""TIFFs of many bands, as satellites and microscopes have them: [H, W, C] of 8 or 16 bits, or floats of 32.
+
+PIL reads TIFFs as pictures, of four channels at most. Read here are those of more, and of several that are no colours:
+in strips or tiles, band by band or pixel by pixel, plain or deflated, also as differences along rows. Their numbers are
+checked before any memory is taken: a segment is inflated to the length that its sides tell, and no further.
+"""
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dist_ssl.config.bounds import MOST_CHANNELS, RGB
+from dist_ssl.data.images.file_parts import TILE_LENGTH, TILE_WIDTH, check_tags
+from dist_ssl.data.images.image_rules import RGBA, Values
+from dist_ssl.data.images.tiff_tags import (
+    BITS,
+    CHANNELS,
+    FORM,
+    IMAGE_LENGTH,
+    IMAGE_WIDTH,
+    PLACES,
+    STARTS,
+    tags_of,
+    values_of,
+)
+from dist_ssl.data.images.unreadable import DAMAGED, TOO_LARGE, UNSUPPORTED, UnreadableError
+
+COMPRESSION, COLOURS, ROWS, PLANAR, PREDICTOR = 259, 262, 278, 284, 317
+GREY, COLOURED = (0, 1), 2
+"""Values of COLOURS: white or black is zero; red, green and blue."""
+PLAIN, DEFLATED = 1, (8, 32946)
+"""Values of COMPRESSION."""
+TYPES = {(8, 1): "u1", (16, 1): "u2", (32, 3): "f4"}
+"""Types by bits and kind of number."""
+SINGLE = {CHANNELS: 1, COMPRESSION: PLAIN, PLANAR: 1, PREDICTOR: 1, FORM: 1, BITS: 1}
+"""Tags with one number, or the same one for every band, and what holds where they are missing."""
+
+
+def bands_in(data: bytes) -> int | None:
+    """Return the number of bands of a TIFF that is no picture; None for a picture and for any other file.
+
+    A picture has up to four channels, of which several are colours, or one and alpha. Raises UnreadableError where
+    there are too many tags.
+    """
+    if not data.startswith(STARTS):
+        return None
+    found = {tag: value for tag, _, _, value in tags_of(data)}
+    bands, grey = found.get(CHANNELS, 1), found.get(COLOURS) in GREY
+    return bands if bands > RGBA or (grey and bands >= RGB) else None
+
+
+def coloured(data: bytes) -> bool:
+    """Return whether the first three bands of a TIFF are red, green and blue, so that it can be read as a picture."""
+    return any(tag == COLOURS and value == COLOURED for tag, _, _, value in tags_of(data))
+
+
+@dataclass(frozen=True)
+class BandLayout:
+    """How the values of an image lie in its file."""
+
+    height: int
+    width: int
+    bands: int
+    dtype: "np.dtype[Any]"
+    rows: int
+    """Rows of a strip or tile."""
+    columns: int
+    """Columns of a strip or tile."""
+    tiled: bool
+    apart: bool
+    """Whether every band has segments of its own."""
+    deflated: bool
+    differences: bool
+    """Whether values are stored as differences to those on their left."""
+    segments: list[tuple[int, int]]
+    """Place and length of every segment, bytes."""
+
+    def places(self) -> Iterator[tuple[int, int, slice]]:
+        """Yield the top, the left and the bands of every segment, in their order in the file."""
+        of_bands = [slice(band, band + 1) for band in range(self.bands)] if self.apart else [slice(0, self.bands)]
+        for own in of_bands:
+            for top in range(0, self.height, self.rows):
+                for left in range(0, self.width, self.columns):
+                    yield top, left, own
+
+
+def array_of_bands(data: bytes, max_pixels: int) -> Values:
+    """Return the values of an image, [H, W, C]. Raises UnreadableError."""
+    check_tags(data, max_pixels)
+    layout = layout_of(data, max_pixels)
+    places = list(layout.places())
+    if len(layout.segments) < len(places):
+        raise UnreadableError(DAMAGED, f"{len(layout.segments)} segments of {len(places)}")
+    found = np.empty((layout.height, layout.width, layout.bands), dtype=layout.dtype.newbyteorder("="))
+    for (top, left, bands), segment in zip(places, layout.segments, strict=False):
+        rows, columns = min(layout.rows, layout.height - top), min(layout.columns, layout.width - left)
+        stored = layout.rows if layout.tiled else rows
+        values = segment_of(data, layout, segment, (stored, layout.columns, bands.stop - bands.start))
+        found[top : top + rows, left : left + columns, bands] = values[:rows, :columns]
+    return found
+
+
+def layout_of(data: bytes, max_pixels: int) -> BandLayout:
+    """Return how the values lie in the file. Raises UnreadableError where they are not read, or are too many."""
+    tags = values_of(
+        data, {*SINGLE, IMAGE_WIDTH, IMAGE_LENGTH, ROWS, TILE_WIDTH, TILE_LENGTH, *PLACES, *PLACES.values()}
+    )
+    single = {}
+    for tag, usual in SINGLE.items():
+        values = {*tags.get(tag, [usual])}
+        if len(values) != 1:
+            raise UnreadableError(UNSUPPORTED, f"bands of different kinds: tag {tag} is {sorted(values)}")
+        single[tag] = values.pop()
+    height, width, bands = tags.get(IMAGE_LENGTH, [0])[0], tags.get(IMAGE_WIDTH, [0])[0], single[CHANNELS]
+    if not height * width * bands:
+        raise UnreadableError(DAMAGED, "a TIFF without sides")
+    if height * width > max_pixels or height * width * bands > RGBA * max_pixels or bands > MOST_CHANNELS:
+        raise UnreadableError(TOO_LARGE, f"{width} x {height} of {bands} bands")
+    kind, compressed, form = TYPES.get((single[BITS], single[FORM])), single[COMPRESSION], single[PREDICTOR]
+    if kind is None or compressed not in (PLAIN, *DEFLATED) or form not in (1, 2) or (form == 2 and kind == "f4"):
+        text = f"{bands} bands of {single[BITS]} bits, compression {compressed}, predictor {form}"
+        raise UnreadableError(UNSUPPORTED, f"{text}: plain or deflated ones of 8, 16 or 32 (float) bits are read")
+    tiled = TILE_WIDTH in tags
+    starts = 324 if tiled else 273
+    rows, columns = (
+        (tags.get(TILE_LENGTH, [0])[0], tags[TILE_WIDTH][0]) if tiled else (tags.get(ROWS, [height])[0], width)
+    )
+    if not rows * columns:
+        raise UnreadableError(DAMAGED, "a TIFF of segments without sides")
+    return BandLayout(
+        *(height, width, bands),
+        np.dtype(kind).newbyteorder(">" if data.startswith(b"MM") else "<"),
+        rows if tiled else min(rows, height),
+        columns,
+        tiled,
+        apart=single[PLANAR] == 2,
+        deflated=compressed in DEFLATED,
+        differences=form == 2,
+        segments=list(zip(tags.get(starts, []), tags.get(PLACES[starts], []), strict=False)),
+    )
+
+
+def segment_of(data: bytes, layout: BandLayout, segment: tuple[int, int], shape: tuple[int, int, int]) -> Values:
+    """Return the values of a strip or tile in this shape, [rows, columns, bands]. Raises UnreadableError."""
+    start, length = segment
+    size = int(np.prod(shape)) * layout.dtype.itemsize
+    raw = data[start : start + length]
+    if layout.deflated:
+        try:
+            raw = zlib.decompressobj().decompress(raw, size)
+        except zlib.error as error:
+            raise UnreadableError(DAMAGED, f"a segment: {error}") from error
+    if len(raw) < size:
+        raise UnreadableError(DAMAGED, f"a segment of {len(raw)} bytes, not {size}")
+    values: Values = np.frombuffer(raw, layout.dtype, count=int(np.prod(shape))).reshape(shape)
+    if layout.differences:
+        values = np.cumsum(values, axis=1, dtype=layout.dtype.newbyteorder("="))
+    return values
