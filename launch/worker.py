@@ -96,7 +96,6 @@ def joined_ranks(config: dict[str, Any], meeting: Path | None) -> "Iterator[Worl
     from dist_ssl.config.durations import Duration
     from dist_ssl.distributed.world import joined
     from dist_ssl.runtime.deferred_compiler import defer_compiler
-    from dist_ssl.runtime.freed_memory import keep_freed_memory
 
     if not config["engine"].get("compile"):
         defer_compiler()
@@ -104,8 +103,6 @@ def joined_ranks(config: dict[str, Any], meeting: Path | None) -> "Iterator[Worl
     local = config["cluster"]["kind"] == "local"
     gpus, one_machine = 0 if local else cluster_options.gpus(config["cluster"]), local or config["nodes"] == 1
     with joined(meeting, Duration.parse(config["timeout"]).amount, one_machine=one_machine, gpus=gpus) as world:
-        if world.device.type == "cpu":
-            keep_freed_memory()
         yield world
 
 

@@ -8,7 +8,7 @@ started from the same weights) makes its own step from the same ready views. So 
 loading or colours in `ours / plain`; `whole / plain` compares all that the run does for a step with the plain step
 alone. With `layout=channels_last` the plain loop keeps weights and views in the memory layout that ours has, which is
 faster and which no tutorial does. Seconds are processor time of the thread that trains, the loader's threads counted
-apart; wall time is shown too. Both keep freed memory, as ranks on a CPU do.
+apart; wall time is shown too. Both loops keep freed memory, as the ranks that an agent starts do.
 
 The second table shares out what the run spends on a step. The encoder's share is its forward and backward pass, the
 teacher's encoder included; heads and loss are not. Exits with 1 where a bar is missed: ours / plain <= 1.0, and 12 % of
@@ -41,10 +41,10 @@ from dist_ssl.data import epoch_views
 from dist_ssl.distributed.world import World
 from dist_ssl.engines import parallel
 from dist_ssl.models import ema, norm
-from dist_ssl.runtime.freed_memory import keep_freed_memory
 from dist_ssl.runtime.signals import Signals
 from dist_ssl.train import Job, train
 from launch import settings
+from launch.agent import MALLOC
 from launch.run_dir import PROJECT
 from tests.benchmarks.one_row import HELD
 from tests.benchmarks.plain_step import PLAIN, plain_step
@@ -250,7 +250,6 @@ def command(words: list[str], _console: Console) -> int:
     layout = {"usual": torch.contiguous_format, "channels_last": torch.channels_last}[own["layout"]]
     print(f"{machine()}; one thread; the plain loop's memory layout: {own['layout']}")
     torch.set_num_threads(1)
-    keep_freed_memory()
     kept = [report(name, one(name, int(own["steps"]), layout, rest)) for name in own["methods"].split(",")]
     return 0 if all(kept) else 1
 
@@ -272,5 +271,13 @@ def one(name: str, steps: int, layout: torch.memory_format, words: list[str]) ->
         return measure(config, name, steps, layout, Path(scratch))
 
 
+def restart_as_a_rank() -> None:
+    """Start this process anew with the options of the C library's memory that an agent gives its ranks."""
+    if MALLOC not in (given := os.environ.get("GLIBC_TUNABLES", "")):
+        tunables = ":".join(filter(None, [given, MALLOC]))
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, "GLIBC_TUNABLES": tunables})
+
+
 if __name__ == "__main__":
+    restart_as_a_rank()
     sys.exit(run_command(command, sys.argv[1:], Console(highlight=False)))
