@@ -13,6 +13,7 @@ import shlex
 import shutil
 import stat
 from collections.abc import Iterator
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 from dist_ssl.errors import ConfigError, shortened
@@ -27,6 +28,7 @@ SHOWN = 5
 """Number of files that a message names."""
 CACHED = "__pycache__"
 """Folder of what Python has compiled."""
+MACHINE_CODE = tuple(EXTENSION_SUFFIXES)
 TRIES = 5
 FOLDERS = ("attempts", "attempts/*", "slurm", "checkpoints")
 CONFIGS = ("config.yaml", "overrides.yaml", "submitted.yaml", "attempts/*/config.yaml")
@@ -123,11 +125,13 @@ def dangers(run: RunDir) -> Iterator[str]:
 
 
 def additions(run: RunDir) -> list[Path]:
-    """Return what lies beside the code that a run copies.
+    """Return what lies beside the code that a run copies, and machine code within it, which no run copies.
 
-    The folder comes first where modules are searched, so a `torch/` in it would be imported in place of torch.
+    The folder comes first where modules are searched, so a `torch/` in it would be imported in place of torch, and an
+    `errors.so` in place of the `errors.py` beside it.
     """
-    return sorted(path for path in run.code.glob("[!.]*") if path.name not in (*SNAPSHOT, CACHED))
+    beside = (path for path in run.code.glob("[!.]*") if path.name not in (*SNAPSHOT, CACHED))
+    return sorted({*beside, *(path for path in run.code.rglob("*") if path.name.endswith(MACHINE_CODE))})
 
 
 def _name(user: int) -> str:

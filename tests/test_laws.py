@@ -284,6 +284,45 @@ def test_doors(thing: str) -> None:
     tell(problems, f"Ask one of its doors instead: {doors}." if doors else "The product does without it: leave it out.")
 
 
+OBJECTS = re.compile(
+    r"\w*(gather|scatter|reduce|broadcast|send|recv)_object(_list)?|_(object_to_tensor|tensor_to_object)"
+)
+"""Collectives that pickle what they send: who joins the ranks would execute code on all of them."""
+
+
+def collectives_of_objects(source: ast.AST) -> set[int]:
+    """Lines that name such a collective, of whatever module, under whatever name that module was imported."""
+    found = set()
+    for node in ast.walk(source):
+        names = [getattr(node, key, None) for key in ("attr", "id", "name")]
+        names += [node.value] if isinstance(node, ast.Constant) else []
+        if any(isinstance(name, str) and OBJECTS.fullmatch(name.rpartition(".")[2]) for name in names):
+            found.add(getattr(node, "lineno", 0))
+    return found
+
+
+def test_no_collective_exchanges_objects() -> None:
+    problems = [
+        f"{path.relative_to(ROOT)}:{line}" for path in FILES for line in sorted(collectives_of_objects(tree(path)))
+    ]
+    tell(problems, "Exchange tensors, or JSON by World.share and World.collect.")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import torch.distributed as d; d.send_object_list([1])",
+        "from torch.distributed import all_gather_object as gather",
+        "from torch.distributed import distributed_c10d as c; c._object_to_tensor(1)",
+        "getattr(torch.distributed, 'broadcast_object_list')([1])",
+        "torch.distributed.distributed_c10d.scatter_object_list([1])",
+    ],
+)
+def test_a_collective_of_objects_is_found_under_any_name(line: str) -> None:
+    assert collectives_of_objects(ast.parse(line)) == {1}
+    assert not collectives_of_objects(ast.parse("world.gather(x); files.parsed_object(x); world.share(x)"))
+
+
 @pytest.mark.parametrize("thing", DOORS)
 def test_every_door_is_used(thing: str) -> None:
     used = {

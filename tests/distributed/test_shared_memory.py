@@ -1,8 +1,10 @@
 """Messages arrive whole and in rank order at any speed of the ranks, and a rank that does not write is named."""
 
 import os
+import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -183,3 +185,32 @@ def test_a_file_that_is_not_the_ranks_own_stays_as_it_is(tmp_path: Path) -> None
     with pytest.raises(OSError, match="symbolic links"):
         SharedMemory(link, 1, 2, CAPACITY, seconds=0.1)
     assert canary.read_bytes().strip(b"x") == b""
+
+
+@pytest.mark.parametrize("umask", [0, 0o002])
+def test_shared_memory_is_for_its_owner_alone(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        file = SharedFile(tmp_path, 2, CAPACITY)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(file.path.stat().st_mode) == 0o600
+    file.remove()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away and become another user")
+def test_another_user_neither_reads_the_ranks_memory_nor_gives_them_its_own() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o777)  # pytest's own folders are for their owner alone
+        file = SharedFile(folder, 2, CAPACITY)
+        code = "import os, sys; os.setuid(12345); open(sys.argv[1], sys.argv[2])"
+        for mode in ("rb", "r+b"):
+            done = subprocess.run(
+                [sys.executable, "-c", code, str(file.path), mode], capture_output=True, text=True, check=False
+            )
+            assert "PermissionError" in done.stderr
+        os.chown(file.path, 12345, 12345)
+        with pytest.raises(ValueError, match="is not the shared memory of these ranks"):
+            SharedMemory(file.path, 1, 2, CAPACITY, seconds=0.1)
+        file.remove()

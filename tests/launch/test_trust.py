@@ -6,6 +6,7 @@ import shutil
 import stat
 import subprocess
 import sys
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -265,3 +266,11 @@ def test_links_in_the_code_are_refused(run: RunDir, tmp_path: Path, place: str, 
 def test_hidden_files_of_file_systems_are_no_modules(run: RunDir, name: str) -> None:
     (run.code / name).touch()
     trust.check(run, trusted=False)
+
+
+@pytest.mark.parametrize("suffix", EXTENSION_SUFFIXES)
+def test_machine_code_in_place_of_a_module_is_refused(run: RunDir, suffix: str) -> None:
+    (run.code / "dist_ssl" / f"errors{suffix}").write_bytes(b"\x7fELF")
+    with pytest.raises(ConfigError, match="is no part of a run's code, and would be found in place of a module"):
+        trust.check(run, trusted=False)
+    trust.check(run, trusted=True)

@@ -4,6 +4,7 @@ import hashlib
 import os
 import random
 import shutil
+import stat
 import subprocess
 import sys
 import threading
@@ -294,3 +295,37 @@ def test_a_cache_that_others_can_write_to_is_refused_with_two_ways_out(tmp_path:
     found = Cache(folder, 10).find(SHARD, 3)
     assert found is not None
     found.close()
+
+
+@pytest.mark.parametrize("umask", [0, 0o002])
+def test_a_new_cache_and_what_is_in_it_are_for_their_owner_alone(tmp_path: Path, umask: int) -> None:
+    folder, before = tmp_path / "cache", os.umask(umask)
+    try:
+        Cache(folder, 10).obtain("x", SHARD, 3, lambda: iter([b"abc"])).close()
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a link of another user")
+@pytest.mark.parametrize("size", [3, 8], ids=["to find", "to make room"])
+def test_a_cache_that_another_user_has_linked_evicts_nothing(tmp_path: Path, size: int) -> None:
+    papers, link = tmp_path / "papers", tmp_path / "cache"
+    papers.mkdir(mode=0o700)
+    names_of_hashes = {papers / f"{SHARD}.tar": b"xyz", papers / f"{'f' * 64}.tar": b"years", papers / "a.part": b"x"}
+    for path, content in names_of_hashes.items():
+        path.write_bytes(content)
+    link.symlink_to(papers)
+    os.chown(link, 12345, 12345, follow_symlinks=False)
+    own = hashlib.sha256(b"abcdefgh"[:size]).hexdigest()
+    with pytest.raises(DataError, match="belongs to another user"):
+        Cache(link, 8).obtain("x", own, size, lambda: iter([b"abcdefgh"[:size]]))
+    assert {path: path.read_bytes() for path in papers.iterdir()} == names_of_hashes
+
+
+def test_what_is_no_folder_is_no_cache(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("years of work")
+    with pytest.raises(FileExistsError):
+        Cache(tmp_path / "cache", 10).obtain("x", SHARD, 3, lambda: iter([b"abc"]))
+    assert (tmp_path / "cache").read_text() == "years of work"
