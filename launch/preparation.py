@@ -144,8 +144,19 @@ def new_config(overrides: list[str], console: Console) -> dict[str, Any]:
     check_shape(config)
     if not config["dry_run"]:
         make_data(config, console)
+    if not config["dry_run"] or has_data(config, console):
         config["data"]["identity"] = check(config, console, cluster_options.memory_of_rank(config))
     return config
+
+
+def has_data(config: dict[str, Any], console: Console) -> bool:
+    """Return whether a dry run can check the config against its data, which it does not make; print it where not."""
+    path = config["data"]["path"]
+    addresses = [Address.parse(place) for place in (path if isinstance(path, list) else [path])]
+    lacking = [address for address in addresses if address.local and not (address.path / "manifest.json").exists()]
+    for address in lacking:
+        console.print(f"Not checked: there are no shards in {address.path}.", highlight=False, markup=False)
+    return not lacking and all(address.local for address in addresses)
 
 
 def fit_batch(config: dict[str, Any], overrides: list[str], console: Console) -> None:

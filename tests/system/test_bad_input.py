@@ -230,7 +230,7 @@ def test_a_full_disk_loses_nothing(disk: Path, demo_shards: Path) -> None:
     assert sorted(losses(run)) == list(range(1, 31))
 
 
-@pytest.mark.parametrize("word", ["nodes=5", "batch_size=20", "epochs=0", "save_every=30", "name=a:b"])
+@pytest.mark.parametrize("word", ["nodes=5", "batch_size=20", "epochs=0", "save_every=30", "name=a:b", "probe.bank=0"])
 def test_what_a_run_refuses_a_dry_run_refuses_too(
     word: str, demo_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
