@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from dist_ssl.checkpoint.folder_names import INITIAL
 from dist_ssl.checkpoint.index import progress_of, read, read_table
 from dist_ssl.checkpoint.rank_file import DamagedError
 from dist_ssl.config.run_keys import method_of
@@ -21,6 +23,8 @@ from dist_ssl.saved_encoder import FORMAT, Description, SavedEncoder, filled
 
 EXTRA_LAYER = "pre.0.weight"
 """Tensor of the layer that EMP-SSL adds to an encoder."""
+FINETUNED = "finetuned"
+"""Key of the metadata of initial weights that says which training with labels they have seen."""
 PLACE = re.compile(r"model/(ema\.)?(?:[\w.]*\.)?(student|teacher)\.encoder\.(.+)")
 """Canonical names of tensors of encoders."""
 
@@ -60,8 +64,21 @@ def of_checkpoint(config: Mapping[str, Any], run: str, checkpoint: Path, branch:
         range=data.get("range"),
         alpha=data.get("alpha", "drop"),  # as before there was the key
         bits=data.get("bits", 8),
+        finetuned=finetuned_before(checkpoint.parent.parent / INITIAL),
     )
     return filled(description, found, f"{checkpoint}, branch={branch},")
+
+
+def finetuned_before(initial: Path) -> str | None:
+    """Return the training with labels that a run's initial weights had seen, for people; None without any."""
+    if not initial.is_file():
+        return None
+    try:
+        with safe_open(initial, "pt") as file:
+            mark = (file.metadata() or {}).get(FINETUNED)
+    except SafetensorError as error:
+        raise CheckpointError(f"{initial} is damaged ({error}).", "Put a copy of it back.") from error
+    return f"{mark}, before this pre-training" if mark else None
 
 
 def of_branch(state: Mapping[str, Any], branch: Branch) -> dict[str, Tensor]:

@@ -34,9 +34,10 @@ from typing import Literal
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 
 from dist_ssl.config.command import Screen, run_command, say
+from dist_ssl.config.long_work import LongWork
 from dist_ssl.data.images.centre_crop import cut_centre
 from dist_ssl.data.images.image_rules import Pixels
 from dist_ssl.data.images.unreadable import UnreadableError
@@ -51,7 +52,6 @@ from launch.embedding_parts import EmbeddingPart, EmbeddingParts, Kind, describe
 from launch.image_collection import ImageCollection, ImagePlace, collection
 from launch.run_dir import write_for_owner_alone
 from shards.command_line import Threads
-from shards.pack import bar
 
 AHEAD = 2
 """Batches that are decoded while another one is computed."""
@@ -102,14 +102,15 @@ class Embedder:
         self.rules = own.rules
 
     @torch.inference_mode()
-    def part(self, ids: range) -> EmbeddingPart:
-        """Return the embeddings of the readable ones of these images. Raises DataError."""
+    def part(self, ids: range, progress: Progress, task: TaskID) -> EmbeddingPart:
+        """Return the embeddings of the readable ones of these images; advances the task. Raises DataError."""
         own, found = next(self.encoder.parameters()), []
         reasons: list[tuple[int, str]] = []
         for numbers, pixels, reason in self._decoded([ids[n : n + self.batch] for n in range(0, len(ids), self.batch)]):
             x = self.encoder.normalised(torch.from_numpy(pixels)).to(own.device, own.dtype)
             found.append(self.encoder(x).float().cpu().numpy())
             reasons += zip(numbers, reason, strict=True)
+            progress.advance(task, len(numbers))
         read = [number for number, reason in reasons if not reason]
         bad = [{"key": self.images.key(n), "id": n, "reason": reason} for n, reason in reasons if reason]
         rows = np.concatenate(found)[[not reason for _, reason in reasons]]
@@ -151,8 +152,7 @@ def write_parts(parts: EmbeddingParts, embedder: Embedder, own: range, progress:
     task = progress.add_task("images", total=total)
     progress.advance(task, total - left)
     for part in missing:
-        parts.write(part, embedder.part(parts.ids(part)))
-        progress.advance(task, len(parts.ids(part)))
+        parts.write(part, embedder.part(parts.ids(part), progress, task))
 
 
 def embed(options: EmbedOptions, rank: int, size: int, console: Console) -> None:
@@ -171,7 +171,7 @@ def embed(options: EmbedOptions, rank: int, size: int, console: Console) -> None
         say(console, f"{images.count} images of {images.origin}, {encoder.num_features} numbers each, on {device}.")
         if encoder.description.finetuned:
             say(console, f"The encoder was fine-tuned with labels: {encoder.description.finetuned}.")
-        with ThreadPoolExecutor(options.threads) as pool, bar(console) as progress:
+        with ThreadPoolExecutor(options.threads) as pool, LongWork(console) as progress:
             embedder = Embedder(encoder, images, pool, options.batch)
             write_parts(parts, embedder, range(rank, parts.number, size), progress)
     except OSError as error:

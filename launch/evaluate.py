@@ -51,6 +51,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from dist_ssl.config.command import Screen, run_command
+from dist_ssl.config.long_work import LongWork
 from dist_ssl.distributed.place_variables import RANK
 from dist_ssl.errors import UserError, cannot_be_written
 from launch import trust
@@ -99,11 +100,11 @@ def evaluate(run: RunDir, options: Options, data: DataValues, console: Console) 
 
     if options.protocol == "bag_of_patches":
         console.print(f"Computing {options.patches} views of every image; bank=N and queries=N make it shorter.")
-    with joined(None, WAIT_SECONDS) as world:
+    with joined(None, WAIT_SECONDS) as world, LongWork(console) as work:
 
         def one(name: str) -> None:
             """Evaluate the checkpoint with this name, and show and write its numbers."""
-            found = evaluated(run, options, data, run.checkpoints / name, world, console.print)
+            found = evaluated(run, options, data, run.checkpoints / name, world, console.print, work)
             if world.rank == 0:
                 settings = found.content["settings"]
                 console.print(f"{name}, {settings['branch']}, {options.protocol}:")

@@ -17,6 +17,7 @@ from PIL import Image
 from rich.table import Table
 
 from dist_ssl.checkpoint.folder_names import published
+from dist_ssl.config.long_work import LongWork
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import ConfigError, DataError, printable
 from dist_ssl.evaluate.confidence import shown_interval
@@ -127,7 +128,20 @@ def file_of(run: RunDir, options: Options, checkpoint: str, branch: str) -> Path
     return run.folder / "evaluations" / name
 
 
-def evaluated(run: RunDir, options: Options, data: DataValues, checkpoint: Path, world: World, say: Say) -> Evaluation:
+def recipe_of(options: Options) -> dict[str, str]:
+    """Return the setting that names the recipe of a linear classifier; empty for other protocols."""
+    return {"recipe": options.recipe or "fast"} if options.protocol == "linear" else {}
+
+
+def evaluated(
+    run: RunDir,
+    options: Options,
+    data: DataValues,
+    checkpoint: Path,
+    world: World,
+    say: Say,
+    work: LongWork | None = None,
+) -> Evaluation:
     """Evaluate a checkpoint on all ranks. Raises UserError; RetiredError where the run has removed it meanwhile."""
     import torch
 
@@ -140,19 +154,18 @@ def evaluated(run: RunDir, options: Options, data: DataValues, checkpoint: Path,
     started = time.monotonic()
     plain = {key: value for key, value in config.items() if key != "format"}
     try:
-        frozen = Frozen.load(plain, checkpoint, options.patches, world=world, recipe=options.linear, say=say)
+        frozen = Frozen.load(plain, checkpoint, options.patches, world=world, recipe=options.linear, say=say, work=work)
         measured = PROTOCOLS[options.protocol](frozen)
     except DataError as error:
         raise DataError(error.problem, f"{error.remedy} Say where the run's data is now: data.path=...") from error
     node = frozen.node
     resize, crop = node.sides(last_side(frozen.parts))
     settings = {"branch": node.branch, "k": node.k, "temperature": node.temperature, "resize": resize, "crop": crop}
-    recipe = {"recipe": options.recipe or "fast"} if options.protocol == "linear" else {}
     split = {key: config["data"][key] for key in ("train", "val")}
     content = {
         "protocol": options.protocol,
         "checkpoint": checkpoint.name,
-        "settings": {**settings, **recipe, "patches": options.patches, **split},
+        "settings": {**settings, **recipe_of(options), "patches": options.patches, **split},
         "numbers": dict(measured.numbers),
         "data": frozen.parts.dataset.identity,
         "device": world.device.type,

@@ -13,7 +13,7 @@ from dist_ssl.build import centre_view
 from dist_ssl.data.storage.manifest import Split
 from dist_ssl.errors import ConfigError
 from dist_ssl.evaluate.augmented import CROPS, AugmentedSet
-from dist_ssl.evaluate.features import Extractor
+from dist_ssl.evaluate.features import Extractor, uncounted
 from dist_ssl.evaluate.inputs import Inputs
 from dist_ssl.evaluate.knn import knn_votes, nearest
 from dist_ssl.evaluate.linear import LinearResult, check_classes, fitted, linear_probe, numbered
@@ -68,12 +68,17 @@ def _augmented(frozen: Frozen) -> Measured:
     labels = torch.from_numpy(train.samples.labels[numbers])
     check_classes(labels, right)
     classes, targets = torch.unique(labels, return_inverse=True)
-    with frozen.reading(train, len(numbers), centre) as own:
+    passes = frozen.recipe.epochs * (1 if len(frozen.recipe.rates) == 1 else 2)
+    with (
+        frozen.reading(train, len(numbers), centre) as own,
+        frozen.counting("crops", len(numbers) * passes) as passed,
+    ):
+        own.passed = uncounted  # the tests between epochs
 
         def crops(epoch: int) -> Extractor:
             """Return the extractor of an epoch's crops, which no epoch of the run has drawn."""
             seen = frozen.views([CROPS], centre.side, frozen.parts.run.all_epochs + 1 + epoch)
-            return Extractor(own.loader, seen, world=frozen.world)
+            return Extractor(own.loader, seen, world=frozen.world, passed=passed)
 
         training = AugmentedSet(
             frozen.engine,

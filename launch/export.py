@@ -39,6 +39,7 @@ from rich.console import Console
 
 from dist_ssl.config.command import filled_pair, run_command
 from dist_ssl.config.instantiate import fit
+from dist_ssl.config.long_work import LongWork
 from dist_ssl.errors import ConfigError, cannot_be_written
 from launch import credentials, trust
 from launch.handover import hand_over
@@ -118,7 +119,9 @@ def export(options: ExportOptions, run: RunDir, console: Console) -> int:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         describe = partial(card, run, saved, target.lines(out))
-        problem, checked = keep_if_equal(saved, target, images, out, describe, files)
+        with LongWork(console) as work:
+            work.add_task(f"writing for {options.to}, loading, comparing", total=None)
+            problem, checked = keep_if_equal(saved, target, images, out, describe, files)
     except OSError as error:
         raise cannot_be_written(out, error, "Name another file: out=...") from error
     console.print(f"{checkpoint.name}, {saved.description.branch}: {checked}")

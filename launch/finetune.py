@@ -24,7 +24,7 @@ import math
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
@@ -39,6 +39,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from dist_ssl.config.command import run_command, say
+from dist_ssl.config.long_work import LongWork
 from dist_ssl.data.images.centre_crop import write_centre
 from dist_ssl.data.storage.address import Address
 from dist_ssl.errors import DataError, TrainingError
@@ -95,8 +96,13 @@ def collated(items: list[Item]) -> tuple[Batch | None, list[int]] | DataError:
     return (torch.stack(views), torch.tensor(labels)), undecodable
 
 
-def loaded(loader: Loader, saved: SavedEncoder, device: torch.device, undecodable: set[int]) -> Iterator[Batch]:
-    """Yield the batches, normalised and on the device; add the numbers of undecodable images. Raises DataError."""
+def loaded(
+    loader: Loader, saved: SavedEncoder, device: torch.device, passed: Callable[[], None], undecodable: set[int]
+) -> Iterator[Batch]:
+    """Yield the batches, normalised and on the device; add the numbers of undecodable images. Raises DataError.
+
+    `passed`: called after each batch, for the person who waits.
+    """
     for found in loader:
         if isinstance(found, DataError):
             raise found
@@ -105,6 +111,7 @@ def loaded(loader: Loader, saved: SavedEncoder, device: torch.device, undecodabl
         if batch is not None:
             views, labels = batch
             yield saved.normalised(views.permute(0, 2, 3, 1)).to(device), labels.to(device)
+        passed()
 
 
 def centre(resize: int, crop: int, pixels: Tensor) -> Tensor:
@@ -196,9 +203,9 @@ def views_of(saved: SavedEncoder, splits: LabelledSplits, flip: bool) -> tuple[L
 
 
 def finetune(
-    model: Classifier, saved: SavedEncoder, splits: LabelledSplits, options: FinetuneOptions
+    model: Classifier, saved: SavedEncoder, splits: LabelledSplits, options: FinetuneOptions, work: LongWork
 ) -> Iterator[dict[str, float]]:
-    """Train; yield the numbers of every epoch. Raises TrainingError, DataError."""
+    """Train; yield the numbers of every epoch. `work`: shows how far it is. Raises TrainingError, DataError."""
     parts: list[dict[str, Any]] = [{"params": model.head.parameters(), "lr": options.lr}]
     if not model.frozen:
         parts.append({"params": model.encoder.parameters(), "lr": options.encoder_lr or ENCODER_LR})
@@ -209,7 +216,8 @@ def finetune(
     share = partial(rate_share, warm=min(warm, steps // 2), steps=steps)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
     bad: dict[str, set[int]] = {"train": set(), "test": set()}
-    load = partial(loaded, saved=saved, device=model.head.weight.device)
+    passed = partial(work.advance, work.add_task("batches", total=options.epochs * (len(train) + len(val))))
+    load = partial(loaded, saved=saved, device=model.head.weight.device, passed=passed)
     for epoch in range(1, options.epochs + 1):
         loss = train_epoch(model, optimizer, scheduler, load(train, undecodable=bad["train"]))
         found, count = accuracy(model, load(val, undecodable=bad["test"]))
@@ -254,12 +262,13 @@ def run(arguments: list[str], console: Console) -> int:
     counts = f"{len(splits.train)} images to train on, {len(splits.val)} to test on"
     say(console, f"{counts}; {len(splits.classes)} classes.")
     epochs: list[dict[str, float]] = []
-    for numbers in finetune(model, saved, splits, options):
-        say_what_is_left_out(splits, numbers, epochs[-1] if epochs else {}, console)
-        epochs.append(numbers)
-        accuracy = numbers["accuracy"]
-        text = f"top-1 {100 * accuracy:5.1f} % {shown_interval(accuracy, int(numbers['images']))}"
-        say(console, f"epoch {numbers['epoch']:3d}   loss {numbers['loss']:.3f}   {text}")
+    with LongWork(console) as work:
+        for numbers in finetune(model, saved, splits, options, work):
+            say_what_is_left_out(splits, numbers, epochs[-1] if epochs else {}, console)
+            epochs.append(numbers)
+            accuracy = numbers["accuracy"]
+            text = f"top-1 {100 * accuracy:5.1f} % {shown_interval(accuracy, int(numbers['images']))}"
+            say(console, f"epoch {numbers['epoch']:3d}   loss {numbers['loss']:.3f}   {text}")
     decoded = len(splits.train) - int(epochs[-1]["undecodable_train"])
     saved.description = description_after(saved.description, decoded, len(splits.classes), options)
     own = {**asdict(options), "data_path": Address.parse(path).shown, "out": str(options.out)}

@@ -1,8 +1,9 @@
 """A run's frozen encoder, on the ranks of an evaluation, and the views of images that it is evaluated on."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from dist_ssl.build import build_engine, centre_view, extractor
 from dist_ssl.checkpoint.index import read
 from dist_ssl.checkpoint.rank_file import DamagedError, MissingError
 from dist_ssl.checkpoint.read_on_all import read_on_all
+from dist_ssl.config.long_work import LongWork, unseen_work
 from dist_ssl.core.draws import Draws, Ints
 from dist_ssl.data.images.views import Augmentation, of_views
 from dist_ssl.data.storage.manifest import Split
@@ -38,7 +40,7 @@ class RetiredError(CheckpointError):
 class Frozen:
     """An encoder that is not trained, and the keys of its evaluation: those of the probe, and `patches` of an image.
 
-    `recipe`: protocol of the linear classifier; `say`: shows the progress of a long evaluation.
+    `recipe`: protocol of the linear classifier; `say`: shows the lines of a long evaluation, `work` how far it is.
     """
 
     parts: Parts
@@ -48,6 +50,7 @@ class Frozen:
     patches: int
     recipe: LinearRecipe = FAST
     say: Say = quiet
+    work: LongWork = field(default_factory=unseen_work)
 
     @classmethod
     def load(
@@ -59,6 +62,7 @@ class Frozen:
         world: World | None = None,
         recipe: LinearRecipe = FAST,
         say: Say = quiet,
+        work: LongWork | None = None,
     ) -> "Frozen":
         """Return the encoder of a checkpoint, of which only the weights are read. Raises UserError on every rank."""
         config = {**config, "engine": DDP}
@@ -82,7 +86,7 @@ class Frozen:
         except DamagedError as error:
             raise _unread(checkpoint, error) from error
         engine.load({name: value for name, value in state.items() if name.startswith("model/")})
-        return cls(found, engine, world, probing(config), patches, recipe, say)
+        return cls(found, engine, world, probing(config), patches, recipe, say, work or unseen_work())
 
     def labelled(self) -> tuple[Split, Split]:
         """Return the training split and the held-out one. Raises ConfigError where they or their labels are missing.
@@ -117,10 +121,20 @@ class Frozen:
         """Yield the extractor of the features of `count` images of a split; `inputs`: by default their centres."""
         seen = inputs or centre_view(self.parts, self.node)
         own = extractor(self.parts, split, seen, self.world, None, scattered=count < len(split.samples))
+        with self.counting(f"images of '{split.name}'", count) as own.passed:
+            try:
+                yield own
+            finally:
+                own.loader.close()
+
+    @contextmanager
+    def counting(self, what: str, count: int) -> Iterator[Callable[[int], None]]:
+        """Yield what counts images, of `count` in all, for the person who waits."""
+        task = self.work.add_task(what, total=count)
         try:
-            yield own
+            yield partial(self.work.advance, task)
         finally:
-            own.loader.close()
+            self.work.remove_task(task)
 
     def features(
         self, split: Split, most: int, inputs: Inputs | None = None, *, views: bool = False

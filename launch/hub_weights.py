@@ -43,16 +43,24 @@ def of_timm(name: str) -> HubWeights:
     file = safe_name(known.hf_hub_filename or FILE)
     if not repository or not file.endswith(SUFFIX):
         raise ConfigError(f"init={PREFIX}{name}: timm has these weights as a pickle alone.", _convert(name))
-    with on_meta_device():
-        heads = heads_of(timm.create_model(known.architecture))
     return HubWeights(
         fetched(name, repository, file, revision or None),
         repository,
         f"encoder.name={known.architecture}",
-        heads,
+        heads_of_timm(known.architecture),
         (tuple(known.mean), tuple(known.std)),
         _convert(name),
     )
+
+
+def heads_of_timm(architecture: str) -> list[int]:
+    """Return the number of heads of every attention of a network of timm; empty for a name that it does not have."""
+    import timm
+
+    if not timm.is_model(architecture):
+        return []
+    with on_meta_device():
+        return heads_of(timm.create_model(architecture))
 
 
 def safe_name(file: str) -> str:

@@ -1,7 +1,7 @@
 """The check of how a library prepares images of files: as the encoder has seen them, or the card says what differs.
 
 Pictures are drawn for it, smooth ones, in which a margin that is rounded otherwise changes little. An opaque one of 8
-bits must be prepared as ours, or the export fails; for transparent and deep ones most libraries have no rules.
+bits must be prepared as ours, or the export fails; for transparent, deep and turned ones most have no rules.
 """
 
 import io
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor
 
 from dist_ssl.data.images.image_rules import FULL
@@ -19,6 +19,8 @@ from launch.export_target import Target
 
 ROUNDING, SHIFT = 2.0, 1.5
 """Largest difference of pixels, in levels of 255, and how far a picture may be moved, in pixels of the resized one."""
+UPSIDE_DOWN = 3
+"""The Exif orientation of a picture that was taken with the camera upside down."""
 LARGEST = 4096
 """Side of resized images, px, up to which pictures are drawn for the check."""
 
@@ -34,13 +36,18 @@ def prepared_otherwise(saved: SavedEncoder, target: Target, place: Path, files: 
     own, said = saved.description, ""
     if own.resize > LARGEST:
         return "", f" How it prepares images is not checked: they are larger than {LARGEST} px."
-    opaque, transparent, deep = drawn(own.resize, own.range)
+    opaque, transparent, deep, turned = drawn(own.resize, own.range)
     bar = ROUNDING + SHIFT * 255 / own.resize
     gap, reason = _levels(saved, target, place, opaque)
     if not gap <= bar:
         return f"{target.library} prepares images otherwise ({reason or f'{gap:.0f} of 255 levels'}).", ""
     white = "the largest value of 16 bits as white" if own.range is None else f"data.range={own.range:g}"
-    for kind, content, rule in (("transparent", transparent, f"data.alpha={own.alpha}"), ("deep", deep, white)):
+    kinds = (
+        ("transparent", transparent, f"data.alpha={own.alpha}"),
+        ("deep", deep, white),
+        ("turned", turned, "upright, as their Exif orientation says"),
+    )
+    for kind, content, rule in kinds:
         gap, reason = _levels(saved, target, place, content)
         if not gap <= bar:
             said += f" It prepares {kind} images otherwise than in training ({rule}): convert them before."
@@ -82,8 +89,8 @@ def _column(values: Sequence[float]) -> Tensor:
     return torch.tensor(values)[:, None, None]
 
 
-def drawn(side: int, white: float | None) -> tuple[bytes, bytes, bytes]:
-    """Return three pictures of 2 * side x 1.5 * side px as PNG files: opaque, transparent, and gray of 16 bits.
+def drawn(side: int, white: float | None) -> tuple[bytes, bytes, bytes, bytes]:
+    """Return four pictures of 2 * side x 1.5 * side px as PNG files: opaque, transparent, gray of 16 bits, turned.
 
     `white`: the value of the last one's brightest pixels, at most 65,535, which it is for None.
     """
@@ -91,10 +98,12 @@ def drawn(side: int, white: float | None) -> tuple[bytes, bytes, bytes]:
     rgb = np.stack([along, down, np.full_like(along, 0.5)], axis=2) * 255
     rgba = np.concatenate([rgb, along[..., None] * 255], axis=2)
     deep = (along * min(FULL, FULL if white is None else white)).astype(np.uint16)
-    return _png(rgb.astype(np.uint8)), _png(rgba.astype(np.uint8)), _png(deep)
+    colours = rgb.astype(np.uint8)
+    return _png(colours), _png(rgba.astype(np.uint8)), _png(deep), _png(colours, orientation=UPSIDE_DOWN)
 
 
-def _png(pixels: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
+def _png(pixels: np.ndarray, orientation: int = 1) -> bytes:
+    file, exif = io.BytesIO(), Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.fromarray(pixels).save(file, "PNG", **({} if orientation == 1 else {"exif": exif}))
     return file.getvalue()

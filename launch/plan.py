@@ -35,7 +35,7 @@ from rich.table import Table
 
 from dist_ssl.build import memory_estimate
 from dist_ssl.config.command import Screen, run_command
-from dist_ssl.config.durations import Duration
+from dist_ssl.config.durations import Duration, clock
 from dist_ssl.config.meta_device import on_meta_device
 from dist_ssl.core.plan import EpochPlan
 from dist_ssl.core.progress import Progress
@@ -53,7 +53,6 @@ from launch.calibration import Cost
 from launch.config_groups import keys_of_a_run
 from launch.prediction import Prediction
 from launch.private_cache import use_private_cache
-from launch.progress_bar import clock
 from launch.run_dir import PROJECT, RunDir
 
 POINTS = 600

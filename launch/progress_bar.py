@@ -8,6 +8,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from dist_ssl.config.durations import clock
 from dist_ssl.evaluate.confidence import shown_interval
 from dist_ssl.runtime.run_folder import RunFolder
 from dist_ssl.runtime.strange_files import numbers, parsed_object
@@ -20,13 +21,6 @@ POSITION = {"step", "total_steps", "epoch", "epochs"}
 """Keys of a status that say where a run is."""
 OF_AN_EPOCH = {"step", "epoch", "knn_accuracy"}
 """Keys of a report that makes a line of its own."""
-
-
-def clock(seconds: float) -> str:
-    """Return seconds formatted as `4:05` or `1:04:05`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def epoch_line(report: dict[str, float]) -> str:

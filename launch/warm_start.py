@@ -26,7 +26,7 @@ from dist_ssl.models.size_bound import no_larger_than
 from dist_ssl.runtime.strange_files import parsed_object, read_regular
 from dist_ssl.saved_encoder import KEY, Description, description_of
 from launch import hub_weights, trust
-from launch.checkpoint_encoder import of_checkpoint
+from launch.checkpoint_encoder import FINETUNED, of_checkpoint
 from launch.evaluation import checkpoint_of
 from launch.export_target import TIMM
 from launch.run_dir import RunDir, of_a_run
@@ -38,6 +38,8 @@ MOST_BYTES = 1 << 36
 """Bytes of a file of weights, at most: 64 GiB."""
 LIBRARY_CONFIG, MOST_CONFIG, MOST_LAYERS = "config.json", 1 << 20, 10_000
 """File beside weights in a folder of transformers or timm, its bytes, and blocks of a transformer, at most."""
+SAME_HEADS = {"img_size", "dynamic_img_size", "num_classes", "global_pool", "drop_path_rate", "drop_rate"}
+"""Arguments of timm's networks that change no attention."""
 WORD = re.compile(" (?=encoder[.])")
 """Between two keys of an encoder."""
 HARMLESS = (
@@ -85,7 +87,8 @@ def initial_weights(config: dict[str, Any], trusted: bool, console: Console) -> 
     names, library = in_timm_names(source.tensors)
     found = match(encoder, names)
     refuse_other(init, source, found, encoder, str(config["encoder"].get("name")))
-    content = save(found.weights, {"format": "pt"})
+    mark = {FINETUNED: source.finetuned} if source.finetuned else {}
+    content = save(found.weights, {"format": "pt", **mark})
     config["init_sha256"] = own = hashlib.sha256(content).hexdigest()
     if expected not in (None, own):
         raise ConfigError(
@@ -211,7 +214,7 @@ def of_file(path: Path) -> WeightSource:
             "'x.safetensors')",
         ) from error
     own = description_in(content, str(path))
-    source = WeightSource(str(path), tensors)
+    source = WeightSource(str(path), tensors, finetuned=str(metadata_in(content).get(FINETUNED, "")))
     return described(source, own) if own or path.name != hub_weights.FILE else of_library(source, path.parent)
 
 
@@ -222,7 +225,11 @@ def of_library(source: WeightSource, folder: Path) -> WeightSource:
     except (OSError, ValueError):
         return source
     if isinstance(name := said.get("architecture"), str):  # timm's
-        return replace(source, encoder=f"encoder.name={name}")
+        changed = said.get("model_args") or {}
+        heads_known = isinstance(changed, dict) and changed.keys() <= SAME_HEADS
+        return replace(
+            source, encoder=f"encoder.name={name}", heads=hub_weights.heads_of_timm(name) if heads_known else []
+        )
     heads, layers, activation = (said.get(key) for key in ("num_attention_heads", "num_hidden_layers", "hidden_act"))
     if not (type(heads) is int and type(layers) is int and 0 < layers <= MOST_LAYERS):
         return source
@@ -232,9 +239,15 @@ def of_library(source: WeightSource, folder: Path) -> WeightSource:
 
 def description_in(content: bytes, origin: str) -> Description | None:
     """Return the description of the encoder in a safetensors file of ours, None in another. Raises UserError."""
-    header = parsed_object(content[8 : 8 + int.from_bytes(content[:8], "little")]) or {}
-    metadata = header.get("__metadata__") or {}
+    metadata = metadata_in(content)
     return description_of(parsed_object(metadata[KEY]), origin) if KEY in metadata else None
+
+
+def metadata_in(content: bytes) -> dict[str, Any]:
+    """Return the metadata of a safetensors file, empty without any."""
+    header = parsed_object(content[8 : 8 + int.from_bytes(content[:8], "little")]) or {}
+    found = header.get("__metadata__")
+    return found if isinstance(found, dict) else {}
 
 
 def described(source: WeightSource, own: Description | None) -> WeightSource:

@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from dist_ssl.config.bounds import RGB
 from dist_ssl.config.command import say
+from dist_ssl.config.long_work import LongWork
 from dist_ssl.data.storage import manifest
 from dist_ssl.errors import DataError
 from dist_ssl.runtime import jsonl
@@ -89,7 +90,7 @@ def pack(
     try:
         part.mkdir(parents=True, exist_ok=True)
         check_ours(part)
-        with locked(part), ThreadPoolExecutor(threads) as pool, bar(console) as progress:
+        with locked(part), ThreadPoolExecutor(threads) as pool, LongWork(console) as progress:
             packers = [
                 Packer(part, name, contents, shard_bytes, pool, progress)
                 for name, contents in splits.items()
@@ -139,12 +140,6 @@ def locked(part: Path) -> Iterator[None]:
                 f"{part} is being written by another process.", "Wait for it to end, or choose another out=..."
             ) from error
         yield
-
-
-def bar(console: Console) -> Progress:
-    """Return a progress bar that disappears when it ends; disabled if the console is not a terminal."""
-    shown = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*shown, console=console, transient=True, disable=not console.is_terminal)
 
 
 def resume(part: Path, packers: Sequence["Packer"], console: Console) -> None:

@@ -27,6 +27,7 @@ from rich.text import Text
 
 from dist_ssl.config.bounds import RGB
 from dist_ssl.config.command import run_command, say
+from dist_ssl.config.long_work import LongWork
 from dist_ssl.data.images.decode import decode
 from dist_ssl.data.images.image_rules import FULL, RULES, ImageRules
 from dist_ssl.data.images.unreadable import UnreadableError
@@ -39,7 +40,6 @@ from shards import depth
 from shards.archive import UNLABELLED, Index, index
 from shards.command_line import ONE_PER_CORE, Threads, fill, folder_and_pairs
 from shards.folder_facts import measure_shards
-from shards.pack import bar
 from shards.picture_rules import lines, of_the_statistics
 from shards.sources.tars import Counted
 
@@ -97,7 +97,7 @@ def verify(folder: Path, options: VerifyOptions, console: Console) -> list[Damag
         except DataError as error:
             wrong.append(Damage(pyramid.folder_of(side), "", error.problem))
     tars = [tar for split in splits for tar in tars_of(folder, split)]
-    with bar(console) as progress, ThreadPoolExecutor(options.threads) as pool:
+    with LongWork(console) as progress, ThreadPoolExecutor(options.threads) as pool:
         task = progress.add_task("bytes ", total=sum(tar.shard.bytes for tar in tars))
         wrong += [
             damage

@@ -20,7 +20,7 @@ import torch
 from packaging.requirements import Requirement
 from PIL import Image
 
-from dist_ssl.config import command_names
+from dist_ssl.config import command_names, long_work
 from dist_ssl.evaluate.linear_recipes import LINEAR
 from launch import fit as fit_module
 from launch import slurm
@@ -66,8 +66,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     command_names.show_as({})
 
 
+LONG = {"shards/make.py", "shards/verify.py", "launch/embed.py", "launch/evaluate.py", "launch/finetune.py"}
+"""Commands that take long, which say how far they are where there is no terminal for a bar."""
+
+
 @pytest.mark.parametrize("command", RUN)
-def test_it_runs(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_runs(
+    command: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(long_work, "LINE_SECONDS", 0.0)
     in_process.here(monkeypatch)
     for name, recipe in LINEAR.items():
         monkeypatch.setitem(LINEAR, name, replace(recipe, epochs=2))
@@ -80,6 +87,8 @@ def test_it_runs(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(sys, "argv", [script])
     main = importlib.import_module(script.removesuffix(".py").replace("/", ".")).main
     assert main(small(script, command, words)) == 0
+    said = capsys.readouterr().out
+    assert script not in LONG or "watch=" in command or re.search(r"^\w.*: [\d,]+ of [\d,]+", said, re.MULTILINE)
 
 
 @pytest.mark.parametrize("command", [command for command in ALL if command not in RUN])

@@ -68,6 +68,7 @@ def test_the_wheel_has_all_configs_and_one_command(wheel: Path) -> None:
     assert own == {name for name in names if name.startswith("configs/") and name.endswith(".yaml")}
     assert entries.split() == ["[console_scripts]", "dist-ssl", "=", "launch.subcommands:main"]
     assert {own.script for own in SUBCOMMANDS.values()} <= set(names)
+    assert {"dist_ssl/py.typed", "launch/py.typed"} <= set(names), "type checkers of users read our annotations"
 
 
 def test_the_installed_command_trains_and_uses_an_encoder_in_an_empty_folder(

@@ -70,3 +70,10 @@ class Duration:
         if self.unit == "steps":
             return progress.step % int(self.amount) == 0
         return self.unit == "epochs" and progress.between_epochs and progress.epoch % int(self.amount) == 0
+
+
+def clock(seconds: float) -> str:
+    """Return seconds formatted as `4:05` or `1:04:05`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -6,7 +6,7 @@ number of threads compute them.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -35,11 +35,26 @@ def subset(size: int, count: int, seed: int) -> Ints:
     return np.sort(Draws(seed).order(Purpose.PROBE, numbers)[:count])
 
 
-class Extractor:
-    """Features of the images of one split. `batch`: images at a time, by default as many as make `AT_ONCE` views."""
+def uncounted(images: int) -> None:
+    """Count nothing."""
 
-    def __init__(self, loader: SampleLoader, inputs: Inputs, *, world: World, batch: int | None = None) -> None:
-        self.loader, self.inputs, self.world = loader, inputs, world
+
+class Extractor:
+    """Features of the images of one split. `batch`: images at a time, by default as many as make `AT_ONCE` views.
+
+    `passed`: counts the images whose features are computed, for a person who waits.
+    """
+
+    def __init__(
+        self,
+        loader: SampleLoader,
+        inputs: Inputs,
+        *,
+        world: World,
+        batch: int | None = None,
+        passed: Callable[[int], None] = uncounted,
+    ) -> None:
+        self.loader, self.inputs, self.world, self.passed = loader, inputs, world, passed
         self.batch = batch or max(1, AT_ONCE // inputs.views)
         self.kept: tuple[Ints, list[Cut]] | None = None
 
@@ -94,7 +109,7 @@ class Extractor:
         In each turn the ranks compute consecutive batches of the `count` samples; `cuts`: those of this rank.
         """
         turns = -(-count // (self.batch * self.world.size))
-        for _ in range(max(1, turns)):  # computing may gather weights from all ranks: each takes every turn
+        for turn in range(max(1, turns)):  # computing may gather weights from all ranks: each takes every turn
             cut = next(cuts, None)
             feats, ids = self._computed(engine, *cut, branch) if cut else self._nothing(engine, branch)
             feats = feats.mean(1, keepdim=True) if mean else feats
@@ -104,6 +119,8 @@ class Extractor:
             ids = self.world.gather_const(ids.to(self.world.device)).cpu()
             readable = (ids >= 0).nonzero()[:, 0]
             yield self.world.gather_const(feats)[readable.to(self.world.device)], ids[readable]
+            at_once = self.batch * self.world.size
+            self.passed(min(at_once, count - turn * at_once))
 
     def _own(self, numbers: Ints) -> Ints:
         """Return this rank's samples: of the batches in order, those from number `rank` on in steps of `size`."""

@@ -33,6 +33,7 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from dist_ssl.config.command import say
+from dist_ssl.config.long_work import LongWork
 from dist_ssl.data.storage import manifest
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.fetch import Fetcher
@@ -42,7 +43,6 @@ from shards import channels
 from shards.archive import KINDS, Index, index
 from shards.command_line import ONE_PER_CORE, Threads, counted_kinds
 from shards.image_source import ImageSource
-from shards.pack import bar
 from shards.remote_tars import RemoteTars, Rules, names_of_splits, records
 from shards.tar_files import DECOMPRESS, all_tars, compressed_tars, compression_of, tars_of_splits
 
@@ -148,7 +148,7 @@ def read_all(
 ) -> "list[Indexed]":
     """Return the indexes of all tars; `last_dot`: keys end before the last dot of a name. Raises DataError."""
     files = [path for own in paths.values() for path in own]
-    with bar(console) as progress, ThreadPoolExecutor(options.threads) as pool:
+    with LongWork(console) as progress, ThreadPoolExecutor(options.threads) as pool:
         task = progress.add_task("bytes", total=sum(path.stat().st_size for path in files))
         return list(pool.map(lambda path: read(path, folder, options, last_dot, progress, task), files))
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 
 from dist_ssl.data.storage import manifest
 from dist_ssl.data.storage.read import Reader
@@ -223,13 +223,18 @@ def test_a_process_that_begins_while_another_one_does_finds_the_folder_described
 
 def test_parts_that_are_there_are_counted_without_comparing_them_with_each_other(tmp_path: Path) -> None:
     parts = embedding_parts.EmbeddingParts(tmp_path, "npz", 2, 99)
-    for part in range(40):
-        parts.path(part).touch()
+    for number in range(40):
+        parts.path(number).touch()
     images = SimpleNamespace(expect=lambda ids: None)
     ending = EmbeddingPart(["a"], np.zeros(1, dtype=np.int64), np.zeros((1, 2), dtype=np.float32), [])
-    embedder = SimpleNamespace(images=images, part=lambda ids: ending)
+
+    def part(ids: range, progress: Progress, task: TaskID) -> EmbeddingPart:
+        progress.advance(task, len(ids))
+        return ending
+
+    embedder = SimpleNamespace(images=images, part=part)
     progress, compared = Progress(console=Console(quiet=True)), Compared.count
-    embed.write_parts(parts, embedder, [Compared(part) for part in range(50)], progress)  # type: ignore[arg-type]
+    embed.write_parts(parts, embedder, [Compared(number) for number in range(50)], progress)  # type: ignore[arg-type]
     assert Compared.count == compared
     [task] = progress.tasks
     assert (task.completed, task.total, len(bits(tmp_path))) == (99, 99, 50)

@@ -139,9 +139,10 @@ def test_the_preparation_of_images_is_checked_and_what_differs_is_said(tmp_path:
     assert problem == ""
     first, *said = checked.split(" It prepares ")
     assert first.endswith("(bar 1e-05).")
-    assert [line.partition(" images")[0] for line in said] == ["transparent", "deep"]
+    assert [line.partition(" images")[0] for line in said] == ["transparent", "deep", "turned"]
     assert "than in training (data.alpha=drop): convert" in said[0]
     assert "than in training (data.range=4095): convert" in said[1]
+    assert "than in training (upright, as their Exif orientation says): convert" in said[2]
     share = re.search(r" As it prepares them, the largest difference of features is ([\d.]+)% of the", checked)
     assert share, checked
     assert float(share[1]) < 5

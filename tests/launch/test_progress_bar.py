@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from dist_ssl.config.durations import clock
 from dist_ssl.core.progress import Progress
 from dist_ssl.metrics.sinks import JsonLines
-from launch.progress_bar import RunView, clock, epoch_line
+from launch.progress_bar import RunView, epoch_line
 
 STATUS = {"epoch": 1, "epochs": 20, "step": 45, "total_steps": 620, "loss": 1.2345, "images_per_second": 812.4}
 

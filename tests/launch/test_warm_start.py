@@ -135,6 +135,40 @@ def test_a_file_that_was_fine_tuned_is_said_to_be(demo_shards: Path, tmp_path: P
     assert "\n  They were fine-tuned with labels: 3 epochs on 9 images of 2 classes.\n" in text
 
 
+def test_what_starts_from_a_fine_tuned_file_says_so_too(demo_shards: Path, tmp_path: Path) -> None:
+    described = replace(DESCRIPTION, finetuned="3 epochs on 9 images of 2 classes")
+    SavedEncoder(TinyResNet(4), described).write(tmp_path / "ours.safetensors")
+    first, _ = started(demo_shards, tmp_path / "runs", f"init={tmp_path / 'ours.safetensors'}")
+    _, text = started(demo_shards, tmp_path / "runs", f"init={first.folder / INITIAL}")
+    assert "They were fine-tuned with labels: 3 epochs on 9 images of 2 classes." in text
+    other = tmp_path / "other"
+    _, config, _ = saved_job(demo_shards, other, "method=simclr")
+    write_yaml(other / "config.yaml", {"format": 1, **config})
+    assert source_of(str(other), trusted=False).finetuned == ""
+    shutil.copy(first.folder / INITIAL, other / INITIAL)
+    found = source_of(str(other), trusted=False).finetuned
+    assert found == "3 epochs on 9 images of 2 classes, before this pre-training"
+    (other / INITIAL).write_bytes(b"x")
+    with pytest.raises(CheckpointError, match="is damaged"):
+        source_of(str(other), trusted=False)
+
+
+@pytest.mark.parametrize(
+    ("said", "heads"),
+    [
+        ({}, [3] * 12),
+        ({"model_args": {"img_size": 96}}, [3] * 12),
+        ({"model_args": {"num_heads": 4}}, []),
+        ({"model_args": [1]}, []),
+        ({"architecture": "no_such_network"}, []),
+    ],
+)
+def test_a_folder_of_timm_says_how_many_heads_it_has(said: dict[str, Any], heads: list[int], tmp_path: Path) -> None:
+    save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "vit_tiny_patch16_224", **said}))
+    assert source_of(str(tmp_path), trusted=False).heads == heads
+
+
 def test_the_layer_that_emp_ssl_adds_is_left_out(demo_shards: Path, tmp_path: Path) -> None:
     own = {**DESCRIPTION.__dict__, "extra_layer": 9}
     SavedEncoder(shaken(Widened(TinyResNet(4), 9)), type(DESCRIPTION)(**own)).write(tmp_path / "ours.safetensors")

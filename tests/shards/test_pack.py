@@ -14,12 +14,13 @@ import pytest
 from rich.console import Console
 
 from dist_ssl.config.command import Screen
+from dist_ssl.config.long_work import LongWork
 from dist_ssl.data.storage import manifest
 from dist_ssl.errors import DataError
 from launch.run_dir import PROJECT
 from shards.command_line import Bytes
 from shards.make import make
-from shards.pack import Contents, Sample, bar, locked, pack
+from shards.pack import Contents, Sample, locked, pack
 from shards.sources.imagefolder import FolderOptions
 from tests.shards.pictures import files_in, folder_of
 
@@ -237,7 +238,7 @@ def test_everything_is_on_disk_before_the_folder_gets_its_name(
 @pytest.mark.parametrize("name", ["[link=http://evil/]val[/link]", "[/x]"])
 def test_the_name_of_a_split_is_no_markup(name: str) -> None:
     file = io.StringIO()
-    with bar(Screen(file=file, force_terminal=True, width=200)) as shown:
+    with LongWork(Screen(file=file, force_terminal=True, width=200)) as shown:
         shown.add_task(name, total=3)
         shown.refresh()
     assert name in file.getvalue()
