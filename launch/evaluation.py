@@ -11,7 +11,7 @@ import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 from rich.table import Table
@@ -30,6 +30,9 @@ from dist_ssl.runtime.run_folder import RunFolder
 from launch import credentials
 from launch.evaluation_options import DataValues, Options
 from launch.run_dir import RunDir
+
+if TYPE_CHECKING:
+    from launch.frozen import Frozen
 
 NUMBER = re.compile(r"[0-9]{1,18}")
 OF_QUERIES = ("knn_accuracy", "linear_accuracy", "best_epoch_accuracy")
@@ -113,8 +116,9 @@ def config_of(run: RunDir, options: Options, data: DataValues, sharers: int = 1)
         raise ConfigError(
             f"{run.folder} was started by code that is too old for this command.", "Evaluate a newer run."
         )
+    plain = {key: value for key, value in began.items() if key != "format"}
     return {
-        **began,
+        **plain,
         "probe": {**now["probe"], **{key: value for key, value in probe.items() if value is not None}},
         "data": {**began["data"], "path": now["data"]["path"], "loader_process": False, **data},
         "threads": threads,
@@ -126,6 +130,15 @@ def file_of(run: RunDir, options: Options, checkpoint: str, branch: str) -> Path
     """Return the file for the numbers of a checkpoint (`step_00012000`)."""
     name = f"{checkpoint.removeprefix('step_')}_{branch}_{options.protocol}{options.suffix}.json"
     return run.folder / "evaluations" / name
+
+
+def settings_of(frozen: "Frozen") -> dict[str, Any]:
+    """Return what an evaluation has seen and compared, by the keys of the command."""
+    from dist_ssl.build import last_side
+
+    node = frozen.node
+    resize, crop = node.sides(last_side(frozen.parts))
+    return {"branch": node.branch, "k": node.k, "temperature": node.temperature, "resize": resize, "crop": crop}
 
 
 def recipe_of(options: Options) -> dict[str, str]:
@@ -145,27 +158,24 @@ def evaluated(
     """Evaluate a checkpoint on all ranks. Raises UserError; RetiredError where the run has removed it meanwhile."""
     import torch
 
-    from dist_ssl.build import last_side
     from launch.evaluation_protocols import PROTOCOLS
     from launch.frozen import Frozen
 
     config = config_of(run, options, data, world.local_size)
     torch.set_num_threads(config["threads"])
     started = time.monotonic()
-    plain = {key: value for key, value in config.items() if key != "format"}
     try:
-        frozen = Frozen.load(plain, checkpoint, options.patches, world=world, recipe=options.linear, say=say, work=work)
+        frozen = Frozen.load(
+            config, checkpoint, options.patches, world=world, recipe=options.linear, say=say, work=work
+        )
         measured = PROTOCOLS[options.protocol](frozen)
     except DataError as error:
         raise DataError(error.problem, f"{error.remedy} Say where the run's data is now: data.path=...") from error
-    node = frozen.node
-    resize, crop = node.sides(last_side(frozen.parts))
-    settings = {"branch": node.branch, "k": node.k, "temperature": node.temperature, "resize": resize, "crop": crop}
     split = {key: config["data"][key] for key in ("train", "val")}
     content = {
         "protocol": options.protocol,
         "checkpoint": checkpoint.name,
-        "settings": {**settings, **recipe_of(options), "patches": options.patches, **split},
+        "settings": {**settings_of(frozen), **recipe_of(options), "patches": options.patches, **split},
         "numbers": dict(measured.numbers),
         "data": frozen.parts.dataset.identity,
         "device": world.device.type,
@@ -174,4 +184,4 @@ def evaluated(
         "seconds": round(time.monotonic() - started, 3),
         "doubts": list(doubts(*frozen.labelled())) if any(key in measured.numbers for key in OF_QUERIES) else [],
     }
-    return Evaluation(file_of(run, options, checkpoint.name, node.branch), content, measured.sheet)
+    return Evaluation(file_of(run, options, checkpoint.name, frozen.node.branch), content, measured.sheet)
