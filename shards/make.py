@@ -19,7 +19,7 @@ Exit codes: 0; 2 something in the command or the data must be corrected; 130 int
 import shlex
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -141,6 +141,7 @@ def run(arguments: list[str], console: Console) -> int:
     smaller = levels_of(given, source)
     folder = parse_path(out, "out") if out else None
     if source is None and not (smaller and folder):
+        refuse_unknown(given)
         raise ConfigError("source=... is missing.", f"Set it to one of: {', '.join(SOURCES)}.")
     away: Address | None = None
     if source is not None:
@@ -160,6 +161,15 @@ def run(arguments: list[str], console: Console) -> int:
         levels.write(folder, smaller, console)
     report(folder, console, fit=source is None or not source_of(source).drawn, away=away)
     return 0
+
+
+def refuse_unknown(given: Iterable[str]) -> None:
+    """Raise ConfigError for a key that no source has: it may be a misspelt one that says which source."""
+    options = [levels.LevelOptions, *(found.options for found in SOURCES.values())]
+    known = {"source", "out", *(field.name for kind in options for field in fields(kind))}
+    for key in given:
+        if key not in known:
+            raise ConfigError(f"There is no key '{key}'.", nearest(key, known))
 
 
 def levels_of(given: dict[str, str], source: str | None) -> levels.LevelOptions | None:

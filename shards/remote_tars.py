@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from dist_ssl.config.command import say
+from dist_ssl.config.long_work import LongWork
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.fetch import Fetcher
 from dist_ssl.data.storage.object_store import Store
@@ -28,7 +29,7 @@ from dist_ssl.runtime import jsonl
 from dist_ssl.runtime.files import write_atomically
 from dist_ssl.runtime.strange_files import read_regular
 from shards.archive import Index, index
-from shards.pack import LOCK, MOST_RECORD, NOT_A_RECORD, bar, check_ours, locked
+from shards.pack import LOCK, MOST_RECORD, NOT_A_RECORD, check_ours, locked
 from shards.split_names import VAL_NAMES, split_of_tar
 
 VERSION = 1
@@ -117,7 +118,7 @@ class RemoteTars:
         known = [self._recorded(name, size, rules) for name, size in zip(names, sizes, strict=True)]
         if done := sum(one is not None for one in known):
             say(console, f"Resuming in {self.part}: {done} of {len(names)} tars are indexed already.")
-        with bar(console) as progress, ThreadPoolExecutor(threads) as pool:
+        with LongWork(console) as progress, ThreadPoolExecutor(threads) as pool:
             task = progress.add_task("bytes", total=sum(size or 0 for size in sizes))
 
             def read(number: int) -> Index:

@@ -75,6 +75,31 @@ def test_another_word_is_refused(word: str, message: str, capsys: pytest.Capture
     assert capsys.readouterr().out.startswith(message)
 
 
+MISSPELT = {
+    "run": (["methd=simclr"], "method"),
+    "plan": (["metod=simclr"], "method"),
+    "status": (["rns=runs"], "runs"),
+    "follow": (["rn=runs/a"], "run"),
+    "audit": (["rn=runs/a"], "run"),
+    "report": (["ou=a.html"], "out"),
+    "shards": (["sorce=demo", "out=data/demo"], "source"),
+    "show": (["data/x", "levl=160"], "level"),
+    "verify": (["data/x", "decod=false"], "decode"),
+    "evaluate": (["protocl=knn"], "protocol"),
+    "export": (["brnch=teacher"], "branch"),
+    "embed": (["data.pth=pictures"], "data.path"),
+    "finetune": (["epocs=2"], "epochs"),
+}
+"""Words of each subcommand with a misspelt key, and the key that was meant."""
+
+
+@pytest.mark.parametrize("own", [own for own in SUBCOMMANDS.values() if own.name != "completion"], ids=lambda o: o.name)
+def test_a_misspelt_key_is_answered_with_the_nearest_one(own: Subcommand, capsys: pytest.CaptureFixture[str]) -> None:
+    words, meant = MISSPELT[own.name]
+    assert main([own.name, *words]) == 2
+    assert f"\n  Did you mean '{meant}'?\n" in capsys.readouterr().out
+
+
 def test_errors_of_a_script_name_the_installed_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
