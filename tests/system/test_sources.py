@@ -13,9 +13,11 @@ from dist_ssl.distributed.world import World
 from dist_ssl.metrics.sinks import read_reports
 from launch import audit, plan, slurm
 from launch.evaluate import main as evaluate
+from launch.run_dir import RunDir
+from launch.run_files import write_yaml
 from shards import make
 from shards.sources import demo
-from tests.jobs import Recorder, finished, small_config, small_job, together
+from tests.jobs import Recorder, attempt, finished, run_job, small_config, small_job, together
 from tests.ranks import Ranks
 from tests.system.launching import Launch, await_that, delivered, status, weights, words
 from tests.web import serving
@@ -145,3 +147,24 @@ def test_a_bank_has_a_row_for_every_sample_of_every_source(places: list[str], ra
     one, two = (weights(tmp_path / name)["model/bank.rows"] for name in ("one", "two"))
     assert one.shape[0] == SAMPLES
     torch.testing.assert_close(two, one, rtol=0, atol=1e-9)
+
+
+def test_a_run_that_is_cut_on_two_ranks_and_ends_on_one_has_a_clean_audit_and_exact_shares(
+    places: list[str], ranks: Ranks, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = ("epochs=3", "save_every=3 steps", "probe.every=9 epochs")
+    config, run = small_config(Path(places[0]), f"data.path={listed(places)}", SHARES, *own), RunDir(tmp_path / "run")
+    run.folder.mkdir()
+    write_yaml(run.config_file, {"format": 1, **config})
+    for _ in range(2):
+        run.new_attempt(config)
+    assert ranks.run(attempt, 2, config, run.folder, 1, 11) == [None, None], "cut off two steps after it was saved"
+    ids, _ = run_job(World(), config, run.folder, 2)
+    assert len(ids) == 3 * STEPS - 9
+    assert audit.main([f"run={run.folder}"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Clean: nothing was lost or repeated." in text
+    total = 3 * STEPS * BATCH
+    assert [f": {total * weight // sum(WEIGHTS)} samples, +0.00 from its share" in text for weight in WEIGHTS] == [
+        True
+    ] * 3
