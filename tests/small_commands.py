@@ -41,6 +41,7 @@ PLACES = {
     "s3://bucket/folder": "data/moved",
     "/shared/runs": "runs",
     "runs/emp": "runs/NAME",
+    "runs/trial": "runs/NAME",
     "init=timm:resnet50": "init=resnet.safetensors",
     "train-{000..146}.tar": "train-{000000..000001}.tar",
     "data.pyramid=[160,256]": "data.pyramid=[16]",
@@ -173,6 +174,8 @@ def small_settings(words: list[str]) -> list[str]:
     data = [] if "data.path" in keys else ["data.path=data/mine"]
     crop = ["probe.resize=null"] if encoder and "data" not in keys else []
     drawn = [] if "data" in keys else ["data.source=null"]
+    if "schedule=trapezoid" in words:
+        warmup += ["epochs=2", "schedule.anneal=1 epoch"]
     return [*SHORT, *warmup, *width, *(encoder or tiny), *dict.fromkeys(crop), *data, *drawn]
 
 

@@ -38,6 +38,8 @@ NOT_RUN = {
     r"pip install ": "asks a package index; tests/test_wheel.py installs the project",
     r"apt(-get)? install ": "asks a package index",
     r"docker compose ": "needs Docker",
+    r"^scontrol ": "needs a job of Slurm; tests/system/test_slurm.py",
+    r"^sbatch (is|refused) |^chmod \d+$": "a message, or a part of a command",
     r"ln -s /scratch": "a folder of the reader's",
     r"python tests/benchmarks/": "measures for minutes to days",
     r"python (monitoring|tests)/\w+\.py$": "writes files of this checkout, which golden tests compare",
