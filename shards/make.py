@@ -165,7 +165,7 @@ def run(arguments: list[str], console: Console) -> int:
 
 def refuse_unknown(given: Iterable[str]) -> None:
     """Raise ConfigError for a key that no source has: it may be a misspelt one that says which source."""
-    options = [levels.LevelOptions, *(found.options for found in SOURCES.values())]
+    options: list[type[Any]] = [levels.LevelOptions, *(found.options for found in SOURCES.values())]
     known = {"source", "out", *(field.name for kind in options for field in fields(kind))}
     for key in given:
         if key not in known:
