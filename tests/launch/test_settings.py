@@ -91,7 +91,7 @@ def test_every_option_of_every_group_composes(group: str) -> None:
         ("method=null", "method=null does not exist", "Valid names: byol"),
         ("method=3", "method=3 does not exist", "Valid names: byol"),
         ("views={a: 5}", "views={a: 5} does not exist", "Valid names: "),
-        ("cluster=null", "cluster=null does not exist", "Valid names: auto, local, slurm"),
+        ("cluster=null", "cluster=null does not exist", "Valid names: allocation, auto, local, slurm, torchrun"),
         ("data.mean.7=1", "data.mean.7", ""),
         ("epochs.more=1", "epochs.more", ""),
     ],
