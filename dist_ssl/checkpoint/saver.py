@@ -10,7 +10,6 @@ lack of space costs that checkpoint only, as long as a later one succeeds.
 """
 
 import logging
-import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -26,9 +25,10 @@ from dist_ssl.checkpoint.background import Background
 from dist_ssl.checkpoint.costs import SaveCosts
 from dist_ssl.checkpoint.folder_names import KEPT, LATEST, name_of
 from dist_ssl.checkpoint.index import own_pieces, progress_of, rank_file_name, read, write_table
-from dist_ssl.checkpoint.rank_file import NO_ROOM, DamagedError, Written, sync, write
+from dist_ssl.checkpoint.rank_file import DamagedError, Written, sync, write
 from dist_ssl.checkpoint.read_on_all import read_on_all
 from dist_ssl.checkpoint.retention import newest_first, remove_unfinished, retire
+from dist_ssl.checkpoint.save_problems import DISK, FAULT, NONE, SUPERSEDED, SupersededError, failure_of
 from dist_ssl.checkpoint.staging import Staged, Staging
 from dist_ssl.config.durations import Duration
 from dist_ssl.core.progress import Progress
@@ -38,10 +38,6 @@ from dist_ssl.protocols.engine import Engine, State
 from dist_ssl.runtime.files import remove, write_atomically
 
 log = logging.getLogger(__name__)
-
-
-class SupersededError(CheckpointError):
-    """A newer attempt of the run has started: this one must not write any more."""
 
 
 def with_own_group(world: World) -> World:
@@ -230,32 +226,33 @@ class Checkpoint:
         self._saved_step, self._costs.written = progress.step, time.monotonic() - started
 
     def _on_all_ranks(self, work: Callable[[], Any]) -> list[Any]:
-        """Run `work` on every rank; return the results, plain values, in rank order. Raises one error on all ranks."""
+        """Run `work` on every rank; return the results, plain values, in rank order. Raises one error on all ranks.
+
+        An error that is neither of a disk nor of a newer attempt is raised as it is where it arose, and as a
+        RuntimeError on the other ranks: they would wait for this rank's answer for half an hour.
+        """
         assert self._writers is not None
         result: Any = None
-        problem, superseded = "", False
+        problem, kind, own = "", NONE, None
         try:
             result = work()
         except SupersededError as error:
-            problem, superseded = error.problem, True
+            problem, kind = error.problem, SUPERSEDED
         except OSError as error:
-            problem = f"Rank {self.world.rank}: {error}"
-        answers = self._writers.collect((problem, superseded, result))
-        failure: CheckpointError | None = None
-        for problem, superseded, _ in answers:
-            if superseded:
-                failure = SupersededError(problem, "Nothing is lost: the newer attempt goes on.")
-            elif problem and failure is None:
-                full = any(os.strerror(number) in problem for number in NO_ROOM)
-                first = "Free some space" if full else "See that it can be written"
-                failure = CheckpointError(
-                    f"The checkpoint could not be written to {self.folder}: {problem}.",
-                    f"The checkpoint before it is whole. {first}; if the run has ended, resume it then.",
-                )
-        if failure:
-            self._costs.failed += 1
-            if self.world.rank == 0:
-                log.warning("%s", failure)
+            problem, kind = f"Rank {self.world.rank}: {error}", DISK
+        except Exception as error:
+            problem, kind, own = f"Rank {self.world.rank}: {error!r}", FAULT, error
+        answers = self._writers.collect((problem, kind, result))
+        if own:
+            raise own
+        worst = max(kind for _, kind, _ in answers)
+        if worst != NONE:
+            problem = next(problem for problem, kind, _ in answers if kind == worst)
+            failure = failure_of(worst, problem, self.folder)
+            if isinstance(failure, CheckpointError):
+                self._costs.failed += 1
+                if self.world.rank == 0:
+                    log.warning("%s", failure)
             raise failure
         return [found for _, _, found in answers]
 

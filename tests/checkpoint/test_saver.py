@@ -400,6 +400,31 @@ def test_a_rank_that_cannot_write_stops_the_save_on_all_and_is_named(
     assert names(tmp_path) == before
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("fault", [MemoryError("no host memory"), AssertionError("the pieces overlap")], ids=repr)
+def test_a_fault_in_the_writer_of_one_rank_ends_the_save_on_all_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int, fault: Exception
+) -> None:
+    whole = saver.write
+
+    def broken_on_one(path: Path, own: Any) -> Any:
+        if path.name == f"rank_{rank:05d}.safetensors":
+            raise fault
+        return whole(path, own)
+
+    def save_own(world: World) -> Exception:
+        own = Checkpoint(tmp_path, world, keep_last=2, attempt=2, newest=lambda: True)
+        with pytest.raises((RuntimeError, type(fault))) as raised:
+            saved(own, Store(1), 1)
+        return raised.value
+
+    monkeypatch.setattr(saver, "write", broken_on_one)
+    found = on_ranks(2, save_own)
+    assert found[rank] is fault
+    assert f"Rank {rank}: {fault!r}" in str(found[1 - rank])
+    assert not list(tmp_path.glob("step_*"))
+
+
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_no_whole_checkpoint_left_is_an_error_that_names_the_folder(tmp_path: Path, kind: str) -> None:
     save(tmp_path, 1, 2)

@@ -15,7 +15,8 @@ import torch
 from dist_ssl.checkpoint import saver
 from dist_ssl.checkpoint.index import read, sealed_text
 from dist_ssl.checkpoint.rank_file import DamagedError
-from dist_ssl.checkpoint.saver import Checkpoint, SupersededError
+from dist_ssl.checkpoint.save_problems import SupersededError
+from dist_ssl.checkpoint.saver import Checkpoint
 from dist_ssl.config.durations import Duration
 from dist_ssl.core.progress import Progress
 from dist_ssl.distributed.world import World
