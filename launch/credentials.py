@@ -71,6 +71,8 @@ def check_config(node: Any, key: str = "") -> None:
         _check_command(key, node)
         if any(has_secret(found[0]) for found in SOME_ADDRESS.finditer(node)):
             raise _with_login(key)
+    elif isinstance(node, bytes | Path):  # text that this check would not see
+        raise ConfigError(f"{key} has a tag of YAML that makes its value no text.", "Write it without the tag.")
 
 
 def _with_login(key: str) -> ConfigError:

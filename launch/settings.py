@@ -10,7 +10,7 @@ import hydra
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from dist_ssl.errors import ConfigError, nearest
@@ -99,8 +99,8 @@ def _quoted(key: str, value: str) -> str:
 
 def compose(overrides: list[str], folder: Path) -> dict[str, Any]:
     """Return the resolved config of the tree in `folder` under overrides (`key=value`). Raises ConfigError."""
-    _refuse_hydras_own(overrides, folder)
     try:
+        _refuse_hydras_own(overrides, folder)
         with hydra.initialize_config_dir(str(folder.resolve()), version_base="1.3"):
             found = hydra.compose("config", overrides=[legible(override) for override in overrides])
         values = OmegaConf.to_container(found, resolve=True, throw_on_missing=True)
@@ -110,6 +110,10 @@ def compose(overrides: list[str], folder: Path) -> dict[str, Any]:
         raise _wrong_option(overrides, folder) or _no_key(str(error), overrides, folder) from error
     except MissingMandatoryValue as error:
         raise ConfigError(f"{error.full_key} has no value.", f"Set it: {error.full_key}=...") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"A file of {folder} is no YAML that configs may have: {' '.join(str(error).split())}.", "Correct the file."
+        ) from error
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise _wrong_option(overrides, folder) or ConfigError(
             f"{' '.join(overrides)} cannot be composed to a config: {error}.", "Correct the command line."
@@ -126,11 +130,9 @@ def _refuse_hydras_own(overrides: list[str], folder: Path) -> None:
     """Raise ConfigError for settings of Hydra: it would look for configs elsewhere, and import a package for that."""
     given = [override for override in overrides if HYDRA.match(override)]
     file = folder / "config.yaml"
-    with contextlib.suppress(
-        OSError, ValueError, yaml.YAMLError, RecursionError
-    ):  # Hydra says what is wrong with such a file
-        found = yaml.load(file.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        given += [f"hydra in {file}"] if isinstance(found, dict) and "hydra" in found else []
+    with contextlib.suppress(OSError):  # Hydra says what is wrong with a missing file
+        found = OmegaConf.load(file)  # as Hydra does: a file that another reader refuses may tell it something
+        given += [f"hydra in {file}"] if isinstance(found, DictConfig) and "hydra" in set(found.keys()) else []
     if given:
         raise ConfigError(
             f"{given[0]} is not possible: configs are read from configs/ alone.",

@@ -100,6 +100,47 @@ def test_a_config_imports_no_package_and_reads_no_other_folder(
     assert "theirs" not in sys.modules
 
 
+HIDDEN = {
+    "a tag that few readers know": "a: !!python/object/apply:pathlib.PosixPath [x]\nhydra: {searchpath: [pkg://theirs]}",
+    "a tag that no reader knows": "a: !theirs x\nhydra: {searchpath: [pkg://theirs]}",
+    "a reference": "a: &own {searchpath: [pkg://theirs]}\nhydra: *own",
+    "a merged key": "<<: {hydra: {searchpath: [pkg://theirs]}}",
+    "a value of another key": "a: {searchpath: [pkg://theirs]}\nhydra: ${a}",
+    "a broken line": "hydra: {searchpath: [pkg://theirs]}\n}",
+}
+
+
+@pytest.mark.parametrize("how", HIDDEN)
+def test_a_file_that_hides_settings_of_hydra_imports_no_package(
+    how: str, canary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What one reader of YAML refuses, another may read."""
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "__init__.py").write_text(f"open({str(canary)!r}, 'w').close()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "theirs", raising=False)
+    shutil.copytree(PROJECT / "configs", tmp_path / "configs")
+    config = tmp_path / "configs" / "config.yaml"
+    config.write_text(f"{config.read_text()}\n{HIDDEN[how]}\n")
+    with pytest.raises(ConfigError, match=r"configs are read from configs/ alone|no YAML that configs may have"):
+        settings.compose([], tmp_path / "configs")
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize(
+    "value", ["!!python/object/apply:pathlib.PosixPath ['https://u:pw@host']", "!!binary aHR0cHM6Ly8="]
+)
+@pytest.mark.parametrize("file", ["config.yaml", "data/shards.yaml"])
+def test_a_tag_makes_no_value_that_is_not_plain(value: str, file: str, tmp_path: Path) -> None:
+    """A check of texts would pass it over."""
+    shutil.copytree(PROJECT / "configs", tmp_path / "configs")
+    path = tmp_path / "configs" / file
+    path.write_text(f"{path.read_text()}\nown: {value}\n")
+    with pytest.raises(ConfigError, match=r"own has a tag of YAML") as caught:
+        settings.compose(["data=shards", "data.path=data/demo"], tmp_path / "configs")
+    assert "pw" not in str(caught.value)
+
+
 @pytest.mark.parametrize("way", ["oc.env:SERVICE_TOKEN", "env:SERVICE_TOKEN", "oc.decode:${{oc.env:SERVICE_TOKEN}}"])
 def test_a_config_reads_nothing_of_the_environment(
     way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
