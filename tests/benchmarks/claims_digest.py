@@ -9,7 +9,7 @@ from launch.run_dir import PROJECT
 
 CONFIGS = PROJECT / "configs"
 ADDED = {"ema": None, "schedule.candidates": 1, "data.range": None, "data.alpha": "white", "data.weights": None}
-ADDED |= {"init": None, "init_sha256": None}
+ADDED |= {"init": None, "init_sha256": None, "data.bits": 8}
 """Keys that the product got after rows had been measured, with the value that changes no result: they stay valid."""
 
 
