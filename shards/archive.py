@@ -16,6 +16,7 @@ from typing import IO
 
 from dist_ssl.data.storage.manifest import Row, Shard
 from dist_ssl.errors import DataError
+from shards.dotted_names import DottedNames
 from shards.tar_headers import DamagedTarError, Hashed, Readable, opened
 
 KINDS = (
@@ -113,8 +114,8 @@ class Index:
     bare: int
     hidden: int = 0
     """Number of images that are not used because their sample has another one."""
-    dotted: int = 0
-    """Number of images that would be lost because names have dots of their own: kinds are then parts of names."""
+    dotted: DottedNames = DottedNames()
+    """The dots in the names of the images."""
     others: Counter[str] = field(default_factory=Counter)
     """Number of members that are neither images nor labels, by kind."""
     ended: bool = True
@@ -215,17 +216,16 @@ class _Found:
         """Return how many images are hidden behind the one of their sample that is used."""
         return sum(len(images) - 1 for images in self.images.values())
 
-    def _dotted(self) -> int:
-        """Return how many images are hidden by kinds that are no kinds but names: nearly every image has its own.
-
-        Of few images, kinds are names if they are numbers, `cam1.000001.jpg`, and there are more of them than samples.
-        """
-        kinds = Counter(kind for images in self.images.values() for (_, kind), *_ in images if kind)
-        if not kinds or max(kinds.values()) > len(self.images):
-            return 0
-        numbers = all(kind.rpartition(".")[0].isdecimal() for kind in kinds)
-        least = len(self.images) if numbers else max(10, len(self.images))
-        return self._hidden() if len(kinds) > least else 0
+    def _dotted(self) -> DottedNames:
+        """Return the dots in the names of the images."""
+        own = {key: {kind for (_, kind), *_ in images if "." in kind} for key, images in self.images.items()}
+        return DottedNames(
+            frozenset[str]().union(*own.values()),
+            len(self.images),
+            self._hidden(),
+            labels_of_samples=sum("cls" in self.keys[key] for key, kinds in own.items() if kinds),
+            labels_of_images=sum(kind.endswith(".cls") for kinds in self.keys.values() for kind in kinds),
+        )
 
     def index(self, read: Hashed) -> Index:
         """Return the index of all samples, ordered by the offset of their images."""

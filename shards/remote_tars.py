@@ -29,10 +29,11 @@ from dist_ssl.runtime import jsonl
 from dist_ssl.runtime.files import write_atomically
 from dist_ssl.runtime.strange_files import read_regular
 from shards.archive import Index, index
+from shards.dotted_names import DottedNames
 from shards.pack import LOCK, MOST_RECORD, NOT_A_RECORD, check_ours, locked
 from shards.split_names import VAL_NAMES, split_of_tar
 
-VERSION = 1
+VERSION = 2
 """Version of the records; those of another one are made again."""
 
 
@@ -156,14 +157,15 @@ class RemoteTars:
 
 def plain(found: Index) -> dict[str, Any]:
     """Return an index as plain values, without what a manifest does not need."""
-    return {**vars(found), "members": {}, "labels": {}, "others": dict(found.others)}
+    return {**vars(found), "members": {}, "labels": {}, "others": dict(found.others), "dotted": found.dotted.plain()}
 
 
 def restored(values: dict[str, Any]) -> Index:
     """Return the index that `plain` has made plain values of. Raises TypeError, KeyError, ValueError for any others."""
     rows = [(str(key), *(int(number) for number in numbers)) for key, *numbers in values["rows"]]
     names, others = tuple(map(str, values["names"])), Counter({str(k): int(v) for k, v in values["others"].items()})
-    return Index(**{**values, "rows": rows, "names": names, "others": others})
+    dotted = DottedNames.restored(values["dotted"])
+    return Index(**{**values, "rows": rows, "names": names, "others": others, "dotted": dotted})
 
 
 @contextmanager

@@ -9,7 +9,7 @@ nothing else is. Tars without such a word are `train` where no tar has the word,
 sample's image is its member `KEY.EXT` with the first EXT of jpg, jpeg, png, webp, bmp, tif, tiff, gif, ... that it has;
 otherwise `KEY.ANYTHING.EXT`. With `image`, it is `KEY.image`. KEY ends before the first dot of a name, as webdataset
 reads it (`keys=first`), or before the last (`keys=last`); by default before the last if most images would be lost
-otherwise, because names have dots of their own (`cam1.000001.jpg`), which is said.
+otherwise, because names have dots of their own (`cam1.000001.jpg`), which is said. All tars together decide that.
 
 `path=https://host/folder` or `s3://bucket/folder` (`gs://`), with `out=FOLDER`, indexes tars elsewhere: each is fetched
 once, and nothing of it is kept but its index. A web server does not list its files, so `train='train-{000..146}.tar'`
@@ -42,6 +42,7 @@ from dist_ssl.runtime.strange_files import open_regular
 from shards import channels
 from shards.archive import KINDS, Index, index
 from shards.command_line import ONE_PER_CORE, Threads, counted_kinds
+from shards.dotted_names import DottedNames, lost_images
 from shards.image_source import ImageSource
 from shards.remote_tars import RemoteTars, Rules, names_of_splits, records
 from shards.tar_files import DECOMPRESS, all_tars, compressed_tars, compression_of, tars_of_splits
@@ -87,9 +88,7 @@ def write(out: Path | None, options: TarOptions, console: Console) -> None:
             write_manifest(names, lambda last: remotely(tars, names, options, last, console), folder, options, console)
         return
     paths = tars_of_splits(where, options.train, options.val)
-    write_manifest(
-        paths, lambda last: read_all(paths, folder, options, console, last_dot=last), folder, options, console
-    )
+    write_manifest(paths, lambda last: read_all(paths, folder, options, console, last), folder, options, console)
 
 
 def write_manifest(
@@ -121,7 +120,7 @@ def with_keys(read: "Callable[[bool], list[Indexed]]", options: TarOptions, cons
     `read`: function that returns the indexes, given whether keys end before the last dot. Raises DataError.
     """
     indexed = read(options.keys == "last")
-    lost = sum(tar.dotted for tar in indexed)
+    lost = lost_images(tar.dotted for tar in indexed)
     if options.keys != "auto" or not lost:
         return indexed
     images = lost + sum(tar.shard.samples for tar in indexed)
@@ -144,7 +143,7 @@ def remotely(
 
 
 def read_all(
-    paths: Mapping[str, Sequence[Path]], folder: Path, options: TarOptions, console: Console, *, last_dot: bool
+    paths: Mapping[str, Sequence[Path]], folder: Path, options: TarOptions, console: Console, last_dot: bool
 ) -> "list[Indexed]":
     """Return the indexes of all tars; `last_dot`: keys end before the last dot of a name. Raises DataError."""
     files = [path for own in paths.values() for path in own]
@@ -186,7 +185,7 @@ class Indexed:
     several: int
     bare: int
     hidden: int
-    dotted: int
+    dotted: DottedNames
     others: Counter[str]
     ended: bool
 

@@ -76,6 +76,40 @@ def test_of_few_images_numbers_are_names(tmp_path: Path) -> None:
     assert "4 of 6 images would be lost" in said
 
 
+@pytest.mark.parametrize("labelled", [False, True])
+def test_a_small_tar_does_not_change_the_samples_of_the_others(tmp_path: Path, labelled: bool) -> None:
+    """Views with numbers: the last tar has fewer samples than views, which says nothing about the whole data set."""
+    for name, numbers in (("train-0", range(6)), ("train-1", range(6, 12)), ("train-2", range(12, 14))):
+        members = {f"{n:03d}.{view}.jpg": jpeg(n) for n in numbers for view in range(3)}
+        members |= {f"{n:03d}.cls": str(n % 2).encode() for n in numbers if labelled}
+        tar(tmp_path / f"{name}.tar", members)
+    found, said = indexed(tmp_path)
+    assert len(found.split("train").samples) == 14
+    assert found.split("train").labelled == labelled
+    assert "28 images are not used" in said
+    assert "would be lost" not in said
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_labels_named_by_the_first_dot_say_where_keys_end(tmp_path: Path, labels: bool) -> None:
+    members = {f"{n}.{view}.jpg": jpeg(n) for n in range(2) for view in range(3)}
+    tar(tmp_path / "train.tar", members | {"0.cls": b"0", "1.cls": b"1"})
+    found, _ = indexed(tmp_path, labels=labels)
+    assert len(found.split("train").samples) == 2
+    assert found.split("train").samples.labels.tolist() == ([0, 1] if labels else [-1, -1])
+
+
+def test_names_with_dots_are_recognised_over_all_tars(tmp_path: Path) -> None:
+    """No tar has as many as FEW kinds, all together have; one stray label by the first dot does not decide."""
+    days = ["mo", "tu", "we", "th", "fr", "sa", "su", "ho", "fa", "br", "la", "ex"]
+    for number, own in enumerate((days[:6], days[6:])):
+        members = {f"cam1.{day}.{kind}": data for day in own for kind, data in (("jpg", jpeg()), ("cls", b"1"))}
+        tar(tmp_path / f"train-{number}.tar", members | ({} if number else {"cam1.cls": b"0"}))
+    found, said = indexed(tmp_path)
+    assert len(found.split("train").samples) == len(days)
+    assert "10 of 12 images would be lost" in said
+
+
 @pytest.mark.parametrize(("keys", "samples"), [("first", 2), ("last", 10)])
 def test_where_keys_end_can_be_said(tmp_path: Path, keys: str, samples: int) -> None:
     members = {f"{camera}.{day}.jpg": jpeg() for camera in "ab" for day in ("mo", "tu", "we", "th", "fr")}
