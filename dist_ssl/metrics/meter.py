@@ -91,10 +91,17 @@ class Meter:
                 sink.write(progress, {**values, **self._position(progress), **spent})
 
     def _is_superseded(self) -> bool:
-        """Return whether a newer attempt has started; looked up by rank 0, now and then."""
+        """Return whether a newer attempt has started; looked up by rank 0, now and then.
+
+        Where the file server does not say, the answer before it stays.
+        """
         now = time.monotonic()
         if self.world.rank == 0 and not self._superseded and now - self._looked >= LOOK_SECONDS:
-            self._superseded, self._looked = not self.newest(), now
+            self._looked = now
+            try:
+                self._superseded = not self.newest()
+            except OSError as error:
+                log.warning("It could not be looked up whether a newer attempt of this run has started: %s", error)
             if self._superseded:
                 log.warning("A newer attempt of this run has started: this one reports nothing any more.")
         return self._superseded

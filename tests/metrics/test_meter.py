@@ -1,6 +1,8 @@
 """The meter reduces over steps and ranks as the table says, and adds position and speed."""
 
+import errno
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -230,3 +232,26 @@ def test_an_attempt_that_has_slept_reports_nothing_once_a_newer_one_has_started(
     meter.close()
     assert [kind for kind, *_ in listener.heard] == ["open", "write", "close"]
     assert caplog.text.count("A newer attempt of this run has started") == 1
+
+
+def test_a_report_is_written_while_the_file_server_does_not_say_whether_the_attempt_is_the_newest(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    answers: list[bool | OSError] = [True, OSError(errno.ESTALE, os.strerror(errno.ESTALE)), False]
+    now, listener = [5.0], Listener()
+
+    def newest() -> bool:
+        answer = answers.pop(0)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr("dist_ssl.metrics.meter.time.monotonic", lambda: now[0])
+    meter = Meter(World(), [listener], total_samples=960, newest=newest)
+    meter.open(HERE)
+    for _ in range(3):
+        now[0] += 3600
+        meter.flush(HERE)
+    assert not answers
+    assert [kind for kind, *_ in listener.heard] == ["open", "write", "write"]
+    assert caplog.text.count("Stale file handle") == 1
