@@ -24,6 +24,7 @@ from dist_ssl.distributed.place_variables import RANK
 from dist_ssl.errors import (
     EXIT_CODE,
     DisagreementError,
+    LostPeerError,
     TooManyUnreadableError,
     TrainingError,
     UserError,
@@ -135,13 +136,16 @@ def is_newest(attempt: AttemptDir) -> bool:
 
 
 def train_to_the_last_save(job: "Job") -> "Outcome":
-    """Train, and wait for a save that is being written; after an error too, unless a rank that it needs is gone."""
+    """Train, and wait for a save that is being written; after an error too, unless a rank that it needs is gone.
+
+    Where a server of data or a GPU is lost, all ranks are there: they write what was staged.
+    """
     from dist_ssl.train import train
 
     try:
         outcome = train(job)
     except Exception as error:
-        job.checkpoint.close(LOST_SECONDS if something_is_gone(error) else None)
+        job.checkpoint.close(LOST_SECONDS if rank_is_gone(error) else None)
         raise
     job.checkpoint.close()
     return outcome
@@ -160,19 +164,27 @@ def write_encoder(attempt: AttemptDir) -> None:
         print(f"{folder / ENCODER} could not be written: {error!r}", file=sys.stderr)
 
 
-LOST = re.compile(
+LOST_RANK = re.compile(
     r"Connection (closed|reset|refused)|Broken pipe|Timed out waiting|timeout caused pair closure|Socket Timeout"
     r"|ncclRemoteError|NCCL communicator was aborted|remote process exited"
-    r"|uncorrectable ECC|fallen off the bus|GPU is lost"
 )
-"""Messages of gloo, NCCL and CUDA that say that another process, its network or the GPU is gone."""
+"""Messages of gloo and NCCL that say that another process or its network is gone."""
+LOST_GPU = re.compile(r"uncorrectable ECC|fallen off the bus|GPU is lost")
+"""Messages of CUDA that say that the GPU is gone."""
 
 
 def something_is_gone(error: BaseException) -> bool:
     """Return whether an error is not this rank's own: a peer, its node, a server or the GPU is gone."""
     if isinstance(error, UserError):
         return error.transient
-    return isinstance(error, ConnectionError) or (isinstance(error, RuntimeError) and bool(LOST.search(str(error))))
+    return rank_is_gone(error) or (isinstance(error, RuntimeError) and bool(LOST_GPU.search(str(error))))
+
+
+def rank_is_gone(error: BaseException) -> bool:
+    """Return whether an error says that another rank is gone, or cannot be reached."""
+    if isinstance(error, RuntimeError):
+        return bool(LOST_RANK.search(str(error)))
+    return isinstance(error, (ConnectionError, LostPeerError))
 
 
 def code_of(error: Exception) -> int:

@@ -1,9 +1,11 @@
 """The exit code of a worker says whether its run may be resumed by itself: what was lost may come back."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from dist_ssl import train
 from dist_ssl.errors import (
     ConfigError,
     DataError,
@@ -16,23 +18,23 @@ from dist_ssl.errors import (
 )
 from launch.ending import DISAGREED_CODE, DIVERGED_CODE, LOST_CODE, UNREADABLE_CODE
 from launch.run_dir import RunDir
-from launch.worker import code_of, is_newest
+from launch.worker import LOST_SECONDS, code_of, is_newest, train_to_the_last_save
+
+RANK_LOST: list[Exception] = [
+    LostPeerError("a", "b"),
+    ConnectionResetError("peer"),
+    RuntimeError("[gloo/transport/tcp/pair.cc:598] Connection closed by peer [127.0.0.1]:4711"),
+    RuntimeError("[gloo/transport/tcp/buffer.cc:72] Timed out waiting 1800000ms for send operation to complete"),
+    RuntimeError("NCCL error: ncclRemoteError: A call failed possibly due to a network error"),
+]
+OTHER_LOST: list[Exception] = [
+    ServerAwayError("a", "b"),
+    RuntimeError("CUDA error: uncorrectable ECC error encountered"),
+    RuntimeError("GPU is lost. Reboot the system to recover this GPU"),
+]
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        ServerAwayError("a", "b"),
-        LostPeerError("a", "b"),
-        ConnectionResetError("peer"),
-        RuntimeError("[gloo/transport/tcp/pair.cc:598] Connection closed by peer [127.0.0.1]:4711"),
-        RuntimeError("[gloo/transport/tcp/buffer.cc:72] Timed out waiting 1800000ms for send operation to complete"),
-        RuntimeError("NCCL error: ncclRemoteError: A call failed possibly due to a network error"),
-        RuntimeError("CUDA error: uncorrectable ECC error encountered"),
-        RuntimeError("GPU is lost. Reboot the system to recover this GPU"),
-    ],
-    ids=lambda error: str(error)[:40],
-)
+@pytest.mark.parametrize("error", RANK_LOST + OTHER_LOST, ids=lambda error: str(error)[:40])
 def test_what_is_lost_may_come_back(error: Exception) -> None:
     assert code_of(error) == LOST_CODE
 
@@ -52,6 +54,18 @@ def test_what_is_lost_may_come_back(error: Exception) -> None:
 )
 def test_a_fault_of_the_run_itself_does_not(error: Exception, code: int) -> None:
     assert code_of(error) == code
+
+
+@pytest.mark.parametrize("error", [*RANK_LOST, *OTHER_LOST, ValueError("a fault")], ids=lambda error: str(error)[:40])
+def test_only_a_rank_that_is_gone_bounds_the_wait_for_a_save(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_job: object) -> None:
+        raise error
+
+    monkeypatch.setattr(train, "train", broken)
+    waited: list[float | None] = []
+    with pytest.raises(type(error)):
+        train_to_the_last_save(SimpleNamespace(checkpoint=SimpleNamespace(close=waited.append)))  # type: ignore[arg-type]
+    assert waited == [LOST_SECONDS if error in RANK_LOST else None]
 
 
 def test_a_new_attempt_is_noticed_through_a_stale_copy_of_the_folder_and_nothing_is_left(
