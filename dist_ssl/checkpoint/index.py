@@ -97,7 +97,7 @@ def write_table(file: Path, progress: Mapping[str, Any], written: list[Written])
 
 
 def read_table(folder: Path) -> tuple[dict[str, Any], Table, dict[str, tuple[int, str]]]:
-    """Return progress (as plain values), table, and each file's length and header hash (format 1 has none of these).
+    """Return progress (as plain values), table, and each file's length and header hash where these are listed.
 
     Raises DamagedError, CheckpointError.
     """

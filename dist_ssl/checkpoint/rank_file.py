@@ -179,7 +179,7 @@ def _write_piece(out: BinaryIO, file: str, piece: Piece) -> Entry:
 class RankFile:
     """A rank's file, open for reading by any number of threads.
 
-    `written`: its length and header hash as recorded in the table; None for format 1. Raises DamagedError,
+    `written`: its length and header hash as recorded in the table; None where it has none. Raises DamagedError,
     CheckpointError.
     """
 

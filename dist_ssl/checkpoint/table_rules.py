@@ -19,17 +19,18 @@ Table = dict[str, Any]
 
 
 def whole_table(content: Mapping[str, Any], *, first: bool) -> tuple[Table, dict[str, tuple[int, str]]]:
-    """Return the table of `state.json`, and each file's length and header hash (the first format has none of these).
+    """Return the table of `state.json`, and each file's length and header hash, where these are listed.
 
-    Raises DamagedError, KeyError, TypeError, AttributeError where it describes no whole tensors.
+    The first format has none of these, and the second had none at first. Raises DamagedError, KeyError, TypeError,
+    AttributeError where it describes no whole tensors.
     """
     for name, row in content["tensors"].items():
         _check_shape(name, row)
     table: Table = _of_whole_tensors(content["tensors"]) if first else content["tensors"]
-    files = {} if first else _files(content["files"], content["ranks"])
+    files = None if first or "files" not in content else _files(content["files"], content["ranks"])
     for name, row in table.items():
-        _check_pieces(name, row, None if first else files)
-    return table, files
+        _check_pieces(name, row, files)
+    return table, files or {}
 
 
 def gap(row: Mapping[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """Tensors in pieces: written by the ranks that hold them, read back in any other parts, on any number of ranks."""
 
+import json
 import math
 from itertools import pairwise
 from pathlib import Path
@@ -129,6 +130,22 @@ def test_a_checkpoint_of_format_1_is_read(tmp_path: Path) -> None:
     assert progress == {"step": 4}
     assert state.keys() == held.keys()
     assert all(torch.equal(state[name], held[name]) for name in held)  # type: ignore[arg-type]
+
+
+def test_a_checkpoint_of_format_2_that_lists_no_files_is_read_and_its_bytes_are_checked(tmp_path: Path) -> None:
+    """The first versions of this format did not list them."""
+    held: State = {"model/a": (weight := torch.randn(3, 2))}
+    put(tmp_path, [held])
+    state = tmp_path / "state.json"
+    content = json.loads(state.read_text())
+    state.write_text(sealed_text({key: value for key, value in content.items() if key not in ("files", "xxh3")}))
+    found = read(tmp_path)[1]["model/a"]
+    assert isinstance(found, Tensor)
+    assert torch.equal(found, weight)
+    file = tmp_path / "rank_00000.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + bytes([file.read_bytes()[-1] ^ 1]))
+    with pytest.raises(DamagedError):
+        read(tmp_path)
 
 
 ROWS, SLOTS, BATCH = 31, 17, 12

@@ -318,7 +318,7 @@ SEALED: dict[str, Callable[[dict[str, Any]], object]] = {
         {f"model/{number}": table["tensors"]["model/weight"] for number in range(1000)}
     ),
     "a deep nesting": lambda table: table.update(more=nested(300)),
-    "no files": lambda table: table.pop("files"),
+    "no list of files": lambda table: table.update(files=None),
     "a file without its length": lambda table: table["files"].clear(),
     "a negative length": lambda table: table["files"]["rank_00000.safetensors"].update(length=-1),
     "a file elsewhere": lambda table: table["files"].update({"../x": table["files"]["rank_00000.safetensors"]}),
