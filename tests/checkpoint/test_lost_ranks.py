@@ -23,7 +23,9 @@ from launch import worker
 from tests.checkpoint.test_saver import Store, at
 from tests.ranks import Ranks
 
+JOIN_SECONDS = 300.0
 EXCHANGE_SECONDS = 2.0
+"""The run's `timeout`, from when both ranks are there: how long it takes to start them does not matter."""
 HANGS_SECONDS = 120
 """A bound that only a rank reaches that waits for gloo's half hour."""
 
@@ -46,18 +48,22 @@ def save_and_wait(job: Any) -> None:
     job.checkpoint.wait()
 
 
-def rank(number: int, folder: Path, loop: Any, line: Connection) -> None:
+def rank(number: int, folder: Path, loop: Any, line: Connection | None) -> None:
     """One of two ranks, of which the second is lost while it writes; the first sends the exit code of its error."""
     os.environ.update(RANK=str(number), WORLD_SIZE="2", LOCAL_RANK=str(number), LOCAL_WORLD_SIZE="2")
     train.train = loop
     if number:
         saver.write = lose_power  # type: ignore[assignment]
-    with joined(folder / "rendezvous.json", EXCHANGE_SECONDS) as world:
+    with joined(folder / "rendezvous.json", JOIN_SECONDS) as world:
+        world.agree(0)
+        assert world.shared_memory
+        world.shared_memory.seconds = EXCHANGE_SECONDS
         try:
             own = Checkpoint(folder, world, keep_last=2, attempt=1, newest=lambda: True)
             worker.train_to_the_last_save(SimpleNamespace(checkpoint=own))  # type: ignore[arg-type]
         except Exception as error:
-            line.send(worker.code_of(error))
+            if line:
+                line.send(worker.code_of(error))
             worker.end(0)
 
 
@@ -65,10 +71,12 @@ def rank(number: int, folder: Path, loop: Any, line: Connection) -> None:
 def test_a_node_that_is_lost_during_a_save_ends_the_other_ranks_as_any_loss_does(tmp_path: Path, loop: Any) -> None:
     spawn = multiprocessing.get_context("spawn")
     ours, theirs = spawn.Pipe()
-    ranks = [spawn.Process(target=rank, args=(number, tmp_path, loop, theirs), daemon=True) for number in (0, 1)]
+    lines = (theirs, None)
+    ranks = [spawn.Process(target=rank, args=(number, tmp_path, loop, lines[number]), daemon=True) for number in (0, 1)]
     try:
         for process in ranks:
             process.start()
+        theirs.close()  # so that a rank that ends without an answer is seen at once
         assert ours.poll(HANGS_SECONDS), "it waits for the lost rank"
         assert ours.recv() == worker.LOST_CODE
     finally:
