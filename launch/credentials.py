@@ -1,14 +1,18 @@
 """Credentials in addresses of data: passed from the command line to the ranks by the environment, never in a file."""
 
+import contextlib
 import os
 import re
+from collections.abc import Iterator
+from io import BufferedReader, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
 from dist_ssl.data.storage.address import PIPE, STORES, WEB, Address
 from dist_ssl.errors import ConfigError
-from dist_ssl.runtime.strange_files import read_regular
+from dist_ssl.runtime.strange_files import open_regular
 from launch.address_file import addresses_in
+from launch.source_commit import copied_files
 from launch.variables import ADDRESS, ADDRESS_FILE
 
 WEB_ADDRESS = re.compile(
@@ -17,22 +21,36 @@ WEB_ADDRESS = re.compile(
 """An address on a web server, wherever it stands in an argument, up to the quote, bracket or comma that ends it."""
 SOME_ADDRESS = re.compile(rf"(?:{'|'.join((*WEB, *STORES))}):/.*", re.IGNORECASE | re.DOTALL)
 
-QUOTED = r"[\s\"'\\]*"
-LITERAL = r"(?![\s\"'\\]*[$`@])[^\s\"'$`]+"
+QUOTED = r"[\s\"'\\]*+"
+LITERAL = r"(?![$`@])[^\s\"'$`]+"
 """A value that is written out: no variable, no output of another command, no file."""
+NO_PATH = r"(?!~/|\.{0,2}/)"
+NO_SCHEME = r"(?!(?<=\s)[\w-]+\s+[\"'\\]*[$`])"
+"""Not the name of a kind of authorization before a variable: `ApiKey $KEY`."""
+NO_NUMBERS = r"(?!\d+:\d+(?![^\s\"']))"
+"""Not the numbers of a user and a group, as containers take them."""
 IN_COMMANDS = (
-    rf"authorization{QUOTED}[:=]{QUOTED}(?:(?:bearer|basic|token|digest)\s+)?+{LITERAL}",
-    rf"(?<![\w-])[\w-]*(?:token|secret|password|passwd|sshpass|api-?_?key|access_?key)(?:_id)?{QUOTED}[:=]{QUOTED}{LITERAL}",
-    rf"(?<![\w-])--?[\w-]*(?:token|secret|password|passwd|api-?key)\s+{QUOTED}{LITERAL}",
-    rf"(?<![\w-])(?:-u|--user[ =]|--proxy-user[ =])\s*{QUOTED}[^\s\"'$:]+:{LITERAL}",
+    rf"authorization{QUOTED}[:=]{QUOTED}{NO_SCHEME}(?:(?:bearer|basic|token|digest)\s+{QUOTED})?+{LITERAL}",
+    rf"(?<![\w-])[\w-]*(?:token|secret|password|passwd|sshpass|api-?_?key|access_?key)(?:_id)?{QUOTED}[:=]{QUOTED}{NO_PATH}{LITERAL}",
+    rf"(?<![\w-])(?!--?no-)--?[\w-]*(?:token|secret|password|passwd|api-?key)\s+{QUOTED}{NO_PATH}{LITERAL}",
+    rf"(?<![\w-])(?:-u|--user[ =]|--proxy-user[ =])\s*{QUOTED}{NO_NUMBERS}[^\s\"'$:]+:{LITERAL}",
     rf"(?<![\w-])sshpass\s+-p\s*{QUOTED}{LITERAL}",
 )
 IN_COMMAND = re.compile("|".join(IN_COMMANDS), re.IGNORECASE)
 """How secrets are usually given to programs that fetch files; there are other ways, so it is a help and no promise."""
 COMMENT = re.compile(r"(.*?)((?:^|(?<=\s))#.*|$)", re.DOTALL)
 """A line of YAML: what comes before a comment, and the comment."""
-MOST_CONFIG = 1 << 20
-"""Bytes of a file of `configs/` that is searched."""
+IN_FILE = re.compile(rf"(?:{'|'.join((*WEB, *STORES))}):/[^\s\"']*", re.IGNORECASE)
+"""An address in a file of text, up to the space or the quote that ends it."""
+LOOSE_LOGIN = re.compile(
+    rf"(?:{'|'.join((*WEB, *STORES))}):/+[^/\s\"'@]*:(?!\d{{1,5}}(?:[,\s\"'\]]|$))[^/@]*@", re.IGNORECASE
+)
+"""A login whose password has spaces or quotes; a port ends with either."""
+HARMLESS = re.compile(
+    r"(?:(?![\w.-]*(?:sig|tok|key|sec|pass|pw|auth|cred|code))[a-z][\w.-]*=[\w.%+-]{0,15}(?:&|[])}>.,;:]*$))+",
+    re.IGNORECASE,
+)
+"""A query that only says what is to be shown, as in the addresses of documents (`id=7`)."""
 
 
 def set_aside(arguments: list[str]) -> list[str]:
@@ -98,23 +116,28 @@ def check_files(folder: Path) -> None:
 
     Comments are copied too, so a login in one counts; a query does not there, as addresses of documents have some.
     """
-    for path in sorted(folder.rglob("*")):
+    for path in copied_files(folder):
         for number, line in enumerate(_lines(path), 1):
             value, comment = COMMENT.match(line).groups()  # type: ignore[union-attr]  # it matches any line
-            found = any(has_secret(own[0]) for own in SOME_ADDRESS.finditer(value))
-            if found or any(has_login(own[0]) for own in WEB_ADDRESS.finditer(comment)):
+            if _tells(value) or any(has_login(own[0]) for own in WEB_ADDRESS.finditer(comment)):
                 raise ConfigError(
                     f"{path} has an address with credentials in line {number}, and every run keeps a copy of {folder}.",
                     f"Take it out: put it into a file of mode 0600 that {ADDRESS_FILE} names.",
                 )
 
 
-def _lines(path: Path) -> list[str]:
-    """Return the lines of a file of text; none of what is no such file, as a run copies no link and no large file."""
-    try:
-        return [] if path.is_symlink() else read_regular(path, MOST_CONFIG).decode(errors="replace").splitlines()
-    except (OSError, ValueError):
-        return []
+def _lines(path: Path) -> Iterator[str]:
+    """Yield the lines of a file, however large; none of what cannot be read, as no run can copy it either."""
+    with contextlib.suppress(OSError), TextIOWrapper(BufferedReader(open_regular(path)), errors="replace") as file:
+        for line in file:
+            yield from line.splitlines()
+
+
+def _tells(text: str) -> bool:
+    """Return whether a line of a file has an address with credentials, or with a query that may hold a secret."""
+    found = (own[0] for own in IN_FILE.finditer(text))
+    secret = any(has_secret(own) and ("@" in own or not HARMLESS.fullmatch(own.partition("?")[2])) for own in found)
+    return secret or bool(LOOSE_LOGIN.search(text))
 
 
 def has_login(text: str) -> bool:

@@ -1,6 +1,7 @@
 """The copy of the code that a run makes, and the commit that it was copied from (`source.json` of the run folder)."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -86,12 +87,21 @@ def copy_for_owner(source: Path, target: Path, left_out: Collection[str] = LEFT_
     """
 
     def ignored(folder: str, names: list[str]) -> set[str]:
-        return {
-            name
-            for name in names
-            if (not links and (Path(folder) / name).is_symlink()) or any(fnmatch(name, own) for own in left_out)
-        }
+        return {name for name in names if _left_out(Path(folder) / name, left_out, links)}
 
     shutil.copytree(source, target, ignore=ignored, copy_function=shutil.copyfile)  # files have the modes of new ones
     for folder in (target, *(path for path in target.rglob("*") if path.is_dir())):
         close_to_others(folder)
+
+
+def copied_files(source: Path) -> list[Path]:
+    """Return the files that `copy_for_owner` copies of a folder, sorted."""
+    found = []
+    for place, folders, names in os.walk(source):
+        folders[:] = [name for name in folders if not _left_out(Path(place) / name)]
+        found += [path for path in (Path(place) / name for name in names) if not _left_out(path)]
+    return sorted(found)
+
+
+def _left_out(path: Path, patterns: Collection[str] = LEFT_OUT, links: bool = False) -> bool:
+    return (not links and path.is_symlink()) or any(fnmatch(path.name, own) for own in patterns)

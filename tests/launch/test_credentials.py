@@ -9,7 +9,7 @@ import pytest
 
 from dist_ssl.data.storage.address import Address
 from dist_ssl.errors import ConfigError
-from launch import credentials, forking, preparation, settings
+from launch import credentials, forking, preparation, settings, source_commit
 from launch.run_dir import PROJECT
 from launch.variables import ADDRESS
 
@@ -80,6 +80,10 @@ def test_a_command_would_not_get_them_back_and_is_refused(word: str) -> None:
         "AWS_SECRET_ACCESS_KEY=opensesame aws s3 cp s3://b/%s -",
         "sshpass -p opensesame ssh host cat %s",
         "SSHPASS=opensesame sshpass -e ssh host cat %s",
+        'curl -H "Authorization: ApiKey opensesame" https://host/%s',
+        "curl -H Authorization:opensesame $URL/%s",
+        "curl -u 4711:opensesame https://host/%s",
+        r'sh -c "curl -H \"Authorization: Bearer opensesame\" https://host/%s"',
     ],
 )
 def test_a_secret_in_a_command_is_refused_since_the_run_would_keep_the_command(command: str) -> None:
@@ -109,6 +113,10 @@ def test_a_secret_in_a_command_is_refused_since_the_run_would_keep_the_command(c
             "PASSWORD_FILE=/x get %s",
             "ssh u@h cat %s",
         ),
+        *('curl -H "Authorization: ApiKey $KEY" https://host/%s', 'curl -H "Authorization: OAuth $T" https://host/%s'),
+        *("docker run -u 1000:1000 image cat %s", "docker run --user=1000:100 image cat %s"),
+        *("psql --no-password -c %s", "TOKEN=~/.tok get %s", "get --token /etc/token %s", "get --password=./pw %s"),
+        r'sh -c "curl -H \"Authorization: Bearer $TOKEN\" https://host/%s"',
     ],
 )
 def test_a_command_that_reads_its_secret_where_it_runs_is_taken(command: str) -> None:
@@ -226,6 +234,49 @@ def test_no_run_copies_a_login_from_a_config_that_it_does_not_use(
             begin()
         assert "pw" not in str(caught.value)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("NOTES.md", "See https://u:pw@host/x."),
+        ("NOTES.txt", "See https://arxiv.org/abs/2002.05709, is it good? I think so."),
+        ("NOTES.txt", "See s3://bucket/a: is it good? Ask me@host."),
+        ("mine.yaml", 'doc: "https://wiki.host/page?id=7"'),
+        ("mine.yaml", "docs: [https://wiki.host/page?id=7&lang=en, 'https://host/y']"),
+        ("mine.yaml", "proxy: http://host:8080, mail: me@host"),
+    ],
+)
+def test_a_file_that_tells_nothing_is_taken(name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(f"{text}\n")
+    credentials.check_files(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("path: https://u:my pw@host/x", 'path: "https://u:it\'s pw@host/x"', "path: https://u:pw?@host"),
+        *("path: 'https://host/x?id=7&sig=pw'", "path: https://host/x?0123456789abcdef0123456789", "https:/u:pw@host"),
+        *("See https://host/a?id=7, or https://u:pw@host", "doc: https://u:pw@host/x?id=7"),
+    ],
+)
+def test_a_login_is_found_in_files_of_any_size(line: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("# a comment\n" * (1 << 17) + line)
+    with pytest.raises(ConfigError, match=rf"in line {(1 << 17) + 1}, "):
+        credentials.check_files(tmp_path)
+
+
+def test_all_that_a_run_copies_is_searched_and_nothing_else(tmp_path: Path) -> None:
+    mine, copied = tmp_path / "configs", tmp_path / "copy"
+    for name in ("config.yaml", "a/b.yaml", "a/.hidden", "a/c.md", "__pycache__/d.yaml", "e.svg"):
+        (mine / name).parent.mkdir(parents=True, exist_ok=True)
+        (mine / name).write_text("x\n")
+    (mine / "a" / "link.yaml").symlink_to(mine / "config.yaml")
+    (mine / "linked").symlink_to(mine / "a")
+    source_commit.copy_for_owner(mine, copied)
+    found = {path.relative_to(copied) for path in copied.rglob("*") if path.is_file()}
+    assert {path.relative_to(mine) for path in source_commit.copied_files(mine)} == found
+    assert found == {Path("config.yaml"), Path("a/b.yaml"), Path("a/.hidden")}
 
 
 @pytest.mark.parametrize("path", ["https://host/x", "s3://bucket/x", "data/a:b", "https://h/a b"])
