@@ -1,6 +1,7 @@
 """The run folder of somebody else, full of code: it can be looked at, and nothing of it is executed without a word."""
 
 import compileall
+import json
 import os
 import shlex
 import subprocess
@@ -9,11 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from launch import audit, evaluate, export, handover, slurm
 from launch.run_dir import PROJECT, RunDir
+from launch.scheduler import UNKNOWN_JOB
 from launch.source_commit import SNAPSHOT, copy_for_owner
 from tests.launch.test_warm_start import words
 from tests.test_fuzz_run_folder import run_folder
@@ -22,6 +26,30 @@ from tests.test_saved_encoder import tiny
 STRANGER = 12345
 ONLY_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 HIDDEN = ("sitecustomize.py", "usercustomize.py", "torch/__init__.py", "numpy/__init__.py", "evil.pth", "setup.py")
+LOOK = """
+import json, os, runpy, sys
+folder, commands = os.path.realpath(sys.argv[1]), json.loads(sys.argv[2])
+found = []
+def watch(event, given):
+    name = getattr(given[0], "co_filename", "") if event == "exec" else ""
+    if os.path.exists(name) and os.path.realpath(name).startswith(folder):
+        found.append([event, given[0].co_filename])
+    if event in ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen"):
+        found.append([event, str(given[0])])
+sys.addaudithook(watch)
+codes = []
+for words in commands:
+    sys.argv = words
+    try:
+        runpy.run_path(words[0], run_name="__main__")
+    except SystemExit as end:
+        codes.append(end.code)
+print(json.dumps([codes, found]))
+"""
+"""Runs commands in one process, and prints their exit codes and what of the folder they executed."""
+OF_SLURM = ("squeue", "scontrol", "sacct")
+OF_CTYPES = ("ldconfig", "gcc", "cc", "ld", "objdump")
+"""Programs by which Python's ctypes looks for libraries of the system."""
 
 
 def give_away(folder: Path) -> None:
@@ -58,6 +86,51 @@ def theirs(tmp_path: Path, demo_shards: Path, canary: Path) -> RunDir:
     tiny().write(run.folder / "encoder.safetensors")
     give_away(run.folder)
     return run
+
+
+def images(folder: Path) -> Path:
+    """Two classes of three pictures."""
+    for number in range(6):
+        path = folder / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((24, 24, 3), 40 * number, dtype=np.uint8)).save(path)
+    return folder
+
+
+def slurm_knows_no_job(folder: Path) -> None:
+    """Put commands of Slurm into the folder that have forgotten every job."""
+    folder.mkdir()
+    for name in OF_SLURM:
+        (folder / name).write_text(f"#!/bin/sh\necho 'error: {UNKNOWN_JOB}' >&2\nexit 1\n")
+        (folder / name).chmod(0o755)
+
+
+def test_looking_at_a_strangers_run_and_using_its_encoder_executes_nothing_of_it(
+    theirs: RunDir, canary: Path, tmp_path: Path
+) -> None:
+    """One process, so that the start of Python and torch is paid once; its folder is the stranger's code."""
+    run, pictures = f"run={theirs.folder}", f"data.path={images(tmp_path / 'pictures')}"
+    commands = [
+        ["launch/status.py", run],
+        ["launch/status.py", f"runs={theirs.folder.parent}"],
+        ["launch/slurm.py", f"follow={theirs.folder}"],
+        ["launch/report.py", run, f"out={tmp_path / 'report.html'}"],
+        ["launch/audit.py", run],
+        ["launch/embed.py", run, pictures, f"out={tmp_path / 'features'}", "device=cpu"],
+        ["launch/finetune.py", run, pictures, f"out={tmp_path / 'tuned'}", "epochs=1", "workers=0", "device=cpu"],
+    ]
+    full = [[str(PROJECT / script), *more] for script, *more in commands]
+    start = [sys.executable, "-c", LOOK, str(theirs.folder), json.dumps(full)]
+    slurm_knows_no_job(tmp_path / "bin")
+    search = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    own = {**os.environ, "PYTHONPATH": str(PROJECT), "PYTHONSAFEPATH": "1", "PATH": search}
+    done = subprocess.run(start, capture_output=True, text=True, check=False, cwd=theirs.code, env=own)
+    assert done.returncode == 0, done.stdout + done.stderr
+    codes, found = json.loads(done.stdout.splitlines()[-1])
+    assert codes == [0, 0, 1, 0, 2, 0, 0], done.stdout  # the run that is followed has failed
+    assert [[event, what] for event, what in found if Path(what).name not in (*OF_SLURM, *OF_CTYPES)] == []
+    assert not canary.exists()
+    assert (tmp_path / "tuned").is_dir()
 
 
 def test_the_poison_of_these_tests_works(theirs: RunDir, canary: Path) -> None:
