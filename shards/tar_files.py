@@ -1,5 +1,7 @@
 """Finds the tars of each split in a folder: by patterns, or by the words for splits in their names."""
 
+import re
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,20 +15,23 @@ COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.z
 """Endings of compressed tars. They have to be decompressed: samples are read by their place in a tar."""
 DECOMPRESS = "Decompress them (gunzip, zstd -d, ...): samples are read by their place in a tar"
 MAGIC = {
-    b"\x1f\x8b": "gzip",
-    b"BZh": "bzip2",
-    b"\xfd7zXZ": "xz",
-    b"\x28\xb5\x2f\xfd": "zstd",
-    b"\x04\x22\x4d\x18": "lz4",
+    rb"\x1f\x8b": "gzip",
+    rb"BZh[1-9](1AY&SY|\x17rE8P\x90)": "bzip2",
+    rb"\xfd7zXZ": "xz",
+    rb"\x28\xb5\x2f\xfd": "zstd",
+    rb"\x04\x22\x4d\x18": "lz4",
 }
-"""First bytes of compressed files, and the program that reads them."""
+"""First bytes of compressed files, as regular expressions, and the program that reads them. Those of bzip2 are text
+and may begin a name: what follows them is the mark of its first block, or that of its end."""
+USTAR = slice(257, 262)
+"""Where a tar says that it is one; those of the first format do not. Before that is the name of its first member."""
 
 
 def tars_of_splits(folder: Path, train: str | None, val: str | None) -> dict[str, list[Path]]:
     """Return the tars of every split, sorted by name. `train`, `val`: patterns below the folder. Raises DataError."""
     held_out = matches(folder, val) if val else []
     if train is None:
-        tars, named = by_names(folder, [path for path in all_tars(folder) if path not in held_out])
+        tars, named = by_names(folder, [path for path in tars_to_split(folder) if path not in held_out])
         splits = {"train": tars, "val": held_out or named}
     else:
         splits = {"train": matches(folder, train), "val": held_out}
@@ -52,11 +57,24 @@ def by_names(folder: Path, tars: Sequence[Path]) -> tuple[list[Path], list[Path]
     return [path for path in tars if words[path] == train], [path for path in tars if words[path] == held]
 
 
+def tars_to_split(folder: Path) -> list[Path]:
+    """Return the tars among which names tell the splits, sorted: those in a folder, or else in its sub-folders.
+
+    Where sub-folders have tars to train on and held-out ones, and the folder has no tar named for training, all count:
+    a tar that happens to lie beside `train/` and `val/` is in no split, and not the whole data set.
+    """
+    every = all_tars(folder)
+    outer = [path for path in every if path.parent == folder]
+    inner = {split_of_tar(str(path.relative_to(folder))) for path in every if path.parent != folder}
+    split = "train" in inner and not inner.isdisjoint(VAL_NAMES)
+    named = any(split_of_tar(path.name) == "train" for path in outer)
+    return outer if outer and (named or not split) else every
+
+
 def all_tars(folder: Path) -> list[Path]:
-    """Return the tars in a folder, or, where there are none, in its sub-folders, sorted."""
-    return sorted(path for path in folder.glob("*.tar") if path.is_file()) or sorted(
-        path for path in folder.glob("*/*.tar") if path.is_file()
-    )
+    """Return the tars in a folder and in its sub-folders, sorted."""
+    found = (path for pattern in ("*.tar", "*/*.tar") for path in folder.glob(pattern))
+    return sorted(path for path in found if path.is_file())
 
 
 def compressed_tars(folder: Path) -> list[Path]:
@@ -68,8 +86,10 @@ def compressed_tars(folder: Path) -> list[Path]:
 def compression_of(path: Path) -> str:
     """Return the program that compressed a file, by its first bytes; empty if none has. Raises OSError."""
     with open_regular(path) as file:
-        start = file.read(8)
-    return next((program for magic, program in MAGIC.items() if start.startswith(magic)), "")
+        start = file.read(tarfile.BLOCKSIZE)
+    if start[USTAR] == b"ustar":
+        return ""
+    return next((program for magic, program in MAGIC.items() if re.match(magic, start)), "")
 
 
 def matches(folder: Path, pattern: str) -> list[Path]:

@@ -5,8 +5,9 @@
 
 `train` and `val` are patterns below `path`, with `*`, `?` and `{000..146}`. Without them, the words train, val (valid,
 validation, dev, eval) and test in the names of the tars, or of their folders, tell the splits; `test` is held out where
-nothing else is. Tars without such a word are `train` where no tar has the word, and otherwise left out and named. A
-sample's image is its member `KEY.EXT` with the first EXT of jpg, jpeg, png, webp, bmp, tif, tiff, gif, ... that it has;
+nothing else is. Tars without such a word are `train` where no tar has the word, and otherwise left out and named. Tars
+in sub-folders count where the folder has none, or where they have splits and the folder has no `train`. A sample's
+image is its member `KEY.EXT` with the first EXT of jpg, jpeg, png, webp, bmp, tif, tiff, gif, ... that it has;
 otherwise `KEY.ANYTHING.EXT`. With `image`, it is `KEY.image`. KEY ends before the first dot of a name, as webdataset
 reads it (`keys=first`), or before the last (`keys=last`); by default before the last if most images would be lost
 otherwise, because names have dots of their own (`cam1.000001.jpg`), which is said. All tars together decide that.
@@ -253,7 +254,7 @@ def left_out(tars: "Tars", folder: Path, options: TarOptions) -> Iterator[str]:
 def other_tars(tars: "Tars", folder: Path, place: Path) -> Iterator[str]:
     """Yield which tars of a folder are in no split. `folder`: that of the manifest."""
     names = {os.path.realpath(folder / tar.shard.name) for own in tars.values() for tar in own}
-    others = [path.name for path in all_tars(place) if os.path.realpath(path) not in names]
+    others = [str(path.relative_to(place)) for path in all_tars(place) if os.path.realpath(path) not in names]
     if others:
         yield f"{len(others)} tars are in no split (val=... or train=... takes them): {shortened(others)}."
     packed = [path.name for path in compressed_tars(place)]

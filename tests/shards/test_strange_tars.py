@@ -267,6 +267,47 @@ def test_a_compressed_tar_by_the_name_of_another_is_not_called_damaged(
         indexed(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["BZh_0001", "BZh91AY&SY"])
+def test_a_tar_whose_first_member_is_named_like_a_compressed_file_is_read(tmp_path: Path, name: str) -> None:
+    tar(tmp_path / "train.tar", {f"{name}.jpg": jpeg()})
+    assert len(indexed(tmp_path)[0].split("train").samples) == 1
+
+
+def test_a_tar_of_the_first_format_may_begin_like_bzip2(tmp_path: Path) -> None:
+    """Before `ustar`, nothing in a header said that the file is a tar."""
+    tar(tmp_path / "t", {"BZh_0001.jpg": jpeg()})
+    data = bytearray((tmp_path / "t").read_bytes())
+    data[257:512], data[148:156] = bytes(255), b" " * 8
+    data[148:156] = b"%06o\0 " % sum(data[:512])
+    (tmp_path / "train.tar").write_bytes(data)
+    assert len(indexed(tmp_path)[0].split("train").samples) == 1
+
+
+def test_an_empty_file_by_bzip2_is_compressed_too(tmp_path: Path) -> None:
+    (tmp_path / "train.tar").write_bytes(bz2.compress(b""))
+    with pytest.raises(DataError, match=r"train\.tar is compressed by bzip2\."):
+        indexed(tmp_path)
+
+
+def test_a_tar_beside_folders_of_splits_is_not_the_whole_data_set(tmp_path: Path) -> None:
+    for name in ("extras", "train/0", "train/1", "val/0"):
+        tar(tmp_path / f"{name}.tar", {f"{name[-1]}.jpg": jpeg(len(name))})
+    found, said = indexed(tmp_path)
+    assert [shard.name for shard in found.split("train").shards] == ["train/0.tar", "train/1.tar"]
+    assert [shard.name for shard in found.split("val").shards] == ["val/0.tar"]
+    assert "1 tars are in no split (val=... or train=... takes them): extras.tar." in said
+
+
+@pytest.mark.parametrize("names", [("0", "old/train"), ("train-0", "more/train", "more/val")])
+def test_tars_in_sub_folders_that_are_not_used_are_named(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for number, name in enumerate(names):
+        tar(tmp_path / f"{name}.tar", {f"{number}.jpg": jpeg(number)})
+    found, said = indexed(tmp_path)
+    assert [shard.name for shard in found.split("train").shards] == [f"{names[0]}.tar"]
+    others = ", ".join(f"{name}.tar" for name in names[1:])
+    assert f"{len(names) - 1} tars are in no split (val=... or train=... takes them): {others}." in said
+
+
 def test_a_tar_without_its_last_blocks_is_read_and_said(tmp_path: Path) -> None:
     tar(tmp_path / "t", {f"{n:05d}.jpg": jpeg(n) for n in range(60)})
     data = (tmp_path / "t").read_bytes().rstrip(b"\0")
