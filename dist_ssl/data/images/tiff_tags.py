@@ -2,6 +2,7 @@
 
 import struct
 from collections.abc import Collection, Iterator
+from itertools import zip_longest
 from typing import NamedTuple
 
 from dist_ssl.data.images.unreadable import DAMAGED, TOO_MANY_PARTS, UnreadableError
@@ -31,7 +32,9 @@ def pixels_of_tiff(tiff: bytes) -> str:
     if not tiff.startswith(STARTS) or not _has_all_tags(tiff):
         return ""
     found = {tag: value for tag, _, _, value in tags_of(tiff)}
-    ends = [found[place] + found.get(size, 0) for place, size in PLACES.items() if place in found]
+    lists = values_of(tiff, LISTS, most=len(tiff))
+    parts = [zip_longest(lists.get(place, ()), lists.get(size, ()), fillvalue=0) for place, size in PLACES.items()]
+    ends = [place + size for pairs in parts for place, size in pairs]
     if not found.get(IMAGE_WIDTH) or not found.get(IMAGE_LENGTH) or not ends or max(ends) > len(tiff):
         return ""
     channels = found.get(CHANNELS, 1)
@@ -88,17 +91,17 @@ def tags_of(tiff: bytes) -> Iterator[tuple[int, int, int, int]]:
             yield tag, kind, count, _first(tiff, layout, kind, count, inside)
 
 
-def values_of(tiff: bytes, asked: Collection[int]) -> dict[int, list[int]]:
+def values_of(tiff: bytes, asked: Collection[int], most: int = MOST_PARTS) -> dict[int, list[int]]:
     """Return all values of these tags, as far as the file has them and they are whole numbers.
 
-    Raises UnreadableError where a tag has too many, or the file ends before them.
+    Raises UnreadableError where a tag has more than `most`, or the file ends before them.
     """
     found: dict[int, list[int]] = {}
     if layout := _layout(tiff):
         for tag, kind, count, inside in _entries(tiff, layout):
             if tag not in asked or kind not in INTEGERS or not count:
                 continue
-            if count > MOST_PARTS:
+            if count > most:
                 raise UnreadableError(TOO_MANY_PARTS, f"{count} values of tag {tag}")
             size = count * struct.calcsize(layout.order + INTEGERS[kind])
             at = layout.place(inside) if size > layout.room else 0

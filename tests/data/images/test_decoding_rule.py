@@ -96,6 +96,32 @@ def tiff(channels: int, bits: int, form: int = 1, big: bool = False) -> bytes:
     return head + pixels + struct.pack(count, len(tags)) + entries + end
 
 
+def tiff_of_strips(strips: int, last: int = 20, order: tuple[int, ...] = ()) -> bytes:
+    """A whole TIFF of five channels of 8 bits, two by two pixels a strip; its tags stand before its pixels.
+
+    `last`: bytes that the last strip is said to have; `order`: places of the strips in the file.
+    """
+    start = 8 + 2 + 10 * 12 + 4
+    pixels = start + 2 * 4 * strips
+    places = [pixels + 20 * number for number in order or range(strips)]
+    tags = {
+        256: 2,
+        257: 2 * strips,
+        258: 8,
+        259: 1,
+        262: 1,
+        273: start,
+        277: 5,
+        278: 2,
+        279: start + 4 * strips,
+        339: 1,
+    }
+    counts = {273: strips, 279: strips}
+    entries = b"".join(struct.pack("<HHII", tag, 4, counts.get(tag, 1), value) for tag, value in tags.items())
+    lists = struct.pack(f"<{2 * strips}I", *places, *[20] * (strips - 1), last)
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + lists + bytes(20 * strips)
+
+
 GRAY = encoded("JPEG", Image.fromarray(PIXELS[..., 0]))
 READ: dict[str, tuple[bytes, bytes]] = {
     "zeros in the scan header, as phones write them": (with_ranges(JPEG, NONE), JPEG),
@@ -136,6 +162,11 @@ UNREAD: dict[str, tuple[bytes, str]] = {
     "five channels": (tiff(5, 8), "unsupported pixels: 5 channels of 8 bits"),
     "twelve channels of a satellite": (tiff(12, 16), "unsupported pixels: 12 channels of 16 bits"),
     "a large TIFF of five channels": (tiff(5, 8, big=True), "unsupported pixels: 5 channels of 8 bits"),
+    "five channels in strips": (tiff_of_strips(3), "unsupported pixels: 5 channels of 8 bits"),
+    "five channels, cut behind their first strip": (tiff_of_strips(3)[:-40], "damaged image"),
+    "five channels, cut within their last strip": (tiff_of_strips(3)[:-1], "damaged image"),
+    "five channels, cut within their first strip": (tiff_of_strips(3, order=(2, 1, 0))[:-1], "damaged image"),
+    "five channels, a strip longer than the file": (tiff_of_strips(3, last=21), "damaged image"),
     "five channels, cut": (tiff(5, 8)[:-20], "damaged image"),
     "five channels without pixels": (tiff(5, 8).replace(struct.pack("<HHII", 279, 4, 1, 20),
                                                         struct.pack("<HHII", 279, 4, 1, 999)), "damaged image"),
