@@ -84,11 +84,11 @@ def png_with_text(**options: object) -> bytes:
     return encoded("PNG", pnginfo=info, **options)
 
 
-def tiff(channels: int, bits: int, form: int = 1, big: bool = False) -> bytes:
-    """A whole TIFF of two by two pixels, gray with further channels."""
+def tiff(channels: int, bits: int, form: int = 1, big: bool = False, colours: int = 1) -> bytes:
+    """A whole TIFF of two by two pixels, gray with further channels; red, green and blue where `colours` is 2."""
     pixels = bytes(4 * channels * bits // 8)
     start = (16 if big else 8) + len(pixels)
-    tags = {256: 2, 257: 2, 258: bits, 259: 1, 262: 1, 273: start - len(pixels), 277: channels, 278: 2}
+    tags = {256: 2, 257: 2, 258: bits, 259: 1, 262: colours, 273: start - len(pixels), 277: channels, 278: 2}
     tags |= {279: len(pixels), 339: form}
     form_of_tag, count, word, end = ("<HHQQ", "<Q", 16, bytes(8)) if big else ("<HHII", "<H", 4, bytes(4))
     entries = b"".join(struct.pack(form_of_tag, tag, word, 1, value) for tag, value in tags.items())
@@ -156,7 +156,8 @@ def test_a_file_that_ends_too_early_is_damaged(name: str, share: float) -> None:
 
 
 UNREAD: dict[str, tuple[bytes, str]] = {
-    "float32 in three channels": (tiff(3, 32, 3), "unsupported pixels: 3 channels of 32 bits floating point"),
+    "float32 in colours": (tiff(3, 32, 3, colours=2), "unsupported pixels: 3 channels of 32 bits floating point"),
+    "float32 in three bands": (tiff(3, 32, 3), "pixels without a range: float32"),
     "float64": (tiff(1, 64, 3), "unsupported pixels: 1 channel of 64 bits floating point"),
     "float16": (tiff(1, 16, 3), "unsupported pixels: 1 channel of 16 bits floating point"),
     "five channels": (tiff(5, 8), "unsupported pixels: 5 channels of 8 bits"),
