@@ -38,6 +38,8 @@ IN_COMMANDS = (
 )
 IN_COMMAND = re.compile("|".join(IN_COMMANDS), re.IGNORECASE)
 """How secrets are usually given to programs that fetch files; there are other ways, so it is a help and no promise."""
+TRACKER = "tracker"
+"""The beginning of the keys of experiment trackers."""
 COMMENT = re.compile(r"(.*?)((?:^|(?<=\s))#.*|$)", re.DOTALL)
 """A line of YAML: what comes before a comment, and the comment."""
 IN_FILE = re.compile(rf"(?:{'|'.join((*WEB, *STORES))}):/[^\s\"']*", re.IGNORECASE)
@@ -64,8 +66,11 @@ def set_aside(arguments: list[str]) -> list[str]:
     for argument in arguments:
         key, _, value = argument.partition("=")
         _check_command(key, value)
-        command = PIPE in value or key.lstrip("+").startswith("cluster")
-        if command and any(Address.parse(found).secret for found in WEB_ADDRESS.findall(argument)):
+        tracker, cluster = (key.lstrip("+").startswith(own) for own in (TRACKER, "cluster"))
+        kept = tracker or cluster or PIPE in value
+        if kept and any(Address.parse(found).secret for found in WEB_ADDRESS.findall(argument)):
+            if tracker:
+                raise _with_login(key)  # its library asks the environment, and would never get these back
             raise ConfigError(
                 f"The command in {key} has an address with credentials or a query, which no file of a run may contain.",
                 "Let the command read it where it runs: from a file of yours, or from a variable of the environment.",
@@ -94,6 +99,11 @@ def check_config(node: Any, key: str = "") -> None:
 
 
 def _with_login(key: str) -> ConfigError:
+    if key.lstrip("+").startswith(TRACKER):
+        return ConfigError(
+            f"{key} has an address with credentials or a query, which no file of a run may contain.",
+            "Leave them out, and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment.",
+        )
     return ConfigError(
         f"{key} is an address with credentials or a query, which no file of a run may contain.",
         f"Write it as one plain word of the command, {key}=https://..., or into the environment as {ADDRESS}, or "

@@ -4,7 +4,7 @@ An attempt that ends in order takes its targets away. One that a person ended by
 here; one that failed leaves them too, and how it failed is added, so that an alert says which end it was.
 """
 
-from dist_ssl.errors import UserError
+from dist_ssl.errors import UserError, printable
 from dist_ssl.metrics.ends import note_end, withdraw
 from dist_ssl.metrics.target_files import target_of, textfile_of
 from dist_ssl.runtime.end_names import ENDS, FAILED, REFUSED, WORKER_DIED
@@ -36,4 +36,4 @@ def announce(attempt: AttemptDir, ending: Ending) -> None:
             withdraw(target, textfile)
             forget_nodes(run.folder, 0)
     except (OSError, ValueError, LookupError, UserError) as error:
-        print(f"How the attempt ended cannot be added to {target}: {error}", flush=True)
+        print(printable(f"How the attempt ended cannot be added to {target}: {error}"), flush=True)

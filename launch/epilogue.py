@@ -95,7 +95,7 @@ def note(ending: Ending, path: Path) -> None:
     try:
         ending.write(path)
     except OSError as error:
-        print(f"{path} cannot be written: {error}", flush=True)
+        print(printable(f"{path} cannot be written: {error}"), flush=True)
 
 
 def leave_out(job: str, suspects: list[str], given: str | None) -> None:

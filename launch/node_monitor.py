@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_ssl.distributed.rendezvous import own_addresses
-from dist_ssl.errors import ConfigError
+from dist_ssl.errors import ConfigError, printable
 from dist_ssl.metrics.endpoint import Endpoint
 from dist_ssl.metrics.energy import Rapl
 from dist_ssl.metrics.gpus import Gpus
@@ -75,7 +75,7 @@ class NodeMonitor:
                 endpoint.start()
                 self._sample(series)
         except (ConfigError, OSError) as error:
-            print(f"The metrics of node {self.node} are not available: {error}", flush=True)
+            print(printable(f"The metrics of node {self.node} are not available: {error}"), flush=True)
 
     def _sample(self, series: NodeSeries) -> None:
         """Take samples until the end, and record the energy now and then, and at the end."""

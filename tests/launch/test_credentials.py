@@ -65,6 +65,18 @@ def test_a_command_would_not_get_them_back_and_is_refused(word: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "spelling", ["tracker.mlflow.uri={}", "++tracker.mlflow.uri='{}'", "tracker={{mlflow: {{uri: '{}'}}}}"]
+)
+def test_a_tracker_would_not_get_them_back_and_its_own_variables_are_named(spelling: str) -> None:
+    with pytest.raises(ConfigError, match="MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD") as caught:
+        credentials.set_aside([spelling.format(WHOLE)])
+    assert "sesame" not in str(caught.value)
+    with pytest.raises(ConfigError, match=r"tracker\.mlflow\.uri has .*\n.*MLFLOW_TRACKING_PASSWORD"):
+        credentials.check_config({"tracker": {"mlflow": {"uri": WHOLE}}})
+    assert credentials.set_aside([spelling.format(BARE)]) == [spelling.format(BARE)]
+
+
+@pytest.mark.parametrize(
     "command",
     [
         "curl -H 'Authorization: Bearer opensesame' https://host/%s",

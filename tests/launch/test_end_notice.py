@@ -97,6 +97,17 @@ def test_a_damaged_target_ends_no_attempt_otherwise(
     assert target.read_text() == text
 
 
+def test_what_a_target_holds_acts_on_no_terminal(
+    attempt: AttemptDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise ValueError("a label \x1b[2J\udcff")
+
+    monkeypatch.setattr("launch.end_notice.note_end", refuse)
+    announce(attempt, Ending(FAILED))
+    assert r"a label \x1b[2J\udcff" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("kind", ["a pipe", "a link to a device", "nested", "labels that are no text"])
 @pytest.mark.parametrize("ending", [FAILED, STOPPED])
 def test_a_target_of_somebody_else_neither_holds_up_nor_ends_the_last_step(

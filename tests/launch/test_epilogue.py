@@ -9,7 +9,7 @@ import pytest
 from dist_ssl.runtime.end_names import FAILED, FINISHED, PLANS_DIFFER, REFUSED, STOPPED
 from launch import scheduler
 from launch.ending import DISAGREED_CODE, Ending, of_ranks
-from launch.epilogue import LOST, MOST_LOST, lost_in_a_row, main, own_job, persist, why_again
+from launch.epilogue import LOST, MOST_LOST, lost_in_a_row, main, note, own_job, persist, why_again
 from launch.run_dir import FORMAT, AttemptDir, RunDir
 from launch.run_files import write_yaml
 from launch.scheduler import read_record
@@ -131,6 +131,11 @@ def test_a_full_disk_does_not_keep_a_preempted_job_from_coming_back(
     assert requeued == ["7"]
     assert told == [["7"]], "the alerts come after what the job depends on"
     assert "outcome.json cannot be written: [Errno 28] No space left" in capsys.readouterr().out
+
+
+def test_a_path_acts_on_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    note(Ending(FAILED), tmp_path / "\x1b[2J\udcff" / "outcome.json")
+    assert r"\x1b[2J\udcff/outcome.json cannot be written" in capsys.readouterr().out
 
 
 @pytest.fixture

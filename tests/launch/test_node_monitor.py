@@ -1,5 +1,6 @@
 """A node's numbers are served beside its agent, and found through one target file per node."""
 
+import errno
 import json
 import sys
 import urllib.error
@@ -77,6 +78,18 @@ def test_a_run_goes_on_without_an_endpoint(attempt: AttemptDir, capsys: pytest.C
     said = capsys.readouterr().out
     assert "The metrics of node 1 are not available: metrics.port=0 on metrics.bind=192.0.2.1 cannot" in said
     assert not target_of(attempt.run.folder, 1).exists()
+
+
+def test_what_a_system_answers_acts_on_no_terminal(
+    attempt: AttemptDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EIO, "\x1b[2J")
+
+    monkeypatch.setattr(node_monitor.Gpus, "open", refuse)
+    with monitored(attempt, 1, 2):
+        pass
+    assert r"The metrics of node 1 are not available: [Errno 5] \x1b[2J" in capsys.readouterr().out
 
 
 def test_the_energy_of_a_node_is_recorded_in_its_attempt(
