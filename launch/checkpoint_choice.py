@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from dist_ssl.checkpoint.folder_names import KEPT, published
+from dist_ssl.checkpoint.retention import newest_first
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import CheckpointError, ConfigError, UserError
 from dist_ssl.evaluate.linear import Say
@@ -42,10 +43,10 @@ class Watch:
         """Return the name of a checkpoint to evaluate, "" where there is none yet, None where none will come."""
         ending = self._ending()
         finished = ending is not None and ending.outcome == FINISHED  # before the look: no checkpoint comes later
-        found = published(self.run.checkpoints)
+        found, newest = published(self.run.checkpoints), next(iter(newest_first(self.run.checkpoints)), None)
         branch = config_of(self.run, self.options, self.data)["probe"]["branch"]
-        for step, folder in found.items():
-            kept = self.options.watch == "all" or (folder / KEPT).exists() or (finished and step == max(found))
+        for folder in found.values():
+            kept = self.options.watch == "all" or (folder / KEPT).exists() or (finished and folder == newest)
             done = folder.name in self.passed or file_of(self.run, self.options, folder.name, branch).exists()
             if kept and not done:
                 return folder.name

@@ -17,6 +17,7 @@ from PIL import Image
 from rich.table import Table
 
 from dist_ssl.checkpoint.folder_names import published
+from dist_ssl.checkpoint.retention import newest_first
 from dist_ssl.config.long_work import LongWork
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import ConfigError, DataError, printable
@@ -88,13 +89,16 @@ class Evaluation:
 
 
 def checkpoint_of(run: RunDir, name: str) -> Path:
-    """Return the folder of a checkpoint: `latest`, `step_00012000`, or 12000. Raises ConfigError."""
-    found = published(run.checkpoints)
-    if not found:
+    """Return the folder of a checkpoint: `latest`, `step_00012000`, or 12000. Raises ConfigError.
+
+    The latest is the one that a resume begins with: the newest attempt's, even where an earlier one has a later step.
+    """
+    newest = next(iter(newest_first(run.checkpoints)), None)
+    if newest is None:
         raise ConfigError(f"{run.folder} has no checkpoint yet.", "Wait for the first one.")
-    step = name.removeprefix("step_")
     if name == "latest":
-        return found[max(found)]
+        return newest
+    step, found = name.removeprefix("step_"), published(run.checkpoints)
     if not NUMBER.fullmatch(step) or int(step) not in found:
         shown = ", ".join(path.name for path in list(found.values())[-8:])
         raise ConfigError(

@@ -9,7 +9,9 @@ import pytest
 from dist_ssl.checkpoint import saver
 from dist_ssl.checkpoint.folder_names import name_of
 from dist_ssl.checkpoint.retention import attempt_of, newest_first, newest_step, remove_unfinished
-from dist_ssl.errors import CheckpointError
+from dist_ssl.errors import CheckpointError, ConfigError
+from launch.evaluation import checkpoint_of
+from launch.run_dir import RunDir
 from tests.checkpoint.test_saver import Store, at, keeper, names, restore
 
 
@@ -28,6 +30,18 @@ def test_a_later_step_of_an_earlier_attempt_is_not_the_newest(tmp_path: Path) ->
     assert [path.name for path in newest_first(tmp_path)] == [name_of(22), name_of(30), name_of(20)]
     assert newest_step(tmp_path) == 22
     assert restore(tmp_path)[0] == 22
+
+
+def test_the_latest_by_name_is_the_one_that_a_resume_begins_with(tmp_path: Path) -> None:
+    """So forks, evaluations, exports and the encoder of a finished run do not take a forgotten process's."""
+    run = RunDir(tmp_path)
+    with pytest.raises(ConfigError, match="no checkpoint yet"):
+        checkpoint_of(run, "latest")
+    save(run.checkpoints, 1, 20)
+    save(run.checkpoints, 2, 22)
+    save(run.checkpoints, 1, 30)
+    assert checkpoint_of(run, "latest").name == name_of(22)
+    assert checkpoint_of(run, "30").name == name_of(30)
 
 
 @pytest.mark.parametrize("keep_last", [1, 2])

@@ -165,6 +165,11 @@ def test_what_a_run_keeps_for_ever_and_its_last_checkpoint(run: Path) -> None:
     assert kept.next() == ""
     ended(run, FINISHED)
     assert kept.next() == "step_00000010"
+    path = run / "checkpoints" / "step_00000005" / "state.json"
+    path.write_text(path.read_text().replace('"attempt": 1', '"attempt": 2'))
+    kept.passed.clear()
+    (run / "checkpoints" / "step_00000005" / KEPT).unlink()
+    assert kept.next() == "step_00000005", "the later step is one of an earlier attempt"
 
 
 def test_it_waits_while_there_is_a_next_attempt(run: Path) -> None:
