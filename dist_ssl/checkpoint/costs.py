@@ -10,15 +10,15 @@ UNKNOWN = float("nan")
 
 @dataclass
 class SaveCosts:
-    """Times in seconds. `stall`: that training waited since the last report; `last_stall`: when it last waited;
-    `written`: of the last save.
+    """Times in seconds. `stall`: that training waited since the last report; `staged`: that the newest
+    save has copied the state, 0 for the first one, which allocates the memory for it; `written`: of the last save.
 
     `size`: bytes of the newest checkpoint, known to rank 0; `failed`, `damaged`: saves that failed and checkpoints that
     a restore passed over since the last report; `restored`: of the restore, until it has been reported.
     """
 
     stall: float = 0.0
-    last_stall: float = 0.0
+    staged: float | None = None
     written: float = UNKNOWN
     size: float = UNKNOWN
     failed: int = 0
@@ -30,8 +30,14 @@ class SaveCosts:
         """Count the time within as a stall of training."""
         started = time.monotonic()
         yield
-        self.last_stall = time.monotonic() - started
-        self.stall += self.last_stall
+        self.stall += time.monotonic() - started
+
+    @contextmanager
+    def staging(self) -> Iterator[None]:
+        """Measure the time within as that in which the state is copied."""
+        started = time.monotonic()
+        yield
+        self.staged = 0.0 if self.staged is None else time.monotonic() - started
 
     @contextmanager
     def restoring(self) -> Iterator[None]:

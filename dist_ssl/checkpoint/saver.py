@@ -106,7 +106,8 @@ class Checkpoint:
                 self._begin(lambda: self._mark(progress.step))
             else:
                 self._staged_step = progress.step
-                staged = self._staging.take(own_pieces(engine.state(), self.world.rank, self.world.size))
+                with self._costs.staging():
+                    staged = self._staging.take(own_pieces(engine.state(), self.world.rank, self.world.size))
                 if staged.await_device:
                     engine.hold_updates(staged.await_device)
                 self._begin(lambda: self._write(staged, progress, permanent))
@@ -125,8 +126,11 @@ class Checkpoint:
 
     @property
     def stall(self) -> float:
-        """Return the seconds for which training on this rank has waited for the newest save."""
-        return self._costs.last_stall
+        """Return the seconds for which training on this rank has waited while the newest save copied its state.
+
+        Neither the wait for the save before it nor what only the first one allocates says what the next one will cost.
+        """
+        return self._costs.staged or 0.0
 
     def close(self, seconds: float | None = None) -> None:
         """Wait for the end of a running save, failed or not, before the process groups are destroyed.

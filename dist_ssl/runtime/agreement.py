@@ -14,7 +14,9 @@ from dist_ssl.distributed.world import Pending, World
 from dist_ssl.runtime.signals import Signals
 
 MOST_SHARE = 0.05
-"""Share of the time for which training may wait for timed saves; those at counted steps are made as asked."""
+"""Share of the time for which training waits for timed saves, within MOST_FACTOR; counted ones are made as asked."""
+MOST_FACTOR = 4
+"""A timed interval is lengthened to so many times of what was asked for, at most: a crash loses no more than that."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Agreement:
 
     A timed interval begins at the end of the save before it, on the rank that writes longest: however slow the disk is,
     the ranks train that long between two saves, and none waits for a timed save to make room for the next one. It is
-    lengthened where training would wait for saves for more than MOST_SHARE of the time.
+    lengthened, to MOST_FACTOR times at most, where copying the state would take more than MOST_SHARE of the time.
     `keep_every`: counted; permanent checkpoints are saved at these positions too.
     """
 
@@ -50,7 +52,7 @@ class Agreement:
         """Return the decision on the requests of the previous step; those of this step are decided at the next one.
 
         `news`: this rank has found something that all ranks must exchange. `saving`: it is writing a checkpoint.
-        `stall`: seconds for which it has waited for the newest save.
+        `stall`: seconds for which it has waited while the newest save copied the state.
         """
         self._stall = stall
         save, stop, reported, busy = self._pending.result() if self._pending else (0, 0, 0, 0)
@@ -75,6 +77,7 @@ class Agreement:
         """Return this rank's requests to save and to stop, 0 or 1 each."""
         if self.signals.received is not None:
             return 1, 1
-        interval = max(self.save_every.amount, self._stall / MOST_SHARE)
+        asked = self.save_every.amount
+        interval = min(max(asked, self._stall / MOST_SHARE), MOST_FACTOR * asked)
         late = time.monotonic() - self._saved_at >= interval
         return int(self.save_every.timed and self.world.rank == 0 and late), 0

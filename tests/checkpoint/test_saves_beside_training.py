@@ -7,12 +7,14 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from dist_ssl.checkpoint import saver
+from dist_ssl.checkpoint import costs, saver
+from dist_ssl.checkpoint.background import Background
 from dist_ssl.checkpoint.index import read, sealed_text
 from dist_ssl.checkpoint.rank_file import DamagedError
 from dist_ssl.checkpoint.save_problems import SupersededError
@@ -21,6 +23,7 @@ from dist_ssl.config.durations import Duration
 from dist_ssl.core.progress import Progress
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import CheckpointError
+from dist_ssl.protocols.engine import State
 from tests.checkpoint.test_saver import FRESH, Store, assert_same_bits, at, keeper, names, restore, saved, tensors
 from tests.ranks import Ranks
 
@@ -78,11 +81,36 @@ def test_a_second_save_waits_for_the_first_and_the_wait_is_counted(tmp_path: Pat
     assert second.is_alive()
     gate.opened.set()
     second.join(WAIT)
-    assert own.stall >= 0.2
     assert own.metrics()["save_stall_seconds"] >= 0.2
     assert own.metrics()["save_stall_seconds"] == 0
     own.wait()
     assert names(tmp_path) == ["LATEST", "step_00000001", "step_00000002"]
+
+
+def test_what_a_save_costs_training_is_the_copy_not_the_wait_for_the_save_before_nor_the_first_allocation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+
+    class Slow(Store):
+        def state(self) -> State:
+            now[0] += 3
+            return super().state()
+
+    def await_for_minutes(_: World, work: Background) -> None:
+        work.wait()
+        now[0] += 240
+
+    monkeypatch.setattr(costs, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(saver, "await_on_all", await_for_minutes)
+    own = keeper(tmp_path)
+    own.save(Slow(1), at(1))  # type: ignore[arg-type]
+    assert own.stall == 0
+    own.save(Slow(2), at(2))  # type: ignore[arg-type]
+    assert own.stall == 3
+    own.wait()
+    assert own.stall == 3
+    assert own.metrics()["save_stall_seconds"] == 3 + 240 + 3 + 240
 
 
 def test_metrics_tell_the_newest_checkpoint_and_what_it_took(tmp_path: Path) -> None:

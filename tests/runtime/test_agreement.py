@@ -112,6 +112,16 @@ def test_training_waits_for_timed_saves_for_a_twentieth_of_the_time_at_most(
     assert found == [step + late for step in expected]
 
 
+def test_a_timed_interval_is_lengthened_to_four_times_at_most(clock: Callable[[float], None]) -> None:
+    agreed = Agreement(World(), Signals(), Duration.parse("20 seconds"))
+    found = []
+    for step in range(1, 250):
+        clock(step)
+        if agreed.step(at(step), stall=100.0).save:
+            found.append(step)
+    assert found == [81, 162, 243]
+
+
 def slowest_writer(world: World) -> list[int]:
     """The steps at which a save is decided, where only rank 1 is still writing at steps 5 to 9."""
     with patch.object(agreement.time, "monotonic", lambda: 1e9):
