@@ -53,10 +53,11 @@ def folder_of_splits(files: Sequence[str]) -> str:
     return inside if whole else ""
 
 
-def check_inner_splits(files: Sequence[str], root: Path) -> None:
-    """Raise DataError where folders of splits lie inside several others: what is held out would be trained on.
+def check_inner_splits(files: Sequence[str], root: Path, *, all_used: bool | None) -> list[str]:
+    """Return the folders, with a slash, in which folders of splits lie; raise DataError if there are any.
 
-    `files`: their paths below `root`.
+    What is held out would be trained on. `all_used`: the user says that this is meant; None where no option could
+    say so; `files`: their paths below `root`.
     """
     inner: dict[str, set[str]] = {}
     for file in files:
@@ -65,11 +66,13 @@ def check_inner_splits(files: Sequence[str], root: Path) -> None:
             if word := split_of_folder(name):
                 inner.setdefault(above, set()).add(word)
             above, _, name = above.rpartition("/")
-    found = sorted(above for above, words in inner.items() if words & {*TRAIN_NAMES} and words & {*VAL_NAMES})
-    if found:
+    found = sorted(f"{above}/" for above, words in inner.items() if words & {*TRAIN_NAMES} and words & {*VAL_NAMES})
+    if found and not all_used:
+        say_so = "" if all_used is None else "; or use all of them, with val=0 (nothing is held out) or labels=false"
         raise DataError(
-            f"{root} has folders of splits inside others: {shortened([f'{above}/' for above in found], 3)}: pictures "
+            f"{root} has folders of splits inside others: {shortened(found, 3)}: pictures "
             "that are held out would be trained on.",
             f"Pack one of them alone, path={root / found[0]}; or make train/ and val/ the outermost folders (links "
-            "will do); or rename them, if they are no splits.",
+            f"will do); or rename them, if they are no splits{say_so}.",
         )
+    return found

@@ -104,7 +104,8 @@ def find(options: FolderOptions, console: Console) -> Pictures:
         raise DataError(f"path={options.path} is not a folder.", "Set path to the folder of your pictures.")
     found = scan(options.path, options.threads)
     check(found, options.path, console)
-    train, val, roots = split_of(found, options.path, console)
+    all_used = options.val == HeldOut() or options.labels is False
+    train, val, roots = split_of(found, options.path, console, all_used)
     if val and options.val is not None:
         raise ConfigError(
             f"{options.path} has its own {roots[1].name}/, so val=... cannot be used.", "Leave val=... out."
@@ -140,10 +141,13 @@ def check(found: Found, root: Path, console: Console) -> None:
         say(console, f"{len(empty)} files are empty, and count as images that cannot be read: {shortened(empty)}.")
 
 
-def split_of(found: Found, root: Path, console: Console) -> tuple[list[File], list[File], tuple[Path, Path]]:
+def split_of(
+    found: Found, root: Path, console: Console, all_used: bool | None = None
+) -> tuple[list[File], list[File], tuple[Path, Path]]:
     """Return the files of train and of val, in the order of packing and named from their folders, and these folders.
 
-    Raises DataError if some images belong to neither.
+    `all_used`: folders of splits that lie inside several others are used like any others, which is said; None where no
+    option could ask for it. Raises DataError if some images belong to neither.
     """
     inside = folder_of_splits([file.name for file in found.files])
     tops = {name.removeprefix(inside).partition("/")[0] for name in (file.name for file in found.files)}
@@ -151,7 +155,11 @@ def split_of(found: Found, root: Path, console: Console) -> tuple[list[File], li
     held = named_like(VAL_NAMES, tops)
     rest = sorted(tops - {*train[:1], *held})
     if not train or (rest and not held):  # trains may be a class beside cars
-        check_inner_splits([file.name for file in found.files], root)
+        if inner := check_inner_splits([file.name for file in found.files], root, all_used=all_used):
+            say(
+                console,
+                f"Folders of splits inside others are no splits here, all their pictures are used: {shortened(inner)}.",
+            )
         return ordered(found.files), [], (root, root)
     if rest or len(train) > 1:
         besides = f" and {held[0]}/" if held else ""

@@ -109,6 +109,18 @@ def test_splits_of_the_folder_stay_what_they_are(tmp_path: Path) -> None:
     assert {name: len(split.samples) for name, split in splits.items()} == {"train": 4, "val": 4}
 
 
+@pytest.mark.parametrize("word", ["data.hold_out=0", "data.labels=false"])
+def test_folders_of_splits_inside_others_are_used_where_that_is_said(tmp_path: Path, word: str) -> None:
+    folder_of(
+        tmp_path / "in", *(f"pat{n}/{split}/{i}.jpg" for n in (1, 2) for split in ("train", "test") for i in "ab")
+    )
+    with pytest.raises(DataError, match=r"data\.hold_out=0 \(nothing is held out\) or data\.labels=false"):
+        packed("data.path=in")
+    _, said = packed("data.path=in", word)
+    assert "all their pictures are used: pat1/, pat2/." in said
+    assert "8 pictures" in said
+
+
 def test_the_recorded_run_needs_no_folder(tmp_path: Path) -> None:
     folder_of(tmp_path / "in", *(f"{n}.jpg" for n in range(12)))
     console = Console(quiet=True)

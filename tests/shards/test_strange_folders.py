@@ -23,6 +23,7 @@ from shards.make import make, report
 from shards.make import run as make_command
 from shards.sources.imagefolder import FolderOptions
 from shards.sources.tars import TarOptions
+from shards.split_names import check_inner_splits
 from tests.shards.pictures import folder_of
 
 
@@ -86,6 +87,44 @@ def test_splits_inside_several_folders_are_refused(tmp_path: Path, names: list[s
     assert f"path={tmp_path / 'in' / first};" in caught.value.remedy
     folder_of(tmp_path / "plain", "trains/old/1.jpg", "trains/train/1.jpg", "cars/1.jpg")
     assert packed(tmp_path / "plain", tmp_path / "out")[0].classes == ("cars", "trains")
+
+
+@pytest.mark.parametrize(
+    ("options", "classes"),
+    [
+        ({"val": HeldOut()}, ("pat1", "pat2")),
+        ({"labels": False}, ()),
+        ({"val": HeldOut(2)}, None),
+        ({"labels": True}, None),
+    ],
+)
+def test_folders_of_splits_inside_others_are_used_where_that_is_said(
+    tmp_path: Path, options: dict[str, object], classes: tuple[str, ...] | None
+) -> None:
+    folder_of(tmp_path / "in", *(f"pat{n}/{split}/1.jpg" for n in (1, 2) for split in ("train", "test")))
+    if classes is None:
+        with pytest.raises(DataError, match="folders of splits inside others") as caught:
+            packed(tmp_path / "in", tmp_path / "out", **options)
+        assert "or use all of them, with val=0 (nothing is held out) or labels=false" in caught.value.remedy
+        return
+    found, said = packed(tmp_path / "in", tmp_path / "out", **options)
+    assert found.classes == classes
+    assert {name: len(split.samples) for name, split in found.splits.items()} == {"train": 4}
+    assert "Folders of splits inside others are no splits here, all their pictures are used: pat1/, pat2/." in said
+
+
+def test_a_command_without_such_options_does_not_name_them(tmp_path: Path) -> None:
+    """One that needs pictures to test on can neither hold nothing out nor do without labels."""
+    with pytest.raises(DataError) as caught:
+        check_inner_splits(["cat/train/1.jpg", "cat/val/1.jpg"], tmp_path, all_used=None)
+    assert caught.value.remedy.endswith("or rename them, if they are no splits.")
+
+
+def test_kinds_that_are_named_like_splits_are_no_splits_where_that_is_said(tmp_path: Path) -> None:
+    folder_of(tmp_path / "in", "animal/1.jpg", *(f"vehicle/{kind}/1.jpg" for kind in ("train", "car", "test 1")))
+    found, said = packed(tmp_path / "in", tmp_path / "out", labels=False)
+    assert len(found.split("train").samples) == 4
+    assert "all their pictures are used: vehicle/." in said
 
 
 def test_of_several_held_out_folders_one_is_used_and_the_others_are_named(tmp_path: Path) -> None:
