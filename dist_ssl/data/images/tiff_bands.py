@@ -28,6 +28,9 @@ from dist_ssl.data.images.tiff_tags import (
 )
 from dist_ssl.data.images.unreadable import DAMAGED, TOO_LARGE, UNSUPPORTED, UnreadableError
 
+TILE_VALUES = 1 << 24
+"""Values of a tile that any image may have; a larger one has no more than AREAS times those of the image."""
+AREAS = 4
 COMPRESSION, COLOURS, ROWS, PLANAR, PREDICTOR = 259, 262, 278, 284, 317
 GREY, COLOURED = (0, 1), 2
 """Values of COLOURS: white or black is zero; red, green and blue."""
@@ -78,6 +81,16 @@ class BandLayout:
     segments: list[tuple[int, int]]
     """Place and length of every segment, bytes."""
 
+    @property
+    def number(self) -> int:
+        """Return how many segments the image has, which may be more than the file names."""
+        return -(-self.height // self.rows) * -(-self.width // self.columns) * (self.bands if self.apart else 1)
+
+    @property
+    def values(self) -> int:
+        """Return the number of values of a segment."""
+        return self.rows * self.columns * (1 if self.apart else self.bands)
+
     def places(self) -> Iterator[tuple[int, int, slice]]:
         """Yield the top, the left and the bands of every segment, in their order in the file."""
         of_bands = [slice(band, band + 1) for band in range(self.bands)] if self.apart else [slice(0, self.bands)]
@@ -91,11 +104,9 @@ def array_of_bands(data: bytes, max_pixels: int) -> Values:
     """Return the values of an image, [H, W, C]. Raises UnreadableError."""
     check_tags(data, max_pixels)
     layout = layout_of(data, max_pixels)
-    places = list(layout.places())
-    if len(layout.segments) < len(places):
-        raise UnreadableError(DAMAGED, f"{len(layout.segments)} segments of {len(places)}")
+    check_segments(layout, max_pixels)
     found = np.empty((layout.height, layout.width, layout.bands), dtype=layout.dtype.newbyteorder("="))
-    for (top, left, bands), segment in zip(places, layout.segments, strict=False):
+    for (top, left, bands), segment in zip(layout.places(), layout.segments, strict=False):
         rows, columns = min(layout.rows, layout.height - top), min(layout.columns, layout.width - left)
         stored = layout.rows if layout.tiled else rows
         values = segment_of(data, layout, segment, (stored, layout.columns, bands.stop - bands.start))
@@ -141,6 +152,15 @@ def layout_of(data: bytes, max_pixels: int) -> BandLayout:
         differences=form == 2,
         segments=list(zip(tags.get(starts, []), tags.get(PLACES[starts], []), strict=False)),
     )
+
+
+def check_segments(layout: BandLayout, max_pixels: int) -> None:
+    """Raise UnreadableError where segments are missing, or hold far more values than the image has."""
+    if len(layout.segments) < layout.number:
+        raise UnreadableError(DAMAGED, f"{len(layout.segments)} segments of {layout.number}")
+    most = max(TILE_VALUES, AREAS * layout.height * layout.width * layout.bands)
+    if layout.values > most or layout.number * layout.values > AREAS * RGBA * max_pixels:
+        raise UnreadableError(TOO_LARGE, f"{layout.number} segments of {layout.columns} x {layout.rows}")
 
 
 def segment_of(data: bytes, layout: BandLayout, segment: tuple[int, int], shape: tuple[int, int, int]) -> Values:

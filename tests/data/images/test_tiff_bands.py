@@ -216,3 +216,35 @@ def test_other_compressions_are_unsupported() -> None:
 def test_countless_strips_are_refused() -> None:
     with pytest.raises(UnreadableError, match=TOO_MANY_PARTS):
         decode(tiff(noise(70_000, 1, 6, dtype="u1"), rows=1), 1, ImageRules(channels=6))
+
+
+def test_segments_are_counted_before_any_of_them_is_listed() -> None:
+    data = tiff(noise(20, 20, 3, dtype="u1"), rows=None, apart=True, t256=1_000, t257=1_000, t322=1, t323=1)
+    tracemalloc.start()
+    try:
+        with pytest.raises(UnreadableError, match="segments of 3000000"):
+            decode(data, 1, ImageRules(channels=3, range=255))
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_tile_that_is_far_larger_than_its_image_is_not_inflated() -> None:
+    bomb = zlib.compress(bytes(6 * 3_000 * 3_000), 9)
+    small = {"rows": None, "deflated": True, "t322": 3_000, "t323": 3_000, "t325": len(bomb)}
+    start = len(tiff(noise(TILE, TILE, 6, dtype="u1"), **small, t324=0))
+    data = tiff(noise(TILE, TILE, 6, dtype="u1"), **small, t324=start) + bomb
+    tracemalloc.start()
+    try:
+        with pytest.raises(UnreadableError, match="1 segments of 3000 x 3000"):
+            decode(data, 1, ImageRules(channels=6))
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_small_image_in_one_large_tile_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = noise(TILE, TILE, 6)
+    monkeypatch.setattr(f"{__name__}.TILE", 1024)
+    data = tiff(values, rows=None, deflated=True)
+    np.testing.assert_array_equal(decode(data, 1, rules(values)).pixels, expected(values))
