@@ -10,8 +10,8 @@ UNKNOWN = float("nan")
 
 @dataclass
 class SaveCosts:
-    """Times in seconds. `stall`: that training waited since the last report; `staged`: that the newest
-    save has copied the state, 0 for the first one, which allocates the memory for it; `written`: of the last save.
+    """Times in seconds. `stall`: that training waited since the last report; `staged`: in which the newest
+    save copied the state, 0 for the first one, which allocates the memory for it; `written`: of the last save.
 
     `size`: bytes of the newest checkpoint, known to rank 0; `failed`, `damaged`: saves that failed and checkpoints that
     a restore passed over since the last report; `restored`: of the restore, until it has been reported.
