@@ -24,25 +24,30 @@ if TYPE_CHECKING:
 
 SIGNS = ("TORCHELASTIC_RUN_ID", RESTARTS)
 """Variables that torchrun sets."""
+RESTARTS_HERE = 3
+"""How often torchrun starts the ranks of a run on one node again."""
 
 
 def command(run: RunDir, config: dict[str, Any], overrides: list[str]) -> str:
     """Return the command that starts and resumes the ranks of a node; `overrides`: those of a resume."""
     nodes, folder = config["nodes"], run.folder.resolve()
     place = "" if nodes == 1 else f"--nnodes={nodes} --node-rank=NODE --master-addr=HOST "
+    # every torchrun counts its restarts by itself, and ranks meet those of the same count only
+    restarts = RESTARTS_HERE if nodes == 1 else 0
     words = shlex.join([f"run={folder}", *overrides])
     code = shlex.quote(str(folder / "code"))
     return (
         f"PYTHONSAFEPATH=1 PYTHONPATH={code} torchrun {place}--nproc-per-node={config['ranks_per_node']} "
-        f"--max-restarts=3 -m launch.worker {words}"
+        f"--max-restarts={restarts} -m launch.worker {words}"
     )
 
 
 def say_how(run: RunDir, config: dict[str, Any], overrides: list[str], console: Console) -> None:
     """Print how to start the ranks of a run that was made for torchrun."""
     console.print(f"Run folder: {run.folder}", highlight=False, markup=False)
-    where = "here" if config["nodes"] == 1 else "on every node (NODE: its number from 0; HOST: the address of node 0)"
-    console.print(f"Start its ranks {where}; the same command resumes it:", highlight=False, markup=False)
+    everywhere = "on every node (NODE: its number from 0; HOST: the address of node 0)"
+    where, again = ("here", "") if config["nodes"] == 1 else (everywhere, ", on all nodes where one was lost")
+    console.print(f"Start its ranks {where}; the same command resumes it{again}:", highlight=False, markup=False)
     console.print(f"  {command(run, config, overrides)}", highlight=False, markup=False, soft_wrap=True)
 
 
