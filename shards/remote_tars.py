@@ -31,7 +31,8 @@ from dist_ssl.runtime.strange_files import read_regular
 from shards.archive import Index, index
 from shards.dotted_names import DottedNames
 from shards.pack import LOCK, MOST_RECORD, NOT_A_RECORD, check_ours, locked
-from shards.split_names import VAL_NAMES, split_of_tar
+from shards.split_names import split_of_tar
+from shards.tar_files import divided
 
 VERSION = 2
 """Version of the records; those of another one are made again."""
@@ -52,20 +53,12 @@ def names_of_splits(folder: Address, train: str | None, val: str | None, fetcher
     A web server does not list its files, so there the patterns name them. Raises ConfigError, DataError.
     """
     source = fetcher.source(folder)
-    if not isinstance(source, Store):
-        return {
-            split: named(folder, pattern, split)
-            for split, pattern in (("train", train or ""), ("val", val))
-            if pattern is not None
-        }
-    there = [name for name in source.names(folder) if name.endswith(".tar")]
-    words = {name: split_of_tar(name) for name in there}
-    first = "train" if "train" in words.values() else ""
-    held = next((word for word in VAL_NAMES if word in words.values()), None)
-    splits = {
-        "train": fitting(folder, there, train) if train else [name for name in there if words[name] == first],
-        "val": fitting(folder, there, val) if val else [name for name in there if words[name] == held and not train],
-    }
+    if isinstance(source, Store):
+        words = {name: split_of_tar(name) for name in source.names(folder) if name.endswith(".tar")}
+        chosen = fitting(folder, list(words), train) if train else None
+        splits = divided(words, chosen, fitting(folder, list(words), val) if val else [])
+    else:
+        splits = divided({}, named(folder, train or "", "train"), named(folder, val, "val") if val else [])
     if not splits["train"]:
         raise DataError(f"{folder} holds no tars to train on (*.tar).", "Correct path=..., or name them: train=...")
     return {split: names for split, names in splits.items() if names}

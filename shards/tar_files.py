@@ -2,14 +2,17 @@
 
 import re
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import braceexpand
 
 from dist_ssl.errors import DataError, shortened
 from dist_ssl.runtime.strange_files import open_regular
 from shards.split_names import VAL_NAMES, split_of_tar
+
+T = TypeVar("T")
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
 """Endings of compressed tars. They have to be decompressed: samples are read by their place in a tar."""
@@ -29,32 +32,39 @@ USTAR = slice(257, 262)
 
 def tars_of_splits(folder: Path, train: str | None, val: str | None) -> dict[str, list[Path]]:
     """Return the tars of every split, sorted by name. `train`, `val`: patterns below the folder. Raises DataError."""
-    held_out = matches(folder, val) if val else []
-    if train is None:
-        tars, named = by_names(folder, [path for path in tars_to_split(folder) if path not in held_out])
-        splits = {"train": tars, "val": held_out or named}
-    else:
-        splits = {"train": matches(folder, train), "val": held_out}
-    twice = set(splits["train"]) & set(splits["val"])
-    if twice:
-        raise DataError(
-            f"{min(twice)} is in train and in val.", "Change train=... or val=... so that no tar fits both."
-        )
+    words = {path: split_of_tar(str(path.relative_to(folder))) for path in (tars_to_split(folder) if not train else [])}
+    splits = divided(words, matches(folder, train) if train else None, matches(folder, val) if val else [])
     if not splits["train"]:
         raise nothing_to_train_on(folder, splits["val"])
     return {split: paths for split, paths in splits.items() if paths}
 
 
-def by_names(folder: Path, tars: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """Return the tars to train on and those held out, by the words for splits in their paths below the folder.
+def divided(words: Mapping[T, str], train: list[T] | None, held_out: list[T]) -> dict[str, list[T]]:
+    """Return the tars to train on and those held out, under `train` and `val`; no tar is in both.
+
+    `words`: the word for a split in the name of every tar; `train`, `held_out`: tars that patterns chose. Where `train`
+    is None, the words choose those to train on among the tars that are not held out. Raises DataError.
+    """
+    if train is None:
+        tars, named = by_words({tar: word for tar, word in words.items() if tar not in held_out})
+        return {"train": tars, "val": held_out or named}
+    twice = set(train) & set(held_out)
+    if twice:
+        raise DataError(
+            f"{min(map(str, twice))} is in train and in val.", "Change train=... or val=... so that no tar fits both."
+        )
+    return {"train": train, "val": held_out}
+
+
+def by_words(words: Mapping[T, str]) -> tuple[list[T], list[T]]:
+    """Return the tars to train on and those held out, by the words for splits in their names.
 
     Where no tar is named for training, all that are named for no split are. Of several held-out splits, the first of
     VAL_NAMES is used.
     """
-    words = {path: split_of_tar(str(path.relative_to(folder))) for path in tars}
     train = "train" if "train" in words.values() else ""
     held = next((name for name in VAL_NAMES if name in words.values()), None)
-    return [path for path in tars if words[path] == train], [path for path in tars if words[path] == held]
+    return [tar for tar, word in words.items() if word == train], [tar for tar, word in words.items() if word == held]
 
 
 def tars_to_split(folder: Path) -> list[Path]:

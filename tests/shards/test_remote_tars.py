@@ -11,10 +11,11 @@ from dist_ssl.config.command import run_command
 from dist_ssl.data.storage import fetch, manifest
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.fetch import Fetcher, Patience
+from dist_ssl.data.storage.object_store import Store
 from dist_ssl.errors import ConfigError, DataError
 from shards import make as command
 from shards.make import make
-from shards.remote_tars import fitting, named
+from shards.remote_tars import fitting, named, names_of_splits
 from shards.sources import tars
 from shards.sources.tars import TarOptions
 from tests.shards.pictures import picture
@@ -155,3 +156,40 @@ def test_patterns_find_what_a_store_lists() -> None:
     with pytest.raises(DataError, match=r"No tar in s3://bucket/set fits c\.tar"):
         fitting(here, there, "{a-0,c}.tar")
     assert named(here, "x-{0..1}.tar", "train") == ["x-0.tar", "x-1.tar"]
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "splits"),
+    [
+        (None, "shard-0009*.tar", (["shard-00000.tar", "shard-00001.tar"], ["shard-00090.tar", "shard-00091.tar"])),
+        ("shard-0000*.tar", "shard-00090.tar", (["shard-00000.tar", "shard-00001.tar"], ["shard-00090.tar"])),
+        ("shard-0000*.tar", None, (["shard-00000.tar", "shard-00001.tar"], None)),
+    ],
+)
+def test_in_a_bucket_what_is_held_out_is_not_trained_on(
+    train: str | None, val: str | None, splits: tuple[list[str], list[str] | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, fetcher = bucket_of(monkeypatch, "shard-00000.tar", "shard-00001.tar", "shard-00090.tar", "shard-00091.tar")
+    found = names_of_splits(here, train, val, fetcher)
+    assert (found["train"], found.get("val")) == splits
+
+
+def test_a_tar_in_train_and_in_val_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    here, fetcher = bucket_of(monkeypatch, "a-0.tar", "a-1.tar")
+    with pytest.raises(DataError, match=r"a-1\.tar is in train and in val"):
+        names_of_splits(here, "*.tar", "a-1.tar", fetcher)
+    with pytest.raises(DataError, match="holds no tars to train on"):
+        names_of_splits(here, None, "*.tar", fetcher)
+
+
+def test_a_tar_that_is_named_twice_on_a_server_is_refused() -> None:
+    with pytest.raises(DataError, match=r"x-2\.tar is in train and in val"):
+        names_of_splits(Address.parse("https://host/set"), "x-{0..2}.tar", "x-{2..3}.tar", Fetcher())
+
+
+def bucket_of(monkeypatch: pytest.MonkeyPatch, *names: str) -> tuple[Address, Fetcher]:
+    """A folder in a store that holds files of these names, and what would fetch them."""
+    store = object.__new__(Store)
+    monkeypatch.setattr(Store, "names", lambda self, address: list(names))
+    monkeypatch.setattr(Fetcher, "source", lambda self, address: store)
+    return Address("s3://bucket/set", "s3"), Fetcher()
