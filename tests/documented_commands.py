@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -15,6 +16,8 @@ HISTORY = "CHANGELOG.md"
 """It says what commands were at their time."""
 ELSEWHERE = {".venv", "runs", "data", "build", "node_modules"}
 """Folders of a checkout that are no part of the project."""
+ENVIRONMENT = ("pyvenv.cfg", "conda-meta")
+"""What an environment of Python has in its folder."""
 PROGRAMS = ("python", PROGRAM, "torchrun", "make", "pip", "sh", "bash", "docker", "apt-get", "apt", "sbatch", "mkdir")
 PROGRAMS += ("chmod", "eval", "ln", "scontrol", "sinfo", "sacctmgr", "kubectl")
 CONTINUED = re.compile(r"\\\n\s*")
@@ -34,12 +37,37 @@ class Block:
 @cache
 def documents() -> tuple[Path, ...]:
     """All documents of the project but the history of its changes."""
-    found = (path for path in sorted(ROOT.rglob("*.md")) if path.name != HISTORY)
-    return tuple(
-        path
-        for path in found
-        if not {part for part in path.relative_to(ROOT).parts if part in ELSEWHERE or part.startswith(".")}
-    )
+    return tuple(path for path in documents_in(ROOT) if path.name != HISTORY)
+
+
+def documents_in(root: Path) -> list[Path]:
+    """The documents of a checkout, sorted: those that git tracks; all but those of other programs, where it has none.
+
+    A person's notes and the documents of installed packages are none: tests run the commands of documents.
+    """
+    found = tracked(root) or [path for path in root.rglob("*.md") if not installed(path, root)]
+    return sorted(path for path in found if not ELSEWHERE.intersection(path.relative_to(root).parts) and path.is_file())
+
+
+def tracked(root: Path) -> list[Path]:
+    """The documents that git tracks in a folder, but those in hidden folders; none where git knows nothing of it."""
+    command = ["git", "-C", str(root), "ls-files", "-z", "*.md"]
+    try:
+        names = subprocess.run(command, capture_output=True, check=True, text=True).stdout.split("\0")
+    except (OSError, subprocess.CalledProcessError):
+        return []
+    return [root / name for name in names if name and not hidden(Path(name))]
+
+
+def hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def installed(path: Path, root: Path) -> bool:
+    """Whether a file is in a hidden folder, or in an environment of Python that somebody made in the folder `root`."""
+    inside = path.relative_to(root)
+    folders = [root / place for place in inside.parents][:-1]
+    return hidden(inside) or any((place / mark).exists() for place in folders for mark in ENVIRONMENT)
 
 
 def name_of(document: Path) -> str:

@@ -13,7 +13,7 @@ if [ -n "$wanted" ] && [ "$(id -u)" = 0 ] && [ -f /etc/debian_version ]; then
     echo "installing$wanted for the tests"
     export DEBIAN_FRONTEND=noninteractive
     # only the programs are wanted: no service must start; a policy of the machine's own, or a link to one, stays
-    policy=${POLICY:-/usr/sbin/policy-rc.d}
+    policy=${DIST_SSL_POLICY:-/usr/sbin/policy-rc.d}
     if (set -C && printf '#!/bin/sh\nexit 101\n' >"$policy") 2>/dev/null; then
         trap 'rm -f "$policy"' EXIT
         trap 'exit 129' HUP

@@ -29,7 +29,7 @@ from launch.run_dir import PROJECT
 from shards import make
 from shards.command_line import fill, pairs
 from tests import in_process
-from tests.documented_commands import Block, blocks, commands, documents, name_of, script_of, words_of
+from tests.documented_commands import Block, blocks, commands, documents, documents_in, name_of, script_of, words_of
 from tests.small_commands import ONLY_SHOWN, export_a_transformer, fill_folder, reason_of, small
 
 NOT_RUN = {
@@ -175,3 +175,20 @@ def names_for_python(folder: Path) -> dict[str, object]:
     picture = Image.open(next((folder / "pictures").rglob("*.jpg")))
     images = torch.zeros(2, 3, 32, 32)
     return {"FOLDER": "FOLDER", "FILE": "FILE.onnx", "picture": picture, "images": images}
+
+
+@pytest.mark.parametrize("git", [True, False])
+def test_the_documents_are_those_of_the_project(git: bool, tmp_path: Path) -> None:
+    """Commands of documents that somebody else wrote are not run."""
+    own, others = (
+        ("README.md", "launch/README.md"),
+        ("venv/lib/x/README.md", "conda/share/x.md", "runs/a.md", ".a/b.md"),
+    )
+    for name in (*own, *others, "venv/pyvenv.cfg", "conda/conda-meta/history"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    if git:
+        (tmp_path / "notes.md").touch()
+        for words in (["init", "-q"], ["add", *own]):
+            subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
+    assert documents_in(tmp_path) == [tmp_path / name for name in own]

@@ -103,9 +103,11 @@ def resumed(run: Path, server: Server, folder: Path) -> tuple[str, set[int]]:
         *(f"resume={run}", f"data.path={server.url}", *kept),
         environment=environment | PLANTED | {ADDRESS_FILE: str(file)},
     )
-    await_that(lambda: launch.process.poll() is not None or held.is_set(), "a rank that waits for the server")
-    telling, workers = telling_processes(), launch.processes("launch.worker")
-    go_on.set()
+    try:
+        await_that(lambda: launch.process.poll() is not None or held.is_set(), "a rank that waits for the server")
+        telling, workers = telling_processes(), launch.processes("launch.worker")
+    finally:
+        go_on.set()  # the server's thread waits for it, whatever comes
     code, text = launch.finish()
     assert len(workers) == 2, text
     assert code == 0, text
