@@ -7,6 +7,7 @@ folder is packed once, and a changed one is another data set.
 """
 
 import contextlib
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ def fitted(combinations: Sequence[list[str]], console: Console) -> list[list[str
     Each folder is packed once, and nothing is packed for `dry_run=true`. Prints what was packed and chosen. Raises
     ConfigError, DataError.
     """
-    known: dict[FolderOptions, Packed] = {}
+    known: dict[tuple[FolderOptions, float | None], Packed] = {}
     printed: set[str] = set()
     found = []
     for overrides in combinations:
@@ -66,15 +67,17 @@ def fitted(combinations: Sequence[list[str]], console: Console) -> list[list[str
             found.append(overrides)
             continue
         config = settings.compose(overrides, PROJECT / "configs")
-        options = options_of(config["data"])
-        if options not in known:
-            known[options] = packed(options, into_of(config["data"], options), not config[DRY], console)
-        chosen = open_choices(choices(known[options].facts), overrides)
+        node = config["data"]
+        options, white = options_of(node), white_of_run(node)
+        own = options, white
+        if own not in known:
+            known[own] = packed(options, into_of(node, options), white, not config[DRY], console)
+        chosen = open_choices(choices(known[own].facts), overrides)
         text = "\n".join(lines(chosen))
         if text not in printed:
             printed.add(text)
             say(console, text)
-        found.append([*rewritten(known[options].shards, chosen), *of_the_run(overrides)])
+        found.append([*rewritten(known[own].shards, chosen), *of_the_run(overrides)])
     return found
 
 
@@ -96,6 +99,16 @@ def options_of(node: dict[str, Any]) -> FolderOptions:
     labels = fit(node["labels"], bool | None, "data.labels")
     val = None if held is None else parse_held_out(str(held), "data.hold_out")
     return FolderOptions(path, val=val, labels=labels, channels=fit(node["channels"], int | None, "data.channels"))
+
+
+def white_of_run(node: dict[str, Any]) -> float | None:
+    """Return the value that the command says is white. Raises ConfigError."""
+    white: float | None = fit(node.get("range"), float | None, "data.range")
+    if white is not None and not 0 < white < math.inf:
+        raise ConfigError(
+            f"data.range={white:g} is not possible: it is the value that is white, more than 0.", "Leave it out."
+        )
+    return white
 
 
 def into_of(node: dict[str, Any], options: FolderOptions) -> Path:
@@ -122,8 +135,10 @@ def in_our_keys() -> Iterator[None]:
         raise type(error)(said(error.problem), said(error.remedy)) from error
 
 
-def packed(options: FolderOptions, into: Path, write: bool, console: Console) -> Packed:
+def packed(options: FolderOptions, into: Path, white: float | None, write: bool, console: Console) -> Packed:
     """Return the shards of a folder, which are written if there are none yet and `write` is true.
+
+    `white`: the value that is white; None: the one that is found.
 
     Prints what is in the folder, what is left out, and what is packed. Raises ConfigError, DataError.
     """
@@ -131,7 +146,7 @@ def packed(options: FolderOptions, into: Path, write: bool, console: Console) ->
         pictures = find(options, console)
     if options.val is None:
         pictures = pictures.holding_out(LEAST_HELD_OUT)
-    facts = measure(pictures, options.threads)
+    facts = measure(pictures, options.threads, white=white)
     shards = into / name_of(options.path, pictures)
     there = (shards / manifest.NAME).is_file()
     say(console, f"{options.path}: {described(facts)}.")

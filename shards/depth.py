@@ -5,6 +5,7 @@ in the upper half of the range, the highest value that was found tells the numbe
 """
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -12,6 +13,7 @@ from rich.console import Console
 from dist_ssl.config.bounds import RGB
 from dist_ssl.config.command import say
 from dist_ssl.core.draws import Draws, Purpose
+from dist_ssl.data.images.array_files import lacks_range
 from dist_ssl.data.images.decode import largest_value
 from dist_ssl.data.images.image_rules import FULL, RULES, ImageRules
 from dist_ssl.data.storage.manifest import Manifest, Split
@@ -21,21 +23,49 @@ LOOKED_AT = 200
 """Pictures of each split that are looked at, at most."""
 
 
-def found_range(split: Split) -> tuple[int, int, int]:
-    """Return how many pictures were looked at, how many of them have 16 bits, and the largest value of those."""
+class FoundRange(NamedTuple):
+    """How many pictures were looked at, how many of them have 16 bits or floats, and the largest value of those.
+
+    `floats`: whether some are of floating point, which cannot be read without a range.
+    """
+
+    looked: int
+    deep: int
+    largest: int
+    floats: bool
+
+    @property
+    def white(self) -> int | None:
+        """Return the range that a run should set; None where it needs none."""
+        return white_for(self.largest, self.floats)
+
+
+def found_range(split: Split) -> FoundRange:
+    """Return the range of a sample of a split's pictures."""
     numbers = Draws(0).order(Purpose.PROBE, np.arange(len(split.samples), dtype=np.int64))[:LOOKED_AT]
     with Reader(split) as reader:
-        values = [largest_value(reader.read(int(number))) for number in numbers]
-    deep = [value for value in values if value is not None]
-    return len(numbers), len(deep), max(deep, default=0)
+        looks = [range_of(reader.read(int(number))) for number in numbers]
+    deep = [value for value, _ in looks if value is not None]
+    return FoundRange(len(numbers), len(deep), max(deep, default=0), any(floats for _, floats in looks))
+
+
+def range_of(data: bytes) -> tuple[int | None, bool]:
+    """Return the largest value of an image of 16 bits or floats, and whether it cannot be read without a range."""
+    value = largest_value(data)
+    return value, value is not None and lacks_range(data)
 
 
 def rules_of(split: Split, channels: int) -> ImageRules:
-    """Return how the bytes of a split's images become pixels for people, and for statistics. RGB: as by default."""
-    if channels == RGB:
+    """Return how the bytes of a split's images become pixels for people. RGB: as by default, if that is possible."""
+    found = found_range(split)
+    if channels == RGB and not found.floats:
         return RULES
-    _, deep, largest = found_range(split)
-    return ImageRules(range=(white_of(largest) or FULL) if deep else None, channels=channels)
+    return ImageRules(range=(white_of(found.largest) or FULL) if found.deep else None, channels=channels)
+
+
+def white_for(largest: int, floats: bool) -> int | None:
+    """Return the range that a run should set for pictures of this largest value: of floats always, else `white_of`."""
+    return white_of(largest) or (FULL if floats else None)
 
 
 def white_of(largest: int) -> int | None:
@@ -47,14 +77,18 @@ def warn(data: Manifest, console: Console) -> int | None:
     """Print the range of deep pictures, by split, and return the white that a run should set, if any should."""
     whites = []
     for name, split in data.splits.items():
-        looked, deep, largest = found_range(split)
+        found = found_range(split)
+        looked, deep, largest, floats = found
         if not deep:
             continue
-        white = white_of(largest)
+        white = found.white
         whites.append(white)
-        text = f"{name}: {deep} of {looked} pictures that were looked at have 16 bits, with values up to {largest}"
+        kind = "16 bits or floating point" if floats else "16 bits"
+        text = f"{name}: {deep} of {looked} pictures that were looked at have {kind}, with values up to {largest}"
         if white is None:
             say(console, f"{text}.")
+        elif floats:
+            say(console, f"{text}. Floating point has no range of its own: set data.range={white} in the run.")
         else:
             bright = largest * 255 // FULL
             say(console, f"{text}: {bright} of 255 would be their brightest pixel. Set data.range={white} in the run.")

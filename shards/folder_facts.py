@@ -15,7 +15,7 @@ import xxhash
 
 from dist_ssl.config.bounds import RGB
 from dist_ssl.core.draws import Doubles, Draws, Purpose
-from dist_ssl.data.images.decode import decode, largest_value
+from dist_ssl.data.images.decode import decode
 from dist_ssl.data.images.image_rules import RULES, ImageRules, Pixels, in_colours
 from dist_ssl.data.images.resize import resize_whole
 from dist_ssl.data.images.unreadable import UnreadableError
@@ -23,7 +23,7 @@ from dist_ssl.data.storage.manifest import Manifest
 from dist_ssl.data.storage.read import Reader
 from dist_ssl.data.storage.reader_options import Access
 from dist_ssl.errors import DataError
-from shards.depth import white_of
+from shards.depth import range_of, white_for
 from shards.folder_scan import File
 from shards.invariance import SIDE, recoloured, turned
 from shards.sources.imagefolder import Pictures, read
@@ -69,11 +69,13 @@ class Facts:
     recoloured: float
     """How often a picture that is not grey is distinguished from its copy with other hues, 0.5 (never) to 1."""
     deepest: int
-    """Largest value of the pictures of 16 bits; 0 where there are none."""
+    """Largest value of the pictures of 16 bits or of floating point; 0 where there are none."""
     mean: tuple[float, ...]
     """Mean of the channels, for values in [0, 1]."""
     std: tuple[float, ...]
     """Standard deviation of the channels over all pixels, for values in [0, 1]."""
+    floats: bool = False
+    """Whether some pictures are arrays of floating point, which have no range of their own."""
 
 
 class Glance(NamedTuple):
@@ -91,12 +93,15 @@ class Glance(NamedTuple):
     centre: Doubles
 
 
-def measure(pictures: Pictures, threads: int, sample: int = SAMPLE) -> Facts:
-    """Return the facts of a folder. Raises DataError where none of the pictures of the sample can be read."""
+def measure(pictures: Pictures, threads: int, sample: int = SAMPLE, white: float | None = None) -> Facts:
+    """Return the facts of a folder. `white`: the value that is white, None: the one that is found.
+
+    Raises DataError where none of the pictures of the sample can be read.
+    """
     root = pictures.roots[0]
     chosen = [partial(read, root, file) for file in pictures.train[:sample]]
     counts = PictureCounts(len(pictures.train), len(pictures.val), len(pictures.classes))
-    return facts_of(chosen, counts, str(root), threads, pictures.channels)
+    return facts_of(chosen, counts, str(root), threads, pictures.channels, white)
 
 
 def measure_shards(data: Manifest, threads: int, access: Access | None = None, sample: int = SAMPLE) -> Facts:
@@ -123,17 +128,23 @@ class PictureCounts(NamedTuple):
 
 
 def facts_of(
-    chosen: Sequence[Callable[[], bytes]], counts: PictureCounts, where: str, threads: int, channels: int
+    chosen: Sequence[Callable[[], bytes]],
+    counts: PictureCounts,
+    where: str,
+    threads: int,
+    channels: int,
+    white: float | None = None,
 ) -> Facts:
     """Return the facts that follow from a sample of pictures of so many channels.
 
-    `chosen`: functions that return their bytes; `where`: their folder, for the message. Raises DataError where none of
-    them can be read.
+    `chosen`: functions that return their bytes; `where`: their folder, for the message; `white`: the value that is
+    white, None: the one that is found. Raises DataError where none of them can be read.
     """
     with ThreadPoolExecutor(threads) as pool:
-        values = pool.map(lambda take: largest_value(take()), chosen)
-        deepest = max((value for value in values if value is not None), default=0)
-        rules = ImageRules(range=white_of(deepest), channels=channels)
+        ranges = list(pool.map(lambda take: range_of(take()), chosen))
+        deepest = max((value for value, _ in ranges if value is not None), default=0)
+        floats = any(lacking for _, lacking in ranges)
+        rules = ImageRules(range=white or white_for(deepest, floats), channels=channels)
         looks = list(pool.map(lambda take: look(take(), rules), chosen))
     found = [one for one in looks if one is not None]
     if not found:
@@ -141,10 +152,10 @@ def facts_of(
             f"None of the {len(chosen)} pictures of {where} that were tried can be read.",
             "See whether they are images: python shards/make.py source=imagefolder path=... out=...",
         )
-    return summary(found, counts, len(chosen), deepest)
+    return summary(found, counts, len(chosen), deepest, floats)
 
 
-def summary(found: Sequence["Glance"], counts: PictureCounts, measured: int, deepest: int) -> Facts:
+def summary(found: Sequence["Glance"], counts: PictureCounts, measured: int, deepest: int, floats: bool) -> Facts:
     """Return the facts of the pictures that could be decoded, at least one, of `measured` that were tried."""
     mean = np.mean([one.mean for one in found], 0)
     std = np.sqrt(np.maximum(np.mean([one.mean_square for one in found], 0) - mean**2, 0))
@@ -162,6 +173,7 @@ def summary(found: Sequence["Glance"], counts: PictureCounts, measured: int, dee
         deepest=deepest,
         mean=rounded(mean),
         std=rounded(std),
+        floats=floats,
     )
 
 

@@ -90,7 +90,7 @@ def report(folder: Path, console: Console, fit: bool = True, away: Address | Non
     chosen = choices_for(folder, found, console) if fit else plain_choices(found)
     options = ["method=mocov3", "nodes=1", "data=shards", f"data.path={away or folder}", *words(chosen)]
     options += [f"data.pyramid=[{','.join(map(str, sides))}]"] if sides else []
-    options += [f"data.range={white}"] if white else []
+    options += [f"data.range={white}"] if white and "data.range" not in {choice.key for choice in chosen} else []
     say(console, f"python launch/slurm.py {shlex.join(options)}")
 
 
@@ -108,7 +108,7 @@ def plain_choices(data: manifest.Manifest) -> list[KeyChoice]:
 def choices_for(folder: Path, data: manifest.Manifest, console: Console) -> list[KeyChoice]:
     """Return the keys that fit a run to the pictures, and print why; those of `plain_choices` where none can be read.
 
-    The range of deep pictures is not among them: `depth` looks at all splits.
+    The range of deep pictures is among them only where the shards are elsewhere: else `depth` looks at all splits.
     """
     try:
         here = all(split.folder.local for split in data.splits.values())
@@ -119,7 +119,7 @@ def choices_for(folder: Path, data: manifest.Manifest, console: Console) -> list
     if facts.unreadable:
         count = f"{facts.unreadable} of {facts.measured} pictures that were tried cannot be read"
         say(console, f"{count}: python shards/verify.py {shlex.quote(str(folder))} lists all, with reasons.")
-    found = [choice for choice in choices(facts) if choice.key != "data.range"]
+    found = [choice for choice in choices(facts) if choice.key != "data.range" or not here]
     for line in lines(found):
         say(console, line)
     return sorted(found, key=lambda choice: choice.key != "data.val")

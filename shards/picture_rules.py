@@ -12,7 +12,7 @@ from dist_ssl.config.bounds import RGB
 from dist_ssl.data.images.image_rules import counted
 from dist_ssl.data.images.views import OF_COLOURS
 from dist_ssl.errors import printable
-from shards.depth import white_of
+from shards.depth import white_for
 from shards.folder_facts import PAIRS, Facts
 
 SMALL = 64
@@ -210,9 +210,9 @@ def of_the_statistics(facts: Facts) -> list[KeyChoice]:
 
 
 def of_the_range(facts: Facts) -> list[KeyChoice]:
-    """Choose the value that is white where pictures of 16 bits do not use them all."""
-    white = white_of(facts.deepest)
-    why = f"values of pictures of 16 bits end at {facts.deepest}"
+    """Choose the value that is white where pictures of 16 bits do not use them all, and always for floating point."""
+    white = white_for(facts.deepest, facts.floats)
+    why = f"values of pictures of {'floating point' if facts.floats else '16 bits'} end at {facts.deepest}"
     return [KeyChoice("data.range", str(white), why)] if white else []
 
 

@@ -17,7 +17,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -28,8 +28,9 @@ from rich.text import Text
 from dist_ssl.config.bounds import RGB
 from dist_ssl.config.command import run_command, say
 from dist_ssl.config.long_work import LongWork
+from dist_ssl.data.images.array_files import lacks_range
 from dist_ssl.data.images.decode import decode
-from dist_ssl.data.images.image_rules import FULL, RULES, ImageRules
+from dist_ssl.data.images.image_rules import FULL, ImageRules
 from dist_ssl.data.images.unreadable import UnreadableError
 from dist_ssl.data.storage import manifest, pyramid
 from dist_ssl.data.storage.address import Address
@@ -105,7 +106,7 @@ def verify(folder: Path, options: VerifyOptions, console: Console) -> list[Damag
             for damage in own
         ]
         if options.decode:
-            rules = RULES if originals.channels == RGB else ImageRules(range=FULL, channels=originals.channels)
+            rules = ImageRules(range=None if originals.channels == RGB else FULL, channels=originals.channels)
             known = {(damage.shard, damage.key) for damage in wrong}
             chunks = [(tar, part) for tar in tars if tar.path.is_file() for part in parts(tar.read)]
             task = progress.add_task("images", total=sum(len(part) for _, part in chunks))
@@ -189,7 +190,7 @@ def decoded(tar: Tar, numbers: Sequence[int], rules: ImageRules, progress: Progr
                 data = os.pread(file.fileno(), size, int(tar.samples.offsets[number]))
                 if len(data) < size:
                     raise UnreadableError("the tar ends before this image")
-                decode(data, 1, rules)
+                decode(data, 1, replace(rules, range=FULL) if lacks_range(data) else rules)
             except (UnreadableError, OSError) as error:
                 wrong.append(Damage(tar.shard.name, tar.samples.key(number), str(error)))
             progress.advance(task)

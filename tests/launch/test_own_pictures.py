@@ -260,3 +260,16 @@ def test_pictures_are_read_as_grey_where_it_is_said_and_that_is_another_data_set
     assert "data.channels" not in grey
     with pytest.raises(ConfigError, match=r"data.channels=0 is not possible"):
         packed("data.path=in", "data.channels=0")
+
+
+def test_the_range_that_is_given_reaches_the_measures_of_a_folder_of_floats(tmp_path: Path) -> None:
+    (tmp_path / "floats").mkdir()
+    for number in range(8):
+        np.save(tmp_path / "floats" / f"{number}.npy", np.full((20, 20, 5), 40_000, dtype=np.float32))
+    words = ("data.path=floats", "data.channels=5")
+    keys, _ = packed(*words)
+    assert keys["data.range"] == "65535"
+    keys, _ = packed(*words, "data.range=80000")
+    assert keys["data.mean"] == "[0.502,0.502,0.502,0.502,0.502]"
+    with pytest.raises(ConfigError, match=r"data\.range=0 is not possible"):
+        packed(*words, "data.range=0")

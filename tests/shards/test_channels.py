@@ -153,3 +153,27 @@ def test_tiffs_of_bands_are_counted_and_one_that_begins_with_colours_may_be_a_pi
     (tmp_path / "coloured.tif").write_bytes(tiff(values, t262=2, t338=0))
     assert channels.of_files([tmp_path / "coloured.tif"], None, 1) == 6
     assert channels.of_files([tmp_path / "coloured.tif"], 3, 1) == 3
+
+
+@pytest.mark.parametrize("channels", [3, 5])
+def test_floats_of_any_channels_are_shown_and_verified(tmp_path: Path, channels: int) -> None:
+    put(tmp_path / "in", **{str(n): array(n, channels, "<f4") for n in range(4)})
+    found, text = made(tmp_path)
+    assert "data.range=255" in text
+    assert verify.verify(tmp_path / "out", verify.VerifyOptions(), Console(quiet=True)) == []
+    rules = depth.rules_of(found.split("train"), channels)
+    assert (rules.range, rules.channels) == (255, channels)
+
+
+@pytest.mark.parametrize(("scale", "shift", "white"), [(300, 0, 65535), (1, -500, 65535), (0.001, 0, 1)])
+def test_floats_of_any_values_are_measured_and_their_range_is_said(
+    tmp_path: Path, scale: float, shift: float, white: int
+) -> None:
+    (tmp_path / "in").mkdir()
+    for number in range(4):
+        values = np.random.default_rng(number).integers(0, 200, (12, 14, 5)) * scale + shift
+        np.save(tmp_path / "in" / f"{number}.npy", values.astype(np.float32))
+    _, text = made(tmp_path)
+    assert re.findall(r"data\.range=(\d+)$", text, re.MULTILINE) == [str(white)], text
+    assert len(re.findall(r"data\.mean=\[[0-9.,]+\]", text)) > 0
+    assert "settings of the demo" not in text

@@ -149,3 +149,14 @@ def test_shards_have_the_facts_of_the_folder_that_they_were_packed_from(tmp_path
     assert measure_shards(packed, 2, sample=3).measured == 3
     write(tmp_path / "bare", FolderOptions(tmp_path / "in", labels=False), console)
     assert measure_shards(manifest.read(tmp_path / "bare"), 2).classes == 0
+
+
+def test_floats_are_measured_in_the_range_that_is_found_or_given(tmp_path: Path) -> None:
+    for number in range(4):
+        np.save(tmp_path / f"{number}.npy", np.full((*SHAPE[:2], 5), 40_000, dtype=np.float32))
+    found = facts(tmp_path)
+    assert found.floats
+    assert (found.deepest, found.unreadable) == (40_000, 0)
+    assert found.mean == pytest.approx([40_000 / 65_535] * 5, abs=3e-3)
+    given = measure(find(FolderOptions(tmp_path), Console(quiet=True)), 1, white=80_000)
+    assert given.mean == pytest.approx([0.5] * 5, abs=3e-3)

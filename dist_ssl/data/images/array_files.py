@@ -15,7 +15,7 @@ import numpy as np
 from dist_ssl.config.bounds import MOST_CHANNELS
 from dist_ssl.data.images.file_formats import ARRAY
 from dist_ssl.data.images.image_rules import BAND_PIXELS, FULL, OF_PICTURES, WHITER, ImageRules, Pixels, Values, to_bits
-from dist_ssl.data.images.tiff_bands import array_of_bands, bands_in
+from dist_ssl.data.images.tiff_bands import array_of_bands, bands_in, floating
 from dist_ssl.data.images.unreadable import DAMAGED, NO_RANGE, TOO_LARGE, UNSUPPORTED, UnreadableError
 
 MOST_HEADER = 4096
@@ -113,6 +113,14 @@ def array_pixels(data: bytes, rules: ImageRules) -> Pixels:
     for top in range(0, height, band):
         pixels[top : top + band] = to_bits(values[top : top + band], white, rules.bits)
     return pixels
+
+
+def lacks_range(data: bytes) -> bool:
+    """Return whether a file is an array or a TIFF of bands of floating point, which `range` alone makes readable."""
+    try:
+        return header_of(data).dtype.kind == "f" if is_array(data) else bands_in(data) is not None and floating(data)
+    except UnreadableError:
+        return False
 
 
 def largest_of(data: bytes, max_pixels: int) -> int | None:

@@ -34,6 +34,8 @@ AREAS = 4
 COMPRESSION, COLOURS, ROWS, PLANAR, PREDICTOR = 259, 262, 278, 284, 317
 GREY, COLOURED = (0, 1), 2
 """Values of COLOURS: white or black is zero; red, green and blue."""
+FLOATS = 3
+"""Value of FORM."""
 PLAIN, DEFLATED = 1, (8, 32946)
 """Values of COMPRESSION."""
 TYPES = {(8, 1): "u1", (16, 1): "u2", (32, 3): "f4"}
@@ -58,6 +60,11 @@ def bands_in(data: bytes) -> int | None:
 def coloured(data: bytes) -> bool:
     """Return whether the first three bands of a TIFF are red, green and blue, so that it can be read as a picture."""
     return any(tag == COLOURS and value == COLOURED for tag, _, _, value in tags_of(data))
+
+
+def floating(data: bytes) -> bool:
+    """Return whether the values of a TIFF are of floating point."""
+    return any(tag == FORM and value == FLOATS for tag, _, _, value in tags_of(data))
 
 
 @dataclass(frozen=True)
