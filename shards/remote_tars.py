@@ -6,10 +6,11 @@ same command continues with the next one after a kill; a tar whose size has chan
 
 import hashlib
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -163,12 +164,29 @@ def restored(values: dict[str, Any]) -> Index:
 
 @contextmanager
 def records(out: Path) -> Iterator[Path]:
-    """Make the folder of the records, in which no other process writes; it is removed when all is done."""
+    """Make the folder of the records, in which no other process writes; it is removed when all is done.
+
+    Raises DataError where files cannot be written, or a store does not answer.
+    """
     part = out.with_name(f"{out.name}.part")
-    part.mkdir(parents=True, exist_ok=True)
-    check_ours(part)
-    with locked(part):
-        yield part
-        for path in (*part.glob("*.index"), part / LOCK):
-            path.unlink()
-        part.rmdir()
+    try:
+        part.mkdir(parents=True, exist_ok=True)
+        check_ours(part)
+        with locked(part):
+            yield part
+            with suppress(OSError):  # the manifest is written
+                clear(part)
+    except OSError as error:
+        raise DataError(
+            f"The index for {out} cannot be made: {error}.",
+            "Fix that and run the same command again: it continues where it stopped.",
+        ) from error
+    with suppress(OSError):  # behind the lock: of an open file that is removed, NFS keeps one of another name
+        if {path.name for path in part.iterdir()} == {LOCK}:
+            shutil.rmtree(part)
+
+
+def clear(part: Path) -> None:
+    """Remove the records, and what a kill left of one that was being written. Others' files stay."""
+    for path in part.glob("*.index*"):
+        path.unlink(missing_ok=True)

@@ -1,8 +1,11 @@
 """Tars on a server get a manifest without being kept: the same as on this machine, and each is fetched once."""
 
+import errno
 import io
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -14,7 +17,9 @@ from dist_ssl.data.storage.fetch import Fetcher, Patience
 from dist_ssl.data.storage.object_store import Store
 from dist_ssl.errors import ConfigError, DataError
 from shards import make as command
+from shards import remote_tars
 from shards.make import make
+from shards.pack import LOCK
 from shards.remote_tars import fitting, named, names_of_splits
 from shards.sources import tars
 from shards.sources.tars import TarOptions
@@ -99,6 +104,56 @@ def test_after_a_failure_only_the_other_tars_are_fetched(server: Server, tmp_pat
     after = asked(server)
     assert all(after[name] == before[name] for name in ("train-0.tar", "train-1.tar", "train-2.tar"))
     assert not (tmp_path / "away.part").exists()
+
+
+def test_what_a_kill_left_of_a_record_does_not_stay(server: Server, tmp_path: Path) -> None:
+    part = tmp_path / "away.part"
+    part.mkdir()
+    for left in (LOCK, f".{'0' * 64}.index.77-0123abcd.part"):
+        (part / left).touch()
+    indexed(server.url, tmp_path / "away")
+    assert (tmp_path / "away" / manifest.NAME).exists()
+    assert not part.exists()
+
+
+def test_on_nfs_too_the_folder_of_the_records_goes(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There a file that is removed while a process has it open stays under another name until it is closed."""
+    remove = os.unlink
+
+    def on_nfs(path: str | Path, **options: Any) -> None:
+        opened = {os.path.realpath(own) for own in Path("/proc/self/fd").iterdir()}
+        if Path(path).name == LOCK and str(tmp_path / "away.part" / LOCK) in opened:
+            (tmp_path / "away.part" / LOCK).rename(tmp_path / "away.part" / ".nfs0001")
+        else:
+            remove(path, **options)
+
+    monkeypatch.setattr(os, "unlink", on_nfs)
+    indexed(server.url, tmp_path / "away")
+    assert (tmp_path / "away" / manifest.NAME).exists()
+    assert not (tmp_path / "away.part").exists()
+
+
+def test_half_packed_shards_in_the_folder_of_the_records_stay(server: Server, tmp_path: Path) -> None:
+    part = tmp_path / "away.part"
+    part.mkdir()
+    for name in (LOCK, "train-000000.tar"):
+        (part / name).touch()
+    indexed(server.url, tmp_path / "away")
+    assert {path.name for path in part.iterdir()} == {LOCK, "train-000000.tar"}
+
+
+def test_a_record_that_cannot_be_written_is_one_message(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, text: str, sync: bool) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(remote_tars, "write_atomically", full)
+    with pytest.raises(DataError, match=r"The index for .*away cannot be made: .* No space left on device") as caught:
+        indexed(server.url, tmp_path / "away")
+    assert "it continues where it stopped" in caught.value.remedy
 
 
 def test_a_record_of_other_rules_or_of_a_tar_that_has_changed_is_not_used(server: Server, tmp_path: Path) -> None:
