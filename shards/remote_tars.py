@@ -1,4 +1,4 @@
-"""Indexes of tars on a web server or in an object store: each is streamed once and hashed, and nothing of it is kept.
+"""Indexes of tars on a web server or in an object store: each is streamed and hashed, and nothing of it is kept.
 
 A transfer that breaks off goes on at the byte that it had reached. Each finished tar has a record in `OUT.part`, so the
 same command continues with the next one after a kill; a tar whose size has changed is read again.
@@ -131,19 +131,20 @@ class RemoteTars:
         stream = Streamed(self.fetcher.stream(address, 0, size), progress, task)
         found = index(stream, str(address), rules.image, labels=rules.labels, last_dot=rules.last_dot)
         text = json.dumps({"stamp": self._stamp(name, size, rules), "index": plain(found)})
-        write_atomically(self._record(name), text, sync=True)
+        write_atomically(self._record(name, rules), text, sync=True)
         return found
 
     def _recorded(self, name: str, size: int | None, rules: Rules) -> Index | None:
         """Return what the record of a tar says; None if there is none, or one of other bytes or rules."""
         try:
-            record = jsonl.parsed(read_regular(self._record(name), MOST_RECORD))
+            record = jsonl.parsed(read_regular(self._record(name, rules), MOST_RECORD))
             return restored(record["index"]) if record["stamp"] == self._stamp(name, size, rules) else None
         except NOT_A_RECORD:
             return None
 
-    def _record(self, name: str) -> Path:
-        return self.part / f"{hashlib.sha256(name.encode()).hexdigest()}.index"
+    def _record(self, name: str, rules: Rules) -> Path:
+        """Return the path of the record by these rules: where the first ones do not fit, those of both are needed."""
+        return self.part / f"{hashlib.sha256(f'{rules} {name}'.encode()).hexdigest()}.index"
 
     def _stamp(self, name: str, size: int | None, rules: Rules) -> str:
         return f"{VERSION} {self.folder / name} {size} {rules}"

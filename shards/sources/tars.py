@@ -13,8 +13,8 @@ reads it (`keys=first`), or before the last (`keys=last`); by default before the
 otherwise, because names have dots of their own (`cam1.000001.jpg`), which is said. All tars together decide that.
 
 `path=https://host/folder` or `s3://bucket/folder` (`gs://`), with `out=FOLDER`, indexes tars elsewhere: each is fetched
-once, and nothing of it is kept but its index. A web server does not list its files, so `train='train-{000..146}.tar'`
-names them there. Put the files of FOLDER beside the tars, and train with `data.path=` that address.
+once, or twice where names have dots and `keys=auto`, and only its index is kept. A web server does not list its files,
+so `train='train-{000..146}.tar'` names them. Put the files of FOLDER beside the tars, and train with that `data.path`.
 
 The text of `KEY.cls` is the sample's label. If the labels are 0, 1, ..., n - 1, these are the numbers of the classes;
 else the sorted labels are numbered, and the manifest lists them. `labels=false` leaves them out.

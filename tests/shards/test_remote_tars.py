@@ -179,6 +179,21 @@ def test_the_command_says_where_the_manifest_goes_and_fits_the_pictures(
     assert f"data=shards data.path={server.url} data.val=val schedule.image_size=16 encoder=tiny" in text
 
 
+def test_a_kill_within_the_second_rule_for_keys_loses_nothing(server: Server, tmp_path: Path) -> None:
+    """Names have dots of their own: all tars are indexed by keys to the first dot, and then by keys to the last."""
+    for number in range(3):
+        tar(server.folder / f"train-{number}.tar", {f"cam1.{number}{n:03d}.jpg": picture(n) for n in range(9)})
+    wanted = {"train": "train-{0..2}.tar", "val": None}
+    server.fault = lambda path: "404" if path == "/train-2.tar" and asked(server).get("train-1.tar", 0) > 1 else ""
+    with pytest.raises(DataError, match=r"train-2\.tar does not exist"):
+        indexed(server.url, tmp_path / "away", **wanted)
+    assert asked(server)["train-2.tar"] == 2, "the second fetch failed"
+    server.fault = lambda path: ""
+    indexed(server.url, tmp_path / "away", **wanted)
+    assert asked(server) == {"train-0.tar": 2, "train-1.tar": 2, "train-2.tar": 3}
+    assert len(manifest.read(tmp_path / "away").split("train").samples) == 27
+
+
 def test_credentials_are_used_and_never_shown(server: Server, tmp_path: Path) -> None:
     server.login = "Basic dXNlcjpzZWNyZXQ="
     url = server.url.replace("//", "//user:secret@")
