@@ -8,20 +8,18 @@ numbers of channels is refused: its message names one image of either kind.
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from io import BufferedReader
 from pathlib import Path
 
 from dist_ssl.config.bounds import MOST_CHANNELS, RGB
-from dist_ssl.data.images.array_files import HEAD_BYTES, header_of, is_array
+from dist_ssl.data.images.array_files import header_of, is_array
 from dist_ssl.data.images.file_formats import ARRAYS
 from dist_ssl.data.images.image_rules import OF_PICTURES, counted
 from dist_ssl.data.images.tiff_bands import bands_in, coloured
-from dist_ssl.data.images.tiff_tags import STARTS
 from dist_ssl.data.images.unreadable import UnreadableError
-from dist_ssl.data.storage.fields import MOST_IMAGE
 from dist_ssl.data.storage.manifest import Samples
 from dist_ssl.errors import ConfigError, DataError
 from dist_ssl.runtime.strange_files import open_regular
+from shards.image_heads import head_at
 
 TIFFS = (".tif", ".tiff")
 Counted = tuple[str, int | None]
@@ -31,7 +29,7 @@ Counted = tuple[str, int | None]
 def channels_in(data: bytes, given: int | None) -> int | None:
     """Return the channels of an image; None for a picture, and for a file that is damaged.
 
-    `data`: a TIFF, or the first HEAD_BYTES of another file; `given`: the channels that are asked for, None: measured. A
+    `data`: what `head_at` returns of its file; `given`: the channels that are asked for, None: measured. A
     TIFF whose first bands are colours is a picture where a picture is asked for.
     """
     try:
@@ -61,7 +59,7 @@ def of_files(paths: Sequence[Path], given: int | None, threads: int) -> int:
 
 
 def head_of(path: Path) -> bytes:
-    """Return the first bytes of an array of numpy, all of a TIFF; none of a file of another name, which is a picture.
+    """Return the first bytes of an array of numpy or of a TIFF; none of a file of another name, which is a picture.
 
     Raises DataError where it cannot be read.
     """
@@ -69,8 +67,8 @@ def head_of(path: Path) -> bytes:
     if suffix not in (f".{ARRAYS}", *TIFFS):
         return b""
     try:
-        with BufferedReader(open_regular(path)) as opened:
-            return opened.read(MOST_IMAGE if suffix in TIFFS else HEAD_BYTES)
+        with open_regular(path) as opened:
+            return head_at(opened.fileno(), 0, os.fstat(opened.fileno()).st_size)
     except OSError as error:
         raise DataError(
             f"{path} cannot be read: {error.strerror}.", "Fix that and run the same command again."
@@ -83,9 +81,8 @@ def of_tar(path: Path, samples: Samples, given: int | None) -> Iterator[Counted]
     try:
         with open_regular(own) as file:
             for number, (offset, size) in enumerate(zip(samples.offsets, samples.sizes, strict=True)):
-                head = os.pread(file.fileno(), min(int(size), HEAD_BYTES), int(offset))
-                whole = os.pread(file.fileno(), int(size), int(offset)) if head.startswith(STARTS) else head
-                yield f"{own}: {samples.key(number)}", channels_in(whole, given)
+                head = head_at(file.fileno(), int(offset), int(size))
+                yield f"{own}: {samples.key(number)}", channels_in(head, given)
     except OSError as error:
         raise DataError(f"{own} cannot be read: {error}.", "Fix that and run the same command again.") from error
 

@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import re
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -177,3 +179,44 @@ def test_floats_of_any_values_are_measured_and_their_range_is_said(
     assert re.findall(r"data\.range=(\d+)$", text, re.MULTILINE) == [str(white)], text
     assert len(re.findall(r"data\.mean=\[[0-9.,]+\]", text)) > 0
     assert "settings of the demo" not in text
+
+
+@pytest.mark.parametrize("kind", ["<", ">", "big"])
+def test_of_a_tiff_only_the_tags_are_read(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are behind 64 MB that are not there: a file with a hole, and the same as a member at an odd place."""
+    hole, shift = 64 << 20, 513
+    tags = [(256, 14), (257, 12), (262, 1), (277, 6)]
+    order = ">" if kind == ">" else "<"
+    if kind == "big":
+        start = b"II+\0" + struct.pack("<HHQ", 8, 0, hole)
+        table = struct.pack("<Q", len(tags)) + b"".join(struct.pack("<HHQQ", t, 3, 1, value) for t, value in tags)
+    else:
+        start = {"<": b"II*\0", ">": b"MM\0*"}[kind] + struct.pack(order + "L", hole)
+        table = struct.pack(order + "H", len(tags))
+        table += b"".join(struct.pack(order + "HHLHxx", t, 3, 1, value) for t, value in tags)
+    read, sizes = os.pread, []
+
+    def counted(file: int, size: int, offset: int) -> bytes:
+        data = read(file, size, offset)
+        sizes.append(len(data))
+        return data
+
+    monkeypatch.setattr(os, "pread", counted)
+    for place in (0, shift):
+        with (tmp_path / "a.tif").open("wb") as file:
+            file.seek(place)
+            file.write(start)
+            file.seek(place + hole)
+            file.write(table)
+        size = (tmp_path / "a.tif").stat().st_size - place
+        samples = manifest.columns([("a", place, size, -1)])
+        assert [own for _, own in channels.of_tar(tmp_path / "a.tif", samples, None)] == [6]
+    assert sum(sizes) < 20_000
+    monkeypatch.setattr(os, "pread", read)
+    with (tmp_path / "b.tif").open("wb") as file:
+        file.write(start)
+        file.seek(hole)
+        file.write(table)
+    assert channels.of_files([tmp_path / "b.tif"], None, 1) == 6
+    (tmp_path / "b.tif").write_bytes(start)
+    assert channels.of_files([tmp_path / "b.tif"], None, 1) == 3, "damaged: a run counts it"

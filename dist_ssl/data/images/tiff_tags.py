@@ -60,9 +60,14 @@ class TagTable(NamedTuple):
         return int(struct.unpack(self.order + ("Q" if self.room == 8 else "L"), inside)[0])
 
 
+def order_of(tiff: bytes) -> tuple[str, bool]:
+    """Return the order of the bytes of numbers, `<` or `>`, and whether places have 8 bytes and not 4."""
+    return ">" if tiff.startswith(b"MM") else "<", tiff[2:3] == b"\x2b"  # as PIL tells them apart
+
+
 def _layout(tiff: bytes) -> TagTable | None:
     """Return where the tags are; None where the file ends before. Raises UnreadableError where there are too many."""
-    order, big = ">" if tiff.startswith(b"MM") else "<", tiff[2:3] == b"\x2b"  # as PIL tells them apart
+    order, big = order_of(tiff)
     head, entry, room = ("Q", "HHQ8s", 8) if big else ("H", "HHL4s", 4)
     try:
         (at,) = struct.unpack_from(order + ("Q" if big else "L"), tiff, 8 if big else 4)
