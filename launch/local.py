@@ -49,7 +49,8 @@ class LocalAttempt:
             self._kill()
         codes = self._codes()
         ending = of_attempt(self.attempt, self.nodes, self.ranks_per_node, codes, self._log)
-        ending = _as_asked(ending, signals, [agent.returncode for agent in self.agents])
+        if ending.outcome == FAILED and self._was_asked_for(signals):
+            ending = Ending(STOPPED, "Killed on request: a resume continues from the last checkpoint.")
         with contextlib.suppress(OSError):  # on a full disk the screen is the only report
             ending.write(self.attempt.outcome_file)
         announce(self.attempt, ending)
@@ -117,6 +118,11 @@ class LocalAttempt:
             if agent.poll() is None:
                 agent.send_signal(self.STOP)
 
+    def _was_asked_for(self, signals: Signals) -> bool:
+        """Return whether what the user sent has ended an agent: SIGTERM at the first Ctrl-C, SIGKILL at the second."""
+        sent = [-signal.SIGTERM, -signal.SIGKILL][: signals.count]
+        return any(agent.returncode in sent for agent in self.agents)
+
     def _kill(self) -> None:
         """Kill the remaining processes of every node: an agent and its workers are one process group."""
         for agent in self.agents:
@@ -164,16 +170,3 @@ def fall_silent(*descriptors: int) -> None:
     for descriptor in descriptors:
         os.dup2(nowhere, descriptor)
     os.close(nowhere)
-
-
-def _as_asked(ending: Ending, signals: Signals, codes: list[int | None]) -> Ending:
-    """Return the ending, with a failure turned into a stop if the user's own interrupts caused it."""
-    if ending.outcome == FAILED and signals.count and _asked_for(signals, codes):
-        return Ending(STOPPED, "Killed on request: a resume continues from the last checkpoint.")
-    return ending
-
-
-def _asked_for(signals: Signals, codes: list[int | None]) -> bool:
-    """Return whether an agent was ended by what the user sent: SIGTERM at the first Ctrl-C, SIGKILL at the second."""
-    sent = {-signal.SIGTERM, -signal.SIGKILL} if signals.count > 1 else {-signal.SIGTERM}
-    return any(code in sent for code in codes)
