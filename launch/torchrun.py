@@ -4,9 +4,11 @@
 it, and each restart by torchrun, is a new attempt, which rank 0 makes once the ranks have met (`shared_attempt`).
 """
 
+import contextlib
 import os
 import shlex
 import time
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -14,7 +16,7 @@ from rich.console import Console
 from dist_ssl.distributed.place_variables import RESTARTS
 from dist_ssl.errors import ConfigError, UserError
 from dist_ssl.runtime.end_names import FAILED, NODE_LOST
-from launch import preparation
+from launch import preparation, run_lock, settings
 from launch.ending import LOST_CODE, OUTCOME_OF_CODE, Ending
 from launch.environment_record import write_record
 from launch.run_dir import PROJECT, AttemptDir, RunDir
@@ -51,6 +53,17 @@ def say_how(run: RunDir, config: dict[str, Any], overrides: list[str], console: 
     console.print(f"  {command(run, config, overrides)}", highlight=False, markup=False, soft_wrap=True)
 
 
+def config_to_meet(run: RunDir, overrides: list[str]) -> dict[str, Any]:
+    """Return the config under which the ranks meet, before rank 0 has made the attempt: the last one's, and `timeout`.
+
+    Raises ConfigError where that cannot be composed.
+    """
+    config = run.last_config()
+    if given := [override for override in overrides if override.startswith("timeout=")]:
+        config = {**config, "timeout": settings.compose(given, run.code / "configs")["timeout"]}
+    return config
+
+
 def check_place(run: RunDir) -> None:
     """Raise ConfigError where this process runs other code than that of the run, or was not started by torchrun."""
     if not all(sign in os.environ for sign in SIGNS):
@@ -64,21 +77,40 @@ def check_place(run: RunDir) -> None:
         )
 
 
+@contextlib.contextmanager
+def shared_lock(run: RunDir, world: "World") -> Iterator[None]:
+    """Let rank 0 hold the run's folder. Raises on every rank ConfigError where another launcher has it."""
+    with contextlib.ExitStack() as held:
+
+        def take() -> int:
+            held.enter_context(run_lock.held(run.folder))
+            return 0
+
+        _by_rank_0(take, world)
+        yield
+
+
 def shared_attempt(run: RunDir, overrides: list[str], world: "World") -> AttemptDir | None:
     """Return the new attempt that rank 0 makes for all ranks, on as many nodes and ranks as torchrun has started.
 
     None where the run has finished: a restarted command then ends in order. Raises on every rank rank 0's UserError.
     """
+    number = _by_rank_0(lambda: _new_attempt(run, overrides, world), world)
+    return AttemptDir(run, number) if number else None
+
+
+def _by_rank_0(work: Callable[[], int], world: "World") -> int:
+    """Return what the work returns on rank 0, which alone does it; raise its UserError on every rank as ConfigError."""
     made: dict[str, Any] | None = None
     if world.rank == 0:
         try:
-            made = {"number": _new_attempt(run, overrides, world)}
+            made = {"number": work()}
         except UserError as error:
             made = {"problem": error.problem, "remedy": error.remedy}
     answer = world.share(made)
     if "problem" in answer:
         raise ConfigError(answer["problem"], answer["remedy"])
-    return AttemptDir(run, answer["number"]) if answer["number"] else None
+    return int(answer["number"])
 
 
 def _new_attempt(run: RunDir, overrides: list[str], world: "World") -> int:

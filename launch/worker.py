@@ -33,7 +33,7 @@ from dist_ssl.errors import (
 )
 from dist_ssl.runtime.log_setup import open_journal
 from dist_ssl.runtime.signals import Signals
-from launch import cluster_options, credentials, run_lock
+from launch import cluster_options, credentials
 from launch.ending import DISAGREED_CODE, DIVERGED_CODE, LOST_CODE, STOPPED_CODE, UNREADABLE_CODE
 from launch.parent import alone
 from launch.private_cache import use_private_cache
@@ -76,31 +76,36 @@ def train_under_torchrun(run: RunDir, overrides: list[str], signals: Signals) ->
 
     RunDir.open(run.folder)
     torchrun.check_place(run)
-    with joined_ranks(run.last_config(), None) as world:
+    with joined_ranks(torchrun.config_to_meet(run, overrides), None) as world, torchrun.shared_lock(run, world):
         attempt = torchrun.shared_attempt(run, overrides, world)
         if attempt is None:
             return 0
-        with run_lock.held(run.folder) if world.rank == 0 else contextlib.nullcontext():
-            code = explained_code(lambda: train_on(world, attempt, signals), attempt)
-            if world.rank == 0:
-                torchrun.note_ending(attempt, code)
+        use_threads(attempt.config)
+        code = explained_code(lambda: train_on(world, attempt, signals), attempt)
+        if world.rank == 0:
+            torchrun.note_ending(attempt, code)
         if code not in (0, STOPPED_CODE):
             end(code)  # the process groups cannot be left in order
         return code
 
 
+def use_threads(config: dict[str, Any]) -> None:
+    """Let torch compute with as many threads as the config says."""
+    import torch
+
+    torch.set_num_threads(config["threads"])
+
+
 @contextlib.contextmanager
 def joined_ranks(config: dict[str, Any], meeting: Path | None) -> "Iterator[World]":
     """Yield the world of the ranks, which meet through the file `meeting`, or as torchrun says."""
-    import torch
-
     from dist_ssl.config.durations import Duration
     from dist_ssl.distributed.world import joined
     from dist_ssl.runtime.deferred_compiler import defer_compiler
 
     if not config["engine"].get("compile"):
         defer_compiler()
-    torch.set_num_threads(config["threads"])
+    use_threads(config)
     local = config["cluster"]["kind"] == "local"
     gpus, one_machine = 0 if local else cluster_options.gpus(config["cluster"]), local or config["nodes"] == 1
     with joined(meeting, Duration.parse(config["timeout"]).amount, one_machine=one_machine, gpus=gpus) as world:
