@@ -24,6 +24,8 @@ KINDS = (
     "npy",
 )
 """File name extensions of images, in order of preference for samples with several images."""
+PICTURES = frozenset(KINDS) - {"npy", "tif", "tiff"}
+"""Those of images that have the channels of a picture."""
 NAME = re.compile(r"((?:.*/|)[^./]+)\.([^/]*)", re.DOTALL)
 NAME_TO_LAST_DOT = re.compile(r"((?:.*/|)[^./][^/]*)\.([^./]*)", re.DOTALL)
 UNLABELLED = "-1"
@@ -120,6 +122,8 @@ class Index:
     """Number of members that are neither images nor labels, by kind."""
     ended: bool = True
     """False if the two blocks of zeros that end a tar are missing; all members are whole."""
+    bands: bool = True
+    """Whether some image may be no picture, by its name: an array or a TIFF of bands."""
 
 
 def index(file: Readable, name: str, image: str | None = None, *, labels: bool = True, last_dot: bool = False) -> Index:
@@ -161,7 +165,7 @@ class _Found:
         self.images: dict[str, list[tuple[tuple[int, str], int, int]]] = {}
         self.labels: dict[str, str] = {}
         self.others: Counter[str] = Counter()
-        self.ended, self.labelled = True, labels
+        self.ended, self.labelled, self.bands = True, labels, False
         self.keys: dict[str, set[str]] = {}
         self.members: dict[int, tuple[str, int]] = {}
 
@@ -186,6 +190,7 @@ class _Found:
                     "Write that tar again with regular files.",
                 )
             self.images.setdefault(key, []).append((rank, member.offset_data, member.size))
+            self.bands |= kind.rpartition(".")[2] not in PICTURES
         elif kind == "cls" and self.labelled:
             self.labels[key] = self._label(archive, member)
         else:
@@ -247,4 +252,5 @@ class _Found:
             dotted=self._dotted(),
             others=self.others,
             ended=self.ended,
+            bands=self.bands,
         )

@@ -75,6 +75,32 @@ def head_of(path: Path) -> bytes:
         ) from error
 
 
+def of_tars(tars: Sequence[tuple[Path, Samples, bool]], given: int | None, threads: int) -> int:
+    """Return the number of channels of the images in tars. Raises DataError where one has another, or is unreadable.
+
+    `tars`: path and samples of each, and whether some of its images may be no pictures, by their names: of the others
+    nothing is read.
+    """
+    with ThreadPoolExecutor(threads) as pool:
+        own = pool.map(
+            lambda tar: distinct(of_tar(tar[0], tar[1], given)) if tar[2] else pictures(tar[0], tar[1]), tars
+        )
+        return of_all((one for counts in own for one in counts), given)
+
+
+def distinct(images: Iterable[Counted]) -> list[Counted]:
+    """Return the first image of each number of channels."""
+    found: dict[int | None, str] = {}
+    for name, own in images:
+        found.setdefault(own, name)
+    return [(name, own) for own, name in found.items()]
+
+
+def pictures(path: Path, samples: Samples) -> list[Counted]:
+    """Return the first image of a tar as a picture."""
+    return [(f"{os.path.normpath(path)}: {samples.key(0)}", None)] if len(samples) else []
+
+
 def of_tar(path: Path, samples: Samples, given: int | None) -> Iterator[Counted]:
     """Yield the images of a tar with their numbers of channels. Raises DataError where it cannot be read."""
     own = Path(os.path.normpath(path))  # it may lead through a folder that is not there yet

@@ -104,9 +104,8 @@ def write_manifest(
     tars = {split: [next(left) for _ in own] for split, own in splits.items()}
     check(tars, folder, options, console)
     classes, numbered = with_numbers(tars)
-    given, here = options.channels, indexed if isinstance(options.path, Path) else []  # elsewhere: not read again
-    counted = (one for tar in here for one in channels.of_tar(folder / tar.shard.name, tar.samples, given))
-    count = channels.of_all(counted, given)
+    tables = [(folder / tar.shard.name, tar.samples, tar.bands) for tar in indexed]  # of tars here: others are not read
+    count = channels.of_tars(tables if isinstance(options.path, Path) else [], options.channels, options.threads)
     folder.mkdir(parents=True, exist_ok=True)
     rows = {
         split: ([tar.shard for tar in own], manifest.joined([tar.samples for tar in own]))
@@ -189,13 +188,14 @@ class Indexed:
     dotted: DottedNames
     others: Counter[str]
     ended: bool
+    bands: bool
 
     @classmethod
     def of(cls, name: str, own: Index) -> "Indexed":
         """Return a tar of this name as the manifest lists it."""
         shard = manifest.Shard(name, len(own.rows), own.bytes, own.sha256)
-        columns = manifest.columns(own.rows)
-        return cls(shard, columns, own.names, own.several, own.bare, own.hidden, own.dotted, own.others, own.ended)
+        counts = own.several, own.bare, own.hidden
+        return cls(shard, manifest.columns(own.rows), own.names, *counts, own.dotted, own.others, own.ended, own.bands)
 
     def numbered(self, numbers: Mapping[str, int]) -> "Indexed":
         """Return the same with labels that are the numbers of their names."""

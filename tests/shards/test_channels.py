@@ -16,7 +16,8 @@ from dist_ssl.config.bounds import MOST_CHANNELS
 from dist_ssl.data.storage import manifest
 from dist_ssl.errors import ConfigError, DataError
 from shards import channels, depth, show, verify
-from shards.make import run
+from shards.make import make, run
+from shards.sources.tars import TarOptions
 from tests.data.images.test_tiff_bands import tiff
 from tests.shards.pictures import folder_of
 from tests.shards.test_tars import tar
@@ -122,6 +123,21 @@ def test_tars_of_arrays_have_their_channels_too(tmp_path: Path) -> None:
     tar(tmp_path / "mixed" / "train-0.tar", ("a.npy", array(0)), ("b.npy", array(1, channels=2)))
     with pytest.raises(DataError, match=r"train-0.tar: a has 5 channels, .*train-0.tar: b has 2"):
         run(["source=tars", f"path={tmp_path / 'mixed'}"], Console(quiet=True))
+
+
+def test_of_tars_of_pictures_nothing_is_read_to_count_channels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = []
+    monkeypatch.setattr(channels, "head_at", lambda file, offset, size: looked.append(size) or b"")
+    for number in range(2):
+        tar(tmp_path / "tars" / f"train-{number}.tar", *((f"{number}{n}.jpg", b"1") for n in range(3)))
+    make("tars", None, Console(quiet=True), TarOptions(tmp_path / "tars"))
+    assert manifest.read(tmp_path / "tars").channels == 3
+    assert looked == []
+    with pytest.raises(DataError, match=r"channels=5 is given, but .*train-0.tar: 00 is a picture"):
+        make("tars", tmp_path / "again", Console(quiet=True), TarOptions(tmp_path / "tars", channels=5))
+    tar(tmp_path / "raw" / "train-0.tar", ("a.raw", array(0)), ("b.raw", array(1)))
+    make("tars", None, Console(quiet=True), TarOptions(tmp_path / "raw", image="raw"))
+    assert len(looked) == 2, "the name does not say what these are"
 
 
 def test_such_shards_are_shown_and_verified_and_have_no_levels(tmp_path: Path) -> None:
