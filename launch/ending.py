@@ -65,6 +65,8 @@ class Ending:
     cause: str = ""
     """Cause of a failure: WORKER_DIED, OUT_OF_MEMORY or NODE_LOST; of a refusal: NOT_FINITE or PLANS_DIFFER; empty for
     any other."""
+    left_out: str = ""
+    """Names of the nodes, with commas, that the epilogue keeps from the job when it starts again."""
 
     def write(self, path: Path) -> None:
         """Write this ending to a file, atomically; it is on disk then."""

@@ -7,7 +7,7 @@ A rank must not requeue it either, because it cannot distinguish a preempted job
 The epilogue can: Slurm does not run it for a cancelled job, and Slurm's record of the job has the time of a preemption.
 A job is requeued too if no rank failed by itself, but a node, a rank's connection or a data server was lost: Slurm
 notices a dead node only minutes later, when the other ranks have long ended because of it. The node where something was
-lost is left out of the next attempt.
+lost is left out of the next attempt, if enough others remain, until the job is requeued for another reason.
 """
 
 import os
@@ -27,7 +27,7 @@ from launch import scheduler
 from launch.end_notice import announce
 from launch.ending import Ending, of_attempt
 from launch.run_dir import AttemptDir, RunDir, write_for_owner_alone
-from launch.suspect_nodes import suspect_names
+from launch.suspect_nodes import excluded_now, exclusion, suspect_names
 
 MOST_LOST = 5
 """Number of attempts in a row that may be lost before they have saved anything; a checkpoint starts the count again."""
@@ -98,12 +98,34 @@ def note(ending: Ending, path: Path) -> None:
         print(printable(f"{path} cannot be written: {error}"), flush=True)
 
 
-def leave_out(job: str, suspects: list[str], given: str | None) -> None:
-    """Let a requeued job get none of the nodes where it was lost, besides those that the user excludes (`given`)."""
-    nodes = [*([given] if given else []), *suspects]
-    refusal = persist(lambda: scheduler.exclude(job, nodes), lambda refusal: not refusal)
+def left_out_before(attempt: AttemptDir, record: dict[str, str]) -> list[str]:
+    """Return the nodes that earlier attempts of this job have left out."""
+    if record.get("Restarts", "0") == "0":
+        return []  # the attempt before this one was another job's
+    ending = Ending.read(AttemptDir(attempt.run, attempt.number - 1).outcome_file)
+    return ending.left_out.split(",") if ending and ending.left_out else []
+
+
+def leave_out(job: str, suspects: list[str], nodes: int, record: dict[str, str], before: list[str]) -> list[str]:
+    """Let a requeued job get none of the nodes where it was lost; return all that are left out because of that.
+
+    `before`: those of earlier attempts. What else the job excludes stays so.
+    """
+    chosen = exclusion(record, suspects, nodes, before)
+    refusal = "without it the job might never get its nodes"
+    if chosen:
+        refusal = persist(lambda: scheduler.exclude(job, chosen), lambda refusal: not refusal)
     said = f"could not be left out: {refusal}" if refusal else "is left out of the next attempt"
     print(printable(f"{', '.join(suspects)} {said}"), flush=True)
+    return before if refusal else [name for name in chosen if name in (*before, *suspects)]
+
+
+def let_in(job: str, record: dict[str, str], before: list[str]) -> None:
+    """Let a requeued job get again what it was kept from since something was lost there."""
+    excluded = excluded_now(record) or []
+    if set(before) & set(excluded):
+        others = [name for name in excluded if name not in before]
+        persist(lambda: scheduler.exclude(job, others), lambda refusal: not refusal)
 
 
 def main(arguments: list[str]) -> int:
@@ -119,7 +141,9 @@ def main(arguments: list[str]) -> int:
     record = persist(lambda: scheduler.record(job), lambda found: "JobState" in found)
     ending = replace(ending, saved=has_progressed(attempt))
     why = why_again(ending, record, ending.saved, lost_in_a_row(run, number))
-    note(replace(ending, again=why), outcome)  # first: a requeue kills this process
+    before = left_out_before(attempt, record) if why else []
+    again = replace(ending, again=why, left_out=",".join(before) if why == LOST else "")
+    note(again, outcome)  # first: a requeue kills this process
     print(f"attempt {number}: {ending.outcome}{f', requeued ({why})' if why else ''}", flush=True)
     if why:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what a requeue sends at once; this and its children have time
@@ -127,7 +151,10 @@ def main(arguments: list[str]) -> int:
             print(printable(f"Slurm refused to requeue job {job}: {refusal}"), flush=True)
             note(replace(ending, reason=f"Slurm refused to requeue the job ({why}): {refusal}"), outcome)
         elif why == LOST and (suspects := suspect_names(attempt, config["nodes"])):
-            leave_out(job, suspects, config["cluster"]["exclude"])
+            left_out = leave_out(job, suspects, config["nodes"], record, before)
+            note(replace(again, left_out=",".join(left_out)), outcome)
+        elif why != LOST:
+            let_in(job, record, before)
     announce(attempt, ending)  # last: the folder that it looks into may be another user's
     return 0
 

@@ -51,8 +51,20 @@ def hosts(nodes: str) -> list[str]:
     return run("scontrol", "show", "hostnames", nodes)[1].split() if nodes else []
 
 
+def nodes_of(partition: str) -> dict[str, str]:
+    """Return the nodes of a partition that are free or in use: name -> what it has; none if Slurm does not answer."""
+    words = ("--noheader", "--Node", f"--partition={partition}", "--states=idle,alloc,mix,comp,resv")
+    lines = run("sinfo", *words, "--format=%N %f|%G|%c|%m")[1].splitlines()
+    return {name: has for name, _, has in (line.partition(" ") for line in lines)}
+
+
+def reserved(reservation: str) -> list[str]:
+    """Return the names of the nodes of a reservation; none if Slurm does not answer."""
+    return hosts(read_record(run("scontrol", "show", "reservation", reservation)[1]).get("Nodes", ""))
+
+
 def exclude(job: str, nodes: list[str]) -> str:
-    """Let a job that waits to start get none of these nodes; return Slurm's error message, empty on success."""
+    """Let a job that waits to start get all nodes but these; return Slurm's error message, empty on success."""
     code, _, complaints = run("scontrol", "update", f"JobId={job}", f"ExcNodeList={','.join(nodes)}")
     return complaints.strip() or f"exit code {code}" if code else ""
 

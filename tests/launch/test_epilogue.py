@@ -2,6 +2,7 @@
 
 import errno
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -138,44 +139,114 @@ def test_a_path_acts_on_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert r"\x1b[2J\udcff/outcome.json cannot be written" in capsys.readouterr().out
 
 
+@dataclass
+class Cluster:
+    """What Slurm answers, and what it was asked to."""
+
+    record: str = "JobState=RUNNING Partition=main ReqNodeList=(null) ExcNodeList=n7"
+    nodes: str = "n1 gpu|8\nn2 gpu|8\nn3 gpu|8\nn4 gpu|8\nn5 cpu|(null)\nn7 gpu|8"
+    asked: list[tuple[str, ...]] = field(default_factory=list)
+
+    def answer(self, *words: str) -> tuple[int, str, str]:
+        """What a command ends with and prints."""
+        self.asked.append(words[1:])
+        if words[0] == "sinfo":
+            return 0, self.nodes, ""
+        names = words[3].replace("n[1-3]", "n1,n2,n3").replace(",", "\n") if words[2] == "hostnames" else ""
+        return 0, {"job": self.record, "reservation": "Nodes=n1,n2,n3"}.get(words[2], names), ""
+
+    @property
+    def excluded(self) -> list[str]:
+        """What the job was told to exclude after it was requeued."""
+        _, *after = self.asked[self.asked.index(("requeue", "7")) :]
+        return [words[2].removeprefix("ExcNodeList=") for words in after if words[0] == "update"]
+
+
 @pytest.fixture
-def lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[RunDir, list[tuple[str, ...]]]:
-    """A run whose attempt on n1 to n3 is lost, and what Slurm is asked for after it; SIGTERM is as before then."""
-    run, asked = RunDir(tmp_path / "run"), []  # type: ignore[var-annotated]
-    run.begin({"nodes": 3, "ranks_per_node": 1, "cluster": {"exclude": "n7"}}, [])
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    """The Slurm of job 7 on n1 to n3; SIGTERM is as before after the epilogue."""
+    found = Cluster()
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("SLURM_JOB_NODELIST", "n[1-3]")
     monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
     monkeypatch.setattr("launch.epilogue.announce", lambda *_: None)
     monkeypatch.setattr("launch.epilogue.signal.signal", lambda *_: None)
+    monkeypatch.setattr(scheduler, "run", found.answer)
+    return found
 
-    def answer(*words: str) -> tuple[int, str, str]:
-        asked.append(words[1:])
-        return 0, {"hostnames": "n1\nn2\nn3\n", "job": "JobState=RUNNING"}.get(words[2], ""), ""
 
-    monkeypatch.setattr(scheduler, "run", answer)
+def begun(folder: Path) -> RunDir:
+    """A run whose first attempt, on three nodes, has been made."""
+    run = RunDir(folder)
+    run.begin({"nodes": 3, "ranks_per_node": 1, "cluster": {"exclude": None}}, [])
     run.new_attempt(run.config)
-    return run, asked
+    return run
+
+
+CLOSED = "Rank 0: Connection closed by peer"
+
+
+def lose_n2(run: RunDir, number: int = 1) -> None:
+    """Let the second node of an attempt be lost, and its epilogue run."""
+    for node in (0, 2):
+        Ending(FAILED, CLOSED, lost=True).write(AttemptDir(run, number).node(node))
+    assert main([str(run.folder), str(number), "1"]) == 0
 
 
 @pytest.mark.parametrize(
     ("reasons", "left_out"),
     [
-        (("Rank 0: Connection closed by peer", None, "Rank 2: Connection reset"), "n7,n2"),
-        (("Rank 0: Connection closed", "Rank 1: CUDA error: uncorrectable ECC error encountered", None), "n7,n2"),
-        (("Rank 0: Connection closed", "Rank 1: Connection closed", "Rank 2: Connection closed"), ""),
-        ((None, None, None), ""),
+        ((CLOSED, None, "Rank 2: Connection reset"), ["n7,n2"]),
+        ((CLOSED, "Rank 1: CUDA error: uncorrectable ECC error encountered", None), ["n7,n2"]),
+        ((CLOSED, "Rank 1: Connection closed", "Rank 2: Connection closed"), []),
+        ((None, None, None), []),
     ],
 )
 def test_a_node_where_something_was_lost_is_left_out_of_the_next_attempt(
-    lost: tuple[RunDir, list[tuple[str, ...]]], reasons: tuple[str | None, ...], left_out: str
+    cluster: Cluster, tmp_path: Path, reasons: tuple[str | None, ...], left_out: list[str]
 ) -> None:
-    run, asked = lost
+    run = begun(tmp_path / "run")
     for node, reason in enumerate(reasons):
         if reason:
             Ending(FAILED, reason, lost=True).write(AttemptDir(run, 1).node(node))
     assert main([str(run.folder), "1", "1"]) == 0
-    _, *after = asked[asked.index(("requeue", "7")) :]
-    assert [words for words in after if words[0] == "update"] == (
-        [("update", "JobId=7", f"ExcNodeList={left_out}")] if left_out else []
-    )
+    assert cluster.excluded == left_out
+
+
+@pytest.mark.parametrize(
+    ("record", "nodes"),
+    [
+        ("JobState=RUNNING Partition=main ReqNodeList=n[1-3] ExcNodeList=(null)", None),
+        ("JobState=RUNNING Partition=main ReqNodeList=(null) ExcNodeList=n4", None),
+        ("JobState=RUNNING Partition=main ReqNodeList=(null) ExcNodeList=(null) Reservation=night", None),
+        ("JobState=RUNNING Partition=main ReqNodeList=(null) ExcNodeList=(null)", "n1 a\nn2 a\nn3 a\nn4 b"),
+        ("JobState=RUNNING Partition=main ReqNodeList=(null) ExcNodeList=(null)", ""),
+        ("JobState=RUNNING", None),
+    ],
+)
+def test_no_node_is_left_out_where_the_job_would_then_wait_for_ever(
+    cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str], record: str, nodes: str | None
+) -> None:
+    cluster.record = record
+    cluster.nodes = (cluster.nodes if nodes is None else nodes).replace("\nn7 gpu|8", "")
+    lose_n2(begun(tmp_path / "run"))
+    assert cluster.excluded == []
+    assert "n2 could not be left out: without it the job might never get its nodes" in capsys.readouterr().out
+
+
+def test_nodes_stay_left_out_until_the_job_is_requeued_for_another_reason(cluster: Cluster, tmp_path: Path) -> None:
+    run = begun(tmp_path / "run")
+    lose_n2(run)
+    cluster.record = "JobState=RUNNING Restarts=1 Partition=main ReqNodeList=(null) ExcNodeList=n7,n9"
+    Ending(FAILED, again=LOST, lost=True, left_out="n9").write(AttemptDir(run, 1).outcome_file)
+    cluster.asked.clear()
+    run.new_attempt(run.config)
+    lose_n2(run, 2)
+    assert cluster.excluded == ["n7,n9,n2"], "an earlier suspect is not forgotten"
+    cluster.record = "JobState=RUNNING Restarts=2 PreemptTime=2026-01-01T05:40:00 ExcNodeList=n7,n9,n2"
+    cluster.asked.clear()
+    attempt = run.new_attempt(run.config)
+    for node in range(3):
+        Ending(STOPPED, signal="SIGTERM").write(attempt.node(node))
+    assert main([str(run.folder), "3", "75"]) == 0
+    assert cluster.excluded == ["n7"], "what the user excludes stays excluded"
