@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from dist_ssl.config.command import run_command
@@ -192,6 +194,21 @@ def test_a_kill_within_the_second_rule_for_keys_loses_nothing(server: Server, tm
     indexed(server.url, tmp_path / "away", **wanted)
     assert asked(server) == {"train-0.tar": 2, "train-1.tar": 2, "train-2.tar": 3}
     assert len(manifest.read(tmp_path / "away").split("train").samples) == 27
+
+
+def test_the_command_has_the_range_that_its_mean_assumes(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Pictures of 12 bits in files of 16: nothing lies here that could be looked at before."""
+    shades = np.linspace(0, 4000, 256, dtype=np.uint16).reshape(16, 16)
+    file = io.BytesIO()
+    Image.fromarray(shades).save(file, "PNG")
+    tar(server.folder / "deep.tar", {f"{n}.png": file.getvalue() for n in range(6)})
+    words = [f"path={server.url}", f"out={tmp_path / 'away'}", "train=deep.tar"]
+    assert run_command(command.run, ["source=tars", *words]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.count(" data.range=4095") == 1
+    assert "data.mean=[0.488,0.488,0.488]" in line
 
 
 def test_credentials_are_used_and_never_shown(server: Server, tmp_path: Path) -> None:
