@@ -101,7 +101,7 @@ def parts(config: Config, world: World, ranks: int, folder: Path | None = None) 
 
 
 def left_out(config: Config, channels: int) -> list[str]:
-    """Return what a person should know of keys of views that images of so many channels leave without effect."""
+    """Return a remark about the keys of views that have no effect on images of this number of channels."""
     named = [key for key in OF_COLOURS if any(view.get(key) for view in config["views"].values())]
     if channels == RGB or not named:
         return []

@@ -18,7 +18,7 @@ class Background:
         return not self._thread.is_alive()
 
     def wait(self, seconds: float | None = None) -> None:
-        """Wait until the work has ended, with or without an error; at most so many seconds, if given."""
+        """Wait until the work has ended, with or without an error; for at most `seconds`, if given."""
         self._thread.join(seconds)
 
     def result(self) -> None:

@@ -15,7 +15,7 @@ IN_CHANNELS = "in_channels"
 
 
 def make_encoder(node: Mapping[str, Any], channels: int) -> nn.Module:
-    """Return the untrained encoder of a config node for images of so many channels. Raises ConfigError."""
+    """Return the untrained encoder of a config node, for images with `channels` channels. Raises ConfigError."""
     if IN_CHANNELS in node:
         raise ConfigError(
             f"encoder.{IN_CHANNELS} is not possible: images have the channels of the data set.", "Leave it out."

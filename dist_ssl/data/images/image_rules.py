@@ -213,7 +213,7 @@ def white_number(dtype: "np.dtype[Any]") -> int:
 
 
 def to_bits(deep: Values, white: float, bits: int) -> Pixels:
-    """Return values of any shape, of which `white` is the largest number of so many bits and NaN is 0, as bits."""
+    """Return values of any shape as integers of `bits` bits: `white` becomes the largest one, NaN becomes 0."""
     largest = white_number(BITS[bits])
     if np.issubdtype(deep.dtype, np.integer) and white == int(white):
         most = int(white)

@@ -70,7 +70,7 @@ class Augmentation:
         return replace(found, blur_min=scale * found.blur_min, blur_max=scale * found.blur_max)
 
     def of_channels(self, channels: int) -> "Augmentation":
-        """Return the augmentation for images of so many channels: without what needs red, green and blue, if not 3."""
+        """Return the augmentation for this number of channels; without saturation, hue and gray unless it is 3."""
         return self if channels == RGB else replace(self, saturation=0.0, hue=0.0, gray_p=0.0)
 
 

@@ -18,7 +18,7 @@ KEPT = 2
 
 
 def shapes_of(count: int, sides: Iterable[int], rules: ImageRules) -> Shapes:
-    """Return the shapes of so many images' views of these sides, px."""
+    """Return the shape of each view of `count` images; `sides`: of the views, in px."""
     return [(count, side, side, rules.channels * rules.dtype.itemsize) for side in sides]
 
 
