@@ -89,6 +89,7 @@ def parts(config: Config, world: World, ranks: int, folder: Path | None = None) 
     recipes = [checked(Augmentation(**keywords(Augmentation, view, place)), place) for place, view in named.items()]
     recipes = [recipe.of_channels(data.rules.channels) for recipe in recipes]
     offered = {"multiple": getattr(encoder, "multiple_of", 1), "channels": data.rules.channels}
+    offered["pixel_bytes"] = data.rules.dtype.itemsize
     difficulty = instantiate(config["difficulty"], "difficulty", offered=offered)
     probed = probing(config)
     probed.check(method, averaged=run.ema is not None)

@@ -14,6 +14,7 @@ from dist_ssl.config.bounds import RGB
 from dist_ssl.config.instantiate import defaults_of
 from dist_ssl.data.images.image_rules import counted
 from dist_ssl.errors import ConfigError
+from dist_ssl.models.first_layer import IN_CHANNELS
 from dist_ssl.models.vit import vit
 from dist_ssl.saved_encoder import POSITIONS, SavedEncoder
 
@@ -124,7 +125,7 @@ def timm_call(saved: SavedEncoder) -> tuple[str, dict[str, Any]]:
     node = own.encoder
     refuse_extra_layer(saved, "timm")
     if node["_target_"] == TIMM:
-        options = {key: value for key, value in node.items() if key not in ("_target_", "name", "stem")}
+        options = {key: value for key, value in node.items() if key not in ("_target_", "name", "stem", IN_CHANNELS)}
         options = {key: value for key, value in options.items() if key != "zero_init_last"}
         return str(node["name"]), {**options, **in_chans(saved)}
     if node["_target_"] != OWN_VIT:

@@ -78,6 +78,12 @@ class Data:
             )
         if self.pyramid is not None:
             pyramid.check_sides(self.pyramid, "data.pyramid")
+            if self.bits != 8:  # levels are JPEGs
+                raise ConfigError(
+                    f"data.bits={self.bits} is not possible with data.pyramid={list(self.pyramid)}: the smaller copies "
+                    "have 8 bits.",
+                    "Leave one of them out.",
+                )
         parse_bytes(self.ahead_bytes, "data.ahead_bytes")
         size = parse_bytes(self.cache_bytes, "data.cache_bytes")
         first, *more = mixture.places(self.path, self.weights)

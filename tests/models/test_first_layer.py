@@ -64,8 +64,16 @@ def test_the_small_stem_has_the_channels_too() -> None:
 
 @pytest.mark.parametrize("key", ["in_channels", "in_chans"])
 def test_channels_are_no_key_of_an_encoder(key: str) -> None:
-    with pytest.raises(ConfigError, match=f"encoder.{key} is not possible: images have the channels of the data set"):
+    with pytest.raises(ConfigError, match=f"encoder.{key}=4 is not possible: images have the channels of the data set"):
         make_encoder(node("resnet18", **{key: 4}), 3)
+
+
+@pytest.mark.parametrize("channels", [3, 5])
+@pytest.mark.parametrize("key", ["in_channels", "in_chans"])
+def test_a_config_that_says_the_channels_of_the_images_is_read(key: str, channels: int) -> None:
+    conv = make_encoder(node("resnet18", **{key: channels}), channels).conv1
+    assert isinstance(conv, nn.Conv2d)
+    assert conv.in_channels == channels
 
 
 class OfThree(nn.Module):

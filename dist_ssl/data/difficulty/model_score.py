@@ -42,6 +42,8 @@ class ModelScore(Difficulty):
     """Sides that the encoder takes are multiples of it, px."""
     channels: int = RGB
     """Channels of an image."""
+    pixel_bytes: int = 1
+    """Bytes of every number of a pixel."""
 
     def __post_init__(self) -> None:
         at_least("difficulty", 0, temperature=self.temperature)
@@ -57,7 +59,7 @@ class ModelScore(Difficulty):
         if plan.candidates == 1:
             return 0
         small = itemsize * self.side(plan.image_size) ** 2
-        return PAIRED * plan.candidates * self.channels * (plan.image_size**2 + small)
+        return PAIRED * plan.candidates * self.channels * (self.pixel_bytes * plan.image_size**2 + small)
 
     def side(self, image_size: int) -> int:
         """Return the side of the views that are scored, px: the nearest that the encoder takes."""

@@ -23,6 +23,7 @@ import xxhash
 
 from dist_ssl.config.instantiate import SHOWN, fit
 from dist_ssl.core.draws import Ints
+from dist_ssl.data.images.image_rules import counted
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.manifest import Manifest, Split, joined
 from dist_ssl.errors import ConfigError, DataError, nearest
@@ -174,7 +175,7 @@ def check_channels(found: Sequence[tuple[Address, Manifest]]) -> None:
     for where, other in found[1:]:
         if other.channels != own.channels:
             raise DataError(
-                f"The images in {first} have {own.channels} channels, those in {where} {other.channels}.",
+                f"The images in {first} have {counted(own.channels)}, those in {where} {other.channels}.",
                 "Mix data sets of as many channels; shards/make.py with channels=1 or 4 reads pictures so.",
             )
 

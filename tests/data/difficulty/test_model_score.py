@@ -177,3 +177,5 @@ def test_it_says_how_many_bytes_wait_for_its_choice(split: manifest.Split) -> No
     held = sum(x.nbytes for x in [*given.small, *given.pixels])
     assert held == len(first.ids) * score.scored_bytes(plan, given.small[0].itemsize)
     assert score.scored_bytes(replace(plan, candidates=1), 4) == 0
+    deep = replace(score, pixel_bytes=2).scored_bytes(plan, given.small[0].itemsize)
+    assert deep * len(first.ids) == held + sum(x.nbytes for x in given.pixels)

@@ -271,3 +271,11 @@ def test_sources_of_other_channels_are_refused_with_both_numbers(places: list[st
     (other / manifest.NAME).write_text(json.dumps({**content, "channels": 5}))
     with pytest.raises(DataError, match=f"have 3 channels, those in {other} 5"):
         opened([places[0], str(other)])
+    (other / manifest.NAME).write_text(json.dumps({**content, "channels": 1}))
+    with pytest.raises(DataError, match=f"The images in {other} have 1 channel, those in .* 3"):
+        opened([str(other), places[0]])
+
+
+def test_levels_have_8_bits_and_are_refused_where_16_are_asked_for(places: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"data.bits=16 is not possible with data.pyramid=\[16\]"):
+        opened(places[0], bits=16, pyramid=[16])
