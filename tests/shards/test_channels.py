@@ -239,7 +239,9 @@ def test_of_a_tiff_only_the_tags_are_read(tmp_path: Path, kind: str, monkeypatch
 
 
 def test_a_damaged_or_foreign_file_has_no_say(tmp_path: Path) -> None:
-    put(tmp_path / "in", **{str(n): array(n) for n in range(3)})
+    (tmp_path / "in").mkdir()
+    for number in range(3):
+        (tmp_path / "in" / f"{number}.tif").write_bytes(tiff(np.full((9, 9, 5), number, np.uint8)))
     (tmp_path / "in" / "cut.tif").write_bytes(tiff(np.zeros((9, 9, 5), np.uint8))[:200])
     (tmp_path / "in" / "text.jpg").write_text("no image")
     assert made(tmp_path)[0].channels == 5
