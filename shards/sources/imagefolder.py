@@ -117,7 +117,8 @@ def find(options: FolderOptions, console: Console) -> Pictures:
         train, val, roots = train[count:], train[:count], (roots[0], roots[0])
     report_empty(found, classes, roots[0], options.path, console)
     paths = [root / file.name for root, files in zip(roots, (train, val), strict=True) for file in files]
-    return Pictures(train, val, roots, classes, channels.of_files(paths, options.channels, options.threads))
+    own = channels.of_files(paths, options.channels, options.threads, console)
+    return Pictures(train, val, roots, classes, own)
 
 
 def check(found: Found, root: Path, console: Console) -> None:

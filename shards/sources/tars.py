@@ -104,8 +104,8 @@ def write_manifest(
     tars = {split: [next(left) for _ in own] for split, own in splits.items()}
     check(tars, folder, options, console)
     classes, numbered = with_numbers(tars)
-    tables = [(folder / tar.shard.name, tar.samples, tar.bands) for tar in indexed]  # of tars here: others are not read
-    count = channels.of_tars(tables if isinstance(options.path, Path) else [], options.channels, options.threads)
+    own = [(folder / tar.shard.name, tar.samples, tar.bands) for tar in indexed if isinstance(options.path, Path)]
+    count = channels.of_tars(own, options.channels, options.threads, console)  # tars elsewhere are not read
     folder.mkdir(parents=True, exist_ok=True)
     rows = {
         split: ([tar.shard for tar in own], manifest.joined([tar.samples for tar in own]))

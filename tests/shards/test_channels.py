@@ -167,10 +167,10 @@ def test_tiffs_of_bands_are_counted_and_one_that_begins_with_colours_may_be_a_pi
     run(["source=tars", f"path={tmp_path / 'tars'}"], Console(quiet=True))
     assert manifest.read(tmp_path / "tars").channels == 6
     with pytest.raises(DataError, match=r"channels=3 is given, but .*0.tif has 6"):
-        channels.of_files([tmp_path / "in" / "0.tif"], 3, 1)
+        channels.of_files([tmp_path / "in" / "0.tif"], 3, 1, Console(quiet=True))
     (tmp_path / "coloured.tif").write_bytes(tiff(values, t262=2, t338=0))
-    assert channels.of_files([tmp_path / "coloured.tif"], None, 1) == 6
-    assert channels.of_files([tmp_path / "coloured.tif"], 3, 1) == 3
+    assert channels.of_files([tmp_path / "coloured.tif"], None, 1, Console(quiet=True)) == 6
+    assert channels.of_files([tmp_path / "coloured.tif"], 3, 1, Console(quiet=True)) == 3
 
 
 @pytest.mark.parametrize("channels", [3, 5])
@@ -226,13 +226,49 @@ def test_of_a_tiff_only_the_tags_are_read(tmp_path: Path, kind: str, monkeypatch
             file.write(table)
         size = (tmp_path / "a.tif").stat().st_size - place
         samples = manifest.columns([("a", place, size, -1)])
-        assert [own for _, own in channels.of_tar(tmp_path / "a.tif", samples, None)] == [6]
+        assert [own for _, own in channels.of_tar(tmp_path / "a.tif", samples)] == [channels.Kind(6)]
     assert sum(sizes) < 20_000
     monkeypatch.setattr(os, "pread", read)
     with (tmp_path / "b.tif").open("wb") as file:
         file.write(start)
         file.seek(hole)
         file.write(table)
-    assert channels.of_files([tmp_path / "b.tif"], None, 1) == 6
+    assert channels.of_files([tmp_path / "b.tif"], None, 1, Console(quiet=True)) == 6
     (tmp_path / "b.tif").write_bytes(start)
-    assert channels.of_files([tmp_path / "b.tif"], None, 1) == 3, "damaged: a run counts it"
+    assert channels.of_files([tmp_path / "b.tif"], None, 1, Console(quiet=True)) == 3, "damaged: a run counts it"
+
+
+def test_a_damaged_or_foreign_file_has_no_say(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for number in range(3):
+        (tmp_path / "in" / f"{number}.tif").write_bytes(tiff(np.full((9, 9, 5), number, np.uint8)))
+    (tmp_path / "in" / "cut.tif").write_bytes(tiff(np.zeros((9, 9, 5), np.uint8))[:200])
+    (tmp_path / "in" / "text.jpg").write_text("no image")
+    assert made(tmp_path)[0].channels == 5
+    file = io.BytesIO()
+    np.save(file, np.zeros((9, 9, 5)))
+    for given in ((), ("channels=5",)):
+        root = tmp_path / f"tars{len(given)}"
+        tar(root / "train-0.tar", ("a.npy", array(0)), ("b.npy", file.getvalue()), ("c.npy", b"no array"))
+        run(["source=tars", f"path={root}", *given], Console(quiet=True))
+        assert manifest.read(root).channels == 5
+
+
+def test_tiffs_that_begin_with_colours_are_pictures_beside_pictures(tmp_path: Path) -> None:
+    folder_of(tmp_path / "in", "a.jpg")
+    values = np.random.default_rng(0).integers(0, 256, (12, 14, 6), dtype=np.uint8)
+    (tmp_path / "in" / "b.tif").write_bytes(tiff(values, t262=2, t338=0))
+    assert made(tmp_path)[0].channels == 3
+
+
+def test_it_is_said_where_tiffs_that_begin_with_colours_are_read_as_bands(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for bands in (5, 6):
+        values = np.random.default_rng(0).integers(0, 256, (12, 14, bands), dtype=np.uint8)
+        (tmp_path / "in" / f"{bands}.tif").write_bytes(tiff(values, t262=2, t338=0))
+    with pytest.raises(DataError, match="Or set channels=3: the TIFF begins with red, green and blue"):
+        made(tmp_path)
+    (tmp_path / "in" / "5.tif").unlink()
+    found, text = made(tmp_path)
+    assert found.channels == 6
+    assert "are read as 6 channels; channels=3 reads them as pictures" in text
