@@ -67,7 +67,7 @@ def test_help_of_a_run_has_all_groups_and_keys() -> None:
 def test_help_of_the_shards_has_the_options_of_every_source() -> None:
     text = re.sub(r"\n {8}", " ", make.options_help())
     assert set(make.SOURCES) <= set(re.findall(r"\w+", text))
-    assert "\n    source=imagefolder: path=... shard_bytes=256MB val= labels= threads=" in text
+    assert "\n    source=imagefolder: path=... shard_bytes=256MB val= labels= channels= threads=" in text
     assert re.search(r"\n    source=cifar10, .*places365: path=... download=false", text)
     for found in make.SOURCES.values():
         words = make.options_of(found.options).split()
