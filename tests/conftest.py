@@ -1,6 +1,7 @@
 """What all tests share: one torch thread, repeatable hypothesis, and a small demo data set on disk."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,14 +26,23 @@ settings.register_profile("quiet", deadline=None, max_examples=50, derandomize=T
 settings.load_profile("quiet")
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD)
+
+
 @pytest.fixture(autouse=True)
 def environment() -> Iterator[None]:
-    """Each test leaves the environment variables as it found them: which test comes next in a process is chance."""
-    before = dict(os.environ)
+    """Each test leaves environment variables and signal handlers as it found them: which test is next is chance.
+
+    A signal that is ignored stays so in all processes that later tests start.
+    """
+    before, handlers = dict(os.environ), {number: signal.getsignal(number) for number in SIGNALS}
     yield
     if dict(os.environ) != before:
         os.environ.clear()
         os.environ.update(before)
+    for number, handler in handlers.items():
+        if handler is not None and signal.getsignal(number) is not handler:
+            signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")
