@@ -21,6 +21,7 @@ from dist_ssl.core.plan import EpochPlan, Hyperparameters
 from dist_ssl.core.progress import Progress
 from dist_ssl.data import epoch_views
 from dist_ssl.data.epoch_views import Colours
+from dist_ssl.data.images.image_rules import RULES
 from dist_ssl.data.images.unreadable import UnreadableError
 from dist_ssl.data.images.views import Augmentation
 from dist_ssl.data.loader import load
@@ -113,6 +114,8 @@ class Bytes:
 
 class Scissors:
     """Cuts nothing."""
+
+    rules = RULES
 
     def __init__(self, *given: Any) -> None:
         """Whatever a cutter is told."""
@@ -316,6 +319,7 @@ class Memory:
     world: Side
     fed: list[dict[int, list[int]]]
     writing = False
+    stall = 0.0
 
     def restore(self, engine: Engine, fresh: Progress) -> Progress:
         if self.run.saved is None:
