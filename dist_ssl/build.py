@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_ssl.checkpoint.saver import Checkpoint
+from dist_ssl.config.encoder_node import make_encoder
 from dist_ssl.config.instantiate import fit, instantiate
 from dist_ssl.config.meta_device import META, on_meta_device
 from dist_ssl.config.precision import PRECISIONS
@@ -37,7 +38,6 @@ from dist_ssl.metrics.meter import Meter
 from dist_ssl.metrics.sinks import JsonLines, Prometheus, Status, TextFile
 from dist_ssl.metrics.target_files import target_of, textfile_of
 from dist_ssl.metrics.trackers.detached import trackers
-from dist_ssl.models.first_layer import make_encoder
 from dist_ssl.parts import Parts, left_out, make_method, parts, probing
 from dist_ssl.protocols.engine import Engine
 from dist_ssl.protocols.probe import Probe

@@ -14,6 +14,7 @@ from torch import nn
 from dist_ssl.checkpoint.folder_names import INITIAL
 from dist_ssl.checkpoint.initial_weights import start_from
 from dist_ssl.config.bounds import RGB
+from dist_ssl.config.encoder_node import make_encoder
 from dist_ssl.config.instantiate import accepted_by, fit, instantiate, keywords, resolve, shared_keywords
 from dist_ssl.config.run_keys import Config, Run, top_level
 from dist_ssl.core.candidates import check_candidates
@@ -31,7 +32,6 @@ from dist_ssl.distributed.world import World
 from dist_ssl.engines.virtual import check_number
 from dist_ssl.evaluate.probe_keys import Probing
 from dist_ssl.metrics.table import check_keys
-from dist_ssl.models.first_layer import make_encoder
 from dist_ssl.models.patches import check_side, check_support
 from dist_ssl.optim.recipes import OptimizerRecipe
 from dist_ssl.protocols.method import Method

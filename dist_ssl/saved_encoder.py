@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from dist_ssl.checkpoint.folder_names import ENCODER
 from dist_ssl.config.bounds import MAX_PIXELS, MOST_CHANNELS
+from dist_ssl.config.encoder_node import make_encoder
 from dist_ssl.config.instantiate import keywords
 from dist_ssl.config.meta_device import on_meta_device
 from dist_ssl.data.images.centre_crop import cut_centre, write_centre
@@ -34,7 +35,6 @@ from dist_ssl.data.images.unreadable import DAMAGED, UnreadableError
 from dist_ssl.errors import CheckpointError, ConfigError, DataError, reason_of
 from dist_ssl.methods.emp_ssl import Widened
 from dist_ssl.models.branch import width_of
-from dist_ssl.models.first_layer import make_encoder
 from dist_ssl.models.named_weights import misfits, without_counters
 from dist_ssl.models.size_bound import no_larger_than
 from dist_ssl.models.vit import Patches, stored_positions

@@ -11,10 +11,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from dist_ssl.config.bounds import RGB
+from dist_ssl.config.encoder_node import IN_CHANNELS
 from dist_ssl.config.instantiate import defaults_of
 from dist_ssl.data.images.image_rules import counted
 from dist_ssl.errors import ConfigError
-from dist_ssl.models.first_layer import IN_CHANNELS
 from dist_ssl.models.vit import vit
 from dist_ssl.saved_encoder import POSITIONS, SavedEncoder
 

@@ -18,10 +18,10 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from dist_ssl.config.command import say
+from dist_ssl.config.encoder_node import make_encoder
 from dist_ssl.config.instantiate import SHOWN, defaults_of, resolve
 from dist_ssl.config.meta_device import on_meta_device
 from dist_ssl.errors import ConfigError, DataError, reason_of
-from dist_ssl.models.first_layer import make_encoder
 from dist_ssl.models.size_bound import no_larger_than
 from dist_ssl.runtime.strange_files import parsed_object, read_regular
 from dist_ssl.saved_encoder import KEY, Description, description_of

@@ -135,7 +135,7 @@ def facts_of(
     channels: int,
     white: float | None = None,
 ) -> Facts:
-    """Return the facts that follow from a sample of pictures of so many channels.
+    """Return the facts that follow from a sample of pictures, which have `channels` channels.
 
     `chosen`: functions that return their bytes; `where`: their folder, for the message; `white`: the value that is
     white, None: the one that is found. Raises DataError where none of them can be read.

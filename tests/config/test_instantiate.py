@@ -189,8 +189,7 @@ KEYS = ("method._target_", "aux._target_", "encoder._target_", "optim._target_",
 KEYS += ("difficulty._target_", "engine._target_", "tracker.wandb._target_")
 PARTS_OF_ENCODERS = {"branch.Branch", "drop_path.DropPath", "encoders.ResidualBlock", "heads.mlp", "norm.BatchNorm"}
 PARTS_OF_ENCODERS |= {"patches.Projection", "resampling.ChosenPatches", "resampling.ResizedPositions", "vit.Patches"}
-PARTS_OF_ENCODERS |= {"first_layer.make_encoder"}
-"""Networks that no config names, and that one could call; the last one builds an encoder of a node by these rules."""
+"""Networks that no config names, and that one could call."""
 NAMED = re.compile(
     r"^(?:async )?(?:def|class) (\w+)|^(\w+)(?::[^=\n]+)? ?=|^from \S+ import (.*)|^import (.*)", re.MULTILINE
 )

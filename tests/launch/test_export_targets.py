@@ -18,10 +18,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 import dist_ssl
+from dist_ssl.config.encoder_node import make_encoder
 from dist_ssl.config.instantiate import instantiate
 from dist_ssl.errors import ConfigError
 from dist_ssl.methods.emp_ssl import Widened
-from dist_ssl.models.first_layer import make_encoder
 from dist_ssl.saved_encoder import KEY, SavedEncoder
 from launch import huggingface_export
 from launch.export import refuse_full

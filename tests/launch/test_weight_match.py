@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dist_ssl.config.encoder_node import make_encoder
 from dist_ssl.config.instantiate import instantiate
 from dist_ssl.config.meta_device import on_meta_device
-from dist_ssl.models.first_layer import for_channels, make_encoder
+from dist_ssl.models.first_layer import for_channels
 from dist_ssl.models.patches import set_patch
 from dist_ssl.models.vit import stored_positions
 from launch.export_targets import TARGETS

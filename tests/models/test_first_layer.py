@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from dist_ssl.config.encoder_node import make_encoder
 from dist_ssl.errors import ConfigError
-from dist_ssl.models.first_layer import for_channels, make_encoder
+from dist_ssl.models.first_layer import for_channels
 from launch import settings
 from launch.run_dir import PROJECT
 
