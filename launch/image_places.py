@@ -10,6 +10,7 @@ from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.manifest import Manifest
 from dist_ssl.data.storage.reader_options import Access
 from dist_ssl.errors import DataError
+from shards.arrays_beside_pictures import without_arrays
 from shards.command_line import parse_path
 from shards.folder_scan import Found, scan
 from shards.sources.imagefolder import check
@@ -40,6 +41,6 @@ def open_shards(address: Address, cache: str | None, cache_bytes: str, sharers: 
 def scanned(path: str, threads: int, console: Console) -> tuple[Path, Found]:
     """Return a folder of pictures, and what is in it. Prints what is left out. Raises DataError."""
     folder = parse_path(path, "data.path")
-    found = scan(folder, threads)
+    found = without_arrays(scan(folder, threads), None, console)
     check(found, folder, console)
     return folder, found

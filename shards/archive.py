@@ -12,8 +12,9 @@ import tarfile
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
+from dist_ssl.data.images.file_formats import ARRAYS
 from dist_ssl.data.storage.manifest import Row, Shard
 from dist_ssl.errors import DataError
 from shards.dotted_names import DottedNames
@@ -21,10 +22,10 @@ from shards.tar_headers import DamagedTarError, Hashed, Readable, opened
 
 KINDS = (
     *("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif", "jfif", "jpe", "ppm", "pgm", "pnm", "jp2", "avif"),
-    "npy",
+    ARRAYS,
 )
 """File name extensions of images, in order of preference for samples with several images."""
-PICTURES = frozenset(KINDS) - {"npy", "tif", "tiff"}
+PICTURES = frozenset(KINDS) - {ARRAYS, "tif", "tiff"}
 """Those of images that have the channels of a picture."""
 NAME = re.compile(r"((?:.*/|)[^./]+)\.([^/]*)", re.DOTALL)
 NAME_TO_LAST_DOT = re.compile(r"((?:.*/|)[^./][^/]*)\.([^./]*)", re.DOTALL)
@@ -124,6 +125,8 @@ class Index:
     """False if the two blocks of zeros that end a tar are missing; all members are whole."""
     bands: bool = True
     """Whether some image may be no picture, by its name: an array or a TIFF of bands."""
+    arrays: tuple[int, ...] = ()
+    """Positions of the rows whose image is an array of numpy; none where the caller asked for arrays."""
 
 
 def index(file: Readable, name: str, image: str | None = None, *, labels: bool = True, last_dot: bool = False) -> Index:
@@ -131,8 +134,8 @@ def index(file: Readable, name: str, image: str | None = None, *, labels: bool =
 
     `name`: the tar's name, for messages; `image`: the kind of the members that are images. Without `image`, a sample's
     image is the member `KEY.EXT` whose EXT comes first in KINDS; if there is none, the member `KEY.ANYTHING.EXT` whose
-    name sorts first. `labels`: take labels from .cls members. `last_dot`: keys end before the last dot. Raises
-    DataError if the tar is damaged, a label is no text, or two samples have the same key.
+    name sorts first; an array beside a picture is none. `labels`: take labels from .cls members. `last_dot`: keys end
+    before the last dot. Raises DataError if the tar is damaged, a label is no text, or two samples have the same key.
     """
     hashed, found = Hashed(file), _Found(name, image, NAME_TO_LAST_DOT if last_dot else NAME, labels)
     try:
@@ -157,12 +160,21 @@ def _finish(archive: tarfile.TarFile) -> None:
             raise DamagedTarError("bytes follow its end mark (tars that were joined by `cat`?)")
 
 
+class _Image(NamedTuple):
+    """A member that may be the image of its sample: its priority, the lowest wins, and where its bytes are."""
+
+    rank: tuple[int, str]
+    offset: int
+    size: int
+    array: bool
+
+
 class _Found:
     """Collector of a tar's samples from its members."""
 
     def __init__(self, name: str, image: str | None, rule: re.Pattern[str], labels: bool) -> None:
         self.name, self.image, self.rule = name, image.lower() if image else None, rule
-        self.images: dict[str, list[tuple[tuple[int, str], int, int]]] = {}
+        self.images: dict[str, list[_Image]] = {}
         self.labels: dict[str, str] = {}
         self.others: Counter[str] = Counter()
         self.ended, self.labelled, self.bands = True, labels, False
@@ -189,8 +201,10 @@ class _Found:
                     f"{self.name} holds {member.name} as a link or a sparse file.",
                     "Write that tar again with regular files.",
                 )
-            self.images.setdefault(key, []).append((rank, member.offset_data, member.size))
-            self.bands |= kind.rpartition(".")[2] not in PICTURES
+            last = kind.rpartition(".")[2]
+            array = last == ARRAYS and self.image is None
+            self.images.setdefault(key, []).append(_Image(rank, member.offset_data, member.size, array))
+            self.bands |= last not in PICTURES
         elif kind == "cls" and self.labelled:
             self.labels[key] = self._label(archive, member)
         else:
@@ -217,13 +231,21 @@ class _Found:
             )
         return str(int(text)) if text.isascii() and text.isdigit() else text
 
+    def _leave_out_arrays(self) -> None:
+        """Count the arrays of samples that have a picture among the other members."""
+        for key, images in self.images.items():
+            pictures = [image for image in images if not image.array]
+            if pictures and len(pictures) < len(images):
+                self.others[ARRAYS] += len(images) - len(pictures)
+                self.images[key] = pictures
+
     def _hidden(self) -> int:
         """Return how many images are hidden behind the one of their sample that is used."""
         return sum(len(images) - 1 for images in self.images.values())
 
     def _dotted(self) -> DottedNames:
         """Return the dots in the names of the images."""
-        own = {key: {kind for (_, kind), *_ in images if "." in kind} for key, images in self.images.items()}
+        own = {key: {one.rank[1] for one in images if "." in one.rank[1]} for key, images in self.images.items()}
         return DottedNames(
             frozenset[str]().union(*own.values()),
             len(self.images),
@@ -234,11 +256,12 @@ class _Found:
 
     def index(self, read: Hashed) -> Index:
         """Return the index of all samples, ordered by the offset of their images."""
+        self._leave_out_arrays()
         names = tuple(sorted({text for text in self.labels.values() if text != UNLABELLED}))
         numbers = {name: number for number, name in enumerate(names)}
         label = {key: numbers.get(text, -1) for key, text in self.labels.items()}
-        chosen = ((key, *min(images)[1:], label.get(key, -1)) for key, images in self.images.items())
-        rows: list[Row] = [*sorted(chosen, key=lambda row: row[1])]
+        chosen = sorted(((key, min(images)) for key, images in self.images.items()), key=lambda one: one[1].offset)
+        rows: list[Row] = [(key, image.offset, image.size, label.get(key, -1)) for key, image in chosen]
         return Index(
             rows,
             self.members,
@@ -253,4 +276,5 @@ class _Found:
             others=self.others,
             ended=self.ended,
             bands=self.bands,
+            arrays=tuple(number for number, (_, image) in enumerate(chosen) if image.array),
         )

@@ -35,7 +35,7 @@ from shards.pack import LOCK, MOST_RECORD, NOT_A_RECORD, check_ours, locked
 from shards.split_names import split_of_tar
 from shards.tar_files import divided
 
-VERSION = 2
+VERSION = 3
 """Version of the records; those of another one are made again."""
 
 
@@ -160,7 +160,14 @@ def restored(values: dict[str, Any]) -> Index:
     rows = [(str(key), *(int(number) for number in numbers)) for key, *numbers in values["rows"]]
     names, others = tuple(map(str, values["names"])), Counter({str(k): int(v) for k, v in values["others"].items()})
     dotted = DottedNames.restored(values["dotted"])
-    return Index(**{**values, "rows": rows, "names": names, "others": others, "dotted": dotted})
+    own = {
+        "rows": rows,
+        "names": names,
+        "others": others,
+        "dotted": dotted,
+        "arrays": tuple(map(int, values["arrays"])),
+    }
+    return Index(**{**values, **own})
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from dist_ssl.errors import ConfigError, DataError, printable, shortened
 from dist_ssl.runtime.strange_files import open_regular
 from shards import channels
 from shards.archive import KINDS, META, Sample, spelt
+from shards.arrays_beside_pictures import without_arrays
 from shards.command_line import Bytes, HeldOut, Threads, counted_kinds
 from shards.folder_scan import NOT_READ, File, Found, can_be_decoded, extension, scan
 from shards.image_source import ImageSource
@@ -102,7 +103,7 @@ def find(options: FolderOptions, console: Console) -> Pictures:
     """Return the images of the folder, and print what is left out. Raises ConfigError, DataError."""
     if not options.path.is_dir():
         raise DataError(f"path={options.path} is not a folder.", "Set path to the folder of your pictures.")
-    found = scan(options.path, options.threads)
+    found = without_arrays(scan(options.path, options.threads), options.channels, console)
     check(found, options.path, console)
     all_used = options.val == HeldOut() or options.labels is False
     train, val, roots = split_of(found, options.path, console, all_used)

@@ -24,7 +24,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -41,10 +41,11 @@ from dist_ssl.data.storage.fetch import Fetcher
 from dist_ssl.errors import ConfigError, DataError, shortened
 from dist_ssl.runtime.strange_files import open_regular
 from shards import channels
-from shards.archive import KINDS, Index, index
+from shards.archive import KINDS, index
 from shards.command_line import ONE_PER_CORE, Threads, counted_kinds
-from shards.dotted_names import DottedNames, lost_images
+from shards.dotted_names import lost_images
 from shards.image_source import ImageSource
+from shards.indexed_tars import IndexedTar, Tars, with_images
 from shards.remote_tars import RemoteTars, Rules, names_of_splits, records
 from shards.tar_files import DECOMPRESS, all_tars, compressed_tars, compression_of, tars_of_splits
 
@@ -94,13 +95,13 @@ def write(out: Path | None, options: TarOptions, console: Console) -> None:
 
 def write_manifest(
     splits: Mapping[str, Sequence[object]],
-    read: "Callable[[bool], list[Indexed]]",
+    read: Callable[[bool], list[IndexedTar]],
     folder: Path,
     options: TarOptions,
     console: Console,
 ) -> None:
     """Write the manifest of the tars of every split. `read`: see `with_keys`; it reads them in this order."""
-    left = iter(indexed := with_keys(read, options, console))
+    left = iter(indexed := with_images(with_keys(read, options, console), options.channels))
     tars = {split: [next(left) for _ in own] for split, own in splits.items()}
     check(tars, folder, options, console)
     classes, numbered = with_numbers(tars)
@@ -114,7 +115,7 @@ def write_manifest(
     manifest.write(folder, rows, classes, channels=count)
 
 
-def with_keys(read: "Callable[[bool], list[Indexed]]", options: TarOptions, console: Console) -> "list[Indexed]":
+def with_keys(read: Callable[[bool], list[IndexedTar]], options: TarOptions, console: Console) -> list[IndexedTar]:
     """Return the indexes of all tars by the rule for keys that `options.keys` says; prints which where it matters.
 
     `read`: function that returns the indexes, given whether keys end before the last dot. Raises DataError.
@@ -134,17 +135,17 @@ def with_keys(read: "Callable[[bool], list[Indexed]]", options: TarOptions, cons
 
 def remotely(
     tars: RemoteTars, names: Mapping[str, Sequence[str]], options: TarOptions, last_dot: bool, console: Console
-) -> "list[Indexed]":
+) -> list[IndexedTar]:
     """Return the indexes of tars elsewhere. Raises DataError."""
     files = [name for own in names.values() for name in own]
     rules = Rules(options.image, options.labels, last_dot)
     found = tars.indexes(files, rules, options.threads, console)
-    return [Indexed.of(name, own) for name, own in zip(files, found, strict=True)]
+    return [IndexedTar.of(name, own) for name, own in zip(files, found, strict=True)]
 
 
 def read_all(
     paths: Mapping[str, Sequence[Path]], folder: Path, options: TarOptions, console: Console, last_dot: bool
-) -> "list[Indexed]":
+) -> list[IndexedTar]:
     """Return the indexes of all tars; `last_dot`: keys end before the last dot of a name. Raises DataError."""
     files = [path for own in paths.values() for path in own]
     with LongWork(console) as progress, ThreadPoolExecutor(options.threads) as pool:
@@ -152,9 +153,9 @@ def read_all(
         return list(pool.map(lambda path: read(path, folder, options, last_dot, progress, task), files))
 
 
-def with_numbers(tars: "Tars") -> "tuple[list[str], dict[str, list[Indexed]]]":
+def with_numbers(tars: Tars) -> tuple[list[str], dict[str, list[IndexedTar]]]:
     """Return the names of the classes, none if the labels are their numbers already, and the tars with numbers."""
-    names = {name for own in tars.values() for tar in own for name in tar.names}
+    names = {name for own in tars.values() for tar in own for name in tar.labels}
     numeric = all(name.isascii() and name.isdigit() for name in names)
     classes = sorted(names, key=int) if numeric else sorted(names)
     numbers = {name: number for number, name in enumerate(classes)}
@@ -175,35 +176,7 @@ class Counted:
         return data
 
 
-@dataclass(frozen=True)
-class Indexed:
-    """One tar as the manifest lists it. `names`: those that its labels number; for the others see `archive.Index`."""
-
-    shard: manifest.Shard
-    samples: manifest.Samples
-    names: tuple[str, ...]
-    several: int
-    bare: int
-    hidden: int
-    dotted: DottedNames
-    others: Counter[str]
-    ended: bool
-    bands: bool
-
-    @classmethod
-    def of(cls, name: str, own: Index) -> "Indexed":
-        """Return a tar of this name as the manifest lists it."""
-        shard = manifest.Shard(name, len(own.rows), own.bytes, own.sha256)
-        counts = own.several, own.bare, own.hidden
-        return cls(shard, manifest.columns(own.rows), own.names, *counts, own.dotted, own.others, own.ended, own.bands)
-
-    def numbered(self, numbers: Mapping[str, int]) -> "Indexed":
-        """Return the same with labels that are the numbers of their names."""
-        table = np.array([*(numbers[name] for name in self.names), -1], dtype=np.int64)  # the last one is that of -1
-        return replace(self, samples=replace(self.samples, labels=table[self.samples.labels]))
-
-
-def read(path: Path, folder: Path, options: TarOptions, last_dot: bool, progress: Progress, task: TaskID) -> Indexed:
+def read(path: Path, folder: Path, options: TarOptions, last_dot: bool, progress: Progress, task: TaskID) -> IndexedTar:
     """Return the index of one tar, named relative to the folder of the manifest. Raises DataError."""
     try:
         if program := compression_of(path):
@@ -213,11 +186,7 @@ def read(path: Path, folder: Path, options: TarOptions, last_dot: bool, progress
             own = index(counted, str(path), options.image, labels=options.labels, last_dot=last_dot)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}.", "Fix that and run the same command again.") from error
-    return Indexed.of(os.path.relpath(path, folder), own)
-
-
-Tars = Mapping[str, Sequence[Indexed]]
-"""Indexed tars by the name of their split."""
+    return IndexedTar.of(os.path.relpath(path, folder), own)
 
 
 def check(tars: Tars, folder: Path, options: TarOptions, console: Console) -> None:
@@ -234,7 +203,7 @@ def check(tars: Tars, folder: Path, options: TarOptions, console: Console) -> No
         say(console, line)
 
 
-def left_out(tars: "Tars", folder: Path, options: TarOptions) -> Iterator[str]:
+def left_out(tars: Tars, folder: Path, options: TarOptions) -> Iterator[str]:
     """Yield what of the tars' folder and of the tars is not used: other tars, members of other kinds, missing labels.
 
     `folder`: that of the manifest.
@@ -251,7 +220,7 @@ def left_out(tars: "Tars", folder: Path, options: TarOptions) -> Iterator[str]:
         yield from unlabelled(split, own)
 
 
-def other_tars(tars: "Tars", folder: Path, place: Path) -> Iterator[str]:
+def other_tars(tars: Tars, folder: Path, place: Path) -> Iterator[str]:
     """Yield which tars of a folder are in no split. `folder`: that of the manifest."""
     names = {os.path.realpath(folder / tar.shard.name) for own in tars.values() for tar in own}
     others = [str(path.relative_to(place)) for path in all_tars(place) if os.path.realpath(path) not in names]
@@ -262,7 +231,7 @@ def other_tars(tars: "Tars", folder: Path, place: Path) -> Iterator[str]:
         yield f"{len(packed)} compressed tars are left out: {shortened(packed)}. {DECOMPRESS}."
 
 
-def unlabelled(split: str, tars: "Sequence[Indexed]") -> Iterator[str]:
+def unlabelled(split: str, tars: Sequence[IndexedTar]) -> Iterator[str]:
     """Yield which samples lack a label, where others have one."""
     total = sum(len(tar.samples) for tar in tars)
     keys = [tar.samples.key(int(n)) for tar in tars for n in np.flatnonzero(tar.samples.labels < 0)]

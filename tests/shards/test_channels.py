@@ -88,7 +88,7 @@ def test_a_mixture_is_refused_with_the_names_of_both(tmp_path: Path, words: tupl
 
 def test_pictures_beside_arrays_of_other_channels_are_refused(tmp_path: Path) -> None:
     folder_of(tmp_path / "in", "a.jpg")
-    put(tmp_path / "in", b=array(0, channels=1))
+    put(tmp_path / "in", b=array(0, channels=1), c=array(1, channels=1))  # the majority, so they are images
     with pytest.raises(DataError, match="different numbers of channels"):
         made(tmp_path)
     assert made(tmp_path, "channels=1")[0].channels == 1
@@ -114,6 +114,41 @@ def test_a_file_of_numpy_that_holds_no_image_is_left_out(tmp_path: Path) -> None
     found, text = made(tmp_path)
     assert len(found.split("train").samples) == 1
     assert "Left out, because they are no images: 3 .npy" in text
+
+
+def test_arrays_beside_as_many_pictures_are_left_out_and_counted(tmp_path: Path) -> None:
+    folder_of(tmp_path / "in", "a.jpg", "b.png")
+    put(tmp_path / "in", features=array(0), mask=array(1, channels=1))
+    found, text = made(tmp_path)
+    assert len(found.split("train").samples) == 2
+    assert "2 arrays (.npy) beside 2 pictures are no images: features.npy, mask.npy" in text
+
+
+def test_arrays_beside_pictures_are_images_where_the_channels_are_given(tmp_path: Path) -> None:
+    folder_of(tmp_path / "in", "a.jpg", "b.jpg")
+    put(tmp_path / "in", c=array(0, channels=3))
+    found, _ = made(tmp_path, "channels=3")
+    assert len(found.split("train").samples) == 3
+
+
+def test_in_tars_too_arrays_are_no_images_beside_pictures(tmp_path: Path) -> None:
+    folder_of(tmp_path / "in", "a.jpg")
+    picture = (tmp_path / "in" / "a.jpg").read_bytes()
+    tar(tmp_path / "tars" / "train-0.tar", ("a.jpg", picture), ("a.npy", array(0)), ("b.jpg", picture))
+    odd = ("m.npy", array(2)), ("m.cls", b"mask"), ("c.jpg", picture), ("c.cls", b"cat"), ("c.left.npy", array(1))
+    tar(tmp_path / "tars" / "train-1.tar", *odd)
+    console = Console(file=io.StringIO(), soft_wrap=True)
+    run(["source=tars", f"path={tmp_path / 'tars'}"], console)
+    found = manifest.read(tmp_path / "tars")
+    samples = found.split("train").samples
+    assert [samples.key(number) for number in range(len(samples))] == ["a", "b", "c"]
+    assert (found.channels, list(found.classes), samples.labels.tolist()) == (3, ["cat"], [-1, -1, 0])
+    assert [shard.samples for shard in found.split("train").shards] == [2, 1]
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert "1 samples have no image: left out." in text
+    assert "neither images nor labels (.cls): 3 .npy" in text
+    assert "several images" not in text
 
 
 def test_tars_of_arrays_have_their_channels_too(tmp_path: Path) -> None:
