@@ -41,8 +41,6 @@ IN_OUR_KEYS = {
 }
 """The options of shards/make.py, by which its messages call them, and the keys that stand for them here."""
 DRY = "dry_run"
-LEAST_HELD_OUT = 50
-"""Pictures that are held out at least where there are labels, up to a fifth: of fewer an accuracy says little."""
 
 
 @dataclass(frozen=True)
@@ -144,8 +142,6 @@ def packed(options: FolderOptions, into: Path, white: float | None, write: bool,
     """
     with in_our_keys():
         pictures = find(options, console)
-    if options.val is None:
-        pictures = pictures.holding_out(LEAST_HELD_OUT)
     facts = measure(pictures, options.threads, white=white)
     shards = into / name_of(options.path, pictures)
     there = (shards / manifest.NAME).is_file()

@@ -15,7 +15,7 @@ from dist_ssl.config.command import say
 from dist_ssl.core.draws import Draws, Purpose
 from dist_ssl.data.images.array_files import lacks_range
 from dist_ssl.data.images.decode import largest_value
-from dist_ssl.data.images.image_rules import FULL, RULES, ImageRules
+from dist_ssl.data.images.image_rules import FULL, ImageRules
 from dist_ssl.data.storage.manifest import Manifest, Split
 from dist_ssl.data.storage.read import Reader
 
@@ -56,10 +56,10 @@ def range_of(data: bytes) -> tuple[int | None, bool]:
 
 
 def rules_of(split: Split, channels: int) -> ImageRules:
-    """Return how the bytes of a split's images become pixels for people. RGB: as by default, if that is possible."""
+    """Return how the bytes of a split's images become pixels for people: deep ones as bright as `warn` advises."""
     found = found_range(split)
     if channels == RGB and not found.floats:
-        return RULES
+        return ImageRules(range=found.white)
     return ImageRules(range=(white_of(found.largest) or FULL) if found.deep else None, channels=channels)
 
 

@@ -91,6 +91,7 @@ def report(folder: Path, console: Console, fit: bool = True, away: Address | Non
     options = ["method=mocov3", "nodes=1", "data=shards", f"data.path={away or folder}", *words(chosen)]
     options += [f"data.pyramid=[{','.join(map(str, sides))}]"] if sides else []
     options += [f"data.range={white}"] if white and "data.range" not in {choice.key for choice in chosen} else []
+    say(console, "To see its length, costs and time first: python launch/plan.py, with the words of this command:")
     say(console, f"python launch/slurm.py {shlex.join(options)}")
 
 

@@ -1,6 +1,6 @@
 """A folder of pictures as a source: the files are packed into tars byte for byte, without re-encoding.
 
-    python shards/make.py source=imagefolder path=pictures out=data/mine [shard_bytes=256MB] [val=2%] [labels=true]
+    python shards/make.py source=imagefolder path=pictures out=data/mine [shard_bytes=256MB] [val=500] [labels=true]
         [channels=N]
 
 If the folder, or the only one in it, has `train/` and `val/` (or training, validation, test, eval, dev, in any case,
@@ -36,13 +36,15 @@ from shards.pack import THREADS, Contents, pack
 from shards.split_names import TRAIN_NAMES, VAL_NAMES, check_inner_splits, folder_of_splits, named_like
 
 HELD_OUT = HeldOut(share=0.02)
+LEAST_HELD_OUT = 50
+"""Labelled images that are held out at least, up to a fifth of all: of fewer an accuracy says little."""
 
 
 @dataclass(frozen=True)
 class FolderOptions:
     """Options of the source.
 
-    `val`: images held out, by default 2 % if there are labels; `labels`: whether folders are classes, by default if all
+    `val`: images held out, by default those of `held_out_of`; `labels`: whether folders are classes, by default if all
     images are in several sub-folders; `channels`: of the images, by default measured.
     """
 
@@ -66,17 +68,6 @@ class Pictures:
     roots: tuple[Path, Path]
     classes: list[str]
     channels: int
-
-    def holding_out(self, least: int) -> "Pictures":
-        """Return these pictures with at least `least` labelled ones held out, up to a fifth of all images.
-
-        Images without labels, and splits that are folders of their own, stay as they are.
-        """
-        images = [*self.val, *self.train]
-        count = max(len(self.val), min(least, len(images) // 5))
-        if not self.classes or self.roots[0] != self.roots[1]:
-            return self
-        return replace(self, train=images[count:], val=images[:count])
 
     def splits(self) -> dict[str, Contents]:
         """Return the samples of both splits. Raises DataError if the class of a file is not in `classes`."""
@@ -113,8 +104,7 @@ def find(options: FolderOptions, console: Console) -> Pictures:
         )
     classes = classes_of(train, options)
     if not val:
-        held_out = options.val or (HELD_OUT if classes else HeldOut())
-        count = held_out.of(len(train))
+        count = options.val.of(len(train)) if options.val else held_out_of(len(train)) if classes else 0
         train, val, roots = train[count:], train[:count], (roots[0], roots[0])
     report_empty(found, classes, roots[0], options.path, console)
     paths = [root / file.name for root, files in zip(roots, (train, val), strict=True) for file in files]
@@ -140,7 +130,7 @@ def check(found: Found, root: Path, console: Console) -> None:
         say(console, f"Left out, because they are no images: {kinds}.{hint if pictures else ''}")
     empty = sorted(file.name for file in found.files if not file.size)
     if empty:
-        say(console, f"{len(empty)} files are empty, and count as images that cannot be read: {shortened(empty)}.")
+        say(console, f"Empty files, which count as images that cannot be read: {shortened(empty)} ({len(empty)}).")
 
 
 def split_of(
@@ -169,8 +159,9 @@ def split_of(
             f"{root / inside} has {train[0]}/{besides} and, beside them, images in {', '.join(rest or train[1:])}.",
             "Move those away: they belong to neither split.",
         )
-    if held[1:]:
-        say(console, f"{train[0]}/ is trained on, {held[0]}/ is held out; not used: {', '.join(held[1:])}.")
+    if held:
+        unused = f"; not used: {', '.join(held[1:])}" if held[1:] else ""
+        say(console, f"{train[0]}/ is trained on, {held[0]}/ is held out{unused}.")
     val = held[0] if held else train[0]
     return (
         below(found.files, inside + train[0]),
@@ -203,6 +194,11 @@ def classes_of(files: Sequence[File], options: FolderOptions) -> list[str]:
     if options.labels is False or loose is not None or (len(tops) < 2 and not options.labels):
         return []
     return tops
+
+
+def held_out_of(total: int) -> int:
+    """Return how many of `total` labelled images are held out by default: 2 %, at least `LEAST_HELD_OUT` or a fifth."""
+    return max(HELD_OUT.of(total), min(LEAST_HELD_OUT, total // 5))
 
 
 def report_empty(found: Found, classes: Sequence[str], root: Path, path: Path, console: Console) -> None:

@@ -21,7 +21,7 @@ from shards.command_line import Bytes, HeldOut
 from shards.folder_scan import scan
 from shards.make import make, run
 from shards.sources import imagefolder
-from shards.sources.imagefolder import FolderOptions
+from shards.sources.imagefolder import FolderOptions, held_out_of
 from tests.shards.pictures import files_in, folder_of, held
 
 
@@ -90,6 +90,7 @@ def test_flat_train_and_val_folders_are_splits_without_labels(tmp_path: Path) ->
     out = made(tmp_path)
     assert set(held(out)) == {"1", "2"}
     assert {label for _, label in held(out, "val").values()} == {-1}
+    assert "train/ is trained on, validation/ is held out." in said(tmp_path)
 
 
 def test_a_class_of_val_that_train_lacks_is_named(tmp_path: Path) -> None:
@@ -106,7 +107,7 @@ def test_train_beside_other_folders_than_val_is_a_class(tmp_path: Path) -> None:
         made(tmp_path)
 
 
-@pytest.mark.parametrize(("val", "count"), [(HeldOut(7), 7), (HeldOut(share=0.1), 6), (None, 1), (HeldOut(), 0)])
+@pytest.mark.parametrize(("val", "count"), [(HeldOut(7), 7), (HeldOut(share=0.1), 6), (None, 12), (HeldOut(), 0)])
 def test_val_is_held_out_by_the_hash_of_the_path(tmp_path: Path, val: HeldOut | None, count: int) -> None:
     files = folder_of(tmp_path / "in", *(f"{n % 2}/{n}.png" for n in range(60)))
     out = made(tmp_path, val=val)
@@ -114,6 +115,10 @@ def test_val_is_held_out_by_the_hash_of_the_path(tmp_path: Path, val: HeldOut | 
     assert len(kept) == count
     assert {**train, **kept} == {n.removesuffix(".png"): (d, int(n[0])) for n, d in files.items()}
     assert not set(train) & set(kept)
+
+
+def test_enough_labelled_images_are_held_out_to_measure_an_accuracy() -> None:
+    assert [held_out_of(total) for total in (2, 10, 250, 300, 2500, 10_000)] == [1, 2, 50, 50, 50, 200]
 
 
 def test_a_held_out_image_stays_held_out_when_others_come(tmp_path: Path) -> None:
@@ -288,7 +293,7 @@ def test_what_is_left_out_is_said(tmp_path: Path) -> None:
     (tmp_path / "in" / "a" / "0.png").touch()
     text = said(tmp_path, val=HeldOut())
     assert "Left out, because they are no images: 1 .txt." in text
-    assert "1 files are empty, and count as images that cannot be read: a/0.png." in text
+    assert "Empty files, which count as images that cannot be read: a/0.png (1)." in text
     assert "1 folders hold no images and are not classes: empty." in text
 
 

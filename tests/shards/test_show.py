@@ -9,6 +9,7 @@ from PIL import Image
 from rich.console import Console
 
 from dist_ssl.config.command import run_command
+from dist_ssl.data.images.sheet_text import font_of_line
 from dist_ssl.data.storage import manifest, pyramid
 from shards.command_line import HeldOut
 from shards.make import make
@@ -71,6 +72,14 @@ def test_the_sheet_lies_where_one_is(data: Path, tmp_path: Path, monkeypatch: py
     assert (tmp_path / "data.png").exists()
 
 
+def test_pictures_of_12_bits_are_as_bright_as_a_run_should_see_them(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    Image.fromarray(np.full((20, 20), 4000, dtype=np.uint16)).save(tmp_path / "in/1.png")
+    make("imagefolder", tmp_path / "data", Console(quiet=True), FolderOptions(tmp_path / "in"))
+    shown([str(tmp_path / "data"), f"out={tmp_path / 'sheet.png'}"])
+    assert Image.open(tmp_path / "sheet.png").convert("L").getpixel((64, 64)) == 4000 * 255 // 4095
+
+
 def test_unlabelled_images_are_shown(tmp_path: Path) -> None:
     folder_of(tmp_path / "in", "1.jpg", "2.jpg")
     make("imagefolder", tmp_path / "d", Console(quiet=True), FolderOptions(tmp_path / "in", val=HeldOut()))
@@ -94,8 +103,12 @@ def test_bad_input_is_refused(data: Path, words: list[str], message: str, capsys
 
 
 def test_a_character_that_the_font_does_not_have_is_a_question_mark() -> None:
-    names = "Käfer", "猫 of a long name, cut"
-    assert [caption(label, names) for label in (-1, 0, 1, 2)] == ["", "0 Käfer", "1 ? of a long name, ", "2"]
+    names = "Ka\u0308fer", "猫 of a long name, cut"
+    assert [caption(label, names) for label in (-1, 0, 1, 2)] == ["", "0 Kafer", "1 ? of a long name, ", "2"]
+    assert caption(0, ("Käfer d'été",)) == "0 Kafer d'ete"
+    font = font_of_line()
+    missing = font.getmask("\uffff")
+    assert all(bytes(font.getmask(sign)) != bytes(missing) for sign in caption(0, ("Größe яб",)) if sign != " ")
 
 
 def test_a_level_that_does_not_say_how_it_was_made_is_shown(

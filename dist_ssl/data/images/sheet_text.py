@@ -1,5 +1,7 @@
 """Text on a sheet of images: its colours, its size, and the characters that its font has."""
 
+import unicodedata
+
 from PIL import ImageFont
 
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
@@ -15,5 +17,10 @@ def font_of_line(height: int = LINE) -> Font:
 
 
 def drawable(text: str, most: int) -> str:
-    """Return the first `most` characters of a text, with a question mark for each one that the font does not have."""
-    return text.encode("latin-1", "replace").decode("latin-1")[:most]
+    """Return the first `most` characters of a text as the font has them: without accents."""
+    return "".join(_plain(character) for character in unicodedata.normalize("NFC", text))[:most]
+
+
+def _plain(character: str) -> str:
+    """Return a character without its accents; a question mark for one that the font does not have."""
+    return unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode("ascii") or "?"
