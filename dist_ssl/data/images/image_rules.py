@@ -117,7 +117,7 @@ def in_colours(pixels: Pixels) -> Pixels:
 
 def _rows(image: Image.Image, data: bytes, rules: ImageRules) -> Callable[[int, int], Pixels]:
     """Return a function of two numbers of rows: the pixels from one to before the other, [h, w, 3 or 4]."""
-    deep = deep_pixels(image, data, rules.range)
+    deep = deep_pixels(image, data, rules.range, rules.bits)
     if deep is not None:
         white = FULL if rules.range is None else rules.range
         return lambda top, below: _scaled(deep[top:below], white, rules.bits)
@@ -129,11 +129,12 @@ def _rows(image: Image.Image, data: bytes, rules: ImageRules) -> Callable[[int, 
     return lambda top, below: np.asarray(image.crop((0, top, image.width, below)).convert(mode))
 
 
-def deep_pixels(image: Image.Image, data: bytes, white: float | None) -> Values | None:
+def deep_pixels(image: Image.Image, data: bytes, white: float | None, bits: int = 8) -> Values | None:
     """Return the values of pixels of more than 8 bits, [h, w, 1 to 4]; None where PIL's own conversion is right.
 
-    `white`: the value that is white; where it is known, pixels of 32 bits or floating point and colours of 16 bits are
-    read too. Raises UnreadableError where these are read in no way.
+    `white`: the value that is white; where it is known, pixels of 32 bits or floating point are read too. Colours of 16
+    bits are read where it is, or where `bits` of every number are kept. `data`: the image's bytes, empty for one that
+    PIL has made. Raises UnreadableError where these are read in no way.
     """
     if image.mode.startswith("I;16"):
         return np.asarray(image).astype(np.uint16)[..., None]
@@ -143,7 +144,7 @@ def deep_pixels(image: Image.Image, data: bytes, white: float | None) -> Values 
         if white is None:
             raise UnreadableError(NO_RANGE, image.mode)
         return np.asarray(image)[..., None]
-    low = None if white is None else _low_bytes(data, str(image.format))
+    low = _low_bytes(data, str(image.format)) if data and (white is not None or bits > 8) else None
     if low is None:
         return None
     values = np.asarray(image).astype(np.uint16)
@@ -182,7 +183,7 @@ def _low_bytes(data: bytes, kind: str) -> Pixels | None:
         try:
             image.load()
         except ValueError as error:  # PIL knows this kind in one order only
-            raise UnreadableError(UNSUPPORTED, f"{tiles[0].args}, whose range cannot be set") from error
+            raise UnreadableError(UNSUPPORTED, f"{tiles[0].args}, whose lower bytes cannot be read") from error
         return np.asarray(image)
 
 

@@ -254,6 +254,21 @@ def test_sixteen_bits_keep_what_eight_lose_and_are_the_same_pictures() -> None:
             assert np.abs(wide / 257 - narrow).max() <= (1.01 if channels != 4 else 0)
 
 
+@pytest.mark.parametrize("channels", [3, 4])
+def test_colours_of_sixteen_bits_are_kept_without_a_range(channels: int) -> None:
+    values = RANDOM.integers(0, 65536, (9, 11, channels), dtype=np.uint16)
+    rules = ImageRules(alpha="drop", bits=16)
+    files = [png_of(values), *(tiff_of(values[..., :3], order, deflated=False) for order in "<>")]
+    for data in files:
+        assert np.array_equal(decode(data, 1, rules).pixels, values[..., :3])
+
+
+def test_what_cannot_be_kept_of_sixteen_bits_is_refused() -> None:
+    values = RANDOM.integers(0, 65536, (9, 11, 2), dtype=np.uint16)
+    assert refusal(png_of(values), bits=16) == "unsupported pixels"
+    assert pixels(png_of(values)).shape == (9, 11, 3)
+
+
 @pytest.mark.parametrize("alpha", ["white", "black", "drop"])
 def test_transparency_of_sixteen_bits_is_mixed_alike(alpha: Any) -> None:
     values = RANDOM.integers(0, 65536, (9, 11, 4), dtype=np.uint16)
