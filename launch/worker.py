@@ -238,13 +238,20 @@ def explained_code(work: Callable[[], int], attempt: AttemptDir | None = None) -
 
 
 def say_why(error: Exception) -> None:
-    """Print to the log why this rank ends: with a stack trace only where the error may be one of this code."""
+    """Print to the log why this rank ends: with a stack trace only where the error may be one of this code.
+
+    The last line says what happened, since reports quote it: of a message of CUDA that is the first of many lines.
+    """
     if known := explained(error):
         print(known, file=sys.stderr)
-    elif something_is_gone(error):
-        print(printable(f"Something else is gone: {type(error).__name__}: {error}"), file=sys.stderr)
-    else:
-        print(printable(traceback.format_exc()), file=sys.stderr)
+        return
+    summary = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    if something_is_gone(error):
+        print(printable(f"Something else is gone: {summary}"), file=sys.stderr)
+        return
+    print(printable(traceback.format_exc()), file=sys.stderr)
+    if "\n" in str(error).strip():
+        print(printable(summary), file=sys.stderr)
 
 
 def end(code: int) -> None:

@@ -1,5 +1,6 @@
 """The launcher ends with the command that fits: none is advised that would fail in the same way."""
 
+import contextlib
 import io
 from dataclasses import replace
 from pathlib import Path
@@ -9,9 +10,10 @@ from rich.console import Console
 
 from dist_ssl.errors import DataError, DisagreementError, TrainingError, UserError
 from dist_ssl.runtime.end_names import FAILED, FINISHED, NOT_FINITE, PLANS_DIFFER, REFUSED, STOPPED
-from launch.ending import DISAGREED_CODE, DIVERGED_CODE, UNREADABLE_CODE, Ending, of_ranks
+from launch.ending import DISAGREED_CODE, DIVERGED_CODE, LOST_CODE, UNREADABLE_CODE, Ending, of_ranks
 from launch.last_lines import ENCODER, say_how_it_ended
 from launch.run_dir import AttemptDir, RunDir
+from launch.suspect_nodes import suspect_numbers
 from launch.worker import code_of, say_why
 
 
@@ -117,6 +119,28 @@ def test_an_error_of_this_code_is_logged_with_its_stack_trace(capsys: pytest.Cap
     except ValueError as error:
         say_why(error)
     assert "Traceback" in capsys.readouterr().err
+
+
+CUDA = "\nCUDA kernel errors might be reported at another call.\nFor debugging: BLOCKING=1\nCompile with `X`.\n"
+
+
+@pytest.mark.parametrize(
+    ("problem", "code", "suspects"),
+    [("uncorrectable ECC error encountered", LOST_CODE, [1]), ("device-side assert triggered", 1, [])],
+)
+def test_an_ending_quotes_what_happened_of_a_message_of_several_lines(
+    tmp_path: Path, problem: str, code: int, suspects: list[int]
+) -> None:
+    attempt = RunDir(tmp_path).new_attempt({})
+    error = RuntimeError(f"CUDA error: {problem}{CUDA}")
+    assert code_of(error) == code
+    with attempt.log("rank_00001").open("w") as log, contextlib.redirect_stderr(log):
+        say_why(error)
+    ending = of_ranks(attempt, {1: code}, 1)
+    assert f"RuntimeError: CUDA error: {problem}" in ending.reason
+    ending.write(attempt.node(1))
+    Ending(FAILED, "Rank 0: Connection closed by peer", lost=True).write(attempt.node(0))
+    assert suspect_numbers(attempt, 2) == suspects
 
 
 def test_no_log_of_a_rank_acts_on_the_terminal_of_whoever_reads_it(capsys: pytest.CaptureFixture[str]) -> None:
