@@ -72,7 +72,7 @@ def fit(value: Any, annotation: Any, key: str) -> Any:
     if origin is list and isinstance(value, list) and inner:
         return [fit(v, inner[0], key) for v in value]
     if annotation is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return _in_floating_point(value, key)
     expected = origin or annotation
     if isinstance(value, float) and expected is float and not math.isfinite(value):
         raise ConfigError(f"{key}={value} is not possible: it takes a finite number.", "Correct the value.")
@@ -82,6 +82,16 @@ def fit(value: Any, annotation: Any, key: str) -> Any:
     raise ConfigError(
         f"{key}={SHOWN.repr(value)} is not possible: it takes a value of type {name}.", "Correct the value."
     )
+
+
+def _in_floating_point(value: int, key: str) -> float:
+    """Return a whole number as one of floating point. Raises ConfigError where it is too large."""
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise ConfigError(
+            f"{key}={SHOWN.repr(value)} is not possible: it is too large.", "Correct the value."
+        ) from error
 
 
 def instantiate(node: Mapping[str, Any], place: str, *, offered: Mapping[str, Any] | None = None, **given: Any) -> Any:

@@ -106,6 +106,14 @@ def test_numbers_without_end_are_refused(value: float, annotation: Any) -> None:
         fit(value, annotation, "part.key")
 
 
+@pytest.mark.parametrize("annotation", [float, float | None, tuple[float, ...], list[float]])
+def test_a_whole_number_that_no_float_can_hold_is_refused(annotation: Any) -> None:
+    value = [10**400] if "[" in str(annotation) else 10**400
+    with pytest.raises(ConfigError, match=r"^part\.key=1000.* is not possible: it is too large") as caught:
+        fit(value, annotation, "part.key")
+    assert len(str(caught.value)) < 300
+
+
 @pytest.mark.parametrize("value", [30, "30", None, "soon"])
 def test_a_duration_without_a_unit_is_refused(value: Any) -> None:
     with pytest.raises(ConfigError, match="is not a duration"):

@@ -1,8 +1,11 @@
 """Formats of image files that are read, and how their first bytes tell them."""
 
+import warnings
+
 from PIL import Image
 
 Image.init()
+warnings.filterwarnings("ignore", module=r"PIL\.")  # a small file can have a line in the log for each of 65,535 tags
 EXTENSIONS = {
     "JPEG": "jpg",
     "PNG": "png",

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from dist_ssl.config.bounds import MOST_CHANNELS, RGB
+from dist_ssl.config.instantiate import SHOWN
 from dist_ssl.data.images.file_parts import TILE_LENGTH, TILE_WIDTH, check_tags
 from dist_ssl.data.images.image_rules import RGBA, Values
 from dist_ssl.data.images.tiff_tags import (
@@ -30,7 +31,11 @@ from dist_ssl.data.images.unreadable import DAMAGED, TOO_LARGE, UNSUPPORTED, Unr
 
 TILE_VALUES = 1 << 24
 """Values of a tile that any image may have; a larger one has no more than AREAS times those of the image."""
+ALL_VALUES = 1 << 27
+"""Values that all tiles together may have, whatever the image; more are no more than AREAS times those of the image."""
 AREAS = 4
+SPARE_BYTES = 1024
+"""Bytes of a deflated segment that are read beyond twice those of its values: deflating lengthens by far less."""
 COMPRESSION, COLOURS, ROWS, PLANAR, PREDICTOR = 259, 262, 278, 284, 317
 GREY, COLOURED = (0, 1), 2
 """Values of COLOURS: white or black is zero; red, green and blue."""
@@ -130,7 +135,7 @@ def layout_of(data: bytes, max_pixels: int) -> BandLayout:
     for tag, usual in SINGLE.items():
         values = {*tags.get(tag, [usual])}
         if len(values) != 1:
-            raise UnreadableError(UNSUPPORTED, f"bands of different kinds: tag {tag} is {sorted(values)}")
+            raise UnreadableError(UNSUPPORTED, f"bands of different kinds: tag {tag} is {SHOWN.repr(sorted(values))}")
         single[tag] = values.pop()
     height, width, bands = tags.get(IMAGE_LENGTH, [0])[0], tags.get(IMAGE_WIDTH, [0])[0], single[CHANNELS]
     if not height * width * bands:
@@ -165,8 +170,8 @@ def check_segments(layout: BandLayout, max_pixels: int) -> None:
     """Raise UnreadableError where segments are missing, or hold far more values than the image has."""
     if len(layout.segments) < layout.number:
         raise UnreadableError(DAMAGED, f"{len(layout.segments)} segments of {layout.number}")
-    most = max(TILE_VALUES, AREAS * layout.height * layout.width * layout.bands)
-    if layout.values > most or layout.number * layout.values > AREAS * RGBA * max_pixels:
+    own, every = AREAS * layout.height * layout.width * layout.bands, layout.number * layout.values
+    if layout.values > max(TILE_VALUES, own) or every > min(max(ALL_VALUES, own), AREAS * RGBA * max_pixels):
         raise UnreadableError(TOO_LARGE, f"{layout.number} segments of {layout.columns} x {layout.rows}")
 
 
@@ -174,7 +179,7 @@ def segment_of(data: bytes, layout: BandLayout, segment: tuple[int, int], shape:
     """Return the values of a strip or tile in this shape, [rows, columns, bands]. Raises UnreadableError."""
     start, length = segment
     size = int(np.prod(shape)) * layout.dtype.itemsize
-    raw = data[start : start + length]
+    raw = data[start : start + min(length, 2 * size + SPARE_BYTES)]  # each may claim all of the file
     if layout.deflated:
         try:
             raw = zlib.decompressobj().decompress(raw, size)

@@ -103,8 +103,10 @@ def values_of(tiff: bytes, asked: Collection[int], most: int = MOST_PARTS) -> di
     """
     found: dict[int, list[int]] = {}
     if layout := _layout(tiff):
-        for tag, kind, count, inside in _entries(tiff, layout):
-            if tag not in asked or kind not in INTEGERS or not count:
+        # of a tag that is there several times the last one counts, as in `tags_of`
+        rows = {entry[0]: entry[1:] for entry in _entries(tiff, layout) if entry[0] in asked}
+        for tag, (kind, count, inside) in rows.items():
+            if kind not in INTEGERS or not count:
                 continue
             if count > most:
                 raise UnreadableError(TOO_MANY_PARTS, f"{count} values of tag {tag}")

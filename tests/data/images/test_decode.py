@@ -3,6 +3,8 @@
 import io
 import math
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 from contextlib import suppress
@@ -384,3 +386,14 @@ def test_overlapping_tags_of_a_tiff_take_no_memory_each() -> None:
     struct.pack_into("<L", data, 4, len(data))
     with bounded_memory(), warnings.catch_warnings(action="ignore"):  # 1,500 tags over the whole of 1 MB
         assert decode((bytes(data) + tags).ljust(size, b"\0"), 1).pixels.shape == (8, 8, 3)
+
+
+def test_a_file_writes_nothing_into_the_log() -> None:
+    tags = b"".join(struct.pack("<HHLL", 1000 + number, 7, 5000, 0) for number in range(500))
+    chunk = b"eXIf" + struct.pack("<2sHLH", b"II", 42, 8, 500) + tags + bytes(4)
+    chunk = struct.pack(">L", len(chunk) - 4) + chunk + struct.pack(">L", zlib.crc32(chunk))
+    png = encoded(picture(8, 8), "PNG")
+    code = "import sys; from dist_ssl.data.images.decode import decode; decode(sys.stdin.buffer.read(), 1)"
+    data = png[:33] + chunk + png[33:]  # 33: behind the first chunk
+    done = subprocess.run([sys.executable, "-c", code], input=data, capture_output=True, check=True)
+    assert done.stdout + done.stderr == b""

@@ -248,3 +248,67 @@ def test_a_small_image_in_one_large_tile_is_read(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(f"{__name__}.TILE", 1024)
     data = tiff(values, rows=None, deflated=True)
     np.testing.assert_array_equal(decode(data, 1, rules(values)).pixels, expected(values))
+
+
+class Counted(bytes):
+    """Bytes of a file that count how many of them are copied out of it."""
+
+    copied = 0
+
+    def __getitem__(self, place: Any) -> Any:
+        found = super().__getitem__(place)
+        type(self).copied += len(found) if isinstance(found, bytes) else 1
+        return found
+
+
+def copied(data: bytes, channels: int, reason: str | None = None) -> int:
+    """How many bytes are copied out of a file while it is decoded, as far as Python does that."""
+    Counted.copied = 0
+    if reason:
+        with pytest.raises(UnreadableError, match=reason):
+            decode(Counted(data), 1, ImageRules(channels=channels))
+    else:
+        decode(Counted(data), 1, ImageRules(channels=channels))
+    return Counted.copied
+
+
+@pytest.mark.parametrize("deflated", [False, True])
+def test_of_segments_over_each_other_no_more_is_read_than_they_need(deflated: bool) -> None:
+    values = np.zeros((500, 4, 6), np.uint8)
+    data = bytearray(tiff(values, rows=1, deflated=deflated) + bytes(1_000_000))
+    last = struct.unpack_from("<L", data, 4)[0]
+    lengths = next(at for at in range(last + 2, len(data), 12) if struct.unpack_from("<H", data, at)[0] == 279)
+    at = struct.unpack_from("<L", data, lengths + 8)[0]
+    struct.pack_into("<500L", data, at, *[1_000_000] * 500)  # each claims nearly all of the file
+    assert copied(bytes(data), 6) < 2_000_000
+
+
+def test_a_tag_that_is_there_again_and_again_is_read_once() -> None:
+    content = struct.pack("<60000L", *[1] * 60_000)
+    tags = [(256, 20), (257, 20), (258, 8), (259, 1), (277, 6), (284, 1), (278, 20)]
+    rows = b"".join(struct.pack("<HHLL", tag, 4, 1, value) for tag, value in tags)
+    rows += struct.pack("<HHLL", 273, 4, 60_000, 8) * 300 + struct.pack("<HHLL", 279, 4, 1, 2400)
+    data = struct.pack("<2sHL", b"II", 42, 8 + len(content)) + content + struct.pack("<H", 308) + rows + bytes(4)
+    assert copied(data, 6) < 2_000_000
+
+
+def test_many_bands_with_a_large_tile_each_are_not_inflated_for_a_small_image() -> None:
+    bomb = zlib.compress(bytes(4 * 2_000 * 2_000), 9)
+    tags = [(256, 1), (257, 1), (258, 32), (259, 8), (277, 64), (284, 2), (339, 3), (322, 2_000), (323, 2_000)]
+    at = 8 + 2 + 12 * 11 + 4
+    rows = b"".join(struct.pack("<HHLL", tag, 4, 1, value) for tag, value in tags)
+    rows += struct.pack("<HHLLHHLL", 324, 4, 64, at, 325, 4, 64, at + 256)
+    lists = struct.pack("<128L", *[at + 512] * 64, *[len(bomb)] * 64)
+    data = struct.pack("<2sHLH", b"II", 42, 8, 11) + rows + bytes(4) + lists + bomb
+    with pytest.raises(UnreadableError, match="64 segments of 2000 x 2000"):
+        decode(data, 1, ImageRules(channels=64, range=1))
+
+
+def test_the_reason_names_few_of_many_numbers() -> None:
+    bits = struct.pack("<60000L", *range(60_000))
+    rows = b"".join(struct.pack("<HHLL", tag, 4, 1, value) for tag, value in [(256, 20), (257, 20), (277, 6)])
+    rows += struct.pack("<HHLL", 258, 4, 60_000, 8)
+    data = struct.pack("<2sHL", b"II", 42, 8 + len(bits)) + bits + struct.pack("<H", 4) + rows + bytes(4)
+    with pytest.raises(UnreadableError, match=UNSUPPORTED) as caught:
+        decode(data, 1, ImageRules(channels=6))
+    assert len(str(caught.value)) < 200
