@@ -4,6 +4,7 @@ A file of 16 bits does not say how many of them its camera fills. Where a sample
 in the upper half of the range, the highest value that was found tells the number of bits, and the key of a run to set.
 """
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,16 +74,23 @@ def white_of(largest: int) -> int | None:
     return None if largest <= 0 or 2 * largest > FULL else 2 ** int(largest).bit_length() - 1
 
 
-def warn(data: Manifest, console: Console) -> int | None:
-    """Print the range of deep pictures, by split, and return the white that a run should set, if any should."""
-    whites = []
-    for name, split in data.splits.items():
-        found = found_range(split)
-        looked, deep, largest, floats = found
-        if not deep:
-            continue
-        white = found.white
-        whites.append(white)
+def ranges_of(folder: Path, data: Manifest) -> dict[str, FoundRange]:
+    """Return the range of every split that has deep pictures; none where some shards do not lie in the folder."""
+    if not all((folder / shard.name).is_file() for split in data.splits.values() for shard in split.shards):
+        return {}
+    found = {name: found_range(split) for name, split in data.splits.items()}
+    return {name: one for name, one in found.items() if one.deep}
+
+
+def together(ranges: Iterable[FoundRange]) -> FoundRange:
+    """Return the range of several splits: a run has one for all of its pictures."""
+    looked, deep, largest, floats = zip(*ranges, (0, 0, 0, False), strict=True)
+    return FoundRange(sum(looked), sum(deep), max(largest), any(floats))
+
+
+def say_ranges(ranges: Mapping[str, FoundRange], white: int | None, console: Console) -> None:
+    """Print the range of each split's deep pictures. `white`: that a run should set, None: it need not set any."""
+    for name, (looked, deep, largest, floats) in ranges.items():
         kind = "16 bits or floating point" if floats else "16 bits"
         text = f"{name}: {deep} of {looked} pictures that were looked at have {kind}, with values up to {largest}"
         if white is None:
@@ -92,10 +100,3 @@ def warn(data: Manifest, console: Console) -> int | None:
         else:
             bright = largest * 255 // FULL
             say(console, f"{text}: {bright} of 255 would be their brightest pixel. Set data.range={white} in the run.")
-    return max((white for white in whites if white is not None), default=None) if None not in whites else None
-
-
-def warn_of(folder: Path, data: Manifest, console: Console) -> int | None:
-    """Call `warn` where all shards of the data set lie in the folder."""
-    there = all((folder / shard.name).is_file() for split in data.splits.values() for shard in split.shards)
-    return warn(data, console) if there else None

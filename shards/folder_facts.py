@@ -3,7 +3,7 @@
 Of images of other channels than three, colours are those of the first three channels, or of one as grey.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +23,7 @@ from dist_ssl.data.storage.manifest import Manifest
 from dist_ssl.data.storage.read import Reader
 from dist_ssl.data.storage.reader_options import Access
 from dist_ssl.errors import DataError
-from shards.depth import range_of, white_for
+from shards.depth import FoundRange, range_of, together
 from shards.folder_scan import File
 from shards.invariance import SIDE, recoloured, turned
 from shards.sources.imagefolder import Pictures, read
@@ -104,10 +104,17 @@ def measure(pictures: Pictures, threads: int, sample: int = SAMPLE, white: float
     return facts_of(chosen, counts, str(root), threads, pictures.channels, white)
 
 
-def measure_shards(data: Manifest, threads: int, access: Access | None = None, sample: int = SAMPLE) -> Facts:
+def measure_shards(
+    data: Manifest,
+    threads: int,
+    access: Access | None = None,
+    sample: int = SAMPLE,
+    ranges: Iterable[FoundRange] = (),
+) -> Facts:
     """Return the facts of a data set. Raises DataError where none of the pictures of the sample can be read.
 
-    Classes count where every sample of both splits has a label, which is what a probe needs.
+    Classes count where every sample of both splits has a label, which is what a probe needs. `ranges`: those of the
+    splits, where they are known: of all of these and of the sample follows the value that is white.
     """
     train, val = data.split("train"), data.splits.get("val")
     labelled = val is not None and train.labelled and val.labelled
@@ -116,7 +123,7 @@ def measure_shards(data: Manifest, threads: int, access: Access | None = None, s
     with Reader(train, access, scattered=True) as reader:
         chosen = [partial(reader.read, int(number)) for number in numbers]
         counts = PictureCounts(len(train.samples), len(val.samples) if val else 0, classes)
-        return facts_of(chosen, counts, str(train.folder), threads, data.channels)
+        return facts_of(chosen, counts, str(train.folder), threads, data.channels, ranges=ranges)
 
 
 class PictureCounts(NamedTuple):
@@ -134,17 +141,19 @@ def facts_of(
     threads: int,
     channels: int,
     white: float | None = None,
+    ranges: Iterable[FoundRange] = (),
 ) -> Facts:
     """Return the facts that follow from a sample of pictures, which have `channels` channels.
 
     `chosen`: functions that return their bytes; `where`: their folder, for the message; `white`: the value that is
-    white, None: the one that is found. Raises DataError where none of them can be read.
+    white, None: the one that is found; `ranges`: what is known of it before. Raises DataError where none of them can
+    be read.
     """
     with ThreadPoolExecutor(threads) as pool:
-        ranges = list(pool.map(lambda take: range_of(take()), chosen))
-        deepest = max((value for value, _ in ranges if value is not None), default=0)
-        floats = any(lacking for _, lacking in ranges)
-        rules = ImageRules(range=white or white_for(deepest, floats), channels=channels)
+        values = pool.map(lambda take: range_of(take()), chosen)
+        own = [FoundRange(1, 1, value, floats) for value, floats in values if value is not None]
+        deep = together([*ranges, *own])
+        rules = ImageRules(range=white or deep.white, channels=channels)
         looks = list(pool.map(lambda take: look(take(), rules), chosen))
     found = [one for one in looks if one is not None]
     if not found:
@@ -152,10 +161,10 @@ def facts_of(
             f"None of the {len(chosen)} pictures of {where} that were tried can be read.",
             "See whether they are images: python shards/make.py source=imagefolder path=... out=...",
         )
-    return summary(found, counts, len(chosen), deepest, floats)
+    return summary(found, counts, len(chosen), deep)
 
 
-def summary(found: Sequence["Glance"], counts: PictureCounts, measured: int, deepest: int, floats: bool) -> Facts:
+def summary(found: Sequence["Glance"], counts: PictureCounts, measured: int, deep: FoundRange) -> Facts:
     """Return the facts of the pictures that could be decoded, at least one, of `measured` that were tried."""
     mean = np.mean([one.mean for one in found], 0)
     std = np.sqrt(np.maximum(np.mean([one.mean_square for one in found], 0) - mean**2, 0))
@@ -170,10 +179,10 @@ def summary(found: Sequence["Glance"], counts: PictureCounts, measured: int, dee
         colour=between(found),
         turned=turned(centres) if len(found) >= PAIRS else 1.0,
         recoloured=recoloured(centres[hued]) if sum(hued) >= PAIRS else 1.0,
-        deepest=deepest,
+        deepest=deep.largest,
         mean=rounded(mean),
         std=rounded(std),
-        floats=floats,
+        floats=deep.floats,
     )
 
 

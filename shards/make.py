@@ -19,7 +19,7 @@ Exit codes: 0; 2 something in the command or the data must be corrected; 130 int
 import shlex
 import sys
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -34,7 +34,8 @@ from dist_ssl.data.storage.fetch import Fetcher
 from dist_ssl.errors import ConfigError, DataError, nearest, shortened
 from shards import depth, levels
 from shards.command_line import ONE_PER_CORE, Bytes, fill, pairs, parse_path
-from shards.folder_facts import measure_shards
+from shards.depth import FoundRange, white_for
+from shards.folder_facts import Facts, measure_shards
 from shards.image_source import ImageSource
 from shards.picture_rules import KeyChoice, choices, lines
 from shards.sources import demo, garments, imagefolder, tars, vision
@@ -82,15 +83,17 @@ def report(folder: Path, console: Console, fit: bool = True, away: Address | Non
     sides = sorted(pyramid.read(Address(str(folder)), found, Fetcher()))
     if sides:
         say(console, f"levels: {', '.join(f'{side} px' for side in sides)}")
-    white = depth.warn_of(folder, found, console)
+    ranges = depth.ranges_of(folder, found)
+    facts = facts_of(elsewhere(found, away) if away else found, ranges, console) if fit else None
+    white = white_for(facts.deepest, facts.floats) if facts else depth.together(ranges.values()).white
+    depth.say_ranges(ranges, white, console)
     if away:
-        found = elsewhere(found, away)
         files = ", ".join([manifest.NAME, *(f"{name}.samples.safetensors" for name in found.splits)])
         say(console, f"Copy {files} from {folder} to {away}, beside the tars. Then:")
-    chosen = choices_for(folder, found, console) if fit else plain_choices(found)
+    chosen = fitting(facts, folder, console) if facts else plain_choices(found)
     options = ["method=mocov3", "nodes=1", "data=shards", f"data.path={away or folder}", *words(chosen)]
     options += [f"data.pyramid=[{','.join(map(str, sides))}]"] if sides else []
-    options += [f"data.range={white}"] if white and "data.range" not in {choice.key for choice in chosen} else []
+    options += [f"data.range={white}"] if white else []
     say(console, "To see its length, costs and time first: python launch/plan.py, with the words of this command:")
     say(console, f"python launch/slurm.py {shlex.join(options)}")
 
@@ -106,32 +109,37 @@ def plain_choices(data: manifest.Manifest) -> list[KeyChoice]:
     return [KeyChoice("data.val", "val", "both splits have labels")] if probed else []
 
 
-def choices_for(folder: Path, data: manifest.Manifest, console: Console) -> list[KeyChoice]:
-    """Return the keys that fit a run to the pictures, and print why; those of `plain_choices` where none can be read.
-
-    The range of deep pictures is among them only where the shards are elsewhere: else `depth` looks at all splits.
-    """
+def facts_of(data: manifest.Manifest, ranges: Mapping[str, FoundRange], console: Console) -> Facts | None:
+    """Return the facts of the pictures; None where none can be read, which is said. `ranges`: of deep ones."""
+    here = all(split.folder.local for split in data.splits.values())
     try:
-        here = all(split.folder.local for split in data.splits.values())
-        facts = measure_shards(data, ONE_PER_CORE) if here else measure_shards(data, AT_ONCE, sample=FEW)
+        if not here:
+            return measure_shards(data, AT_ONCE, sample=FEW)
+        return measure_shards(data, ONE_PER_CORE, ranges=ranges.values())
     except DataError as error:
         say(console, f"{error.problem} So the command below has the settings of the demo data.")
-        return plain_choices(data)
+        return None
+
+
+def fitting(facts: Facts, folder: Path, console: Console) -> list[KeyChoice]:
+    """Return the keys that fit a run to the pictures, and print why."""
     if facts.unreadable:
         count = f"{facts.unreadable} of {facts.measured} pictures that were tried cannot be read"
         say(console, f"{count}: python shards/verify.py {shlex.quote(str(folder))} lists all, with reasons.")
-    found = [choice for choice in choices(facts) if choice.key != "data.range" or not here]
+    found = choices(facts)
     for line in lines(found):
         say(console, line)
     return sorted(found, key=lambda choice: choice.key != "data.val")
 
 
 def words(chosen: Sequence[KeyChoice]) -> list[str]:
-    """Return the words of a command that make these choices; `data.val=null` is the default.
+    """Return the words of a command that make these choices, without `data.range`; `data.val=null` is the default.
 
     Quotes of the config's grammar are left out: a shell's own do the same.
     """
-    named = [choice for choice in chosen if (choice.key, choice.value) != ("data.val", "null")]
+    named = [
+        choice for choice in chosen if (choice.key, choice.value) != ("data.val", "null") and choice.key != "data.range"
+    ]
     return [f"{choice.key}={choice.value.replace(QUOTE, '')}" for choice in named]
 
 

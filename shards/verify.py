@@ -218,10 +218,14 @@ def run(arguments: list[str], console: Console) -> int:
         report(found, options.rows, console)
         return 1
     whole = manifest.read(folder)
-    depth.warn_of(folder, whole, console)
+    ranges = depth.ranges_of(folder, whole)
+    white = depth.together(ranges.values()).white
     if whole.channels != RGB:
-        for line in lines(of_the_statistics(measure_shards(whole, options.threads))):
+        facts = measure_shards(whole, options.threads, ranges=ranges.values())
+        white = depth.white_for(facts.deepest, facts.floats)
+        for line in lines(of_the_statistics(facts)):
             say(console, line)
+    depth.say_ranges(ranges, white, console)
     how = "every image was decoded" if options.decode else "images were not decoded"
     say(console, f"{folder} is whole: {how}.")
     return 0

@@ -218,6 +218,21 @@ def test_pictures_that_would_be_dark_are_named_with_the_key_that_helps(
     assert found in console.export_text()
 
 
+def test_a_command_has_one_range_for_both_splits_and_mean_and_std_of_that_range(tmp_path: Path) -> None:
+    for split, most in (("train", 1000), ("val", 4000)):
+        (tmp_path / "in" / split).mkdir(parents=True)
+        for n in range(6):
+            shades = np.linspace(0, most, 144).astype(np.uint16).reshape(12, 12)
+            Image.fromarray(shades).save(tmp_path / "in" / split / f"{n}.png")
+    _, said = packed(tmp_path / "in", tmp_path / "out")
+    assert said.rstrip().endswith("data.range=4095")
+    assert said.count("Set data.range=4095 in the run.") == 2
+    assert f"'data.mean=[{','.join([f'{500 / 4095:.3f}'] * 3)}]'" in said
+    console = Console(record=True, soft_wrap=True, file=io.StringIO())
+    assert verify.run([str(tmp_path / "out")], console) == 0
+    assert console.export_text().count("Set data.range=4095 in the run.") == 2
+
+
 def test_pictures_of_the_whole_range_need_no_key(tmp_path: Path) -> None:
     _, said = packed(deep(tmp_path / "in", 65535), tmp_path / "out")
     assert "60 of 61 pictures that were looked at have 16 bits, with values up to 65535." in said
