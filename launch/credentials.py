@@ -48,6 +48,15 @@ LOOSE_LOGIN = re.compile(
     rf"(?:{'|'.join((*WEB, *STORES))}):/+[^/\s\"'@]*:(?!\d{{1,5}}(?:[,\s\"'\]]|$))[^/@]*@", re.IGNORECASE
 )
 """A login whose password has spaces or quotes; a port ends with either."""
+OTHER_ADDRESS = re.compile(
+    rf"(?<![\w+.-])(?!(?:{'|'.join((*WEB, *STORES))}):)[a-z][a-z0-9+.-]*:/+([^\s\"']*)", re.IGNORECASE
+)
+"""An address of a database, a file server or the like, up to the space or the quote that ends it."""
+OTHER_LOGIN = re.compile(
+    r"[^/@:]*:(?![$`@]|\d{1,5}(?:[/,?\]]|$)).*@|[^?]*\?(?:.*[&;])?[\w.-]*(?:pass|pwd|token|secret)[\w.-]*=(?![$`&;]|$)",
+    re.IGNORECASE,
+)
+"""The text behind the slashes of such an address where it has a password that is written out."""
 HARMLESS = re.compile(
     r"(?:(?![\w.-]*(?:sig|tok|key|sec|pass|pw|auth|cred|code))[a-z][\w.-]*=[\w.%+-]{0,15}(?:&|[])}>.,;:]*$))+",
     re.IGNORECASE,
@@ -66,6 +75,8 @@ def set_aside(arguments: list[str]) -> list[str]:
     for argument in arguments:
         key, _, value = argument.partition("=")
         _check_command(key, value)
+        if has_password(argument):
+            raise _with_password(key)
         tracker, cluster = (key.lstrip("+").startswith(own) for own in (TRACKER, "cluster"))
         kept = tracker or cluster or PIPE in value
         if kept and any(Address.parse(found).secret for found in WEB_ADDRESS.findall(argument)):
@@ -94,6 +105,8 @@ def check_config(node: Any, key: str = "") -> None:
         _check_command(key, node)
         if any(has_secret(found[0]) for found in SOME_ADDRESS.finditer(node)):
             raise _with_login(key)
+        if has_password(node):
+            raise _with_password(key)
     elif isinstance(node, bytes | Path):  # text that this check would not see
         raise ConfigError(f"{key} has a tag of YAML that makes its value no text.", "Write it without the tag.")
 
@@ -108,6 +121,14 @@ def _with_login(key: str) -> ConfigError:
         f"{key} is an address with credentials or a query, which no file of a run may contain.",
         f"Write it as one plain word of the command, {key}=https://..., or into the environment as {ADDRESS}, or "
         f"into a file of mode 0600 that {ADDRESS_FILE} names.",
+    )
+
+
+def _with_password(key: str) -> ConfigError:
+    return ConfigError(
+        f"{key.lstrip('+')} has an address with credentials, which no file of a run may contain.",
+        "Leave the password to what reads it: to a variable of the environment, or to a file of yours (PGPASSWORD or "
+        "~/.pgpass for PostgreSQL, ~/.netrc for curl).",
     )
 
 
@@ -129,7 +150,8 @@ def check_files(folder: Path) -> None:
     for path in copied_files(folder):
         for number, line in enumerate(_lines(path), 1):
             value, comment = COMMENT.match(line).groups()  # type: ignore[union-attr]  # it matches any line
-            if _tells(value) or any(has_login(own[0]) for own in WEB_ADDRESS.finditer(comment)):
+            in_comment = any(has_login(own[0]) for own in WEB_ADDRESS.finditer(comment))
+            if in_comment or _tells(value) or has_password(line):
                 raise ConfigError(
                     f"{path} has an address with credentials in line {number}, and every run keeps a copy of {folder}.",
                     f"Take it out: put it into a file of mode 0600 that {ADDRESS_FILE} names.",
@@ -165,6 +187,11 @@ def has_secret(text: str) -> bool:
         return bool(found.secret) or (found.local and "@" in text)
     except ConfigError:
         return "@" in text or "?" in text
+
+
+def has_password(text: str) -> bool:
+    """Return whether a text has an address, neither on the web nor in an object store, with a password written out."""
+    return any(OTHER_LOGIN.match(found[1]) for found in OTHER_ADDRESS.finditer(text))
 
 
 def take_file() -> None:

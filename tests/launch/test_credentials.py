@@ -137,6 +137,74 @@ def test_a_command_that_reads_its_secret_where_it_runs_is_taken(command: str) ->
     credentials.check_config({"data": {"path": f"pipe:{command}"}})
 
 
+def test_an_address_without_a_host_is_refused_and_not_shown() -> None:
+    with pytest.raises(ConfigError, match="names no host") as caught:
+        credentials.set_aside(["data.path=https:///g4711:opensesame@host/set"])
+    assert "sesame" not in str(caught.value)
+
+
+LOGINS = (
+    *("postgresql://g4711:opensesame@db/mlflow", "mysql+pymysql://g4711:open%2Fsesame@db:3306/x", "mssql://g4711:1@db"),
+    *(
+        "ftp://g4711:opensesame@host/x",
+        "sftp://g4711:open/sesame@host/x",
+        "SMB://g4711:opensesame@host/x",
+        "redis://:pw@h",
+    ),
+    *("postgresql://db/mlflow?user=g4711&password=opensesame", "postgresql+psycopg://db:5432/x?sslpassword=opensesame"),
+)
+"""Addresses of what is neither on the web nor in an object store, with a password."""
+
+
+@pytest.mark.parametrize("login", LOGINS)
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        *("tracker.mlflow.uri='{}'", "tracker={{mlflow: {{uri: '{}'}}}}", "+method.x='{}'"),
+        *("+cluster.setup=['export DB={}']", "data.path='pipe:curl {} | cat %s'"),
+    ],
+)
+def test_a_login_of_any_other_kind_of_address_is_refused_and_not_shown(login: str, spelling: str) -> None:
+    word = spelling.format(login)
+    with pytest.raises(ConfigError) as caught:
+        credentials.check_config(settings.compose(credentials.set_aside(["tracker=mlflow", word]), PROJECT / "configs"))
+    assert "sesame" not in str(caught.value)
+    assert "4711" not in str(caught.value)
+    with pytest.raises(ConfigError, match=r"credentials|secret"):
+        credentials.check_config({"x": [login], "y": "pipe:cat %s"})
+
+
+@pytest.mark.parametrize("login", LOGINS)
+def test_a_login_of_any_kind_in_a_file_of_the_configs_is_found(login: str, tmp_path: Path) -> None:
+    for line in (f"uri: {login}", f"uri: null  # was {login}"):
+        (tmp_path / "mine.yaml").write_text(f"a: 1\n{line}\n")
+        with pytest.raises(ConfigError, match=r"mine\.yaml has an address with credentials in line 2"):
+            credentials.check_files(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *(
+            "postgresql://g4711@db:5432/mlflow",
+            "sqlite:////data/g4711/mlflow.db?timeout=3",
+            "ssh://git@host/x:y",
+            "databricks",
+        ),
+        *(
+            "databricks://profile",
+            "postgresql://db:5432/x?sslmode=require",
+            "mysql://db:3306,db2:3306/x",
+            "ftp://host/a@b",
+        ),
+    ],
+)
+def test_a_database_without_a_password_is_taken(address: str, tmp_path: Path) -> None:
+    credentials.check_config({"tracker": {"mlflow": {"uri": address}}})
+    (tmp_path / "mine.yaml").write_text(f"uri: {address}  # see {address}\n")
+    credentials.check_files(tmp_path)
+
+
 def test_an_encoded_password_is_decoded_where_it_is_sent_and_never_shown() -> None:
     credentials.set_aside(["data.path=https://g4711:open%2Fsesame@host:8443/a@b/set"])
     address = Address.parse(restored("https://host:8443/a@b/set"))

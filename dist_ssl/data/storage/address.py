@@ -69,7 +69,8 @@ class Address:
             )
         shown = f"{scheme}://{host}{slash}{way}".rstrip("/")
         if not host:
-            raise ConfigError(f"{shown}// names no {'bucket' if scheme in STORES else 'host'}.", "Correct the address.")
+            kind = "bucket" if scheme in STORES else "host"
+            raise ConfigError(f"A {scheme}:// address names no {kind}.", "Write it between // and the next /.")
         if scheme in STORES and (login or query):
             raise ConfigError(
                 f"{shown} was given with credentials: {scheme}:// takes none.",
