@@ -13,9 +13,11 @@ from typing import IO, Any
 
 from dist_ssl.errors import EXIT_CODE, ConfigError, TrainingError
 from dist_ssl.saved_encoder import SavedEncoder, load_encoder
+from launch import credentials
 from launch.ending import STOPPED_CODE
 from launch.last_lines import RUN_FOLDER
 from launch.run_dir import PROJECT
+from launch.variables import ADDRESS, ADDRESS_FILE
 
 ALONE = ("nodes=1", "cluster=local")
 """Words that a call has where it does not say otherwise."""
@@ -65,8 +67,12 @@ def written(value: Any) -> str:
 
 
 def trained(arguments: list[str]) -> tuple[Path | None, int]:
-    """Run the command to its end and print its lines; return the run folder, if it has one, and the exit code."""
-    command = [sys.executable, "-P", "-m", "launch.slurm", *arguments]
+    """Run the command to its end and print its lines; return the run folder, if it has one, and the exit code.
+
+    Raises ConfigError for an address that cannot be given to it without its credentials.
+    """
+    words, addresses = without_logins(arguments)
+    command = [sys.executable, "-P", "-m", "launch.slurm", *words]
     path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH", "")]))
     folders: list[Path] = []
     with subprocess.Popen(
@@ -75,7 +81,7 @@ def trained(arguments: list[str]) -> tuple[Path | None, int]:
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        env={**os.environ, "PYTHONPATH": path},
+        env={**{key: text for key, text in os.environ.items() if key != ADDRESS_FILE}, **addresses, "PYTHONPATH": path},
         start_new_session=True,  # an interrupt reaches it through this process alone: the command kills at a second one
     ) as process:
         assert process.stdout
@@ -85,6 +91,22 @@ def trained(arguments: list[str]) -> tuple[Path | None, int]:
                 return (folders[0] if folders else None), process.wait()
             except KeyboardInterrupt:
                 process.send_signal(signal.SIGINT)
+
+
+def without_logins(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Return the words without credentials, and the variable that has these: other users can read the words.
+
+    The environment of this process stays as it is. Raises ConfigError, see `credentials.set_aside`.
+    """
+    before = {name: os.environ.get(name) for name in (ADDRESS, ADDRESS_FILE)}
+    try:
+        words = credentials.set_aside(arguments)
+        return words, {ADDRESS: text} if (text := os.environ.get(ADDRESS)) else {}
+    finally:
+        for name, text in before.items():
+            os.environ.pop(name, None)
+            if text is not None:
+                os.environ[name] = text
 
 
 def show(lines: IO[str], folders: list[Path]) -> None:

@@ -10,8 +10,9 @@ import pytest
 
 import dist_ssl
 from dist_ssl.errors import ConfigError
-from launch.fit import arguments_of
+from launch.fit import arguments_of, fit
 from launch.run_dir import PROJECT
+from launch.variables import ADDRESS, ADDRESS_FILE
 from tests.jobs import SMALL
 from tests.system.launching import await_that, status
 
@@ -60,3 +61,31 @@ def test_values_are_written_as_on_a_command_line() -> None:
     for word in ("-m", "follow=runs/x", "dry_run=true"):
         with pytest.raises(ConfigError, match="fit trains one run"):
             arguments_of((word,), {})
+
+
+def test_a_login_is_in_no_command_line_and_stays_out_of_the_callers_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secrets = tmp_path / "addresses"
+    secrets.touch(mode=0o600)
+    secrets.write_text("https://u:fromfile@host/y\n")
+    monkeypatch.setenv(ADDRESS_FILE, str(secrets))
+    monkeypatch.delenv(ADDRESS, raising=False)
+    before, given = dict(os.environ), "https://g4711:opensesame@host/x"
+    started: list[tuple[list[str], dict[str, str]]] = []
+
+    def start(command: list[str], *, env: dict[str, str], **_: object) -> None:
+        started.append((command, env))
+        raise FileNotFoundError
+
+    monkeypatch.setattr("launch.fit.subprocess.Popen", start)
+    for words, keys in (((f"data.path={given}",), {}), ((), {"data.path": given})):
+        with pytest.raises(FileNotFoundError):
+            fit(*words, "method=simclr", **keys)
+        assert dict(os.environ) == before
+    for command, environment in started:
+        assert not any("sesame" in word or "fromfile" in word for word in command)
+        assert "data.path=https://host/x" in command
+        assert environment[ADDRESS].splitlines() == [given, "https://u:fromfile@host/y"]
+        assert ADDRESS_FILE not in environment
+    assert len(started) == 2
