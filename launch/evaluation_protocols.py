@@ -65,7 +65,7 @@ def _augmented(frozen: Frozen) -> Measured:
     (train, held), node, device = frozen.labelled(), frozen.node, frozen.world.device
     queries, right = frozen.features(held, node.queries)
     numbers, centre = frozen.chosen(train, node.bank), centre_view(frozen.parts, node)
-    labels = torch.from_numpy(train.samples.labels[numbers])
+    labels = torch.from_numpy(train.samples.labels[numbers].astype(np.int64))
     check_classes(labels, right)
     classes, targets = torch.unique(labels, return_inverse=True)
     passes = frozen.recipe.epochs * (1 if len(frozen.recipe.rates) == 1 else 2)
@@ -145,7 +145,7 @@ def neighbours(frozen: Frozen) -> Measured:
     numbers = {"mean_similarity": float(similar.double().mean()), "bank": len(bank), "queries": len(asked)}
     same = None
     if train.labelled and held.labelled:
-        labels, others = (torch.from_numpy(split.samples.labels) for split in (held, train))
+        labels, others = (torch.from_numpy(split.samples.labels.astype(np.int64)) for split in (held, train))
         same = others[found] == labels[own][:, None]
         numbers["same_class"] = float(same.double().mean())
     sheet = _sheet(frozen, own, found, similar, same) if frozen.world.rank == 0 else None

@@ -6,7 +6,7 @@ Everything in here can be pickled: the worker processes of a DataLoader open the
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -68,7 +68,7 @@ class ShardSamples:
     """Samples of a split of shards."""
 
     reader: Reader
-    labels: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.integer[Any]]
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from dist_ssl.data.images.file_formats import ARRAYS
-from dist_ssl.data.storage.manifest import Row, Shard
+from dist_ssl.data.storage.manifest import Shard
+from dist_ssl.data.storage.samples import Row
 from dist_ssl.errors import DataError
 from shards.dotted_names import DottedNames
 from shards.tar_headers import DamagedTarError, Hashed, Readable, opened

@@ -22,7 +22,7 @@ from dist_ssl.data.images.image_rules import OF_PICTURES, counted
 from dist_ssl.data.images.tiff_bands import bands_in, coloured
 from dist_ssl.data.images.tiff_tags import STARTS, tags_of
 from dist_ssl.data.images.unreadable import UnreadableError
-from dist_ssl.data.storage.manifest import Samples
+from dist_ssl.data.storage.samples import Samples
 from dist_ssl.errors import ConfigError, DataError
 from dist_ssl.runtime.strange_files import open_regular
 from shards.image_heads import head_at
@@ -129,8 +129,9 @@ def of_tar(path: Path, samples: Samples) -> Iterator[Counted]:
     own = Path(os.path.normpath(path))  # it may lead through a folder that is not there yet
     try:
         with open_regular(own) as file:
-            for number, (offset, size) in enumerate(zip(samples.offsets, samples.sizes, strict=True)):
-                yield f"{own}: {samples.key(number)}", kind_in(head_at(file.fileno(), int(offset), int(size)))
+            for number in range(len(samples)):
+                place = int(samples.offsets[number]), int(samples.sizes[number])
+                yield f"{own}: {samples.key(number)}", kind_in(head_at(file.fileno(), *place))
     except OSError as error:
         raise DataError(f"{own} cannot be read: {error}.", "Fix that and run the same command again.") from error
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from dist_ssl.data.images.file_formats import ARRAYS
 from dist_ssl.data.storage import manifest
+from dist_ssl.data.storage.samples import Row, Samples, columns
 from shards.archive import Index
 from shards.arrays_beside_pictures import count_as_images
 from shards.dotted_names import DottedNames
@@ -18,7 +19,7 @@ class IndexedTar:
     """One tar as the manifest lists it. `names`: those that its labels number; for the others see `archive.Index`."""
 
     shard: manifest.Shard
-    samples: manifest.Samples
+    samples: Samples
     names: tuple[str, ...]
     several: int
     bare: int
@@ -34,7 +35,7 @@ class IndexedTar:
         """Return a tar of this name as the manifest lists it."""
         shard = manifest.Shard(name, len(own.rows), own.bytes, own.sha256)
         counts, marks = (own.several, own.bare, own.hidden), (own.ended, own.bands)
-        samples = manifest.columns(own.rows)
+        samples = columns(own.rows)
         return cls(shard, samples, own.names, *counts, own.dotted, own.others, *marks, arrays=own.arrays)
 
     @property
@@ -53,12 +54,10 @@ class IndexedTar:
         if not self.arrays:
             return self
         own, kept = self.samples, np.delete(np.arange(len(self.samples)), self.arrays).tolist()
-        rows: list[manifest.Row] = [
-            (own.key(n), int(own.offsets[n]), int(own.sizes[n]), int(own.labels[n])) for n in kept
-        ]
+        rows: list[Row] = [(own.key(n), int(own.offsets[n]), int(own.sizes[n]), int(own.labels[n])) for n in kept]
         shard, others = replace(self.shard, samples=len(rows)), self.others + Counter({ARRAYS: len(self.arrays)})
         bare = self.bare + len(self.arrays)
-        return replace(self, shard=shard, samples=manifest.columns(rows), others=others, bare=bare, arrays=())
+        return replace(self, shard=shard, samples=columns(rows), others=others, bare=bare, arrays=())
 
 
 Tars = Mapping[str, Sequence[IndexedTar]]

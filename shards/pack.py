@@ -26,6 +26,7 @@ from dist_ssl.config.bounds import RGB
 from dist_ssl.config.command import say
 from dist_ssl.config.long_work import LongWork
 from dist_ssl.data.storage import manifest
+from dist_ssl.data.storage.samples import Samples, columns, joined
 from dist_ssl.errors import DataError
 from dist_ssl.runtime import jsonl
 from dist_ssl.runtime.files import hidden_beside, write_atomically
@@ -66,7 +67,7 @@ class Made:
     """A complete tar: its row of the manifest and its samples."""
 
     shard: manifest.Shard
-    samples: manifest.Samples
+    samples: Samples
 
 
 def pack(
@@ -198,12 +199,12 @@ class Packer:
             content = jsonl.parsed(read_regular(record_of(path), MOST_RECORD))
             if (content["stamp"], content["first"]) != (self.stamp, self.done):
                 return None
-            made = Made(manifest.Shard(**content["shard"]), manifest.columns(content["rows"]))
+            made = Made(manifest.Shard(**content["shard"]), columns(content["rows"]))
         except NOT_A_RECORD:  # empty after a power failure, say
             return None
         return made if made.shard.name == path.name else None
 
-    def run(self, depth: int) -> tuple[list[manifest.Shard], manifest.Samples]:
+    def run(self, depth: int) -> tuple[list[manifest.Shard], Samples]:
         """Write the missing tars, with up to `depth` samples prefetched; return the manifest's rows of all tars."""
         task = self.progress.add_task(f"{self.name:5s}", total=self.contents.count, completed=self.done)
         samples = self._prefetch(depth)
@@ -218,7 +219,7 @@ class Packer:
                 self.progress.advance(task)
                 sample = next(samples, None)
             self._finish(writer, number)
-        return [made.shard for made in self.made], manifest.joined([made.samples for made in self.made])
+        return [made.shard for made in self.made], joined([made.samples for made in self.made])
 
     def _full(self, writer: Writer, number: int) -> bool:
         """Return whether the tar of this number is complete."""
@@ -243,7 +244,7 @@ class Packer:
         writer.path.replace(path)
         content = {"stamp": self.stamp, "first": self.done, "shard": asdict(shard), "rows": writer.rows}
         write_atomically(record_of(path), json.dumps(content))
-        self.made.append(Made(shard, manifest.columns(writer.rows)))
+        self.made.append(Made(shard, columns(writer.rows)))
 
 
 def record_of(tar: Path) -> Path:

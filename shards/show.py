@@ -110,7 +110,7 @@ def table(found: manifest.Manifest) -> Table:
     """Return a table with counts, sizes and labels of every split and level."""
     rows = Table("split", "shards", "images", "tar bytes", "mean image", "labelled", "classes", "images per class")
     for split in (part for whole in found.splits.values() for part in (whole, *whole.levels)):
-        sizes, labels = split.samples.sizes, split.samples.labels
+        sizes, labels = np.asarray(split.samples.sizes), split.samples.labels
         known = np.unique(labels[labels >= 0], return_counts=True)[1]
         spread = f"{known.min()} / {np.median(known):g} / {known.max()}" if len(known) else "-"
         rows.add_row(

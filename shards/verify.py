@@ -35,6 +35,7 @@ from dist_ssl.data.images.unreadable import UnreadableError
 from dist_ssl.data.storage import manifest, pyramid
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.fetch import Fetcher
+from dist_ssl.data.storage.samples import Samples
 from dist_ssl.errors import DataError, printable
 from dist_ssl.runtime.strange_files import open_regular
 from shards import depth
@@ -72,7 +73,7 @@ class Tar:
 
     path: Path
     shard: manifest.Shard
-    samples: manifest.Samples
+    samples: Samples
     numbers: range
 
     @property

@@ -12,6 +12,7 @@ from hypothesis import settings
 from rich.console import Console
 
 from dist_ssl.data.storage import manifest
+from dist_ssl.data.storage.samples import Samples
 from shards import make
 from shards.sources import demo
 from tests.ranks import Ranks
@@ -60,7 +61,7 @@ def listed_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("train", "val"):
         (folder / f"{name}.tar").touch()
         count, none = np.arange(12000), np.zeros(12000, np.int64)
-        samples = manifest.Samples(none, none, count % 10, np.zeros(12000, np.uint8), count + 1)
+        samples = Samples(none, none, count % 10, np.zeros(12000, np.uint8), count + 1)
         found[name] = ([manifest.Shard(f"{name}.tar", 12000, 0, "0" * 64)], samples)
     manifest.write(folder, found)
     return folder

@@ -31,9 +31,10 @@ from dist_ssl.data.order.ledger_audit import Audit, epochs
 from dist_ssl.data.order.quarantine import Quarantine
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.contents import ShardContents
-from dist_ssl.data.storage.manifest import Shard, Split, columns
+from dist_ssl.data.storage.manifest import Shard, Split
 from dist_ssl.data.storage.mixture import MixedSplit, Source
 from dist_ssl.data.storage.reader_options import Access
+from dist_ssl.data.storage.samples import columns
 from dist_ssl.data.stream import Stream
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import UserError

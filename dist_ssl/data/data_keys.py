@@ -119,10 +119,10 @@ class Data:
 
     def _open(self, where: Address, access: Access) -> manifest.Manifest:
         """Read the manifest of a data set and attach the configured levels. Raises DataError."""
-        found = manifest.read(where, access.fetcher)
+        found = manifest.read(where, access.fetcher, node=access.columns)
         if self.pyramid is None:
             return found
-        return pyramid.attach(found, where, self.pyramid, access.fetcher, self.rules)
+        return pyramid.attach(found, where, self.pyramid, access.fetcher, self.rules, access.columns)
 
     def process(self, device: torch.device) -> LoaderProcess | None:
         """Return a loader process for a rank on this device; None where samples are loaded in the rank's process."""

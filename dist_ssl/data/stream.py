@@ -120,7 +120,7 @@ class Stream:
     def _batch(self, pixels: Loaded, views: list[Tensor], epoch_views: EpochViews, draws: Draws, step: int) -> Batch:
         ids = pixels.ids
         found = epoch_views.finish(views, pixels.draw_ids, draws, step)
-        labels = torch.from_numpy(self.split.samples.labels[ids]) if self.split.labelled else None
+        labels = torch.from_numpy(self.split.samples.labels[ids].astype(np.int64)) if self.split.labelled else None
         return Batch(
             views=found.views,
             candidates=found.candidates,

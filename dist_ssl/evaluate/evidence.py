@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from dist_ssl.data.storage.manifest import Split
+from dist_ssl.data.storage.samples import blocks
 from dist_ssl.errors import DataError
 from dist_ssl.evaluate.confidence import interval
 
@@ -19,7 +20,7 @@ def doubts(train: Split, val: Split) -> Iterator[str]:
     if (count := len(val.samples.labels)) < FEW:
         low, high = interval(0.5, count)
         yield f"'{val.name}' has {count} images only: an accuracy of a half is {100 * low:.0f} to {100 * high:.0f} %."
-    known = np.unique(train.samples.labels)
+    known = np.unique(np.concatenate([np.unique(own) for own in blocks(train.samples.labels)]))
     lacking = ~np.isin(val.samples.labels, known)
     if lacking.any():
         classes = len(np.unique(val.samples.labels[lacking]))
@@ -33,10 +34,10 @@ def check_probed(*splits: Split) -> None:
     """Raise DataError where some samples of a split have a label and others have none: a probe needs all."""
     for split in splits:
         samples = split.samples
-        lacking = np.flatnonzero(samples.labels < 0)
-        if 0 < len(lacking) < len(samples):
+        count, first = samples.unlabelled()
+        if 0 < count < len(samples):
             raise DataError(
-                f"{len(lacking)} of the {len(samples)} samples of split {split.name} in {split.folder} have no label "
-                f"(the first: {samples.key(int(lacking[0]))}), so there is nothing to probe with.",
+                f"{count} of the {len(samples)} samples of split {split.name} in {split.folder} have no label "
+                f"(the first: {samples.key(first)}), so there is nothing to probe with.",
                 "Add the labels, make the shards with labels=false, or train without a probe: data.val=null.",
             )

@@ -93,7 +93,7 @@ class Extractor:
 
     def labels(self, ids: Tensor) -> Tensor:
         """Return the labels of samples, [N] int64, given by their numbers."""
-        return torch.from_numpy(self.loader.split.samples.labels[ids.numpy()])
+        return torch.from_numpy(self.loader.split.samples.labels[ids.numpy()].astype(np.int64))
 
     def _gathered(self, engine: Engine, numbers: Ints, branch: Branch, mean: bool) -> tuple[Tensor, Tensor]:
         """Return [N, views or 1, D] features and [N] sample numbers, on the host."""

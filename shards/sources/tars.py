@@ -38,6 +38,7 @@ from dist_ssl.config.long_work import LongWork
 from dist_ssl.data.storage import manifest
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.fetch import Fetcher
+from dist_ssl.data.storage.samples import joined
 from dist_ssl.errors import ConfigError, DataError, shortened
 from dist_ssl.runtime.strange_files import open_regular
 from shards import channels
@@ -109,8 +110,7 @@ def write_manifest(
     count = channels.of_tars(own, options.channels, options.threads, console)  # tars elsewhere are not read
     folder.mkdir(parents=True, exist_ok=True)
     rows = {
-        split: ([tar.shard for tar in own], manifest.joined([tar.samples for tar in own]))
-        for split, own in numbered.items()
+        split: ([tar.shard for tar in own], joined([tar.samples for tar in own])) for split, own in numbered.items()
     }
     manifest.write(folder, rows, classes, channels=count)
 

@@ -30,6 +30,7 @@ from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.fetch import Fetcher
 from dist_ssl.data.storage.pyramid import attach
 from dist_ssl.data.storage.read import Reader
+from dist_ssl.data.storage.samples import columns
 from dist_ssl.data.stream import Stream
 from dist_ssl.distributed.world import World
 from shards import levels
@@ -106,7 +107,7 @@ def pack(folder: Path, shards: Path) -> Images:
     with tarfile.open(tar) as archive:
         rows = [(member.name[:-4], member.offset_data, member.size, 0) for member in archive]
     shard = manifest.Shard(tar.name, len(rows), tar.stat().st_size, "0" * 64)
-    manifest.write(shards, {"train": ([shard], manifest.columns(rows))})
+    manifest.write(shards, {"train": ([shard], columns(rows))})
     return Images(folder.parent if any(path.parent == folder for path in files) else folder, shards, files)
 
 

@@ -25,6 +25,7 @@ from dist_ssl.data.images.views import Augmentation
 from dist_ssl.data.loader.load import Loader
 from dist_ssl.data.storage import manifest
 from dist_ssl.data.storage.read import Reader
+from dist_ssl.data.storage.samples import Samples
 from dist_ssl.data.stream import Stream
 from dist_ssl.distributed.world import World
 from shards import make
@@ -51,9 +52,9 @@ def large(folder: Path) -> None:
         shards.append(manifest.Shard(name, PER_SHARD, few.shards[0].bytes, few.shards[0].sha256))
     turns = SHARDS * PER_SHARD // IMAGES
     keys = [f"sample-{number:08d}".encode() for number in range(SHARDS * PER_SHARD)]
-    columns = manifest.Samples(
-        offsets=np.tile(few.samples.offsets, turns),
-        sizes=np.tile(few.samples.sizes, turns),
+    columns = Samples(
+        offsets=np.tile(few.samples.columns["offsets"], turns),
+        sizes=np.tile(few.samples.columns["sizes"], turns),
         labels=np.tile(few.samples.labels, turns),
         keys=np.frombuffer(b"".join(keys), dtype=np.uint8),
         key_ends=np.arange(1, len(keys) + 1, dtype=np.int64) * len(keys[0]),

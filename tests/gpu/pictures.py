@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from dist_ssl.data.storage import manifest
+from dist_ssl.data.storage.samples import columns
 from dist_ssl.runtime.own_cores import own_cores
 
 WIDTH, HEIGHT = 500, 375
@@ -64,5 +65,5 @@ def write_shards(folder: Path, pictures: Sequence[bytes], shards: int) -> int:
         places = [(member.offset_data, member.size) for member in archive]
     rows = [(f"{shard}/{at}", *place, 0) for shard in range(shards) for at, place in enumerate(places)]
     found = [manifest.Shard(f"train-{n:06d}.tar", len(places), first.stat().st_size, "0" * 64) for n in range(shards)]
-    manifest.write(folder, {"train": (found, manifest.columns(rows))})
+    manifest.write(folder, {"train": (found, columns(rows))})
     return len(rows)

@@ -9,6 +9,7 @@ from PIL import Image
 from rich.console import Console
 
 from dist_ssl.data.storage import manifest
+from dist_ssl.data.storage.samples import columns
 from dist_ssl.errors import DataError
 from launch.labelled_images import MOST_CLASSES, FolderSamples, class_names, labelled_splits
 
@@ -17,7 +18,7 @@ def labelled(folder: Path, labels: list[int], classes: list[str]) -> manifest.Ma
     """A data set with these labels in its training split, and an empty split beside it."""
     rows = [(str(number), number, 1, label) for number, label in enumerate(labels)]
     shard = manifest.Shard("a.tar", len(rows), len(rows), "0" * 64)
-    splits = {"train": ([shard], manifest.columns(rows)), "val": ([], manifest.columns([]))}
+    splits = {"train": ([shard], columns(rows)), "val": ([], columns([]))}
     manifest.write(folder, splits, classes)
     return manifest.read(folder)
 

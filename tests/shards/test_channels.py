@@ -14,6 +14,7 @@ from rich.console import Console
 
 from dist_ssl.config.bounds import MOST_CHANNELS
 from dist_ssl.data.storage import manifest
+from dist_ssl.data.storage.samples import columns
 from dist_ssl.errors import ConfigError, DataError
 from shards import channels, depth, show, verify
 from shards.make import make, run
@@ -260,7 +261,7 @@ def test_of_a_tiff_only_the_tags_are_read(tmp_path: Path, kind: str, monkeypatch
             file.seek(place + hole)
             file.write(table)
         size = (tmp_path / "a.tif").stat().st_size - place
-        samples = manifest.columns([("a", place, size, -1)])
+        samples = columns([("a", place, size, -1)])
         assert [own for _, own in channels.of_tar(tmp_path / "a.tif", samples)] == [channels.Kind(6)]
     assert sum(sizes) < 20_000
     monkeypatch.setattr(os, "pread", read)

@@ -23,7 +23,6 @@ from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle, send_handle
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch.cuda import cudart
 
@@ -191,9 +190,7 @@ def _lean(loader: Loader) -> Loader:
     """Return a loader whose split has only the columns that reading needs: a split may have 100 million samples."""
 
     def lean(split: Split) -> Split:
-        none, nothing = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.uint8)
-        samples = replace(split.samples, labels=none, keys=nothing, key_ends=none)
-        return replace(split, samples=samples, levels=tuple(map(lean, split.levels)))
+        return replace(split, samples=split.samples.to_read(), levels=tuple(map(lean, split.levels)))
 
     reader = Reader(lean(loader.split), loader.reader.access, loader.reader.scattered)
     return Loader(reader, loader.threads, loader.ahead_bytes, loader.max_upsample)

@@ -25,14 +25,14 @@ from dist_ssl.config.bounds import MOST_CHANNELS, RGB
 from dist_ssl.data.storage import fields
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.fetch import Fetcher, unreadable
+from dist_ssl.data.storage.node_columns import NodeColumns
+from dist_ssl.data.storage.samples import Samples
 from dist_ssl.errors import DataError, nearest
 from dist_ssl.runtime import jsonl
 from dist_ssl.runtime.files import write_atomically
 
 FORMAT = 1
 NAME = "manifest.json"
-Row = tuple[str, *tuple[int, ...]]
-"""A sample as a row: its key, then its numbers in the order of `columns`."""
 
 
 @dataclass(frozen=True)
@@ -43,61 +43,6 @@ class Shard:
     samples: int
     bytes: int
     sha256: str
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Columns over the N samples of a split: position of the image's bytes in its tar, label, key.
-
-    Numbers are [N] int64: offsets and sizes in bytes, labels (-1: none). `widths`, `heights`: only in a level of a
-    pyramid, the sides of the original image, upright, px; 0 where the original cannot be decoded.
-    """
-
-    offsets: npt.NDArray[np.int64]
-    sizes: npt.NDArray[np.int64]
-    labels: npt.NDArray[np.int64]
-    keys: npt.NDArray[np.uint8]
-    """All keys, concatenated, in UTF-8."""
-    key_ends: npt.NDArray[np.int64]
-    """Position in `keys` behind the last byte of each sample's key."""
-    widths: npt.NDArray[np.int64] | None = None
-    heights: npt.NDArray[np.int64] | None = None
-
-    @property
-    def columns(self) -> dict[str, npt.NDArray[Any]]:
-        """Return the columns that are present, by name."""
-        return {name: values for name, values in vars(self).items() if values is not None}
-
-    def __len__(self) -> int:
-        return len(self.offsets)
-
-    def key(self, number: int) -> str:
-        """Return the key of one sample."""
-        start = int(self.key_ends[number - 1]) if number else 0
-        return bytes(self.keys[start : int(self.key_ends[number])]).decode(errors="backslashreplace")
-
-
-def columns(rows: Sequence[Row]) -> Samples:
-    """Build the columns from rows (key, offset, size, label), for copies (..., width, height) of the original too."""
-    encoded = [row[0].encode() for row in rows]
-    numbers = np.array([row[1:] for row in rows], dtype=np.int64).reshape(len(rows), -1 if rows else 3)
-    names = ("offsets", "sizes", "labels", "widths", "heights")
-    return Samples(
-        **{name: column.copy() for name, column in zip(names, numbers.T, strict=False)},
-        keys=np.frombuffer(b"".join(encoded), dtype=np.uint8),
-        key_ends=np.cumsum([len(key) for key in encoded], dtype=np.int64),
-    )
-
-
-def joined(parts: Sequence[Samples]) -> Samples:
-    """Concatenate the columns of several parts, in order."""
-    parts = [part for part in parts if len(part)]
-    if not parts:
-        return columns([])
-    starts = np.cumsum([0, *(len(part.keys) for part in parts[:-1])])
-    ends = [part.key_ends + start for part, start in zip(parts, starts, strict=True)]
-    same = {name: np.concatenate([part.columns[name] for part in parts]) for name in parts[0].columns}
-    return Samples(**{**same, "key_ends": np.concatenate(ends)})
 
 
 @dataclass(frozen=True)
@@ -123,7 +68,7 @@ class Split:
     @cached_property
     def labelled(self) -> bool:
         """Return whether every sample has a label."""
-        return bool((self.samples.labels >= 0).all())
+        return bool(self.samples.labels.min(initial=0) >= 0)
 
     @property
     def runs(self) -> "list[tuple[Address, range]]":
@@ -230,7 +175,7 @@ def _check_written(folder: Path, name: str, samples: Samples) -> None:
     """Raise DataError where a split has a name or keys that `read` refuses."""
     try:
         fields.split_name(name)
-        fields.check_lengths(samples.sizes, samples.key_ends)
+        fields.check_lengths(np.asarray(samples.sizes), samples.key_ends)
     except ValueError as error:
         raise DataError(f"{folder} cannot hold this data: {error}.", "Change that in the source.") from error
 
@@ -240,10 +185,13 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_atomically(path, json.dumps(content, indent=1) + "\n", sync=True)
 
 
-def read(folder: Path | Address, fetcher: Fetcher | None = None, inside: str = "") -> Manifest:
+def read(
+    folder: Path | Address, fetcher: Fetcher | None = None, inside: str = "", node: NodeColumns | None = None
+) -> Manifest:
     """Read a data set's manifest. Raises DataError where it is missing, damaged or does not match its columns.
 
     `inside`: subfolder of the data set, like `level-160/`; the names of its shards are then relative to `folder`.
+    `node`: where the columns of large splits are kept for all processes of this node; None: in memory.
     """
     where = folder if isinstance(folder, Address) else Address(str(folder))
     path, get = where / f"{inside}{NAME}", fetcher or Fetcher()
@@ -262,7 +210,7 @@ def read(folder: Path | Address, fetcher: Fetcher | None = None, inside: str = "
                 f"{path} has format {content['format']}: this version reads {FORMAT}.", "Make the shards again."
             )
         splits = {
-            fields.split_name(name): _split(where, name, entry, get, inside)
+            fields.split_name(name): _split(where, name, entry, get, inside, node)
             for name, entry in content["splits"].items()
         }
         classes = fields.names(content, "classes")
@@ -273,15 +221,19 @@ def read(folder: Path | Address, fetcher: Fetcher | None = None, inside: str = "
     return Manifest(xxhash.xxh3_128_hexdigest(text), splits, classes, copied, channels=channels)
 
 
-def _split(folder: Address, name: str, entry: dict[str, Any], get: Fetcher, inside: str) -> Split:
+def _split(
+    folder: Address, name: str, entry: dict[str, Any], get: Fetcher, inside: str, node: NodeColumns | None
+) -> Split:
     shards = tuple(_shard(shard, inside, folder) for shard in entry["shards"])
     file = folder / (inside + fields.place(entry, "samples"))
+    hashed = fields.digest(entry, "samples_xxh3", "xxh3")
+    if node and (found := node.samples(file, hashed, [(s.samples, s.bytes) for s in shards], get)):
+        return Split(folder, name, shards, found)
     try:
         data = get.read(file, fields.most_column_bytes(sum(shard.samples for shard in shards)))
         samples = Samples(**safetensors.numpy.load(data))
     except (OSError, safetensors.SafetensorError, TypeError) as error:
         raise DataError(f"{file} cannot be read: {error}.", "Make the shards again.") from error
-    hashed = fields.digest(entry, "samples_xxh3", "xxh3")
     if xxhash.xxh3_128_hexdigest(data) != hashed or len(samples) != sum(s.samples for s in shards):
         raise DataError(f"{file} does not fit {NAME} beside it.", "Make the shards again.")
     try:

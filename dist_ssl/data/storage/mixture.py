@@ -13,7 +13,7 @@ The order is in data/order/mixed_order.py. A mixture's identity is a hash of the
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from typing import Any
@@ -25,7 +25,8 @@ from dist_ssl.config.instantiate import SHOWN, fit
 from dist_ssl.core.draws import Ints
 from dist_ssl.data.images.image_rules import counted
 from dist_ssl.data.storage.address import Address
-from dist_ssl.data.storage.manifest import Manifest, Split, joined
+from dist_ssl.data.storage.manifest import Manifest, Split
+from dist_ssl.data.storage.samples import side_by_side
 from dist_ssl.errors import ConfigError, DataError, nearest
 
 MOST_WEIGHT = 1 << 40
@@ -193,11 +194,7 @@ def _trained(where: Address, manifest: Manifest, name: str) -> Split:
 
 def _union(parts: Sequence[Split], sources: tuple[Source, ...]) -> MixedSplit:
     """Return the splits as one, with the levels that all of them have."""
-    own = [part.samples for part in parts]
-    if any(samples.widths is None for samples in own):
-        own = [replace(samples, widths=None, heights=None) for samples in own]
-    samples = joined(own)
-    samples = replace(samples, labels=np.full_like(samples.labels, -1))
+    samples = side_by_side([part.samples for part in parts])
     shards = tuple(shard for part in parts for shard in part.shards)
     levels = tuple(_union(same, sources) for same in zip(*(part.levels for part in parts), strict=True))
     return MixedSplit(parts[0].folder, parts[0].name, shards, samples, parts[0].side, levels, sources)

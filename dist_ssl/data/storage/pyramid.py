@@ -8,7 +8,7 @@ copy is read, and the level follows from the boxes alone: it is the same on ever
 Images that are no larger than a level are stored in it unchanged.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from dist_ssl.data.storage import fields, manifest
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.fetch import Fetcher
 from dist_ssl.data.storage.manifest import Manifest, Split
+from dist_ssl.data.storage.node_columns import NodeColumns
+from dist_ssl.data.storage.samples import Numbers, blocks
 from dist_ssl.errors import ConfigError, DataError
 from dist_ssl.runtime import jsonl
 
@@ -109,11 +111,16 @@ def _levels(entries: object) -> dict[int, dict[str, Any]]:
 
 
 def attach(
-    originals: Manifest, where: Address, sides: Sequence[int], get: Fetcher, rules: ImageRules | None = None
+    originals: Manifest,
+    where: Address,
+    sides: Sequence[int],
+    get: Fetcher,
+    rules: ImageRules | None = None,
+    node: NodeColumns | None = None,
 ) -> Manifest:
     """Return the data set with these levels attached and an identity that covers them all.
 
-    `rules`: those of a run, by which the levels must have been made. Raises DataError.
+    `rules`: those of a run, by which the levels must have been made; `node`: see `manifest.read`. Raises DataError.
     """
     try:
         known = read(where, originals, get)
@@ -131,7 +138,7 @@ def attach(
     if rules:
         for side in sides:
             check_rules(known[side], rules, where)
-    levels = [level(where, originals, side, str(known[side]["identity"]), get) for side in sides]
+    levels = [level(where, originals, side, str(known[side]["identity"]), get, node) for side in sides]
     identity = "+".join([originals.identity, *(found.identity for found in levels)])
     splits = {
         name: replace(split, levels=tuple(found.splits[name] for found in levels))
@@ -168,9 +175,11 @@ def _text(value: float | str | None) -> str:
     return "null" if value is None else repr(int(value) if value == int(value) else value)
 
 
-def level(where: Address, originals: Manifest, side: int, identity: str, get: Fetcher) -> Manifest:
+def level(
+    where: Address, originals: Manifest, side: int, identity: str, get: Fetcher, node: NodeColumns | None = None
+) -> Manifest:
     """Return one level. Raises DataError where it has another identity or other samples than the originals."""
-    found = manifest.read(where, get, inside=f"{folder_of(side)}/")
+    found = manifest.read(where, get, inside=f"{folder_of(side)}/", node=node)
     if found.identity != identity:
         raise DataError(f"{where / folder_of(side)} is not the level that {NAME} beside it lists.", _remade(where))
     splits = {}
@@ -192,8 +201,7 @@ def _corresponds(own: Split, split: Split) -> bool:
     return (
         own.samples.widths is not None
         and np.array_equal(own.shard_sizes, split.shard_sizes)
-        and np.array_equal(own.samples.key_ends, split.samples.key_ends)
-        and np.array_equal(own.samples.keys, split.samples.keys)
+        and own.samples.has_keys_of(split.samples)
     )
 
 
@@ -210,8 +218,8 @@ class Pyramid:
     """
 
     sides: tuple[int, ...]
-    widths: Ints
-    heights: Ints
+    widths: Numbers
+    heights: Numbers
     max_upsample: float
 
     @classmethod
@@ -246,10 +254,21 @@ class Pyramid:
 
     def expected(self, cutter: ViewCutter, draws: Draws) -> set[int]:
         """Return the levels at which more than a few samples of an epoch are read, from a subset of the samples."""
-        pixels = self.widths * self.heights
-        known = np.flatnonzero((pixels > 0) & (pixels <= cutter.rules.max_pixels))
-        some = known[np.unique(np.linspace(0, max(0, len(known) - 1), LOOKED_AT).astype(np.int64))[: len(known)]]
-        return set(self.levels(cutter, draws, some).values())
+        count = sum(len(own) for own in self._known(cutter.rules.max_pixels))
+        places, before = np.unique(np.linspace(0, max(0, count - 1), LOOKED_AT).astype(np.int64))[:count], 0
+        some = [np.empty(0, dtype=np.int64)]
+        for own in self._known(cutter.rules.max_pixels):
+            some.append(own[places[(places >= before) & (places < before + len(own))] - before])
+            before += len(own)
+        return set(self.levels(cutter, draws, np.concatenate(some)).values())
+
+    def _known(self, most: int) -> Iterator[Ints]:
+        """Yield the numbers of the samples whose original has 1 to `most` pixels, block by block."""
+        first = 0
+        for widths, heights in zip(blocks(self.widths), blocks(self.heights), strict=True):
+            pixels = widths * heights
+            yield first + np.flatnonzero((pixels > 0) & (pixels <= most))
+            first += len(pixels)
 
     def levels(
         self, cutter: ViewCutter, draws: Draws, ids: Ints, views: int | None = None, draw_ids: Ints | None = None

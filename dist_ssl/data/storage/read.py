@@ -18,9 +18,10 @@ from typing import TypeVar
 import numpy as np
 
 from dist_ssl.data.storage.address import Address
-from dist_ssl.data.storage.cache import USED_SECONDS, Cache, use
+from dist_ssl.data.storage.cache import USED_SECONDS, Cache
 from dist_ssl.data.storage.fields import CHANGED
 from dist_ssl.data.storage.manifest import Shard, Split
+from dist_ssl.data.storage.node_folder import use
 from dist_ssl.data.storage.prefetch import Prefetcher
 from dist_ssl.data.storage.reader_options import Access
 from dist_ssl.data.storage.transports import NoRangesError

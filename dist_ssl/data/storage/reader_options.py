@@ -12,6 +12,7 @@ from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.cache import Cache
 from dist_ssl.data.storage.fetch import Fetcher
 from dist_ssl.data.storage.manifest import Split, size_differs
+from dist_ssl.data.storage.node_columns import NodeColumns
 from dist_ssl.errors import ConfigError
 
 AUTO = "auto"
@@ -23,13 +24,15 @@ CACHE_BYTES = "50GB"
 class Access:
     """Access to shards. `cache`: None to read them in place; `sharers`: number of the node's ranks that share it.
 
-    `only_remote`: shards on this machine's file systems are read in place whether or not there is a cache.
+    `only_remote`: shards on this machine's file systems are read in place whether or not there is a cache. `columns`:
+    where the columns of large splits are kept; None: in the memory of every process.
     """
 
     fetcher: Fetcher = field(default_factory=Fetcher)
     cache: Cache | None = None
     sharers: int = 1
     only_remote: bool = False
+    columns: NodeColumns | None = None
 
     @classmethod
     def to(
@@ -46,14 +49,16 @@ class Access:
         `auto` caches remote shards in the node's temporary folder and does not cache local ones. `more`: addresses that
         are read too. Raises ConfigError.
         """
+        own = Path(tempfile.gettempdir()) / f"dist_ssl-{os.geteuid()}"
         folder: Path | None = Path(cache) if cache else None
         remote = [one for one in (address, *more) if not one.local]
         if cache == AUTO:
-            folder = Path(tempfile.gettempdir()) / f"dist_ssl-{os.geteuid()}" if remote else None
+            folder = own if remote else None
         fetcher = Fetcher(allow_pipe=allow_pipe)
         for one in remote:
             fetcher.source(one)  # raises ConfigError here rather than at the first read
-        return cls(fetcher, Cache(folder, size) if folder else None, sharers, cache == AUTO)
+        kept = Cache(folder, size) if folder else None
+        return cls(fetcher, kept, sharers, cache == AUTO, NodeColumns(folder or own))
 
     def in_place(self, folder: Address) -> bool:
         """Return whether the shards of a folder are read where they are, without a copy in a cache."""

@@ -37,6 +37,7 @@ from dist_ssl.data.order.requests import Chosen, Steps
 from dist_ssl.data.storage import manifest
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.read import Reader
+from dist_ssl.data.storage.samples import columns
 from dist_ssl.data.stream import Stream
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import DataError
@@ -83,7 +84,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with tarfile.open(tar) as archive:
             rows += [(member.name[:-4], member.offset_data, member.size, 1) for member in archive]
         shards.append(manifest.Shard(tar.name, 16, tar.stat().st_size, "0" * 64))
-    manifest.write(folder, {"train": (shards, manifest.columns(rows))})
+    manifest.write(folder, {"train": (shards, columns(rows))})
     return folder
 
 

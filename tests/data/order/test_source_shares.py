@@ -7,8 +7,9 @@ import pytest
 
 from dist_ssl.data.order import source_shares as shares
 from dist_ssl.data.storage.address import Address
-from dist_ssl.data.storage.manifest import Shard, Split, columns
+from dist_ssl.data.storage.manifest import Shard, Split
 from dist_ssl.data.storage.mixture import MixedSplit, Source
+from dist_ssl.data.storage.samples import columns
 from dist_ssl.errors import ConfigError
 
 SIZES, WEIGHTS = (60, 30, 10), (5, 3, 2)

@@ -24,6 +24,7 @@ from dist_ssl.data.storage.cache import Cache
 from dist_ssl.data.storage.fetch import Fetcher
 from dist_ssl.data.storage.manifest import Shard
 from dist_ssl.data.storage.read import Reader
+from dist_ssl.data.storage.samples import columns, joined
 from dist_ssl.errors import DataError
 from shards import make, pack
 from shards.sources import demo
@@ -108,7 +109,7 @@ def test_other_data_has_another_identity(tmp_path: Path) -> None:
 
 def test_columns_hold_keys_of_any_length_and_alphabet(tmp_path: Path) -> None:
     rows = [("ä/b", 0, 5, 3), ("", 5, 6, -1), ("很长的钥匙", 11, 7, 0)]
-    manifest.write(tmp_path, {"train": ([Shard("a.tar", 3, 18, NO_HASH)], manifest.columns(rows))})
+    manifest.write(tmp_path, {"train": ([Shard("a.tar", 3, 18, NO_HASH)], columns(rows))})
     (tmp_path / "a.tar").touch()
     split = manifest.read(tmp_path).split("train")
     own = [(split.samples.key(n), *(int(c[n]) for c in list(vars(split.samples).values())[:3])) for n in range(3)]
@@ -118,15 +119,15 @@ def test_columns_hold_keys_of_any_length_and_alphabet(tmp_path: Path) -> None:
 
 def test_joined_columns_are_those_of_the_joined_rows() -> None:
     rows = [("ä", 0, 5, 3), ("", 5, 6, -1), ("b/c", 11, 7, 0)]
-    parts = [manifest.columns(rows[:1]), manifest.columns([]), manifest.columns(rows[1:])]
-    for name, column in manifest.joined(parts).columns.items():
-        assert column.tolist() == getattr(manifest.columns(rows), name).tolist()
-        assert column.dtype == getattr(manifest.columns(rows), name).dtype
-    assert len(manifest.joined([])) == 0
+    parts = [columns(rows[:1]), columns([]), columns(rows[1:])]
+    for name, column in joined(parts).columns.items():
+        assert column.tolist() == getattr(columns(rows), name).tolist()
+        assert column.dtype == getattr(columns(rows), name).dtype
+    assert len(joined([])) == 0
 
 
 def test_names_of_classes_are_kept_and_change_the_identity_but_need_not_be_there(tmp_path: Path) -> None:
-    rows = {"train": ([Shard("a.tar", 1, 1, NO_HASH)], manifest.columns([("k", 0, 1, 0)]))}
+    rows = {"train": ([Shard("a.tar", 1, 1, NO_HASH)], columns([("k", 0, 1, 0)]))}
     manifest.write(tmp_path, rows)
     without = manifest.read(tmp_path)
     assert "classes" not in json.loads((tmp_path / "manifest.json").read_text())
@@ -154,7 +155,7 @@ def test_an_unknown_split_is_refused_with_the_nearest(demo_shards: Path) -> None
 
 
 def test_an_empty_split_is_refused(tmp_path: Path) -> None:
-    manifest.write(tmp_path, {"train": ([], manifest.columns([]))})
+    manifest.write(tmp_path, {"train": ([], columns([]))})
     with pytest.raises(DataError, match="has no samples"):
         manifest.read(tmp_path).split("train")
 
@@ -280,7 +281,7 @@ def test_samples_behind_an_empty_shard_are_found(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(data)
     shards = [Shard(f"{name}.tar", count, count, NO_HASH) for name, count in (("a", 2), ("b", 0), ("c", 2))]
     rows = [(str(n), n % 2, 1, n) for n in range(4)]
-    manifest.write(tmp_path, {"train": (shards, manifest.columns(rows))})
+    manifest.write(tmp_path, {"train": (shards, columns(rows))})
     with Reader(manifest.read(tmp_path).split("train")) as reader:
         assert [reader.read(n) for n in range(4)] == [b"A", b"B", b"C", b"D"]
     assert np.array_equal(manifest.read(tmp_path).split("train").shard_sizes, [2, 0, 2])
@@ -342,7 +343,7 @@ def test_tars_beside_the_manifest_may_be_listed_but_not_columns(copy: Path, tmp_
     ],
 )
 def test_hostile_columns_are_refused(tmp_path: Path, name: str, values: list[Any], what: str) -> None:
-    samples = manifest.columns([("a", 0, 1, 0), ("b", 1, 1, 1)])
+    samples = columns([("a", 0, 1, 0), ("b", 1, 1, 1)])
     changed = replace(samples, **{name: np.array(values)})
     manifest.write(tmp_path, {"train": ([Shard("a.tar", 2, 8, NO_HASH)], changed)})
     with pytest.raises(DataError, match=rf"is damaged: .*{what}"):
@@ -390,11 +391,11 @@ def test_levels_of_a_strangers_data_write_within_its_folder(copy: Path, tmp_path
 
 
 def test_what_would_be_refused_is_not_written(tmp_path: Path) -> None:
-    rows = manifest.columns([("k" * 5000, 0, 1, 0)])
+    rows = columns([("k" * 5000, 0, 1, 0)])
     with pytest.raises(DataError, match="a key has 5000 bytes, and at most 4096 are read"):
         manifest.write(tmp_path, {"train": ([Shard("a.tar", 1, 1, NO_HASH)], rows)})
     with pytest.raises(DataError, match="is no name of a split"):
-        manifest.write(tmp_path, {"a/b": ([Shard("a.tar", 0, 1, NO_HASH)], manifest.columns([]))})
+        manifest.write(tmp_path, {"a/b": ([Shard("a.tar", 0, 1, NO_HASH)], columns([]))})
     assert not list(tmp_path.iterdir())
 
 
@@ -464,15 +465,15 @@ def test_the_bounds_leave_room_for_the_largest_rows(tmp_path: Path) -> None:
     assert len(text) * 1000 < fields.MOST_BYTES
     assert (text.count("{") + text.count(",")) * 1000 < fields.MOST_VALUES
     rows = [("k" * 4096, 0, 1, 0, 7, 7)] * 300
-    manifest.write(tmp_path, {"train": ([Shard("a.tar", 300, 1, NO_HASH)], manifest.columns(rows))})
+    manifest.write(tmp_path, {"train": ([Shard("a.tar", 300, 1, NO_HASH)], columns(rows))})
     assert len(manifest.read(tmp_path).split("train").samples) == 300
 
 
 def test_images_and_keys_have_a_largest_length(tmp_path: Path) -> None:
-    samples = manifest.columns([("k" * 4097, 0, 1, 0)])
+    samples = columns([("k" * 4097, 0, 1, 0)])
     with pytest.raises(ValueError, match="a key has 4097 bytes"):
         fields.check_columns(samples.columns, [1], [1])
-    samples = manifest.columns([("k", 0, 1 << 31, 0)])
+    samples = columns([("k", 0, 1 << 31, 0)])
     with pytest.raises(ValueError, match="an image has 2147483648 bytes"):
         fields.check_columns(samples.columns, [1], [1 << 40])
 
