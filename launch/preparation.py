@@ -12,6 +12,7 @@ from dist_ssl.checkpoint.folder_names import INITIAL, published
 from dist_ssl.config.durations import Duration
 from dist_ssl.config.run_keys import all_epochs, check_units, method_of
 from dist_ssl.data.storage.address import Address
+from dist_ssl.distributed.place_variables import RANK
 from dist_ssl.errors import ConfigError
 from dist_ssl.runtime import jsonl
 from dist_ssl.runtime.end_names import FINISHED
@@ -129,7 +130,8 @@ def check(config: dict[str, Any], console: Console, memory: int | None = None) -
     """
     from dist_ssl.build import check as check_parts
 
-    os.environ["DS_ACCELERATOR"] = "cpu"  # nothing is computed here, so DeepSpeed need not search for devices
+    if RANK not in os.environ:  # nothing is computed here, so DeepSpeed need not search for devices
+        os.environ["DS_ACCELERATOR"] = "cpu"
     complete, ranks = credentials.restored(config), config["nodes"] * config["ranks_per_node"]
     return check_parts(complete, ranks, lambda text: console.print(text, highlight=False, markup=False), memory)
 

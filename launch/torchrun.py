@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 SIGNS = ("TORCHELASTIC_RUN_ID", RESTARTS)
 """Variables that torchrun sets."""
+TO_MEET = ("timeout", "cluster")
+"""Keys that say how ranks meet."""
 RESTARTS_HERE = 3
 """How often torchrun starts the ranks of a run on one node again."""
 
@@ -54,13 +56,17 @@ def say_how(run: RunDir, config: dict[str, Any], overrides: list[str], console: 
 
 
 def config_to_meet(run: RunDir, overrides: list[str]) -> dict[str, Any]:
-    """Return the config under which the ranks meet, before rank 0 has made the attempt: the last one's, and `timeout`.
+    """Return the config under which the ranks meet, before rank 0 has made the attempt.
 
-    Raises ConfigError where that cannot be composed.
+    It is the last one's, with the `timeout` and the `cluster` that the overrides give. Raises ConfigError where these
+    cannot be composed.
     """
     config = run.last_config()
-    if given := [override for override in overrides if override.startswith("timeout=")]:
-        config = {**config, "timeout": settings.compose(given, run.code / "configs")["timeout"]}
+    given = {override.partition("=")[0].partition(".")[0] for override in overrides} & {*TO_MEET}
+    if given:
+        own = [override for override in overrides if override.startswith(TO_MEET)]
+        composed = settings.compose([*run.overrides, *own], run.code / "configs")
+        config = {**config, **{key: composed[key] for key in given}}
     return config
 
 
@@ -119,6 +125,9 @@ def _new_attempt(run: RunDir, overrides: list[str], world: "World") -> int:
     Raises UserError.
     """
     place = [f"nodes={world.size // world.local_size}", f"ranks_per_node={world.local_size}"]
+    if os.environ.get(RESTARTS, "0") != "0" and not preparation.trained(run, run.config):
+        # the start before this one has appended the cycle, which is being trained
+        overrides = [override for override in overrides if not override.startswith(preparation.EXTEND)]
     run, config = preparation.resume([*overrides, *place], run.folder, Console(highlight=False))
     if config["cluster"]["kind"] != "torchrun":
         raise ConfigError(
