@@ -252,7 +252,11 @@ class _Found:
             len(self.images),
             self._hidden(),
             labels_of_samples=sum("cls" in self.keys[key] for key, kinds in own.items() if kinds),
-            labels_of_images=sum(kind.endswith(".cls") for kinds in self.keys.values() for kind in kinds),
+            labels_of_images=sum(
+                f"{name}.cls" in self.keys[key]
+                for key, kinds in own.items()
+                for name in {kind.rpartition(".")[0] for kind in kinds}
+            ),
         )
 
     def index(self, read: Hashed) -> Index:

@@ -111,6 +111,15 @@ def of_tars(tars: Sequence[tuple[Path, Samples, bool]], given: int | None, threa
         return of_all((one for counts in own for one in counts), given, console)
 
 
+def say_assumed(console: Console) -> None:
+    """Print how many channels images elsewhere count as: those that may have others are not read to count them."""
+    say(
+        console,
+        f"By their names, some images are arrays or TIFFs. Of tars elsewhere their channels are not measured: they "
+        f"count as {RGB}. Where they have others, remove the manifest and say so: channels=5, for example.",
+    )
+
+
 def distinct(images: Iterable[Counted]) -> list[Counted]:
     """Return the first image of each kind."""
     found: dict[Kind, str] = {}

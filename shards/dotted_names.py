@@ -6,7 +6,7 @@ samples. One tar, and a small one above all, cannot tell these apart: the tars o
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 FEW = 10
 """Number of kinds, other than numbers, that a sample's images may have however few samples there are."""
@@ -25,7 +25,7 @@ class DottedNames:
     labels_of_samples: int = 0
     """Number of `KEY.cls` members of samples with such images: they would belong to nothing if keys ended later."""
     labels_of_images: int = 0
-    """Number of `.cls` members with a dot of their own: `cam1.000001.cls`."""
+    """Number of `.cls` members beside such an image of the same name: `cam1.000001.cls`."""
 
     def plain(self) -> dict[str, Any]:
         """Return the same as values of JSON."""
@@ -38,16 +38,26 @@ class DottedNames:
         return cls(frozenset(map(str, values["kinds"])), **numbers)
 
 
-def lost_images(tars: Iterable[DottedNames]) -> int:
-    """Return how many images would be lost because names have dots of their own; 0 if dots belong to kinds.
+class LostMembers(NamedTuple):
+    """How many images and labels of tars would be lost if keys ended before the first dot."""
 
-    They do unless there are more kinds than samples, and more than FEW or all of them numbers: nearly every image then
-    has a kind of its own. They also do where labels are named by the first dot: `1.cls` beside `1.0.jpg` and `1.1.jpg`.
+    images: int
+    labels: int
+
+
+def lost_members(tars: Iterable[DottedNames]) -> LostMembers:
+    """Return what would be lost because names have dots of their own; nothing if dots belong to kinds.
+
+    Labels tell: `1.0.cls` beside `1.0.jpg`, or `1.cls` beside `1.0.jpg` and `1.1.jpg`. Where there are as many of
+    either, or none, dots belong to names if there are more kinds than samples, and more than FEW or all of them
+    numbers: nearly every image then has a kind of its own. So do more numbers than FEW, such as those of a film.
     """
     every = list(tars)
     kinds = frozenset[str]().union(*(tar.kinds for tar in every))
-    samples = sum(tar.samples for tar in every)
+    samples, hidden = sum(tar.samples for tar in every), sum(tar.hidden for tar in every)
+    of_images, of_samples = (sum(getattr(tar, f"labels_of_{what}") for tar in every) for what in ("images", "samples"))
     numbers = all(kind.rpartition(".")[0].isdecimal() for kind in kinds)
-    names = len(kinds) > (samples if numbers else max(FEW, samples))
-    by_first_dot = sum(tar.labels_of_samples for tar in every) > sum(tar.labels_of_images for tar in every)
-    return sum(tar.hidden for tar in every) if names and not by_first_dot else 0
+    names = len(kinds) > (min(FEW, samples) if numbers else max(FEW, samples))
+    if of_images > of_samples or (names and of_images == of_samples):
+        return LostMembers(hidden, of_images)
+    return LostMembers(0, 0)

@@ -9,8 +9,9 @@ nothing else is. Tars without such a word are `train` where no tar has the word,
 in sub-folders count where the folder has none, or where they have splits and the folder has no `train`. A sample's
 image is its member `KEY.EXT` with the first EXT of jpg, jpeg, png, webp, bmp, tif, tiff, gif, ... that it has;
 otherwise `KEY.ANYTHING.EXT`. With `image`, it is `KEY.image`. KEY ends before the first dot of a name, as webdataset
-reads it (`keys=first`), or before the last (`keys=last`); by default before the last if most images would be lost
-otherwise, because names have dots of their own (`cam1.000001.jpg`), which is said. All tars together decide that.
+reads it (`keys=first`), or before the last (`keys=last`); by default before the last if most images, or labels,
+would be lost otherwise, because names have dots of their own (`cam1.000001.jpg`), which is said. All tars together
+decide that.
 
 `path=https://host/folder` or `s3://bucket/folder` (`gs://`), with `out=FOLDER`, indexes tars elsewhere: each is fetched
 once, or twice where names have dots and `keys=auto`, and only its index is kept. A web server does not list its files,
@@ -44,7 +45,7 @@ from dist_ssl.runtime.strange_files import open_regular
 from shards import channels
 from shards.archive import KINDS, index
 from shards.command_line import ONE_PER_CORE, Threads, counted_kinds
-from shards.dotted_names import lost_images
+from shards.dotted_names import lost_members
 from shards.image_source import ImageSource
 from shards.indexed_tars import IndexedTar, Tars, with_images
 from shards.remote_tars import RemoteTars, Rules, names_of_splits, records
@@ -107,7 +108,9 @@ def write_manifest(
     check(tars, folder, options, console)
     classes, numbered = with_numbers(tars)
     own = [(folder / tar.shard.name, tar.samples, tar.bands) for tar in indexed if isinstance(options.path, Path)]
-    count = channels.of_tars(own, options.channels, options.threads, console)  # tars elsewhere are not read
+    count = channels.of_tars(own, options.channels, options.threads, console)
+    if not own and options.channels is None and any(tar.bands for tar in indexed):  # tars elsewhere are not read
+        channels.say_assumed(console)
     folder.mkdir(parents=True, exist_ok=True)
     rows = {
         split: ([tar.shard for tar in own], joined([tar.samples for tar in own])) for split, own in numbered.items()
@@ -121,14 +124,15 @@ def with_keys(read: Callable[[bool], list[IndexedTar]], options: TarOptions, con
     `read`: function that returns the indexes, given whether keys end before the last dot. Raises DataError.
     """
     indexed = read(options.keys == "last")
-    lost = lost_images(tar.dotted for tar in indexed)
-    if options.keys != "auto" or not lost:
+    lost = lost_members(tar.dotted for tar in indexed)
+    if options.keys != "auto" or not (lost.images or (lost.labels and options.labels)):
         return indexed
-    images = lost + sum(tar.shard.samples for tar in indexed)
+    images = lost.images + sum(tar.shard.samples for tar in indexed)
+    what = f"{lost.images} of {images} images" if lost.images else f"{lost.labels} labels"
     say(
         console,
-        f"Names have dots of their own: by keys that end before the first dot, {lost} of {images} images would be "
-        "lost. Keys end before the last dot (keys=first: before the first one all the same).",
+        f"Names have dots of their own: by keys that end before the first dot, {what} would be lost. Keys end before "
+        "the last dot (keys=first: before the first one all the same).",
     )
     return read(True)
 

@@ -211,6 +211,20 @@ def test_the_command_has_the_range_that_its_mean_assumes(
     assert "data.mean=[0.488,0.488,0.488]" in line
 
 
+def test_what_is_not_measured_elsewhere_is_said(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = io.BytesIO()
+    np.save(file, np.zeros((16, 16, 5), dtype=np.uint8))
+    tar(server.folder / "bands.tar", {f"{n}.npy": file.getvalue() for n in range(3)})
+    words = ["source=tars", f"path={server.url}", "train=bands.tar"]
+    for name, given, channels in (("guessed", [], 3), ("given", ["channels=5"], 5)):
+        assert run_command(command.run, [*words, f"out={tmp_path / name}", *given]) == 0
+        assert manifest.read(tmp_path / name).channels == channels
+        said = "Of tars elsewhere their channels are not measured: they count as 3."
+        assert (said in capsys.readouterr().out) == (not given)
+
+
 def test_credentials_are_used_and_never_shown(server: Server, tmp_path: Path) -> None:
     server.login = "Basic dXNlcjpzZWNyZXQ="
     url = server.url.replace("//", "//user:secret@")

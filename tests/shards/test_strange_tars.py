@@ -90,6 +90,42 @@ def test_a_small_tar_does_not_change_the_samples_of_the_others(tmp_path: Path, l
     assert "would be lost" not in said
 
 
+@pytest.mark.parametrize("labelled", [False, True])
+def test_frames_of_films_are_samples_however_many_films_there_are(tmp_path: Path, labelled: bool) -> None:
+    """More films than frames: every frame's number is that of frames of other films too."""
+    names = [f"film{film:02d}.{frame:03d}" for film in range(12) for frame in range(11)]
+    members = {f"{name}.jpg": jpeg() for name in names}
+    tar(tmp_path / "train.tar", members | {f"{name}.cls": b"1" for name in names if labelled})
+    found, said = indexed(tmp_path)
+    assert "120 of 132 images would be lost" in said
+    assert len(found.split("train").samples) == 132
+    assert found.split("train").labelled == labelled
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_labels_named_as_images_with_dots_are_not_lost(tmp_path: Path, labels: bool) -> None:
+    names = [f"photo{n}.v2" for n in range(5)]
+    tar(
+        tmp_path / "train.tar",
+        {f"{name}.{kind}": jpeg() if kind == "jpg" else b"1" for name in names for kind in ("jpg", "cls")},
+    )
+    found, said = indexed(tmp_path, labels=labels)
+    samples = found.split("train").samples
+    assert len(samples) == 5
+    assert samples.labels.tolist() == ([0] * 5 if labels else [-1] * 5)
+    assert samples.key(0) == ("photo0.v2" if labels else "photo0")
+    assert ("5 labels would be lost" in said) == labels
+
+
+def test_further_labels_of_images_without_dots_change_no_key(tmp_path: Path) -> None:
+    kinds = ("cls", "coarse.cls")
+    members = {f"{n}.{kind}": str(n % 2).encode() for n in range(5) for kind in kinds}
+    tar(tmp_path / "train.tar", members | {f"{n}.jpg": jpeg(n) for n in range(5)})
+    found, said = indexed(tmp_path)
+    assert found.split("train").samples.labels.tolist() == [0, 1, 0, 1, 0]
+    assert "would be lost" not in said
+
+
 @pytest.mark.parametrize("labels", [True, False])
 def test_labels_named_by_the_first_dot_say_where_keys_end(tmp_path: Path, labels: bool) -> None:
     members = {f"{n}.{view}.jpg": jpeg(n) for n in range(2) for view in range(3)}
