@@ -41,6 +41,7 @@ ATTEMPT_NAME = re.compile(r"[0-9]{4,18}")
 JOB = re.compile(r"([0-9]+(?:_[0-9]+)?)\s+([0-9]+)\s*")
 MOST_JOB = 100
 """Bytes of the file that holds a job's id and the number of attempts before it, at most."""
+MOST_DAMAGED = 3  # configs of attempts that are passed over
 REASON_BYTES = 4096
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -191,12 +192,13 @@ class RunDir(RunFolder):
     def last_config(self) -> dict[str, Any]:
         """Return the config of the newest attempt that has a whole one; else that of the run.
 
-        A kill may leave an attempt without one, and a lost power supply an empty one.
+        A kill may leave an attempt without one, and a lost power supply an empty one; of damaged ones few are passed
+        over, as somebody's may take seconds each.
         """
-        for number in reversed(self.attempts()):
-            if (file := AttemptDir(self, number).config_file).is_file():
-                with contextlib.suppress(ConfigError):
-                    return read_yaml(file)
+        found = [file for n in reversed(self.attempts()) if (file := AttemptDir(self, n).config_file).is_file()]
+        for file in found[: MOST_DAMAGED + 1]:
+            with contextlib.suppress(ConfigError):
+                return read_yaml(file)
         return self.config
 
     def attempts(self) -> list[int]:

@@ -30,7 +30,11 @@ CACHED = "__pycache__"
 """Folder of what Python has compiled."""
 MACHINE_CODE = tuple(EXTENSION_SUFFIXES)
 TRIES = 5
-FOLDERS = ("attempts", "attempts/*", "slurm", "checkpoints")
+FOLDERS = (
+    *("attempts", "attempts/*", "slurm", "checkpoints", "checkpoints/*"),
+    *("ledger", "tensorboard", "wandb", "evaluations", "exports"),
+)
+"""Folders of a run besides that of its code: who can put links there decides which files the run writes to."""
 CONFIGS = ("config.yaml", "overrides.yaml", "submitted.yaml", "attempts/*/config.yaml")
 
 

@@ -269,6 +269,16 @@ def test_the_last_config_is_that_of_the_newest_attempt_that_has_one(run: RunDir)
         assert run.last_config()["threads"] == 3
 
 
+def test_of_many_damaged_configs_few_are_read(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.new_attempt({**CONFIG, "threads": 3})
+    for _ in range(50):  # each takes seconds where somebody has made it as large as it may be
+        run.new_attempt(CONFIG).config_file.write_bytes(b"threads: [")
+    looked: list[Path] = []
+    monkeypatch.setattr(run_dir, "read_yaml", lambda path: looked.append(path) or read_yaml(path))
+    assert run.last_config() == read_yaml(run.config_file)
+    assert len(looked) <= 5
+
+
 def test_what_a_run_stands_on_is_on_disk_before_it_counts(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: set[str] = set()
     own = os.fsync

@@ -178,7 +178,13 @@ def test_what_lies_beside_the_code_is_refused_whoever_owns_it(run: RunDir, name:
         trust.check(run, trusted=False)
 
 
-@pytest.mark.parametrize("place", ["attempts", "attempts/0001", "slurm", "checkpoints"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        *("attempts", "attempts/0001", "slurm", "checkpoints", "checkpoints/step_00000001", "ledger"),
+        *("tensorboard", "wandb", "evaluations", "exports"),
+    ],
+)
 def test_a_folder_in_which_others_can_replace_files_is_refused(run: RunDir, place: str) -> None:
     (run.folder / place).mkdir(parents=True, exist_ok=True)
     trust.check(run, trusted=False)
