@@ -43,11 +43,11 @@ def read_regular(path: Path, most: int) -> bytes:
     Raises OSError; NotRegularError; ValueError where it is larger.
     """
     with BufferedReader(open_regular(path)) as file:
-        size = min(os.fstat(file.fileno()).st_size, most)  # a read of `most` bytes would ask for that much memory first
-        content = file.read(size + 1)
+        size = os.fstat(file.fileno()).st_size  # a read of `most` bytes would ask for that much memory first
+        content = file.read(size + 1) if size <= most else b""
         if size < len(content) <= most:  # it has grown, or says no size
             content += file.read(most + 1 - len(content))
-    if len(content) > most:
+    if max(size, len(content)) > most:
         raise ValueError(f"{path} has more than {most} bytes")
     return content
 

@@ -128,9 +128,7 @@ def mapped(file: FileIO, path: Path) -> MappedSamples | None:
     if _hash(file, HEADER) != header["xxh3"]:
         return None
     view = mmap.mmap(file.fileno(), header["bytes"], prot=mmap.PROT_READ)
-    columns = {
-        name: np.frombuffer(view, kind, count, place) for name, (kind, place, count) in header["columns"].items()
-    }
+    columns = {name: np.frombuffer(view, kind, n, place) for name, (kind, place, n) in header["columns"].items()}
     return MappedSamples(**columns, path=path)
 
 
@@ -219,6 +217,8 @@ def _described(source: _Source, total: int) -> Iterator[tuple[str, int]]:
         raise ValueError("it lacks a column")
     if not {*entries} <= {*NUMBERS, "keys", "key_ends"} or list(entries)[-1] != "keys":
         raise ValueError("its columns are others, or in another order")
+    if 8 * total * (len(entries) - 1) + entries["keys"]["shape"][0] > fields.MOST_COLUMN_BYTES:
+        raise ValueError("it is too large")  # it may be full of holes, or come from a server that makes it up
     at = 0
     for name, entry in entries.items():
         count = entry["shape"][0] if name == "keys" else total

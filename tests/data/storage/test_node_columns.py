@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ from dist_ssl.data.images.views import Augmentation, Cutter, ViewCutter
 from dist_ssl.data.loader.load import Loader
 from dist_ssl.data.loader.loader_process import LoaderProcess, _lean
 from dist_ssl.data.order.quarantine import Quarantine
-from dist_ssl.data.storage import column_file, manifest, mixture, pyramid, samples
+from dist_ssl.data.storage import column_file, fields, manifest, mixture, pyramid, samples
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.column_file import KEYS, MappedSamples
 from dist_ssl.data.storage.fetch import Fetcher
@@ -362,6 +363,31 @@ def test_columns_of_another_hash_are_refused_with_the_same_message(tmp_path: Pat
         said.append(raised.value.problem)
     assert said[0] == said[1]
     assert not [*(tmp_path / "node").iterdir()]
+
+
+@pytest.mark.parametrize("keys", [0, fields.MOST_COLUMN_BYTES])
+def test_columns_that_are_too_large_are_refused_before_they_are_written(tmp_path: Path, keys: int) -> None:
+    total = 1 if keys else fields.MOST_COLUMN_BYTES // 32 + 1
+    entries, at = {}, 0
+    for name in ("offsets", "sizes", "labels", "key_ends"):
+        entries[name] = {"dtype": "I64", "shape": [total], "data_offsets": [at, at + 8 * total]}
+        at += 8 * total
+    entries["keys"] = {"dtype": "U8", "shape": [keys], "data_offsets": [at, at + keys]}
+    text = json.dumps(entries).encode()
+    head, file = len(text).to_bytes(8, "little") + text, tmp_path / "train.samples.safetensors"
+    file.write_bytes(head)
+    os.truncate(file, len(head) + at + keys)  # some bytes on the disk, as many as it says by their number
+    part = tmp_path / "part"
+    with FileIO(part, "x+") as opened, pytest.raises(ValueError, match="it is too large"):
+        column_file.write(opened, [head], NO_HASH[:32], [(total, 1 << 40)], wide=False)
+    assert not part.stat().st_size
+    row = {"name": "a.tar", "samples": total, "bytes": 1 << 40, "sha256": NO_HASH}
+    split = {"shards": [row], "samples": file.name, "samples_xxh3": NO_HASH[:32]}
+    (tmp_path / "manifest.json").write_text(json.dumps({"format": 1, "splits": {"train": split}}))
+    if not keys:  # of one sample the file would be read into memory as far as one can need
+        with pytest.raises(DataError, match="larger than the"):
+            manifest.read(tmp_path, node=node(tmp_path))
+        assert not [*(tmp_path / "node").iterdir()]
 
 
 def test_columns_of_a_server(tmp_path: Path) -> None:
