@@ -6,6 +6,7 @@ system is atomic. This module imports nothing heavy, so that launchers and agent
 
 import os
 import shutil
+import stat
 from io import BufferedWriter, FileIO
 from pathlib import Path
 
@@ -49,9 +50,23 @@ def write_output(path: Path, content: bytes) -> None:
 
     A device or a pipe, as /dev/null and /dev/stdout may be, is written to. Raises OSError.
     """
-    if not (path.is_char_device() or path.is_fifo()):
+    if not ((path.is_char_device() or path.is_fifo()) and _written_to(path, content)):
         write_atomically(path, content)
-        return
-    with BufferedWriter(FileIO(path, "w", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))) as file:
-        os.set_blocking(file.fileno(), True)  # it did not wait for a reader of the pipe
+
+
+def _written_to(path: Path, content: bytes) -> bool:
+    """Write to a device or a pipe; return whether that is what is there. Raises OSError.
+
+    Nothing is made or emptied: in a folder of others a link may have taken its place since somebody looked.
+    """
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    with BufferedWriter(FileIO(descriptor, "w")) as file:
+        mode = os.fstat(descriptor).st_mode
+        if not (stat.S_ISCHR(mode) or stat.S_ISFIFO(mode)):
+            return False
+        os.set_blocking(descriptor, True)  # it did not wait for a reader of the pipe
         file.write(content)
+    return True

@@ -144,3 +144,19 @@ def test_an_output_replaces_a_link_and_goes_into_a_device_or_a_pipe(tmp_path: Pa
     os.close(reader)
     assert (canary.read_text(), link.read_bytes()) == ("years of work", b"sheet")
     assert (device.is_char_device(), pipe.is_fifo()) == (True, True)
+
+
+@pytest.mark.parametrize("kind", ["is_fifo", "is_char_device"])
+def test_a_link_that_takes_the_place_of_a_pipe_meanwhile_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    canary, out = tmp_path / "canary", tmp_path / "out.png"
+    canary.write_text("years of work")
+    out.symlink_to(canary)
+    monkeypatch.setattr(Path, kind, lambda path: path == out)  # as it was when the command looked
+    write_output(out, b"sheet")
+    assert canary.read_text() == "years of work"
+    assert (out.is_symlink(), out.read_bytes()) == (False, b"sheet")
+    out.unlink()
+    write_output(out, b"sheet")  # the pipe was removed
+    assert out.read_bytes() == b"sheet"
