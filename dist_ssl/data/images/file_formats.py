@@ -1,11 +1,17 @@
 """Formats of image files that are read, and how their first bytes tell them."""
 
+import contextlib
+import ctypes
 import warnings
 
-from PIL import Image
+from PIL import Image, _imaging
 
 Image.init()
-warnings.filterwarnings("ignore", module=r"PIL\.")  # a small file can have a line in the log for each of 65,535 tags
+# PIL has a line for every tag that it passes over, and libtiff one for every line of a fax that it cannot read: a file
+# of 2 kB would write 61 MB into the log of a rank. Where libtiff is built in, it cannot be asked to be silent.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+with contextlib.suppress(AttributeError, OSError):
+    ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(ctypes.c_void_p())
 EXTENSIONS = {
     "JPEG": "jpg",
     "PNG": "png",

@@ -388,12 +388,38 @@ def test_overlapping_tags_of_a_tiff_take_no_memory_each() -> None:
         assert decode((bytes(data) + tags).ljust(size, b"\0"), 1).pixels.shape == (8, 8, 3)
 
 
-def test_a_file_writes_nothing_into_the_log() -> None:
+def png_of_many_tags() -> bytes:
+    """A PNG with Exif of which most tags say that their values are all of it."""
     tags = b"".join(struct.pack("<HHLL", 1000 + number, 7, 5000, 0) for number in range(500))
     chunk = b"eXIf" + struct.pack("<2sHLH", b"II", 42, 8, 500) + tags + bytes(4)
     chunk = struct.pack(">L", len(chunk) - 4) + chunk + struct.pack(">L", zlib.crc32(chunk))
     png = encoded(picture(8, 8), "PNG")
-    code = "import sys; from dist_ssl.data.images.decode import decode; decode(sys.stdin.buffer.read(), 1)"
-    data = png[:33] + chunk + png[33:]  # 33: behind the first chunk
+    return png[:33] + chunk + png[33:]  # 33: behind the first chunk
+
+
+def fax(compression: int) -> bytes:
+    """A TIFF of lines of a fax, none of which can be read."""
+    tags = [
+        (256, 64),
+        (257, 1000),
+        (258, 1),
+        (259, compression),
+        (262, 0),
+        (273, 8),
+        (277, 1),
+        (278, 1000),
+        (279, 2000),
+    ]
+    rows = b"".join(struct.pack("<HHLL", tag, 4, 1, value) for tag, value in tags)
+    data = bytes(np.random.default_rng(2).integers(0, 256, 2000, dtype=np.uint8))
+    return struct.pack("<2sHL", b"II", 42, 8 + 2000) + data + struct.pack("<H", len(tags)) + rows + bytes(4)
+
+
+@pytest.mark.parametrize(
+    "data", [png_of_many_tags(), fax(2), fax(3), fax(4)], ids=["tags", "rle", "group 3", "group 4"]
+)
+def test_a_file_writes_nothing_into_the_log(data: bytes) -> None:
+    code = "import contextlib, sys; from dist_ssl.data.images.decode import UnreadableError, decode\n"
+    code += "with contextlib.suppress(UnreadableError): decode(sys.stdin.buffer.read(), 1)"
     done = subprocess.run([sys.executable, "-c", code], input=data, capture_output=True, check=True)
     assert done.stdout + done.stderr == b""
