@@ -1,6 +1,7 @@
 """Everything done before a run is started: composing and checking its config, drawing data, making the run folder."""
 
 import os
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -268,7 +269,7 @@ def _further_cycles(run: RunDir, values: list[str]) -> list[str]:
     if not trained(run, run.config):
         raise ConfigError(
             f"{run.folder} has not finished its {all_epochs(run.config)} epochs: no cycle can be appended yet.",
-            f"Train them first: python launch/slurm.py resume={run.folder}",
+            f"Train them first: python launch/slurm.py {shlex.quote(f'resume={run.folder}')}",
         )
     read = [_list_or_text(value) for value in values]
     lengths = [str(length) for value in read for length in (value if isinstance(value, list) else [value])]

@@ -180,7 +180,8 @@ def command(arguments: list[str], console: Console) -> int:
         run = RunDir.open(Path(given["follow"]))
         if not run.job[0]:
             raise ConfigError(
-                f"{run.folder} was never submitted to Slurm.", f"Run it: python launch/slurm.py resume={run.folder}"
+                f"{run.folder} was never submitted to Slurm.",
+                f"Run it: python launch/slurm.py {shlex.quote(f'resume={run.folder}')}",
             )
         return follow(run, [], console)
     if "resume" in given:

@@ -8,6 +8,7 @@ copy is read, and the level follows from the boxes alone: it is the same on ever
 Images that are no larger than a level are stored in it unchanged.
 """
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -165,7 +166,9 @@ def check_rules(made: Mapping[str, Any], rules: ImageRules, where: Address) -> N
 def _command(where: Address, sides: Sequence[int], rules: ImageRules) -> str:
     """Return the command that makes levels of the pixels that a run with these rules reads."""
     given = [f"{key}={_text(getattr(rules, key))}" for key in READ_BY if getattr(rules, key) != getattr(RULES, key)]
-    return " ".join(["python shards/make.py", f"out={where}", f"pyramid=[{','.join(map(str, sides))}]", *given])
+    return " ".join(
+        ["python shards/make.py", f"out={shlex.quote(str(where))}", f"pyramid=[{','.join(map(str, sides))}]", *given]
+    )
 
 
 def _text(value: float | str | None) -> str:

@@ -1,6 +1,7 @@
 """A sample is read at the smallest level that its crops allow, and its views show the same whichever that is."""
 
 import os
+import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -456,6 +457,15 @@ def test_missing_shards_of_a_level_and_small_caches_are_found_before_the_run(
     lost = replace(level, shards=(replace(level.shards[0], name="level-48/gone.tar"), *level.shards[1:]))
     with pytest.raises(DataError, match=r"level-48/gone\.tar is missing"):
         Access().check(replace(split, levels=(split.levels[0], lost)), 4, 6)
+
+
+def test_the_command_that_is_named_acts_on_no_other_folder_however_it_is_called(folder: Path, tmp_path: Path) -> None:
+    named = tmp_path / "a; touch canary #"
+    named.mkdir()
+    with pytest.raises(DataError) as caught:
+        pyramid.attach(manifest.read(folder), Address(str(named)), [32], Fetcher())
+    command = caught.value.remedy.removeprefix("Make it: ").rpartition("; or set")[0]
+    assert shlex.split(command) == ["python", "shards/make.py", f"out={named}", "pyramid=[32]"]
 
 
 def test_levels_that_a_server_does_not_have_are_named(server: Server, folder: Path) -> None:
