@@ -228,6 +228,19 @@ def test_a_missing_label_is_named(tmp_path: Path) -> None:
     assert "data.val=null" in caught.value.remedy
 
 
+def test_a_missing_label_is_named_whatever_split_or_key_it_is_of(tmp_path: Path) -> None:
+    labels = {f"a/cam.{n}.cls": b"ant" for n in range(30)} | {"v0.cls": b"bee", "v1.cls": b"-1"}
+    images = {f"a/cam.{n}.jpg": jpeg(n) for n in range(30)}
+    del labels["a/cam.4.cls"]
+    tar(tmp_path / "train-0.tar", images | {key: text for key, text in labels.items() if key.startswith("a")})
+    held = {f"v{n}.jpg": jpeg(n) for n in range(3)}
+    tar(tmp_path / "val-0.tar", held | {key: text for key, text in labels.items() if key.startswith("v")})
+    found, said = indexed(tmp_path)
+    assert "train: 1 of 30 samples have no label, so there can be no probe: a/cam.4." in said
+    assert "val: 2 of 3 samples have no label, so there can be no probe: v1, v2." in said
+    assert found.split("train").samples.labels.tolist() == [-1 if n == 4 else 0 for n in range(30)]
+
+
 def test_tars_and_members_that_are_not_used_are_named(tmp_path: Path) -> None:
     tar(
         tmp_path / "train-0.tar",
@@ -344,11 +357,13 @@ def test_tars_in_sub_folders_that_are_not_used_are_named(tmp_path: Path, names: 
     assert f"{len(names) - 1} tars are in no split (val=... or train=... takes them): {others}." in said
 
 
-def test_a_tar_without_its_last_blocks_is_read_and_said(tmp_path: Path) -> None:
-    tar(tmp_path / "t", {f"{n:05d}.jpg": jpeg(n) for n in range(60)})
+@pytest.mark.parametrize("last", [{}, {"z.txt": b"x" * 512}, {"z" * 150 + ".jpg": jpeg(61)}])
+def test_a_tar_without_its_last_blocks_is_read_and_said(tmp_path: Path, last: dict[str, bytes]) -> None:
+    images = {f"{n:05d}.jpg": jpeg(n) for n in range(60)} | last
+    tar(tmp_path / "t", images)
     data = (tmp_path / "t").read_bytes().rstrip(b"\0")
     (tmp_path / "train-000000.tar").write_bytes(data + bytes(-len(data) % 512))
     (tmp_path / "t").unlink()
     found, said = indexed(tmp_path)
-    assert len(found.split("train").samples) == 60
+    assert len(found.split("train").samples) == sum(name.endswith("jpg") for name in images)
     assert "1 tars lack the empty blocks at their end, members are whole: train-000000.tar." in said
