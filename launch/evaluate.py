@@ -94,13 +94,13 @@ def main(arguments: list[str]) -> int:
 
 def evaluate(run: RunDir, options: Options, data: DataValues, console: Console) -> None:
     """Evaluate one checkpoint, or those of a run that is followed, on all ranks. Raises UserError."""
-    from dist_ssl.distributed.world import joined
+    from dist_ssl.distributed.world import Waits, joined
     from launch.checkpoint_choice import Watch, evaluate_named, follow
     from launch.evaluation import evaluated
 
     if options.protocol == "bag_of_patches":
         console.print(f"Computing {options.patches} views of every image; bank=N and queries=N make it shorter.")
-    with joined(None, WAIT_SECONDS) as world, LongWork(console) as work:
+    with joined(None, Waits(WAIT_SECONDS, WAIT_SECONDS)) as world, LongWork(console) as work:
 
         def one(name: str) -> None:
             """Evaluate the checkpoint with this name, and show and write its numbers."""

@@ -26,6 +26,7 @@ MACHINE = (
     "keep_every",
     "log_every",
     "timeout",
+    "start_timeout",
     "runs",
     "name",
     "resume",

@@ -23,14 +23,14 @@ def serve(line: Connection, rank: int) -> None:
     import torch
     import torch.distributed as dist
 
-    from dist_ssl.distributed.world import joined
+    from dist_ssl.distributed.world import Waits, joined
 
     torch.set_num_threads(1)
     while True:
         function, size, meeting, grouped, arguments = line.recv()
         os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(size))
         try:
-            with joined(meeting, seconds=30, grouped=grouped) as world:
+            with joined(meeting, Waits(30, 30), grouped=grouped) as world:
                 answer = (True, function(world, *arguments))
         except BaseException:
             answer = (False, traceback.format_exc())

@@ -31,6 +31,7 @@ class Run:
     threads: int
     decode_threads: int
     timeout: Duration
+    start_timeout: Duration
     ranks_per_node: int | None = None
     extend: list[Duration] = field(default_factory=list)
     """Lengths of the cycles after the first one, which has `epochs`."""
@@ -84,6 +85,7 @@ def top_level(config: Config) -> Run:
             "Set ema=0.999, say, or ema=null.",
         )
     check_units("timeout", run.timeout, "seconds")
+    check_units("start_timeout", run.start_timeout, "seconds")
     check_units("log_every", run.log_every, "steps")
     check_units("save_every", run.save_every, "seconds", "steps")
     for length in run.extend:

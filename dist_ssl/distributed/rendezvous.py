@@ -21,6 +21,8 @@ from dist_ssl.runtime.files import write_atomically
 from dist_ssl.runtime.strange_files import read_regular
 
 POLL_SECONDS = 0.05
+MOST_QUESTIONS = 1000
+"""Questions per second that all ranks together ask the one store while they wait for each other, about."""
 LOOPBACK = "127.0.0.1"
 MOST_BYTES = 1 << 20
 """Bytes of the file of a meeting, at most: it has a line for each address of a machine."""
@@ -51,8 +53,13 @@ class Meeting:
         return cls(tuple(values["addresses"]), values["port"], values["secret"])
 
 
-def await_value(look: Callable[[], T | None], seconds: float, missing: Callable[[], UserError]) -> T:
-    """Return the first result of `look` that is not None, polling; raise what `missing` returns after `seconds`."""
+def await_value(
+    look: Callable[[], T | None], seconds: float, missing: Callable[[], UserError], pause: float = POLL_SECONDS
+) -> T:
+    """Return the first result of `look` that is not None, polling; raise what `missing` returns after `seconds`.
+
+    `pause`: seconds between two looks.
+    """
     end = time.monotonic() + seconds
     while True:
         found = look()
@@ -60,7 +67,12 @@ def await_value(look: Callable[[], T | None], seconds: float, missing: Callable[
             return found
         if time.monotonic() > end:
             raise missing()
-        time.sleep(POLL_SECONDS)
+        time.sleep(pause)
+
+
+def pause_among(size: int) -> float:
+    """Return how many seconds a rank of so many pauses between two questions to the store that they all ask."""
+    return max(POLL_SECONDS, size / MOST_QUESTIONS)
 
 
 def own_addresses() -> tuple[str, ...]:
@@ -92,16 +104,32 @@ def machine_id() -> str:
     return boot.read_text().strip() if boot.exists() else socket.gethostname()
 
 
-def choose_interface(here: list[list[str]], rank: int) -> None:
-    """Set the network interface of gloo and NCCL to one that reaches the other ranks: node names may not resolve."""
-    remote = [own_and_peer for machine, *own_and_peer in here if machine != here[0][0]]
-    if not remote:
-        address = LOOPBACK
-    elif here[rank][0] == here[0][0]:
-        address = remote[0][1]
-    else:
-        address = here[rank][1]
-    name = interface_of(address)
-    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-        if name and variable not in os.environ:
-            os.environ[variable] = name
+def use_interface(name: str | None) -> None:
+    """Let gloo and NCCL use the network interface that the user has named, if any. Raises UserError without it."""
+    if name is None:
+        return
+    own = sorted(psutil.net_if_addrs())
+    if name not in own:
+        raise UserError(
+            f"cluster.interface={name}: {socket.gethostname()} has no network interface of this name.",
+            f"It has {', '.join(own)}; null takes one that reaches the other nodes.",
+        )
+    os.environ["GLOO_SOCKET_IFNAME"], os.environ["NCCL_SOCKET_IFNAME"] = name, exactly(name)
+
+
+def choose_interface(address: str, *, one_machine: bool) -> None:
+    """Let gloo use the interface of an address that reaches the other ranks: node names may not resolve.
+
+    NCCL finds the fast network by itself, and is told only to stay on the loopback of one machine. What the environment
+    says already stays.
+    """
+    name = interface_of(LOOPBACK if one_machine else address)
+    if name:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+    if name and one_machine:
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", exactly(name))
+
+
+def exactly(interface: str) -> str:
+    """Return NCCL's spelling of one interface: without the sign, a name stands for all that begin with it."""
+    return f"={interface}"

@@ -26,6 +26,8 @@ from dist_ssl.distributed.rendezvous import (
     machine_id,
     own_addresses,
     own_end,
+    pause_among,
+    use_interface,
 )
 from dist_ssl.errors import LostPeerError, UserError
 
@@ -33,6 +35,8 @@ CODE_BYTES = 32
 SECRET_BYTES = 32
 MARK = "attempt"
 """Key whose value shows that a store is the one of this attempt."""
+PLACE = "place of rank 0"
+"""Key of what `_place_of_first` returns, which rank 0 sets once all ranks have come."""
 
 
 class SignedStore(Store):
@@ -55,7 +59,10 @@ class SignedStore(Store):
 
     def get(self, key: str) -> bytes:
         """Return a value, once it is there."""
-        data = bytes(self.inner.get(key))
+        return self._signed(key, bytes(self.inner.get(key)))
+
+    def _signed(self, key: str, data: bytes) -> bytes:
+        """Return the value in signed data. Raises UserError."""
         code, value = data[:CODE_BYTES], data[CODE_BYTES:]
         if not hmac.compare_digest(code, self._code(key, value)):
             raise UserError(
@@ -63,6 +70,10 @@ class SignedStore(Store):
                 "Another process writes to its port: ask who runs it, and resume the run.",
             )
         return value
+
+    def get_all(self, keys: list[str]) -> list[bytes]:
+        """Return the values of keys that are all there, by one request."""
+        return [self._signed(key, bytes(data)) for key, data in zip(keys, self.inner.multi_get(keys), strict=True)]
 
     def add(self, key: str, amount: int) -> int:
         """Add to a counter and return its value."""
@@ -89,29 +100,68 @@ class SignedStore(Store):
         return False
 
 
-def meet(meeting: Path, rank: int, size: int, seconds: float, *, one_machine: bool = False) -> SignedStore:
+def meet(
+    meeting: Path,
+    rank: int,
+    size: int,
+    seconds: float,
+    *,
+    one_machine: bool = False,
+    interface: str | None = None,
+) -> SignedStore:
     """Return a store that all ranks of this attempt share, once every rank has connected to it. Raises UserError.
 
-    `one_machine`: all ranks are on this machine, so that the store needs to listen on loopback only.
+    `one_machine`: all ranks are on this machine, so that the store needs to listen on loopback only; `interface`: see
+    `joined`. Rank 0 alone reads what all ranks say, so each of the others asks the store a few times, however many
+    there are.
     """
+    use_interface(interface)
     if rank == 0:
         store, route = _open_store(meeting, seconds, one_machine), ("", "")
     else:
         store, route = await_value(
-            lambda: _find_store(meeting, seconds), seconds, lambda: _not_arrived("rank 0", seconds, meeting)
+            lambda: _find_store(meeting, seconds),
+            seconds,
+            lambda: _not_arrived("rank 0", seconds, meeting),
+            pause_among(size),
         )
-    store.set(f"here/{rank}", json.dumps([machine_id(), *route]))
+    here = [f"here/{other}" for other in range(size)]
+    store.set(here[rank], json.dumps([machine_id(), *route]))
+    awaited = here if rank == 0 else [PLACE]
 
-    def all_arrived() -> bool | None:
-        return True if store.check([f"here/{other}" for other in range(size)]) else None
+    def arrived() -> bool | None:
+        return True if store.check(awaited) else None
 
     def missing() -> UserError:
-        late = [str(other) for other in range(size) if not store.check([f"here/{other}"])]
-        return _not_arrived(f"rank {', '.join(late)} of {size}", seconds, meeting)
+        late = ", ".join(str(other) for other in _absent(store, here)) or "0"
+        return _not_arrived(f"rank {late} of {size}", seconds, meeting)
 
-    await_value(all_arrived, seconds, missing)
-    choose_interface([json.loads(store.get(f"here/{other}")) for other in range(size)], rank)
+    await_value(arrived, seconds, missing, pause_among(size))
+    if rank == 0:
+        store.set(PLACE, json.dumps(_place_of_first([json.loads(value) for value in store.get_all(here)])))
+    machine, address = json.loads(store.get(PLACE))
+    own = address if machine_id() == machine else route[0]
+    choose_interface(own, one_machine=not address)
     return store
+
+
+def _place_of_first(here: list[list[str]]) -> tuple[str, str]:
+    """Return rank 0's machine, and its address on the way to the first rank of another one; empty if there is none.
+
+    `here`: of every rank its machine, its own address on the way to rank 0, and rank 0's.
+    """
+    first = here[0][0]
+    return first, next((peer for machine, _, peer in here if machine != first), "")
+
+
+def _absent(store: SignedStore, keys: list[str], start: int = 0) -> list[int]:
+    """Return the positions of the keys that have no value, counted from `start`: few questions if few are missing."""
+    if not keys or store.check(keys):
+        return []
+    if len(keys) == 1:
+        return [start]
+    half = len(keys) // 2
+    return _absent(store, keys[:half], start) + _absent(store, keys[half:], start + half)
 
 
 def _not_arrived(ranks: str, seconds: float, meeting: Path) -> UserError:

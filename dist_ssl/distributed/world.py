@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from dist_ssl.distributed.devices import own_device
 from dist_ssl.distributed.place_variables import LOCAL_RANK, LOCAL_SIZE, RANK, RESTARTS, SIZE
-from dist_ssl.distributed.rendezvous import machine_id
+from dist_ssl.distributed.rendezvous import machine_id, use_interface
 from dist_ssl.distributed.shared_memory import SharedFile, SharedMemory, remove_left_over, shared_path
 from dist_ssl.distributed.store import meet
 
@@ -187,18 +187,35 @@ def _as_bytes(text: bytes, length: int) -> Tensor:
     return data
 
 
+class Waits(NamedTuple):
+    """How long ranks wait, s: `start` until all have come, `exchange` for the others in every exchange."""
+
+    start: float = 600.0
+    exchange: float = 300.0
+
+
+WAITS = Waits()
+
+
 @contextmanager
 def joined(
-    meeting: Path | None, seconds: float = 300.0, *, grouped: bool = False, one_machine: bool = False, gpus: int = 0
+    meeting: Path | None,
+    waits: Waits = WAITS,
+    *,
+    grouped: bool = False,
+    one_machine: bool = False,
+    gpus: int = 0,
+    interface: str | None = None,
 ) -> Iterator[World]:
     """Yield the world that RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE describe, with its process groups.
 
     `meeting`: a file that all ranks see and only this attempt uses; None takes torch's own rendezvous (MASTER_ADDR,
-    MASTER_PORT), as under torchrun. `seconds` bounds every wait. `grouped`: create groups for a world of one too, so
+    MASTER_PORT), as under torchrun. `grouped`: create groups for a world of one too, so
     that engines can be tested with groups on one device. `one_machine`: all ranks are on this machine, so that the
-    rendezvous listens on loopback only. `gpus`: number that every node must show. A process that fails inside the block
-    must end, as the groups are not destroyed then. Raises UserError that names the ranks that did not arrive, or the
-    node that lacks GPUs.
+    rendezvous listens on loopback only. `gpus`: number that every node must show. `interface`: name of the network
+    interface that ranks use, None: one that reaches the others. A process that fails inside the block must end, as the
+    groups are not destroyed then. Raises UserError that names the ranks that did not arrive, or the node that lacks
+    GPUs or the interface.
     """
     rank, size = int(os.environ.get(RANK, "0")), int(os.environ.get(SIZE, "1"))
     local_rank, local_size = int(os.environ.get(LOCAL_RANK, "0")), int(os.environ.get(LOCAL_SIZE, "1"))
@@ -208,20 +225,21 @@ def joined(
     if size == 1 and not grouped:
         yield World(device=device)
         return
-    wait = timedelta(seconds=seconds)
+    wait = timedelta(seconds=waits.exchange)
     # with its device NCCL connects at once: a rank that cannot is known now, and later groups share connections
     backend, own = ("nccl", device) if device.type == "cuda" else ("gloo", None)
     if meeting is None:
-        store = torchrun_store(wait)
+        use_interface(interface)
+        store = torchrun_store(timedelta(seconds=waits.start))
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=wait, device_id=own)
     else:
-        signed = meet(meeting, rank, size, seconds, one_machine=one_machine)
+        signed = meet(meeting, rank, size, waits.start, one_machine=one_machine, interface=interface)
         store = PrefixStore("groups", signed if own is None else signed.inner)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=wait, device_id=own)
     host = dist.new_group(backend="gloo", timeout=wait)
     assert isinstance(host, dist.ProcessGroup)
     world = World(rank, size, local_rank, local_size, device, host)
-    yield replace(world, shared_memory=open_shared_memory(world, seconds) if size > 1 else None)
+    yield replace(world, shared_memory=open_shared_memory(world, waits.exchange) if size > 1 else None)
     dist.destroy_process_group()  # not after a failure: NCCL would wait for ranks that wait for this one
 
 

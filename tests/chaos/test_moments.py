@@ -24,7 +24,7 @@ from dist_ssl.checkpoint.index import read
 from dist_ssl.checkpoint.saver import Checkpoint
 from dist_ssl.core.batch import Batch
 from dist_ssl.core.plan import EpochPlan
-from dist_ssl.distributed.world import World, joined
+from dist_ssl.distributed.world import Waits, World, joined
 from dist_ssl.errors import CheckpointError
 from dist_ssl.metrics.sinks import COUNTERS, read_totals
 from tests.chaos.warm import end, heard, start
@@ -52,7 +52,7 @@ def kept(folder: Path, world: World) -> Checkpoint:
 
 def save_once(line: Connection, folder: Path, meeting: Path) -> None:
     """Go on from the newest checkpoint by one step and save it; says when the save begins and when it has ended."""
-    with joined(meeting, seconds=100) as world:
+    with joined(meeting, Waits(100, 100)) as world:
         own = kept(folder, world)
         step = own.restore(engine_at(0), FRESH).step + 1
         engine = engine_at(step)

@@ -18,7 +18,7 @@ from dist_ssl.checkpoint.await_all import await_on_all
 from dist_ssl.checkpoint.background import Background
 from dist_ssl.checkpoint.read_on_all import read_on_all
 from dist_ssl.checkpoint.saver import Checkpoint
-from dist_ssl.distributed.world import World, joined
+from dist_ssl.distributed.world import Waits, World, joined
 from launch import worker
 from tests.checkpoint.test_saver import Store, at
 from tests.ranks import Ranks
@@ -54,7 +54,7 @@ def rank(number: int, folder: Path, loop: Any, line: Connection | None) -> None:
     train.train = loop
     if number:
         saver.write = lose_power  # type: ignore[assignment]
-    with joined(folder / "rendezvous.json", JOIN_SECONDS) as world:
+    with joined(folder / "rendezvous.json", Waits(JOIN_SECONDS, JOIN_SECONDS)) as world:
         world.agree(0)
         assert world.shared_memory
         world.shared_memory.seconds = EXCHANGE_SECONDS

@@ -1,5 +1,6 @@
 """Ranks of an attempt meet; values and stores that are not from the attempt's own ranks are refused."""
 
+import math
 import os
 import pickle
 import socket
@@ -8,12 +9,18 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
+from typing import cast
 
 import pytest
-from torch.distributed import TCPStore
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.distributed import Store, TCPStore
 
+from dist_ssl.distributed import store
 from dist_ssl.distributed.rendezvous import LOOPBACK, Meeting
 from dist_ssl.distributed.store import SignedStore, meet
 from dist_ssl.errors import UserError
@@ -46,6 +53,21 @@ def test_a_rank_that_does_not_come_is_named(tmp_path: Path) -> None:
         meet(tmp_path / "rendezvous.json", rank=0, size=3, seconds=0.2)
 
 
+@given(st.sets(st.integers(0, 99)), st.integers(1, 100))
+def test_the_ranks_that_have_not_come_are_found_by_few_questions(here: set[int], size: int) -> None:
+    class Some:
+        asked = 0
+
+        def check(self, keys: list[str]) -> bool:
+            self.asked += 1
+            return all(int(key) in here for key in keys)
+
+    asked = Some()
+    absent = sorted(set(range(size)) - here)
+    assert store._absent(cast("SignedStore", asked), [str(rank) for rank in range(size)]) == absent
+    assert asked.asked <= 1 + 2 * len(absent) * math.ceil(math.log2(size) if size > 1 else 0)
+
+
 def test_a_rank_without_rank_0_says_so(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="rank 0 had not come"):
         meet(tmp_path / "rendezvous.json", rank=1, size=2, seconds=0.2)
@@ -67,44 +89,81 @@ def test_a_store_of_another_attempt_is_not_taken(tmp_path: Path) -> None:
         meet(tmp_path / "rendezvous.json", rank=1, size=2, seconds=0.2)
 
 
+class Counting(SignedStore):
+    """A store that counts what a rank asks of it, but for the questions whether others have come."""
+
+    def __init__(self, inner: Store, secret: bytes) -> None:
+        super().__init__(inner, secret)
+        self.calls: Counter[str] = Counter()
+
+    def get(self, key: str) -> bytes:
+        self.calls["get"] += 1
+        return super().get(key)
+
+    def get_all(self, keys: list[str]) -> list[bytes]:
+        self.calls["get_all"] += 1
+        return super().get_all(keys)
+
+    def set(self, key: str, value: str | bytes) -> None:
+        self.calls["set"] += 1
+        super().set(key, value)
+
+
+def test_a_rank_asks_the_store_as_often_however_many_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "SignedStore", Counting)
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        monkeypatch.setenv(name, "as it was")
+    size = 40
+    with ThreadPoolExecutor(size) as pool:
+        meeting = tmp_path / "rendezvous.json"
+        came = [pool.submit(meet, meeting, rank, size, 100, one_machine=True) for rank in range(size)]
+        stores = [one.result() for one in came]
+    calls = [dict(one.calls) for one in stores if isinstance(one, Counting)]
+    assert calls[0] == {"set": 3, "get_all": 1, "get": 1}
+    assert calls[1:] == [{"get": 2, "set": 1}] * (size - 1)
+
+
 @pytest.mark.parametrize("umask", [0, 0o022])
 def test_the_secret_is_for_the_owner_alone_and_not_in_the_store(tmp_path: Path, umask: int) -> None:
     before = os.umask(umask)
     try:
-        store = meet(tmp_path / "rendezvous.json", rank=0, size=1, seconds=20)
+        found = meet(tmp_path / "rendezvous.json", rank=0, size=1, seconds=20)
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "rendezvous.json").stat().st_mode) == 0o600
-    assert store.secret not in bytes(store.inner.get("attempt")) + bytes(store.inner.get("here/0"))
+    assert found.secret not in bytes(found.inner.get("attempt")) + bytes(found.inner.get("here/0"))
 
 
 @pytest.mark.parametrize("one_machine", [True, False])
 def test_ranks_of_one_machine_listen_on_loopback_alone(tmp_path: Path, one_machine: bool) -> None:
-    store = meet(tmp_path / "rendezvous.json", rank=0, size=1, seconds=20, one_machine=one_machine)
-    assert store.check(["attempt"])
+    own = meet(tmp_path / "rendezvous.json", rank=0, size=1, seconds=20, one_machine=one_machine)
+    assert own.check(["attempt"])
     found = Meeting.read(tmp_path / "rendezvous.json")
     assert found
     lines = [
         line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]
     ]
     listening = [line[1].split(":") for line in lines if line[3] == "0A"]
-    own = {address for address, port in listening if int(port, 16) == found.port}
-    assert own == ({"0100007F"} if one_machine else {"00000000"})
+    heard = {address for address, port in listening if int(port, 16) == found.port}
+    assert heard == ({"0100007F"} if one_machine else {"00000000"})
     assert (found.addresses == (LOOPBACK,)) == one_machine
 
 
 def test_values_are_read_back_and_others_are_refused() -> None:
     inner = TCPStore(LOOPBACK, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=20))
-    store = SignedStore(inner, b"secret")
-    store.set("a", b"\x00\xff")
-    store.set("b", "text")
-    assert (store.get("a"), store.get("b")) == (b"\x00\xff", b"text")
+    own = SignedStore(inner, b"secret")
+    own.set("a", b"\x00\xff")
+    own.set("b", "text")
+    assert (own.get("a"), own.get("b")) == (b"\x00\xff", b"text")
+    assert own.get_all(["b", "a"]) == [b"text", b"\x00\xff"]
     inner.set("b", inner.get("a"))  # signed, but under another key
     for forged in (None, b"", pickle.dumps("anything"), bytes(40)):
         if forged is not None:
             inner.set("b", forged)
         with pytest.raises(UserError, match="'b' in the ranks' store is not from a rank"):
-            store.get("b")
+            own.get("b")
+        with pytest.raises(UserError, match="'b' in the ranks' store is not from a rank"):
+            own.get_all(["a", "b"])
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")

@@ -4,14 +4,16 @@ import os
 import socket
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from dist_ssl.distributed import world
+from dist_ssl.distributed import rendezvous, world
 from dist_ssl.distributed.rendezvous import LOOPBACK, interface_of, own_addresses, own_end
-from dist_ssl.distributed.world import World, joined
+from dist_ssl.distributed.world import Waits, World, joined
+from dist_ssl.errors import UserError
 from tests.ranks import Ranks
 
 
@@ -101,11 +103,46 @@ def test_who_fails_waits_for_nobody_to_leave_the_groups(tmp_path: Path, monkeypa
         monkeypatch.setenv(name, os.environ.get(name, ""))
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", interface_of(LOOPBACK))
     try:
-        with pytest.raises(ZeroDivisionError), joined(tmp_path / "meeting" / "rendezvous.json", 20, grouped=True):
+        with (
+            pytest.raises(ZeroDivisionError),
+            joined(tmp_path / "meeting" / "rendezvous.json", Waits(20, 20), grouped=True),
+        ):
             raise ZeroDivisionError
         assert dist.is_initialized()
     finally:
         dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("address", "one_machine", "found"),
+    [(LOOPBACK, True, ("lo", "=lo")), ("10.1.2.3", False, ("ib0", None)), ("10.9.9.9", False, (None, None))],
+)
+def test_gloo_takes_the_card_that_reaches_the_others_and_nccl_is_left_alone_between_machines(
+    address: str, one_machine: bool, found: tuple[str | None, str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cards(monkeypatch)
+    rendezvous.choose_interface(address, one_machine=one_machine)
+    assert (os.environ.get("GLOO_SOCKET_IFNAME"), os.environ.get("NCCL_SOCKET_IFNAME")) == found
+
+
+def test_a_card_that_is_named_is_for_both_and_one_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    cards(monkeypatch)
+    with pytest.raises(UserError, match=r"cluster.interface=ib9: .* has no network interface of this name") as caught:
+        rendezvous.use_interface("ib9")
+    assert "It has ib0, lo" in caught.value.remedy
+    rendezvous.use_interface("ib0")
+    rendezvous.choose_interface(LOOPBACK, one_machine=True)
+    assert (os.environ["GLOO_SOCKET_IFNAME"], os.environ["NCCL_SOCKET_IFNAME"]) == ("ib0", "=ib0")
+
+
+def cards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with two network interfaces, of which the environment says nothing."""
+    own = {"lo": LOOPBACK, "ib0": "10.1.2.3"}
+    found = {name: [SimpleNamespace(address=address, family=socket.AF_INET)] for name, address in own.items()}
+    monkeypatch.setattr(rendezvous.psutil, "net_if_addrs", lambda: found)
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        monkeypatch.setenv(name, "")  # is put back as it was
+        monkeypatch.delenv(name)
 
 
 def asked_for_all(world: World) -> tuple[bool, object, object, object, str]:

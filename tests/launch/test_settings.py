@@ -19,7 +19,7 @@ SCIENCE_TOP = {
     *("method", "encoder", "aux", "optim", "schedule", "difficulty", "views", "data", "engine"),
 }
 MACHINE_TOP = {
-    *("nodes", "ranks_per_node", "threads", "decode_threads", "log_every", "timeout"),
+    *("nodes", "ranks_per_node", "threads", "decode_threads", "log_every", "timeout", "start_timeout"),
     *("save_every", "keep_last", "keep_every"),
     *("runs", "name", "resume", "probe", "metrics", "tracker", "cluster", "wait", "dry_run"),
 }
