@@ -19,12 +19,12 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import xxhash
-from PIL import Image
+from PIL import Image, ImageOps
 
 from dist_ssl.checkpoint import index as checkpoints
 from dist_ssl.checkpoint.rank_file import write
 from dist_ssl.checkpoint.saver import Checkpoint
-from dist_ssl.data.images.decode import decode, largest_value
+from dist_ssl.data.images.decode import SCANS_CORRECTED, decode, largest_value
 from dist_ssl.data.images.image_rules import ImageRules
 from dist_ssl.data.images.unreadable import UnreadableError
 from dist_ssl.data.storage import manifest, pyramid
@@ -100,6 +100,39 @@ def test_damaged_images_are_read_or_unreadable(inputs: range, guarded: Path) -> 
         height, width, _ = found.pixels.shape
         assert 0 < height * width <= MOST_PIXELS
         return True
+
+    assert some(tried(inputs, work, guarded, seconds=IMAGE_SECONDS), inputs)
+
+
+JPEGS = [
+    *(picture("JPEG"), picture("JPEG", progressive=True), picture("JPEG", mode="L")),
+    *(picture("JPEG", subsampling=kind, quality=40) for kind in (0, 1)),
+    *(picture("JPEG", optimize=True), picture("JPEG", restart_marker_rows=1)),
+]
+
+
+def by_pillow(data: bytes) -> Any:
+    """The pixels that another build of libjpeg finds behind another interface; None where it gives none."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except Exception:
+        return None
+
+
+@pytest.mark.parametrize("inputs", shares(100))
+@pytest.mark.filterwarnings("ignore")
+def test_damaged_jpegs_have_the_pixels_that_another_decoder_finds(inputs: range, guarded: Path) -> None:
+    def work(chance: random.Random) -> bool:
+        data = mutated(chance.choice(JPEGS), chance)
+        try:
+            found = decode(data, 10**6)
+        except UnreadableError:
+            return False
+        other = by_pillow(data)
+        if other is not None and found.slow != SCANS_CORRECTED:  # which is counted
+            assert np.array_equal(found.pixels, other)
+        return other is not None
 
     assert some(tried(inputs, work, guarded, seconds=IMAGE_SECONDS), inputs)
 
