@@ -100,6 +100,7 @@ def use_threads(config: dict[str, Any]) -> None:
 def joined_ranks(config: dict[str, Any], meeting: Path | None) -> "Iterator[World]":
     """Yield the world of the ranks, which meet through the file `meeting`, or as torchrun says."""
     from dist_ssl.config.durations import Duration
+    from dist_ssl.distributed.rendezvous import Network
     from dist_ssl.distributed.world import Waits, joined
     from dist_ssl.runtime.deferred_compiler import defer_compiler
 
@@ -109,8 +110,8 @@ def joined_ranks(config: dict[str, Any], meeting: Path | None) -> "Iterator[Worl
     local = config["cluster"]["kind"] == "local"
     gpus, one_machine = 0 if local else cluster_options.gpus(config["cluster"]), local or config["nodes"] == 1
     waits = Waits(*(Duration.parse(config[key]).amount for key in ("start_timeout", "timeout")))
-    interface = config["cluster"]["interface"]
-    with joined(meeting, waits, one_machine=one_machine, gpus=gpus, interface=interface) as world:
+    network = Network(one_machine, config["cluster"]["interface"])
+    with joined(meeting, waits, gpus=gpus, network=network) as world:
         yield world
 
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import psutil
 
@@ -104,6 +104,19 @@ def machine_id() -> str:
     return boot.read_text().strip() if boot.exists() else socket.gethostname()
 
 
+class Network(NamedTuple):
+    """Where ranks meet. `one_machine`: all are on this machine, so that loopback is enough.
+
+    `interface`: name of the network interface that they use, None: one that reaches the others.
+    """
+
+    one_machine: bool = False
+    interface: str | None = None
+
+
+NETWORK = Network()
+
+
 def use_interface(name: str | None) -> None:
     """Let gloo and NCCL use the network interface that the user has named, if any. Raises UserError without it."""
     if name is None:
@@ -120,8 +133,8 @@ def use_interface(name: str | None) -> None:
 def choose_interface(address: str, *, one_machine: bool) -> None:
     """Let gloo use the interface of an address that reaches the other ranks: node names may not resolve.
 
-    NCCL finds the fast network by itself, and is told only to stay on the loopback of one machine. What the environment
-    says already stays.
+    NCCL finds the fast network by itself, and is kept from others than the loopback of one machine. What the
+    environment says already stays.
     """
     name = interface_of(LOOPBACK if one_machine else address)
     if name:

@@ -20,7 +20,9 @@ from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 
 from dist_ssl.distributed.rendezvous import (
     LOOPBACK,
+    NETWORK,
     Meeting,
+    Network,
     await_value,
     choose_interface,
     machine_id,
@@ -100,24 +102,14 @@ class SignedStore(Store):
         return False
 
 
-def meet(
-    meeting: Path,
-    rank: int,
-    size: int,
-    seconds: float,
-    *,
-    one_machine: bool = False,
-    interface: str | None = None,
-) -> SignedStore:
+def meet(meeting: Path, rank: int, size: int, seconds: float, network: Network = NETWORK) -> SignedStore:
     """Return a store that all ranks of this attempt share, once every rank has connected to it. Raises UserError.
 
-    `one_machine`: all ranks are on this machine, so that the store needs to listen on loopback only; `interface`: see
-    `joined`. Rank 0 alone reads what all ranks say, so each of the others asks the store a few times, however many
-    there are.
+    Rank 0 alone reads what all ranks say, so each of the others asks the store a few times, however many there are.
     """
-    use_interface(interface)
+    use_interface(network.interface)
     if rank == 0:
-        store, route = _open_store(meeting, seconds, one_machine), ("", "")
+        store, route = _open_store(meeting, seconds, network.one_machine), ("", "")
     else:
         store, route = await_value(
             lambda: _find_store(meeting, seconds),

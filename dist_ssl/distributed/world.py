@@ -25,7 +25,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from dist_ssl.distributed.devices import own_device
 from dist_ssl.distributed.place_variables import LOCAL_RANK, LOCAL_SIZE, RANK, RESTARTS, SIZE
-from dist_ssl.distributed.rendezvous import machine_id, use_interface
+from dist_ssl.distributed.rendezvous import NETWORK, Network, machine_id, use_interface
 from dist_ssl.distributed.shared_memory import SharedFile, SharedMemory, remove_left_over, shared_path
 from dist_ssl.distributed.store import meet
 
@@ -199,22 +199,14 @@ WAITS = Waits()
 
 @contextmanager
 def joined(
-    meeting: Path | None,
-    waits: Waits = WAITS,
-    *,
-    grouped: bool = False,
-    one_machine: bool = False,
-    gpus: int = 0,
-    interface: str | None = None,
+    meeting: Path | None, waits: Waits = WAITS, *, grouped: bool = False, gpus: int = 0, network: Network = NETWORK
 ) -> Iterator[World]:
     """Yield the world that RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE describe, with its process groups.
 
     `meeting`: a file that all ranks see and only this attempt uses; None takes torch's own rendezvous (MASTER_ADDR,
-    MASTER_PORT), as under torchrun. `grouped`: create groups for a world of one too, so
-    that engines can be tested with groups on one device. `one_machine`: all ranks are on this machine, so that the
-    rendezvous listens on loopback only. `gpus`: number that every node must show. `interface`: name of the network
-    interface that ranks use, None: one that reaches the others. A process that fails inside the block must end, as the
-    groups are not destroyed then. Raises UserError that names the ranks that did not arrive, or the node that lacks
+    MASTER_PORT), as under torchrun. `grouped`: create groups for a world of one too, so that engines can be tested with
+    groups on one device. `gpus`: number that every node must show. A process that fails inside the block must end, as
+    the groups are not destroyed then. Raises UserError that names the ranks that did not arrive, or the node that lacks
     GPUs or the interface.
     """
     rank, size = int(os.environ.get(RANK, "0")), int(os.environ.get(SIZE, "1"))
@@ -229,11 +221,11 @@ def joined(
     # with its device NCCL connects at once: a rank that cannot is known now, and later groups share connections
     backend, own = ("nccl", device) if device.type == "cuda" else ("gloo", None)
     if meeting is None:
-        use_interface(interface)
+        use_interface(network.interface)
         store = torchrun_store(timedelta(seconds=waits.start))
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=wait, device_id=own)
     else:
-        signed = meet(meeting, rank, size, waits.start, one_machine=one_machine, interface=interface)
+        signed = meet(meeting, rank, size, waits.start, network)
         store = PrefixStore("groups", signed if own is None else signed.inner)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=wait, device_id=own)
     host = dist.new_group(backend="gloo", timeout=wait)

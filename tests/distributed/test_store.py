@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from torch.distributed import Store, TCPStore
 
 from dist_ssl.distributed import store
-from dist_ssl.distributed.rendezvous import LOOPBACK, Meeting
+from dist_ssl.distributed.rendezvous import LOOPBACK, Meeting, Network
 from dist_ssl.distributed.store import SignedStore, meet
 from dist_ssl.errors import UserError
 from launch.run_dir import PROJECT
@@ -116,7 +116,7 @@ def test_a_rank_asks_the_store_as_often_however_many_there_are(tmp_path: Path, m
     size = 40
     with ThreadPoolExecutor(size) as pool:
         meeting = tmp_path / "rendezvous.json"
-        came = [pool.submit(meet, meeting, rank, size, 100, one_machine=True) for rank in range(size)]
+        came = [pool.submit(meet, meeting, rank, size, 100, Network(one_machine=True)) for rank in range(size)]
         stores = [one.result() for one in came]
     calls = [dict(one.calls) for one in stores if isinstance(one, Counting)]
     assert calls[0] == {"set": 3, "get_all": 1, "get": 1}
@@ -136,7 +136,7 @@ def test_the_secret_is_for_the_owner_alone_and_not_in_the_store(tmp_path: Path, 
 
 @pytest.mark.parametrize("one_machine", [True, False])
 def test_ranks_of_one_machine_listen_on_loopback_alone(tmp_path: Path, one_machine: bool) -> None:
-    own = meet(tmp_path / "rendezvous.json", rank=0, size=1, seconds=20, one_machine=one_machine)
+    own = meet(tmp_path / "rendezvous.json", rank=0, size=1, seconds=20, network=Network(one_machine))
     assert own.check(["attempt"])
     found = Meeting.read(tmp_path / "rendezvous.json")
     assert found
@@ -180,7 +180,7 @@ def intrude(folder: Path) -> None:
 
     def rank_0() -> None:
         try:
-            meet(meeting, rank=0, size=2, seconds=60, one_machine=True)
+            meet(meeting, rank=0, size=2, seconds=60, network=Network(one_machine=True))
         except UserError as error:
             refused.append(error)
 
