@@ -52,11 +52,10 @@ OTHER_ADDRESS = re.compile(
     rf"(?<![\w+.-])(?!(?:{'|'.join((*WEB, *STORES))}):)[a-z][a-z0-9+.-]*:/+([^\s\"']*)", re.IGNORECASE
 )
 """An address of a database, a file server or the like, up to the space or the quote that ends it."""
-OTHER_LOGIN = re.compile(
-    r"[^/@:]*:(?![$`@]|\d{1,5}(?:[/,?\]]|$)).*@|[^?]*\?(?:.*[&;])?[\w.-]*(?:pass|pwd|token|secret)[\w.-]*=(?![$`&;]|$)",
-    re.IGNORECASE,
-)
+OTHER_LOGIN = re.compile(r"[^/@:]*:(?![$`@]|\d{1,5}(?:[/,?\]]|$)).*@")
 """The text behind the slashes of such an address where it has a password that is written out."""
+SECRET_KEY = re.compile("pass|pwd|token|secret", re.IGNORECASE)
+"""A key of its query that has a secret for its value."""
 HARMLESS = re.compile(
     r"(?:(?![\w.-]*(?:sig|tok|key|sec|pass|pw|auth|cred|code))[a-z][\w.-]*=[\w.%+-]{0,15}(?:&|[])}>.,;:]*$))+",
     re.IGNORECASE,
@@ -191,7 +190,13 @@ def has_secret(text: str) -> bool:
 
 def has_password(text: str) -> bool:
     """Return whether a text has an address, neither on the web nor in an object store, with a password written out."""
-    return any(OTHER_LOGIN.match(found[1]) for found in OTHER_ADDRESS.finditer(text))
+    return any(OTHER_LOGIN.match(own) or _has_secret_value(own) for own in OTHER_ADDRESS.findall(text))
+
+
+def _has_secret_value(address: str) -> bool:
+    """Return whether the query of an address has a secret that is written out."""
+    parts = (part.partition("=") for part in re.split("[&;]", address.partition("?")[2]))
+    return any(value and value[0] not in "$`" and SECRET_KEY.search(key) for key, _, value in parts)
 
 
 def take_file() -> None:

@@ -174,6 +174,11 @@ def test_a_login_of_any_other_kind_of_address_is_refused_and_not_shown(login: st
         credentials.check_config({"x": [login], "y": "pipe:cat %s"})
 
 
+@pytest.mark.parametrize("text", ["x:/?" + "pass" * 250_000, "x:/?" + "&" * 1_000_000, "x:/" + ":" * 1_000_000])
+def test_a_long_text_is_searched_once(text: str) -> None:
+    assert not credentials.has_password(text)  # a pattern that begins anew at each place would never end
+
+
 @pytest.mark.parametrize("login", LOGINS)
 def test_a_login_of_any_kind_in_a_file_of_the_configs_is_found(login: str, tmp_path: Path) -> None:
     for line in (f"uri: {login}", f"uri: null  # was {login}"):
