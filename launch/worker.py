@@ -233,9 +233,10 @@ def explained_code(work: Callable[[], int], attempt: AttemptDir | None = None) -
         return work()
     except Exception as error:
         known = explained(error)
-        with contextlib.suppress(OSError):  # the log may lie on a full disk
+        with contextlib.suppress(OSError):  # a full disk: the log says it
             if known and attempt:
                 attempt.give_reason(int(os.environ.get(RANK, "0")), str(known))
+        with contextlib.suppress(OSError):  # the log may lie on a full disk too
             say_why(error)
         return code_of(error)
 

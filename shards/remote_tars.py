@@ -114,7 +114,8 @@ class RemoteTars:
         if done := sum(one is not None for one in known):
             say(console, f"Resuming in {self.part}: {done} of {len(names)} tars are indexed already.")
         with LongWork(console) as progress, ThreadPoolExecutor(threads) as pool:
-            task = progress.add_task("bytes", total=sum(size or 0 for size in sizes))
+            left = (size or 0 for size, one in zip(sizes, known, strict=True) if one is None)
+            task = progress.add_task("bytes", total=sum(left))
 
             def read(number: int) -> Index:
                 return known[number] or self._read(names[number], sizes[number], rules, progress, task)

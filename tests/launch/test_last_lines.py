@@ -14,7 +14,7 @@ from launch.ending import DISAGREED_CODE, DIVERGED_CODE, LOST_CODE, UNREADABLE_C
 from launch.last_lines import ENCODER, say_how_it_ended
 from launch.run_dir import AttemptDir, RunDir
 from launch.suspect_nodes import suspect_numbers
-from launch.worker import code_of, say_why
+from launch.worker import code_of, explained_code, say_why
 
 
 @pytest.fixture
@@ -141,6 +141,20 @@ def test_an_ending_quotes_what_happened_of_a_message_of_several_lines(
     ending.write(attempt.node(1))
     Ending(FAILED, "Rank 0: Connection closed by peer", lost=True).write(attempt.node(0))
     assert suspect_numbers(attempt, 2) == suspects
+
+
+def test_a_reason_that_cannot_be_written_is_in_the_log_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    def refuse() -> int:
+        raise DataError("No shard is there.", "Put them back.")
+
+    monkeypatch.setattr(AttemptDir, "give_reason", full)
+    assert explained_code(refuse, RunDir(tmp_path).new_attempt({})) == 2
+    assert "No shard is there." in capsys.readouterr().err
 
 
 def test_no_log_of_a_rank_acts_on_the_terminal_of_whoever_reads_it(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
+from rich.progress import TaskID
 
 from dist_ssl.config.command import run_command
+from dist_ssl.config.long_work import LongWork
 from dist_ssl.data.storage import fetch, manifest
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.fetch import Fetcher, Patience
@@ -22,7 +24,7 @@ from shards import make as command
 from shards import remote_tars
 from shards.make import make
 from shards.pack import LOCK
-from shards.remote_tars import fitting, named, names_of_splits
+from shards.remote_tars import RemoteTars, Rules, fitting, named, names_of_splits
 from shards.sources import tars
 from shards.sources.tars import TarOptions
 from tests.shards.pictures import picture
@@ -209,6 +211,21 @@ def test_the_command_has_the_range_that_its_mean_assumes(
     line = capsys.readouterr().out.splitlines()[-1]
     assert line.count(" data.range=4095") == 1
     assert "data.mean=[0.488,0.488,0.488]" in line
+
+
+def test_the_bar_counts_what_is_left_to_fetch(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    totals: list[float | None] = []
+
+    class Shown(LongWork):
+        def add_task(self, description: str, *_: Any, total: float | None = None, **__: Any) -> TaskID:
+            totals.append(total)
+            return super().add_task(description, total=total)
+
+    monkeypatch.setattr(remote_tars, "LongWork", Shown)
+    found = RemoteTars(Address.parse(server.url), Fetcher(), tmp_path)
+    for names in (["train-0.tar"], ["train-0.tar", "train-1.tar"]):
+        found.indexes(names, Rules(None, labels=True, last_dot=False), 1, Console(quiet=True))
+    assert totals == [(server.folder / f"train-{number}.tar").stat().st_size for number in range(2)]
 
 
 def test_what_is_not_measured_elsewhere_is_said(
