@@ -20,7 +20,7 @@ os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch looks up the name
 
 from rich.console import Console
 from rich.table import Table
-from torch.distributed import Store
+from torch.distributed import Store  # type: ignore[attr-defined]
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
