@@ -11,9 +11,9 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from dist_ssl.checkpoint.damage import DamagedError
 from dist_ssl.checkpoint.folder_names import INITIAL
 from dist_ssl.checkpoint.index import progress_of, read, read_table
-from dist_ssl.checkpoint.rank_file import DamagedError
 from dist_ssl.config.run_keys import method_of
 from dist_ssl.engines.average import EMA
 from dist_ssl.errors import CheckpointError
@@ -37,7 +37,7 @@ def of_checkpoint(config: Mapping[str, Any], run: str, checkpoint: Path, branch:
     node = probing(config)
     branch = branch or node.branch
     try:
-        progress = progress_of(read_table(checkpoint)[0])
+        progress = progress_of(read_table(checkpoint).progress)
         state = read(checkpoint, lambda name, _: None if PLACE.fullmatch(name) else range(0))[1]
     except DamagedError as error:
         raise CheckpointError(f"{checkpoint} is damaged ({error}).", "Name another one: checkpoint=...") from error

@@ -13,10 +13,10 @@ from typing import Any
 
 from rich.console import Console
 
+from dist_ssl.checkpoint.damage import DamagedError
 from dist_ssl.checkpoint.folder_names import INITIAL, KEPT, LATEST
 from dist_ssl.checkpoint.index import progress_of, read_table, verify
 from dist_ssl.checkpoint.initial_weights import verified
-from dist_ssl.checkpoint.rank_file import DamagedError
 from dist_ssl.config.run_keys import method_of
 from dist_ssl.core.progress import Progress
 from dist_ssl.errors import CheckpointError, ConfigError
@@ -52,7 +52,7 @@ def forked_config(
     The config is the other run's, with `overrides`.
     """
     try:
-        progress = progress_of(read_table(checkpoint)[0])
+        progress = progress_of(read_table(checkpoint).progress)
     except DamagedError as damage:
         raise _damaged(checkpoint, damage) from damage
     kept = source.overrides

@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from dist_ssl.build import build_engine, centre_view, extractor
+from dist_ssl.checkpoint.damage import DamagedError, MissingError
 from dist_ssl.checkpoint.index import read
-from dist_ssl.checkpoint.rank_file import DamagedError, MissingError
 from dist_ssl.checkpoint.read_on_all import read_on_all
 from dist_ssl.config.long_work import LongWork, unseen_work
 from dist_ssl.core.draws import Draws, Ints

@@ -22,7 +22,6 @@ import xxhash
 from PIL import Image, ImageOps
 
 from dist_ssl.checkpoint import index as checkpoints
-from dist_ssl.checkpoint.rank_file import write
 from dist_ssl.checkpoint.saver import Checkpoint
 from dist_ssl.data.images.decode import SCANS_CORRECTED, decode, largest_value
 from dist_ssl.data.images.image_rules import ImageRules
@@ -37,6 +36,7 @@ from dist_ssl.runtime import jsonl
 from shards.archive import index
 from shards.tar_headers import LONG
 from tests.checkpoint.test_saver import FRESH, Store, at, tensors
+from tests.checkpoint.whole_checkpoints import put
 from tests.data.images.test_array_files import file_of
 from tests.data.images.test_image_rules import png_of
 from tests.data.images.test_tiff_bands import noise, tiff
@@ -265,7 +265,9 @@ def state_of(table: dict[str, Any], chance: random.Random) -> str:
     if chance.random() < 0.3:
         row = content["tensors"][chance.choice(sorted(content["tensors"]))]
         row["shape"] = chance.choice(SHAPES)
-        row["pieces"] = [{**row["pieces"][0], "start": 0, "count": math.prod(row["shape"])}]
+        row["each"] = chance.choice([0, 1, math.prod(row["shape"]), "even"])
+        row["others"] = chance.choice([[], [[0, 0, math.prod(row["shape"])]]])
+        content["ranks"] = chance.choice([1, 1, 1000, 1 << 20])
         return checkpoints.sealed_text(content)
     for _ in range(chance.randint(1, 2)):
         content = edited(content, chance)
@@ -278,10 +280,7 @@ def test_a_checkpoint_that_was_edited_and_sealed_is_loaded_whole_or_passed_over(
 ) -> None:
     monkeypatch.setattr(os, "fsync", lambda handle: None)
     folder = guarded / "step_00000002"
-    folder.mkdir()
-    written = checkpoints.own_pieces(tensors(2), 0, 1)
-    row = write(folder / "rank_00000.safetensors", written)
-    checkpoints.write_table(folder / "state.json", at(2).to_json(), [row])
+    put(folder, at(2).to_json(), [tensors(2)])
     table = json.loads((folder / "state.json").read_text())
 
     def work(chance: random.Random) -> bool:

@@ -1,17 +1,21 @@
-"""The files of one checkpoint: one safetensors file per rank, and `state.json` with the table of all tensors.
+"""The files of one checkpoint: one safetensors file per rank, and `state.json`, which says where each tensor lies.
 
-The table lists every tensor with its shape, its dtype and its pieces. A piece is a run of the tensor's elements in
-row-major order: the file that holds it, the index of its first element, the number of elements, and the xxh3-128 of
-its bytes. For every file the table holds the length and the hash of the header, and it is sealed by a hash of its own,
-so no byte of a checkpoint can change unnoticed. A reader requests any elements, independently of the ranks that wrote
-them, reads them with several threads, and verifies every piece that it reads from.
+A piece is a run of a tensor's elements in row-major order. The file that holds it has its place, the index of its
+first element and its xxh3-128, one for every 16 MiB, in a header with a hash of its own (`rank_header.py`).
+`state.json` has the shape and the element type of every tensor, which ranks hold which elements of it (`placement.py`),
+and a random number that every file of the save carries; it is sealed by a hash of its own. So no byte of a checkpoint
+can change unnoticed, no file of another one can take a place in it, and no rank handles the tables of all. A reader
+requests any elements, independently of the ranks that wrote them, opens the files that hold them, reads them with
+several threads, and verifies all that it reads. Formats 1 and 2, whose `state.json` lists all pieces with their hashes,
+are read too.
 """
 
 import heapq
 import json
 import math
+import secrets
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -22,25 +26,22 @@ import torch
 import xxhash
 from torch import Tensor
 
-from dist_ssl.checkpoint.rank_file import DamagedError, RankFile, Written, as_bytes, not_opened, sync
+from dist_ssl.checkpoint.damage import DamagedError, not_opened
+from dist_ssl.checkpoint.placement import Held, ListedTensor, Outline, RuledTensor, differences, rules
+from dist_ssl.checkpoint.rank_file import RankFile, as_bytes, sync
 from dist_ssl.checkpoint.retries import with_retries
-from dist_ssl.checkpoint.table_rules import Table, gap, whole_table
+from dist_ssl.checkpoint.table_rules import FORMATS, CheckpointTable, whole_table
 from dist_ssl.core.progress import Progress
 from dist_ssl.errors import CheckpointError
 from dist_ssl.protocols.engine import Piece, State
 from dist_ssl.runtime import jsonl
 from dist_ssl.runtime.strange_files import read_regular
 
-FORMAT = 2
+FORMAT = FORMATS[-1]
 MOST_TABLE = 1 << 30
-"""Bytes of `state.json`, at most: a piece takes some 150."""
+"""Bytes of `state.json`, at most: in formats 1 and 2 a piece takes some 150."""
 READERS = 4
 """Number of reading threads: enough to keep a disk and two cores busy."""
-
-
-def rank_file_name(rank: int) -> str:
-    """Return the name of a rank's file in the folder of a checkpoint, which matches RANK_FILE."""
-    return f"rank_{rank:05d}.safetensors"
 
 
 def seal(content: Mapping[str, Any]) -> str:
@@ -65,42 +66,59 @@ def share_out(whole: Mapping[str, Tensor], ranks: int) -> list[list[str]]:
 
 
 def own_pieces(state: State, rank: int, size: int) -> dict[str, Piece]:
-    """Return what a rank writes: its own pieces, and its share of the tensors that every rank holds whole."""
+    """Return what a rank writes: its own pieces and its share of what every rank holds whole; no piece is empty."""
     whole = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     own = {name: value for name, value in state.items() if isinstance(value, Piece)}
     for name in share_out(whole, size)[rank]:
         own[name] = Piece(whole[name], tuple(whole[name].shape), 0)
-    return own
+    return {name: piece for name, piece in own.items() if piece.tensor.numel()}
 
 
-def join(written: Iterable[Written]) -> Table:
-    """Return the table of what all ranks have written."""
-    table: Table = {}
-    for own in written:
-        for name, e in own.pieces.items():
-            row = table.setdefault(name, {"shape": list(e.shape), "dtype": e.dtype, "pieces": []})
-            assert (tuple(row["shape"]), row["dtype"]) == (e.shape, e.dtype), f"'{name}' differs between ranks"
-            row["pieces"].append({"file": e.file, "start": e.start, "count": e.count, "xxh3": e.xxh3})
-    for name, row in table.items():
-        row["pieces"].sort(key=lambda piece: (piece["start"], piece["count"]))
-        problem = gap(row)
+def save_plan(outlined: Outline, own: Mapping[str, Piece], ranks: int) -> dict[str, Any]:
+    """Return what rank 0 tells all ranks before they write: the number of the save, and the rule of each tensor.
+
+    `own`: the pieces that rank 0 writes.
+    """
+    return {"save": secrets.token_hex(16), "rules": rules(outlined, own, ranks)}
+
+
+def save_report(
+    outlined: Outline, own: Mapping[str, Piece], plan: Mapping[str, Any], rank: int, ranks: int
+) -> dict[str, Any]:
+    """Return what rank 0 must know of what a rank has written: the pieces that differ from the rules.
+
+    And a hash of the names, shapes and types of all tensors, which must be the same on all ranks.
+    """
+    same = len(plan["rules"]) == len(outlined)
+    others = differences(outlined, plan["rules"], own, rank, ranks) if same else []
+    return {"outline": seal(outlined), "others": others}
+
+
+def table_text(
+    progress: Mapping[str, Any], outlined: Outline, plan: Mapping[str, Any], reports: Sequence[Mapping[str, Any]]
+) -> str:
+    """Return the text of `state.json`, from the reports of all ranks in their order."""
+    rows = [{**row, "each": rule, "others": []} for row, rule in zip(outlined.values(), plan["rules"], strict=True)]
+    for rank, report in enumerate(reports):
+        assert report["outline"] == reports[0]["outline"], f"rank {rank} has other tensors than rank 0"
+        for number, start, count in report["others"]:
+            rows[number]["others"].append([rank, start, count])
+    for name, row in zip(outlined, rows, strict=True):
+        others = tuple((rank, start, count) for rank, start, count in row["others"])
+        problem = RuledTensor(tuple(row["shape"]), row["dtype"], (), len(reports), row["each"], others).gap()
         assert not problem, f"the pieces of '{name}' {problem}"
-    return table
+    content = {"format": FORMAT, "progress": progress, "ranks": len(reports), "save": plan["save"]}
+    return sealed_text({**content, "tensors": dict(zip(outlined, rows, strict=True))})
 
 
-def write_table(file: Path, progress: Mapping[str, Any], written: list[Written]) -> None:
-    """Write `state.json`, sealed, and sync it to disk. Raises OSError."""
-    files = {own.file: {"length": own.length, "header": own.header} for own in written}
-    content = {"format": FORMAT, "progress": progress, "ranks": len(written), "files": files, "tensors": join(written)}
-    file.write_text(sealed_text(content))
+def write_table(file: Path, text: str) -> None:
+    """Write `state.json` and sync it to disk. Raises OSError."""
+    file.write_text(text)
     sync(file)
 
 
-def read_table(folder: Path) -> tuple[dict[str, Any], Table, dict[str, tuple[int, str]]]:
-    """Return progress (as plain values), table, and each file's length and header hash where these are listed.
-
-    Raises DamagedError, CheckpointError.
-    """
+def read_table(folder: Path) -> CheckpointTable:
+    """Return what `state.json` says. Raises DamagedError, CheckpointError."""
     try:
         path = folder / "state.json"
         text = with_retries(path, lambda: read_regular(path, MOST_TABLE)).decode()
@@ -112,14 +130,13 @@ def read_table(folder: Path) -> tuple[dict[str, Any], Table, dict[str, tuple[int
         raise DamagedError(f"state.json: {error}") from error
     if sealed != seal(content) or text != sealed_text(content):
         raise DamagedError("state.json: it is not what was written")
-    if version not in (1, FORMAT):
+    if version not in FORMATS:
         raise CheckpointError(
-            f"{folder} has checkpoint format {version}: this version reads 1 and {FORMAT}.",
+            f"{folder} has checkpoint format {version}: this version reads {', '.join(map(str, FORMATS))}.",
             "Resume with the version of dist_ssl that wrote it.",
         )
     try:
-        table, files = whole_table(content, first=version == 1)
-        return content["progress"], table, files
+        return whole_table(content)
     except (KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"state.json: a key is missing or has another type ({error!r})") from error
 
@@ -146,68 +163,57 @@ def read(folder: Path, wants: Wants = everything) -> tuple[dict[str, Any], dict[
 
     Raises DamagedError, CheckpointError.
     """
-    progress, table, known = read_table(folder)
+    table = read_table(folder)
     state: dict[str, Tensor | Piece] = {}
     copies: list[Copy] = []
-    spans = {name: wants(name, tuple(row["shape"])) for name, row in table.items()}
-    with _rank_files(folder, known) as file:
-        _check_lengths(table, spans, file)
-        for name, row in table.items():
-            shape, span = tuple(row["shape"]), spans[name]
-            taken = range(math.prod(shape)) if span is None else span
-            out = torch.empty(len(taken), dtype=getattr(torch, row["dtype"]))
-            copies += [_copying(file(piece["file"]), name, piece, taken, out) for piece in _within(row, span)]
-            state[name] = out.view(shape) if span is None else Piece(out, shape, taken.start)
+    spans = {name: wants(name, row.shape) for name, row in table.tensors.items()}
+    with _rank_files(folder, table) as file:
+        _check_lengths(table.tensors, spans, file)
+        for name, row in table.tensors.items():
+            span = spans[name]
+            taken = range(math.prod(row.shape)) if span is None else span
+            out = torch.empty(len(taken), dtype=getattr(torch, row.dtype))
+            copies += [_copying(file(held.file), name, held, taken, out) for held in row.within(span)]
+            state[name] = out.view(row.shape) if span is None else Piece(out, row.shape, taken.start)
         _do_all(copies)
-    return progress, state
+    return table.progress, state
 
 
-def _within(row: Mapping[str, Any], span: range | None) -> Iterator[Mapping[str, Any]]:
-    """Yield the pieces of a tensor that hold some of the elements in `span`; None: all of them."""
-    for piece in row["pieces"]:
-        first, end = piece["start"], piece["start"] + piece["count"]
-        if first < end and (span is None or max(span.start, first) < min(span.stop, end)):
-            yield piece
-
-
-def _check_lengths(table: Table, spans: Mapping[str, range | None], file: Callable[[str], RankFile]) -> None:
+def _check_lengths(
+    tensors: Mapping[str, ListedTensor], spans: Mapping[str, range | None], file: Callable[[str], RankFile]
+) -> None:
     """Raise DamagedError where the pieces that are to be read are more than the files that hold them.
 
     Anybody can seal a table: memory is taken for what there is, and not for what it says.
     """
     taken: Counter[str] = Counter()
-    for name, row in table.items():
-        width = getattr(torch, row["dtype"]).itemsize
-        for piece in _within(row, spans[name]):
-            taken[piece["file"]] += piece["count"] * width
-    for name, count in taken.items():
-        if count > file(name).length:
-            raise DamagedError(f"state.json: it lists {count:,} bytes of {name}, which has {file(name).length:,}")
+    for name, row in tensors.items():
+        width = getattr(torch, row.dtype).itemsize
+        for held in row.within(spans[name]):
+            taken[held.file] += held.count * width
+            if taken[held.file] > (length := file(held.file).length):
+                raise DamagedError(f"state.json: it lists more bytes of {held.file} than the {length:,} that it has")
 
 
 def verify(folder: Path) -> None:
     """Compare every byte of a checkpoint with its hash, without keeping any. Raises DamagedError, CheckpointError."""
-    _, table, known = read_table(folder)
-    with _rank_files(folder, known) as file:
+    table = read_table(folder)
+    with _rank_files(folder, table) as file:
         _do_all(
-            [
-                partial(
-                    file(piece["file"]).copy, name, piece, memoryview(b""), 0, getattr(torch, row["dtype"]).itemsize
-                )
-                for name, row in table.items()
-                for piece in row["pieces"]
-            ]
+            partial(file(held.file).verify, name, held, row.dtype)
+            for name, row in table.tensors.items()
+            for held in row.within(None)
         )
 
 
 @contextmanager
-def _rank_files(folder: Path, known: Mapping[str, tuple[int, str]]) -> Iterator[Callable[[str], RankFile]]:
+def _rank_files(folder: Path, table: CheckpointTable) -> Iterator[Callable[[str], RankFile]]:
     """Yield a function that opens a file of a checkpoint by its name, once; all of them are closed at the end."""
     files: dict[str, RankFile] = {}
 
     def file(name: str) -> RankFile:
         if name not in files:
-            files[name] = RankFile(folder / name, known.get(name))
+            files[name] = RankFile(folder / name, table.identity(name))
         return files[name]
 
     try:
@@ -224,9 +230,9 @@ def _do_all(copies: Iterable[Copy]) -> None:
             done.result()
 
 
-def _copying(file: RankFile, name: str, piece: Mapping[str, Any], taken: range, out: Tensor) -> Copy:
+def _copying(file: RankFile, name: str, held: Held, taken: range, out: Tensor) -> Copy:
     """Return the function that copies the elements of a piece within `taken` to their place in `out` [len(taken)]."""
-    width = out.element_size()
-    first, end = max(taken.start, piece["start"]), min(taken.stop, piece["start"] + piece["count"])
+    first, end = max(taken.start, held.start), min(taken.stop, held.start + held.count)
     to = as_bytes(out[first - taken.start : end - taken.start])
-    return partial(file.copy, name, piece, to, (first - piece["start"]) * width, width)
+    dtype = str(out.dtype).removeprefix("torch.")
+    return partial(file.copy, name, held, dtype, to, (first - held.start) * out.element_size())

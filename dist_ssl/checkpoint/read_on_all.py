@@ -9,13 +9,13 @@ from typing import TypeVar
 
 from dist_ssl.checkpoint.await_all import await_on_all
 from dist_ssl.checkpoint.background import Background
-from dist_ssl.checkpoint.rank_file import DamagedError, MissingError
+from dist_ssl.checkpoint.damage import DamagedError, MissingError
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import CheckpointError
 
 T = TypeVar("T")
-UNREADABLE, MISSING, DAMAGED = range(3)
-"""Kinds of problem; where ranks have several, the first one counts."""
+NONE, DAMAGED, MISSING, UNREADABLE = range(4)
+"""Kinds of problem, the worst last: where ranks have several, that one counts."""
 
 
 def read_on_all(world: World, read: Callable[[], T]) -> T:
@@ -26,16 +26,17 @@ def read_on_all(world: World, read: Callable[[], T]) -> T:
     found: list[T] = []
     reading = Background(lambda: found.append(read()), "restore")
     await_on_all(world, reading)
-    own: tuple[int, str, str] | None = None
+    own = NONE, "", ""
     try:
         reading.result()
     except DamagedError as error:
         own = MISSING if isinstance(error, MissingError) else DAMAGED, str(error), ""
     except CheckpointError as error:
         own = UNREADABLE, error.problem, error.remedy
-    if problems := [problem for problem in world.collect(own) if problem]:
-        kind, problem, remedy = min(problems, key=lambda other: other[0])
-        if kind == UNREADABLE:
-            raise CheckpointError(problem, remedy)
-        raise (MissingError if kind == MISSING else DamagedError)(problem)
-    return found[0]
+    worst = world.agree(own[0])
+    if worst == NONE:
+        return found[0]
+    problem, remedy = next((problem, remedy) for kind, problem, remedy in world.collect(own) if kind == worst)
+    if worst == UNREADABLE:
+        raise CheckpointError(problem, remedy)
+    raise (MissingError if worst == MISSING else DamagedError)(problem)

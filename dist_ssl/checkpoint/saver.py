@@ -1,7 +1,7 @@
 """Checkpoints that are whole or do not exist, written by a thread while training continues.
 
 A checkpoint is a folder `step_00012000/` with one safetensors file per rank and `state.json`: the progress of the run
-and the table of all tensors and their hashes (`index.py`). `Checkpoint` lists the steps of a save. The ranks' writing
+and where each tensor lies (`index.py`). `Checkpoint` lists the steps of a save. The ranks' writing
 threads agree through a process group of their own. A restore takes the newest checkpoint whose hashes match, and logs a
 warning for each one that it passes over. Nothing is ever unpickled.
 
@@ -13,22 +13,25 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 
 from dist_ssl.checkpoint.await_all import await_on_all
 from dist_ssl.checkpoint.background import Background
 from dist_ssl.checkpoint.costs import SaveCosts
+from dist_ssl.checkpoint.damage import DamagedError
 from dist_ssl.checkpoint.folder_names import KEPT, LATEST, name_of
-from dist_ssl.checkpoint.index import own_pieces, progress_of, rank_file_name, read, write_table
-from dist_ssl.checkpoint.rank_file import DamagedError, Written, sync, write
+from dist_ssl.checkpoint.index import own_pieces, progress_of, read, save_plan, save_report, table_text, write_table
+from dist_ssl.checkpoint.placement import Outline, outline, rank_file_name
+from dist_ssl.checkpoint.rank_file import sync, write
+from dist_ssl.checkpoint.rank_header import Marked
 from dist_ssl.checkpoint.read_on_all import read_on_all
 from dist_ssl.checkpoint.retention import newest_first, remove_unfinished, retire
-from dist_ssl.checkpoint.save_problems import DISK, FAULT, NONE, SUPERSEDED, SupersededError, failure_of
+from dist_ssl.checkpoint.save_problems import SupersededError, on_all_ranks
 from dist_ssl.checkpoint.staging import Staged, Staging
 from dist_ssl.config.durations import Duration
 from dist_ssl.core.progress import Progress
@@ -37,6 +40,7 @@ from dist_ssl.errors import CheckpointError, printable
 from dist_ssl.protocols.engine import Engine, State
 from dist_ssl.runtime.files import remove, write_atomically
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
@@ -56,8 +60,10 @@ class Checkpoint:
     """The checkpoints of one run in `folder`. A save takes these steps; from 2 on they run in a thread of every rank:
 
     1. Stage: copy this rank's part of the state into host memory; training continues.
-    2. Write beside: rank 0 makes `.step_00012000.ATTEMPT.part/`; every rank writes its file into it and syncs it.
-    3. Sync: once all ranks have succeeded, rank 0 writes and syncs `state.json`, and syncs the folder.
+    2. Write beside: rank 0 makes `.step_00012000.ATTEMPT.part/`, and tells the others the rule by which it writes its
+       part of each tensor; every rank writes its file into it and syncs it.
+    3. Sync: once all ranks have succeeded, they tell rank 0 where their parts differ from the rules. It writes and
+       syncs `state.json`, and syncs the folder.
     4. Verify on rank 0 that no newer attempt has started, so that a forgotten process cannot change a resumed run.
     5. Publish: rename the folder to `step_00012000/`. From here on, and only from here on, the checkpoint counts.
     6. Write its name into LATEST.
@@ -107,10 +113,12 @@ class Checkpoint:
             else:
                 self._staged_step = progress.step
                 with self._costs.staging():
-                    staged = self._staging.take(own_pieces(engine.state(), self.world.rank, self.world.size))
+                    state = engine.state()
+                    staged = self._staging.take(own_pieces(state, self.world.rank, self.world.size))
+                    outlined = outline(state)
                 if staged.await_device:
                     engine.hold_updates(staged.await_device)
-                self._begin(lambda: self._write(staged, progress, permanent))
+                self._begin(lambda: self._write(staged, outlined, progress, permanent))
 
     def wait(self) -> None:
         """Wait until what was staged is published. Raises CheckpointError on every rank if the save failed."""
@@ -214,68 +222,62 @@ class Checkpoint:
             return problem
         return None
 
-    def _write(self, staged: Staged, progress: Progress, permanent: bool) -> None:
+    def _write(self, staged: Staged, outlined: Outline, progress: Progress, permanent: bool) -> None:
         """Take steps 2 to 7, in the thread of every rank. Raises CheckpointError in all of them."""
+        assert self._writers is not None
         started = time.monotonic()
+        own, rank, size = staged.own, self.world.rank, self.world.size
         part = self.folder / f".{name_of(progress.step)}.{self.attempt:04d}.part"
+
+        def make() -> dict[str, Any] | None:
+            if rank != 0:
+                return None
+            self._make(part)
+            return save_plan(outlined, own, size)
+
+        def write_own() -> dict[str, Any]:
+            length = write(part / rank_file_name(rank), staged.pieces(), Marked(plan["save"], rank))
+            return {**save_report(outlined, own, plan, rank, size), "length": length}
+
+        def publish() -> None:
+            if rank == 0:
+                text = table_text(progress.to_json(), outlined, plan, reports)
+                self._publish(part, progress, text, permanent)
+                self._costs.size = float(len(text) + sum(report["length"] for report in reports))
+
         try:
-            self._on_all_ranks(lambda: self._make(part))
-            own = part / rank_file_name(self.world.rank)
-            written = self._on_all_ranks(lambda: asdict(write(own, staged.pieces())))
-            self._on_all_ranks(lambda: self._publish(part, progress, written, permanent))
+            plan = self._writers.share(self._on_all_ranks(make))
+            reports = self._writers.collect_on_first(self._on_all_ranks(write_own))
+            self._on_all_ranks(publish)
         except CheckpointError:
-            if self.world.rank == 0:
+            if rank == 0:
                 shutil.rmtree(part, ignore_errors=True)  # a full disk gets its space back
             raise
         self._saved_step, self._costs.written = progress.step, time.monotonic() - started
 
-    def _on_all_ranks(self, work: Callable[[], Any]) -> list[Any]:
-        """Run `work` on every rank; return the results, plain values, in rank order. Raises one error on all ranks.
-
-        An error that is neither of a disk nor of a newer attempt is raised as it is where it arose, and as a
-        RuntimeError on the other ranks: they would wait for this rank's answer for half an hour.
-        """
+    def _on_all_ranks(self, work: Callable[[], T]) -> T:
+        """Run `work` on every rank; return its result on this one. Raises one error on all ranks."""
         assert self._writers is not None
-        result: Any = None
-        problem, kind, own = "", NONE, None
         try:
-            result = work()
-        except SupersededError as error:
-            problem, kind = error.problem, SUPERSEDED
-        except OSError as error:
-            problem, kind = f"Rank {self.world.rank}: {error}", DISK
-        except Exception as error:
-            problem, kind, own = f"Rank {self.world.rank}: {error!r}", FAULT, error
-        answers = self._writers.collect((problem, kind, result))
-        if own:
-            raise own
-        worst = max(kind for _, kind, _ in answers)
-        if worst != NONE:
-            problem = next(problem for problem, kind, _ in answers if kind == worst)
-            failure = failure_of(worst, problem, self.folder)
-            if isinstance(failure, CheckpointError):
-                self._costs.failed += 1
-                if self.world.rank == 0:
-                    log.warning("%s", failure)
-            raise failure
-        return [found for _, _, found in answers]
+            return on_all_ranks(self._writers, self.folder, work)
+        except CheckpointError as failure:
+            self._costs.failed += 1
+            if self.world.rank == 0:
+                log.warning("%s", failure)
+            raise
 
     def _make(self, part: Path) -> None:
-        if self.world.rank == 0:
-            # a save that was killed between steps 5 and 7 has retired nothing
-            retire(self.folder, self.keep_last, self.attempt)
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir(parents=True)
+        # a save that was killed between steps 5 and 7 has retired nothing
+        retire(self.folder, self.keep_last, self.attempt)
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
 
-    def _publish(self, part: Path, progress: Progress, written: list[Any], permanent: bool) -> None:
-        """Take steps 3 to 7, on rank 0. Raises SupersededError, OSError."""
-        if self.world.rank != 0:
-            return
-        write_table(part / "state.json", progress.to_json(), [Written.from_plain(values) for values in written])
+    def _publish(self, part: Path, progress: Progress, text: str, permanent: bool) -> None:
+        """Take steps 3 to 7, on rank 0. `text`: of `state.json`. Raises SupersededError, OSError."""
+        write_table(part / "state.json", text)
         if permanent:
             (part / KEPT).touch()
         sync(part)
-        self._costs.size = float(sum(file.stat().st_size for file in part.iterdir()))
         if not self.newest():
             raise SupersededError(f"Nothing was saved: attempt {self.attempt} is not the newest of this run.", "")
         whole = self.folder / name_of(progress.step)

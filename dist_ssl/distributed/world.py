@@ -179,6 +179,27 @@ class World:
         rows = data.view(self.size, -1).numpy()
         return [json.loads(row[:length].tobytes()) for row, length in zip(rows, lengths.tolist(), strict=True)]
 
+    def collect_on_first(self, value: Any) -> list[Any]:
+        """Return the values of all ranks on rank 0, in rank order, and an empty list on the others; see `share`.
+
+        Rank 0 receives as many bytes as there are, and no other rank any.
+        """
+        if self.alone:
+            return [value]
+        text = json.dumps(value).encode()
+        own = torch.tensor([len(text)])
+        lengths = [torch.empty_like(own) for _ in range(self.size)] if self.rank == 0 else None
+        dist.gather(own, lengths, dst=0, group=self.host)
+        if lengths is None:
+            dist.send(_as_bytes(text, len(text)), dst=0, group=self.host)
+            return []
+        found = [json.loads(text)]
+        for rank in range(1, self.size):
+            data = torch.empty(int(lengths[rank]), dtype=torch.uint8)
+            dist.recv(data, src=rank, group=self.host)
+            found.append(json.loads(data.numpy().tobytes()))
+        return found
+
 
 def _as_bytes(text: bytes, length: int) -> Tensor:
     """Return [length] uint8 that begins with `text`."""

@@ -15,29 +15,26 @@ from hypothesis import strategies as st
 from rich.console import Console
 from rich.table import Table
 
-from dist_ssl.checkpoint.index import own_pieces, write_table
-from dist_ssl.checkpoint.rank_file import write
 from dist_ssl.checkpoint.saver import Checkpoint
 from dist_ssl.distributed.world import World
-from dist_ssl.protocols.engine import Piece
+from dist_ssl.protocols.engine import Piece, State
 from tests.checkpoint.test_saver import FRESH, Store, assert_same_bits, at, tensors
+from tests.checkpoint.whole_checkpoints import put
 
 Files = dict[str, bytes]
 RANKS = 3
 NEWEST, OLDER = "step_00000002", "step_00000001"
 
 
-def put(folder: Path, step: int) -> None:
-    """The checkpoint of three ranks, one tensor of which is spread over them."""
-    folder.mkdir(parents=True)
-    written = []
+def states(step: int) -> list[State]:
+    """What three ranks hold, one tensor of which is spread over them."""
+    found: list[State] = []
     for rank in range(RANKS):
         whole = tensors(step)
         rows = whole.pop("model/conv").contiguous().flatten()
         first, end = rank * len(rows) // RANKS, (rank + 1) * len(rows) // RANKS
-        state = {**whole, "model/conv": Piece(rows[first:end], (4, 3, 2, 2), first)}
-        written.append(write(folder / f"rank_{rank:05d}.safetensors", own_pieces(state, rank, RANKS)))
-    write_table(folder / "state.json", at(step).to_json(), written)
+        found.append({**whole, "model/conv": Piece(rows[first:end], (4, 3, 2, 2), first)})
+    return found
 
 
 def name_in(files: Files, chance: random.Random, besides: str = "") -> str:
@@ -136,7 +133,7 @@ def test_no_damage_is_loaded(
 ) -> None:
     monkeypatch.setattr(os, "fsync", lambda handle: None)  # nobody pulls the plug
     for step in (1, 2):
-        put(tmp_path / f"step_{step:08d}", step)
+        put(tmp_path / f"step_{step:08d}", at(step).to_json(), states(step))
     newest, older = files_of(tmp_path / NEWEST), files_of(tmp_path / OLDER)
     tried: Counter[str] = Counter()
 

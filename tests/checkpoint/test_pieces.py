@@ -1,7 +1,7 @@
 """Tensors in pieces: written by the ranks that hold them, read back in any other parts, on any number of ranks."""
 
-import json
 import math
+import os
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,8 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from dist_ssl.checkpoint.index import own_pieces, read, sealed_text, write_table
-from dist_ssl.checkpoint.rank_file import DamagedError, as_bytes, write
+from dist_ssl.checkpoint import rank_file, rank_header
+from dist_ssl.checkpoint.damage import DamagedError
+from dist_ssl.checkpoint.index import read, sealed_text, verify
+from dist_ssl.checkpoint.rank_file import as_bytes
 from dist_ssl.checkpoint.saver import Checkpoint
 from dist_ssl.core.batch import Batch
 from dist_ssl.core.draws import Draws
@@ -30,6 +32,7 @@ from dist_ssl.memory.queue import Queue
 from dist_ssl.optim.recipes import AdamW
 from dist_ssl.protocols.engine import Piece, State
 from dist_ssl.protocols.method import Embeddings, LossOutput, Method
+from tests.checkpoint.whole_checkpoints import put, put_format_2
 from tests.ranks import Ranks, collect_tensors
 
 SHAPES = st.lists(st.integers(0, 6), max_size=3).map(tuple)
@@ -40,16 +43,6 @@ def spans(cuts: list[int], count: int) -> list[range]:
     """Runs of `count` elements between cuts; some may be empty."""
     ends = [0, *sorted(min(cut, count) for cut in cuts), count]
     return [range(first, end) for first, end in pairwise(ends)]
-
-
-def put(folder: Path, states: list[State]) -> None:
-    """A checkpoint of what every rank gives."""
-    folder.mkdir(exist_ok=True)
-    written = [
-        write(folder / f"rank_{rank:05d}.safetensors", own_pieces(state, rank, len(states)))
-        for rank, state in enumerate(states)
-    ]
-    write_table(folder / "state.json", {"step": 1}, written)
 
 
 def in_pieces(whole: Tensor, parts: list[range], beside: Tensor) -> list[State]:
@@ -73,7 +66,7 @@ def test_any_parts_are_read_of_what_any_parts_were_written(
     count = math.prod(shape)
     whole = torch.arange(count).to(dtype).reshape(shape)
     with TemporaryDirectory() as name:
-        put(Path(name), in_pieces(whole, spans(wrote, count), torch.ones(3)))
+        put(Path(name), {}, in_pieces(whole, spans(wrote, count), torch.ones(3)))
         found = read(Path(name))[1]
         assert isinstance(found["spread"], Tensor)
         assert found["spread"].dtype == dtype
@@ -89,27 +82,58 @@ def test_any_parts_are_read_of_what_any_parts_were_written(
 def test_a_rank_opens_only_the_files_that_hold_what_it_wants(tmp_path: Path) -> None:
     whole = torch.arange(12.0)
     parts = [range(4), range(4, 8), range(8, 12)]
-    put(tmp_path, [{"spread": Piece(whole[p.start : p.stop], (12,), p.start)} for p in parts])
+    put(tmp_path, {}, [{"spread": Piece(whole[p.start : p.stop], (12,), p.start)} for p in parts])
     (tmp_path / "rank_00001.safetensors").unlink()
     assert read(tmp_path, lambda *_: range(9, 11))[1]["spread"].tensor.tolist() == [9, 10]  # type: ignore[union-attr]
     with pytest.raises(DamagedError, match="rank_00001"):
         read(tmp_path, lambda *_: range(7, 9))
 
 
-def test_a_piece_is_verified_whole_however_little_of_it_is_wanted(tmp_path: Path) -> None:
-    put(tmp_path, [{"spread": Piece(torch.arange(100.0), (100,), 0)}])
+def test_of_a_piece_only_what_has_the_same_hash_as_the_slice_is_read_and_verified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (rank_file, rank_header):
+        monkeypatch.setattr(module, "HASHED_BYTES", 80)  # 20 elements
+    whole = torch.arange(100.0)
+    put(tmp_path, {}, [{"spread": Piece(whole, (100,), 0)}])
     file = tmp_path / "rank_00000.safetensors"
     data = bytearray(file.read_bytes())
-    data[-1] ^= 1
+    data[-400 + 4 * 39] ^= 1
     file.write_bytes(data)
+    for first in range(100):
+        for end in (first + 1, min(first + 15, 100), 100):
+            if first < 40 and end > 20:
+                with pytest.raises(DamagedError, match="spread"):
+                    read(tmp_path, lambda *_, span=range(first, end): span)
+            else:
+                found = read(tmp_path, lambda *_, span=range(first, end): span)[1]["spread"]
+                assert found.tensor.tolist() == whole[first:end].tolist()  # type: ignore[union-attr]
     with pytest.raises(DamagedError, match="spread"):
-        read(tmp_path, lambda *_: range(3))
+        verify(tmp_path)
+
+
+def test_a_slice_reads_no_more_than_what_has_its_hashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (rank_file, rank_header):
+        monkeypatch.setattr(module, "HASHED_BYTES", 400)
+    monkeypatch.setattr(rank_file, "CHUNK_BYTES", 64)
+    put(tmp_path, {}, [{"spread": Piece(torch.arange(1000.0), (1000,), 0)}])
+    read_bytes, plainly = [], os.preadv
+
+    def counted(handle: int, buffers: list[Any], offset: int) -> int:
+        read_bytes.append(sum(map(len, buffers)))
+        return plainly(handle, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", counted)
+    for first in (0, 90, 250, 900):
+        read_bytes.clear()
+        read(tmp_path, lambda *_, span=range(first, first + 100): span)
+        assert sum(read_bytes[2:]) == 400 * (1 + bool(first % 100))  # after the header
 
 
 @pytest.mark.parametrize("starts", [(0, 5), (0, 3), (1, 4)], ids=["a gap", "an overlap", "no beginning"])
 def test_pieces_that_are_not_the_whole_are_never_committed(tmp_path: Path, starts: tuple[int, int]) -> None:
     with pytest.raises(AssertionError, match="'spread'"):
-        put(tmp_path, [{"spread": Piece(torch.ones(4), (8,), start)} for start in starts])
+        put(tmp_path, {}, [{"spread": Piece(torch.ones(4), (8,), start)} for start in starts])
 
 
 def test_a_checkpoint_of_format_1_is_read(tmp_path: Path) -> None:
@@ -132,20 +156,26 @@ def test_a_checkpoint_of_format_1_is_read(tmp_path: Path) -> None:
     assert all(torch.equal(state[name], held[name]) for name in held)  # type: ignore[arg-type]
 
 
-def test_a_checkpoint_of_format_2_that_lists_no_files_is_read_and_its_bytes_are_checked(tmp_path: Path) -> None:
-    """The first versions of this format did not list them."""
-    held: State = {"model/a": (weight := torch.randn(3, 2))}
-    put(tmp_path, [held])
-    state = tmp_path / "state.json"
-    content = json.loads(state.read_text())
-    state.write_text(sealed_text({key: value for key, value in content.items() if key not in ("files", "xxh3")}))
-    found = read(tmp_path)[1]["model/a"]
-    assert isinstance(found, Tensor)
-    assert torch.equal(found, weight)
-    file = tmp_path / "rank_00000.safetensors"
+@pytest.mark.parametrize("files", [True, False])
+def test_a_checkpoint_of_format_2_is_read_and_its_bytes_are_checked(tmp_path: Path, files: bool) -> None:
+    """The first versions of this format did not list the files."""
+    whole = torch.arange(12.0)
+    parts = [range(5), range(5, 5), range(5, 12)]
+    states: list[State] = [
+        {"model/a": Piece(whole[p.start : p.stop], (3, 4), p.start), "model/b": torch.tensor(7)} for p in parts
+    ]
+    put_format_2(tmp_path, {"step": 4}, states, files=files)
+    progress, state = read(tmp_path)
+    assert progress == {"step": 4}
+    assert torch.equal(state["model/a"], whole.view(3, 4))  # type: ignore[arg-type]
+    assert torch.equal(state["model/b"], torch.tensor(7))  # type: ignore[arg-type]
+    assert read(tmp_path, lambda *_: range(4, 6))[1]["model/a"].tensor.tolist() == [4, 5]  # type: ignore[union-attr]
+    verify(tmp_path)
+    file = tmp_path / "rank_00002.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + bytes([file.read_bytes()[-1] ^ 1]))
-    with pytest.raises(DamagedError):
-        read(tmp_path)
+    for damaged in (read, verify):
+        with pytest.raises(DamagedError, match="rank_00002"):
+            damaged(tmp_path)
 
 
 ROWS, SLOTS, BATCH = 31, 17, 12

@@ -14,38 +14,42 @@ import safetensors.torch
 import torch
 
 from dist_ssl.checkpoint import rank_file
-from dist_ssl.checkpoint.index import rank_file_name
-from dist_ssl.checkpoint.rank_file import CODES, DamagedError, RankFile, as_bytes, write
+from dist_ssl.checkpoint.damage import DamagedError
+from dist_ssl.checkpoint.placement import Held, rank_file_name
+from dist_ssl.checkpoint.rank_file import RankFile, as_bytes, write
+from dist_ssl.checkpoint.rank_header import CODES, Marked
 from dist_ssl.checkpoint.table_rules import RANK_FILE
 from dist_ssl.protocols.engine import Piece
 from tests.checkpoint.test_staging import KINDS, pieces
 
+MARKED = Marked("5" * 32, 0)
+
 
 def test_any_reader_of_the_format_reads_it(tmp_path: Path) -> None:
     more = {code: torch.arange(6).to(getattr(torch, code)).reshape(2, 3) for code in CODES}
-    written = write(tmp_path / "rank_00000.safetensors", pieces({**KINDS, **more}))
-    found = safetensors.torch.load_file(tmp_path / written.file)
+    length = write(tmp_path / "rank_00000.safetensors", pieces({**KINDS, **more}), MARKED)
+    found = safetensors.torch.load_file(tmp_path / "rank_00000.safetensors")
     assert found.keys() == KINDS.keys() | more.keys()
     for name, value in {**KINDS, **more}.items():
         assert found[name].dtype == value.dtype
         assert torch.equal(found[name], value), name
-    assert (tmp_path / written.file).stat().st_size == written.length
+    assert (tmp_path / "rank_00000.safetensors").stat().st_size == length
 
 
 def test_a_rank_that_has_nothing_writes_an_empty_file(tmp_path: Path) -> None:
-    written = write(tmp_path / "rank_00000.safetensors", {})
-    assert safetensors.torch.load_file(tmp_path / written.file) == {}
+    write(tmp_path / "rank_00000.safetensors", {}, MARKED)
+    assert safetensors.torch.load_file(tmp_path / "rank_00000.safetensors") == {}
+    RankFile(tmp_path / "rank_00000.safetensors", MARKED).close()
 
 
 @pytest.mark.parametrize("skip", [0, 1, 5])
 @pytest.mark.parametrize("count", [0, 1, 3, 300_000, 600_000])
 def test_any_run_of_a_piece_is_copied(tmp_path: Path, skip: int, count: int) -> None:
     whole = torch.arange(600_005, dtype=torch.float64)
-    written = write(tmp_path / "rank_00000.safetensors", {"x": Piece(whole, (600_005,), 0)})
+    write(tmp_path / "rank_00000.safetensors", {"x": Piece(whole, (600_005,), 0)}, MARKED)
     out = torch.empty(count, dtype=torch.float64)
-    piece = {"count": 600_005, "xxh3": written.pieces["x"].xxh3}
-    file = RankFile(tmp_path / written.file, (written.length, written.header))
-    file.copy("x", piece, as_bytes(out), 8 * skip, 8)
+    file = RankFile(tmp_path / "rank_00000.safetensors", MARKED)
+    file.copy("x", Held("rank_00000.safetensors", 0, 600_005), "float64", as_bytes(out), 8 * skip)
     file.close()
     assert torch.equal(out, whole[skip : skip + count])
 
@@ -125,7 +129,7 @@ def refusing(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
 def test_a_disk_without_room_is_known_before_it_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refusing(monkeypatch, errno.ENOSPC)
     with pytest.raises(OSError, match="No space left"):
-        write(tmp_path / "rank_00000.safetensors", pieces(KINDS))
+        write(tmp_path / "rank_00000.safetensors", pieces(KINDS), MARKED)
     assert (tmp_path / "rank_00000.safetensors").stat().st_size == 0
 
 
@@ -140,7 +144,7 @@ def test_a_file_system_that_reserves_nothing_is_written_once_all_the_same(
 ) -> None:
     refusing(monkeypatch, errno.EOPNOTSUPP)
     monkeypatch.setattr(os, "posix_fallocate", None)  # writes to every block
-    write(tmp_path / "rank_00000.safetensors", pieces(KINDS))
+    write(tmp_path / "rank_00000.safetensors", pieces(KINDS), MARKED)
     assert safetensors.torch.load_file(tmp_path / "rank_00000.safetensors").keys() == KINDS.keys()
 
 

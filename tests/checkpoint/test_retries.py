@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from dist_ssl.checkpoint.damage import DamagedError
 from dist_ssl.checkpoint.index import read
-from dist_ssl.checkpoint.rank_file import DamagedError
 from dist_ssl.checkpoint.retries import PAUSES, TRANSIENT, with_retries
 from dist_ssl.errors import CheckpointError
 from tests.checkpoint.test_saver import assert_same_bits, save

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dist_ssl.checkpoint import index, saver
+from dist_ssl.checkpoint.damage import DamagedError
 from dist_ssl.checkpoint.index import read, share_out
-from dist_ssl.checkpoint.rank_file import DamagedError
 from dist_ssl.checkpoint.saver import Checkpoint
 from dist_ssl.core.batch import Batch
 from dist_ssl.core.draws import Draws
@@ -33,6 +33,7 @@ from dist_ssl.errors import CheckpointError
 from dist_ssl.optim.recipes import AdamW
 from dist_ssl.protocols.engine import State
 from dist_ssl.protocols.method import Embeddings, LossOutput, Method
+from tests.checkpoint.whole_checkpoints import put, put_format_2
 from tests.fuzzing import bounded_memory, nested
 
 PLAN = EpochPlan(0, 32, 1.0, 2, 48, 48)
@@ -230,6 +231,10 @@ class Thread(World):
         self.together.wait(20)
         return found
 
+    def collect_on_first(self, obj: Any) -> list[Any]:
+        found = self.collect(obj)
+        return found if self.rank == 0 else []
+
     def share(self, obj: Any) -> Any:
         return self.collect(obj)[0]
 
@@ -299,32 +304,81 @@ def test_what_one_rank_cannot_open_is_an_error_on_all(tmp_path: Path) -> None:
     assert (tmp_path / "step_00000007").is_dir()
 
 
+def weight(table: dict[str, Any]) -> dict[str, Any]:
+    """What a table of format 3 says of a tensor of 15 elements, all of them on rank 0."""
+    return table["tensors"]["model/weight"]  # type: ignore[no-any-return]
+
+
 def reshaped(row: dict[str, Any], count: int) -> None:
     """Let a row of a table say that its tensor is a vector of so many elements, in one piece."""
-    row.update(shape=[count], pieces=[{**row["pieces"][0], "count": count}])
+    row.update(shape=[count])
+    if "pieces" in row:
+        row.update(pieces=[{**row["pieces"][0], "count": count}])
+    else:
+        row.update(each=count)
 
 
-SEALED: dict[str, Callable[[dict[str, Any]], object]] = {
-    "a length as a text": lambda table: table["files"]["rank_00000.safetensors"].update(length="9"),
-    "a list as a header": lambda table: table["files"]["rank_00000.safetensors"].update(header=[]),
-    "a piece without a hash": lambda table: table["tensors"]["model/weight"]["pieces"][0].pop("xxh3"),
-    "a number as a hash": lambda table: table["tensors"]["model/weight"]["pieces"][0].update(xxh3=5),
+def listed(*others: Any, each: Any = 0) -> Callable[[dict[str, Any]], None]:
+    """Let a table of format 3 say that these ranks hold other elements of a tensor than by this rule."""
+    return lambda table: weight(table).update(each=each, others=list(others))
+
+
+OF_ALL_FORMATS: dict[str, Callable[[dict[str, Any]], object]] = {
     "a side beyond 64 bits": lambda table: table["tensors"]["model/empty"].update(shape=[0, 2**64]),
     "an empty tensor with absurd sides": lambda table: table["tensors"]["model/empty"].update(shape=[0, 2**40, 2**40]),
     "a thousand sides": lambda table: table["tensors"]["model/empty"].update(shape=[1] * 999 + [0]),
-    "more elements than memory": lambda table: reshaped(table["tensors"]["model/weight"], 2**40),
-    "more elements than the file": lambda table: reshaped(table["tensors"]["model/weight"], 2**34),
+    "more elements than memory": lambda table: reshaped(weight(table), 2**40),
+    "more elements than the file": lambda table: reshaped(weight(table), 2**34),
     "the same bytes again and again": lambda table: table["tensors"].update(
         {f"model/{number}": table["tensors"]["model/weight"] for number in range(1000)}
     ),
     "a deep nesting": lambda table: table.update(more=nested(300)),
+    "a number of ranks as a text": lambda table: table.update(ranks="1"),
+    "a text as a shape": lambda table: weight(table).update(shape="35"),
+}
+SEALED: dict[str, Callable[[dict[str, Any]], object]] = {
+    "no rank": lambda table: table.update(ranks=0),
+    "more ranks than there are": lambda table: table.update(ranks=2**21),
+    "a number of ranks with a fraction": lambda table: table.update(ranks=1.0),
+    "no number of the save": lambda table: table.pop("save"),
+    "a number of the save that is none": lambda table: table.update(save="../x"),
+    "no rule": lambda table: weight(table).pop("each"),
+    "an unknown rule": lambda table: weight(table).update(each="odd"),
+    "a rule of a fraction": lambda table: weight(table).update(each=15.0),
+    "a rule of less than nothing": lambda table: weight(table).update(each=-15),
+    "rows of a scalar": lambda table: table["tensors"]["model/scalar"].update(each="even"),
+    "too little by the rule": lambda table: weight(table).update(each=14),
+    "a rank too many": listed([1, 0, 15]),
+    "a rank below 0": listed([-1, 0, 15]),
+    "a rank twice": listed([0, 0, 8], [0, 8, 7]),
+    "no list of ranks": lambda table: weight(table).update(others=None),
+    "a number as a rank's elements": listed(0),
+    "a text as a rank's elements": listed("015"),
+    "too few numbers of a rank": listed([0, 0]),
+    "too many numbers of a rank": listed([0, 0, 15, 0]),
+    "elements beyond the end": listed([0, 0, 16]),
+    "elements that do not begin": listed([0, 1, 14]),
+    "a rank that holds nothing after all": listed([0, 0, 0], each=15),
+}
+SEALED_OF_FORMAT_2: dict[str, Callable[[dict[str, Any]], object]] = {
+    "a length as a text": lambda table: table["files"]["rank_00000.safetensors"].update(length="9"),
+    "a list as a header": lambda table: table["files"]["rank_00000.safetensors"].update(header=[]),
+    "a piece without a hash": lambda table: weight(table)["pieces"][0].pop("xxh3"),
+    "a number as a hash": lambda table: weight(table)["pieces"][0].update(xxh3=5),
     "no list of files": lambda table: table.update(files=None),
     "a file without its length": lambda table: table["files"].clear(),
     "a negative length": lambda table: table["files"]["rank_00000.safetensors"].update(length=-1),
     "a file elsewhere": lambda table: table["files"].update({"../x": table["files"]["rank_00000.safetensors"]}),
-    "another number of ranks": lambda table: table.update(ranks="1"),
-    "a hash that is none": lambda table: table["tensors"]["model/weight"]["pieces"][0].update(xxh3="../x"),
-    "a text as a shape": lambda table: table["tensors"]["model/weight"].update(shape="35"),
+    "a hash that is none": lambda table: weight(table)["pieces"][0].update(xxh3="../x"),
+    "another hash": lambda table: weight(table)["pieces"][0].update(xxh3="0" * 32),
+    "a piece elsewhere": lambda table: weight(table)["pieces"][0].update(file="../x/rank_00000.safetensors"),
+    "a piece in no file": lambda table: weight(table)["pieces"][0].update(file="rank_00007.safetensors"),
+    "another header": lambda table: table["files"]["rank_00000.safetensors"].update(header="0" * 32),
+    "another length": lambda table: table["files"]["rank_00000.safetensors"].update(length=5),
+    "a gap": lambda table: weight(table)["pieces"][0].update(start=1),
+    "too few elements": lambda table: weight(table)["pieces"][0].update(count=1),
+    "a wider type": lambda table: weight(table).update(dtype="float64"),
+    "no pieces": lambda table: weight(table).pop("pieces"),
     "a repeated text as a shape of format 1": lambda table: of_format_1(table, ["x", 2**40]),
     "a repeated list as a shape of format 1": lambda table: of_format_1(table, [[0] * 1000, 2**30]),
 }
@@ -332,22 +386,31 @@ SEALED: dict[str, Callable[[dict[str, Any]], object]] = {
 
 def of_format_1(table: dict[str, Any], shape: list[Any]) -> None:
     """Let a table be one of format 1, with a tensor of this shape."""
-    row = table["tensors"]["model/weight"]
-    own = {"shape": shape, "dtype": row["dtype"], "file": "rank_00000.safetensors", "xxh3": "0" * 32}
+    own = {"shape": shape, "dtype": weight(table)["dtype"], "file": "rank_00000.safetensors", "xxh3": "0" * 32}
     table.update(format=1, tensors={"model/weight": own})
 
 
-@pytest.mark.parametrize("what", SEALED)
-def test_a_table_that_was_edited_and_sealed_is_damage(tmp_path: Path, what: str) -> None:
+@pytest.mark.parametrize(
+    ("written", "edit"),
+    [
+        *(pytest.param(put, edit, id=what) for what, edit in {**OF_ALL_FORMATS, **SEALED}.items()),
+        *(
+            pytest.param(put_format_2, edit, id=f"{what}, format 2")
+            for what, edit in {**OF_ALL_FORMATS, **SEALED_OF_FORMAT_2}.items()
+        ),
+    ],
+)
+def test_a_table_that_was_edited_and_sealed_is_damage(tmp_path: Path, written: Any, edit: Any) -> None:
     for step in (1, 2):
-        saved_by_ranks(tmp_path, 1, step)
-    path = tmp_path / "step_00000002" / "state.json"
+        written(tmp_path / f"step_{step:08d}", at(step).to_json(), [tensors(step)])
+    assert_same_bits(read(tmp_path / "step_00000002")[1], tensors(2))
+    path = state_file(tmp_path, 2)
     table = json.loads(path.read_text())
     table.pop("xxh3")
-    SEALED[what](table)
+    edit(table)
     path.write_text(index.sealed_text(table))
     with bounded_memory():
-        with pytest.raises(DamagedError, match=r"state\.json"):
+        with pytest.raises(DamagedError, match=r"state\.json|rank_0000"):
             read(path.parent)
         assert restore(tmp_path)[0] == 1
 
@@ -388,10 +451,10 @@ def test_a_rank_that_cannot_write_stops_the_save_on_all_and_is_named(
     before = names(tmp_path)
     whole = saver.write
 
-    def full_for_one(path: Path, own: Any) -> Any:
+    def full_for_one(path: Path, *own: Any) -> Any:
         if path.name == "rank_00001.safetensors":
             raise OSError(errno.ENOSPC, "No space left on device")
-        return whole(path, own)
+        return whole(path, *own)
 
     monkeypatch.setattr(saver, "write", full_for_one)
     for error in saved_by_ranks(tmp_path, 2, 2):
@@ -407,10 +470,10 @@ def test_a_fault_in_the_writer_of_one_rank_ends_the_save_on_all_at_once(
 ) -> None:
     whole = saver.write
 
-    def broken_on_one(path: Path, own: Any) -> Any:
+    def broken_on_one(path: Path, *own: Any) -> Any:
         if path.name == f"rank_{rank:05d}.safetensors":
             raise fault
-        return whole(path, own)
+        return whole(path, *own)
 
     def save_own(world: World) -> Exception:
         own = Checkpoint(tmp_path, world, keep_last=2, attempt=2, newest=lambda: True)
@@ -541,7 +604,7 @@ def test_another_format_is_refused_and_both_numbers_named(tmp_path: Path, monkey
     monkeypatch.setattr(index, "FORMAT", 7)
     save(tmp_path, 2)
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match=r"format 7: this version reads 1 and 2"):
+    with pytest.raises(CheckpointError, match=r"format 7: this version reads 1, 2, 3\."):
         restore(tmp_path)
 
 

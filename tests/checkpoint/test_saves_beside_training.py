@@ -15,8 +15,8 @@ import torch
 
 from dist_ssl.checkpoint import costs, saver
 from dist_ssl.checkpoint.background import Background
+from dist_ssl.checkpoint.damage import DamagedError
 from dist_ssl.checkpoint.index import read, sealed_text
-from dist_ssl.checkpoint.rank_file import DamagedError
 from dist_ssl.checkpoint.save_problems import SupersededError
 from dist_ssl.checkpoint.saver import Checkpoint
 from dist_ssl.config.durations import Duration
@@ -24,7 +24,18 @@ from dist_ssl.core.progress import Progress
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import CheckpointError
 from dist_ssl.protocols.engine import State
-from tests.checkpoint.test_saver import FRESH, Store, assert_same_bits, at, keeper, names, restore, saved, tensors
+from tests.checkpoint.test_saver import (
+    FRESH,
+    Store,
+    assert_same_bits,
+    at,
+    keeper,
+    names,
+    restore,
+    saved,
+    tensors,
+    weight,
+)
 from tests.ranks import Ranks
 
 WAIT = 20
@@ -260,10 +271,6 @@ def doctored(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
     return make
 
 
-def piece(content: dict[str, Any]) -> dict[str, Any]:
-    return content["tensors"]["model/weight"]["pieces"][0]  # type: ignore[no-any-return]
-
-
 def spaced(folder: Path) -> None:
     path = folder / "step_00000002" / "state.json"
     path.write_text(path.read_text().replace("\n", " ", 1))
@@ -272,19 +279,26 @@ def spaced(folder: Path) -> None:
 WRONG: dict[str, tuple[Callable[[Path], None], str]] = {
     "the folder of another step": (renamed, "it describes step 2"),
     "another white space": (spaced, "state.json: it is not what was written"),
-    "a file elsewhere": (doctored(lambda c: piece(c).update(file="../x/rank_00000.safetensors")), "'model/weight'"),
-    "a file that is absent": (doctored(lambda c: piece(c).update(file="rank_00007.safetensors")), "rank_00007"),
-    "a gap": (doctored(lambda c: piece(c).update(start=1)), "'model/weight' overlap or leave a gap"),
-    "too few elements": (doctored(lambda c: piece(c).update(count=1)), "'model/weight' are not all"),
-    "another shape": (doctored(lambda c: c["tensors"]["model/weight"].update(shape=[2])), "'model/weight' are not all"),
-    "a shape of words": (doctored(lambda c: c["tensors"]["model/weight"].update(shape=["a"])), "'model/weight'"),
-    "elements below 0": (doctored(lambda c: piece(c).update(start=-15, count=15)), "'model/weight'"),
-    "an unknown type": (doctored(lambda c: c["tensors"]["model/weight"].update(dtype="Tensor")), "'model/weight'"),
-    "a wider type": (doctored(lambda c: c["tensors"]["model/weight"].update(dtype="float64")), "'model/weight'"),
-    "no pieces": (doctored(lambda c: c["tensors"]["model/weight"].pop("pieces")), "pieces"),
-    "another hash": (doctored(lambda c: piece(c).update(xxh3="0" * 32)), "'model/weight'"),
-    "another header": (doctored(lambda c: c["files"]["rank_00000.safetensors"].update(header="0" * 32)), "header"),
-    "another length": (doctored(lambda c: c["files"]["rank_00000.safetensors"].update(length=5)), "5 were written"),
+    "a file that is absent": (
+        doctored(lambda c: c.update(ranks=8) or weight(c).update(each=0, others=[[7, 0, 15]])),
+        "rank_00007",
+    ),
+    "a gap": (
+        doctored(lambda c: weight(c).update(each=0, others=[[0, 1, 14]])),
+        "'model/weight' overlap or leave a gap",
+    ),
+    "too few elements": (doctored(lambda c: weight(c).update(each=1)), "'model/weight' overlap or leave a gap"),
+    "fewer elements": (
+        doctored(lambda c: weight(c).update(shape=[2])),
+        "'model/weight' is missing or has another size",
+    ),
+    "a shape of words": (doctored(lambda c: weight(c).update(shape=["a"])), "'model/weight'"),
+    "elements below 0": (doctored(lambda c: weight(c).update(others=[[0, -15, 15]])), "'model/weight'"),
+    "an unknown type": (doctored(lambda c: weight(c).update(dtype="Tensor")), "'model/weight'"),
+    "a wider type": (doctored(lambda c: weight(c).update(dtype="float64")), "'model/weight'"),
+    "another type": (doctored(lambda c: weight(c).update(dtype="int32")), "'model/weight' has another type"),
+    "no rule": (doctored(lambda c: weight(c).pop("each")), "each"),
+    "another save": (doctored(lambda c: c.update(save="0" * 32)), "it is of another save than state.json"),
     "a name for no eyes": (
         doctored(lambda c: c["tensors"].update({"\ud800\x1b[2J": {"dtype": "none"}})),
         r"'\ud800\x1b[2J'",
