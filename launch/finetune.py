@@ -24,6 +24,7 @@ import math
 import multiprocessing
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -131,17 +132,19 @@ def workers_context() -> BaseContext:
 
 def batches(images: LabelledImages, options: FinetuneOptions, shuffle: bool) -> Loader:
     """Return the batches of images; the last one of an epoch of training is dropped where it is smaller."""
-    return DataLoader(
-        images,
-        options.batch,
-        shuffle=shuffle,
-        num_workers=options.workers,
-        collate_fn=collated,
-        drop_last=shuffle and len(images) > options.batch,
-        multiprocessing_context=workers_context() if options.workers else None,
-        persistent_workers=options.workers > 0,
-        generator=torch.Generator().manual_seed(options.seed),
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create")  # more than cores: views depend on the number
+        return DataLoader(
+            images,
+            options.batch,
+            shuffle=shuffle,
+            num_workers=options.workers,
+            collate_fn=collated,
+            drop_last=shuffle and len(images) > options.batch,
+            multiprocessing_context=workers_context() if options.workers else None,
+            persistent_workers=options.workers > 0,
+            generator=torch.Generator().manual_seed(options.seed),
+        )
 
 
 def train_epoch(

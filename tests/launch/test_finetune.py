@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +25,7 @@ from dist_ssl.config.instantiate import instantiate
 from dist_ssl.errors import ConfigError, DataError
 from dist_ssl.models.encoders import TinyResNet
 from dist_ssl.runtime.files import write_atomically
+from dist_ssl.runtime.own_cores import own_cores
 from dist_ssl.saved_encoder import SavedEncoder, load_encoder
 from launch import finetune, finetune_files, labelled_images
 from launch.finetune import rate_share
@@ -112,6 +114,16 @@ def test_workers_read_a_server_of_shards_and_give_the_batches_of_this_process(en
         assert not bad
         assert torch.equal(views, same)
         assert torch.equal(labels, alike)
+
+
+def test_more_workers_than_cores_are_no_warning(encoder: Path, demo_shards: Path) -> None:
+    """There are always four by default, as the views that are drawn depend on their number."""
+    options = FinetuneOptions.parse(["data.path=x", "out=y", f"encoder={encoder}", f"workers={own_cores() + 1}"])
+    splits = labelled_splits(str(demo_shards), None, None, "1GB", Console(quiet=True))
+    images = finetune.views_of(load_encoder(encoder), splits, flip=True)[1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert finetune.batches(images, options, shuffle=False).num_workers == own_cores() + 1
 
 
 def test_shards_are_trained_on(

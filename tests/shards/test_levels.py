@@ -212,6 +212,23 @@ def test_tars_in_place_get_levels_also_where_the_manifest_lies_elsewhere_and_one
     assert verify.verify(index, verify.VerifyOptions(), QUIET) == []
 
 
+def test_levels_of_pictures_of_12_bits_have_the_range_that_the_command_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command that `make.py` printed set data.range=4095 beside levels without a range, and a run refuses that."""
+    (tmp_path / "in").mkdir()
+    for n in range(6):
+        values = np.add.outer(np.arange(60), np.arange(60) + n) * 43 % 4096
+        Image.fromarray(values.astype(np.uint16)).save(tmp_path / "in" / f"{n}.png")
+    into = [f"out={tmp_path / 'out'}", "pyramid=[24]"]
+    assert run_command(make.run, ["source=imagefolder", f"path={tmp_path / 'in'}", *into]) == 0
+    assert capsys.readouterr().out.rstrip().endswith("'data.pyramid=[24]' data.range=4095")
+    made = manifest.read(tmp_path / "out", inside=f"{pyramid.folder_of(24)}/").copied
+    assert made["range"] == 4095
+    assert run_command(make.run, [f"out={tmp_path / 'out'}", "pyramid=[24,32]"]) == 0
+    assert manifest.read(tmp_path / "out", inside=f"{pyramid.folder_of(32)}/").copied["range"] == 4095
+
+
 def test_another_level_of_that_side_is_not_written_over(data: Path) -> None:
     with pytest.raises(DataError, match=r"level-24 exists already and is made with quality=90, not 80"):
         add(data, 24, quality=80)
