@@ -1,5 +1,6 @@
 """The model card of an exported encoder: how it was trained, on what, how well it does, how it is loaded and used."""
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -81,11 +82,11 @@ def measured(run: RunDir, step: int, branch: str) -> Iterator[tuple[str, str]]:
 
 
 def command_of(run: RunDir) -> str:
-    """Return the keys that the run was started with, without places on the machine where it ran.
+    """Return the keys that the run was started with, quoted for a shell, without places on the machine where it ran.
 
     A place may also be added, as `++data.path=...`, or stand in a group, as `data={path: ...}`.
     """
-    return " ".join(word for word in run.overrides if not _of_a_place(word))
+    return shlex.join(word for word in run.overrides if not _of_a_place(word))
 
 
 def _of_a_place(override: str) -> bool:

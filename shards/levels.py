@@ -27,8 +27,6 @@ from dist_ssl.data.images.image_rules import RULES, ImageRules, counted
 from dist_ssl.data.images.resize import resize_whole
 from dist_ssl.data.images.unreadable import UnreadableError
 from dist_ssl.data.storage import manifest, pyramid
-from dist_ssl.data.storage.address import Address
-from dist_ssl.data.storage.fetch import Fetcher
 from dist_ssl.data.storage.manifest import Manifest, Split
 from dist_ssl.data.storage.read import Reader
 from dist_ssl.errors import DataError
@@ -51,7 +49,7 @@ class LevelOptions:
     """Options of a pyramid.
 
     `pyramid`: shorter sides of the levels, px; `quality`: JPEG quality; `range`, `alpha`: as the keys data.range and
-    data.alpha of the run; `range` by default as the levels that are there, or as make.py's command for the pictures.
+    data.alpha of the run; `range` by default that of make.py's command for the pictures.
     """
 
     pyramid: Sides
@@ -69,7 +67,7 @@ def write(folder: Path, options: LevelOptions, console: Console) -> None:
             f"pyramid=... makes JPEGs, which are RGB: the images in {folder} have {counted(originals.channels)}.",
             "Leave it out.",
         )
-    pixels = {"range": white_of(folder, originals, options), "alpha": options.alpha}
+    pixels = {"range": options.range or white_of(originals), "alpha": options.alpha}
     for side in options.pyramid:
         copied = {"side": side, "quality": int(options.quality), "chroma": CHROMA, **pixels, "of": originals.identity}
         if not made(folder, copied):
@@ -87,11 +85,8 @@ def write(folder: Path, options: LevelOptions, console: Console) -> None:
     pyramid.write(folder, originals)
 
 
-def white_of(folder: Path, originals: Manifest, options: LevelOptions) -> float | None:
-    """Return the value that is white in the copies; None: that of all 16 bits."""
-    there = pyramid.read(Address(str(folder)), originals, Fetcher())
-    if options.range is not None or there:
-        return options.range or next(iter(there.values())).get("range")
+def white_of(originals: Manifest) -> float | None:
+    """Return the value that should be white in copies of these pictures; None: that of all 16 bits."""
     white = depth.together(depth.found_range(split) for split in originals.splits.values()).white
     return None if white is None else float(white)
 

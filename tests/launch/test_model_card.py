@@ -1,5 +1,6 @@
 """The model card names the command of a run, and no place of the machine where it ran."""
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,9 @@ from launch.run_dir import RunDir
      "runs=/secret", "++runs=/secret", "~data.path=/secret", "data.cache=/secret", "data='{path: /secret}'"],
 )  # fmt: skip
 def test_a_place_is_left_out_however_it_was_written(tmp_path: Path, place: str) -> None:
-    kept = ["method=mocov3", "data=folder", "+optim.base_lr=0.1", "views={size: 96}"]
+    kept = ["method=mocov3", "data=folder", "+optim.base_lr=0.1", "views={size: 96}", "data.max_bad=2 %"]
     (tmp_path / "overrides.yaml").write_text(yaml.safe_dump([*kept, place]))
-    assert command_of(RunDir(tmp_path)) == " ".join(kept)
+    assert shlex.split(command_of(RunDir(tmp_path))) == kept
 
 
 @pytest.mark.parametrize("source", ["{}", "[]", "{", '{"commit": "abc"}'])
