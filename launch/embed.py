@@ -97,7 +97,7 @@ class Embedder:
     """Computes the embeddings of images by their numbers, always in the same batches."""
 
     def __init__(self, encoder: SavedEncoder, images: ImageCollection, pool: ThreadPoolExecutor, batch: int) -> None:
-        self.encoder, self.images, self.pool, self.batch = encoder, images, pool, batch
+        self.encoder, self.images, self.pool, self.batch = encoder, images, pool, encoder.at_once(batch)
         own = encoder.description
         self.rules = own.rules
 
@@ -165,7 +165,13 @@ def embed(options: EmbedOptions, rank: int, size: int, console: Console) -> None
     images = collection(options.place(size), console)
     parts = EmbeddingParts(options.out, options.format, options.rows, images.count)
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    ran_with = {"data": images.identity, "batch": options.batch, "device": kind, "torch": torch.__version__}
+    batch = encoder.at_once(options.batch)
+    ran_with = {
+        "data": images.identity,
+        "batch": batch,
+        "device": kind,
+        "torch": torch.__version__,
+    }
     try:
         parts.begin({**described(encoder), **ran_with})
         say(console, f"{images.count} images of {images.origin}, {encoder.num_features} numbers each, on {device}.")

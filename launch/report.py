@@ -12,6 +12,7 @@ created; plan= is what python launch/plan.py wrote. By default the page is in th
 Exit codes: 0; 2 something in the command must be corrected; 130 interrupted.
 """
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -247,6 +248,19 @@ def name_apart(runs: Sequence[RunRecord]) -> None:
             run.name = str(run.run.folder)
 
 
+def beside(run: RunDir) -> Path:
+    """Return where the report of one's own run lies. Raises ConfigError for that of another user, who could read it.
+
+    The files of such a folder may be links to what only the owner of this process can read.
+    """
+    if run.folder.stat().st_uid != os.geteuid():
+        raise ConfigError(
+            f"{run.folder} belongs to another user, so the report is not written into it.",
+            "Name a file of your own: out=report.html",
+        )
+    return run.folder / "report.html"
+
+
 def run(arguments: list[str], console: Console) -> int:
     """Write the report of the runs that the arguments name; return the exit code. Raises UserError."""
     given = known_pairs(arguments, KEYS)
@@ -255,7 +269,7 @@ def run(arguments: list[str], console: Console) -> int:
     name_apart(runs)
     if not runs:
         raise ConfigError("No run is given.", "python launch/report.py run=runs/NAME")
-    out = Path(dict(given).get("out") or runs[0].run.folder / "report.html")
+    out = Path(dict(given).get("out") or beside(runs[0].run))
     plan = Prediction.read(Path(named)) if (named := dict(given).get("plan")) else None
     try:
         write_atomically(out, writable(page(runs, plan)))  # in place of a link that somebody may have put there

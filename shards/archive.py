@@ -35,6 +35,8 @@ UNLABELLED = "-1"
 MOST_LABEL = 200
 """Longest label, bytes."""
 META = re.compile(r"__[^/]*__($|/)")
+MOST_MEMBERS = 1 << 22
+"""Members of one tar: its index is made in memory, about a kilobyte for each."""
 STEP = 1 << 16
 """Bytes read at a time."""
 
@@ -193,6 +195,8 @@ class _Found:
                 f"{self.name} has key '{key}' twice: a second member {member.name}.",
                 "Write that tar again with one key per sample.",
             )
+        if len(self.members) >= MOST_MEMBERS:
+            raise DataError(f"{self.name} has more than {MOST_MEMBERS} members.", "Write several tars with fewer each.")
         self.keys[key].add(kind)
         self.members[member.offset_data] = key, member.size
         rank = self._rank(kind)

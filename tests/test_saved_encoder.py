@@ -254,3 +254,11 @@ def test_an_encoder_of_other_channels_comes_back(tmp_path: Path) -> None:
     for wrong in ({"mean": (0.4,) * 4}, {"mean": (), "std": ()}, {"mean": (0.4,) * 65, "std": (0.2,) * 65}):
         with pytest.raises(ConfigError, match="describe no encoder"):
             replace(own, **wrong).check()
+
+
+def test_of_very_large_images_fewer_are_computed_at_a_time() -> None:
+    """A file of 8 kB can say that its images are 4,096 px."""
+    for crop, least in ((16, 64), (1024, 64), (2048, 16), (4096, 4)):
+        own = SavedEncoder(TinyResNet(4, pool="mean"), replace(DESCRIPTION, crop=crop, resize=crop))
+        assert own.at_once(64) == least
+        assert own.at_once(1) == 1

@@ -324,6 +324,22 @@ def test_a_link_in_the_place_of_the_page_is_replaced_and_not_followed(tmp_path: 
     assert "<!doctype html>" in (run.folder / "report.html").read_text()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
+def test_into_another_users_folder_nothing_is_written_unless_that_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A link there may lead to curves of one's own, which its owner would read in the page."""
+    private = run_folder(tmp_path, "private", REPORTS) / "metrics.jsonl"
+    folder = run_folder(tmp_path, "theirs", REPORTS)
+    (folder / "metrics.jsonl").unlink()
+    (folder / "metrics.jsonl").symlink_to(private)
+    os.chown(folder, 12345, 12345)
+    assert report.main([f"run={folder}"]) == 2
+    assert "belongs to another user" in capsys.readouterr().out
+    assert not (folder / "report.html").exists()
+    assert report.main([f"run={folder}", f"out={tmp_path / 'mine.html'}"]) == 0
+
+
 def test_energy_that_is_no_number_counts_as_none(tmp_path: Path) -> None:
     folder = run_folder(tmp_path, "one", REPORTS, ("failed",))
     (folder / "attempts" / "0001" / "energy_0000.json").write_text(

@@ -187,6 +187,15 @@ def test_joined_and_compressed_tars_are_refused() -> None:
     assert "must be decompressed" in caught.value.remedy
 
 
+def test_a_tar_of_endless_members_is_refused_before_it_fills_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archive, "MOST_MEMBERS", 10)
+    data = tar_of(*((f"{n}.json", b"") for n in range(11)))
+    with pytest.raises(DataError, match=r"a\.tar has more than 10 members") as caught:
+        index(io.BytesIO(data), "a.tar")
+    assert "Write several tars" in caught.value.remedy
+    assert index(io.BytesIO(tar_of(*((f"{n}.json", b"") for n in range(10)))), "a.tar").bare == 10
+
+
 def test_a_long_header_is_refused_before_it_fills_the_memory() -> None:
     info = tarfile.TarInfo("a.jpg")
     info.type, info.size = tarfile.XHDTYPE, 1 << 30
