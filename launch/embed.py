@@ -166,12 +166,7 @@ def embed(options: EmbedOptions, rank: int, size: int, console: Console) -> None
     parts = EmbeddingParts(options.out, options.format, options.rows, images.count)
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     batch = encoder.at_once(options.batch)
-    ran_with = {
-        "data": images.identity,
-        "batch": batch,
-        "device": kind,
-        "torch": torch.__version__,
-    }
+    ran_with = {"data": images.identity, "batch": batch, "device": kind, "torch": torch.__version__}
     try:
         parts.begin({**described(encoder), **ran_with})
         say(console, f"{images.count} images of {images.origin}, {encoder.num_features} numbers each, on {device}.")
