@@ -152,8 +152,7 @@ class SavedEncoder(nn.Module):
 
     def at_once(self, batch: int) -> int:
         """Return how many images are computed at a time where `batch` is asked for: fewer if they are very large."""
-        own = self.description
-        return max(1, min(batch, MOST_AT_ONCE // (own.crop**2 * own.rules.channels)))
+        return max(1, min(batch, MOST_AT_ONCE // (self.description.crop**2 * len(self.description.mean))))
 
     def prepared(self, images: Sequence[Picture]) -> Tensor:
         """Return the normalised centres of images, [N, C, S, S] fp32. Raises DataError where one cannot be read."""
