@@ -52,11 +52,13 @@ from dist_ssl.train import Job
 @dataclass(frozen=True)
 class Place(RunFolder):
     """The run folder and number of an attempt. `newest`: returns whether no newer attempt has started; `restarts`:
-    the number of earlier attempts, by the cause for which there was another one."""
+    the number of earlier attempts, by the cause for which there was another one; `science`: the keys and values of the
+    config that the result depends on."""
 
     attempt: int
     newest: Callable[[], bool]
     restarts: Mapping[str, int] = field(default_factory=dict)
+    science: Mapping[str, Any] = field(default_factory=dict)
 
 
 def check(config: Config, ranks: int, note: Callable[[str], object] | None = None, memory: int | None = None) -> str:
@@ -127,6 +129,7 @@ def build(config: Config, world: World, signals: Signals, place: Place) -> Job:
             keep_every=p.run.keep_every,
             attempt=place.attempt,
             newest=place.newest,
+            science=place.science,
         ),
         agreement=Agreement(world, signals, p.run.save_every, p.run.keep_every),
         probe=probe(config, p, world, process),

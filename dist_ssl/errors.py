@@ -52,7 +52,7 @@ class TooManyUnreadableError(DataError):
 
 
 class ServerAwayError(DataError):
-    """A server of data does not answer."""
+    """A server of data, or a file system with data, does not answer."""
 
     transient = True
 
@@ -65,6 +65,12 @@ class LostPeerError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint cannot be written or read."""
+
+
+class CheckpointAwayError(CheckpointError):
+    """The file system with a checkpoint does not answer."""
+
+    transient = True
 
 
 class TrainingError(UserError):

@@ -11,7 +11,6 @@ torch. The numbers of its node are served beside it (`node_monitor`).
 
 import contextlib
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -22,10 +21,12 @@ from pathlib import Path
 from dist_ssl.distributed.place_variables import LOCAL_RANK, LOCAL_SIZE, RANK, SIZE
 from dist_ssl.errors import EXIT_CODE, UserError, explained, printable
 from dist_ssl.runtime.end_names import REFUSED
+from dist_ssl.runtime.open_files import allow_open_files
 from dist_ssl.runtime.signals import STOPPING, TIME_LIMIT, Signals
 from launch.cluster_options import seconds
-from launch.ending import CODE_OF_OUTCOME, LOST_CODE, OUTCOME_OF_CODE, STOPPED_CODE, Ending, of_ranks
+from launch.ending import CODE_OF_OUTCOME, LOST_CODE, OUTCOME_OF_CODE, STOPPED_CODE, Ending, of_ranks, tail
 from launch.environment_record import changes, write_record
+from launch.lost_signs import said_by_watchdog
 from launch.memory_kills import memory_kills
 from launch.node_monitor import monitored
 from launch.parent import alone
@@ -57,8 +58,6 @@ STOPPED_EARLY = "A rank was stopped before it listened.\n"
 """Content of the attempt's marker file where a rank has ended so, for which others wait; empty for a failure."""
 LAST_SECONDS = 30.0
 """Time before the job's limit that the batch script needs to requeue it: by then the workers must have ended."""
-MOST_FILES = 1 << 16
-"""Open files that a rank may have, if the machine allows: each other rank takes a few, and the usual limit is 1,024."""
 MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=4294967296"
 """glibc settings that keep freed memory in the process.
 
@@ -205,6 +204,7 @@ class Agent:
             if rank in self.killed and code == -signal.SIGKILL:
                 self.codes[rank] = self._code_of_killed()
                 continue
+            code = self._lost_code(rank) if code == -signal.SIGABRT else code
             early = self.asked_to_stop and code in ENDED_BY_STOP_SIGNAL
             self.codes[rank] = STOPPED_CODE if early else code
             if early:
@@ -214,6 +214,17 @@ class Agent:
                 missed = True
                 self._blame(rank)
         return missed
+
+    def _lost_code(self, rank: int) -> int:
+        """Return the exit code of a rank that was aborted: LOST_CODE where NCCL did so because something is gone."""
+        with contextlib.suppress(OSError):  # a file system that does not answer says nothing
+            log = self.attempt.log(f"rank_{rank:05d}")
+            if said := said_by_watchdog(tail(log)):
+                self.attempt.give_reason(
+                    rank, f"Rank {rank} was aborted, as something else is gone: {said}\n  Its log: {log}"
+                )
+                return LOST_CODE
+        return -signal.SIGABRT
 
     def _tell_of_early_stop(self) -> None:
         """Let the agents of all nodes end their ranks, which would wait for the one that has ended."""
@@ -232,14 +243,6 @@ class Agent:
                 self.attempt.failure.touch()
         if self.first_failed is None or self.codes[rank] != LOST_CODE:
             self.first_failed = rank
-
-
-def allow_open_files() -> None:
-    """Raise this process's bound on open files, which the workers inherit."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = MOST_FILES if hard == resource.RLIM_INFINITY else min(MOST_FILES, hard)
-    if soft != resource.RLIM_INFINITY and soft < most:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def on_slurm(folder: str) -> None:

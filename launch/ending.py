@@ -132,14 +132,18 @@ def last_words(log: Path, code: int) -> str:
     return last_line(log) if code > 0 else ""
 
 
-def last_line(log: Path) -> str:
-    """Return `: ` and the last line of a log that is not blank; empty if its last TAIL_BYTES bytes have none."""
+def tail(log: Path) -> str:
+    """Return the last TAIL_BYTES bytes of a log; empty where there is none."""
     if not log.is_file():
         return ""
     with log.open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
-        lines = file.read(TAIL_BYTES).decode(errors="replace").split("\n")
-    printed = [line.strip() for line in lines if line.strip()]
+        return file.read(TAIL_BYTES).decode(errors="replace")
+
+
+def last_line(log: Path) -> str:
+    """Return `: ` and the last line of a log that is not blank; empty if its last TAIL_BYTES bytes have none."""
+    printed = [line.strip() for line in tail(log).split("\n") if line.strip()]
     return f": {printed[-1]}" if printed else ""
 
 

@@ -21,7 +21,7 @@ from typing import TypeVar
 
 from dist_ssl.checkpoint.folder_names import LATEST
 from dist_ssl.errors import EXIT_CODE, printable
-from dist_ssl.runtime.end_names import FAILED, LOST, OUT_OF_TIME, PREEMPTED, STOPPED
+from dist_ssl.runtime.end_names import FAILED, LOST, OUT_OF_TIME, PREEMPTED, REFUSED, STOPPED
 from dist_ssl.runtime.signals import TIME_LIMIT
 from launch import scheduler
 from launch.end_notice import announce
@@ -53,7 +53,7 @@ def why_again(ending: Ending, record: dict[str, str], progressed: bool, lost_bef
 
     `progressed`: the attempt has saved a checkpoint; `lost_before`: see `lost_in_a_row`.
     """
-    if record.get("JobState") == "CANCELLED" or ending.outcome not in (STOPPED, FAILED):
+    if record.get("JobState") == "CANCELLED" or not may_go_on(ending):
         return ""
     if record.get("PreemptTime", "None") not in ("None", "N/A"):
         return PREEMPTED
@@ -61,6 +61,16 @@ def why_again(ending: Ending, record: dict[str, str], progressed: bool, lost_bef
         return OUT_OF_TIME
     lost = ending.outcome == FAILED and ending.lost and not ending.signal
     return LOST if lost and (progressed or lost_before < MOST_LOST) else ""
+
+
+def may_go_on(ending: Ending) -> bool:
+    """Return whether another attempt may succeed where this one ended so.
+
+    A rank that was told to stop and could not save, for lack of room say, is no reason to stay down: the checkpoint
+    before is whole, and the disk may have room again.
+    """
+    hindered = ending.signal and not (ending.cause or ending.diverged or ending.unreadable)
+    return ending.outcome in (STOPPED, FAILED) or bool(ending.outcome == REFUSED and hindered)
 
 
 def lost_in_a_row(run: RunDir, number: int) -> int:

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from dist_ssl.checkpoint.damage import DamagedError
 from dist_ssl.checkpoint.folder_names import INITIAL, KEPT, LATEST
-from dist_ssl.checkpoint.index import progress_of, read_table, verify
+from dist_ssl.checkpoint.index import name_science, progress_of, read_table, verify
 from dist_ssl.checkpoint.initial_weights import verified
 from dist_ssl.config.run_keys import method_of
 from dist_ssl.core.progress import Progress
@@ -23,7 +23,7 @@ from dist_ssl.errors import CheckpointError, ConfigError
 from dist_ssl.metrics.sinks import read_reports, stands
 from dist_ssl.runtime import jsonl
 from dist_ssl.runtime.files import write_atomically
-from launch import credentials, half_made, preparation, settings
+from launch import credentials, half_made, preparation, science_keys, settings
 from launch.evaluation import checkpoint_of
 from launch.run_dir import PROJECT, RunDir
 from launch.run_files import write_yaml
@@ -79,7 +79,7 @@ def forked_config(
 
 def refuse_other_science(source: dict[str, Any], config: dict[str, Any]) -> None:
     """Raise ConfigError where a fork changes more than its length and schedule."""
-    old, new = settings.science(source), settings.science(config)
+    old, new = science_keys.science(source), science_keys.science(config)
     for key in sorted(old.keys() | new.keys()):
         allowed = {key, key.partition(".")[0]} & {*MAY_CHANGE, "data.identity"}
         if old.get(key) != new.get(key) and not allowed:
@@ -123,6 +123,7 @@ def begin(config: dict[str, Any], words: list[str], source: RunDir, checkpoint: 
     with half_made.being_made(run.folder):
         try:
             _take_over(run, source, checkpoint, progress)
+            name_science(run.checkpoints / checkpoint.name, science_keys.science(config))
             run.begin(config, preparation.of_the_run(words))
         except DamagedError as damage:
             raise _damaged(checkpoint, damage) from damage

@@ -28,6 +28,7 @@ from launch import (
     half_made,
     launch_keys,
     scheduler,
+    science_keys,
     settings,
     submission,
     visible_gpus,
@@ -223,7 +224,7 @@ def resume(overrides: list[str], folder: Path, console: Console) -> tuple[RunDir
     config["data"]["identity"] = run.config["data"]["identity"]
     config["extend"] = run.config.get("extend", [])
     config["init_sha256"] = config["init_sha256"] or run.config.get("init_sha256")
-    settings.check_resume(run.config, config)
+    science_keys.check_resume(run.config, config)
     launch_keys.check_types(config)
     refuse_lost_checkpoints(run)
     if further:

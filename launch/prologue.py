@@ -2,20 +2,25 @@
 
     python -m launch.prologue RUN_FOLDER
 
-A requeued job runs the prologue again, so every start is a new attempt.
+A requeued job runs the prologue again, so every start is a new attempt. A file system that does not answer is asked
+again for half a minute: nobody would start the job again.
 """
 
 import sys
 from pathlib import Path
 
+from dist_ssl.runtime.tries import may_go_away, tried_again
 from launch.run_dir import RunDir, write_for_owner_alone
+
+PAUSES = (1.0, 4.0, 25.0)
+"""Seconds before each further try."""
 
 
 def main(arguments: list[str]) -> int:
     """Run the command line; return the exit code."""
     write_for_owner_alone()
     run = RunDir.open(Path(arguments[0]))
-    print(run.new_attempt(run.submitted).number)
+    print(tried_again(lambda: run.new_attempt(run.submitted), PAUSES, may_go_away).number)
     return 0
 
 

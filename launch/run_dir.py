@@ -8,8 +8,7 @@ runs/NAME/config.yaml    the resolved config that the run started with, and the 
           forked.yaml    the run and step that a fork began with
           job            its id, and the number of attempts before it
           slurm/         batch files and logs of its jobs
-          attempts/0001/ config.yaml, rendezvous.json, logs/, reasons/, outcome.json; of every node node_0000.json,
-                         environment_0000.json, energy_0000.json
+          attempts/0001/ config.yaml rendezvous.json logs/ reasons/ outcome.json, {node,environment,energy}_0000.json
           init.safetensors     the weights that the encoder started from, where they are not random
           encoder.safetensors  the encoder of a finished run; exports/ others
           checkpoints/ ledger/ metrics.jsonl plan.jsonl quarantine.jsonl status.json
@@ -30,6 +29,7 @@ from dist_ssl.errors import ConfigError, nearest
 from dist_ssl.runtime.files import write_atomically
 from dist_ssl.runtime.run_folder import RunFolder
 from dist_ssl.runtime.strange_files import read_regular
+from dist_ssl.runtime.tries import may_go_away
 from launch.compiled_code import copy_compiled
 from launch.half_made import new_folder, was_left
 from launch.run_files import read_report, read_words, read_yaml, write_yaml
@@ -83,7 +83,9 @@ class RunDir(RunFolder):
             version = run.config.get("format")
         except PermissionError as error:
             raise ConfigError(f"{folder} may not be read.", "Ask its owner: chmod -R go+rX FOLDER.") from error
-        except OSError:
+        except OSError as error:
+            if may_go_away(error):
+                raise
             version = None
         if version is None and was_left(folder):
             problem = f"{folder} is not a run folder: the command that made it has ended before it was complete."
@@ -203,9 +205,8 @@ class RunDir(RunFolder):
 
     def attempts(self) -> list[int]:
         """Return the numbers of the attempts that have a folder, in order."""
-        names = [path.name for path in (self.folder / "attempts").glob("[0-9]*")]
-        found = {int(name): name for name in names if ATTEMPT_NAME.fullmatch(name)}  # `0001_old` is none
-        return sorted(number for number, name in found.items() if name == f"{number:04d}")
+        names = [path.name for path in (self.folder / "attempts").glob("[0-9]*")]  # `0001_old` is none
+        return sorted(int(name) for name in names if ATTEMPT_NAME.fullmatch(name) and name == f"{int(name):04d}")
 
     def newest_attempt(self) -> int:
         """Return the number of the newest attempt, 0 without one."""
@@ -213,8 +214,7 @@ class RunDir(RunFolder):
 
     def outcome(self) -> str | None:
         """Return the outcome of the newest attempt; None if it has not ended."""
-        report = read_report(AttemptDir(self, self.newest_attempt()).outcome_file)
-        outcome = report.get("outcome") if report else None
+        outcome = (read_report(AttemptDir(self, self.newest_attempt()).outcome_file) or {}).get("outcome")
         return outcome if isinstance(outcome, str) else None
 
 

@@ -11,6 +11,7 @@ import yaml
 from dist_ssl.errors import ConfigError
 from dist_ssl.runtime.files import write_atomically
 from dist_ssl.runtime.strange_files import numbers, parsed_object, read_regular
+from dist_ssl.runtime.tries import may_go_away, tried_again
 
 MOST_YAML, MOST_REPORT, MOST_NUMBERS = 1 << 18, 1 << 19, 1 << 16
 """Bytes of a file, at most: a config has some thousand, of which a second reads a hundred thousand; a report may quote
@@ -18,6 +19,8 @@ a long line of a log; and the numbers that a run or a node reports again and aga
 MOST_WRITTEN_OUT = 1 << 20
 """Values and characters of a YAML file, at most, where what it refers to is written out: few references make many."""
 
+PAUSES = (0.1, 1.0, 4.0)
+"""Seconds before each further try to read a config, where the file system may answer again."""
 DAMAGE = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, ArithmeticError, RecursionError)
 """Errors of PyYAML for a text that it cannot read: also those that a tag with another text than it expects ends in."""
 
@@ -41,7 +44,8 @@ def read_words(path: Path) -> list[str]:
 def _loaded(path: Path) -> Any:
     """Return what a YAML file holds. Raises ConfigError, OSError."""
     try:
-        loader = yaml.SafeLoader(read_regular(path, MOST_YAML).decode())
+        content = tried_again(lambda: read_regular(path, MOST_YAML), PAUSES, may_go_away)
+        loader = yaml.SafeLoader(content.decode())
         node = loader.get_single_node()
         if _size(node) > MOST_WRITTEN_OUT:
             raise _damaged(path)

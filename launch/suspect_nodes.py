@@ -5,14 +5,11 @@ failed is given to the job again and again.
 """
 
 import os
-import re
 
 from launch import scheduler
 from launch.ending import Ending
+from launch.lost_signs import LOST_GPU
 from launch.run_dir import AttemptDir
-
-GPU_LOST = re.compile(r"uncorrectable ECC|fallen off the bus|GPU is lost")
-"""Messages of CUDA that say that the GPU of the rank that quotes them is gone."""
 
 NOTHING = ("", "(null)")
 """Values in Slurm's record of a key for which nothing is asked."""
@@ -25,7 +22,7 @@ def suspect_numbers(attempt: AttemptDir, nodes: int) -> list[int]:
     These are the nodes whose ranks have lost their GPU; else those that have left no report while others have.
     """
     endings = [Ending.read(attempt.node(node)) for node in range(nodes)]
-    broken = [node for node, ending in enumerate(endings) if ending and GPU_LOST.search(ending.reason)]
+    broken = [node for node, ending in enumerate(endings) if ending and LOST_GPU.search(ending.reason)]
     silent = [node for node, ending in enumerate(endings) if ending is None]
     return broken or (silent if len(silent) < nodes else [])
 

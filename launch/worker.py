@@ -9,7 +9,6 @@ handlers before it imports torch, and dies with its parent process, so that no r
 
 import contextlib
 import os
-import re
 import signal
 import sys
 import threading
@@ -33,12 +32,15 @@ from dist_ssl.errors import (
 )
 from dist_ssl.runtime.log_setup import open_journal
 from dist_ssl.runtime.signals import Signals
+from dist_ssl.runtime.tries import may_go_away
 from launch import cluster_options, credentials
 from launch.ending import DISAGREED_CODE, DIVERGED_CODE, LOST_CODE, STOPPED_CODE, UNREADABLE_CODE
+from launch.lost_signs import LOST_GPU, LOST_RANK
 from launch.parent import alone
 from launch.private_cache import use_private_cache
 from launch.restarts import restarts_before
 from launch.run_dir import AttemptDir, RunDir, write_for_owner_alone
+from launch.science_keys import science
 from launch.variables import PARENT
 
 if TYPE_CHECKING:
@@ -120,8 +122,9 @@ def train_on(world: "World", attempt: AttemptDir, signals: Signals) -> int:
     from dist_ssl.build import Place, build
     from dist_ssl.train import Outcome
 
-    place = Place(attempt.run.folder, attempt.number, lambda: is_newest(attempt), restarts_before(attempt))
-    job = build(credentials.restored(attempt.config), world, signals, place)
+    folder, number, config = attempt.run.folder, attempt.number, attempt.config
+    place = Place(folder, number, lambda: is_newest(attempt), restarts_before(attempt), science(config))
+    job = build(credentials.restored(config), world, signals, place)
     outcome = train_to_the_last_save(job)
     job.agreement.drain()
     for part in (job.meter, job.ledger, job.contents, job.stream):
@@ -172,19 +175,12 @@ def write_encoder(attempt: AttemptDir) -> None:
         print(f"{folder / ENCODER} could not be written: {error!r}", file=sys.stderr)
 
 
-LOST_RANK = re.compile(
-    r"Connection (closed|reset|refused)|Broken pipe|Timed out waiting|timeout caused pair closure|Socket Timeout"
-    r"|ncclRemoteError|NCCL communicator was aborted|remote process exited"
-)
-"""Messages of gloo and NCCL that say that another process or its network is gone."""
-LOST_GPU = re.compile(r"uncorrectable ECC|fallen off the bus|GPU is lost")
-"""Messages of CUDA that say that the GPU is gone."""
-
-
 def something_is_gone(error: BaseException) -> bool:
-    """Return whether an error is not this rank's own: a peer, its node, a server or the GPU is gone."""
+    """Return whether an error is not this rank's own: a peer, its node, a server, a file system or the GPU is gone."""
     if isinstance(error, UserError):
         return error.transient
+    if isinstance(error, OSError) and may_go_away(error):
+        return True
     return rank_is_gone(error) or (isinstance(error, RuntimeError) and bool(LOST_GPU.search(str(error))))
 
 

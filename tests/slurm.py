@@ -1,7 +1,7 @@
 """A real Slurm on this host: munged, one slurmctld and four slurmd in a temporary folder.
 
 Two partitions share the nodes: `main`, whose jobs get GRACE_SECONDS to save when `urgent` wants their nodes, and
-`urgent` itself. There is no accounting daemon, and node names do not resolve.
+`urgent` itself. There is no accounting daemon, node names do not resolve, and the GPUs of the nodes do not exist.
 """
 
 import os
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 
+GPUS = 8
 NODES, PROGRAMS = 4, ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel")
 GRACE_SECONDS = 20
 START_SECONDS = 60
@@ -44,7 +45,9 @@ KillWait=10
 MpiDefault=none
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-NodeName=n[1-{nodes}] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first}-{last}] CPUs=8 RealMemory=4000
+GresTypes=gpu
+NodeName=DEFAULT CPUs=8 RealMemory=4000 Gres=gpu:{gpus}
+NodeName=n[1-{nodes}] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first}-{last}]
 PartitionName=main Nodes=ALL Default=YES PriorityTier=1 GraceTime={grace} OverTimeLimit=0 MaxTime=60 State=UP
 PartitionName=urgent Nodes=ALL PriorityTier=10 PreemptMode=OFF MaxTime=60 State=UP
 """
@@ -152,8 +155,12 @@ def _write_conf(folder: Path) -> None:
         (folder / name).mkdir(parents=True)
     port, first, *_, last = _free_ports(NODES + 1)
     host = socket.gethostname().split(".")[0]
-    text = CONF.format(host=host, folder=folder, port=port, nodes=NODES, first=first, last=last, grace=GRACE_SECONDS)
+    ports = {"port": port, "first": first, "last": last}
+    text = CONF.format(host=host, folder=folder, nodes=NODES, grace=GRACE_SECONDS, gpus=GPUS, **ports)
     (folder / "slurm.conf").write_text(text)
+    for number in range(GPUS):
+        (folder / f"gpu{number}").touch()
+    (folder / "gres.conf").write_text(f"Name=gpu File={folder}/gpu[0-{GPUS - 1}]\n")
 
 
 def _munge(folder: Path) -> "subprocess.Popen[bytes]":

@@ -26,6 +26,8 @@ FLOORS: dict[str, float] = {
     "dist_ssl.runtime.end_names": 1.1,
     "dist_ssl.runtime.files": 1.1,
     "dist_ssl.runtime.jsonl": 1.1,
+    "dist_ssl.runtime.kept_lines": 1.1,
+    "dist_ssl.runtime.open_files": 1.1,
     "dist_ssl.runtime.own_cores": 1.1,
     "dist_ssl.runtime.run_folder": 1.1,
     "dist_ssl.runtime.signals": 1.1,

@@ -27,14 +27,18 @@ import xxhash
 from torch import Tensor
 
 from dist_ssl.checkpoint.damage import DamagedError, not_opened
+from dist_ssl.checkpoint.made_under import refuse_other_science
 from dist_ssl.checkpoint.placement import Held, ListedTensor, Outline, RuledTensor, differences, rules
 from dist_ssl.checkpoint.rank_file import RankFile, as_bytes, sync
+from dist_ssl.checkpoint.retention import STATE
 from dist_ssl.checkpoint.retries import with_retries
 from dist_ssl.checkpoint.table_rules import FORMATS, CheckpointTable, whole_table
 from dist_ssl.core.progress import Progress
 from dist_ssl.errors import CheckpointError
 from dist_ssl.protocols.engine import Piece, State
 from dist_ssl.runtime import jsonl
+from dist_ssl.runtime.files import write_atomically
+from dist_ssl.runtime.open_files import allow_open_files
 from dist_ssl.runtime.strange_files import read_regular
 
 FORMAT = FORMATS[-1]
@@ -95,9 +99,16 @@ def save_report(
 
 
 def table_text(
-    progress: Mapping[str, Any], outlined: Outline, plan: Mapping[str, Any], reports: Sequence[Mapping[str, Any]]
+    progress: Mapping[str, Any],
+    outlined: Outline,
+    plan: Mapping[str, Any],
+    reports: Sequence[Mapping[str, Any]],
+    science: Mapping[str, Any] | None = None,
 ) -> str:
-    """Return the text of `state.json`, from the reports of all ranks in their order."""
+    """Return the text of `state.json`, from the reports of all ranks in their order.
+
+    `science`: the keys and values that the checkpoint is made under.
+    """
     rows = [{**row, "each": rule, "others": []} for row, rule in zip(outlined.values(), plan["rules"], strict=True)]
     for rank, report in enumerate(reports):
         assert report["outline"] == reports[0]["outline"], f"rank {rank} has other tensors than rank 0"
@@ -108,7 +119,8 @@ def table_text(
         problem = RuledTensor(tuple(row["shape"]), row["dtype"], (), len(reports), row["each"], others).gap()
         assert not problem, f"the pieces of '{name}' {problem}"
     content = {"format": FORMAT, "progress": progress, "ranks": len(reports), "save": plan["save"]}
-    return sealed_text({**content, "tensors": dict(zip(outlined, rows, strict=True))})
+    made_under = {"science": dict(science)} if science else {}
+    return sealed_text({**content, "tensors": dict(zip(outlined, rows, strict=True)), **made_under})
 
 
 def write_table(file: Path, text: str) -> None:
@@ -117,12 +129,28 @@ def write_table(file: Path, text: str) -> None:
     sync(file)
 
 
+def name_science(folder: Path, science: Mapping[str, Any]) -> None:
+    """Let a checkpoint say that it was made under these keys and values.
+
+    Raises OSError, DamagedError, CheckpointError.
+    """
+    write_atomically(folder / STATE, sealed_text({**_content(folder), "science": dict(science)}), sync=True)
+
+
 def read_table(folder: Path) -> CheckpointTable:
     """Return what `state.json` says. Raises DamagedError, CheckpointError."""
     try:
-        path = folder / "state.json"
+        return whole_table(_content(folder))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DamagedError(f"state.json: a key is missing or has another type ({error!r})") from error
+
+
+def _content(folder: Path) -> dict[str, Any]:
+    """Return the sealed content of `state.json`, without the seal. Raises DamagedError, CheckpointError."""
+    try:
+        path = folder / STATE
         text = with_retries(path, lambda: read_regular(path, MOST_TABLE)).decode()
-        content = jsonl.parsed(text)
+        content: dict[str, Any] = jsonl.parsed(text)
         version, sealed = content["format"], content.pop("xxh3")
     except OSError as error:
         raise not_opened(path, error) from error
@@ -135,10 +163,7 @@ def read_table(folder: Path) -> CheckpointTable:
             f"{folder} has checkpoint format {version}: this version reads {', '.join(map(str, FORMATS))}.",
             "Resume with the version of dist_ssl that wrote it.",
         )
-    try:
-        return whole_table(content)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DamagedError(f"state.json: a key is missing or has another type ({error!r})") from error
+    return content
 
 
 def progress_of(values: dict[str, Any]) -> Progress:
@@ -158,12 +183,15 @@ def everything(_name: str, _shape: tuple[int, ...]) -> None:
     """Request all of every tensor."""
 
 
-def read(folder: Path, wants: Wants = everything) -> tuple[dict[str, Any], dict[str, Tensor | Piece]]:
+def read(
+    folder: Path, wants: Wants = everything, science: Mapping[str, Any] | None = None
+) -> tuple[dict[str, Any], dict[str, Tensor | Piece]]:
     """Return verified progress (as plain values) and state: a Piece where `wants` gave a range, else a whole tensor.
 
-    Raises DamagedError, CheckpointError.
+    `science`: keys and values that the checkpoint must have been made under. Raises DamagedError, CheckpointError.
     """
     table = read_table(folder)
+    refuse_other_science(folder.name, table.science, science or {})
     state: dict[str, Tensor | Piece] = {}
     copies: list[Copy] = []
     spans = {name: wants(name, row.shape) for name, row in table.tensors.items()}
@@ -210,6 +238,7 @@ def verify(folder: Path) -> None:
 def _rank_files(folder: Path, table: CheckpointTable) -> Iterator[Callable[[str], RankFile]]:
     """Yield a function that opens a file of a checkpoint by its name, once; all of them are closed at the end."""
     files: dict[str, RankFile] = {}
+    allow_open_files()
 
     def file(name: str) -> RankFile:
         if name not in files:

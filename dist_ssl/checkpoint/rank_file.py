@@ -9,7 +9,6 @@ error, where a memory-mapped file would kill the process.
 """
 
 import ctypes
-import errno
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,15 +32,14 @@ from dist_ssl.checkpoint.rank_header import (
     order,
     read_header,
 )
-from dist_ssl.checkpoint.retries import TRANSIENT, with_retries
+from dist_ssl.checkpoint.retries import with_retries
 from dist_ssl.errors import CheckpointError
 from dist_ssl.protocols.engine import Piece
 from dist_ssl.runtime.strange_files import open_regular
+from dist_ssl.runtime.tries import NO_ROOM, TRANSIENT
 
 CHUNK_BYTES = 1 << 20
 """Bytes that are read or written at a time."""
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""Errors that say that there is not enough disk space."""
 LIBC: Any = ctypes.CDLL(None, use_errno=True)
 
 

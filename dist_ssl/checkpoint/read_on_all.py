@@ -11,10 +11,10 @@ from dist_ssl.checkpoint.await_all import await_on_all
 from dist_ssl.checkpoint.background import Background
 from dist_ssl.checkpoint.damage import DamagedError, MissingError
 from dist_ssl.distributed.world import World
-from dist_ssl.errors import CheckpointError
+from dist_ssl.errors import CheckpointAwayError, CheckpointError
 
 T = TypeVar("T")
-NONE, DAMAGED, MISSING, UNREADABLE = range(4)
+NONE, DAMAGED, MISSING, AWAY, UNREADABLE = range(5)
 """Kinds of problem, the worst last: where ranks have several, that one counts."""
 
 
@@ -32,11 +32,11 @@ def read_on_all(world: World, read: Callable[[], T]) -> T:
     except DamagedError as error:
         own = MISSING if isinstance(error, MissingError) else DAMAGED, str(error), ""
     except CheckpointError as error:
-        own = UNREADABLE, error.problem, error.remedy
+        own = AWAY if error.transient else UNREADABLE, error.problem, error.remedy
     worst = world.agree(own[0])
     if worst == NONE:
         return found[0]
     problem, remedy = next((problem, remedy) for kind, problem, remedy in world.collect(own) if kind == worst)
-    if worst == UNREADABLE:
-        raise CheckpointError(problem, remedy)
+    if worst in (AWAY, UNREADABLE):
+        raise (CheckpointAwayError if worst == AWAY else CheckpointError)(problem, remedy)
     raise (MissingError if worst == MISSING else DamagedError)(problem)

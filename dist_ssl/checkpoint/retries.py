@@ -4,23 +4,15 @@ A network file system that loses its server for a second answers one of many rea
 about the file: only a wrong length or a wrong hash is damage, for which a checkpoint is set aside.
 """
 
-import errno
 import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from dist_ssl.errors import CheckpointError
-from dist_ssl.runtime.tries import tried_again
+from dist_ssl.errors import CheckpointAwayError
+from dist_ssl.runtime.tries import TRANSIENT, tried_again
 
 T = TypeVar("T")
-TRANSIENT = frozenset(
-    {
-        *(errno.EIO, errno.EREMOTEIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR, errno.EBUSY),
-        *(errno.ENOTCONN, errno.ECONNRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ESHUTDOWN),
-    }
-)
-"""Errors of a file system that may go away."""
 PAUSES = (0.1, 1.0, 4.0)
 """Seconds before each further try."""
 log = logging.getLogger(__name__)
@@ -29,7 +21,7 @@ log = logging.getLogger(__name__)
 def with_retries(path: Path, read: Callable[[], T]) -> T:
     """Return what `read` returns, called again after each transient error.
 
-    Raises its other errors as they are, and CheckpointError where the last try has a transient one.
+    Raises its other errors as they are, and CheckpointAwayError where the last try has a transient one.
     """
 
     def again(error: OSError, pause: float) -> bool:
@@ -42,7 +34,7 @@ def with_retries(path: Path, read: Callable[[], T]) -> T:
     except OSError as error:
         if error.errno not in TRANSIENT:
             raise
-        raise CheckpointError(
+        raise CheckpointAwayError(
             f"{path} cannot be read: {error.strerror}, in {len(PAUSES) + 1} tries.",
             "The checkpoint may be whole: resume once its file system answers. Where the disk is broken, move the "
             f"folder {path.parent.name} away; the checkpoint before it is then used.",

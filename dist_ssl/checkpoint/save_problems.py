@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from dist_ssl.checkpoint.rank_file import NO_ROOM
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import CheckpointError
+from dist_ssl.runtime.tries import NO_ROOM
 
 T = TypeVar("T")
 

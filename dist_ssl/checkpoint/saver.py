@@ -30,7 +30,7 @@ from dist_ssl.checkpoint.placement import Outline, outline, rank_file_name
 from dist_ssl.checkpoint.rank_file import sync, write
 from dist_ssl.checkpoint.rank_header import Marked
 from dist_ssl.checkpoint.read_on_all import read_on_all
-from dist_ssl.checkpoint.retention import newest_first, remove_unfinished, retire
+from dist_ssl.checkpoint.retention import STATE, newest_first, remove_unfinished, retire
 from dist_ssl.checkpoint.save_problems import SupersededError, on_all_ranks
 from dist_ssl.checkpoint.staging import Staged, Staging
 from dist_ssl.config.durations import Duration
@@ -74,6 +74,7 @@ class Checkpoint:
 
     `keep_last`: how many of the newest to keep, at least 1. `keep_every`: those at its multiples (steps or epochs) are
     permanent: they have a file KEPT. `attempt`: this attempt's number. `newest`: returns whether it is the newest one.
+    `science`: what the result depends on, which checkpoints tell and a restore compares.
     """
 
     def __init__(
@@ -85,10 +86,11 @@ class Checkpoint:
         keep_every: Duration | None = None,
         attempt: int,
         newest: Callable[[], bool],
+        science: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder, self.world = folder, world
         self.keep_last, self.keep_every = keep_last, keep_every
-        self.attempt, self.newest = attempt, newest
+        self.attempt, self.newest, self.science = attempt, newest, science
         self._staging = Staging(world.device)
         self._writers: World | None = None
         self._running: Background | None = None
@@ -184,7 +186,7 @@ class Checkpoint:
         return fresh
 
     def _read(self, name: str, engine: Engine) -> tuple[Progress, State]:
-        values, state = read(self.folder / name, engine.wants)
+        values, state = read(self.folder / name, engine.wants, self.science)
         found = progress_of(values)
         if name != name_of(found.step):
             raise DamagedError(f"state.json: it describes step {found.step}")
@@ -241,7 +243,7 @@ class Checkpoint:
 
         def publish() -> None:
             if rank == 0:
-                text = table_text(progress.to_json(), outlined, plan, reports)
+                text = table_text(progress.to_json(), outlined, plan, reports, self.science)
                 self._publish(part, progress, text, permanent)
                 self._costs.size = float(len(text) + sum(report["length"] for report in reports))
 
@@ -274,7 +276,7 @@ class Checkpoint:
 
     def _publish(self, part: Path, progress: Progress, text: str, permanent: bool) -> None:
         """Take steps 3 to 7, on rank 0. `text`: of `state.json`. Raises SupersededError, OSError."""
-        write_table(part / "state.json", text)
+        write_table(part / STATE, text)
         if permanent:
             (part / KEPT).touch()
         sync(part)

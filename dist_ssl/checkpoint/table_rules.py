@@ -6,7 +6,7 @@ Format 3 has a rule for each tensor (`placement.py`), and the hashes are in the 
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from dist_ssl.checkpoint.damage import DamagedError
@@ -30,12 +30,14 @@ class CheckpointTable:
     """The content of `state.json`: the position of the run as plain values, and where each tensor lies.
 
     `save`: the random number of the save, from format 3 on; `files`: how the files of format 2 are recognised.
+    `science`: the keys and values that the checkpoint was made under, empty where it does not say.
     """
 
     progress: dict[str, Any]
     tensors: Mapping[str, ListedTensor]
     save: str | None = None
     files: Mapping[str, Listed] | None = None
+    science: Mapping[str, Any] = field(default_factory=dict)
 
     def identity(self, file: str) -> Identity:
         """Return how a file of the checkpoint is recognised. `file`: a name that matches RANK_FILE."""
@@ -68,7 +70,8 @@ def _ruled_table(content: Mapping[str, Any]) -> CheckpointTable:
         raise DamagedError(f"state.json: it is of {ranks!r:.60} ranks")
     _check_hash("save", save)
     tensors = {name: _ruled_tensor(name, row, ranks) for name, row in content["tensors"].items()}
-    return CheckpointTable(content["progress"], tensors, save)
+    science = content.get("science")
+    return CheckpointTable(content["progress"], tensors, save, science=science if isinstance(science, dict) else {})
 
 
 def _ruled_tensor(name: str, row: Mapping[str, Any], ranks: int) -> RuledTensor:

@@ -28,6 +28,7 @@ from dist_ssl.distributed.place_variables import LOCAL_RANK, LOCAL_SIZE, RANK, R
 from dist_ssl.distributed.rendezvous import NETWORK, Network, machine_id, use_interface
 from dist_ssl.distributed.shared_memory import SharedFile, SharedMemory, remove_left_over, shared_path
 from dist_ssl.distributed.store import meet
+from dist_ssl.runtime.open_files import allow_open_files
 
 SHARED_MEMORY = Path("/dev/shm")
 MESSAGES_BYTES = 1 << 25
@@ -232,6 +233,7 @@ def joined(
     """
     rank, size = int(os.environ.get(RANK, "0")), int(os.environ.get(SIZE, "1"))
     local_rank, local_size = int(os.environ.get(LOCAL_RANK, "0")), int(os.environ.get(LOCAL_SIZE, "1"))
+    allow_open_files()  # torchrun has not
     device = own_device(local_rank, gpus)
     os.environ["DS_ACCELERATOR"] = device.type  # DeepSpeed would detect another device
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is not deterministic without it

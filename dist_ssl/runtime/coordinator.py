@@ -13,7 +13,7 @@ from dist_ssl.core.progress import Progress
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import ConfigError, DisagreementError
 from dist_ssl.protocols.schedule import Schedule
-from dist_ssl.runtime import jsonl
+from dist_ssl.runtime.kept_lines import KeptLines
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,8 @@ class Coordinator:
         check: Callable[[EpochPlan], None],
         fit: Callable[[Sequence[EpochPlan]], None] = lambda _: None,
     ) -> None:
-        self.schedule, self.world, self.record, self.check, self.fit = schedule, world, record, check, fit
+        self.schedule, self.world, self.check, self.fit = schedule, world, check, fit
+        self.lines = KeptLines(record)
 
     def check_memory(self, progress: Progress) -> None:
         """Raise ConfigError on all ranks where an epoch from this position on needs more memory than a rank has."""
@@ -100,7 +101,8 @@ class Coordinator:
         if self.world.rank == 0:
             log.info("%s", described(plan, progress.epochs, hyper))
             if not started:
-                jsonl.append(self.record, [{"step": progress.step, "attempt": progress.attempt, **asdict(plan)}])
+                self.lines.add({"step": progress.step, "attempt": progress.attempt, **asdict(plan)})
+                self.lines.sync()
         return plan
 
     def _planned(self, epoch: int) -> EpochPlan:

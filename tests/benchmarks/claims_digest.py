@@ -4,7 +4,7 @@ import hashlib
 import json
 from functools import cache
 
-from launch import settings
+from launch import science_keys, settings
 from launch.run_dir import PROJECT
 
 CONFIGS = PROJECT / "configs"
@@ -23,7 +23,7 @@ def _config(groups: tuple[str, ...]) -> str:
     """Return what the result depends on of the config that choices of groups make, and how it is probed."""
     config = settings.compose(list(groups), CONFIGS)
     probed = {f"probe.{key}": value for key, value in config["probe"].items()}
-    found = {**settings.science(config), **probed}
+    found = {**science_keys.science(config), **probed}
     unused = {key for key, off in ADDED.items() if found.get(key) == off} | {"epochs", "seed"}
     if "schedule.candidates" in unused:
         unused |= {key for key in found if key.startswith(("difficulty.", "schedule.candidates_from"))}
@@ -33,5 +33,5 @@ def _config(groups: tuple[str, ...]) -> str:
 def digest(words: tuple[str, ...]) -> str:
     """Return the hash of a config: where a recipe has changed, an old row is another one. Paths do not count."""
     groups = tuple(word for word in words if (CONFIGS / key_of(word)).is_dir() or key_of(word) == "data.path")
-    others = [word for word in words if word not in groups and key_of(word) not in settings.MACHINE]
+    others = [word for word in words if word not in groups and key_of(word) not in science_keys.MACHINE]
     return hashlib.sha256(json.dumps([_config(groups), others]).encode()).hexdigest()[:16]

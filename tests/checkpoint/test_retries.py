@@ -4,6 +4,7 @@ import errno
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ import pytest
 
 from dist_ssl.checkpoint.damage import DamagedError
 from dist_ssl.checkpoint.index import read
-from dist_ssl.checkpoint.retries import PAUSES, TRANSIENT, with_retries
-from dist_ssl.errors import CheckpointError
+from dist_ssl.checkpoint.read_on_all import read_on_all
+from dist_ssl.checkpoint.retries import PAUSES, with_retries
+from dist_ssl.distributed.world import World
+from dist_ssl.errors import CheckpointAwayError, CheckpointError
+from dist_ssl.runtime.tries import TRANSIENT
 from tests.checkpoint.test_saver import assert_same_bits, save
 
 
@@ -41,8 +45,25 @@ def test_a_moment_is_waited_for(tmp_path: Path, number: int) -> None:
 
 
 def test_a_file_system_that_stays_away_ends_the_attempt_and_damages_nothing(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"state\.json cannot be read: Stale file handle, in 4 tries"):
+    with pytest.raises(
+        CheckpointAwayError, match=r"state\.json cannot be read: Stale file handle, in 4 tries"
+    ) as caught:
         with_retries(tmp_path / "state.json", failing(9, errno.ESTALE, lambda: 7))
+    assert caught.value.transient, "a job that ends so comes back by itself"
+
+
+def test_all_ranks_know_whether_the_file_system_may_answer_again(tmp_path: Path) -> None:
+    away = partial(with_retries, tmp_path, failing(9, errno.ESTALE, lambda: 7))
+    with pytest.raises(CheckpointAwayError):
+        read_on_all(World(), away)
+    with pytest.raises(CheckpointError) as caught:
+        read_on_all(World(), partial(refuse, tmp_path))
+    assert not caught.value.transient
+
+
+def refuse(path: Path) -> int:
+    """A file that may not be read will not be readable by itself."""
+    raise CheckpointError(f"{path} cannot be opened: Permission denied.", "Fix the permissions.")
 
 
 def test_another_error_is_raised_at_once(tmp_path: Path) -> None:

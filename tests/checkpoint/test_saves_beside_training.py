@@ -201,8 +201,9 @@ def test_the_last_save_fails_loudly_and_may_be_made_again(tmp_path: Path, monkey
 def test_a_superseded_attempt_ends_at_its_next_save(tmp_path: Path) -> None:
     own = keeper(tmp_path, newest=lambda: False, attempt=4)
     own.save(Store(1), at(1))  # type: ignore[arg-type]
-    with pytest.raises(SupersededError, match="attempt 4 is not the newest"):
+    with pytest.raises(SupersededError, match="attempt 4 is not the newest") as caught:
         own.save(Store(2), at(2))  # type: ignore[arg-type]
+    assert caught.value.remedy == "Nothing is lost: the newer attempt goes on."
     assert names(tmp_path) == []
 
 

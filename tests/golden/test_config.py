@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from launch import settings
+from launch import science_keys, settings
 from launch.run_dir import PROJECT
 from tests.golden.agreed import agree
 
@@ -21,13 +21,13 @@ def test_the_default_config_is_the_golden_one() -> None:
 
 def changes(recipe: str, default: dict[str, Any]) -> dict[str, Any]:
     """The keys of a recipe's config that the default config does not have, or has other values of."""
-    found = settings.leaves(settings.compose([f"+recipe={recipe}"], CONFIGS))
+    found = science_keys.leaves(settings.compose([f"+recipe={recipe}"], CONFIGS))
     return {key: value for key, value in found if key not in default or default[key] != value}
 
 
 @pytest.mark.golden
 def test_what_every_recipe_changes_is_what_the_golden_file_says() -> None:
-    default = dict(settings.leaves(settings.compose([], CONFIGS)))
+    default = dict(science_keys.leaves(settings.compose([], CONFIGS)))
     names = sorted(path.stem for path in (CONFIGS / "recipe").glob("*.yaml"))
     shown = [f"{name}: " + yaml.safe_dump(changes(name, default), default_flow_style=True, width=110) for name in names]
     found = "".join(shown).replace("\n ", "\n    ")

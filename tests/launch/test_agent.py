@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dist_ssl.runtime.end_names import FAILED, FINISHED, REFUSED, STOPPED
+from dist_ssl.runtime.open_files import MOST_FILES
 from dist_ssl.runtime.signals import Signals
 from launch import agent
 from launch.agent import Agent
@@ -159,14 +160,46 @@ def test_a_rank_that_failed_by_itself_is_named_before_those_that_lost_it(
     assert ending.reason.startswith(reason)
 
 
-def test_workers_may_open_as_many_files_as_the_machine_allows() -> None:
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
-        agent.allow_open_files()
-        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == min(agent.MOST_FILES, before[1])
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+TIMEOUT = """[rank1]:[E1129 ProcessGroupNCCL.cpp:683] Observed flight recorder dump signal from another rank.
+terminate called after throwing an instance of 'c10::DistBackendError'
+  what():  [PG ID 0 PG GUID 0 Rank 1] Process group watchdog thread terminated with exception: [Rank 1] Watchdog \
+caught collective operation timeout: WorkNCCL(SeqNum=7, OpType=ALLREDUCE, Timeout(ms)=300000) ran for 300042 \
+milliseconds before timing out.
+Exception raised from checkTimeout at ProcessGroupNCCL.cpp:688 (most recent call first):
+frame #0: c10::Error::Error(c10::SourceLocation) + 0x80 (0x7f in libc10.so)
+"""
+REMOTE = TIMEOUT.replace(
+    TIMEOUT[TIMEOUT.index("[Rank 1]") : TIMEOUT.index("Exception")],
+    """NCCL error: \
+remote process exited or there was a network error, NCCL version 2.28.9
+""",
+)
+BUG = REMOTE.replace("NCCL error: remote process exited", "CUDA error: an illegal memory access was encountered")
+ELSEWHERE = "Connection reset by peer; trying again in 1.0 s\nterminate called after throwing an instance of 'X'\n"
+
+
+@pytest.mark.parametrize(
+    ("log", "lost"),
+    [
+        (TIMEOUT, "Watchdog caught collective operation timeout"),
+        (REMOTE, "remote process exited"),
+        (BUG.replace("or there was a network error", ""), ""),
+        (ELSEWHERE, ""),
+        ("", ""),
+    ],
+)
+def test_a_rank_that_nccl_aborted_as_a_node_is_gone_has_not_failed_by_itself(
+    found: Agent, monkeypatch: pytest.MonkeyPatch, log: str, lost: str
+) -> None:
+    """On GPUs a rank waits for its GPU, which waits for a rank that is gone: no error of Python says so."""
+    found.attempt.log("rank_00001").write_text(log)
+    assert run(found, monkeypatch, Deaf(None), Worker(-signal.SIGABRT)) == CODE_OF_OUTCOME[FAILED]
+    ending = Ending.read(found.attempt.node(0))
+    assert ending
+    assert ending.lost is bool(lost)
+    said = "Rank 1 was aborted, as something else is gone" if lost else "Rank 1 was ended by SIGABRT"
+    assert ending.reason.startswith(said)
+    assert lost in ending.reason
 
 
 def test_an_agent_allows_its_workers_as_many_open_files(found: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,7 +207,7 @@ def test_an_agent_allows_its_workers_as_many_open_files(found: Agent, monkeypatc
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
         assert run(found, monkeypatch, Worker(0), Worker(0)) == 0
-        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == min(agent.MOST_FILES, before[1])
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == min(MOST_FILES, before[1])
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 

@@ -51,6 +51,12 @@ PLAIN = {"JobState": "RUNNING", "PreemptTime": "None"}
         (Ending(FINISHED), PREEMPTED, ""),
         (Ending(FINISHED, signal="SIGUSR2"), PLAIN, ""),
         (Ending(REFUSED), PREEMPTED, ""),
+        (Ending(REFUSED, "The disk is full", signal="SIGTERM"), PREEMPTED, "preempted"),
+        (Ending(REFUSED, "The disk is full", signal="SIGUSR2"), PLAIN, "time limit"),
+        (Ending(REFUSED, "The disk is full", signal="SIGTERM"), PLAIN, ""),
+        (Ending(REFUSED, signal="SIGTERM", diverged=True), PREEMPTED, ""),
+        (Ending(REFUSED, signal="SIGTERM", unreadable=True), PREEMPTED, ""),
+        (Ending(REFUSED, signal="SIGTERM", cause=PLANS_DIFFER), PREEMPTED, ""),
         (Ending(STOPPED, signal="SIGTERM"), {**PREEMPTED, "JobState": "CANCELLED"}, ""),
     ],
 )

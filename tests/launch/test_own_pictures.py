@@ -10,7 +10,7 @@ from rich.console import Console
 
 from dist_ssl.data.storage import manifest
 from dist_ssl.errors import ConfigError, DataError
-from launch import preparation, settings, slurm
+from launch import preparation, science_keys, settings, slurm
 from launch.run_dir import PROJECT
 from tests.shards.pictures import files_in, folder_of
 
@@ -130,7 +130,7 @@ def test_the_recorded_run_needs_no_folder(tmp_path: Path) -> None:
         path.unlink()
     _, config = preparation.resume([], run.folder, console)
     assert config["data"]["path"] == next(word.partition("=")[2] for word in words if word.startswith("data.path="))
-    assert settings.science(config) == settings.science(run.config)
+    assert science_keys.science(config) == science_keys.science(run.config)
     assert {"into", "labels", "hold_out"}.isdisjoint(config["data"])
 
 

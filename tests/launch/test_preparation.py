@@ -262,6 +262,20 @@ def test_the_config_of_the_last_attempt_is_not_checked_again_where_ranks_start_a
     assert len(checks) == 1 + checked
 
 
+def test_threads_are_kept_past_an_attempt_that_a_kill_has_left_without_a_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How threads split a sum changes its bits."""
+    monkeypatch.setattr(preparation, "check", lambda config, console: None)
+    run, screen = RunDir(tmp_path / "run"), Console(quiet=True)
+    run.folder.mkdir()
+    start = ["cluster=local", "nodes=2"]
+    run.begin(config(*start), start)
+    run.new_attempt({**preparation.resume([], run.folder, screen)[1], "threads": 97})
+    (run.folder / "attempts" / "0002").mkdir()
+    assert preparation.resume([], run.folder, screen)[1]["threads"] == 97
+
+
 @pytest.mark.parametrize("left", ["nothing", "a folder", "a person's copy"])
 def test_a_run_whose_checkpoints_are_gone_is_refused_and_not_begun_again(left: str, tmp_path: Path) -> None:
     run, start = RunDir(tmp_path / "run"), ["cluster=local", "nodes=2"]

@@ -1,16 +1,19 @@
 """A run folder is made once, its attempts have numbers of their own, and what is no run is refused with a remedy."""
 
+import errno
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
+from typing import Any
 
 import pytest
 
 from dist_ssl.errors import ConfigError
 from dist_ssl.runtime.end_names import FAILED
-from launch import run_dir, slurm
+from dist_ssl.runtime.strange_files import read_regular
+from launch import prologue, run_dir, run_files, slurm
 from launch.ending import Ending
 from launch.run_dir import PROJECT, SNAPSHOT, AttemptDir, RunDir
 from launch.run_files import read_yaml, write_yaml
@@ -131,6 +134,46 @@ def test_a_folder_that_is_no_run_is_refused_with_the_nearest_one(run: RunDir) ->
     with pytest.raises(ConfigError, match="is not a run folder") as raised:
         RunDir.open(run.folder.parent / "another")
     assert raised.value.remedy == "Valid names: first.", "the folders above are no part of the comparison"
+
+
+@pytest.mark.parametrize(("failures", "opened"), [(1, True), (3, True), (9, False)])
+def test_a_file_server_that_hiccups_makes_a_run_no_other_folder(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, failures: int, opened: bool
+) -> None:
+    left, pauses = [failures], list[float]()
+
+    def failing(path: Path, most: int) -> bytes:
+        if left[0]:
+            left[0] -= 1
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return read_regular(path, most)
+
+    monkeypatch.setattr(run_files, "read_regular", failing)
+    monkeypatch.setattr("dist_ssl.runtime.tries.time.sleep", pauses.append)
+    if opened:
+        assert RunDir.open(run.folder).folder == run.folder
+    else:
+        with pytest.raises(OSError, match="Stale file handle"):
+            RunDir.open(run.folder)
+    assert pauses[:failures] == list(run_files.PAUSES[:failures])
+
+
+def test_a_job_begins_its_attempt_once_the_file_server_answers_again(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left, new_attempt = [2], RunDir.new_attempt
+    run.submit(run.config)
+
+    def failing(own: RunDir, config: dict[str, Any]) -> AttemptDir:
+        if left[0]:
+            left[0] -= 1
+            raise OSError(errno.EIO, "Input/output error")
+        return new_attempt(own, config)
+
+    monkeypatch.setattr(RunDir, "new_attempt", failing)
+    monkeypatch.setattr("dist_ssl.runtime.tries.time.sleep", lambda seconds: None)
+    assert prologue.main([str(run.folder)]) == 0
+    assert capsys.readouterr().out == "1\n"
 
 
 def test_the_current_folder_is_no_run(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dist_ssl.errors import ConfigError
-from launch import settings
+from launch import science_keys, settings
 from launch.run_dir import PROJECT
 from launch.sweep import expand
 
@@ -36,8 +36,8 @@ MACHINE_IN_SCIENCE = {
 EVERYTHING = ["aux=rotation", "engine=fsdp", "+engine.stage=3", "+engine.config.key=1", "tracker=[wandb,mlflow]"]
 """A config with the keys of all engines and trackers."""
 DEFAULTS = settings.compose(EVERYTHING, CONFIGS)
-LEAVES = dict(settings.leaves(DEFAULTS))
-SCIENCE = sorted(settings.science(DEFAULTS))
+LEAVES = dict(science_keys.leaves(DEFAULTS))
+SCIENCE = sorted(science_keys.science(DEFAULTS))
 MACHINE = sorted(LEAVES.keys() - set(SCIENCE))
 
 
@@ -125,11 +125,11 @@ def test_the_number_of_virtual_ranks_belongs_to_a_run_for_life() -> None:
     began = settings.compose(["engine=ddp", "engine.bitwise=true", "engine.virtual_ranks=4"], CONFIGS)
     for words in ([], ["engine=fsdp"], ["engine.bitwise=true", "engine.virtual_ranks=8"]):
         with pytest.raises(ConfigError, match=r"engine.virtual_ranks=(None|8) is not what the run began with \(4\)"):
-            settings.check_resume(began, settings.compose(words, CONFIGS))
-    settings.check_resume(settings.compose([], CONFIGS), settings.compose(["engine=fsdp"], CONFIGS))
+            science_keys.check_resume(began, settings.compose(words, CONFIGS))
+    science_keys.check_resume(settings.compose([], CONFIGS), settings.compose(["engine=fsdp"], CONFIGS))
     for words in (["engine.bitwise=true"], ["engine.bitwise=true", "engine.virtual_ranks=4"]):
         with pytest.raises(ConfigError, match="it began without virtual ranks") as raised:
-            settings.check_resume(settings.compose([], CONFIGS), settings.compose(words, CONFIGS))
+            science_keys.check_resume(settings.compose([], CONFIGS), settings.compose(words, CONFIGS))
         assert "start a new run" in raised.value.remedy
 
 
@@ -145,7 +145,7 @@ def test_every_top_level_key_is_science_or_machine_on_purpose() -> None:
 @pytest.mark.parametrize("key", SCIENCE)
 def test_a_resume_refuses_other_science_by_name(key: str) -> None:
     with pytest.raises(ConfigError) as raised:
-        settings.check_resume(DEFAULTS, changed(DEFAULTS, key))
+        science_keys.check_resume(DEFAULTS, changed(DEFAULTS, key))
     assert raised.value.problem.startswith(f"{key}=something else ")
     assert f"({LEAVES[key]})" in raised.value.problem
     assert "new run" in raised.value.remedy
@@ -153,12 +153,12 @@ def test_a_resume_refuses_other_science_by_name(key: str) -> None:
 
 @pytest.mark.parametrize("key", MACHINE)
 def test_a_resume_takes_other_machine_keys(key: str) -> None:
-    settings.check_resume(DEFAULTS, changed(DEFAULTS, key))
+    science_keys.check_resume(DEFAULTS, changed(DEFAULTS, key))
 
 
 def test_a_resume_refuses_another_clip_because_the_weights_depend_on_it() -> None:
     with pytest.raises(ConfigError, match=r"engine\.clip"):
-        settings.check_resume(DEFAULTS, changed(DEFAULTS, "engine.clip"))
+        science_keys.check_resume(DEFAULTS, changed(DEFAULTS, "engine.clip"))
 
 
 def test_another_engine_takes_over_the_keys_that_it_has_too() -> None:
@@ -167,7 +167,7 @@ def test_another_engine_takes_over_the_keys_that_it_has_too() -> None:
     assert words == ["engine=fsdp", "engine.clip=1.0", "nodes=2"]
     config = settings.compose([*words, "engine=ddp"], CONFIGS)
     assert (config["engine"]["_target_"], config["engine"]["clip"]) == ("dist_ssl.engines.ddp.DDP", 1.0)
-    settings.check_resume(settings.compose(began, CONFIGS), config)
+    science_keys.check_resume(settings.compose(began, CONFIGS), config)
     for newer in (["nodes=4"], ["engine.clip=2.0"], ["engine=fsdp"]):
         assert settings.of_another_choice(began, newer, "engine", CONFIGS) == began
 
@@ -184,18 +184,18 @@ def test_keys_of_deepspeeds_own_stay_with_it_alone() -> None:
     for words, kept in ((["engine=ddp"], [began[0], began[3]]), (["engine=deepspeed", "engine.stage=1"], began)):
         assert settings.of_another_choice(began, words, "engine", CONFIGS) == kept
     now = settings.compose(["engine=deepspeed", "engine.stage=1"], CONFIGS)
-    settings.check_resume(settings.compose(began, CONFIGS), {**now, "nodes": 2})
+    science_keys.check_resume(settings.compose(began, CONFIGS), {**now, "nodes": 2})
 
 
 def test_a_resume_refuses_science_that_is_new_or_gone() -> None:
     with_more = {**DEFAULTS, "encoder": {**DEFAULTS["encoder"], "depth": 1}}
     for began, now in ((DEFAULTS, with_more), (with_more, DEFAULTS)):
         with pytest.raises(ConfigError, match=r"encoder\.depth"):
-            settings.check_resume(began, now)
+            science_keys.check_resume(began, now)
 
 
 def test_a_resume_does_not_mind_the_run_folders_own_format() -> None:
-    settings.check_resume({"format": 1, **DEFAULTS}, DEFAULTS)
+    science_keys.check_resume({"format": 1, **DEFAULTS}, DEFAULTS)
 
 
 def test_an_unknown_folder_of_configs_is_not_composed(tmp_path: Path) -> None:
@@ -225,13 +225,13 @@ def of(key: str) -> list[str]:
 )
 def test_a_folder_is_meant_as_it_is_whatever_hydra_would_read_into_it(key: str, folder: str) -> None:
     found = settings.compose([*of(key), f"{key}=/data/{folder}"], CONFIGS)
-    assert dict(settings.leaves(found))[key] == f"/data/{folder}"
+    assert dict(science_keys.leaves(found))[key] == f"/data/{folder}"
 
 
 @pytest.mark.parametrize("key", settings.TEXTS)
 @pytest.mark.parametrize("text", ["007", "2012", "1.5", "1e3", "true", "nan", "it's"])
 def test_text_that_looks_like_a_number_stays_text(key: str, text: str) -> None:
-    assert dict(settings.leaves(settings.compose([*of(key), f"{key}={text}"], CONFIGS)))[key] == text
+    assert dict(science_keys.leaves(settings.compose([*of(key), f"{key}={text}"], CONFIGS)))[key] == text
 
 
 def test_text_may_still_be_left_out() -> None:

@@ -1,5 +1,6 @@
 """The exit code of a worker says whether its run may be resumed by itself: what was lost may come back."""
 
+import errno
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -7,6 +8,8 @@ import pytest
 
 from dist_ssl import train
 from dist_ssl.errors import (
+    CheckpointAwayError,
+    CheckpointError,
     ConfigError,
     DataError,
     DisagreementError,
@@ -29,6 +32,9 @@ RANK_LOST: list[Exception] = [
 ]
 OTHER_LOST: list[Exception] = [
     ServerAwayError("a", "b"),
+    CheckpointAwayError("a", "b"),
+    OSError(errno.ESTALE, "Stale file handle"),
+    OSError(errno.EIO, "Input/output error", "config.yaml"),
     RuntimeError("CUDA error: uncorrectable ECC error encountered"),
     RuntimeError("GPU is lost. Reboot the system to recover this GPU"),
 ]
@@ -46,6 +52,9 @@ def test_what_is_lost_may_come_back(error: Exception) -> None:
         (DisagreementError("a", "b"), DISAGREED_CODE),
         (ConfigError("a", "b"), 2),
         (DataError("a", "b"), 2),
+        (CheckpointError("a", "b"), 2),
+        (OSError(errno.ENOSPC, "No space left on device"), 2),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory"), 1),
         (TooManyUnreadableError("a", "b"), UNREADABLE_CODE),
         (UserError("a", "b"), 2),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), 1),

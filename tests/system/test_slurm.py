@@ -2,6 +2,7 @@
 
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dist_ssl.runtime.end_names import FAILED, FINISHED
+from dist_ssl.runtime.end_names import FAILED, FINISHED, OUT_OF_TIME, REFUSED, STOPPED
 from launch import following
 from launch import slurm as launcher
 from launch.ending import STOPPED_CODE, Ending
@@ -21,6 +22,7 @@ from tests import slurm as cluster
 from tests.slurm import Slurm
 from tests.system.launching import (
     ENDLESS,
+    WAIT_SECONDS,
     Launch,
     assert_same_training,
     await_that,
@@ -220,6 +222,52 @@ def test_a_job_whose_node_dies_comes_back_by_itself(slurm: Slurm, demo_shards: P
         assert node not in slurm.record(job)["NodeList"]
         slurm.ask("scancel", job)
         await_that(lambda: nothing_left(folder), "its processes are gone")
+
+
+@pytest.mark.chaos
+def test_a_job_whose_ranks_do_not_stop_before_its_time_is_over_comes_back(
+    slurm: Slurm, demo_shards: Path, tmp_path: Path
+) -> None:
+    code, text = run(slurm, *submitted(demo_shards, tmp_path, "name=deaf", *LONG))
+    assert code == 0, text
+    folder = tmp_path / "deaf"
+    await_that(lambda: saved(folder), "a checkpoint")
+    job, minutes = job_of(folder), int(slurm.record(job_of(folder))["RunTime"].split(":")[1])
+    for process in psutil.process_iter(["cmdline"]):
+        if str(folder) in process.info["cmdline"] and "launch.worker" in process.info["cmdline"]:
+            process.suspend()  # as a save to a slow disk would keep it
+    slurm.ask("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes + 2}")
+    await_that(lambda: endings(folder), "the attempt has ended", seconds=2 * WAIT_SECONDS)
+    (ending,) = endings(folder)
+    assert (ending.outcome, ending.signal, ending.again) == (STOPPED, "SIGUSR2", OUT_OF_TIME)
+    assert "Raise cluster.stop_ahead" in ending.reason
+    await_that(lambda: RunDir(folder).newest_attempt() == 2, "it is back")
+    slurm.ask("scancel", job)
+    await_that(lambda: nothing_left(folder), "its processes are gone")
+
+
+def test_a_job_that_is_submitted_inside_an_allocation_has_nothing_of_it(
+    slurm: Slurm, demo_shards: Path, tmp_path: Path
+) -> None:
+    given = submitted(demo_shards, tmp_path, "nodes=2", "name=inside", "epochs=2", "wait=true")
+    within = ("salloc", "--quiet", "--nodes=3", "--ntasks=6", "--cpus-per-task=2")
+    foreign = {"SBATCH_TIMELIMIT": "1", "SUBMITIT_PREEMPT_SIGNAL": "USR1"}
+    code, text = Launch(*given, environment={**slurm.environment, **foreign}, within=within).finish()
+    assert code == 0, text
+    assert "Finished." in text
+    record = slurm.record(job_of(tmp_path / "inside"))
+    assert (record["NumNodes"], record["NumTasks"], record["TimeLimit"]) == ("2", "2", "01:00:00")
+
+
+def test_a_node_without_the_gpus_that_were_granted_is_refused_by_name(
+    slurm: Slurm, demo_shards: Path, tmp_path: Path
+) -> None:
+    own = ("nodes=1", "ranks_per_node=2", f"cluster.gpus_per_node={cluster.GPUS}")
+    code, text = run(slurm, *submitted(demo_shards, tmp_path, "name=bare", *own, "wait=true"))
+    assert code == 2, text
+    assert f"{cluster.GPUS} GPUs were requested for each node, and {socket.gethostname()} shows 0." in text
+    (ending,) = endings(tmp_path / "bare")
+    assert (ending.outcome, ending.again) == (REFUSED, "")
 
 
 def test_a_run_in_an_allocation_stops_there_and_goes_on_and_a_killed_command_leaves_nothing(

@@ -10,11 +10,10 @@ save, {"saved": 8}: every line before it belongs to a step below 8. Where a late
 of earlier attempts for steps >= s are void.
 """
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +24,7 @@ from dist_ssl.core.progress import Progress
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import DataError
 from dist_ssl.runtime import jsonl
+from dist_ssl.runtime.kept_lines import KeptLines
 
 MASK = (1 << 64) - 1
 NAME = re.compile(r"attempt_([0-9]{4,18})_rank_([0-9]{5,18})")
@@ -55,7 +55,7 @@ class Ledger:
 
     def __init__(self, folder: Path, attempt: int, world: World) -> None:
         self.ranks = world.size
-        self.file: TextIO = jsonl.open_to_append(file_of(folder, attempt, world.rank))
+        self.lines = KeptLines(file_of(folder, attempt, world.rank))
 
     def record(self, progress: Progress, batch: Batch) -> None:
         """Write the line of the step at this position, which used this batch."""
@@ -65,19 +65,16 @@ class Ledger:
         if batch.unreadable:
             replaced = np.array(list(batch.unreadable), dtype=np.int64)
             line |= {"replaced": len(replaced), "replaced_hash": hash_ids(replaced)}
-        self._write(line)
+        self.lines.add(line)
 
     def seal(self, progress: Progress) -> None:
         """Note that a checkpoint of this position is about to be written, and fsync all lines before it is."""
-        self._write({"saved": progress.step})
-        os.fsync(self.file.fileno())
+        self.lines.add({"saved": progress.step})
+        self.lines.sync()
 
     def close(self) -> None:
         """Close the file."""
-        self.file.close()
-
-    def _write(self, line: dict[str, int]) -> None:
-        self.file.write(jsonl.line_of(line))
+        self.lines.close()
 
 
 @dataclass(frozen=True)

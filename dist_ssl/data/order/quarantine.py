@@ -21,6 +21,7 @@ from dist_ssl.data.storage.mixture import MixedSplit
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import TooManyUnreadableError
 from dist_ssl.runtime import jsonl
+from dist_ssl.runtime.kept_lines import KeptLines
 
 log = logging.getLogger(__name__)
 Row = dict[str, Any]
@@ -36,6 +37,7 @@ class Quarantine:
 
     def __init__(self, path: Path, split: Split, *, world: World, attempt: int, max_bad: Share) -> None:
         self.path, self.split, self.world, self.attempt, self.max_bad = path, split, world, attempt, max_bad
+        self._lines = KeptLines(path)
         self._known: dict[int, Row] = {}
         self._found: dict[int, Row] = {}
         self._enter(world.share(self._listed() if world.rank == 0 else None))
@@ -73,7 +75,8 @@ class Quarantine:
         new = self._enter(sorted((row for own in gathered for row in own), key=lambda row: row["step"]))
         self._found = {}
         if new and self.world.rank == 0:
-            jsonl.append(self.path, new)
+            self._lines.add(*new)
+            self._lines.sync()
         judged = progress.step - (progress.lane_offset > 0)
         self._judge([row for row in self._known.values() if row["step"] < judged], progress.samples)
 

@@ -13,7 +13,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Queue
-from typing import Any
 
 from dist_ssl.core.batch import Batch
 from dist_ssl.data.storage.manifest import Split
@@ -22,6 +21,7 @@ from dist_ssl.data.storage.reader_options import Access
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import DataError, UserError
 from dist_ssl.runtime import jsonl
+from dist_ssl.runtime.kept_lines import KeptLines
 from dist_ssl.runtime.strange_files import parsed_object, sha256_of
 
 log = logging.getLogger(__name__)
@@ -50,9 +50,9 @@ class ShardContents:
         self._problem: UserError | None = None
         self._closed = False
         self._thread = threading.Thread(target=self._verify_all, name="contents", daemon=True)
-        self._file = jsonl.open_to_append(self.path)
+        self._record = KeptLines(self.path)
         if world.local_rank == 0:
-            self._write({"how": self.how})
+            self._record.add({"how": self.how})
 
     def record(self, batch: Batch) -> None:
         """Begin to verify the shards that this batch was the first to be read from. Raises the DataError of `check`."""
@@ -73,7 +73,7 @@ class ShardContents:
     def close(self) -> None:
         """Close the record; shards that are not verified yet never will be."""
         self._closed = True
-        self._file.close()
+        self._record.close()
 
     def _begin(self, places: Iterable[int]) -> None:
         self._seen |= {*places}
@@ -110,10 +110,7 @@ class ShardContents:
                 "Put the old tar back and resume, or make the shards again for a new run; shards/verify.py names all "
                 "samples that differ.",
             )
-        self._write({"level": level, "shard": number})
-
-    def _write(self, row: dict[str, Any]) -> None:
-        self._file.write(jsonl.line_of(row))
+        self._record.add({"level": level, "shard": number})
 
 
 def _how(split: Split, access: Access) -> str:

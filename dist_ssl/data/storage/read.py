@@ -25,9 +25,9 @@ from dist_ssl.data.storage.node_folder import use
 from dist_ssl.data.storage.prefetch import Prefetcher
 from dist_ssl.data.storage.reader_options import Access
 from dist_ssl.data.storage.transports import NoRangesError
-from dist_ssl.errors import DataError
+from dist_ssl.errors import DataError, ServerAwayError
 from dist_ssl.runtime.strange_files import open_regular
-from dist_ssl.runtime.tries import tried_again
+from dist_ssl.runtime.tries import TRANSIENT, tried_again
 
 MOST_OPEN = 32
 READ_TRIES = 4
@@ -39,12 +39,15 @@ T = TypeVar("T")
 
 
 def in_several_tries(read: Callable[[], T], what: str) -> T:
-    """Return what `read` returns, tried again where the file system fails. Raises DataError that says of what."""
+    """Return what `read` returns, tried again where the file system fails.
+
+    Raises DataError that says of what; ServerAwayError where the file system may answer again.
+    """
     pauses = [FIRST_PAUSE_SECONDS * 2**number for number in range(READ_TRIES - 1)]
     try:
         return tried_again(read, pauses)
     except OSError as error:
-        raise DataError(
+        raise (ServerAwayError if error.errno in TRANSIENT else DataError)(
             f"{what} could not be read in {READ_TRIES} tries: {error}.",
             "This is the file system's fault, not the data's: resume the run once it answers again.",
         ) from error

@@ -1,5 +1,6 @@
 """Reads from this machine's own shards: failed ones are tried again, few files stay open, none is opened needlessly."""
 
+import errno
 import os
 import shutil
 import threading
@@ -63,6 +64,18 @@ def test_an_io_error_that_stays_stops_the_run_and_is_no_fact_about_the_sample(
     assert isinstance(caught.value.__cause__, OSError)
     assert "not the data's" in caught.value.remedy
     assert reader.tries == {5: read.READ_TRIES}
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOENT])
+def test_a_file_system_that_may_answer_again_ends_an_attempt_that_comes_back(
+    no_pause: list[float], number: int
+) -> None:
+    def away() -> bytes:
+        raise OSError(number, os.strerror(number))
+
+    with pytest.raises(DataError, match="Sample 5 could not be read in 4 tries") as caught:
+        read.in_several_tries(away, "Sample 5")
+    assert caught.value.transient is (number != errno.ENOENT)
 
 
 def test_few_files_stay_open_and_every_read_is_right(split: manifest.Split, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,66 @@
+"""A JSON Lines file that a run writes beside training, whose lines wait in memory while its disk cannot take them.
+
+A disk that is full for an hour, or a file server that hiccups, costs neither the run nor a line: what waits is written
+as soon as that is possible. Only a process that ends before loses it, and the log says how much.
+"""
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from dist_ssl.runtime import jsonl
+from dist_ssl.runtime.tries import NO_ROOM, TRANSIENT
+
+log = logging.getLogger(__name__)
+
+
+class KeptLines:
+    """Lines that are appended to `path`, each row at once. Errors that do not go away by themselves are raised."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._waiting = bytearray()
+        self._refused = False
+        self._file: TextIO | None = None
+        """None before the first line."""
+        self._closed = False
+
+    def add(self, *rows: Mapping[str, Any]) -> None:
+        """Append rows, after those that wait. Raises OSError."""
+        self._waiting += "".join(map(jsonl.line_of, rows)).encode()
+        self._write()
+
+    def sync(self) -> None:
+        """Force all lines to disk, but for those that have to wait. Raises OSError."""
+        self._write(sync=True)
+
+    def close(self) -> None:
+        """Close the file; lines that still wait are lost, and the log says how many."""
+        self._write()
+        if lost := self._waiting.count(b"\n"):
+            log.warning("%s lacks its last %d lines, for which there was no room.", self.path, lost)
+        self._closed = True
+        if self._file:
+            self._file.close()
+
+    def _write(self, sync: bool = False) -> None:
+        assert not self._closed, f"{self.path} is closed"
+        try:
+            self._file = self._file or jsonl.open_to_append(self.path)
+            descriptor = self._file.fileno()
+            while self._waiting:
+                del self._waiting[: os.write(descriptor, self._waiting)]
+            if sync:
+                os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in (*NO_ROOM, *TRANSIENT):
+                raise
+            if not self._refused:
+                log.warning("%s cannot be written (%s): its lines wait.", self.path, error.strerror)
+            self._refused = True
+            return
+        if self._refused:
+            log.warning("%s has all its lines again.", self.path)
+        self._refused = False

@@ -1,0 +1,29 @@
+"""Messages that say that something is gone which a rank needs: another rank, its network, or the GPU."""
+
+import re
+
+LOST_RANK = re.compile(
+    r"Connection (closed|reset|refused)|Broken pipe|Timed out waiting|timeout caused pair closure|Socket Timeout"
+    r"|ncclRemoteError|NCCL communicator was aborted|remote process exited"
+)
+"""Messages of gloo and NCCL that say that another process or its network is gone."""
+LOST_GPU = re.compile(r"uncorrectable ECC|fallen off the bus|GPU is lost")
+"""Messages of CUDA that say that the GPU is gone."""
+ABORTED = "terminate called after throwing"
+"""Beginning of what a C++ library says as it aborts the process."""
+BY_WATCHDOG = "watchdog thread terminated with exception"
+OVERDUE = re.compile(r"Watchdog caught collective operation timeout")
+"""Message of torch's watchdog over NCCL: an exchange with the other ranks has not ended within the run's `timeout`."""
+
+
+def said_by_watchdog(log: str) -> str:
+    """Return the line with which NCCL's watchdog aborted a rank because something is gone; empty for any other end.
+
+    `log`: the end of the rank's log. A rank may wait for its GPU, which waits for a rank that is gone: no error of
+    Python is raised then, and a thread of torch aborts the process.
+    """
+    _, aborted, said = log.rpartition(ABORTED)
+    if not aborted or BY_WATCHDOG not in said:
+        return ""
+    signs = (OVERDUE, LOST_RANK, LOST_GPU)
+    return next((line.strip() for line in said.split("\n") if any(sign.search(line) for sign in signs)), "")
