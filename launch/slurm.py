@@ -56,7 +56,7 @@ from launch.last_lines import RUN_FOLDER, say_how_it_ended, train_longer
 from launch.local import LocalAttempt
 from launch.run_dir import PROJECT, RunDir, write_for_owner_alone
 from launch.run_names import check_name, check_place
-from launch.visible_gpus import visible_gpus
+from launch.visible_gpus import why_on_the_cpu
 
 INTERRUPTED = "Interrupted. Jobs submitted and run folders made before are listed above."
 CODE_OF_THE_COMMAND = {**CODE_OF_OUTCOME, STOPPED: STOPPED_CODE}
@@ -66,11 +66,10 @@ Prepared = tuple[RunDir, dict[str, Any]]
 
 def run_here(run: RunDir, config: dict[str, Any], overrides: list[str], console: Console) -> int:
     """Run an attempt on this machine to its end; return the exit code. `overrides`: those of the resume command."""
-    nodes, gpus = config["nodes"], len(visible_gpus())
+    nodes, ranks = config["nodes"], config["nodes"] * config["ranks_per_node"]
     kind = AllocationAttempt if config["cluster"]["kind"] == "allocation" else LocalAttempt
     refuse_second_job(run)
-    if kind is LocalAttempt and 0 < gpus < (ranks := nodes * config["ranks_per_node"]):
-        note = f"{gpus} GPUs are too few for {ranks} ranks: all ranks use the CPU. nodes=1 uses the GPUs."
+    if kind is LocalAttempt and (note := why_on_the_cpu(ranks)):
         console.print(note, highlight=False)
     console.print(f"{RUN_FOLDER}{run.folder}", highlight=False)
     if note := changes(run, run.newest_attempt()):

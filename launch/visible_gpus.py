@@ -9,9 +9,14 @@ DEVICE_FILES = ("nvidia[0-9]*", "nvhost-gpu", "nvgpu", "dxg", "kfd")
 DEVICES = Path("/dev")
 
 
+def present(devices: Path = DEVICES, names: Sequence[str] = DEVICE_FILES) -> bool:
+    """Return whether a driver offers GPUs here, whether or not torch can use them."""
+    return any(any(devices.glob(name)) for name in names)
+
+
 def count(devices: Path = DEVICES, names: Sequence[str] = DEVICE_FILES) -> int:
     """Return the number of GPUs that torch would use in this process. `devices`: the folder of device files."""
-    if not any(any(devices.glob(name)) for name in names):
+    if not present(devices, names):
         return 0  # loading torch takes more than a second, which every start on such a machine would wait for
     import torch
 
@@ -24,3 +29,21 @@ def visible_gpus() -> list[str]:
     if named is not None:
         return [name for name in named.split(",") if name]
     return [str(number) for number in range(count())]
+
+
+def named_gpus() -> int:
+    """Return how many GPUs the environment names for this process; 0 where no driver offers any."""
+    return len(visible_gpus()) if "CUDA_VISIBLE_DEVICES" in os.environ and present() else 0
+
+
+def why_on_the_cpu(ranks: int) -> str:
+    """Return why so many ranks on this machine use its CPU though it has GPUs; empty where nobody would wonder."""
+    gpus = len(visible_gpus())
+    if 0 < gpus < ranks:
+        return f"{gpus} GPUs are too few for {ranks} ranks: all ranks use the CPU. nodes=1 uses the GPUs."
+    if not gpus and "CUDA_VISIBLE_DEVICES" not in os.environ and present():
+        return (
+            "This machine has GPUs, and torch can use none of them: all ranks use the CPU. "
+            "python -c 'import torch; torch.cuda.init()' says why."
+        )
+    return ""

@@ -42,6 +42,7 @@ from launch.restarts import restarts_before
 from launch.run_dir import AttemptDir, RunDir, write_for_owner_alone
 from launch.science_keys import science
 from launch.variables import PARENT
+from launch.visible_gpus import named_gpus
 
 if TYPE_CHECKING:
     from dist_ssl.distributed.world import World
@@ -110,7 +111,8 @@ def joined_ranks(config: dict[str, Any], meeting: Path | None) -> "Iterator[Worl
         defer_compiler()
     use_threads(config)
     local = config["cluster"]["kind"] == "local"
-    gpus, one_machine = 0 if local else cluster_options.gpus(config["cluster"]), local or config["nodes"] == 1
+    gpus = named_gpus() if local else cluster_options.gpus(config["cluster"])
+    one_machine = local or config["nodes"] == 1
     waits = Waits(*(Duration.parse(config[key]).amount for key in ("start_timeout", "timeout")))
     network = Network(one_machine, config["cluster"]["interface"])
     with joined(meeting, waits, gpus=gpus, network=network) as world:
