@@ -66,7 +66,7 @@ def why_again(ending: Ending, record: dict[str, str], progressed: bool, lost_bef
 def may_go_on(ending: Ending) -> bool:
     """Return whether another attempt may succeed where this one ended so.
 
-    A rank that was told to stop and could not save, for lack of room say, is no reason to stay down: the checkpoint
+    A rank that was asked to stop and could not save, for lack of room say, is no reason to stay down: the checkpoint
     before is whole, and the disk may have room again.
     """
     hindered = ending.signal and not (ending.cause or ending.diverged or ending.unreadable)
