@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dist_ssl.runtime.end_names import FAILED, FINISHED, OUT_OF_TIME, REFUSED, STOPPED
+from dist_ssl.runtime.end_names import FAILED, FINISHED, REFUSED
 from launch import following
 from launch import slurm as launcher
 from launch.ending import STOPPED_CODE, Ending
@@ -22,7 +22,6 @@ from tests import slurm as cluster
 from tests.slurm import Slurm
 from tests.system.launching import (
     ENDLESS,
-    WAIT_SECONDS,
     Launch,
     assert_same_training,
     await_that,
@@ -222,28 +221,6 @@ def test_a_job_whose_node_dies_comes_back_by_itself(slurm: Slurm, demo_shards: P
         assert node not in slurm.record(job)["NodeList"]
         slurm.ask("scancel", job)
         await_that(lambda: nothing_left(folder), "its processes are gone")
-
-
-@pytest.mark.chaos
-def test_a_job_whose_ranks_do_not_stop_before_its_time_is_over_comes_back(
-    slurm: Slurm, demo_shards: Path, tmp_path: Path
-) -> None:
-    code, text = run(slurm, *submitted(demo_shards, tmp_path, "name=deaf", *LONG))
-    assert code == 0, text
-    folder = tmp_path / "deaf"
-    await_that(lambda: saved(folder), "a checkpoint")
-    job, minutes = job_of(folder), int(slurm.record(job_of(folder))["RunTime"].split(":")[1])
-    for process in psutil.process_iter(["cmdline"]):
-        if str(folder) in process.info["cmdline"] and "launch.worker" in process.info["cmdline"]:
-            process.suspend()  # as a save to a slow disk would keep it
-    slurm.ask("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes + 2}")
-    await_that(lambda: endings(folder), "the attempt has ended", seconds=2 * WAIT_SECONDS)
-    (ending,) = endings(folder)
-    assert (ending.outcome, ending.signal, ending.again) == (STOPPED, "SIGUSR2", OUT_OF_TIME)
-    assert "Raise cluster.stop_ahead" in ending.reason
-    await_that(lambda: RunDir(folder).newest_attempt() == 2, "it is back")
-    slurm.ask("scancel", job)
-    await_that(lambda: nothing_left(folder), "its processes are gone")
 
 
 def test_a_job_that_is_submitted_inside_an_allocation_has_nothing_of_it(
