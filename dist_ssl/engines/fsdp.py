@@ -7,6 +7,7 @@ clipping and EMA update see shards as plain tensors. Buffers (batch-norm statist
 method made them. In a world of one nothing is wrapped.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -71,6 +72,15 @@ def place(shape: tuple[int, ...], shard: Tensor, rank: int, size: int) -> Piece:
     first = min(rank * rows, shape[0])
     assert len(shard) == min(rows, shape[0] - first)
     return Piece.of_rows(shard, first, shape[0])
+
+
+def shared_out(counts: Mapping[str, int], copies: int) -> dict[str, int]:
+    """Return the copy that saves each tensor, the same on all ranks. `counts`: the tensors' elements.
+
+    The copies take turns, the largest tensors first: none saves more than the largest tensor above another one.
+    """
+    ordered = sorted(counts, key=lambda name: (-counts[name], name))
+    return {name: number % copies for number, name in enumerate(ordered)}
 
 
 @dataclass(eq=False, repr=False)
@@ -217,16 +227,13 @@ class FSDP(Parallel):
         return self.shards.get(parameter) if moment != "step" else None
 
     def state(self) -> State:
-        """Return the canonical state; of several copies only the first returns elements of sharded parameters."""
+        """Return the canonical state; of several copies each returns the elements of its share of what is sharded."""
         found = super().state()
-        if self.copy == 0:
-            return found
-        return {
-            name: Piece(value.tensor.flatten()[:0], value.shape, value.start)
-            if isinstance(value, Piece) and self._shard_of(name)
-            else value
-            for name, value in found.items()
-        }
+        sharded = {name: value for name, value in found.items() if isinstance(value, Piece) and self._shard_of(name)}
+        counts = {name: math.prod(piece.shape) for name, piece in sharded.items()}
+        elsewhere = [name for name, copy in shared_out(counts, self.copies).items() if copy != self.copy]
+        empty = {name: Piece(sharded[name].tensor.flatten()[:0], sharded[name].shape, 0) for name in elsewhere}
+        return {**found, **empty}
 
     def load(self, state: State) -> None:
         """Load a canonical state that contains at least the elements this rank `wants`. Raises CheckpointError."""

@@ -32,6 +32,7 @@ from dist_ssl.checkpoint.table_rules import whole_table
 from dist_ssl.core.partition import partition
 from dist_ssl.core.plan import EpochPlan
 from dist_ssl.core.progress import Progress
+from dist_ssl.engines.fsdp import shared_out
 from dist_ssl.protocols.engine import Piece, State
 
 RANKS, TENSORS = (8, 64, 1024), 2000
@@ -41,6 +42,7 @@ MOST_AROUND = 1000
 """Bytes of what a table says but of its pieces."""
 AGREEMENTS, NUMBER = 3, 8
 """How often the ranks of a save or a restore agree on a number, at the least, and its bytes."""
+PER_NODE = 8
 WIDTH = 1280
 """Of the transformer whose tensors are saved: that of a ViT-H."""
 BLOCK = {
@@ -89,6 +91,17 @@ def ddp(shapes: Shapes, rank: int, ranks: int) -> State:
     return {**whole, **bank(shapes, rank, ranks)}
 
 
+def copies(shapes: Shapes, rank: int, ranks: int) -> State:
+    """What a rank saves where each node of PER_NODE ranks has a copy of all tensors, as FSDP with replicate=nodes."""
+    own = fsdp({**shapes}, rank % PER_NODE, PER_NODE)
+    counts = {name: math.prod(shape) for name, shape in shapes.items() if name != BANK}
+    writer = shared_out(counts, ranks // PER_NODE)
+    mine = {
+        name: own[name] if writer[name] == rank // PER_NODE else Piece(sized(0), shapes[name], 0) for name in counts
+    }
+    return {**mine, **bank(shapes, rank, ranks)}
+
+
 def zero(shapes: Shapes, rank: int, ranks: int) -> State:
     """What a rank holds where all tensors are concatenated and cut into equal parts, so that borders are anywhere."""
     own = partition(sum(math.prod(shape) for name, shape in shapes.items() if name != BANK), rank, ranks)
@@ -107,7 +120,7 @@ def bank(shapes: Shapes, rank: int, ranks: int) -> State:
     return {BANK: Piece(sized(len(rows) * width).view(len(rows), width), (count, width), rows.start * width)}
 
 
-LAYOUTS: dict[str, Callable[[Shapes, int, int], State]] = {"fsdp": fsdp, "ddp": ddp, "zero": zero}
+LAYOUTS: dict[str, Callable[[Shapes, int, int], State]] = {"fsdp": fsdp, "copies": copies, "ddp": ddp, "zero": zero}
 
 
 @dataclass(frozen=True)

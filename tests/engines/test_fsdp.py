@@ -2,15 +2,20 @@
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from dist_ssl.checkpoint.saver import Checkpoint
+from dist_ssl.core.progress import Progress
 from dist_ssl.core.tokens import ALL_TOKENS, Tokens
 from dist_ssl.distributed.world import World
-from dist_ssl.engines.fsdp import FSDP, blocks
+from dist_ssl.engines.fsdp import FSDP, blocks, shared_out
 from dist_ssl.errors import ConfigError, TrainingError
 from dist_ssl.models.encoders import TinyResNet, timm_encoder
 from dist_ssl.optim.recipes import LARS, SGD, AdamW, OptimizerRecipe
@@ -116,13 +121,47 @@ def on_two_nodes(world: World) -> tuple[float, list[tuple[int, int]]]:
     return max(gaps), [tuple(own) for own in world.collect(counts)]
 
 
-def test_nodes_may_hold_copies_of_which_one_is_written(ranks: Ranks) -> None:
-    whole = sum(p.numel() for p in small_method(World(), "mocov3").parameters())
+def test_nodes_may_hold_copies_and_each_writes_its_share(ranks: Ranks) -> None:
+    sizes = [p.numel() for p in small_method(World(), "mocov3").parameters()]
+    whole = sum(sizes)
     for gap, counts in ranks.run(on_two_nodes, 4):
         assert gap < 1e-9
         assert sum(held for held, _ in counts) == 2 * whole
         assert sum(written for _, written in counts) == whole
-        assert [written for _, written in counts[2:]] == [0, 0]
+        first, second = (sum(written for _, written in counts[node : node + 2]) for node in (0, 2))
+        assert abs(first - second) <= max(sizes)
+
+
+@given(st.lists(st.integers(0, 1000), max_size=30), st.integers(1, 5))
+def test_copies_save_about_as_much_as_each_other_whatever_the_order_of_names(sizes: list[int], copies: int) -> None:
+    counts = {f"t{number}": size for number, size in enumerate(sizes)}
+    found = shared_out(counts, copies)
+    assert found == shared_out(dict(reversed(counts.items())), copies)
+    loads = [sum(counts[name] for name in counts if found[name] == copy) for copy in range(copies)]
+    assert max(loads) - min(loads) <= max(sizes, default=0)
+
+
+def saved_by_copies(world: World, folder: Path) -> dict[str, Any]:
+    """What four ranks save of which two each have a copy; what a rank of another layout holds after loading it."""
+    placed = replace(world, local_size=2, local_rank=world.rank % 2)
+    made = filled(small_engine(placed, "fsdp", small_method(placed, "mocov3"), replicate="nodes"))
+    trained(made, range(2))
+    wanted = whole_state(made)
+    own = Checkpoint(folder, world, keep_last=1, attempt=1, newest=lambda: True)
+    own.save(made, Progress(epochs=1, step=2))
+    own.wait()
+    again = small_engine(world, "fsdp", small_method(world, "mocov3"))
+    Checkpoint(folder, world, keep_last=1, attempt=2, newest=lambda: True).restore(again, Progress(epochs=1, attempt=2))
+    found = whole_state(again)
+    assert found.keys() == wanted.keys()
+    return {name: bool(torch.equal(found[name], wanted[name])) for name in wanted}
+
+
+def test_what_copies_share_out_is_read_by_ranks_that_share_everything(ranks: Ranks, tmp_path: Path) -> None:
+    for same in ranks.run(saved_by_copies, 4, tmp_path):
+        assert all(same.values()), same
+    sizes = [file.stat().st_size for file in sorted((tmp_path / "step_00000002").glob("rank_*"))]
+    assert max(sizes) < 2 * min(sizes)
 
 
 def various(world: World) -> dict[str, Any]:
