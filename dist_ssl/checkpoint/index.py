@@ -44,6 +44,8 @@ from dist_ssl.runtime.strange_files import read_regular
 FORMAT = FORMATS[-1]
 MOST_TABLE = 1 << 30
 """Bytes of `state.json`, at most: in formats 1 and 2 a piece takes some 150."""
+MOST_OPEN = 256
+"""Files of a checkpoint that are kept open, at most; others are opened for each read of a megabyte."""
 READERS = 4
 """Number of reading threads: enough to keep a disk and two cores busy."""
 
@@ -236,13 +238,18 @@ def verify(folder: Path) -> None:
 
 @contextmanager
 def _rank_files(folder: Path, table: CheckpointTable) -> Iterator[Callable[[str], RankFile]]:
-    """Yield a function that opens a file of a checkpoint by its name, once; all of them are closed at the end."""
+    """Yield a function that opens a file of a checkpoint by its name, once; all of them are closed at the end.
+
+    Only the first MOST_OPEN stay open: a thousand ranks have as many files, and a process may not open so many.
+    """
     files: dict[str, RankFile] = {}
     allow_open_files()
 
     def file(name: str) -> RankFile:
         if name not in files:
             files[name] = RankFile(folder / name, table.identity(name))
+            if len(files) > MOST_OPEN:
+                files[name].close()
         return files[name]
 
     try:

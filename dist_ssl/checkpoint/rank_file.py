@@ -115,7 +115,7 @@ class RankFile:
             raise
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file, which can be read all the same; not while others read it."""
         self._file.close()
 
     def _read_places(self, identity: Identity) -> dict[str, PlaceInFile]:
@@ -185,16 +185,22 @@ class RankFile:
         while done < len(buffer):
             try:
                 count = self._read(buffer[done:], offset + done)
-            except (OSError, OverflowError) as error:
+            except OSError as error:
+                raise not_opened(self.path, error) from error
+            except OverflowError as error:
                 raise DamagedError(f"{self.name}: {error}") from error
             if not count:
                 raise DamagedError(f"{self.name}: it ends after {offset + done:,} bytes")
             done += count
 
     def _read(self, buffer: memoryview, offset: int) -> int:
-        """Return how many bytes were read; after a transient error the file is opened anew, as a stale handle needs."""
+        """Return how many bytes were read; after a transient error the file is opened anew, as a stale handle needs.
+
+        A file that has been closed is opened for each read.
+        """
         try:
-            return os.preadv(self._file.fileno(), [buffer], offset)
+            if not self._file.closed:
+                return os.preadv(self._file.fileno(), [buffer], offset)
         except OSError as error:
             if error.errno not in TRANSIENT:
                 raise

@@ -1,5 +1,6 @@
 """Tensors in pieces: written by the ranks that hold them, read back in any other parts, on any number of ranks."""
 
+import errno
 import math
 import os
 from itertools import pairwise
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from dist_ssl.checkpoint import rank_file, rank_header
+from dist_ssl.checkpoint import index, rank_file, rank_header
 from dist_ssl.checkpoint.damage import DamagedError
 from dist_ssl.checkpoint.index import read, sealed_text, verify
 from dist_ssl.checkpoint.rank_file import as_bytes
@@ -87,6 +88,36 @@ def test_a_rank_opens_only_the_files_that_hold_what_it_wants(tmp_path: Path) -> 
     assert read(tmp_path, lambda *_: range(9, 11))[1]["spread"].tensor.tolist() == [9, 10]  # type: ignore[union-attr]
     with pytest.raises(DamagedError, match="rank_00001"):
         read(tmp_path, lambda *_: range(7, 9))
+
+
+def refused(*_: Any) -> int:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+def test_no_more_files_are_kept_open_than_a_process_may_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a thousand ranks that hold everything have written, one rank reads: every one of their files."""
+    whole = torch.arange(30.0)
+    put(tmp_path, {}, [{"spread": Piece(whole[3 * rank : 3 * rank + 3], (30,), 3 * rank)} for rank in range(10)])
+    monkeypatch.setattr(index, "MOST_OPEN", 2)
+    before, most, copy = len(list(Path("/proc/self/fd").iterdir())), [0], rank_file.RankFile.copy
+
+    def counted(*given: Any) -> None:
+        most.append(len(list(Path("/proc/self/fd").iterdir())))
+        copy(*given)
+
+    monkeypatch.setattr(rank_file.RankFile, "copy", counted)
+    assert torch.equal(read(tmp_path)[1]["spread"], whole)  # type: ignore[arg-type]
+    assert max(most) <= before + 2 + 2 * index.READERS
+    verify(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(rank_file, "_read_anew", refused)
+        with pytest.raises(CheckpointError, match="cannot be opened: Too many open files"):
+            read(tmp_path)
+    file = tmp_path / "rank_00009.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    for damaged in (read, verify):
+        with pytest.raises(DamagedError, match="rank_00009"):
+            damaged(tmp_path)
 
 
 def test_of_a_piece_only_what_has_the_same_hash_as_the_slice_is_read_and_verified(
