@@ -23,6 +23,7 @@ from dist_ssl.runtime.end_names import (
     WORKER_DIED,
 )
 from dist_ssl.runtime.files import write_atomically
+from launch.lost_signs import LOST_GPU
 from launch.run_dir import AttemptDir
 from launch.run_files import read_report
 
@@ -103,6 +104,7 @@ def of_ranks(
     `first`: the rank that failed before the others, if any, and `noticed` when, in seconds since 1970. `memory_kills`:
     number of processes of the node that the kernel has killed in this attempt because memory was short.
     """
+    first = rank_without_gpu(attempt, codes, first)
     endings = []
     for rank, code in codes.items():
         outcome, lost = OUTCOME_OF_CODE.get(code, FAILED), code == LOST_CODE
@@ -117,6 +119,13 @@ def of_ranks(
         found = Ending(outcome, reason, noticed, lost=lost, cause=cause)
         endings.append(replace(found, diverged=code == DIVERGED_CODE, unreadable=code == UNREADABLE_CODE))
     return worst(endings)
+
+
+def rank_without_gpu(attempt: AttemptDir, codes: dict[int, int], first: int | None) -> int | None:
+    """Return the rank that says that its GPU is gone, else `first`: other ranks may notice its end before it ends."""
+    lost = [rank for rank, code in codes.items() if code == LOST_CODE]
+    words = {rank: attempt.reason(rank) or last_words(attempt.log(f"rank_{rank:05d}"), LOST_CODE) for rank in lost}
+    return next((rank for rank in lost if LOST_GPU.search(words[rank])), first)
 
 
 def describe(code: int) -> str:

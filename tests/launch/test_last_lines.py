@@ -76,6 +76,18 @@ def test_a_run_of_too_many_unreadable_samples_is_not_advised_to_resume(run: RunD
     assert not of_ranks(AttemptDir(run, 1), {0: 2}, 0).unreadable
 
 
+def test_the_rank_whose_gpu_is_gone_is_quoted_though_a_peer_ended_first(run: RunDir) -> None:
+    attempt = AttemptDir(run, 1)
+    for rank, text in enumerate(["Connection closed by peer", "CUDA error: uncorrectable ECC error encountered"]):
+        attempt.log(f"rank_{rank:05d}").parent.mkdir(parents=True, exist_ok=True)
+        attempt.log(f"rank_{rank:05d}").write_text(f"RuntimeError: {text}\n")
+    found = of_ranks(attempt, {0: LOST_CODE, 1: LOST_CODE}, 0)
+    assert found.lost
+    assert "Rank 1" in found.reason
+    assert "uncorrectable ECC" in found.reason
+    assert "Rank 0" in of_ranks(attempt, {0: LOST_CODE}, 0).reason
+
+
 def test_ranks_that_disagree_say_so_by_their_exit_code_and_are_resumed_once_that_is_put_right(run: RunDir) -> None:
     assert code_of(DisagreementError("plans", "")) == DISAGREED_CODE
     attempt = AttemptDir(run, 1)
