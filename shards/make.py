@@ -37,7 +37,7 @@ from shards.command_line import ONE_PER_CORE, Bytes, fill, pairs, parse_path
 from shards.depth import FoundRange, white_for
 from shards.folder_facts import Facts, measure_shards
 from shards.image_source import ImageSource
-from shards.picture_rules import KeyChoice, choices, lines
+from shards.picture_rules import DEFAULT_METHOD, KeyChoice, choices, lines, method_for
 from shards.sources import demo, garments, imagefolder, tars, vision
 
 SOURCES: dict[str, ImageSource] = {
@@ -91,7 +91,8 @@ def report(folder: Path, console: Console, fit: bool = True, away: Address | Non
         files = ", ".join([manifest.NAME, *(f"{name}.samples.safetensors" for name in found.splits)])
         say(console, f"Copy {files} from {folder} to {away}, beside the tars. Then:")
     chosen = fitting(facts, folder, console) if facts else plain_choices(found)
-    options = ["method=mocov3", "nodes=1", "data=shards", f"data.path={away or folder}", *words(chosen)]
+    method = method_for(facts) if facts else DEFAULT_METHOD
+    options = [f"method={method}", "nodes=1", "data=shards", f"data.path={away or folder}", *words(chosen)]
     options += [f"data.pyramid=[{','.join(map(str, sides))}]"] if sides else []
     options += [f"data.range={white}"] if white else []
     say(console, "To see its length, costs and time first: python launch/plan.py, with the words of this command:")

@@ -19,6 +19,7 @@ SMALL = 64
 """Shorter side, px, up to which pictures count as small."""
 FEW, MANY = 10_000, 100_000
 """Numbers of pictures below which, and from which, photographs are treated differently."""
+DEFAULT_METHOD = "mocov3"
 LIKE_IMAGENET = 0.05
 """Largest difference of a mean or a standard deviation for which ImageNet's are used."""
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -147,6 +148,14 @@ def of_the_length(facts: Facts) -> list[KeyChoice]:
     if batch(facts) != BATCH:
         found.append(KeyChoice("batch_size", str(batch(facts)), f"only {facts.train} pictures"))
     return found
+
+
+def method_for(facts: Facts) -> str:
+    """Return the method that a printed command names: on one node SimCLR learns fewer than MANY pictures sooner.
+
+    A run of `data=folder` has the method that its command names. What was measured stands in configs/CHOOSING.md.
+    """
+    return "simclr" if facts.train < MANY else DEFAULT_METHOD
 
 
 def looked_at(facts: Facts) -> int:

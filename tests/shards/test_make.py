@@ -110,7 +110,7 @@ def test_the_command_that_trains_on_it_is_printed(
     assert run_command(run, ["source=imagefolder", f"path={tmp_path / 'in'}", f"out={tmp_path / 'o=1'}"]) == 0
     text = capsys.readouterr().out
     words = f"data=shards data.path={tmp_path / 'o=1'}" + (" data.val=val" if labelled else "")
-    assert f"python launch/slurm.py method=mocov3 nodes=1 {words} " in text
+    assert f"python launch/slurm.py method=simclr nodes=1 {words} " in text
     config = settings.compose(shlex.split(text.partition("launch/slurm.py ")[2]), PROJECT / "configs")
     assert config["data"]["path"] == str(tmp_path / "o=1")
     assert ("train: 8 images in 1 shards, labelled" if labelled else "train: 10 images in 1 shards, no labels") in text
