@@ -21,6 +21,7 @@ from pathlib import Path
 from dist_ssl.distributed.place_variables import LOCAL_RANK, LOCAL_SIZE, RANK, SIZE
 from dist_ssl.errors import EXIT_CODE, UserError, explained, printable
 from dist_ssl.runtime.end_names import REFUSED
+from dist_ssl.runtime.files import write_for_owner_alone
 from dist_ssl.runtime.open_files import allow_open_files
 from dist_ssl.runtime.signals import STOPPING, TIME_LIMIT, Signals
 from launch.cluster_options import seconds
@@ -30,7 +31,7 @@ from launch.lost_signs import said_by_watchdog
 from launch.memory_kills import memory_kills
 from launch.node_monitor import monitored
 from launch.parent import alone
-from launch.run_dir import AttemptDir, RunDir, write_for_owner_alone
+from launch.run_dir import AttemptDir, RunDir
 from launch.variables import ATTEMPT, PARENT
 
 IN_ALLOCATION = "allocation"

@@ -44,13 +44,13 @@ from dist_ssl.data.images.unreadable import UnreadableError
 from dist_ssl.data.storage.reader_options import CACHE_BYTES
 from dist_ssl.distributed.place_variables import RANK
 from dist_ssl.errors import cannot_be_written
+from dist_ssl.runtime.files import write_for_owner_alone
 from dist_ssl.runtime.own_cores import own_cores
 from dist_ssl.saved_encoder import SavedEncoder, load_encoder
 from launch import credentials
 from launch.command_options import check_least, device_of, one_encoder, parse, place_among, with_credentials
 from launch.embedding_parts import EmbeddingPart, EmbeddingParts, Kind, described, parquet_library, unreadable
 from launch.image_collection import ImageCollection, ImagePlace, collection
-from launch.run_dir import write_for_owner_alone
 from shards.command_line import Threads
 
 AHEAD = 2

@@ -22,11 +22,12 @@ from typing import TypeVar
 from dist_ssl.checkpoint.folder_names import LATEST
 from dist_ssl.errors import EXIT_CODE, printable
 from dist_ssl.runtime.end_names import FAILED, LOST, OUT_OF_TIME, PREEMPTED, REFUSED, STOPPED
+from dist_ssl.runtime.files import write_for_owner_alone
 from dist_ssl.runtime.signals import TIME_LIMIT
 from launch import scheduler
 from launch.end_notice import announce
 from launch.ending import Ending, of_attempt
-from launch.run_dir import AttemptDir, RunDir, write_for_owner_alone
+from launch.run_dir import AttemptDir, RunDir
 from launch.suspect_nodes import excluded_now, exclusion, suspect_names
 
 MOST_LOST = 5

@@ -54,10 +54,11 @@ from dist_ssl.config.command import Screen, run_command
 from dist_ssl.config.long_work import LongWork
 from dist_ssl.distributed.place_variables import RANK
 from dist_ssl.errors import UserError, cannot_be_written
+from dist_ssl.runtime.files import write_for_owner_alone
 from launch import trust
 from launch.evaluation_options import DataValues, Options
 from launch.handover import hand_over
-from launch.run_dir import RunDir, write_for_owner_alone
+from launch.run_dir import RunDir
 
 if TYPE_CHECKING:
     from launch.evaluation import Evaluation

@@ -41,10 +41,11 @@ from dist_ssl.config.command import filled_pair, run_command
 from dist_ssl.config.instantiate import fit
 from dist_ssl.config.long_work import LongWork
 from dist_ssl.errors import ConfigError, cannot_be_written
+from dist_ssl.runtime.files import write_for_owner_alone
 from launch import credentials, trust
 from launch.handover import hand_over
 from launch.launch_keys import listed
-from launch.run_dir import RunDir, of_a_run, write_for_owner_alone
+from launch.run_dir import RunDir, of_a_run
 
 if TYPE_CHECKING:
     from launch.export_target import Target

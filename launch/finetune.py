@@ -45,13 +45,13 @@ from dist_ssl.data.images.centre_crop import write_centre
 from dist_ssl.data.storage.address import Address
 from dist_ssl.errors import DataError, TrainingError
 from dist_ssl.evaluate.confidence import shown_interval
+from dist_ssl.runtime.files import write_for_owner_alone
 from dist_ssl.saved_encoder import Description, SavedEncoder, load_encoder
 from dist_ssl.schedules.half_cosine import half_cosine
 from launch.command_options import device_of, one_encoder, with_credentials
 from launch.finetune_files import prepare, say_how_to_use, write
 from launch.finetune_options import ENCODER_LR, FinetuneOptions
 from launch.labelled_images import EncodedImages, Item, LabelledImages, LabelledSplits, labelled_splits
-from launch.run_dir import write_for_owner_alone
 
 Batch = tuple[Tensor, Tensor]
 """Views [B, C, S, S] and labels [B]."""

@@ -9,8 +9,9 @@ again for half a minute: nobody would start the job again.
 import sys
 from pathlib import Path
 
+from dist_ssl.runtime.files import write_for_owner_alone
 from dist_ssl.runtime.tries import may_go_away, tried_again
-from launch.run_dir import RunDir, write_for_owner_alone
+from launch.run_dir import RunDir
 
 PAUSES = (1.0, 4.0, 25.0)
 """Seconds before each further try."""

@@ -46,14 +46,6 @@ REASON_BYTES = 4096
 PROJECT = Path(__file__).resolve().parent.parent
 
 
-def write_for_owner_alone() -> None:
-    """Set the umask of this process so that no file of a run can be changed by others; they may read as it allows.
-
-    A run's code and configs are executed later: with the umask 002 of many clusters the whole group could change them.
-    """
-    os.umask(os.umask(0o022) | 0o022)
-
-
 @dataclass(frozen=True)
 class RunDir(RunFolder):
     """One run folder."""

@@ -35,6 +35,7 @@ from dist_ssl.config.command import INTERRUPTED_CODE, Screen, run_command
 from dist_ssl.config.run_keys import method_of
 from dist_ssl.errors import ConfigError, UserError
 from dist_ssl.runtime.end_names import STOPPED
+from dist_ssl.runtime.files import write_for_owner_alone
 from launch import (
     credentials,
     following,
@@ -54,7 +55,7 @@ from launch.environment_record import changes
 from launch.handover import hand_over
 from launch.last_lines import RUN_FOLDER, say_how_it_ended, train_longer
 from launch.local import LocalAttempt
-from launch.run_dir import PROJECT, RunDir, write_for_owner_alone
+from launch.run_dir import PROJECT, RunDir
 from launch.run_names import check_name, check_place
 from launch.visible_gpus import why_on_the_cpu
 

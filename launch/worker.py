@@ -30,6 +30,7 @@ from dist_ssl.errors import (
     explained,
     printable,
 )
+from dist_ssl.runtime.files import write_for_owner_alone
 from dist_ssl.runtime.log_setup import open_journal
 from dist_ssl.runtime.signals import Signals
 from dist_ssl.runtime.tries import may_go_away
@@ -39,7 +40,7 @@ from launch.lost_signs import LOST_GPU, LOST_RANK
 from launch.parent import alone
 from launch.private_cache import use_private_cache
 from launch.restarts import restarts_before
-from launch.run_dir import AttemptDir, RunDir, write_for_owner_alone
+from launch.run_dir import AttemptDir, RunDir
 from launch.science_keys import science
 from launch.variables import PARENT
 from launch.visible_gpus import named_gpus

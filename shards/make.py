@@ -32,6 +32,7 @@ from dist_ssl.data.storage import manifest, pyramid
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.fetch import Fetcher
 from dist_ssl.errors import ConfigError, DataError, nearest, shortened
+from dist_ssl.runtime.files import write_for_owner_alone
 from shards import depth, levels
 from shards.command_line import ONE_PER_CORE, Bytes, fill, pairs, parse_path
 from shards.depth import FoundRange, white_for
@@ -220,6 +221,7 @@ def shown(default: Any, hint: Any) -> str:
 
 def main(arguments: list[str]) -> int:
     """Run the command line; return the exit code."""
+    write_for_owner_alone()
     return run_command(run, arguments, more_help=options_help)
 
 

@@ -34,7 +34,7 @@ from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.fetch import Fetcher
 from dist_ssl.data.storage.read import Reader
 from dist_ssl.errors import DataError, cannot_be_written, shortened
-from dist_ssl.runtime.files import write_output
+from dist_ssl.runtime.files import write_for_owner_alone, write_output
 from shards import depth
 from shards.command_line import fill, folder_and_pairs
 
@@ -174,6 +174,7 @@ def run(arguments: list[str], console: Console) -> int:
 
 def main(arguments: list[str]) -> int:
     """Run the command line; return the exit code."""
+    write_for_owner_alone()
     return run_command(run, arguments)
 
 

@@ -37,6 +37,7 @@ from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.fetch import Fetcher
 from dist_ssl.data.storage.samples import Samples
 from dist_ssl.errors import DataError, printable
+from dist_ssl.runtime.files import write_for_owner_alone
 from dist_ssl.runtime.strange_files import open_regular
 from shards import depth
 from shards.archive import UNLABELLED, Index, index
@@ -234,6 +235,7 @@ def run(arguments: list[str], console: Console) -> int:
 
 def main(arguments: list[str]) -> int:
     """Run the command line; return the exit code."""
+    write_for_owner_alone()
     return run_command(run, arguments)
 
 

@@ -11,6 +11,15 @@ from io import BufferedWriter, FileIO
 from pathlib import Path
 
 
+def write_for_owner_alone() -> None:
+    """Set the umask of this process so that no file that it makes can be changed by others; they read as it allows.
+
+    A run's code and configs are executed later, and images are decoded: with the umask 002 of many clusters the whole
+    group could change them.
+    """
+    os.umask(os.umask(0o022) | 0o022)
+
+
 def hidden_beside(path: Path, ending: str = ".part") -> Path:
     """Return a new hidden name in the folder of a path: no other process, on whatever node, uses or foresees it."""
     return path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}{ending}")

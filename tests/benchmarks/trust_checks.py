@@ -26,7 +26,8 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from launch import credentials, preparation, private_cache, run_dir, run_names, settings, trust
+from dist_ssl.runtime.files import write_for_owner_alone
+from launch import credentials, preparation, private_cache, run_names, settings, trust
 from launch.compiled_code import copy_compiled
 from launch.run_dir import RunDir
 
@@ -63,7 +64,7 @@ def median(check: Check, rounds: int, before: Check = lambda: None) -> float:
 
 def read_words() -> None:
     """What is done with the words of every command."""
-    run_dir.write_for_owner_alone()
+    write_for_owner_alone()
     credentials.set_aside(trust.parse(WORDS)[1])
 
 

@@ -1,4 +1,4 @@
-"""No process of a run creates a file that others can change, whatever the umask that it was started with."""
+"""No process of a run, and none that makes shards, creates a file that others can change, whatever its umask was."""
 
 import contextlib
 import os
@@ -11,6 +11,7 @@ import pytest
 from dist_ssl.errors import ConfigError
 from dist_ssl.runtime.signals import Signals
 from launch import agent, embed, epilogue, evaluate, export, finetune, prologue, slurm, worker
+from shards import make, show, verify
 
 STARTS: dict[ModuleType, Callable[[str], list[str]]] = {
     slurm: lambda folder: [f"resume={folder}"],
@@ -22,8 +23,11 @@ STARTS: dict[ModuleType, Callable[[str], list[str]]] = {
     export: lambda folder: [f"run={folder}", "to=safetensors"],
     embed: lambda folder: [f"run={folder}", "data.path=x", "out=y"],
     finetune: lambda folder: [f"run={folder}", "data.path=x", "out=y"],
+    make: lambda folder: ["source=tars", f"path={folder}"],
+    show: lambda folder: [folder],
+    verify: lambda folder: [folder],
 }
-"""The processes that write into a run's folder or execute its code, and how each is started."""
+"""The processes that write into a run's folder or execute its code, or write shards, and how each is started."""
 
 
 def without_effects(monkeypatch: pytest.MonkeyPatch) -> None:
