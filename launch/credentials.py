@@ -27,19 +27,20 @@ LITERAL = r"(?![$`@])[^\s\"'$`]+"
 NO_PATH = r"(?!~/|\.{0,2}/)"
 NO_SCHEME = r"(?!(?<=\s)[\w-]+\s+[\"'\\]*[$`])"
 """Not the name of a kind of authorization before a variable: `ApiKey $KEY`."""
-NO_NUMBERS = r"(?!\d+:\d+(?![^\s\"']))"
-"""Not the numbers of a user and a group, as containers take them."""
+NO_NUMBERS = r"(?![-,]|\d+:\d+(?![^\s\"']))"
+"""Not the numbers of a user and a group, as containers take them, nor the next option where -u has no value."""
 IN_COMMANDS = (
     rf"authorization{QUOTED}[:=]{QUOTED}{NO_SCHEME}(?:(?:bearer|basic|token|digest)\s+{QUOTED})?+{LITERAL}",
-    rf"(?<![\w-])[\w-]*(?:token|secret|password|passwd|sshpass|api-?_?key|access_?key)(?:_id)?{QUOTED}[:=]{QUOTED}{NO_PATH}{LITERAL}",
+    rf"(?<![\w/-])[\w-]*(?:token|secret|password|passwd|sshpass|api-?_?key|access_?key)(?:_id)?{QUOTED}[:=]{QUOTED}{NO_PATH}{LITERAL}",
     rf"(?<![\w-])(?!--?no-)--?[\w-]*(?:token|secret|password|passwd|api-?key)\s+{QUOTED}{NO_PATH}{LITERAL}",
     rf"(?<![\w-])(?:-u|--user[ =]|--proxy-user[ =])\s*{QUOTED}{NO_NUMBERS}[^\s\"'$:]+:{LITERAL}",
     rf"(?<![\w-])sshpass\s+-p\s*{QUOTED}{LITERAL}",
 )
 IN_COMMAND = re.compile("|".join(IN_COMMANDS), re.IGNORECASE)
 """How secrets are usually given to programs that fetch files; there are other ways, so it is a help and no promise."""
-TRACKER = "tracker"
-"""The beginning of the keys of experiment trackers."""
+TRACKER, CLUSTER = "tracker", "cluster"
+"""The beginnings of the keys of experiment trackers, and of those whose values are lines of shell and Slurm's options.
+"""
 COMMENT = re.compile(r"(.*?)((?:^|(?<=\s))#.*|$)", re.DOTALL)
 """A line of YAML: what comes before a comment, and the comment."""
 IN_FILE = re.compile(rf"(?:{'|'.join((*WEB, *STORES))}):/[^\s\"']*", re.IGNORECASE)
@@ -74,9 +75,10 @@ def set_aside(arguments: list[str]) -> list[str]:
     for argument in arguments:
         key, _, value = argument.partition("=")
         _check_command(key, value)
+        _check_lines(key, argument)
         if has_password(argument):
             raise _with_password(key)
-        tracker, cluster = (key.lstrip("+").startswith(own) for own in (TRACKER, "cluster"))
+        tracker, cluster = (key.lstrip("+").startswith(own) for own in (TRACKER, CLUSTER))
         kept = tracker or cluster or PIPE in value
         if kept and any(Address.parse(found).secret for found in WEB_ADDRESS.findall(argument)):
             if tracker:
@@ -102,6 +104,7 @@ def check_config(node: Any, key: str = "") -> None:
             check_config(value, key)
     elif isinstance(node, str):
         _check_command(key, node)
+        _check_lines(key, f"{key}={node}")
         if any(has_secret(found[0]) for found in SOME_ADDRESS.finditer(node)):
             raise _with_login(key)
         if has_password(node):
@@ -141,13 +144,33 @@ def _check_command(key: str, text: str) -> None:
         )
 
 
+def _check_lines(key: str, text: str) -> None:
+    """Raise ConfigError where what a job executes has a secret in it: the run's config and batch file show it."""
+    if key.lstrip("+").startswith(CLUSTER) and IN_COMMAND.search(text):
+        raise _with_secret(
+            f"{key.lstrip('+')} has what looks like a secret, and files of the run would show it to others."
+        )
+
+
+def _with_secret(problem: str) -> ConfigError:
+    return ConfigError(
+        problem,
+        "Put that line into a file of mode 0600, and let the job read it: cluster.setup='[source ~/.secrets]', or set "
+        "the variable in the environment of this command, which a job of Slurm inherits.",
+    )
+
+
 def check_files(folder: Path) -> None:
     """Raise ConfigError where a file of the configs has an address with credentials: every run copies all of them.
 
-    Comments are copied too, so a login in one counts; a query does not there, as addresses of documents have some.
+    Comments are copied too, so a login in one counts; a query does not there, as addresses of documents have some. In
+    the files of a cluster, what looks like a secret in a line of shell is refused too.
     """
     for path in copied_files(folder):
+        of_a_cluster = path.is_relative_to(folder / CLUSTER)
         for number, line in enumerate(_lines(path), 1):
+            if of_a_cluster and IN_COMMAND.search(line):
+                raise _with_secret(f"{path} has what looks like a secret in line {number}, and every run keeps a copy.")
             value, comment = COMMENT.match(line).groups()  # type: ignore[union-attr]  # it matches any line
             in_comment = any(has_login(own[0]) for own in WEB_ADDRESS.finditer(comment))
             if in_comment or _tells(value) or has_password(line):

@@ -1,11 +1,13 @@
 """Credentials in data.path reach the ranks through the environment, and nothing else ever sees them."""
 
+import json
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from dist_ssl.data.storage.address import Address
 from dist_ssl.errors import ConfigError
@@ -55,7 +57,7 @@ def test_a_password_that_would_be_cut_is_refused_and_not_shown(password: str) ->
     [
         "data.path='pipe:curl https://g4711:opensesame@host/%s'",
         "data={path: 'pipe:curl https://host/%s?sig=opensesame'}",
-        "+cluster.setup=[wget https://host/env.sh?token=opensesame]",
+        "+cluster.setup=[wget https://host/env.sh?sig=opensesame]",
     ],
 )
 def test_a_command_would_not_get_them_back_and_is_refused(word: str) -> None:
@@ -135,6 +137,71 @@ def test_a_command_that_reads_its_secret_where_it_runs_is_taken(command: str) ->
     word = f"data.path=pipe:{command}"
     assert credentials.set_aside([word]) == [word]
     credentials.check_config({"data": {"path": f"pipe:{command}"}})
+
+
+SECRETS_OF_JOBS = (
+    *("[export HF_TOKEN=opensesame]", "['module load cuda', 'export WANDB_API_KEY=\"opensesame\"']"),
+    *("[curl -u g4711:opensesame https://host/x]", "['hf login --token opensesame']"),
+)
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        *(f"{key}={value}" for key in ("cluster.setup", "++cluster.setup") for value in SECRETS_OF_JOBS),
+        *(f"cluster={{setup: {value}}}" for value in SECRETS_OF_JOBS),
+        *("+cluster.extra.export='ALL,HF_TOKEN=opensesame'", "+cluster.extra.api_token=opensesame"),
+        "cluster.srun_args=[--export=ALL,HF_TOKEN=opensesame]",
+        "cluster.python='apptainer exec --env HF_TOKEN=opensesame image.sif python'",
+    ],
+)
+def test_a_secret_in_lines_of_a_job_is_refused_since_the_batch_file_would_show_it(word: str) -> None:
+    with pytest.raises(ConfigError, match=r"cluster[\w.]* has what looks like a secret.*\n.*0600.*source") as caught:
+        credentials.set_aside([word])
+    assert "sesame" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "cluster",
+    [
+        *({"setup": ["module load cuda", f"export {name}=opensesame"]} for name in ("HF_TOKEN", "PASSWORD")),
+        {"extra": {"token": "opensesame"}},
+        {"extra": {"export": "ALL,HF_TOKEN=opensesame"}},
+        {"srun_args": ["--export=HF_TOKEN=opensesame"]},
+        {"python": "apptainer exec --env HF_TOKEN=opensesame image.sif python"},
+    ],
+)
+def test_a_secret_in_a_config_of_a_cluster_is_refused_too(cluster: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cluster\.\w+[\w.]* has what looks like a secret") as caught:
+        credentials.check_config({"cluster": cluster})
+    assert "sesame" not in str(caught.value)
+    (tmp_path / "cluster").mkdir()
+    (tmp_path / "cluster" / "mine.yaml").write_text(yaml.safe_dump(cluster))
+    with pytest.raises(ConfigError, match=r"mine\.yaml has what looks like a secret in line \d") as caught:
+        credentials.check_files(tmp_path)
+    assert "sesame" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "cluster",
+    [
+        {"setup": ["module load cuda", "export NCCL_DEBUG=INFO", "export TOKENIZERS_PARALLELISM=false", "set -u"]},
+        {"setup": ["source ~/.secrets", "export HF_TOKEN=$(cat ~/.token)", 'export HF_TOKEN="$MINE"', "set -a"]},
+        {"setup": ["export HF_TOKEN_PATH=/etc/token", "export SSL_CERT_FILE=/etc/x", "ulimit -u 4096"]},
+        {"setup": ["export PATH=/opt/secret:$PATH", "export LD_LIBRARY_PATH=/opt/secret:lib"]},
+        {"srun_args": ["-u", "--container-mounts=/data:/data,/run/secret:/run/secret:ro", "--cpu-bind=none"]},
+        {"python": "apptainer exec -u --bind=/data:/data --nv image.sif python"},
+        {"extra": {"reservation": "night", "mail-user": "me@host", "comment": "a:b", "export": "ALL,HF_TOKEN"}},
+    ],
+)
+def test_ordinary_lines_of_a_job_are_taken(cluster: dict[str, Any], tmp_path: Path) -> None:
+    credentials.check_config({"cluster": cluster})
+    words = [f"+cluster.{key}={json.dumps(value)}" for key, value in cluster.items()]
+    words += [f"cluster.{key}=[{','.join(value)}]" for key, value in cluster.items() if isinstance(value, list)]
+    assert credentials.set_aside(words) == words
+    (tmp_path / "cluster").mkdir()
+    (tmp_path / "cluster" / "mine.yaml").write_text(yaml.safe_dump(cluster))
+    credentials.check_files(tmp_path)
 
 
 def test_an_address_without_a_host_is_refused_and_not_shown() -> None:
