@@ -3,6 +3,8 @@
 A folder may be somebody else's, so each file is read as a stranger's: a regular one, of bounded size.
 """
 
+import copy
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,16 @@ import yaml
 
 from dist_ssl.errors import ConfigError
 from dist_ssl.runtime.files import write_atomically
-from dist_ssl.runtime.strange_files import numbers, parsed_object, read_regular
+from dist_ssl.runtime.strange_files import NotRegularError, numbers, parsed_object, read_regular
 from dist_ssl.runtime.tries import may_go_away, tried_again
 
-MOST_YAML, MOST_REPORT, MOST_NUMBERS = 1 << 18, 1 << 19, 1 << 16
-"""Bytes of a file, at most: a config has some thousand, of which a second reads a hundred thousand; a report may quote
-a long line of a log; and the numbers that a run or a node reports again and again are few."""
+MOST_YAML, MOST_REPORT, MOST_NUMBERS = 1 << 16, 1 << 19, 1 << 16
+"""Bytes of a file, at most: a config has three thousand, and more where it lists many places of data; a report may
+quote a long line of a log; and the numbers that a run or a node reports again and again are few."""
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""The one in C reads ten times as fast; not every PyYAML has it."""
+KEPT = 32
+"""Number of contents whose values are kept: a command asks for those of the same few files again and again."""
 MOST_WRITTEN_OUT = 1 << 20
 """Values and characters of a YAML file, at most, where what it refers to is written out: few references make many."""
 
@@ -42,16 +48,44 @@ def read_words(path: Path) -> list[str]:
 
 
 def _loaded(path: Path) -> Any:
-    """Return what a YAML file holds. Raises ConfigError, OSError."""
+    """Return what a YAML file holds, a copy of its own. Raises ConfigError, OSError."""
     try:
-        content = tried_again(lambda: read_regular(path, MOST_YAML), PAUSES, may_go_away)
-        loader = yaml.SafeLoader(content.decode())
-        node = loader.get_single_node()
-        if _size(node) > MOST_WRITTEN_OUT:
-            raise _damaged(path)
-        return None if node is None else loader.construct_document(node)
+        return copy.deepcopy(_parsed(_content(path)))
     except DAMAGE as error:
         raise _damaged(path) from error
+
+
+def _content(path: Path) -> bytes:
+    """Return the bytes of a YAML file. Raises ConfigError where it has too many; NotRegularError, OSError."""
+    try:
+        return tried_again(lambda: read_regular(path, MOST_YAML), PAUSES, may_go_away)
+    except NotRegularError:
+        raise
+    except ValueError as error:
+        raise ConfigError(
+            f"{path} has more than {MOST_YAML >> 10} kB, the most that is read of a config.",
+            "Put back a copy of it, or start a new run.",
+        ) from error
+
+
+def _parsed(content: bytes) -> Any:
+    """Return what a YAML text holds, parsed once: what is damaged is remembered too. Raises the errors of DAMAGE."""
+    value, error = _value_or_error(content)
+    if error is not None:
+        raise ValueError(error)
+    return value
+
+
+@functools.lru_cache(KEPT)
+def _value_or_error(content: bytes) -> tuple[Any, str | None]:
+    try:
+        loader = LOADER(content.decode())
+        node = loader.get_single_node()
+        if _size(node) > MOST_WRITTEN_OUT:
+            return None, "what it refers to has no end"
+        return (None if node is None else loader.construct_document(node)), None
+    except DAMAGE as error:
+        return None, str(error)
 
 
 def _size(node: yaml.Node | None) -> int:
@@ -86,8 +120,14 @@ def read_numbers(path: Path) -> dict[str, float]:
 
 
 def write_yaml(path: Path, values: dict[str, Any]) -> None:
-    """Write a mapping to a YAML file, atomically; it is on disk then."""
-    write_atomically(path, yaml.safe_dump(values, sort_keys=False), sync=True)
+    """Write a mapping to a YAML file, atomically; it is on disk then. Raises ConfigError where none would read it."""
+    text = yaml.safe_dump(values, sort_keys=False)
+    if len(text.encode()) > MOST_YAML:
+        raise ConfigError(
+            f"The config of the run has {len(text.encode())} bytes: at most {MOST_YAML} are read of one.",
+            "Shorten the longest list in it: data.path may name fewer places, and cluster.setup source a file.",
+        )
+    write_atomically(path, text, sync=True)
 
 
 def read_report(path: Path, most: int = MOST_REPORT) -> dict[str, Any] | None:

@@ -275,9 +275,9 @@ def laughs(levels: int, row: str, first: str) -> bytes:
 LAUGHS = [
     laughs(9, "a{name}: &a{name} [{before}]", "x"),
     laughs(9, "a{name}: &a{name} {{<<: [{before}]}}", "{k: 1}"),
-    b"a: &a [" + b"*a, " * 50_000 + b"1]",
+    b"a: &a [" + b"*a, " * 15_000 + b"1]",
     b"a: &a {b: *a}",
-    laughs(3, "a{name}: &a{name} [{before}]", "x" * 100_000),
+    laughs(4, "a{name}: &a{name} [{before}]", "x" * 20_000),
 ]
 
 
@@ -320,6 +320,38 @@ def test_of_many_damaged_configs_few_are_read(run: RunDir, monkeypatch: pytest.M
     monkeypatch.setattr(run_dir, "read_yaml", lambda path: looked.append(path) or read_yaml(path))
     assert run.last_config() == read_yaml(run.config_file)
     assert len(looked) <= 5
+
+
+def test_what_configs_hold_is_parsed_once_however_often_it_is_asked_for(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.new_attempt({**CONFIG, "threads": 3})
+    for number in range(3):
+        run.new_attempt(CONFIG).config_file.write_text(f"threads: [ {number}" + "a, " * 20_000)  # by somebody else
+    parsed: list[str] = []
+    loader = run_files.LOADER
+    monkeypatch.setattr(run_files, "LOADER", lambda text: parsed.append(text) or loader(text))
+    run_files._value_or_error.cache_clear()
+    for _ in range(3):
+        RunDir.open(run.folder)
+        assert run.last_config()["threads"] == 3
+    assert len(parsed) == len(set(parsed)) == 5
+
+
+def test_what_a_command_changes_in_a_config_is_not_what_the_next_one_reads(run: RunDir) -> None:
+    run.config["method"]["_target_"] = "other"
+    assert run.config["method"] == CONFIG["method"]
+    run.extend(["3 epochs"])
+    assert run.config["extend"] == ["3 epochs"]
+
+
+def test_a_config_that_is_too_large_is_said_to_be(run: RunDir) -> None:
+    with pytest.raises(ConfigError, match=r"has \d+ bytes: at most 65536") as caught:
+        run.new_attempt({"data": {"path": [f"data/{number}" for number in range(10_000)]}})
+    assert "data.path" in caught.value.remedy
+    run.config_file.write_text("a" * 70_000)
+    with pytest.raises(ConfigError, match=r"config\.yaml has more than 64 kB"):
+        RunDir.open(run.folder)
 
 
 def test_what_a_run_stands_on_is_on_disk_before_it_counts(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
