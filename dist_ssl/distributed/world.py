@@ -237,6 +237,7 @@ def joined(
     device = own_device(local_rank, gpus)
     os.environ["DS_ACCELERATOR"] = device.type  # DeepSpeed would detect another device
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is not deterministic without it
+    os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")  # ranks connect where they exchange, not each with every other
     if size == 1 and not grouped:
         yield World(device=device)
         return

@@ -2,10 +2,12 @@
 
 import os
 import socket
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 import torch.distributed as dist
@@ -111,6 +113,28 @@ def test_who_fails_waits_for_nobody_to_leave_the_groups(tmp_path: Path, monkeypa
         assert dist.is_initialized()
     finally:
         dist.destroy_process_group()
+
+
+def connections(world: World) -> int:
+    """Number of this rank's connections once it has exchanged in the ways of a run on several machines."""
+    apart = replace(world, shared_memory=None)
+    apart.agree(world.rank)
+    apart.share("x")
+    apart.collect(world.rank)
+    own = psutil.Process().net_connections("tcp")
+    found = sum(one.status == psutil.CONN_ESTABLISHED for one in own)
+    apart.agree(0)  # no rank ends before all have counted
+    return found
+
+
+def test_a_rank_connects_with_those_that_it_exchanges_with() -> None:
+    ranks = Ranks(8)
+    try:
+        counts = ranks.run(connections, 8)
+    finally:
+        ranks.close()
+    of_store, ring, tree = 1, 2, 3
+    assert max(counts[1:]) <= of_store + ring + tree, "with every other one it would be 1 + 2 * 7"
 
 
 @pytest.mark.parametrize(
