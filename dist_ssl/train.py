@@ -62,7 +62,7 @@ class Job:
         self.contents.check()
         self.quarantine.share_news(progress)
         self.ledger.seal(progress)
-        self.checkpoint.save(self.engine, progress)
+        self.checkpoint.save(self.engine, progress, self.ledger.sync)
 
     def end(self, progress: Progress, outcome: Outcome) -> Outcome:
         """Wait until everything saved is on disk, report for the last time, and return the outcome."""

@@ -31,7 +31,7 @@ from dist_ssl.config.instantiate import fit, keywords
 from dist_ssl.config.run_keys import all_epochs
 from dist_ssl.core.plan import EpochPlan
 from dist_ssl.data.data_keys import Data
-from dist_ssl.data.order import ledger
+from dist_ssl.data.order import ledger_reader
 from dist_ssl.data.order.ledger_audit import Audit, EpochAudit, epochs
 from dist_ssl.data.order.source_shares import asked
 from dist_ssl.data.storage.contents import CACHED, IN_PLACE, vouched
@@ -132,7 +132,7 @@ def audit(run: RunDir, split: Split) -> tuple[list[EpochAudit], list[str], dict[
         return [], [], {}
     bad = [row for row in jsonl.read(run.quarantine) if row.get("split") == split.name]
     listed = {row["number"] for row in bad if whole(row, "number")}
-    compared = Audit(ledger.read(run.ledger), found, final, listed)
+    compared = Audit(ledger_reader.read(run.ledger), found, final, listed)
     problems = compared.unsaved() + [
         f"Epoch {epoch.plan.epoch + 1} began at step {step}, not {epoch.first_step}."
         for epoch, step in zip(found, began, strict=True)

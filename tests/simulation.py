@@ -25,9 +25,10 @@ from dist_ssl.data.images.image_rules import RULES
 from dist_ssl.data.images.unreadable import UnreadableError
 from dist_ssl.data.images.views import Augmentation
 from dist_ssl.data.loader import load
-from dist_ssl.data.order import ledger
-from dist_ssl.data.order.ledger import Ledger
+from dist_ssl.data.order import ledger_reader
+from dist_ssl.data.order.ledger import Ledger, file_of
 from dist_ssl.data.order.ledger_audit import Audit, epochs
+from dist_ssl.data.order.ledger_blocks import MAGIC
 from dist_ssl.data.order.quarantine import Quarantine
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.contents import ShardContents
@@ -200,12 +201,16 @@ class Run:
         endings: list[Any] = [None] * attempt.ranks
 
         def work(rank: int) -> None:
+            job = None
             try:
-                endings[rank] = train(self._job(attempt, Side(rank, attempt.ranks, table=table), fed))
+                job = self._job(attempt, Side(rank, attempt.ranks, table=table), fed)
+                endings[rank] = train(job)
             except Exception as error:
                 endings[rank] = error
                 if not isinstance(error, UserError):  # which all ranks raise, each by itself
                     table.barrier.abort()
+            if job and not isinstance(endings[rank], KilledError):
+                job.ledger.close()
 
         threads = [threading.Thread(target=work, args=(rank,)) for rank in range(attempt.ranks)]
         for thread in threads:
@@ -213,8 +218,8 @@ class Run:
         for thread in threads:
             thread.join()
         if attempt.torn:
-            with (self.folder / "ledger" / f"attempt_{self.attempts:04d}_rank_00000.jsonl").open("a") as file:
-                file.write('{"step": 3, "epo')
+            with file_of(self.folder / "ledger", self.attempts, 0).open("ab") as file:
+                file.write(MAGIC + bytes(50))
         return endings
 
     def _job(self, attempt: Attempt, world: Side, fed: list[dict[int, list[int]]]) -> Job:
@@ -265,7 +270,7 @@ class Run:
         listed = {row["number"] for row in self.quarantine()}
         found = epochs(self.plans, self.split, self.seed, self.window)
         final = self.saved[0].step if self.saved else 0
-        return Audit(ledger.read(self.folder / "ledger"), found, final, listed)
+        return Audit(ledger_reader.read(self.folder / "ledger"), found, final, listed)
 
     def quarantine(self) -> list[dict[str, Any]]:
         """The lines of the quarantine."""
@@ -329,8 +334,9 @@ class Memory:
         engine.steps = progress.step
         return progress
 
-    def save(self, engine: Engine, progress: Progress) -> None:
+    def save(self, engine: Engine, progress: Progress, records: Callable[[], object]) -> None:
         self.world.collect(None)  # all have come so far
+        records()
         if self.world.rank == 0:
             before = self.run.saved[1] if self.run.saved else []
             new = [[i for own in self.fed for i in own[n]] for n in range(len(before), progress.step)]

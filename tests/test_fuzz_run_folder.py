@@ -14,11 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 from dist_ssl.config.command import Screen, run_command
 from dist_ssl.core.plan import EpochPlan
+from dist_ssl.data.order.ledger_blocks import ROW, encode
 from dist_ssl.errors import EXIT_CODE
 from dist_ssl.metrics.evaluations import Evaluations
 from dist_ssl.runtime.end_names import FAILED
@@ -50,6 +52,7 @@ TEXTS = (
 )
 MANY = json.dumps({str(row): row for row in range(100_000)}).encode()
 """Numbers in a file of more than a megabyte."""
+BLOCKS = "ledger/attempt_0002_node_00000.ledger"
 ATTEMPTS = ("99999999999", "9" * 18, "9" * 200, "00001", "0007", "\u0663\u0663\u0663\u0663", "0001_old", "1\x1b[2J")
 
 
@@ -85,13 +88,15 @@ def run_folder(folder: Path, shards: Path) -> dict[str, bytes]:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
     (folder / "checkpoints" / "step_00000004").mkdir(parents=True)
-    return {name: text.encode() for name, text in files.items()}
+    blocks = b"".join(encode(np.array([(n, 0, 1, 12, 0, n, 0)], dtype=ROW), 0, 1, n + 1) for n in range(STEPS))
+    (folder / BLOCKS).write_bytes(blocks)
+    return {BLOCKS: blocks, **{name: text.encode() for name, text in files.items()}}
 
 
 def changed(name: str, data: bytes, chance: random.Random) -> bytes:
     """Return the content of a file after somebody has changed a value, nested one too deeply, or changed any bytes."""
     kind = chance.randrange(8)
-    if kind == 0:
+    if kind == 0 or name == BLOCKS:
         return mutated(data, chance)
     if kind == 1:
         return chance.choice(["[" * DEEP, '{"a":' * DEEP, "- " * DEEP]).encode()

@@ -42,6 +42,7 @@ from dist_ssl.runtime.files import remove, write_atomically
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
+Records = Callable[[], object] | None
 
 
 def with_own_group(world: World) -> World:
@@ -61,7 +62,7 @@ class Checkpoint:
 
     1. Stage: copy this rank's part of the state into host memory; training continues.
     2. Write beside: rank 0 makes `.step_00012000.ATTEMPT.part/`, and tells the others the rule by which it writes its
-       part of each tensor; every rank writes its file into it and syncs it.
+       part of each tensor; every rank syncs the records that the checkpoint makes valid, then its file in the folder.
     3. Sync: once all ranks have succeeded, they tell rank 0 where their parts differ from the rules. It writes and
        syncs `state.json`, and syncs the folder.
     4. Verify on rank 0 that no newer attempt has started, so that a forgotten process cannot change a resumed run.
@@ -97,9 +98,10 @@ class Checkpoint:
         self._staged_step = self._saved_step = -1
         self._costs = SaveCosts()
 
-    def save(self, engine: Engine, progress: Progress) -> None:
+    def save(self, engine: Engine, progress: Progress, records: Records = None) -> None:
         """Stage the engine's state and the progress and start to write them, unless this step is staged already.
 
+        `records`: forces to disk what must be there before the checkpoint counts; called by the thread of this rank.
         Waits for the previous save; if that failed for lack of space, this one takes its place. Raises CheckpointError
         on every rank if a newer attempt has started.
         """
@@ -120,7 +122,7 @@ class Checkpoint:
                     outlined = outline(state)
                 if staged.await_device:
                     engine.hold_updates(staged.await_device)
-                self._begin(lambda: self._write(staged, outlined, progress, permanent))
+                self._begin(lambda: self._write(staged, outlined, progress, permanent, records))
 
     def wait(self) -> None:
         """Wait until what was staged is published. Raises CheckpointError on every rank if the save failed."""
@@ -224,7 +226,7 @@ class Checkpoint:
             return problem
         return None
 
-    def _write(self, staged: Staged, outlined: Outline, progress: Progress, permanent: bool) -> None:
+    def _write(self, staged: Staged, outlined: Outline, progress: Progress, permanent: bool, records: Records) -> None:
         """Take steps 2 to 7, in the thread of every rank. Raises CheckpointError in all of them."""
         assert self._writers is not None
         started = time.monotonic()
@@ -238,6 +240,8 @@ class Checkpoint:
             return save_plan(outlined, own, size)
 
         def write_own() -> dict[str, Any]:
+            if records:
+                records()
             length = write(part / rank_file_name(rank), staged.pieces(), Marked(plan["save"], rank))
             return {**save_report(outlined, own, plan, rank, size), "length": length}
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import psutil
 
 from dist_ssl.data.storage import manifest
-from dist_ssl.runtime import jsonl
 from dist_ssl.runtime.files import remove
 from tests.chaos.forked import Command
+from tests.system.launching import status
 
 MOMENTS = ("early", "step", "step", "save", "save")
 INTERRUPTIONS = ("rank", "rank", "agent", "launcher", "all", "all", "stop", "ctrl-c", "stop in a hurry", "pause")
@@ -51,9 +51,9 @@ class Damage:
 
 
 def step_of(run: Path, attempt: int) -> int:
-    """The step that rank 0 of an attempt has begun last; -1 before its first."""
-    rows = jsonl.read(run / "ledger" / f"attempt_{attempt:04d}_rank_00000.jsonl")
-    return max((row["step"] for row in rows if "step" in row), default=-1)
+    """The step that an attempt has reached, as it reports after each; -1 before its first report."""
+    found = status(run)
+    return int(found["step"]) if found.get("attempt") == attempt else -1
 
 
 def saving(run: Path) -> bool:

@@ -16,7 +16,7 @@ import psutil
 import torch
 
 from dist_ssl.checkpoint.index import read
-from dist_ssl.runtime import jsonl
+from dist_ssl.data.order import ledger_reader
 from launch.ending import STOPPED_CODE
 from launch.run_dir import PROJECT
 from tests.jobs import SMALL
@@ -138,14 +138,12 @@ def losses(run: Path) -> dict[int, float]:
 def delivered(run: Path) -> dict[int, int]:
     """Per step the hash of its samples, summed over the ranks of the newest attempt that made the step."""
     steps: dict[int, tuple[int, int]] = {}
-    for path in sorted((run / "ledger").glob("*.jsonl")):
-        attempt = int(path.name.split("_")[1])
-        for entry in jsonl.read(path):
-            if "step" not in entry:
-                continue  # a save
-            newest, total = steps.get(entry["step"], (attempt, 0))
-            total = entry["hash"] + (total if newest == attempt else 0)
-            steps[entry["step"]] = (attempt, total % 2**64)
+    found = ledger_reader.read(run / "ledger")
+    for attempt in sorted(found.restored()):
+        for row in found.between(attempt, 0, 1 << 40):
+            newest, total = steps.get(int(row["step"]), (attempt, 0))
+            total = int(row["hash"]) + (total if newest == attempt else 0)
+            steps[int(row["step"])] = (attempt, total % 2**64)
     return {step: total for step, (_, total) in sorted(steps.items())}
 
 

@@ -1,11 +1,12 @@
 """A real run that is killed and goes on elsewhere, on shards with unreadable images: its audit is clean, and honest."""
 
-import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from dist_ssl.data.order.ledger_blocks import encode, rows_at, scan
 from dist_ssl.data.storage import manifest
 from dist_ssl.runtime import jsonl
 from launch import audit
@@ -85,16 +86,20 @@ def test_what_is_lost_or_moved_is_found_in_what_is_left_of_the_run(
 ) -> None:
     run = tmp_path / "copy"
     shutil.copytree(moved, run)
-    book = run / "ledger" / "attempt_0001_rank_00001.jsonl"
-    first, second, *others = book.read_text().splitlines(keepends=True)
-    a, b = json.loads(first), json.loads(second)
-    a["hash"], b["hash"] = b["hash"], a["hash"]
-    book.write_text("".join([json.dumps(a) + "\n", json.dumps(b) + "\n", *others]))
+    book = run / "ledger" / "attempt_0001_joined.ledger"
+    with book.open("rb") as file:
+        blocks = [(block.rank, block.saved, rows_at(file, place)) for block, place in scan(file)]
+    others = [encode(own, rank, 2, saved) for rank, saved, own in blocks if rank != 1]
+    own = np.concatenate([own for rank, _, own in blocks if rank == 1])
+    lines, hashes = range(len(own)), own["hash"].copy()
+    own["hash"][:2] = hashes[1::-1]
+    book.write_bytes(b"".join([*others, *(encode(own[n : n + 1], 1, 2) for n in lines)]))
     code, text = audited(capsys, run)
     assert code == 1
     assert "epoch 1, step 0, rank 1 of 2, attempt 1: the samples of step 1, rank 1 of 2" in text
     assert "NOT CLEAN" in text
-    book.write_text("".join([first, *others]))
+    own["hash"] = hashes
+    book.write_bytes(b"".join([*others, *(encode(own[n : n + 1], 1, 2) for n in lines if n != 1)]))
     code, text = audited(capsys, run)
     assert code == 1
     assert "step 1, rank 1 of 2, attempt 1: the ledger has no line for it" in text

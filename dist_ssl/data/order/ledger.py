@@ -1,19 +1,21 @@
 """The ledger: per step a commutative hash of the sample numbers that were delivered to the engine on this rank.
 
-The sum of the ranks' hashes is the hash of the global batch at any world size. One file per attempt and rank, with one
-line per step:
+The sum of the ranks' hashes is the hash of the global batch at any world size. One file per attempt and node, to which
+each of its ranks appends blocks (ledger_blocks.py): at every save, for which they are on disk before the checkpoint
+counts, and in between every 1,024 steps. Steps after the last save may be lacking after a kill: a resume repeats them.
+The first step of an attempt is written at once, so that every attempt that made a step has its place. Blocks wait in
+memory while the disk cannot take them: a full disk, or a file server that hiccups, costs neither the run nor a step.
 
-    {"step": 7, "epoch": 0, "ranks": 2, "count": 48, "hash": ..., "replaced": 1, "replaced_hash": ...}
-
-(`replaced`, `replaced_hash`: number and hash of the unreadable samples that were replaced, if any) and one line per
-save, {"saved": 8}: every line before it belongs to a step below 8. Where a later attempt resumes at step s, the lines
-of earlier attempts for steps >= s are void.
+Where a later attempt resumes at step s, what earlier attempts say of steps >= s is void.
 """
 
+import errno
+import logging
+import os
 import re
-from dataclasses import dataclass
+import threading
+from io import FileIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,19 +23,20 @@ import numpy.typing as npt
 from dist_ssl.core.batch import Batch
 from dist_ssl.core.draws import Ints
 from dist_ssl.core.progress import Progress
+from dist_ssl.data.order.ledger_blocks import ROW, STEPS, encode
+from dist_ssl.data.order.older_attempts import join
 from dist_ssl.distributed.world import World
-from dist_ssl.errors import DataError
-from dist_ssl.runtime import jsonl
-from dist_ssl.runtime.kept_lines import KeptLines
+from dist_ssl.runtime.tries import NO_ROOM, TRANSIENT
 
+log = logging.getLogger(__name__)
 MASK = (1 << 64) - 1
-NAME = re.compile(r"attempt_([0-9]{4,18})_rank_([0-9]{5,18})")
+NAME = re.compile(r"attempt_([0-9]{4,18})_node_([0-9]{5,18})")
 Hashes = npt.NDArray[np.uint64]
 
 
-def file_of(folder: Path, attempt: int, rank: int) -> Path:
-    """Return the ledger file of an attempt and rank, whose stem matches NAME."""
-    return folder / f"attempt_{attempt:04d}_rank_{rank:05d}.jsonl"
+def file_of(folder: Path, attempt: int, node: int) -> Path:
+    """Return the ledger file of an attempt and node, whose stem matches NAME. `node`: the number of its first rank."""
+    return folder / f"attempt_{attempt:04d}_node_{node:05d}.ledger"
 
 
 def mix(ids: Ints) -> Hashes:
@@ -51,85 +54,89 @@ def hash_ids(ids: Ints) -> int:
 
 
 class Ledger:
-    """The ledger file of this attempt and rank in `folder`, opened to append."""
+    """This rank's part of the ledger file of its node and attempt in `folder`, opened to append."""
 
     def __init__(self, folder: Path, attempt: int, world: World) -> None:
-        self.ranks = world.size
-        self.lines = KeptLines(file_of(folder, attempt, world.rank))
+        self.folder, self.attempt = folder, attempt
+        self.rank, self.ranks = world.rank, world.size
+        self.path = file_of(folder, attempt, world.rank - world.local_rank)
+        self.file: FileIO | None = None
+        """None before the first block."""
+        self._rows: list[tuple[int, ...]] = []
+        self._next: int | None = None
+        """The step after the newest one that was recorded."""
+        self._waiting: list[bytes] = []
+        """Blocks that are not in the file yet."""
+        self._refused = self._closed = False
+        self._lock = threading.Lock()
+        self._joined = world.rank != 0
 
     def record(self, progress: Progress, batch: Batch) -> None:
-        """Write the line of the step at this position, which used this batch."""
-        ids = batch.ids.numpy()
-        line = {"step": progress.step, "epoch": progress.epoch, "ranks": self.ranks}
-        line |= {"count": len(ids), "hash": hash_ids(ids)}
-        if batch.unreadable:
-            replaced = np.array(list(batch.unreadable), dtype=np.int64)
-            line |= {"replaced": len(replaced), "replaced_hash": hash_ids(replaced)}
-        self.lines.add(line)
+        """Note the step at this position, which used this batch."""
+        ids, replaced = batch.ids.numpy(), np.array(list(batch.unreadable), dtype=np.int64)
+        if self._rows and progress.step != self._next:
+            self._append()
+        row = progress.step, self.rank, self.ranks, len(ids), len(replaced), hash_ids(ids), hash_ids(replaced)
+        self._rows.append(row)
+        if self._next is None or len(self._rows) == STEPS:
+            self._append()
+        self._next = progress.step + 1
 
     def seal(self, progress: Progress) -> None:
-        """Note that a checkpoint of this position is about to be written, and fsync all lines before it is."""
-        self.lines.add({"saved": progress.step})
-        self.lines.sync()
+        """Write all steps so far, and that a checkpoint of this position is about to be written. See `sync`."""
+        self._append(progress.step)
+
+    def sync(self) -> None:
+        """Force what was written to disk, before a checkpoint counts; the first time, rank 0 joins older attempts."""
+        self._write(sync=True)
+        if not self._joined:
+            self._joined = True
+            join(self.folder, self.attempt)
 
     def close(self) -> None:
-        """Close the file."""
-        self.lines.close()
+        """Write what is left and close the file; blocks that still wait are lost, and the log says how many."""
+        if self._closed:
+            return
+        if self._rows:
+            self._append()
+        else:
+            self._write()
+        if self._waiting:
+            log.warning("%s lacks its last %d blocks, for which there was no room.", self.path, len(self._waiting))
+        self._closed = True
+        if self.file:
+            self.file.close()
 
+    def _append(self, saved: int = -1) -> None:
+        """Append the rows as a block, after those that wait."""
+        self._waiting.append(encode(np.array(self._rows, dtype=ROW), self.rank, self.ranks, saved))
+        self._rows = []
+        self._write()
 
-@dataclass(frozen=True)
-class Deliveries:
-    """The ledger of a run as columns, one row per step and rank of an attempt.
+    def _write(self, sync: bool = False) -> None:
+        """Write the blocks that wait, also in the thread that saves. Raises OSError where that will not go away."""
+        try:
+            with self._lock:
+                self._write_waiting(sync)
+        except OSError as error:
+            if error.errno not in (*NO_ROOM, *TRANSIENT):
+                raise
+            if not self._refused:
+                log.warning("%s cannot be written (%s): its blocks wait.", self.path, error.strerror)
+            self._refused = True
+            return
+        if self._refused:
+            log.warning("%s has all its blocks again.", self.path)
+        self._refused = False
 
-    `saves`: (attempt, step) of every save that directly follows the line of the step before, or begins its file.
-    """
-
-    step: Ints
-    attempt: Ints
-    rank: Ints
-    ranks: Ints
-    count: Ints
-    hash: Hashes
-    replaced: Ints
-    replaced_hash: Hashes
-    saves: set[tuple[int, int]]
-
-    def restored(self) -> dict[int, int]:
-        """Return the first step of each attempt that made at least one."""
-        return {int(a): int(self.step[self.attempt == a].min()) for a in np.unique(self.attempt)}
-
-
-def read(folder: Path) -> Deliveries:
-    """Read all ledger files of a folder. Raises DataError where a line is impossible or lacks a key."""
-    rows: list[tuple[int, ...]] = []
-    hashes: list[tuple[int, int]] = []
-    saves: set[tuple[int, int]] = set()
-    for path in sorted(folder.glob("attempt_*_rank_*.jsonl")):
-        if not (named := NAME.fullmatch(path.stem)):
-            continue
-        attempt, rank = named.groups()
-        last: int | None = None
-        for line in jsonl.read(path):
-            if not all(type(value) is int and value >= 0 for value in line.values()) or not line.get("ranks", 1):
-                raise DataError(f"{path} has an impossible line.", "Restore the complete file.")
-            if "saved" in line:
-                saves |= {(int(attempt), line["saved"])} if last in (None, line["saved"] - 1) else set()
-                continue
-            try:
-                last = line["step"]
-                rows.append((line["step"], int(attempt), int(rank), line["ranks"], line["count"], _replaced(line)))
-                hashes.append((line["hash"], line.get("replaced_hash", 0)))
-            except KeyError as error:
-                raise DataError(
-                    f"{path} has a line without {error}.", "Audit the run with the version of dist_ssl that made it."
-                ) from error
-    try:
-        step, attempts, ranks_own, ranks, count, replaced = np.array(rows, dtype=np.int64).reshape(-1, 6).T
-        hashed, replaced_hash = np.array(hashes, dtype=np.uint64).reshape(-1, 2).T
-    except OverflowError as error:
-        raise DataError(f"{folder} has an impossible number: {error}.", "Restore its complete files.") from error
-    return Deliveries(step, attempts, ranks_own, ranks, count, hashed, replaced, replaced_hash, saves)
-
-
-def _replaced(line: dict[str, Any]) -> int:
-    return int(line.get("replaced", 0))
+    def _write_waiting(self, sync: bool) -> None:
+        """Write each block in one call, which the system does not mix with those of other ranks. Raises OSError."""
+        if self.file is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.file = FileIO(self.path, "a")
+        while self._waiting:
+            if self.file.write(self._waiting[0]) != len(self._waiting[0]):  # readers pass over a part of a block
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+            del self._waiting[0]
+        if sync:
+            os.fsync(self.file.fileno())

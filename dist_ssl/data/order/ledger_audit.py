@@ -16,7 +16,9 @@ import numpy.typing as npt
 from dist_ssl.core.draws import Draws, Ints
 from dist_ssl.core.plan import EpochPlan, epoch_samples
 from dist_ssl.data.order.lanes import SampleOrder
-from dist_ssl.data.order.ledger import Deliveries, hash_ids, mix
+from dist_ssl.data.order.ledger import hash_ids, mix
+from dist_ssl.data.order.ledger_blocks import Rows
+from dist_ssl.data.order.ledger_reader import Deliveries
 from dist_ssl.data.order.mixed_order import order_of
 from dist_ssl.data.storage.manifest import Split
 from dist_ssl.data.storage.mixture import MixedSplit
@@ -147,13 +149,12 @@ class Audit:
         self.attempt_of = np.zeros(final, dtype=np.int64)
         for attempt, restored in sorted(ledger.restored().items()):
             self.attempt_of[restored:] = attempt
-        made = ledger.step < final
-        valid = np.flatnonzero(made)
-        valid = valid[ledger.attempt[valid] == self.attempt_of[ledger.step[valid]]]
-        self._rows = valid[np.lexsort((ledger.rank[valid], ledger.step[valid]))]
-        self._starts = np.searchsorted(ledger.step[self._rows], np.arange(final + 1))
         self._bad = np.array(sorted(listed), dtype=np.int64)
         self._used: dict[int, npt.NDArray[np.bool_]] = {}
+
+    def _rows_of(self, step: int) -> Rows:
+        """Return the ledger's rows of a step in the attempt that counts, in rank order."""
+        return self.ledger.of_step(int(self.attempt_of[step]), step)
 
     def unsaved(self) -> list[str]:
         """Return a message for each attempt that resumed from a step that no earlier attempt saved."""
@@ -225,25 +226,25 @@ class Audit:
     def _step(self, epoch: Epoch, step: int, batch: Ints) -> Iterator[tuple[Ints, Ints | None, str]]:
         """Yield per rank the expected samples, the delivered ones (None: unknown), and what is wrong ("": nothing)."""
         self._note_shards(step, batch)
-        rows = self._rows[self._starts[step] : self._starts[step + 1]]
+        rows = self._rows_of(step)
         if not len(rows):
             yield batch, batch[:0], f"step {step}: the ledger has no line for it"
             return
-        ranks = int(self.ledger.ranks[rows[0]])
+        ranks = int(rows["ranks"][0])
         if len(batch) % ranks:
             yield batch, None, f"step {step}: the ledger is of {ranks} ranks, among which {len(batch)} cannot be parted"
             return
         sums = mix(batch).reshape(ranks, -1).sum(axis=1, dtype=np.uint64)
         for rank, part in enumerate(batch.reshape(ranks, -1)):
-            own = rows[self.ledger.rank[rows] == rank]
+            own = rows[rows["rank"] == rank]
             place = f"step {step}, rank {rank} of {ranks}, attempt {self.attempt_of[step]}"
-            if len(own) == 1 and self.ledger.count[own[0]] == len(part) and self.ledger.hash[own[0]] == sums[rank]:
+            if len(own) == 1 and own["count"][0] == len(part) and own["hash"][0] == sums[rank]:
                 yield part, part, ""
             elif not len(own):
                 yield part, part[:0], f"{place}: the ledger has no line for it"
             else:
                 for row in own:
-                    found, how = self._found(epoch, part, int(self.ledger.count[row]), int(self.ledger.hash[row]))
+                    found, how = self._found(epoch, part, int(row["count"]), int(row["hash"]))
                     again = f", delivered {len(own)} times" if len(own) > 1 else ""
                     yield part, found, f"{place}: {how}{again}"
 
@@ -259,7 +260,7 @@ class Audit:
         if count == len(part) and (swap := self._swap(part, more)):
             gone, extra = swap
             return np.append(without(part, gone), extra), f"sample {extra} instead of sample {gone}"
-        for ranks in {epoch.plan.lanes, *np.unique(self.ledger.ranks).tolist()}:
+        for ranks in {epoch.plan.lanes, *self.ledger.ranks}:
             for near in self.epochs[max(epoch.plan.epoch - 1, 0) : epoch.plan.epoch + 2]:
                 if count * ranks == near.plan.batch_size and (other := near.find_part(hashed, ranks)):
                     return near.part(*other, ranks), f"the samples of step {other[0]}, rank {other[1]} of {ranks}"
@@ -282,11 +283,11 @@ class Audit:
 
     def _replaced(self, step: int, batch: Ints, notes: list[str]) -> int:
         """Return the number of replaced samples of a step; add a note where the quarantine does not list them all."""
-        rows = self._rows[self._starts[step] : self._starts[step + 1]]
-        count = int(self.ledger.replaced[rows].sum())
+        rows = self._rows_of(step)
+        count = int(rows["replaced"].sum())
         if count:
             known = np.array([number for number in batch.tolist() if number in self.listed], dtype=np.int64)
-            hashed = int(self.ledger.replaced_hash[rows].sum(dtype=np.uint64))
+            hashed = int(rows["replaced_hash"].sum(dtype=np.uint64))
             if len(known) < count or (len(known) == count and hash_ids(known) != hashed):
                 notes.append(f"step {step}: {count} samples were replaced, not all of which the quarantine lists")
         return count

@@ -15,6 +15,7 @@ from pathlib import Path
 from queue import Queue
 
 from dist_ssl.core.batch import Batch
+from dist_ssl.data.order.older_attempts import JOINED_NAME
 from dist_ssl.data.storage.manifest import Split
 from dist_ssl.data.storage.read import in_several_tries
 from dist_ssl.data.storage.reader_options import Access
@@ -150,8 +151,8 @@ class Vouched:
 def vouched(folder: Path) -> dict[int, Vouched]:
     """Return what is recorded of each attempt in the folder of a ledger, by its number."""
     found: dict[int, Vouched] = {}
-    for path in sorted(folder.glob("attempt_*_node_*.jsonl")):
-        if named := NAME.fullmatch(path.stem):
+    for path in sorted(folder.glob("attempt_*.jsonl")):
+        if named := NAME.fullmatch(path.stem) or JOINED_NAME.fullmatch(path.name):
             rows, before = jsonl.read(path), found.get(int(named[1]), Vouched(frozenset(), frozenset()))
             how = {row["how"] for row in rows if row.get("how") in HOW}
             shards = {row["shard"] for row in rows if type(row.get("shard")) is int}
