@@ -1,11 +1,12 @@
 """What a save and a restore cost rank 0 and any other rank, in bytes, at 8 to 1,024 ranks; exits with 1 beyond a bar.
 
-    python tests/benchmarks/scale.py [tensors=2000] [ranks=8,64,1024]
+    python tests/benchmarks/scale.py [tensors=2000] [ranks=8,64,1024] [samples=1000000]
 
 Nothing is timed and no rank is started: the plan of a save, the reports of all ranks, `state.json` and the headers of
 the ranks' files are made by the code that saves, for tensors without elements of the sizes that the ranks would hold,
 and what a restore looks up is found by the code that restores. Counted are the bytes that a rank gives and takes in
-exchanges, however the group passes them on, and the bytes of the tables that it writes or reads.
+exchanges, however the group passes them on, and the bytes of the tables that it writes or reads. The memory that a
+manifest takes is measured by processes, see scale_manifest.py.
 """
 
 import json
@@ -34,8 +35,9 @@ from dist_ssl.core.plan import EpochPlan
 from dist_ssl.core.progress import Progress
 from dist_ssl.engines.fsdp import shared_out
 from dist_ssl.protocols.engine import Piece, State
+from tests.benchmarks import scale_manifest
 
-RANKS, TENSORS = (8, 64, 1024), 2000
+RANKS, TENSORS, SAMPLES = (8, 64, 1024), 2000, 1_000_000
 MOST_PER_PIECE = 200
 """Bytes of the tables of a save for each piece, at most."""
 MOST_AROUND = 1000
@@ -235,8 +237,9 @@ def main(arguments: list[str]) -> int:
         found = {number: measured(layout, tensors, number) for number in ranks}
         shown(name, found, table)
         missed += [f"{name}, {problem}" for problem in beyond(found)]
-    Console(width=150).print(table, *missed, sep="\n")
-    return int(bool(missed))
+    console = Console(width=150)
+    console.print(table, *missed, sep="\n")
+    return int(bool(missed)) | scale_manifest.report(int(options.get("samples", SAMPLES)), 4, console)
 
 
 if __name__ == "__main__":
