@@ -7,14 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dist_ssl.core.progress import Progress
-from dist_ssl.data.order import ledger
-from dist_ssl.data.order.ledger import Ledger
-from dist_ssl.distributed.world import World
 from dist_ssl.runtime import jsonl
 from dist_ssl.runtime.kept_lines import KeptLines
-from tests.data.order.test_ledger import batch
-from tests.disks import small_disk
 
 
 class Disk:
@@ -76,20 +70,3 @@ def test_an_error_that_does_not_go_away_is_raised(tmp_path: Path, monkeypatch: p
     disk.room = 0
     with pytest.raises(OSError, match="Read-only"):
         lines.add({"step": 0})
-
-
-def test_a_ledger_on_a_full_disk_ends_no_run_and_has_every_step_once_there_is_room(tmp_path: Path) -> None:
-    with small_disk(tmp_path, 1) as disk:
-        book = Ledger(disk, 1, World())
-        book.record(Progress(epochs=1, step=0), batch([0]))
-        with pytest.raises(OSError, match="No space left"):
-            (disk / "ballast").write_bytes(b"0" * (2 << 20))
-        for step in range(1, 200):  # more than the block that the file has
-            book.record(Progress(epochs=1, step=step), batch([step]))
-        book.seal(Progress(epochs=1, step=200))
-        assert len(ledger.read(disk).step) < 200
-        (disk / "ballast").unlink()
-        book.record(Progress(epochs=1, step=200), batch([200]))
-        book.close()
-        assert ledger.read(disk).step.tolist() == list(range(201))
-        assert ledger.read(disk).saves == {(1, 200)}

@@ -117,7 +117,9 @@ class Ledger:
         """Write the blocks that wait, also in the thread that saves. Raises OSError where that will not go away."""
         try:
             with self._lock:
-                self._write_waiting(sync)
+                file = self._written()
+            if sync:
+                os.fsync(file.fileno())
         except OSError as error:
             if error.errno not in (*NO_ROOM, *TRANSIENT):
                 raise
@@ -129,8 +131,11 @@ class Ledger:
             log.warning("%s has all its blocks again.", self.path)
         self._refused = False
 
-    def _write_waiting(self, sync: bool) -> None:
-        """Write each block in one call, which the system does not mix with those of other ranks. Raises OSError."""
+    def _written(self) -> FileIO:
+        """Return the file once each block is written, in a call that the system does not mix with those of other ranks.
+
+        Raises OSError.
+        """
         if self.file is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.file = FileIO(self.path, "a")
@@ -138,5 +143,4 @@ class Ledger:
             if self.file.write(self._waiting[0]) != len(self._waiting[0]):  # readers pass over a part of a block
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
             del self._waiting[0]
-        if sync:
-            os.fsync(self.file.fileno())
+        return self.file

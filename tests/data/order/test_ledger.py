@@ -22,6 +22,7 @@ from dist_ssl.data.order.older_attempts import join
 from dist_ssl.data.storage import contents
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import DataError
+from tests.disks import small_disk
 
 NUMBERS = st.lists(st.integers(0, 2**40), max_size=20)
 
@@ -184,11 +185,43 @@ def test_a_block_that_no_rank_wrote_is_none(tmp_path: Path, change: dict[str, in
         assert all_rows(tmp_path)["step"].tolist() == expected
 
 
-def test_a_disk_that_is_full_ends_the_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ledger_on_a_full_disk_ends_no_run_and_has_every_step_once_there_is_room(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with small_disk(tmp_path, 1) as disk:
+        book = Ledger(disk, 1, World())
+        book.record(at(0), batch([0]))
+        with pytest.raises(OSError, match="No space left"):
+            (disk / "ballast").write_bytes(b"0" * (2 << 20))
+        for step in range(1, STEPS + 100):  # a block of 8 kB, of which a part finds room, and what is left
+            book.record(at(step), batch([step]))
+        book.seal(at(STEPS + 100))
+        book.sync()
+        assert len(all_rows(disk)) < STEPS
+        (disk / "ballast").unlink()
+        book.record(at(STEPS + 100), batch([7]))
+        book.close()
+        assert all_rows(disk)["step"].tolist() == list(range(STEPS + 101))
+        assert ledger_reader.read(disk).saves == {(1, STEPS + 100)}
+    said = [record.getMessage() for record in caplog.records]
+    assert ["its blocks wait" in said[0], "has all its blocks again" in said[1]] == [True, True]
+    assert len(said) == 2, "once, however long it lasts"
+
+
+def test_the_end_of_a_run_says_how_many_blocks_are_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     book = Ledger(tmp_path, 1, World())
-    monkeypatch.setattr(book, "file", SimpleNamespace(write=lambda block: len(block) - 1, name="x", closed=False))
-    with pytest.raises(OSError, match="No space left"):
-        book.record(at(0), batch([1]))
+    monkeypatch.setattr(book, "file", SimpleNamespace(write=lambda block: len(block) - 1, close=lambda: None))
+    book.record(at(0), batch([1]))
+    book.close()
+    assert "lacks its last 1 blocks" in caplog.text
+
+
+def test_an_error_that_does_not_go_away_is_raised(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError):
+        Ledger(tmp_path / "file" / "ledger", 1, World()).record(at(0), batch([1]))
 
 
 def test_a_save_of_another_step_than_the_last_one_made_is_no_save(tmp_path: Path) -> None:
