@@ -35,9 +35,9 @@ from dist_ssl.data.images.unreadable import DAMAGED, UnreadableError
 from dist_ssl.errors import CheckpointError, ConfigError, DataError, reason_of
 from dist_ssl.methods.emp_ssl import Widened
 from dist_ssl.models.branch import width_of
+from dist_ssl.models.fixed_positions import Patches, stored_positions
 from dist_ssl.models.named_weights import misfits, without_counters
 from dist_ssl.models.size_bound import no_larger_than
-from dist_ssl.models.vit import Patches, stored_positions
 from dist_ssl.runtime import jsonl
 from dist_ssl.runtime.files import write_atomically
 

@@ -261,17 +261,24 @@ def start(arguments: list[str], console: Console, trusted: bool) -> int:
     configs = [preparation.new_config(combination, console) for combination in combinations]
     if configs[0]["dry_run"]:
         return max(show(config, planned(config), console) for config in configs)
-    from launch.warm_start import initial_weights  # needs torch, which a dry run does without
-
     runs: list[RunDir] = []
     try:
         for combination, config in zip(combinations, configs, strict=True):
-            runs.append(preparation.begin(combination, config, initial_weights(config, trusted, console)))
+            runs.append(preparation.begin(combination, config, weights_of(config, trusted, console)))
     except (UserError, KeyboardInterrupt):
         for run in runs:
             run.discard()
         raise
     return go_or_discard(list(zip(runs, configs, strict=True)), console)
+
+
+def weights_of(config: dict[str, Any], trusted: bool, console: Console) -> bytes | None:
+    """Return the content of the file with a run's initial weights, None without any. Raises UserError."""
+    if config["init"] is None and config["init_sha256"] is None:
+        return None
+    from launch.warm_start import initial_weights  # needs timm, which takes seconds to import
+
+    return initial_weights(config, trusted, console)
 
 
 def main(arguments: list[str]) -> int:

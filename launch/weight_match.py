@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from dist_ssl.config.bounds import RGB
 from dist_ssl.data.images.image_rules import counted
 from dist_ssl.models.first_layer import for_channels
+from dist_ssl.models.fixed_positions import Patches, stored_positions
 from dist_ssl.models.named_weights import without_counters
 from dist_ssl.models.patches import resized_projection
 from dist_ssl.models.resampling import resized
-from dist_ssl.models.vit import Patches, stored_positions
 from dist_ssl.saved_encoder import POSITIONS
 
 PROJECTION = "patch_embed.proj.weight"

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -26,7 +27,7 @@ from dist_ssl.models import encoders
 from dist_ssl.models.encoders import TinyResNet
 from dist_ssl.models.vit import vit
 from dist_ssl.saved_encoder import KEY, Description, SavedEncoder
-from launch import warm_start
+from launch import slurm, warm_start
 from tests.fuzzing import bounded_memory
 
 TINY = {"_target_": "dist_ssl.models.encoders.TinyResNet", "width": 4, "pool": "mean"}
@@ -202,6 +203,14 @@ def test_other_files_are_refused_by_what_is_wrong_with_them(tmp_path: Path) -> N
         dist_ssl.load_encoder(tmp_path)
     with pytest.raises(DataError, match=r"nothing does not exist(?s:.*)launch/export\.py run=\.\.\."):
         dist_ssl.load_encoder(tmp_path / "nothing")
+
+
+def test_a_run_and_its_encoder_need_no_timm_which_takes_seconds_to_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "import sys, launch.checkpoint_encoder; print(sorted({'timm', 'torchvision'} & set(sys.modules)))"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout == "[]\n"
+    monkeypatch.setitem(sys.modules, "launch.warm_start", None)  # an import of it would fail
+    assert slurm.weights_of({"init": None, "init_sha256": None}, False, Console(quiet=True)) is None
 
 
 def test_the_package_imports_no_torch_before_it_is_asked_for_an_encoder() -> None:

@@ -196,7 +196,8 @@ def test_what_a_module_only_imports_is_refused(name: str) -> None:
 KEYS = ("method._target_", "aux._target_", "encoder._target_", "optim._target_", "schedule.planner", "schedule.curves")
 KEYS += ("difficulty._target_", "engine._target_", "tracker.wandb._target_")
 PARTS_OF_ENCODERS = {"branch.Branch", "drop_path.DropPath", "encoders.ResidualBlock", "heads.mlp", "norm.BatchNorm"}
-PARTS_OF_ENCODERS |= {"patches.Projection", "resampling.ChosenPatches", "resampling.ResizedPositions", "vit.Patches"}
+PARTS_OF_ENCODERS |= {"fixed_positions.Patches", "patches.Projection"}
+PARTS_OF_ENCODERS |= {"resampling.ChosenPatches", "resampling.ResizedPositions"}
 """Networks that no config names, and that one could call."""
 NAMED = re.compile(
     r"^(?:async )?(?:def|class) (\w+)|^(\w+)(?::[^=\n]+)? ?=|^from \S+ import (.*)|^import (.*)", re.MULTILINE
@@ -271,7 +272,11 @@ WAYS_ROUND = (
         "dist_ssl.models.encoders.nearest",
         "dist_ssl.models.norm.convert",
     ),
-    *("dist_ssl.models.named_weights.load_weights", "dist_ssl.models.vit.stored_positions", "dist_ssl.models.\0.x"),
+    *(
+        "dist_ssl.models.named_weights.load_weights",
+        "dist_ssl.models.fixed_positions.stored_positions",
+        "dist_ssl.models.\0.x",
+    ),
 )
 
 

@@ -28,7 +28,8 @@ from dist_ssl.errors import ConfigError
 from dist_ssl.methods.rotation import Rotation
 from dist_ssl.methods.simclr import SimCLR
 from dist_ssl.models.encoders import TinyResNet
-from dist_ssl.models.vit import positions, vit
+from dist_ssl.models.fixed_positions import positions
+from dist_ssl.models.vit import vit
 from dist_ssl.optim.recipes import LARS, SGD, Muon
 from dist_ssl.protocols.method import Method
 from tests.engines.jobs import CONFIGS, hyper, small_engine

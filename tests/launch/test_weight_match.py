@@ -11,8 +11,8 @@ from dist_ssl.config.encoder_node import make_encoder
 from dist_ssl.config.instantiate import instantiate
 from dist_ssl.config.meta_device import on_meta_device
 from dist_ssl.models.first_layer import for_channels
+from dist_ssl.models.fixed_positions import stored_positions
 from dist_ssl.models.patches import set_patch
-from dist_ssl.models.vit import stored_positions
 from launch.export_targets import TARGETS
 from launch.weight_match import PROJECTION, Match, heads_of, match
 from launch.weight_names import in_timm_names

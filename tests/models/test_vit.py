@@ -15,8 +15,9 @@ from dist_ssl.distributed.world import World
 from dist_ssl.engines.ddp import DDP
 from dist_ssl.errors import ConfigError
 from dist_ssl.methods.mocov3 import MoCoV3
+from dist_ssl.models.fixed_positions import positions
 from dist_ssl.models.norm import BatchNorm
-from dist_ssl.models.vit import positions, vit
+from dist_ssl.models.vit import vit
 from dist_ssl.optim.recipes import LARS, SGD, AdamW, OptimizerRecipe
 from tests.ranks import Ranks
 
