@@ -14,12 +14,15 @@ from rich.console import Console
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import ConfigError
 from tests.benchmarks import claims_digest
-from tests.benchmarks.claims import OPTIONS, TABLES, Runner, estimate, main, of_command, tables
+from tests.benchmarks.claims import OPTIONS, main
 from tests.benchmarks.claims_curves import at_seconds, seconds_to, speed
 from tests.benchmarks.claims_digest import digest
 from tests.benchmarks.claims_report import Paired, markdown, paired_at_equal_seconds
-from tests.benchmarks.claims_table import Plan, Results, Row, Table, Variant, flat, score
+from tests.benchmarks.claims_table import Table, Variant, flat
 from tests.benchmarks.one_row import config_of, measure
+from tests.benchmarks.row_runner import Runner
+from tests.benchmarks.table_command import TABLES, estimate, of_command, tables
+from tests.benchmarks.table_rows import Plan, Results, Row, score
 
 SMALL = ("data=demo", "encoder.width=4", "method.hidden=16", "method.dim=8", "schedule.image_size=16", "batch_size=12")
 SMALL += ("lanes=12", "window=8", "data.source=null")

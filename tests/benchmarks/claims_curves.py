@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
 
-from tests.benchmarks.claims_table import Found, number
+from tests.benchmarks.table_rows import Found, number
 
 TOLERANCE = 0.002
 """How far below an accuracy still counts as having reached it: 0.2 points, PAPERS' rule for "comparable accuracy"."""

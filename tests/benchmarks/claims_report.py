@@ -6,18 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tests.benchmarks.claims_curves import Curve, Speed, at_seconds, speed
-from tests.benchmarks.claims_table import (
-    MEASURES,
-    Claim,
-    DataSet,
-    Plan,
-    Results,
-    Row,
-    Variant,
-    Words,
-    number,
-    score,
-)
+from tests.benchmarks.claims_table import Claim, DataSet, Variant, Words
+from tests.benchmarks.table_rows import MEASURES, Plan, Results, Row, number, score
 
 T_95 = {1: 6.31, 2: 2.92, 3: 2.35, 4: 2.13, 5: 2.02, 6: 1.94, 7: 1.89, 8: 1.86, 9: 1.83}
 """One-sided 5 % quantile of Student's t by degrees of freedom."""
