@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from tests.benchmarks.claims_curves import Curve, Speed, at_seconds, speed
+from tests.benchmarks.claims_curves import Curve, at_seconds
 from tests.benchmarks.claims_table import Claim, DataSet, Variant, Words
 from tests.benchmarks.table_rows import MEASURES, Plan, Results, Row, number, score
 
@@ -160,25 +160,6 @@ def lines_of(claim: Claim, plan: Plan, data: str, first: Curve, second: Curve) -
         yield line(f"{claim.paper}: {claim.text}", data, NAMES[name], *cells, seconds, largest.verdict)
 
 
-def speeds(plan: Plan, found: dict[str, dict[str, Curve]]) -> Iterator[str]:
-    """Yield the table of the times to equal accuracy, if the table claims any; last the geometric means."""
-    claims = [claim for claim in plan.table.claims if claim.number == "time"]
-    pairs = [(c, d, own[c.better], own[c.than]) for c in claims for d, own in found.items() if runs_of(c, own)]
-    if not pairs:
-        return
-    yield from ("", "### Times less to the accuracy of the plain recipe's longest run", "")
-    yield from head("claim", "data", *(NAMES[name] for name in MEASURES))
-    groups: dict[tuple[str, str], list[Speed]] = {}
-    for claim, data, first, second in pairs:
-        own = [speed(first, second, name) for name in MEASURES]
-        groups.setdefault((claim.paper, data), []).append(own[0])
-        yield line(f"{claim.paper}: {claim.text}", data, *(each.shown for each in own))
-    for (group, data), all_of in groups.items():
-        ratios = [each.ratio for each in all_of if each.ratio is not None]
-        if len(ratios) == len(all_of) > 1:
-            yield line(f"{group}: geometric mean", data, f"{statistics.geometric_mean(ratios):.2f}", "")
-
-
 def runs_of(claim: Claim, found: dict[str, Curve]) -> bool:
     """Return whether both variants of a claim have runs."""
     return bool(found.get(claim.better) and found.get(claim.than))
@@ -233,7 +214,7 @@ def markdown(plan: Plan, results: Results, *, tuned: bool) -> str:
     found: dict[str, dict[str, Curve]] = {}
     for data, variant in plan.pairs():
         found.setdefault(data.name, {})[variant.name] = curve(plan, results, data, variant, tuned=tuned)
-    lines = ["### Claims", "", *verdicts(plan, found), *speeds(plan, found)]
+    lines = ["### Claims", "", *verdicts(plan, found)]
     for data in plan.data:
         own = found.get(data.name, {})
         lines += ["", f"### {data.name}", "", *curves(plan, data, own), "", *mixed(data, own), *collapsed(plan, own)]

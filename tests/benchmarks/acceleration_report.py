@@ -1,0 +1,101 @@
+"""The report of `acceleration.py` as markdown: bars, every variant's time to the plain recipe's accuracy, curves."""
+
+from collections.abc import Iterator
+
+from tests.benchmarks.claims_curves import Curve, Speed, mean_curve, mean_speed, speed
+from tests.benchmarks.claims_report import MIXED, curve, head, line, mixed, runs_of, shown, tuned_settings
+from tests.benchmarks.claims_table import Bar, Claim, DataSet
+from tests.benchmarks.table_rows import Plan, Results
+
+CLOCKS = ("seconds", "wall_seconds")
+"""The times of a row: of the processor, and of the wall."""
+MISSED, LACKING = "MISSED", "NOT RUN"
+Found = dict[str, Curve]
+"""The curves of a data set's variants."""
+
+
+def headings(plan: Plan) -> dict[str, list[Claim]]:
+    """Return the claims of time whose variants the command asks for, by heading."""
+    asked = {variant.name for variant in plan.variants}
+    found: dict[str, list[Claim]] = {}
+    for claim in plan.table.claims:
+        if claim.number == "time" and {claim.better, claim.than} <= asked:
+            found.setdefault(claim.paper, []).append(claim)
+    return found
+
+
+def speeds(claims: list[Claim], found: Found, clock: str) -> list[Speed | None]:
+    """Return how many times sooner each claim's variant is by kNN, None where one has no rows."""
+    return [
+        speed(found[claim.better], found[claim.than], "knn", clock) if runs_of(claim, found) else None
+        for claim in claims
+    ]
+
+
+def together(bar: Bar, of: list[Speed | None]) -> Speed | None:
+    """Return what is compared with a bar; None where rows are lacking."""
+    known = [each for each in of if each is not None]
+    if bar.of == "best":
+        return max(known, key=lambda each: each.ratio or 0.0, default=None)
+    return mean_speed(known) if len(known) == len(of) else None
+
+
+def verdict(bar: Bar, found: Speed | None) -> str:
+    """Return whether a bar is reached."""
+    if found is None:
+        return LACKING
+    ratio = found.ratio or 0.0
+    return "star" if ratio >= bar.star else "reached" if ratio >= bar.bar else MISSED
+
+
+def bars(plan: Plan, data: DataSet, found: Found) -> Iterator[str]:
+    """Yield the table of a data set's bars."""
+    yield from head("what", "bar", "star", "times sooner, processor", "wall", "verdict")
+    for heading, claims in headings(plan).items():
+        if heading in plan.table.bars:
+            bar = plan.table.bars[heading]
+            processor, wall = (together(bar, speeds(claims, found, clock)) for clock in CLOCKS)
+            means = "the best" if bar.of == "best" else f"geometric mean of {len(claims)}"
+            cells = ["-" if each is None else each.shown for each in (processor, wall)]
+            yield line(f"{heading}, {means}", f"{bar.bar:g}", f"{bar.star:g}", *cells, verdict(bar, processor))
+
+
+def ratios(plan: Plan, found: Found) -> Iterator[str]:
+    """Yield the table of the times to the plain recipes' accuracy."""
+    yield from head("what", "variant", "accuracy", "plain recipe's seconds", "times sooner, processor", "wall")
+    for heading, claims in headings(plan).items():
+        for claim, *both in zip(claims, *(speeds(claims, found, clock) for clock in CLOCKS), strict=True):
+            if None not in both:
+                plain = found[claim.than]
+                seconds, bar = max(mean_curve(plain, sorted(found[claim.better].keys() & plain.keys()), "knn"))
+                cells = [each.shown for each in both if each is not None]
+                yield line(heading, claim.text, f"{100 * bar:.1f} %", f"{seconds:.0f}", *cells)
+
+
+def curves(plan: Plan, found: Found) -> Iterator[str]:
+    """Yield a data set's curves: kNN and processor seconds at every budget, and the seeds."""
+    yield from head("variant", *(f"kNN, % and seconds at {budget:g}" for budget in plan.budgets), "seeds")
+    for variant in plan.variants:
+        runs = found.get(variant.name, {})
+        cells = []
+        for budget in plan.budgets:
+            own = [by_budget[budget] for by_budget in runs.values() if budget in by_budget]
+            accuracy = shown([n.get("bag_knn", n["knn"]) for n in own])
+            cells.append(f"{accuracy}; {shown([n['seconds'] for n in own], 1, 0)}" if own else "-")
+        if runs:
+            yield line(f"{variant.label} (`{variant.name}`)", *cells, str(len(runs)))
+
+
+def markdown(plan: Plan, results: Results, *, tuned: bool) -> str:
+    """Return the whole report."""
+    lines: list[str] = []
+    for data in plan.data:
+        own = {v.name: curve(plan, results, data, v, tuned=tuned) for d, v in plan.pairs() if d is data}
+        lines += [f"### {data.name}", "", *bars(plan, data, own), "", *ratios(plan, own), ""]
+        lines += [*curves(plan, own), "", *mixed(data, own)]
+    return "\n".join([*lines, *(["### Settings", "", *tuned_settings(plan, results)] if tuned else [])])
+
+
+def failed(text: str) -> bool:
+    """Return whether a report names a bar that is missed or has no rows, or rows that cannot be compared."""
+    return any(word in text for word in (MISSED, LACKING, MIXED))
