@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 
 from tests.benchmarks.acceleration import OPTIONS, TUNED, main, report
-from tests.benchmarks.acceleration_report import failed, together, verdict
+from tests.benchmarks.acceleration_report import evened, failed, together, verdict
 from tests.benchmarks.claims_curves import Speed, mean_speed
 from tests.benchmarks.claims_table import Bar, Table
 from tests.benchmarks.table_command import TABLES, of_command
@@ -41,6 +41,7 @@ def test_a_row_is_run_by_the_command_and_not_again(
     assert (row["key"]["variant"], row["found"]["epochs"]) == ("simclr_s1", 2)
     assert row["found"]["seconds"] > 0
     assert row["found"]["wall_seconds"] > 0
+    assert row["found"]["pace_seconds"] > 0
     assert main(["stage=report", *words]) == 0
     assert f"| {100 * row['found']['knn']:.1f}; " in capsys.readouterr().out
     assert len(list(tmp_path.glob("rows-demo-*.svg"))) == 1
@@ -63,7 +64,7 @@ def test_what_the_claims_benchmark_has_tuned_counts_and_its_other_rows_do_not(tm
 
 def numbers(row: Row, knn: float, seconds: float) -> dict[str, Any]:
     common = {"budget": row.budget, "images": 1000, "peak_mib": 100, "process_seconds": seconds + 5}
-    return {"knn": knn, "linear": knn, "seconds": seconds, "wall_seconds": 2 * seconds, **common}
+    return {"knn": knn, "linear": knn, "seconds": seconds, "wall_seconds": 2 * seconds, "pace_seconds": 0.5, **common}
 
 
 def filled(plan: Plan, path: Path, sooner: float) -> Results:
@@ -89,8 +90,8 @@ def test_a_bar_is_compared_with_the_mean_over_the_methods(tmp_path: Path, sooner
     )
     assert line.endswith(f"| {said} |")
     assert holds == (said != "MISSED")
-    processor, wall = (float(cell.split()[0]) for cell in line.split("|")[4:6])
-    assert processor == wall == pytest.approx(sooner, rel=0.1)
+    even, processor, wall = (float(cell.split()[0]) for cell in line.split("|")[4:7])
+    assert even == processor == wall == pytest.approx(sooner, rel=0.1)
     drawing = ElementTree.parse(tmp_path / "rows-garments.svg").getroot()
     assert len(drawing.findall(".//{*}polyline")) == 6
 
@@ -102,8 +103,15 @@ def test_a_bar_without_all_its_rows_is_not_reached(tmp_path: Path) -> None:
         if not row.variant.startswith("byol"):
             results.add(row, numbers(row, 0.5, 10.0))
     text, holds = report(plan, results, False)
-    assert "| - | - | NOT RUN |" in text
+    assert "| - | - | - | NOT RUN |" in text
     assert not holds
+
+
+def test_rows_that_ran_while_the_machine_was_slow_count_as_if_it_had_not_been(tmp_path: Path) -> None:
+    curves = {"plain": {0: {4.0: {"seconds": 10.0, "pace_seconds": 0.5}, 10.0: {"seconds": 50.0, "pace_seconds": 1.0}}}}
+    curves["other"] = {0: {4.0: {"seconds": 10.0, "pace_seconds": 0.5}}}
+    runs = evened(curves)["plain"][0]
+    assert (runs[4.0]["even_seconds"], runs[10.0]["even_seconds"]) == (10.0, 25.0)
 
 
 def test_a_mean_of_methods_has_the_interval_of_independent_seeds() -> None:

@@ -14,7 +14,9 @@ momentum, batch), and what accelerates it has the same one. `data=folder|shards|
 Every point of a curve is a run of its own, whose schedule ends there. The time to an accuracy is read between points
 of such a curve; the accuracy is what the plain recipe has after its largest budget. Intervals are of a bootstrap over
 the seeds, the same ones for both. Seconds are of the training alone, its loader included, without imports and
-evaluation, for all alike: of the processor, and of the wall, which counts what else the machine does. `stage=report`
+evaluation, for all alike: of the processor, and of the wall, which counts what else the machine does. A second of a
+shared core does more or less, so bars are compared with seconds at an even pace: each row times a fixed piece of work
+before and after (`pace.py`), and its seconds are scaled to the median of these times over all rows. `stage=report`
 also writes a plot of accuracy against processor time per data set, beside `out`. Exit code 1: a row broke, or a bar of
 the table is missed or has no rows, or rows cannot be compared; 2: the command needs a correction.
 """

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from launch.charts import COLOURS, HEIGHT, WIDTH, Trace, curves, percent
 from launch.report_style import PALETTE
+from tests.benchmarks.acceleration_report import CLOCKS, found_of
 from tests.benchmarks.claims_curves import mean_curve
-from tests.benchmarks.claims_report import curve
 from tests.benchmarks.claims_table import DataSet
 from tests.benchmarks.table_rows import Plan, Results
 
@@ -34,12 +34,12 @@ def plots(plan: Plan, results: Results, beside: Path, *, tuned: bool) -> list[Pa
 
 
 def by_family(plan: Plan, results: Results, data: DataSet, *, tuned: bool) -> dict[str, list[Trace]]:
-    """Return the mean curves of a data set's variants, in per cent of kNN over processor seconds, by family."""
+    """Return the mean curves of a data set's variants, kNN over seconds at an even pace, by family."""
     found: dict[str, list[Trace]] = {}
-    for other, variant in plan.pairs():
-        own = curve(plan, results, data, variant, tuned=tuned) if other is data else {}
-        if own:
-            trace = Trace(variant.label, mean_curve(own, sorted(own), "knn"))
+    curves_of = found_of(plan, results, data, tuned=tuned)
+    for variant in plan.variants:
+        if own := curves_of.get(variant.name):
+            trace = Trace(variant.label, mean_curve(own, sorted(own), "knn", CLOCKS[0]))
             found.setdefault(variant.family, []).append(trace)
     return found
 
@@ -48,7 +48,7 @@ def page(name: str, families: dict[str, list[Trace]]) -> str:
     """Return one drawing with a chart and a legend per family."""
     parts, top = [], 0
     for family, traces in families.items():
-        chart = curves(f"{name}, {family}: kNN", traces, "processor seconds", percent)
+        chart = curves(f"{name}, {family}: kNN", traces, "seconds at an even pace", percent)
         parts.append(chart.replace("<svg ", f'<svg x="0" y="{top}" width="{WIDTH}" height="{HEIGHT}" ', 1))
         top += HEIGHT
         for number, trace in enumerate(traces):

@@ -30,6 +30,7 @@ from dist_ssl.train import Job, Outcome, train
 from launch import settings
 from launch.frozen import Frozen
 from launch.run_dir import PROJECT
+from tests.benchmarks.pace import clock, pace
 
 HELD = (
     "threads=1",
@@ -43,14 +44,6 @@ WARM = 0.05
 """Share of the steps that warm up."""
 QUERY = 5
 """One of so many training images is a query where a setting is tuned."""
-
-
-def clock(device: torch.device) -> float:
-    """Return seconds: of the process, or of the wall once the GPU has done all that it was given."""
-    if device.type == "cpu":
-        return time.process_time()
-    torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 def config_of(words: list[str], budget: float, world: World) -> tuple[dict[str, Any], dict[str, float]]:
@@ -108,12 +101,16 @@ def accuracies(frozen: Frozen, split: str, inputs: Inputs | None = None) -> dict
 
 
 def measure(words: list[str], budget: float, split: str, bag: int, folder: Path) -> dict[str, Any]:
-    """Train a row and return its numbers: accuracies, length, seconds of training, peak memory. Raises UserError."""
+    """Train a row and return its numbers: accuracies, length, times, peak memory. Raises UserError.
+
+    `pace_seconds`: those of a fixed piece of work, the mean of one before the training and one after it.
+    """
     world = World(device=own_device(0))
     config, length = config_of(words, budget, world)
-    started, began = clock(world.device), time.perf_counter()
+    before, started, began = pace(world.device), clock(world.device), time.perf_counter()
     job = trained(config, world, folder)
-    seconds, wall = clock(world.device) - started, time.perf_counter() - began
+    times = {"seconds": clock(world.device) - started, "wall_seconds": time.perf_counter() - began}
+    times["pace_seconds"] = (before + pace(world.device)) / 2
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
     own: Parts = parts(config, world, 1)
     frozen = Frozen(own, job.engine, world, probing(config), bag)
@@ -121,7 +118,7 @@ def measure(words: list[str], budget: float, split: str, bag: int, folder: Path)
     if bag:
         patches = accuracies(frozen, split, frozen.drawn(bag, 1))
         found |= {f"bag_{name}": value for name, value in patches.items()}
-    found |= {"budget": budget, "seconds": round(seconds, 2), "wall_seconds": round(wall, 2), "peak_mib": round(peak)}
+    found |= {"budget": budget, "peak_mib": round(peak), **{name: round(value, 3) for name, value in times.items()}}
     return {**found, **length, "data": own.dataset.identity[:16], "device": world.device.type}
 
 
