@@ -124,6 +124,11 @@ def shortened(names: Sequence[str], most: int = 10, between: str = ", ") -> str:
     return between.join([*names[:most], *more])
 
 
+def plural(count: int, one: str, many: str = "") -> str:
+    """Return a number with its noun: `1 image`, `2 images`. `many`: the plural, where it is not `one` with an s."""
+    return f"{count} {one if count == 1 else many or f'{one}s'}"
+
+
 def nearest(name: str, options: Iterable[str], before: str = "") -> str:
     """Return a remedy for a misspelt name: the nearest valid one, or all of them, up to `MOST_NAMES`.
 

@@ -43,7 +43,7 @@ from dist_ssl.config.command import run_command, say
 from dist_ssl.config.long_work import LongWork
 from dist_ssl.data.images.centre_crop import write_centre
 from dist_ssl.data.storage.address import Address
-from dist_ssl.errors import DataError, TrainingError
+from dist_ssl.errors import DataError, TrainingError, plural
 from dist_ssl.evaluate.confidence import shown_interval
 from dist_ssl.runtime.files import write_for_owner_alone
 from dist_ssl.saved_encoder import Description, SavedEncoder, load_encoder
@@ -262,8 +262,8 @@ def run(arguments: list[str], console: Console) -> int:
     splits = labelled_splits(path, options.val, cache, options.data_cache_bytes, console)
     model = made(saved, len(splits.classes), options)
     prepare(options.out)
-    counts = f"{len(splits.train)} images to train on, {len(splits.val)} to test on"
-    say(console, f"{counts}; {len(splits.classes)} classes.")
+    counts = f"{plural(len(splits.train), 'image')} to train on, {len(splits.val)} to test on"
+    say(console, f"{counts}; {plural(len(splits.classes), 'class', 'classes')}.")
     epochs: list[dict[str, float]] = []
     with LongWork(console) as work:
         for numbers in finetune(model, saved, splits, options, work):
@@ -275,7 +275,8 @@ def run(arguments: list[str], console: Console) -> int:
     decoded = len(splits.train) - int(epochs[-1]["undecodable_train"])
     saved.description = description_after(saved.description, decoded, len(splits.classes), options)
     own = {**asdict(options), "data_path": Address.parse(path).shown, "out": str(options.out)}
-    results = {"accuracy": epochs[-1]["accuracy"], "options": own, "encoder": saved.description.values()}
+    last = {key: epochs[-1][key] for key in ("accuracy", "images")}
+    results = {**last, "options": own, "encoder": saved.description.values()}
     write(options.out, saved, model.head, splits.classes, {**results, "epochs": epochs})
     say_how_to_use(options.out, console)
     return 0

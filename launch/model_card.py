@@ -10,10 +10,13 @@ import yaml
 
 from dist_ssl.config.bounds import RGB
 from dist_ssl.data.images.image_rules import FULL, counted
+from dist_ssl.errors import plural
+from dist_ssl.evaluate.confidence import shown_interval
 from dist_ssl.metrics.sinks import read_reports
 from dist_ssl.runtime import jsonl
 from dist_ssl.runtime.strange_files import writable
 from dist_ssl.saved_encoder import SavedEncoder
+from launch.evaluation import OF_QUERIES
 from launch.handover import files
 from launch.hub_weights import PREFIX
 from launch.run_dir import RunDir
@@ -26,6 +29,11 @@ RECIPE = (
     *("seed", "precision", "init_sha256"),
 )
 """Keys of the config that say how the encoder was trained."""
+
+OF_IMAGES = ("mean_average_precision", "mean_similarity", "same_class", "effective_rank", "uniformity", "alignment")
+"""Other numbers that are measured on the images that were asked for; no interval follows from their count."""
+MOST_IMAGES = 10**12
+"""Images that a report may name; more is no count."""
 
 
 def card(run: RunDir, saved: SavedEncoder, lines: Sequence[str], checked: str) -> str:
@@ -74,11 +82,22 @@ def measured(run: RunDir, step: int, branch: str) -> Iterator[tuple[str, str]]:
     last: dict[str, Any] = {}
     for report in read_reports(run.metrics):
         last |= report if report["step"] == step and probed else {}
-    yield from ((f"run: {key}", f"{last[key]:.4g}") for key in ("knn_accuracy", "loss") if key in last)
+    images = (read_report(run.status) or {}).get("queries")
+    yield from ((f"run: {key}", shown(key, last[key], images)) for key in ("knn_accuracy", "loss") if key in last)
     for row in jsonl.read(run.evaluations):
         if (row.get("step"), row.get("branch")) == (step, branch):
             kept = {key: value for key, value in row.items() if isinstance(value, float) and key != "time"}
-            yield from ((f"{row.get('protocol')}: {key}", f"{value:.4g}") for key, value in kept.items())
+            own = row.get("queries")
+            yield from ((f"{row.get('protocol')}: {key}", shown(key, value, own)) for key, value in kept.items())
+
+
+def shown(key: str, value: float, images: object) -> str:
+    """Return a number with that of the images that it is from, and the confidence interval of an accuracy."""
+    kind = key.partition(" ")[0]
+    if type(images) is not int or not 0 < images < MOST_IMAGES or kind not in (*OF_QUERIES, *OF_IMAGES):
+        return f"{value:.4g}"
+    own = f" {shown_interval(value, images)}" if kind in OF_QUERIES and 0 <= value <= 1 else ""
+    return f"{value:.4g} of {plural(images, 'image')}{own}"
 
 
 def command_of(run: RunDir) -> str:

@@ -22,11 +22,13 @@ from dist_ssl.config.command import say
 from dist_ssl.config.instantiate import fit
 from dist_ssl.data.images.image_rules import counted
 from dist_ssl.data.storage import manifest
-from dist_ssl.errors import ConfigError, DataError, shortened
+from dist_ssl.errors import ConfigError, DataError, plural
 from launch import launch_keys, settings
 from launch.run_dir import PROJECT
+from shards.close_calls import CloseCall, close_calls, close_lines
 from shards.command_line import parse_held_out, parse_path
-from shards.folder_facts import Facts, copies, measure
+from shards.exact_copies import say_copies
+from shards.folder_facts import Facts, measure
 from shards.picture_rules import KeyChoice, choices, lines
 from shards.sources.imagefolder import FolderOptions, Pictures, find, pack_pictures
 
@@ -49,13 +51,14 @@ class Packed:
 
     shards: Path
     facts: Facts
+    facts_in_words: str
 
 
-def fitted(combinations: Sequence[list[str]], console: Console) -> list[list[str]]:
+def fitted(combinations: Sequence[list[str]], console: Console, last: list[str]) -> list[list[str]]:
     """Return the overrides of runs with `data=folder` replaced by shards and by what the rules choose for them.
 
-    Each folder is packed once, and nothing is packed for `dry_run=true`. Prints what was packed and chosen. Raises
-    ConfigError, DataError.
+    Each folder is packed once, and nothing is packed for `dry_run=true`. Prints what was packed and chosen; what was
+    chosen for `dry_run=true` is appended to `last`, to be printed below the config. Raises ConfigError, DataError.
     """
     known: dict[tuple[FolderOptions, float | None], Packed] = {}
     printed: set[str] = set()
@@ -71,12 +74,26 @@ def fitted(combinations: Sequence[list[str]], console: Console) -> list[list[str
         if own not in known:
             known[own] = packed(options, into_of(node, options), white, not config[DRY], console)
         chosen = open_choices(choices(known[own].facts), overrides)
-        text = "\n".join(lines(chosen))
+        text = "\n".join(reasons(known[own], chosen, overrides, dry=config[DRY]))
         if text not in printed:
             printed.add(text)
-            say(console, text)
+            if config[DRY]:
+                last.append(text)
+            else:
+                say(console, text)
         found.append([*rewritten(known[own].shards, chosen), *of_the_run(overrides)])
     return found
+
+
+def reasons(made: "Packed", chosen: Sequence[KeyChoice], overrides: Sequence[str], *, dry: bool) -> Iterator[str]:
+    """Yield the lines that say what was chosen and why, what was close, and what a dry run has left undone."""
+    yield from lines(chosen)
+    calls = [CloseCall(open_choices(call.instead, overrides), call.reason) for call in close_calls(made.facts)]
+    yield from close_lines([call for call in calls if call.instead])
+    if dry:
+        there = (made.shards / manifest.NAME).is_file()
+        packing = "starts the run" if there else f"packs the pictures into {made.shards} and starts the run"
+        yield f"{made.facts_in_words} Nothing was changed: the same command without {DRY}=true {packing}."
 
 
 def of_the_run(overrides: Sequence[str]) -> list[str]:
@@ -145,14 +162,15 @@ def packed(options: FolderOptions, into: Path, white: float | None, write: bool,
     facts = measure(pictures, options.threads, white=white)
     shards = into / name_of(options.path, pictures)
     there = (shards / manifest.NAME).is_file()
-    say(console, f"{options.path}: {described(facts)}.")
+    words = f"{options.path}: {described(facts)}."
+    say(console, words)
     if write and not there:
-        report_copies(pictures, console)
         say(console, f"Packing them into {shards} (once).")
         pack_once(shards, pictures, options, console)
+        say_copies(manifest.read(shards), options.threads, console)
     elif there:
         say(console, f"They are packed already, in {shards}.")
-    return Packed(shards, facts)
+    return Packed(shards, facts, words)
 
 
 def pack_once(shards: Path, pictures: Pictures, options: FolderOptions, console: Console) -> None:
@@ -177,21 +195,12 @@ def described(facts: Facts) -> str:
     """Return the facts in words."""
     low, middle, high = facts.short_sides
     held = f", {facts.val} of them held out" if facts.val else ""
-    labels = f"{facts.classes} classes" if facts.classes else "no labels"
+    labels = plural(facts.classes, "class", "classes") if facts.classes else "no labels"
     bad = f", {facts.unreadable} of {facts.measured} that were tried cannot be read" if facts.unreadable else ""
     channels = len(facts.mean)
     grey = f"{100 * facts.grey:.0f} % grey" if channels == RGB else counted(channels)
     sides = f"shorter sides {low} to {high} px (median {middle})"
-    return f"{facts.train + facts.val} pictures{held}, {labels}, {sides}, {grey}{bad}"
-
-
-def report_copies(pictures: Pictures, console: Console) -> None:
-    """Print how many pictures have the same bytes as another one; all are packed."""
-    roots = dict(zip(("train", "val"), pictures.roots, strict=True))
-    for name, files in (("train", pictures.train), ("val", pictures.val)):
-        if alike := copies(roots[name], files):
-            named = shortened(alike, 3)
-            say(console, f"{len(alike)} pictures of {name} are copies of others; they are packed too: {named}.")
+    return f"{plural(facts.train + facts.val, 'picture')}{held}, {labels}, {sides}, {grey}{bad}"
 
 
 def open_choices(found: Iterable[KeyChoice], overrides: Sequence[str]) -> list[KeyChoice]:

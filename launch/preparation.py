@@ -107,13 +107,16 @@ def make_data(config: dict[str, Any], console: Console) -> None:
         make(source, address.path, console)
 
 
-def pack_folders(combinations: list[list[str]], console: Console) -> list[list[str]]:
-    """Return the overrides of new runs, `data=folder` replaced by shards and by what fits them. Raises UserError."""
+def pack_folders(combinations: list[list[str]], console: Console, last: list[str] | None = None) -> list[list[str]]:
+    """Return the overrides of new runs, `data=folder` replaced by shards and by what fits them. Raises UserError.
+
+    `last`: a list that gets what a dry run says at its end.
+    """
     if not any(launch_keys.FOLDER in overrides for overrides in combinations):
         return combinations
     from launch import own_pictures  # needs torch, which following a run does without
 
-    return own_pictures.fitted(combinations, console)
+    return own_pictures.fitted(combinations, console, [] if last is None else last)
 
 
 def check_shape(config: dict[str, Any]) -> None:

@@ -31,7 +31,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from dist_ssl.config.command import INTERRUPTED_CODE, Screen, run_command
+from dist_ssl.config.command import INTERRUPTED_CODE, Screen, run_command, say
 from dist_ssl.config.run_keys import method_of
 from dist_ssl.errors import ConfigError, UserError
 from dist_ssl.runtime.end_names import STOPPED
@@ -257,10 +257,14 @@ def start(arguments: list[str], console: Console, trusted: bool) -> int:
     """Start a new run, or several of a sweep; return the exit code. Raises UserError."""
     overrides = [argument for argument in arguments if argument not in sweep.FLAGS]
     combinations = sweep.expand(overrides) if overrides != arguments else [overrides]
-    combinations = preparation.pack_folders(combinations, console)
+    last: list[str] = []
+    combinations = preparation.pack_folders(combinations, console, last)
     configs = [preparation.new_config(combination, console) for combination in combinations]
     if configs[0]["dry_run"]:
-        return max(show(config, planned(config), console) for config in configs)
+        code = max(show(config, planned(config), console) for config in configs)
+        for text in last:
+            say(console, text)
+        return code
     runs: list[RunDir] = []
     try:
         for combination, config in zip(combinations, configs, strict=True):

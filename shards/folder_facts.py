@@ -7,11 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import xxhash
 
 from dist_ssl.config.bounds import RGB
 from dist_ssl.core.draws import Doubles, Draws, Purpose
@@ -24,7 +22,6 @@ from dist_ssl.data.storage.read import Reader
 from dist_ssl.data.storage.reader_options import Access
 from dist_ssl.errors import DataError
 from shards.depth import FoundRange, range_of, together
-from shards.folder_scan import File
 from shards.invariance import SIDE, recoloured, turned
 from shards.sources.imagefolder import Pictures, read
 
@@ -238,22 +235,3 @@ def between(looks: Sequence[Glance]) -> float:
 def rounded(values: Doubles) -> tuple[float, ...]:
     """Return the values of the channels, to three digits; of a standard deviation of 0 at least 0.001."""
     return tuple(max(0.001, round(float(value), 3)) for value in values)
-
-
-def copies(root: Path, files: Sequence[File]) -> list[str]:
-    """Return the names of files that have the same bytes as another one, all but the first of each, sorted.
-
-    Only files of equal size are read. Raises DataError.
-    """
-    sizes: dict[int, list[File]] = {}
-    for file in files:
-        sizes.setdefault(file.size, []).append(file)
-    found: list[str] = []
-    for alike in (sorted(group, key=lambda file: file.name) for group in sizes.values() if len(group) > 1):
-        known: set[bytes] = set()
-        for file in alike:
-            content = xxhash.xxh3_128_digest(read(root, file))
-            if content in known and file.size:
-                found.append(file.name)
-            known.add(content)
-    return sorted(found)

@@ -31,11 +31,13 @@ from dist_ssl.config.command import run_command, say
 from dist_ssl.data.storage import manifest, pyramid
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.fetch import Fetcher
-from dist_ssl.errors import ConfigError, DataError, nearest, shortened
+from dist_ssl.errors import ConfigError, DataError, nearest, plural, shortened
 from dist_ssl.runtime.files import write_for_owner_alone
 from shards import depth, levels
+from shards.close_calls import close_calls, close_lines
 from shards.command_line import ONE_PER_CORE, Bytes, fill, pairs, parse_path
 from shards.depth import FoundRange, white_for
+from shards.exact_copies import say_copies
 from shards.folder_facts import Facts, measure_shards
 from shards.image_source import ImageSource
 from shards.picture_rules import DEFAULT_METHOD, KeyChoice, choices, lines, method_for
@@ -78,9 +80,12 @@ def report(folder: Path, console: Console, fit: bool = True, away: Address | Non
     found = manifest.read(folder)
     for name, split in found.splits.items():
         labels = "labelled" if split.labelled else "no labels"
-        say(console, f"{name}: {len(split.samples)} images in {len(split.shards)} shards, {labels}")
+        images, shards = plural(len(split.samples), "image"), plural(len(split.shards), "shard")
+        say(console, f"{name}: {images} in {shards}, {labels}")
     if found.classes:
-        say(console, f"{len(found.classes)} classes: {shortened(found.classes)}")
+        say(console, f"{plural(len(found.classes), 'class', 'classes')}: {shortened(found.classes)}")
+    if not away:
+        say_copies(found, ONE_PER_CORE, console)
     sides = sorted(pyramid.read(Address(str(folder)), found, Fetcher()))
     if sides:
         say(console, f"levels: {', '.join(f'{side} px' for side in sides)}")
@@ -129,7 +134,7 @@ def fitting(facts: Facts, folder: Path, console: Console) -> list[KeyChoice]:
         count = f"{facts.unreadable} of {facts.measured} pictures that were tried cannot be read"
         say(console, f"{count}: python shards/verify.py {shlex.quote(str(folder))} lists all, with reasons.")
     found = choices(facts)
-    for line in lines(found):
+    for line in (*lines(found), *close_lines(close_calls(facts))):
         say(console, line)
     return sorted(found, key=lambda choice: choice.key != "data.val")
 

@@ -11,7 +11,6 @@ from typing import NamedTuple
 from dist_ssl.config.bounds import RGB
 from dist_ssl.data.images.image_rules import counted
 from dist_ssl.data.images.views import OF_COLOURS
-from dist_ssl.errors import printable
 from shards.depth import white_for
 from shards.folder_facts import PAIRS, Facts
 
@@ -272,4 +271,5 @@ def lines(chosen: Sequence[KeyChoice]) -> list[str]:
         if not key.startswith("views.view2."):
             by_reason.setdefault(choice.reason, []).append(f"{key}={choice.value}")
     shown = [f"  {' '.join(keys)}   {reason}" for reason, keys in by_reason.items()]
-    return [printable("Chosen for these pictures; what you set yourself wins:"), *shown] if shown else []
+    both_views = "; views.* is views.view1 and views.view2" if "views.*." in "".join(shown) else ""
+    return [f"Chosen for these pictures; what you set yourself wins{both_views}:", *shown] if shown else []

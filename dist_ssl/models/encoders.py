@@ -126,17 +126,24 @@ def timm_encoder(
     except (TypeError, ValueError, AttributeError, AssertionError, KeyError, RuntimeError) as error:
         if not options and not own:
             raise
-        given = " ".join(f"encoder.{key}={value}" for key, value in options.items())
-        raise ConfigError(
-            f"timm cannot make {name} with {given}: {error}.", "Correct these keys, or leave them out."
-        ) from error
+        raise cannot_make(name, in_channels, options, error) from error
     patches = getattr(encoder, "patch_embed", None)
-    if patches is not None:
+    if patches is not None and hasattr(patches, "patch_size"):
         encoder.multiple_of = patches.patch_size[0]
         resize_by_products(encoder)
     if stem == "small":
         _shrink_stem(encoder, name)
     return encoder
+
+
+def cannot_make(name: str, in_channels: int, options: Mapping[str, Any], error: Exception) -> ConfigError:
+    """Return the error for a model that timm cannot make. `options`: those of the config."""
+    keys = " ".join(f"encoder.{key}={value}" for key, value in options.items())
+    images = f"for images of {in_channels} channels" if in_channels != RGB else ""
+    remedies = ["Correct these keys, or leave them out."] if keys else []
+    remedies += ["Images have the channels of the data set; encoder=resnet18, say, takes any number."] if images else []
+    given = " ".join(part for part in (f"with {keys}" if keys else "", images) if part)
+    return ConfigError(f"timm cannot make {name} {given}: {error}.", " ".join(remedies))
 
 
 def _shrink_stem(encoder: nn.Module, name: str) -> None:

@@ -79,6 +79,7 @@ def test_classes_of_colours_are_learnt_and_the_files_hold_what_was_learnt(
     assert "48 images to train on, 12 to test on; 3 classes." in text
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["accuracy"] == results["epochs"][-1]["accuracy"] == 1.0
+    assert results["images"] == results["epochs"][-1]["images"] > 0
     assert [row["epoch"] for row in results["epochs"]] == list(range(1, 13))
 
     found, head = load_encoder(tmp_path / "out"), load_file(tmp_path / "out" / "head.safetensors")

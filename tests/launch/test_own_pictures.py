@@ -1,6 +1,7 @@
 """`data=folder` becomes shards and ordinary keys: once per folder, and never against what the command says."""
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from dist_ssl.data.storage import manifest
 from dist_ssl.errors import ConfigError, DataError
 from launch import preparation, science_keys, settings, slurm
 from launch.run_dir import PROJECT
+from shards.close_calls import CloseCall
+from shards.picture_rules import KeyChoice
 from tests.shards.pictures import files_in, folder_of
 
 
@@ -58,7 +61,7 @@ def test_another_picture_makes_another_data_set(tmp_path: Path) -> None:
     second, text = packed("data.path=in", "data.into=elsewhere")
     assert Path(second["data.path"]).parent == Path("elsewhere")
     assert Path(second["data.path"]).name != Path(first["data.path"]).name
-    assert "1 pictures of train are copies of others; they are packed too: 5.jpg." in text
+    assert re.search(r"train: 1 image repeats another one byte for byte; all are used: [15]\.", text)
     assert len(manifest.read(Path(first["data.path"])).split("train").samples) == 4
 
 
@@ -80,7 +83,6 @@ def test_what_the_command_says_wins(tmp_path: Path) -> None:
 
 def test_a_learning_rate_for_a_larger_encoder_goes_with_that_encoder_only() -> None:
     from launch.own_pictures import open_choices
-    from shards.picture_rules import KeyChoice
 
     chosen = [KeyChoice("encoder", "resnet18", "a"), KeyChoice("optim.base_lr", "1e-3", "b", beside="encoder")]
     assert [choice.key for choice in open_choices(chosen, [])] == ["encoder", "optim.base_lr"]
@@ -139,9 +141,28 @@ def test_a_dry_run_packs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[s
     words = ["data=folder", "data.path=in", "nodes=1", "cluster=local", "dry_run=true"]
     assert slurm.main(words) == 0
     text = capsys.readouterr().out
-    assert "Chosen for these pictures" in text
     assert "image_size: 16" in text
     assert not (tmp_path / "data").exists()
+    below = text.partition("dry_run: true")[2]
+    assert "Chosen for these pictures" in below, "where a person sees it: below the config"
+    assert text.count("Chosen for these pictures") == 1
+    *_, last = below.strip().splitlines()
+    assert last.startswith("in: 12 pictures, no labels, ")
+    assert "without dry_run=true packs the pictures into data/in-" in last
+    assert (
+        slurm.main(["data=folder", "data.path=in", "nodes=1", "cluster=local", "dry_run=true", "-m", "seed=1,2"]) == 0
+    )
+    assert capsys.readouterr().out.count("Chosen for these pictures") == 1
+
+
+def test_a_close_choice_is_said_unless_the_command_has_made_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder_of(tmp_path / "in", *(f"{n}.jpg" for n in range(12)))
+    call = CloseCall([KeyChoice("encoder", "resnet18", "a")], "12 px are close")
+    monkeypatch.setattr("launch.own_pictures.close_calls", lambda facts: [call])
+    _, text = packed("data.path=in")
+    assert "may be as good; to make it, add its words:\n  encoder=resnet18   12 px are close" in text
+    _, text = packed("data.path=in", "encoder=tiny")
+    assert "as good" not in text
 
 
 def test_a_sweep_packs_once_and_says_it_once(tmp_path: Path) -> None:

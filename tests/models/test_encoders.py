@@ -141,6 +141,28 @@ def test_options_that_timm_does_not_take_are_named(options: dict[str, Any], prob
         timm_encoder("resnet18", **options)
 
 
+def test_channels_that_a_model_does_not_take_are_named_instead_of_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*words: str, in_chans: int, **options: Any) -> None:
+        raise AssertionError("only RGB")
+
+    monkeypatch.setattr("timm.create_model", refuse)
+    with pytest.raises(ConfigError) as caught:
+        timm_encoder("resnet18", in_channels=5)
+    assert caught.value.problem == "timm cannot make resnet18 for images of 5 channels: only RGB."
+    assert caught.value.remedy.endswith("encoder=resnet18, say, takes any number.")
+    with pytest.raises(
+        ConfigError, match=r"resnet18 with encoder\.depth=3 for images of 5 channels(?s:.*)Correct these"
+    ):
+        timm_encoder("resnet18", in_channels=5, depth=3)
+
+
+@pytest.mark.parametrize("channels", [3, 5])
+def test_a_model_whose_patches_name_no_side_is_made(channels: int) -> None:
+    with torch.device("meta"):
+        encoder = timm_encoder("hiera_tiny_224", in_channels=channels)
+    assert encoder.num_features == 768
+
+
 def test_a_model_can_be_built_without_its_memory() -> None:
     with torch.device("meta"):
         encoders = [TinyResNet(), timm_encoder("resnet18", stem="small")]

@@ -12,7 +12,7 @@ from rich.console import Console
 from dist_ssl.data.storage import manifest
 from dist_ssl.errors import DataError
 from shards.command_line import HeldOut
-from shards.folder_facts import Facts, copies, measure, measure_shards, moments
+from shards.folder_facts import Facts, measure, measure_shards, moments
 from shards.sources.imagefolder import FolderOptions, find, write
 from tests.shards.pictures import folder_of
 
@@ -123,19 +123,6 @@ def test_a_sample_of_the_training_pictures_is_measured(tmp_path: Path) -> None:
     folder_of(tmp_path, *(f"{label}/{n}.jpg" for label in "ab" for n in range(30)))
     found = facts(tmp_path, sample=7)
     assert (found.train, found.val, found.classes, found.measured) == (48, 12, 2, 7)
-
-
-def test_copies_are_files_with_the_bytes_of_another(tmp_path: Path) -> None:
-    files = folder_of(tmp_path, "a.jpg", "x/b.jpg")
-    for name in ("z.jpg", "x/c.jpg"):
-        (tmp_path / name).write_bytes(files["a.jpg"])
-    other = bytearray(files["a.jpg"])
-    other[-3] ^= 1
-    (tmp_path / "same size.jpg").write_bytes(bytes(other))
-    for name in ("e1.jpg", "e2.jpg"):
-        (tmp_path / name).write_bytes(b"")
-    pictures = find(FolderOptions(tmp_path), Console(quiet=True))
-    assert copies(tmp_path, pictures.train) == ["x/c.jpg", "z.jpg"]
 
 
 def test_shards_have_the_facts_of_the_folder_that_they_were_packed_from(tmp_path: Path) -> None:
