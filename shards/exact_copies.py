@@ -10,11 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import xxhash
 from rich.console import Console
 
 from dist_ssl.config.command import say
+from dist_ssl.core.draws import Ints
+from dist_ssl.data.order.ledger import Hashes
 from dist_ssl.data.storage.manifest import Manifest, Split
 from dist_ssl.errors import DataError, plural, shortened
 from dist_ssl.runtime.strange_files import open_regular
@@ -26,8 +27,6 @@ PIECE = 1 << 20
 SHOWN = 3
 """Names that a message lists."""
 TRAIN = "train"
-Ints = npt.NDArray[np.int64]
-Hashes = npt.NDArray[np.uint64]
 
 
 class Copies(NamedTuple):

@@ -113,7 +113,7 @@ def test_the_command_that_trains_on_it_is_printed(
     assert f"python launch/slurm.py method=simclr nodes=1 {words} " in text
     config = settings.compose(shlex.split(text.partition("launch/slurm.py ")[2]), PROJECT / "configs")
     assert config["data"]["path"] == str(tmp_path / "o=1")
-    assert ("train: 8 images in 1 shards, labelled" if labelled else "train: 10 images in 1 shards, no labels") in text
+    assert ("train: 8 images in 1 shard, labelled" if labelled else "train: 10 images in 1 shard, no labels") in text
 
 
 def test_the_command_fits_the_pictures_and_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
