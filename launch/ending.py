@@ -23,7 +23,7 @@ from dist_ssl.runtime.end_names import (
     WORKER_DIED,
 )
 from dist_ssl.runtime.files import write_atomically
-from launch.lost_signs import LOST_GPU
+from launch.lost_signs import gpu_is_lost
 from launch.run_dir import AttemptDir
 from launch.run_files import read_report
 
@@ -125,7 +125,7 @@ def rank_without_gpu(attempt: AttemptDir, codes: dict[int, int], first: int | No
     """Return the rank that says that its GPU is gone, else `first`: other ranks may notice its end before it ends."""
     lost = [rank for rank, code in codes.items() if code == LOST_CODE]
     words = {rank: attempt.reason(rank) or last_words(attempt.log(f"rank_{rank:05d}"), LOST_CODE) for rank in lost}
-    return next((rank for rank in lost if LOST_GPU.search(words[rank])), first)
+    return next((rank for rank in lost if gpu_is_lost(words[rank])), first)
 
 
 def describe(code: int) -> str:

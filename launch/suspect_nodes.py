@@ -8,7 +8,7 @@ import os
 
 from launch import scheduler
 from launch.ending import Ending
-from launch.lost_signs import LOST_GPU
+from launch.lost_signs import gpu_is_lost
 from launch.run_dir import AttemptDir
 
 NOTHING = ("", "(null)")
@@ -22,7 +22,7 @@ def suspect_numbers(attempt: AttemptDir, nodes: int) -> list[int]:
     These are the nodes whose ranks have lost their GPU; else those that have left no report while others have.
     """
     endings = [Ending.read(attempt.node(node)) for node in range(nodes)]
-    broken = [node for node, ending in enumerate(endings) if ending and LOST_GPU.search(ending.reason)]
+    broken = [node for node, ending in enumerate(endings) if ending and gpu_is_lost(ending.reason)]
     silent = [node for node, ending in enumerate(endings) if ending is None]
     return broken or (silent if len(silent) < nodes else [])
 

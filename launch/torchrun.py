@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 SIGNS = ("TORCHELASTIC_RUN_ID", RESTARTS)
 """Variables that torchrun sets."""
-TO_MEET = ("timeout", "cluster")
+TO_MEET = ("timeout", "start_timeout", "cluster")
 """Keys that say how ranks meet."""
 RESTARTS_HERE = 3
 """How often torchrun starts the ranks of a run on one node again."""
@@ -58,8 +58,8 @@ def say_how(run: RunDir, config: dict[str, Any], overrides: list[str], console: 
 def config_to_meet(run: RunDir, overrides: list[str]) -> dict[str, Any]:
     """Return the config under which the ranks meet, before rank 0 has made the attempt.
 
-    It is the last one's, with the `timeout` and the `cluster` that the overrides give. Raises ConfigError where these
-    cannot be composed.
+    It is the last one's, with the keys of TO_MEET that the overrides give. Raises ConfigError where these cannot be
+    composed.
     """
     config = run.last_config()
     given = {override.partition("=")[0].partition(".")[0] for override in overrides} & {*TO_MEET}

@@ -1,12 +1,16 @@
 """The GPUs that this process may use, found without loading torch on a machine that has none."""
 
 import os
+import re
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 
 DEVICE_FILES = ("nvidia[0-9]*", "nvhost-gpu", "nvgpu", "dxg", "kfd")
 """Files of /dev by which drivers offer GPUs: NVIDIA's, those of its small boards, of Windows' Linux, and AMD's."""
 DEVICES = Path("/dev")
+GPU_NAME = re.compile(r"\d+|(GPU|MIG)-.*")
+"""A GPU as CUDA_VISIBLE_DEVICES names it, by number or by UUID."""
 
 
 def present(devices: Path = DEVICES, names: Sequence[str] = DEVICE_FILES) -> bool:
@@ -24,10 +28,13 @@ def count(devices: Path = DEVICES, names: Sequence[str] = DEVICE_FILES) -> int:
 
 
 def visible_gpus() -> list[str]:
-    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them.
+
+    CUDA reads no further than the first name that is none: people write -1, and Slurm NoDevFiles, for no GPU at all.
+    """
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
-        return [name for name in named.split(",") if name]
+        return list(takewhile(GPU_NAME.fullmatch, map(str.strip, named.split(","))))
     return [str(number) for number in range(count())]
 
 

@@ -36,7 +36,7 @@ from dist_ssl.runtime.signals import Signals
 from dist_ssl.runtime.tries import may_go_away
 from launch import cluster_options, credentials
 from launch.ending import DISAGREED_CODE, DIVERGED_CODE, LOST_CODE, STOPPED_CODE, UNREADABLE_CODE
-from launch.lost_signs import LOST_GPU, LOST_RANK
+from launch.lost_signs import GONE, LOST_GPU, LOST_RANK
 from launch.parent import alone
 from launch.private_cache import use_private_cache
 from launch.restarts import restarts_before
@@ -250,7 +250,7 @@ def say_why(error: Exception) -> None:
         return
     summary = f"{type(error).__name__}: {' '.join(str(error).split())}"
     if something_is_gone(error):
-        print(printable(f"Something else is gone: {summary}"), file=sys.stderr)
+        print(printable(f"{GONE}{summary}"), file=sys.stderr)
         return
     print(printable(traceback.format_exc()), file=sys.stderr)
     if "\n" in str(error).strip():

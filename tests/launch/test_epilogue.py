@@ -11,6 +11,7 @@ from dist_ssl.runtime.end_names import FAILED, FINISHED, PLANS_DIFFER, REFUSED, 
 from launch import scheduler
 from launch.ending import DISAGREED_CODE, Ending, of_ranks
 from launch.epilogue import LOST, MOST_LOST, lost_in_a_row, main, note, own_job, persist, why_again
+from launch.lost_signs import GONE
 from launch.run_dir import FORMAT, AttemptDir, RunDir
 from launch.run_files import write_yaml
 from launch.scheduler import read_record
@@ -203,7 +204,10 @@ def lose_n2(run: RunDir, number: int = 1) -> None:
     ("reasons", "left_out"),
     [
         ((CLOSED, None, "Rank 2: Connection reset"), ["n7,n2"]),
-        ((CLOSED, "Rank 1: CUDA error: uncorrectable ECC error encountered", None), ["n7,n2"]),
+        (
+            (CLOSED, f"Rank 1 ended with exit code 76: {GONE}RuntimeError: CUDA error: uncorrectable ECC error", None),
+            ["n7,n2"],
+        ),
         ((CLOSED, "Rank 1: Connection closed", "Rank 2: Connection closed"), []),
         ((None, None, None), []),
     ],

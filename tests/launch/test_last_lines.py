@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from dist_ssl.errors import DataError, DisagreementError, TrainingError, UserError
+from dist_ssl.errors import DataError, DisagreementError, ServerAwayError, TrainingError, UserError
 from dist_ssl.runtime.end_names import FAILED, FINISHED, NOT_FINITE, PLANS_DIFFER, REFUSED, STOPPED
 from launch.ending import DISAGREED_CODE, DIVERGED_CODE, LOST_CODE, UNREADABLE_CODE, Ending, of_ranks
 from launch.last_lines import ENCODER, say_how_it_ended
+from launch.lost_signs import GONE
 from launch.run_dir import AttemptDir, RunDir
 from launch.suspect_nodes import suspect_numbers
 from launch.worker import code_of, explained_code, say_why
@@ -80,12 +81,25 @@ def test_the_rank_whose_gpu_is_gone_is_quoted_though_a_peer_ended_first(run: Run
     attempt = AttemptDir(run, 1)
     for rank, text in enumerate(["Connection closed by peer", "CUDA error: uncorrectable ECC error encountered"]):
         attempt.log(f"rank_{rank:05d}").parent.mkdir(parents=True, exist_ok=True)
-        attempt.log(f"rank_{rank:05d}").write_text(f"RuntimeError: {text}\n")
+        attempt.log(f"rank_{rank:05d}").write_text(f"{GONE}RuntimeError: {text}\n")
     found = of_ranks(attempt, {0: LOST_CODE, 1: LOST_CODE}, 0)
     assert found.lost
     assert "Rank 1" in found.reason
     assert "uncorrectable ECC" in found.reason
     assert "Rank 0" in of_ranks(attempt, {0: LOST_CODE}, 0).reason
+
+
+def test_a_server_of_data_cannot_name_a_node_as_one_that_has_lost_its_gpu(run: RunDir) -> None:
+    """What it answers is quoted: healthy nodes would be left out of all further attempts."""
+    attempt = AttemptDir(run, 1)
+    (attempt.folder / "reasons").mkdir(parents=True)
+    error = ServerAwayError("https://host/set could not be fetched: BadStatusLine('GPU is lost')", "Resume.")
+    assert code_of(error) == LOST_CODE
+    for rank in (0, 1):
+        attempt.give_reason(rank, str(error))
+        of_ranks(attempt, {rank: LOST_CODE}, rank).write(attempt.node(rank))
+    assert suspect_numbers(attempt, 2) == []
+    assert "Rank 1" not in of_ranks(attempt, {0: LOST_CODE, 1: LOST_CODE}, 0).reason
 
 
 def test_ranks_that_disagree_say_so_by_their_exit_code_and_are_resumed_once_that_is_put_right(run: RunDir) -> None:

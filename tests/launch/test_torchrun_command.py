@@ -71,6 +71,7 @@ def test_timeout_and_cluster_of_the_command_hold_while_ranks_meet(run: RunDir) -
     (run.folder / "overrides.yaml").write_text("[cluster=torchrun, cluster.gpus_per_node=4]\n")
     assert torchrun.config_to_meet(run, ["threads=3"])["timeout"] == "5 minutes"
     assert torchrun.config_to_meet(run, ["threads=3", "timeout=7 minutes"])["timeout"] == "7 minutes"
+    assert torchrun.config_to_meet(run, ["start_timeout=9 minutes"])["start_timeout"] == "9 minutes"
     assert cluster_options.gpus(torchrun.config_to_meet(run, ["cluster.gpus_per_node=8"])["cluster"]) == 8
     found = torchrun.config_to_meet(run, ["cluster=torchrun"])["cluster"]
     assert (found["kind"], cluster_options.gpus(found)) == ("torchrun", 4), "a run that began elsewhere"

@@ -39,6 +39,20 @@ def test_names_of_the_environment_come_first(monkeypatch: pytest.MonkeyPatch) ->
     assert visible_gpus.visible_gpus() == ["0", "1"]
 
 
+@pytest.mark.parametrize(
+    ("named", "found"),
+    [("-1", []), ("NoDevFiles", []), ("none", []), ("0,-1,1", ["0"]), ("0, 1", ["0", "1"]), ("MIG-a,b", ["MIG-a"])],
+)
+def test_what_names_no_gpu_hides_it_and_all_that_follow_as_cuda_has_it(
+    named: str, found: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`CUDA_VISIBLE_DEVICES=-1` is the usual word for the CPU: its ranks must not ask for one GPU."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    monkeypatch.setattr(visible_gpus, "present", lambda *_: True)
+    assert visible_gpus.visible_gpus() == found
+    assert visible_gpus.named_gpus() == len(found)
+
+
 def test_a_machine_without_gpus_does_not_wait_for_torch(tmp_path: Path) -> None:
     code = f"""
 import sys
