@@ -10,7 +10,7 @@ LOST_RANK = re.compile(
 LOST_GPU = re.compile(r"uncorrectable ECC|fallen off the bus|GPU is lost")
 """Messages of CUDA that say that the GPU is gone."""
 GONE = "Something else is gone: "
-"""What a rank's log says before an error that is neither this code's nor one that a user can correct."""
+"""Words of a rank's log before an error that is neither this code's nor one that a user can correct."""
 SAID_OF_GPU = re.compile(
     rf"(Rank \d+ (ended with exit code \d+|was aborted, as))?:? ?(?i:{GONE}).*({LOST_GPU.pattern})"
 )

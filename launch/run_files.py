@@ -5,6 +5,7 @@ A folder may be somebody else's, so each file is read as a stranger's: a regular
 
 import copy
 import functools
+import os
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def _loaded(path: Path) -> Any:
 def _content(path: Path) -> bytes:
     """Return the bytes of a YAML file. Raises ConfigError where it has too many; NotRegularError, OSError."""
     try:
-        return tried_again(lambda: read_regular(path, MOST_YAML), PAUSES, may_go_away)
+        return tried_again(lambda: read_regular(path, MOST_YAML), _pauses(path), may_go_away)
     except NotRegularError:
         raise
     except ValueError as error:
@@ -66,6 +67,17 @@ def _content(path: Path) -> bytes:
             f"{path} has more than {MOST_YAML >> 10} kB, the most that is read of a config.",
             "Put back a copy of it, or start a new run.",
         ) from error
+
+
+def _pauses(path: Path) -> tuple[float, ...]:
+    """Return the seconds before each further try: none where somebody else has put the file there.
+
+    A link of theirs may lead to what no read can get, as /proc/self/mem is, in any number of runs.
+    """
+    try:
+        return PAUSES if path.lstat().st_uid == os.geteuid() else ()
+    except OSError:
+        return PAUSES
 
 
 def _parsed(content: bytes) -> Any:

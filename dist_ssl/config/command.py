@@ -1,5 +1,6 @@
 """How every command of the project runs: its help, the errors that the user can correct, and Ctrl-C."""
 
+import errno
 import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
@@ -14,6 +15,8 @@ from dist_ssl.runtime.log_setup import make_warnings_printable
 
 INTERRUPTED_CODE = 130
 """Exit code after Ctrl-C."""
+NO_ANSWER = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
+"""Errors of a file system, or of a link to something that no read can get."""
 
 
 class Screen(Console):
@@ -77,6 +80,8 @@ def known_error(error: Exception) -> UserError | None:
     """Return the error as a UserError if the user of a command can correct it, otherwise None."""
     if isinstance(error, PermissionError) and error.filename:
         return cannot_be_used(error, "Change its permissions, or name another one.")
+    if isinstance(error, OSError) and error.errno in NO_ANSWER and error.filename:
+        return cannot_be_used(error, "See whether it is a link; where its file system does not answer, try again.")
     return explained(error)
 
 

@@ -7,7 +7,7 @@ import hashlib
 import os
 import pwd
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ def read_regular(path: Path, most: int) -> bytes:
 
     Raises OSError; NotRegularError; ValueError where it is larger.
     """
-    with BufferedReader(open_regular(path)) as file:
+    with BufferedReader(open_regular(path)) as file, naming(path):
         size = os.fstat(file.fileno()).st_size  # a read of `most` bytes would ask for that much memory first
         content = file.read(size + 1) if size <= most else b""
         if size < len(content) <= most:  # it has grown, or says no size
@@ -50,6 +50,15 @@ def read_regular(path: Path, most: int) -> bytes:
     if max(size, len(content)) > most:
         raise ValueError(f"{path} has more than {most} bytes")
     return content
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let errors of reading an open file have its path, as those of opening it have."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def sha256_of(path: Path) -> str:

@@ -98,6 +98,6 @@ def test_a_full_disk_is_said(
     text = capsys.readouterr().out
     assert "The disk is full: [Errno 28] No space left on device: 'runs/mine/attempts/0001'." in text
     assert "Free some space, then try again." in text
-    failure.errno = errno.EIO
+    failure.errno = errno.EFBIG
     with pytest.raises(OSError, match="No space"):
         script.main(["run=runs/mine"])

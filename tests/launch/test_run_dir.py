@@ -13,7 +13,7 @@ import pytest
 from dist_ssl.errors import ConfigError
 from dist_ssl.runtime.end_names import FAILED
 from dist_ssl.runtime.strange_files import read_regular
-from launch import prologue, run_dir, run_files, slurm
+from launch import audit, prologue, report, run_dir, run_files, slurm, status
 from launch.ending import Ending
 from launch.run_dir import PROJECT, SNAPSHOT, AttemptDir, RunDir
 from launch.run_files import read_yaml, write_yaml
@@ -156,6 +156,25 @@ def test_a_file_server_that_hiccups_makes_a_run_no_other_folder(
         with pytest.raises(OSError, match="Stale file handle"):
             RunDir.open(run.folder)
     assert pauses[:failures] == list(run_files.PAUSES[:failures])
+
+
+def test_a_link_to_what_no_read_can_get_is_said_at_once_where_somebody_else_has_put_it(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each would take 5 s and hold up `status`; other commands ended in a stack trace."""
+    run.config_file.unlink()
+    run.config_file.symlink_to("/proc/self/mem")
+    pauses: list[float] = []
+    monkeypatch.setattr("dist_ssl.runtime.tries.time.sleep", pauses.append)
+    for command in (status.main, audit.main, report.main):
+        assert command([f"run={run.folder}"]) == 2
+        assert f"{run.config_file} cannot be used: Input/output error" in capsys.readouterr().out.replace("\n", "")
+    assert pauses, "this one is the user's own"
+    pauses.clear()
+    monkeypatch.setattr(os, "geteuid", lambda: 4711)
+    with pytest.raises(OSError, match="Input/output error"):
+        RunDir.open(run.folder)
+    assert not pauses
 
 
 def test_a_job_begins_its_attempt_once_the_file_server_answers_again(
