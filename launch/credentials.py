@@ -29,11 +29,18 @@ NO_SCHEME = r"(?!(?<=\s)[\w-]+\s+[\"'\\]*[$`])"
 """Not the name of a kind of authorization before a variable: `ApiKey $KEY`."""
 NO_NUMBERS = r"(?![-,]|\d+:\d+(?![^\s\"']))"
 """Not the numbers of a user and a group, as containers take them, nor the next option where -u has no value."""
+NO_SWITCH = r"(?!(?:\d{1,4}|true|false|yes|no|on|off|null|none)?(?:[\s\"',\]};)]|$))"
+"""Not nothing, nor the value of a switch or a small number: `HF_HUB_DISABLE_IMPLICIT_TOKEN=1`, `MAX_TOKEN=512`."""
+NO_DEFAULT = r"(?!(?<=:)(?:[?+]|[-=](?:[}$`]|$)))"
+"""Not what a shell does where a variable is not set, unless a value is written out there: `${KEY:-}`, `${KEY:?}`."""
+LOGIN_OF = r"\bcurl\b[^|;&\n]{0,2000}?"
+"""The program whose -u takes a login: that of others is a group, a host or nothing (`rsync -u host:/data .`)."""
 IN_COMMANDS = (
     rf"authorization{QUOTED}[:=]{QUOTED}{NO_SCHEME}(?:(?:bearer|basic|token|digest)\s+{QUOTED})?+{LITERAL}",
-    rf"(?<![\w/-])[\w-]*(?:token|secret|password|passwd|sshpass|api-?_?key|access_?key)(?:_id)?{QUOTED}[:=]{QUOTED}{NO_PATH}{LITERAL}",
+    rf"(?<![\w/-])[\w-]*(?:token|secret|password|passwd|sshpass|api-?_?key|access_?key)(?:_id)?{QUOTED}[:=]{QUOTED}"
+    rf"{NO_PATH}{NO_SWITCH}{NO_DEFAULT}{LITERAL}",
     rf"(?<![\w-])(?!--?no-)--?[\w-]*(?:token|secret|password|passwd|api-?key)\s+{QUOTED}{NO_PATH}{LITERAL}",
-    rf"(?<![\w-])(?:-u|--user[ =]|--proxy-user[ =])\s*{QUOTED}{NO_NUMBERS}[^\s\"'$:]+:{LITERAL}",
+    rf"{LOGIN_OF}(?<![\w-])(?:-u|--user[ =]|--proxy-user[ =])\s*{QUOTED}{NO_NUMBERS}[^\s\"'$:]+:{LITERAL}",
     rf"(?<![\w-])sshpass\s+-p\s*{QUOTED}{LITERAL}",
 )
 IN_COMMAND = re.compile("|".join(IN_COMMANDS), re.IGNORECASE)
@@ -53,8 +60,8 @@ OTHER_ADDRESS = re.compile(
     rf"(?<![\w+.-])(?!(?:{'|'.join((*WEB, *STORES))}):)[a-z][a-z0-9+.-]*:/+([^\s\"']*)", re.IGNORECASE
 )
 """An address of a database, a file server or the like, up to the space or the quote that ends it."""
-OTHER_LOGIN = re.compile(r"[^/@:]*:(?![$`@]|\d{1,5}(?:[/,?\]]|$)).*@")
-"""The text behind the slashes of such an address where it has a password that is written out."""
+OTHER_LOGIN = re.compile(r"[^/@:]*:(?![$`@]|\d{1,5}(?:[/,?\]]|$)).*@(?!sha256:)")
+"""The text behind the slashes of such an address where it has a password that is written out, and no image's hash."""
 SECRET_KEY = re.compile("pass|pwd|token|secret", re.IGNORECASE)
 """A key of its query that has a secret for its value."""
 HARMLESS = re.compile(

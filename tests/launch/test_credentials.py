@@ -141,7 +141,8 @@ def test_a_command_that_reads_its_secret_where_it_runs_is_taken(command: str) ->
 
 SECRETS_OF_JOBS = (
     *("[export HF_TOKEN=opensesame]", "['module load cuda', 'export WANDB_API_KEY=\"opensesame\"']"),
-    *("[curl -u g4711:opensesame https://host/x]", "['hf login --token opensesame']"),
+    *("[export HF_TOKEN=${HF_TOKEN:-opensesame}]", "[export DB_PASSWORD=123456]", "[export PASSWORD=1opensesame]"),
+    *("[/usr/bin/curl -sf -u g4711:opensesame https://host/x]", "['hf login --token opensesame']"),
 )
 
 
@@ -191,6 +192,16 @@ def test_a_secret_in_a_config_of_a_cluster_is_refused_too(cluster: dict[str, Any
         {"setup": ["export PATH=/opt/secret:$PATH", "export LD_LIBRARY_PATH=/opt/secret:lib"]},
         {"srun_args": ["-u", "--container-mounts=/data:/data,/run/secret:/run/secret:ro", "--cpu-bind=none"]},
         {"python": "apptainer exec -u --bind=/data:/data --nv image.sif python"},
+        {"setup": ["rsync -u host:/data /local", "sort -u a:b", "docker run -u ssl:users image", "python -u -m x a:b"]},
+        {"setup": ["export HF_HUB_DISABLE_IMPLICIT_TOKEN=1", "export MAX_TOKEN=512", "export HF_TOKEN="]},
+        {
+            "setup": [
+                "export KEY=${NGC_API_KEY:-}",
+                "test ${HF_TOKEN:?is not set}",
+                "export HF_TOKEN=${HF_TOKEN:-$MINE}",
+            ]
+        },
+        {"srun_args": [f"--container-image=docker://ubuntu:22.04@sha256:{'0a' * 32}"]},
         {"extra": {"reservation": "night", "mail-user": "me@host", "comment": "a:b", "export": "ALL,HF_TOKEN"}},
     ],
 )
