@@ -1,7 +1,6 @@
 """Real gloo processes that are kept alive over many tests: every call joins a fresh world and leaves it again."""
 
 import itertools
-import multiprocessing
 import os
 import tempfile
 import traceback
@@ -9,6 +8,8 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from tests import forks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,15 +50,12 @@ class Ranks:
         self.grouped, self.seconds = grouped, seconds
         self.folder = tempfile.TemporaryDirectory()
         self.calls = itertools.count()
-        spawn = multiprocessing.get_context("spawn")
         self.lines: list[Connection] = []
         self.processes = []
         for rank in range(most):
-            ours, theirs = spawn.Pipe()
-            process = spawn.Process(target=serve, args=(theirs, rank), daemon=True)
-            process.start()
+            ours, theirs = forks.pipe()
+            self.processes.append(forks.start(serve, theirs, rank))
             self.lines.append(ours)
-            self.processes.append(process)
 
     def run(self, function: Callable[..., Any], size: int, *arguments: Any) -> list[Any]:
         """`function(world, *arguments)` on every rank of a world of `size`; the results in rank order."""

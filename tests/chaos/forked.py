@@ -24,13 +24,8 @@ from typing import IO, Any, NoReturn
 import psutil
 
 from launch.run_dir import PROJECT
+from tests import forks
 
-LOADED = [
-    *("launch.slurm", "launch.agent", "launch.worker", "launch.audit", "launch.forking", "dist_ssl.build"),
-    *("dist_ssl.train", "dist_ssl.saved_encoder", "dist_ssl.engines.ddp", "dist_ssl.engines.fsdp"),
-    *("dist_ssl.engines.deepspeed", "launch.checkpoint_encoder", "launch.evaluation", "sympy", "torch._dynamo"),
-]
-"""What a command, an agent or a worker imports, with what torch's optimizers load at their first step."""
 ADOPT_ORPHANS = 36
 """PR_SET_CHILD_SUBREAPER of prctl: what loses its parent becomes a child of this process, and is seen."""
 GUARD_SECONDS = 240.0
@@ -41,7 +36,7 @@ POLL_SECONDS = 0.005
 def load() -> None:
     """Import what all processes need, and let orphans of processes that are killed become children of this one."""
     os.environ["DS_ACCELERATOR"] = "cpu"
-    for name in LOADED:
+    for name in forks.LOADED:
         importlib.import_module(name)
     ctypes.CDLL(None).prctl(ADOPT_ORPHANS, 1, 0, 0, 0)
 
@@ -86,6 +81,12 @@ class Forked:
         return self.returncode
 
 
+def run_command(name: str, words: list[str], log: Path) -> NoReturn:
+    """Let this process, which `tests.forks` has started, be `python launch/NAME.py WORDS`; it prints into a file."""
+    output = os.open(log, os.O_WRONLY | os.O_APPEND)
+    _become(f"launch.{name}", words, dict(os.environ), output, new_session=True, umask=0)
+
+
 def _become(
     module: str, arguments: list[str], env: dict[str, str], output: int, new_session: bool, umask: int
 ) -> NoReturn:
@@ -93,6 +94,7 @@ def _become(
     code: Any = 1
     try:
         _forget_parent(output, env)
+        _show(["python", "-m", module, *arguments])
         if new_session:
             os.setsid()
         if umask >= 0:
@@ -112,6 +114,14 @@ def _become(
         os._exit(code or 0)
 
 
+def _show(words: list[str]) -> None:
+    """Let others see these words as this process's command line, as far as that of the process before has room."""
+    first, last = (int(word) for word in Path("/proc/self/stat").read_text().rpartition(")")[2].split()[45:47])
+    room = last - first - 1
+    line = "\0".join(words).encode()[:room].ljust(room + 1, b"\0")
+    ctypes.memmove(first, line, len(line))
+
+
 def _forget_parent(output: int, env: dict[str, str]) -> None:
     """Reset what a new program would not inherit: signal handlers, open files, logging, warnings."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -123,8 +133,8 @@ def _forget_parent(output: int, env: dict[str, str]) -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.closerange(3, 1 << 16)
     sys.stdin = open(0, closefd=False)  # noqa: SIM115  # for the life of the process
-    sys.stdout = sys.__stdout__ = open(1, "w", closefd=False, buffering=1)  # noqa: SIM115
-    sys.stderr = sys.__stderr__ = open(2, "w", closefd=False, buffering=1, errors="backslashreplace")  # noqa: SIM115
+    sys.stdout = sys.__stdout__ = open(1, "w", closefd=False, buffering=1)  # type: ignore[misc]  # noqa: SIM115
+    sys.stderr = sys.__stderr__ = open(2, "w", closefd=False, buffering=1, errors="backslashreplace")  # type: ignore[misc]  # noqa: SIM115
     for handler in list(logging.root.handlers):
         logging.root.removeHandler(handler)
     logging.root.setLevel(logging.WARNING)
@@ -144,7 +154,7 @@ class Command:
             with log.open("wb") as out:
                 self.process = subprocess.Popen(script, stdout=out, stderr=out, start_new_session=True, umask=0)
         else:
-            own = {"env": dict(os.environ), "start_new_session": True, "umask": 0}
+            own: dict[str, Any] = {"env": dict(os.environ), "start_new_session": True, "umask": 0}
             with log.open("wb") as out:
                 self.process = Forked(["-m", f"launch.{name}", *words], stdout=out, stderr=out, **own)
 

@@ -26,7 +26,7 @@ def test_forty_kills_change_no_bit(nodes: int, demo_shards: Path, tmp_path: Path
     run, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
     launch = Launch(*words(demo_shards, tmp_path, size, "name=killed", *LENGTH))
     await_that(lambda: RunDir(run).newest_attempt() == 1, "a first attempt")
-    kill_again_and_again(launch, run, KILLS, random.Random(seed))
+    kill_again_and_again(launch, run, KILLS, random.Random(seed), cold=KILLS)
     assert same_bits(weights(run), weights(undisturbed))
     assert losses(run) == losses(undisturbed)
     assert delivered(run) == delivered(undisturbed)

@@ -1,6 +1,5 @@
 """A rank that is gone, without a word, while a checkpoint is written or read ends the others; a slow disk does not."""
 
-import multiprocessing
 import os
 import signal
 import threading
@@ -20,6 +19,7 @@ from dist_ssl.checkpoint.read_on_all import read_on_all
 from dist_ssl.checkpoint.saver import Checkpoint
 from dist_ssl.distributed.world import Waits, World, joined
 from launch import worker
+from tests import forks
 from tests.checkpoint.test_saver import Store, at
 from tests.ranks import Ranks
 
@@ -69,13 +69,9 @@ def rank(number: int, folder: Path, loop: Any, line: Connection | None) -> None:
 
 @pytest.mark.parametrize("loop", [keep_training, save_and_wait])
 def test_a_node_that_is_lost_during_a_save_ends_the_other_ranks_as_any_loss_does(tmp_path: Path, loop: Any) -> None:
-    spawn = multiprocessing.get_context("spawn")
-    ours, theirs = spawn.Pipe()
-    lines = (theirs, None)
-    ranks = [spawn.Process(target=rank, args=(number, tmp_path, loop, lines[number]), daemon=True) for number in (0, 1)]
+    ours, theirs = forks.pipe()
+    ranks = [forks.start(rank, number, tmp_path, loop, line) for number, line in enumerate((theirs, None))]
     try:
-        for process in ranks:
-            process.start()
         theirs.close()  # so that a rank that ends without an answer is seen at once
         assert ours.poll(HANGS_SECONDS), "it waits for the lost rank"
         assert ours.recv() == worker.LOST_CODE

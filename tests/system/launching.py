@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable
@@ -19,6 +20,8 @@ from dist_ssl.checkpoint.index import read
 from dist_ssl.data.order import ledger_reader
 from launch.ending import STOPPED_CODE
 from launch.run_dir import PROJECT
+from tests import forks
+from tests.chaos.forked import run_command
 from tests.jobs import SMALL
 
 WAIT_SECONDS = 240
@@ -30,10 +33,56 @@ PRINTED = "printed.txt"
 """File beside the run that tests share (`followed`): what its command printed."""
 
 
-class Launch:
-    """`python launch/slurm.py WORDS` as a process group of its own; `within`: the command that starts it, if any."""
+class Forked:
+    """A launcher whose process, agents and ranks are forked from one that has imported everything.
 
-    def __init__(self, *words: str, environment: dict[str, str] | None = None, within: tuple[str, ...] = ()) -> None:
+    So far as `Launch` uses it, it is what `subprocess.Popen` would be.
+    """
+
+    def __init__(self, words: tuple[str, ...]) -> None:
+        handle, name = tempfile.mkstemp()
+        os.close(handle)
+        self.log = Path(name)
+        self.process = forks.start(run_command, "slurm", list(words), self.log)
+        assert self.process.pid
+        self.pid = self.process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """Its exit code, None while it runs."""
+        return self.process.exitcode
+
+    def poll(self) -> int | None:
+        """Its exit code, None while it runs."""
+        return self.returncode
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, None]:
+        """All that it printed, once it has ended."""
+        self.process.join(timeout)
+        if self.process.exitcode is None:
+            raise subprocess.TimeoutExpired("launch.slurm", timeout or 0)
+        text = self.log.read_text(errors="replace")
+        self.log.unlink()
+        return text, None
+
+
+class Launch:
+    """`python launch/slurm.py WORDS` as a process group of its own; `within`: the command that starts it, if any.
+
+    `forked`: it costs a tenth, and proves nothing about how a process starts: for what a run does afterwards.
+    """
+
+    def __init__(
+        self,
+        *words: str,
+        environment: dict[str, str] | None = None,
+        within: tuple[str, ...] = (),
+        forked: bool = False,
+    ) -> None:
+        self.process: subprocess.Popen[str] | Forked
+        if forked:
+            self.process = Forked(words)
+            return
         command = [*within, sys.executable, str(PROJECT / "launch" / "slurm.py"), *words]
         self.process = subprocess.Popen(
             command,
@@ -53,6 +102,7 @@ class Launch:
         except subprocess.TimeoutExpired:
             self.kill_all()
             raise
+        assert self.process.returncode is not None
         return self.process.returncode, text
 
     def processes(self, module: str) -> list[psutil.Process]:
@@ -65,12 +115,11 @@ class Launch:
 
     def kill_all(self) -> None:
         """`kill -9` of the launcher, every agent and every worker."""
-        family = psutil.Process(self.process.pid).children(recursive=True)
-        for process in [psutil.Process(self.process.pid), *family]:
-            try:
-                process.kill()
-            except psutil.NoSuchProcess:
-                continue
+        with contextlib.suppress(psutil.NoSuchProcess):
+            own = psutil.Process(self.process.pid)
+            for process in [own, *own.children(recursive=True)]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
         self.process.communicate()
 
     def interrupt(self) -> None:
@@ -179,7 +228,7 @@ def changeable_by_others(run: Path) -> list[str]:
 
 def train_undisturbed(data: Path, run: Path, until: int, *more: str) -> None:
     """Train without a break until a step has been saved, and no less."""
-    launch = Launch(*words(data, run.parent, f"name={run.name}", *more))
+    launch = Launch(*words(data, run.parent, f"name={run.name}", *more), forked=True)
     await_that(lambda: max(saved(run), default=0) >= until, f"the checkpoint of step {until}")
     stop_by_ctrl_c(launch, run)
 

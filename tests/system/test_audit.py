@@ -55,10 +55,10 @@ def moved(spoilt_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     with serving(spoilt_shards) as server:
         server.hold_after = 6 * 60  # it cannot end before it is killed: 14 epochs take 840 samples
         served = ("data.cache=null", f"data.path={server.url}")
-        launch = Launch(*words(spoilt_shards, runs, "nodes=2", "name=moved", *LENGTH, *served))
+        launch = Launch(*words(spoilt_shards, runs, "nodes=2", "name=moved", *LENGTH, *served), forked=True)
         await_that(lambda: status(run)["step"] > 20, "some steps")
         launch.kill_all()
-    code, text = Launch(f"resume={run}", "nodes=3", f"data.path={spoilt_shards}").finish()
+    code, text = Launch(f"resume={run}", "nodes=3", f"data.path={spoilt_shards}", forked=True).finish()
     assert code == 0, text
     assert f"Samples that could not be read: 3, in {run}/quarantine.jsonl" in text
     return run
@@ -165,7 +165,7 @@ def test_what_cannot_be_audited_is_refused_with_a_remedy(
 
 def test_more_unreadable_images_than_are_allowed_stop_the_run(spoilt_shards: Path, tmp_path: Path) -> None:
     given = words(spoilt_shards, tmp_path, "nodes=1", "name=many", "epochs=2", "data.max_bad=2%")
-    code, text = Launch(*given).finish()
+    code, text = Launch(*given, forked=True).finish()
     assert code == 2, text
     assert " samples cannot be read (" in text
     assert "more than data.max_bad=2 %, 1 of the 60." in text

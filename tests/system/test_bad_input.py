@@ -213,7 +213,7 @@ def test_a_full_disk_loses_nothing(disk: Path, demo_shards: Path) -> None:
     with serving(demo_shards) as server:
         server.hold_after = 2 * 60  # it cannot end before the disk is full
         own = ("nodes=2", "name=full", "epochs=6", "method.hidden=256", "save_every=1 step")
-        launch = Launch(*words(demo_shards, disk, *own, "data.cache=null", f"data.path={server.url}"))
+        launch = Launch(*words(demo_shards, disk, *own, "data.cache=null", f"data.path={server.url}"), forked=True)
         await_that((run / "checkpoints" / "LATEST").exists, "a checkpoint")
         try:
             ballast.write_bytes(b"0" * 8_000_000)
@@ -225,7 +225,7 @@ def test_a_full_disk_loses_nothing(disk: Path, demo_shards: Path) -> None:
     assert "No space left on device" in text
     assert f"resume={run}" in text
     ballast.unlink()
-    code, text = Launch(f"resume={run}", f"data.path={demo_shards}").finish()
+    code, text = Launch(f"resume={run}", f"data.path={demo_shards}", forked=True).finish()
     assert code == 0, text
     assert sorted(losses(run)) == list(range(1, 31))
 

@@ -30,7 +30,7 @@ def test_killed_in_shards_and_resumed_whole_on_more_nodes_it_has_the_same_losses
     await_that(lambda: status(run)["step"] > 5, "some steps")
     launch.kill_all()
     last = int(status(run)["step"])
-    stop_by_ctrl_c(Launch(f"resume={run}", "engine=ddp", "nodes=4"), run, last + 30)
+    stop_by_ctrl_c(Launch(f"resume={run}", "engine=ddp", "nodes=4", forked=True), run, last + 30)
     train_undisturbed(demo_shards, alone, last + 30, "nodes=1", *LONG)
     step = compared_at(run, alone, last)
     assert until(step - 1, delivered(run)) == until(step - 1, delivered(alone))

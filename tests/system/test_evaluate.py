@@ -337,7 +337,7 @@ WRONG = {
 def test_a_run_of_two_ranks_with_shards_and_a_bank_by_its_own_code(demo_shards: Path, tmp_path: Path) -> None:
     """One process reads what ranks hold in pieces; code that has changed since is not used."""
     own = ("name=spread", "method=single_branch", "engine=fsdp", "nodes=2", "probe.every=9 epochs", "epochs=2")
-    code, text = Launch(*words(demo_shards, tmp_path, *own)).finish()
+    code, text = Launch(*words(demo_shards, tmp_path, *own), forked=True).finish()
     assert code == 0, text
     run = tmp_path / "spread"
     script = run / "code" / "launch" / "evaluate.py"

@@ -61,13 +61,18 @@ def disturb(launch: Launch, run: Path, kind: str, chance: random.Random) -> None
         assert code in (0, 1), text
 
 
-def kill_again_and_again(launch: Launch, run: Path, kills: int, chance: random.Random) -> Launch:
-    """Kill a run that has an attempt under way so many times, and resume it after each; the attempt under way then."""
+def kill_again_and_again(
+    launch: Launch, run: Path, kills: int, chance: random.Random, *, cold: int = len(KINDS)
+) -> Launch:
+    """Kill a run that has an attempt under way so many times, and resume it after each; the attempt under way then.
+
+    `cold`: after how many of them the command is executed as a person would; after the others it is forked.
+    """
     for number in range(kills):
         disturb(launch, run, KINDS[number % len(KINDS)], chance)
         await_that(lambda: nothing_left(run), "no process left behind")
         attempts = RunDir(run).newest_attempt()
-        launch = Launch(f"resume={run}")
+        launch = Launch(f"resume={run}", forked=number >= cold)
         await_that(lambda: RunDir(run).newest_attempt() > attempts, "a new attempt")  # noqa: B023
     return launch
 
@@ -99,7 +104,7 @@ def test_killed_and_resumed_on_other_world_sizes_it_sees_the_same_samples_and_lo
         await_that(lambda: serving(run, own), "the metrics of the run and of its nodes")  # noqa: B023
         launch.kill_all()
         assert targets(run).keys() == {*range(nodes), None}, "what was lost stays to be missed"
-        launch, nodes = Launch(f"resume={run}", f"nodes={fewer_or_more}"), fewer_or_more
+        launch, nodes = Launch(f"resume={run}", f"nodes={fewer_or_more}", forked=nodes == 2), fewer_or_more
     last = int(status(run)["step"])
     await_that(lambda: targets(run).keys() == {0, None}, "the other nodes are forgotten")
     stop_by_ctrl_c(launch, run, last + 5)

@@ -46,7 +46,7 @@ def test_a_killed_loader_process_ends_the_attempt_which_says_so_and_the_run_goes
     assert ending.outcome == "failed"
 
     last = int(status(run)["step"])
-    stop_by_ctrl_c(Launch(f"resume={run}"), run, last + 5)
+    stop_by_ctrl_c(Launch(f"resume={run}", forked=True), run, last + 5)
     assert set(Path("/dev/shm").iterdir()) <= named
     train_undisturbed(demo_shards, undisturbed, last + 5, *LONG, "data.loader_process=false")
     assert_same_training(run, undisturbed, last)
@@ -56,7 +56,7 @@ def test_what_stops_a_run_is_said_as_ever(
     demo_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = words(demo_shards, tmp_path, "nodes=1", "epochs=2", "data.loader_process=true")
-    code, text = Launch(*given, "name=odd", "data.max_pixels=10", "data.max_bad=100%").finish()
+    code, text = Launch(*given, "name=odd", "data.max_pixels=10", "data.max_bad=100%", forked=True).finish()
     assert code == 2, text
     assert "and every candidate to replace it are unreadable in" in text
     assert "Check the shards: they hold no images." in text

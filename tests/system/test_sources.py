@@ -53,10 +53,10 @@ def moved(places: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
         server.hold_after = EPOCHS * SAMPLES // 6  # half of what the run reads there
         own = listed([places[0], server.url, places[2]])
         served = ("data.cache=null", f"data.path={own}")
-        launch = Launch(*words(Path(places[0]), runs, "nodes=2", "name=moved", SHARES, *LENGTH, *served))
+        launch = Launch(*words(Path(places[0]), runs, "nodes=2", "name=moved", SHARES, *LENGTH, *served), forked=True)
         await_that(lambda: status(run)["step"] > STEPS, "some steps")
         launch.kill_all()
-    code, text = Launch(f"resume={run}", "nodes=1", f"data.path={listed(places)}").finish()
+    code, text = Launch(f"resume={run}", "nodes=1", f"data.path={listed(places)}", forked=True).finish()
     assert code == 0, text
     return run
 

@@ -61,7 +61,7 @@ class Torchrun:
 def made(data: Path, run: Path, *more: str) -> str:
     """The command that the launcher prints for a new run."""
     given = words(data, run.parent, "cluster=torchrun", *PLACE, f"name={run.name}", *more)
-    code, text = Launch(*given).finish()
+    code, text = Launch(*given, forked=True).finish()
     assert code == 0, text
     assert f"Run folder: {run}" in text
     return next(line.strip() for line in text.splitlines() if "torchrun " in line and "launch.worker" in line)
