@@ -202,11 +202,23 @@ def read(
         for name, row in table.tensors.items():
             span = spans[name]
             taken = range(math.prod(row.shape)) if span is None else span
-            out = torch.empty(len(taken), dtype=getattr(torch, row.dtype))
+            out = _room_for(f"{folder}: tensor '{name}'", len(taken), getattr(torch, row.dtype))
             copies += [_copying(file(held.file), name, held, taken, out) for held in row.within(span)]
             state[name] = out.view(row.shape) if span is None else Piece(out, row.shape, taken.start)
         _do_all(copies)
     return table.progress, state
+
+
+def _room_for(what: str, count: int, dtype: torch.dtype) -> Tensor:
+    """Return an empty tensor of `count` elements. Raises CheckpointError: a file of holes is as long as one likes."""
+    try:
+        return torch.empty(count, dtype=dtype)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{what} takes {count * dtype.itemsize:,} bytes here, and there is no such memory.",
+            "Give the ranks more of it, or divide the state among more of them; if the run is not that large, the "
+            "checkpoint is not one of it.",
+        ) from error
 
 
 def _check_lengths(

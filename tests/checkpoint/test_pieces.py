@@ -167,6 +167,18 @@ def test_pieces_that_are_not_the_whole_are_never_committed(tmp_path: Path, start
         put(tmp_path, {}, [{"spread": Piece(torch.ones(4), (8,), start)} for start in starts])
 
 
+def test_a_tensor_for_which_there_is_no_memory_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody's file of holes takes no disk, and is as long as its table says."""
+    put(tmp_path, {}, [{"x": torch.arange(4.0)}])
+
+    def full(*_: Any, **__: Any) -> Tensor:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(torch, "empty", full)
+    with pytest.raises(CheckpointError, match=r"tensor 'x' takes 16 bytes here, and there is no such memory"):
+        read(tmp_path)
+
+
 def test_a_checkpoint_of_format_1_is_read(tmp_path: Path) -> None:
     held = {"model/a": torch.randn(3, 2), "model/count": torch.tensor(5)}
     safetensors.torch.save_file(held, tmp_path / "rank_00000.safetensors")
