@@ -86,11 +86,11 @@ class EmbedOptions:
         check_least(found, rows=1, batch=1)
         return found
 
-    def place(self, sharers: int) -> ImagePlace:
-        """Return where the images are, with credentials. `sharers`: processes that share the cache."""
+    def place(self, sharers: int, channels: int) -> ImagePlace:
+        """Return where the images are, with credentials. See `ImagePlace` for `sharers` and `channels`."""
         cache = None if self.data_cache == "null" else self.data_cache
         path = with_credentials(self.data_path)
-        return ImagePlace(path, self.split, cache, self.data_cache_bytes, sharers, self.threads)
+        return ImagePlace(path, self.split, cache, self.data_cache_bytes, sharers, self.threads, channels)
 
 
 class Embedder:
@@ -162,7 +162,7 @@ def embed(options: EmbedOptions, rank: int, size: int, console: Console) -> None
     encoder.to(device)
     if options.format == "parquet":
         parquet_library()
-    images = collection(options.place(size), console)
+    images = collection(options.place(size, encoder.description.rules.channels), console)
     parts = EmbeddingParts(options.out, options.format, options.rows, images.count)
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     batch = encoder.at_once(options.batch)

@@ -259,7 +259,8 @@ def run(arguments: list[str], console: Console) -> int:
     saved = load_encoder(one_encoder(options.run, options.encoder))
     cache = None if options.data_cache == "null" else options.data_cache
     path = with_credentials(options.data_path)
-    splits = labelled_splits(path, options.val, cache, options.data_cache_bytes, console)
+    channels = saved.description.rules.channels
+    splits = labelled_splits(path, options.val, cache, options.data_cache_bytes, console, channels)
     model = made(saved, len(splits.classes), options)
     prepare(options.out)
     counts = f"{plural(len(splits.train), 'image')} to train on, {len(splits.val)} to test on"

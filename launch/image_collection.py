@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import xxhash
 from rich.console import Console
 
+from dist_ssl.config.bounds import RGB
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.read import Reader
 from dist_ssl.errors import ConfigError, printable
@@ -32,7 +33,10 @@ class ImageCollection:
 
 @dataclass(frozen=True)
 class ImagePlace:
-    """Where images are: the keys of the command, with credentials. `sharers`: processes that share the cache."""
+    """Where images are: the keys of the command, with credentials.
+
+    `sharers`: processes that share the cache; `channels`: those of the encoder.
+    """
 
     path: str
     split: str | None
@@ -40,6 +44,7 @@ class ImagePlace:
     cache_bytes: str
     sharers: int
     threads: int
+    channels: int = RGB
 
 
 def collection(place: ImagePlace, console: Console) -> ImageCollection:
@@ -82,7 +87,7 @@ def of_folder(place: ImagePlace, console: Console) -> ImageCollection:
 
     Prints what is left out. Raises DataError where there are none.
     """
-    folder, found = scanned(place.path, place.threads, console)
+    folder, found = scanned(place.path, place.threads, console, place.channels)
     files = sorted(found.files, key=lambda file: file.name)
     stamps = "\n".join(f"{file.name} {file.size} {file.changed}" for file in files)
     identity = xxhash.xxh3_128_hexdigest(stamps.encode(errors="surrogateescape"))

@@ -4,7 +4,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from dist_ssl.config.bounds import RGB
 from dist_ssl.config.byte_sizes import parse_bytes
+from dist_ssl.data.images.image_rules import OF_PICTURES
 from dist_ssl.data.storage import manifest
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.manifest import Manifest
@@ -38,9 +40,12 @@ def open_shards(address: Address, cache: str | None, cache_bytes: str, sharers: 
     return manifest.read(address, access.fetcher), access
 
 
-def scanned(path: str, threads: int, console: Console) -> tuple[Path, Found]:
-    """Return a folder of pictures, and what is in it. Prints what is left out. Raises DataError."""
+def scanned(path: str, threads: int, console: Console, channels: int = RGB) -> tuple[Path, Found]:
+    """Return a folder of pictures, and what is in it. Prints what is left out. Raises DataError.
+
+    `channels`: those of the encoder. Where no picture has as many, arrays are the images, however few they are.
+    """
     folder = parse_path(path, "data.path")
-    found = without_arrays(scan(folder, threads), None, console)
+    found = without_arrays(scan(folder, threads), None if channels in OF_PICTURES else channels, console)
     check(found, folder, console)
     return folder, found

@@ -15,6 +15,7 @@ from rich.console import Console
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from dist_ssl.config.bounds import RGB
 from dist_ssl.data.images.decode import decode
 from dist_ssl.data.images.image_rules import ImageRules
 from dist_ssl.data.images.unreadable import UnreadableError
@@ -110,16 +111,21 @@ class LabelledSplits:
 
 
 def labelled_splits(
-    path: str, held_out: HeldOut | None, cache: str | None, cache_bytes: str, console: Console
+    path: str,
+    held_out: HeldOut | None,
+    cache: str | None,
+    cache_bytes: str,
+    console: Console,
+    channels: int = RGB,
 ) -> LabelledSplits:
     """Return the labelled images of a folder of pictures, or of shards. Raises ConfigError, DataError.
 
     `held_out`: how many pictures are held out where a folder has no split of its own, by default a fifth; `cache`,
-    `cache_bytes`: where remote shards are kept.
+    `cache_bytes`: where remote shards are kept; `channels`: those of the encoder.
     """
     address = shards_at(path)
     if address is None:
-        found = of_folder(path, held_out, console)
+        found = of_folder(path, held_out, console, channels)
     elif held_out is None:
         found = of_shards(address, cache, cache_bytes)
     else:
@@ -162,12 +168,12 @@ def class_names(found: Manifest) -> list[str]:
     return list(found.classes) or [str(number) for number in range(last + 1)]
 
 
-def of_folder(path: str, held_out: HeldOut | None, console: Console) -> LabelledSplits:
+def of_folder(path: str, held_out: HeldOut | None, console: Console, channels: int = RGB) -> LabelledSplits:
     """Return the pictures of a folder; its sub-folders are classes, within `train/` and `val/` if it has these.
 
     Prints what is left out. Raises ConfigError, DataError.
     """
-    folder, found = scanned(path, Threads(8), console)
+    folder, found = scanned(path, Threads(8), console, channels)
     train, val, roots = imagefolder.split_of(found, folder, console)
     if val and held_out is not None:
         raise ConfigError(f"{folder} has a split of its own for testing, {roots[1].name}/.", "Leave val=... out.")

@@ -11,6 +11,7 @@ from rich.console import Console
 from dist_ssl.data.storage import manifest
 from dist_ssl.data.storage.samples import columns
 from dist_ssl.errors import DataError
+from launch.image_collection import ImagePlace, collection
 from launch.labelled_images import MOST_CLASSES, FolderSamples, class_names, labelled_splits
 
 
@@ -54,3 +55,19 @@ def test_labels_are_looked_up_without_a_search_through_the_classes(tmp_path: Pat
         assert isinstance(samples, FolderSamples)
         assert [samples(n)[1] for n in range(len(samples))] == ["abcd".index(file.name[0]) for file in samples.files]
         assert samples.labels == {"a": 0, "b": 1, "c": 2, "d": 3}
+
+
+@pytest.mark.parametrize(("channels", "arrays"), [(3, 0), (4, 0), (5, 4)])
+def test_arrays_beside_pictures_are_the_images_of_an_encoder_of_more_channels(
+    tmp_path: Path, channels: int, arrays: int
+) -> None:
+    """They were left out, as masks beside photographs are, and their previews, of which none fits, were computed."""
+    for name in ("a/0", "a/1", "b/0", "b/1"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}_preview.png")
+        np.save(tmp_path / f"{name}.npy", np.zeros((8, 8, 5), np.uint8))
+    quiet = Console(quiet=True)
+    images = collection(ImagePlace(str(tmp_path), None, None, "1GB", 1, 1, channels), quiet)
+    assert sum(images.key(number).endswith(".npy") for number in range(images.count)) == arrays
+    splits = labelled_splits(str(tmp_path), None, None, "1GB", quiet, channels)
+    assert len(splits.train) + len(splits.val) == 4 + arrays
