@@ -253,12 +253,17 @@ def beside(run: RunDir) -> Path:
 
     The files of such a folder may be links to what only the owner of this process can read.
     """
-    if run.folder.stat().st_uid != os.geteuid():
+    if of_another_user(run):
         raise ConfigError(
             f"{run.folder} belongs to another user, so the report is not written into it.",
             "Name a file of your own: out=report.html",
         )
     return run.folder / "report.html"
+
+
+def of_another_user(run: RunDir) -> bool:
+    """Return whether somebody else can put links into the folder of a run."""
+    return run.folder.stat().st_uid != os.geteuid()
 
 
 def run(arguments: list[str], console: Console) -> int:
@@ -271,8 +276,11 @@ def run(arguments: list[str], console: Console) -> int:
         raise ConfigError("No run is given.", "python launch/report.py run=runs/NAME")
     out = Path(dict(given).get("out") or beside(runs[0].run))
     plan = Prediction.read(Path(named)) if (named := dict(given).get("plan")) else None
+    private = not dict(given).get("out") and any(of_another_user(one.run) for one in runs)
     try:
-        write_atomically(out, writable(page(runs, plan)))  # in place of a link that somebody may have put there
+        write_atomically(
+            out, writable(page(runs, plan)), private=private
+        )  # in place of a link that somebody may have put there
     except OSError as error:
         raise cannot_be_written(out, error, "Name another file: out=report.html") from error
     console.print(f"Written: {out}")

@@ -340,6 +340,22 @@ def test_into_another_users_folder_nothing_is_written_unless_that_is_said(
     assert report.main([f"run={folder}", f"out={tmp_path / 'mine.html'}"]) == 0
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
+def test_a_report_of_ones_own_run_and_of_somebody_elses_is_for_its_owner_alone(tmp_path: Path) -> None:
+    """Their files may be links to what only its owner can read, and the folder of one's own run is open to them."""
+    mine, theirs = (run_folder(tmp_path, name, REPORTS, ("failed",)) for name in ("mine", "theirs"))
+    ending = theirs / "attempts" / "0001" / "outcome.json"
+    (tmp_path / "private.json").write_text(json.dumps({"outcome": "failed", "reason": "opensesame"}))
+    ending.unlink()
+    ending.symlink_to(tmp_path / "private.json")
+    os.chown(theirs, 12345, 12345)
+    assert report.main([f"run={mine}", f"run={theirs}"]) == 0
+    assert "opensesame" in (mine / "report.html").read_text()
+    assert (mine / "report.html").stat().st_mode & 0o077 == 0
+    assert report.main([f"run={mine}"]) == 0
+    assert (mine / "report.html").stat().st_mode & 0o044 == 0o044
+
+
 def test_energy_that_is_no_number_counts_as_none(tmp_path: Path) -> None:
     folder = run_folder(tmp_path, "one", REPORTS, ("failed",))
     (folder / "attempts" / "0001" / "energy_0000.json").write_text(
