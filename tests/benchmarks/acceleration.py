@@ -21,6 +21,7 @@ also writes a plot of accuracy against processor time per data set, beside `out`
 the table is missed or has no rows, or rows cannot be compared; 2: the command needs a correction.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from rich.console import Console
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from dist_ssl.config.command import run_command
+from launch.agent import MALLOC
 from tests.benchmarks import table_command
 from tests.benchmarks.acceleration_plot import plots
 from tests.benchmarks.acceleration_report import failed, markdown
@@ -50,6 +52,7 @@ def report(plan: Plan, results: Results, tuned: bool) -> tuple[str, bool]:
 def command(arguments: list[str], console: Console) -> int:
     """Run what the arguments say; return the exit code. Raises UserError."""
     options, extra = table_command.parsed(arguments, OPTIONS)
+    os.environ.setdefault("GLIBC_TUNABLES", MALLOC)  # rows keep freed memory, as the ranks that an agent starts do
     plan, results = table_command.of_command(options, extra), Results(Path(options["out"]), TUNED)
     return table_command.run(options, plan, results, console, report)
 
