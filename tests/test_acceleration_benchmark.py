@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from launch.agent import MALLOC
 from tests.benchmarks.acceleration import OPTIONS, TUNED, main, report
 from tests.benchmarks.acceleration_report import evened, failed, together, verdict
 from tests.benchmarks.claims_curves import Speed, mean_speed
@@ -21,6 +22,12 @@ from tests.benchmarks.table_rows import Plan, Results, Row
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ("encoder.width=4", "method.hidden=16", "method.dim=8", "schedule.image_size=16", "batch_size=12", "lanes=12")
 SMALL += ("window=8", "data.source=null", "probe.bank=60", "probe.queries=20")
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the command sets for its rows is gone after each test."""
+    monkeypatch.setenv("GLIBC_TUNABLES", MALLOC)
 
 
 def plan_of(**options: str) -> Plan:

@@ -19,14 +19,15 @@ from dist_ssl.config.validation import at_least, positive, require, shares
 from dist_ssl.core.plan import Curve, Hyperparameters
 from dist_ssl.errors import ConfigError, nearest
 from dist_ssl.optim.joined import Joined
+from dist_ssl.optim.kernel_muon import KernelMuon
 from dist_ssl.optim.lars import LayerwiseSGD, Norms, Ratio, local_norms
 
 REFERENCE_BATCH = 256
 RATE_OF = "lr/"
 """Prefix of the learning rate of one part."""
 PREDICTOR = "predictor"
-MATRIX = 2
-"""Number of dimensions of a parameter that Muon updates."""
+MATRIX, KERNEL = 2, 4
+"""Numbers of dimensions of parameters that Muon updates: of a linear layer and, if it is asked to, of a convolution."""
 MOMENTUM = "from 0 to less than 1"
 
 
@@ -156,17 +157,19 @@ class AdamW(OptimizerRecipe):
 
 @dataclass(frozen=True)
 class Muon(AdamW):
-    """Muon (Jordan et al. 2024) for matrices, AdamW for all other parameters: convolutions, positions, biases, norms.
+    """Muon (Jordan et al. 2024) for matrices, AdamW for all other parameters: positions, biases, norms, convolutions.
 
         B <- momentum B + (1 - momentum) g;   p <- p - lr (wd p + 0.2 sqrt(max(rows, columns)) NS(momentum B + ...))
 
     It is torch's own: NS is its Newton-Schulz iteration in bfloat16, `newton_schulz` times (1 to 99), which makes all
     singular values of an update nearly 1, with Nesterov's momentum (`momentum`: 0 to less than 1). The factor gives
-    updates the size of AdamW's (Liu et al. 2025, arXiv 2502.16982, section 2.2), so both learn at the same rate.
+    updates the size of AdamW's (Liu et al. 2025, arXiv 2502.16982, section 2.2), so both learn at the same rate. With
+    `convolutions` their kernels are updated alike, as matrices [out, in * h * w], in the precision that they have.
     """
 
     momentum: float = 0.95
     newton_schulz: int = 5
+    convolutions: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -176,18 +179,25 @@ class Muon(AdamW):
     def build(self, named: Iterable[tuple[str, nn.Parameter]], norms: Norms = local_norms) -> torch.optim.Optimizer:
         """Return the optimizer over the trainable parameters; `norms` is not used. Raises ConfigError."""
         groups = self.groups(named)
-        matrices = _those(groups, lambda p: p.ndim == MATRIX)
-        if not matrices:
+        matrices, kernels = _those(groups, lambda p: p.ndim == MATRIX), _those(groups, self._kernel)
+        if not matrices and not kernels:
             raise ConfigError("optim=muon has nothing to work on: no parameter is a matrix.", "Use optim=adamw.")
-        muon = torch.optim.Muon(
-            matrices, lr=0.0, momentum=self.momentum, ns_steps=self.newton_schulz, adjust_lr_fn="match_rms_adamw"
-        )
-        rest = _those(groups, lambda p: p.ndim != MATRIX)
-        return Joined(muon, *([self._adamw(rest)] if rest else []))
+        parts: list[torch.optim.Optimizer] = []
+        if matrices:
+            of_matrices = {"momentum": self.momentum, "ns_steps": self.newton_schulz, "adjust_lr_fn": "match_rms_adamw"}
+            parts.append(torch.optim.Muon(matrices, lr=0.0, **of_matrices))  # type: ignore[arg-type]
+        if kernels:
+            parts.append(KernelMuon(kernels, momentum=self.momentum, iterations=self.newton_schulz))
+        rest = _those(groups, lambda p: p.ndim != MATRIX and not self._kernel(p))
+        return Joined(*parts, *([self._adamw(rest)] if rest else []))
 
     def moments(self, parameter: nn.Parameter) -> int:
-        """Return 1 for a matrix, and 2 for others."""
-        return 1 if parameter.ndim == MATRIX else super().moments(parameter)
+        """Return 1 for a matrix or a kernel that Muon updates, and 2 for others."""
+        return 1 if parameter.ndim == MATRIX or self._kernel(parameter) else super().moments(parameter)
+
+    def _kernel(self, parameter: nn.Parameter) -> bool:
+        """Return whether a parameter is a convolution's kernel that Muon updates."""
+        return self.convolutions and parameter.ndim == KERNEL
 
 
 def _those(groups: list[dict[str, Any]], belongs: Callable[[nn.Parameter], bool]) -> list[dict[str, Any]]:

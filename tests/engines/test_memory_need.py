@@ -52,6 +52,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "SGD": ("simclr", {}, {"optimizer": SGD(0.1, 0.0)}),
     "LARS": ("simclr", {}, {"optimizer": LARS(0.1, 0.0)}),
     "Muon": ("simclr", {}, {"optimizer": Muon(0.1, 0.0)}),
+    "Muon of convolutions": ("simclr", {}, {"optimizer": Muon(0.1, 0.0, convolutions=True)}),
 }
 """Names of methods, with keys of them, and options of the engine."""
 

@@ -1,6 +1,7 @@
 """Muon: that it is torch's for matrices and AdamW for the rest, its checkpoints, and the engines that cannot run it."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from torch import nn
 
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import ConfigError
+from dist_ssl.optim.kernel_muon import orthogonal
 from dist_ssl.optim.recipes import Muon, apply_hyperparameters
 from tests.engines.jobs import small_engine, small_method, trained, whole_state
 from tests.engines.test_contract import assert_same_bits, batch, hyper, kept, tiny_method
@@ -48,6 +50,34 @@ def test_an_update_of_a_matrix_has_the_size_of_an_update_of_adamw() -> None:
     apply_hyperparameters(optimizer, rates(1.0, 0.0))
     optimizer.step()
     assert 0.1 < (layer.weight.detach() - before).square().mean().sqrt() < 0.3
+
+
+def test_kernels_are_updated_as_torch_updates_the_same_matrices() -> None:
+    conv, linear = nn.Conv2d(3, 8, 3, bias=False), nn.Linear(27, 8, bias=False)
+    conv.to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        linear.weight.copy_(conv.weight.flatten(1))
+    own = replace(RECIPE, convolutions=True).build([("student.weight", conv.weight)])
+    torchs = RECIPE.build([("student.weight", linear.weight)])
+    for step in range(3):
+        conv.weight.grad = torch.randn(8, 3, 3, 3, generator=torch.Generator().manual_seed(step))
+        linear.weight.grad = conv.weight.grad.flatten(1)
+        for optimizer in (own, torchs):
+            apply_hyperparameters(optimizer, rates(0.1, 0.1))
+            optimizer.step()
+    # torch's iteration is in bf16
+    torch.testing.assert_close(conv.weight.flatten(1), linear.weight, rtol=0.02, atol=2e-3)
+    assert {*own.state[conv.weight]} == {"momentum_buffer"}
+    assert replace(RECIPE, convolutions=True).moments(conv.weight) == 1
+    assert RECIPE.moments(conv.weight) == 2
+
+
+@pytest.mark.parametrize("shape", [(4, 9), (9, 4), (1, 5), (6, 6)])
+def test_an_orthogonal_update_has_singular_values_near_one(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    values = torch.linalg.svdvals(orthogonal(matrix, 8))
+    assert ((values > 0.6) & (values < 1.3)).all()
+    assert not orthogonal(torch.zeros(shape), 5).any()
 
 
 @pytest.mark.parametrize(
