@@ -4,9 +4,10 @@ import compileall
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -61,16 +62,22 @@ def give_away(folder: Path) -> None:
             path.chmod(path.stat().st_mode | 0o022)
 
 
-@pytest.fixture
-def canary(tmp_path: Path) -> Path:
-    """A file that all code and all commands in the folder make."""
-    return tmp_path / "canary"
+CANARY = "canary"
 
 
 @pytest.fixture
-def theirs(tmp_path: Path, demo_shards: Path, canary: Path) -> RunDir:
-    """A run in whose folder everything that Python could find or a config could start makes the canary."""
-    run = RunDir(tmp_path / "runs" / "theirs")
+def canary(theirs: RunDir) -> Iterator[Path]:
+    """A file that all code and all commands in the folder make; it is there before no test."""
+    path = theirs.folder.parents[1] / CANARY
+    yield path
+    path.unlink(missing_ok=True)
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory: pytest.TempPathFactory, demo_shards: Path) -> RunDir:
+    """A run in whose folder everything that Python could find or a config could start makes the canary; read-only."""
+    place = tmp_path_factory.mktemp("poisoned")
+    canary, run = place / CANARY, RunDir(place / "runs" / "theirs")
     run_folder(run.folder, demo_shards)
     for name in SNAPSHOT:
         copy_for_owner(PROJECT / name, run.code / name)
@@ -193,15 +200,16 @@ def test_a_run_that_starts_from_a_strangers_weights_needs_a_word(
 
 @pytest.mark.parametrize("whose", [pytest.param("another user's", marks=ONLY_ROOT), "open to others", "the user's own"])
 def test_an_audit_starts_no_command_of_a_strangers_config(
-    whose: str, theirs: RunDir, canary: Path, capsys: pytest.CaptureFixture[str]
+    whose: str, theirs: RunDir, canary: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for path in (theirs.folder, *theirs.folder.rglob("*")):
+    copy = RunDir(shutil.copytree(theirs.folder, tmp_path / "copy", symlinks=True))
+    for path in (copy.folder, *copy.folder.rglob("*")):
         os.chown(path, STRANGER if whose == "another user's" else os.geteuid(), -1, follow_symlinks=False)
         if not path.is_symlink():
             path.chmod(path.stat().st_mode & ~0o022)
     if whose == "open to others":
-        theirs.config_file.chmod(0o666)
-    assert audit.main([f"run={theirs.folder}"]) == 2
+        copy.config_file.chmod(0o666)
+    assert audit.main([f"run={copy.folder}"]) == 2
     said = capsys.readouterr().out
     assert canary.exists() == (whose == "the user's own"), "its owner has written and allowed the command"
     assert ("data.allow_pipe" in said) == (whose != "the user's own"), said

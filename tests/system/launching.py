@@ -24,7 +24,7 @@ from tests import forks
 from tests.chaos.forked import run_command
 from tests.jobs import SMALL
 
-WAIT_SECONDS = 240
+WAIT_SECONDS = 600
 """A bound that only a hung run reaches: no test rests on how fast or slow the machine is."""
 ENDLESS = ("epochs=20000", "probe.every=20000 epochs", "keep_last=100000")
 """A run that cannot end before it is disturbed: a test ends it by command, and compares it at a step that it saved."""

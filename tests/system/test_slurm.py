@@ -22,6 +22,7 @@ from tests import slurm as cluster
 from tests.slurm import Slurm
 from tests.system.launching import (
     ENDLESS,
+    WAIT_SECONDS,
     Launch,
     assert_same_training,
     await_that,
@@ -81,7 +82,7 @@ def submitted(data: Path, runs: Path, *more: str) -> list[str]:
     return words(data, runs, "cluster=slurm", "cluster.cpus_per_task=2", "cluster.stop_ahead=40 seconds", *more)
 
 
-def run(slurm: Slurm, *given: str, seconds: float = 240) -> tuple[int, str]:
+def run(slurm: Slurm, *given: str, seconds: float = WAIT_SECONDS) -> tuple[int, str]:
     return Launch(*given, environment=slurm.environment).finish(seconds)
 
 

@@ -3,14 +3,12 @@
 import gc
 import io
 import os
-import signal
-import subprocess
-import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Literal
 
@@ -42,6 +40,7 @@ from dist_ssl.data.stream import Stream
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import DataError
 from dist_ssl.runtime.signals import STOPPING
+from tests import forks
 from tests.readers import access
 from tests.web import FAULTS, serving
 
@@ -332,37 +331,31 @@ def test_a_process_that_was_killed_is_an_error_that_says_so(split: manifest.Spli
     process.close()
 
 
-PARENT = """
-import sys, time
-from dist_ssl.data.loader.loader_process import LoaderProcess
-process = LoaderProcess()
-print(process.process.pid, flush=True)
-if sys.argv[1] == "used":
-    import numpy as np
-    from dist_ssl.data.images.centre_crop import CentreCrop
-    from dist_ssl.data.loader.load import Loader
-    from dist_ssl.data.order.requests import Chosen
-    from dist_ssl.data.storage import manifest
-    from dist_ssl.data.storage.read import Reader
-    split, numbers = manifest.read(sys.argv[2]).split("train"), np.arange(40)
-    batches = process.serve(Loader(Reader(split), 1)).load(Chosen(numbers, numbers, 4), CentreCrop(20, 20), 1)
-    next(batches)
-print("now", flush=True)
-time.sleep(600)
-"""
+def hold(line: Connection, state: str, folder: Path) -> None:
+    """Have a loader process until this one is killed; say its id, and when it is in the state."""
+    process = LoaderProcess()
+    line.send(process.process.pid)
+    if state == "used":
+        split, numbers = manifest.read(folder).split("train"), np.arange(40)
+        batches = process.serve(Loader(Reader(split), 1)).load(Chosen(numbers, numbers, 4), CentreCrop(20, 20), 1)
+        next(batches)
+    line.send("now")
+    time.sleep(600)
 
 
-def test_it_ends_when_its_parent_is_killed_whatever_it_was_doing(folder: Path) -> None:
+@pytest.mark.parametrize("state", ["starting", "used"])
+def test_it_ends_when_its_parent_is_killed_whatever_it_was_doing(state: str, folder: Path) -> None:
     named = set(Path("/dev/shm").iterdir())
-    root = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")])}
-    for state in ("starting", "used"):
-        command = [sys.executable, "-c", PARENT, state, str(folder)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **root}) as parent:
-            assert parent.stdout
-            child = psutil.Process(int(parent.stdout.readline()))
-            assert parent.stdout.readline() == "now\n"
-            parent.send_signal(signal.SIGKILL)
-        await_end(child.is_running)
+    ours, theirs = forks.pipe()
+    parent = forks.start(hold, theirs, state, folder)
+    theirs.close()  # a parent that fails is heard of
+    try:
+        child = psutil.Process(ours.recv())
+        assert ours.recv() == "now"
+    finally:
+        parent.kill()
+        parent.join()
+    await_end(child.is_running)
     assert set(Path("/dev/shm").iterdir()) <= named
 
 
@@ -399,27 +392,33 @@ class Cuda:
             raise RuntimeError(f"CUDA error: {self.pending.pop()}")
 
 
+@pytest.fixture(scope="module")
+def pinning() -> Iterator[LoaderProcess]:
+    """A process whose buffers are locked, on this side of it."""
+    process = LoaderProcess(pin=True)
+    yield process
+    process.close()
+
+
 @pytest.mark.parametrize("lasting", [True, False])
 @pytest.mark.parametrize("room", [0, 1, 100])
 def test_memory_that_cuda_does_not_lock_is_used_as_it_is(
     split: manifest.Split,
+    pinning: LoaderProcess,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     room: int,
     lasting: bool,
 ) -> None:
     """Only what was locked is unlocked when a load ends, and no error is left for the next kernel."""
-    cuda, process = Cuda(room, lasting), LoaderProcess(pin=True)
+    cuda = Cuda(room, lasting)
     monkeypatch.setattr(loader_process, "cudart", lambda: cuda)
     monkeypatch.setattr(torch, "ones", cuda.launch)
-    try:
-        numbers = np.arange(40)
-        loads = process.serve(Loader(Reader(split), 2)).load(Chosen(numbers, numbers, 5), CentreCrop(20, 20), 1)
-        assert [len(next(loads).ids) for _ in range(4)] == [5] * 4
-        assert (len(cuda.locked) > 1) if room > 1 else (len(cuda.locked) == room)
-        loads.close()  # type: ignore[attr-defined]
-    finally:
-        process.close()
+    numbers = np.arange(40)
+    loads = pinning.serve(Loader(Reader(split), 2)).load(Chosen(numbers, numbers, 5), CentreCrop(20, 20), 1)
+    assert [len(next(loads).ids) for _ in range(4)] == [5] * 4
+    assert (len(cuda.locked) > 1) if room > 1 else (len(cuda.locked) == room)
+    loads.close()  # type: ignore[attr-defined]
     assert not cuda.locked
     assert not cuda.pending, "the kernel that comes next would fail"
     assert ("cannot be locked in memory for the GPU (CUDA's error 2)" in caplog.text) == (room < 2)
