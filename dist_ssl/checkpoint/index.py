@@ -30,6 +30,7 @@ from dist_ssl.checkpoint.damage import DamagedError, not_opened
 from dist_ssl.checkpoint.made_under import refuse_other_science
 from dist_ssl.checkpoint.placement import Held, ListedTensor, Outline, RuledTensor, differences, rules
 from dist_ssl.checkpoint.rank_file import RankFile, as_bytes, sync
+from dist_ssl.checkpoint.rank_header import MOST_VALUES
 from dist_ssl.checkpoint.retention import STATE
 from dist_ssl.checkpoint.retries import with_retries
 from dist_ssl.checkpoint.table_rules import FORMATS, CheckpointTable, whole_table
@@ -42,7 +43,7 @@ from dist_ssl.runtime.open_files import allow_open_files
 from dist_ssl.runtime.strange_files import read_regular
 
 FORMAT = FORMATS[-1]
-MOST_TABLE = 1 << 30
+MOST_TABLE = 1 << 26
 """Bytes of `state.json`, at most: in formats 1 and 2 a piece takes some 150."""
 MOST_OPEN = 256
 """Files of a checkpoint that are kept open, at most; others are opened for each read of a megabyte."""
@@ -152,7 +153,7 @@ def _content(folder: Path) -> dict[str, Any]:
     try:
         path = folder / STATE
         text = with_retries(path, lambda: read_regular(path, MOST_TABLE)).decode()
-        content: dict[str, Any] = jsonl.parsed(text)
+        content: dict[str, Any] = jsonl.parsed(text, MOST_VALUES)
         version, sealed = content["format"], content.pop("xxh3")
     except OSError as error:
         raise not_opened(path, error) from error

@@ -21,8 +21,8 @@ from dist_ssl.runtime import jsonl
 
 HEADER_MOST_BYTES = 100_000_000
 """Longest header that readers of this format accept."""
-HEADER_MOST_VALUES = 1 << 21
-"""Values of a header that is read, at most: a tensor and a hash of it have ten, and a value takes a hundred bytes."""
+MOST_VALUES = 1 << 21
+"""Values of a header or of `state.json`, at most: a tensor and a hash of it have ten, and one takes 100 bytes."""
 HASHED_BYTES = 1 << 24
 """Bytes of a piece that have one hash: a part of the piece is verified without what is far from it."""
 ZEROS = "0" * 32
@@ -136,7 +136,7 @@ def read_header(file: str, head: bytes, length: int, identity: Identity) -> dict
     if isinstance(identity, Marked) and (head[8:].find(BEGIN.encode()) or sealed_header(head[8:]) != head):
         raise DamagedError(f"{file}: its header is not what was written")
     try:
-        rows: dict[str, Any] = jsonl.parsed(head[8:], HEADER_MOST_VALUES)
+        rows: dict[str, Any] = jsonl.parsed(head[8:], MOST_VALUES)
         metadata = rows.pop("__metadata__", None)
         ends = _offsets({name: row["data_offsets"] for name, row in rows.items()}, length - len(head))
         if not isinstance(identity, Marked):

@@ -17,7 +17,7 @@ from dist_ssl.checkpoint import rank_file
 from dist_ssl.checkpoint.damage import DamagedError
 from dist_ssl.checkpoint.placement import Held, rank_file_name
 from dist_ssl.checkpoint.rank_file import RankFile, as_bytes, write
-from dist_ssl.checkpoint.rank_header import BEGIN, CODES, HEADER_MOST_VALUES, ZEROS, Marked, sealed_header
+from dist_ssl.checkpoint.rank_header import BEGIN, CODES, MOST_VALUES, ZEROS, Marked, sealed_header
 from dist_ssl.checkpoint.table_rules import RANK_FILE
 from dist_ssl.protocols.engine import Piece
 from tests.checkpoint.test_staging import KINDS, pieces
@@ -104,9 +104,9 @@ def test_a_tensor_that_lies_nowhere_in_the_file_is_damage(tmp_path: Path, offset
 def test_a_header_of_very_many_values_is_damage(tmp_path: Path) -> None:
     """One of 90 MB took 3 GB and a minute."""
     file = tmp_path / "rank_00000.safetensors"
-    text = f'{BEGIN}{ZEROS}","save":"{MARKED.save}","rank":"0","pieces":""}},"x":[{"[]," * HEADER_MOST_VALUES}0]}}'
+    text = f'{BEGIN}{ZEROS}","save":"{MARKED.save}","rank":"0","pieces":""}},"x":[{"[]," * MOST_VALUES}0]}}'
     file.write_bytes(sealed_header(text.encode()))
-    with pytest.raises(DamagedError, match=f"more than {HEADER_MOST_VALUES} values"):
+    with pytest.raises(DamagedError, match=f"more than {MOST_VALUES} values"):
         RankFile(file, MARKED)
 
 

@@ -434,6 +434,13 @@ def test_a_table_has_a_largest_size(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         read(state_file(tmp_path, 2).parent)
 
 
+def test_a_table_has_a_largest_number_of_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, 1, 2)
+    monkeypatch.setattr(index, "MOST_VALUES", 20)
+    with pytest.raises(DamagedError, match=r"state\.json: it has more than 20 values"):
+        read(state_file(tmp_path, 2).parent)
+
+
 def test_two_files_swapped_within_a_checkpoint_are_noticed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for step in (1, 2):
         saved_by_ranks(tmp_path, 2, step)
