@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from dist_ssl.config.durations import Duration
 from dist_ssl.core.tokens import Tokens
+
+if TYPE_CHECKING:
+    from torch import Tensor  # a report reads plans, and needs no torch, which takes seconds to import
 
 FROZEN = "frozen/"
 """Prefix of a hyperparameter that freezes a part of a method: the part is not updated while the value is above 0."""
@@ -78,9 +80,9 @@ class Hyperparameters:
     Each is a 0-d float64 tensor on the host.
     """
 
-    values: Mapping[str, Tensor]
+    values: "Mapping[str, Tensor]"
 
-    def __getitem__(self, name: str) -> Tensor:
+    def __getitem__(self, name: str) -> "Tensor":
         return self.values[name]
 
     def number(self, name: str) -> float:

@@ -105,8 +105,8 @@ def test_a_colleagues_run_is_shown_and_nothing_of_it_is_executed(tmp_path: Path)
     assert before == {path: path.stat().st_mtime_ns for path in sorted(run.folder.rglob("*"))}
 
 
-def test_the_command_does_not_wait_for_torch() -> None:
-    code = "import sys, launch.status; assert 'torch' not in sys.modules"
+def test_commands_that_look_at_runs_do_not_wait_for_torch() -> None:
+    code = "import sys, launch.status, launch.report; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=True)
 
 
