@@ -331,6 +331,14 @@ def test_a_process_that_was_killed_is_an_error_that_says_so(split: manifest.Spli
     process.close()
 
 
+def running(process: psutil.Process) -> bool:
+    """Whether a process has not ended, though nobody may have waited for its end."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def hold(line: Connection, state: str, folder: Path) -> None:
     """Have a loader process until this one is killed; say its id, and when it is in the state."""
     process = LoaderProcess()
@@ -355,9 +363,7 @@ def test_it_ends_when_its_parent_is_killed_whatever_it_was_doing(state: str, fol
     finally:
         parent.kill()
         parent.join()
-    await_end(
-        lambda: child.is_running() and child.status() != psutil.STATUS_ZOMBIE
-    )  # whoever has it may not wait for it
+    await_end(lambda: running(child))
     assert set(Path("/dev/shm").iterdir()) <= named
 
 
