@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from dist_ssl.distributed.world import World
 
-WAIT_SECONDS = 120
+WAIT_SECONDS = 600
+"""A bound that only ranks that hang reach."""
 
 
 def serve(line: Connection, rank: int) -> None:
