@@ -36,6 +36,11 @@ def prepared_otherwise(saved: SavedEncoder, target: Target, place: Path, files: 
     own, said = saved.description, ""
     if own.resize > LARGEST:
         return "", f" How it prepares images is not checked: they are larger than {LARGEST} px."
+    if isinstance(own.range, tuple):
+        return (
+            "",
+            " How it prepares images is not checked: only arrays and TIFFs of bands have a white for each channel.",
+        )
     opaque, transparent, deep, turned = drawn(own.resize, own.range)
     bar = ROUNDING + SHIFT * 255 / own.resize
     gap, reason = _levels(saved, target, place, opaque)

@@ -7,7 +7,6 @@ folder is packed once, and a changed one is another data set.
 """
 
 import contextlib
-import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,8 @@ from rich.console import Console
 from dist_ssl.config.bounds import RGB
 from dist_ssl.config.command import say
 from dist_ssl.config.instantiate import fit
-from dist_ssl.data.images.image_rules import counted
+from dist_ssl.data.data_keys import check_range
+from dist_ssl.data.images.image_rules import White, counted
 from dist_ssl.data.storage import manifest
 from dist_ssl.errors import ConfigError, DataError, plural
 from launch import launch_keys, settings
@@ -60,7 +60,7 @@ def fitted(combinations: Sequence[list[str]], console: Console, last: list[str])
     Each folder is packed once, and nothing is packed for `dry_run=true`. Prints what was packed and chosen; what was
     chosen for `dry_run=true` is appended to `last`, to be printed below the config. Raises ConfigError, DataError.
     """
-    known: dict[tuple[FolderOptions, float | None], Packed] = {}
+    known: dict[tuple[FolderOptions, White], Packed] = {}
     printed: set[str] = set()
     found = []
     for overrides in combinations:
@@ -116,13 +116,10 @@ def options_of(node: dict[str, Any]) -> FolderOptions:
     return FolderOptions(path, val=val, labels=labels, channels=fit(node["channels"], int | None, "data.channels"))
 
 
-def white_of_run(node: dict[str, Any]) -> float | None:
-    """Return the value that the command says is white. Raises ConfigError."""
-    white: float | None = fit(node.get("range"), float | None, "data.range")
-    if white is not None and not 0 < white < math.inf:
-        raise ConfigError(
-            f"data.range={white:g} is not possible: it is the value that is white, more than 0.", "Leave it out."
-        )
+def white_of_run(node: dict[str, Any]) -> White:
+    """Return the value that the command says is white, or that of each channel. Raises ConfigError."""
+    white: White = fit(node.get("range"), White, "data.range")
+    check_range(white, len(white) if isinstance(white, tuple) else RGB)
     return white
 
 
@@ -150,15 +147,16 @@ def in_our_keys() -> Iterator[None]:
         raise type(error)(said(error.problem), said(error.remedy)) from error
 
 
-def packed(options: FolderOptions, into: Path, white: float | None, write: bool, console: Console) -> Packed:
+def packed(options: FolderOptions, into: Path, white: White, write: bool, console: Console) -> Packed:
     """Return the shards of a folder, which are written if there are none yet and `write` is true.
 
-    `white`: the value that is white; None: the one that is found.
+    `white`: the value that is white, or that of each channel; None: the one that is found.
 
     Prints what is in the folder, what is left out, and what is packed. Raises ConfigError, DataError.
     """
     with in_our_keys():
         pictures = find(options, console)
+    check_range(white, pictures.channels)
     facts = measure(pictures, options.threads, white=white)
     shards = into / name_of(options.path, pictures)
     there = (shards / manifest.NAME).is_file()

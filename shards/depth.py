@@ -65,8 +65,11 @@ def rules_of(split: Split, channels: int) -> ImageRules:
 
 
 def white_for(largest: int, floats: bool) -> int | None:
-    """Return the range that a run should set for pictures of this largest value: of floats always, else `white_of`."""
-    return white_of(largest) or (FULL if floats else None)
+    """Return the range that a run should set for pictures of this largest value: of floats always, else `white_of`.
+
+    None where there is none: floats without a value above 0 are black in any range.
+    """
+    return white_of(largest) or (FULL if floats and largest > 0 else None)
 
 
 def white_of(largest: int) -> int | None:
@@ -93,7 +96,9 @@ def say_ranges(ranges: Mapping[str, FoundRange], white: int | None, console: Con
     for name, (looked, deep, largest, floats) in ranges.items():
         kind = "16 bits or floating point" if floats else "16 bits"
         text = f"{name}: {deep} of {looked} pictures that were looked at have {kind}, with values up to {largest}"
-        if white is None:
+        if floats and largest <= 0:
+            say(console, f"{text}: all of them would be black.")
+        elif white is None:
             say(console, f"{text}.")
         elif floats:
             say(console, f"{text}. Floating point has no range of its own: set data.range={white} in the run.")

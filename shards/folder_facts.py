@@ -14,7 +14,7 @@ import numpy as np
 from dist_ssl.config.bounds import RGB
 from dist_ssl.core.draws import Doubles, Draws, Purpose
 from dist_ssl.data.images.decode import decode
-from dist_ssl.data.images.image_rules import RULES, ImageRules, Pixels, in_colours
+from dist_ssl.data.images.image_rules import RULES, ImageRules, Pixels, White, in_colours
 from dist_ssl.data.images.resize import resize_whole
 from dist_ssl.data.images.unreadable import UnreadableError
 from dist_ssl.data.storage.manifest import Manifest
@@ -90,8 +90,8 @@ class Glance(NamedTuple):
     centre: Doubles
 
 
-def measure(pictures: Pictures, threads: int, sample: int = SAMPLE, white: float | None = None) -> Facts:
-    """Return the facts of a folder. `white`: the value that is white, None: the one that is found.
+def measure(pictures: Pictures, threads: int, sample: int = SAMPLE, white: White = None) -> Facts:
+    """Return the facts of a folder. `white`: the value that is white, or that of each channel; None: the one found.
 
     Raises DataError where none of the pictures of the sample can be read.
     """
@@ -137,7 +137,7 @@ def facts_of(
     where: str,
     threads: int,
     channels: int,
-    white: float | None = None,
+    white: White = None,
     ranges: Iterable[FoundRange] = (),
 ) -> Facts:
     """Return the facts that follow from a sample of pictures, which have `channels` channels.
@@ -150,6 +150,11 @@ def facts_of(
         values = pool.map(lambda take: range_of(take()), chosen)
         own = [FoundRange(1, 1, value, floats) for value, floats in values if value is not None]
         deep = together([*ranges, *own])
+        if deep.floats and deep.largest <= 0:
+            raise DataError(
+                f"The pictures of {where} are of floating point, and no value is above 0, which is black.",
+                "Add to the values what makes them positive, 30 to decibels, say, and make the shards again.",
+            )
         rules = ImageRules(range=white or deep.white, channels=channels)
         looks = list(pool.map(lambda take: look(take(), rules), chosen))
     found = [one for one in looks if one is not None]

@@ -82,6 +82,14 @@ REFUSED = {
     "a batch that is no multiple": (("batch_size=40",), 1, "batch_size=40 is no multiple of lanes=12", "batch_size=36"),
     "images without pixels": (("data.max_pixels=0",), 1, "data.max_pixels=0", "Leave it out"),
     "no range": (("data.range=0",), 1, "data.range=0", "data.range=4095"),
+    "no white of a channel": (("data.range=[1,0,3]",), 1, "data.range=[1,0,3] is not possible", "data.range=4095"),
+    "whites of other channels": (
+        ("data.range=[1,2]",),
+        1,
+        "data.range=[1,2] is of 2 channels",
+        "white of each channel",
+    ),
+    "a text as white": (("data.range=bright",), 1, "data.range='bright' is not possible", "Correct the value"),
     "no background": (("data.alpha=grey",), 1, "data.alpha='grey'", "white"),
     "bytes without a unit": (("data.ahead_bytes=64000000",), 1, "data.ahead_bytes=64000000 is not a size", "256MB"),
     "candidates of one view": (

@@ -40,6 +40,8 @@ from tests.checkpoint.whole_checkpoints import put
 from tests.data.images.test_array_files import file_of
 from tests.data.images.test_image_rules import png_of
 from tests.data.images.test_tiff_bands import noise, tiff
+from tests.data.images.test_tiff_segments import KINDS, big
+from tests.data.images.test_tiff_segments import packed as by_libtiff
 from tests.fuzzing import NASTY, edited, mutated, shares, some, tried
 from tests.shards.test_archive import described, fields, header
 
@@ -47,7 +49,8 @@ MOST_PIXELS = 1 << 22
 IMAGE_SECONDS = 5.0
 RULES = [
     *(ImageRules(MOST_PIXELS), ImageRules(MOST_PIXELS, 4095, "black"), ImageRules(MOST_PIXELS, 1.0, "drop")),
-    *(ImageRules(MOST_PIXELS, 1.0, channels=5), ImageRules(MOST_PIXELS, channels=1, bits=16)),
+    *(ImageRules(MOST_PIXELS, 1.0, channels=5), ImageRules(MOST_PIXELS, (1.0, 9.0, 4095.0, 0.5, 7.0), channels=5)),
+    *(ImageRules(MOST_PIXELS, channels=1, bits=16)),
 ]
 
 
@@ -84,6 +87,8 @@ PICTURES = [
         for deflated in (False, True)
         for rows in (7, None)
     ),
+    *(by_libtiff(kind, noise(20, 24, 5), rows=rows, apart=kind == "packbits") for kind in KINDS for rows in (7, None)),
+    *(big(order, noise(20, 24, 5)) for order in "<>"),
 ]
 
 

@@ -64,7 +64,10 @@ def fit(value: Any, annotation: Any, key: str) -> Any:
             return value
         raise ConfigError(f"{key}={SHOWN.repr(value)} is not possible.", nearest(str(value), map(str, inner)))
     if origin in (types.UnionType, typing.Union):
-        return None if value is None else fit(value, next(a for a in inner if a is not types.NoneType), key)
+        if value is None:
+            return None
+        lists = [a for a in inner if isinstance(value, list | tuple) and typing.get_origin(a) in (tuple, list)]
+        return fit(value, next(a for a in (*lists, *inner) if a is not types.NoneType), key)
     if origin is tuple and inner[-1] is Ellipsis and isinstance(value, list | tuple):
         return tuple(fit(v, inner[0], key) for v in value)
     if origin is tuple and isinstance(value, list | tuple) and len(value) == len(inner):

@@ -1,5 +1,6 @@
 """The keys of the `data` config node, and what is built from them: shard access, manifest, loader."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -8,7 +9,7 @@ import torch
 from dist_ssl.config.bounds import MAX_PIXELS
 from dist_ssl.config.byte_sizes import parse_bytes, show_bytes
 from dist_ssl.config.percentage import Share
-from dist_ssl.data.images.image_rules import FULL, ImageRules, counted
+from dist_ssl.data.images.image_rules import FULL, ImageRules, White, counted, white_in_words
 from dist_ssl.data.loader.load import AHEAD_BYTES, Loader, SampleLoader
 from dist_ssl.data.loader.loader_process import LoaderProcess
 from dist_ssl.data.storage import manifest, mixture, pyramid
@@ -40,7 +41,7 @@ class Data:
     allow_pipe: bool = False
     verify: bool = True
     max_pixels: int = MAX_PIXELS
-    range: float | None = None
+    range: White = None
     alpha: Literal["white", "black", "drop"] = "white"
     bits: Literal[8, 16] = 8
     ahead_bytes: Any = show_bytes(AHEAD_BYTES)
@@ -55,11 +56,7 @@ class Data:
             raise ConfigError(
                 f"data.max_pixels={self.max_pixels} is not possible: it must be at least 1.", "Leave it out."
             )
-        if self.range is not None and not 0 < self.range < float("inf"):
-            raise ConfigError(
-                f"data.range={self.range:g} is not possible: it is the value that is white, more than 0.",
-                f"Set data.range=4095 for 12 bits, say, or leave it out ({FULL} for 16 bits).",
-            )
+        check_range(self.range, len(self.mean))
         if not self.max_upsample >= 1:
             raise ConfigError(
                 f"data.max_upsample={self.max_upsample:g} is not possible: it must be at least 1.",
@@ -147,3 +144,18 @@ class Data:
         ahead_bytes = parse_bytes(self.ahead_bytes, "data.ahead_bytes")
         loader = Loader(Reader(split, access, scattered=scattered), threads, ahead_bytes, self.max_upsample)
         return process.serve(loader) if process else loader
+
+
+def check_range(white: White, channels: int) -> None:
+    """Raise ConfigError where `data.range` is no possible white, or names another number of them than of channels."""
+    own = white if isinstance(white, tuple) else () if white is None else (white,)
+    if not all(0 < one < math.inf for one in own):
+        raise ConfigError(
+            f"data.range={white_in_words(white)} is not possible: it is the value that is white, more than 0.",
+            f"Set data.range=4095 for 12 bits, say, or leave it out ({FULL} for 16 bits).",
+        )
+    if isinstance(white, tuple) and len(white) != channels:
+        raise ConfigError(
+            f"data.range={white_in_words(white)} is of {counted(len(white))}, and the images have {counted(channels)}.",
+            "Name the white of each channel, or one for all of them.",
+        )

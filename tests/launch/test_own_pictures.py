@@ -294,3 +294,8 @@ def test_the_range_that_is_given_reaches_the_measures_of_a_folder_of_floats(tmp_
     assert keys["data.mean"] == "[0.502,0.502,0.502,0.502,0.502]"
     with pytest.raises(ConfigError, match=r"data\.range=0 is not possible"):
         packed(*words, "data.range=0")
+    keys, _ = packed(*words, "data.range=[40000,80000,160000,40000,40000]")
+    assert keys["data.mean"] == "[1,0.502,0.251,1,1]"
+    assert keys["data.range"] == "[40000,80000,160000,40000,40000]"
+    with pytest.raises(ConfigError, match=r"data\.range=\[1,2\] is of 2 channels, and the images have 5 channels"):
+        packed(*words, "data.range=[1,2]")

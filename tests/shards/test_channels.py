@@ -16,6 +16,7 @@ from dist_ssl.config.bounds import MOST_CHANNELS
 from dist_ssl.data.storage import manifest
 from dist_ssl.data.storage.samples import columns
 from dist_ssl.errors import ConfigError, DataError
+from launch import own_pictures
 from shards import channels, depth, show, verify
 from shards.make import make, run
 from shards.sources.tars import TarOptions
@@ -219,7 +220,20 @@ def test_floats_of_any_channels_are_shown_and_verified(tmp_path: Path, channels:
     assert (rules.range, rules.channels) == (255, channels)
 
 
-@pytest.mark.parametrize(("scale", "shift", "white"), [(300, 0, 65535), (1, -500, 65535), (0.001, 0, 1)])
+def test_floats_without_a_value_above_0_are_said_to_be_black_and_no_range_is_chosen(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for number in range(4):
+        values = np.random.default_rng(number).integers(0, 30, (12, 14, 5)) - 30
+        np.save(tmp_path / "in" / f"{number}.npy", values.astype(np.float32))
+    _, text = made(tmp_path)
+    assert "no value is above 0, which is black." in text
+    assert "with values up to 0: all of them would be black." in text
+    assert "data.range" not in text
+    with pytest.raises(DataError, match=r"no value is above 0(?s:.*)30 to decibels"):
+        own_pictures.fitted([["data=folder", f"data.path={tmp_path / 'in'}"]], Console(quiet=True), [])
+
+
+@pytest.mark.parametrize(("scale", "shift", "white"), [(300, 0, 65535), (1, -100, 127), (0.001, 0, 1)])
 def test_floats_of_any_values_are_measured_and_their_range_is_said(
     tmp_path: Path, scale: float, shift: float, white: int
 ) -> None:

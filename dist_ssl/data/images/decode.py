@@ -30,7 +30,7 @@ from PIL import Image, UnidentifiedImageError
 
 from dist_ssl.data.images.array_files import array_pixels, is_array, largest_of, read_as_array
 from dist_ssl.data.images.file_formats import FORMATS, looks_like_image
-from dist_ssl.data.images.file_parts import FileInPieces, check_tags, prepare_to_load
+from dist_ssl.data.images.file_parts import FileInPieces, check_tags, prepare_to_load, refuse_other_tags
 from dist_ssl.data.images.image_rules import (
     FULL,
     RULES,
@@ -160,6 +160,7 @@ def _other(data: bytes, rules: ImageRules, slow: str) -> Decoded:
 @contextmanager
 def _loaded(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
     """Load an image by PIL for this context. Raises UnreadableError where that would cost too much."""
+    refuse_other_tags(data)
     check_tags(data, max_pixels)
     file = FileInPieces(data)
     with Image.open(file, formats=FORMATS) as image:

@@ -11,8 +11,8 @@ from PIL import Image, ImageFile
 
 from dist_ssl.config.bounds import MAX_PIXELS
 from dist_ssl.data.images.file_formats import EXTENSIONS, kind_of
-from dist_ssl.data.images.tiff_tags import IMAGE_LENGTH, IMAGE_WIDTH, LISTS, MOST_PARTS, tags_of
-from dist_ssl.data.images.unreadable import TOO_LARGE, TOO_MANY_PARTS, UnreadableError
+from dist_ssl.data.images.tiff_tags import IMAGE_LENGTH, IMAGE_WIDTH, LISTS, MOST_PARTS, NOT_OF_PIL, tags_of
+from dist_ssl.data.images.unreadable import TOO_LARGE, TOO_MANY_PARTS, UNSUPPORTED, UnreadableError
 
 READS, BYTES_PER_READ, READS_PER_PIXEL = 1 << 19, 64, 4
 """How often PIL may read from a file, besides once for every so many bytes and so often for every pixel.
@@ -26,6 +26,12 @@ FRACTIONS = (5, 10)
 """Types of tags whose values PIL makes objects of, each many times as large as its 8 bytes."""
 FURTHER = (0x8769, 0x8825, 0xA005)
 """Tags that lead to further tags, those of Exif, which PIL reads completely; they have no say in the pixels."""
+
+
+def refuse_other_tags(data: bytes) -> None:
+    """Raise UnreadableError for a TIFF in which PIL would read other tags than those that are checked here."""
+    if data.startswith(NOT_OF_PIL):
+        raise UnreadableError(UNSUPPORTED, "a picture in a BigTIFF whose numbers begin with their highest byte")
 
 
 class FileInPieces(io.BytesIO):

@@ -10,7 +10,7 @@ is transparent has a colour too, which no viewer shows: two files that look the 
 import io
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,6 +25,8 @@ from dist_ssl.data.images.unreadable import NO_RANGE, UNSUPPORTED, UnreadableErr
 Pixels = npt.NDArray[Any]
 """Pixels of uint8 or, where the rules say so, uint16."""
 Values = npt.NDArray[Any]
+White = float | tuple[float, ...] | None
+"""The value that is white in deep pixels, or that of each channel."""
 FULL = 65535
 BAND_PIXELS = 1 << 22
 """Pixels that are converted to RGB at a time, so that a large picture is not held three times."""
@@ -47,13 +49,14 @@ class ImageRules:
     """How the bytes of an image become pixels; results depend on it.
 
     `max_pixels`: images of more pixels are unreadable. `range`: the value that is white in pixels of more than 8 bits
-    and in those of floating point; None: 65,535 for pixels of 16 bits, and others have no range. `alpha`: what shows
+    and in those of floating point; None: 65,535 for pixels of 16 bits, and others have no range; of arrays and TIFFs of
+    bands also one for each channel. `alpha`: what shows
     through where an image is transparent, or `drop`: its hidden colours. `channels`: number of channels; `bits`: of
     every number of a pixel.
     """
 
     max_pixels: int = MAX_PIXELS
-    range: float | None = None
+    range: White = None
     alpha: Literal["white", "black", "drop"] = "white"
     channels: int = RGB
     bits: Literal[8, 16] = 8
@@ -72,6 +75,13 @@ def counted(channels: int) -> str:
     return "1 channel" if channels == 1 else f"{channels} channels"
 
 
+def white_in_words(white: White) -> str:
+    """Return the value that is white as the key `data.range` has it: `4095`, `[4095,10000]`."""
+    if isinstance(white, tuple):
+        return f"[{','.join(f'{one:g}' for one in white)}]"
+    return "null" if white is None else f"{white:g}"
+
+
 def to_channels(image: Image.Image, data: bytes, rules: ImageRules) -> Pixels:
     """Return the pixels of a loaded image as channels [h, w, C]. `data`: its bytes. Raises UnreadableError."""
     width, height = image.size
@@ -85,7 +95,11 @@ def to_channels(image: Image.Image, data: bytes, rules: ImageRules) -> Pixels:
 
 
 def check_picture(rules: ImageRules) -> None:
-    """Raise UnreadableError where no picture has the channels of the rules."""
+    """Raise UnreadableError where no picture has the channels, or the whites, of the rules."""
+    if isinstance(rules.range, tuple):
+        raise UnreadableError(
+            UNSUPPORTED, "a picture, and data.range names a white for each channel of arrays or bands"
+        )
     if rules.channels not in OF_PICTURES:
         raise UnreadableError(UNSUPPORTED, f"a picture of 1, 3 or 4 channels, not {rules.channels}")
 
@@ -117,6 +131,7 @@ def in_colours(pixels: Pixels) -> Pixels:
 
 def _rows(image: Image.Image, data: bytes, rules: ImageRules) -> Callable[[int, int], Pixels]:
     """Return a function of two numbers of rows: the pixels from one to before the other, [h, w, 3 or 4]."""
+    assert not isinstance(rules.range, tuple), "no picture has a white for each channel"
     deep = deep_pixels(image, data, rules.range, rules.bits)
     if deep is not None:
         white = FULL if rules.range is None else rules.range
@@ -213,14 +228,17 @@ def white_number(dtype: "np.dtype[Any]") -> int:
     return int(np.iinfo(dtype).max)
 
 
-def to_bits(deep: Values, white: float, bits: int) -> Pixels:
-    """Return values of any shape as integers of `bits` bits: `white` becomes the largest one, NaN becomes 0."""
-    largest = white_number(BITS[bits])
-    if np.issubdtype(deep.dtype, np.integer) and white == int(white):
-        most = int(white)
+def to_bits(deep: Values, white: float | Sequence[float], bits: int) -> Pixels:
+    """Return values as integers of `bits` bits: `white`, or that of each channel, becomes the largest one, NaN 0.
+
+    `deep`: of any shape, the channels last.
+    """
+    largest, whites = white_number(BITS[bits]), np.asarray(white)
+    if np.issubdtype(deep.dtype, np.integer) and (whites == np.floor(whites)).all():
+        most = whites.astype(np.int64)
         found = (np.clip(deep, 0, most).astype(np.int64) * largest + most // 2) // most
     else:
-        found = np.rint(np.nan_to_num(np.clip(deep / white, 0, 1)) * largest)
+        found = np.rint(np.nan_to_num(np.clip(deep / whites, 0, 1)) * largest)
     pixels: Pixels = found.astype(BITS[bits])
     return pixels
 

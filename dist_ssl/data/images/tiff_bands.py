@@ -1,11 +1,11 @@
 """TIFFs of many bands, as satellites and microscopes have them: [H, W, C] of 8 or 16 bits, or floats of 32.
 
 PIL reads TIFFs as pictures, of four channels at most. Read here are those of more, and of several that are no colours:
-in strips or tiles, band by band or pixel by pixel, plain or deflated, also as differences along rows. Their numbers are
-checked before any memory is taken: a segment is inflated to the length that its sides tell, and no further.
+in strips or tiles, band by band or pixel by pixel, plain, deflated, by LZW or PackBits, also as differences along rows.
+Their numbers are checked before any memory is taken: a segment (`tiff_segments.py`) is expanded to the length that its
+sides tell, and no further.
 """
 
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +16,12 @@ from dist_ssl.config.bounds import MOST_CHANNELS, RGB
 from dist_ssl.config.instantiate import SHOWN
 from dist_ssl.data.images.file_parts import TILE_LENGTH, TILE_WIDTH, check_tags
 from dist_ssl.data.images.image_rules import RGBA, Values
+from dist_ssl.data.images.tiff_segments import NOT_READ, READ, expanded
 from dist_ssl.data.images.tiff_tags import (
     BITS,
     CHANNELS,
     FORM,
+    FORMS,
     IMAGE_LENGTH,
     IMAGE_WIDTH,
     PLACES,
@@ -34,18 +36,14 @@ TILE_VALUES = 1 << 24
 ALL_VALUES = 1 << 27
 """Values that all tiles together may have, whatever the image; more are no more than AREAS times those of the image."""
 AREAS = 4
-SPARE_BYTES = 1024
-"""Bytes of a deflated segment that are read beyond twice those of its values: deflating lengthens by far less."""
 COMPRESSION, COLOURS, ROWS, PLANAR, PREDICTOR = 259, 262, 278, 284, 317
 GREY, COLOURED = (0, 1), 2
 """Values of COLOURS: white or black is zero; red, green and blue."""
 FLOATS = 3
 """Value of FORM."""
-PLAIN, DEFLATED = 1, (8, 32946)
-"""Values of COMPRESSION."""
 TYPES = {(8, 1): "u1", (16, 1): "u2", (32, 3): "f4"}
 """Types by bits and kind of number."""
-SINGLE = {CHANNELS: 1, COMPRESSION: PLAIN, PLANAR: 1, PREDICTOR: 1, FORM: 1, BITS: 1}
+SINGLE = {CHANNELS: 1, COMPRESSION: 1, PLANAR: 1, PREDICTOR: 1, FORM: 1, BITS: 1}
 """Tags with one number, or the same one for every band, and what holds where they are missing."""
 
 
@@ -87,7 +85,7 @@ class BandLayout:
     tiled: bool
     apart: bool
     """Whether every band has segments of its own."""
-    deflated: bool
+    compression: int
     differences: bool
     """Whether values are stored as differences to those on their left."""
     segments: list[tuple[int, int]]
@@ -102,6 +100,15 @@ class BandLayout:
     def values(self) -> int:
         """Return the number of values of a segment."""
         return self.rows * self.columns * (1 if self.apart else self.bands)
+
+    @property
+    def row_bytes(self) -> int:
+        """Return the bytes of a row of a segment."""
+        return self.columns * (1 if self.apart else self.bands) * self.dtype.itemsize
+
+    def stored_rows(self, top: int) -> int:
+        """Return the rows that the segment from row `top` on has in the file: of a strip, those of the image."""
+        return self.rows if self.tiled else min(self.rows, self.height - top)
 
     def places(self) -> Iterator[tuple[int, int, slice]]:
         """Yield the top, the left and the bands of every segment, in their order in the file."""
@@ -118,10 +125,11 @@ def array_of_bands(data: bytes, max_pixels: int) -> Values:
     layout = layout_of(data, max_pixels)
     check_segments(layout, max_pixels)
     found = np.empty((layout.height, layout.width, layout.bands), dtype=layout.dtype.newbyteorder("="))
-    for (top, left, bands), segment in zip(layout.places(), layout.segments, strict=False):
+    sizes = (layout.row_bytes * layout.stored_rows(top) for top, _, _ in layout.places())
+    parts = expanded(data, layout.compression, zip(layout.segments, sizes, strict=False))
+    for (top, left, bands), raw in zip(layout.places(), parts, strict=True):
         rows, columns = min(layout.rows, layout.height - top), min(layout.columns, layout.width - left)
-        stored = layout.rows if layout.tiled else rows
-        values = segment_of(data, layout, segment, (stored, layout.columns, bands.stop - bands.start))
+        values = values_of_segment(raw, layout, (layout.stored_rows(top), layout.columns, bands.stop - bands.start))
         found[top : top + rows, left : left + columns, bands] = values[:rows, :columns]
     return found
 
@@ -143,9 +151,14 @@ def layout_of(data: bytes, max_pixels: int) -> BandLayout:
     if height * width > max_pixels or height * width * bands > RGBA * max_pixels or bands > MOST_CHANNELS:
         raise UnreadableError(TOO_LARGE, f"{width} x {height} of {bands} bands")
     kind, compressed, form = TYPES.get((single[BITS], single[FORM])), single[COMPRESSION], single[PREDICTOR]
-    if kind is None or compressed not in (PLAIN, *DEFLATED) or form not in (1, 2) or (form == 2 and kind == "f4"):
-        text = f"{bands} bands of {single[BITS]} bits, compression {compressed}, predictor {form}"
-        raise UnreadableError(UNSUPPORTED, f"{text}: plain or deflated ones of 8, 16 or 32 (float) bits are read")
+    if compressed not in READ:
+        name = NOT_READ.get(compressed, f"compression {compressed}")
+        raise UnreadableError(
+            UNSUPPORTED, f"{bands} bands by {name}: {', '.join(dict.fromkeys(READ.values()))} are read"
+        )
+    if kind is None or form not in (1, 2) or (form == 2 and kind == "f4"):
+        text = f"{bands} bands of {single[BITS]} bits{FORMS.get(single[FORM], '')}, predictor {form}"
+        raise UnreadableError(UNSUPPORTED, f"{text}: 8 and 16 bits, predictor 2, and floats of 32 without are read")
     tiled = TILE_WIDTH in tags
     starts = 324 if tiled else 273
     rows, columns = (
@@ -160,7 +173,7 @@ def layout_of(data: bytes, max_pixels: int) -> BandLayout:
         columns,
         tiled,
         apart=single[PLANAR] == 2,
-        deflated=compressed in DEFLATED,
+        compression=compressed,
         differences=form == 2,
         segments=list(zip(tags.get(starts, []), tags.get(PLACES[starts], []), strict=False)),
     )
@@ -175,18 +188,8 @@ def check_segments(layout: BandLayout, max_pixels: int) -> None:
         raise UnreadableError(TOO_LARGE, f"{layout.number} segments of {layout.columns} x {layout.rows}")
 
 
-def segment_of(data: bytes, layout: BandLayout, segment: tuple[int, int], shape: tuple[int, int, int]) -> Values:
-    """Return the values of a strip or tile in this shape, [rows, columns, bands]. Raises UnreadableError."""
-    start, length = segment
-    size = int(np.prod(shape)) * layout.dtype.itemsize
-    raw = data[start : start + min(length, 2 * size + SPARE_BYTES)]  # each may claim all of the file
-    if layout.deflated:
-        try:
-            raw = zlib.decompressobj().decompress(raw, size)
-        except zlib.error as error:
-            raise UnreadableError(DAMAGED, f"a segment: {error}") from error
-    if len(raw) < size:
-        raise UnreadableError(DAMAGED, f"a segment of {len(raw)} bytes, not {size}")
+def values_of_segment(raw: bytes, layout: BandLayout, shape: tuple[int, int, int]) -> Values:
+    """Return the values of a strip or tile in this shape, [rows, columns, bands]. `raw`: its bytes, expanded."""
     values: Values = np.frombuffer(raw, layout.dtype, count=int(np.prod(shape))).reshape(shape)
     if layout.differences:
         values = np.cumsum(values, axis=1, dtype=layout.dtype.newbyteorder("="))

@@ -11,6 +11,8 @@ MOST_PARTS = 1 << 16
 """Segments of a JPEG, chunks of a PNG before its pixels, strips or tiles of a TIFF, and fractions in a tag of one."""
 STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """First bytes of a TIFF; with a plus, of one that may have more than 4 GB."""
+NOT_OF_PIL = b"MM\0+"
+"""First bytes of a TIFF whose tags PIL looks for at another place than where they are."""
 IMAGE_WIDTH, IMAGE_LENGTH, BITS, CHANNELS, FORM = 256, 257, 258, 277, 339
 LISTS = (273, 279, 324, 325)
 """Tags of a TIFF with a number for every strip or tile: where it is, and how long."""
@@ -62,7 +64,7 @@ class TagTable(NamedTuple):
 
 def order_of(tiff: bytes) -> tuple[str, bool]:
     """Return the order of the bytes of numbers, `<` or `>`, and whether places have 8 bytes and not 4."""
-    return ">" if tiff.startswith(b"MM") else "<", tiff[2:3] == b"\x2b"  # as PIL tells them apart
+    return ">" if tiff.startswith(b"MM") else "<", tiff[2:3] == b"+" or tiff.startswith(NOT_OF_PIL)
 
 
 def _layout(tiff: bytes) -> TagTable | None:

@@ -2,11 +2,12 @@
 
 import io
 import tracemalloc
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from PIL import Image
 
 from dist_ssl.data.images.array_files import HEAD_BYTES, header_of
 from dist_ssl.data.images.decode import decode, largest_value
@@ -170,3 +171,23 @@ def test_sixteen_bits_keep_every_value() -> None:
     floats = np.linspace(0, 1, 7 * 9 * 5, dtype=np.float32).reshape(7, 9, 5)
     found = decode(file_of(floats), 1, ImageRules(range=1, channels=5, bits=16)).pixels
     assert np.abs(found / 65535 - floats).max() < 1e-5
+
+
+@pytest.mark.parametrize("dtype", ["u2", "f4"])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_each_channel_may_have_its_own_white(dtype: str, bits: Literal[8, 16]) -> None:
+    values = np.broadcast_to(np.array([100, 1000, 70_000 if dtype == "f4" else 65_000]), (4, 5, 3)).astype(dtype)
+    whites = (200.0, 1000.0, 130_000.0)
+    found = decode(file_of(values), 1, ImageRules(range=whites, bits=bits)).pixels
+    shares = np.minimum(values[0, 0] / np.array(whites), 1) * (255 if bits == 8 else 65_535)
+    assert np.abs(found - shares).max() <= 0.51
+    one = decode(file_of(values), 1, ImageRules(range=200.0, bits=bits)).pixels
+    assert np.array_equal(found[..., 0], one[..., 0])
+
+
+def test_no_picture_has_a_white_for_each_channel() -> None:
+    for kind in ("JPEG", "PNG"):
+        file = io.BytesIO()
+        Image.new("RGB", (9, 9)).save(file, kind)
+        with pytest.raises(UnreadableError, match=r"unsupported pixels.*data\.range names a white for each channel"):
+            decode(file.getvalue(), 1, ImageRules(range=(1.0, 2.0, 3.0)))

@@ -4,6 +4,7 @@ import io
 import struct
 import tracemalloc
 import zlib
+from collections.abc import Callable
 from itertools import accumulate
 from typing import Any
 
@@ -44,14 +45,19 @@ def tiff(
     rows: int | None = 7,
     apart: bool = False,
     deflated: bool = False,
+    packed: Callable[[bytes], bytes] | None = None,
     differing: bool = False,
     **changed: int,
 ) -> bytes:
-    """A TIFF of bands. `changed`: values of tags by their numbers, as `t277`, written in place of right ones."""
+    """A TIFF of bands. `changed`: values of tags by their numbers, as `t277`, written in place of right ones.
+
+    `packed`: compresses a segment.
+    """
     height, width, bands = values.shape
     stored = [differences(part) if differing else part for part in pieces(values, rows, apart)]
     written = [part.astype(values.dtype.newbyteorder(order)).tobytes() for part in stored]
-    segments = [zlib.compress(part) if deflated else part for part in written]
+    compress = zlib.compress if deflated else packed or bytes
+    segments = [compress(part) for part in written]
     starts = list(accumulate(map(len, segments[:-1]), initial=8))
     tags: dict[int, tuple[int, list[int]]] = {
         256: (4, [width]),
@@ -208,9 +214,13 @@ def test_a_file_that_ends_too_early_is_damaged(deflated: bool) -> None:
         decode(whole[: len(whole) // 2], 1, ImageRules(channels=6))
 
 
-def test_other_compressions_are_unsupported() -> None:
-    with pytest.raises(UnreadableError, match="6 bands of 16 bits, compression 5, predictor 1: plain or deflated"):
-        decode(tiff(noise(20, 20, 6), t259=5), 1, ImageRules(channels=6))
+@pytest.mark.parametrize(
+    ("number", "name"), [(7, "JPEG"), (50000, "Zstandard"), (34887, "LERC"), (99, "compression 99")]
+)
+def test_other_compressions_are_refused_by_name(number: int, name: str) -> None:
+    with pytest.raises(UnreadableError, match=f"6 bands by {name}: plain, LZW, deflate, PackBits are read") as caught:
+        decode(tiff(noise(20, 20, 6), t259=number), 1, ImageRules(channels=6))
+    assert caught.value.reason == UNSUPPORTED
 
 
 def test_countless_strips_are_refused() -> None:
