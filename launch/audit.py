@@ -39,7 +39,7 @@ from dist_ssl.data.storage.fetch import Fetcher
 from dist_ssl.data.storage.manifest import Split
 from dist_ssl.data.storage.mixture import MixedSplit
 from dist_ssl.data.storage.reader_options import Access
-from dist_ssl.errors import EXIT_CODE, ConfigError, DataError
+from dist_ssl.errors import EXIT_CODE, ConfigError, DataError, plural
 from dist_ssl.runtime import jsonl
 from dist_ssl.runtime.end_names import FINISHED
 from launch import trust
@@ -201,8 +201,11 @@ def of_sources(tallies: Sequence[EpochAudit], split: Split) -> Iterator[str]:
         counts = [sum(own) for own in zip(*(tally.of_sources for tally in tallies), strict=True)]
         shares = asked(split, sum(counts))
         for number, (source, count, share) in enumerate(zip(split.sources, counts, shares, strict=True), start=1):
-            passes = f"{count / source.samples:.2f} passes over its {source.samples} samples"
-            yield f"source {number}, {source.folder}: {count} samples, {count - share:+.2f} from its share; {passes}"
+            passes = f"{count / source.samples:.2f} passes over its {plural(source.samples, 'sample')}"
+            yield (
+                f"source {number}, {source.folder}: {plural(count, 'sample')}, {count - share:+.2f} from its "
+                f"share; {passes}"
+            )
 
 
 def report(run: RunDir, split: Split, console: Console) -> int:

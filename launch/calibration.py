@@ -22,7 +22,7 @@ from dist_ssl.core.plan import EpochPlan
 from dist_ssl.core.progress import Progress
 from dist_ssl.distributed.devices import own_device
 from dist_ssl.distributed.world import World
-from dist_ssl.errors import ConfigError
+from dist_ssl.errors import ConfigError, plural
 from dist_ssl.runtime import jsonl
 from dist_ssl.runtime.own_cores import own_cores
 from dist_ssl.runtime.signals import Signals
@@ -109,7 +109,10 @@ def measured(
 
         seconds = {}
         for number, (kind, plan) in enumerate(by_kind.items(), start=1):
-            say(f"Measuring kind {number} of {len(by_kind)} (steps=0: none): {steps} steps with {described(plan)} ...")
+            say(
+                f"Measuring kind {number} of {len(by_kind)} (steps=0: none): {plural(steps, 'step')} with "
+                f"{described(plan)} ..."
+            )
             first, step = timed_steps(job, plan, ranks, steps)
             seconds[kind] = (of_all(first), of_all(step))
         say("Measuring the probe ...")
@@ -118,7 +121,10 @@ def measured(
         job.contents.close()
         job.stream.close()
     shared = f"; {here} ranks share {cores} cores" if device == "cpu" and here > 1 else ""
-    source = f"Measured here: {steps} steps of each of {len(seconds)} kinds on one {device} process{shared}."
+    source = (
+        f"Measured here: {plural(steps, 'step')} of each of {plural(len(seconds), 'kind')} on one {device} "
+        f"process{shared}."
+    )
     return Cost(seconds, share_of_probe(config, images) * of_all(probe) / ranks, source)
 
 
@@ -224,5 +230,5 @@ def of_run(run: RunDir, ranks: int) -> Cost:
     own = config["nodes"] * config["ranks_per_node"]
     seconds = {kind: (0.0, statistics.fmean(found) * own / ranks) for kind, found in rows.items()}
     probe = statistics.median(probes) * own / ranks if probes else 0.0
-    scaled = f", divided by {ranks / own:g} for {ranks} ranks" if ranks != own else ""
-    return Cost(seconds, probe, f"From the metrics of {run.folder}, with {own} ranks{scaled}.")
+    scaled = f", divided by {ranks / own:g} for {plural(ranks, 'rank')}" if ranks != own else ""
+    return Cost(seconds, probe, f"From the metrics of {run.folder}, with {plural(own, 'rank')}{scaled}.")

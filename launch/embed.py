@@ -43,7 +43,7 @@ from dist_ssl.data.images.image_rules import Pixels
 from dist_ssl.data.images.unreadable import UnreadableError
 from dist_ssl.data.storage.reader_options import CACHE_BYTES
 from dist_ssl.distributed.place_variables import RANK
-from dist_ssl.errors import cannot_be_written
+from dist_ssl.errors import cannot_be_written, plural
 from dist_ssl.runtime.files import write_for_owner_alone
 from dist_ssl.runtime.own_cores import own_cores
 from dist_ssl.saved_encoder import SavedEncoder, load_encoder
@@ -169,7 +169,10 @@ def embed(options: EmbedOptions, rank: int, size: int, console: Console) -> None
     ran_with = {"data": images.identity, "batch": batch, "device": kind, "torch": torch.__version__}
     try:
         parts.begin({**described(encoder), **ran_with})
-        say(console, f"{images.count} images of {images.origin}, {encoder.num_features} numbers each, on {device}.")
+        say(
+            console,
+            f"{plural(images.count, 'image')} of {images.origin}, {encoder.num_features} numbers each, on {device}.",
+        )
         if encoder.description.finetuned:
             say(console, f"The encoder was fine-tuned with labels: {encoder.description.finetuned}.")
         with ThreadPoolExecutor(options.threads) as pool, LongWork(console) as progress:
@@ -188,7 +191,11 @@ def say_what_is_there(parts: EmbeddingParts, console: Console) -> None:
         return
     bad = unreadable(parts.folder)
     left_out = f"; {bad} could not be read, see {parts.folder}/_unreadable_*.json" if bad else ""
-    say(console, f"{parts.count - bad} embeddings are in {parts.folder} ({parts.number} files){left_out}.")
+    say(
+        console,
+        f"{plural(parts.count - bad, 'embedding is', 'embeddings are')} in {parts.folder} "
+        f"({plural(parts.number, 'file')}){left_out}.",
+    )
 
 
 def run(arguments: list[str], console: Console) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dist_ssl.build import centre_view
 from dist_ssl.data.storage.manifest import Split
-from dist_ssl.errors import ConfigError
+from dist_ssl.errors import ConfigError, plural
 from dist_ssl.evaluate.augmented import CROPS, AugmentedSet
 from dist_ssl.evaluate.features import Extractor, uncounted
 from dist_ssl.evaluate.inputs import Inputs
@@ -106,7 +106,9 @@ def retrieval(frozen: Frozen) -> Measured:
     queries, labels = frozen.features(frozen.labelled()[1], frozen.node.queries)
     precision = mean_average_precision(queries, labels, frozen.world.device)
     if math.isnan(precision):
-        raise ConfigError(f"None of the {len(queries)} images has another one of its class.", "Use more: queries=...")
+        raise ConfigError(
+            f"None of the {plural(len(queries), 'image')} has another one of its class.", "Use more: queries=..."
+        )
     return Measured({"mean_average_precision": precision, "queries": len(queries)})
 
 

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from dist_ssl.errors import UserError
+from dist_ssl.errors import UserError, plural
 from dist_ssl.models.named_weights import without_counters
 from dist_ssl.runtime.files import hidden_beside, remove, write_atomically
 from dist_ssl.runtime.strange_files import close_to_others
@@ -75,7 +75,7 @@ def compared(saved: SavedEncoder, target: Target, images: Tensor, part: Path) ->
     gaps = torch.tensor([difference(own, other) for own, other in pairs], dtype=torch.float64)
     gap = float(gaps.max())  # NaN if any is, unlike that of Python
     checked = f"matched {same} of {count} tensors; {target.library} differs by {gap:.1e} of the largest feature of "
-    checked += f"{len(images)} images (bar {BAR:g})."
+    checked += f"{plural(len(images), 'image')} (bar {BAR:g})."
     if same < count:
         return f"{target.library} does not have the same tensors.", checked
     return "" if gap <= BAR else f"{target.library} does not compute the same.", checked

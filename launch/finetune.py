@@ -232,7 +232,7 @@ def description_after(before: Description, images: int, classes: int, options: F
     """Return the description of the encoder after this training, which says so wherever its weights have changed."""
     if options.train == "head":
         return before
-    now = f"{options.epochs} epochs on {images} images of {classes} classes"
+    now = f"{plural(options.epochs, 'epoch')} on {plural(images, 'image')} of {plural(classes, 'class', 'classes')}"
     return replace(before, finetuned=f"{before.finetuned}, then {now}" if before.finetuned else now)
 
 

@@ -19,7 +19,7 @@ from dist_ssl.checkpoint.index import name_science, progress_of, read_table, ver
 from dist_ssl.checkpoint.initial_weights import verified
 from dist_ssl.config.run_keys import method_of
 from dist_ssl.core.progress import Progress
-from dist_ssl.errors import CheckpointError, ConfigError
+from dist_ssl.errors import CheckpointError, ConfigError, plural
 from dist_ssl.metrics.sinks import read_reports, stands
 from dist_ssl.runtime import jsonl
 from dist_ssl.runtime.files import write_atomically
@@ -102,7 +102,7 @@ def refuse_other_position(config: dict[str, Any], progress: Progress) -> None:
     epochs = len(timeline.batch_sizes)
     if progress.epoch >= epochs:
         raise ConfigError(
-            f"Step {progress.step} is after {progress.epoch} epochs: nothing is left of the fork's {epochs}.",
+            f"Step {progress.step} is after {plural(progress.epoch, 'epoch')}: nothing is left of the fork's {epochs}.",
             "Raise epochs: they are counted from the start of the run.",
         )
     before = tuple(plan.batch_size for plan in progress.plans)

@@ -9,7 +9,7 @@ from rich.console import Console
 from dist_ssl.config.bounds import RGB
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.read import Reader
-from dist_ssl.errors import ConfigError, printable
+from dist_ssl.errors import ConfigError, plural, printable
 from launch.image_places import open_shards, scanned, shards_at
 from shards.sources import imagefolder
 
@@ -68,7 +68,7 @@ def of_shards(address: Address, place: ImagePlace) -> ImageCollection:
     names = ", ".join(found.splits)
     if place.split is None and len(found.splits) != 1:
         remedy = f"Name one: split={next(iter(found.splits))}" if names else "Make the shards again."
-        raise ConfigError(f"{address.shown} has {len(found.splits)} splits: {names or 'none'}.", remedy)
+        raise ConfigError(f"{address.shown} has {plural(len(found.splits), 'split')}: {names or 'none'}.", remedy)
     own = found.split(place.split or next(iter(found.splits)))
     access.check(own, 1, 1)
     reader = Reader(own, access)

@@ -44,7 +44,7 @@ from dist_ssl.distributed.devices import own_device
 from dist_ssl.distributed.memory_size import memory_size
 from dist_ssl.distributed.world import World
 from dist_ssl.engines.memory_need import GIB, MemoryEstimate, check_memory
-from dist_ssl.errors import ConfigError, cannot_be_written
+from dist_ssl.errors import ConfigError, cannot_be_written, plural
 from dist_ssl.parts import Parts, parts
 from dist_ssl.protocols.schedule import Schedule
 from dist_ssl.runtime.files import write_output
@@ -238,7 +238,7 @@ def show(options: PlanOptions, overrides: list[str], console: Console) -> None:
         images = [len(found.dataset.split(name).samples) for name in splits]
         cost = calibration.measured(config, plans, options.steps, images, console.print)
     console.print(table(rows, cost, memory_estimate(config, found, ranks)))
-    console.print(f"{MEMORY} {ranks} ranks.")
+    console.print(f"{MEMORY} {plural(ranks, 'rank')}.")
     for line in summary(rows, cost, config, options.watts) if options.steps else [cost.source, relative(rows, cost)]:
         console.print(line)
     if options.steps:

@@ -14,7 +14,7 @@ from dist_ssl.config.durations import Duration
 from dist_ssl.config.run_keys import all_epochs, check_units, method_of
 from dist_ssl.data.storage.address import Address
 from dist_ssl.distributed.place_variables import RANK
-from dist_ssl.errors import ConfigError
+from dist_ssl.errors import ConfigError, plural
 from dist_ssl.runtime import jsonl
 from dist_ssl.runtime.end_names import FINISHED
 from dist_ssl.runtime.files import write_atomically
@@ -177,7 +177,7 @@ def fit_batch(config: dict[str, Any], overrides: list[str], console: Console) ->
     ranks = config["nodes"] * config["ranks_per_node"]
     config["lanes"], config["batch_size"] = chosen = batch_shape.fitted(*before, ranks, given)
     if chosen != before:
-        console.print(f"For {ranks} ranks: lanes={chosen[0]} batch_size={chosen[1]}.", highlight=False)
+        console.print(f"For {plural(ranks, 'rank')}: lanes={chosen[0]} batch_size={chosen[1]}.", highlight=False)
 
 
 def begin(overrides: list[str], config: dict[str, Any], weights: bytes | None = None) -> RunDir:
@@ -272,7 +272,8 @@ def _further_cycles(run: RunDir, values: list[str]) -> list[str]:
     """Return the lengths of cycles to append. Raises ConfigError where the run has not finished those that it has."""
     if not trained(run, run.config):
         raise ConfigError(
-            f"{run.folder} has not finished its {all_epochs(run.config)} epochs: no cycle can be appended yet.",
+            f"{run.folder} has not finished its {plural(all_epochs(run.config), 'epoch')}: no cycle can be "
+            "appended yet.",
             f"Train them first: python launch/slurm.py {shlex.quote(f'resume={run.folder}')}",
         )
     read = [_list_or_text(value) for value in values]

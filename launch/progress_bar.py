@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from dist_ssl.config.durations import clock
+from dist_ssl.errors import plural
 from dist_ssl.evaluate.confidence import shown_interval
 from dist_ssl.runtime.run_folder import RunFolder
 from dist_ssl.runtime.strange_files import numbers, parsed_object
@@ -84,7 +85,7 @@ class RunView:
         found, images = float(status["knn_accuracy"]), int(status.get("queries", 0))
         if images < 1 or not 0 <= found <= 1:
             return f"kNN accuracy {100 * found:.1f} %"
-        return f"kNN accuracy {100 * found:.1f} % of {images} images {shown_interval(found, images)}"
+        return f"kNN accuracy {100 * found:.1f} % of {plural(images, 'image')} {shown_interval(found, images)}"
 
     def _description(self, status: dict[str, float]) -> str:
         epoch = min(int(status["epoch"]) + 1, int(status["epochs"]))

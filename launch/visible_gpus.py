@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
 
+from dist_ssl.errors import plural
+
 DEVICE_FILES = ("nvidia[0-9]*", "nvhost-gpu", "nvgpu", "dxg", "kfd")
 """Files of /dev by which drivers offer GPUs: NVIDIA's, those of its small boards, of Windows' Linux, and AMD's."""
 DEVICES = Path("/dev")
@@ -47,7 +49,10 @@ def why_on_the_cpu(ranks: int) -> str:
     """Return why so many ranks on this machine use its CPU though it has GPUs; empty where nobody would wonder."""
     gpus = len(visible_gpus())
     if 0 < gpus < ranks:
-        return f"{gpus} GPUs are too few for {ranks} ranks: all ranks use the CPU. nodes=1 uses the GPUs."
+        return (
+            f"{plural(gpus, 'GPU is', 'GPUs are')} too few for {ranks} ranks: all ranks use the CPU. nodes=1 uses "
+            f"{'it' if gpus == 1 else 'them'}."
+        )
     if not gpus and "CUDA_VISIBLE_DEVICES" not in os.environ and present():
         return (
             "This machine has GPUs, and torch can use none of them: all ranks use the CPU. "

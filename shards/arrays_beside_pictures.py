@@ -11,7 +11,7 @@ from rich.console import Console
 
 from dist_ssl.config.command import say
 from dist_ssl.data.images.file_formats import ARRAYS
-from dist_ssl.errors import shortened
+from dist_ssl.errors import plural, shortened
 from shards.folder_scan import Found
 
 
@@ -33,6 +33,7 @@ def without_arrays(found: Found, channels: int | None, console: Console) -> Foun
         return found
     say(
         console,
-        f"{len(arrays)} arrays (.{ARRAYS}) beside {len(pictures)} pictures are no images: {shortened(arrays, 3)}.",
+        f"{plural(len(arrays), 'array')} (.{ARRAYS}) beside {plural(len(pictures), 'picture')} "
+        f"{'is no image' if len(arrays) == 1 else 'are no images'}: {shortened(arrays, 3)}.",
     )
     return replace(found, files=pictures)

@@ -14,7 +14,7 @@ from typing import Any, NewType, TypeVar
 from dist_ssl.config.byte_sizes import parse_bytes
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.pyramid import check_sides
-from dist_ssl.errors import ConfigError, nearest, shortened
+from dist_ssl.errors import ConfigError, nearest, plural, shortened
 from dist_ssl.runtime.own_cores import own_cores
 
 Bytes = NewType("Bytes", int)
@@ -48,7 +48,8 @@ class HeldOut:
         count = max(1, round(self.share * total)) if self.share else self.number
         if count and count >= total:
             raise ConfigError(
-                f"val={count} leaves nothing of {total} images to train on.", "Hold fewer out, or none with val=0."
+                f"val={count} leaves nothing of {plural(total, 'image')} to train on.",
+                "Hold fewer out, or none with val=0.",
             )
         return count
 

@@ -95,7 +95,10 @@ def say_ranges(ranges: Mapping[str, FoundRange], white: int | None, console: Con
     """Print the range of each split's deep pictures. `white`: that a run should set, None: it need not set any."""
     for name, (looked, deep, largest, floats) in ranges.items():
         kind = "16 bits or floating point" if floats else "16 bits"
-        text = f"{name}: {deep} of {looked} pictures that were looked at have {kind}, with values up to {largest}"
+        text = (
+            f"{name}: {deep} of {looked} pictures that were looked at {'has' if deep == 1 else 'have'} {kind}, "
+            f"with values up to {largest}"
+        )
         if floats and largest <= 0:
             say(console, f"{text}: all of them would be black.")
         elif white is None:

@@ -20,7 +20,7 @@ from dist_ssl.data.images.unreadable import UnreadableError
 from dist_ssl.data.storage.manifest import Manifest
 from dist_ssl.data.storage.read import Reader
 from dist_ssl.data.storage.reader_options import Access
-from dist_ssl.errors import DataError
+from dist_ssl.errors import DataError, plural
 from shards.depth import FoundRange, range_of, together
 from shards.invariance import SIDE, recoloured, turned
 from shards.sources.imagefolder import Pictures, read
@@ -160,7 +160,7 @@ def facts_of(
     found = [one for one in looks if one is not None]
     if not found:
         raise DataError(
-            f"None of the {len(chosen)} pictures of {where} that were tried can be read.",
+            f"None of the {plural(len(chosen), 'picture')} of {where} that were tried can be read.",
             "See whether they are images: python shards/make.py source=imagefolder path=... out=...",
         )
     return summary(found, counts, len(chosen), deep)

@@ -27,7 +27,7 @@ from dist_ssl.config.command import say
 from dist_ssl.config.long_work import LongWork
 from dist_ssl.data.storage import manifest
 from dist_ssl.data.storage.samples import Samples, columns, joined
-from dist_ssl.errors import DataError
+from dist_ssl.errors import DataError, plural
 from dist_ssl.runtime import jsonl
 from dist_ssl.runtime.files import hidden_beside, write_atomically
 from dist_ssl.runtime.own_cores import own_cores
@@ -154,7 +154,10 @@ def resume(part: Path, packers: Sequence["Packer"], console: Console) -> None:
         path.unlink()
     whole = sum(len(packer.made) for packer in packers)
     if whole or others:
-        say(console, f"Resuming in {part}: {whole} whole shards kept, {len(others)} other files removed.")
+        say(
+            console,
+            f"Resuming in {part}: {plural(whole, 'whole shard')} kept, {plural(len(others), 'other file')} removed.",
+        )
 
 
 class Packer:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from dist_ssl.config.bounds import RGB
 from dist_ssl.data.images.image_rules import counted
 from dist_ssl.data.images.views import OF_COLOURS
+from dist_ssl.errors import plural
 from shards.depth import white_for
 from shards.folder_facts import PAIRS, Facts
 
@@ -105,7 +106,7 @@ def of_the_probe(facts: Facts) -> list[KeyChoice]:
     """Choose the held-out split, and the part of a picture that the probe sees."""
     labelled = facts.val > 0 and facts.classes > 0
     why = (
-        f"{facts.val} held-out pictures, {facts.classes} classes"
+        f"{plural(facts.val, 'held-out picture')}, {plural(facts.classes, 'class', 'classes')}"
         if labelled
         else "no labelled pictures are held out: no accuracy is probed"
     )
@@ -123,7 +124,7 @@ def of_the_size(facts: Facts) -> list[KeyChoice]:
     low, middle, high = facts.short_sides
     why = f"shorter sides are {low} to {high} px, half of them at most {middle}"
     if not small(facts):
-        why += f"; {facts.train} pictures"
+        why += f"; {plural(facts.train, 'picture')}"
     return [KeyChoice("schedule.image_size", str(side(facts)), why)]
 
 
@@ -142,10 +143,10 @@ def of_the_encoder(facts: Facts) -> list[KeyChoice]:
 def of_the_length(facts: Facts) -> list[KeyChoice]:
     """Choose the number of epochs, and a batch that few pictures fill at least twice."""
     own, seen = used(facts), epochs(facts) * used(facts)
-    why = f"{own} of {facts.train} pictures in each, as many as fill whole batches: {seen:,}"
+    why = f"{own} of {plural(facts.train, 'picture')} in each, as many as fill whole batches: {seen:,}"
     found = [KeyChoice("epochs", str(epochs(facts)), why)]
     if batch(facts) != BATCH:
-        found.append(KeyChoice("batch_size", str(batch(facts)), f"only {facts.train} pictures"))
+        found.append(KeyChoice("batch_size", str(batch(facts)), f"only {plural(facts.train, 'picture')}"))
     return found
 
 
@@ -213,7 +214,7 @@ def of_the_statistics(facts: Facts) -> list[KeyChoice]:
     pairs = (pair for mine, theirs in zip(own, IMAGENET, strict=True) for pair in zip(mine, theirs, strict=rgb))
     near = rgb and not small(facts) and max(abs(a - b) for a, b in pairs) <= LIKE_IMAGENET
     mean, std = IMAGENET if near else own
-    why = "the pictures' own are close to ImageNet's" if near else f"measured on {facts.measured} pictures"
+    why = "the pictures' own are close to ImageNet's" if near else f"measured on {plural(facts.measured, 'picture')}"
     return [KeyChoice("data.mean", listed(mean), why), KeyChoice("data.std", listed(std), why)]
 
 

@@ -25,7 +25,7 @@ from dist_ssl.config.long_work import LongWork
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.fetch import Fetcher
 from dist_ssl.data.storage.object_store import Store
-from dist_ssl.errors import ConfigError, DataError
+from dist_ssl.errors import ConfigError, DataError, plural
 from dist_ssl.runtime import jsonl
 from dist_ssl.runtime.files import write_atomically
 from dist_ssl.runtime.strange_files import read_regular
@@ -112,7 +112,7 @@ class RemoteTars:
         sizes = [self.fetcher.size(self.folder / name) for name in names]
         known = [self._recorded(name, size, rules) for name, size in zip(names, sizes, strict=True)]
         if done := sum(one is not None for one in known):
-            say(console, f"Resuming in {self.part}: {done} of {len(names)} tars are indexed already.")
+            say(console, f"Resuming in {self.part}: {done} of {plural(len(names), 'tar')} indexed already.")
         with LongWork(console) as progress, ThreadPoolExecutor(threads) as pool:
             left = (size or 0 for size, one in zip(sizes, known, strict=True) if one is None)
             task = progress.add_task("bytes", total=sum(left))

@@ -33,7 +33,7 @@ from dist_ssl.data.storage import manifest, pyramid
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.fetch import Fetcher
 from dist_ssl.data.storage.read import Reader
-from dist_ssl.errors import DataError, cannot_be_written, shortened
+from dist_ssl.errors import DataError, cannot_be_written, plural, shortened
 from dist_ssl.runtime.files import write_for_owner_alone, write_output
 from shards import depth
 from shards.command_line import fill, folder_and_pairs
@@ -86,7 +86,7 @@ def show(folder: Path, options: ShowOptions, console: Console) -> None:
         except OSError as error:
             raise cannot_be_written(out, error, "Name another file with out=.") from error
         shown = min(options.images, len(split.samples))
-        say(console, f"{shown} images of {called(split)}: {out}")
+        say(console, f"{plural(shown, 'image')} of {called(split)}: {out}")
 
 
 def level_of(split: manifest.Split, side: int | None) -> manifest.Split:

@@ -36,7 +36,7 @@ from dist_ssl.data.storage import manifest, pyramid
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.fetch import Fetcher
 from dist_ssl.data.storage.samples import Samples
-from dist_ssl.errors import DataError, printable
+from dist_ssl.errors import DataError, plural, printable
 from dist_ssl.runtime.files import write_for_owner_alone
 from dist_ssl.runtime.strange_files import open_regular
 from shards import depth
@@ -206,7 +206,7 @@ def report(found: Sequence[Damage], rows: int, console: Console) -> None:
         table.add_row(*(Text(printable(text)) for text in (damage.shard, damage.key or "(whole tar)", damage.reason)))
     console.print(table)
     if len(found) > rows:
-        say(console, f"... and {len(found) - rows} more rows (rows={len(found)} shows them).")
+        say(console, f"... and {plural(len(found) - rows, 'more row', 'more rows')} (rows={len(found)} shows them).")
     for shard, count in Counter(damage.shard for damage in found).most_common(10):
         say(console, f"{shard}: {count} damaged")
 

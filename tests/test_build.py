@@ -136,7 +136,7 @@ REFUSED = {
     "parts of one sample and norm groups": (
         ("method.norm_group=4", "engine.accumulate=12"),
         1,
-        "method.norm_group=4 does not fit the 1 samples",
+        "method.norm_group=4 does not fit the 1 sample",
         "Use a smaller engine.accumulate than 12",
     ),
     "looking ahead without momentum": (

@@ -36,7 +36,7 @@ from dist_ssl.checkpoint.staging import Staged, Staging
 from dist_ssl.config.durations import Duration
 from dist_ssl.core.progress import Progress
 from dist_ssl.distributed.world import World
-from dist_ssl.errors import CheckpointError, printable
+from dist_ssl.errors import CheckpointError, plural, printable
 from dist_ssl.protocols.engine import Engine, State
 from dist_ssl.runtime.files import remove, write_atomically
 
@@ -182,7 +182,7 @@ class Checkpoint:
             return replace(found, epochs=fresh.epochs, attempt=self.attempt)
         if candidates:
             raise CheckpointError(
-                f"None of the {len(candidates)} checkpoints in {self.folder} is whole.",
+                f"None of the {plural(len(candidates), 'checkpoint')} in {self.folder} is whole.",
                 "Start a new run, or put a whole copy of a checkpoint folder back.",
             )
         return fresh

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from dist_ssl.config.durations import Duration
 from dist_ssl.core.tokens import Tokens
+from dist_ssl.errors import plural
 
 if TYPE_CHECKING:
     from torch import Tensor  # a report reads plans, and needs no torch, which takes seconds to import
@@ -65,7 +66,7 @@ class EpochPlan:
     def views_in_words(self) -> str:
         """The views of an image, as in `2 views of 224 px and 6 of 96 px`."""
         local = f" and {self.local_views} of {self.local_size} px" if self.local_views else ""
-        return f"{self.views} views of {self.image_size} px{local}"
+        return f"{plural(self.views, 'view')} of {self.image_size} px{local}"
 
     @property
     def tokens(self) -> Tokens:

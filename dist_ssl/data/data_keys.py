@@ -16,7 +16,7 @@ from dist_ssl.data.storage import manifest, mixture, pyramid
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.read import Reader
 from dist_ssl.data.storage.reader_options import CACHE_BYTES, Access
-from dist_ssl.errors import ConfigError, DataError
+from dist_ssl.errors import ConfigError, DataError, plural
 
 
 @dataclass(frozen=True)
@@ -107,10 +107,10 @@ class Data:
             )
         if found.channels != len(self.mean):
             raise ConfigError(
-                f"data.mean={list(self.mean)} has {len(self.mean)} numbers: the images in "
+                f"data.mean={list(self.mean)} has {plural(len(self.mean), 'number')}: the images in "
                 f"{' and '.join(map(str, places))} have {counted(found.channels)}.",
-                f"Set data.mean and data.std to {found.channels} numbers each. `python shards/verify.py FOLDER` prints "
-                "those of a local data set.",
+                f"Set data.mean and data.std to {plural(found.channels, 'number')} each. `python "
+                "shards/verify.py FOLDER` prints those of a local data set.",
             )
         return found
 

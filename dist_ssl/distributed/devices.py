@@ -5,7 +5,7 @@ import socket
 
 import torch
 
-from dist_ssl.errors import ConfigError
+from dist_ssl.errors import ConfigError, plural
 
 
 def own_device(local_rank: int, least: int = 0) -> torch.device:
@@ -23,7 +23,8 @@ def own_device(local_rank: int, least: int = 0) -> torch.device:
         )
     if gpus < least:
         raise ConfigError(
-            f"{least} GPUs were requested for each node, and {socket.gethostname()} shows {gpus}.",
+            f"{plural(least, 'GPU was', 'GPUs were')} requested for each node, and {socket.gethostname()} "
+            f"shows {gpus}.",
             "Its driver may be at fault: see nvidia-smi there, leave the node out (cluster.exclude=NODE), and resume.",
         )
     if gpus and local_rank >= gpus:

@@ -11,7 +11,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from dist_ssl.distributed.world import World
-from dist_ssl.errors import ConfigError
+from dist_ssl.errors import ConfigError, plural
 from dist_ssl.models.norm import BatchNorm, Scope, alone
 
 
@@ -47,8 +47,9 @@ def check_groups(method: nn.Module, batch_size: int, ranks: int, accumulate: int
     rows = batch_size // ranks
     if rows % accumulate:
         raise ConfigError(
-            f"engine.accumulate={accumulate} does not divide the {rows} samples of a rank (batch_size={batch_size} on "
-            f"{ranks} ranks).",
+            f"engine.accumulate={accumulate} does not divide the {plural(rows, 'sample')} of a rank "
+            f"(batch_size={batch_size} on "
+            f"{plural(ranks, 'rank')}).",
             f"Use one of these: {', '.join(str(n) for n in range(1, rows + 1) if rows % n == 0)}.",
         )
     at_once = rows // accumulate
@@ -60,9 +61,15 @@ def check_groups(method: nn.Module, batch_size: int, ranks: int, accumulate: int
             none = f"Use a smaller engine.accumulate than {accumulate}: groups have 2 samples or more."
             cut = [n for n in possible if batch_size % (n * accumulate) == 0]
             others = [n for n in cut if fits(samples, batch_size // (n * accumulate), batch_size, accumulate)]
-            again = f" A started run keeps its groups: resume it on {listed(others)} ranks." if others else ""
+            again = (
+                f" A started run keeps its groups: resume it on {listed(others)} "
+                f"{'rank' if others == [1] else 'ranks'}."
+                if others
+                else ""
+            )
             raise ConfigError(
-                f"{place}.norm_group={samples} does not fit the {at_once} samples that a rank computes at once.",
+                f"{place}.norm_group={samples} does not fit the {plural(at_once, 'sample')} that a rank "
+                "computes at once.",
                 (f"Use one of these: {', '.join(map(str, fitting))}." if fitting else none) + again,
             )
 

@@ -23,7 +23,7 @@ from dist_ssl.engines.parallel import Parallel
 from dist_ssl.engines.passes import check_parts
 from dist_ssl.engines.saved_tensors import FakeMethod, sized
 from dist_ssl.engines.units import checkpointed, units
-from dist_ssl.errors import ConfigError
+from dist_ssl.errors import ConfigError, plural
 from dist_ssl.protocols.method import Method
 
 log = logging.getLogger(__name__)
@@ -190,7 +190,7 @@ def check_memory(estimate: MemoryEstimate, room: int, plans: Sequence[EpochPlan]
         if need.total > room:
             raise ConfigError(
                 f"Epoch {plan.epoch + 1} does not fit into memory: its {plan.views_in_words}, "
-                f"batch {plan.batch_size} on {estimate.ranks} ranks, need at least {gib(need.total)} on each "
+                f"batch {plan.batch_size} on {plural(estimate.ranks, 'rank')}, need at least {gib(need.total)} on each "
                 f"rank ({gib(need.activations)} of it activations), and a rank has {gib(room)}.",
                 estimate.remedy(need),
             )

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dist_ssl.core.draws import Draws, Ints, Purpose
-from dist_ssl.errors import ConfigError
+from dist_ssl.errors import ConfigError, plural
 from dist_ssl.evaluate.linear_recipes import FAST, LinearRecipe
 
 MOMENTUM = 0.9
@@ -259,7 +259,8 @@ def check_classes(bank_labels: Tensor, query_labels: Tensor) -> None:
     if several < 2 or len(bank_labels) < count or len(bank_labels) == several:
         raise ConfigError(
             f"A linear probe needs at least 2 classes and more samples than classes; its training split has "
-            f"{len(bank_labels)} samples of {several} classes, and with its queries there are {count} classes.",
+            f"{plural(len(bank_labels), 'sample')} of {plural(several, 'class', 'classes')}, and with its "
+            f"queries the number of classes is {count}.",
             "Give it more training samples, or a split whose labels differ.",
         )
 

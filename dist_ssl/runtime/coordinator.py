@@ -11,7 +11,7 @@ import xxhash
 from dist_ssl.core.plan import EpochPlan, Hyperparameters
 from dist_ssl.core.progress import Progress
 from dist_ssl.distributed.world import World
-from dist_ssl.errors import ConfigError, DisagreementError
+from dist_ssl.errors import ConfigError, DisagreementError, plural
 from dist_ssl.protocols.schedule import Schedule
 from dist_ssl.runtime.kept_lines import KeptLines
 
@@ -34,7 +34,7 @@ def check_plan(lanes: int, batch_size: int, ranks: int, num_samples: int) -> Non
         )
     if batch_size > num_samples:
         raise ConfigError(
-            f"batch_size={batch_size} is more than the {num_samples} samples of the data set.",
+            f"batch_size={batch_size} is more than the {plural(num_samples, 'sample')} of the data set.",
             "Use a smaller batch_size or more data.",
         )
 

@@ -49,8 +49,9 @@ def warmup_samples(warmup: Duration | None, timeline: Timeline) -> list[int]:
     for cycle, samples in zip(timeline.cycles, found, strict=True):
         if warmup and samples >= cycle.total:
             whole, more = named(cycle, timeline)
+            unit = warmup.unit.removesuffix("s") if warmup.amount == 1 else warmup.unit
             raise ConfigError(
-                f"schedule.warmup={warmup.amount:g} {warmup.unit} is as long as {whole}.",
+                f"schedule.warmup={warmup.amount:g} {unit} is as long as {whole}.",
                 f"It must end before {whole} does: shorten it or raise {more}.",
             )
     return found

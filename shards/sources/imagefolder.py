@@ -24,7 +24,7 @@ from rich.console import Console
 
 from dist_ssl.config.command import say
 from dist_ssl.data.images.file_formats import kind_of, surely_image
-from dist_ssl.errors import ConfigError, DataError, printable, shortened
+from dist_ssl.errors import ConfigError, DataError, plural, printable, shortened
 from dist_ssl.runtime.strange_files import open_regular
 from shards import channels
 from shards.archive import KINDS, META, Sample, spelt
@@ -116,7 +116,7 @@ def check(found: Found, root: Path, console: Console) -> None:
     """Print what is left out. Raises DataError if anything is unreadable or there are no images."""
     if found.unreadable:
         raise DataError(
-            f"{len(found.unreadable)} files or folders in {root} cannot be read:\n  "
+            f"{plural(len(found.unreadable), 'file or folder', 'files or folders')} in {root} cannot be read:\n  "
             + shortened(sorted(found.unreadable), between="\n  "),
             "Make them readable, or remove them.",
         )
@@ -207,7 +207,8 @@ def report_empty(found: Found, classes: Sequence[str], root: Path, path: Path, c
     folders = {name.removeprefix(inside) for name in found.folders if name.startswith(inside)}
     empty = sorted({name for name in folders if name and "/" not in name} - set(classes))
     if classes and empty:
-        say(console, f"{len(empty)} folders hold no images and are not classes: {shortened(empty)}.")
+        many = plural(len(empty), "folder holds no images and is no class", "folders hold no images and are no classes")
+        say(console, f"{many}: {shortened(empty)}.")
 
 
 def contents(root: Path, files: Sequence[File], classes: Sequence[str]) -> Contents:

@@ -40,7 +40,7 @@ from dist_ssl.data.storage import manifest
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.fetch import Fetcher
 from dist_ssl.data.storage.samples import joined
-from dist_ssl.errors import ConfigError, DataError, shortened
+from dist_ssl.errors import ConfigError, DataError, plural, shortened
 from dist_ssl.runtime.strange_files import open_regular
 from shards import channels
 from shards.archive import KINDS, index
@@ -128,7 +128,7 @@ def with_keys(read: Callable[[bool], list[IndexedTar]], options: TarOptions, con
     if options.keys != "auto" or not (lost.images or (lost.labels and options.labels)):
         return indexed
     images = lost.images + sum(tar.shard.samples for tar in indexed)
-    what = f"{lost.images} of {images} images" if lost.images else f"{lost.labels} labels"
+    what = f"{lost.images} of {plural(images, 'image')}" if lost.images else f"{plural(lost.labels, 'label')}"
     say(
         console,
         f"Names have dots of their own: by keys that end before the first dot, {what} would be lost. Keys end before "
@@ -219,7 +219,10 @@ def left_out(tars: Tars, folder: Path, options: TarOptions) -> Iterator[str]:
         yield f"Left out, as neither images nor labels (.cls): {counted_kinds(kinds)}."
     open_ended = [tar.shard.name for own in tars.values() for tar in own if not tar.ended]
     if open_ended:
-        yield f"{len(open_ended)} tars lack the empty blocks at their end, members are whole: {shortened(open_ended)}."
+        yield (
+            f"{plural(len(open_ended), 'tar lacks', 'tars lack')} the empty blocks at the end, members are whole: "
+            f"{shortened(open_ended)}."
+        )
     for split, own in tars.items():
         yield from unlabelled(split, own)
 
@@ -229,10 +232,16 @@ def other_tars(tars: Tars, folder: Path, place: Path) -> Iterator[str]:
     names = {os.path.realpath(folder / tar.shard.name) for own in tars.values() for tar in own}
     others = [str(path.relative_to(place)) for path in all_tars(place) if os.path.realpath(path) not in names]
     if others:
-        yield f"{len(others)} tars are in no split (val=... or train=... takes them): {shortened(others)}."
+        yield (
+            f"{plural(len(others), 'tar is', 'tars are')} in no split (val=... or train=... takes "
+            f"{'it' if len(others) == 1 else 'them'}): {shortened(others)}."
+        )
     packed = [path.name for path in compressed_tars(place)]
     if packed:
-        yield f"{len(packed)} compressed tars are left out: {shortened(packed)}. {DECOMPRESS}."
+        yield (
+            f"{plural(len(packed), 'compressed tar is', 'compressed tars are')} left out: {shortened(packed)}. "
+            f"{DECOMPRESS}."
+        )
 
 
 def unlabelled(split: str, tars: Sequence[IndexedTar]) -> Iterator[str]:
@@ -241,7 +250,8 @@ def unlabelled(split: str, tars: Sequence[IndexedTar]) -> Iterator[str]:
     keys = [tar.samples.key(int(n)) for tar in tars for n in np.flatnonzero(tar.samples.labels < 0)]
     if 0 < len(keys) < total:
         yield (
-            f"{split}: {len(keys)} of {total} samples have no label, so there can be no probe: {shortened(keys)}. "
+            f"{split}: {len(keys)} of {total} samples {'has' if len(keys) == 1 else 'have'} no label, so "
+            f"there can be no probe: {shortened(keys)}. "
             "Add their .cls members, or leave all labels out: labels=false."
         )
 
@@ -251,11 +261,13 @@ def notes(tars: Tars) -> Iterator[str]:
     everything = [tar for own in tars.values() for tar in own]
     bare, several = sum(tar.bare for tar in everything), sum(tar.several for tar in everything)
     if bare:
-        yield f"{bare} samples have no image: left out."
+        yield f"{plural(bare, 'sample has', 'samples have')} no image: left out."
     if several:
         yield (
-            f"{several} samples have several images: one was chosen (set image=EXT to choose another), "
-            f"{sum(tar.hidden for tar in everything)} images are not used. If these are samples of their own, with "
+            f"{plural(several, 'sample has', 'samples have')} several images: one was chosen (set image=EXT "
+            "to choose another), "
+            f"{plural(sum(tar.hidden for tar in everything), 'image is', 'images are')} not used. If these "
+            "are samples of their own, with "
             "dots in their names: keys=last."
         )
     hashes = Counter(tar.shard.sha256 for tar in everything)
@@ -267,7 +279,10 @@ def notes(tars: Tars) -> Iterator[str]:
         keys = np.array([xxhash.xxh3_64_intdigest(text.encode()) for text in texts], dtype=np.uint64)
         repeated = len(keys) - len(np.unique(keys))
         if repeated:
-            yield f"{split}: {repeated} samples have the key of one in another tar; tar and key identify a sample."
+            yield (
+                f"{split}: {plural(repeated, 'sample has', 'samples have')} the key of one in another tar; tar "
+                "and key identify a sample."
+            )
 
 
 SOURCES = {"tars": ImageSource(TarOptions, write, in_place=True)}

@@ -335,9 +335,9 @@ def test_the_held_out_part_depends_on_the_seed() -> None:
 @pytest.mark.parametrize(
     ("bank_labels", "query_labels", "named"),
     [
-        ([3, 3, 3, 3], [3, 3], "4 samples of 1 classes"),
-        ([3, 3, 3, 3], [3, 5], "4 samples of 1 classes"),
-        ([0, 0, 1], [0, 1, 2, 3], "3 samples of 2 classes, and with its queries there are 4"),
+        ([3, 3, 3, 3], [3, 3], "4 samples of 1 class,"),
+        ([3, 3, 3, 3], [3, 5], "4 samples of 1 class,"),
+        ([0, 0, 1], [0, 1, 2, 3], "3 samples of 2 classes, and with its queries the number of classes is 4"),
         ([0, 1, 2], [0, 1, 2], "3 samples of 3 classes"),
         ([], [0], "0 samples of 0 classes"),
     ],

@@ -90,7 +90,7 @@ def test_a_folder_of_pictures_has_the_features_that_the_encoder_computes(
     assert ids == [0, 1, 2, 3]
     assert torch.equal(rows, load_encoder(encoder).embed([pictures / name for name in NAMES]))
     assert "Left out, because they are no images: 1 .txt." in text
-    assert f"4 embeddings are in {tmp_path / 'out'} (1 files).\n" in text
+    assert f"4 embeddings are in {tmp_path / 'out'} (1 file).\n" in text
 
 
 def test_shards_have_the_features_that_the_encoder_computes(encoder: Path, demo_shards: Path, tmp_path: Path) -> None:

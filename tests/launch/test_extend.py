@@ -61,7 +61,7 @@ def test_a_cycle_is_appended_to_a_finished_run_alone_and_once(started: RunDir) -
     [
         ("extend=3 steps", "extend is in steps"),
         ("extend=3", "'3' is not a duration"),
-        ("extend=1 epoch", "schedule.warmup=1 epochs is as long as cycle 2"),
+        ("extend=1 epoch", "schedule.warmup=1 epoch is as long as cycle 2"),
         ("extend=", "'' is not a duration"),
         ("extend=[2 epochs", r"'\[2 epochs' is not a duration"),
         ("epochs=5", r"epochs=5 is not what the run began with \(2\)"),

@@ -62,15 +62,15 @@ def test_a_few_measured_steps_predict_time_and_energy(
 ) -> None:
     code, text = shown(capsys, demo_shards, tmp_path, *GROWING, "steps=1", "watts=100")
     assert code == 0
-    assert "Measuring kind 2 of 3 (steps=0: none): 1 steps with 2 views of 12 px, batch 12 ..." in text, "it takes long"
-    assert "Measured here: 1 steps of each of 3 kinds on one cpu process; 2 ranks share" in text
+    assert "Measuring kind 2 of 3 (steps=0: none): 1 step with 2 views of 12 px, batch 12 ..." in text, "it takes long"
+    assert "Measured here: 1 step of each of 3 kinds on one cpu process; 2 ranks share" in text
     found = re.search(r"Predicted: (\d+):(\d+), of which probes \d+:\d+; (\S+) node-hours; energy: (\S+) Wh\.", text)
     assert found
     assert float(found[4]) == pytest.approx(100 * float(found[3]), rel=0.01)
     prediction = Prediction.read(tmp_path / "plan.json")
     assert [samples for samples, _ in prediction.points] == [0, 60, 120, 180, 240, 300], "of every epoch"
     assert prediction.points[-1][1] / 3600 * 2 == pytest.approx(float(found[3]), rel=0.01), "on two nodes"
-    assert prediction.source.startswith("Measured here: 1 steps of each of 3 kinds")
+    assert prediction.source.startswith("Measured here: 1 step of each of 3 kinds")
     assert float(rows(text)[-1][-1]) == 1.0
 
 
@@ -81,7 +81,7 @@ def test_a_step_that_this_machine_has_no_memory_for_is_not_measured(
     code, text = shown(capsys, demo_shards, tmp_path, *GROWING, "steps=1")
     assert code == 2
     assert "A rank's step cannot be measured on this machine. Epoch 2 does not fit into memory" in text
-    assert "batch 6 on 1 ranks" in text
+    assert "batch 6 on 1 rank" in text
     assert "steps=0" in text
 
 
@@ -92,7 +92,7 @@ def test_the_speed_may_come_from_a_run(demo_shards: Path, tmp_path: Path, capsys
     write_yaml(tmp_path / "run" / "config.yaml", {"format": 1, **config})
     code, text = shown(capsys, demo_shards, tmp_path, *GROWING, f"measured={tmp_path / 'run'}")
     assert code == 0
-    assert "with 1 ranks, divided by 2 for 2 ranks." in text
+    assert "with 1 rank, divided by 2 for 2 ranks." in text
     cost, alone = (of_run(RunDir.open(tmp_path / "run"), ranks) for ranks in (2, 1))
     assert {kind[0] for kind in cost.seconds} == {8, 12, 16}
     for kind, (_, step) in cost.seconds.items():

@@ -74,7 +74,7 @@ def test_gpus_that_torch_cannot_use_are_said_before_a_run_trains_on_the_cpu(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert visible_gpus.why_on_the_cpu(2) == "", "the user wants it so"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    assert "1 GPUs are too few for 2 ranks" in visible_gpus.why_on_the_cpu(2)
+    assert "1 GPU is too few for 2 ranks" in visible_gpus.why_on_the_cpu(2)
     monkeypatch.setattr(visible_gpus, "present", lambda *_: False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     assert visible_gpus.why_on_the_cpu(2) == ""

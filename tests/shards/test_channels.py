@@ -148,7 +148,7 @@ def test_in_tars_too_arrays_are_no_images_beside_pictures(tmp_path: Path) -> Non
     assert [shard.samples for shard in found.split("train").shards] == [2, 1]
     assert isinstance(console.file, io.StringIO)
     text = console.file.getvalue()
-    assert "1 samples have no image: left out." in text
+    assert "1 sample has no image: left out." in text
     assert "neither images nor labels (.cls): 3 .npy" in text
     assert "several images" not in text
 

@@ -115,7 +115,7 @@ def test_what_cannot_be_read_is_counted_and_a_folder_of_nothing_else_is_refused(
     assert (found.measured, found.unreadable, found.short_sides) == (3, 1, (12, 12, 12))
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "3.jpg").write_bytes(b"no image")
-    with pytest.raises(DataError, match="None of the 1 pictures"):
+    with pytest.raises(DataError, match="None of the 1 picture"):
         facts(tmp_path / "bad")
 
 

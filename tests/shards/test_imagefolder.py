@@ -267,7 +267,7 @@ def test_links_are_followed_but_not_for_ever(tmp_path: Path) -> None:
 def test_what_cannot_be_read_is_named_before_anything_is_written(tmp_path: Path) -> None:
     folder_of(tmp_path / "in", "a/1.jpg")
     (tmp_path / "in" / "a" / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
-    with pytest.raises(DataError, match=r"1 files or folders in .* cannot be read:\n  a/gone\.jpg: broken link"):
+    with pytest.raises(DataError, match=r"1 file or folder in .* cannot be read:\n  a/gone\.jpg: broken link"):
         made(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
@@ -294,7 +294,7 @@ def test_what_is_left_out_is_said(tmp_path: Path) -> None:
     text = said(tmp_path, val=HeldOut())
     assert "Left out, because they are no images: 1 .txt." in text
     assert "Empty files, which count as images that cannot be read: a/0.png (1)." in text
-    assert "1 folders hold no images and are not classes: empty." in text
+    assert "1 folder holds no images and is no class: empty." in text
 
 
 @pytest.mark.parametrize("make_it", [True, False])

@@ -104,7 +104,7 @@ def test_after_a_failure_only_the_other_tars_are_fetched(server: Server, tmp_pat
     before = asked(server)
     server.fault = lambda path: ""
     said = indexed(server.url, tmp_path / "away")
-    assert f"Resuming in {tmp_path / 'away.part'}: 3 of 4 tars are indexed already." in said
+    assert f"Resuming in {tmp_path / 'away.part'}: 3 of 4 tars indexed already." in said
     after = asked(server)
     assert all(after[name] == before[name] for name in ("train-0.tar", "train-1.tar", "train-2.tar"))
     assert not (tmp_path / "away.part").exists()
@@ -168,7 +168,7 @@ def test_a_record_of_other_rules_or_of_a_tar_that_has_changed_is_not_used(server
     tar(server.folder / "train-0.tar", {"new.jpg": picture(99)})
     missing.clear()
     said = indexed(server.url, tmp_path / "away")
-    assert "2 of 4 tars are indexed already" in said
+    assert "2 of 4 tars indexed already" in said
     assert len(manifest.read(tmp_path / "away").split("train").samples) == 13
 
 

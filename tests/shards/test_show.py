@@ -61,7 +61,7 @@ def test_the_sheet_shows_images_and_marks_what_is_none(data: Path, tmp_path: Pat
 
 
 def test_another_split_and_fewer_images_can_be_asked_for(data: Path, tmp_path: Path) -> None:
-    assert "1 images of val" in shown([str(data), f"out={tmp_path / 's.png'}", "split=val", "images=1"])
+    assert "1 image of val" in shown([str(data), f"out={tmp_path / 's.png'}", "split=val", "images=1"])
     assert Image.open(tmp_path / "s.png").size == (128, 142)
     assert "images of" not in shown([str(data), "images=0"])
 

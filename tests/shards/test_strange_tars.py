@@ -220,7 +220,7 @@ def test_a_missing_label_is_named(tmp_path: Path) -> None:
     members |= {f"{n:05d}.cls": str(n % 3).encode() for n in range(120) if n != 17}
     tar(tmp_path / "train-000000.tar", members)
     _, said = indexed(tmp_path)
-    assert "train: 1 of 120 samples have no label" in said
+    assert "train: 1 of 120 samples has no label" in said
     assert "00017" in said
     found = manifest.read(tmp_path)
     with pytest.raises(DataError, match=r"1 of the 120 samples of split train .*\(the first: 00017\)") as caught:
@@ -236,7 +236,7 @@ def test_a_missing_label_is_named_whatever_split_or_key_it_is_of(tmp_path: Path)
     held = {f"v{n}.jpg": jpeg(n) for n in range(3)}
     tar(tmp_path / "val-0.tar", held | {key: text for key, text in labels.items() if key.startswith("v")})
     found, said = indexed(tmp_path)
-    assert "train: 1 of 30 samples have no label, so there can be no probe: a/cam.4." in said
+    assert "train: 1 of 30 samples has no label, so there can be no probe: a/cam.4." in said
     assert "val: 2 of 3 samples have no label, so there can be no probe: v1, v2." in said
     assert found.split("train").samples.labels.tolist() == [-1 if n == 4 else 0 for n in range(30)]
 
@@ -250,7 +250,7 @@ def test_tars_and_members_that_are_not_used_are_named(tmp_path: Path) -> None:
     tar(tmp_path / "test-0.tar", {"1.jpg": jpeg(2)})
     found, said = indexed(tmp_path)
     assert set(found.splits) == {"train", "val"}
-    assert "1 tars are in no split (val=... or train=... takes them): test-0.tar." in said
+    assert "1 tar is in no split (val=... or train=... takes it): test-0.tar." in said
     assert "Left out, as neither images nor labels (.cls): 2 .json, 1 .txt." in said
 
 
@@ -281,7 +281,7 @@ def test_names_of_tars_tell_their_splits(tmp_path: Path, names: list[str], train
     shards = {split: [shard.name.removesuffix(".tar") for shard in own.shards] for split, own in found.splits.items()}
     assert shards == ({"train": train, "val": val} if val else {"train": train})
     unused = sorted({*names} - {*train, *val})
-    assert not unused or f"1 tars are in no split (val=... or train=... takes them): {unused[0]}.tar." in said
+    assert not unused or f"1 tar is in no split (val=... or train=... takes it): {unused[0]}.tar." in said
 
 
 def test_the_folder_of_the_tars_names_no_split(tmp_path: Path) -> None:
@@ -303,7 +303,7 @@ def test_compressed_tars_are_named_with_what_helps(tmp_path: Path, name: str) ->
         indexed(tmp_path)
     assert "Decompress them (gunzip" in caught.value.remedy
     (tmp_path / "t").rename(tmp_path / "train-0.tar")
-    assert f"1 compressed tars are left out: {name}. Decompress them" in indexed(tmp_path)[1]
+    assert f"1 compressed tar is left out: {name}. Decompress them" in indexed(tmp_path)[1]
 
 
 @pytest.mark.parametrize(("pack", "program"), [(gzip.compress, "gzip"), (bz2.compress, "bzip2"), (lzma.compress, "xz")])
@@ -344,7 +344,7 @@ def test_a_tar_beside_folders_of_splits_is_not_the_whole_data_set(tmp_path: Path
     found, said = indexed(tmp_path)
     assert [shard.name for shard in found.split("train").shards] == ["train/0.tar", "train/1.tar"]
     assert [shard.name for shard in found.split("val").shards] == ["val/0.tar"]
-    assert "1 tars are in no split (val=... or train=... takes them): extras.tar." in said
+    assert "1 tar is in no split (val=... or train=... takes it): extras.tar." in said
 
 
 @pytest.mark.parametrize("names", [("0", "old/train"), ("train-0", "more/train", "more/val")])
@@ -366,4 +366,4 @@ def test_a_tar_without_its_last_blocks_is_read_and_said(tmp_path: Path, last: di
     (tmp_path / "t").unlink()
     found, said = indexed(tmp_path)
     assert len(found.split("train").samples) == sum(name.endswith("jpg") for name in images)
-    assert "1 tars lack the empty blocks at their end, members are whole: train-000000.tar." in said
+    assert "1 tar lacks the empty blocks at the end, members are whole: train-000000.tar." in said

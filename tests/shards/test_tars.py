@@ -106,11 +106,8 @@ def test_what_is_odd_is_said(tmp_path: Path) -> None:
     for name in ("b.tar", "c.tar"):
         tar(tmp_path / "t" / name, ("k.jpg", b"2"))
     text = indexed(tmp_path / "t")
-    assert "1 samples have no image: left out." in text
-    assert (
-        "1 samples have several images: one was chosen (set image=EXT to choose another), 1 images are not used."
-        in text
-    )
+    assert "1 sample has no image: left out." in text
+    assert "1 sample has several images: one was chosen (set image=EXT to choose another), 1 image is not used." in text
     assert "Several tars have the same contents:" in text
     assert "train: 2 samples have the key of one in another tar" in text
 

@@ -309,7 +309,7 @@ WRONG = {
     "patches of kNN": (("patches=3",), "patches=3 is not used by protocol=knn", "bag_of_patches"),
     "pairs that there are not": (
         ("protocol=retrieval", "queries=1"),
-        "None of the 1 images has another one",
+        "None of the 1 image has another one",
         "queries=",
     ),
     "crops of kNN": (("recipe=swav",), "recipe=swav is not used by protocol=knn", "protocol=linear"),

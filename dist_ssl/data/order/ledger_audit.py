@@ -22,6 +22,7 @@ from dist_ssl.data.order.ledger_reader import Deliveries
 from dist_ssl.data.order.mixed_order import order_of
 from dist_ssl.data.storage.manifest import Split
 from dist_ssl.data.storage.mixture import MixedSplit
+from dist_ssl.errors import plural
 
 MODULUS = 1 << 64
 """Hashes are added modulo this number."""
@@ -264,7 +265,7 @@ class Audit:
             for near in self.epochs[max(epoch.plan.epoch - 1, 0) : epoch.plan.epoch + 2]:
                 if count * ranks == near.plan.batch_size and (other := near.find_part(hashed, ranks)):
                     return near.part(*other, ranks), f"the samples of step {other[0]}, rank {other[1]} of {ranks}"
-        return None, f"{count} samples instead of {len(part)}, and the hash does not identify them"
+        return None, f"{plural(count, 'sample')} instead of {len(part)}, and the hash does not identify them"
 
     def _number(self, mixed: int) -> int | None:
         """Return the sample with this hash, None where there is none."""
@@ -289,5 +290,8 @@ class Audit:
             known = np.array([number for number in batch.tolist() if number in self.listed], dtype=np.int64)
             hashed = int(rows["replaced_hash"].sum(dtype=np.uint64))
             if len(known) < count or (len(known) == count and hash_ids(known) != hashed):
-                notes.append(f"step {step}: {count} samples were replaced, not all of which the quarantine lists")
+                notes.append(
+                    f"step {step}: {plural(count, 'sample was', 'samples were')} replaced, not all of which "
+                    "the quarantine lists"
+                )
         return count

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dist_ssl.data.order.interleaving import Interleaving
 from dist_ssl.data.storage.manifest import Split
 from dist_ssl.data.storage.mixture import MixedSplit
-from dist_ssl.errors import ConfigError
+from dist_ssl.errors import ConfigError, plural
 
 METRIC = "source_samples"
 """Key of the number of samples of a source in metrics.jsonl, followed by the source's number, from 1."""
@@ -27,7 +27,7 @@ def check_batch(split: Split, batch_size: int) -> None:
     for source, share in zip(split.sources, asked(split, batch_size), strict=True):
         if share > source.samples:
             raise ConfigError(
-                f"{source.folder} has {source.samples} samples, and its share of a batch of {batch_size} is "
+                f"{source.folder} has {plural(source.samples, 'sample')}, and its share of a batch of {batch_size} is "
                 f"{share:.4g}: some would be in every batch twice.",
                 "Give it a lower weight in data.weights, or use a smaller batch_size.",
             )
@@ -57,5 +57,5 @@ def described(split: Split) -> Iterator[str]:
     total = len(split.samples)
     yield f"An epoch has {total} samples, as many as the {len(split.sources)} sources have together:"
     for number, (source, share) in enumerate(zip(split.sources, asked(split, total), strict=True), start=1):
-        passes = f"{share / source.samples:.3g} passes over its {source.samples} samples"
+        passes = f"{share / source.samples:.3g} passes over its {plural(source.samples, 'sample')}"
         yield f"  source {number}, {source.folder}: {100 * share / total:.4g} % of them, {passes}"
