@@ -59,7 +59,9 @@ def open_split(run: RunDir, path: str | None) -> Split:
     `path`: where the data lies now, by default where the newest attempt read it. Raises DataError.
     """
     began = value_of(run.config, "data", dict)
-    node = {**began, "path": listed(path) if path else value_of(run.last_config(), "data.path", Any)}
+    last = run.last_config()
+    there = None if path else value_of(last, "data", dict).get("manifest")
+    node = {**began, "path": listed(path) if path else value_of(last, "data.path", Any), "manifest": there}
     try:
         # a command in somebody else's config is not run: it is not the user's own
         own = path is not None or not any(trust.dangers(run))

@@ -120,11 +120,13 @@ def config_of(run: RunDir, options: Options, data: DataValues, sharers: int = 1)
         raise ConfigError(
             f"{run.folder} was started by code that is too old for this command.", "Evaluate a newer run."
         )
+    there = {} if "path" in data else {"manifest": now["data"].get("manifest")}  # of another place it lies there
+    place = {"path": now["data"]["path"], "manifest": None, **there, **data}
     plain = {key: value for key, value in began.items() if key != "format"}
     return {
         **plain,
         "probe": {**now["probe"], **{key: value for key, value in probe.items() if value is not None}},
-        "data": {**began["data"], "path": now["data"]["path"], "loader_process": False, **data},
+        "data": {**began["data"], **place, "loader_process": False},
         "threads": threads,
         "decode_threads": threads,
     }

@@ -168,7 +168,7 @@ def sample(run: RunDir, path: str | None) -> list[bytes]:
     given = {"path": listed(path)} if path else run.last_config()["data"]
     place: dict[str, Any] = {"path": credentials.restored({"data": given})["data"]["path"]}
     if path:  # of the run's mixture one place may be given, or other data: some images are enough
-        place |= {"weights": None, "identity": None}
+        place |= {"weights": None, "identity": None, "manifest": None}
     data = Data(**keywords(Data, {**run.config["data"], **place, "pyramid": None}, "data"))
     try:
         access = data.access(1)

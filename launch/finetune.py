@@ -132,19 +132,19 @@ def workers_context() -> BaseContext:
 
 def batches(images: LabelledImages, options: FinetuneOptions, shuffle: bool) -> Loader:
     """Return the batches of images; the last one of an epoch of training is dropped where it is smaller."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "This DataLoader will create")  # more than cores: views depend on the number
-        return DataLoader(
-            images,
-            options.batch,
-            shuffle=shuffle,
-            num_workers=options.workers,
-            collate_fn=collated,
-            drop_last=shuffle and len(images) > options.batch,
-            multiprocessing_context=workers_context() if options.workers else None,
-            persistent_workers=options.workers > 0,
-            generator=torch.Generator().manual_seed(options.seed),
-        )
+    # more workers than cores: views depend on their number; torch says it again when they start
+    warnings.filterwarnings("ignore", "This DataLoader will create")
+    return DataLoader(
+        images,
+        options.batch,
+        shuffle=shuffle,
+        num_workers=options.workers,
+        collate_fn=collated,
+        drop_last=shuffle and len(images) > options.batch,
+        multiprocessing_context=workers_context() if options.workers else None,
+        persistent_workers=options.workers > 0,
+        generator=torch.Generator().manual_seed(options.seed),
+    )
 
 
 def train_epoch(

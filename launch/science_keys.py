@@ -23,6 +23,7 @@ MACHINE = (
     "name",
     "resume",
     "data.path",
+    "data.manifest",
     "data.source",
     "data.cache",
     "data.cache_bytes",

@@ -20,7 +20,7 @@ OmegaConf.clear_resolver("oc.env")  # a value of the environment may be a secret
 
 HYDRA = re.compile(r"""[\s+~'"]*hydra['"]*[.=:@/]""")
 """The beginning of an override that sets Hydra itself."""
-PLACES = ("data.path", "data.into", "data.cache", "runs", "resume", "init")
+PLACES = ("data.path", "data.manifest", "data.into", "data.cache", "runs", "resume", "init")
 """Keys of folders and addresses: their value is taken literally, even where it has meaning in Hydra's grammar."""
 OF_A_RECIPE = ("schedule", "engine")
 """Groups of which another option may be chosen than a recipe has, without the recipe's keys for its own one."""

@@ -95,10 +95,12 @@ def report(folder: Path, console: Console, fit: bool = True, away: Address | Non
     depth.say_ranges(ranges, white, console)
     if away:
         files = ", ".join([manifest.NAME, *(f"{name}.samples.safetensors" for name in found.splits)])
-        say(console, f"Copy {files} from {folder} to {away}, beside the tars. Then:")
+        say(console, f"The command below reads the manifest from {folder}. Where you can write to {away}, copy")
+        say(console, f"{files} there, beside the tars: then every command finds them, without data.manifest.")
     chosen = fitting(facts, folder, console) if facts else plain_choices(found)
     method = method_for(facts) if facts else DEFAULT_METHOD
     options = [f"method={method}", "nodes=1", "data=shards", f"data.path={away or folder}", *words(chosen)]
+    options += [f"data.manifest={folder}"] if away else []
     options += [f"data.pyramid=[{','.join(map(str, sides))}]"] if sides else []
     options += [f"data.range={white}"] if white else []
     say(console, "To see its length, costs and time first: python launch/plan.py, with the words of this command:")

@@ -38,6 +38,8 @@ PLACES = {
     "s3://bucket/set": "data/set",
     "data/cifar10": "data/third",
     "https://host/folder": "data/mine",
+    "data.path=https://host/set": "data.path=data/set",
+    "data.manifest=data/index": "data.manifest=data/set",
     "s3://bucket/folder": "data/moved",
     "/shared/runs": "runs",
     "runs/emp": "runs/NAME",

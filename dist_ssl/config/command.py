@@ -99,7 +99,10 @@ def known_pair(argument: str, keys: Collection[str]) -> tuple[str, str]:
         raise _no_value(key)
     if equals:
         raise ConfigError(f"There is no key '{key}'.", nearest(key, keys))
-    raise ConfigError(f"'{argument}' is not KEY=VALUE.", f"Valid keys: {', '.join(sorted(keys))}.")
+    remedy = f"Valid keys: {', '.join(sorted(keys))}."
+    if "run" in keys and "/" in argument:
+        remedy = f"Did you mean run={argument}? {remedy}"
+    raise ConfigError(f"'{argument}' is not KEY=VALUE.", remedy)
 
 
 def filled_pair(argument: str, keys: Collection[str]) -> tuple[str, str]:

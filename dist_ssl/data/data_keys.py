@@ -12,8 +12,9 @@ from dist_ssl.config.percentage import Share
 from dist_ssl.data.images.image_rules import FULL, ImageRules, White, counted, white_in_words
 from dist_ssl.data.loader.load import AHEAD_BYTES, Loader, SampleLoader
 from dist_ssl.data.loader.loader_process import LoaderProcess
-from dist_ssl.data.storage import manifest, mixture, pyramid
+from dist_ssl.data.storage import manifest, mixture, pyramid, tars_elsewhere
 from dist_ssl.data.storage.address import Address
+from dist_ssl.data.storage.manifest import Manifest, Split
 from dist_ssl.data.storage.read import Reader
 from dist_ssl.data.storage.reader_options import CACHE_BYTES, Access
 from dist_ssl.errors import ConfigError, DataError, plural
@@ -48,6 +49,7 @@ class Data:
     max_upsample: float = pyramid.MAX_UPSAMPLE
     pyramid: list[Any] | None = None
     weights: Any = None
+    manifest: str | None = None
     loader_process: Literal["auto", True, False] = "auto"
 
     def access(self, sharers: int) -> Access:
@@ -73,6 +75,8 @@ class Data:
                 f"data.std={list(self.std)} is not possible: pixels are divided by it, so it must be more than 0.",
                 "Set data.std=[0.229,0.224,0.225], say.",
             )
+        if self.manifest is not None:
+            tars_elsewhere.check(self.manifest, self.path, self.pyramid)
         if self.pyramid is not None:
             pyramid.check_sides(self.pyramid, "data.pyramid")
             if self.bits != 8:  # levels are JPEGs
@@ -91,7 +95,7 @@ class Data:
         """Return how the bytes of an image become pixels."""
         return ImageRules(self.max_pixels, self.range, self.alpha, len(self.mean), self.bits)
 
-    def open(self, access: Access) -> manifest.Manifest:
+    def open(self, access: Access) -> Manifest:
         """Read the manifests of the data set, or of all sources of a mixture, and attach the configured levels.
 
         Raises DataError where one cannot be read, or `identity`, the one that the run started with, is another.
@@ -114,8 +118,10 @@ class Data:
             )
         return found
 
-    def _open(self, where: Address, access: Access) -> manifest.Manifest:
+    def _open(self, where: Address, access: Access) -> Manifest:
         """Read the manifest of a data set and attach the configured levels. Raises DataError."""
+        if self.manifest is not None:
+            return tars_elsewhere.read(self.manifest, where, access)
         found = manifest.read(where, access.fetcher, node=access.columns)
         if self.pyramid is None:
             return found
@@ -130,7 +136,7 @@ class Data:
 
     def loader(
         self,
-        split: manifest.Split,
+        split: Split,
         access: Access,
         threads: int,
         process: LoaderProcess | None = None,

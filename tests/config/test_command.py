@@ -20,7 +20,8 @@ def test_pairs_stand_in_the_order_of_the_command_line() -> None:
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("runs/first", "'runs/first' is not KEY=VALUE.\n  Valid keys: out, run."),
+        ("first", "'first' is not KEY=VALUE.\n  Valid keys: out, run."),
+        ("runs/first", "'runs/first' is not KEY=VALUE.\n  Did you mean run=runs/first? Valid keys: out, run."),
         ("out", "out has no value.\n  Write out=..."),
         ("rum=a", "There is no key 'rum'.\n  Did you mean 'run'?"),
     ],

@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,18 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import TaskID
 
+from dist_ssl.build import check
 from dist_ssl.config.command import run_command
+from dist_ssl.config.instantiate import keywords
 from dist_ssl.config.long_work import LongWork
+from dist_ssl.data.data_keys import Data
 from dist_ssl.data.storage import fetch, manifest
 from dist_ssl.data.storage.address import Address
 from dist_ssl.data.storage.fetch import Fetcher, Patience
 from dist_ssl.data.storage.object_store import Store
+from dist_ssl.data.storage.read import Reader
 from dist_ssl.errors import ConfigError, DataError
+from launch import science_keys
 from shards import make as command
 from shards import remote_tars
 from shards.make import make
@@ -27,6 +33,7 @@ from shards.pack import LOCK
 from shards.remote_tars import RemoteTars, Rules, fitting, named, names_of_splits
 from shards.sources import tars
 from shards.sources.tars import TarOptions
+from tests.jobs import small_config
 from tests.shards.pictures import picture
 from tests.shards.test_strange_tars import tar
 from tests.web import Server, serving
@@ -179,8 +186,10 @@ def test_the_command_says_where_the_manifest_goes_and_fits_the_pictures(
     assert run_command(command.run, ["source=tars", *words]) == 0
     text = capsys.readouterr().out
     files = "manifest.json, train.samples.safetensors, val.samples.safetensors"
-    assert f"Copy {files} from {tmp_path / 'away'} to {server.url}, beside the tars. Then:" in text
+    assert f"The command below reads the manifest from {tmp_path / 'away'}. Where you can write to {server.url}" in text
+    assert f"\n{files} there, beside the tars" in text
     assert f"data=shards data.path={server.url} data.val=val schedule.image_size=16 encoder=tiny" in text
+    assert f" data.manifest={tmp_path / 'away'}" in text.splitlines()[-1]
 
 
 def test_a_kill_within_the_second_rule_for_keys_loses_nothing(server: Server, tmp_path: Path) -> None:
@@ -311,3 +320,55 @@ def bucket_of(monkeypatch: pytest.MonkeyPatch, *names: str) -> tuple[Address, Fe
     monkeypatch.setattr(Store, "names", lambda self, address: list(names))
     monkeypatch.setattr(Fetcher, "source", lambda self, address: store)
     return Address("s3://bucket/set", "s3"), Fetcher()
+
+
+def data_of(path: str | list[str], **more: object) -> Data:
+    node = {"path": path, "train": "train", "mean": [0.5] * 3, "std": [0.5] * 3, "max_bad": "1 %", **more}
+    return Data(**keywords(Data, node, "data"))
+
+
+def test_a_run_reads_tars_at_one_place_by_a_manifest_at_another(
+    server: Server, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"{key}={value}" for key, value in PATTERNS.items()]
+    assert run_command(command.run, ["source=tars", f"path={server.url}", f"out={tmp_path / 'away'}", *words]) == 0
+    line = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    given = [word for word in line if word.startswith(("data.path=", "data.manifest="))]
+    assert given == [f"data.path={server.url}", f"data.manifest={tmp_path / 'away'}"]
+    data = data_of(server.url, manifest=str(tmp_path / "away"), cache=str(tmp_path / "cache"))
+    access = data.access(1)
+    found = data.open(access)
+    assert found.identity == manifest.read(tmp_path / "away").identity
+    with Reader(found.split("train"), access) as reader:
+        assert [reader.read(n) for n in range(18)] == [picture(10 * n + m) for n in range(3) for m in range(6)]
+    own = small_config(tmp_path / "away", "data.val=val", "schedule.image_size=8", "batch_size=12", "lanes=12")
+    own["data"] |= {"path": server.url, "manifest": str(tmp_path / "away")}
+    assert check(own, ranks=1) == found.identity
+    assert "data.manifest" not in science_keys.science(own), "a resume may set or leave it"
+
+
+@pytest.mark.parametrize(
+    ("path", "more", "problem"),
+    [
+        (["a", "b"], {}, r"several places in data\.path"),
+        ("a", {"pyramid": [8]}, r"not possible with data\.pyramid"),
+        ("a", {"manifest": "https://host/index"}, r"data\.manifest=https://host/index is an address"),
+    ],
+)
+def test_what_cannot_be_apart_from_its_manifest_is_refused(
+    path: str | list[str], more: dict[str, object], problem: str
+) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        data_of(path, **{"manifest": "index", **more}).access(1)
+
+
+def test_a_manifest_that_names_tars_elsewhere_itself_needs_no_other_place(
+    server: Server, folder: Path, tmp_path: Path
+) -> None:
+    make("tars", tmp_path / "here", Console(quiet=True), TarOptions(folder, **PATTERNS))  # type: ignore[arg-type]
+    data = data_of(server.url, manifest=str(tmp_path / "here"))
+    with pytest.raises(ConfigError, match=r"names its tars from there, \.\./tars/(?s:.*)Leave data\.manifest out"):
+        data.open(data.access(1))
+    gone = data_of(server.url, manifest=str(tmp_path / "nowhere"))
+    with pytest.raises(DataError, match=r"nowhere does not exist"):
+        gone.open(gone.access(1))
