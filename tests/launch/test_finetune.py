@@ -124,7 +124,9 @@ def test_more_workers_than_cores_are_no_warning(encoder: Path, demo_shards: Path
     images = finetune.views_of(load_encoder(encoder), splits, flip=True)[1]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert finetune.batches(images, options, shuffle=False).num_workers == own_cores() + 1
+        loader = finetune.batches(images, options, shuffle=False)
+        assert loader.num_workers == own_cores() + 1
+        loader.check_worker_number_rationality()  # as when they start
 
 
 def test_shards_are_trained_on(
