@@ -22,7 +22,7 @@ from dist_ssl.config.instantiate import fit
 from dist_ssl.data.data_keys import check_range
 from dist_ssl.data.images.image_rules import White, counted
 from dist_ssl.data.storage import manifest
-from dist_ssl.errors import ConfigError, DataError, plural
+from dist_ssl.errors import ConfigError, DataError, plural, shortened
 from launch import launch_keys, settings
 from launch.run_dir import PROJECT
 from shards.close_calls import CloseCall, close_calls, close_lines
@@ -43,6 +43,8 @@ IN_OUR_KEYS = {
 }
 """The options of shards/make.py, by which its messages call them, and the keys that stand for them here."""
 DRY = "dry_run"
+SHOWN_CLASSES = 5
+"""Names of classes that are listed."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,7 @@ def packed(options: FolderOptions, into: Path, white: White, write: bool, consol
     facts = measure(pictures, options.threads, white=white)
     shards = into / name_of(options.path, pictures)
     there = (shards / manifest.NAME).is_file()
-    words = f"{options.path}: {described(facts)}."
+    words = f"{options.path}: {described(facts, pictures.classes)}."
     say(console, words)
     if write and not there:
         say(console, f"Packing them into {shards} (once).")
@@ -189,11 +191,12 @@ def name_of(path: Path, pictures: Pictures) -> str:
     return f"{plain[:60]}-{xxhash.xxh3_64_hexdigest(' '.join(stamps).encode())[:10]}"
 
 
-def described(facts: Facts) -> str:
-    """Return the facts in words."""
+def described(facts: Facts, classes: Sequence[str]) -> str:
+    """Return the facts in words. `classes`: names."""
     low, middle, high = facts.short_sides
     held = f", {facts.val} of them held out" if facts.val else ""
-    labels = plural(facts.classes, "class", "classes") if facts.classes else "no labels"
+    named = f"{plural(len(classes), 'class', 'classes')} ({shortened(classes, SHOWN_CLASSES)})"
+    labels = named if classes else "no labels"
     bad = f", {facts.unreadable} of {facts.measured} that were tried cannot be read" if facts.unreadable else ""
     channels = len(facts.mean)
     grey = f"{100 * facts.grey:.0f} % grey" if channels == RGB else counted(channels)

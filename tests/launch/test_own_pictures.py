@@ -93,7 +93,10 @@ def test_a_learning_rate_for_a_larger_encoder_goes_with_that_encoder_only() -> N
 
 def test_labelled_folders_hold_out_enough_pictures_to_measure_an_accuracy(tmp_path: Path) -> None:
     folder_of(tmp_path / "in", *(f"{label}/{n}.jpg" for label in "ab" for n in range(15)))
-    found, _ = packed("data.path=in")
+    found, text = packed("data.path=in")
+    assert "30 pictures, 6 of them held out, 2 classes (a, b), shorter sides" in text, (
+        "which folders are classes is seen"
+    )
     assert found["data.val"] == "val"
     assert len(manifest.read(Path(found["data.path"])).split("val").samples) == 6
     found, _ = packed("data.path=in", "data.hold_out=4")
