@@ -97,7 +97,7 @@ def report(folder: Path, console: Console, fit: bool = True, away: Address | Non
         files = ", ".join([manifest.NAME, *(f"{name}.samples.safetensors" for name in found.splits)])
         say(console, f"The command below reads the manifest from {folder}. Where you can write to {away}, copy")
         say(console, f"{files} there, beside the tars: then every command finds them, without data.manifest.")
-    chosen = fitting(facts, folder, console) if facts else plain_choices(found)
+    chosen = fitting(facts, None if away else folder, console) if facts else plain_choices(found)
     method = method_for(facts) if facts else DEFAULT_METHOD
     options = [f"method={method}", "nodes=1", "data=shards", f"data.path={away or folder}", *words(chosen)]
     options += [f"data.manifest={folder}"] if away else []
@@ -130,11 +130,14 @@ def facts_of(data: manifest.Manifest, ranges: Mapping[str, FoundRange], console:
         return None
 
 
-def fitting(facts: Facts, folder: Path, console: Console) -> list[KeyChoice]:
-    """Return the keys that fit a run to the pictures, and print why."""
+def fitting(facts: Facts, folder: Path | None, console: Console) -> list[KeyChoice]:
+    """Return the keys that fit a run to the pictures, and print why. `folder`: of the tars; None: elsewhere."""
     if facts.unreadable:
         count = f"{facts.unreadable} of {facts.measured} pictures that were tried cannot be read"
-        say(console, f"{count}: python shards/verify.py {shlex.quote(str(folder))} lists all, with reasons.")
+        if folder:
+            say(console, f"{count}: python shards/verify.py {shlex.quote(str(folder))} lists all, with reasons.")
+        else:
+            say(console, f"{count}: a run lists those that it meets in quarantine.jsonl, with reasons.")
     found = choices(facts)
     for line in (*lines(found), *close_lines(close_calls(facts))):
         say(console, line)

@@ -322,6 +322,17 @@ def bucket_of(monkeypatch: pytest.MonkeyPatch, *names: str) -> tuple[Address, Fe
     return Address("s3://bucket/set", "s3"), Fetcher()
 
 
+def test_no_command_is_named_that_needs_the_tars_here(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tar(server.folder / "cut.tar", {f"{n}.jpg": picture(n)[:-30] if n == 3 else picture(n) for n in range(6)})
+    words = [f"path={server.url}", f"out={tmp_path / 'away'}", "train=cut.tar"]
+    assert run_command(command.run, ["source=tars", *words]) == 0
+    text = capsys.readouterr().out
+    assert "1 of 6 pictures that were tried cannot be read: a run lists those that it meets" in text
+    assert "verify.py" not in text, "the manifest's tars are not beside it"
+
+
 def data_of(path: str | list[str], **more: object) -> Data:
     node = {"path": path, "train": "train", "mean": [0.5] * 3, "std": [0.5] * 3, "max_bad": "1 %", **more}
     return Data(**keywords(Data, node, "data"))
