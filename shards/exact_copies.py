@@ -24,6 +24,8 @@ MIDDLE = 4096
 """Bytes of the middle of an image that are hashed first."""
 PIECE = 1 << 20
 """Bytes that are read at a time."""
+MOST_IMAGES = 2_000_000
+"""Images of a data set that is looked through, at most: a read for each of many more would take hours."""
 SHOWN = 3
 """Names that a message lists."""
 TRAIN = "train"
@@ -38,6 +40,9 @@ class Copies(NamedTuple):
 
 def say_copies(data: Manifest, threads: int, console: Console) -> None:
     """Print which images of a data set on this machine are copies of others. Raises DataError."""
+    if (total := sum(len(split.samples) for split in data.splits.values())) > MOST_IMAGES:
+        say(console, f"Copies are not looked for among {total} images: more than {MOST_IMAGES}.")
+        return
     found = copies_in(data, threads)
     for name, keys in found.repeated.items():
         many = plural(len(keys), "image repeats another one", "images repeat other ones")
@@ -76,7 +81,8 @@ def hashes_of(splits: Sequence[Split], numbers: Ints, most: int, threads: int) -
     for split in splits:
         own = numbers[(numbers >= first) & (numbers < first + len(split.samples))] - first
         shards = np.searchsorted(split.ends, own, side="right")
-        parts += [(split, int(shard), own[shards == shard]) for shard in np.unique(shards)]
+        groups = np.split(own, np.flatnonzero(np.diff(shards)) + 1) if len(own) else []
+        parts += [(split, split.shard_of(int(group[0])), group) for group in groups]
         first += len(split.samples)
     with ThreadPoolExecutor(threads) as pool:
         found = list(pool.map(lambda part: hashes_in_shard(part[0], part[1], part[2], most), parts))

@@ -52,7 +52,7 @@ def warmup_samples(warmup: Duration | None, timeline: Timeline) -> list[int]:
             unit = warmup.unit.removesuffix("s") if warmup.amount == 1 else warmup.unit
             raise ConfigError(
                 f"schedule.warmup={warmup.amount:g} {unit} is as long as {whole}.",
-                f"It must end before {whole} does: shorten it or raise {more}.",
+                f"It must end before {whole} does: shorten it (schedule.warmup=null leaves it out) or raise {more}.",
             )
     return found
 

@@ -74,6 +74,16 @@ def test_copies_in_tars_of_others_are_found_too(tmp_path: Path, capsys: pytest.C
     assert "val: 1 image is in train too, byte for byte" in capsys.readouterr().out
 
 
+def test_very_many_images_are_not_read_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(exact_copies, "MOST_IMAGES", 1)
+    monkeypatch.setattr(exact_copies, "copies_in", None)
+    folder_of(tmp_path / "in", "a.bmp", "b.bmp")
+    made(tmp_path)
+    assert "Copies are not looked for among 2 images" in capsys.readouterr().out
+
+
 def test_a_shard_that_is_gone_is_said(tmp_path: Path) -> None:
     folder_of(tmp_path / "in", "a.bmp", "b.bmp")
     data = made(tmp_path)
