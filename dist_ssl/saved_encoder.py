@@ -10,7 +10,6 @@ and it may name only classes of `dist_ssl.models`.
 """
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -29,7 +28,7 @@ from dist_ssl.config.encoder_node import make_encoder
 from dist_ssl.config.instantiate import keywords
 from dist_ssl.config.meta_device import on_meta_device
 from dist_ssl.data.images.centre_crop import cut_centre, write_centre
-from dist_ssl.data.images.image_rules import ImageRules, Pixels, White, to_channels
+from dist_ssl.data.images.image_rules import ImageRules, Pixels, White, is_white, to_channels
 from dist_ssl.data.images.photometric import normalise
 from dist_ssl.data.images.pixel_numbers import white
 from dist_ssl.data.images.unreadable import DAMAGED, UnreadableError
@@ -102,17 +101,12 @@ class Description:
         sides = 0 < self.crop <= self.resize and self.resize**2 <= MAX_PIXELS and self.crop <= MOST_CROP
         layer = self.extra_layer is None or self.extra_layer > 0
         colours = 0 < len(self.mean) == len(self.std) <= MOST_CHANNELS and min(self.std) > 0
-        if not (sides and layer and colours and self._has_whites()):
+        if not (sides and layer and colours and is_white(self.range, len(self.mean))):
             raise ConfigError(
                 f"resize={self.resize} crop={self.crop} mean={list(self.mean)} std={list(self.std)} range={self.range} "
                 f"extra_layer={self.extra_layer} describe no encoder.",
                 "Export it again: python launch/export.py run=...",
             )
-
-    def _has_whites(self) -> bool:
-        """Return whether the range is none, a white, or one for each channel."""
-        own = self.range if isinstance(self.range, tuple) else (self.range,) * len(self.mean)
-        return len(own) == len(self.mean) and all(one is None or 0 < one < math.inf for one in own)
 
 
 class SavedEncoder(nn.Module):

@@ -8,6 +8,7 @@ is transparent has a colour too, which no viewer shows: two files that look the 
 """
 
 import io
+import math
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -73,6 +74,12 @@ RULES = ImageRules()
 def counted(channels: int) -> str:
     """Return a number of channels in words."""
     return "1 channel" if channels == 1 else f"{channels} channels"
+
+
+def is_white(white: White, channels: int) -> bool:
+    """Return whether a range is none, a possible white, or one for each channel."""
+    own = white if isinstance(white, tuple) else (white,) * channels
+    return len(own) == channels and all(one is None or 0 < one < math.inf for one in own)
 
 
 def white_in_words(white: White) -> str:
