@@ -28,8 +28,8 @@ def doubts(train: Split, val: Split) -> Iterator[str]:
     if lacking.any():
         classes = len(np.unique(val.samples.labels[lacking]))
         yield (
-            f"{plural(classes, 'class', 'classes')} of '{val.name}', {int(lacking.sum())} of its images, "
-            f"{'is' if classes == 1 else 'are'} not in "
+            f"{plural(classes, 'class', 'classes')} of '{val.name}', {int(lacking.sum())} of its "
+            f"{plural(len(lacking), 'image')}, {'is' if classes == 1 else 'are'} not in "
             f"'{train.name}': their images always count as wrong."
         )
 

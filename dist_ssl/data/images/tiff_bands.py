@@ -6,7 +6,7 @@ Their numbers are checked before any memory is taken: a segment (`tiff_segments.
 sides tell, and no further.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,15 +150,8 @@ def layout_of(data: bytes, max_pixels: int) -> BandLayout:
         raise UnreadableError(DAMAGED, "a TIFF without sides")
     if height * width > max_pixels or height * width * bands > RGBA * max_pixels or bands > MOST_CHANNELS:
         raise UnreadableError(TOO_LARGE, f"{width} x {height} of {bands} bands")
-    kind, compressed, form = TYPES.get((single[BITS], single[FORM])), single[COMPRESSION], single[PREDICTOR]
-    if compressed not in READ:
-        name = NOT_READ.get(compressed, f"compression {compressed}")
-        raise UnreadableError(
-            UNSUPPORTED, f"{bands} bands by {name}: {', '.join(dict.fromkeys(READ.values()))} are read"
-        )
-    if kind is None or form not in (1, 2) or (form == 2 and kind == "f4"):
-        text = f"{bands} bands of {single[BITS]} bits{FORMS.get(single[FORM], '')}, predictor {form}"
-        raise UnreadableError(UNSUPPORTED, f"{text}: 8 and 16 bits, predictor 2, and floats of 32 without are read")
+    compressed, form = single[COMPRESSION], single[PREDICTOR]
+    kind = type_of(bands, single)
     tiled = TILE_WIDTH in tags
     starts = 324 if tiled else 273
     rows, columns = (
@@ -177,6 +170,20 @@ def layout_of(data: bytes, max_pixels: int) -> BandLayout:
         differences=form == 2,
         segments=list(zip(tags.get(starts, []), tags.get(PLACES[starts], []), strict=False)),
     )
+
+
+def type_of(bands: int, single: Mapping[int, int]) -> str:
+    """Return the type of the values by the tags with one number. Raises UnreadableError where they are not read."""
+    kind, compressed, form = TYPES.get((single[BITS], single[FORM])), single[COMPRESSION], single[PREDICTOR]
+    if compressed not in READ:
+        name = NOT_READ.get(compressed, f"compression {compressed}")
+        raise UnreadableError(
+            UNSUPPORTED, f"{bands} bands by {name}: {', '.join(dict.fromkeys(READ.values()))} are read"
+        )
+    if kind is None or form not in (1, 2) or (form == 2 and kind == "f4"):
+        text = f"{bands} bands of {single[BITS]} bits{FORMS.get(single[FORM], '')}, predictor {form}"
+        raise UnreadableError(UNSUPPORTED, f"{text}: 8 and 16 bits, predictor 2, and floats of 32 without are read")
+    return kind
 
 
 def check_segments(layout: BandLayout, max_pixels: int) -> None:
