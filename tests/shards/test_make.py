@@ -91,7 +91,7 @@ def test_folders_of_any_name_are_told_as_they_are(name: str, tmp_path: Path, cap
     assert run_command(show.run, [str(out), f"out={tmp_path / 'sheet.png'}", "images=0"]) == 0
     shown = str(out).encode("utf-8", "backslashreplace").decode()
     lines = capfd.readouterr().out.splitlines()
-    assert f"Resuming in {shown}.part: 0 whole shards kept, 1 other files removed." in lines
+    assert f"Resuming in {shown}.part: 0 whole shards kept, 1 other file removed." in lines
     assert f"{shown} is whole: every image was decoded." in lines
     assert any(line.startswith(f"{shown}: identity ") for line in lines)
     assert any(f"data.path={shown}" in line for line in lines)
