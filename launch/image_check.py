@@ -13,7 +13,7 @@ import torch
 from PIL import ExifTags, Image
 from torch import Tensor
 
-from dist_ssl.data.images.image_rules import FULL
+from dist_ssl.data.images.deep_rows import FULL
 from dist_ssl.saved_encoder import SavedEncoder
 from launch.export_target import Target
 

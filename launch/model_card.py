@@ -9,7 +9,8 @@ import xxhash
 import yaml
 
 from dist_ssl.config.bounds import RGB
-from dist_ssl.data.images.image_rules import FULL, counted
+from dist_ssl.data.images.deep_rows import FULL
+from dist_ssl.data.images.image_rules import counted
 from dist_ssl.errors import plural
 from dist_ssl.evaluate.confidence import shown_interval
 from dist_ssl.metrics.sinks import read_reports

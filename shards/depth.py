@@ -16,7 +16,8 @@ from dist_ssl.config.command import say
 from dist_ssl.core.draws import Draws, Purpose
 from dist_ssl.data.images.array_files import lacks_range
 from dist_ssl.data.images.decode import largest_value
-from dist_ssl.data.images.image_rules import FULL, ImageRules
+from dist_ssl.data.images.deep_rows import FULL
+from dist_ssl.data.images.image_rules import ImageRules
 from dist_ssl.data.storage.manifest import Manifest, Split
 from dist_ssl.data.storage.read import Reader
 

@@ -30,7 +30,8 @@ from dist_ssl.config.command import run_command, say
 from dist_ssl.config.long_work import LongWork
 from dist_ssl.data.images.array_files import lacks_range
 from dist_ssl.data.images.decode import decode
-from dist_ssl.data.images.image_rules import FULL, ImageRules
+from dist_ssl.data.images.deep_rows import FULL
+from dist_ssl.data.images.image_rules import ImageRules
 from dist_ssl.data.images.unreadable import UnreadableError
 from dist_ssl.data.storage import manifest, pyramid
 from dist_ssl.data.storage.address import Address

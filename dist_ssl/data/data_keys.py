@@ -9,7 +9,8 @@ import torch
 from dist_ssl.config.bounds import MAX_PIXELS
 from dist_ssl.config.byte_sizes import parse_bytes, show_bytes
 from dist_ssl.config.percentage import Share
-from dist_ssl.data.images.image_rules import FULL, ImageRules, White, counted, white_in_words
+from dist_ssl.data.images.deep_rows import FULL
+from dist_ssl.data.images.image_rules import ImageRules, White, counted, white_in_words
 from dist_ssl.data.loader.load import AHEAD_BYTES, Loader, SampleLoader
 from dist_ssl.data.loader.loader_process import LoaderProcess
 from dist_ssl.data.storage import manifest, mixture, pyramid, tars_elsewhere

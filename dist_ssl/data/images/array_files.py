@@ -5,6 +5,7 @@ The header must fit the length of the file before any memory is taken, so a head
 bands (`tiff_bands.py`) become pixels as these do.
 """
 
+import math
 import re
 import struct
 from dataclasses import dataclass
@@ -13,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from dist_ssl.config.bounds import MOST_CHANNELS
+from dist_ssl.data.images.deep_rows import FULL, Values
 from dist_ssl.data.images.file_formats import ARRAY
-from dist_ssl.data.images.image_rules import BAND_PIXELS, FULL, OF_PICTURES, WHITER, ImageRules, Pixels, Values, to_bits
+from dist_ssl.data.images.image_rules import OF_PICTURES, WHITER, ImageRules, Pixels, bands_of, to_bits
 from dist_ssl.data.images.tiff_bands import array_of_bands, bands_in, floating
 from dist_ssl.data.images.unreadable import DAMAGED, NO_RANGE, TOO_LARGE, UNSUPPORTED, UnreadableError
 
@@ -100,18 +102,22 @@ def read_as_array(data: bytes, rules: ImageRules) -> bool:
 
 def array_pixels(data: bytes, rules: ImageRules) -> Pixels:
     """Return the pixels of an image, [H, W, `rules.channels`]. Raises UnreadableError."""
-    values = array_of(data, rules.max_pixels) if is_array(data) else array_of_bands(data, rules.max_pixels)
+    values = (
+        array_of(data, rules.max_pixels)
+        if is_array(data)
+        else array_of_bands(data, rules.max_pixels, rules.dtype.itemsize)
+    )
     height, width, channels = values.shape
     if channels != rules.channels:
         raise UnreadableError(UNSUPPORTED, f"{channels} channels, not {rules.channels}")
     if values.dtype == np.uint8:
-        return np.array(values, order="C") if rules.bits == 8 else values * np.uint16(WHITER)
+        return np.require(values, requirements=["C", "W"]) if rules.bits == 8 else values * np.uint16(WHITER)
     if rules.range is None and values.dtype.kind == "f":
         raise UnreadableError(NO_RANGE, str(values.dtype))
     white = FULL if rules.range is None else rules.range
-    pixels, band = np.empty(values.shape, dtype=rules.dtype), max(1, BAND_PIXELS // (width * channels))
-    for top in range(0, height, band):
-        pixels[top : top + band] = to_bits(values[top : top + band], white, rules.bits)
+    pixels = np.empty(values.shape, dtype=rules.dtype)
+    for top, below in bands_of(height, width * channels):
+        pixels[top:below] = to_bits(values[top:below], white, rules.bits)
     return pixels
 
 
@@ -128,5 +134,8 @@ def largest_of(data: bytes, max_pixels: int) -> int | None:
     values = array_of(data, max_pixels) if is_array(data) else array_of_bands(data, max_pixels)
     if values.dtype == np.uint8:
         return None
-    finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
-    return int(np.ceil(finite.max(initial=0)))
+    largest = 0.0
+    for top, below in bands_of(len(values), values[0].size):
+        band = values[top:below]
+        largest = max(largest, float(np.max(band, initial=0, where=np.isfinite(band))))
+    return math.ceil(largest)

@@ -28,27 +28,28 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
+from dist_ssl.data.images import portable_maps
 from dist_ssl.data.images.array_files import array_pixels, is_array, largest_of, read_as_array
+from dist_ssl.data.images.deep_rows import FULL, deep_rows
 from dist_ssl.data.images.file_formats import FORMATS, looks_like_image
 from dist_ssl.data.images.file_parts import FileInPieces, check_tags, prepare_to_load, refuse_other_tags
 from dist_ssl.data.images.image_rules import (
-    FULL,
     RULES,
     ImageRules,
     Pixels,
+    bands_of,
     check_picture,
-    deep_pixels,
     of_picture,
     to_channels,
 )
 from dist_ssl.data.images.jpeg_segments import APP1, SCAN, segments, with_range_of_scans
+from dist_ssl.data.images.pixel_bound import INKS, check_size, times_of
 from dist_ssl.data.images.tiff_bands import bands_in
 from dist_ssl.data.images.tiff_tags import MOST_PARTS, pixels_of_tiff
 from dist_ssl.data.images.unreadable import (
     DAMAGED,
     EMPTY,
     NO_IMAGE,
-    TOO_LARGE,
     TOO_MANY_PARTS,
     TOO_MANY_SCANS,
     UNSUPPORTED,
@@ -75,6 +76,7 @@ TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 FORMAT, CMYK, TURNED, SAMPLING, SCANS_CORRECTED = "format", "cmyk", "orientation", "sampling", "scan header"
 SLOW = (FORMAT, CMYK, TURNED, SAMPLING, SCANS_CORRECTED)
 """Reasons why decoding an image took longer than for a plain JPEG."""
+portable_maps.register()
 Image.MAX_IMAGE_PIXELS = None  # `max_pixels` is checked instead
 
 
@@ -112,14 +114,14 @@ def _jpeg(data: bytes, least: int, rules: ImageRules) -> Decoded:
     except ValueError:  # rare sampling factors or a truncated header: PIL finds out which
         return _other(data, rules, SAMPLING)
     check_picture(rules)
-    _check_size(width, height, rules.max_pixels)
+    inks = space in ("CMYK", "YCCK")
+    check_size(width, height, rules, INKS if inks else 1)
     _check_scans(data, width * height, rules.max_pixels)
     given, data = data, with_range_of_scans(data)
     scale = next((s for s in SCALES if min(width, height) >= s * least), 1)
     sides = {"min_height": -(-height // scale), "min_width": -(-width // scale)}
-    if space in ("CMYK", "YCCK"):
-        inks = Image.fromarray(255 - _decode_jpeg(data, "CMYK", sides), "CMYK")
-        pixels, slow = np.array(inks.convert("RGB")), CMYK
+    if inks:
+        pixels, slow = _without_inks(_decode_jpeg(data, "CMYK", sides)), CMYK
     else:
         pixels = _decode_jpeg(data, "RGB", sides)
         slow = "" if data is given else SCANS_CORRECTED
@@ -139,13 +141,21 @@ def _decode_jpeg(data: bytes, space: str, sides: dict[str, int]) -> Pixels:
     return pixels
 
 
+def _without_inks(inverted: Pixels) -> Pixels:
+    """Return the inks of a JPEG, [h, w, 4], which has them the other way round, as RGB. Changes `inverted`."""
+    inks = np.subtract(255, inverted, out=inverted)
+    return np.array(Image.fromarray(inks, "CMYK").convert("RGB"))
+
+
 def _other(data: bytes, rules: ImageRules, slow: str) -> Decoded:
     """Decode by PIL. Its decoders raise many kinds of errors for damaged bytes; all mean an unreadable sample."""
     data = _without_text(data) if data.startswith(PNG) else _without_comments(data)
     try:
-        with _loaded(data, rules.max_pixels) as image:
-            pixels = _upright(to_channels(image, data, rules), _orientation(image.getexif))
-            return Decoded(pixels, slow, (pixels.shape[1], pixels.shape[0]))
+        with _loaded(data, rules) as image:
+            pixels, orientation = to_channels(image, data, rules), _orientation(image.getexif)
+        del image  # before they are turned: a large picture is large
+        pixels = _upright(pixels, orientation)
+        return Decoded(pixels, slow, (pixels.shape[1], pixels.shape[0]))
     except (UnreadableError, MemoryError):
         raise
     except UnidentifiedImageError as error:  # a whole TIFF of a kind that PIL does not know is the common case
@@ -158,15 +168,15 @@ def _other(data: bytes, rules: ImageRules, slow: str) -> Decoded:
 
 
 @contextmanager
-def _loaded(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
+def _loaded(data: bytes, rules: ImageRules) -> Iterator[Image.Image]:
     """Load an image by PIL for this context. Raises UnreadableError where that would cost too much."""
     refuse_other_tags(data)
-    check_tags(data, max_pixels)
+    check_tags(data, rules.max_pixels)
     file = FileInPieces(data)
     with Image.open(file, formats=FORMATS) as image:
-        _check_size(*image.size, max_pixels)
+        check_size(*image.size, rules, times_of(image, rules))
         if data.startswith(JPEG):  # also where PIL calls it MPO, a file of several
-            _check_scans(data, image.width * image.height, max_pixels)
+            _check_scans(data, image.width * image.height, rules.max_pixels)
         prepare_to_load(image, file)
         image.load()
         yield image
@@ -214,21 +224,17 @@ def largest_value(data: bytes) -> int | None:
     try:
         if is_array(data) or bands_in(data) is not None:
             return largest_of(data, rules.max_pixels)
-        with _loaded(_without_comments(data), rules.max_pixels) as image:
+        with _loaded(_without_comments(data), rules) as image:
             known = image.mode not in ("I", "F") or image.format == "PPM"
-            deep = deep_pixels(image, data, FULL) if known else None
+            deep = deep_rows(image, data, FULL) if known else None
+            if deep is None:
+                return None
+            bands = (deep(*rows) for rows in bands_of(image.height, image.width))
+            return int(max((band[..., :-1] if band.shape[2] in (2, 4) else band).max() for band in bands))
     except MemoryError:
         raise
     except Exception:  # of many kinds, see `_other`; a run counts such a sample
         return None
-    if deep is None:
-        return None
-    return int((deep[..., :-1] if deep.shape[2] in (2, 4) else deep).max())
-
-
-def _check_size(width: int, height: int, max_pixels: int) -> None:
-    if width * height > max_pixels:
-        raise UnreadableError(TOO_LARGE, f"{width} x {height}")
 
 
 def _check_scans(jpeg: bytes, pixels: int, max_pixels: int) -> None:

@@ -7,11 +7,8 @@ Cameras and microscopes write 10, 12 or 14 bits into files of 16, which look bla
 is transparent has a colour too, which no viewer shows: two files that look the same may differ there in every pixel.
 """
 
-import io
 import math
-import re
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,20 +17,15 @@ import numpy.typing as npt
 from PIL import Image
 
 from dist_ssl.config.bounds import MAX_PIXELS, RGB
-from dist_ssl.data.images.file_parts import FileInPieces, prepare_to_load
-from dist_ssl.data.images.unreadable import NO_RANGE, UNSUPPORTED, UnreadableError
+from dist_ssl.data.images.deep_rows import FULL, Values, deep_rows
+from dist_ssl.data.images.unreadable import UNSUPPORTED, UnreadableError
 
 Pixels = npt.NDArray[Any]
 """Pixels of uint8 or, where the rules say so, uint16."""
-Values = npt.NDArray[Any]
 White = float | tuple[float, ...] | None
 """The value that is white in deep pixels, or that of each channel."""
-FULL = 65535
-BAND_PIXELS = 1 << 22
+BAND_PIXELS = 1 << 18
 """Pixels that are converted to RGB at a time, so that a large picture is not held three times."""
-REVERSED = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}
-"""PIL's names of the orders of two bytes (big, little, the machine's), and the other order of each."""
-ORDER = re.compile("(16[BLN])")
 WHITER = 257
 """A number of 16 bits for each one of 8: 255 becomes 65,535."""
 GREY, RGBA = 1, 4
@@ -94,11 +86,17 @@ def to_channels(image: Image.Image, data: bytes, rules: ImageRules) -> Pixels:
     width, height = image.size
     check_picture(rules)
     rows = _rows(image, data, rules)
-    pixels, band = np.empty((height, width, rules.channels), dtype=rules.dtype), max(1, BAND_PIXELS // width)
-    for top in range(0, height, band):
-        below = min(top + band, height)
+    pixels = np.empty((height, width, rules.channels), dtype=rules.dtype)
+    for top, below in bands_of(height, width):
         pixels[top:below] = of_picture(rows(top, below), rules)
     return pixels
+
+
+def bands_of(height: int, width: int) -> Iterator[tuple[int, int]]:
+    """Yield the first row of each band of a picture, and the one after its last."""
+    rows = max(1, BAND_PIXELS // width)
+    for top in range(0, height, rows):
+        yield top, min(top + rows, height)
 
 
 def check_picture(rules: ImageRules) -> None:
@@ -139,81 +137,16 @@ def in_colours(pixels: Pixels) -> Pixels:
 def _rows(image: Image.Image, data: bytes, rules: ImageRules) -> Callable[[int, int], Pixels]:
     """Return a function of two numbers of rows: the pixels from one to before the other, [h, w, 3 or 4]."""
     assert not isinstance(rules.range, tuple), "no picture has a white for each channel"
-    deep = deep_pixels(image, data, rules.range, rules.bits)
+    deep = deep_rows(image, data, rules.range, rules.bits)
     if deep is not None:
         white = FULL if rules.range is None else rules.range
-        return lambda top, below: _scaled(deep[top:below], white, rules.bits)
+        return lambda top, below: _scaled(deep(top, below), white, rules.bits)
     seen = rules.channels == RGBA or rules.alpha != "drop"
     mode = "RGBA" if seen and image.has_transparency_data else "RGB"
     if "transparency" in image.info:  # PIL converts such a palette by all of its pixels
         whole = np.asarray(image.convert(mode))
         return lambda top, below: whole[top:below]
     return lambda top, below: np.asarray(image.crop((0, top, image.width, below)).convert(mode))
-
-
-def deep_pixels(image: Image.Image, data: bytes, white: float | None, bits: int = 8) -> Values | None:
-    """Return the values of pixels of more than 8 bits, [h, w, 1 to 4]; None where PIL's own conversion is right.
-
-    `white`: the value that is white; where it is known, pixels of 32 bits or floating point are read too. Colours of 16
-    bits are read where it is, or where `bits` of every number are kept. `data`: the image's bytes, empty for one that
-    PIL has made. Raises UnreadableError where these are read in no way.
-    """
-    if image.mode.startswith("I;16"):
-        return np.asarray(image).astype(np.uint16)[..., None]
-    if image.mode == "I" and image.format == "PPM":
-        return _gray_map(image, data, white)
-    if image.mode in ("I", "F"):
-        if white is None:
-            raise UnreadableError(NO_RANGE, image.mode)
-        return np.asarray(image)[..., None]
-    low = _low_bytes(data, str(image.format)) if data and (white is not None or bits > 8) else None
-    if low is None:
-        return None
-    values = np.asarray(image).astype(np.uint16)
-    values <<= 8  # in place: a large picture is large
-    values |= low
-    return values
-
-
-def _gray_map(image: Image.Image, data: bytes, white: float | None) -> Values:
-    """Return the values of a portable graymap of 16 bits, [h, w, 1].
-
-    Such a file names its own white, and PIL scales the values so that it is 65,535. Only where the file names no less
-    than that, a range says more.
-    """
-    values = np.asarray(image).astype(np.uint16)[..., None]
-    if white is None:
-        return values
-    with Image.open(io.BytesIO(data), formats=["PPM"]) as again:
-        scaled = next(iter(getattr(again, "tile", []))).codec_name != "raw"
-    return values * (white / FULL) if scaled else values
-
-
-def _low_bytes(data: bytes, kind: str) -> Pixels | None:
-    """Return the lower bytes of colours of 16 bits, of which PIL reads the upper ones; None for any other image.
-
-    PIL has no colours of 16 bits: it keeps the upper byte of each, or the lower one where bytes are said to have the
-    other order.
-    """
-    file = FileInPieces(data)
-    with Image.open(file, formats=[kind]) as image:
-        tiles = list(getattr(image, "tile", []))
-        if not any(ORDER.search(str(tile.args)) for tile in tiles):
-            return None
-        image.tile = [tile._replace(args=_reversed(tile.args)) for tile in tiles]
-        prepare_to_load(image, file)
-        try:
-            image.load()
-        except ValueError as error:  # PIL knows this kind in one order only
-            raise UnreadableError(UNSUPPORTED, f"{tiles[0].args}, whose lower bytes cannot be read") from error
-        return np.asarray(image)
-
-
-def _reversed(arguments: Any) -> Any:
-    """Return the arguments of a decoder of PIL, of which the first names the order of bytes, with the other order."""
-    if isinstance(arguments, tuple):
-        return (_reversed(arguments[0]), *arguments[1:])
-    return "".join(REVERSED.get(part, part) for part in ORDER.split(arguments))
 
 
 def _scaled(deep: Values, white: float, bits: int) -> Pixels:

@@ -14,9 +14,10 @@ import numpy as np
 
 from dist_ssl.config.bounds import MOST_CHANNELS, RGB
 from dist_ssl.config.instantiate import SHOWN
+from dist_ssl.data.images.deep_rows import Values
 from dist_ssl.data.images.file_parts import TILE_LENGTH, TILE_WIDTH, check_tags
-from dist_ssl.data.images.image_rules import RGBA, Values
-from dist_ssl.data.images.tiff_segments import NOT_READ, READ, expanded
+from dist_ssl.data.images.image_rules import RGBA
+from dist_ssl.data.images.tiff_segments import NOT_READ, PLAIN, READ, expanded
 from dist_ssl.data.images.tiff_tags import (
     BITS,
     CHANNELS,
@@ -36,6 +37,8 @@ TILE_VALUES = 1 << 24
 ALL_VALUES = 1 << 27
 """Values that all tiles together may have, whatever the image; more are no more than AREAS times those of the image."""
 AREAS = 4
+BYTES = 10
+"""Bytes of memory for each of `max_pixels` that reading a compressed image may take, whose file may be small."""
 COMPRESSION, COLOURS, ROWS, PLANAR, PREDICTOR = 259, 262, 278, 284, 317
 GREY, COLOURED = (0, 1), 2
 """Values of COLOURS: white or black is zero; red, green and blue."""
@@ -110,6 +113,11 @@ class BandLayout:
         """Return the rows that the segment from row `top` on has in the file: of a strip, those of the image."""
         return self.rows if self.tiled else min(self.rows, self.height - top)
 
+    def needed(self, kept: int) -> int:
+        """Return the bytes of memory that reading takes: all values, what is kept of them, a segment in three forms."""
+        every, size = self.height * self.width * self.bands, self.dtype.itemsize
+        return every * (size + kept) + 3 * self.values * size
+
     def places(self) -> Iterator[tuple[int, int, slice]]:
         """Yield the top, the left and the bands of every segment, in their order in the file."""
         of_bands = [slice(band, band + 1) for band in range(self.bands)] if self.apart else [slice(0, self.bands)]
@@ -119,11 +127,13 @@ class BandLayout:
                     yield top, left, own
 
 
-def array_of_bands(data: bytes, max_pixels: int) -> Values:
-    """Return the values of an image, [H, W, C]. Raises UnreadableError."""
+def array_of_bands(data: bytes, max_pixels: int, kept: int = 1) -> Values:
+    """Return the values of an image, [H, W, C], of which `kept` bytes each are kept. Raises UnreadableError."""
     check_tags(data, max_pixels)
     layout = layout_of(data, max_pixels)
     check_segments(layout, max_pixels)
+    if layout.compression != PLAIN and layout.needed(kept) > BYTES * max_pixels:
+        raise UnreadableError(TOO_LARGE, f"{layout.width} x {layout.height} of {layout.bands} compressed bands")
     found = np.empty((layout.height, layout.width, layout.bands), dtype=layout.dtype.newbyteorder("="))
     sizes = (layout.row_bytes * layout.stored_rows(top) for top, _, _ in layout.places())
     parts = expanded(data, layout.compression, zip(layout.segments, sizes, strict=False))

@@ -8,7 +8,7 @@ import sys
 import warnings
 import zlib
 from contextlib import suppress
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -166,13 +166,29 @@ def test_spare_bytes_do_no_harm(data: bytes) -> None:
     np.testing.assert_array_equal(decode(data, 1000).pixels, decode(WHOLE, 1000).pixels)
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
-def test_too_many_pixels_are_not_decoded(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = encoded(picture(60, 50), kind)
-    assert decode(data, 1, ImageRules(max_pixels=3000)).pixels.size
+@pytest.mark.parametrize(
+    ("kind", "mode", "times"),
+    [
+        *(("JPEG", "RGB", 1), ("PNG", "RGB", 1), ("TIFF", "RGB", 1), ("TIFF", "CMYK", 1)),
+        *(("WEBP", "RGB", 2), ("AVIF", "RGB", 2), ("JPEG", "CMYK", 2), ("JPEG2000", "RGB", 3)),
+    ],
+)
+@pytest.mark.parametrize("bits", [8, 16])
+def test_too_many_pixels_are_not_decoded(
+    kind: str, mode: str, times: int, bits: Literal[8, 16], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, most = encoded(picture(60, 50).convert(mode), kind), 3000 * (times + (bits == 16))
+    assert decode(data, 1, ImageRules(max_pixels=most, bits=bits)).pixels.size
     monkeypatch.setattr(decoding, "_decode_jpeg", None)
     monkeypatch.setattr(Image.Image, "load", None)
-    assert reason(data, 1, max_pixels=2999) == "too many pixels"
+    assert reason(data, 1, max_pixels=most - 1, bits=bits) == "too many pixels"
+
+
+def test_a_bmp_of_runs_may_have_few_pixels() -> None:
+    head = struct.pack("<IiiHHIIiiII", 40, 60, 50, 1, 8, 1, 200, 0, 0, 256, 0)
+    data = b"BM" + struct.pack("<IHHI", 54 + 1024 + 200, 0, 0, 54 + 1024) + head + bytes(1024) + b"\x3c\7\0\0" * 50
+    assert decode(data, 1, ImageRules(max_pixels=25 * 3000)).pixels.shape == (50, 60, 3)
+    assert reason(data, 1, max_pixels=25 * 3000 - 1) == "too many pixels"
 
 
 def test_a_small_file_of_a_gigantic_image_is_unreadable_at_once() -> None:

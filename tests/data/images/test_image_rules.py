@@ -14,7 +14,8 @@ from PIL import Image
 
 from dist_ssl.data.images import image_rules
 from dist_ssl.data.images.decode import decode, largest_value
-from dist_ssl.data.images.image_rules import FULL, ImageRules
+from dist_ssl.data.images.deep_rows import FULL
+from dist_ssl.data.images.image_rules import ImageRules
 from dist_ssl.data.images.unreadable import UnreadableError
 
 RANDOM = np.random.default_rng(0)
