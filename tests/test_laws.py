@@ -29,6 +29,7 @@ FLOORS: dict[str, float] = {
     "dist_ssl.runtime.kept_lines": 1.1,
     "dist_ssl.runtime.open_files": 1.1,
     "dist_ssl.runtime.own_cores": 1.1,
+    "dist_ssl.runtime.patient_writes": 1.1,
     "dist_ssl.runtime.run_folder": 1.1,
     "dist_ssl.runtime.signals": 1.1,
     "dist_ssl.runtime.step_clock": 1.1,

@@ -1,19 +1,12 @@
-"""A JSON Lines file that a run writes beside training, whose lines wait in memory while its disk cannot take them.
+"""A JSON Lines file that a run writes beside training, whose lines wait in memory while its disk cannot take them."""
 
-A disk that is full for an hour, or a file server that hiccups, costs neither the run nor a line: what waits is written
-as soon as that is possible. Only a process that ends before loses it, and the log says how much.
-"""
-
-import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 from dist_ssl.runtime import jsonl
-from dist_ssl.runtime.tries import NO_ROOM, TRANSIENT
-
-log = logging.getLogger(__name__)
+from dist_ssl.runtime.patient_writes import PatientWrites
 
 
 class KeptLines:
@@ -22,7 +15,7 @@ class KeptLines:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._waiting = bytearray()
-        self._refused = False
+        self._writes = PatientWrites(path, "lines")
         self._file: TextIO | None = None
         """None before the first line."""
         self._closed = False
@@ -39,28 +32,17 @@ class KeptLines:
     def close(self) -> None:
         """Close the file; lines that still wait are lost, and the log says how many."""
         self._write()
-        if lost := self._waiting.count(b"\n"):
-            log.warning("%s lacks its last %d lines, for which there was no room.", self.path, lost)
+        self._writes.give_up(self._waiting.count(b"\n"))
         self._closed = True
         if self._file:
             self._file.close()
 
     def _write(self, sync: bool = False) -> None:
         assert not self._closed, f"{self.path} is closed"
-        try:
+        with self._writes.attempt():
             self._file = self._file or jsonl.open_to_append(self.path)
             descriptor = self._file.fileno()
             while self._waiting:
                 del self._waiting[: os.write(descriptor, self._waiting)]
             if sync:
                 os.fsync(descriptor)
-        except OSError as error:
-            if error.errno not in (*NO_ROOM, *TRANSIENT):
-                raise
-            if not self._refused:
-                log.warning("%s cannot be written (%s): its lines wait.", self.path, error.strerror)
-            self._refused = True
-            return
-        if self._refused:
-            log.warning("%s has all its lines again.", self.path)
-        self._refused = False

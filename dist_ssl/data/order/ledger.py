@@ -10,7 +10,6 @@ Where a later attempt resumes at step s, what earlier attempts say of steps >= s
 """
 
 import errno
-import logging
 import os
 import re
 import threading
@@ -26,9 +25,8 @@ from dist_ssl.core.progress import Progress
 from dist_ssl.data.order.ledger_blocks import ROW, STEPS, encode
 from dist_ssl.data.order.older_attempts import join
 from dist_ssl.distributed.world import World
-from dist_ssl.runtime.tries import NO_ROOM, TRANSIENT
+from dist_ssl.runtime.patient_writes import PatientWrites
 
-log = logging.getLogger(__name__)
 MASK = (1 << 64) - 1
 NAME = re.compile(r"attempt_([0-9]{4,18})_node_([0-9]{5,18})")
 Hashes = npt.NDArray[np.uint64]
@@ -67,7 +65,8 @@ class Ledger:
         """The step after the newest one that was recorded."""
         self._waiting: list[bytes] = []
         """Blocks that are not in the file yet."""
-        self._refused = self._closed = False
+        self._writes = PatientWrites(self.path, "blocks")
+        self._closed = False
         self._lock = threading.Lock()
         self._joined = world.rank != 0
 
@@ -101,8 +100,7 @@ class Ledger:
             self._append()
         else:
             self._write()
-        if self._waiting:
-            log.warning("%s lacks its last %d blocks, for which there was no room.", self.path, len(self._waiting))
+        self._writes.give_up(len(self._waiting))
         self._closed = True
         if self.file:
             self.file.close()
@@ -115,21 +113,11 @@ class Ledger:
 
     def _write(self, sync: bool = False) -> None:
         """Write the blocks that wait, also in the thread that saves. Raises OSError where that will not go away."""
-        try:
+        with self._writes.attempt():
             with self._lock:
                 file = self._written()
             if sync:
                 os.fsync(file.fileno())
-        except OSError as error:
-            if error.errno not in (*NO_ROOM, *TRANSIENT):
-                raise
-            if not self._refused:
-                log.warning("%s cannot be written (%s): its blocks wait.", self.path, error.strerror)
-            self._refused = True
-            return
-        if self._refused:
-            log.warning("%s has all its blocks again.", self.path)
-        self._refused = False
 
     def _written(self) -> FileIO:
         """Return the file once each block is written, in a call that the system does not mix with those of other ranks.
