@@ -84,7 +84,7 @@ def test_what_is_no_number_is_black() -> None:
 def test_a_large_array_is_scaled_in_bands_like_a_whole_one(monkeypatch: pytest.MonkeyPatch) -> None:
     data = file_of(noise(31, 9, 5, most=65536, dtype="<u2"))
     whole = decode(data, 1, FIVE).pixels
-    monkeypatch.setattr("dist_ssl.data.images.array_files.BAND_PIXELS", 100)
+    monkeypatch.setattr("dist_ssl.data.images.image_rules.BAND_PIXELS", 100)
     assert np.array_equal(decode(data, 1, FIVE).pixels, whole)
 
 
