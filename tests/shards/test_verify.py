@@ -133,7 +133,7 @@ def test_exit_codes_and_the_table(data: Path, capsys: pytest.CaptureFixture[str]
     assert run_command(run, [str(data), "rows=1"]) == 1
     text = capsys.readouterr().out
     assert "train-000000.tar" in text
-    assert "... and 1 more rows (rows=2 shows them)." in text
+    assert "... and 1 more row (rows=2 shows them)." in text
     assert run_command(run, [str(data / "nowhere")]) == 2
     assert run_command(run, []) == 2
     assert run_command(run, [str(data), "deocde=false"]) == 2
