@@ -50,7 +50,7 @@ IMAGE_SECONDS = 5.0
 RULES = [
     *(ImageRules(MOST_PIXELS), ImageRules(MOST_PIXELS, 4095, "black"), ImageRules(MOST_PIXELS, 1.0, "drop")),
     *(ImageRules(MOST_PIXELS, 1.0, channels=5), ImageRules(MOST_PIXELS, (1.0, 9.0, 4095.0, 0.5, 7.0), channels=5)),
-    *(ImageRules(MOST_PIXELS, channels=1, bits=16)),
+    ImageRules(MOST_PIXELS, channels=1, bits=16),
     *(ImageRules(), ImageRules(range=4095, bits=16, channels=4)),
 ]
 
