@@ -13,13 +13,23 @@ ADAMW = 0.2
 
 
 def orthogonal(update: Tensor, iterations: int) -> Tensor:
-    """Return a matrix [R, C] with its singular values moved near 1, 0.7 to 1.2; it computes in the update's dtype."""
+    """Return a matrix [R, C] with its singular values moved near 1, 0.7 to 1.2; it computes in the update's dtype.
+
+    What an iteration multiplies X by is a polynomial of A. So it is [R, R] matrices that are iterated, R the shorter
+    side, and X is multiplied once: P = a I + b A + c A A, then A <- P A P, and the result is P_n ... P_2 P_1 X.
+    """
     a, b, c = ITERATION
-    wide = update if update.shape[0] <= update.shape[1] else update.mT
-    x: Tensor = wide / wide.norm().clamp_min(1e-7)
-    for _ in range(iterations):
-        gram = x @ x.mT
-        x = a * x + torch.addmm(b * gram, gram, gram, alpha=c) @ x
+    x: Tensor = update if update.shape[0] <= update.shape[1] else update.mT
+    x = x / x.norm().clamp_min(1e-7)
+    gram = x @ x.mT
+    product = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    for number in range(iterations):
+        step = torch.addmm(b * gram, gram, gram, alpha=c)
+        step.diagonal().add_(a)
+        product = step @ product
+        if number < iterations - 1:
+            gram = step @ gram @ step
+    x = product @ x
     return x if update.shape[0] <= update.shape[1] else x.mT
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from dist_ssl.distributed.world import World
 from dist_ssl.errors import ConfigError
-from dist_ssl.optim.kernel_muon import orthogonal
+from dist_ssl.optim.kernel_muon import ITERATION, orthogonal
 from dist_ssl.optim.recipes import Muon, apply_hyperparameters
 from tests.engines.jobs import small_engine, small_method, trained, whole_state
 from tests.engines.test_contract import assert_same_bits, batch, hyper, kept, tiny_method
@@ -78,6 +78,15 @@ def test_an_orthogonal_update_has_singular_values_near_one(shape: tuple[int, int
     values = torch.linalg.svdvals(orthogonal(matrix, 8))
     assert ((values > 0.6) & (values < 1.3)).all()
     assert not orthogonal(torch.zeros(shape), 5).any()
+
+
+def test_an_orthogonal_update_is_what_the_iteration_of_the_whole_matrix_gives() -> None:
+    matrix = torch.randn(6, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    a, b, c = ITERATION
+    x = matrix / matrix.norm()
+    for _ in range(5):
+        x = a * x + (b * x @ x.mT + c * (x @ x.mT) @ (x @ x.mT)) @ x
+    torch.testing.assert_close(orthogonal(matrix, 5), x, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize(
