@@ -145,7 +145,8 @@ def test_the_length_counts_pictures_that_fill_batches(train: int) -> None:
     (length, *_) = of_the_length(replace(PHOTOGRAPHS, train=train))
     assert length.value == "400"
     used = {1: 1, 2: 2, 3: 2, 97: 96, 251: 192}[train]
-    assert length.reason == f"{used} of {train} pictures in each, as many as fill whole batches: {400 * used:,}"
+    pictures = "1 picture" if train == 1 else f"{train} pictures"
+    assert length.reason == f"{used} of {pictures} in each, as many as fill whole batches: {400 * used:,}"
 
 
 def test_without_labels_nothing_is_probed_and_few_pictures_fill_a_batch_twice() -> None:
