@@ -156,7 +156,7 @@ REFUSED = {
     "images of three channels": (
         ("data.mean=[0.5]", "data.std=[0.2]"),
         1,
-        "data.mean=[0.5] has 1 numbers: the images in",
+        "data.mean=[0.5] has 1 number: the images in",
         "Set data.mean and data.std to 3 numbers each",
     ),
     "too few channels": (("data.mean=[0.5,0.5]",), 1, "data.mean=[0.5, 0.5]", "as many numbers as"),

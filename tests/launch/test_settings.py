@@ -24,7 +24,15 @@ MACHINE_TOP = {
     *("runs", "name", "resume", "probe", "metrics", "tracker", "cluster", "wait", "dry_run"),
 }
 MACHINE_IN_SCIENCE = {
-    *("data.path", "data.source", "data.cache", "data.cache_bytes", "data.allow_pipe", "data.ahead_bytes"),
+    *(
+        "data.path",
+        "data.manifest",
+        "data.source",
+        "data.cache",
+        "data.cache_bytes",
+        "data.allow_pipe",
+        "data.ahead_bytes",
+    ),
     *("data.loader_process", "data.verify"),
     *("engine._target_", "engine.deterministic", "engine.accumulate"),
     *("engine.compile", "engine.activation_checkpointing"),
