@@ -46,7 +46,7 @@ def named_gpus() -> int:
 
 
 def why_on_the_cpu(ranks: int) -> str:
-    """Return why so many ranks on this machine use its CPU though it has GPUs; empty where nobody would wonder."""
+    """Return why `ranks` ranks use this machine's CPU although it has GPUs, or an empty string if they do not."""
     gpus = len(visible_gpus())
     if 0 < gpus < ranks:
         return (

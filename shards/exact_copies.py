@@ -104,7 +104,7 @@ def hashes_in_shard(split: Split, shard: int, numbers: Ints, most: int) -> list[
 
 
 def hash_of_bytes(file: int, start: int, size: int) -> int:
-    """Return the hash of so many bytes of an open file, in bounded memory."""
+    """Return the 64-bit hash of `size` bytes from byte `start` of an open file, read in blocks. Raises OSError."""
     content = xxhash.xxh3_64()
     for at in range(start, start + size, PIECE):
         content.update(os.pread(file, min(PIECE, start + size - at), at))

@@ -251,7 +251,7 @@ def verify(folder: Path) -> None:
 
 @contextmanager
 def _rank_files(folder: Path, table: CheckpointTable) -> Iterator[Callable[[str], RankFile]]:
-    """Yield a function that opens a file of a checkpoint by its name, once; all of them are closed at the end.
+    """Yield a function that returns the opened file of a name, the same one each time; leaving closes all files.
 
     Only the first MOST_OPEN stay open: a thousand ranks have as many files, and a process may not open so many.
     """

@@ -93,7 +93,7 @@ def order(own: Mapping[str, Piece]) -> list[str]:
 
 
 def hash_count(length: int) -> int:
-    """Return how many hashes a piece of so many bytes has."""
+    """Return the number of hashes of a piece. `length`: its size in bytes."""
     return -(-length // HASHED_BYTES)
 
 

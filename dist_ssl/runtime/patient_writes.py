@@ -38,6 +38,6 @@ class PatientWrites:
         self._refused = False
 
     def give_up(self, left: int) -> None:
-        """Log that the file is closed while so many of them still wait, if any do."""
+        """Log what is lost because the file is closed. `left`: number of lines or blocks that wait; 0 logs nothing."""
         if left:
             log.warning("%s lacks its last %d %s, for which there was no room.", self.path, left, self.what)
